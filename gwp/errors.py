@@ -1,0 +1,17 @@
+"""Errors that a user can cause: one clear line that says what to do."""
+
+
+class GwpError(Exception):
+    """Something the user can mend. The command line prints it without a traceback and exits with 2."""
+
+
+class ObservationError(GwpError):
+    """An observation that does not fit the embodiment the policy was trained for."""
+
+
+class BundleError(GwpError):
+    """A policy bundle that is incomplete, altered, or of another shape than it claims."""
+
+
+class DataError(GwpError):
+    """A data set that cannot be read as what it claims to be."""
