@@ -1,0 +1,126 @@
+"""Shape of a world-action transformer, and the two released ones.
+
+Groups of tokens, in canonical order: S state, R reference, A action, F future. An *expert* is a set of weights; a family is a
+mapping from group to expert. GWP-0 ("dense") has one expert, GWP-0.5 ("mixture") a wide visual and a narrow action expert.
+"""
+
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+Group = Literal["S", "R", "A", "F"]
+Family = Literal["gwp0", "gwp05"]
+GROUPS: tuple[Group, ...] = ("S", "R", "A", "F")
+
+# The spelling is the published one; checkpoints carry it.
+CLASS_NAMES: dict[str, Family] = {"CasualWorldActionTransformer": "gwp0", "CasualWorldActionTransformer_MoT": "gwp05"}
+_FAMILY_CLASS = {family: name for name, family in CLASS_NAMES.items()}
+
+
+class ModelConfig(BaseModel):
+    """Widths of one model. Field names follow the published `config.json` where it has them."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    family: Family = "gwp05"
+    """`gwp0`: one expert for all tokens. `gwp05`: visual expert for R and F, action expert for S and A."""
+    num_layers: int = Field(gt=0)
+    """Transformer blocks."""
+    num_attention_heads: int = Field(gt=0)
+    """Heads of the joint self-attention; both experts project to the same heads."""
+    attention_head_dim: int = Field(gt=0)
+    """Width of one head; at least 6 and even, so that the three rotary axes have room."""
+    ffn_dim: int = Field(gt=0)
+    """Feed-forward width of the visual (or only) expert."""
+    action_expert_dim: int | None = None
+    """Width of the action expert; required for `gwp05`, absent for `gwp0`."""
+    action_ffn_dim: int | None = None
+    """Feed-forward width of the action expert; required for `gwp05`, absent for `gwp0`."""
+    in_channels: int = Field(gt=0)
+    """Latent channels of the video codec."""
+    action_channels: int = Field(gt=0)
+    """Model width of state and action vectors; narrower robots are zero-padded to it."""
+    num_embodiments: int = Field(default=1, gt=0)
+    """Rows of the embodiment-specific projections."""
+    text_dim: int = Field(gt=0)
+    """Width of the text embedding rows."""
+    freq_dim: int = Field(default=256, gt=0)
+    """Width of the sinusoidal noise-level embedding."""
+    patch_size: tuple[int, int, int] = (1, 2, 2)
+    """Latent patch (frames, rows, columns) that makes one visual token."""
+    rope_max_seq_len: int = Field(default=1024, gt=0)
+    """Longest extent of each rotary axis, positions."""
+    eps: float = Field(default=1e-6, gt=0)
+    """Epsilon of every normalisation."""
+
+    @model_validator(mode="after")
+    def _consistent(self) -> "ModelConfig":
+        if self.attention_head_dim % 2 or self.attention_head_dim < 6:
+            raise ValueError(f"attention_head_dim {self.attention_head_dim} must be even and at least 6")
+        expert = (self.action_expert_dim, self.action_ffn_dim)
+        if self.family == "gwp05" and None in expert:
+            raise ValueError("family gwp05 needs action_expert_dim and action_ffn_dim")
+        if self.family == "gwp0" and expert != (None, None):
+            raise ValueError("family gwp0 has one expert; remove action_expert_dim and action_ffn_dim")
+        if self.patch_size[0] != 1:
+            raise ValueError("patch_size[0] must be 1: a visual token belongs to one latent frame")
+        return self
+
+    @property
+    def width(self) -> int:
+        """Width of the visual (or only) expert."""
+        return self.num_attention_heads * self.attention_head_dim
+
+    @property
+    def experts(self) -> dict[str, tuple[int, int]]:
+        """Expert name -> (width, feed-forward width)."""
+        if self.action_expert_dim is None or self.action_ffn_dim is None:
+            return {"shared": (self.width, self.ffn_dim)}
+        return {"action": (self.action_expert_dim, self.action_ffn_dim), "visual": (self.width, self.ffn_dim)}
+
+    @property
+    def expert_of(self) -> dict[Group, str]:
+        """Group -> the expert whose weights its tokens use."""
+        if self.family == "gwp0":
+            return dict.fromkeys(GROUPS, "shared")
+        return {"S": "action", "R": "visual", "A": "action", "F": "visual"}
+
+    @property
+    def token_width(self) -> int:
+        """Numbers in one visual token's target. Wider than the network, a velocity target does not train."""
+        return self.in_channels * self.patch_size[1] * self.patch_size[2]
+
+    @classmethod
+    def released(cls, family: Family) -> "ModelConfig":
+        """The published shapes: GWP-0 (July, 5.0 B parameters) and GWP-0.5 (6.0 B)."""
+        mixture = {"action_expert_dim": 1024, "action_ffn_dim": 4096} if family == "gwp05" else {}
+        return cls(family=family, num_layers=30, num_attention_heads=24, attention_head_dim=128, ffn_dim=14336, in_channels=48,
+                   action_channels=16, num_embodiments=2, text_dim=4096, **mixture)
+
+    def to_published(self) -> dict[str, Any]:
+        """The `config.json` of the published checkpoint form."""
+        config: dict[str, Any] = {
+            "_class_name": _FAMILY_CLASS[self.family],
+            "patch_size": list(self.patch_size),
+            "num_attention_heads": self.num_attention_heads,
+            "attention_head_dim": self.attention_head_dim,
+            "in_channels": self.in_channels,
+            "out_channels": self.in_channels,
+            "text_dim": self.text_dim,
+            "freq_dim": self.freq_dim,
+            "ffn_dim": self.ffn_dim,
+            "num_layers": self.num_layers,
+            "cross_attn_norm": True,
+            "qk_norm": "rms_norm_across_heads",
+            "eps": self.eps,
+            "image_dim": None,
+            "added_kv_proj_dim": None,
+            "rope_max_seq_len": self.rope_max_seq_len,
+            "pos_embed_seq_len": None,
+            "in_action_channels": self.action_channels,
+            "out_action_channels": self.action_channels,
+            "num_embodiments": self.num_embodiments,
+        }
+        if self.family == "gwp05":
+            config |= {"action_expert_dim": self.action_expert_dim, "action_ffn_dim": self.action_ffn_dim}
+        return config

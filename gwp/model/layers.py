@@ -1,0 +1,165 @@
+"""Parts of the transformer: embodiment-specific projections, conditioning on noise level and text, rotary positions.
+
+Shape legend: B batch, L tokens, m noise levels of a stream, D expert width, H heads, h head width, E embodiments, d channels.
+Sources: Wan 2.2 blocks and GigaWorld-Policy as published (parameter names are theirs).
+"""
+
+import math
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+
+class EmbodimentLinear(nn.Module):
+    """A linear map with one weight per embodiment, `y = x W[e] + b[e]`; weights are stored `[E, in, out]`."""
+
+    def __init__(self, embodiments: int, in_features: int, out_features: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(embodiments, in_features, out_features))
+        self.bias = nn.Parameter(torch.empty(embodiments, out_features))
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        bound = 1 / math.sqrt(self.weight.shape[1])
+        nn.init.uniform_(self.weight, -bound, bound)
+        nn.init.uniform_(self.bias, -bound, bound)
+
+    def forward(self, x_BLd: Tensor, embodiment_B: Tensor) -> Tensor:
+        return torch.baddbmm(self.bias[embodiment_B].unsqueeze(1), x_BLd, self.weight[embodiment_B])
+
+
+class ActionEncoder(nn.Module):
+    """State or action vectors `[B, L, d]` to tokens `[B, L, D]`; only the first layer is embodiment-specific."""
+
+    def __init__(self, embodiments: int, channels: int, width: int) -> None:
+        super().__init__()
+        self.in_proj = EmbodimentLinear(embodiments, channels, 128)
+        self.mid_proj = nn.Linear(128, 256)
+        self.out_proj = nn.Linear(256, width)
+
+    def forward(self, x_BLd: Tensor, embodiment_B: Tensor) -> Tensor:
+        x = F.gelu(self.in_proj(x_BLd, embodiment_B))
+        x = F.gelu(self.mid_proj(x))
+        return self.out_proj(x)
+
+
+class ActionDecoder(nn.Module):
+    """Action tokens `[B, L, D]` to velocities `[B, L, d]`; only the last layer is embodiment-specific."""
+
+    def __init__(self, embodiments: int, channels: int, width: int) -> None:
+        super().__init__()
+        self.in_proj = nn.Linear(width, 256)
+        self.mid_proj = nn.Linear(256, 128)
+        self.out_proj = EmbodimentLinear(embodiments, 128, channels)
+
+    def forward(self, x_BLD: Tensor, embodiment_B: Tensor) -> Tensor:
+        x = F.gelu(self.in_proj(x_BLD))
+        x = F.gelu(self.mid_proj(x))
+        return self.out_proj(x, embodiment_B)
+
+
+class TwoLayer(nn.Module):
+    """Linear, activation, linear; the names `linear_1`, `linear_2` are those of the published checkpoints."""
+
+    def __init__(self, in_features: int, width: int) -> None:
+        super().__init__()
+        self.linear_1 = nn.Linear(in_features, width)
+        self.linear_2 = nn.Linear(width, width)
+
+
+class ConditionEmbedder(nn.Module):
+    """Noise level and text of one expert.
+
+    `time(timestep [B, m])` gives `temb [B, m, D]` and `mod [B, m, 6, D]` in fp32; `text([B, L_t, text_dim])` gives `[B, L_t, D]`.
+    """
+
+    def __init__(self, width: int, freq_dim: int, text_dim: int) -> None:
+        super().__init__()
+        self.freq_dim = freq_dim
+        self.time_embedder = TwoLayer(freq_dim, width)
+        self.time_proj = nn.Linear(width, 6 * width)
+        self.text_embedder = TwoLayer(text_dim, width)
+
+    def time(self, timestep_Bm: Tensor) -> tuple[Tensor, Tensor]:
+        half = self.freq_dim // 2
+        frequency = torch.exp(-math.log(10000.0) * torch.arange(half, dtype=torch.float32, device=timestep_Bm.device) / half)
+        angle = timestep_Bm.float().unsqueeze(-1) * frequency
+        wave = torch.cat([angle.cos(), angle.sin()], dim=-1).to(self.time_proj.weight.dtype)
+        temb = self.time_embedder.linear_2(F.silu(self.time_embedder.linear_1(wave)))
+        mod = self.time_proj(F.silu(temb)).unflatten(-1, (6, -1))
+        return temb.float(), mod.float()
+
+    def text(self, text_BLt: Tensor) -> Tensor:
+        x = self.text_embedder.linear_1(text_BLt.to(self.text_embedder.linear_1.weight.dtype))
+        return self.text_embedder.linear_2(F.gelu(x, approximate="tanh"))
+
+
+class PatchEmbedding(nn.Module):
+    """Latent patches to tokens. Weights have the shape of the published Conv3d; kernel equals stride, so it is a matrix product."""
+
+    def __init__(self, in_channels: int, width: int, patch_size: tuple[int, int, int]) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(width, in_channels, *patch_size))
+        self.bias = nn.Parameter(torch.zeros(width))
+        nn.init.xavier_uniform_(self.weight.view(width, -1))
+
+    def forward(self, latents_BCThw: Tensor) -> Tensor:
+        """`[B, C, T, h, w]` to `[B, T * h/2 * w/2, D]`, frame-major, then rows, then columns."""
+        B, C, T, h, w = latents_BCThw.shape
+        _, ph, pw = self.weight.shape[2:]
+        x = latents_BCThw.reshape(B, C, T, h // ph, ph, w // pw, pw).permute(0, 2, 3, 5, 1, 4, 6)
+        patches = x.reshape(B, T * (h // ph) * (w // pw), C * ph * pw).to(self.weight.dtype)
+        return F.linear(patches, self.weight.flatten(1), self.bias)
+
+
+def unpatchify(tokens_BLp: Tensor, frames: int, rows: int, columns: int, patch_size: tuple[int, int, int]) -> Tensor:
+    """Head output `[B, T * rows * columns, ph * pw * C]` (channel fastest) to latents `[B, C, T, rows * ph, columns * pw]`."""
+    _, ph, pw = patch_size
+    x = tokens_BLp.unflatten(1, (frames, rows, columns)).unflatten(-1, (ph, pw, -1))
+    return x.permute(0, 6, 1, 2, 4, 3, 5).flatten(3, 4).flatten(4, 5)
+
+
+class RMSNorm(nn.Module):
+    """Root-mean-square norm over the whole inner width, before the split into heads; computed in fp32."""
+
+    def __init__(self, width: int, eps: float) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(width))
+        self.eps = eps
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.rms_norm(x.float(), self.weight.shape, self.weight.float(), self.eps).to(x.dtype)
+
+
+def rotary_axis(dim: int, positions: Tensor) -> Tensor:
+    """Angles `[n, dim / 2]` of one axis, float64, theta 10000."""
+    frequency = 1.0 / 10000.0 ** (torch.arange(0, dim, 2, dtype=torch.float64) / dim)
+    return torch.outer(positions.to(torch.float64), frequency)
+
+
+def visual_rotary(head_dim: int, frames: range, rows: int, columns: int) -> tuple[Tensor, Tensor]:
+    """cos, sin `[T * rows * columns, h / 2]` fp32; axes (frame, row, column) take h - 4 (h // 6), 2 (h // 6), 2 (h // 6) dims."""
+    side = 2 * (head_dim // 6)
+    T = len(frames)
+    angles = [
+        rotary_axis(head_dim - 2 * side, torch.arange(frames.start, frames.stop))[:, None, None].expand(T, rows, columns, -1),
+        rotary_axis(side, torch.arange(rows))[None, :, None].expand(T, rows, columns, -1),
+        rotary_axis(side, torch.arange(columns))[None, None].expand(T, rows, columns, -1),
+    ]
+    angle = torch.cat(angles, dim=-1).flatten(0, 2)
+    return angle.cos().float(), angle.sin().float()
+
+
+def action_rotary(head_dim: int, positions: range) -> tuple[Tensor, Tensor]:
+    """cos, sin `[n, h / 2]` fp32 over the full head width; the state is position 0, actions count from 1."""
+    angle = rotary_axis(head_dim, torch.arange(positions.start, positions.stop))
+    return angle.cos().float(), angle.sin().float()
+
+
+def rotate(x_BLHh: Tensor, cos_Lh: Tensor, sin_Lh: Tensor) -> Tensor:
+    """Rotate interleaved pairs (x_2i, x_2i+1); tables are `[L, h / 2]` fp32."""
+    pairs = x_BLHh.float().unflatten(-1, (-1, 2))
+    even, odd = pairs.unbind(-1)
+    cos, sin = cos_Lh[:, None], sin_Lh[:, None]
+    return torch.stack([even * cos - odd * sin, even * sin + odd * cos], dim=-1).flatten(-2).to(x_BLHh.dtype)

@@ -1,0 +1,170 @@
+"""What a training step optimises: which groups are present, their noise levels, and the masked losses.
+
+A stage is a distribution over modes (video, ac-wm, wam) plus loss weights; nothing here knows stages by name.
+Shape legend: B batch, p actions, d channels, C latent channels, T latent frames (reference first), h w latent rows and columns.
+"""
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+from torch import Tensor
+
+from gwp.model.config import Group
+from gwp.model.flow import add_noise, draw_sigma
+from gwp.model.transformer import Tokens, WorldActionTransformer
+
+_CONFIG = ConfigDict(extra="forbid", frozen=True)
+
+
+class Modes(BaseModel):
+    """Shares of the training modes, relative to each other. Samples without actions are always `video`."""
+
+    model_config = _CONFIG
+
+    video: float = Field(default=0.0, ge=0)
+    """Future video from the reference alone; no state or action tokens. Drawn for a whole global batch."""
+    ac_wm: float = Field(default=0.0, ge=0)
+    """Action-conditioned world model: clean actions, only the future is learnt. Drawn per sample."""
+    wam: float = Field(default=1.0, ge=0)
+    """World-action model: noisy actions and noisy future, both learnt. Drawn per sample."""
+
+    @model_validator(mode="after")
+    def _some(self) -> "Modes":
+        if self.video + self.ac_wm + self.wam <= 0:
+            raise ValueError("at least one of video, ac_wm, wam must be above 0")
+        return self
+
+
+class Objective(BaseModel):
+    """Modes, noise and loss weights of a stage."""
+
+    model_config = _CONFIG
+
+    modes: Modes = Modes()
+    """Which tokens are present and clean, as shares."""
+    action_weight: float = Field(default=1.0, ge=0)
+    """Weight of the action loss. The GWP-0 paper states 5 : 1, the released trainers use 1 : 1."""
+    video_weight: float = Field(default=1.0, ge=0)
+    """Weight of the future-video loss. 0 drops the future tokens from training."""
+    action_shift: float = Field(default=5.0, gt=0)
+    """Shift of the action noise levels towards noise."""
+    video_shift: float = Field(default=2.0, gt=0)
+    """Shift of the future noise levels towards noise (released: 2 for GWP-0.5, 5 for GWP-0)."""
+    shared_noise: bool = False
+    """One noise level per sample for actions and future (GWP-0)."""
+    chunk_prefix: float = Field(default=0.0, ge=0, le=1)
+    """Share of samples whose first actions are clean, as in real-time chunking."""
+    max_prefix: int = Field(default=0, ge=0)
+    """Longest clean action prefix, control steps."""
+    masking: Literal["valid", "published"] = "valid"
+    """`valid`: losses only over real steps and dimensions. `published`: over padding too, with the clean reference frame in the
+    denominator of the video loss, as the released trainers do; for continuing published weights."""
+
+    @model_validator(mode="after")
+    def _prefix(self) -> "Objective":
+        if self.chunk_prefix > 0 and self.max_prefix == 0:
+            raise ValueError("chunk_prefix needs max_prefix, the longest clean prefix in control steps")
+        return self
+
+
+@dataclass(frozen=True)
+class Batch:
+    """One micro-batch on the model's device.
+
+    latents fp32 `[B, C, T, h, w]` (reference first) · state `[B, 1, d]` · actions `[B, p, d]` · step_valid bool `[B, p]` ·
+    dim_valid bool `[B, d]` · text `[B, L_t, text_dim]` · embodiment int64 `[B]`
+    """
+
+    latents: Tensor
+    state: Tensor
+    actions: Tensor
+    step_valid: Tensor
+    dim_valid: Tensor
+    text: Tensor
+    embodiment: Tensor
+
+
+@dataclass(frozen=True)
+class Losses:
+    """`total` carries the gradient; `action` and `video` are detached means, None when the group was absent."""
+
+    total: Tensor
+    action: Tensor | None
+    video: Tensor | None
+
+
+def draw_video_only(modes: Modes, has_action: bool, generator: torch.Generator) -> bool:
+    """Whether a whole global batch trains video only. One draw for all ranks: their graphs must be the same."""
+    share = modes.video / (modes.video + modes.ac_wm + modes.wam)
+    return bool(torch.rand((), generator=generator) < share) or not has_action
+
+
+def training_losses(
+    model: WorldActionTransformer, batch: Batch, objective: Objective, video_only: bool, generator: torch.Generator
+) -> Losses:
+    """Losses of one micro-batch; all randomness comes from `generator` (CPU)."""
+    B, device = batch.latents.shape[0], batch.latents.device
+
+    def draw(*shape: int) -> Tensor:
+        return torch.randn(shape, generator=generator).to(device)
+
+    sigma_f = draw_sigma(B, objective.video_shift, generator)
+    sigma_a = draw_sigma(B, objective.action_shift, generator)
+    if objective.shared_noise:
+        sigma_f = sigma_a
+    reference, clean_future = batch.latents[:, :, :1], batch.latents[:, :, 1:]
+    with_future = clean_future.shape[2] > 0 and (objective.video_weight > 0 or video_only)
+    future_noise = draw(*clean_future.shape)
+    action_noise = draw(*batch.actions.shape)
+    future = add_noise(clean_future, future_noise, sigma_f.to(device)) if with_future else None
+    noise: dict[Group, Tensor] = {"F": sigma_f.to(device)} if with_future else {}
+    if video_only:
+        tokens = Tokens(reference=reference, future=future)
+        out = model(tokens, noise, batch.text, batch.embodiment, heads=("F",))
+        video = _video_loss(out.future, future_noise - clean_future, objective)
+        return Losses(objective.video_weight * video if objective.video_weight else video, None, video.detach())
+
+    level, learnt = _action_levels(batch, objective, sigma_a, generator)
+    tokens = Tokens(batch.state, reference, add_noise(batch.actions, action_noise, level.to(device)), future)
+    out = model(tokens, {"A": level.to(device), **noise}, batch.text, batch.embodiment)
+    action = _action_loss(out.action, action_noise - batch.actions, batch, learnt.to(device), objective)
+    total = objective.action_weight * action
+    if with_future:
+        video = _video_loss(out.future, future_noise - clean_future, objective)
+        return Losses(total + objective.video_weight * video, action.detach(), video.detach())
+    return Losses(total, action.detach(), None)
+
+
+def _action_levels(batch: Batch, objective: Objective, sigma: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    """Noise level per action `[B, p]` and which of them are learnt bool `[B, p]` (CPU)."""
+    B, p = batch.actions.shape[:2]
+    modes = objective.modes
+    clean = torch.rand(B, generator=generator) < modes.ac_wm / max(modes.ac_wm + modes.wam, 1e-12)
+    level = torch.where(clean, torch.zeros_like(sigma), sigma)[:, None].expand(B, p).clone()
+    learnt = (~clean)[:, None].expand(B, p).clone()
+    prefixed = torch.rand(B, generator=generator) < objective.chunk_prefix
+    length = torch.randint(0, min(objective.max_prefix, p - 1) + 1, (B,), generator=generator)
+    committed = prefixed[:, None] & (torch.arange(p) < length[:, None])
+    level[committed] = 0.0
+    return level, learnt & ~committed
+
+
+def _action_loss(predicted: Tensor | None, target: Tensor, batch: Batch, learnt: Tensor, objective: Objective) -> Tensor:
+    assert predicted is not None
+    error = (predicted.float() - target).square()
+    if objective.masking == "published":
+        weight = learnt[:, :, None].expand_as(error).float()
+    else:
+        weight = ((learnt & batch.step_valid)[:, :, None] & batch.dim_valid[:, None, :]).float()
+    return (error * weight).sum() / weight.sum().clamp(min=1.0)
+
+
+def _video_loss(predicted: Tensor | None, target: Tensor, objective: Objective) -> Tensor:
+    assert predicted is not None
+    loss = (predicted.float() - target).square().mean()
+    if objective.masking == "published":
+        T = target.shape[2] + 1
+        return loss * (T - 1) / T
+    return loss

@@ -1,0 +1,280 @@
+"""The world-action transformer: token groups with their own noise levels, experts as a mapping from group to weights.
+
+Shape legend: B batch, L tokens, D width, C latent channels, T latent frames, h w latent rows and columns, p actions, d channels.
+Sources: block-causal visibility and heads as in the GWP-0 and GWP-0.5 papers; Wan 2.2 transformer for the visual part.
+"""
+
+from collections.abc import Collection
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
+
+from gwp.errors import GwpError
+from gwp.model.block import Block, Layout, Modulation
+from gwp.model.config import GROUPS, Group, ModelConfig
+from gwp.model.layers import (
+    ActionDecoder,
+    ActionEncoder,
+    ConditionEmbedder,
+    PatchEmbedding,
+    action_rotary,
+    unpatchify,
+    visual_rotary,
+)
+
+# Queries of a segment see every key up to the segment's end.
+SEGMENTS: tuple[tuple[Group, ...], ...] = (("S", "R"), ("A",), ("F",))
+
+
+@dataclass(frozen=True)
+class Tokens:
+    """What goes into one pass. A group that is None is absent.
+
+    state      fp `[B, 1, d]`            S
+    reference  fp `[B, C, 1, h, w]`      R, latent of the current canvas
+    action     fp `[B, p, d]`            A
+    future     fp `[B, C, T, h, w]`      F, latents after the reference
+    """
+
+    state: Tensor | None = None
+    reference: Tensor | None = None
+    action: Tensor | None = None
+    future: Tensor | None = None
+
+    def present(self) -> dict[Group, Tensor]:
+        pairs: dict[Group, Tensor | None] = {"S": self.state, "R": self.reference, "A": self.action, "F": self.future}
+        return {group: x for group, x in pairs.items() if x is not None}
+
+
+@dataclass(frozen=True)
+class Context:
+    """Keys and values of tokens that no later token can change, per layer, and the projected text.
+
+    kv:     per layer (k, v) `[B, n, H, h]`
+    text:   per layer expert -> (k, v) `[B, L_t, H, h]`
+    groups: the groups inside, a prefix of the canonical order
+    """
+
+    kv: tuple[tuple[Tensor, Tensor], ...]
+    text: tuple[dict[str, tuple[Tensor, Tensor]], ...]
+    groups: tuple[Group, ...]
+    embodiment: Tensor
+
+
+@dataclass(frozen=True)
+class Velocity:
+    """Predicted velocities (noise minus data) of the groups that were asked for."""
+
+    action: Tensor | None = None
+    future: Tensor | None = None
+    reference: Tensor | None = None
+
+
+@dataclass
+class _Pass:
+    """Everything about one pass that does not depend on the layer."""
+
+    streams: dict[str, Tensor]
+    modulation: dict[str, Modulation]
+    temb: dict[Group, Tensor]
+    layout: Layout
+    spans: dict[Group, tuple[str, int, int]] = field(default_factory=dict)
+
+
+class WorldActionTransformer(nn.Module):
+    """GWP-0 and GWP-0.5 by one implementation; see `ModelConfig` for the two mappings.
+
+    There is no mutable per-request state: caches are values (`Context`) that the caller holds.
+    """
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.config = config
+        widths = {name: width for name, (width, _) in config.experts.items()}
+        expert = config.expert_of
+        heads, head_dim, eps = config.num_attention_heads, config.attention_head_dim, config.eps
+        self.patch_embedding = PatchEmbedding(config.in_channels, widths[expert["F"]], config.patch_size)
+        self.conditions = nn.ModuleDict({n: ConditionEmbedder(w, config.freq_dim, config.text_dim) for n, w in widths.items()})
+        io = (config.num_embodiments, config.action_channels, widths[expert["A"]])
+        self.action_encoder = ActionEncoder(*io)
+        self.action_decoder = ActionDecoder(*io)
+        # GWP-0 passes the state through the action encoder; GWP-0.5 has an encoder of its own.
+        self.state_encoder = ActionEncoder(*io) if config.family == "gwp05" else None
+        self.blocks = nn.ModuleList([Block(config.experts, heads, head_dim, eps) for _ in range(config.num_layers)])
+        self.out_tables = nn.ParameterDict({n: nn.Parameter(torch.randn(1, 2, w) / w**0.5) for n, w in widths.items()})
+        self.proj_out = nn.Linear(widths[expert["F"]], config.token_width)
+        self.gradient_checkpointing = False
+        # Plain attribute, not a buffer: an engine that casts the module to bf16 must leave the tables in fp32.
+        self._rotary: dict[tuple[object, ...], tuple[Tensor, Tensor]] = {}
+
+    def forward(
+        self,
+        tokens: Tokens,
+        noise: dict[Group, Tensor],
+        text: Tensor | None = None,
+        embodiment: Tensor | None = None,
+        context: Context | None = None,
+        heads: Collection[Group] = ("A", "F"),
+    ) -> Velocity:
+        """Velocities of the groups in `heads` that are present.
+
+        noise:      group -> noise level in [0, 1], `[B]` or `[B, tokens]`; a group left out is clean
+        text:       `[B, L_t, text_dim]`; not with a context, which holds it already
+        embodiment: int64 `[B]`, row of the embodiment-specific projections; None: row 0
+        context:    from `extend`; its groups must not be given again
+        """
+        run, out, _ = self._run(tokens, noise, text, embodiment, context, every_text=False)
+        return self._heads(tokens, run, out, self._embodiment(tokens, embodiment, context), heads)
+
+    def extend(
+        self,
+        tokens: Tokens,
+        noise: dict[Group, Tensor] | None = None,
+        text: Tensor | None = None,
+        embodiment: Tensor | None = None,
+        context: Context | None = None,
+    ) -> Context:
+        """The context after these tokens: keys and values that later passes reuse (the prefix S, R; then clean actions)."""
+        _, _, (kv, text_kv) = self._run(tokens, noise or {}, text, embodiment, context, every_text=True)
+        groups = (*(context.groups if context else ()), *tokens.present())
+        return Context(tuple(kv), tuple(text_kv), groups, self._embodiment(tokens, embodiment, context))
+
+    def _run(
+        self,
+        tokens: Tokens,
+        noise: dict[Group, Tensor],
+        text: Tensor | None,
+        embodiment: Tensor | None,
+        context: Context | None,
+        every_text: bool,
+    ) -> tuple[_Pass, dict[str, Tensor], tuple[list[tuple[Tensor, Tensor]], list[dict[str, tuple[Tensor, Tensor]]]]]:
+        run = self._embed(tokens, noise, self._embodiment(tokens, embodiment, context), context)
+        if (text is None) == (context is None):
+            raise ValueError("give text or a context, one of the two")
+        # A prefix without the state still needs the action expert's text for the passes after it.
+        wanted = list(self.conditions) if every_text else list(run.streams)
+        projected = {n: self._condition(n).text(text) for n in wanted} if text is not None else {}
+        streams, kv, text_kv = run.streams, [], []
+        for i, block in enumerate(self.blocks):
+            cache = context.kv[i] if context else None
+            layer_text = context.text[i] if context else block.text_kv(projected)
+            args = (streams, run.modulation, layer_text, run.layout, cache)
+            if self.gradient_checkpointing and torch.is_grad_enabled():
+                streams, layer_kv = checkpoint(block, *args, use_reentrant=False)
+            else:
+                streams, layer_kv = block(*args)
+            kv.append(layer_kv)
+            text_kv.append(layer_text)
+        return run, streams, (kv, text_kv)
+
+    def _embodiment(self, tokens: Tokens, embodiment: Tensor | None, context: Context | None) -> Tensor:
+        if embodiment is None and context is not None:
+            return context.embodiment
+        x = next(iter(tokens.present().values()))
+        if embodiment is None:
+            return torch.zeros(x.shape[0], dtype=torch.long, device=x.device)
+        if embodiment.device.type == "cpu" and embodiment.numel() and int(embodiment.max()) >= self.config.num_embodiments:
+            raise GwpError(f"embodiment id {int(embodiment.max())} is out of range; the model has {self.config.num_embodiments}")
+        return embodiment.expand(x.shape[0])
+
+    def _embed(self, tokens: Tokens, noise: dict[Group, Tensor], embodiment: Tensor, context: Context | None) -> _Pass:
+        config, present = self.config, tokens.present()
+        cached = context.groups if context else ()
+        if cached and GROUPS.index(next(iter(present))) <= GROUPS.index(cached[-1]):
+            raise ValueError(f"groups {tuple(present)} must follow the context's {cached} in the order {GROUPS}")
+        embedded: dict[Group, Tensor] = {}
+        for group, x in present.items():
+            if group in ("S", "A"):
+                encoder = self.state_encoder if group == "S" and self.state_encoder is not None else self.action_encoder
+                embedded[group] = encoder(x.to(self.proj_out.weight.dtype), embodiment)
+            else:
+                embedded[group] = self.patch_embedding(x)
+        order = {g: embedded[g] for g in GROUPS if g in embedded}
+        experts = list(dict.fromkeys(config.expert_of[g] for g in order))
+        streams, modulation, temb, spans = {}, {}, {}, {}
+        for expert in experts:
+            members = [g for g in order if config.expert_of[g] == expert]
+            streams[expert] = torch.cat([order[g] for g in members], dim=1)
+            levels: list[Tensor] = []
+            index: list[int] = []
+            start = 0
+            for g in members:
+                n = order[g].shape[1]
+                level = noise.get(g)
+                level = torch.zeros(order[g].shape[0], 1, device=order[g].device) if level is None else level.float()
+                level = level.unsqueeze(1) if level.ndim == 1 else level
+                first = sum(x.shape[1] for x in levels)
+                index += [first] * n if level.shape[1] == 1 else range(first, first + n)
+                levels.append(level)
+                spans[g] = (expert, start, start + n)
+                start += n
+            t, mod = self._condition(expert).time(torch.cat(levels, dim=1) * 1000.0)
+            where = torch.tensor(index, device=t.device) if mod.shape[1] > 1 else None
+            modulation[expert] = Modulation(mod, where)
+            for g in members:
+                _, a, b = spans[g]
+                temb[g] = t if where is None else t[:, where[a:b]]
+        return _Pass(streams, modulation, temb, self._layout(tokens, spans, context), spans)
+
+    def _condition(self, expert: str) -> ConditionEmbedder:
+        embedder = self.conditions[expert]
+        assert isinstance(embedder, ConditionEmbedder)
+        return embedder
+
+    def _layout(self, tokens: Tokens, spans: dict[Group, tuple[str, int, int]], context: Context | None) -> Layout:
+        order = [g for g in GROUPS if g in spans]
+        cached = context.kv[0][0].shape[1] if context else 0
+        bounds, position = [], 0
+        for segment in SEGMENTS:
+            n = sum(spans[g][2] - spans[g][1] for g in segment if g in spans)
+            if n:
+                bounds.append((position, position + n, cached + position + n))
+                position += n
+        tables = [self._rotary_of(tokens, g, spans[g][2] - spans[g][1]) for g in order]
+        return Layout(
+            streams={expert: 0 for expert, _, _ in spans.values()},
+            pieces=tuple(spans[g] for g in order),
+            bounds=tuple(bounds),
+            cos=torch.cat([cos for cos, _ in tables]),
+            sin=torch.cat([sin for _, sin in tables]),
+        )
+
+    def _rotary_of(self, tokens: Tokens, group: Group, count: int) -> tuple[Tensor, Tensor]:
+        x = tokens.present()[group]
+        key = (group, tuple(x.shape[2:]), count, x.device)
+        if key not in self._rotary:
+            head_dim, limit = self.config.attention_head_dim, self.config.rope_max_seq_len
+            if group in ("S", "A"):
+                extent, (cos, sin) = count + 1, action_rotary(head_dim, range(1) if group == "S" else range(1, count + 1))
+            else:
+                first, (T, h, w) = (0 if group == "R" else 1), x.shape[2:]
+                rows, columns = h // self.config.patch_size[1], w // self.config.patch_size[2]
+                extent = max(first + T, rows, columns)
+                cos, sin = visual_rotary(head_dim, range(first, first + T), rows, columns)
+            if extent > limit:
+                raise GwpError(f"{extent} positions on one axis of group {group}; rope_max_seq_len of the model is {limit}")
+            self._rotary[key] = (cos.to(x.device), sin.to(x.device))
+        return self._rotary[key]
+
+    def _heads(
+        self, tokens: Tokens, run: _Pass, out: dict[str, Tensor], embodiment: Tensor, heads: Collection[Group]
+    ) -> Velocity:
+        result: dict[Group, Tensor] = {}
+        for group in heads:
+            if group not in run.spans or group == "S":
+                continue
+            expert, a, b = run.spans[group]
+            x = out[expert][:, a:b]
+            shift, scale = (self.out_tables[expert].float() + run.temb[group].unsqueeze(2)).unbind(2)
+            y = F.layer_norm(x.float(), (x.shape[-1],), eps=self.config.eps) * (1 + scale) + shift
+            y = y.to(x.dtype)
+            if group == "A":
+                result[group] = self.action_decoder(y, embodiment)
+            else:
+                T, h, w = tokens.present()[group].shape[2:]
+                _, ph, pw = self.config.patch_size
+                result[group] = unpatchify(self.proj_out(y), T, h // ph, w // pw, self.config.patch_size)
+        return Velocity(action=result.get("A"), future=result.get("F"), reference=result.get("R"))
