@@ -1,0 +1,51 @@
+# Any Python 3.11 or 3.12; everything else comes into .venv.
+PYTHON ?= python3
+# The whole test run, in seconds: a hang must end.
+TEST_LIMIT ?= 1500
+VENV := .venv
+BIN := $(VENV)/bin
+
+.PHONY: help setup demo quick test test-unit lint bench clean
+
+help:
+	@echo "make setup      create .venv and install everything"
+	@echo "make demo       the whole line on this machine: videos -> three stages -> policy -> fleet endpoint -> report"
+	@echo "make quick      the same, smaller"
+	@echo "make test       every test: units, then the mini-cluster, then kills"
+	@echo "make test-unit  the tests that need no cluster"
+	@echo "make lint       ruff and mypy"
+	@echo "make bench      how fast a policy acts on this machine"
+	@echo "make clean      remove caches and build output"
+
+setup: $(VENV)/.installed
+
+$(VENV)/.installed: pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade pip
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[dev]'
+# The client that many robots already have; it asks for numpy<2 but works with numpy 2.
+	$(BIN)/python -m pip install --quiet --no-deps -c constraints.txt openpi-client
+	touch $@
+
+demo: setup
+	$(BIN)/gwp demo
+
+quick: setup
+	$(BIN)/gwp demo --quick
+
+test: setup
+	timeout --kill-after=30 $(TEST_LIMIT) $(BIN)/python -m pytest tests/unit tests/parity tests/cluster tests/chaos
+
+test-unit: setup
+	timeout --kill-after=30 $(TEST_LIMIT) $(BIN)/python -m pytest tests/unit tests/parity
+
+lint: setup
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+
+bench: setup
+	$(BIN)/gwp bench act
+
+clean:
+	rm -rf .pytest_cache .ruff_cache .mypy_cache build dist *.egg-info
+	find . -path ./$(VENV) -prune -o -name __pycache__ -type d -print0 | xargs -0r rm -rf

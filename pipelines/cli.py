@@ -1,0 +1,89 @@
+"""The `gwp` command: finds the verb, runs it, and turns errors that a user can mend into one line."""
+
+import argparse
+import os
+import sys
+import traceback
+from collections.abc import Sequence
+from importlib import import_module
+from importlib.util import find_spec
+
+from gwp import __version__
+from gwp.errors import GwpError
+
+VERBS = ("data", "train", "export", "promote", "eval", "weights", "serve", "act", "mini", "demo", "bench", "submit",
+         "config", "doctor")
+
+EXTRAS = {
+    "model": ("accelerate", "av", "diffusers", "fsspec", "PIL", "pyarrow", "pydantic", "rich", "s3fs", "safetensors",
+              "sentencepiece", "torch", "transformers", "yaml"),
+    "cluster": ("deepspeed", "fastapi", "matplotlib", "mlflow", "moto", "ray", "starlette", "uvicorn"),
+    "sim": ("gymnasium", "imageio", "metaworld", "mujoco"),
+    "dev": ("httpx", "pytest"),
+}
+"""Extra of the distribution -> top-level modules that it brings."""
+
+USER_ERROR = 2
+INTERRUPTED = 130
+
+
+def build_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="gwp",
+        description="Train and serve GigaWorld-Policy: from videos and robot episodes to action chunks for a fleet.",
+        epilog="`gwp VERB --help` explains a verb; `gwp doctor` looks at this machine; `gwp demo` runs the whole line.",
+    )
+    parser.add_argument("--version", action="version", version=f"gwp {__version__}")
+    parser.add_argument("--debug", action="store_true", help="show the traceback of an error (anywhere on the line)")
+    subparsers = parser.add_subparsers(title="verbs", dest="verb", metavar="VERB", required=True)
+    for verb in VERBS:
+        if find_spec(f"pipelines.verbs.{verb}"):
+            import_module(f"pipelines.verbs.{verb}").add(subparsers)
+    return parser
+
+
+def _extra_of(error: ModuleNotFoundError) -> str | None:
+    top = (error.name or "").partition(".")[0]
+    return next((extra for extra, modules in EXTRAS.items() if top in modules), None)
+
+
+def _complain(text: str) -> None:
+    for line in text.splitlines() or ["unknown error"]:
+        print(f"gwp: error: {line}", file=sys.stderr)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command line; returns the exit code: 0 done, 1 a check failed, 2 the user can mend it, 130 interrupted."""
+    words = list(sys.argv[1:] if argv is None else argv)
+    debug = "--debug" in words
+    args = build_parser().parse_args([word for word in words if word != "--debug"])
+    try:
+        code = args.run(args)
+        sys.stdout.flush()
+        return int(code or 0)
+    except GwpError as error:
+        if debug:
+            traceback.print_exc()
+        _complain(str(error))
+        return USER_ERROR
+    except ModuleNotFoundError as error:
+        extra = _extra_of(error)
+        if extra is None:
+            raise
+        if debug:
+            traceback.print_exc()
+        _complain(f"`gwp {args.verb}` needs {error.name}, which is not installed; run: pip install 'gwp[{extra}]'")
+        return USER_ERROR
+    except KeyboardInterrupt:
+        if debug:
+            traceback.print_exc()
+        print("gwp: interrupted", file=sys.stderr)
+        return INTERRUPTED
+    except BrokenPipeError:
+        # The reader (`| head`) has gone; what is left in the buffer must not raise again at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

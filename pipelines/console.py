@@ -1,0 +1,90 @@
+"""What long work shows: a progress bar on a terminal, JSON lines anywhere else. Always on stderr: stdout is for results."""
+
+import json
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, Protocol
+
+_LINE_EVERY_S = 2.0
+
+
+class Progress(Protocol):
+    """Tells how far the work is."""
+
+    def update(self, done: float, **fields: Any) -> None:
+        """`done` of the total so far, with the newest figures (loss, rate) beside it."""
+
+
+def _json_line(kind: str, **fields: Any) -> None:
+    print(json.dumps({"event": kind, **fields}, default=str), file=sys.stderr, flush=True)
+
+
+def _shown(fields: dict[str, Any]) -> str:
+    return "  ".join(f"{key} {value:.4g}" if isinstance(value, float) else f"{key} {value}" for key, value in fields.items())
+
+
+def event(name: str, **fields: Any) -> None:
+    """One thing that happened: a line for people on a terminal, a JSON object elsewhere."""
+    if sys.stderr.isatty():
+        print(f"{name}  {_shown(fields)}".rstrip(), file=sys.stderr, flush=True)
+    else:
+        _json_line(name, **fields)
+
+
+class _Lines:
+    """Progress as JSON lines: at most one every two seconds, and always the last."""
+
+    def __init__(self, task: str, total: float | None) -> None:
+        self.task, self.total, self.start = task, total, time.monotonic()
+        self.written = -_LINE_EVERY_S
+        self.latest: dict[str, Any] | None = None
+
+    def update(self, done: float, **fields: Any) -> None:
+        elapsed = time.monotonic() - self.start
+        self.latest = {"task": self.task, "done": done, "total": self.total, "elapsed_s": round(elapsed, 2), **fields}
+        if elapsed - self.written >= _LINE_EVERY_S:
+            self.written = elapsed
+            self.flush()
+
+    def flush(self) -> None:
+        if self.latest is not None:
+            _json_line("progress", **self.latest)
+            self.latest = None
+
+
+@contextmanager
+def progress(task: str, total: float | None = None) -> Iterator[Progress]:
+    """Show the progress of `task` while the block runs. `total` None: the end is not known."""
+    if not sys.stderr.isatty():
+        lines = _Lines(task, total)
+        try:
+            yield lines
+        finally:
+            lines.flush()
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+    from rich.progress import Progress as Bar
+
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn(),
+               TextColumn("{task.fields[figures]}"))
+    with Bar(*columns, console=Console(stderr=True)) as bar:
+        handle = bar.add_task(task, total=total, figures="")
+
+        class _Bar:
+            def update(self, done: float, **fields: Any) -> None:
+                bar.update(handle, completed=done, figures=_shown(fields))
+
+        yield _Bar()
+
+
+def table(rows: list[dict[str, Any]]) -> str:
+    """Rows of equal keys as aligned text with a header line."""
+    if not rows:
+        return ""
+    cells = [list(rows[0])]
+    cells += [[f"{value:.4g}" if isinstance(value, float) else str(value) for value in row.values()] for row in rows]
+    widths = [max(len(line[i]) for line in cells) for i in range(len(cells[0]))]
+    return "\n".join("  ".join(text.ljust(width) for text, width in zip(line, widths, strict=True)).rstrip() for line in cells)

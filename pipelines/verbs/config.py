@@ -1,0 +1,55 @@
+"""`gwp config`: check, show and describe configuration files."""
+
+import argparse
+from typing import Any
+
+
+def add(subparsers: Any) -> None:
+    parser = subparsers.add_parser("config", help="check, show and describe configuration files")
+    verbs = parser.add_subparsers(title="verbs", metavar="VERB", required=True)
+
+    check = verbs.add_parser("check", help="report every problem of the given files")
+    check.add_argument("files", nargs="+", metavar="FILE")
+    check.set_defaults(run=run_check)
+
+    show = verbs.add_parser("show", help="print a file with everything resolved: what it extends, --set, defaults")
+    show.add_argument("file", metavar="FILE")
+    show.add_argument("--set", action="append", default=[], dest="sets", metavar="A.B=VALUE", help="override a value")
+    show.add_argument("--json", action="store_true", help="JSON instead of YAML")
+    show.set_defaults(run=run_show)
+
+    schema = verbs.add_parser("schema", help="print the JSON Schema of a kind, for completion in editors")
+    schema.add_argument("kind", metavar="KIND", help="TrainJob or ServeApp")
+    schema.set_defaults(run=run_schema)
+
+
+def run_check(args: argparse.Namespace) -> None:
+    from pipelines.config import ConfigError, load_any
+
+    problems: list[str] = []
+    for file in args.files:
+        try:
+            config = load_any(file)
+        except ConfigError as error:
+            problems += error.lines
+        else:
+            print(f"{file}: ok ({type(config).__name__})")
+    if problems:
+        raise ConfigError(problems)
+
+
+def run_show(args: argparse.Namespace) -> None:
+    import json
+
+    from pipelines.config import dump_resolved, load_any, resolved
+
+    config = load_any(args.file, args.sets)
+    print(json.dumps(resolved(config), indent=2) if args.json else dump_resolved(config), end="\n" if args.json else "")
+
+
+def run_schema(args: argparse.Namespace) -> None:
+    import json
+
+    from pipelines.config import schema
+
+    print(json.dumps(schema(args.kind), indent=2))
