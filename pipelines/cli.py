@@ -18,7 +18,7 @@ EXTRAS = {
     "model": ("accelerate", "av", "diffusers", "fsspec", "PIL", "pyarrow", "pydantic", "rich", "s3fs", "safetensors",
               "sentencepiece", "torch", "transformers", "yaml"),
     "cluster": ("deepspeed", "fastapi", "matplotlib", "mlflow", "moto", "ray", "starlette", "uvicorn"),
-    "sim": ("gymnasium", "imageio", "metaworld", "mujoco"),
+    "sim": ("gymnasium", "imageio", "metaworld", "mujoco", "packaging"),
     "dev": ("httpx", "pytest"),
 }
 """Extra of the distribution -> top-level modules that it brings."""

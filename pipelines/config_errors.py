@@ -48,8 +48,15 @@ def _names(model: type[BaseModel]) -> dict[str, Any]:
     return {field.alias or name: field.annotation for name, field in model.model_fields.items()}
 
 
+def _is_member(annotation: Any, name: str | int) -> bool:
+    """Whether pydantic calls this member of a union by that name: its class, or the value of its discriminator."""
+    if not _is_model(annotation):
+        return False
+    return annotation.__name__ == name or any(name in get_args(field) for field in _names(annotation).values())
+
+
 def _below(annotations: list[Any], part: str | int) -> list[Any]:
-    """The annotations one step down; unchanged when the step is pydantic's own name for a member of a union."""
+    """The annotations one step down; where the step names a member of a union, that member."""
     found: list[Any] = []
     for annotation in annotations:
         args, origin = get_args(annotation), get_origin(annotation)
@@ -59,24 +66,43 @@ def _below(annotations: list[Any], part: str | int) -> list[Any]:
             found += [member for arg in args if arg is not Ellipsis for member in _members(arg)]
         elif isinstance(part, str) and origin in (dict, Mapping):
             found += _members(args[1])
-    return found or annotations
+    return found or [annotation for annotation in annotations if _is_member(annotation, part)] or annotations
 
 
 def _keys(annotations: list[Any]) -> list[str]:
     return [name for annotation in annotations if _is_model(annotation) for name in _names(annotation)]
 
 
-def _walk(root: Located, loc: Sequence[str | int], missing: bool) -> tuple[str, str]:
-    """Key path as the user wrote it, and the place of that value (or of the nearest above)."""
-    node, path = root, []
+def _walk(root: Located, loc: Sequence[str | int], missing: bool) -> tuple[str, str, list[int]]:
+    """Key path as the user wrote it; the place of that value (or of the nearest above); which steps name a member of a union."""
+    node, path, members = root, [], []
     for i, part in enumerate(loc):
         children = dict(enumerate(node.value)) if isinstance(node.value, list) else node.value
         if isinstance(children, dict) and part in children:
             node = children[part]
         elif not (missing and i == len(loc) - 1):
+            members.append(i)
             continue
         path.append(str(part))
-    return ".".join(path), node.where
+    return ".".join(path), node.where, members
+
+
+def _closest(found: list[tuple[tuple[str | int, ...], list[int]]]) -> list[int]:
+    """Which errors to tell: of the members of a union that were entered, only the one with the fewest errors was meant.
+
+    Each of `found` is a pydantic location and the steps in it that name a member of a union.
+    """
+    unions: dict[tuple[str | int, ...], dict[str | int, list[int]]] = {}
+    for index, (loc, members) in enumerate(found):
+        for step in members:
+            unions.setdefault(loc[:step], {}).setdefault(loc[step], []).append(index)
+    dropped: set[int] = set()
+    for prefix, by_member in unions.items():
+        entered = [indices for indices in by_member.values() if any(len(found[i][0]) > len(prefix) + 1 for i in indices)]
+        if entered:
+            meant = min(entered, key=len)
+            dropped |= {i for indices in by_member.values() if indices is not meant for i in indices}
+    return [i for i in range(len(found)) if i not in dropped]
 
 
 def _quoted(text: str) -> list[str]:
@@ -113,7 +139,8 @@ def explain(error: ValidationError, model: type[BaseModel], root: Located) -> li
 
     `root` is the tree of located values that was validated; a missing key is reported at the mapping that should hold it.
     """
-    lines: dict[tuple[str, str], list[str]] = {}
+    found = []
+    told: list[tuple[str, str, str]] = []
     for details in error.errors(include_url=False):
         loc: tuple[str | int, ...] = details["loc"]
         if details["type"] in ("union_tag_invalid", "union_tag_not_found"):
@@ -121,6 +148,12 @@ def explain(error: ValidationError, model: type[BaseModel], root: Located) -> li
         annotations: list[Any] = [model]
         for part in loc[:-1]:
             annotations = _below(annotations, part)
-        path, where = _walk(root, loc, missing=details["type"] in ("missing", "union_tag_not_found"))
-        lines.setdefault((where, path), []).append(_what(details, _keys(annotations)))
-    return [f"{where} {path}: {'; or '.join(dict.fromkeys(texts))}".replace(" : ", ": ") for (where, path), texts in lines.items()]
+        path, where, members = _walk(root, loc, missing=details["type"] in ("missing", "union_tag_not_found"))
+        found.append((loc, members))
+        told.append((where, path, _what(details, _keys(annotations))))
+    lines: dict[tuple[str, str], list[str]] = {}
+    for index in _closest(found):
+        where, path, what = told[index]
+        lines.setdefault((where, path), []).append(what)
+    return [f"{where} {path}: {'; or '.join(dict.fromkeys(whats))}" if path else f"{where}: {'; or '.join(dict.fromkeys(whats))}"
+            for (where, path), whats in lines.items()]

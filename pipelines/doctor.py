@@ -102,7 +102,7 @@ def accelerator() -> Check:
     if torch.version.cuda is None and shutil.which("nvidia-smi"):
         return Check("gpu", "warn", "there is a driver, but torch is a CPU build", "install the CUDA build of the same version")
     build = f"CUDA {torch.version.cuda}" if torch.version.cuda else "CPU"
-    return Check("gpu", "warn", f"none visible; torch is a {build} build", "nothing to do for tiny models; full-size ones need a GPU")
+    return Check("gpu", "warn", f"none visible; torch is a {build} build", "none for tiny models; full-size ones need a GPU")
 
 
 def codecs() -> Check:
