@@ -53,9 +53,21 @@ class Modulation:
     levels: Tensor
     index: Tensor | None
 
-    def slots(self, table_16D: Tensor) -> tuple[Tensor, ...]:
-        values = table_16D.float().unsqueeze(1) + self.levels
+    def slots(self, table: "ModulationTable") -> tuple[Tensor, ...]:
+        values = table(self.levels)
         return tuple(v if self.index is None else v[:, self.index] for v in values.unbind(2))
+
+
+class ModulationTable(nn.Module):
+    """Learnt offsets `[1, slots, D]` of the modulation vectors. A module, so that sharding engines gather it where it is used."""
+
+    def __init__(self, slots: int, width: int) -> None:
+        super().__init__()
+        self.value = nn.Parameter(torch.randn(1, slots, width) / width**0.5)
+
+    def forward(self, levels: Tensor) -> Tensor:
+        """fp32 `[B, m, slots, D]` (or broadcastable to it) plus the table."""
+        return self.value.float().unsqueeze(1) + levels
 
 
 class Attention(nn.Module):
@@ -104,6 +116,13 @@ class FeedForward(nn.Module):
         return self.net[2](self.net[0](x))
 
 
+class Fp32LayerNorm(nn.LayerNorm):
+    """Affine layer norm computed in fp32. A module of its own, so that sharding engines gather its weight in both directions."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.layer_norm(x.float(), self.normalized_shape, self.weight.float(), self.bias.float(), self.eps).to(x.dtype)
+
+
 class ExpertBlock(nn.Module):
     """The weights of one expert in one layer (a Wan 2.2 block)."""
 
@@ -112,16 +131,15 @@ class ExpertBlock(nn.Module):
         self.width, self.eps = width, eps
         self.attn1 = Attention(width, heads, head_dim, eps)
         self.attn2 = Attention(width, heads, head_dim, eps)
-        self.norm2 = nn.LayerNorm(width, eps)
+        self.norm2 = Fp32LayerNorm(width, eps)
         self.ffn = FeedForward(width, ffn_dim)
-        self.scale_shift_table = nn.Parameter(torch.randn(1, 6, width) / width**0.5)
+        self.scale_shift_table = ModulationTable(6, width)
 
     def modulated_norm(self, x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
         return (F.layer_norm(x.float(), (self.width,), eps=self.eps) * (1 + scale) + shift).to(x.dtype)
 
     def cross_attention(self, x_BLD: Tensor, text_kv: tuple[Tensor, Tensor]) -> Tensor:
-        norm = F.layer_norm(x_BLD.float(), (self.width,), self.norm2.weight.float(), self.norm2.bias.float(), self.eps)
-        q = self.attn2.query(norm.to(x_BLD.dtype))
+        q = self.attn2.query(self.norm2(x_BLD))
         k, v = text_kv
         out = F.scaled_dot_product_attention(q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2))
         return self.attn2.output(out.transpose(1, 2))

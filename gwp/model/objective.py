@@ -11,7 +11,7 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 from torch import Tensor
 
-from gwp.model.config import Group
+from gwp.model.config import Group, ModelConfig
 from gwp.model.flow import add_noise, draw_sigma
 from gwp.model.transformer import Tokens, WorldActionTransformer
 
@@ -168,3 +168,26 @@ def _video_loss(predicted: Tensor | None, target: Tensor, objective: Objective) 
         T = target.shape[2] + 1
         return loss * (T - 1) / T
     return loss
+
+
+def idle_loss(model: WorldActionTransformer, batch_text: Tensor) -> Tensor:
+    """Zero, through every parameter. Added where a step leaves some unused: sharding engines need the same graph on all ranks,
+    and ZeRO-3 would otherwise apply the gradient of an earlier step again.
+
+    batch_text: `[*, L_t, text_dim]`, only its last two sizes and device matter.
+    """
+    config, device = _config(model), batch_text.device
+    _, ph, pw = config.patch_size
+    vector = torch.zeros(1, 1, config.action_channels, device=device)
+    latent = torch.zeros(1, config.in_channels, 1, ph, pw, device=device)
+    out = model(Tokens(vector, latent, vector, latent), {}, torch.zeros(1, *batch_text.shape[-2:], device=device))
+    assert out.action is not None
+    assert out.future is not None
+    return (out.action.float().sum() + out.future.float().sum()) * 0.0
+
+
+def _config(model: WorldActionTransformer) -> ModelConfig:
+    # An engine that wraps the model keeps it as `module`.
+    inner = getattr(model, "module", model)
+    assert isinstance(inner, WorldActionTransformer)
+    return inner.config

@@ -13,7 +13,7 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 from gwp.errors import GwpError
-from gwp.model.block import Block, Layout, Modulation
+from gwp.model.block import Block, Layout, Modulation, ModulationTable
 from gwp.model.config import GROUPS, Group, ModelConfig
 from gwp.model.layers import (
     ActionDecoder,
@@ -104,7 +104,7 @@ class WorldActionTransformer(nn.Module):
         # GWP-0 passes the state through the action encoder; GWP-0.5 has an encoder of its own.
         self.state_encoder = ActionEncoder(*io) if config.family == "gwp05" else None
         self.blocks = nn.ModuleList([Block(config.experts, heads, head_dim, eps) for _ in range(config.num_layers)])
-        self.out_tables = nn.ParameterDict({n: nn.Parameter(torch.randn(1, 2, w) / w**0.5) for n, w in widths.items()})
+        self.out_tables = nn.ModuleDict({n: ModulationTable(2, w) for n, w in widths.items()})
         self.proj_out = nn.Linear(widths[expert["F"]], config.token_width)
         self.gradient_checkpointing = False
         # Plain attribute, not a buffer: an engine that casts the module to bf16 must leave the tables in fp32.
@@ -268,7 +268,7 @@ class WorldActionTransformer(nn.Module):
                 continue
             expert, a, b = run.spans[group]
             x = out[expert][:, a:b]
-            shift, scale = (self.out_tables[expert].float() + run.temb[group].unsqueeze(2)).unbind(2)
+            shift, scale = self.out_tables[expert](run.temb[group].unsqueeze(2)).unbind(2)
             y = F.layer_norm(x.float(), (x.shape[-1],), eps=self.config.eps) * (1 + scale) + shift
             y = y.to(x.dtype)
             if group == "A":

@@ -20,20 +20,21 @@ from gwp.model.transformer import WorldActionTransformer
 FILE = "diffusion_pytorch_model.safetensors"
 _SHARD_BYTES = 8 << 30
 _RENAMES: dict[Family, tuple[tuple[str, str], ...]] = {
-    "gwp0": (("conditions.shared.", "condition_embedder."), (".experts.shared.", "."), ("out_tables.shared", "scale_shift_table")),
+    "gwp0": (("conditions.shared.", "condition_embedder."), (".experts.shared.", "."), ("out_tables.shared.value", "scale_shift_table")),
     "gwp05": (
         ("conditions.visual.", "condition_embedder."),
         ("conditions.action.", "action_condition_embedder."),
         (".experts.visual.", ".visual_expert."),
         (".experts.action.", ".action_expert."),
-        ("out_tables.visual", "scale_shift_table"),
-        ("out_tables.action", "action_scale_shift_table"),
+        ("out_tables.visual.value", "scale_shift_table"),
+        ("out_tables.action.value", "action_scale_shift_table"),
     ),
 }
 
 
 def published_name(name: str, family: Family) -> str:
     """Name of a parameter of ours in published checkpoints."""
+    name = name.replace("scale_shift_table.value", "scale_shift_table")
     for ours, theirs in _RENAMES[family]:
         if ours in name:
             return name.replace(ours, theirs)

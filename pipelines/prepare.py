@@ -1,0 +1,167 @@
+"""Everything a stage needs before its workers start: codec, text encoder, embodiments, statistics, manifest. Written once per run.
+
+Run folder: job.json, manifest.parquet, embodiments.json, stats.json, texts.json, codec/, text/, then checkpoints/, progress/, events/, final/.
+"""
+
+import json
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from gwp import storage
+from gwp.data.embodiment import Embodiment
+from gwp.data.manifest import Manifest, build_manifest, infer_embodiment
+from gwp.data.plan import plan_slice
+from gwp.data.sample import SampleSpec, decode_samples
+from gwp.data.stats import Stats, compute_stats
+from gwp.errors import GwpError
+from gwp.model.codecs.pca import PcaCodec
+from gwp.model.codecs.text import build_text_encoder
+from gwp.model.codecs.video import build_video_codec, load_video_codec
+from pipelines.config import config_hash
+from pipelines.stage import TrainJob
+
+# Where a run is, how it restarts and which decay of logs it keeps do not change what it computes.
+RUN_ONLY = ("run.storage", "run.experiment", "run.keep", "run.log_every", "run.checkpoint_every", "cluster")
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A run folder that workers can start from."""
+
+    uri: str
+    job: TrainJob
+    manifest: Manifest
+    spec: SampleSpec
+    config_hash: str
+    init: str | None
+
+
+def run_uri(job: TrainJob) -> str:
+    return storage.join(job.run.storage, job.run.name)
+
+
+def init_uri(job: TrainJob) -> str | None:
+    """Folder with `model/` (and `codec/`, `text/`) that weights start from, or a published checkpoint folder."""
+    if job.init is None:
+        return None
+    if "/" not in job.init:
+        final = storage.join(job.run.storage, job.init, "final")
+        if not storage.exists(storage.join(final, "model", "config.json")):
+            raise GwpError(f"init: run '{job.init}' has no finished weights below {job.run.storage}; run that stage first")
+        return final
+    return job.init
+
+
+def prepare(job: TrainJob) -> Prepared:
+    """Build the run folder, or read it when the same job ran before; GwpError when another job has its name."""
+    uri, digest = run_uri(job), config_hash(job, exclude=RUN_ONLY)
+    if storage.exists(storage.join(uri, "job.json")):
+        earlier = json.loads(storage.read_bytes(storage.join(uri, "job.json")))
+        if earlier["config_hash"] != digest:
+            raise GwpError(f"{uri} holds a run of another configuration; give run.name another name, or remove that folder")
+        return _read(uri, job, digest)
+    init = init_uri(job)
+    embodiments = resolve_embodiments(job)
+    data = job.data
+    manifest = build_manifest(data.sources, embodiments=embodiments, window=data.window, clip=data.clip)
+    if manifest.table.num_rows < job.global_batch:
+        raise GwpError(f"data: {manifest.table.num_rows} samples are fewer than one global batch of {job.global_batch}; add data")
+    stats = compute_all_stats(job, embodiments)
+    spec = sample_spec(job, embodiments, stats)
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = Path(scratch)
+        _write_codec(job, init, manifest, spec, folder / "codec")
+        _write_text(job, init, folder / "text")
+        _write_json(folder / "embodiments.json", {n: e.model_dump(mode="json") for n, e in embodiments.items()})
+        _write_json(folder / "stats.json", {n: s.to_json() for n, s in stats.items()})
+        _write_json(folder / "texts.json", manifest.texts())
+        _write_json(folder / "skipped.json", [dict(s) for s in manifest.skipped])
+        storage.upload(folder, uri)
+    manifest.save(storage.join(uri, "manifest.parquet"))
+    # Last, so that a folder with job.json is complete.
+    job_json = {"config_hash": digest, "job": job.model_dump(mode="json"), "init": init}
+    storage.write_bytes(storage.join(uri, "job.json"), json.dumps(job_json, indent=1).encode())
+    return Prepared(uri, job, manifest, spec, digest, init)
+
+
+def _read(uri: str, job: TrainJob, digest: str) -> Prepared:
+    embodiments, stats = read_embodiments(uri), read_stats(uri)
+    manifest = Manifest.load(storage.join(uri, "manifest.parquet"))
+    return Prepared(uri, job, manifest, sample_spec(job, embodiments, stats), digest, init_uri(job))
+
+
+def read_embodiments(uri: str) -> dict[str, Embodiment]:
+    raw: dict[str, Any] = json.loads(storage.read_bytes(storage.join(uri, "embodiments.json")))
+    return {n: Embodiment.model_validate(e) for n, e in raw.items()}
+
+
+def read_stats(uri: str) -> dict[str, Stats]:
+    raw: dict[str, Any] = json.loads(storage.read_bytes(storage.join(uri, "stats.json")))
+    return {n: Stats.from_json(s) for n, s in raw.items()}
+
+
+def resolve_embodiments(job: TrainJob) -> dict[str, Embodiment]:
+    """Complete each configured robot from the first data set that uses it."""
+    chunk = job.data.window.chunk
+    result = {}
+    for name, config in job.data.embodiments.items():
+        source = next((s for s in job.data.sources if s.embodiment == name), None)
+        if source is None:
+            raise GwpError(f"data.embodiments.{name}: no source uses it; remove it or set `embodiment: {name}` on a source")
+        inferred = infer_embodiment(
+            source.uri, name, chunk=chunk, replan=config.replan or max(1, chunk // 2), cameras=config.cameras,
+            delta_mask=config.delta_mask or None, id=config.id,
+        )
+        result[name] = inferred.model_copy(update={"limits": config.limits})
+        widest = max(len(inferred.state_names), len(inferred.action_names))
+        if widest > job.model_config_.action_channels:
+            raise GwpError(f"embodiment {name} has {widest} state/action dimensions, model.action_channels is "
+                           f"{job.model_config_.action_channels}; raise it to at least {widest}")
+    return result
+
+
+def compute_all_stats(job: TrainJob, embodiments: dict[str, Embodiment]) -> dict[str, Stats]:
+    """Statistics of each robot over all its labelled sources, under the loader's own window rule."""
+    labelled = {n: [s for s in job.data.sources if s.embodiment == n and s.with_actions] for n in embodiments}
+    return {n: compute_stats(sources, embodiments[n], job.data.window) for n, sources in labelled.items() if sources}
+
+
+def sample_spec(job: TrainJob, embodiments: dict[str, Embodiment], stats: dict[str, Stats]) -> SampleSpec:
+    return SampleSpec(
+        canvas=job.data.canvas, window=job.data.window, clip=job.data.clip, embodiments=embodiments, stats=stats,
+        model_dim=job.model_config_.action_channels, augment=job.data.augment, seed=job.run.seed,
+    )
+
+
+def _write_codec(job: TrainJob, init: str | None, manifest: Manifest, spec: SampleSpec, folder: Path) -> None:
+    folder.mkdir()
+    if job.codec is None:
+        assert init is not None
+        storage.download(storage.join(init, "codec"), folder)
+    elif job.codec.kind == "pca":
+        ids = plan_slice(manifest, job.run.seed, 0, min(job.codec.fit_clips, manifest.table.num_rows), 1)
+        rows, _ = decode_samples(manifest.rows(ids), spec)
+        clips = (torch.from_numpy(row["frames"])[None] for row in rows)
+        PcaCodec.fit(clips, channels=job.codec.channels, spatial=job.codec.spatial).save(folder)
+    else:
+        build_video_codec(job.codec).save(folder)
+    channels, wanted = load_video_codec(folder).channels, job.model_config_.in_channels
+    if channels != wanted:
+        raise GwpError(f"the codec gives {channels} latent channels, model.in_channels is {wanted}; make them equal")
+
+
+def _write_text(job: TrainJob, init: str | None, folder: Path) -> None:
+    folder.mkdir()
+    if job.text is None:
+        assert init is not None
+        storage.download(storage.join(init, "text"), folder)
+    else:
+        build_text_encoder(job.text).save(folder)
+
+
+def _write_json(path: Path, value: Any) -> None:
+    path.write_text(json.dumps(value, indent=1))

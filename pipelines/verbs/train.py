@@ -1,0 +1,50 @@
+"""`gwp train`: run one stage."""
+
+import argparse
+from typing import Any
+
+
+def add(subparsers: Any) -> None:
+    parser = subparsers.add_parser("train", help="run one training stage, or resume it")
+    parser.add_argument("file", metavar="FILE", help="stage file, e.g. pipelines/stages/policy.yaml")
+    parser.add_argument("--set", action="append", default=[], dest="sets", metavar="A.B=VALUE", help="override a value")
+    parser.add_argument("--parent", action="append", default=[], metavar="RUN_ID", help="MLflow run this one builds on")
+    parser.add_argument("--dry-run", action="store_true", help="show parameters and the DeepSpeed configuration, start nothing")
+    parser.set_defaults(run=run_train)
+
+
+def run_train(args: argparse.Namespace) -> None:
+    import json
+
+    from pipelines.config import load_config
+    from pipelines.stage import TrainJob
+
+    job = load_config(args.file, TrainJob, args.sets)
+    if args.dry_run:
+        print(json.dumps(_dry(job), indent=1))
+        return
+    from dataclasses import asdict
+
+    from pipelines.train import train
+    from pipelines.watch import shown
+
+    with shown(job):
+        result = train(job, tuple(args.parent))
+    print(json.dumps(asdict(result), indent=1))
+
+
+def _dry(job: Any) -> dict[str, Any]:
+    import torch
+
+    from gwp.model.transformer import WorldActionTransformer
+    from pipelines.engine import deepspeed_config
+
+    with torch.device("meta"):
+        parameters = dict(WorldActionTransformer(job.model_config_).named_parameters())
+    return {
+        "stage": job.stage,
+        "parameters": sum(p.numel() for p in parameters.values()),
+        "tensors": len(parameters),
+        "global_batch": job.global_batch,
+        "deepspeed": deepspeed_config(job),
+    }
