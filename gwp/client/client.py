@@ -157,7 +157,7 @@ class Client:
         target = urlunsplit(urlsplit(self.url)._replace(query=urlencode(query)))
         wait = max(0.1, min(self._reply_timeout_s, deadline - time.monotonic()))
         try:
-            self._socket = connect(
+            socket = connect(
                 target,
                 additional_headers=self._headers,
                 compression=None,
@@ -167,7 +167,14 @@ class Client:
             )
         except InvalidStatus as error:
             raise _refused(self.url, error) from error
-        self._metadata = self._receive(deadline)
+        self._socket, metadata = socket, {}
+        try:
+            metadata = self._receive(deadline)
+        finally:
+            # A connection without a handshake must not be taken for an open one.
+            if not metadata:
+                self._drop()
+        self._metadata = metadata
         offer = self._metadata.get("embodiments", {}).get(self.embodiment, self._metadata)
         told = {name: value for name, value in self._robot.items() if name in offer}
         if wrong := mismatch(told, offer):

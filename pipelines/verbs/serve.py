@@ -1,0 +1,81 @@
+"""`gwp serve`: one policy for a fleet, on Ray Serve."""
+
+import argparse
+from typing import Any
+
+
+def add(subparsers: Any) -> None:
+    parser = subparsers.add_parser(
+        "serve",
+        help="serve a policy to robots until interrupted",
+        description="Deploys on the Ray cluster of RAY_ADDRESS, or on a local one that it starts and stops.",
+    )
+    parser.add_argument("file", nargs="?", metavar="FILE", help="a ServeApp file; without one, the defaults with --policy")
+    parser.add_argument("--policy", metavar="URI", help="bundle to serve: path, s3://..., models:/name@alias")
+    parser.add_argument("--set", action="append", default=[], dest="sets", metavar="A.B=VALUE", help="override a value")
+    parser.add_argument("--render", action="store_true", help="print the file for `serve deploy` or a RayService, and stop")
+    parser.set_defaults(run=run_serve)
+
+
+def run_serve(args: argparse.Namespace) -> None:
+    import os
+    from pathlib import Path
+
+    import serve as package
+    from gwp.errors import GwpError
+    from pipelines.config import load_config
+    from serve.config import ServeApp
+
+    if args.file is None and args.policy is None:
+        raise GwpError("what to serve? give a file (`gwp serve serve.yaml`) or a policy (`gwp serve --policy URI`)")
+    sets = list(args.sets) + ([f"policy={args.policy}"] if args.policy else [])
+    config = load_config(args.file or Path(package.__file__).with_name("serve.yaml"), ServeApp, sets)
+    if args.render:
+        import yaml
+
+        from serve.app import render
+
+        print(yaml.safe_dump(render(config), sort_keys=False), end="")
+        return
+
+    import ray
+
+    from pipelines.console import event
+    from serve.app import build_app, deploy
+
+    build_app(config)
+    address = os.environ.get("RAY_ADDRESS")
+    # Ray's own log lines stay in its session folder; what a user has to know is said here.
+    ray.init(address=address or "local", log_to_driver=False, configure_logging=False)
+    event("deploying", policy=config.policy, cluster=address or "local")
+    try:
+        url = deploy(config)
+        scale = config.autoscaling
+        event("serving", url=url, policy=config.policy, replicas=f"{scale.min_replicas}-{scale.max_replicas}")
+        _wait_for_signal()
+    finally:
+        _stop(config.name, local=not address)
+    event("stopped", name=config.name)
+
+
+def _wait_for_signal() -> None:
+    import signal
+    import threading
+
+    asked = threading.Event()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda *_: asked.set())
+    # A bare wait() would keep the main thread from running the handlers on some platforms.
+    while not asked.wait(1.0):
+        pass
+
+
+def _stop(name: str, local: bool) -> None:
+    import ray
+    from ray import serve
+
+    if local:
+        serve.shutdown()
+    else:
+        serve.delete(name)
+    ray.shutdown()

@@ -1,0 +1,133 @@
+"""The Ray Serve application: gateways in front of autoscaled replicas, deployed from one `ServeApp`."""
+
+import os
+import time
+from typing import Any
+from urllib.error import URLError
+from urllib.request import urlopen
+
+from ray import serve
+from ray.serve import Application
+from ray.serve.config import HTTPOptions
+
+from gwp import storage
+from gwp.errors import GwpError
+from gwp.policy.contract import PolicyContract
+from gwp.policy.locate import locate
+from serve.config import ServeApp
+from serve.gateway import Gateway
+from serve.replica import Replica
+
+_ANSWER_S = 15.0
+
+
+def build_app(config: ServeApp) -> Application:
+    """The application of `config`. An alias in `policy` is resolved here, once: every replica loads the same bundle.
+
+    Raises GwpError or BundleError when the policy cannot be found or is no bundle.
+    """
+    uri, registered = locate(config.policy)
+    # Replicas have working directories of their own.
+    uri = uri if storage.is_remote(uri) else os.path.abspath(uri.removeprefix("file://"))
+    found = PolicyContract.read(uri)
+    if registered.get("policy_id", found.policy_id) != found.policy_id:
+        named = registered["policy_id"]
+        raise GwpError(f"{config.policy}: registered as policy {named}, {uri} holds {found.policy_id}; promote it again")
+    contract = found.model_dump(mode="json")
+    settings = config.model_dump(mode="json")
+    replica = Replica.options(
+        ray_actor_options=_resources(config.replica.cpus, config.replica.pool, config.replica.gpus),
+        autoscaling_config=config.autoscaling_options(),
+        # A second batch waits at the replica while the first one computes.
+        max_ongoing_requests=2 * config.batch.max_size,
+        max_queued_requests=config.limits.queue,
+        graceful_shutdown_timeout_s=2 * config.limits.request_timeout_s,
+    ).bind(uri, contract, settings)
+    gateway = Gateway.options(
+        num_replicas=config.gateway.replicas,
+        ray_actor_options=_resources(config.gateway.cpus, config.gateway.pool),
+        # An open connection counts as a request for as long as the robot runs.
+        max_ongoing_requests=config.gateway.connections,
+        # Connections do not end by themselves; robots reconnect.
+        graceful_shutdown_timeout_s=config.limits.request_timeout_s,
+    )
+    return gateway.bind(replica, contract, settings)
+
+
+def build(args: dict[str, Any]) -> Application:
+    """Entry point for `serve deploy`: `import_path: serve.app:build`, `args`: the fields of `ServeApp`."""
+    return build_app(ServeApp.model_validate(args))
+
+
+def render(config: ServeApp) -> dict[str, Any]:
+    """The configuration file of Ray Serve (`serve deploy`, RayService `serveConfigV2`) for `config`."""
+    return {
+        "proxy_location": config.proxy_location,
+        "http_options": {"host": config.host, "port": config.port},
+        "applications": [
+            {
+                "name": config.name,
+                "route_prefix": "/",
+                "import_path": "serve.app:build",
+                "args": config.model_dump(mode="json", exclude_defaults=True),
+            }
+        ],
+    }
+
+
+def deploy(config: ServeApp) -> str:
+    """Deploy on the connected Ray cluster, wait until the policy answers, return the address for robots (`ws://...`).
+
+    Deploying again under the same name is a rolling update. Raises GwpError when the replicas do not come up, with their
+    reason, or when Serve already listens elsewhere on this cluster.
+    """
+    app = build_app(config)
+    serve.start(
+        proxy_location=config.proxy_location,
+        http_options=HTTPOptions(host=config.host, port=config.port),
+    )
+    try:
+        serve.run(app, name=config.name, route_prefix="/")
+    except RuntimeError as error:
+        raise GwpError(f"{config.name}: the policy did not start: {_reason(config.name) or error}") from error
+    host = "127.0.0.1" if config.host in ("0.0.0.0", "::") else config.host  # noqa: S104 - an address to compare with
+    _await_answer(f"http://{host}:{config.port}/healthz")
+    return f"ws://{host}:{config.port}/"
+
+
+def replica_counts(app_name: str) -> int:
+    """Replicas of the policy that run now; 0 when the application is not there."""
+    app = serve.status().applications.get(app_name)
+    deployment = app.deployments.get(Replica.name) if app else None
+    return int(deployment.replica_states.get("RUNNING", 0)) if deployment else 0
+
+
+def _resources(cpus: float, pool: str | None, gpus: float = 0) -> dict[str, Any]:
+    label = {"label_selector": {"gwp/pool": pool}} if pool else {}
+    return {"num_cpus": cpus, "num_gpus": gpus} | label
+
+
+def _reason(app_name: str) -> str:
+    """The last line of what Serve reports about deployments that did not start."""
+    app = serve.status().applications.get(app_name)
+    for deployment in app.deployments.values() if app else ():
+        lines = [line.strip() for line in deployment.message.splitlines() if line.strip()]
+        if deployment.status.value != "HEALTHY" and lines:
+            return lines[-1]
+    return ""
+
+
+def _await_answer(url: str) -> None:
+    deadline = time.monotonic() + _ANSWER_S
+    while True:
+        try:
+            with urlopen(url, timeout=2) as reply:  # noqa: S310 - an http address of our own
+                if reply.status == 200:
+                    return
+        except (URLError, OSError) as error:
+            if time.monotonic() > deadline:
+                raise GwpError(
+                    f"{url} does not answer ({error}); if Serve already listens on another port of this cluster, "
+                    "use that host and port or stop it with `serve shutdown`"
+                ) from error
+        time.sleep(0.1)

@@ -1,0 +1,124 @@
+"""What `gwp serve` reads: one policy, how it is reached, how it scales."""
+
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+_LOOPBACK = ("127.0.0.1", "localhost", "::1")
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class GatewaySettings(_Strict):
+    """The part that robots talk to: access, decoding, checks. Needs no accelerator."""
+
+    replicas: int = Field(default=1, ge=1)
+    """Gateway processes; a robot's connection stays on one of them."""
+    cpus: float = Field(default=0.1, ge=0)
+    """CPUs reserved for each gateway process."""
+    connections: int = Field(default=1000, ge=1)
+    """Open connections and requests per gateway process."""
+    pool: str | None = None
+    """Run gateways only on nodes labelled `gwp/pool=<pool>`; None: anywhere."""
+
+
+class ReplicaSettings(_Strict):
+    """The part that holds the model."""
+
+    cpus: float = Field(default=1, ge=0)
+    """CPUs reserved for each replica."""
+    gpus: float = Field(default=0, ge=0)
+    """GPUs reserved for each replica; 0 computes on the CPU."""
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    """Number format of the weights."""
+    torch_threads: int = Field(default=1, ge=1)
+    """Threads that one replica computes with on the CPU."""
+    pool: str | None = None
+    """Run replicas only on nodes labelled `gwp/pool=<pool>`; None: anywhere."""
+
+
+class Autoscaling(_Strict):
+    """How many replicas run. Set `min_replicas` so that a whole fleet that joins at once still meets its deadlines."""
+
+    min_replicas: int = Field(default=1, ge=1)
+    """Replicas that always run."""
+    max_replicas: int = Field(default=1, ge=1)
+    """Most replicas that may run."""
+    target_ongoing_requests: float | None = Field(default=None, gt=0)
+    """Waiting and running requests per replica that scaling aims at; None: `batch.max_size`."""
+    upscale_delay_s: float = Field(default=10, ge=0)
+    """How long the load has to last before replicas are added, seconds."""
+    downscale_delay_s: float = Field(default=300, ge=0)
+    """How long the load has to be low before replicas are removed, seconds."""
+    look_back_period_s: float = Field(default=10, gt=0)
+    """Window over which the load is averaged, seconds."""
+    metrics_interval_s: float = Field(default=2, gt=0)
+    """How often the load is reported, seconds."""
+
+    @model_validator(mode="after")
+    def _ordered(self) -> "Autoscaling":
+        if self.max_replicas < self.min_replicas:
+            raise ValueError(f"max_replicas {self.max_replicas} is below min_replicas {self.min_replicas}")
+        return self
+
+
+class Batch(_Strict):
+    """Observations of several robots computed in one forward pass."""
+
+    max_size: int = Field(default=8, ge=1)
+    """Most observations in one pass."""
+    wait_ms: float = Field(default=5, ge=0)
+    """How long the first observation of a batch waits for others, milliseconds."""
+
+
+class RequestLimits(_Strict):
+    """What one request may cost."""
+
+    max_message_mb: float = Field(default=16, gt=0, le=16)
+    """Largest message, MiB. The web server cuts websocket frames at 16."""
+    queue: int = Field(default=64, ge=1)
+    """Requests of one gateway that may wait for a replica; more are told `busy` at once."""
+    request_timeout_s: float = Field(default=10, gt=0)
+    """Longest time one request may take, seconds; a robot may ask for less with `deadline_s`."""
+
+
+class ServeApp(_Strict):
+    """One endpoint that serves one policy to a fleet."""
+
+    policy: str
+    """Bundle to serve: a path, `s3://bucket/bundle`, or `models:/name@alias` (resolved once, when the endpoint is deployed)."""
+    name: str = Field(default="gwp", min_length=1)
+    """Name of the Ray Serve application."""
+    host: str = "127.0.0.1"
+    """Address to listen on. Other than loopback needs `api_keys_env` or `allow_anonymous`."""
+    port: int = Field(default=8000, ge=1, le=65535)
+    """TCP port to listen on."""
+    proxy_location: Literal["HeadOnly", "EveryNode"] = "HeadOnly"
+    """Which nodes of the cluster listen."""
+    api_keys_env: str | None = None
+    """Name of the environment variable with the accepted keys, comma-separated. It must be set where the gateways run."""
+    allow_anonymous: bool = False
+    """Listen beyond loopback without keys, because something in front checks access."""
+    gateway: GatewaySettings = GatewaySettings()
+    """The part that robots talk to."""
+    replica: ReplicaSettings = ReplicaSettings()
+    """The part that holds the model."""
+    autoscaling: Autoscaling = Autoscaling()
+    """How many replicas run."""
+    batch: Batch = Batch()
+    """How observations are computed together."""
+    limits: RequestLimits = RequestLimits()
+    """What one request may cost."""
+
+    @model_validator(mode="after")
+    def _guarded(self) -> "ServeApp":
+        if self.host not in _LOOPBACK and self.api_keys_env is None and not self.allow_anonymous:
+            raise ValueError(f"host {self.host} is reachable from the network: set api_keys_env, or allow_anonymous: true")
+        return self
+
+    def autoscaling_options(self) -> dict[str, Any]:
+        """The `autoscaling_config` of Ray Serve."""
+        target = self.autoscaling.target_ongoing_requests or float(self.batch.max_size)
+        return self.autoscaling.model_dump() | {"target_ongoing_requests": target}
