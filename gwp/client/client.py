@@ -167,14 +167,13 @@ class Client:
             )
         except InvalidStatus as error:
             raise _refused(self.url, error) from error
-        self._socket, metadata = socket, {}
+        self._socket = socket
         try:
-            metadata = self._receive(deadline)
-        finally:
+            self._metadata = self._receive(deadline)
+        except ClientError:
             # A connection without a handshake must not be taken for an open one.
-            if not metadata:
-                self._drop()
-        self._metadata = metadata
+            self._drop()
+            raise
         offer = self._metadata.get("embodiments", {}).get(self.embodiment, self._metadata)
         told = {name: value for name, value in self._robot.items() if name in offer}
         if wrong := mismatch(told, offer):

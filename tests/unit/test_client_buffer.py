@@ -143,9 +143,12 @@ def test_reset_asks_anew(delay: int) -> None:
 
 def test_a_chunk_shorter_than_its_delay_is_an_error_with_a_fix() -> None:
     short = clock(2)
-    with ChunkBuffer(lambda o: short(o) if not o.delay else ActionChunk(np.zeros((1, 1), np.float32), "p"), 1, 1) as buffer:
-        with pytest.raises(GwpError, match="lower the delay"):
-            Robot().run(buffer, 4)
+
+    def act(observation: Observation) -> ActionChunk:
+        return ActionChunk(np.zeros((1, 1), np.float32), "p") if observation.delay else short(observation)
+
+    with ChunkBuffer(act, 1, 1) as buffer, pytest.raises(GwpError, match="lower the delay"):
+        Robot().run(buffer, 4)
 
 
 @pytest.mark.parametrize(("replan", "delay"), [(0, 0), (3, -1)])
