@@ -9,6 +9,7 @@ from urllib.request import urlopen
 from ray import serve
 from ray.serve import Application
 from ray.serve.config import HTTPOptions
+from ray.serve.schema import ReplicaState
 
 from gwp import storage
 from gwp.errors import GwpError
@@ -41,6 +42,8 @@ def build_app(config: ServeApp) -> Application:
         # A second batch waits at the replica while the first one computes.
         max_ongoing_requests=2 * config.batch.max_size,
         max_queued_requests=config.limits.queue,
+        # A bundle that does not load will not load the twentieth time either.
+        max_constructor_retry_count=3,
         graceful_shutdown_timeout_s=2 * config.limits.request_timeout_s,
     ).bind(uri, contract, settings)
     gateway = Gateway.options(
@@ -99,7 +102,7 @@ def replica_counts(app_name: str) -> int:
     """Replicas of the policy that run now; 0 when the application is not there."""
     app = serve.status().applications.get(app_name)
     deployment = app.deployments.get(Replica.name) if app else None
-    return int(deployment.replica_states.get("RUNNING", 0)) if deployment else 0
+    return deployment.replica_states.get(ReplicaState.RUNNING, 0) if deployment else 0
 
 
 def _resources(cpus: float, pool: str | None, gpus: float = 0) -> dict[str, Any]:

@@ -56,7 +56,8 @@ class Desk:
             except TimeoutError as error:
                 response.cancel()
                 why = f"no chunk within {budget:g} s; add replicas or allow more time (deadline_s, request_timeout_s)"
-                raise RefusedError("deadline", why) from error
+                # Without a deadline of its own a robot may well ask again: a lost replica takes longer than one request.
+                raise RefusedError("unavailable" if asked is None else "deadline", why) from error
             except BackPressureError as error:
                 raise RefusedError("busy", "all replicas are busy and the queue is full; try again in a moment") from error
             except DeploymentUnavailableError as error:

@@ -41,6 +41,8 @@ def to_chunk(reply: dict[str, Any]) -> ActionChunk:
         raise ClientError(f"the reply has no `actions` array [p, d], only: {', '.join(map(str, reply)) or 'nothing'}", "protocol")
     timing = reply.get("policy_timing")
     timings = {str(name).removesuffix("_ms"): float(ms) for name, ms in timing.items()} if isinstance(timing, dict) else {}
+    if "infer" in timings:
+        timings["total"] = timings.pop("infer")
     if isinstance(reply.get("server_timing"), dict) and "infer_ms" in reply["server_timing"]:
         timings["server"] = float(reply["server_timing"]["infer_ms"])
     return ActionChunk(

@@ -18,7 +18,11 @@ def add(subparsers: Any) -> None:
 
 
 def run_serve(args: argparse.Namespace) -> None:
+    import logging
     import os
+    import signal
+    import threading
+    from contextlib import suppress
     from pathlib import Path
 
     import serve as package
@@ -43,7 +47,10 @@ def run_serve(args: argparse.Namespace) -> None:
     from pipelines.console import event
     from serve.app import build_app, deploy
 
+    # Everything that is wrong with the policy's name or files is told before a cluster starts.
     build_app(config)
+    logging.getLogger("ray.serve").setLevel(logging.WARNING)
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     address = os.environ.get("RAY_ADDRESS")
     # Ray's own log lines stay in its session folder; what a user has to know is said here.
     ray.init(address=address or "local", log_to_driver=False, configure_logging=False)
@@ -52,22 +59,11 @@ def run_serve(args: argparse.Namespace) -> None:
         url = deploy(config)
         scale = config.autoscaling
         event("serving", url=url, policy=config.policy, replicas=f"{scale.min_replicas}-{scale.max_replicas}")
-        _wait_for_signal()
+        with suppress(KeyboardInterrupt):
+            threading.Event().wait()
     finally:
         _stop(config.name, local=not address)
-    event("stopped", name=config.name)
-
-
-def _wait_for_signal() -> None:
-    import signal
-    import threading
-
-    asked = threading.Event()
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, lambda *_: asked.set())
-    # A bare wait() would keep the main thread from running the handlers on some platforms.
-    while not asked.wait(1.0):
-        pass
+    event("stopped", app=config.name)
 
 
 def _stop(name: str, local: bool) -> None:

@@ -87,7 +87,7 @@ def test_one_observation_there_and_a_chunk_back(peer: Peer) -> None:
     assert np.array_equal(chunk.actions, actions)
     chunk.actions[0] = 0
     assert (chunk.policy_id, chunk.valid_from, chunk.flags) == ("abc", 2, ("clipped:x",))
-    assert chunk.timings == {"infer": 3.0, "vae": 1.0, "server": 4.0}
+    assert chunk.timings == {"total": 3.0, "vae": 1.0, "server": 4.0}
     sent = peer.requests[0]
     assert sent["images"]["top"].shape == (8, 8, 3)
     assert (sent["prompt"], sent["seed"], sent["endpoint"]) == ("go", 7, "infer")

@@ -8,10 +8,10 @@ from typing import Any
 
 import numpy as np
 import pytest
-from gwp.data.canvas import Canvas
-from gwp.data.window import Window
 
+from gwp.data.canvas import Canvas
 from gwp.data.embodiment import Embodiment
+from gwp.data.window import Window
 from gwp.errors import BundleError, ObservationError
 from gwp.policy.bundle import MANIFEST, PolicySettings, seal
 from gwp.policy.contract import PolicyContract
