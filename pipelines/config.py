@@ -194,16 +194,30 @@ def _plain(node: Node) -> Any:
     return node.value
 
 
+def _beside(path: str, other: str) -> str:
+    """`other` as seen from the file `path`."""
+    if storage.is_remote(other) or other.startswith("/"):
+        return other
+    folder, slash, _ = path.rpartition("/")
+    return folder + slash + other
+
+
+def base_of(path: str) -> str | None:
+    """The file that `path` extends; None when it extends none, or cannot be read."""
+    try:
+        extends = _read(path, []).value.get("extends")
+    except ConfigError:
+        return None
+    return _beside(path, extends.value) if extends is not None and isinstance(extends.value, str) else None
+
+
 def _load_tree(path: str, sets: Iterable[str], problems: list[str]) -> Node:
     root = _read(path, problems)
     extends = root.value.pop("extends", None)
     if extends is not None and not isinstance(extends.value, str):
         problems.append(f"{extends.where} extends: should be the path of one YAML file")
     elif extends is not None:
-        base_path = extends.value
-        if not (storage.is_remote(base_path) or base_path.startswith("/")):
-            folder, slash, _ = path.rpartition("/")
-            base_path = folder + slash + base_path
+        base_path = _beside(path, extends.value)
         try:
             base = _read(base_path, problems)
         except ConfigError as error:

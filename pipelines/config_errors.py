@@ -142,6 +142,9 @@ def explain(error: ValidationError, model: type[BaseModel], root: Located) -> li
     found = []
     told: list[tuple[str, str, str]] = []
     for details in error.errors(include_url=False):
+        if details["type"] == "too_short" and len(details["input"]) >= details["ctx"]["min_length"]:
+            # Only short because entries were refused, and those are told themselves.
+            continue
         loc: tuple[str | int, ...] = details["loc"]
         if details["type"] in ("union_tag_invalid", "union_tag_not_found"):
             loc = (*loc, *_quoted(str(details["ctx"]["discriminator"])))

@@ -61,6 +61,10 @@ def test_help_names_every_verb(capsys: pytest.CaptureFixture[str]) -> None:
     assert all(f"\n    {verb} " in shown for verb in cli.VERBS)
 
 
+def test_every_verb_module_is_listed() -> None:
+    assert {path.stem for path in (ROOT / "pipelines" / "verbs").glob("[!_]*.py")} == set(cli.VERBS)
+
+
 @pytest.mark.parametrize("verb", cli.VERBS)
 def test_every_verb_explains_itself(verb: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as caught:
@@ -125,6 +129,14 @@ def test_config_check_tells_every_problem_of_every_file(tmp_path: Path) -> None:
     first, second = done.stderr.splitlines()
     assert first.startswith(f"gwp: error: {tmp_path}/a.yaml:1 kind: ")
     assert second.startswith(f"gwp: error: {tmp_path}/b.yaml:1 kind: ")
+
+
+def test_config_check_takes_a_base_as_part_of_what_extends_it(capsys: pytest.CaptureFixture[str]) -> None:
+    stages = ROOT / "pipelines" / "stages"
+    assert cli.main(["config", "check", *map(str, sorted(stages.glob("*.yaml")))]) == 0
+    shown = capsys.readouterr().out
+    assert f"{stages}/policy.yaml: ok (TrainJob)" in shown
+    assert "tiny.yaml" not in shown
 
 
 def test_a_reader_that_leaves_early_is_no_error() -> None:
