@@ -98,7 +98,8 @@ class Engine:
 
     def save(self, folder: Path) -> None:
         """Write this rank's share of the state below `folder`; every rank must call it."""
-        self._engine.save_checkpoint(str(folder), tag=_TAG, client_state={"universal_checkpoint_info": {"universal_checkpoint_version": 0.2}})
+        info = {"universal_checkpoint_info": {"universal_checkpoint_version": 0.2}}
+        self._engine.save_checkpoint(str(folder), tag=_TAG, client_state=info)
 
     def load(self, folder: Path) -> None:
         """Read the state written by `save` (all ranks' files in `folder`), converted before when the world size differs."""

@@ -1,6 +1,7 @@
 """Everything a stage needs before its workers start: codec, text encoder, embodiments, statistics, manifest. Written once per run.
 
-Run folder: job.json, manifest.parquet, embodiments.json, stats.json, texts.json, codec/, text/, then checkpoints/, progress/, events/, final/.
+Run folder: job.json, manifest.parquet, embodiments.json, stats.json, texts.json, codec/, text/, and later checkpoints/, progress/,
+events/, quarantine/, final/.
 """
 
 import json
@@ -13,7 +14,8 @@ import torch
 
 from gwp import storage
 from gwp.data.embodiment import Embodiment
-from gwp.data.manifest import Manifest, build_manifest, infer_embodiment
+from gwp.data.lerobot import infer_embodiment
+from gwp.data.manifest import Manifest, build_manifest
 from gwp.data.plan import plan_slice
 from gwp.data.sample import SampleSpec, decode_samples
 from gwp.data.stats import Stats, compute_stats

@@ -93,14 +93,19 @@ class Policy:
 
     def imagine(self, observation: Observation, chunk: ActionChunk) -> np.ndarray:
         """What the model expects the cameras to see while `chunk` is executed: uint8 `[T, H, W, 3]`, frame 0 is now."""
+        return self.imagine_given(observation, chunk.actions)
+
+    def imagine_given(self, observation: Observation, actions_pd: np.ndarray) -> np.ndarray:
+        """The same for any actions `[p, d]` in robot units, recorded ones for instance."""
         observation, embodiment = self.contract.admit(observation)
         timer = _Timer(self.device)
         with torch.inference_mode():
             context, _, _, _ = self._prepare([observation], [embodiment], timer)
-            actions = self._normalizers[embodiment.name].actions(chunk.actions[None], observation.state[None])
+            actions = self._normalizers[embodiment.name].actions(actions_pd[None], observation.state[None])
             reference = self._encode([observation], [embodiment])
             clean = self._pad(torch.from_numpy(actions))
-            future = imagine(self.model, context, clean, self._future_noise([observation], reference), self.settings.steps, self.settings.shift)
+            noise = self._future_noise([observation], reference)
+            future = imagine(self.model, context, clean, noise, self.settings.steps, self.settings.shift)
             return self.codec.decode(torch.cat([reference, future], dim=2))[0].cpu().numpy()
 
     def act_joint(self, observation: Observation) -> tuple[ActionChunk, np.ndarray]:

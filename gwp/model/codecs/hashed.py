@@ -1,0 +1,56 @@
+"""A text encoder without weights: every word has a fixed random direction. Enough to tell instructions apart."""
+
+import hashlib
+import json
+import re
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import torch
+from pydantic import BaseModel, ConfigDict, Field
+from torch import Tensor
+
+from gwp.data.text import normalise
+
+_WORD = re.compile(r"\w+|[^\w\s]")
+
+
+class HashedConfig(BaseModel):
+    """The weightless encoder."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    kind: Literal["hashed"]
+    dim: int = Field(default=64, gt=0)
+    """Width of a row."""
+    rows: int = Field(default=8, gt=0)
+    """Rows (words) kept; longer texts are cut, shorter ones padded with zeros."""
+
+
+class HashedTextEncoder:
+    """The same word at the same place gives the same row on every machine."""
+
+    kind = "hashed"
+
+    def __init__(self, dim: int, rows: int) -> None:
+        self.dim, self.rows = dim, rows
+
+    def encode(self, texts: list[str]) -> Tensor:
+        """fp32 `[n, rows, dim]`; an empty text is all zeros."""
+        out = np.zeros((len(texts), self.rows, self.dim), np.float32)
+        for i, text in enumerate(texts):
+            for j, word in enumerate(_WORD.findall(normalise(text).lower())[: self.rows]):
+                out[i, j] = self._direction(f"word {word}") + 0.25 * self._direction(f"place {j}")
+        return torch.from_numpy(out)
+
+    def _direction(self, key: str) -> np.ndarray:
+        seed = int.from_bytes(hashlib.sha256(key.encode()).digest()[:8], "big")
+        return np.random.Generator(np.random.PCG64(seed)).standard_normal(self.dim).astype(np.float32)
+
+    def digest(self) -> str:
+        return hashlib.sha256(f"hashed-1 {self.dim} {self.rows}".encode()).hexdigest()
+
+    def save(self, folder: str | Path) -> None:
+        Path(folder).mkdir(parents=True, exist_ok=True)
+        (Path(folder) / "text.json").write_text(json.dumps({"kind": self.kind, "dim": self.dim, "rows": self.rows}))

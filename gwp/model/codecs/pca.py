@@ -1,0 +1,144 @@
+"""Linear video codec: PCA of pixel blocks, with the layout and the temporal rule of the Wan codec.
+
+Latent frame 0 is a projection of frame 0 alone; latent frame k > 0 of frames 4k-3 .. 4k. So 4n+1 frames give n+1 latents and nothing
+looks ahead. Fitted in seconds from clips, decoded by the transpose.
+"""
+
+import hashlib
+import json
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Literal
+
+import torch
+from pydantic import BaseModel, ConfigDict, Field
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from gwp.errors import GwpError
+
+TEMPORAL = 4
+
+
+class PcaCodecConfig(BaseModel):
+    """A linear codec fitted on the run's own clips."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    kind: Literal["pca"]
+    spatial: int = Field(default=8, gt=0)
+    """Side of a pixel block, pixels."""
+    channels: int = Field(default=24, gt=0)
+    """Latent channels per block; four times this is a visual token's width."""
+    fit_clips: int = Field(default=400, gt=0)
+    """Clips of the manifest that the bases are fitted on."""
+
+
+class PcaCodec:
+    """See the module. Latents are scaled per channel; `whitening` 1 would make every channel unit variance.
+
+    Full whitening lets faint channels weigh as much in the flow-matching loss as those that carry the picture, none leaves the
+    first channel to drown the rest; the square root keeps their order and brings the mean variance to 1.
+    """
+
+    kind = "pca"
+    temporal = TEMPORAL
+    whitening = 0.5
+
+    def __init__(self, tensors: dict[str, Tensor], spatial: int) -> None:
+        # One memory layout, so that a codec fitted and the same codec loaded round alike.
+        self.tensors, self.spatial = {n: t.contiguous() for n, t in tensors.items()}, spatial
+        self.channels = tensors["first.basis"].shape[1]
+
+    @classmethod
+    def fit(cls, clips: Iterable[Tensor], channels: int, spatial: int) -> "PcaCodec":
+        """Bases from uint8 clips `[B, T, H, W, 3]`; GwpError when there are none or more channels are asked than blocks hold."""
+        sizes = {"first": spatial * spatial * 3, "later": spatial * spatial * 3 * TEMPORAL}
+        if channels > sizes["first"]:
+            raise GwpError(f"codec.channels {channels} is more than the {sizes['first']} numbers of a {spatial}x{spatial} block")
+        moments = {n: [torch.zeros(s, s, dtype=torch.float64), torch.zeros(s, dtype=torch.float64), 0] for n, s in sizes.items()}
+        for clip in clips:
+            first, later = _blocks(clip, spatial)
+            for name, x in (("first", first), ("later", later)):
+                flat = x.reshape(-1, x.shape[-1]).double()
+                moments[name][0] += flat.T @ flat
+                moments[name][1] += flat.sum(0)
+                moments[name][2] += len(flat)
+        tensors: dict[str, Tensor] = {}
+        for name, (second, total, count) in moments.items():
+            if not count:
+                raise GwpError("the codec saw no clips to fit on; check data.sources")
+            mean = total / count
+            values, vectors = torch.linalg.eigh(second / count - torch.outer(mean, mean))
+            basis = vectors[:, -channels:].flip(1)
+            # An eigenvector's sign is arbitrary; fix it, so that the same clips always give the same codec.
+            basis = basis * basis.gather(0, basis.abs().argmax(0, keepdim=True)).sign()
+            std = values[-channels:].flip(0).clamp(min=1e-8).sqrt()
+            scale = std.pow(cls.whitening)
+            scale = scale * (std / scale).square().mean().sqrt()
+            tensors |= {f"{name}.basis": basis.float(), f"{name}.mean": mean.float(), f"{name}.scale": scale.float()}
+        return cls(tensors, spatial)
+
+    def encode(self, frames: Tensor) -> Tensor:
+        """uint8 `[B, T, H, W, 3]`, T = 4n + 1, to fp32 `[B, C, n + 1, H / spatial, W / spatial]`."""
+        check_frames(frames, self.spatial)
+        first, later = _blocks(frames, self.spatial)
+        parts = [self._project(first, "first")] + ([self._project(later, "later")] if later.shape[1] else [])
+        return torch.cat(parts, dim=1).permute(0, 4, 1, 2, 3)
+
+    def decode(self, latents: Tensor) -> Tensor:
+        """fp32 `[B, C, n + 1, h, w]` to uint8 `[B, 4n + 1, H, W, 3]`."""
+        x = latents.float().permute(0, 2, 3, 4, 1)
+        first, later = self._restore(x[:, :1], "first"), self._restore(x[:, 1:], "later")
+        s = self.spatial
+        B, _, h, w, _ = first.shape
+        still = first.reshape(B, h, w, s, s, 3).permute(0, 1, 3, 2, 4, 5).reshape(B, 1, h * s, w * s, 3)
+        n = later.shape[1]
+        moving = later.reshape(B, n, h, w, TEMPORAL, s, s, 3).permute(0, 1, 4, 2, 5, 3, 6, 7).reshape(B, n * TEMPORAL, h * s, w * s, 3)
+        return ((torch.cat([still, moving], dim=1) + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)
+
+    def save(self, folder: str | Path) -> None:
+        folder = Path(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        save_file(self.tensors, folder / "codec.safetensors")
+        (folder / "codec.json").write_text(json.dumps({"kind": self.kind, "spatial": self.spatial, "channels": self.channels}))
+
+    @classmethod
+    def load(cls, folder: str | Path) -> "PcaCodec":
+        return cls(load_file(Path(folder) / "codec.safetensors"), json.loads((Path(folder) / "codec.json").read_text())["spatial"])
+
+    def digest(self) -> str:
+        """sha256 over everything that changes a latent."""
+        state = hashlib.sha256(f"{self.kind} {self.spatial}".encode())
+        for name in sorted(self.tensors):
+            state.update(name.encode() + self.tensors[name].cpu().numpy().tobytes())
+        return state.hexdigest()
+
+    def _project(self, blocks: Tensor, name: str) -> Tensor:
+        t = {k: self.tensors[f"{name}.{k}"].to(blocks.device) for k in ("basis", "mean", "scale")}
+        return (blocks - t["mean"]) @ t["basis"] / t["scale"]
+
+    def _restore(self, latents: Tensor, name: str) -> Tensor:
+        t = {k: self.tensors[f"{name}.{k}"].to(latents.device) for k in ("basis", "mean", "scale")}
+        return (latents * t["scale"]) @ t["basis"].T + t["mean"]
+
+
+def check_frames(frames: Tensor, spatial: int) -> None:
+    """GwpError unless `frames` is uint8 `[B, 4n + 1, H, W, 3]` with sides divisible by `spatial`."""
+    if frames.dtype != torch.uint8 or frames.ndim != 5 or frames.shape[-1] != 3:
+        raise GwpError(f"video codec: got {frames.dtype} {list(frames.shape)}, expected uint8 [B, T, H, W, 3]")
+    _, T, H, W, _ = frames.shape
+    if T % TEMPORAL != 1:
+        raise GwpError(f"video codec: {T} frames; it takes 4n + 1 (1, 5, 9, ...), change the window")
+    if H % spatial or W % spatial:
+        raise GwpError(f"video codec: {W}x{H} pixels are not divisible by {spatial}; change the canvas")
+
+
+def _blocks(frames: Tensor, s: int) -> tuple[Tensor, Tensor]:
+    """Pixel blocks in [-1, 1]: first `[B, 1, h, w, s*s*3]`, later `[B, n, h, w, 4*s*s*3]`."""
+    x = frames.float() / 127.5 - 1
+    B, T, H, W, _ = x.shape
+    h, w, n = H // s, W // s, (T - 1) // TEMPORAL
+    still = x[:, :1].reshape(B, 1, h, s, w, s, 3).permute(0, 1, 2, 4, 3, 5, 6).reshape(B, 1, h, w, s * s * 3)
+    moving = x[:, 1:].reshape(B, n, TEMPORAL, h, s, w, s, 3).permute(0, 1, 3, 5, 2, 4, 6, 7)
+    return still, moving.reshape(B, n, h, w, TEMPORAL * s * s * 3)

@@ -1,0 +1,67 @@
+"""`gwp eval`: judge a policy."""
+
+import argparse
+from typing import Any
+
+
+def add(subparsers: Any) -> None:
+    parser = subparsers.add_parser("eval", help="judge a policy on recorded episodes or in simulation")
+    verbs = parser.add_subparsers(title="verbs", metavar="VERB", required=True)
+
+    open_loop = verbs.add_parser("open-loop", help="predicted against recorded actions, beside the hold and mean baselines")
+    open_loop.set_defaults(run=run_open_loop)
+    video = verbs.add_parser("video", help="imagined against recorded frames: PSNR beside copying the first frame")
+    video.add_argument("--clips", type=int, default=8, help="windows compared (default: 8)")
+    video.set_defaults(run=run_video)
+    for verb in (open_loop, video):
+        verb.add_argument("data", metavar="URI", help="LeRobot set")
+    open_loop.add_argument("--episodes", help="which episodes: 0:5 or 0,3 (default: all)")
+
+    closed = verbs.add_parser("closed-loop", help="success in Meta-World, beside random actions")
+    closed.add_argument("--tasks", required=True, help="comma-separated, e.g. reach-v3,door-open-v3")
+    closed.add_argument("--episodes", type=int, default=20, help="fresh seeds per task (default: 20)")
+    closed.add_argument("--max-steps", type=int, default=150, help="control steps per episode (default: 150)")
+    closed.set_defaults(run=run_closed_loop)
+    for verb in (open_loop, video, closed):
+        verb.add_argument("--policy", required=True, metavar="URI", help="bundle, or models:/name@alias")
+
+
+def _load(uri: str) -> Any:
+    from gwp.policy.policy import Policy
+
+    return Policy.load(uri)
+
+
+def run_open_loop(args: argparse.Namespace) -> None:
+    import json
+
+    from pipelines.evaluate import open_loop
+
+    r = open_loop(_load(args.policy), args.data, args.episodes)
+    print(json.dumps({"mse": r.mse, "mse_hold": r.mse_hold, "mse_mean": r.mse_mean, "windows": r.windows, "per_dim": r.per_dim}, indent=1))
+
+
+def run_video(args: argparse.Namespace) -> None:
+    import json
+
+    import numpy as np
+
+    from pipelines.evaluate import imagined
+    from pipelines.report import psnr
+
+    rows = imagined(_load(args.policy), args.data, args.clips)
+    ours = [psnr(real[1:], guess[1:]) for _, real, guess in rows]
+    copy = [psnr(real[1:], np.repeat(real[:1], len(real) - 1, axis=0)) for _, real, _ in rows]
+    print(json.dumps({"psnr": float(np.mean(ours)), "psnr_copy_first_frame": float(np.mean(copy)), "windows": len(rows)}, indent=1))
+
+
+def run_closed_loop(args: argparse.Namespace) -> None:
+    import json
+
+    from pipelines.evaluate import closed_loop, random_success
+
+    tasks = [t.strip() for t in args.tasks.split(",")]
+    won = closed_loop(_load(args.policy), tasks, args.episodes, args.max_steps)
+    chance = random_success(tasks, args.episodes, args.max_steps)
+    rates = {t: {"success": won[t][0] / won[t][1], "episodes": won[t][1], "success_random": chance[t][0] / chance[t][1]} for t in tasks}
+    print(json.dumps(rates, indent=1))
