@@ -1,14 +1,18 @@
 """A run is written once and whole; an MLflow that is down or hangs costs training nothing and loses no metric."""
 
+import base64
 import json
 import socket
+import threading
 import time
 from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
 
 from gwp.errors import GwpError
+from gwp.policy.locate import locate
 from pipelines import promote, tracking
 from pipelines.tracking import RunLog
 
@@ -135,3 +139,35 @@ def test_a_local_bundle_is_no_use_to_a_server(monkeypatch: pytest.MonkeyPatch, t
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
     with pytest.raises(GwpError, match="export the policy to s3://"):
         promote.register(str(tmp_path), "id", "arm")
+
+
+def test_finding_a_policy_needs_a_server_and_shows_credentials(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert locate("s3://b/bundle") == ("s3://b/bundle", {})
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "sqlite:///x.db")
+    with pytest.raises(GwpError, match="needs an MLflow server"):
+        locate("models:/gwp@champion")
+
+    class Registry(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            known = self.headers["Authorization"] in ("Bearer secret", "Basic " + base64.b64encode(b"me:secret").decode())
+            self.send_response(200 if known and self.path.endswith("alias?name=my+arm&alias=champion") else 401)
+            self.end_headers()
+            self.wfile.write(json.dumps({"model_version": {"version": "7", "source": "s3://b/seven", "tags": []}}).encode())
+
+        def log_message(self, *args: object) -> None:
+            """Quiet."""
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Registry) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://127.0.0.1:{server.server_port}/")
+        with pytest.raises(GwpError, match="set MLFLOW_TRACKING_USERNAME"):
+            locate("models:/my arm@champion")
+        for credentials in ({"MLFLOW_TRACKING_TOKEN": "secret"},
+                            {"MLFLOW_TRACKING_USERNAME": "me", "MLFLOW_TRACKING_PASSWORD": "secret"}):
+            for name, value in credentials.items():
+                monkeypatch.setenv(name, value)
+            found, known = locate("models:/my arm@champion")
+            assert (found, known["version"]) == ("s3://b/seven", "7")
+        server.shutdown()
+    with pytest.raises(GwpError, match="does not answer"):
+        locate("models:/my arm@champion")

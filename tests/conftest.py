@@ -1,0 +1,51 @@
+"""What all tests share: markers by folder, cheap tests first, and one mini-cluster per session for those that ask for it."""
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from clusters.mini import MiniCluster
+
+# Before anything imports DeepSpeed, so that a machine with a GPU takes the same path.
+os.environ.setdefault("DS_ACCELERATOR", "cpu")
+
+HERE = Path(__file__).parent
+ORDER = ("unit", "parity", "bench", "cluster", "chaos")
+MARKED = {"cluster", "chaos"}
+
+
+def _room(item: pytest.Item) -> str:
+    return item.path.relative_to(HERE).parts[0]
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        if _room(item) in MARKED:
+            item.add_marker(_room(item))
+
+    def when(item: pytest.Item) -> tuple[int, bool]:
+        # Tests that start clusters of their own come before the shared one exists: two at a time are more than small machines hold.
+        return ORDER.index(_room(item)), "mini" in getattr(item, "fixturenames", ())
+
+    items.sort(key=when)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _own_places(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """No test reads or writes the user's cache or tracking store."""
+    place = tmp_path_factory.mktemp("own")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("GWP_CACHE", str(place / "cache"))
+        patch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{place / 'mlflow.db'}")
+        yield
+
+
+@pytest.fixture(scope="session")
+def mini(tmp_path_factory: pytest.TempPathFactory) -> Iterator[MiniCluster]:
+    """The session's mini-cluster; this process is a Ray driver of it, and its environment points at its S3 and MLflow."""
+    with MiniCluster(tmp_path_factory.mktemp("mini")) as cluster:
+        cluster.connect()
+        yield cluster
