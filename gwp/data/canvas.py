@@ -1,0 +1,106 @@
+"""From camera views to the one picture that the model sees."""
+
+from collections.abc import Iterable
+from typing import Literal, get_args
+
+import numpy as np
+from PIL import Image
+from pydantic import BaseModel, ConfigDict, Field
+
+from gwp.data.embodiment import Slot
+from gwp.errors import DataError
+
+SLOTS: tuple[Slot, ...] = get_args(Slot)
+"""Slots in canonical order: it is the order of drawing crops and of columns."""
+
+Box = tuple[int, int, int, int]
+"""x, y, width, height in pixels; the origin is the upper left corner."""
+
+
+class Canvas(BaseModel):
+    """How the views of one moment are composed.
+
+    `t`: front over the whole width on the upper half, left and right below, side by side. `horizontal`: the views side by side.
+    `single`: one view. In every layout a sample that has the front view alone (a plain video, a robot with one camera) fills the
+    canvas with it.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    layout: Literal["t", "horizontal", "single"]
+    """Arrangement of the views."""
+    width: int = Field(gt=0)
+    """Width of the whole canvas, pixels."""
+    height: int = Field(gt=0)
+    """Height of the whole canvas, pixels."""
+
+    def boxes(self, views: Iterable[Slot] | None = None) -> dict[Slot, Box]:
+        """Where each view goes. `views`: the slots that a sample has; None: all that the layout can hold.
+
+        DataError when the layout has no place for these views.
+        """
+        w, h = self.width, self.height
+        every: tuple[Slot, ...] = ("front",) if self.layout == "single" else SLOTS
+        given = every if views is None else tuple(s for s in SLOTS if s in set(views))
+        if given == ("front",):
+            return {"front": (0, 0, w, h)}
+        if not given or self.layout == "single" or (self.layout == "t" and given != SLOTS):
+            wanted = {"single": "front", "t": "front, left and right, or front alone", "horizontal": "at least one view"}
+            raise DataError(
+                f"canvas layout '{self.layout}' takes {wanted[self.layout]}; the cameras given are {', '.join(given) or 'none'}. "
+                "Name other `cameras`, or choose another layout"
+            )
+        if self.layout == "t":
+            top, left = h // 2, w // 2
+            return {"front": (0, 0, w, top), "left": (0, top, left, h - top), "right": (left, top, w - left, h - top)}
+        edges = [i * w // len(given) for i in range(len(given) + 1)]
+        return {slot: (x, 0, end - x, h) for slot, x, end in zip(given, edges, edges[1:], strict=True)}
+
+
+def crop_positions(rng: np.random.Generator | None) -> dict[Slot, tuple[float, float]]:
+    """Where each view is cropped, as a share of its horizontal and vertical slack in [0, 1); `rng` None: the centre.
+
+    All slots draw, whether a sample has them or not, so that a view's crop does not depend on the other cameras.
+    """
+    if rng is None:
+        return dict.fromkeys(SLOTS, (0.5, 0.5))
+    draws = rng.random((len(SLOTS), 2))
+    return {slot: (float(x), float(y)) for slot, (x, y) in zip(SLOTS, draws, strict=True)}
+
+
+def fit_view(frames: np.ndarray, width: int, height: int, at: tuple[float, float]) -> np.ndarray:
+    """Scale uint8 `[T, H, W, 3]` until it covers width x height, then crop: uint8 `[T, height, width, 3]`.
+
+    `at`: shares of the slack that are cut on the left and on top; the same for all frames. Bilinear, anti-aliased.
+    """
+    if frames.ndim != 4 or frames.shape[-1] != 3 or frames.dtype != np.uint8 or 0 in frames.shape:
+        raise DataError(f"camera frames must be uint8 [T, H, W, 3], got {frames.dtype} {list(frames.shape)}")
+    _, h, w, _ = frames.shape
+    scale = max(width / w, height / h)
+    # Rounding must not leave the box uncovered.
+    new_w, new_h = max(width, round(w * scale)), max(height, round(h * scale))
+    x = min(int(at[0] * (new_w - width + 1)), new_w - width)
+    y = min(int(at[1] * (new_h - height + 1)), new_h - height)
+    if at == (0.5, 0.5):
+        x, y = (new_w - width) // 2, (new_h - height) // 2
+    if (new_w, new_h) != (w, h):
+        # One scaler for training and serving: swscale and PIL differ by a few grey levels.
+        frames = np.stack([np.asarray(Image.fromarray(f).resize((new_w, new_h), Image.Resampling.BILINEAR)) for f in frames])
+    return frames[:, y : y + height, x : x + width]
+
+
+def compose(views: dict[Slot, np.ndarray], canvas: Canvas, rng: np.random.Generator | None) -> np.ndarray:
+    """Canvases uint8 `[T, height, width, 3]` from views uint8 `[T, H, W, 3]` of any sizes.
+
+    `rng` draws one crop offset per view, shared by its frames; None crops the centre (serving, evaluation).
+    DataError when the layout has no place for these views or their lengths differ.
+    """
+    at = crop_positions(rng)
+    boxes = canvas.boxes(views)
+    lengths = {len(v) for v in views.values()}
+    if len(lengths) != 1:
+        raise DataError(f"views of one sample have {sorted(lengths)} frames; they must have equally many")
+    out = np.empty((lengths.pop(), canvas.height, canvas.width, 3), np.uint8)
+    for slot, (x, y, w, h) in boxes.items():
+        out[:, y : y + h, x : x + w] = fit_view(views[slot], w, h, at[slot])
+    return out

@@ -1,0 +1,225 @@
+"""LeRobot sets v2.0, v2.1 and v3.0: what their metadata say.
+
+Rows and frames are addressed by position: the k-th row of an episode belongs to the frame at `from_timestamp + k / fps`. Recorded
+timestamps drift and do not always start at 0, so they are not used.
+"""
+
+import hashlib
+import io
+import json
+from dataclasses import dataclass
+from difflib import get_close_matches
+from math import prod
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+from pydantic import ValidationError
+
+from gwp import storage
+from gwp.data.canvas import SLOTS
+from gwp.data.embodiment import Embodiment, Slot
+from gwp.errors import DataError
+
+STATE, ACTION = "observation.state", "action"
+INFO = "meta/info.json"
+QUALITY_LABELS = frozenset({"qualified", "unqualified", "success", "failure"})
+"""Entries of an episode's `tasks` that judge it instead of saying what to do."""
+
+
+@dataclass(frozen=True)
+class VideoSpan:
+    """Frames of one camera in one episode: file below the set, start and end in seconds (end None: end of the file)."""
+
+    file: str
+    start: float
+    end: float | None
+
+
+@dataclass(frozen=True)
+class Episode:
+    """One episode: rows, the Parquet file below the set that holds them, and one video span per camera."""
+
+    index: int
+    length: int
+    data_file: str
+    videos: dict[str, VideoSpan]
+    text: str
+
+
+@dataclass(frozen=True)
+class LeRobotSet:
+    """Metadata of a set. `cameras`: key -> feature of info.json. `files`: every file below `uri` -> bytes."""
+
+    uri: str
+    version: str
+    robot_type: str
+    fps: float
+    state_names: tuple[str, ...]
+    action_names: tuple[str, ...]
+    named: bool
+    cameras: dict[str, dict[str, Any]]
+    episodes: tuple[Episode, ...]
+    files: dict[str, int]
+    fingerprint: str
+
+    def slots(self, cameras: dict[Slot, str] | None) -> dict[Slot, str]:
+        """The given cameras, or the set's own in its order. DataError when one is not there, or when there are more than slots."""
+        if cameras is None:
+            if not 0 < len(self.cameras) <= len(SLOTS):
+                have = ", ".join(self.cameras) or "none"
+                raise DataError(f"{self.uri}: name up to {len(SLOTS)} `cameras` (front, left, right); the set has {have}")
+            return dict(zip(SLOTS, self.cameras, strict=False))
+        for camera in cameras.values():
+            if camera not in self.cameras:
+                close = get_close_matches(camera, self.cameras, 1)
+                hint = f"did you mean '{close[0]}'? " if close else ""
+                raise DataError(f"{self.uri}: no camera '{camera}'; {hint}The set has {', '.join(self.cameras) or 'no video'}")
+        return {slot: cameras[slot] for slot in SLOTS if slot in cameras}
+
+
+def is_lerobot(uri: str) -> bool:
+    return storage.exists(storage.join(uri, INFO))
+
+
+def read_set(uri: str) -> LeRobotSet:
+    """Metadata of the set at `uri`. Raises DataError when it is no LeRobot set, is of another version, or is empty."""
+    files = storage.list_files(uri)
+    if INFO not in files:
+        raise DataError(f"{uri}: not a LeRobot set ({INFO} is missing); check the URI, or set `format: clips` for plain videos")
+    raw = storage.read_bytes(storage.join(uri, INFO))
+    try:
+        info: dict[str, Any] = json.loads(raw)
+        version, fps, features = str(info["codebase_version"]), float(info["fps"]), dict(info["features"])
+        if not version.startswith(("v2.", "v3.")):
+            raise DataError(f"{uri}: LeRobot format {version} is not read; convert the set to v2.1 or v3.0")
+        read = _episodes_v3 if version.startswith("v3.") else _episodes_v2
+        episodes = read(uri, info, files)
+    except (KeyError, ValueError, TypeError, IndexError, pa.ArrowException) as error:
+        raise DataError(f"{uri}: broken metadata ({type(error).__name__}: {error}); write the set again") from error
+    if not episodes:
+        raise DataError(f"{uri}: the set has no episodes")
+    digest = hashlib.sha256(raw)
+    for name, size in sorted(files.items()):
+        if name.startswith(("meta/", "data/", "video")):
+            digest.update(f"{name}:{size}\n".encode())
+        if "episodes" in name:
+            digest.update(storage.read_bytes(storage.join(uri, name)))
+    states, actions = (_names(features.get(key), key) for key in (STATE, ACTION))
+    cameras = {key: f for key, f in features.items() if f.get("dtype") == "video" and not _is_depth(f)}
+    return LeRobotSet(
+        uri, version, str(info.get("robot_type") or "unknown"), fps, states[0], actions[0], states[1] and actions[1], cameras,
+        tuple(sorted(episodes, key=lambda e: e.index)), files, digest.hexdigest()[:12],
+    )
+
+
+def _is_depth(feature: dict[str, Any]) -> bool:
+    about = feature.get("info") or feature.get("video_info") or {}
+    return bool(about.get("video.is_depth_map") or about.get("is_depth_map"))
+
+
+def _names(feature: dict[str, Any] | None, key: str) -> tuple[tuple[str, ...], bool]:
+    """Names of a vector feature, whether the set gives them; made up from the position where it does not."""
+    if feature is None:
+        return (), True
+    names, width = feature.get("names"), prod(feature["shape"])
+    if isinstance(names, dict) and all(isinstance(v, int) for v in names.values()):
+        names = sorted(names, key=names.__getitem__)
+    flat = _flat(names)
+    if len(flat) != width:
+        return tuple(f"{key.rpartition('.')[2]}_{i}" for i in range(width)), False
+    return tuple(flat), True
+
+
+def _flat(names: Any) -> list[str]:
+    if isinstance(names, dict):
+        names = list(names.values())
+    if isinstance(names, (list, tuple)):
+        return [text for item in names for text in _flat(item)]
+    return [] if names is None else [str(names)]
+
+
+def _instruction(tasks: Any, table: dict[int, str]) -> str:
+    """The first entry that is an instruction; the set's only task where the episode names none."""
+    given = [table.get(t, "") if isinstance(t, int) else str(t) for t in tasks or []]
+    real = [t for t in given if t.strip().lower() not in QUALITY_LABELS]
+    if not given and len(table) == 1:
+        real = list(table.values())
+    return real[0] if real else ""
+
+
+def _json_lines(uri: str, name: str) -> list[dict[str, Any]]:
+    lines = storage.read_bytes(storage.join(uri, name)).decode().splitlines()
+    return [json.loads(line) for line in lines if line.strip()]
+
+
+def _episodes_v2(uri: str, info: dict[str, Any], files: dict[str, int]) -> list[Episode]:
+    table = {int(t["task_index"]): str(t["task"]) for t in _json_lines(uri, "meta/tasks.jsonl")} if "meta/tasks.jsonl" in files else {}
+    keys = [k for k, f in info["features"].items() if f.get("dtype") == "video"]
+    chunks = int(info.get("chunks_size") or 1000)
+    episodes = []
+    for row in _json_lines(uri, "meta/episodes.jsonl"):
+        i = int(row["episode_index"])
+        place = {"episode_chunk": i // chunks, "episode_index": i}
+        videos = {k: VideoSpan(str(info["video_path"]).format(video_key=k, **place), 0.0, None) for k in keys}
+        data = str(info["data_path"]).format(**place)
+        episodes.append(Episode(i, int(row["length"]), data, videos, _instruction(row.get("tasks"), table)))
+    return episodes
+
+
+def _read_parquet(uri: str, columns: list[str] | None = None) -> pa.Table:
+    return pq.read_table(io.BytesIO(storage.read_bytes(uri)), columns=columns)
+
+
+def _episodes_v3(uri: str, info: dict[str, Any], files: dict[str, int]) -> list[Episode]:
+    table: dict[int, str] = {}
+    if "meta/tasks.parquet" in files:
+        tasks = _read_parquet(storage.join(uri, "meta/tasks.parquet"))
+        # Written through pandas the text is the index, whose column has no name of its own in older files.
+        text = "task" if "task" in tasks.column_names else "__index_level_0__"
+        table = dict(zip(tasks["task_index"].to_pylist(), map(str, tasks[text].to_pylist()), strict=True))
+    keys = [k for k, f in info["features"].items() if f.get("dtype") == "video"]
+    episodes = []
+    for name in sorted(n for n in files if n.startswith("meta/episodes/") and n.endswith(".parquet")):
+        raw = storage.read_bytes(storage.join(uri, name))
+        wanted = [c for c in pq.read_schema(io.BytesIO(raw)).names if not c.startswith("stats/")]
+        for row in pq.read_table(io.BytesIO(raw), columns=wanted).to_pylist():
+            videos = {k: _span_v3(row, k, info) for k in keys if row.get(f"videos/{k}/file_index") is not None}
+            data = str(info["data_path"]).format(chunk_index=row["data/chunk_index"], file_index=row["data/file_index"])
+            text = _instruction(row.get("tasks"), table)
+            episodes.append(Episode(int(row["episode_index"]), int(row["length"]), data, videos, text))
+    return episodes
+
+
+def _span_v3(row: dict[str, Any], key: str, info: dict[str, Any]) -> VideoSpan:
+    # Each camera starts new files at its own pace, so file and start are the camera's, not the episode's.
+    chunk, file = row[f"videos/{key}/chunk_index"], row[f"videos/{key}/file_index"]
+    path = str(info["video_path"]).format(video_key=key, chunk_index=chunk, file_index=file)
+    return VideoSpan(path, float(row[f"videos/{key}/from_timestamp"]), row.get(f"videos/{key}/to_timestamp"))
+
+
+def infer_embodiment(
+    uri: str,
+    name: str,
+    chunk: int,
+    replan: int,
+    cameras: dict[Slot, str] | None = None,
+    delta_mask: tuple[bool, ...] | None = None,
+    id: int = 0,  # noqa: A002
+) -> Embodiment:
+    """The robot of a LeRobot set: names, rate and cameras from its info.json.
+
+    `cameras`: slot -> camera key; None: the set's cameras in its order. `delta_mask`: one entry per action; None: all absolute.
+    DataError when the set has no state or action, lacks a camera, or the mask does not fit.
+    """
+    data = read_set(uri)
+    if not data.state_names or not data.action_names:
+        raise DataError(f"{uri}: the set has no '{STATE}' or no '{ACTION}'; use it without an embodiment (video only)")
+    try:
+        return Embodiment(
+            name=name, id=id, fps=data.fps, state_names=data.state_names, action_names=data.action_names,
+            delta_mask=delta_mask or (), cameras=data.slots(cameras), chunk=chunk, replan=replan,
+        )
+    except ValidationError as error:
+        reasons = "; ".join(str(e["msg"]).removeprefix("Value error, ") for e in error.errors())
+        raise DataError(f"{uri}: cannot describe robot '{name}': {reasons}") from error

@@ -1,0 +1,150 @@
+"""Whether the files of a LeRobot set hold what its metadata say."""
+
+from concurrent.futures import ThreadPoolExecutor
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from gwp import storage
+from gwp.data.embodiment import Embodiment
+from gwp.data.lerobot import ACTION, STATE, Episode, LeRobotSet
+from gwp.data.source import Source
+from gwp.data.video import VideoInfo, open_video, probe
+from gwp.errors import DataError, GwpError
+
+
+class EpisodeCheck:
+    """Looks once into every file that episodes need and says which episodes are usable."""
+
+    def __init__(self, data: LeRobotSet) -> None:
+        self.set = data
+        self._rows: dict[str, dict[int, tuple[int, int]] | str] = {}
+        self._videos: dict[str, VideoInfo | str] = {}
+
+    def look(self, episodes: list[Episode], cameras: list[str], vectors: bool) -> None:
+        """Read what `check` will need, several files at a time where they are far away."""
+        data = sorted({e.data_file for e in episodes}) if vectors else []
+        videos = sorted({e.videos[c].file for e in episodes for c in cameras if c in e.videos})
+        with ThreadPoolExecutor(8 if self.set.uri.startswith("s3://") else 1) as pool:
+            list(pool.map(self.rows, data))
+            list(pool.map(self.video, videos))
+
+    def rows(self, file: str) -> dict[int, tuple[int, int]] | str:
+        """Episode -> first row and number of rows in a data file, or why it cannot be read."""
+        if file not in self._rows:
+            try:
+                self._rows[file] = self._read_rows(file)
+            except (GwpError, OSError, pa.ArrowException) as error:
+                self._rows[file] = str(error) if isinstance(error, GwpError) else f"{file} cannot be read as Parquet ({error})"
+        return self._rows[file]
+
+    def _read_rows(self, file: str) -> dict[int, tuple[int, int]]:
+        if file not in self.set.files:
+            raise DataError(f"{file} is missing")
+        with storage.open_read(storage.join(self.set.uri, file)) as handle:
+            parquet = pq.ParquetFile(handle)
+            missing = {STATE, ACTION} - set(parquet.schema_arrow.names)
+            if missing:
+                raise DataError(f"{file} has no column {' and '.join(sorted(missing))}")
+            if not self.set.version.startswith("v3."):
+                return {-1: (0, parquet.metadata.num_rows)}
+            indices = parquet.read(columns=["episode_index"])["episode_index"].combine_chunks()
+        runs = pc.run_end_encode(indices, run_end_type=pa.int64())
+        result: dict[int, tuple[int, int]] = {}
+        start = 0
+        for episode, end in zip(runs.values.to_pylist(), runs.run_ends.to_pylist(), strict=True):
+            if episode in result:
+                raise DataError(f"{file}: the rows of episode {episode} do not lie together")
+            result[episode] = (start, end - start)
+            start = end
+        return result
+
+    def video(self, file: str) -> VideoInfo | str:
+        """Facts of a video file, or why it cannot be read."""
+        if file not in self._videos:
+            self._videos[file] = self._probe(file)
+        return self._videos[file]
+
+    def _probe(self, file: str) -> VideoInfo | str:
+        if file not in self.set.files:
+            return f"{file} is missing"
+        try:
+            with open_video(storage.join(self.set.uri, file), self.set.files[file]) as handle:
+                return probe(handle)
+        except (GwpError, OSError) as error:
+            return f"{file} {error}"
+
+    def check(self, episode: Episode, cameras: list[str], vectors: bool) -> int:
+        """First row of the episode in its data file (0 without `vectors`). Raises DataError with the reason it cannot be used."""
+        if episode.length <= 0:
+            raise DataError("has no rows")
+        first = self._check_rows(episode) if vectors else 0
+        for camera in cameras:
+            self._check_video(episode, camera)
+        return first
+
+    def _check_rows(self, episode: Episode) -> int:
+        rows = self.rows(episode.data_file)
+        if isinstance(rows, str):
+            raise DataError(rows)
+        first, count = rows.get(episode.index if self.set.version.startswith("v3.") else -1, (0, 0))
+        if count != episode.length:
+            raise DataError(f"metadata say {episode.length} rows, {episode.data_file} has {count}")
+        return first
+
+    def _check_video(self, episode: Episode, camera: str) -> None:
+        span = episode.videos.get(camera)
+        if span is None:
+            raise DataError(f"has no video of {camera}")
+        info, fps = self.video(span.file), self.set.fps
+        if isinstance(info, str):
+            raise DataError(info)
+        if abs(info.fps - fps) > 0.01 * fps:
+            raise DataError(f"{span.file} runs at {info.fps:g} Hz, the set at {fps:g} Hz")
+        if not self.set.version.startswith("v3."):
+            frames = float(info.frames)
+        elif span.end is not None:
+            frames = (span.end - span.start) * fps
+        else:
+            frames = episode.length
+        if abs(frames - episode.length) > 0.5:
+            raise DataError(f"{camera} has {frames:.0f} frames, the episode has {episode.length} rows")
+        if span.start * fps + episode.length > info.frames + 0.5:
+            raise DataError(f"{camera} ends at frame {span.start * fps + episode.length:.0f} of {span.file}, which has {info.frames}")
+
+
+def check_embodiment(data: LeRobotSet, embodiment: Embodiment) -> None:
+    """DataError when a set's rate, widths or names differ from those of the robot it is said to be of."""
+    if abs(data.fps - embodiment.fps) > 1e-3 * embodiment.fps:
+        raise DataError(
+            f"{data.uri} is at {data.fps:g} Hz, embodiment {embodiment.name} at {embodiment.fps:g} Hz; give it another embodiment"
+        )
+    pairs = (("state", data.state_names, embodiment.state_names), ("action", data.action_names, embodiment.action_names))
+    for what, there, ours in pairs:
+        if not there:
+            raise DataError(f"{data.uri}: no {what}; set `with_actions: false` for video only")
+        if len(there) != len(ours):
+            raise DataError(f"{data.uri}: {len(there)} {what} dimensions, embodiment {embodiment.name} has {len(ours)}")
+        if data.named and there != ours:
+            i = next(i for i, (a, b) in enumerate(zip(there, ours, strict=True)) if a != b)
+            raise DataError(
+                f"{data.uri}: {what} {i} is '{there[i]}', embodiment {embodiment.name} has '{ours[i]}'; give it another embodiment"
+            )
+
+
+def usable_episodes(
+    data: LeRobotSet, source: Source, cameras: list[str]
+) -> tuple[list[tuple[Episode, int]], list[tuple[Episode, str]]]:
+    """Chosen episodes with their first row in the data file, and those that cannot be used with the reason."""
+    chosen = set(source.select([e.index for e in data.episodes]))
+    episodes = [e for e in data.episodes if e.index in chosen]
+    check = EpisodeCheck(data)
+    check.look(episodes, cameras, source.labelled)
+    good, bad = [], []
+    for episode in episodes:
+        try:
+            good.append((episode, check.check(episode, cameras, source.labelled)))
+        except DataError as error:
+            bad.append((episode, str(error)))
+    return good, bad

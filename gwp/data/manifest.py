@@ -1,0 +1,204 @@
+"""The manifest: one row per sample that a stage may read. Made once per run; every file is looked at once."""
+
+import hashlib
+import io
+import json
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from gwp import storage
+from gwp.data.clips import Clip, ClipSet, read_clips
+from gwp.data.embodiment import Embodiment, Slot
+from gwp.data.lerobot import is_lerobot, read_set
+from gwp.data.lerobot_check import check_embodiment, usable_episodes
+from gwp.data.source import Source
+from gwp.data.text import normalise, text_hash
+from gwp.data.video import open_video, probe
+from gwp.data.window import ClipWindow, Window
+from gwp.errors import DataError
+
+_VIEW = pa.struct([("slot", pa.string()), ("uri", pa.string()), ("bytes", pa.int64()), ("start_s", pa.float64())])
+SCHEMA = pa.schema([
+    # data set fingerprint / episode / row, or / file / milliseconds
+    ("sample_id", pa.string()), ("source", pa.int32()), ("kind", pa.string()), ("weight", pa.float64()), ("has_action", pa.bool_()),
+    ("embodiment", pa.string()), ("embodiment_id", pa.int64()), ("text_key", pa.string()), ("fps", pa.float64()),
+    # Row of the episode that the sample starts at, rows of the episode, and where its rows begin in the data file.
+    ("start", pa.int64()), ("length", pa.int64()), ("data_file", pa.string()), ("first_row", pa.int64()),
+    # Start in seconds: of the episode in that file (kind robot), of the sample (kind clip).
+    ("views", pa.list_(_VIEW)),
+])
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """`table` as in SCHEMA; `skipped`: what is left out, each with `uri`, `item` and `reason`; `rule`: what the rows depend on."""
+
+    table: pa.Table
+    skipped: tuple[dict[str, str], ...]
+    by_key: dict[str, str]
+    rule: dict[str, Any]
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """sha256 of the samples in order and how they are cut, whatever folder or bucket they lie in."""
+        digest = hashlib.sha256(json.dumps(self.rule, sort_keys=True).encode())
+        for name in ("sample_id", "text_key"):
+            digest.update("\n".join(self.table[name].to_pylist()).encode())
+        digest.update(self.table["source"].to_numpy().tobytes())
+        return digest.hexdigest()
+
+    def rows(self, ids: Iterable[int]) -> list[dict[str, Any]]:
+        """Rows by position, as `decode_samples` takes them."""
+        rows: list[dict[str, Any]] = self.table.take(pa.array(np.fromiter(ids, np.int64))).to_pylist()
+        return rows
+
+    def texts(self) -> dict[str, str]:
+        """text_key -> normalised text of every instruction and caption."""
+        return dict(self.by_key)
+
+    def save(self, uri: str) -> None:
+        """Write one Parquet file."""
+        about = {"skipped": self.skipped, "texts": self.by_key, "rule": self.rule}
+        buffer = io.BytesIO()
+        pq.write_table(self.table.replace_schema_metadata({"gwp": json.dumps(about)}), buffer, compression="zstd")
+        storage.write_bytes(uri, buffer.getvalue())
+
+    @classmethod
+    def load(cls, uri: str) -> "Manifest":
+        """Read what `save` wrote. DataError for anything else."""
+        try:
+            table = pq.read_table(io.BytesIO(storage.read_bytes(uri)))
+            about = json.loads(table.schema.metadata[b"gwp"])
+            return cls(table.cast(SCHEMA).replace_schema_metadata(None), tuple(about["skipped"]), about["texts"], about["rule"])
+        except (pa.ArrowException, KeyError, TypeError, ValueError) as error:
+            raise DataError(f"{uri}: not a manifest of this version ({error}); build it again") from error
+
+
+class _Builder:
+    """Rows of one manifest while they are collected, column by column: there may be tens of millions."""
+
+    def __init__(self) -> None:
+        self.tables: list[pa.Table] = []
+        self.skipped: list[dict[str, str]] = []
+        self.texts: dict[str, str] = {}
+
+    def skip(self, uri: str, item: str, reason: str) -> None:
+        self.skipped.append({"uri": uri, "item": item, "reason": reason})
+
+    def add(self, ids: list[str], starts: np.ndarray, views: list[list[dict[str, Any]]], text: str, shared: dict[str, Any]) -> None:
+        """Samples of one file or episode: what differs by sample, and what they share."""
+        key = text_hash(text)
+        self.texts[key] = normalise(text)
+        n = len(ids)
+        columns = {"sample_id": ids, "start": starts, "views": views}
+        same = shared | {"text_key": key}
+        arrays = [
+            pa.array(columns[f.name], f.type) if f.name in columns else pa.repeat(pa.scalar(same[f.name], f.type), n) for f in SCHEMA
+        ]
+        self.tables.append(pa.Table.from_arrays(arrays, schema=SCHEMA))
+
+
+def build_manifest(
+    sources: Sequence[Source], *, embodiments: dict[str, Embodiment], window: Window, clip: ClipWindow
+) -> Manifest:
+    """Look at every source and list its samples.
+
+    Of a labelled robot set every row starts a sample (the end of the episode is clamped and masked); of an unlabelled one every row
+    whose frames lie inside the episode. A plain video gives clips one after another, without overlap. Episodes and videos that
+    cannot be used are left out and named in `skipped`. DataError when a source has nothing usable or does not fit its embodiment.
+    """
+    build, kinds = _Builder(), set()
+    for number, source in enumerate(sources):
+        known, broken = len(build.tables), len(build.skipped)
+        is_set = source.format == "lerobot" or (source.format == "auto" and is_lerobot(source.uri))
+        kinds.add("robot" if is_set else "clip")
+        if is_set:
+            _add_robot(build, number, source, embodiments, window)
+        else:
+            _add_clips(build, number, source, clip)
+        if len(build.tables) == known:
+            first = "; ".join(f"{s['item']}: {s['reason']}" for s in build.skipped[broken : broken + 3])
+            raise DataError(f"{source.uri}: nothing usable in {len(build.skipped) - broken} episodes or videos ({first})")
+    if len(kinds) == 2 and window.frames != clip.frames:
+        raise DataError(
+            f"robot samples have {window.frames} frames, clips {clip.frames}: one batch needs equally many; "
+            f"set clip.frames to {window.frames}"
+        )
+    rule = {
+        "window": window.model_dump(mode="json"), "clip": clip.model_dump(mode="json"),
+        "sources": [s.model_dump(mode="json", exclude={"uri"}) for s in sources],
+        "embodiments": {n: e.model_dump(mode="json") for n, e in sorted(embodiments.items())},
+    }
+    table = pa.concat_tables(build.tables).combine_chunks() if build.tables else SCHEMA.empty_table()
+    return Manifest(table, tuple(build.skipped), build.texts, rule)
+
+
+def _add_robot(build: _Builder, number: int, source: Source, embodiments: dict[str, Embodiment], window: Window) -> None:
+    data = read_set(source.uri)
+    embodiment = None
+    if source.embodiment is not None:
+        if source.embodiment not in embodiments:
+            raise DataError(f"{source.uri}: embodiment '{source.embodiment}' is not described; known: {', '.join(embodiments) or 'none'}")
+        embodiment = embodiments[source.embodiment]
+    if embodiment and source.labelled:
+        check_embodiment(data, embodiment)
+    wanted = source.cameras or (embodiment.cameras if embodiment else None)
+    cameras: dict[Slot, str] = data.slots(wanted) if wanted or not data.cameras else {"front": next(iter(data.cameras))}
+    if not cameras:
+        raise DataError(f"{source.uri}: the set has no video")
+    good, bad = usable_episodes(data, source, list(cameras.values()))
+    for episode, reason in bad:
+        build.skip(source.uri, f"episode {episode.index}", reason)
+    shared = {
+        "source": number, "kind": "robot", "weight": source.weight, "has_action": source.labelled, "fps": data.fps,
+        "embodiment": embodiment.name if embodiment else None, "embodiment_id": embodiment.id if embodiment else 0,
+    }
+    for episode, first_row in good:
+        # Without labels there is no mask that would tell the still picture after the end from a robot that stands still.
+        starts = np.arange(episode.length if source.labelled else episode.length - window.chunk)
+        if len(starts) == 0:
+            build.skip(source.uri, f"episode {episode.index}", f"{episode.length} rows are shorter than a window of {window.chunk + 1}")
+            continue
+        spans = [(slot, episode.videos[camera]) for slot, camera in cameras.items()]
+        views = [
+            {"slot": slot, "uri": storage.join(data.uri, v.file), "bytes": data.files[v.file], "start_s": v.start} for slot, v in spans
+        ]
+        ids = [f"{data.fingerprint}/{episode.index:06d}/{k:06d}" for k in starts]
+        place = {"length": episode.length, "data_file": storage.join(data.uri, episode.data_file), "first_row": first_row}
+        text = episode.text if source.task is None else source.task
+        build.add(ids, starts, [views] * len(ids), text, shared | place)
+
+
+def _add_clips(build: _Builder, number: int, source: Source, clip: ClipWindow) -> None:
+    found = read_clips(source.uri)
+    for name in found.missing:
+        build.skip(source.uri, name, "named in metadata.jsonl, but there is no such video")
+    chosen = source.select(list(range(len(found.clips))))
+    for video in (found.clips[i] for i in chosen):
+        try:
+            _add_clip(build, number, source, clip, found, video)
+        except DataError as error:
+            build.skip(source.uri, video.name, str(error))
+
+
+def _add_clip(build: _Builder, number: int, source: Source, clip: ClipWindow, found: ClipSet, video: Clip) -> None:
+    with open_video(video.uri, video.size) as handle:
+        info = probe(handle)
+    # The last frame stands for half a frame more.
+    room = (info.frames - 0.5) / info.fps - clip.offsets_s[-1]
+    if room < 0:
+        raise DataError(f"{info.duration_s:.2f} s are shorter than a clip of {clip.offsets_s[-1]:.2f} s")
+    starts = np.arange(int(room / clip.period_s) + 1) * clip.period_s
+    ids = [f"{found.fingerprint}/{video.name}/{round(s * 1000):08d}" for s in starts]
+    views = [[{"slot": "front", "uri": video.uri, "bytes": video.size, "start_s": float(s)}] for s in starts]
+    shared = {
+        "source": number, "kind": "clip", "weight": source.weight, "has_action": False, "embodiment": None, "embodiment_id": 0,
+        "fps": info.fps, "length": info.frames, "data_file": None, "first_row": 0,
+    }
+    build.add(ids, np.zeros(len(ids), np.int64), views, video.caption if source.task is None else source.task, shared)

@@ -1,0 +1,184 @@
+"""Manifest rows to samples: decode, compose, take differences, normalise, pad."""
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+
+from gwp.data.canvas import Box, Canvas, crop_positions, fit_view
+from gwp.data.embodiment import Embodiment
+from gwp.data.stats import Normalizer, Stats
+from gwp.data.vectors import read_vectors
+from gwp.data.video import explained, frames_at, open_video
+from gwp.data.window import ClipWindow, Window
+from gwp.errors import DataError
+
+
+@dataclass(frozen=True)
+class SampleSpec:
+    """How samples look; it travels to the decoding tasks. `stats`: by embodiment name, for those with actions.
+
+    `model_dim`: width of state and action vectors in the model. `augment`: random crops, else the centre. `seed`: of those crops.
+    DataError when an embodiment does not fit the model, the canvas, the window or its statistics.
+    """
+
+    canvas: Canvas
+    window: Window
+    clip: ClipWindow
+    embodiments: dict[str, Embodiment]
+    stats: dict[str, Stats]
+    model_dim: int
+    augment: bool
+    seed: int
+
+    def __post_init__(self) -> None:
+        for name, e in self.embodiments.items():
+            for what, names in (("state", e.state_names), ("action", e.action_names)):
+                if len(names) > self.model_dim:
+                    raise DataError(
+                        f"embodiment {name} has {len(names)} {what} dimensions, the model takes {self.model_dim}; widen the model"
+                    )
+            if e.chunk != self.window.chunk:
+                raise DataError(f"embodiment {name} has chunks of {e.chunk} actions, the window {self.window.chunk}; make them equal")
+            self.canvas.boxes(e.cameras)
+            if name in self.stats:
+                self.stats[name].check(e, self.window)
+
+    @cached_property
+    def normalizers(self) -> dict[str, Normalizer]:
+        return {name: Normalizer(stats, self.embodiments[name]) for name, stats in self.stats.items()}
+
+
+@dataclass(frozen=True)
+class _Place:
+    """A frame that a row wants from a file: number of the row, frame of the sample, box on the canvas, crop."""
+
+    row: int
+    frame: int
+    box: Box
+    at: tuple[float, float]
+
+
+def decode_samples(rows: list[dict[str, Any]], spec: SampleSpec) -> tuple[list[dict[str, Any]], list[tuple[str, str]]]:
+    """Samples of the rows that can be decoded, in row order, and (sample_id, reason) of those that cannot.
+
+    A sample: frames uint8 `[T, H, W, 3]`, state float32 `[d]`, actions float32 `[p, d]`, step_valid bool `[p]`, dim_valid bool `[d]`,
+    has_action, text_key, embodiment_id, sample_id. Each file is opened and walked once, whatever the number of rows that want it;
+    a sample does not depend on the rows beside it. Storage that does not answer raises: that is no property of a sample.
+    """
+    reasons: dict[int, str] = {}
+    vectors: dict[int, dict[str, np.ndarray]] = {}
+    for i, row in enumerate(rows):
+        try:
+            vectors[i] = _vectors(row, spec)
+        except DataError as error:
+            reasons[i] = str(error)
+    canvases = _canvases(rows, spec, reasons)
+    samples = [
+        {
+            "frames": canvases[i], **vectors[i], "has_action": bool(row["has_action"]), "text_key": row["text_key"],
+            "embodiment_id": int(row["embodiment_id"]), "sample_id": row["sample_id"],
+        }
+        for i, row in enumerate(rows)
+        if i not in reasons
+    ]
+    return samples, [(rows[i]["sample_id"], reason) for i, reason in sorted(reasons.items())]
+
+
+def _crop_rng(row: dict[str, Any], spec: SampleSpec) -> np.random.Generator | None:
+    """Seeded by sample and, where the row has one, its `position` in the plan: other crops each epoch, the same after a restart."""
+    if not spec.augment:
+        return None
+    name = int.from_bytes(hashlib.sha256(row["sample_id"].encode()).digest()[:8], "big")
+    return np.random.default_rng(np.random.SeedSequence((spec.seed, int(row.get("position") or 0), name)))
+
+
+def _times(row: dict[str, Any], start_s: float, spec: SampleSpec) -> list[float]:
+    """Where the frames of a sample are in a file, seconds."""
+    if row["kind"] == "clip":
+        return [start_s + t for t in spec.clip.offsets_s]
+    # Past the end the last frame stands still.
+    return [start_s + min(row["start"] + k, row["length"] - 1) / row["fps"] for k in spec.window.offsets]
+
+
+def _canvases(rows: list[dict[str, Any]], spec: SampleSpec, reasons: dict[int, str]) -> dict[int, np.ndarray]:
+    """Canvases by row number; rows that fail are added to `reasons`."""
+    canvases: dict[int, np.ndarray] = {}
+    files: dict[tuple[str, int, float | None], dict[float, list[_Place]]] = {}
+    for i, row in enumerate(rows):
+        if i in reasons:
+            continue
+        at = crop_positions(_crop_rng(row, spec))
+        boxes = spec.canvas.boxes(v["slot"] for v in row["views"])
+        frames = spec.clip.frames if row["kind"] == "clip" else spec.window.frames
+        canvases[i] = np.empty((frames, spec.canvas.height, spec.canvas.width, 3), np.uint8)
+        # Positions of robot rows are exact; a plain video is resampled and gives the nearest frame it has.
+        tolerance = None if row["kind"] == "clip" else 0.5 / row["fps"] + 1e-6
+        for view in row["views"]:
+            wanted = files.setdefault((view["uri"], view["bytes"], tolerance), {})
+            for k, t in enumerate(_times(row, view["start_s"], spec)):
+                # Microseconds: equal positions reached by different sums must be one request.
+                wanted.setdefault(round(t, 6), []).append(_Place(i, k, boxes[view["slot"]], at[view["slot"]]))
+    for (uri, size, tolerance), wanted in files.items():
+        with open_video(uri, size) as handle:
+            _fill(canvases, handle, uri, wanted, tolerance, reasons)
+    return canvases
+
+
+def _fill(
+    canvases: dict[int, np.ndarray],
+    handle: Any,
+    uri: str,
+    wanted: dict[float, list[_Place]],
+    tolerance: float | None,
+    reasons: dict[int, str],
+) -> None:
+    """Put the wanted frames of one file into their boxes. A bad place fails its rows only, so it goes on behind it."""
+    left: Sequence[float] = sorted(wanted)
+    while left:
+        done = 0
+        try:
+            for t, frame in frames_at(handle, left, tolerance):
+                for place in wanted[t]:
+                    x, y, w, h = place.box
+                    canvases[place.row][place.frame, y : y + h, x : x + w] = fit_view(frame[None], w, h, place.at)[0]
+                done += 1
+            return
+        except DataError as error:
+            for place in wanted[left[done]]:
+                reasons.setdefault(place.row, str(explained(uri, error)))
+            left = [t for t in left[done + 1 :] if any(p.row not in reasons for p in wanted[t])]
+
+
+def _vectors(row: dict[str, Any], spec: SampleSpec) -> dict[str, np.ndarray]:
+    """State, actions and masks of a row, padded to the model; zeros and False without labels."""
+    p, d = spec.window.chunk, spec.model_dim
+    out = {
+        "state": np.zeros(d, np.float32), "actions": np.zeros((p, d), np.float32),
+        "step_valid": np.zeros(p, bool), "dim_valid": np.zeros(d, bool),
+    }
+    if not row["has_action"]:
+        return out
+    name = row["embodiment"]
+    if name not in spec.normalizers:
+        raise KeyError(f"no statistics of embodiment {name}; give them in SampleSpec.stats")
+    ds, da = len(spec.embodiments[name].state_names), len(spec.embodiments[name].action_names)
+    k, real = row["start"], min(p, row["length"] - row["start"])
+    states, actions = read_vectors(row["data_file"], row["first_row"] + k, real)
+    if (states.shape[1], actions.shape[1]) != (ds, da):
+        raise DataError(f"{row['data_file']}: state and action are {states.shape[1]} and {actions.shape[1]} wide, {name} has {ds} and {da}")
+    bad = np.argwhere(~np.isfinite(actions))
+    if not np.isfinite(states[0]).all():
+        raise DataError(f"{row['data_file']}: NaN or Inf in the state of row {row['first_row'] + k}")
+    if len(bad):
+        step, dim = (int(x) for x in bad[0])
+        raise DataError(f"{row['data_file']}: NaN or Inf in the action of row {row['first_row'] + k + step}, dimension {dim}")
+    chunk = actions[np.minimum(np.arange(p), real - 1)]
+    out["state"][:ds] = spec.normalizers[name].state(states[0])
+    out["actions"][:, :da] = spec.normalizers[name].actions(chunk, states[0])
+    out["step_valid"][:real] = True
+    out["dim_valid"][:da] = True
+    return out

@@ -1,0 +1,64 @@
+"""One entry of a data mixture."""
+
+import re
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field, field_validator
+
+from gwp.data.embodiment import Slot
+from gwp.errors import DataError
+
+_PART = re.compile(r"(\d+)(?::(\d+))?")
+
+
+class Source(BaseModel):
+    """A data set of the mixture and how it is used."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    uri: str
+    """Folder or `s3://bucket/prefix` of a LeRobot set (v2.0, v2.1, v3.0) or of plain videos; a single video file works too."""
+    format: Literal["auto", "lerobot", "clips"] = "auto"
+    """What is there; auto: a LeRobot set when it has meta/info.json, else plain videos."""
+    embodiment: str | None = None
+    """Name of the robot that recorded it; None: video only."""
+    weight: float = Field(default=1.0, gt=0)
+    """How often an epoch shows each sample: 1 once, 2 twice, 0.5 every second epoch."""
+    episodes: str | None = None
+    """Which episodes (of plain videos: files in name order): `0:100` (end excluded), `0,3,5`, or both mixed; None: all."""
+    with_actions: bool = True
+    """Use the action labels; off: video only, even where there are labels."""
+    cameras: dict[Slot, str] | None = None
+    """Canvas slot -> camera key of this set; None: those of the embodiment, or the first camera where there is none."""
+    task: str | None = None
+    """Instruction or caption for every sample, in place of the recorded ones."""
+
+    @field_validator("episodes")
+    @classmethod
+    def _readable(cls, text: str | None) -> str | None:
+        for part in (text or "0").split(","):
+            found = _PART.fullmatch(part.strip())
+            if not found or (found[2] and int(found[2]) <= int(found[1])):
+                raise ValueError(f"episodes: cannot read '{part}'; write `0:100` or `0,3,5`")
+        return text
+
+    @property
+    def labelled(self) -> bool:
+        """Whether its samples carry actions."""
+        return self.embodiment is not None and self.with_actions and self.format != "clips"
+
+    def select(self, available: list[int]) -> list[int]:
+        """The chosen ones of `available`, in their order. DataError when none of a part exists."""
+        if self.episodes is None:
+            return available
+        chosen: set[int] = set()
+        for part in self.episodes.split(","):
+            found = _PART.fullmatch(part.strip())
+            assert found is not None
+            first = int(found[1])
+            hits = {i for i in available if first <= i < (int(found[2]) if found[2] else first + 1)}
+            if not hits:
+                have = f"{available[0]} to {available[-1]}" if available else "none"
+                raise DataError(f"{self.uri}: no episode in '{part.strip()}'; there are {have}")
+            chosen |= hits
+        return [i for i in available if i in chosen]

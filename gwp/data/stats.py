@@ -1,0 +1,208 @@
+"""Normalisation: statistics under the loader's own window rule, and the map that uses them.
+
+The rule of the released models: every row is a start, the action window is clamped at the end of the episode and clamped rows count
+(so that published statistics and ours are interchangeable; the loss masks those rows), masked dimensions are relative to the state
+at the start, quantiles q01 and q99 go to -1 and 1, nothing is clamped.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, fields
+from typing import Any
+
+import numpy as np
+
+from gwp import storage
+from gwp.data.embodiment import Embodiment
+from gwp.data.lerobot import ACTION, STATE, read_set
+from gwp.data.lerobot_check import check_embodiment, usable_episodes
+from gwp.data.moments import Moments
+from gwp.data.source import Source
+from gwp.data.vectors import read_vectors
+from gwp.data.window import Window
+from gwp.errors import DataError
+
+BOUNDARY = "clamped rows count"
+_FLOOR = 1e-4
+"""Ranges below this (robot units: rad, m, share of a gripper's way) are noise of a part that does not move."""
+_STARTS = 4096
+"""Windows that are in memory at a time."""
+
+
+@dataclass(frozen=True)
+class FeatureStats:
+    """Statistics of one feature, float64 `[d]` each, in robot units."""
+
+    mean: np.ndarray
+    std: np.ndarray
+    min: np.ndarray
+    max: np.ndarray
+    q01: np.ndarray
+    q99: np.ndarray
+
+    @property
+    def low_high(self) -> tuple[np.ndarray, np.ndarray]:
+        """What goes to -1 and 1: the quantiles; for a part that moves in less than 2 % of the rows (a rare grip), the extremes."""
+        rare = self.q99 - self.q01 < _FLOOR
+        return np.where(rare, self.min, self.q01), np.where(rare, self.max, self.q99)
+
+    @property
+    def constant(self) -> np.ndarray:
+        """bool `[d]`: dimensions that do not move. Normalised they are 0; the inverse gives their mean."""
+        low, high = self.low_high
+        return high - low < _FLOOR
+
+    def head(self, width: int) -> "FeatureStats":
+        """The first `width` dimensions: published files pad to the width of the model."""
+        return FeatureStats(*(getattr(self, f.name)[:width] for f in fields(self)))
+
+
+@dataclass(frozen=True)
+class Stats:
+    """Statistics of state and (delta) action of one robot, and the rule they were computed under."""
+
+    state: FeatureStats
+    action: FeatureStats
+    metadata: dict[str, Any] = field(default_factory=dict)
+
+    def to_json(self) -> dict[str, Any]:
+        """The published form, with `constant` (indices of dimensions that do not move) in each feature and our `metadata`."""
+        norm = {STATE: _plain(self.state), ACTION: _plain(self.action)}
+        return {"norm_stats": norm, "metadata": self.metadata}
+
+    @classmethod
+    def from_json(cls, raw: dict[str, Any]) -> "Stats":
+        """From `to_json` or a published file; `min` and `max` may be missing there. DataError when it is neither."""
+        try:
+            state, action = (_parse(raw["norm_stats"][key]) for key in (STATE, ACTION))
+            return cls(state, action, dict(raw.get("metadata") or {}))
+        except (KeyError, TypeError, ValueError) as error:
+            raise DataError(
+                f"not statistics ({type(error).__name__}: {error}); expected norm_stats with {STATE} and {ACTION}, "
+                "each with mean, std, q01, q99"
+            ) from error
+
+    def check(self, embodiment: Embodiment, window: Window | None = None) -> None:
+        """DataError when these were computed under another rule than this robot and window have.
+
+        What a published file does not state cannot be compared; widths always are.
+        """
+        wanted = rule(embodiment, window.chunk if window else embodiment.chunk)
+        for key, ours in wanted.items():
+            theirs = self.metadata.get(key, ours)
+            if theirs != ours:
+                raise DataError(
+                    f"statistics were computed with {key} {theirs}, embodiment {embodiment.name} needs {ours}; run `gwp data stats` again"
+                )
+        widths = ((self.state, embodiment.state_names, "state"), (self.action, embodiment.action_names, "action"))
+        for stats, names, what in widths:
+            if len(stats.mean) < len(names):
+                raise DataError(
+                    f"statistics have {len(stats.mean)} {what} dimensions, embodiment {embodiment.name} has {len(names)}; "
+                    "run `gwp data stats` again"
+                )
+
+
+def _plain(stats: FeatureStats) -> dict[str, list[float] | list[int]]:
+    values: dict[str, list[float] | list[int]] = {f.name: getattr(stats, f.name).tolist() for f in fields(stats)}
+    return values | {"constant": np.flatnonzero(stats.constant).tolist()}
+
+
+def _parse(raw: dict[str, Any]) -> FeatureStats:
+    given = {"min": raw["q01"], "max": raw["q99"]} | raw
+    arrays = [np.asarray(given[f.name], np.float64) for f in fields(FeatureStats)]
+    if len({a.shape for a in arrays}) != 1 or arrays[0].ndim != 1 or not all(np.isfinite(a).all() for a in arrays):
+        raise ValueError("vectors of different lengths, or not finite")
+    return FeatureStats(*arrays)
+
+
+def rule(embodiment: Embodiment, chunk: int) -> dict[str, Any]:
+    """What statistics depend on besides the data."""
+    return {
+        "action_horizon": chunk, "fps": embodiment.fps, "delta_mask": list(embodiment.delta), "boundary": BOUNDARY,
+        "action_representation": "relative to the state at the start where delta_mask", "state_names": list(embodiment.state_names),
+        "action_names": list(embodiment.action_names),
+    }
+
+
+def delta_base(state: np.ndarray, delta: Sequence[bool]) -> np.ndarray:
+    """What is subtracted from actions: float64 `[..., 1, da]`, the state `[..., ds]` where the mask is True, else 0."""
+    mask = np.asarray(delta, bool)
+    base = np.zeros((*np.shape(state)[:-1], 1, len(mask)))
+    base[..., 0, mask] = np.asarray(state, np.float64)[..., np.flatnonzero(mask)]
+    return base
+
+
+def compute_stats(sources: Sequence[Source], embodiment: Embodiment, window: Window) -> Stats:
+    """Statistics of one robot over its labelled sources, pooled without weights. Reads Parquet only.
+
+    Samples that the loader would skip (broken episodes, NaN or Inf) do not count. Quantiles are exact up to 2 M rows per feature,
+    above that of a uniform sample of so many. DataError when no usable row is left.
+    """
+    states = Moments(len(embodiment.state_names), seed=13)
+    actions = Moments(len(embodiment.action_names), seed=17)
+    fingerprints, episodes, left_out = [], 0, 0
+    for source in sources:
+        data = read_set(source.uri)
+        check_embodiment(data, embodiment)
+        labelled = source.model_copy(update={"embodiment": embodiment.name, "with_actions": True})
+        good, _ = usable_episodes(data, labelled, [])
+        fingerprints.append(data.fingerprint)
+        for episode, first in good:
+            state, action = read_vectors(storage.join(data.uri, episode.data_file), first, episode.length)
+            left_out += _add(states, actions, state, action, window.chunk, embodiment)
+            episodes += 1
+    if not states.count:
+        raise DataError(f"no usable rows for the statistics of {embodiment.name}; look at its sources with `gwp data inspect`")
+    metadata = rule(embodiment, window.chunk) | {
+        "embodiment": embodiment.name, "dataset_fingerprints": fingerprints, "num_episodes": episodes, "num_state_samples": states.count,
+        "num_action_samples": actions.count, "num_windows_left_out": left_out, "quantile_sample_limit": Moments.SAMPLE,
+    }
+    return Stats(FeatureStats(**states.result()), FeatureStats(**actions.result()), metadata)
+
+
+def _add(states: Moments, actions: Moments, state: np.ndarray, action: np.ndarray, chunk: int, embodiment: Embodiment) -> int:
+    """Add every window of one episode; the number of windows with NaN or Inf, which are left out."""
+    n, left_out = len(action), 0
+    for begin in range(0, n, _STARTS):
+        starts = np.arange(begin, min(n, begin + _STARTS))
+        windows = action[np.minimum(starts[:, None] + np.arange(chunk), n - 1)] - delta_base(state[starts], embodiment.delta)
+        good = np.isfinite(state[starts]).all(1) & np.isfinite(windows).all((1, 2))
+        states.add(state[starts][good])
+        actions.add(windows[good].reshape(-1, action.shape[1]))
+        left_out += int((~good).sum())
+    return left_out
+
+
+class Normalizer:
+    """Robot units to model units and back, at the robot's own widths. DataError when the statistics are of another rule."""
+
+    def __init__(self, stats: Stats, embodiment: Embodiment) -> None:
+        stats.check(embodiment)
+        self._delta = embodiment.delta
+        self._state = _Affine(stats.state.head(len(embodiment.state_names)))
+        self._action = _Affine(stats.action.head(len(embodiment.action_names)))
+
+    def state(self, x: np.ndarray) -> np.ndarray:
+        """State `[..., ds]`, robot units, to float32 model units."""
+        return self._state.forward(np.asarray(x, np.float64))
+
+    def actions(self, a: np.ndarray, state: np.ndarray) -> np.ndarray:
+        """Actions `[..., p, da]` of the chunk that starts at `state` `[..., ds]`, both robot units, to float32 model units."""
+        return self._action.forward(np.asarray(a, np.float64) - delta_base(state, self._delta))
+
+    def inverse_actions(self, y: np.ndarray, state: np.ndarray) -> np.ndarray:
+        """The way back: float32 robot units."""
+        return (self._action.backward(np.asarray(y, np.float64)) + delta_base(state, self._delta)).astype(np.float32)
+
+
+class _Affine:
+    def __init__(self, stats: FeatureStats) -> None:
+        self._low, high = stats.low_high
+        self._still, self._mean = stats.constant, stats.mean
+        self._width = np.where(self._still, 1.0, high - self._low)
+
+    def forward(self, x: np.ndarray) -> np.ndarray:
+        return np.where(self._still, 0.0, 2 * (x - self._low) / self._width - 1).astype(np.float32)
+
+    def backward(self, y: np.ndarray) -> np.ndarray:
+        return np.where(self._still, self._mean, (y + 1) / 2 * self._width + self._low)
