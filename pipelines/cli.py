@@ -6,7 +6,6 @@ import sys
 import traceback
 from collections.abc import Sequence
 from importlib import import_module
-from importlib.util import find_spec
 
 from gwp import __version__
 from gwp.errors import GwpError
@@ -37,8 +36,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--debug", action="store_true", help="show the traceback of an error (anywhere on the line)")
     subparsers = parser.add_subparsers(title="verbs", dest="verb", metavar="VERB", required=True)
     for verb in VERBS:
-        if find_spec(f"pipelines.verbs.{verb}"):
-            import_module(f"pipelines.verbs.{verb}").add(subparsers)
+        import_module(f"pipelines.verbs.{verb}").add(subparsers)
     return parser
 
 

@@ -28,10 +28,14 @@ def test_progress_without_a_terminal_is_json_lines_on_stderr(capsys: pytest.Capt
 
 
 def test_the_last_progress_is_told_even_when_the_work_fails(capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(RuntimeError), console.progress("train") as bar:
-        bar.update(1)
-        bar.update(2)
-        raise RuntimeError
+    def work() -> None:
+        with console.progress("train") as bar:
+            bar.update(1)
+            bar.update(2)
+            raise RuntimeError
+
+    with pytest.raises(RuntimeError):
+        work()
     assert json.loads(capsys.readouterr().err.splitlines()[-1])["done"] == 2
 
 
