@@ -1,0 +1,120 @@
+"""Meta-World tasks as a robot would meet them: one camera, proprioception without privileged state, a text instruction.
+
+Meta-World's 39 observations hold the positions of objects; only the first four (gripper position and opening) leave this room.
+An environment belongs to the thread that made it, since its EGL context does; use one process or thread per robot.
+"""
+
+import os
+from typing import Any
+
+import numpy as np
+
+from gwp.data.embodiment import Embodiment, Limits
+from gwp.errors import GwpError
+from gwp.protocol.messages import Observation
+
+# Before MuJoCo is imported; works without a display, also on Mesa's software device.
+os.environ.setdefault("MUJOCO_GL", "egl")
+
+CAMERA = "observation.images.corner2"
+TASKS: dict[str, str] = {
+    "button-press-topdown-v3": "press the button from above",
+    "button-press-v3": "press the button",
+    "coffee-button-v3": "press the button of the coffee machine",
+    "door-close-v3": "close the door",
+    "door-open-v3": "open the door",
+    "drawer-close-v3": "close the drawer",
+    "drawer-open-v3": "open the drawer",
+    "faucet-close-v3": "close the faucet",
+    "faucet-open-v3": "open the faucet",
+    "handle-press-v3": "press the handle down",
+    "handle-pull-v3": "pull the handle up",
+    "plate-slide-v3": "slide the plate into the goal",
+    "push-v3": "push the puck to the goal",
+    "reach-v3": "reach the goal",
+    "window-close-v3": "close the window",
+    "window-open-v3": "open the window",
+}
+"""Task -> instruction."""
+
+EMBODIMENT = Embodiment(
+    name="metaworld-sawyer",
+    fps=80.0,
+    state_names=("gripper_x", "gripper_y", "gripper_z", "gripper_opening"),
+    action_names=("delta_x", "delta_y", "delta_z", "gripper"),
+    action_units=("1/100 m", "1/100 m", "1/100 m", "effort"),
+    delta_mask=(False, False, False, False),
+    cameras={"front": CAMERA},
+    limits=Limits(lower=(-1.0,) * 4, upper=(1.0,) * 4),
+    chunk=12,
+    replan=6,
+)
+"""The simulated arm. 80 Hz: five physics steps of 2.5 ms. Actions are displacements already, so none is relative to the state."""
+
+_EYE = (0.75, 0.075, 0.7)
+"""Position of camera corner2 that sees the whole table, metres (the stock one is too far for small pictures)."""
+
+
+class Env:
+    """One task. `reset(seed)` gives the same start for the same seed."""
+
+    def __init__(self, task: str, size: int = 64) -> None:
+        """`size`: side of the square pictures, pixels. GwpError for an unknown task."""
+        if task not in TASKS:
+            raise GwpError(f"task '{task}' is not one of {', '.join(TASKS)}")
+        import metaworld
+        import mujoco
+        from metaworld.policies import ENV_POLICY_MAP
+
+        self.task, self.prompt = task, TASKS[task]
+        self._env: Any = metaworld.ALL_V3_ENVIRONMENTS[task]()
+        # Stock environments repeat one start for ever unless a task was set; ours draw theirs from the seed.
+        self._env._set_task_called = True
+        self._env._freeze_rand_vec = False
+        # The expert may see the goal; the robot never sees this vector.
+        self._env._partially_observable = False
+        del self._env.sawyer_observation_space
+        self._env.seeded_rand_vec = True
+        self._expert = ENV_POLICY_MAP[task]()
+        model = self._env.model
+        model.cam_pos[mujoco.mj_name2id(model, mujoco.mjtObj.mjOBJ_CAMERA, "corner2")] = _EYE
+        # Without these a small frame takes ten times as long on a software renderer.
+        model.vis.quality.offsamples = 0
+        model.vis.quality.shadowsize = 512
+        self._renderer = mujoco.Renderer(model, size, size)
+        for flag in (mujoco.mjtRndFlag.mjRND_SHADOW, mujoco.mjtRndFlag.mjRND_REFLECTION, mujoco.mjtRndFlag.mjRND_SKYBOX,
+                     mujoco.mjtRndFlag.mjRND_HAZE):
+            self._renderer.scene.flags[flag] = False
+        self._observation: np.ndarray = np.zeros(39)
+
+    def reset(self, seed: int) -> None:
+        self._env.seed(seed)
+        self._observation, _ = self._env.reset()
+
+    @property
+    def state(self) -> np.ndarray:
+        """float32 `[4]`: gripper position (m) and opening (0..1)."""
+        return self._observation[:4].astype(np.float32)
+
+    def render(self) -> np.ndarray:
+        """uint8 `[size, size, 3]`, upright."""
+        self._renderer.update_scene(self._env.data, camera="corner2")
+        # This camera hangs upside down in the model.
+        return np.ascontiguousarray(self._renderer.render()[::-1, ::-1])
+
+    def observe(self) -> Observation:
+        """What the robot sends now; renders, so ask only when needed."""
+        return Observation({CAMERA: self.render()}, self.state, self.prompt, EMBODIMENT.name)
+
+    def step(self, action: np.ndarray) -> bool:
+        """One control step with an action `[4]` in [-1, 1]; True when the task is fulfilled."""
+        self._observation, _, _, _, info = self._env.step(np.clip(action, -1, 1).astype(np.float64))
+        return bool(info["success"])
+
+    def expert_action(self) -> np.ndarray:
+        """What the scripted expert, which sees the privileged state, would do: float32 `[4]` in [-1, 1]."""
+        return np.clip(self._expert.get_action(self._observation), -1, 1).astype(np.float32)
+
+    def close(self) -> None:
+        self._renderer.close()
+        self._env.close()
