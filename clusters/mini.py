@@ -128,7 +128,8 @@ class MiniCluster:
         """Make this process a Ray driver of the cluster; `options` go to `ray.init`."""
         import ray
 
-        ray.init(address=self.address, namespace=NAMESPACE, **{"log_to_driver": False, "logging_level": "warning"} | options)
+        settings: dict[str, Any] = {"namespace": NAMESPACE, "log_to_driver": False, "logging_level": "warning"}
+        ray.init(address=self.address, **(settings | options))
 
     def node_ids(self, pool: str) -> list[str]:
         """Ray's ids of the living nodes of a pool."""
@@ -217,22 +218,25 @@ class MiniCluster:
         finally:
             # Ray puts its own handler there.
             signal.signal(signal.SIGTERM, previous or signal.SIG_DFL)
-        import psutil
-
         # Nodes end with us by themselves, however we end; their agents would look for the dead head for a minute first.
-        raylets = [child for child in psutil.Process().children() if child.name() == "raylet"]
-        self._sweeper.tell(agent.pid for raylet in raylets for agent in raylet.children(recursive=True))
+        self._sweeper.tell(process.pid for process in _node_processes())
         return node
 
     def _stop_ray(self) -> None:
+        import psutil
         import ray
 
+        started = _node_processes()
         try:
             ray.shutdown()
         finally:
             self.cluster.shutdown()
             for nodes in self._nodes.values():
                 nodes.clear()
+            # Of a node whose start was interrupted, Ray's cluster object knows nothing.
+            for process in started:
+                with contextlib.suppress(psutil.NoSuchProcess):
+                    process.kill()
 
     def _make_buckets(self) -> None:
         for name in self._buckets:
@@ -259,6 +263,18 @@ class MiniCluster:
             else:
                 os.environ[name] = value
         _reread_access()
+
+
+def _node_processes() -> list[Any]:
+    """This process's Ray nodes with their agents and workers, as `psutil.Process`."""
+    import psutil
+
+    found = []
+    for child in psutil.Process().children():
+        with contextlib.suppress(psutil.NoSuchProcess):
+            if child.name() == "raylet":
+                found += [child, *child.children(recursive=True)]
+    return found
 
 
 def _reread_access() -> None:

@@ -158,4 +158,7 @@ if __name__ == "__main__":
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         # Only the pipe decides, so that no stray signal leaves the program without its keeper. Not SIG_IGN: programs inherit that.
         signal.signal(number, lambda *_: None)
-    sys.exit(_sweep() if sys.argv[1] == _SWEEP else _keep(sys.argv[1:]))
+    if sys.argv[1] == _SWEEP:
+        _sweep()
+    else:
+        sys.exit(_keep(sys.argv[1:]))
