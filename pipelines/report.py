@@ -39,7 +39,7 @@ class ReportData:
     """What the numbers do not say."""
 
 
-_LONG_VALUE = 9
+_LONG_VALUE = 10
 
 _LINE = (
     ("data", "videos and robot episodes in object storage"),
@@ -64,7 +64,7 @@ p { margin: 4px 0 14px; max-width: 76ch; }
 .note, figcaption { font-size: 13.5px; }
 img { display: block; width: 100%; height: auto; }
 figure { margin: 14px 0 0; }
-.tiles { display: grid; grid-template-columns: repeat(auto-fit, minmax(180px, 1fr)); gap: 12px; margin: 26px 0 0; }
+.tiles { display: grid; grid-template-columns: repeat(auto-fit, minmax(210px, 1fr)); gap: 12px; margin: 26px 0 0; }
 .tile { background: var(--soft); border-radius: 8px; padding: 14px 16px 12px; }
 .tile b { display: block; font-size: 25px; line-height: 1.2; font-weight: 600; letter-spacing: -0.02em;
   font-variant-numeric: tabular-nums; overflow-wrap: anywhere; }
@@ -112,20 +112,45 @@ def _section(title: str, note: str, body: str, empty: str) -> str:
     return f'<section><h2>{escape(title)}</h2><p class="note">{escape(note)}</p>{body}</section>'
 
 
-def _shown(value: Any) -> str:
-    return f"{value:.3g}" if isinstance(value, float) else str(value)
+def _solved(tasks: Mapping[str, Any], agent: str) -> str:
+    won = sum(task[f"success{agent}"] * task[f"episodes{agent}"] for task in tasks.values())
+    return f"{won:.0f} of {sum(task[f'episodes{agent}'] for task in tasks.values())}"
 
 
-def _headline(summary: Mapping[str, Any]) -> str:
-    if not summary:
-        return '<p class="empty">This run left no headline numbers.</p>'
-    tiles = []
-    for label, entry in summary.items():
-        value, remark = entry if isinstance(entry, tuple) else (entry, "")
-        small = f"<small>{escape(remark)}</small>" if remark else ""
-        size = " class=long" if len(_shown(value)) > _LONG_VALUE else ""
-        tiles.append(f'<div class="tile"><b{size}>{escape(_shown(value))}</b><span>{escape(label)}</span>{small}</div>')
-    return f'<div class="tiles">{"".join(tiles)}</div>'
+def headline(summary: Mapping[str, Any]) -> list[tuple[str, str, str]]:
+    """The figures a reader wants first, from what `gwp demo` writes as `summary.json`: (label, value, one line about it)."""
+    tiles: list[tuple[str, str, str]] = []
+    if tasks := summary.get("closed_loop"):
+        remark = f"{len(tasks)} tasks; acting at random: {_solved(tasks, '_random')}"
+        tiles.append(("episodes solved in closed loop", _solved(tasks, ""), remark))
+    if error := summary.get("open_loop"):
+        tiles.append(("action error on held-out episodes", f"{error['mse']:.3g}",
+                      f"mean square; holding still {error['mse_hold']:.3g}, the mean action {error['mse_mean']:.3g}"))
+    if latency := summary.get("latency"):
+        tiles.append(("to act, median", f"{latency['act_ms_p50']:.1f} ms",
+                      f"joint with the future: {latency['joint_ms_p50']:.1f} ms, {latency['ratio']:.2f} times as long"))
+    if fleet := summary.get("fleet"):
+        remark = (f"{fleet['robots']} robots; p50 {fleet['p50_ms']:.0f} ms, p99 {fleet['p99_ms']:.0f} ms; "
+                  f"{fleet['replicas_min']} to {fleet['replicas_max']} replicas")
+        tiles.append(("requests of the fleet failed", f"{fleet['failed']} of {fleet['requests']}", remark))
+    if resume := summary.get("resume"):
+        tiles.append(("a worker was killed", f"step {resume['killed_at_step']}", f"and resumed from step {resume['resumed_from_step']}"))
+    if stages := summary.get("stages"):
+        tiles.append(("training steps", str(sum(stage["steps"] for stage in stages.values())),
+                      f"{len(stages)} stages, {sum(stage['seconds'] for stage in stages.values()):.0f} s"))
+    if policy := summary.get("policy"):
+        tiles.append(("policy served", f"version {policy['version']}", f"{policy['family']}, {policy['alias']}, id {policy['id'][:12]}"))
+    if "seconds" in summary:
+        tiles.append(("for the whole line", f"{summary['seconds'] / 60:.1f} min", "quick variant" if summary.get("quick") else ""))
+    return tiles
+
+
+def _tiles(summary: Mapping[str, Any]) -> str:
+    parts = []
+    for label, value, remark in headline(summary):
+        size = ' class="long"' if len(value) > _LONG_VALUE else ""
+        parts.append(f'<div class="tile"><b{size}>{escape(value)}</b><span>{escape(label)}</span><small>{escape(remark)}</small></div>')
+    return f'<div class="tiles">{"".join(parts)}</div>' if parts else '<p class="empty">This run left no headline numbers.</p>'
 
 
 def _diagram(trained: Mapping[str, Any]) -> str:
@@ -203,7 +228,7 @@ def write_report(
 ) -> Path:
     """Write `folder/report.html` and return its path.
 
-    `summary`: the headline numbers in order, label -> value, or label -> (value, one line about it).
+    `summary`: what `headline` reads; any part of it may be absent.
     """
     trained = {stage: points for stage, points in media.losses.items() if points}
     losses = _figure(charts.losses(trained, media.resumed), "loss curves of the stages") if trained else ""
@@ -217,7 +242,7 @@ def write_report(
         _section("Imagined and real futures", "What the model expects to see, beside what the cameras saw.",
                  _imagined(media.imagined), "No futures were imagined."),
         _section("Predicted and recorded actions", "On held-out episodes, in robot units.", actions, "No actions were compared."),
-        _section("Closed loop", "The served policy acts in simulation; holding still and acting at random are the floor.",
+        _section("Closed loop", "The served policy acts in simulation; what acting at random reaches is the floor.",
                  _closed_loop(media.closed_loop), "No closed-loop episodes were run."),
         _section("Latency of a chunk", "Acting leaves the future out; the joint mode generates it as well.",
                  _latency(media.latency), "Latency was not measured."),
@@ -229,7 +254,7 @@ def write_report(
     page = (f'<!doctype html><html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width">'
             f"<title>{escape(title)}</title><style>{_STYLE}</style></head><body><main><h1>{escape(title)}</h1>"
             f'<p class="lead">Train complex, infer simple: the future video teaches, and is left out when the robot acts.</p>'
-            f"<section>{_headline(summary)}</section>{''.join(sections)}</main></body></html>")
+            f"<section>{_tiles(summary)}</section>{''.join(sections)}</main></body></html>")
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / "report.html"
     path.write_text(page, encoding="utf-8")

@@ -14,6 +14,19 @@ from pipelines.report_charts import strip, wilson
 
 SECTIONS = ("The line", "Losses of the stages", "Imagined and real futures", "Predicted and recorded actions", "Closed loop",
             "Latency of a chunk", "The fleet", "Environment", "Caveats")
+SUMMARY = {
+    "stages": {"world": {"steps": 80, "seconds": 30.0}, "policy": {"steps": 120, "seconds": 40.0}},
+    "resume": {"killed_at_step": 52, "resumed_from_step": 40},
+    "policy": {"id": "0123456789abcdef", "version": "2", "alias": "champion", "family": "gwp05"},
+    "open_loop": {"mse": 0.0123, "mse_hold": 0.2, "mse_mean": 0.1, "windows": 9},
+    "closed_loop": {
+        "reach": {"success": 0.9, "episodes": 10, "success_random": 0.5, "episodes_random": 2},
+        "push": {"success": 0.3, "episodes": 10, "success_random": 0.0, "episodes_random": 2},
+    },
+    "latency": {"act_ms_p50": 22.0, "joint_ms_p50": 88.0, "ratio": 4.0},
+    "fleet": {"robots": 8, "requests": 240, "failed": 0, "p50_ms": 50.0, "p99_ms": 90.0, "replicas_min": 1, "replicas_max": 3},
+    "seconds": 252.0,
+}
 rng = np.random.default_rng(0)
 
 
@@ -35,7 +48,7 @@ def full() -> ReportData:
 
 @pytest.fixture
 def page(tmp_path: Path) -> str:
-    return write_report(tmp_path / "new", {"success": "9 of 10", "loss": (0.123456, "last step")}, full()).read_text()
+    return write_report(tmp_path / "new", SUMMARY, full()).read_text()
 
 
 def test_the_file_needs_nothing_beside_it(page: str) -> None:
@@ -58,7 +71,9 @@ def test_every_section_is_there_and_none_is_empty(page: str) -> None:
 
 
 def test_numbers_appear_as_measured(page: str) -> None:
-    for text in ("9 of 10", "0.123", "last step", "9 of 10 (60 to 98 %)", "0 of 10 (0 to 28 %)", "not run",
+    for text in ("12 of 20", "acting at random: 1 of 4", "0.0123", "22.0 ms", "4.00 times as long", "0 of 240", "1 to 3 replicas",
+                 "resumed from step 40", "200", "version 2", "id 0123456789ab<", "4.2 min", "9 of 10 (60 to 98 %)",
+                 "0 of 10 (0 to 28 %)", "not run",
                  "takes 4.00 times as long", "at most 3", "3 answered", "Tiny model."):
         assert text in page, text
     assert page.count("class=trained") == 2
