@@ -9,7 +9,7 @@ from urllib.request import urlopen
 from ray import serve
 from ray.serve import Application
 from ray.serve.config import HTTPOptions
-from ray.serve.schema import ReplicaState
+from ray.serve.schema import ApplicationStatus, ReplicaState
 
 from gwp import storage
 from gwp.errors import GwpError
@@ -44,6 +44,7 @@ def build_app(config: ServeApp) -> Application:
         max_queued_requests=config.limits.queue,
         # A bundle that does not load will not load the twentieth time either.
         max_constructor_retry_count=3,
+        max_surge_percent=config.replica.surge_percent,
         graceful_shutdown_timeout_s=2 * config.limits.request_timeout_s,
     ).bind(uri, contract, settings)
     gateway = Gateway.options(
@@ -52,7 +53,8 @@ def build_app(config: ServeApp) -> Application:
         # An open connection counts as a request for as long as the robot runs.
         max_ongoing_requests=config.gateway.connections,
         # Connections do not end by themselves; robots reconnect.
-        graceful_shutdown_timeout_s=config.limits.request_timeout_s,
+        graceful_shutdown_timeout_s=config.gateway.drain_s,
+        max_surge_percent=100,
     )
     return gateway.bind(replica, contract, settings)
 
@@ -81,18 +83,17 @@ def render(config: ServeApp) -> dict[str, Any]:
 def deploy(config: ServeApp) -> str:
     """Deploy on the connected Ray cluster, wait until the policy answers, return the address for robots (`ws://...`).
 
-    Deploying again under the same name is a rolling update. Raises GwpError when the replicas do not come up, with their
-    reason, or when Serve already listens elsewhere on this cluster.
+    Deploying again under the same name is a rolling update; when the new version does not start, the old one goes on.
+    Raises GwpError when the replicas do not come up within `start_timeout_s`, with their reason, or when Serve already
+    listens elsewhere on this cluster.
     """
     app = build_app(config)
     serve.start(
         proxy_location=config.proxy_location,
         http_options=HTTPOptions(host=config.host, port=config.port),
     )
-    try:
-        serve.run(app, name=config.name, route_prefix="/")
-    except RuntimeError as error:
-        raise GwpError(f"{config.name}: the policy did not start: {_reason(config.name) or error}") from error
+    serve.run_many([serve.RunTarget(app, name=config.name, route_prefix="/")], wait_for_applications_running=False)
+    _await_running(config.name, config.start_timeout_s)
     host = "127.0.0.1" if config.host in ("0.0.0.0", "::") else config.host  # noqa: S104 - an address to compare with
     _await_answer(f"http://{host}:{config.port}/healthz")
     return f"ws://{host}:{config.port}/"
@@ -108,6 +109,19 @@ def replica_counts(app_name: str) -> int:
 def _resources(cpus: float, pool: str | None, gpus: float = 0) -> dict[str, Any]:
     label = {"label_selector": {"gwp/pool": pool}} if pool else {}
     return {"num_cpus": cpus, "num_gpus": gpus} | label
+
+
+def _await_running(app_name: str, timeout_s: float) -> None:
+    deadline = time.monotonic() + timeout_s
+    while True:
+        app = serve.status().applications.get(app_name)
+        if app is not None and app.status == ApplicationStatus.RUNNING:
+            return
+        if app is not None and app.status == ApplicationStatus.DEPLOY_FAILED:
+            raise GwpError(f"{app_name}: the policy did not start: {_reason(app_name) or app.message}")
+        if time.monotonic() > deadline:
+            raise GwpError(f"{app_name}: not ready after {timeout_s:g} s: {_reason(app_name) or 'still loading'}; see start_timeout_s")
+        time.sleep(0.2)
 
 
 def _reason(app_name: str) -> str:

@@ -20,6 +20,8 @@ class GatewaySettings(_Strict):
     """CPUs reserved for each gateway process."""
     connections: int = Field(default=1000, ge=1)
     """Open connections and requests per gateway process."""
+    drain_s: float = Field(default=5, ge=0)
+    """How long connections go on at a gateway that is being replaced, seconds; then robots have to reconnect."""
     pool: str | None = None
     """Run gateways only on nodes labelled `gwp/pool=<pool>`; None: anywhere."""
 
@@ -35,6 +37,9 @@ class ReplicaSettings(_Strict):
     """Number format of the weights."""
     torch_threads: int = Field(default=1, ge=1)
     """Threads that one replica computes with on the CPU."""
+    surge_percent: int = Field(default=100, ge=0, le=100)
+    """Replicas of a new version started before old ones stop, in percent of those running. It needs room for them on the
+    cluster; 0 stops old ones first, so capacity is lower while a new version is rolled out."""
     pool: str | None = None
     """Run replicas only on nodes labelled `gwp/pool=<pool>`; None: anywhere."""
 
@@ -97,6 +102,8 @@ class ServeApp(_Strict):
     """TCP port to listen on."""
     proxy_location: Literal["HeadOnly", "EveryNode"] = "HeadOnly"
     """Which nodes of the cluster listen."""
+    start_timeout_s: float = Field(default=900, gt=0)
+    """Longest wait for the policy to be loaded and ready, seconds."""
     api_keys_env: str | None = None
     """Name of the environment variable with the accepted keys, comma-separated. It must be set where the gateways run."""
     allow_anonymous: bool = False

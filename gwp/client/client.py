@@ -144,7 +144,7 @@ class Client:
         assert self._socket is not None
         # With `endpoint`, our gateway says in the error whether trying again makes sense; a stock server knows no such key.
         ours = "vllm-omni" in self._metadata.get("dialects", ())
-        self._socket.send(packb(message | {"endpoint": "infer"} if ours else message))
+        self._socket.send(packb({"endpoint": "infer"} | message if ours else message))
         reply = self._receive(deadline)
         if reply.get("type") == "error":
             raise ClientError(f"{self.url}: {reply.get('message')}", str(reply.get("code", "internal")))

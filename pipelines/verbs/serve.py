@@ -50,10 +50,11 @@ def run_serve(args: argparse.Namespace) -> None:
     # Everything that is wrong with the policy's name or files is told before a cluster starts.
     build_app(config)
     logging.getLogger("ray.serve").setLevel(logging.WARNING)
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
     address = os.environ.get("RAY_ADDRESS")
     # Ray's own log lines stay in its session folder; what a user has to know is said here.
     ray.init(address=address or "local", log_to_driver=False, configure_logging=False)
+    # After ray.init, which puts its own there.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     event("deploying", policy=config.policy, cluster=address or "local")
     try:
         url = deploy(config)
