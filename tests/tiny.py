@@ -1,12 +1,22 @@
 """Small real models that tests make for themselves."""
 
+import json
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
+from gwp.data.canvas import Canvas
+from gwp.data.embodiment import Embodiment, Limits
+from gwp.data.stats import FeatureStats, Stats
+from gwp.data.window import Window
+from gwp.model.codecs.hashed import HashedTextEncoder
+from gwp.model.codecs.pca import PcaCodec
 from gwp.model.config import Family, ModelConfig
 from gwp.model.transformer import Tokens, WorldActionTransformer
-from gwp.model.weights import build_model
+from gwp.model.weights import build_model, save_weights
+from gwp.policy.bundle import PolicySettings, seal
 
 
 def tiny_config(family: Family = "gwp05", **changes: Any) -> ModelConfig:
@@ -43,3 +53,40 @@ def tiny_tokens(
     c, d = config.in_channels, config.action_channels
     tokens = Tokens(randn(batch, 1, d), randn(batch, c, 1, 6, 4), randn(batch, actions, d), randn(batch, c, future, 6, 4))
     return tokens, randn(batch, 7, config.text_dim), torch.arange(batch) % config.num_embodiments
+
+
+TINY_ARM = Embodiment(
+    name="tiny-arm",
+    fps=20,
+    state_names=("x", "y", "z", "grip"),
+    action_names=("x", "y", "z", "grip"),
+    delta_mask=(True, True, True, False),
+    cameras={"front": "observation.images.top"},
+    limits=Limits(lower=(-2, -2, -2, -2), upper=(2, 2, 2, 2)),
+    chunk=8,
+    replan=4,
+)
+
+
+def make_tiny_bundle(folder: Path, family: Family = "gwp05") -> Path:
+    """A whole policy bundle of `TINY_ARM` with an untrained model: 8 actions, one camera, a canvas of 32 x 32."""
+    config = tiny_config(family)
+    save_weights(folder / "model", config, tiny_model(family).state_dict())
+    noise = torch.randint(0, 256, (4, 5, 32, 32, 3), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
+    PcaCodec.fit([noise], channels=config.in_channels, spatial=8).save(folder / "codec")
+    HashedTextEncoder(dim=config.text_dim, rows=7).save(folder / "text")
+    feature = FeatureStats(*(np.full(4, value) for value in (0.0, 0.5, -1.0, 1.0, -0.9, 0.9)))
+    settings = PolicySettings(
+        family=family, model_dim=config.action_channels, canvas=Canvas(layout="single", width=32, height=32),
+        window=Window(chunk=8, stride=2), steps=4,
+    )
+    parts = {
+        "policy": settings.model_dump(mode="json"),
+        "embodiments": {TINY_ARM.name: TINY_ARM.model_dump(mode="json")},
+        "stats": {TINY_ARM.name: Stats(feature, feature).to_json()},
+        "lineage": {"made_by": "tests"},
+    }
+    for name, part in parts.items():
+        (folder / f"{name}.json").write_text(json.dumps(part))
+    seal(folder)
+    return folder
