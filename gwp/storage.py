@@ -134,23 +134,32 @@ def list_files(uri: str) -> dict[str, int]:
             if any(word in str(error).lower() for word in _MISSING_BUCKET):
                 raise
             return {}
-        return {name[len(path):].lstrip("/"): int(info["size"]) for name, info in found.items() if info["type"] == "file"}
+        files = {n[len(path):].lstrip("/"): int(i["size"]) for n, i in found.items() if i["type"] == "file"}
+        # Some writers leave empty objects that stand for folders.
+        return {name: size for name, size in files.items() if name and not name.endswith("/")}
 
 
 def upload(folder: str | Path, uri: str) -> None:
     """Copy every file below a local folder to `uri`, keeping relative paths."""
+    fs, root = filesystem(uri)
     for file in sorted(Path(folder).rglob("*")):
         if file.is_file():
-            write_bytes(join(uri, file.relative_to(folder).as_posix()), file.read_bytes())
+            target = join(root, file.relative_to(folder).as_posix())
+            if not is_remote(uri):
+                Path(target).parent.mkdir(parents=True, exist_ok=True)
+            with explained(uri):
+                fs.put_file(str(file), target)
 
 
 def download(uri: str, folder: str | Path) -> Path:
     """Copy every file below `uri` into a local folder, keeping relative paths."""
     names = list_files(uri)
+    fs, root = filesystem(uri)
     if not names:
         raise GwpError(f"{uri}: nothing there; check the URI")
     for name in names:
         target = Path(folder) / name
         target.parent.mkdir(parents=True, exist_ok=True)
-        target.write_bytes(read_bytes(join(uri, name)))
+        with explained(uri):
+            fs.get_file(join(root, name), str(target))
     return Path(folder)

@@ -143,7 +143,7 @@ def _offset(state: np.ndarray, embodiment: Embodiment) -> np.ndarray:
 def mean_chunk(policy: Policy, embodiment: Embodiment) -> np.ndarray:
     """Mean (delta) action of the training data, `[d]`."""
     stats = Stats.from_json(policy.bundle.stats[embodiment.name])
-    return np.asarray(stats.action["mean"], np.float32)[: len(embodiment.action_names)]
+    return np.asarray(stats.action.mean, np.float32)[: len(embodiment.action_names)]
 
 
 def hold_chunk(recording: Recording, step: int, embodiment: Embodiment) -> np.ndarray:

@@ -45,6 +45,8 @@ def client(uri: str | None = None) -> "MlflowClient":
     # MLflow's own defaults wait about four minutes, longer than a worker's health check.
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")
+    # Standard output is for results.
+    os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
     from mlflow import MlflowClient
 
     uri = uri or tracking_uri()
@@ -151,6 +153,13 @@ def finish_run(run_id: str, tags: Mapping[str, str], status: str = "FINISHED") -
         mlflow.set_terminated(run_id, status)
     except Exception as error:  # noqa: BLE001  whatever MLflow raises, the training is done
         logger.warning("MLflow did not take the end of run %s (%s); its weights are safe", run_id, error)
+
+
+def metric_history(run_id: str, key: str) -> list[tuple[int, float]]:
+    """(step, value) of a metric in order of steps; where a resumed run wrote a step again, the last value counts."""
+    with explained():
+        history = client().get_metric_history(run_id, key)
+    return sorted({m.step: float(m.value) for m in sorted(history, key=lambda m: m.timestamp)}.items())
 
 
 class RunLog:

@@ -160,6 +160,7 @@ class WorldActionTransformer(nn.Module):
         streams, kv, text_kv = run.streams, [], []
         for i, block in enumerate(self.blocks):
             cache = context.kv[i] if context else None
+            assert isinstance(block, Block)
             layer_text = context.text[i] if context else block.text_kv(projected)
             args = (streams, run.modulation, layer_text, run.layout, cache)
             if self.gradient_checkpointing and torch.is_grad_enabled():

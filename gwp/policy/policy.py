@@ -66,7 +66,12 @@ class Policy:
     @classmethod
     def load(cls, uri: str | Path, device: str = "cpu", dtype: torch.dtype = torch.float32) -> "Policy":
         """From a path, `s3://bucket/bundle`, or `models:/name@alias`. Every hash, shape and width is checked."""
-        return cls(read_bundle(locate(str(uri))[0]), device, dtype)
+        place, registered = locate(str(uri))
+        bundle = read_bundle(place)
+        expected = registered.get("policy_id", bundle.id)
+        if expected != bundle.id:
+            raise BundleError(f"{uri}: registered as policy {expected}, {place} holds {bundle.id}; promote it again")
+        return cls(bundle, device, dtype)
 
     @property
     def id(self) -> str:

@@ -53,9 +53,10 @@ def record(
         raise GwpError(f"tasks {', '.join(unknown) or '(none)'}: choose from {', '.join(TASKS)}")
     begin = time.monotonic()
     count = frames = attempts = 0
-    names = {"state_names": EMBODIMENT.state_names, "action_names": EMBODIMENT.action_names}
-    writer = LeRobotWriter(uri, fps=EMBODIMENT.fps, robot_type=EMBODIMENT.name, cameras={CAMERA: (size, size)},
-                           with_actions=with_actions, **names)
+    writer = LeRobotWriter(
+        uri, fps=EMBODIMENT.fps, robot_type=EMBODIMENT.name, cameras={CAMERA: (size, size)},
+        state_names=EMBODIMENT.state_names, action_names=EMBODIMENT.action_names, with_actions=with_actions,
+    )
     with writer:
         for demo in _demos(tasks, episodes, seed, noise, size, max_steps, workers):
             vectors = {"state": demo.state, "action": demo.action} if with_actions else {}

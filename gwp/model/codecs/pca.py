@@ -56,20 +56,22 @@ class PcaCodec:
         sizes = {"first": spatial * spatial * 3, "later": spatial * spatial * 3 * TEMPORAL}
         if channels > sizes["first"]:
             raise GwpError(f"codec.channels {channels} is more than the {sizes['first']} numbers of a {spatial}x{spatial} block")
-        moments = {n: [torch.zeros(s, s, dtype=torch.float64), torch.zeros(s, dtype=torch.float64), 0] for n, s in sizes.items()}
+        second = {n: torch.zeros(s, s, dtype=torch.float64) for n, s in sizes.items()}
+        total = {n: torch.zeros(s, dtype=torch.float64) for n, s in sizes.items()}
+        count = dict.fromkeys(sizes, 0)
         for clip in clips:
             first, later = _blocks(clip, spatial)
             for name, x in (("first", first), ("later", later)):
                 flat = x.reshape(-1, x.shape[-1]).double()
-                moments[name][0] += flat.T @ flat
-                moments[name][1] += flat.sum(0)
-                moments[name][2] += len(flat)
+                second[name] += flat.T @ flat
+                total[name] += flat.sum(0)
+                count[name] += len(flat)
         tensors: dict[str, Tensor] = {}
-        for name, (second, total, count) in moments.items():
-            if not count:
+        for name in sizes:
+            if not count[name]:
                 raise GwpError("the codec saw no clips to fit on; check data.sources")
-            mean = total / count
-            values, vectors = torch.linalg.eigh(second / count - torch.outer(mean, mean))
+            mean = total[name] / count[name]
+            values, vectors = torch.linalg.eigh(second[name] / count[name] - torch.outer(mean, mean))
             basis = vectors[:, -channels:].flip(1)
             # An eigenvector's sign is arbitrary; fix it, so that the same clips always give the same codec.
             basis = basis * basis.gather(0, basis.abs().argmax(0, keepdim=True)).sign()

@@ -1,0 +1,130 @@
+"""The line on real recordings: sets in object storage -> stages -> bundle -> registry -> endpoint -> the stock robot client."""
+
+import json
+import socket
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from clusters.mini import MiniCluster
+from gwp import storage
+from gwp.policy.policy import Policy
+from pipelines import evaluate
+from pipelines.cli import main
+from pipelines.config import load_config
+from pipelines.export import export
+from pipelines.promote import promote, register
+from pipelines.stage import TrainJob
+from pipelines.tracking import metric_history
+from pipelines.train import StageResult, train
+
+SHARED = Path(__file__).resolve().parents[3] / "shared" / "data"
+STAGES = Path(__file__).resolve().parents[2] / "pipelines" / "stages"
+G1_FIELDS = [
+    "model.action_channels=32",
+    "data.window={chunk: 16, stride: 4}",
+    "data.embodiments={g1: {replan: 8, delta_mask: [" + ", ".join(["true"] * 26) + "]}}",
+]
+
+pytestmark = [
+    pytest.mark.skipif(not SHARED.is_dir(), reason=f"real recordings are not at {SHARED}"),
+    pytest.mark.timeout(400),
+]
+
+
+def stage(name: str, mini: MiniCluster, steps: int, sources: str, extra: list[str]) -> StageResult:
+    sets = [
+        f"run.storage={mini.bucket}/line", f"run.steps={steps}", f"run.checkpoint_every={steps}", "run.log_every=2",
+        "engine.micro_batch=4", "cluster.train_pool=train", "cluster.data_pool=data", f"data.sources={sources}", *extra,
+    ]
+    return train(load_config(STAGES / f"{name}.yaml", TrainJob, sets))
+
+
+@pytest.fixture(scope="module")
+def world(mini: MiniCluster) -> StageResult:
+    """Stage 1 on the real clips."""
+    storage.upload(SHARED / "clips", f"{mini.bucket}/clips")
+    return stage("world", mini, 4, f"[{{uri: {mini.bucket}/clips}}]", [*G1_FIELDS[:1], "codec.fit_clips=32"])
+
+
+@pytest.fixture(scope="module")
+def policy_run(mini: MiniCluster, world: StageResult) -> StageResult:
+    """Stage 3 on five real episodes of the G1 (26 dimensions, one camera); the sixth is held out."""
+    storage.upload(SHARED / "g1_bottle_v30", f"{mini.bucket}/g1")
+    return stage("policy", mini, 8, f"[{{uri: {mini.bucket}/g1, embodiment: g1, episodes: '0:5'}}]", ["init=world", *G1_FIELDS])
+
+
+@pytest.fixture(scope="module")
+def bundle(mini: MiniCluster, policy_run: StageResult) -> str:
+    out = f"{mini.bucket}/line/bundles/g1"
+    policy_id = export(policy_run.uri, out)
+    version = register(out, policy_id, "g1", policy_run.run_id)
+    promote("g1", version)
+    return policy_id
+
+
+def test_inspect_tells_what_the_set_holds(mini: MiniCluster, policy_run: StageResult, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["data", "inspect", f"{mini.bucket}/g1", "--json"]) == 0
+    told = json.loads(capsys.readouterr().out)
+    assert told["episodes"] == 6
+    assert told["frames"] == 1595
+
+
+def test_stages_are_linked_and_tracked(world: StageResult, policy_run: StageResult) -> None:
+    assert (world.steps, policy_run.steps) == (4, 8)
+    assert policy_run.samples == 8 * 8
+    losses = metric_history(policy_run.run_id, "loss")
+    assert [step for step, _ in losses] == [1, 2, 4, 6, 8]
+    assert all(np.isfinite(value) for _, value in losses)
+
+
+def test_running_a_finished_stage_again_returns_at_once(mini: MiniCluster, world: StageResult) -> None:
+    again = stage("world", mini, 4, f"[{{uri: {mini.bucket}/clips}}]", [*G1_FIELDS[:1], "codec.fit_clips=32"])
+    assert (again.run_id, again.steps) == (world.run_id, world.steps)
+
+
+def test_the_registered_policy_acts_on_a_held_out_episode(mini: MiniCluster, bundle: str) -> None:
+    policy = Policy.load("models:/g1@champion")
+    assert policy.id == bundle
+    assert [s["stage"] for s in policy.bundle.lineage["stages"]] == ["policy", "world"]
+    result = evaluate.open_loop(policy, f"{mini.bucket}/g1", "5")
+    assert result.windows > 5
+    assert all(np.isfinite(x) and x > 0 for x in (result.mse, result.mse_hold, result.mse_mean))
+    assert set(result.per_dim) == set(policy.bundle.embodiments["g1"].action_names)
+
+
+def test_imagined_frames_have_the_canvas(mini: MiniCluster, bundle: str) -> None:
+    policy = Policy.load("models:/g1@champion")
+    (_, real, guess), *_ = evaluate.imagined(policy, f"{mini.bucket}/g1", 1)
+    assert real.shape == guess.shape == (5, 64, 64, 3)
+    np.testing.assert_array_less(np.abs(real[0].astype(float) - guess[0]).mean(), 40)
+
+
+def test_the_stock_client_is_answered_by_the_deployed_policy(mini: MiniCluster, bundle: str) -> None:
+    client = pytest.importorskip("openpi_client.websocket_client_policy", reason="install openpi-client with --no-deps")
+    from ray import serve
+
+    from serve.app import deploy
+    from serve.config import ServeApp
+
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        port = s.getsockname()[1]
+    config = ServeApp.model_validate(
+        {"policy": "models:/g1@champion", "name": "g1", "port": port,
+         "replica": {"pool": "serve", "cpus": 0.5}, "gateway": {"pool": "serve"}}
+    )
+    try:
+        deploy(config)
+        robot = client.WebsocketClientPolicy("127.0.0.1", port)
+        assert robot.get_server_metadata()["policy_id"] == bundle
+        policy = Policy.load("models:/g1@champion")
+        observation = next(evaluate.recordings(policy, f"{mini.bucket}/g1", "5")).observations([0])[0]
+        camera, image = next(iter(observation.images.items()))
+        reply = robot.infer({camera: image, "observation.state": observation.state, "prompt": observation.prompt})
+        assert reply["policy_id"] == bundle
+        assert reply["actions"].shape == (16, 26)
+        np.testing.assert_allclose(reply["actions"], policy.act(observation).actions, atol=1e-3)
+    finally:
+        serve.delete("g1")
