@@ -1,6 +1,7 @@
 """From camera views to the one picture that the model sees."""
 
 from collections.abc import Iterable
+from itertools import pairwise
 from typing import Literal, get_args
 
 import numpy as np
@@ -41,7 +42,8 @@ class Canvas(BaseModel):
         """
         w, h = self.width, self.height
         every: tuple[Slot, ...] = ("front",) if self.layout == "single" else SLOTS
-        given = every if views is None else tuple(s for s in SLOTS if s in set(views))
+        wanted_slots = set(every if views is None else views)
+        given = tuple(s for s in SLOTS if s in wanted_slots)
         if given == ("front",):
             return {"front": (0, 0, w, h)}
         if not given or self.layout == "single" or (self.layout == "t" and given != SLOTS):
@@ -54,7 +56,7 @@ class Canvas(BaseModel):
             top, left = h // 2, w // 2
             return {"front": (0, 0, w, top), "left": (0, top, left, h - top), "right": (left, top, w - left, h - top)}
         edges = [i * w // len(given) for i in range(len(given) + 1)]
-        return {slot: (x, 0, end - x, h) for slot, x, end in zip(given, edges, edges[1:], strict=True)}
+        return {slot: (x, 0, end - x, h) for slot, (x, end) in zip(given, pairwise(edges), strict=True)}
 
 
 def crop_positions(rng: np.random.Generator | None) -> dict[Slot, tuple[float, float]]:

@@ -35,9 +35,9 @@ class ClipSet:
 
 def read_clips(uri: str) -> ClipSet:
     """The videos below `uri`, or the one that it names. DataError when there is none or metadata.jsonl cannot be read."""
-    if uri.lower().endswith(EXTENSIONS) and "" in (files := storage.list_files(uri)):
+    if (size := _file_size(uri)) is not None:
         folder, name = uri.rsplit("/", 1) if "/" in uri else (".", uri)
-        sizes, missing = {name: files[""]}, list[str]()
+        sizes, missing = {name: size}, list[str]()
         captions, _ = _captions(folder, [name])
     else:
         folder, files = uri, storage.list_files(uri)
@@ -48,6 +48,15 @@ def read_clips(uri: str) -> ClipSet:
     clips = tuple(Clip(storage.join(folder, n), n, size, captions.get(n, "")) for n, size in sizes.items())
     digest = hashlib.sha256("\n".join(f"{n}:{size}" for n, size in sizes.items()).encode())
     return ClipSet(uri, clips, tuple(missing), digest.hexdigest()[:12])
+
+
+def _file_size(uri: str) -> int | None:
+    """Bytes of the video that `uri` names, None when it names none."""
+    if not uri.lower().endswith(EXTENSIONS):
+        return None
+    with storage.explained(uri):
+        fs, path = storage.filesystem(uri)
+        return int(fs.size(path)) if fs.isfile(path) else None
 
 
 def _captions(folder: str, names: list[str]) -> tuple[dict[str, str], list[str]]:

@@ -8,7 +8,17 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator
 from gwp.data.embodiment import Slot
 from gwp.errors import DataError
 
-_PART = re.compile(r"(\d+)(?::(\d+))?")
+
+def parse_ranges(text: str) -> list[range]:
+    """`0:100` (end excluded), `0,3,5`, or both mixed. Raises ValueError."""
+    parts = []
+    for part in text.split(","):
+        found = re.fullmatch(r"(\d+)(?::(\d+))?", part.strip())
+        chosen = range(int(found[1]), int(found[2] or int(found[1]) + 1)) if found else range(0)
+        if not chosen:
+            raise ValueError(f"cannot read '{part}'; write `0:100` or `0,3,5`")
+        parts.append(chosen)
+    return parts
 
 
 class Source(BaseModel):
@@ -36,10 +46,7 @@ class Source(BaseModel):
     @field_validator("episodes")
     @classmethod
     def _readable(cls, text: str | None) -> str | None:
-        for part in (text or "0").split(","):
-            found = _PART.fullmatch(part.strip())
-            if not found or (found[2] and int(found[2]) <= int(found[1])):
-                raise ValueError(f"episodes: cannot read '{part}'; write `0:100` or `0,3,5`")
+        parse_ranges(text or "0")
         return text
 
     @property
@@ -52,13 +59,10 @@ class Source(BaseModel):
         if self.episodes is None:
             return available
         chosen: set[int] = set()
-        for part in self.episodes.split(","):
-            found = _PART.fullmatch(part.strip())
-            assert found is not None
-            first = int(found[1])
-            hits = {i for i in available if first <= i < (int(found[2]) if found[2] else first + 1)}
+        for part in parse_ranges(self.episodes):
+            hits = {i for i in available if i in part}
             if not hits:
                 have = f"{available[0]} to {available[-1]}" if available else "none"
-                raise DataError(f"{self.uri}: no episode in '{part.strip()}'; there are {have}")
+                raise DataError(f"{self.uri}: no episode in {part.start}:{part.stop}; there are {have}")
             chosen |= hits
         return [i for i in available if i in chosen]

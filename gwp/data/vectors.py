@@ -20,14 +20,14 @@ def read_vectors(uri: str, first: int, count: int) -> tuple[np.ndarray, np.ndarr
     """
     try:
         edges = _edges(uri)
+        if first + count > edges[-1]:
+            raise DataError(f"{uri}: rows {first} to {first + count} are not there; the file has {edges[-1]}")
         groups = range(np.searchsorted(edges, first, side="right") - 1, np.searchsorted(edges, first + count, side="left"))
         parts = [_group(uri, int(g)) for g in groups]
     except (pa.ArrowException, KeyError) as error:
         raise DataError(f"{uri}: cannot be read ({error})") from error
     skip = first - edges[groups[0]]
     state, action = (np.concatenate([p[i] for p in parts])[skip : skip + count] for i in (0, 1))
-    if len(state) != count:
-        raise DataError(f"{uri}: rows {first} to {first + count} are not there; the file has {edges[-1]}")
     return state, action
 
 

@@ -60,7 +60,7 @@ def _stream(handle: Any) -> Iterator[tuple[Any, Any]]:
         with av.open(handle) as container:
             streams = [s for s in container.streams.video if not s.disposition & av.stream.Disposition.attached_pic]
             if not streams:
-                raise DataError("has no video stream")
+                raise DataError("has no video stream; it is no video, or truncated")
             stream = streams[0]
             # Decoding tasks run side by side already, one per core.
             stream.codec_context.thread_count = 1

@@ -1,0 +1,46 @@
+"""`gwp data`: look at data sets, compute their statistics."""
+
+import argparse
+from typing import Any
+
+from pipelines.verbs import data_record
+
+
+def add(subparsers: Any) -> None:
+    parser = subparsers.add_parser("data", help="look at data sets, compute statistics")
+    verbs = parser.add_subparsers(title="verbs", metavar="VERB", required=True)
+
+    inspect = verbs.add_parser("inspect", help="what a LeRobot set or a folder of videos holds, and what is wrong with it")
+    inspect.add_argument("uri", metavar="URI", help="folder, video file or s3://bucket/prefix")
+    inspect.add_argument("--json", action="store_true", help="machine-readable")
+    inspect.set_defaults(run=run_inspect)
+
+    stats = verbs.add_parser("stats", help="normalisation statistics of one robot over one or more LeRobot sets")
+    stats.add_argument("uris", nargs="+", metavar="URI", help="LeRobot sets of the same robot")
+    stats.add_argument("--embodiment", metavar="FILE", help="YAML or JSON description of the robot; without it, read from the first set")
+    stats.add_argument("--name", default="robot", help="name of the robot when there is no --embodiment")
+    stats.add_argument("--delta", metavar="DIMS", help="actions relative to the state, e.g. 0:6,7:13 (end excluded); default: none")
+    stats.add_argument("--episodes", help="only these of every set, e.g. 0:100 or 0,3,5")
+    stats.add_argument("--chunk", type=int, metavar="P", help="actions per chunk, control steps; default: the embodiment's")
+    stats.add_argument("--out", required=True, metavar="FILE", help="where to write the statistics (path or s3://)")
+    stats.set_defaults(run=run_stats)
+
+    data_record.add(verbs)
+
+
+def run_inspect(args: argparse.Namespace) -> None:
+    import json
+
+    from gwp.errors import DataError
+    from pipelines.datacmd import describe, shown
+
+    found = describe(args.uri)
+    print(json.dumps(found, indent=2) if args.json else shown(found))
+    if not found["usable"]:
+        raise DataError(f"{args.uri}: nothing in it can be used; the reasons are listed above")
+
+
+def run_stats(args: argparse.Namespace) -> None:
+    from pipelines.datacmd import write_stats
+
+    write_stats(args)

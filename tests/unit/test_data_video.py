@@ -1,0 +1,92 @@
+"""Frames by time: exact, whatever the coding, and refused when they are not there."""
+
+import io
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from gwp.data.video import decode_frames, frames_at, open_video, probe
+from gwp.errors import DataError, GwpError
+from tests.sets import FPS, frame_number, write_video
+
+
+def numbers(path: Path, times: list[float], tolerance: float | None = 0.05) -> list[int]:
+    with open_video(str(path)) as handle:
+        return [frame_number(f) for f in decode_frames(handle, times, tolerance)]
+
+
+@pytest.mark.parametrize(
+    ("gop", "options"),
+    [(2, {}), (250, {}), (10, {"bf": "3"}), (250, {"bf": "3"}), (10, {"bf": "3", "x264-params": "open-gop=1"})],
+)
+@pytest.mark.parametrize("suffix", [".mp4", ".mkv"])
+def test_every_frame_is_found_at_its_time(tmp_path: Path, gop: int, options: dict[str, str], suffix: str) -> None:
+    path = write_video(tmp_path / f"a{suffix}", range(80), gop=gop, **options)
+    assert numbers(path, [k / FPS for k in range(80)]) == list(range(80))
+    for start in (0, 1, 37, 60, 78):
+        wanted = [k for k in (start, start + 1, start + 13, start + 40) if k < 80]
+        assert numbers(path, [k / FPS for k in wanted]) == wanted
+
+
+def test_any_order_repeats_and_the_nearest(tmp_path: Path) -> None:
+    path = write_video(tmp_path / "a.mp4", range(30))
+    assert numbers(path, [2.0, 0.1, 2.0, 0.14, 0.16]) == [20, 1, 20, 1, 2]
+
+
+def test_probe_tells_the_facts(tmp_path: Path) -> None:
+    for suffix in (".mp4", ".mkv"):
+        with open_video(str(write_video(tmp_path / f"a{suffix}", range(50), gop=20, sc_threshold="0"))) as handle:
+            info = probe(handle)
+        assert (info.width, info.height, info.fps, info.frames, info.codec, info.gop) == (64, 48, FPS, 50, "h264", 20)
+        assert info.duration_s == 5
+
+
+def test_no_frame_near_the_time_is_an_error(tmp_path: Path) -> None:
+    path = write_video(tmp_path / "a.mp4", range(10))
+    with pytest.raises(DataError, match="no frame within"):
+        numbers(path, [0.0, 1.2])
+    assert numbers(path, [1.2], tolerance=None) == [9]
+
+
+def test_frames_before_a_missing_one_are_given(tmp_path: Path) -> None:
+    seen: list[float] = []
+
+    def collect() -> None:
+        with open_video(str(write_video(tmp_path / "a.mp4", range(10)))) as handle:
+            for t, _ in frames_at(handle, [0.1, 0.5, 5.0], 0.05):
+                seen.append(t)
+
+    with pytest.raises(DataError):
+        collect()
+    assert seen == [0.1, 0.5]
+
+
+@pytest.mark.parametrize("flags", ["", "+faststart"])
+def test_a_truncated_file_is_told_apart(tmp_path: Path, flags: str) -> None:
+    rng = np.random.default_rng(0)
+    path = write_video(tmp_path / "a.mp4", rng.integers(0, 80, 90).tolist(), gop=5)
+    raw = path.read_bytes()
+    if flags:
+        import av
+
+        with av.open(str(path)) as source, av.open(str(tmp_path / "b.mp4"), "w", options={"movflags": flags}) as target:
+            stream = target.add_stream_from_template(source.streams.video[0])
+            for packet in source.demux(video=0):
+                if packet.dts is not None:
+                    packet.stream = stream
+                    target.mux(packet)
+        raw = (tmp_path / "b.mp4").read_bytes()
+    with pytest.raises(DataError, match="truncated"):
+        probe(io.BytesIO(raw[: len(raw) * 2 // 3]))
+
+
+@pytest.mark.parametrize("raw", [b"", b"no video at all", bytes(5000)])
+def test_what_is_no_video_is_refused(raw: bytes) -> None:
+    with pytest.raises(DataError, match="cannot be read as a video"):
+        probe(io.BytesIO(raw))
+
+
+def test_a_missing_file_is_named(tmp_path: Path) -> None:
+    with pytest.raises(GwpError, match="not found"), open_video(str(tmp_path / "none.mp4")):
+        pass
