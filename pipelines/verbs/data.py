@@ -1,4 +1,4 @@
-"""`gwp data`: look at data sets, compute their statistics."""
+"""`gwp data`: look at data sets, compute their statistics, record simulated ones."""
 
 import argparse
 from typing import Any
@@ -7,7 +7,7 @@ from pipelines.verbs import data_record
 
 
 def add(subparsers: Any) -> None:
-    parser = subparsers.add_parser("data", help="look at data sets, compute statistics")
+    parser = subparsers.add_parser("data", help="look at data sets, compute statistics, record demonstrations")
     verbs = parser.add_subparsers(title="verbs", metavar="VERB", required=True)
 
     inspect = verbs.add_parser("inspect", help="what a LeRobot set or a folder of videos holds, and what is wrong with it")
