@@ -118,7 +118,7 @@ def open_loop(policy: Policy, uri: str, episodes: str | None = None, batch: int 
                 true = recording.action[step : step + n]
                 executed.append(chunk.actions[: min(embodiment.replan, n)])
                 guesses = {"policy": chunk.actions[:n], "hold": hold_chunk(recording, step, embodiment)[:n]}
-                guesses["mean"] = (mean + _offset(recording.state[step], embodiment))[:n]
+                guesses["mean"] = np.tile(mean + _offset(recording.state[step], embodiment), (n, 1))
                 for name, guess in guesses.items():
                     errors[name].append((guess - true) ** 2)
         if trace is None:

@@ -1,5 +1,6 @@
 """The stage files of the repository, and what is rendered from them."""
 
+import itertools
 from pathlib import Path
 
 import pytest
@@ -61,4 +62,4 @@ def test_learning_rate_warms_up_and_decays():
     assert rates[0] == pytest.approx(0.1)
     assert max(rates) == pytest.approx(1.0)
     assert rates[100] == pytest.approx(0.1)
-    assert all(a >= b for a, b in zip(rates[10:], rates[11:], strict=False))
+    assert all(a >= b for a, b in itertools.pairwise(rates))

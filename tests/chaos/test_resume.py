@@ -1,0 +1,84 @@
+"""A training worker dies for good; the stage goes on from the last committed checkpoint and ends where it would have ended."""
+
+import os
+import signal
+import threading
+import time
+
+import numpy as np
+import pytest
+from safetensors.numpy import load
+
+from clusters.mini import MiniCluster
+from gwp import storage
+from gwp.data.lerobot_write import LeRobotWriter
+from pipelines.config import load_config
+from pipelines.prepare import run_uri
+from pipelines.stage import TrainJob
+from pipelines.train import StageResult, train
+from pipelines.watch import resumptions, worker_progress
+from tests.unit.test_stages import STAGES
+
+STEPS, EVERY = 60, 15
+
+
+@pytest.fixture(scope="module")
+def recordings(mini: MiniCluster) -> str:
+    """Four short labelled episodes: a bright square follows the action."""
+    uri = f"{mini.bucket}/chaos/set"
+    rng = np.random.default_rng(0)
+    names = ("a", "b")
+    with LeRobotWriter(uri, fps=20, robot_type="dot", cameras={"top": (32, 32)}, state_names=names, action_names=names) as writer:
+        for _ in range(4):
+            action = np.cumsum(rng.normal(0, 0.05, (40, 2)), axis=0).astype(np.float32)
+            frames = np.full((40, 32, 32, 3), 30, np.uint8)
+            for t, (x, y) in enumerate(np.clip(16 + action * 20, 2, 28).astype(int)):
+                frames[t, y - 2 : y + 3, x - 2 : x + 3] = 220
+            writer.add_episode({"top": frames}, "follow", action * 0.9, action)
+    return uri
+
+
+def job(mini: MiniCluster, uri: str, name: str) -> TrainJob:
+    sets = [
+        f"run.storage={mini.bucket}/chaos", f"run.name={name}", f"run.steps={STEPS}", f"run.checkpoint_every={EVERY}", "run.log_every=1",
+        "cluster.train_pool=train", "cluster.data_pool=data", "engine.micro_batch=4", "init=null",
+        "codec={kind: pca, spatial: 8, channels: 24, fit_clips: 32}", "text={kind: hashed, dim: 64, rows: 8}",
+        "data.canvas={layout: single, width: 32, height: 32}", "data.window={chunk: 8, stride: 2}",
+        f"data.sources=[{{uri: {uri}, embodiment: dot}}]", "data.embodiments={dot: {replan: 4}}",
+    ]
+    return load_config(STAGES / "policy.yaml", TrainJob, sets)
+
+
+def weights(result: StageResult) -> dict[str, np.ndarray]:
+    return load(storage.read_bytes(f"{result.final}/model/diffusion_pytorch_model.safetensors"))
+
+
+def kill_after(run: str, step: int, killed: list[int]) -> None:
+    deadline = time.monotonic() + 150
+    while time.monotonic() < deadline:
+        reports = worker_progress(run)
+        if len(reports) == 2 and reports[1]["step"] >= step:
+            os.kill(reports[1]["pid"], signal.SIGKILL)
+            killed.append(reports[1]["step"])
+            return
+        time.sleep(0.02)
+
+
+@pytest.mark.timeout(420)
+def test_a_killed_worker_changes_nothing_but_the_time(mini: MiniCluster, recordings: str) -> None:
+    calm = train(job(mini, recordings, "calm"))
+    shaken = job(mini, recordings, "shaken")
+    killed: list[int] = []
+    killer = threading.Thread(target=kill_after, args=(run_uri(shaken), EVERY + 3, killed), daemon=True)
+    killer.start()
+    result = train(shaken)
+    killer.join(timeout=10)
+    (event,) = resumptions(result.uri)
+    assert killed
+    assert event["step"] in {EVERY, 2 * EVERY, 3 * EVERY}
+    assert event["step"] <= killed[0] + 2
+    assert (result.steps, result.samples) == (STEPS, STEPS * 8)
+    # No sample lost or repeated, no random draw out of place: the weights are those of the calm run, to the last bit.
+    ours, theirs = weights(result), weights(calm)
+    assert ours.keys() == theirs.keys()
+    assert all(np.array_equal(ours[name], theirs[name]) for name in ours)
