@@ -99,11 +99,11 @@ def frames_at(handle: Any, times: Sequence[float], tolerance: float | None) -> I
     with _stream(handle) as (container, stream):
         walk = _Walk(container, stream)
         for wanted in times:
-            frame, at = walk.nearest(wanted)
+            frame, at, sound = walk.nearest(wanted)
             if tolerance is not None and abs(at - wanted) > tolerance:
                 raise DataError(f"has no frame within {tolerance:.4f} s of {wanted:.4f} s (nearest: {at:.4f} s)")
-            if frame.is_corrupt:
-                raise DataError(f"the frame at {at:.4f} s is damaged")
+            if not sound:
+                raise DataError(f"is damaged at or before {at:.4f} s")
             yield wanted, convert.reformat(frame, format="rgb24").to_ndarray()
 
 
@@ -125,44 +125,49 @@ class _Walk:
         shift = self.origin - index[0].timestamp if index else 0
         self.keys = np.array([e.timestamp + shift for e in index if e.is_keyframe], np.int64)
         self.period = (index[-1].timestamp - index[0].timestamp) / (len(index) - 1) if len(index) > 1 else 0.0
-        self.decoder = container.decode(stream)
-        self.before: Any = None
-        self.here: Any = None
+        self._start()
 
-    def _time(self, frame: Any) -> float:
-        return (frame.pts - self.origin) * self.tick
-
-    def _advance(self) -> bool:
-        for frame in self.decoder:
-            if frame.pts is not None:
-                self.before, self.here = self.here, frame
-                return True
-        return False
+    def _start(self) -> None:
+        self.decoder = self.container.decode(self.stream)
+        # Frame and whether it is undamaged, of the last two in order of presentation.
+        self.before: tuple[Any, bool] | None = None
+        self.here: tuple[Any, bool] | None = None
+        self.spoilt = False
 
     def _seek(self, pts: int) -> None:
         self.container.seek(pts, stream=self.stream, backward=True)
-        self.decoder = self.container.decode(self.stream)
-        self.before = self.here = None
+        self._start()
 
-    def nearest(self, wanted: float) -> tuple[Any, float]:
-        """The frame nearest to `wanted` and its time; not earlier than the last one asked for."""
+    def _advance(self) -> bool:
+        for frame in self.decoder:
+            # A damaged frame spoils what is predicted from it, up to the next key frame; only the first of them is marked.
+            self.spoilt = frame.is_corrupt or (self.spoilt and not frame.key_frame)
+            if frame.pts is not None:
+                self.before, self.here = self.here, (frame, not self.spoilt)
+                return True
+        return False
+
+    def _pts(self) -> int:
+        """Where the walk is; before the first frame when it has not begun."""
+        return self.origin - 1 if self.here is None else int(self.here[0].pts)
+
+    def nearest(self, wanted: float) -> tuple[Any, float, bool]:
+        """The frame nearest to `wanted`, its time, and whether it is undamaged; not earlier than the last one asked for."""
         target = self.origin + round(wanted / self.tick)
         key = int(np.searchsorted(self.keys, target, side="right")) - 1
-        if key > 0:
-            now = self.here.pts if self.here is not None else self.origin
-            if self.keys[key] - now > _SEEK_SAVES * self.period:
+        if key > 0 and self.keys[key] - self._pts() > _SEEK_SAVES * self.period:
+            self._seek(int(self.keys[key]))
+            # Reordered or open groups can start later than their key frame's index says.
+            while self._advance() and self._pts() > target and key > 0:
+                key -= 1
                 self._seek(int(self.keys[key]))
-                # Reordered or open groups can start later than their key frame's index says.
-                while self._advance() and self.here.pts > target and key > 0:
-                    key -= 1
-                    self._seek(int(self.keys[key]))
-        while (self.here is None or self.here.pts < target) and self._advance():
+        while self._pts() < target and self._advance():
             pass
-        if self.here is None:
-            raise DataError("holds no readable frames")
         near = [f for f in (self.before, self.here) if f is not None]
-        best = min(near, key=lambda f: abs(f.pts - target))
-        return best, self._time(best)
+        if not near:
+            raise DataError("holds no readable frames")
+        frame, sound = min(near, key=lambda f: abs(f[0].pts - target))
+        return frame, (frame.pts - self.origin) * self.tick, sound
 
 
 def explained(uri: str, error: GwpError) -> DataError:

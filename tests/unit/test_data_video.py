@@ -3,12 +3,13 @@
 import io
 from pathlib import Path
 
+import av
 import numpy as np
 import pytest
 
 from gwp.data.video import decode_frames, frames_at, open_video, probe
 from gwp.errors import DataError, GwpError
-from tests.sets import FPS, frame_number, write_video
+from tests.sets import FPS, frame_number, write_pictures, write_video
 
 
 def numbers(path: Path, times: list[float], tolerance: float | None = 0.05) -> list[int]:
@@ -68,8 +69,6 @@ def test_a_truncated_file_is_told_apart(tmp_path: Path, flags: str) -> None:
     path = write_video(tmp_path / "a.mp4", rng.integers(0, 80, 90).tolist(), gop=5)
     raw = path.read_bytes()
     if flags:
-        import av
-
         with av.open(str(path)) as source, av.open(str(tmp_path / "b.mp4"), "w", options={"movflags": flags}) as target:
             stream = target.add_stream_from_template(source.streams.video[0])
             for packet in source.demux(video=0):
@@ -79,6 +78,28 @@ def test_a_truncated_file_is_told_apart(tmp_path: Path, flags: str) -> None:
         raw = (tmp_path / "b.mp4").read_bytes()
     with pytest.raises(DataError, match="truncated"):
         probe(io.BytesIO(raw[: len(raw) * 2 // 3]))
+
+
+def test_a_damaged_frame_spoils_its_group_only(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    base = np.kron(rng.integers(0, 255, (12, 16, 3), dtype=np.uint8), np.ones((4, 4, 1), np.uint8))
+    pictures = [np.roll(base, 3 * k, 1) for k in range(30)]
+    path = write_pictures(tmp_path / "a.mp4", pictures, gop=10, bf="0", sc_threshold="0")
+    with av.open(str(path)) as container:
+        entries = [(e.pos, e.size, e.is_keyframe) for e in container.streams.video[0].index_entries]
+    assert [k for k, (_, _, key) in enumerate(entries) if key] == [0, 10, 20]
+    raw = bytearray(path.read_bytes())
+    start, size, _ = entries[13]
+    raw[start + size // 4 : start + size - 10] = rng.bytes(size - 10 - size // 4)
+
+    def sound(k: int) -> bool:
+        try:
+            decode_frames(io.BytesIO(bytes(raw)), [k / FPS], 0.05)
+        except DataError:
+            return False
+        return True
+
+    assert [k for k in range(30) if not sound(k)] == list(range(13, 20))
 
 
 @pytest.mark.parametrize("raw", [b"", b"no video at all", bytes(5000)])
