@@ -62,4 +62,4 @@ def test_learning_rate_warms_up_and_decays():
     assert rates[0] == pytest.approx(0.1)
     assert max(rates) == pytest.approx(1.0)
     assert rates[100] == pytest.approx(0.1)
-    assert all(a >= b for a, b in itertools.pairwise(rates))
+    assert all(a >= b for a, b in itertools.pairwise(rates[10:]))
