@@ -3,7 +3,7 @@
 import argparse
 from typing import Any
 
-from pipelines.verbs import data_record
+from pipelines.verbs import data_plan, data_record
 
 
 def add(subparsers: Any) -> None:
@@ -25,6 +25,7 @@ def add(subparsers: Any) -> None:
     stats.add_argument("--out", required=True, metavar="FILE", help="where to write the statistics (path or s3://)")
     stats.set_defaults(run=run_stats)
 
+    data_plan.add(verbs)
     data_record.add(verbs)
 
 
