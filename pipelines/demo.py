@@ -39,16 +39,16 @@ CAMERA = "observation.images.corner2"
 class Size:
     """How much of everything. Other tasks teach stage 1, other seeds of the same tasks stage 2."""
 
-    tasks: tuple[str, ...] = ("button-press-topdown-v3", "drawer-close-v3", "door-open-v3")
-    world_tasks: tuple[str, ...] = ("drawer-open-v3", "window-open-v3", "handle-press-v3", "plate-slide-v3")
-    world_episodes: int = 24
-    embodied_episodes: int = 36
-    policy_episodes: int = 24
+    tasks: tuple[str, ...] = ("button-press-topdown-v3", "door-open-v3", "drawer-open-v3")
+    world_tasks: tuple[str, ...] = ("window-open-v3", "faucet-open-v3", "handle-press-v3", "coffee-button-v3")
+    world_episodes: int = 10
+    embodied_episodes: int = 24
+    policy_episodes: int = 20
     held_out: int = 3
-    world_steps: int = 300
-    embodied_steps: int = 400
-    policy_steps: int = 1400
-    checkpoint_every: int = 200
+    world_steps: int = 200
+    embodied_steps: int = 300
+    policy_steps: int = 900
+    checkpoint_every: int = 150
     robots: int = 9
     episodes_per_robot: int = 4
     random_episodes: int = 6
@@ -58,7 +58,7 @@ class Size:
 
 FULL = Size()
 QUICK = Size(
-    tasks=("button-press-topdown-v3", "drawer-close-v3"), world_tasks=("drawer-open-v3", "window-open-v3"), world_episodes=6,
+    tasks=("button-press-topdown-v3", "door-open-v3"), world_tasks=("drawer-open-v3", "window-open-v3"), world_episodes=6,
     embodied_episodes=8, policy_episodes=8, held_out=1, world_steps=40, embodied_steps=40, policy_steps=120, checkpoint_every=40,
     robots=8, episodes_per_robot=1, random_episodes=2, latency_repeats=10,
 )
