@@ -62,7 +62,9 @@ def test_help_names_every_verb(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_every_verb_module_is_listed() -> None:
-    assert {path.stem for path in (ROOT / "pipelines" / "verbs").glob("[!_]*.py")} == set(cli.VERBS)
+    # `data_record.py` and the like are parts of a verb.
+    modules = {path.stem for path in (ROOT / "pipelines" / "verbs").glob("[!_]*.py")}
+    assert {name for name in modules if "_" not in name} == set(cli.VERBS)
 
 
 @pytest.mark.parametrize("verb", cli.VERBS)
