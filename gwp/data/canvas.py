@@ -85,10 +85,12 @@ def fit_view(frames: np.ndarray, width: int, height: int, at: tuple[float, float
     y = min(int(at[1] * (new_h - height + 1)), new_h - height)
     if at == (0.5, 0.5):
         x, y = (new_w - width) // 2, (new_h - height) // 2
-    if (new_w, new_h) != (w, h):
-        # One scaler for training and serving: swscale and PIL differ by a few grey levels.
-        frames = np.stack([np.asarray(Image.fromarray(f).resize((new_w, new_h), Image.Resampling.BILINEAR)) for f in frames])
-    return frames[:, y : y + height, x : x + width]
+    if (new_w, new_h) == (w, h):
+        return frames[:, y : y + height, x : x + width]
+    # One scaler for training and serving: swscale and PIL differ by a few grey levels. Only what is kept is computed.
+    region = (x * w / new_w, y * h / new_h, (x + width) * w / new_w, (y + height) * h / new_h)
+    size, bilinear = (width, height), Image.Resampling.BILINEAR
+    return np.stack([np.asarray(Image.fromarray(f).resize(size, bilinear, region)) for f in frames])
 
 
 def compose(views: dict[Slot, np.ndarray], canvas: Canvas, rng: np.random.Generator | None) -> np.ndarray:

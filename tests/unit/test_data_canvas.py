@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+from PIL import Image
 from pydantic import ValidationError
 
 from gwp.data.canvas import Canvas, compose, fit_view
@@ -99,3 +100,11 @@ def test_windows_give_4n_plus_1_frames() -> None:
     with pytest.raises(ValidationError, match="4n\\+1"):
         ClipWindow(frames=6, fps=5)
     assert ClipWindow(frames=5, fps=2).offsets_s == (0, 0.5, 1, 1.5, 2)
+
+
+def test_cropping_first_is_cropping_last() -> None:
+    picture = np.kron(np.random.default_rng(0).integers(0, 256, (24, 32, 3), dtype=np.uint8), np.ones((10, 10, 1), np.uint8))
+    whole = np.asarray(Image.fromarray(picture).resize((128, 96), Image.Resampling.BILINEAR)).astype(int)
+    cut = fit_view(picture[None], 100, 96, (0.25, 0.9))[0].astype(int)
+    # Columns 7 to 106 of the whole; at the seam the filter has fewer pixels to weigh.
+    assert abs(cut - whole[:, 7:107])[:, 1:-1].max() <= 1

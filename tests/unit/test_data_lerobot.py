@@ -15,7 +15,7 @@ from gwp.data.manifest import Manifest, build_manifest
 from gwp.data.source import Source
 from gwp.data.vectors import matrix, read_vectors
 from gwp.data.window import ClipWindow, Window
-from gwp.errors import DataError, GwpError
+from gwp.errors import DataError
 from tests.sets import SHARED, TOP, WRIST, columns, episode_values, write_v21, write_v30, write_video
 
 WINDOW, CLIP = Window(chunk=4, stride=1), ClipWindow(frames=5, fps=5)
@@ -139,16 +139,6 @@ def test_an_empty_set(tmp_path: Path, write: Any) -> None:
         root = write(tmp_path / "set", lengths=[])
     with pytest.raises(DataError, match="the set has no episodes"):
         build(root)
-
-
-def test_a_missing_bucket_is_explained(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("gwp.storage.filesystem", _no_bucket)
-    with pytest.raises(GwpError, match="bucket 'nowhere' does not exist"):
-        read_set("s3://nowhere/set")
-
-
-def _no_bucket(uri: str) -> Any:
-    raise FileNotFoundError("The specified bucket does not exist")
 
 
 def skipped(manifest: Manifest) -> dict[str, str]:

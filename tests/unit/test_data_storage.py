@@ -1,0 +1,73 @@
+"""A bucket behaves like a folder."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from gwp import storage
+from gwp.data.canvas import Canvas
+from gwp.data.lerobot import infer_embodiment, read_set
+from gwp.data.manifest import Manifest, build_manifest
+from gwp.data.sample import SampleSpec, decode_samples
+from gwp.data.source import Source
+from gwp.data.stats import compute_stats
+from gwp.data.window import ClipWindow, Window
+from gwp.errors import GwpError
+from tests.sets import TOP, WRIST, write_v30, write_video
+
+WINDOW, CLIP = Window(chunk=4, stride=1), ClipWindow(frames=5, fps=5)
+
+
+@pytest.fixture(scope="module")
+def bucket() -> Iterator[str]:
+    server = pytest.importorskip("moto.server", reason="needs moto for an S3 on loopback")
+    import boto3
+    import s3fs
+
+    running = server.ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+    running.start()
+    host, port = running.get_host_and_port()
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in (
+            ("AWS_ENDPOINT_URL", f"http://{host}:{port}"), ("AWS_ACCESS_KEY_ID", "key"), ("AWS_SECRET_ACCESS_KEY", "secret"),
+            ("AWS_REGION", "us-east-1"), ("AWS_DEFAULT_REGION", "us-east-1"),
+        ):
+            patch.setenv(name, value)
+        s3fs.S3FileSystem.clear_instance_cache()
+        boto3.client("s3").create_bucket(Bucket="robots")
+        yield "s3://robots"
+        s3fs.S3FileSystem.clear_instance_cache()
+    running.stop()
+
+
+def test_a_bucket_gives_the_samples_of_the_folder(bucket: str, tmp_path: Path) -> None:
+    write_v30(tmp_path / "all/set", cameras=(TOP, WRIST))
+    write_video(tmp_path / "all/clips/a.mp4", range(30))
+    (tmp_path / "all/clips/metadata.jsonl").write_text('{"file": "a.mp4", "caption": "a grey wall"}\n')
+    storage.upload(tmp_path / "all", f"{bucket}/all")
+    found = []
+    for root in (str(tmp_path / "all"), f"{bucket}/all"):
+        arm = infer_embodiment(f"{root}/set", "arm", 4, 2)
+        sources = [Source(uri=f"{root}/set", embodiment="arm"), Source(uri=f"{root}/clips")]
+        build_manifest(sources, embodiments={"arm": arm}, window=WINDOW, clip=CLIP).save(f"{root}/manifest.parquet")
+        manifest = Manifest.load(f"{root}/manifest.parquet")
+        stats = compute_stats(sources[:1], arm, WINDOW)
+        canvas = Canvas(layout="horizontal", width=64, height=32)
+        spec = SampleSpec(canvas, WINDOW, CLIP, {"arm": arm}, {"arm": stats}, 4, False, 0)
+        samples, failures = decode_samples(manifest.rows(range(manifest.table.num_rows)), spec)
+        assert not failures
+        found.append((manifest.fingerprint, stats.to_json(), samples))
+    assert found[0][:2] == found[1][:2]
+    for a, b in zip(found[0][2], found[1][2], strict=True):
+        assert all(np.array_equal(a[k], b[k]) for k in a)
+
+
+def test_what_is_missing_is_explained(bucket: str) -> None:
+    with pytest.raises(GwpError, match="bucket 'nowhere' does not exist"):
+        read_set("s3://nowhere/set")
+    with pytest.raises(GwpError, match="not a LeRobot set"):
+        read_set(f"{bucket}/nothing")
+    with pytest.raises(GwpError, match="no videos there"):
+        build_manifest([Source(uri=f"{bucket}/nothing")], embodiments={}, window=WINDOW, clip=CLIP)
