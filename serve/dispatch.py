@@ -1,7 +1,9 @@
 """From an admitted observation to a chunk: deadline, one retry, and refusals that say what to do."""
 
 import asyncio
+from collections.abc import Awaitable
 from dataclasses import dataclass
+from typing import Any
 
 from ray.exceptions import RayActorError
 from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError, ReplicaUnavailableError
@@ -33,7 +35,7 @@ class RefusedError(GwpError):
 class Desk:
     """What every door needs: the contract, who may come in, and the way to a replica."""
 
-    def __init__(self, replica: DeploymentHandle, contract: PolicyContract, config: ServeApp) -> None:
+    def __init__(self, replica: "DeploymentHandle[Any]", contract: PolicyContract, config: ServeApp) -> None:
         self.contract = contract
         self.access = Access(config.api_keys_env)
         self.max_bytes = int(config.limits.max_message_mb * 2**20)
@@ -72,5 +74,7 @@ class Desk:
         raise AssertionError("unreachable")
 
 
-async def _result(response: "asyncio.Future[ActionChunk | Refusal]") -> ActionChunk | Refusal:
-    return await response
+async def _result(response: Awaitable[Any]) -> ActionChunk | Refusal:
+    # wait_for wants a coroutine; a response of Serve is only awaitable.
+    result: ActionChunk | Refusal = await response
+    return result

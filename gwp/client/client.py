@@ -122,19 +122,19 @@ class Client:
                     return attempt(deadline)
                 except (OSError, WebSocketException, ProtocolError) as error:
                     self._drop()
-                    last = f"{type(error).__name__}: {error}"
+                    last = ClientError(
+                        f"{self.url}: no answer within {self._timeout_s:g} s (last: {type(error).__name__}: {error}); "
+                        "check that `gwp serve` runs there and that the address and port are right"
+                    )
                 except ClientError as error:
                     if error.code not in _RETRYABLE:
                         raise
-                    last = str(error)
+                    last = error
                 # Jitter, or a fleet that lost its gateway together comes back together.
                 pause = min(backoff, _BACKOFF_MAX_S) * random.uniform(0.5, 1.5)
                 backoff *= 2
                 if time.monotonic() + pause >= deadline:
-                    raise ClientError(
-                        f"{self.url}: no answer within {self._timeout_s:g} s (last: {last}); "
-                        "check that `gwp serve` runs there and that the address and port are right"
-                    )
+                    raise last
                 time.sleep(pause)
         finally:
             self._lock.release()
@@ -144,7 +144,11 @@ class Client:
         assert self._socket is not None
         # With `endpoint`, our gateway says in the error whether trying again makes sense; a stock server knows no such key.
         ours = "vllm-omni" in self._metadata.get("dialects", ())
-        self._socket.send(packb({"endpoint": "infer"} | message if ours else message))
+        try:
+            data = packb({"endpoint": "infer"} | message if ours else message)
+        except ProtocolError as error:
+            raise ClientError(str(error), "protocol") from error
+        self._socket.send(data)
         reply = self._receive(deadline)
         if reply.get("type") == "error":
             raise ClientError(f"{self.url}: {reply.get('message')}", str(reply.get("code", "internal")))
@@ -207,9 +211,14 @@ def _websocket_url(url: str) -> str:
     if not found:
         scheme, rest = "ws", url
     scheme = {"http": "ws", "https": "wss"}.get(scheme, scheme)
-    if scheme not in ("ws", "wss") or not urlsplit(f"{scheme}://{rest}").netloc:
+    parts = urlsplit(f"{scheme}://{rest}")
+    try:
+        valid = scheme in ("ws", "wss") and bool(parts.hostname) and parts.port != 0
+    except ValueError:
+        valid = False
+    if not valid:
         raise ClientError(f"{url}: not an endpoint address; write ws://host:port")
-    return f"{scheme}://{rest}" if urlsplit(f"{scheme}://{rest}").path else f"{scheme}://{rest}/"
+    return urlunsplit(parts._replace(path=parts.path or "/"))
 
 
 def _text(value: Any) -> str:

@@ -19,6 +19,7 @@ def add(subparsers: Any) -> None:
 
 def run_serve(args: argparse.Namespace) -> None:
     import logging
+    import math
     import os
     import signal
     import threading
@@ -52,7 +53,13 @@ def run_serve(args: argparse.Namespace) -> None:
     logging.getLogger("ray.serve").setLevel(logging.WARNING)
     address = os.environ.get("RAY_ADDRESS")
     # Ray's own log lines stay in its session folder; what a user has to know is said here.
-    ray.init(address=address or "local", log_to_driver=False, configure_logging=False)
+    if address:
+        ray.init(address=address, log_to_driver=False, configure_logging=False)
+    else:
+        # A machine with one core must have room for a gateway beside the replicas; CPUs are a count here, not a limit.
+        replicas = config.autoscaling.max_replicas * config.replica.cpus + config.gateway.replicas * config.gateway.cpus
+        cpus = max(os.cpu_count() or 1, math.ceil(replicas))
+        ray.init(address="local", num_cpus=cpus, include_dashboard=False, log_to_driver=False, configure_logging=False)
     # After ray.init, which puts its own there.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     event("deploying", policy=config.policy, cluster=address or "local")

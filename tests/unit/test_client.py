@@ -188,6 +188,21 @@ def test_a_busy_endpoint_is_asked_again_on_the_same_connection(peer: Peer) -> No
     assert (len(peer.requests), len(peer.connections)) == (3, 1)
 
 
+def test_an_endpoint_that_stays_busy_says_so_in_the_end(peer: Peer) -> None:
+    peer.answer = lambda _: {"type": "error", "code": "busy", "message": "all replicas are busy"}
+    with Client(url(peer), timeout_s=0.4) as client, pytest.raises(ClientError, match="all replicas are busy") as caught:
+        client.act(OBSERVATION)
+    assert caught.value.code == "busy"
+
+
+def test_what_cannot_be_sent_is_told_at_once(peer: Peer) -> None:
+    start = time.monotonic()
+    with Client(url(peer)) as client, pytest.raises(ClientError, match="cannot send dtype object"):
+        client.infer({"state": np.array([object()])})
+    assert time.monotonic() - start < 5
+    assert not peer.requests
+
+
 def test_the_traceback_of_a_stock_server_becomes_its_last_line(peer: Peer) -> None:
     peer.answer = lambda _: "Traceback (most recent call last):\n  File x\nKeyError: 'state'\n"
     with Client(url(peer)) as client, pytest.raises(ClientError, match=r"KeyError: 'state'$"):
@@ -268,7 +283,7 @@ def test_addresses_may_be_written_as_people_write_them(peer: Peer, address: str)
         client.act(OBSERVATION)
 
 
-@pytest.mark.parametrize("address", ["ftp://host", "ws://", ""])
+@pytest.mark.parametrize("address", ["ftp://host", "ws://", "", "ws://host:port", "ws://:8000", "host:99999"])
 def test_what_is_no_address_is_refused(address: str) -> None:
     with pytest.raises(ClientError, match="write ws://host:port"):
         Client(address)

@@ -1,0 +1,164 @@
+"""Between gateway and model, without a cluster: deadlines, lost replicas, and batches with a bad member."""
+
+import asyncio
+import json
+from collections.abc import Callable, Generator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from ray.exceptions import ActorDiedError, ActorUnavailableError
+from ray.serve.exceptions import BackPressureError
+
+from gwp.errors import GwpError
+from gwp.policy.contract import PolicyContract
+from gwp.policy.policy import Policy
+from gwp.protocol.messages import ActionChunk, Observation
+from serve.config import ServeApp
+from serve.dispatch import Desk, Refusal, RefusedError
+from serve.guarded import MAX_FAILURES, GuardedPolicy
+from serve.replica import Replica
+from serve.warmup import observation_for
+from tests.tiny import TINY_ARM, make_tiny_bundle
+
+CHUNK = ActionChunk(np.zeros((8, 4), np.float32), "id")
+OBSERVATION = replace(observation_for(TINY_ARM), seed=1)
+
+
+class Handle:
+    """Stands where Serve's handle to the replicas stands; each call takes the next outcome."""
+
+    def __init__(self, *outcomes: object) -> None:
+        self.outcomes, self.calls, self.cancelled = list(outcomes), 0, 0
+        self.act = self
+
+    def remote(self, _: Observation) -> "Handle":
+        self.calls += 1
+        return self
+
+    def cancel(self) -> None:
+        self.cancelled += 1
+
+    def __await__(self) -> Generator[Any, None, Any]:
+        outcome = self.outcomes.pop(0)
+        if outcome == "never":
+            yield from asyncio.Event().wait().__await__()
+        if isinstance(outcome, Exception):
+            raise outcome
+        return outcome
+
+
+@pytest.fixture(scope="module")
+def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_tiny_bundle(tmp_path_factory.mktemp("bundle"))
+
+
+@pytest.fixture
+def ask(bundle: Path) -> Callable[..., Any]:
+    def ask(handle: Handle, timeout_s: float = 5, **changes: Any) -> ActionChunk:
+        config = ServeApp.model_validate({"policy": str(bundle), "limits": {"request_timeout_s": timeout_s}})
+        desk = Desk(handle, PolicyContract.read(str(bundle)), config)  # type: ignore[arg-type]
+        return asyncio.run(desk.act(replace(OBSERVATION, **changes)))
+
+    return ask
+
+
+@pytest.mark.parametrize("lost", [ActorDiedError(), ActorUnavailableError("gone", None)])
+def test_a_request_lost_with_its_replica_is_sent_once_more(ask: Callable[..., Any], lost: Exception) -> None:
+    handle = Handle(lost, CHUNK)
+    assert ask(handle) is CHUNK
+    assert handle.calls == 2
+    with pytest.raises(RefusedError, match="lost twice") as caught:
+        ask(Handle(lost, lost))
+    assert caught.value.code == "unavailable"
+
+
+def test_a_full_queue_is_told_at_once(ask: Callable[..., Any]) -> None:
+    handle = Handle(BackPressureError(64, 64))
+    with pytest.raises(RefusedError, match="try again") as caught:
+        ask(handle)
+    assert (caught.value.code, handle.calls) == ("busy", 1)
+
+
+@pytest.mark.parametrize(("asked", "code"), [({"deadline_s": 0.05}, "deadline"), ({}, "unavailable")])
+def test_a_reply_out_of_time_is_given_up_and_its_work_cancelled(ask: Callable[..., Any], asked: dict[str, float], code: str) -> None:
+    handle = Handle("never")
+    with pytest.raises(RefusedError, match=r"no chunk within 0.05 s") as caught:
+        ask(handle, timeout_s=5 if asked else 0.05, **asked)
+    assert (caught.value.code, handle.cancelled) == (code, 1)
+
+
+def test_the_endpoint_s_own_limit_holds_whatever_a_robot_asks(ask: Callable[..., Any]) -> None:
+    with pytest.raises(RefusedError, match=r"within 0.05 s"):
+        ask(Handle("never"), timeout_s=0.05, deadline_s=1e9)
+
+
+def test_a_refusal_of_the_replica_keeps_its_code(ask: Callable[..., Any]) -> None:
+    with pytest.raises(RefusedError, match="not finite") as caught:
+        ask(Handle(Refusal("policy", "not finite")))
+    assert caught.value.code == "policy"
+
+
+def settings(bundle: Path) -> dict[str, Any]:
+    return ServeApp.model_validate({"policy": str(bundle), "batch": {"max_size": 4, "wait_ms": 200}}).model_dump(mode="json")
+
+
+def test_one_bad_observation_does_not_fail_the_others_of_its_batch(bundle: Path) -> None:
+    guarded = GuardedPolicy(Policy.load(bundle), stuck_after_s=60)
+    bad = replace(OBSERVATION, state=OBSERVATION.state * np.nan)
+    first, refused, last = guarded.act_batch([OBSERVATION, bad, replace(OBSERVATION, seed=2)])
+    assert isinstance(first, ActionChunk)
+    assert isinstance(last, ActionChunk)
+    assert not np.array_equal(first.actions, last.actions)
+    assert isinstance(refused, Refusal)
+    assert refused.code == "observation"
+    assert "state" in refused.message
+    guarded.check_health()
+
+
+def test_repeated_failures_are_unhealthy_and_tell_robots_nothing_of_the_inside(bundle: Path) -> None:
+    policy = Policy.load(bundle)
+    guarded = GuardedPolicy(policy, stuck_after_s=60)
+    with pytest.MonkeyPatch.context() as patch:
+        # As after a device error: the weights are there, computing fails.
+        patch.setattr(policy, "codec", None)
+        for _ in range(MAX_FAILURES):
+            guarded.check_health()
+            (refused,) = guarded.act_batch([OBSERVATION])
+            assert isinstance(refused, Refusal)
+            assert refused.code == "internal"
+            assert "NoneType" not in refused.message
+        with pytest.raises(RuntimeError, match="last 3 observations failed"):
+            guarded.check_health()
+    assert isinstance(guarded.act_batch([OBSERVATION])[0], ActionChunk)
+    guarded.check_health()
+
+
+def test_a_batch_that_never_ends_is_unhealthy(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    policy = Policy.load(bundle)
+    guarded = GuardedPolicy(policy, stuck_after_s=0)
+    complaints: list[str] = []
+
+    def act_batch(_: list[Observation]) -> list[ActionChunk]:
+        with pytest.raises(RuntimeError, match="takes longer") as caught:
+            guarded.check_health()
+        complaints.append(str(caught.value))
+        return [CHUNK]
+
+    monkeypatch.setattr(policy, "act_batch", act_batch)
+    assert guarded.act_batch([OBSERVATION]) == [CHUNK]
+    assert complaints
+    guarded.check_health()
+
+
+def test_another_bundle_at_the_same_place_is_refused(bundle: Path) -> None:
+    other = PolicyContract.read(str(bundle)).model_copy(update={"policy_id": "0" * 64}).model_dump(mode="json")
+    with pytest.raises(GwpError, match="deploy again"):
+        Replica.func_or_class(str(bundle), other, settings(bundle))  # type: ignore[attr-defined]
+
+
+def test_the_arguments_of_a_replica_are_plain_json(bundle: Path) -> None:
+    contract = PolicyContract.read(str(bundle))
+    assert PolicyContract.model_validate(json.loads(json.dumps(contract.model_dump(mode="json")))) == contract
