@@ -6,9 +6,11 @@ from pathlib import Path
 import pytest
 import torch
 
+from gwp.errors import GwpError
 from gwp.model.transformer import WorldActionTransformer
 from pipelines.config import load_config
 from pipelines.engine import deepspeed_config
+from pipelines.prepare import init_uri
 from pipelines.stage import OptimizerConfig, TrainJob
 
 STAGES = Path(__file__).resolve().parents[2] / "pipelines" / "stages"
@@ -63,3 +65,26 @@ def test_learning_rate_warms_up_and_decays():
     assert max(rates) == pytest.approx(1.0)
     assert rates[100] == pytest.approx(0.1)
     assert all(a >= b for a, b in itertools.pairwise(rates[10:]))
+
+
+@pytest.mark.parametrize(
+    ("sets", "words"),
+    [
+        (["model.in_channels=64"], "256 numbers but the model is 128 wide"),
+        (["init=null"], "must name its codec and text encoder"),
+        (["data.sources=[{uri: x, embodiment: nobody}]"], "nobody"),
+        (["data.embodiments={metaworld-sawyer: {id: 7}}"], r"model\.num_embodiments above 7"),
+        (["objective.chunk_prefix=0.5", "objective.max_prefix=0"], "max_prefix"),
+        (["data.window={chunk: 12, stride: 5}"], r"4n \+ 1|chunk"),
+        (["optimizer.learning_rate=1"], "learning_rate"),
+    ],
+)
+def test_jobs_that_cannot_train_are_refused_with_the_reason(sets, words):
+    with pytest.raises(GwpError, match=words):
+        load_config(STAGES / "policy.yaml", TrainJob, sets)
+
+
+def test_a_stage_whose_parent_has_not_finished_says_so(tmp_path):
+    job = load_config(STAGES / "embodied.yaml", TrainJob, [f"run.storage={tmp_path}"])
+    with pytest.raises(GwpError, match="run 'world' has no finished weights"):
+        init_uri(job)
