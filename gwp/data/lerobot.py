@@ -49,7 +49,10 @@ class Episode:
 
 @dataclass(frozen=True)
 class LeRobotSet:
-    """Metadata of a set. `cameras`: key -> feature of info.json. `files`: every file below `uri` -> bytes."""
+    """Metadata of a set. `cameras`: key -> feature of info.json. `files`: every file below `uri` -> bytes.
+
+    `stills`: cameras whose pictures lie in the Parquet files, which are not read. `named`: whether the set names its dimensions.
+    """
 
     uri: str
     version: str
@@ -59,6 +62,7 @@ class LeRobotSet:
     action_names: tuple[str, ...]
     named: bool
     cameras: dict[str, dict[str, Any]]
+    stills: tuple[str, ...]
     episodes: tuple[Episode, ...]
     files: dict[str, int]
     fingerprint: str
@@ -71,6 +75,8 @@ class LeRobotSet:
                 raise DataError(f"{self.uri}: name up to {len(SLOTS)} `cameras` (front, left, right); the set has {have}")
             return dict(zip(SLOTS, self.cameras, strict=False))
         for camera in cameras.values():
+            if camera in self.stills:
+                raise DataError(f"{self.uri}: the pictures of '{camera}' lie in the Parquet files; convert the set to one with videos")
             if camera not in self.cameras:
                 close = get_close_matches(camera, self.cameras, 1)
                 hint = f"did you mean '{close[0]}'? " if close else ""
@@ -107,8 +113,9 @@ def read_set(uri: str) -> LeRobotSet:
             digest.update(storage.read_bytes(storage.join(uri, name)))
     states, actions = (_names(features.get(key), key) for key in (STATE, ACTION))
     cameras = {key: f for key, f in features.items() if f.get("dtype") == "video" and not _is_depth(f)}
+    stills = tuple(key for key, f in features.items() if f.get("dtype") == "image")
     return LeRobotSet(
-        uri, version, str(info.get("robot_type") or "unknown"), fps, states[0], actions[0], states[1] and actions[1], cameras,
+        uri, version, str(info.get("robot_type") or "unknown"), fps, states[0], actions[0], states[1] and actions[1], cameras, stills,
         tuple(sorted(episodes, key=lambda e: e.index)), files, digest.hexdigest()[:12],
     )
 

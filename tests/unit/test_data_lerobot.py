@@ -114,6 +114,10 @@ def test_a_camera_that_is_not_there(tmp_path: Path) -> None:
         robot(root, cameras={"front": "observation.images.tops"})
     with pytest.raises(DataError, match="no camera 'nose'; The set has"):
         build(root, cameras={"front": "nose"})
+    stills = tmp_path / "set/meta/info.json"
+    stills.write_text(stills.read_text().replace('"dtype": "video"', '"dtype": "image"'))
+    with pytest.raises(DataError, match="lie in the Parquet files; convert"):
+        build(root, cameras={"front": TOP})
     many = write_v21(tmp_path / "many", cameras=[f"observation.images.{c}" for c in "abcd"], lengths=[5])
     with pytest.raises(DataError, match="name up to 3 `cameras`"):
         robot(many)
