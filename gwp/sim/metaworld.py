@@ -1,10 +1,15 @@
 """Meta-World tasks as a robot would meet them: one camera, proprioception without privileged state, a text instruction.
 
 Meta-World's 39 observations hold the positions of objects; only the first four (gripper position and opening) leave this room.
-An environment belongs to the thread that made it, since its EGL context does; use one process or thread per robot.
+An environment belongs to the thread that made it, since its EGL context does: make one in each thread or process, never share one.
 """
 
+import atexit
 import os
+import sys
+import threading
+import warnings
+import weakref
 from typing import Any
 
 import numpy as np
@@ -55,17 +60,28 @@ _EYE = (0.75, 0.075, 0.7)
 """Position of camera corner2 that sees the whole table, metres (the stock one is too far for small pictures)."""
 
 
+MAX_STEPS = 500
+"""Control steps after which Meta-World demands a reset."""
+
+
 class Env:
-    """One task. `reset(seed)` gives the same start for the same seed."""
+    """One task. `reset(seed)` gives the same start for the same seed, whatever the environment did before."""
 
     def __init__(self, task: str, size: int = 64) -> None:
-        """`size`: side of the square pictures, pixels. GwpError for an unknown task."""
+        """`size`: side of the square pictures, pixels. GwpError for an unknown task, or when MuJoCo needs a display."""
         if task not in TASKS:
             raise GwpError(f"task '{task}' is not one of {', '.join(TASKS)}")
         import metaworld
         import mujoco
         from metaworld.policies import ENV_POLICY_MAP
 
+        # MuJoCo chose its renderer when it was first imported. Trying one that needs a display can abort the process.
+        if mujoco.GLContext.__module__ == "mujoco.glfw" and sys.platform == "linux" and not os.environ.get("DISPLAY"):
+            raise GwpError("mujoco was imported before gwp.sim and would draw on a display, of which there is none; set MUJOCO_GL=egl")
+        # The experts overshoot on purpose, and `expert_action` clips.
+        warnings.filterwarnings("ignore", message="Constant.s. may be too high", category=UserWarning)
+        self._mujoco: Any = mujoco
+        self._thread = threading.get_ident()
         self.task, self.prompt = task, TASKS[task]
         self._env: Any = metaworld.ALL_V3_ENVIRONMENTS[task]()
         # Stock environments repeat one start for ever unless a task was set; ours draw theirs from the seed.
@@ -81,7 +97,10 @@ class Env:
         # Without these a small frame takes ten times as long on a software renderer.
         model.vis.quality.offsamples = 0
         model.vis.quality.shadowsize = 512
-        self._renderer = mujoco.Renderer(model, size, size)
+        model.vis.global_.offwidth = model.vis.global_.offheight = size
+        self._renderer: Any = mujoco.Renderer(model, size, size)
+        # An environment that an error left open would otherwise complain at exit, after EGL itself is gone.
+        atexit.register(_close, weakref.WeakMethod(self._renderer.close))
         for flag in (mujoco.mjtRndFlag.mjRND_SHADOW, mujoco.mjtRndFlag.mjRND_REFLECTION, mujoco.mjtRndFlag.mjRND_SKYBOX,
                      mujoco.mjtRndFlag.mjRND_HAZE):
             self._renderer.scene.flags[flag] = False
@@ -89,7 +108,15 @@ class Env:
 
     def reset(self, seed: int) -> None:
         self._env.seed(seed)
-        self._observation, _ = self._env.reset()
+        observation, _ = self._env.reset()
+        # Meta-World moves objects and goal markers last, without telling the simulation. Unmended, the first picture and the
+        # expert's first observation have them up to 20 cm away, where an earlier draw put them.
+        self._mujoco.mj_forward(self._env.model, self._env.data)
+        for name, place in self._env._target_site_config:
+            self._env._set_pos_site(name, place)
+        now = self._env._get_curr_obs_combined_no_goal()
+        self._env._prev_obs = now
+        self._observation = np.concatenate([now, now, observation[36:]])
 
     @property
     def state(self) -> np.ndarray:
@@ -97,7 +124,9 @@ class Env:
         return self._observation[:4].astype(np.float32)
 
     def render(self) -> np.ndarray:
-        """uint8 `[size, size, 3]`, upright."""
+        """uint8 `[size, size, 3]`, upright. GwpError in another thread than the one that made the environment."""
+        if threading.get_ident() != self._thread:
+            raise GwpError("an environment draws only in the thread that made it; make one Env in each thread")
         self._renderer.update_scene(self._env.data, camera="corner2")
         # This camera hangs upside down in the model.
         return np.ascontiguousarray(self._renderer.render()[::-1, ::-1])
@@ -107,7 +136,7 @@ class Env:
         return Observation({CAMERA: self.render()}, self.state, self.prompt, EMBODIMENT.name)
 
     def step(self, action: np.ndarray) -> bool:
-        """One control step with an action `[4]` in [-1, 1]; True when the task is fulfilled."""
+        """One control step with an action `[4]`, clipped to [-1, 1]; True when the task is fulfilled. At most MAX_STEPS after a reset."""
         self._observation, _, _, _, info = self._env.step(np.clip(action, -1, 1).astype(np.float64))
         return bool(info["success"])
 
@@ -118,3 +147,9 @@ class Env:
     def close(self) -> None:
         self._renderer.close()
         self._env.close()
+
+
+def _close(renderer_close: "weakref.WeakMethod[Any]") -> None:
+    close = renderer_close()
+    if close is not None:
+        close()
