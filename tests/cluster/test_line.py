@@ -36,7 +36,7 @@ pytestmark = [
 def stage(name: str, mini: MiniCluster, steps: int, sources: str, extra: list[str]) -> StageResult:
     sets = [
         f"run.storage={mini.bucket}/line", f"run.steps={steps}", f"run.checkpoint_every={steps}", "run.log_every=2",
-        "engine.micro_batch=4", "cluster.train_pool=train", "cluster.data_pool=data", f"data.sources={sources}", *extra,
+        "engine.global_batch=8", "cluster.train_pool=train", "cluster.data_pool=data", f"data.sources={sources}", *extra,
     ]
     return train(load_config(STAGES / f"{name}.yaml", TrainJob, sets))
 
