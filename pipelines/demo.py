@@ -167,7 +167,7 @@ class _Demo:
             with self._phase(stage), shown(job):
                 if killer:
                     killer.start()
-                results[stage] = train(job, tuple(r.run_id for r in results.values()))
+                results[stage] = train(job)
             self.media.losses[stage] = metric_history(results[stage].run_id, "loss")
             if killer:
                 killed = killer.result(results[stage].uri)

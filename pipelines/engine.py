@@ -24,8 +24,8 @@ def deepspeed_config(job: TrainJob) -> dict[str, Any]:
     """The DeepSpeed JSON of a job: a pure function of its typed fields, with `engine.overrides` laid over it."""
     engine = job.engine
     config: dict[str, Any] = {
-        "train_micro_batch_size_per_gpu": engine.micro_batch,
-        "train_batch_size": job.global_batch,
+        "train_micro_batch_size_per_gpu": job.micro_batch,
+        "train_batch_size": engine.global_batch,
         "gradient_accumulation_steps": 1,
         "gradient_clipping": job.optimizer.clip,
         "zero_allow_untested_optimizer": True,

@@ -139,11 +139,10 @@ def _sample(result: FleetResult, replicas: Callable[[], int] | None, start: floa
 
 def _robot(url: str, robot: Robot, replan: int, max_steps: int, gate: Any, events: Any) -> None:
     """One robot's process."""
-    from gwp.sim.metaworld import Env
-    from gwp.sim.rollout import run_episode
-
     from gwp.client import Client
     from gwp.protocol.messages import ActionChunk, Observation
+    from gwp.sim.metaworld import Env
+    from gwp.sim.rollout import run_episode
 
     try:
         env = Env(robot.task)

@@ -44,11 +44,11 @@ def remaining_dataset(prepared: Prepared) -> Callable[[], Any]:
 def dataset(prepared: Prepared, samples_seen: int) -> Any:
     """Ray dataset of decoded micro-batches from plan position `samples_seen` to the end of the run."""
     job = prepared.job
-    total = job.run.steps * job.global_batch
-    ids = plan_slice(prepared.manifest, job.run.seed, samples_seen, total - samples_seen, job.global_batch)
+    total = job.run.steps * job.engine.global_batch
+    ids = plan_slice(prepared.manifest, job.run.seed, samples_seen, total - samples_seen, job.engine.global_batch)
     table = prepared.manifest.table.take(pa.array(ids))
     table = table.append_column("position", pa.array(np.arange(samples_seen, samples_seen + len(ids))))
-    m = job.engine.micro_batch
+    m = job.micro_batch
     blocks = [table.slice(i, m) for i in range(0, table.num_rows, m)]
     context = ray.data.DataContext.get_current()
     # A long evaluation or a slow checkpoint is no reason to end the stream.

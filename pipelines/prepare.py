@@ -70,8 +70,8 @@ def prepare(job: TrainJob) -> Prepared:
     embodiments = resolve_embodiments(job)
     data = job.data
     manifest = build_manifest(data.sources, embodiments=embodiments, window=data.window, clip=data.clip)
-    if manifest.table.num_rows < job.global_batch:
-        raise GwpError(f"data: {manifest.table.num_rows} samples are fewer than one global batch of {job.global_batch}; add data")
+    if manifest.table.num_rows < job.engine.global_batch:
+        raise GwpError(f"data: {manifest.table.num_rows} samples are fewer than one global batch of {job.engine.global_batch}; add data")
     stats = compute_all_stats(job, embodiments)
     spec = sample_spec(job, embodiments, stats)
     with tempfile.TemporaryDirectory() as scratch:

@@ -105,8 +105,8 @@ class EngineConfig(BaseModel):
     """What is sharded over ranks: 1 optimiser states, 2 and gradients, 3 and parameters."""
     precision: Literal["fp32", "bf16"] = "fp32"
     """Arithmetic of the transformer; norms, modulation and rotary tables stay fp32."""
-    micro_batch: int = Field(default=8, gt=0)
-    """Samples per rank and optimiser step."""
+    global_batch: int = Field(default=32, gt=0)
+    """Samples per optimiser step over all workers; a multiple of `cluster.workers`. It stays when their number changes."""
     gradient_checkpointing: bool = False
     """Recompute blocks in the backward pass: less memory, a third more arithmetic."""
     ema_decay: float = Field(default=0.9999, ge=0, lt=1)
@@ -192,6 +192,8 @@ class TrainJob(BaseModel):
         unknown = {s.embodiment for s in self.data.sources if s.embodiment} - set(self.data.embodiments)
         if unknown:
             raise ValueError(f"data.sources name embodiments that data.embodiments lacks: {', '.join(sorted(map(str, unknown)))}")
+        if self.engine.global_batch % self.cluster.workers:
+            raise ValueError(f"engine.global_batch {self.engine.global_batch} is not a multiple of the {self.cluster.workers} workers")
         config = self.model_config_
         ids = [e.id for e in self.data.embodiments.values()]
         if any(i >= config.num_embodiments for i in ids):
@@ -209,8 +211,8 @@ class TrainJob(BaseModel):
         return ModelConfig.released(self.model.released) if isinstance(self.model, Released) else self.model
 
     @property
-    def global_batch(self) -> int:
-        """Samples per optimiser step over all ranks."""
-        return self.engine.micro_batch * self.cluster.workers
+    def micro_batch(self) -> int:
+        """Samples per worker and optimiser step."""
+        return self.engine.global_batch // self.cluster.workers
 
 

@@ -1,8 +1,8 @@
 """Run a stage: prepare, start the workers under Ray Train, track in MLflow, leave finished weights in `final/`."""
 
+import json
 import os
 import time
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -70,15 +70,13 @@ def check_resources(job: TrainJob) -> None:
         raise GwpError(f"no CPU in pool '{job.cluster.data_pool}' for decoding; set cluster.data_pool to a label the cluster has")
 
 
-def train(job: TrainJob, parents: tuple[str, ...] = (), on_prepared: Callable[[Prepared], None] | None = None) -> StageResult:
+def train(job: TrainJob) -> StageResult:
     """Run one stage to its end and write its weights. Running it again resumes, or returns at once when it is done."""
     begin = time.time()
     ensure_ray(job)
     check_resources(job)
     prepared = prepare(job)
-    run_id = _open_run(prepared, parents)
-    if on_prepared:
-        on_prepared(prepared)
+    run_id = _open_run(prepared)
     if not _complete(prepared):
         _fit(prepared, run_id)
     found = latest_committed(prepared.uri)
@@ -94,16 +92,24 @@ def _complete(prepared: Prepared) -> bool:
     return found is not None and found[1].step >= prepared.job.run.steps
 
 
-def _open_run(prepared: Prepared, parents: tuple[str, ...]) -> str:
+def _open_run(prepared: Prepared) -> str:
     """The MLflow run of this run folder; the same one on every attempt."""
     place = storage.join(prepared.uri, "run_id")
     if storage.exists(place):
         return storage.read_bytes(place).decode()
     job = prepared.job
-    run_id = create_run(job.run.experiment, f"{job.stage}/{job.run.name}", job.model_dump(mode="json"), prepared.uri, parents)
+    run_id = create_run(job.run.experiment, f"{job.stage}/{job.run.name}", job.model_dump(mode="json"), prepared.uri, _parents(prepared))
     log_inputs(run_id, prepared.manifest.fingerprint, prepared.manifest.table.num_rows, len(prepared.manifest.skipped))
     storage.write_bytes(place, run_id.encode())
     return run_id
+
+
+def _parents(prepared: Prepared) -> tuple[str, ...]:
+    """The MLflow run whose weights this one starts from, when it was one of ours."""
+    place = storage.join(prepared.init, "run.json") if prepared.init else None
+    if place is None or not storage.exists(place):
+        return ()
+    return (json.loads(storage.read_bytes(place))["run_id"],)
 
 
 def _fit(prepared: Prepared, run_id: str) -> None:

@@ -106,8 +106,8 @@ class _Loop:
 
     def run(self, log: RunLog | None) -> None:
         job = self.job
-        m, total = job.engine.micro_batch, job.run.steps
-        stream = batches(ray.train.get_dataset_shard("train"), m, self.samples_seen + self.rank * m, job.global_batch)
+        m, total = job.micro_batch, job.run.steps
+        stream = batches(ray.train.get_dataset_shard("train"), m, self.samples_seen + self.rank * m, job.engine.global_batch)
         waited = 0.0
         started = time.perf_counter()
         while self.step < total:
@@ -116,13 +116,13 @@ class _Loop:
             waited += time.perf_counter() - begin
             losses = self._train_step(raw)
             self.step += 1
-            self.samples_seen += job.global_batch
+            self.samples_seen += job.engine.global_batch
             if self.step % job.run.log_every == 0 or self.step in (1, total):
                 elapsed = time.perf_counter() - started
                 self._progress(log, losses, elapsed, waited)
                 started, waited = time.perf_counter(), 0.0
             if self.step % job.run.checkpoint_every == 0 or self.step == total:
-                self._checkpoint(losses)
+                self._checkpoint(log, losses)
 
     def _train_step(self, raw: dict[str, np.ndarray]) -> dict[str, float]:
         job = self.job
@@ -178,16 +178,26 @@ class _Loop:
         storage.write_bytes(uri, json.dumps(bad).encode())
 
     def _progress(self, log: RunLog | None, losses: dict[str, float], elapsed: float, waited: float) -> None:
-        report = {"step": self.step, "pid": os.getpid(), "attempt": self.attempt, "time": time.time(), "skipped": self.skipped}
+        losses, skipped = self._over_ranks(losses)
+        report = {"step": self.step, "pid": os.getpid(), "attempt": self.attempt, "time": time.time(), "skipped": skipped}
         uri = storage.join(self.prepared.uri, "progress", f"rank-{self.rank}.json")
         storage.write_bytes(uri, json.dumps(report | losses).encode())
         if log and losses:
             extra = {"data_wait_share": waited / max(elapsed, 1e-9), "samples_seen": float(self.samples_seen)}
-            extra["samples_skipped"] = float(self.skipped)
+            extra["samples_skipped"] = float(skipped)
             extra["learning_rate"] = self.job.optimizer.lr_at(self.step - 1, self.job.run.steps)
             log.log_metrics(self.step, losses | extra)
 
-    def _checkpoint(self, losses: dict[str, float]) -> None:
+    def _over_ranks(self, losses: dict[str, float]) -> tuple[dict[str, float], int]:
+        """Mean of each loss and sum of skipped samples over all ranks."""
+        shares: list[Any] = [(losses, self.skipped)] * self.world
+        if self.world > 1:
+            dist.all_gather_object(shares, (losses, self.skipped))
+        keys = dict.fromkeys(key for share, _ in shares for key in share)
+        mean = {key: float(np.mean([share[key] for share, _ in shares if key in share])) for key in keys}
+        return mean, sum(skipped for _, skipped in shares)
+
+    def _checkpoint(self, log: RunLog | None, losses: dict[str, float]) -> None:
         uri = checkpoint_uri(self.prepared.uri, self.step, self.attempt)
         with tempfile.TemporaryDirectory(prefix="gwp-save-") as scratch:
             folder = Path(scratch)
@@ -211,6 +221,8 @@ class _Loop:
                 config_hash=self.prepared.config_hash, attempt=self.attempt,
             ))
             prune(self.prepared.uri, self.job.run.keep)
+            if log:
+                log.set_tags({"gwp.checkpoint": uri, "gwp.checkpoint_step": str(self.step)})
         with tempfile.TemporaryDirectory() as pointer:
             (Path(pointer) / "pointer.json").write_text(json.dumps({"uri": uri, "step": self.step}))
             ray.train.report({"step": self.step, **losses}, checkpoint=ray.train.Checkpoint.from_directory(pointer))

@@ -25,13 +25,13 @@ def run_plan(args: argparse.Namespace) -> None:
     job = load_config(args.file, TrainJob, args.sets)
     embodiments = resolve_embodiments(job)
     manifest = build_manifest(job.data.sources, embodiments=embodiments, window=job.data.window, clip=job.data.clip)
-    plan = make_plan(manifest, job.run.seed, args.epoch, job.global_batch)
+    plan = make_plan(manifest, job.run.seed, args.epoch, job.engine.global_batch)
     if args.out:
         manifest.save(args.out)
     labelled = sum(manifest.table["has_action"].to_pylist())
     print(json.dumps({
         "samples": manifest.table.num_rows, "with_actions": labelled, "fingerprint": manifest.fingerprint,
-        "global_batch": job.global_batch, "batches_per_epoch": len(plan.order) // job.global_batch, "epoch": args.epoch,
-        "plan_hash": plan.hash, "epochs_of_the_run": round(job.run.steps * job.global_batch / len(plan.order), 2),
+        "global_batch": job.engine.global_batch, "batches_per_epoch": len(plan.order) // job.engine.global_batch, "epoch": args.epoch,
+        "plan_hash": plan.hash, "epochs_of_the_run": round(job.run.steps * job.engine.global_batch / len(plan.order), 2),
         "skipped": list(manifest.skipped),
     }, indent=1))

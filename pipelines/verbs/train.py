@@ -8,7 +8,6 @@ def add(subparsers: Any) -> None:
     parser = subparsers.add_parser("train", help="run one training stage, or resume it")
     parser.add_argument("file", metavar="FILE", help="stage file, e.g. pipelines/stages/policy.yaml")
     parser.add_argument("--set", action="append", default=[], dest="sets", metavar="A.B=VALUE", help="override a value")
-    parser.add_argument("--parent", action="append", default=[], metavar="RUN_ID", help="MLflow run this one builds on")
     parser.add_argument("--dry-run", action="store_true", help="show parameters and the DeepSpeed configuration, start nothing")
     parser.set_defaults(run=run_train)
 
@@ -29,7 +28,7 @@ def run_train(args: argparse.Namespace) -> None:
     from pipelines.watch import shown
 
     with shown(job):
-        result = train(job, tuple(args.parent))
+        result = train(job)
     print(json.dumps(asdict(result), indent=1))
 
 
@@ -45,6 +44,6 @@ def _dry(job: Any) -> dict[str, Any]:
         "stage": job.stage,
         "parameters": sum(p.numel() for p in parameters.values()),
         "tensors": len(parameters),
-        "global_batch": job.global_batch,
+        "global_batch": job.engine.global_batch,
         "deepspeed": deepspeed_config(job),
     }

@@ -12,9 +12,11 @@ from safetensors.numpy import load
 from clusters.mini import MiniCluster
 from gwp import storage
 from gwp.data.lerobot_write import LeRobotWriter
+from pipelines.checkpoints import find_committed
 from pipelines.config import load_config
 from pipelines.prepare import run_uri
 from pipelines.stage import TrainJob
+from pipelines.tracking import metric_history
 from pipelines.train import StageResult, train
 from pipelines.watch import resumptions, worker_progress
 from tests.unit.test_stages import STAGES
@@ -38,13 +40,13 @@ def recordings(mini: MiniCluster) -> str:
     return uri
 
 
-def job(mini: MiniCluster, uri: str, name: str) -> TrainJob:
+def job(mini: MiniCluster, uri: str, name: str, *more: str) -> TrainJob:
     sets = [
         f"run.storage={mini.bucket}/chaos", f"run.name={name}", f"run.steps={STEPS}", f"run.checkpoint_every={EVERY}", "run.log_every=1",
-        "cluster.train_pool=train", "cluster.data_pool=data", "engine.micro_batch=4", "init=null",
+        "cluster.train_pool=train", "cluster.data_pool=data", "engine.global_batch=8", "init=null",
         "codec={kind: pca, spatial: 8, channels: 24, fit_clips: 32}", "text={kind: hashed, dim: 64, rows: 8}",
         "data.canvas={layout: single, width: 32, height: 32}", "data.window={chunk: 8, stride: 2}",
-        f"data.sources=[{{uri: {uri}, embodiment: dot}}]", "data.embodiments={dot: {replan: 4}}",
+        f"data.sources=[{{uri: {uri}, embodiment: dot}}]", "data.embodiments={dot: {replan: 4}}", *more,
     ]
     return load_config(STAGES / "policy.yaml", TrainJob, sets)
 
@@ -82,3 +84,23 @@ def test_a_killed_worker_changes_nothing_but_the_time(mini: MiniCluster, recordi
     ours, theirs = weights(result), weights(calm)
     assert ours.keys() == theirs.keys()
     assert all(np.array_equal(ours[name], theirs[name]) for name in ours)
+
+
+@pytest.mark.timeout(300)
+def test_a_run_goes_on_with_another_number_of_workers(mini: MiniCluster, recordings: str) -> None:
+    """Stop after half the steps by losing every checkpoint but the first, then finish with one worker instead of two."""
+    whole = train(job(mini, recordings, "two-then-one", "run.keep=10"))
+    fs, _ = storage.filesystem(whole.uri)
+    found = find_committed(whole.uri)
+    for uri, manifest in found:
+        if manifest.step > EVERY:
+            fs.rm(storage.filesystem(uri)[1], recursive=True)
+    again = train(job(mini, recordings, "two-then-one", "run.keep=10", "cluster.workers=1"))
+    assert [e["step"] for e in resumptions(again.uri)] == [EVERY]
+    assert (again.steps, again.samples) == (whole.steps, whole.samples)
+    newest = find_committed(again.uri)[0][1]
+    assert newest.world_size == 1
+    # Ranks draw their own noise, so the weights differ; the losses go on where they were.
+    losses = dict(metric_history(again.run_id, "loss"))
+    before, after = (float(np.mean([losses[s] for s in span])) for span in (range(EVERY - 4, EVERY + 1), range(EVERY + 1, EVERY + 6)))
+    assert after < 1.5 * before

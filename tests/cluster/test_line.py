@@ -16,7 +16,7 @@ from pipelines.config import load_config
 from pipelines.export import export
 from pipelines.promote import promote, register
 from pipelines.stage import TrainJob
-from pipelines.tracking import metric_history
+from pipelines.tracking import PARENT_TAG, client, metric_history
 from pipelines.train import StageResult, train
 
 SHARED = Path(__file__).resolve().parents[3] / "shared" / "data"
@@ -36,7 +36,7 @@ pytestmark = [
 def stage(name: str, mini: MiniCluster, steps: int, sources: str, extra: list[str]) -> StageResult:
     sets = [
         f"run.storage={mini.bucket}/line", f"run.steps={steps}", f"run.checkpoint_every={steps}", "run.log_every=2",
-        "engine.micro_batch=4", "cluster.train_pool=train", "cluster.data_pool=data", f"data.sources={sources}", *extra,
+        "engine.global_batch=8", "cluster.train_pool=train", "cluster.data_pool=data", f"data.sources={sources}", *extra,
     ]
     return train(load_config(STAGES / f"{name}.yaml", TrainJob, sets))
 
@@ -77,6 +77,11 @@ def test_stages_are_linked_and_tracked(world: StageResult, policy_run: StageResu
     losses = metric_history(policy_run.run_id, "loss")
     assert [step for step, _ in losses] == [1, 2, 4, 6, 8]
     assert all(np.isfinite(value) for _, value in losses)
+    run = client().get_run(policy_run.run_id)
+    assert run.data.tags[PARENT_TAG] == world.run_id
+    assert run.data.params["run.steps"] == "8"
+    assert run.data.tags["checkpoint_uri"].startswith(policy_run.uri)
+    assert run.data.tags["gwp.data_fingerprint"]
 
 
 def test_running_a_finished_stage_again_returns_at_once(mini: MiniCluster, world: StageResult) -> None:
@@ -102,7 +107,7 @@ def test_imagined_frames_have_the_canvas(mini: MiniCluster, bundle: str) -> None
 
 
 def test_the_stock_client_is_answered_by_the_deployed_policy(mini: MiniCluster, bundle: str) -> None:
-    client = pytest.importorskip("openpi_client.websocket_client_policy", reason="install openpi-client with --no-deps")
+    openpi = pytest.importorskip("openpi_client.websocket_client_policy", reason="install openpi-client with --no-deps")
     from ray import serve
 
     from serve.app import deploy
@@ -117,7 +122,7 @@ def test_the_stock_client_is_answered_by_the_deployed_policy(mini: MiniCluster, 
     )
     try:
         deploy(config)
-        robot = client.WebsocketClientPolicy("127.0.0.1", port)
+        robot = openpi.WebsocketClientPolicy("127.0.0.1", port)
         assert robot.get_server_metadata()["policy_id"] == bundle
         policy = Policy.load("models:/g1@champion")
         observation = next(evaluate.recordings(policy, f"{mini.bucket}/g1", "5")).observations([0])[0]

@@ -19,7 +19,7 @@ from pipelines.stage import TrainJob
 from tests.tiny import tiny_model, tiny_tokens
 
 stage, folder = int(sys.argv[1]), Path(sys.argv[2])
-sets = [f"engine.zero_stage={stage}", "cluster.workers=1", "engine.micro_batch=2"]
+sets = [f"engine.zero_stage={stage}", "cluster.workers=1", "engine.global_batch=2"]
 job = load_config("pipelines/stages/world.yaml", TrainJob, sets)
 tokens, text, ids = tiny_tokens()
 ones = torch.ones
