@@ -1,6 +1,7 @@
 """Judging a policy: open loop on recorded episodes, what it imagines against what happened, latency, and chance level in closed loop."""
 
 import io
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
@@ -172,7 +173,14 @@ def imagined(policy: Policy, uri: str, clips: int = 3) -> list[tuple[str, np.nda
     """Title, real and imagined canvas frames uint8 `[T, H, W, 3]`, given the recorded actions, from the middle of some episodes."""
     window = policy.settings.window
     found, result = list(recordings(policy, uri)), []
-    for recording in found[:: max(1, len(found) // clips)][:clips]:
+    # One of each instruction before a second of any.
+    turns: Counter[str] = Counter()
+    order = []
+    for i, recording in enumerate(found):
+        order.append((turns[recording.episode.text], i))
+        turns[recording.episode.text] += 1
+    for _, i in sorted(order)[:clips]:
+        recording = found[i]
         embodiment = _embodiment(policy, read_set(uri))
         start = max(0, (recording.episode.length - window.chunk) // 2)
         views = recording.views([start + o for o in window.offsets])
