@@ -9,7 +9,7 @@ def add(subparsers: Any) -> None:
     record.add_argument("--out", required=True, metavar="URI", help="folder or s3:// place of the set; it must not exist")
     record.add_argument("--tasks", required=True, help="comma-separated, e.g. reach-v3,door-open-v3")
     record.add_argument("--episodes", type=int, default=20, help="successful episodes per task (default: 20)")
-    record.add_argument("--seed", type=int, default=0, help="first seed (default: 0)")
+    record.add_argument("--seed", type=int, default=0, help="first seed; four are set aside for each episode (default: 0)")
     record.add_argument("--noise", type=float, default=0.2, help="std of the noise on executed actions (default: 0.2)")
     record.add_argument("--size", type=int, default=64, help="side of the pictures, pixels (default: 64)")
     record.add_argument("--no-actions", action="store_true", help="video only: neither state nor action columns")
