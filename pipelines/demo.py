@@ -51,7 +51,7 @@ class Size:
     checkpoint_every: int = 150
     robots: int = 9
     episodes_per_robot: int = 4
-    random_episodes: int = 6
+    baseline_episodes: int = 12
     max_steps: int = 150
     latency_repeats: int = 30
 
@@ -60,7 +60,7 @@ FULL = Size()
 QUICK = Size(
     tasks=("button-press-topdown-v3", "door-open-v3"), world_tasks=("drawer-open-v3", "window-open-v3"), world_episodes=6,
     embodied_episodes=8, policy_episodes=8, held_out=1, world_steps=40, embodied_steps=40, policy_steps=120, checkpoint_every=40,
-    robots=8, episodes_per_robot=1, random_episodes=2, latency_repeats=10,
+    robots=8, episodes_per_robot=1, baseline_episodes=4, latency_repeats=10,
 )
 
 
@@ -125,8 +125,11 @@ class _Demo:
             self.media.imagined = evaluate.imagined(policy, labelled, clips=len(size.tasks))
             latency = evaluate.latency(policy, evaluate.first_observation(policy, labelled), size.latency_repeats)
             self.media.latency = {"act_ms": latency.act_ms, "joint_ms": latency.joint_ms}
-            random = evaluate.random_success(list(size.tasks), size.random_episodes, size.max_steps)
-        return self._summary(results, killed, policy, version, open_loop, latency, random, fleet)
+            baselines = {
+                "random": evaluate.random_success(list(size.tasks), size.baseline_episodes, size.max_steps),
+                "blind": evaluate.blind_success(list(size.tasks), size.baseline_episodes, size.max_steps),
+            }
+        return self._summary(results, killed, policy, version, open_loop, latency, baselines, fleet)
 
     def _phase(self, name: str) -> Any:
         return _timed(name, self.seconds)
@@ -195,7 +198,7 @@ class _Demo:
 
     def _summary(
         self, results: dict[str, StageResult], killed: dict[str, int], policy: Policy, version: Any, open_loop: Any, latency: Any,
-        random: dict[str, tuple[int, int]], fleet: FleetResult,
+        baselines: dict[str, dict[str, tuple[int, int]]], fleet: FleetResult,
     ) -> dict[str, Any]:
         def stage(name: str) -> dict[str, Any]:
             losses = [value for _, value in self.media.losses[name]]
@@ -207,9 +210,11 @@ class _Demo:
         success = fleet.success()
         closed: dict[str, dict[str, Any]] = {}
         for task, (won, episodes) in success.items():
-            luck, tries = random[task]
-            closed[task] = {"success": won / episodes, "episodes": episodes, "success_random": luck / tries, "episodes_random": tries}
-            self.media.closed_loop[task] = {"policy": (won, episodes), "random": (luck, tries)}
+            closed[task] = {"success": won / episodes, "episodes": episodes}
+            self.media.closed_loop[task] = {"policy": (won, episodes)}
+            for agent, result in baselines.items():
+                closed[task] |= {f"success_{agent}": result[task][0] / result[task][1], f"episodes_{agent}": result[task][1]}
+                self.media.closed_loop[task][agent] = result[task]
         counts = [running for _, running, _ in fleet.replicas] or [0]
         act, joint = (float(np.percentile(x, 50)) for x in (latency.act_ms, latency.joint_ms))
         self.media.environment = environment()
@@ -232,6 +237,7 @@ class _Demo:
 
 CAVEATS = [
     "A small model on 64-pixel frames, trained for minutes on two CPU cores: that the line works, not how good published models are.",
+    "Blind replays an expert's actions from another start without looking; what it wins says how much of a task needs no camera.",
     "One training seed. Success rates come from few episodes; the intervals beside them are Wilson intervals at 95 %.",
     "CPU latency of a tiny model: only the ratio of acting to joint decoding says something, and fixed costs make it small here.",
     "The fleet, its simulators and the replicas share the same cores, so request latency includes that contention.",

@@ -220,6 +220,26 @@ def random_success(tasks: list[str], episodes: int, max_steps: int) -> dict[str,
     return result
 
 
+def blind_success(tasks: list[str], episodes: int, max_steps: int) -> dict[str, tuple[int, int]]:
+    """Task -> (successes, episodes) of replaying an expert's actions from another start: what can be won without looking."""
+    from gwp.sim.metaworld import Env
+
+    result = {}
+    for task in tasks:
+        env, won = Env(task), 0
+        for i in range(episodes):
+            env.reset(6000 + i)
+            actions, done = [], False
+            while not done and len(actions) < max_steps:
+                actions.append(env.expert_action())
+                done = env.step(actions[-1])
+            env.reset(7000 + i)
+            won += any(env.step(action) for action in actions)
+        env.close()
+        result[task] = (won, episodes)
+    return result
+
+
 def closed_loop(policy: Policy, tasks: list[str], episodes: int, max_steps: int) -> dict[str, tuple[int, int]]:
     """Task -> (successes, episodes) of the policy in this process, on seeds that no recording uses."""
     from gwp.sim.metaworld import Env

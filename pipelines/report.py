@@ -26,7 +26,7 @@ class ReportData:
     actions: tuple[Sequence[str], np.ndarray, np.ndarray] | None = None
     """Names of the d action dimensions, recorded and predicted actions [n,d] in robot units, on held-out episodes."""
     closed_loop: dict[str, dict[str, tuple[int, int]]] = field(default_factory=dict)
-    """Task -> agent (`policy`, `random`, `hold`) -> (successes, episodes)."""
+    """Task -> agent (`policy`, `blind`, `random`) -> (successes, episodes)."""
     latency: dict[str, list[float]] = field(default_factory=dict)
     """`act_ms` (the future is not generated) and `joint_ms` (it is): milliseconds of each chunk."""
     replicas: list[tuple[float, int, int]] = field(default_factory=list)
@@ -242,7 +242,7 @@ def write_report(
         _section("Imagined and real futures", "What the model expects to see, beside what the cameras saw.",
                  _imagined(media.imagined), "No futures were imagined."),
         _section("Predicted and recorded actions", "On held-out episodes, in robot units.", actions, "No actions were compared."),
-        _section("Closed loop", "The served policy acts in simulation; what acting at random reaches is the floor.",
+        _section("Closed loop", "The served policy acts in simulation. Blind replays an expert from another start: what needs no camera.",
                  _closed_loop(media.closed_loop), "No closed-loop episodes were run."),
         _section("Latency of a chunk", "Acting leaves the future out; the joint mode generates it as well.",
                  _latency(media.latency), "Latency was not measured."),

@@ -13,7 +13,7 @@ from PIL import Image
 
 INK, MUTED, GRID = "#22303c", "#6b7885", "#e4e8ec"
 BLUE, CLAY, GREY = "#2f6f9f", "#c8693f", "#a9b4be"
-AGENTS = {"policy": BLUE, "hold": GREY, "random": CLAY}
+AGENTS = {"policy": BLUE, "blind": GREY, "random": CLAY}
 
 # Width in inches of the page's text column; with _DPI the pictures are twice as fine as a plain screen.
 _WIDTH = 10.0

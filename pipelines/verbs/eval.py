@@ -58,10 +58,15 @@ def run_video(args: argparse.Namespace) -> None:
 def run_closed_loop(args: argparse.Namespace) -> None:
     import json
 
-    from pipelines.evaluate import closed_loop, random_success
+    from pipelines.evaluate import blind_success, closed_loop, random_success
 
     tasks = [t.strip() for t in args.tasks.split(",")]
     won = closed_loop(_load(args.policy), tasks, args.episodes, args.max_steps)
     chance = random_success(tasks, args.episodes, args.max_steps)
-    rates = {t: {"success": won[t][0] / won[t][1], "episodes": won[t][1], "success_random": chance[t][0] / chance[t][1]} for t in tasks}
+    blind = blind_success(tasks, args.episodes, args.max_steps)
+    rates = {
+        t: {"success": won[t][0] / won[t][1], "episodes": won[t][1], "success_random": chance[t][0] / chance[t][1],
+            "success_blind": blind[t][0] / blind[t][1]}
+        for t in tasks
+    }
     print(json.dumps(rates, indent=1))

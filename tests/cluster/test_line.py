@@ -33,19 +33,27 @@ pytestmark = [
 ]
 
 
-def stage(name: str, mini: MiniCluster, steps: int, sources: str, extra: list[str]) -> StageResult:
-    sets = [
+def sets_of(mini: MiniCluster, steps: int, sources: str, extra: list[str]) -> list[str]:
+    return [
         f"run.storage={mini.bucket}/line", f"run.steps={steps}", f"run.checkpoint_every={steps}", "run.log_every=2",
         "engine.global_batch=8", "cluster.train_pool=train", "cluster.data_pool=data", f"data.sources={sources}", *extra,
     ]
-    return train(load_config(STAGES / f"{name}.yaml", TrainJob, sets))
+
+
+def stage(name: str, mini: MiniCluster, steps: int, sources: str, extra: list[str]) -> StageResult:
+    return train(load_config(STAGES / f"{name}.yaml", TrainJob, sets_of(mini, steps, sources, extra)))
+
+
+def world_job(mini: MiniCluster) -> tuple[int, str, list[str]]:
+    """Stage 1 on the clips: steps, sources, fields."""
+    return 4, f"[{{uri: {mini.bucket}/clips}}]", [*G1_FIELDS[:1], "codec.fit_clips=32"]
 
 
 @pytest.fixture(scope="module")
 def world(mini: MiniCluster) -> StageResult:
     """Stage 1 on the real clips."""
     storage.upload(SHARED / "clips", f"{mini.bucket}/clips")
-    return stage("world", mini, 4, f"[{{uri: {mini.bucket}/clips}}]", [*G1_FIELDS[:1], "codec.fit_clips=32"])
+    return stage("world", mini, *world_job(mini))
 
 
 @pytest.fixture(scope="module")
@@ -85,8 +93,17 @@ def test_stages_are_linked_and_tracked(world: StageResult, policy_run: StageResu
 
 
 def test_running_a_finished_stage_again_returns_at_once(mini: MiniCluster, world: StageResult) -> None:
-    again = stage("world", mini, 4, f"[{{uri: {mini.bucket}/clips}}]", [*G1_FIELDS[:1], "codec.fit_clips=32"])
+    again = stage("world", mini, *world_job(mini))
     assert (again.run_id, again.steps) == (world.run_id, world.steps)
+
+
+def test_a_submitted_job_is_the_same_run(mini: MiniCluster, world: StageResult) -> None:
+    """The job finds the run finished, says so and succeeds; a job that cannot start fails and is reported as failed."""
+    words = [w for s in sets_of(mini, *world_job(mini)) for w in ("--set", s)]
+    assert main(["submit", str(STAGES / "world.yaml"), *words]) == 0
+    assert len(metric_history(world.run_id, "loss")) == 3
+    assert main(["submit", str(STAGES / "world.yaml"), *words, "--set", "data.sources=[{uri: s3://no-such-bucket/x}]", "--set",
+                 "run.name=nowhere"]) == 1
 
 
 def test_the_registered_policy_acts_on_a_held_out_episode(mini: MiniCluster, bundle: str) -> None:
@@ -132,4 +149,5 @@ def test_the_stock_client_is_answered_by_the_deployed_policy(mini: MiniCluster, 
         assert reply["actions"].shape == (16, 26)
         np.testing.assert_allclose(reply["actions"], policy.act(observation).actions, atol=1e-3)
     finally:
-        serve.delete("g1")
+        # The port belongs to Serve as a whole; who comes next chooses another.
+        serve.shutdown()
