@@ -49,8 +49,10 @@ class HashedTextEncoder:
         return np.random.Generator(np.random.PCG64(seed)).standard_normal(self.dim).astype(np.float32)
 
     def digest(self) -> str:
+        """sha256 over everything that changes an embedding."""
         return hashlib.sha256(f"hashed-1 {self.dim} {self.rows}".encode()).hexdigest()
 
     def save(self, folder: str | Path) -> None:
+        """text.json; there are no weights."""
         Path(folder).mkdir(parents=True, exist_ok=True)
         (Path(folder) / "text.json").write_text(json.dumps({"kind": self.kind, "dim": self.dim, "rows": self.rows}))

@@ -4,7 +4,6 @@ Latent frame 0 is a projection of frame 0 alone; latent frame k > 0 of frames 4k
 looks ahead. Fitted in seconds from clips, decoded by the transpose.
 """
 
-import hashlib
 import json
 from collections.abc import Iterable
 from pathlib import Path
@@ -12,12 +11,16 @@ from typing import Literal
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from gwp.errors import GwpError
+from gwp.model.codecs.saved import weights_digest
 
 TEMPORAL = 4
+# Standard deviation that rounding to 8 bits leaves in a pixel of [-1, 1]; what varies less than this is no signal.
+_ROUNDING = 2 / 255 / 12**0.5
 
 
 class PcaCodecConfig(BaseModel):
@@ -29,7 +32,7 @@ class PcaCodecConfig(BaseModel):
     spatial: int = Field(default=8, gt=0)
     """Side of a pixel block, pixels."""
     channels: int = Field(default=24, gt=0)
-    """Latent channels per block; four times this is a visual token's width."""
+    """Latent channels per block; four times this is a visual token's width, which must not exceed the model's."""
     fit_clips: int = Field(default=400, gt=0)
     """Clips of the manifest that the bases are fitted on."""
 
@@ -38,7 +41,8 @@ class PcaCodec:
     """See the module. Latents are scaled per channel; `whitening` 1 would make every channel unit variance.
 
     Full whitening lets faint channels weigh as much in the flow-matching loss as those that carry the picture, none leaves the
-    first channel to drown the rest; the square root keeps their order and brings the mean variance to 1.
+    first channel to drown the rest; the square root keeps their order and brings the mean variance to 1. On natural video with 24
+    channels their deviations then span a factor of 6 instead of 30.
     """
 
     kind = "pca"
@@ -52,7 +56,10 @@ class PcaCodec:
 
     @classmethod
     def fit(cls, clips: Iterable[Tensor], channels: int, spatial: int) -> "PcaCodec":
-        """Bases from uint8 clips `[B, T, H, W, 3]`; GwpError when there are none or more channels are asked than blocks hold."""
+        """Bases from uint8 clips `[B, T, H, W, 3]`, T = 4n + 1, read once and summed in fp64.
+
+        GwpError when there are no clips or none that moves on (T = 1), or when more channels are asked than blocks hold.
+        """
         sizes = {"first": spatial * spatial * 3, "later": spatial * spatial * 3 * TEMPORAL}
         if channels > sizes["first"]:
             raise GwpError(f"codec.channels {channels} is more than the {sizes['first']} numbers of a {spatial}x{spatial} block")
@@ -60,6 +67,7 @@ class PcaCodec:
         total = {n: torch.zeros(s, dtype=torch.float64) for n, s in sizes.items()}
         count = dict.fromkeys(sizes, 0)
         for clip in clips:
+            check_frames(clip, spatial)
             first, later = _blocks(clip, spatial)
             for name, x in (("first", first), ("later", later)):
                 flat = x.reshape(-1, x.shape[-1]).double()
@@ -69,13 +77,15 @@ class PcaCodec:
         tensors: dict[str, Tensor] = {}
         for name in sizes:
             if not count[name]:
-                raise GwpError("the codec saw no clips to fit on; check data.sources")
+                what = "clips" if name == "first" else "clips of 5 frames or more"
+                raise GwpError(f"the codec saw no {what} to fit on; check data.sources")
             mean = total[name] / count[name]
             values, vectors = torch.linalg.eigh(second[name] / count[name] - torch.outer(mean, mean))
             basis = vectors[:, -channels:].flip(1)
             # An eigenvector's sign is arbitrary; fix it, so that the same clips always give the same codec.
             basis = basis * basis.gather(0, basis.abs().argmax(0, keepdim=True)).sign()
-            std = values[-channels:].flip(0).clamp(min=1e-8).sqrt()
+            # Recordings in which some direction never varies must not blow it up when a later picture has it.
+            std = values[-channels:].flip(0).clamp(min=_ROUNDING**2).sqrt()
             scale = std.pow(cls.whitening)
             scale = scale * (std / scale).square().mean().sqrt()
             tensors |= {f"{name}.basis": basis.float(), f"{name}.mean": mean.float(), f"{name}.scale": scale.float()}
@@ -90,6 +100,7 @@ class PcaCodec:
 
     def decode(self, latents: Tensor) -> Tensor:
         """fp32 `[B, C, n + 1, h, w]` to uint8 `[B, 4n + 1, H, W, 3]`."""
+        check_latents(latents, self.channels)
         x = latents.float().permute(0, 2, 3, 4, 1)
         first, later = self._restore(x[:, :1], "first"), self._restore(x[:, 1:], "later")
         s = self.spatial
@@ -100,6 +111,7 @@ class PcaCodec:
         return ((torch.cat([still, moving], dim=1) + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)
 
     def save(self, folder: str | Path) -> None:
+        """codec.safetensors (bases, means, scales) and codec.json."""
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
         save_file(self.tensors, folder / "codec.safetensors")
@@ -107,14 +119,23 @@ class PcaCodec:
 
     @classmethod
     def load(cls, folder: str | Path) -> "PcaCodec":
-        return cls(load_file(Path(folder) / "codec.safetensors"), json.loads((Path(folder) / "codec.json").read_text())["spatial"])
+        """From the local folder that `save` wrote; GwpError when it is not whole."""
+        folder = Path(folder)
+        try:
+            spatial = int(json.loads((folder / "codec.json").read_text())["spatial"])
+            tensors = load_file(folder / "codec.safetensors")
+        except (OSError, KeyError, ValueError, SafetensorError) as error:
+            raise GwpError(f"{folder}: not a whole linear codec ({type(error).__name__}: {error}); fit it again") from error
+        block = spatial * spatial * 3
+        sides = {n: tuple(tensors[f"{n}.basis"].shape) for n in ("first", "later") if f"{n}.basis" in tensors}
+        channels = sides.get("first", (0, 0))[-1]
+        if sides != {"first": (block, channels), "later": (block * TEMPORAL, channels)}:
+            raise GwpError(f"{folder}: bases of {sides} do not fit blocks of {spatial}x{spatial} pixels; fit the codec again")
+        return cls(tensors, spatial)
 
     def digest(self) -> str:
         """sha256 over everything that changes a latent."""
-        state = hashlib.sha256(f"{self.kind} {self.spatial}".encode())
-        for name in sorted(self.tensors):
-            state.update(name.encode() + self.tensors[name].cpu().numpy().tobytes())
-        return state.hexdigest()
+        return weights_digest({"kind": self.kind, "spatial": self.spatial}, self.tensors)
 
     def _project(self, blocks: Tensor, name: str) -> Tensor:
         t = {k: self.tensors[f"{name}.{k}"].to(blocks.device) for k in ("basis", "mean", "scale")}
@@ -134,6 +155,12 @@ def check_frames(frames: Tensor, spatial: int) -> None:
         raise GwpError(f"video codec: {T} frames; it takes 4n + 1 (1, 5, 9, ...), change the window")
     if H % spatial or W % spatial:
         raise GwpError(f"video codec: {W}x{H} pixels are not divisible by {spatial}; change the canvas")
+
+
+def check_latents(latents: Tensor, channels: int) -> None:
+    """GwpError unless `latents` is `[B, channels, n + 1, h, w]`."""
+    if latents.ndim != 5 or latents.shape[1] != channels or not latents.shape[2]:
+        raise GwpError(f"video codec: got latents {list(latents.shape)}, expected [B, {channels}, n + 1, h, w]")
 
 
 def _blocks(frames: Tensor, s: int) -> tuple[Tensor, Tensor]:

@@ -3,7 +3,6 @@
 Padding rows stay zeros and are real keys in cross-attention: no mask exists there, and weights depend on it.
 """
 
-import hashlib
 import json
 from pathlib import Path
 from typing import Any, Literal
@@ -14,8 +13,11 @@ from torch import Tensor
 
 from gwp.data.text import normalise
 from gwp.errors import GwpError
+from gwp.model.codecs.saved import pretrained, weights_digest
 
 _MAX_TOKENS = 512
+# Texts in one pass: bounds memory when a whole data set is encoded.
+_TOGETHER = 16
 
 
 class UMT5Config(BaseModel):
@@ -33,44 +35,56 @@ class UMT5Config(BaseModel):
 
 
 class UMT5TextEncoder:
+    """Instructions by their umT5 states. Not for several threads at once (tokenizers are not); `TextTable` takes care of that."""
+
     kind = "umt5"
 
     def __init__(self, model: Any, tokenizer: Any, rows: int = 64, dtype: str = "float32") -> None:
+        if len(tokenizer) > model.config.vocab_size:
+            raise GwpError(f"the tokenizer knows {len(tokenizer)} tokens, the umT5 encoder {model.config.vocab_size}; take the tokenizer "
+                           "that belongs to the weights")
         self.model = model.eval().requires_grad_(False).to(getattr(torch, dtype))
         self.tokenizer, self.rows, self.dtype = tokenizer, rows, dtype
         self.dim = int(model.config.d_model)
 
     @classmethod
     def load(cls, folder: str | Path, rows: int = 64, dtype: str = "float32") -> "UMT5TextEncoder":
+        """From a local folder, see `UMT5Config.path`; GwpError when weights or tokenizer are not whole."""
         from transformers import AutoTokenizer, UMT5EncoderModel
 
         folder = Path(folder)
-        encoder, tokenizer = (folder / sub if (folder / sub).is_dir() else folder for sub in ("text_encoder", "tokenizer"))
+        encoder, vocabulary = (folder / sub if (folder / sub).is_dir() else folder for sub in ("text_encoder", "tokenizer"))
         if not (encoder / "config.json").is_file():
             raise GwpError(f"{encoder}: no config.json; text.path must hold a umT5 encoder and its tokenizer")
-        model = UMT5EncoderModel.from_pretrained(str(encoder), local_files_only=True)
-        return cls(model, AutoTokenizer.from_pretrained(str(tokenizer), local_files_only=True), rows, dtype)
+        if not (vocabulary / "tokenizer_config.json").is_file():
+            raise GwpError(f"{vocabulary}: no tokenizer_config.json; text.path must hold a umT5 encoder and its tokenizer")
+        tokenizer = AutoTokenizer.from_pretrained(str(vocabulary), local_files_only=True)
+        # A whole umT5 also holds a decoder, which is of no use here.
+        model = pretrained(UMT5EncoderModel.from_pretrained, encoder, all_used=False, dtype=getattr(torch, dtype))
+        return cls(model, tokenizer, rows, dtype)
 
     @torch.no_grad()
     def encode(self, texts: list[str]) -> Tensor:
-        """fp32 `[n, rows, d_model]`; each text is encoded at its true length, then cut or zero-padded to `rows`."""
+        """fp32 `[n, rows, d_model]`; each text is encoded at its true length (512 tokens at most), then cut or zero-padded to `rows`."""
         out = torch.zeros(len(texts), self.rows, self.dim)
-        tokens = self.tokenizer([normalise(t) for t in texts], padding=True, truncation=True, max_length=_MAX_TOKENS, return_tensors="pt")
-        ids, mask = tokens["input_ids"].to(self.model.device), tokens["attention_mask"].to(self.model.device)
-        hidden = self.model(input_ids=ids, attention_mask=mask).last_hidden_state.float().cpu()
-        for i, length in enumerate(mask.sum(1).tolist()):
-            n = min(int(length), self.rows)
-            out[i, :n] = hidden[i, :n]
+        for start in range(0, len(texts), _TOGETHER):
+            clean = [normalise(t) for t in texts[start : start + _TOGETHER]]
+            tokens = self.tokenizer(clean, padding=True, truncation=True, max_length=_MAX_TOKENS, return_tensors="pt")
+            ids, mask = tokens["input_ids"].to(self.model.device), tokens["attention_mask"].to(self.model.device)
+            hidden = self.model(input_ids=ids, attention_mask=mask).last_hidden_state.float()
+            for i, (states, true) in enumerate(zip(hidden, mask.bool(), strict=True), start):
+                kept = states[true][: self.rows].cpu()
+                out[i, : len(kept)] = kept
         return out
 
-    def digest(self) -> str:
-        state = hashlib.sha256(f"umt5 {self.rows} {self.dtype}".encode())
-        for name, tensor in sorted(self.model.state_dict().items()):
-            state.update(name.encode() + tensor.float().cpu().numpy().tobytes())
-        return state.hexdigest()
-
     def save(self, folder: str | Path) -> None:
+        """`text_encoder/` and `tokenizer/` in the transformers form, and text.json."""
         folder = Path(folder)
         self.model.save_pretrained(str(folder / "text_encoder"))
         self.tokenizer.save_pretrained(str(folder / "tokenizer"))
         (folder / "text.json").write_text(json.dumps({"kind": self.kind, "rows": self.rows, "dtype": self.dtype}))
+
+    def digest(self) -> str:
+        """sha256 over everything that changes an embedding: weights, arithmetic, vocabulary, rows."""
+        about = {"kind": self.kind, "rows": self.rows, "dtype": self.dtype, "vocabulary": self.tokenizer.get_vocab()}
+        return weights_digest(about, self.model.state_dict())

@@ -1,6 +1,5 @@
 """Video codecs by kind: what a stage file may name, and how a saved codec is found again."""
 
-import json
 from pathlib import Path
 from typing import Annotated
 
@@ -8,6 +7,7 @@ from pydantic import Field
 
 from gwp.errors import GwpError
 from gwp.model.codecs.pca import PcaCodec, PcaCodecConfig
+from gwp.model.codecs.saved import describe
 from gwp.model.codecs.wan import WanCodec, WanCodecConfig
 
 VideoCodec = PcaCodec | WanCodec
@@ -20,13 +20,10 @@ def build_video_codec(config: WanCodecConfig) -> WanCodec:
 
 
 def load_video_codec(folder: str | Path) -> VideoCodec:
-    """A codec from the folder that `save` wrote."""
-    path = Path(folder) / "codec.json"
-    if not path.is_file():
-        raise GwpError(f"{folder}: no codec.json; this is not a saved video codec")
-    about = json.loads(path.read_text())
+    """A codec from the local folder that `save` wrote; GwpError when there is none, or of a kind not known here."""
+    about = describe(folder, "codec.json")
     if about["kind"] == "pca":
         return PcaCodec.load(folder)
     if about["kind"] == "wan":
         return WanCodec.load(Path(folder) / "vae", about["dtype"])
-    raise GwpError(f"{path}: unknown kind '{about['kind']}'; known: pca, wan")
+    raise GwpError(f"{folder}/codec.json: unknown kind '{about['kind']}'; known: pca, wan")
