@@ -39,8 +39,8 @@ CAMERA = "observation.images.corner2"
 class Size:
     """How much of everything. Other tasks teach stage 1, other seeds of the same tasks stage 2."""
 
-    tasks: tuple[str, ...] = ("button-press-topdown-v3", "door-open-v3", "drawer-open-v3")
-    world_tasks: tuple[str, ...] = ("window-open-v3", "faucet-open-v3", "handle-press-v3", "coffee-button-v3")
+    tasks: tuple[str, ...] = ("button-press-topdown-v3", "window-open-v3", "handle-press-v3")
+    world_tasks: tuple[str, ...] = ("drawer-open-v3", "door-open-v3", "button-press-v3", "window-close-v3")
     world_episodes: int = 10
     embodied_episodes: int = 24
     policy_episodes: int = 20
@@ -58,7 +58,7 @@ class Size:
 
 FULL = Size()
 QUICK = Size(
-    tasks=("button-press-topdown-v3", "door-open-v3"), world_tasks=("drawer-open-v3", "window-open-v3"), world_episodes=6,
+    tasks=("button-press-topdown-v3", "window-open-v3"), world_tasks=("drawer-open-v3", "door-open-v3"), world_episodes=6,
     embodied_episodes=8, policy_episodes=8, held_out=1, world_steps=40, embodied_steps=40, policy_steps=120, checkpoint_every=40,
     robots=8, episodes_per_robot=1, baseline_episodes=4, latency_repeats=10,
 )

@@ -37,20 +37,19 @@ def train_loop(config: dict[str, Any]) -> None:
     prepared: Prepared = config["prepared"]
     context = ray.train.get_context()
     rank, world = context.get_world_rank(), context.get_world_size()
-    loop = _Loop(prepared, rank, world)
     log = RunLog(config["run_id"], config["tracking_uri"]) if rank == 0 and config["run_id"] else None
-    try:
-        loop.run(log)
-    finally:
-        if log:
-            log.flush()
+    with tempfile.TemporaryDirectory(prefix="gwp-worker-") as scratch:
+        try:
+            _Loop(prepared, rank, world, Path(scratch)).run(log)
+        finally:
+            if log:
+                log.flush()
 
 
 class _Loop:
-    def __init__(self, prepared: Prepared, rank: int, world: int) -> None:
-        self.prepared, self.job, self.rank, self.world = prepared, prepared.job, rank, world
+    def __init__(self, prepared: Prepared, rank: int, world: int, scratch: Path) -> None:
+        self.prepared, self.job, self.rank, self.world, self.scratch = prepared, prepared.job, rank, world, scratch
         self.attempt = int(self._agreed(next_attempt(prepared.uri) if rank == 0 else 0))
-        self.scratch = Path(tempfile.mkdtemp(prefix="gwp-worker-"))
         found = latest_committed(prepared.uri) if rank == 0 else None
         self.found = self._agreed(found)
         model = self._model()
