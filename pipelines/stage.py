@@ -16,7 +16,7 @@ from gwp.model.codecs.video import VideoCodecConfig
 from gwp.model.config import Family, ModelConfig
 from gwp.model.objective import Objective
 
-_CONFIG = ConfigDict(extra="forbid", frozen=True)
+_CONFIG = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
 
 
 class Released(BaseModel):
@@ -171,6 +171,7 @@ class TrainJob(BaseModel):
     stage: Literal["world", "embodied", "policy"]
     """What the run is for; it names the MLflow run and the lineage, the behaviour is in the other fields."""
     run: RunSettings
+    """Name, place and length of the run."""
     init: str | None = None
     """Where weights start: the name of a run below `run.storage`, or a folder/URI of a checkpoint; None: random weights."""
     model: ModelConfig | Released
@@ -180,10 +181,15 @@ class TrainJob(BaseModel):
     text: TextEncoderConfig | None = None
     """Text encoder; None: the one of `init`."""
     data: DataConfig
+    """What is read and how a sample looks."""
     objective: Objective = Objective()
+    """Training modes, noise and weights of the losses."""
     optimizer: OptimizerConfig = OptimizerConfig()
+    """AdamW and its schedule."""
     engine: EngineConfig = EngineConfig()
+    """Batch, number format and sharding."""
     cluster: ClusterConfig = ClusterConfig()
+    """Workers and what each of them needs."""
 
     @model_validator(mode="after")
     def _consistent(self) -> "TrainJob":

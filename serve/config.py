@@ -8,7 +8,7 @@ _LOOPBACK = ("127.0.0.1", "localhost", "::1")
 
 
 class _Strict(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
 
 
 class GatewaySettings(_Strict):

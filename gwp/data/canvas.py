@@ -26,7 +26,7 @@ class Canvas(BaseModel):
     canvas with it.
     """
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
 
     layout: Literal["t", "horizontal", "single"]
     """Arrangement of the views."""

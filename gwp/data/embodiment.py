@@ -10,7 +10,7 @@ Slot = Literal["front", "left", "right"]
 class Limits(BaseModel):
     """Safety envelope in robot units, applied to actions after un-normalisation."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
 
     lower: tuple[float, ...]
     """Lowest allowed value of each action dimension (robot units)."""
@@ -23,7 +23,7 @@ class Limits(BaseModel):
 class Embodiment(BaseModel):
     """One kind of robot. Training, statistics, the bundle and the endpoint all read this one record."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
 
     name: str
     """Stable name, e.g. `metaworld-sawyer`; a robot announces it in its request."""

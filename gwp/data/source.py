@@ -24,7 +24,7 @@ def parse_ranges(text: str) -> list[range]:
 class Source(BaseModel):
     """A data set of the mixture and how it is used."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
 
     uri: str
     """Folder or `s3://bucket/prefix` of a LeRobot set (v2.0, v2.1, v3.0) or of plain videos; a single video file works too."""

@@ -14,7 +14,7 @@ class Window(BaseModel):
     (`step_valid` tells).
     """
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
 
     chunk: int = Field(gt=0)
     """Actions per chunk, control steps."""
@@ -43,7 +43,7 @@ class Window(BaseModel):
 class ClipWindow(BaseModel):
     """A sample of a plain video: equally spaced frames, resampled to a common rate (nearest frame)."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
 
     frames: int = Field(gt=0)
     """Frames of a sample, 4n+1."""

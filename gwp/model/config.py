@@ -20,7 +20,7 @@ _FAMILY_CLASS = {family: name for name, family in CLASS_NAMES.items()}
 class ModelConfig(BaseModel):
     """Widths of one model. Field names follow the published `config.json` where it has them."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
 
     family: Family = "gwp05"
     """`gwp0`: one expert for all tokens. `gwp05`: visual expert for R and F, action expert for S and A."""

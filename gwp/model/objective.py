@@ -15,7 +15,7 @@ from gwp.model.config import Group, ModelConfig
 from gwp.model.flow import add_noise, draw_sigma
 from gwp.model.transformer import Tokens, WorldActionTransformer
 
-_CONFIG = ConfigDict(extra="forbid", frozen=True)
+_CONFIG = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
 
 
 class Modes(BaseModel):

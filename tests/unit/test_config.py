@@ -271,6 +271,17 @@ def test_schema_accepts_the_keys_of_the_loader() -> None:
         json.dumps(found)
 
 
+def test_schema_explains_every_field() -> None:
+    """What an editor shows beside a key."""
+    for kind in ("TrainJob", "ServeApp"):
+        found = config.schema(kind)
+        parts = {kind: found, **found["$defs"]}
+        for part, fields in ((part, of.get("properties", {})) for part, of in parts.items()):
+            # A field that says the same as the part it refers to leaves it to that part.
+            told = {name: field | parts.get(field.get("$ref", "").removeprefix("#/$defs/"), {}) for name, field in fields.items()}
+            assert [f"{part}.{name}" for name, field in told.items() if "description" not in field] == []
+
+
 YAMLS = sorted(path for top in ("pipelines", "serve", "clusters") for path in (ROOT / top).rglob("*.yaml"))
 
 

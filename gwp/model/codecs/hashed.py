@@ -19,9 +19,10 @@ _WORD = re.compile(r"\w+|[^\w\s]")
 class HashedConfig(BaseModel):
     """The weightless encoder."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
 
     kind: Literal["hashed"]
+    """Which text encoder this is."""
     dim: int = Field(default=64, gt=0)
     """Width of a row."""
     rows: int = Field(default=8, gt=0)

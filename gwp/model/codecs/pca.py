@@ -26,9 +26,10 @@ _ROUNDING = 2 / 255 / 12**0.5
 class PcaCodecConfig(BaseModel):
     """A linear codec fitted on the run's own clips."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
 
     kind: Literal["pca"]
+    """Which video codec this is."""
     spatial: int = Field(default=8, gt=0)
     """Side of a pixel block, pixels."""
     channels: int = Field(default=24, gt=0)

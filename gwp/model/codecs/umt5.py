@@ -23,9 +23,10 @@ _TOGETHER = 16
 class UMT5Config(BaseModel):
     """A umT5 encoder on disk."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
 
     kind: Literal["umt5"]
+    """Which text encoder this is."""
     path: str
     """Folder with `text_encoder/` and `tokenizer/` (a diffusers pipeline folder), or both in one folder."""
     rows: int = Field(default=64, gt=0)

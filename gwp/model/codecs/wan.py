@@ -20,9 +20,10 @@ from gwp.model.codecs.saved import pretrained, weights_digest
 class WanCodecConfig(BaseModel):
     """A Wan 2.x video codec on disk."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
 
     kind: Literal["wan"]
+    """Which video codec this is."""
     path: str
     """Folder of the diffusers checkpoint (config.json and safetensors), or a pipeline folder with `vae/`."""
     dtype: Literal["float32", "bfloat16"] = "float32"
