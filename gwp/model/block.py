@@ -158,9 +158,10 @@ class Block(nn.Module):
 
     def text_kv(self, text: dict[str, Tensor]) -> dict[str, tuple[Tensor, Tensor]]:
         """Cross-attention keys and values `[B, L_t, H, h]` of each expert's projected text."""
-        return {name: self._expert(name).attn2.key_value(t) for name, t in text.items()}
+        return {name: self.expert(name).attn2.key_value(t) for name, t in text.items()}
 
-    def _expert(self, name: str) -> ExpertBlock:
+    def expert(self, name: str) -> ExpertBlock:
+        """The weights of one expert."""
         expert = self.experts[name]
         assert isinstance(expert, ExpertBlock)
         return expert
@@ -173,10 +174,10 @@ class Block(nn.Module):
         layout: Layout,
         cache: tuple[Tensor, Tensor] | None = None,
     ) -> tuple[dict[str, Tensor], tuple[Tensor, Tensor]]:
-        slots = {name: modulation[name].slots(self._expert(name).scale_shift_table) for name in streams}
+        slots = {name: modulation[name].slots(self.expert(name).scale_shift_table) for name in streams}
         qkv: dict[str, tuple[Tensor, Tensor, Tensor]] = {}
         for name, x in streams.items():
-            expert = self._expert(name)
+            expert = self.expert(name)
             normed = expert.modulated_norm(x, slots[name][0], slots[name][1])
             qkv[name] = (expert.attn1.query(normed), *expert.attn1.key_value(normed))
         q, k, v = (layout.gather({name: parts[i] for name, parts in qkv.items()}) for i in range(3))
@@ -186,7 +187,7 @@ class Block(nn.Module):
         attended = layout.scatter(_block_causal(q, k, v, layout.bounds))
         result = {}
         for name, x in streams.items():
-            expert, (_, _, gate1, shift2, scale2, gate2) = self._expert(name), slots[name]
+            expert, (_, _, gate1, shift2, scale2, gate2) = self.expert(name), slots[name]
             x = (x.float() + gate1 * expert.attn1.output(attended[name]).float()).to(x.dtype)
             x = x + expert.cross_attention(x, text_kv[name])
             ffn = expert.ffn(expert.modulated_norm(x, shift2, scale2))

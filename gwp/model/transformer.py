@@ -4,7 +4,7 @@ Shape legend: B batch, L tokens, D width, C latent channels, T latent frames, h 
 Sources: block-causal visibility and heads as in the GWP-0 and GWP-0.5 papers; Wan 2.2 transformer for the visual part.
 """
 
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -156,7 +156,7 @@ class WorldActionTransformer(nn.Module):
             raise ValueError("give text or a context, one of the two")
         # A prefix without the state still needs the action expert's text for the passes after it.
         wanted = list(self.conditions) if every_text else list(run.streams)
-        projected = {n: self._condition(n).text(text) for n in wanted} if text is not None else {}
+        projected = {n: self.condition(n).text(text) for n in wanted} if text is not None else {}
         streams, kv, text_kv = run.streams, [], []
         for i, block in enumerate(self.blocks):
             cache = context.kv[i] if context else None
@@ -212,7 +212,7 @@ class WorldActionTransformer(nn.Module):
                 levels.append(level)
                 spans[g] = (expert, start, start + n)
                 start += n
-            t, mod = self._condition(expert).time(torch.cat(levels, dim=1) * 1000.0)
+            t, mod = self.condition(expert).time(torch.cat(levels, dim=1) * 1000.0)
             where = torch.tensor(index, device=t.device) if mod.shape[1] > 1 else None
             modulation[expert] = Modulation(mod, where)
             for g in members:
@@ -220,7 +220,8 @@ class WorldActionTransformer(nn.Module):
                 temb[g] = t if where is None else t[:, where[a:b]]
         return _Pass(streams, modulation, temb, self._layout(tokens, spans, context), spans)
 
-    def _condition(self, expert: str) -> ConditionEmbedder:
+    def condition(self, expert: str) -> ConditionEmbedder:
+        """The embedding of noise level and text that an expert uses."""
         embedder = self.conditions[expert]
         assert isinstance(embedder, ConditionEmbedder)
         return embedder
@@ -234,7 +235,7 @@ class WorldActionTransformer(nn.Module):
             if n:
                 bounds.append((position, position + n, cached + position + n))
                 position += n
-        tables = [self._rotary_of(tokens, g, spans[g][2] - spans[g][1]) for g in order]
+        tables = [self._rotary_of(tokens, g) for g in order]
         return Layout(
             streams={expert: 0 for expert, _, _ in spans.values()},
             pieces=tuple(spans[g] for g in order),
@@ -243,20 +244,11 @@ class WorldActionTransformer(nn.Module):
             sin=torch.cat([sin for _, sin in tables]),
         )
 
-    def _rotary_of(self, tokens: Tokens, group: Group, count: int) -> tuple[Tensor, Tensor]:
+    def _rotary_of(self, tokens: Tokens, group: Group) -> tuple[Tensor, Tensor]:
         x = tokens.present()[group]
-        key = (group, tuple(x.shape[2:]), count, x.device)
+        key = (group, tuple(x.shape[1:]), x.device)
         if key not in self._rotary:
-            head_dim, limit = self.config.attention_head_dim, self.config.rope_max_seq_len
-            if group in ("S", "A"):
-                extent, (cos, sin) = count + 1, action_rotary(head_dim, range(1) if group == "S" else range(1, count + 1))
-            else:
-                first, (T, h, w) = (0 if group == "R" else 1), x.shape[2:]
-                rows, columns = h // self.config.patch_size[1], w // self.config.patch_size[2]
-                extent = max(first + T, rows, columns)
-                cos, sin = visual_rotary(head_dim, range(first, first + T), rows, columns)
-            if extent > limit:
-                raise GwpError(f"{extent} positions on one axis of group {group}; rope_max_seq_len of the model is {limit}")
+            cos, sin = rotary(self.config, group, x.shape)
             self._rotary[key] = (cos.to(x.device), sin.to(x.device))
         return self._rotary[key]
 
@@ -279,3 +271,18 @@ class WorldActionTransformer(nn.Module):
                 _, ph, pw = self.config.patch_size
                 result[group] = unpatchify(self.proj_out(y), T, h // ph, w // pw, self.config.patch_size)
         return Velocity(action=result.get("A"), future=result.get("F"), reference=result.get("R"))
+
+
+def rotary(config: ModelConfig, group: Group, shape: Sequence[int]) -> tuple[Tensor, Tensor]:
+    """cos, sin `[L, h / 2]` fp32 of the positions of a group whose tensor in `Tokens` has this shape; GwpError past the model's reach."""
+    head_dim, limit = config.attention_head_dim, config.rope_max_seq_len
+    if group in ("S", "A"):
+        extent, (cos, sin) = shape[1] + 1, action_rotary(head_dim, range(1) if group == "S" else range(1, shape[1] + 1))
+    else:
+        first, (T, h, w) = (0 if group == "R" else 1), shape[2:]
+        rows, columns = h // config.patch_size[1], w // config.patch_size[2]
+        extent = max(first + T, rows, columns)
+        cos, sin = visual_rotary(head_dim, range(first, first + T), rows, columns)
+    if extent > limit:
+        raise GwpError(f"{extent} positions on one axis of group {group}; rope_max_seq_len of the model is {limit}")
+    return cos, sin

@@ -3,37 +3,41 @@
 Shape legend: B observations, C latent channels, h w latent rows and columns, p actions, d model channels.
 """
 
+import threading
 import time
-from collections.abc import Iterator
+from collections import OrderedDict
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from gwp.data.canvas import compose
-from gwp.data.embodiment import Embodiment
-from gwp.data.stats import Normalizer, Stats
 from gwp.errors import BundleError
 from gwp.model.codecs.text import TextTable, load_text_encoder
 from gwp.model.codecs.video import load_video_codec
-from gwp.model.sample import act, imagine, joint, observe
-from gwp.model.transformer import Context, Tokens
+from gwp.model.fused import FusedTransformer, TextKeys
+from gwp.model.transformer import Tokens
 from gwp.model.weights import load_model
 from gwp.policy.bundle import Bundle, read_bundle
 from gwp.policy.contract import PolicyContract
+from gwp.policy.engine.solver import Prefix, Shapes, Solver
+from gwp.policy.inputs import Batch, Inputs, Prepared
 from gwp.policy.locate import locate
-from gwp.policy.safety import apply_limits
 from gwp.protocol.messages import ActionChunk, Observation
 
+TEXTS_KEPT = 16
 
-class _Timer:
+
+class Timer:
     """Milliseconds per phase; waits for the device only at phase borders."""
 
     def __init__(self, device: torch.device) -> None:
         self.ms: dict[str, float] = {}
         self._device = device
+        self._start = time.perf_counter()
 
     @contextmanager
     def phase(self, name: str) -> Iterator[None]:
@@ -43,153 +47,169 @@ class _Timer:
             torch.cuda.synchronize(self._device)
         self.ms[name] = self.ms.get(name, 0.0) + (time.perf_counter() - start) * 1e3
 
+    def total(self) -> dict[str, float]:
+        return self.ms | {"total": (time.perf_counter() - self._start) * 1e3}
+
+
+@dataclass(frozen=True)
+class Observed:
+    """Observations as the model keeps them: what follows from them is computed once, whatever is asked afterwards.
+
+    reference fp32 `[B, C, 1, h, w]`, latent of the canvas. A pass over actions or future writes into the prefix's buffers behind the
+    observation, so one `Observed` is for one thread at a time.
+    """
+
+    prepared: tuple[Prepared, ...]
+    batch: Batch
+    reference: Tensor
+    prefix: Prefix
+    timings: dict[str, float]
+
 
 class Policy:
-    """A loaded policy. It holds no per-request state, so one instance may serve many robots and threads."""
+    """A loaded policy. It holds no per-request state, so one instance may serve many robots and threads.
 
-    def __init__(self, bundle: Bundle, device: str = "cpu", dtype: torch.dtype = torch.float32) -> None:
+    steps: Euler steps of the solver instead of the bundle's own; fewer are faster and less exact
+    """
+
+    def __init__(self, bundle: Bundle, device: str = "cpu", dtype: torch.dtype = torch.float32, steps: int | None = None) -> None:
         self.bundle = bundle
         self.device = torch.device(device)
         self.contract = PolicyContract.from_bundle(bundle)
         self.settings = bundle.settings
-        self.model = load_model(bundle.folder / "model", self.device, dtype)
         self.codec = load_video_codec(bundle.folder / "codec")
         self.text = TextTable(load_text_encoder(bundle.folder / "text"))
-        self._normalizers = {n: Normalizer(Stats.from_json(bundle.stats[n]), e) for n, e in bundle.embodiments.items()}
-        config = self.model.config
+        self.inputs = Inputs(bundle, self.contract)
+        model = load_model(bundle.folder / "model", self.device, dtype)
+        config = model.config
         if config.action_channels != self.settings.model_dim or self.codec.channels != config.in_channels:
             raise BundleError(
                 f"{bundle.folder}: model takes {config.action_channels} action and {config.in_channels} latent channels, the bundle "
                 f"states {self.settings.model_dim} and its codec gives {self.codec.channels}; export the policy again"
             )
+        canvas, window = self.settings.canvas, self.settings.window
+        shapes = Shapes(
+            window.chunk, (config.in_channels, canvas.height // self.codec.spatial, canvas.width // self.codec.spatial),
+            (window.frames - 1) // self.codec.temporal,
+        )
+        self.solver = Solver(FusedTransformer(model), shapes, steps or self.settings.steps, self.settings.shift)
+        self._texts: OrderedDict[str, TextKeys] = OrderedDict()
+        self._texts_lock = threading.Lock()
 
     @classmethod
-    def load(cls, uri: str | Path, device: str = "cpu", dtype: torch.dtype = torch.float32) -> "Policy":
+    def load(
+        cls, uri: str | Path, device: str = "cpu", dtype: torch.dtype = torch.float32, steps: int | None = None
+    ) -> "Policy":
         """From a path, `s3://bucket/bundle`, or `models:/name@alias`. Every hash, shape and width is checked."""
         place, registered = locate(str(uri))
         bundle = read_bundle(place)
         expected = registered.get("policy_id", bundle.id)
         if expected != bundle.id:
             raise BundleError(f"{uri}: registered as policy {expected}, {place} holds {bundle.id}; promote it again")
-        return cls(bundle, device, dtype)
+        return cls(bundle, device, dtype, steps)
 
     @property
     def id(self) -> str:
         return self.bundle.id
 
-    def act(self, observation: Observation) -> ActionChunk:
+    def act(self, observation: Observation | Observed) -> ActionChunk:
         """The next action chunk of one robot; ObservationError when the observation does not fit."""
-        return self.act_batch([observation])[0]
+        return self.act_batch([observation] if isinstance(observation, Observation) else observation)[0]
 
-    def act_batch(self, observations: list[Observation]) -> list[ActionChunk]:
+    def act_batch(self, observations: Sequence[Observation] | Observed) -> list[ActionChunk]:
         """One chunk per observation, computed together. All are checked first; one that does not fit raises before any work."""
-        admitted = [self.contract.admit(o) for o in observations]
-        observations, embodiments = [o for o, _ in admitted], [e for _, e in admitted]
-        timer = _Timer(self.device)
-        start = time.perf_counter()
-        with torch.inference_mode():
-            context, noise, prefix, committed = self._prepare(observations, embodiments, timer)
-            with timer.phase("denoise"):
-                y = act(self.model, context, noise, self.settings.steps, self.settings.shift, prefix, committed)
+        timer = Timer(self.device)
+        seen = observations if isinstance(observations, Observed) else self._observe(observations, timer)
+        with torch.inference_mode(), timer.phase("denoise"):
+            y = self.solver.act(seen.prefix, seen.batch.noise, seen.batch.given, seen.batch.committed)
         with timer.phase("postprocess"):
-            chunks = [self._finish(o, e, row) for o, e, row in zip(observations, embodiments, y.cpu().numpy(), strict=True)]
-        timings = timer.ms | {"total": (time.perf_counter() - start) * 1e3}
-        return [ActionChunk(a, self.id, o.delay, timings, flags) for o, (a, flags) in zip(observations, chunks, strict=True)]
+            chunks = [self.chunk(x, row) for x, row in zip(seen.prepared, y.cpu().numpy(), strict=True)]
+        timings = timer.total()
+        return [replace(chunk, timings=timings) for chunk in chunks]
 
-    def imagine(self, observation: Observation, chunk: ActionChunk) -> np.ndarray:
+    def observe(self, observations: Sequence[Observation] | Observation) -> Observed:
+        """Everything that does not depend on actions, once: hand it to `act`, then to `imagine`."""
+        return self._observe([observations] if isinstance(observations, Observation) else observations, Timer(self.device))
+
+    def imagine(self, observation: Observation | Observed, chunk: ActionChunk) -> np.ndarray:
         """What the model expects the cameras to see while `chunk` is executed: uint8 `[T, H, W, 3]`, frame 0 is now."""
         return self.imagine_given(observation, chunk.actions)
 
-    def imagine_given(self, observation: Observation, actions_pd: np.ndarray) -> np.ndarray:
+    def imagine_given(self, observation: Observation | Observed, actions_pd: np.ndarray) -> np.ndarray:
         """The same for any actions `[p, d]` in robot units, recorded ones for instance."""
-        observation, embodiment = self.contract.admit(observation)
-        timer = _Timer(self.device)
+        seen = observation if isinstance(observation, Observed) else self.observe(observation)
+        one = seen.prepared[0]
         with torch.inference_mode():
-            context, _, _, _ = self._prepare([observation], [embodiment], timer)
-            actions = self._normalizers[embodiment.name].actions(actions_pd[None], observation.state[None])
-            reference = self._encode([observation], [embodiment])
-            clean = self._pad(torch.from_numpy(actions))
-            noise = self._future_noise([observation], reference)
-            future = imagine(self.model, context, clean, noise, self.settings.steps, self.settings.shift)
-            return self.codec.decode(torch.cat([reference, future], dim=2))[0].cpu().numpy()
+            actions = self.inputs.normalized(one.embodiment, actions_pd, one.observation)[None].to(self.device)
+            future = self.solver.imagine(seen.prefix, actions, self._future_noise(seen))
+            return self._video(seen, future)
 
     def act_joint(self, observation: Observation) -> tuple[ActionChunk, np.ndarray]:
         """Actions and video decoded together, every token at every step: what acting alone saves is measured against this."""
-        observation, embodiment = self.contract.admit(observation)
-        timer = _Timer(self.device)
-        start = time.perf_counter()
+        timer = Timer(self.device)
         with torch.inference_mode():
-            with timer.phase("preprocess"):
-                state, noise, ids = self._vectors([observation], [embodiment])
-            with timer.phase("vae"):
-                reference = self._encode([observation], [embodiment])
-            with timer.phase("text"):
-                text = self.text.lookup([observation.prompt]).to(self.device)
+            prepared, batch, reference, text = self._encode([observation], timer)
+            prefix = Prefix(self.solver.cache(1), text, batch.embodiment)
+            seen = Observed(prepared, batch, reference, prefix, {})
             with timer.phase("denoise"):
-                future_noise = self._future_noise([observation], reference)
-                tokens = Tokens(state=state, reference=reference)
-                y, future = joint(self.model, tokens, text, noise, future_noise, ids, self.settings.steps, self.settings.shift)
+                y, future = self.solver.joint(prefix, Tokens(batch.state, reference), batch.noise, self._future_noise(seen))
             with timer.phase("postprocess"):
-                video = self.codec.decode(torch.cat([reference, future], dim=2))[0].cpu().numpy()
-                actions, flags = self._finish(observation, embodiment, y[0].cpu().numpy())
-        timings = timer.ms | {"total": (time.perf_counter() - start) * 1e3}
-        return ActionChunk(actions, self.id, observation.delay, timings, flags), video
+                video = self._video(seen, future)
+                chunk = self.chunk(prepared[0], y[0].cpu().numpy())
+        return replace(chunk, timings=timer.total()), video
 
-    def _prepare(
-        self, observations: list[Observation], embodiments: list[Embodiment], timer: _Timer
-    ) -> tuple[Context, Tensor, Tensor | None, Tensor | None]:
-        """Context, noise `[B, p, d]`, committed actions `[B, p, d]` and which they are bool `[B, p]` (None without any)."""
+    def text_keys(self, prompts: Sequence[str]) -> TextKeys:
+        """Cross-attention keys and values `[layers, B, L_t, H, h]`; those of the last instructions are kept."""
+        rows = [self._text_keys(prompt) for prompt in prompts]
+        if len(set(prompts)) == 1:
+            sides = [{e: t.expand(-1, len(rows), -1, -1, -1) for e, t in side.items()} for side in (rows[0].keys, rows[0].values)]
+        else:
+            experts = rows[0].keys
+            sides = [{e: torch.cat([getattr(r, side)[e] for r in rows], dim=1) for e in experts} for side in ("keys", "values")]
+        return TextKeys(*sides)
+
+    def latents(self, canvas: Tensor) -> Tensor:
+        """Reference latents fp32 `[B, C, 1, h, w]` of canvases uint8 `[B, 1, H, W, 3]`."""
+        return self.codec.encode(canvas)
+
+    def chunk(self, prepared: Prepared, y_pd: np.ndarray) -> ActionChunk:
+        """The answer to one observation from denoised actions `[p, d]`."""
+        actions, flags = self.inputs.finish(prepared, y_pd)
+        return ActionChunk(actions, self.id, prepared.observation.delay, {}, flags)
+
+    def _observe(self, observations: Sequence[Observation], timer: Timer) -> Observed:
+        with torch.inference_mode():
+            prepared, batch, reference, text = self._encode(observations, timer)
+            with timer.phase("prefix"):
+                prefix = self.solver.observe(batch.state, reference, text, batch.embodiment)
+        return Observed(prepared, batch, reference, prefix, dict(timer.ms))
+
+    def _encode(self, observations: Sequence[Observation], timer: Timer) -> tuple[tuple[Prepared, ...], Batch, Tensor, TextKeys]:
         with timer.phase("preprocess"):
-            state, noise, ids = self._vectors(observations, embodiments)
-            prefix, committed = self._committed(observations, embodiments, noise)
+            prepared = tuple(self.inputs.prepare(o) for o in observations)
+            batch = self.inputs.batch(prepared, self.device)
         with timer.phase("vae"):
-            reference = self._encode(observations, embodiments)
+            reference = self.latents(batch.canvas)
         with timer.phase("text"):
-            text = self.text.lookup([o.prompt for o in observations]).to(self.device)
-        with timer.phase("prefix"):
-            context = observe(self.model, state, reference, text, ids)
-        return context, noise, prefix, committed
+            text = self.text_keys([x.observation.prompt for x in prepared])
+        return prepared, batch, reference, text
 
-    def _vectors(self, observations: list[Observation], embodiments: list[Embodiment]) -> tuple[Tensor, Tensor, Tensor]:
-        d, p = self.settings.model_dim, self.settings.window.chunk
-        states = [self._normalizers[e.name].state(o.state) for o, e in zip(observations, embodiments, strict=True)]
-        state = torch.cat([self._pad(torch.from_numpy(s)[None, None]) for s in states])
-        noise = torch.stack([torch.randn(p, d, generator=torch.Generator().manual_seed(o.seed or 0)) for o in observations])
-        ids = torch.tensor([e.id for e in embodiments])
-        return state, noise.to(self.device), ids.to(self.device)
+    def _text_keys(self, prompt: str) -> TextKeys:
+        with self._texts_lock:
+            if prompt in self._texts:
+                self._texts.move_to_end(prompt)
+                return self._texts[prompt]
+        with torch.inference_mode():
+            keys = self.solver.model.text_keys(self.text.lookup([prompt]).to(self.device))
+        with self._texts_lock:
+            self._texts[prompt] = keys
+            while len(self._texts) > TEXTS_KEPT:
+                self._texts.popitem(last=False)
+        return keys
 
-    def _committed(
-        self, observations: list[Observation], embodiments: list[Embodiment], noise: Tensor
-    ) -> tuple[Tensor | None, Tensor | None]:
-        if not any(o.delay for o in observations):
-            return None, None
-        prefix, committed = torch.zeros_like(noise), torch.zeros(noise.shape[:2], dtype=torch.bool, device=noise.device)
-        for i, (o, e) in enumerate(zip(observations, embodiments, strict=True)):
-            if o.delay and o.prefix_actions is not None:
-                rows = self._normalizers[e.name].actions(o.prefix_actions[None, : o.delay], o.state[None])
-                prefix[i, : o.delay] = self._pad(torch.from_numpy(rows))[0]
-                committed[i, : o.delay] = True
-        return prefix, committed
+    def _future_noise(self, seen: Observed) -> Tensor:
+        C, h, w = self.solver.shapes.latent
+        return self.inputs.future_noise(seen.prepared, (C, self.solver.shapes.future, h, w), self.device)
 
-    def _encode(self, observations: list[Observation], embodiments: list[Embodiment]) -> Tensor:
-        canvases = []
-        for o, e in zip(observations, embodiments, strict=True):
-            views = {slot: o.images[camera][None] for slot, camera in e.cameras.items()}
-            canvases.append(compose(views, self.settings.canvas, None))
-        frames = torch.from_numpy(np.stack(canvases)).to(self.device)
-        return self.codec.encode(frames)
-
-    def _future_noise(self, observations: list[Observation], reference: Tensor) -> Tensor:
-        frames = self.settings.window.frames
-        shape = (reference.shape[1], (frames - 1) // self.codec.temporal, *reference.shape[3:])
-        # Another stream than the action noise of the same seed.
-        noise = [torch.randn(shape, generator=torch.Generator().manual_seed((o.seed or 0) + (1 << 32))) for o in observations]
-        return torch.stack(noise).to(self.device)
-
-    def _pad(self, x: Tensor) -> Tensor:
-        return torch.nn.functional.pad(x.float(), (0, self.settings.model_dim - x.shape[-1])).to(self.device)
-
-    def _finish(self, observation: Observation, embodiment: Embodiment, y: np.ndarray) -> tuple[np.ndarray, tuple[str, ...]]:
-        d = len(embodiment.action_names)
-        actions = self._normalizers[embodiment.name].inverse_actions(y[None, :, :d], observation.state[None])[0]
-        return apply_limits(actions, observation.state, embodiment, observation.delay)
+    def _video(self, seen: Observed, future: Tensor) -> np.ndarray:
+        return self.codec.decode(torch.cat([seen.reference, future], dim=2))[0].cpu().numpy()

@@ -1,0 +1,96 @@
+"""Rows of a batch that robots come and go in: buffers of fixed size, allocated once."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from gwp.model.fused import Cache, TextKeys
+from gwp.policy.engine.solver import Prefix, Solver
+
+
+@dataclass(frozen=True)
+class Slots:
+    """One row per robot.
+
+    x          fp32 `[n, p, d]`, the chunk being denoised
+    given      fp32 `[n, p, d]`, actions already promised; committed bool `[n, p]` says which
+    step       int64 `[n]`, Euler steps taken
+    prefix     keys and values of the observation, of its text, and the embodiment
+    """
+
+    x: Tensor
+    given: Tensor
+    committed: Tensor
+    step: Tensor
+    prefix: Prefix
+
+    @classmethod
+    def empty(cls, solver: Solver, count: int, text_rows: int) -> "Slots":
+        """Buffers for `count` robots and instructions of `text_rows` rows."""
+        model, config = solver.model, solver.model.config
+        p, d = solver.shapes.chunk, config.action_channels
+        shape = (config.num_layers, count, text_rows, config.num_attention_heads, config.attention_head_dim)
+        # While acting only the action tokens look at the text again.
+        expert = config.expert_of["A"]
+        keys, values = (torch.zeros(shape, dtype=model.dtype, device=model.device) for _ in range(2))
+        ids = torch.zeros(count, dtype=torch.long, device=model.device)
+        return cls(
+            x=torch.zeros(count, p, d, device=model.device),
+            given=torch.zeros(count, p, d, device=model.device),
+            committed=torch.zeros(count, p, dtype=torch.bool, device=model.device),
+            step=torch.full((count,), solver.steps, device=model.device),
+            prefix=Prefix(solver.cache(count, future=False), TextKeys({expert: keys}, {expert: values}), ids),
+        )
+
+    def rows(self, start: int, stop: int) -> "Slots":
+        """Some rows, as views."""
+        cache, text = self.prefix.cache, self.prefix.text
+        part = Prefix(
+            Cache(cache.keys[:, start:stop], cache.values[:, start:stop], cache.places),
+            TextKeys(*({e: t[:, start:stop] for e, t in side.items()} for side in (text.keys, text.values))),
+            self.prefix.embodiment[start:stop],
+        )
+        return Slots(self.x[start:stop], self.given[start:stop], self.committed[start:stop], self.step[start:stop], part)
+
+    def move(self, source: int, target: int) -> None:
+        """Row `source` replaces row `target`."""
+        for tensor in (self.x, self.given, self.committed, self.step, self.prefix.embodiment):
+            tensor[target] = tensor[source]
+        # Keys of the actions are written anew by each step; those of the observation come before them.
+        end = self.prefix.cache.places["A"][0]
+        for tensor in (self.prefix.cache.keys, self.prefix.cache.values):
+            tensor[:, target, :end] = tensor[:, source, :end]
+        for side in (self.prefix.text.keys, self.prefix.text.values):
+            for tensor in side.values():
+                tensor[:, target] = tensor[:, source]
+
+
+def fill(
+    solver: Solver, slots: Slots, state: Tensor, reference: Tensor, text: TextKeys, embodiment: Tensor,
+    noise: Tensor, given: Tensor | None, committed: Tensor | None,
+) -> None:
+    """Put new observations into all rows of `slots`: their prefix is computed in place."""
+    slots.prefix.embodiment.copy_(embodiment)
+    for mine, theirs in ((slots.prefix.text.keys, text.keys), (slots.prefix.text.values, text.values)):
+        for expert, tensor in mine.items():
+            tensor.copy_(theirs[expert])
+    solver.observe(state, reference, text, embodiment, slots.prefix.cache)
+    slots.x.copy_(noise)
+    slots.step.zero_()
+    if given is None or committed is None:
+        slots.committed.zero_()
+    else:
+        slots.given.copy_(given)
+        slots.committed.copy_(committed)
+
+
+def step(solver: Solver, slots: Slots, with_committed: bool) -> None:
+    """One Euler step of every row, whatever step each is at. Rows that are done stay as they are."""
+    at = slots.step.unsqueeze(1)
+    index = solver.token_levels(at, slots.committed) if with_committed else at
+    x = torch.where(slots.committed.unsqueeze(-1), slots.given, slots.x) if with_committed else slots.x
+    velocity = solver.velocity(slots.prefix, x, index)
+    x = solver.advance(x, velocity, slots.step)
+    slots.x.copy_(torch.where(slots.committed.unsqueeze(-1), slots.given, x) if with_committed else x)
+    slots.step.add_(1).clamp_(max=solver.steps)

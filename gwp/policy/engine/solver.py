@@ -1,0 +1,128 @@
+"""The Euler solver over a fused model: prefix, action steps, imagined futures, and the joint baseline.
+
+Shape legend: B batch, p actions, d channels, C latent channels, T future latent frames, h w latent rows and columns.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from gwp.model.config import Group
+from gwp.model.flow import solver_sigmas
+from gwp.model.fused import Cache, FusedTransformer, Noise, TextKeys
+from gwp.model.transformer import Tokens
+
+_ACTION: tuple[Group, ...] = ("A",)
+_FUTURE: tuple[Group, ...] = ("F",)
+
+
+@dataclass(frozen=True)
+class Shapes:
+    """Token counts are fixed by the policy: canvas, chunk and imagined frames never change between requests.
+
+    latent: (C, h, w) of one latent frame; future: latent frames after the reference
+    """
+
+    chunk: int
+    latent: tuple[int, int, int]
+    future: int
+
+
+@dataclass(frozen=True)
+class Prefix:
+    """What a policy knows of B observations: keys and values of state and reference, with room for actions and future."""
+
+    cache: Cache
+    text: TextKeys
+    embodiment: Tensor
+
+
+class Solver:
+    """`steps` Euler steps at the noise levels of `gwp.model.flow.solver_sigmas`. It holds no per-request state."""
+
+    def __init__(self, model: FusedTransformer, shapes: Shapes, steps: int = 10, shift: float = 5.0) -> None:
+        self.model, self.shapes, self.steps = model, shapes, steps
+        sigmas = solver_sigmas(steps, shift)
+        with torch.inference_mode():
+            self._levels = model.levels(sigmas[:-1])
+        self.clean = Noise(self._levels, self._levels.clean)
+        # One row more than there are steps: a slot that is done stays where it is.
+        self._delta = torch.cat([sigmas[1:] - sigmas[:-1], torch.zeros(1)]).to(model.device)
+        self._delta_host: list[float] = self._delta.tolist()
+
+    def cache(self, batch: int, future: bool = True) -> Cache:
+        """Room for the keys and values of `batch` observations."""
+        _, h, w = self.shapes.latent
+        _, ph, pw = self.model.config.patch_size
+        tokens = (h // ph) * (w // pw)
+        counts: dict[Group, int] = {"S": 1, "R": tokens, "A": self.shapes.chunk}
+        return self.model.cache(batch, counts | ({"F": tokens * self.shapes.future} if future else {}))
+
+    def observe(self, state: Tensor, reference: Tensor, text: TextKeys, embodiment: Tensor, cache: Cache | None = None) -> Prefix:
+        """State `[B, 1, d]` and reference latent `[B, C, 1, h, w]`, once per observation."""
+        cache = cache or self.cache(state.shape[0])
+        self.model.run(Tokens(state=state, reference=reference), {"S": self.clean, "R": self.clean}, cache, text, embodiment)
+        return Prefix(cache, text, embodiment)
+
+    def act(self, prefix: Prefix, noise: Tensor, given: Tensor | None = None, committed: Tensor | None = None) -> Tensor:
+        """Actions fp32 `[B, p, d]` from `noise`; all rows take their steps together.
+
+        given `[B, p, d]`, committed bool `[B, p]`: actions already promised to the robot are clean tokens and come back as given.
+        """
+        x = noise
+        for step in range(self.steps):
+            index = step if committed is None else self.token_levels(torch.full((x.shape[0], 1), step, device=x.device), committed)
+            x = _keep(x, given, committed)
+            x = x + self._delta_host[step] * self.velocity(prefix, x, index)
+        return _keep(x, given, committed)
+
+    def token_levels(self, step: Tensor, committed: Tensor) -> Tensor:
+        """Level of each action token `[B, p]`: clean where committed, that of `step` int64 `[B, 1]` elsewhere."""
+        return torch.where(committed, self._levels.clean, step)
+
+    def velocity(self, prefix: Prefix, x: Tensor, index: int | Tensor) -> Tensor:
+        """fp32 `[B, p, d]` at the levels `index`: one for all, or int64 `[B, 1]` or `[B, p]`."""
+        noise: dict[Group, Noise] = {"A": Noise(self._levels, index)}
+        out = self.model.run(Tokens(action=x), noise, prefix.cache, prefix.text, prefix.embodiment, _ACTION).action
+        assert out is not None
+        return out.float()
+
+    def advance(self, x: Tensor, velocity: Tensor, step: Tensor) -> Tensor:
+        """Euler update of rows that are each at a step of their own, int64 `[B]`; rows that are done stay."""
+        return x + self._delta[step][:, None, None] * velocity
+
+    def imagine(self, prefix: Prefix, actions: Tensor, noise: Tensor) -> Tensor:
+        """Future latents fp32 `[B, C, T, h, w]` from `noise`, given clean actions `[B, p, d]`; the prefix is not run again."""
+        self.model.run(Tokens(action=actions), {"A": self.clean}, prefix.cache, prefix.text, prefix.embodiment)
+        x = noise
+        for step in range(self.steps):
+            level: dict[Group, Noise] = {"F": Noise(self._levels, step)}
+            out = self.model.run(Tokens(future=x), level, prefix.cache, prefix.text, prefix.embodiment, _FUTURE).future
+            assert out is not None
+            x = x + self._delta_host[step] * out.float()
+        return x
+
+    def joint(
+        self, prefix: Prefix, tokens: Tokens, action_noise: Tensor, future_noise: Tensor, use_prefix: bool = False
+    ) -> tuple[Tensor, Tensor]:
+        """Actions and future denoised together, for comparison.
+
+        As the field does it, state and reference in `tokens` are run again at every step; `use_prefix` takes them from the prefix.
+        """
+        action, future = action_noise, future_noise
+        for step in range(self.steps):
+            level = Noise(self._levels, step)
+            noise: dict[Group, Noise] = {"S": self.clean, "R": self.clean, "A": level, "F": level}
+            state, reference = (None, None) if use_prefix else (tokens.state, tokens.reference)
+            given = Tokens(state, reference, action, future)
+            out = self.model.run(given, noise, prefix.cache, prefix.text, prefix.embodiment, (*_ACTION, *_FUTURE))
+            assert out.action is not None
+            assert out.future is not None
+            action = action + self._delta_host[step] * out.action.float()
+            future = future + self._delta_host[step] * out.future.float()
+        return action, future
+
+
+def _keep(x: Tensor, given: Tensor | None, committed: Tensor | None) -> Tensor:
+    return x if given is None or committed is None else torch.where(committed.unsqueeze(-1), given, x)
