@@ -92,7 +92,8 @@ class _Linear:
 
     def __call__(self, x: Tensor, gelu: bool = False) -> Tensor:
         if self.packed:
-            out: Tensor = torch.ops.mkldnn._linear_pointwise(x, self.weight, self.bias, "gelu" if gelu else "none", [], "tanh" if gelu else "")
+            name, algorithm = ("gelu", "tanh") if gelu else ("none", "")
+            out: Tensor = torch.ops.mkldnn._linear_pointwise(x, self.weight, self.bias, name, [], algorithm)
             return out
         y = F.linear(x, self.weight, self.bias)
         return F.gelu(y, approximate="tanh") if gelu else y
@@ -228,6 +229,9 @@ class FusedTransformer:
             keys, values = cache.keys[index], cache.values[index]
             mods = {e: [piece.noise.block(index, e) for piece in pieces] for e, pieces in plan.pieces.items()}
             queries = {e: self._project(layers[e], x, plan.pieces[e], mods[e], rotation[e], keys, values) for e, x in streams.items()}
+            if not heads and index == len(self._layers) - 1:
+                # Only keys and values were wanted: what the last layer would make of them nobody sees.
+                break
             attended = _attend(queries, plan, keys, values)
             for e, x in streams.items():
                 x = _gated(x, layers[e].out(attended[e]), plan.pieces[e], mods[e], 2)

@@ -10,7 +10,6 @@ what a request takes alone: a robot's latency stays near that of an idle machine
 import heapq
 import itertools
 import math
-from collections.abc import Hashable
 from dataclasses import dataclass, field
 
 BUCKETS = (1, 2, 4, 8, 16, 32)
@@ -45,7 +44,7 @@ class Costs:
 class Request:
     """One request as the schedule sees it. `deadline`: time on the caller's clock after which an answer is worthless, or inf."""
 
-    id: Hashable
+    id: int
     deadline: float = math.inf
     step: int = 0
     delayed: float = 0.0
@@ -70,7 +69,6 @@ class Schedule:
         self.active: list[Request] = []
         self._line: list[tuple[float, int, Request]] = []
         self._order = itertools.count()
-        self._gone: set[Hashable] = set()
 
     @property
     def waiting(self) -> int:
@@ -79,7 +77,7 @@ class Schedule:
     def add(self, request: Request) -> None:
         heapq.heappush(self._line, (request.deadline, next(self._order), request))
 
-    def sweep(self, now: float, cancelled: set[Hashable]) -> tuple[list[Request], list[Move]]:
+    def sweep(self, now: float, cancelled: set[int]) -> tuple[list[Request], list[Move]]:
         """Take out those past their deadline (returned) and those cancelled, waiting or active."""
         expired = [r for _, _, r in self._line if r.deadline <= now and r.id not in cancelled]
         self._line = [entry for entry in self._line if entry[2].deadline > now and entry[2].id not in cancelled]

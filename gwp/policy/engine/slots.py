@@ -7,6 +7,7 @@ from torch import Tensor
 
 from gwp.model.fused import Cache, TextKeys
 from gwp.policy.engine.solver import Prefix, Solver
+from gwp.policy.inputs import Batch
 
 
 @dataclass(frozen=True)
@@ -66,23 +67,19 @@ class Slots:
                 tensor[:, target] = tensor[:, source]
 
 
-def fill(
-    solver: Solver, slots: Slots, state: Tensor, reference: Tensor, text: TextKeys, embodiment: Tensor,
-    noise: Tensor, given: Tensor | None, committed: Tensor | None,
-) -> None:
+def fill(solver: Solver, slots: Slots, batch: Batch, reference: Tensor, text: TextKeys) -> None:
     """Put new observations into all rows of `slots`: their prefix is computed in place."""
-    slots.prefix.embodiment.copy_(embodiment)
+    slots.prefix.embodiment.copy_(batch.embodiment)
     for mine, theirs in ((slots.prefix.text.keys, text.keys), (slots.prefix.text.values, text.values)):
         for expert, tensor in mine.items():
             tensor.copy_(theirs[expert])
-    solver.observe(state, reference, text, embodiment, slots.prefix.cache)
-    slots.x.copy_(noise)
+    solver.observe(batch.state, reference, text, batch.embodiment, slots.prefix.cache)
+    slots.x.copy_(batch.noise)
     slots.step.zero_()
-    if given is None or committed is None:
-        slots.committed.zero_()
-    else:
-        slots.given.copy_(given)
-        slots.committed.copy_(committed)
+    slots.committed.zero_()
+    if batch.given is not None and batch.committed is not None:
+        slots.given.copy_(batch.given)
+        slots.committed.copy_(batch.committed)
 
 
 def step(solver: Solver, slots: Slots, with_committed: bool) -> None:
