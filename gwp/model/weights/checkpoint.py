@@ -85,8 +85,8 @@ def open_checkpoint(place: str | Path) -> Checkpoint:
     GwpError for damaged or absent files, an unknown class, a tensor that is there twice, or widths that nothing tells.
     """
     place = Path(place)
-    about = _about(place)
     files = [open_file(path) for path in weight_files(place)]
+    about = _about(place)
     form = detect(about, [n for file in files for n in file.tensors], str(place))
     tensors: dict[str, Tensor] = {}
     origin: dict[str, tuple[TensorFile, str]] = {}

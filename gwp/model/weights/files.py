@@ -109,7 +109,7 @@ def _open_safetensors(path: Path) -> TensorFile:
             names = list(handle.keys())
             return TensorFile(path, {n: torch.empty_like(handle.get_tensor(n), device="meta") for n in names})
     except (SafetensorError, OSError, ValueError) as error:
-        raise GwpError(f"{path}: damaged or cut short ({error}); copy it again") from error
+        raise GwpError(f"{path}: damaged or cut short ({_reason(error)}); copy it again") from error
 
 
 def _open_pickled(path: Path) -> TensorFile:
@@ -121,7 +121,7 @@ def _open_pickled(path: Path) -> TensorFile:
     except pickle.UnpicklingError as error:
         raise GwpError(f"{path}: damaged, or holds more than tensors, which may run code and is refused; save it as safetensors") from error
     except (RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
-        raise GwpError(f"{path}: damaged or cut short ({str(error).splitlines()[0]}); copy it again") from error
+        raise GwpError(f"{path}: damaged or cut short ({_reason(error)}); copy it again") from error
     for wrapper in _WRAPPERS:
         if isinstance(content, dict) and isinstance(content.get(wrapper), dict):
             content = content[wrapper]
@@ -132,6 +132,11 @@ def _open_pickled(path: Path) -> TensorFile:
                        "'state_dict'")
     tensors = {n: t.detach() for n, t in content.items()}
     return TensorFile(path, {n: torch.empty_like(t, device="meta") for n, t in tensors.items()}, tensors)
+
+
+def _reason(error: Exception) -> str:
+    lines = str(error).strip().splitlines()
+    return lines[0] if lines else type(error).__name__
 
 
 def _kind(value: Any) -> str:
