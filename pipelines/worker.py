@@ -79,7 +79,7 @@ class _Loop:
         if not self.prepared.init or self.found:
             return build_model(config, self.job.run.seed).train()
         uri = locate(self.prepared.init)
-        local = storage.download(uri, self.scratch / "init") if storage.is_remote(uri) else Path(uri)
+        local = storage.download(uri, self.scratch / "init") if storage.is_remote(uri) else Path(uri.removeprefix("file://"))
         require_same(open_checkpoint(local), config, uri)
         return load_model(local).train()
 

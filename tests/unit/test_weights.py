@@ -5,6 +5,7 @@ import pickle
 
 import pytest
 import torch
+from torch import nn
 
 from gwp.errors import GwpError
 from gwp.model.config import ModelConfig
@@ -62,6 +63,19 @@ def test_every_form_gives_equal_weights(family, make, about, title, mixture, den
     tokens, text, _ = tiny_tokens(config=model.config)
     with torch.no_grad():
         assert torch.equal(again(tokens, LEVELS, text).action, model(tokens, LEVELS, text).action)
+
+
+def test_march_projections_do_what_plain_layers_do(dense, tmp_path):
+    tensors = forms.march(dense)
+    about = forms.wan_config(dense.config) | {"_class_name": "CasualWorldActionTransformer"}
+    model = load_model(forms.write(tmp_path, tensors, about))
+    x = {"action_encoder": torch.randn(2, 5, 6), "action_decoder": torch.randn(2, 5, 48)}
+    for side, widths in (("action_encoder", (6, 128, 256, 48)), ("action_decoder", (48, 256, 128, 6))):
+        a, b, c, d = widths
+        plain = nn.Sequential(nn.Linear(a, b), nn.GELU(), nn.Linear(b, c), nn.GELU(), nn.Linear(c, d))
+        plain.load_state_dict({n.removeprefix(f"{side}."): t for n, t in tensors.items() if n.startswith(f"{side}.")})
+        ours = getattr(model, side)(x[side], torch.zeros(2, dtype=torch.long))
+        torch.testing.assert_close(ours, plain(x[side]), atol=1e-6, rtol=0)
 
 
 FILES = [
@@ -209,6 +223,13 @@ def test_a_config_that_contradicts_its_weights_is_refused_naming_both(change, li
         with pytest.raises(GwpError, match=line):
             refuse(folder)
     assert line in open_checkpoint(folder).problems()
+
+
+@pytest.mark.parametrize("change", [{"num_layers": "2"}, {"attention_head_dim": 0}, {"patch_size": 2}, {"patch_size": [1, 2, "2"]}])
+def test_a_config_that_is_nonsense_is_refused(change, dense, tmp_path):
+    folder = forms.write(tmp_path, forms.published(dense), dense.config.to_published() | change)
+    with pytest.raises(GwpError, match=f"{next(iter(change))}"):
+        load_model(folder)
 
 
 def test_class_and_weights_of_different_families_are_refused(dense, mixture, tmp_path):

@@ -1,13 +1,16 @@
 """One family from another: slices are exact, what exists keeps its outputs, memory stays near what is needed."""
 
+import json
 import shlex
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 
+from gwp import storage
 from gwp.errors import GwpError
 from gwp.model.transformer import Tokens
 from gwp.model.weights import load_model, open_checkpoint
@@ -199,6 +202,21 @@ def test_a_place_that_holds_something_is_not_written_to(folders, tmp_path):
     assert [p.name for p in tmp_path.iterdir()] == ["mine"]
 
 
+def test_a_disk_that_is_too_full_is_said_before_the_work(folders, tmp_path, monkeypatch):
+    monkeypatch.setattr("gwp.model.weights.derive.shutil.disk_usage", lambda _place: SimpleNamespace(free=1000))
+    with pytest.raises(GwpError, match=r"take 0\.0 GB and 0\.0 GB are free"):
+        made(folders / "july", tmp_path)
+    assert not list(tmp_path.iterdir())
+
+
+def test_places_in_object_storage_are_read_and_written(dense, folders):
+    storage.upload(folders / "march", "memory://weights/in/model")
+    assert main(["weights", "convert", "memory://weights/in", "--out", "memory://weights/out", "--action-channels", "8"]) == 0
+    assert main(["weights", "inspect", "memory://weights/out", "--reference", "memory://weights/in"]) == 0
+    assert json.loads(storage.read_bytes("memory://weights/out/config.json"))["in_action_channels"] == 8
+    assert main(["weights", "convert", "memory://weights/in", "--out", "memory://weights/out"]) == 2
+
+
 @pytest.mark.parametrize("source", ["march", "wan", "native", "july"])
 def test_a_start_of_another_shape_names_the_command_that_helps(source, folders, tmp_path):
     checkpoint = open_checkpoint(folders / source)
@@ -218,8 +236,9 @@ def test_a_start_that_no_conversion_reaches_says_what_differs(folders):
 
 
 MEASURE = """
-import sys, torch
+import contextlib, sys, torch
 from pathlib import Path
+from safetensors.torch import load_file
 from gwp.model.config import ModelConfig
 from gwp.model.weights import load_model, open_checkpoint
 from gwp.model.weights.checkpoint import parameters
@@ -236,26 +255,38 @@ size, largest = sum(t.nbytes for t in plan.values()), max(t.nbytes for t in plan
 folder = Path(sys.argv[1])
 write_folder(folder / "in", config, plan, lambda name: torch.ones(plan[name].shape), shard_bytes=size // 4 + 1)
 shard = max(p.stat().st_size for p in (folder / "in").glob("*.safetensors"))
+if sys.argv[2] == ".bin":
+    for file in (folder / "in").glob("*.safetensors"):
+        torch.save(load_file(file), file.with_suffix(".bin"))
+        file.unlink()
+    index = folder / "in" / "diffusion_pytorch_model.safetensors.index.json"
+    index.with_name("diffusion_pytorch_model.bin.index.json").write_text(index.read_text().replace(".safetensors", ".bin"))
+    index.unlink()
+with contextlib.suppress(OSError):
+    Path("/proc/self/clear_refs").write_text("5")  # forget the peak so far
 start = memory("VmRSS:")
 source = open_checkpoint(folder / "in")
 convert(source, folder / "out", target_config(source, "gwp05", action_expert_dim=256, action_ffn_dim=1024), dtype=torch.bfloat16)
 converted = memory("VmHWM:") - start
+del source
 model = load_model(folder / "in")
 print(size, shard, largest, converted, memory("VmHWM:") - start)
 """
 
 
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="needs /proc to measure memory")
-def test_peak_memory_of_loading_is_the_model_and_of_converting_a_tensor(tmp_path):
-    done = subprocess.run([sys.executable, "-c", MEASURE, str(tmp_path)], capture_output=True, text=True, timeout=200, check=False)
+@pytest.mark.parametrize("suffix", [".safetensors", ".bin"])
+def test_peak_memory_of_loading_and_converting(suffix, tmp_path):
+    words = [sys.executable, "-c", MEASURE, str(tmp_path), suffix]
+    done = subprocess.run(words, capture_output=True, text=True, timeout=200, check=False)
     assert done.returncode == 0, done.stderr
     size, shard, largest, converted, loaded = map(int, done.stdout.split())
     mb = 1 << 20
-    print(f"model {size / mb:.0f} MB in shards of {shard / mb:.0f} MB, largest tensor {largest / mb:.1f} MB: "
+    print(f"model {size / mb:.0f} MB in {suffix} shards of {shard / mb:.0f} MB, largest tensor {largest / mb:.1f} MB: "
           f"converting grew by {converted / mb:.0f} MB, loading to {loaded / mb:.0f} MB")
     assert shard < size / 3
-    slack = 48 * mb
+    # The library copies a tensor or two on the way.
+    more = 3 * largest if suffix == ".safetensors" else shard
     # Memory that the process had freed before the start is used again, so a little less than the model may show.
-    assert 0.9 * size < loaded < size + largest + slack
-    assert loaded < size + shard
-    assert converted < 2 * largest + slack
+    assert 0.8 * size < loaded < size + more
+    assert converted < more + largest

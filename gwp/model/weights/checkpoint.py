@@ -19,7 +19,7 @@ from torch import Tensor
 from gwp.errors import GwpError
 from gwp.model.config import ModelConfig
 from gwp.model.transformer import WorldActionTransformer
-from gwp.model.weights.files import TensorFile, open_file, weight_files
+from gwp.model.weights.files import TensorFile, open_files, weight_files
 from gwp.model.weights.names import ACTION_IO, Form, SourceFamily, canonical, detect, published_name
 
 _RELEASED_HEAD = 128
@@ -85,7 +85,7 @@ def open_checkpoint(place: str | Path) -> Checkpoint:
     GwpError for damaged or absent files, an unknown class, a tensor that is there twice, or widths that nothing tells.
     """
     place = Path(place)
-    files = [open_file(path) for path in weight_files(place)]
+    files = open_files(weight_files(place))
     about = _about(place)
     form = detect(about, [n for file in files for n in file.tensors], str(place))
     tensors: dict[str, Tensor] = {}
@@ -96,7 +96,7 @@ def open_checkpoint(place: str | Path) -> Checkpoint:
             if name in tensors:
                 raise GwpError(f"{place}: {name} is there twice, in {origin[name][0].path.name} and {file.path.name}; remove one")
             tensors[name], origin[name] = tensor, (file, name_there)
-    widths, assumed, disagreements = _widths(form.family, tensors, _claimed(about), str(place))
+    widths, assumed, disagreements = _widths(form.family, tensors, _claimed(about, str(place)), str(place))
     return Checkpoint(place, form, tensors, widths, assumed, disagreements, origin)
 
 
@@ -166,14 +166,20 @@ def _about(place: Path) -> dict[str, Any]:
     return about
 
 
-def _claimed(about: dict[str, Any]) -> dict[str, Any]:
+def _claimed(about: dict[str, Any], place: str) -> dict[str, Any]:
     """The widths that config.json states, under our names."""
     named = {_ALIASES.get(key, key): value for key, value in about.items() if value is not None}
-    claimed = {key: named[key] for key in (*_SEEN, *_UNSEEN) if key in named}
-    if "dim" in named and "num_attention_heads" in named:
-        claimed["attention_head_dim"] = named["dim"] // named["num_attention_heads"]
-    if "patch_size" in claimed:
-        claimed["patch_size"] = tuple(claimed["patch_size"])
+    claimed = {key: named[key] for key in (*_SEEN, *_UNSEEN, "dim") if key in named}
+    if isinstance(patch := claimed.get("patch_size"), list):
+        claimed["patch_size"] = tuple(patch)
+    for key, value in claimed.items():
+        numbers = value if isinstance(value, tuple) else (value,)
+        if not all(isinstance(n, int | float) and n > 0 for n in numbers):
+            raise GwpError(f"{place}: config.json has {key} {value!r}; expected a number above 0")
+    # Native Wan states the width of the model instead of that of a head.
+    width = claimed.pop("dim", None)
+    if width is not None and "num_attention_heads" in claimed:
+        claimed.setdefault("attention_head_dim", width // claimed["num_attention_heads"])
     return claimed
 
 

@@ -5,6 +5,7 @@ Sources: the GWP-0.5 report (action expert by leading slices of the visual one) 
 
 import itertools
 import shlex
+import shutil
 from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Any, Literal
@@ -122,20 +123,25 @@ def convert(
 ) -> None:
     """Write the model `config` made of `source` as a published folder; holds one tensor at a time. `progress` gets the number written.
 
-    GwpError, before anything is written, when the source is not whole or `out` holds files already.
+    GwpError, before anything is written, when the source is not whole, `out` holds files already, or the disk is too full.
     """
     if problems := source.problems(allow_missing, allow_unexpected):
         raise GwpError(f"{source.place} is no whole {source.form.title} checkpoint:\n  " + "\n  ".join(problems))
     if out.exists() and any(out.iterdir()):
         raise GwpError(f"{out}: not empty; choose another place")
     derived = Derived(source, config, time_proj, seed)
+    plan = {name: tensor.to(dtype) for name, tensor in derived.plan.items()}
+    out.mkdir(parents=True, exist_ok=True)
+    needed, free = sum(t.nbytes for t in plan.values()), shutil.disk_usage(out).free
+    if needed > free:
+        raise GwpError(f"{out}: the weights take {needed / 1e9:.1f} GB and {free / 1e9:.1f} GB are free; make room or choose another disk")
     written = itertools.count(1)
 
     def value(name: str) -> Tensor:
         progress(next(written))
         return derived.value(name)
 
-    write_folder(out, config, {n: t.to(dtype) for n, t in derived.plan.items()}, value)
+    write_folder(out, config, plan, value)
 
 
 def require_same(source: Checkpoint, config: ModelConfig, place: str) -> None:

@@ -26,18 +26,32 @@ _WRAPPERS = ("model", "state_dict")
 _ZIP = b"PK\x03\x04"
 
 
+class _OneMapped:
+    """The pickled file that was read last; older ones are let go, so that of many shards one is mapped at a time."""
+
+    def __init__(self) -> None:
+        self._path: Path | None = None
+        self._tensors: dict[str, Tensor] = {}
+
+    def read(self, path: Path) -> dict[str, Tensor]:
+        if path != self._path:
+            self._path, self._tensors = None, {}
+            self._path, self._tensors = path, _unpickle(path)
+        return self._tensors
+
+
 @dataclass(frozen=True)
 class TensorFile:
     """One file. `tensors`: name -> a tensor on the meta device, which has shape and dtype but no memory."""
 
     path: Path
     tensors: dict[str, Tensor]
-    _pickled: dict[str, Tensor] = field(default_factory=dict, repr=False)
+    _pickles: _OneMapped | None = field(default=None, repr=False)
 
     def read(self, name: str) -> Tensor:
         """One tensor on the CPU. A safetensors file is mapped only as long as its tensor lives, so memory stays near one tensor."""
-        if self._pickled:
-            return self._pickled[name]
+        if self._pickles is not None:
+            return self._pickles.read(self.path)[name]
         with safe_open(self.path, framework="pt") as handle:
             return handle.get_tensor(name)
 
@@ -97,9 +111,10 @@ def _numbered(shards: list[Path]) -> list[Path]:
     return shards
 
 
-def open_file(path: Path) -> TensorFile:
-    """Names, shapes and dtypes of one file; GwpError when it is damaged, or holds anything but tensors."""
-    return _open_safetensors(path) if path.suffix == ".safetensors" else _open_pickled(path)
+def open_files(paths: list[Path]) -> list[TensorFile]:
+    """Names, shapes and dtypes of files; GwpError when one is damaged, or holds anything but tensors."""
+    pickles = _OneMapped()
+    return [_open_safetensors(p) if p.suffix == ".safetensors" else _open_pickled(p, pickles) for p in paths]
 
 
 def _open_safetensors(path: Path) -> TensorFile:
@@ -112,7 +127,11 @@ def _open_safetensors(path: Path) -> TensorFile:
         raise GwpError(f"{path}: damaged or cut short ({_reason(error)}); copy it again") from error
 
 
-def _open_pickled(path: Path) -> TensorFile:
+def _open_pickled(path: Path, pickles: _OneMapped) -> TensorFile:
+    return TensorFile(path, {n: torch.empty_like(t, device="meta") for n, t in pickles.read(path).items()}, pickles)
+
+
+def _unpickle(path: Path) -> dict[str, Tensor]:
     with open(path, "rb") as file:
         mapped = file.read(4) == _ZIP
     try:
@@ -130,8 +149,7 @@ def _open_pickled(path: Path) -> TensorFile:
     if strange := [k for k, v in content.items() if not isinstance(k, str) or not isinstance(v, Tensor)]:
         raise GwpError(f"{path}: {strange[0]!r} is {_kind(content[strange[0]])}; expected a dict of tensors, bare or under 'model' or "
                        "'state_dict'")
-    tensors = {n: t.detach() for n, t in content.items()}
-    return TensorFile(path, {n: torch.empty_like(t, device="meta") for n, t in tensors.items()}, tensors)
+    return {n: t.detach() for n, t in content.items()}
 
 
 def _reason(error: Exception) -> str:

@@ -33,7 +33,8 @@ def load_model(
 ) -> WorldActionTransformer:
     """A model in eval mode from a checkpoint folder or file of GWP-0 or GWP-0.5.
 
-    Memory stays near the model plus one tensor: the model is built without memory, given it once in `dtype`, and filled tensor by tensor.
+    Memory stays near the model plus one tensor (`.bin`: one shard): the model is built without memory, given it once in `dtype`, and
+    filled tensor by tensor.
     allow_missing:    patterns of published names that may be absent; they are initialised from `seed`
     allow_unexpected: patterns of names that are left out
     GwpError lists every tensor that does not fit, and every width on which config.json and weights disagree.
@@ -97,7 +98,9 @@ def _refuse(checkpoint: Checkpoint, problems: list[str]) -> None:
 
 
 def _fill(model: WorldActionTransformer, checkpoint: Checkpoint) -> None:
+    parameters = named_parameters(model)
     with torch.no_grad():
-        for name, parameter in named_parameters(model).items():
-            if name in checkpoint.tensors:
-                parameter.copy_(checkpoint.read(name))
+        # In the order of the files.
+        for name in checkpoint.tensors:
+            if name in parameters:
+                parameters[name].copy_(checkpoint.read(name))
