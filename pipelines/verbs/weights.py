@@ -117,6 +117,8 @@ def _print_report(report: dict[str, Any]) -> None:
         print(f"  assumed, since neither config.json nor the tensors tell: {', '.join(report['assumed'])}")
     for line in report["problems"]:
         print(f"  {line}")
+    if report["family"] == "wan":
+        print("  no action projections: `gwp weights convert` makes a model of it")
     print("whole" if not report["problems"] else f"{len(report['problems'])} problems: it would be refused")
 
 

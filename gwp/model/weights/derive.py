@@ -127,8 +127,8 @@ def convert(
     """
     if problems := source.problems(allow_missing, allow_unexpected):
         raise GwpError(f"{source.place} is no whole {source.form.title} checkpoint:\n  " + "\n  ".join(problems))
-    if out.exists() and any(out.iterdir()):
-        raise GwpError(f"{out}: not empty; choose another place")
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise GwpError(f"{out}: not an empty folder; choose another place")
     derived = Derived(source, config, time_proj, seed)
     plan = {name: tensor.to(dtype) for name, tensor in derived.plan.items()}
     out.mkdir(parents=True, exist_ok=True)
