@@ -175,7 +175,7 @@ class TrainJob(BaseModel):
     init: str | None = None
     """Where weights start: the name of a run below `run.storage`, or a folder/URI of a checkpoint; None: random weights."""
     model: ModelConfig | Released
-    """Widths, or `released: gwp05`. Must equal those of `init`."""
+    """Widths, or `released: gwp05`. Must equal those of `init`; `gwp weights convert` makes other checkpoints fit."""
     codec: VideoCodecConfig | None = None
     """Video codec; None: the one of `init`."""
     text: TextEncoderConfig | None = None

@@ -23,7 +23,8 @@ from gwp.model.codecs.text import TextTable, load_text_encoder
 from gwp.model.codecs.video import load_video_codec
 from gwp.model.objective import Batch, draw_video_only, idle_loss, training_losses
 from gwp.model.transformer import WorldActionTransformer
-from gwp.model.weights import build_model, load_into, read_config
+from gwp.model.weights import build_model, load_model, locate, open_checkpoint
+from gwp.model.weights.derive import require_same
 from pipelines.checkpoints import Manifest, checkpoint_uri, commit, fetch, latest_committed, next_attempt, prune, upload_files
 from pipelines.ema import Ema
 from pipelines.engine import Engine, convert_to_universal
@@ -75,16 +76,12 @@ class _Loop:
 
     def _model(self) -> WorldActionTransformer:
         config = self.job.model_config_
-        model = build_model(config, self.job.run.seed)
-        if self.prepared.init and not self.found:
-            folder = self.prepared.init
-            if storage.exists(storage.join(folder, "model", "config.json")):
-                folder = storage.join(folder, "model")
-            local = storage.download(folder, self.scratch / "init") if storage.is_remote(folder) else Path(folder)
-            if read_config(local) != config:
-                raise GwpError(f"{folder}: its widths differ from the job's `model`; copy them from its config.json")
-            load_into(model, local)
-        return model.train()
+        if not self.prepared.init or self.found:
+            return build_model(config, self.job.run.seed).train()
+        uri = locate(self.prepared.init)
+        local = storage.download(uri, self.scratch / "init") if storage.is_remote(uri) else Path(uri.removeprefix("file://"))
+        require_same(open_checkpoint(local), config, uri)
+        return load_model(local).train()
 
     def _resume(self, uri: str, manifest: Manifest) -> None:
         if manifest.config_hash != self.prepared.config_hash:

@@ -63,7 +63,11 @@ class ModulationTable(nn.Module):
 
     def __init__(self, slots: int, width: int) -> None:
         super().__init__()
-        self.value = nn.Parameter(torch.randn(1, slots, width) / width**0.5)
+        self.value = nn.Parameter(torch.empty(1, slots, width))
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        nn.init.normal_(self.value, std=self.value.shape[-1] ** -0.5)
 
     def forward(self, levels: Tensor) -> Tensor:
         """fp32 `[B, m, slots, D]` (or broadcastable to it) plus the table."""

@@ -101,8 +101,12 @@ class PatchEmbedding(nn.Module):
     def __init__(self, in_channels: int, width: int, patch_size: tuple[int, int, int]) -> None:
         super().__init__()
         self.weight = nn.Parameter(torch.empty(width, in_channels, *patch_size))
-        self.bias = nn.Parameter(torch.zeros(width))
-        nn.init.xavier_uniform_(self.weight.view(width, -1))
+        self.bias = nn.Parameter(torch.empty(width))
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        nn.init.xavier_uniform_(self.weight.view(self.weight.shape[0], -1))
+        nn.init.zeros_(self.bias)
 
     def forward(self, latents_BCThw: Tensor) -> Tensor:
         """`[B, C, T, h, w]` to `[B, T * h/2 * w/2, D]`, frame-major, then rows, then columns."""
@@ -125,8 +129,12 @@ class RMSNorm(nn.Module):
 
     def __init__(self, width: int, eps: float) -> None:
         super().__init__()
-        self.weight = nn.Parameter(torch.ones(width))
+        self.weight = nn.Parameter(torch.empty(width))
         self.eps = eps
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        nn.init.ones_(self.weight)
 
     def forward(self, x: Tensor) -> Tensor:
         return F.rms_norm(x.float(), self.weight.shape, self.weight.float(), self.eps).to(x.dtype)

@@ -9,6 +9,7 @@ from pydantic import TypeAdapter, ValidationError
 from safetensors.torch import load_file, save_file
 
 from gwp import storage
+from gwp.data.text import text_hash
 from gwp.errors import GwpError
 from gwp.model.codecs.hashed import HashedTextEncoder
 from gwp.model.codecs.text import TextEncoderConfig, TextTable, build_text_encoder, load_text_encoder
@@ -68,6 +69,20 @@ def test_umt5_rows_are_states_cut_and_zero_padded(umt5):
     assert short[:2].any(dim=1).all()
     assert not short[2:].any()
     assert umt5.encode([]).shape == (0, 4, 16)
+
+
+def test_umt5_keeps_the_64_rows_that_published_weights_were_trained_with(umt5):
+    assert TypeAdapter(TextEncoderConfig).validate_python({"kind": "umt5", "path": "x"}).rows == 64
+    encoder = UMT5TextEncoder(umt5.model, umt5.tokenizer)
+    words = [WORDS[2 + i % 4] for i in range(600)]
+    long, short = encoder.encode([" ".join(words), "open the door"])
+    ids = encoder.tokenizer(" ".join(words[:512]), return_tensors="pt")["input_ids"]
+    # The whole text, 512 tokens of it, shapes the rows that are kept.
+    torch.testing.assert_close(long, encoder.model(input_ids=ids).last_hidden_state[0, :64], atol=1e-5, rtol=0)
+    assert (long - encoder.encode([" ".join(words[:64])])[0]).abs().max() > 1e-4
+    assert long.shape == (64, 16)
+    assert short[:3].any(dim=1).all()
+    assert not short[3:].any()
 
 
 def test_umt5_embeds_a_text_alike_in_any_company(umt5):
@@ -170,6 +185,8 @@ def test_the_least_recently_used_text_goes_first():
 def test_stored_embeddings_serve_the_next_process_of_the_same_encoder(tmp_path):
     first, texts = Counting(), ["a b", ""]
     rows = TextTable(first, cache=str(tmp_path)).lookup(texts)
+    (where,) = {name.split("/")[0] for name in storage.list_files(str(tmp_path))}
+    assert {f"{where}/{text_hash(text)}.safetensors" for text in texts} == set(storage.list_files(str(tmp_path)))
     second = Counting()
     assert torch.equal(TextTable(second, cache=str(tmp_path)).lookup(texts), rows)
     assert not second.seen

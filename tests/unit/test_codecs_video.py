@@ -10,6 +10,7 @@ import pytest
 import torch
 from pydantic import TypeAdapter, ValidationError
 from safetensors.torch import load_file, save_file
+from torch.utils.flop_counter import FlopCounterMode
 
 from gwp.data.video import decode_frames, open_video
 from gwp.errors import GwpError
@@ -130,6 +131,47 @@ def test_wan_latents_use_the_codecs_own_statistics(wan):
     torch.testing.assert_close(wan.encode(frames), (raw - mean) / std, atol=1e-5, rtol=0)
 
 
+def test_wan_decodes_as_diffusers_does(wan):
+    z = torch.randn(2, 4, 3, 2, 2, generator=torch.Generator().manual_seed(0))
+    mean, std = (torch.tensor(x).view(1, -1, 1, 1, 1) for x in (wan.vae.config.latents_mean, wan.vae.config.latents_std))
+    pixels = wan.vae.decode(z * std + mean).sample
+    torch.testing.assert_close(wan.decode(z).float(), ((pixels + 1) * 127.5).permute(0, 2, 3, 4, 1).clamp(0, 255), atol=0.51, rtol=0)
+
+
+@pytest.mark.parametrize("changes", [
+    {}, {"is_residual": False, "patch_size": None, "in_channels": 3, "out_channels": 3, "temperal_downsample": [True, True, False]},
+], ids=["2.2", "2.1"])
+def test_wan_encodes_one_picture_without_temporal_work(changes):
+    """Of a causal kernel's three time slices only one meets a single picture."""
+    codec, frames = WanCodec(tiny_vae(**changes)), clips(2)
+    work = {}
+    for name, encode in {
+        "still": lambda: codec.encode(frames[:, :1]),
+        "chunk": lambda: codec.vae.encode(frames[:, :1].permute(0, 4, 1, 2, 3).float()),
+        "clip": lambda: codec.encode(frames[:, :5]),
+    }.items():
+        with FlopCounterMode(display=False) as counter:
+            encode()
+        work[name] = counter.get_total_flops()
+    assert work["still"] < 0.4 * work["chunk"]
+    assert work["still"] < 0.1 * work["clip"]
+    torch.testing.assert_close(codec.encode(frames[:, :1]), codec.encode(frames)[:, :, :1], atol=1e-5, rtol=0)
+
+
+def test_wan_encodes_one_picture_with_the_weights_it_has_now():
+    codec, frames = WanCodec(tiny_vae()), clips(1)
+    before = codec.encode(frames[:, :1])
+    count = sum(p.numel() for p in codec.vae.parameters())
+    with torch.no_grad():
+        for p in codec.vae.encoder.parameters():
+            p.mul_(1.1)
+    codec.vae.to(torch.float64).to(torch.float32)
+    after = codec.encode(frames[:, :1])
+    assert (after - before).abs().max() > 1e-3
+    torch.testing.assert_close(after, codec.encode(frames)[:, :, :1], atol=1e-5, rtol=0)
+    assert sum(p.numel() for p in codec.vae.parameters()) == count
+
+
 @pytest.mark.parametrize(("changes", "word"), [
     ({"latents_mean": [0.0] * 16, "latents_std": [1.0] * 16}, "z_dim is 4"),
     ({"latents_std": [1.0, 0.0, 1.0, 1.0]}, "latents_std holds 0"),
@@ -150,6 +192,9 @@ def test_wan_in_bfloat16_stays_close_and_comes_back_the_same(wan, tmp_path):
     codec = WanCodec(tiny_vae(), "bfloat16")
     z, exact = codec.encode(clips(2)), wan.encode(clips(2))
     assert z.dtype == torch.float32
+    still = codec.encode(clips(2)[:, :1])
+    assert (still - exact[:, :, :1]).abs().max() < 0.05 * exact.abs().max()
+    assert not torch.equal(still, wan.encode(clips(2)[:, :1]))
     assert (z - exact).abs().max() < 0.05 * exact.abs().max()
     assert codec.digest() != wan.digest()
     codec.save(tmp_path)

@@ -4,11 +4,9 @@ import pytest
 import torch
 
 from gwp.errors import GwpError
-from gwp.model.config import ModelConfig
 from gwp.model.flow import euler, shifted, solver_sigmas
 from gwp.model.sample import act, imagine, joint, observe
 from gwp.model.transformer import Tokens, WorldActionTransformer
-from gwp.model.weights import load_model, published_name, save_weights
 from tests.tiny import tiny_config, tiny_model, tiny_tokens
 
 both = pytest.mark.parametrize("family", ["gwp0", "gwp05"])
@@ -142,37 +140,6 @@ def test_joint_decoding_acts_as_acting_alone(family):
         torch.testing.assert_close(actions, alone, atol=5e-6, rtol=0)
         torch.testing.assert_close(future, plain[1], atol=5e-6, rtol=0)
     assert seen.shape == tokens.future.shape
-
-
-@pytest.mark.parametrize(("family", "tensors", "parameters"), [("gwp05", 1664, 6_021_560_928), ("gwp0", 837, 5_001_438_304)])
-def test_released_shapes_on_the_meta_device(family, tensors, parameters):
-    with torch.device("meta"):
-        model = WorldActionTransformer(ModelConfig.released(family))
-    named = dict(model.named_parameters())
-    assert (len(named), sum(p.numel() for p in named.values())) == (tensors, parameters)
-    assert len({published_name(n, family) for n in named}) == tensors
-
-
-@both
-def test_weights_round_trip(family, tmp_path):
-    model, (tokens, text, ids) = tiny_model(family), tiny_tokens()
-    save_weights(tmp_path, model.config, dict(model.named_parameters()))
-    again = load_model(tmp_path)
-    assert again.config == model.config
-    with torch.no_grad():
-        assert torch.equal(model(tokens, LEVELS, text, ids).action, again(tokens, LEVELS, text, ids).action)
-
-
-def test_loading_names_every_misfit(tmp_path):
-    model = tiny_model("gwp0")
-    tensors = dict(model.named_parameters())
-    tensors["blocks.9.stray"] = tensors.pop("proj_out.bias")
-    tensors["proj_out.weight"] = tensors["proj_out.weight"][:-1]
-    save_weights(tmp_path, model.config, tensors)
-    with pytest.raises(GwpError) as caught:
-        load_model(tmp_path)
-    for part in ("unexpected blocks.9.stray", "missing proj_out.bias", "misshapen proj_out.weight"):
-        assert part in str(caught.value)
 
 
 def test_positions_past_the_rotary_table_are_refused():
