@@ -114,7 +114,7 @@ class _Demo:
                 "gateway": {"pool": "serve"}, "replica": {"pool": "serve", "cpus": 0.5},
                 "autoscaling": {"min_replicas": 1, "max_replicas": 3, "target_ongoing_requests": 1.5, "upscale_delay_s": 1.0,
                                 "downscale_delay_s": 4.0, "look_back_period_s": 2.0, "metrics_interval_s": 0.5},
-                "batch": {"max_size": 8, "wait_ms": 5}, "limits": {"request_timeout_s": 30},
+                "limits": {"request_timeout_s": 30},
             })
             url = deploy(config)
         fleet = self._fleet(url, policy.bundle.embodiments["metaworld-sawyer"].replan, lambda: replica_counts(config.name))

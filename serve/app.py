@@ -40,7 +40,7 @@ def build_app(config: ServeApp) -> Application:
         ray_actor_options=_resources(config.replica.cpus, config.replica.pool, config.replica.gpus),
         autoscaling_config=config.autoscaling_options(),
         # A second batch waits at the replica while the first one computes.
-        max_ongoing_requests=2 * config.batch.max_size,
+        max_ongoing_requests=2 * config.engine.slots,
         max_queued_requests=config.limits.queue,
         # A bundle that does not load will not load the twentieth time either.
         max_constructor_retry_count=3,

@@ -35,6 +35,8 @@ class ReplicaSettings(_Strict):
     """GPUs reserved for each replica; 0 computes on the CPU."""
     dtype: Literal["float32", "bfloat16"] = "float32"
     """Number format of the weights."""
+    steps: int | None = Field(default=None, ge=1)
+    """Euler steps of the solver; None: the policy's own. Fewer are faster and less exact."""
     torch_threads: int = Field(default=1, ge=1)
     """Threads that one replica computes with on the CPU."""
     surge_percent: int = Field(default=100, ge=0, le=100)
@@ -52,7 +54,7 @@ class Autoscaling(_Strict):
     max_replicas: int = Field(default=1, ge=1)
     """Most replicas that may run."""
     target_ongoing_requests: float | None = Field(default=None, gt=0)
-    """Waiting and running requests per replica that scaling aims at; None: `batch.max_size`."""
+    """Waiting and running requests per replica that scaling aims at; None: `engine.slots`."""
     upscale_delay_s: float = Field(default=10, ge=0)
     """How long the load has to last before replicas are added, seconds."""
     downscale_delay_s: float = Field(default=300, ge=0)
@@ -69,13 +71,15 @@ class Autoscaling(_Strict):
         return self
 
 
-class Batch(_Strict):
-    """Observations of several robots computed in one forward pass."""
+class EngineConfig(_Strict):
+    """Robots stepped together, whatever step each of them is at."""
 
-    max_size: int = Field(default=8, ge=1)
-    """Most observations in one pass."""
-    wait_ms: float = Field(default=5, ge=0)
-    """How long the first observation of a batch waits for others, milliseconds."""
+    slots: int = Field(default=8, ge=1, le=32)
+    """Most robots computed at once."""
+    group: int = Field(default=4, ge=1, le=32)
+    """Most observations encoded at once."""
+    max_delay: float = Field(default=0.3, ge=0)
+    """How much longer than alone a robot's chunk may take because others come in meanwhile, as a share of what it takes alone."""
 
 
 class RequestLimits(_Strict):
@@ -114,7 +118,7 @@ class ServeApp(_Strict):
     """The part that holds the model."""
     autoscaling: Autoscaling = Autoscaling()
     """How many replicas run."""
-    batch: Batch = Batch()
+    engine: EngineConfig = EngineConfig()
     """How observations are computed together."""
     limits: RequestLimits = RequestLimits()
     """What one request may cost."""
@@ -127,5 +131,5 @@ class ServeApp(_Strict):
 
     def autoscaling_options(self) -> dict[str, Any]:
         """The `autoscaling_config` of Ray Serve."""
-        target = self.autoscaling.target_ongoing_requests or float(self.batch.max_size)
+        target = self.autoscaling.target_ongoing_requests or float(self.engine.slots)
         return self.autoscaling.model_dump() | {"target_ongoing_requests": target}

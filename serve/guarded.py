@@ -1,10 +1,10 @@
-"""A policy that many robots share: one bad observation costs nobody else, and a broken device is noticed."""
+"""The engine behind asyncio: refusals as values, and a broken or hanging device noticed."""
 
+import asyncio
 import logging
-import time
 
 from gwp.errors import GwpError, ObservationError
-from gwp.policy.policy import Policy
+from gwp.policy.engine.engine import Engine, ExpiredError
 from gwp.protocol.messages import ActionChunk, Observation
 from serve.dispatch import Refusal
 
@@ -13,46 +13,34 @@ log = logging.getLogger("ray.serve")
 MAX_FAILURES = 3
 
 
-class GuardedPolicy:
-    """Computes batches in whatever thread it is called from, one batch at a time.
+class GuardedEngine:
+    """For one event loop.
 
-    stuck_after_s: a batch that takes longer counts as never ending, seconds
+    stuck_after_s: a tick of the engine that takes longer counts as never ending, seconds
     """
 
-    def __init__(self, policy: Policy, stuck_after_s: float) -> None:
-        self._policy, self._stuck_after_s = policy, stuck_after_s
-        self._failures = 0
-        self._busy_since: float | None = None
+    def __init__(self, engine: Engine, stuck_after_s: float) -> None:
+        self._engine, self._stuck_after_s = engine, stuck_after_s
 
-    def act_batch(self, observations: list[Observation]) -> list[ActionChunk | Refusal]:
-        """One chunk, or the reason why there is none, per observation."""
-        self._busy_since = time.monotonic()
+    async def act(self, observation: Observation) -> ActionChunk | Refusal:
+        """The chunk, or the reason why there is none. Cancelling frees the observation's place in the batch."""
         try:
-            return self._compute(observations)
-        finally:
-            self._busy_since = None
+            # Composing the canvas takes milliseconds: health checks and other requests have to be answered meanwhile.
+            future = await asyncio.to_thread(self._engine.submit, observation)
+            return await asyncio.wrap_future(future)
+        except ObservationError as error:
+            return Refusal("observation", str(error))
+        except ExpiredError as error:
+            return Refusal("deadline", str(error))
+        except GwpError as error:
+            return Refusal("policy", str(error))
+        except Exception:
+            log.exception("the policy failed on one observation")
+            return Refusal("internal", "the policy failed on this observation; see the log of the replica")
 
     def check_health(self) -> None:
-        """Raises after repeated failures (a broken device) or when a batch never ends."""
-        if self._failures >= MAX_FAILURES:
-            raise RuntimeError(f"the last {self._failures} observations failed")
-        since = self._busy_since
-        if since is not None and time.monotonic() - since > self._stuck_after_s:
-            raise RuntimeError(f"one batch takes longer than {self._stuck_after_s:g} s")
-
-    def _compute(self, observations: list[Observation]) -> list[ActionChunk | Refusal]:
-        try:
-            chunks: list[ActionChunk | Refusal] = list(self._policy.act_batch(observations))
-        except Exception as error:  # noqa: BLE001 - whatever it was, the others of the batch must not pay for it
-            if len(observations) > 1:
-                return [self._compute([observation])[0] for observation in observations]
-            return [self._refusal(error)]
-        self._failures = 0
-        return chunks
-
-    def _refusal(self, error: Exception) -> Refusal:
-        if isinstance(error, GwpError):
-            return Refusal("observation" if isinstance(error, ObservationError) else "policy", str(error))
-        self._failures += 1
-        log.exception("the policy failed on one observation", exc_info=error)
-        return Refusal("internal", "the policy failed on this observation; see the log of the replica")
+        """Raises after repeated failures (a broken device) or when a tick never ends."""
+        if self._engine.failures >= MAX_FAILURES:
+            raise RuntimeError(f"the last {self._engine.failures} observations failed")
+        if self._engine.busy_for > self._stuck_after_s:
+            raise RuntimeError(f"one step takes longer than {self._stuck_after_s:g} s")

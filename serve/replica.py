@@ -1,6 +1,5 @@
-"""One copy of the model on Ray Serve: batches observations and computes them off the event loop."""
+"""One copy of the model on Ray Serve: the engine steps all its robots together, off the event loop."""
 
-import asyncio
 from typing import Any
 
 from ray import serve
@@ -24,32 +23,28 @@ class Replica:
     def __init__(self, uri: str, expected: dict[str, Any], config: dict[str, Any]) -> None:
         import torch
 
+        from gwp.policy.engine.engine import Engine, EngineSettings
         from gwp.policy.policy import Policy
-        from serve.guarded import GuardedPolicy
+        from serve.guarded import GuardedEngine
 
         settings = ServeApp.model_validate(config)
         torch.set_num_threads(settings.replica.torch_threads)
-        policy = Policy.load(uri, "cuda" if settings.replica.gpus else "cpu", getattr(torch, settings.replica.dtype))
+        device, dtype = "cuda" if settings.replica.gpus else "cpu", getattr(torch, settings.replica.dtype)
+        policy = Policy.load(uri, device, dtype, settings.replica.steps)
         contract = PolicyContract.model_validate(expected)
         if policy.id != contract.policy_id:
             raise GwpError(f"{uri}: holds policy {policy.id}, {contract.policy_id} was deployed; deploy again")
         # A policy that cannot act must never take traffic, and the first robot must not pay for lazy start-up.
         for embodiment in contract.embodiments.values():
             policy.act(observation_for(embodiment))
-        self._policy = GuardedPolicy(policy, stuck_after_s=5 * settings.limits.request_timeout_s)
-        self._act_together.set_max_batch_size(settings.batch.max_size)
-        self._act_together.set_batch_wait_timeout_s(settings.batch.wait_ms / 1e3)
+        engine = Engine(policy, EngineSettings(**settings.engine.model_dump()))
+        engine.warm_up(observation_for(next(iter(contract.embodiments.values()))))
+        self._engine = GuardedEngine(engine, stuck_after_s=5 * settings.limits.request_timeout_s)
 
     async def act(self, observation: Observation) -> ActionChunk | Refusal:
-        """The chunk for one admitted observation, computed with others that arrive at the same time."""
-        result: ActionChunk | Refusal = await self._act_together(observation)
-        return result
-
-    @serve.batch
-    async def _act_together(self, observations: list[Observation]) -> list[ActionChunk | Refusal]:
-        # In a thread: health checks and further requests have to be answered meanwhile.
-        return await asyncio.to_thread(self._policy.act_batch, observations)
+        """The chunk for one admitted observation, stepped together with those of other robots."""
+        return await self._engine.act(observation)
 
     def check_health(self) -> None:
         """Raises, so that Serve replaces this replica, when the model no longer works."""
-        self._policy.check_health()
+        self._engine.check_health()

@@ -71,7 +71,7 @@ def endpoint(mini: MiniCluster, tmp_path_factory: pytest.TempPathFactory) -> Ite
         "gateway": {"pool": "serve"},
         "replica": {"pool": "serve", "cpus": 0.5},
         "autoscaling": {"min_replicas": 2, "max_replicas": 2, "metrics_interval_s": 0.5},
-        "batch": {"max_size": 4, "wait_ms": 10},
+        "engine": {"slots": 4},
         "limits": {"request_timeout_s": 20},
     })
     embodiment = next(iter(policy.contract.embodiments.values()))

@@ -2,7 +2,7 @@
 
 import gc
 import threading
-from concurrent.futures import CancelledError, wait
+from concurrent.futures import CancelledError, ThreadPoolExecutor, wait
 from dataclasses import replace
 
 import numpy as np
@@ -43,7 +43,11 @@ def committed(seed):
     return observe(seed, prefix_actions=np.linspace(-0.5, 0.5, 12, dtype=np.float32).reshape(3, 4), delay=2)
 
 
-def test_the_engine_answers_as_a_direct_call_does(engine, policy):
+@pytest.mark.parametrize("warm", [False, True])
+def test_the_engine_answers_as_a_direct_call_does(engine, policy, warm):
+    if warm:
+        # Knowing its costs, the engine lets others in at other moments.
+        engine.warm_up(observe())
     observations = [committed(s) if s % 4 == 1 else observe(s) for s in range(20)]
     futures = [engine.submit(o) for o in observations]
     for observation, future in zip(observations, futures, strict=True):
@@ -52,6 +56,20 @@ def test_the_engine_answers_as_a_direct_call_does(engine, policy):
         assert chunk.valid_from == observation.delay
         assert {"preprocess", "queue", "vae", "text", "prefix", "denoise", "postprocess", "total"} <= set(chunk.timings)
         assert sum(v for k, v in chunk.timings.items() if k != "total") == pytest.approx(chunk.timings["total"], abs=0.1)
+
+
+def test_robots_that_come_and_go_at_any_moment_get_their_own_answers(policy):
+    """Rows are taken over while their former owners are still being answered."""
+    expected = [policy.act(observe(s)).actions for s in range(6)]
+    for max_delay in (0.0, 0.7, 5.0):
+        with Engine(policy, EngineSettings(slots=4, group=2, max_delay=max_delay)) as engine:
+            engine.warm_up(observe())
+
+            def robot(seed, engine=engine):
+                return all(np.allclose(engine.act(observe(seed)).actions, expected[seed], atol=1e-5) for _ in range(20))
+
+            with ThreadPoolExecutor(6) as pool:
+                assert all(pool.map(robot, range(6)))
 
 
 def test_threads_get_their_own_answers(engine, policy):

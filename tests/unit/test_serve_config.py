@@ -20,7 +20,7 @@ DEFAULT = Path(serve.__file__).with_name("serve.yaml")
 def test_the_default_file_is_valid_and_listens_on_loopback_only() -> None:
     config = load_config(DEFAULT, ServeApp)
     assert config.host == "127.0.0.1"
-    assert load_config(DEFAULT, ServeApp, ["policy=/tmp/p", "batch.max_size=2"]).batch.max_size == 2
+    assert load_config(DEFAULT, ServeApp, ["policy=/tmp/p", "engine.slots=2"]).engine.slots == 2
 
 
 def test_listening_to_the_network_needs_a_decision() -> None:
@@ -35,7 +35,7 @@ def test_listening_to_the_network_needs_a_decision() -> None:
     [
         {"polcy": "p"},
         {"autoscaling": {"min_replicas": 3, "max_replicas": 2}},
-        {"batch": {"max_size": 0}},
+        {"engine": {"slots": 0}},
         {"limits": {"max_message_mb": 64}},
         {"port": 70000},
         {"replica": {"dtype": "int8"}},
@@ -47,7 +47,7 @@ def test_what_makes_no_sense_is_refused(wrong: dict[str, Any]) -> None:
 
 
 def test_autoscaling_aims_at_full_batches_unless_told_otherwise() -> None:
-    config = ServeApp(policy="p", batch={"max_size": 6}, autoscaling={"max_replicas": 3})
+    config = ServeApp(policy="p", engine={"slots": 6}, autoscaling={"max_replicas": 3})
     options = AutoscalingConfig(**config.autoscaling_options())
     assert (options.min_replicas, options.max_replicas, options.target_ongoing_requests) == (1, 3, 6)
     told = ServeApp(policy="p", autoscaling={"target_ongoing_requests": 2}).autoscaling_options()
@@ -55,7 +55,7 @@ def test_autoscaling_aims_at_full_batches_unless_told_otherwise() -> None:
 
 
 def test_the_rendered_file_is_one_that_serve_deploys_and_builds_the_same_application() -> None:
-    config = ServeApp(policy="s3://b/p", name="arms", port=9000, batch={"max_size": 4}, replica={"gpus": 1})
+    config = ServeApp(policy="s3://b/p", name="arms", port=9000, engine={"slots": 4}, replica={"gpus": 1})
     told = yaml.safe_load(yaml.safe_dump(render(config)))
     schema = ServeDeploySchema.model_validate(told)
     application = schema.applications[0]

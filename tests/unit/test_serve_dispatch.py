@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import time
 from collections.abc import Callable, Generator
 from dataclasses import replace
 from pathlib import Path
@@ -11,14 +12,16 @@ import numpy as np
 import pytest
 from ray.exceptions import ActorDiedError, ActorUnavailableError
 from ray.serve.exceptions import BackPressureError
+from torch import Tensor
 
 from gwp.errors import GwpError
 from gwp.policy.contract import PolicyContract
+from gwp.policy.engine.engine import Engine
 from gwp.policy.policy import Policy
 from gwp.protocol.messages import ActionChunk, Observation
 from serve.config import ServeApp
 from serve.dispatch import Desk, Refusal, RefusedError
-from serve.guarded import MAX_FAILURES, GuardedPolicy
+from serve.guarded import MAX_FAILURES, GuardedEngine
 from serve.replica import Replica
 from serve.warmup import observation_for
 from tests.tiny import TINY_ARM, make_tiny_bundle
@@ -102,13 +105,27 @@ def test_a_refusal_of_the_replica_keeps_its_code(ask: Callable[..., Any]) -> Non
 
 
 def settings(bundle: Path) -> dict[str, Any]:
-    return ServeApp.model_validate({"policy": str(bundle), "batch": {"max_size": 4, "wait_ms": 200}}).model_dump(mode="json")
+    return ServeApp.model_validate({"policy": str(bundle), "engine": {"slots": 4}}).model_dump(mode="json")
 
 
-def test_one_bad_observation_does_not_fail_the_others_of_its_batch(bundle: Path) -> None:
-    guarded = GuardedPolicy(Policy.load(bundle), stuck_after_s=60)
+@pytest.fixture
+def engine(bundle: Path) -> Generator[Engine, None, None]:
+    with Engine(Policy.load(bundle)) as engine:
+        yield engine
+
+
+def gather(guarded: GuardedEngine, *observations: Observation) -> list[Any]:
+    async def together() -> list[Any]:
+        async with asyncio.timeout(60):
+            return await asyncio.gather(*(guarded.act(o) for o in observations))
+
+    return asyncio.run(together())
+
+
+def test_one_bad_observation_does_not_fail_the_others_of_its_batch(engine: Engine) -> None:
+    guarded = GuardedEngine(engine, stuck_after_s=60)
     bad = replace(OBSERVATION, state=OBSERVATION.state * np.nan)
-    first, refused, last = guarded.act_batch([OBSERVATION, bad, replace(OBSERVATION, seed=2)])
+    first, refused, last = gather(guarded, OBSERVATION, bad, replace(OBSERVATION, seed=2))
     assert isinstance(first, ActionChunk)
     assert isinstance(last, ActionChunk)
     assert not np.array_equal(first.actions, last.actions)
@@ -118,39 +135,62 @@ def test_one_bad_observation_does_not_fail_the_others_of_its_batch(bundle: Path)
     guarded.check_health()
 
 
-def test_repeated_failures_are_unhealthy_and_tell_robots_nothing_of_the_inside(bundle: Path) -> None:
-    policy = Policy.load(bundle)
-    guarded = GuardedPolicy(policy, stuck_after_s=60)
+def test_an_expired_observation_is_told_so(engine: Engine) -> None:
+    (refused,) = gather(GuardedEngine(engine, stuck_after_s=60), replace(OBSERVATION, deadline_s=1e-9))
+    assert isinstance(refused, Refusal)
+    assert refused.code == "deadline"
+
+
+def test_repeated_failures_are_unhealthy_and_tell_robots_nothing_of_the_inside(engine: Engine) -> None:
+    guarded = GuardedEngine(engine, stuck_after_s=60)
     with pytest.MonkeyPatch.context() as patch:
         # As after a device error: the weights are there, computing fails.
-        patch.setattr(policy, "codec", None)
+        patch.setattr(engine.policy, "codec", None)
         for _ in range(MAX_FAILURES):
             guarded.check_health()
-            (refused,) = guarded.act_batch([OBSERVATION])
+            (refused,) = gather(guarded, OBSERVATION)
             assert isinstance(refused, Refusal)
             assert refused.code == "internal"
             assert "NoneType" not in refused.message
         with pytest.raises(RuntimeError, match="last 3 observations failed"):
             guarded.check_health()
-    assert isinstance(guarded.act_batch([OBSERVATION])[0], ActionChunk)
+    assert isinstance(gather(guarded, OBSERVATION)[0], ActionChunk)
     guarded.check_health()
 
 
-def test_a_batch_that_never_ends_is_unhealthy(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    policy = Policy.load(bundle)
-    guarded = GuardedPolicy(policy, stuck_after_s=0)
+def test_a_step_that_never_ends_is_unhealthy(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    guarded = GuardedEngine(engine, stuck_after_s=0.05)
     complaints: list[str] = []
+    real = engine.policy.latents
 
-    def act_batch(_: list[Observation]) -> list[ActionChunk]:
+    def latents(canvas: Tensor) -> Tensor:
+        time.sleep(0.1)
         with pytest.raises(RuntimeError, match="takes longer") as caught:
             guarded.check_health()
         complaints.append(str(caught.value))
-        return [CHUNK]
+        return real(canvas)
 
-    monkeypatch.setattr(policy, "act_batch", act_batch)
-    assert guarded.act_batch([OBSERVATION]) == [CHUNK]
+    monkeypatch.setattr(engine.policy, "latents", latents)
+    assert isinstance(gather(guarded, OBSERVATION)[0], ActionChunk)
     assert complaints
     guarded.check_health()
+
+
+def test_a_robot_that_gives_up_frees_its_place(engine: Engine) -> None:
+    guarded = GuardedEngine(engine, stuck_after_s=60)
+
+    async def give_up() -> None:
+        with engine._lock:
+            # The engine cannot take anything in while this is held.
+            waiting = asyncio.ensure_future(guarded.act(OBSERVATION))
+            await asyncio.sleep(0)
+            waiting.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await waiting
+
+    asyncio.run(give_up())
+    assert isinstance(engine.act(OBSERVATION), ActionChunk)
+    assert engine.load == (0, 0)
 
 
 def test_another_bundle_at_the_same_place_is_refused(bundle: Path) -> None:

@@ -216,10 +216,9 @@ class Engine:
         done = self._schedule.stepped()
         if not done:
             return
-        # One wait for the device for all who are done.
-        chunks = self._slots.x[: len(active)].cpu().numpy()
-        rows = [self._schedule.row(r) for r in done]
-        answers = [(self._pop(r), chunks[row]) for r, row in zip(done, rows, strict=True)]
+        # A copy, and one wait for the device for all who are done: their rows are taken by others now.
+        chunks = self._slots.x[[self._schedule.row(r) for r in done]].cpu().numpy()
+        answers = [(self._pop(r), y) for r, y in zip(done, chunks, strict=True)]
         self._move(self._schedule.release(done))
         for job, y in answers:
             self._finish(job, y)
