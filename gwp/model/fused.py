@@ -176,7 +176,7 @@ class FusedTransformer:
         self._rotations: dict[tuple[object, ...], Tensor] = {}
         blocks = [block for block in model.blocks if isinstance(block, Block)]
         with torch.inference_mode():
-            self._layers = [{e: _pack(block.expert(e)) for e in self.config.experts} for block in blocks]
+            self.layers = [{e: _pack(block.expert(e)) for e in self.config.experts} for block in blocks]
         self._tables = [{e: block.expert(e).scale_shift_table for e in self.config.experts} for block in blocks]
         self._out_tables = dict(model.out_tables.items())
 
@@ -195,9 +195,9 @@ class FusedTransformer:
         keys, values = {}, {}
         for expert in experts or self.config.experts:
             x = self._conditions[expert].text(text)
-            projected = [layer[expert].text_kv(x).split(inner, dim=-1) for layer in self._layers]
+            projected = [layer[expert].text_kv(x).split(inner, dim=-1) for layer in self.layers]
             normed = [(k * (self._inverse_rms(k) * layer[expert].text_norm)).to(x.dtype)
-                      for (k, _), layer in zip(projected, self._layers, strict=True)]
+                      for (k, _), layer in zip(projected, self.layers, strict=True)]
             keys[expert] = torch.stack(normed).unflatten(-1, (heads, -1))
             values[expert] = torch.stack([v for _, v in projected]).unflatten(-1, (heads, -1))
         return TextKeys(keys, values)
@@ -225,11 +225,11 @@ class FusedTransformer:
         plan = self._plan({g: x.shape[1] for g, x in embedded.items()}, noise, cache)
         streams = {e: _join([embedded[g] for g, span in plan.spans.items() if span[0] == e]) for e in plan.pieces}
         rotation = {e: self._rotation(tokens, [g for g, span in plan.spans.items() if span[0] == e]) for e in plan.pieces}
-        for index, layers in enumerate(self._layers):
+        for index, layers in enumerate(self.layers):
             keys, values = cache.keys[index], cache.values[index]
             mods = {e: [piece.noise.block(index, e) for piece in pieces] for e, pieces in plan.pieces.items()}
             queries = {e: self._project(layers[e], x, plan.pieces[e], mods[e], rotation[e], keys, values) for e, x in streams.items()}
-            if not heads and index == len(self._layers) - 1:
+            if not heads and index == len(self.layers) - 1:
                 # Only keys and values were wanted: what the last layer would make of them nobody sees.
                 break
             attended = _attend(queries, plan, keys, values)

@@ -8,29 +8,48 @@ def add(subparsers: Any) -> None:
     parser = subparsers.add_parser("bench", help="measure, side by side in one run")
     verbs = parser.add_subparsers(title="verbs", metavar="VERB", required=True)
     act = verbs.add_parser("act", help="acting against joint decoding of actions and video")
-    act.add_argument("--size", choices=("tiny", "mid"), default="tiny", help="tiny: the demo's model; mid: released token counts")
+    act.add_argument("--size", choices=("tiny", "small", "mid", "released"), default="small",
+                     help="tiny: the demo's model; mid: released token counts, narrow; released: 5-6 B, for a GPU (default: small)")
     act.add_argument("--family", choices=("gwp0", "gwp05", "both"), default="both")
-    act.add_argument("--batch", type=int, default=1, help="robots in one pass (default: 1)")
-    act.add_argument("--steps", type=int, default=10, help="Euler steps (default: 10)")
-    act.add_argument("--repeats", type=int, default=20, help="timed calls per case (default: 20)")
+    act.add_argument("--batch", type=_numbers, default=[1, 4], metavar="N,N",
+                     help="robots in one pass; the first is compared (default: 1,4)")
+    act.add_argument("--steps", type=_numbers, default=[10, 4, 1], metavar="N,N",
+                     help="Euler steps; the first is compared (default: 10,4,1)")
+    act.add_argument("--robots", type=int, default=16, help="robots that ask the engine at once (default: 16)")
+    act.add_argument("--repeats", type=int, default=10, help="timed calls per case (default: 10)")
     act.add_argument("--threads", type=int, default=2, help="torch threads (default: 2)")
+    act.add_argument("--device", default="cpu", help="cpu or cuda (default: cpu)")
+    act.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
     act.add_argument("--json", metavar="FILE", help="write the figures there too")
+    act.add_argument("--plot", metavar="FILE", help="write a picture (PNG) there")
     act.set_defaults(run=run_act)
+
+
+def _numbers(text: str) -> list[int]:
+    numbers = [int(part) for part in text.split(",")]
+    if min(numbers) < 1:
+        raise argparse.ArgumentTypeError(f"{text}: give numbers from 1, such as 1,4,16")
+    return numbers
 
 
 def run_act(args: argparse.Namespace) -> None:
     import json
     from pathlib import Path
 
-    from pipelines.bench import bench_act
+    import torch
 
-    families = ("gwp0", "gwp05") if args.family == "both" else (args.family,)
-    results = [bench_act(args.size, f, args.batch, args.steps, args.repeats, args.threads) for f in families]
-    for r in results:
-        print(f"{r['family']} {r['size']}: {r['parameters'] / 1e6:.1f} M parameters, tokens {r['tokens']}, batch {r['batch']}, "
-              f"{r['steps']} steps, {r['dtype']}, {r['threads']} threads, {r['hardware']}, warm-up {r['warm_up']}")
-        for name, ms in r["ms"].items():
-            print(f"  {name:14} p50 {ms['p50']:9.2f}  p95 {ms['p95']:9.2f}  p99 {ms['p99']:9.2f} ms")
-        print(f"  ratios: {', '.join(f'{k} {v:.2f}' for k, v in r['ratios'].items())}")
+    from gwp.errors import GwpError
+    from pipelines.bench.act import bench_act
+    from pipelines.bench.show import draw, table
+
+    if args.device.startswith("cuda") and not torch.cuda.is_available():
+        raise GwpError("--device cuda: this torch sees no GPU; see `gwp doctor`, or use --device cpu")
+    results = []
+    how = (args.batch, args.steps, args.repeats, args.threads, args.device, args.dtype, args.robots)
+    for family in ("gwp0", "gwp05") if args.family == "both" else (args.family,):
+        results.append(bench_act(args.size, family, *how))
+        print(table(results[-1]), flush=True)
     if args.json:
-        Path(args.json).write_text(json.dumps(results, indent=1))
+        Path(args.json).write_text(json.dumps({r["family"]: r for r in results}, indent=1))
+    if args.plot:
+        Path(args.plot).write_bytes(draw(results))

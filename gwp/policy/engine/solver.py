@@ -77,6 +77,10 @@ class Solver:
             x = x + self._delta_host[step] * self.velocity(prefix, x, index)
         return _keep(x, given, committed)
 
+    def level(self, step: int) -> Noise:
+        """The noise of all tokens of a group at one step."""
+        return Noise(self._levels, step)
+
     def token_levels(self, step: Tensor, committed: Tensor) -> Tensor:
         """Level of each action token `[B, p]`: clean where committed, that of `step` int64 `[B, 1]` elsewhere."""
         return torch.where(committed, self._levels.clean, step)
@@ -97,8 +101,8 @@ class Solver:
         self.model.run(Tokens(action=actions), {"A": self.clean}, prefix.cache, prefix.text, prefix.embodiment)
         x = noise
         for step in range(self.steps):
-            level: dict[Group, Noise] = {"F": Noise(self._levels, step)}
-            out = self.model.run(Tokens(future=x), level, prefix.cache, prefix.text, prefix.embodiment, _FUTURE).future
+            noise_now: dict[Group, Noise] = {"F": self.level(step)}
+            out = self.model.run(Tokens(future=x), noise_now, prefix.cache, prefix.text, prefix.embodiment, _FUTURE).future
             assert out is not None
             x = x + self._delta_host[step] * out.float()
         return x
@@ -112,7 +116,7 @@ class Solver:
         """
         action, future = action_noise, future_noise
         for step in range(self.steps):
-            level = Noise(self._levels, step)
+            level = self.level(step)
             noise: dict[Group, Noise] = {"S": self.clean, "R": self.clean, "A": level, "F": level}
             state, reference = (None, None) if use_prefix else (tokens.state, tokens.reference)
             given = Tokens(state, reference, action, future)

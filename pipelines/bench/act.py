@@ -1,0 +1,197 @@
+"""`gwp bench act`: what acting costs against decoding actions and video together, side by side in one run.
+
+All sides use the same kernels, weights and dtype; cases are interleaved, so that a slow moment of the machine meets every one.
+"""
+
+import os
+import platform
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from gwp.model.config import Family, Group, ModelConfig
+from gwp.model.fused import Noise
+from gwp.model.transformer import Tokens, WorldActionTransformer
+from gwp.policy.engine.engine import Engine, EngineSettings
+from gwp.policy.engine.solver import Prefix, Solver
+from gwp.policy.policy import Policy
+from pipelines.bench.floor import Machine, acting_floor, bare_step
+from pipelines.bench.sizes import SIZES, Size, observation, random_policy
+
+WARM_UP = 2
+_ACTION: tuple[Group, ...] = ("A",)
+
+
+def bench_act(
+    size: str, family: Family, batches: Sequence[int], steps: Sequence[int], repeats: int, threads: int, device: str = "cpu",
+    dtype: str = "float32", robots: int = 16,
+) -> dict[str, Any]:
+    """Everything that `gwp bench act` prints for one family. The first of `batches` and of `steps` is the one of the comparisons."""
+    torch.set_num_threads(threads)
+    shape = SIZES[size]
+    policy = random_policy(shape, family, steps[0], device, getattr(torch, dtype))
+    solver = policy.solver
+    rows, columns = shape.latent
+    tokens = {"prefix": 1 + rows * columns // 4, "action": shape.chunk, "future": rows * columns // 4, "text": shape.text[0]}
+    config = solver.model.config
+    with torch.inference_mode():
+        machine = Machine.measure(policy.device, solver.model.dtype)
+        given = {b: _Given.draw(solver, b, shape.text[0]) for b in batches}
+        first = given[batches[0]]
+        ms = _measure(_cases(solver, first), repeats, policy.device)
+        by_batch = _measure({str(b): _acting(solver, given[b]) for b in batches}, repeats, policy.device)
+        solvers = {n: Solver(solver.model, solver.shapes, n) for n in steps}
+        by_steps = _measure({str(n): _acting(solvers[n], first) for n in steps}, repeats, policy.device)
+    prefix_tokens = {config.expert_of["S"]: 1}
+    prefix_tokens[config.expert_of["R"]] = prefix_tokens.get(config.expert_of["R"], 0) + tokens["prefix"] - 1
+    floor = acting_floor(solver.model, prefix_tokens, shape.chunk, shape.text[0], batches[0], steps[0], machine)
+    p50 = {name: value["p50"] for name, value in ms.items()}
+    engine = _engine(policy, shape, robots, max(3, repeats // 4))
+    floor["distance"] = p50["act"] / floor["ms"]
+    parameters = sum(int(np.prod(s)) for s in _parameter_shapes(shape.config(family)))
+    return {
+        "size": size, "family": family, "parameters": parameters, "batch": batches[0], "steps": steps[0], "tokens": tokens,
+        "hardware": _hardware(policy.device), "device": str(policy.device), "dtype": dtype, "threads": threads, "torch": torch.__version__,
+        "warm_up": WARM_UP, "repeats": repeats, "cached": "prefix keys in act, step, imagine, joint_cached; text keys everywhere",
+        "ms": ms, "by_batch": by_batch, "by_steps": by_steps, "phases_ms": _phases(policy, shape, repeats),
+        "engine": engine,
+        "ratios": {
+            "act_vs_joint": p50["joint"] / p50["act"],
+            "act_vs_joint_cached": p50["joint_cached"] / p50["act"],
+            "cached_vs_uncached": p50["act_uncached"] / p50["act"],
+            "step_vs_matmul": p50["step"] / p50["bare_step"], "engine_vs_sequential": engine["throughput_ratio"],
+        },
+        "floors": floor | {"gflops_per_s": machine.flops_per_s / 1e9, "gb_per_s": machine.bytes_per_s / 1e9},
+    }
+
+
+@dataclass(frozen=True)
+class _Given:
+    """What a case starts from, random: every tensor of `batch` observations."""
+
+    state: Tensor
+    reference: Tensor
+    action: Tensor
+    future: Tensor
+    prefix: Prefix
+
+    @classmethod
+    def draw(cls, solver: Solver, batch: int, text_rows: int) -> "_Given":
+        model, g = solver.model, torch.Generator().manual_seed(0)
+        C, h, w = solver.shapes.latent
+
+        def randn(*shape: int) -> Tensor:
+            return torch.randn(batch, *shape, generator=g).to(model.device)
+
+        d = model.config.action_channels
+        state, reference, text = randn(1, d), randn(C, 1, h, w), randn(text_rows, model.config.text_dim)
+        ids = torch.zeros(batch, dtype=torch.long, device=model.device)
+        prefix = solver.observe(state, reference, model.text_keys(text), ids)
+        return cls(state, reference, randn(solver.shapes.chunk, d), randn(C, solver.shapes.future, h, w), prefix)
+
+
+def _acting(solver: Solver, given: _Given) -> Callable[[], object]:
+    def act() -> object:
+        solver.observe(given.state, given.reference, given.prefix.text, given.prefix.embodiment, given.prefix.cache)
+        return solver.act(given.prefix, given.action)
+
+    return act
+
+
+def _cases(solver: Solver, given: _Given) -> dict[str, Callable[[], object]]:
+    prefix, observed = given.prefix, Tokens(given.state, given.reference)
+
+    def observe() -> Prefix:
+        return solver.observe(given.state, given.reference, prefix.text, prefix.embodiment, prefix.cache)
+
+    def uncached() -> object:
+        x = given.action
+        for step in range(solver.steps):
+            noise: dict[Group, Noise] = {"S": solver.clean, "R": solver.clean, "A": solver.level(step)}
+            tokens = Tokens(given.state, given.reference, x)
+            out = solver.model.run(tokens, noise, prefix.cache, prefix.text, prefix.embodiment, _ACTION).action
+            assert out is not None
+            x = x - out.float() / solver.steps
+        return x
+
+    def joint_cached() -> object:
+        return solver.joint(observe(), observed, given.action, given.future, use_prefix=True)
+
+    return {
+        "act": _acting(solver, given), "act_uncached": uncached,
+        "joint": lambda: solver.joint(prefix, observed, given.action, given.future), "joint_cached": joint_cached,
+        "imagine": lambda: solver.imagine(prefix, given.action, given.future), "prefix": observe,
+        "step": lambda: solver.velocity(prefix, given.action, 0), "bare_step": bare_step(solver.model, prefix, solver.shapes.chunk),
+    }
+
+
+def _measure(cases: dict[str, Callable[[], object]], repeats: int, device: torch.device) -> dict[str, dict[str, float]]:
+    times: dict[str, list[float]] = {name: [] for name in cases}
+    for turn in range(WARM_UP + repeats):
+        for name, run in cases.items():
+            begin = time.perf_counter()
+            run()
+            if device.type == "cuda":
+                torch.cuda.synchronize(device)
+            if turn >= WARM_UP:
+                times[name].append((time.perf_counter() - begin) * 1e3)
+    return {name: {f"p{q}": float(np.percentile(values, q)) for q in (50, 95, 99)} for name, values in times.items()}
+
+
+def _phases(policy: Policy, shape: Size, repeats: int) -> dict[str, float]:
+    """Medians over whole requests, from image to actions in robot units."""
+    seen = [policy.act(observation(shape, seed)).timings for seed in range(WARM_UP + repeats)][WARM_UP:]
+    return {name: float(np.median([timings[name] for timings in seen])) for name in seen[0]}
+
+
+def _engine(policy: Policy, shape: Size, robots: int, rounds: int) -> dict[str, float]:
+    """As many robots at once through the engine, against the same requests one after the other."""
+    observations = [observation(shape, seed) for seed in range(robots)]
+    with Engine(policy, EngineSettings(slots=min(32, robots))) as engine, ThreadPoolExecutor(robots) as pool:
+        engine.warm_up(observations[0])
+        policy.act(observations[0])
+        one_by_one, together, alone, direct = [], [], [], []
+        for _ in range(rounds):
+            begin = time.perf_counter()
+            for o in observations:
+                policy.act(o)
+            middle = time.perf_counter()
+            list(pool.map(engine.act, observations))
+            one_by_one.append(middle - begin)
+            together.append(time.perf_counter() - middle)
+            for call, times in ((policy.act, direct), (engine.act, alone)):
+                begin = time.perf_counter()
+                call(observations[0])
+                times.append((time.perf_counter() - begin) * 1e3)
+    sequential, batched = float(np.median(one_by_one)), float(np.median(together))
+    return {
+        "robots": robots, "sequential_s": sequential, "engine_s": batched, "throughput_ratio": sequential / batched,
+        "chunks_per_s": robots / batched, "direct_ms": float(np.median(direct)), "alone_ms": float(np.median(alone)),
+        "alone_ratio": float(np.median(alone) / np.median(direct)),
+    }
+
+
+def _parameter_shapes(config: ModelConfig) -> list[tuple[int, ...]]:
+    with torch.device("meta"):
+        return [tuple(p.shape) for p in WorldActionTransformer(config).parameters()]
+
+
+def _hardware(device: torch.device) -> str:
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    model = next((line.split(":")[1].strip() for line in _cpuinfo() if line.startswith("model name")), platform.machine())
+    return f"{model}, {os.cpu_count()} cores"
+
+
+def _cpuinfo() -> list[str]:
+    try:
+        with open("/proc/cpuinfo") as file:
+            return file.read().splitlines()
+    except OSError:
+        return []

@@ -1,0 +1,92 @@
+"""Models to measure: time does not depend on the values of weights, so they are random; shapes are what counts."""
+
+import json
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from gwp.data.canvas import Canvas
+from gwp.data.embodiment import Embodiment
+from gwp.data.stats import FeatureStats, Stats
+from gwp.data.window import Window
+from gwp.model.codecs.hashed import HashedTextEncoder
+from gwp.model.codecs.pca import PcaCodec
+from gwp.model.config import Family, ModelConfig
+from gwp.model.weights import build_model, save_weights
+from gwp.policy.bundle import PolicySettings, seal
+from gwp.policy.policy import Policy
+from gwp.protocol.messages import Observation
+
+
+@dataclass(frozen=True)
+class Size:
+    """Shape of a policy. `latent`: rows and columns of one latent frame; `spatial`: pixels per latent row; `text`: rows and width."""
+
+    layers: int
+    heads: int
+    head_dim: int
+    ffn: int
+    action_expert: tuple[int, int]
+    channels: int
+    latent: tuple[int, int]
+    spatial: int
+    chunk: int
+    dims: int
+    text: tuple[int, int]
+
+    def config(self, family: Family) -> ModelConfig:
+        """The model of one family at this size."""
+        width, ffn = self.action_expert
+        mixture = {"action_expert_dim": width, "action_ffn_dim": ffn} if family == "gwp05" else {}
+        return ModelConfig(
+            family=family, num_layers=self.layers, num_attention_heads=self.heads, attention_head_dim=self.head_dim, ffn_dim=self.ffn,
+            in_channels=self.channels, action_channels=self.dims, text_dim=self.text[1], **mixture,
+        )
+
+
+SIZES = {
+    # The demo's model.
+    "tiny": Size(4, 4, 32, 512, (96, 384), 24, (8, 8), 8, 12, 8, (8, 64)),
+    "small": Size(6, 6, 48, 1152, (128, 512), 48, (12, 12), 8, 24, 8, (16, 128)),
+    # Token counts of the released shape at a width that two CPU cores can run.
+    "mid": Size(8, 8, 64, 2304, (176, 768), 48, (24, 20), 16, 48, 16, (64, 512)),
+    "released": Size(30, 24, 128, 14336, (1024, 4096), 48, (24, 20), 16, 48, 16, (64, 4096)),
+}
+
+
+def random_policy(size: Size, family: Family, steps: int, device: str, dtype: torch.dtype) -> Policy:
+    """A whole policy of this shape with random weights and the linear codec, through the ordinary bundle."""
+    (rows, columns), names = size.latent, tuple(f"joint {i}" for i in range(size.dims))
+    arm = Embodiment(name="arm", fps=30, state_names=names, action_names=names, cameras={"front": "front"}, chunk=size.chunk,
+                     replan=size.chunk // 2)
+    feature = FeatureStats(*(np.full(size.dims, value) for value in (0.0, 0.5, -1.0, 1.0, -0.9, 0.9)))
+    height, width = rows * size.spatial, columns * size.spatial
+    settings = PolicySettings(
+        family=family, model_dim=size.dims, canvas=Canvas(layout="single", width=width, height=height),
+        window=Window(chunk=size.chunk, stride=size.chunk // 4), steps=steps,
+    )
+    parts = {
+        "policy": settings.model_dump(mode="json"), "embodiments": {"arm": arm.model_dump(mode="json")},
+        "stats": {"arm": Stats(feature, feature).to_json()}, "lineage": {"made_by": "gwp bench"},
+    }
+    with tempfile.TemporaryDirectory(prefix="gwp-bench-") as scratch:
+        folder = Path(scratch)
+        config = size.config(family)
+        save_weights(folder / "model", config, build_model(config, seed=0).state_dict())
+        noise = torch.randint(0, 256, (2, 5, 4 * size.spatial, 4 * size.spatial, 3), dtype=torch.uint8)
+        PcaCodec.fit([noise], channels=size.channels, spatial=size.spatial).save(folder / "codec")
+        HashedTextEncoder(dim=size.text[1], rows=size.text[0]).save(folder / "text")
+        for name, part in parts.items():
+            (folder / f"{name}.json").write_text(json.dumps(part))
+        seal(folder)
+        return Policy.load(folder, device, dtype)
+
+
+def observation(size: Size, seed: int) -> Observation:
+    """What a robot of `random_policy` would send."""
+    rng = np.random.default_rng(seed)
+    image = rng.integers(0, 256, (240, 320, 3), np.uint8)
+    return Observation({"front": image}, rng.uniform(-0.5, 0.5, size.dims).astype(np.float32), "put it there", seed=seed)

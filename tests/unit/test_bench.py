@@ -1,0 +1,54 @@
+"""`gwp bench act` measures what it says, at its smallest."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from pipelines.bench.floor import Machine, acting_floor
+from pipelines.bench.sizes import SIZES, random_policy
+
+
+@pytest.mark.parametrize("family", ["gwp0", "gwp05"])
+def test_the_verb_writes_every_figure_and_a_picture(tmp_path, family):
+    figures, picture = tmp_path / "act.json", tmp_path / "act.png"
+    command = ["bench", "act", "--size", "tiny", "--family", family, "--batch", "2,1", "--steps", "2,1", "--repeats", "2", "--robots", "3",
+               "--json", str(figures), "--plot", str(picture)]
+    done = subprocess.run([sys.executable, "-m", "pipelines.cli", *command], capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 0, done.stderr
+    result = json.loads(figures.read_text())[family]
+    wanted = {"act_vs_joint", "act_vs_joint_cached", "cached_vs_uncached", "step_vs_matmul", "engine_vs_sequential"}
+    assert result["ratios"].keys() == wanted
+    assert all(ratio > 0 for ratio in result["ratios"].values())
+    assert {"gflop", "weights_gb", "ms", "distance"} <= result["floors"].keys()
+    assert {"preprocess", "vae", "text", "prefix", "denoise", "postprocess", "total"} == result["phases_ms"].keys()
+    assert result["by_batch"].keys() == {"1", "2"}
+    assert result["by_steps"].keys() == {"1", "2"}
+    assert {"hardware", "dtype", "threads", "torch", "warm_up", "cached"} <= result.keys()
+    assert picture.read_bytes().startswith(b"\x89PNG")
+    for name in wanted:
+        assert name in done.stdout
+
+
+def test_the_floor_counts_what_a_chunk_needs():
+    """By hand: weights of one pass of the prefix and of each step, and two operations per weight and token."""
+    size = SIZES["tiny"]
+    policy = random_policy(size, "gwp0", 2, "cpu", torch.float32)
+    model = policy.solver.model
+    machine = Machine(flops_per_s=1e9, bytes_per_s=1e18)
+    floor = acting_floor(model, {"shared": 17}, size.chunk, size.text[0], batch=1, steps=2, machine=machine)
+    blocks = sum(p.numel() for layer in model.layers for part in (layer["shared"],) for p in (
+        *(getattr(part, name).weight for name in ("out", "text_q", "text_out", "up", "down")),)) + size.layers * 3 * 128 * 128
+    assert floor["weights_gb"] == pytest.approx(3 * 4 * blocks / 1e9)
+    attention = size.layers * 4 * 128 * (17 * (17 + 8) + 2 * size.chunk * (17 + size.chunk + 8))
+    assert floor["gflop"] == pytest.approx((2 * blocks * (17 + 2 * size.chunk) + attention) / 1e9)
+    assert floor["ms"] == pytest.approx(floor["gflop"] * 1e3)
+
+
+def test_a_gpu_that_is_not_there_is_one_clear_error():
+    command = [sys.executable, "-m", "pipelines.cli", "bench", "act", "--size", "tiny", "--device", "cuda"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False, env={"CUDA_VISIBLE_DEVICES": "", "PATH": ""})
+    assert done.returncode == 2
+    assert "sees no GPU" in done.stderr
