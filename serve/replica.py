@@ -34,11 +34,9 @@ class Replica:
         contract = PolicyContract.model_validate(expected)
         if policy.id != contract.policy_id:
             raise GwpError(f"{uri}: holds policy {policy.id}, {contract.policy_id} was deployed; deploy again")
-        # A policy that cannot act must never take traffic, and the first robot must not pay for lazy start-up.
-        for embodiment in contract.embodiments.values():
-            policy.act(observation_for(embodiment))
         engine = Engine(policy, EngineSettings(**settings.engine.model_dump()))
-        engine.warm_up(observation_for(next(iter(contract.embodiments.values()))))
+        # A policy that cannot act must never take traffic, and the first robot must not pay for lazy start-up.
+        engine.warm_up([observation_for(embodiment) for embodiment in contract.embodiments.values()])
         self._engine = GuardedEngine(engine, stuck_after_s=5 * settings.limits.request_timeout_s)
 
     async def act(self, observation: Observation) -> ActionChunk | Refusal:

@@ -337,6 +337,10 @@ def _layer_norm(x: Tensor, affine: tuple[Tensor, Tensor] | None, eps: float) -> 
 
 def _modulated(x: Tensor, pieces: list[_Piece], mods: list[tuple[Tensor, ...]], slot: int, eps: float) -> Tensor:
     """Layer norm, then each piece's scale and shift; fp32 inside, in the dtype of `x`."""
+    if len(pieces) == 1 and isinstance(pieces[0].noise.index, int):
+        # One level for all tokens: the norm's own affine form.
+        shift, scale = mods[0][slot].flatten(), mods[0][slot + 1].flatten()
+        return F.layer_norm(x.float(), x.shape[-1:], scale, shift, eps).to(x.dtype)
     normed = F.layer_norm(x.float(), x.shape[-1:], eps=eps)
     parts = [torch.addcmul(mod[slot], normed[:, p.start : p.stop], mod[slot + 1]) for p, mod in zip(pieces, mods, strict=True)]
     return _join(parts).to(x.dtype)

@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -26,6 +26,7 @@ from pipelines.bench.sizes import SIZES, Size, observation, random_policy
 
 WARM_UP = 2
 _ACTION: tuple[Group, ...] = ("A",)
+T = TypeVar("T")
 
 
 def bench_act(
@@ -35,40 +36,52 @@ def bench_act(
     """Everything that `gwp bench act` prints for one family. The first of `batches` and of `steps` is the one of the comparisons."""
     torch.set_num_threads(threads)
     shape = SIZES[size]
-    policy = random_policy(shape, family, steps[0], device, getattr(torch, dtype))
+    config = shape.config(family)
+    policy = _apart(lambda: random_policy(shape, family, steps[0], device, getattr(torch, dtype)))
     solver = policy.solver
     rows, columns = shape.latent
     tokens = {"prefix": 1 + rows * columns // 4, "action": shape.chunk, "future": rows * columns // 4, "text": shape.text[0]}
-    config = solver.model.config
-    with torch.inference_mode():
-        machine = Machine.measure(policy.device, solver.model.dtype)
-        given = {b: _Given.draw(solver, b, shape.text[0]) for b in batches}
-        first = given[batches[0]]
-        ms = _measure(_cases(solver, first), repeats, policy.device)
-        by_batch = _measure({str(b): _acting(solver, given[b]) for b in batches}, repeats, policy.device)
-        solvers = {n: Solver(solver.model, solver.shapes, n) for n in steps}
-        by_steps = _measure({str(n): _acting(solvers[n], first) for n in steps}, repeats, policy.device)
+
+    def passes() -> tuple[Machine, dict[str, Any], dict[str, Any], dict[str, Any]]:
+        with torch.inference_mode():
+            machine = Machine.measure(policy.device, solver.model.dtype)
+            given = {b: _Given.draw(solver, b, shape.text[0]) for b in batches}
+            first = given[batches[0]]
+            solvers = {n: Solver(solver.model, solver.shapes, n) for n in steps}
+            return (
+                machine, _measure(_cases(solver, first), repeats, policy.device),
+                _measure({str(b): _acting(solver, given[b]) for b in batches}, repeats, policy.device),
+                _measure({str(n): _acting(solvers[n], first) for n in steps}, repeats, policy.device),
+            )
+
+    machine, ms, by_batch, by_steps = _apart(passes)
     prefix_tokens = {config.expert_of["S"]: 1}
     prefix_tokens[config.expert_of["R"]] = prefix_tokens.get(config.expert_of["R"], 0) + tokens["prefix"] - 1
     floor = acting_floor(solver.model, prefix_tokens, shape.chunk, shape.text[0], batches[0], steps[0], machine)
     p50 = {name: value["p50"] for name, value in ms.items()}
+    phases = _apart(lambda: _phases(policy, shape, repeats))
     engine = _engine(policy, shape, robots, max(3, repeats // 4))
-    floor["distance"] = p50["act"] / floor["ms"]
-    parameters = sum(int(np.prod(s)) for s in _parameter_shapes(shape.config(family)))
     return {
-        "size": size, "family": family, "parameters": parameters, "batch": batches[0], "steps": steps[0], "tokens": tokens,
+        "size": size, "family": family, "parameters": _parameters(config), "batch": batches[0], "steps": steps[0], "tokens": tokens,
         "hardware": _hardware(policy.device), "device": str(policy.device), "dtype": dtype, "threads": threads, "torch": torch.__version__,
         "warm_up": WARM_UP, "repeats": repeats, "cached": "prefix keys in act, step, imagine, joint_cached; text keys everywhere",
-        "ms": ms, "by_batch": by_batch, "by_steps": by_steps, "phases_ms": _phases(policy, shape, repeats),
-        "engine": engine,
+        "ms": ms, "by_batch": by_batch, "by_steps": by_steps, "phases_ms": phases, "engine": engine,
         "ratios": {
             "act_vs_joint": p50["joint"] / p50["act"],
             "act_vs_joint_cached": p50["joint_cached"] / p50["act"],
             "cached_vs_uncached": p50["act_uncached"] / p50["act"],
             "step_vs_matmul": p50["step"] / p50["bare_step"], "engine_vs_sequential": engine["throughput_ratio"],
         },
-        "floors": floor | {"gflops_per_s": machine.flops_per_s / 1e9, "gb_per_s": machine.bytes_per_s / 1e9},
+        "floors": floor | {
+            "distance": p50["act"] / floor["ms"], "gflops_per_s": machine.flops_per_s / 1e9, "gb_per_s": machine.bytes_per_s / 1e9,
+        },
     }
+
+
+def _apart(work: Callable[[], T]) -> T:
+    """In a thread that ends: OpenMP keeps workers for every thread that ever computed, and slows all down when they are too many."""
+    with ThreadPoolExecutor(1) as thread:
+        return thread.submit(work).result()
 
 
 @dataclass(frozen=True)
@@ -153,33 +166,32 @@ def _phases(policy: Policy, shape: Size, repeats: int) -> dict[str, float]:
 def _engine(policy: Policy, shape: Size, robots: int, rounds: int) -> dict[str, float]:
     """As many robots at once through the engine, against the same requests one after the other."""
     observations = [observation(shape, seed) for seed in range(robots)]
-    with Engine(policy, EngineSettings(slots=min(32, robots))) as engine, ThreadPoolExecutor(robots) as pool:
-        engine.warm_up(observations[0])
+
+    def one_by_one() -> tuple[float, float]:
         policy.act(observations[0])
-        one_by_one, together, alone, direct = [], [], [], []
-        for _ in range(rounds):
-            begin = time.perf_counter()
-            for o in observations:
-                policy.act(o)
-            middle = time.perf_counter()
-            list(pool.map(engine.act, observations))
-            one_by_one.append(middle - begin)
-            together.append(time.perf_counter() - middle)
-            for call, times in ((policy.act, direct), (engine.act, alone)):
-                begin = time.perf_counter()
-                call(observations[0])
-                times.append((time.perf_counter() - begin) * 1e3)
-    sequential, batched = float(np.median(one_by_one)), float(np.median(together))
+        times = [_seconds(lambda: [policy.act(o) for o in observations]) for _ in range(rounds)]
+        return float(np.median(times)), float(np.median([_seconds(lambda: policy.act(observations[0])) for _ in range(rounds)]))
+
+    sequential, direct = _apart(one_by_one)
+    with Engine(policy, EngineSettings(slots=min(32, robots))) as engine, ThreadPoolExecutor(robots) as pool:
+        engine.warm_up(observations[:1])
+        together = float(np.median([_seconds(lambda: list(pool.map(engine.act, observations))) for _ in range(rounds)]))
+        alone = float(np.median([_seconds(lambda: engine.act(observations[0])) for _ in range(rounds)]))
     return {
-        "robots": robots, "sequential_s": sequential, "engine_s": batched, "throughput_ratio": sequential / batched,
-        "chunks_per_s": robots / batched, "direct_ms": float(np.median(direct)), "alone_ms": float(np.median(alone)),
-        "alone_ratio": float(np.median(alone) / np.median(direct)),
+        "robots": robots, "sequential_s": sequential, "engine_s": together, "throughput_ratio": sequential / together,
+        "chunks_per_s": robots / together, "direct_ms": direct * 1e3, "alone_ms": alone * 1e3, "alone_ratio": alone / direct,
     }
 
 
-def _parameter_shapes(config: ModelConfig) -> list[tuple[int, ...]]:
+def _seconds(run: Callable[[], object]) -> float:
+    begin = time.perf_counter()
+    run()
+    return time.perf_counter() - begin
+
+
+def _parameters(config: ModelConfig) -> int:
     with torch.device("meta"):
-        return [tuple(p.shape) for p in WorldActionTransformer(config).parameters()]
+        return sum(p.numel() for p in WorldActionTransformer(config).parameters())
 
 
 def _hardware(device: torch.device) -> str:

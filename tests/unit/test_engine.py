@@ -47,7 +47,7 @@ def committed(seed):
 def test_the_engine_answers_as_a_direct_call_does(engine, policy, warm):
     if warm:
         # Knowing its costs, the engine lets others in at other moments.
-        engine.warm_up(observe())
+        engine.warm_up([observe()])
     observations = [committed(s) if s % 4 == 1 else observe(s) for s in range(20)]
     futures = [engine.submit(o) for o in observations]
     for observation, future in zip(observations, futures, strict=True):
@@ -63,7 +63,7 @@ def test_robots_that_come_and_go_at_any_moment_get_their_own_answers(policy):
     expected = [policy.act(observe(s)).actions for s in range(6)]
     for max_delay in (0.0, 0.7, 5.0):
         with Engine(policy, EngineSettings(slots=4, group=2, max_delay=max_delay)) as engine:
-            engine.warm_up(observe())
+            engine.warm_up([observe()])
 
             def robot(seed, engine=engine):
                 return all(np.allclose(engine.act(observe(seed)).actions, expected[seed], atol=1e-5) for _ in range(20))
@@ -193,7 +193,7 @@ def test_a_failing_device_fails_its_batch_and_is_counted(policy, monkeypatch):
 
 def test_requests_leave_nothing_behind(policy):
     with Engine(policy, EngineSettings(slots=4)) as engine:
-        engine.warm_up(observe())
+        engine.warm_up([observe()])
         for _ in range(50):
             with engine._lock:
                 futures = [engine.submit(observe(s)) for s in range(4)]
@@ -222,6 +222,6 @@ def test_ten_thousand_ticks_allocate_nothing_that_stays(tmp_path):
 
 def test_warming_up_learns_every_batch_shape(policy):
     with Engine(policy, EngineSettings(slots=8, group=4)) as engine:
-        engine.warm_up(observe())
+        engine.warm_up([observe()])
         assert set(engine._schedule.costs.prefix) == {1, 2, 4}
         assert set(engine._schedule.costs.step) == {1, 2, 4, 8}
