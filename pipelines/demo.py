@@ -47,7 +47,7 @@ class Size:
     held_out: int = 3
     world_steps: int = 200
     embodied_steps: int = 300
-    policy_steps: int = 900
+    policy_steps: int = 700
     checkpoint_every: int = 150
     robots: int = 9
     episodes_per_robot: int = 4
