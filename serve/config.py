@@ -4,6 +4,8 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from gwp.policy.engine.schedule import EngineSettings
+
 _LOOPBACK = ("127.0.0.1", "localhost", "::1")
 
 
@@ -71,17 +73,6 @@ class Autoscaling(_Strict):
         return self
 
 
-class EngineConfig(_Strict):
-    """Robots stepped together, whatever step each of them is at."""
-
-    slots: int = Field(default=8, ge=1, le=32)
-    """Most robots computed at once."""
-    group: int = Field(default=4, ge=1, le=32)
-    """Most observations encoded at once."""
-    max_delay: float = Field(default=0.3, ge=0)
-    """How much longer than alone a robot's chunk may take because others come in meanwhile, as a share of what it takes alone."""
-
-
 class RequestLimits(_Strict):
     """What one request may cost."""
 
@@ -118,7 +109,7 @@ class ServeApp(_Strict):
     """The part that holds the model."""
     autoscaling: Autoscaling = Autoscaling()
     """How many replicas run."""
-    engine: EngineConfig = EngineConfig()
+    engine: EngineSettings = EngineSettings()
     """How observations are computed together."""
     limits: RequestLimits = RequestLimits()
     """What one request may cost."""

@@ -23,7 +23,7 @@ class Replica:
     def __init__(self, uri: str, expected: dict[str, Any], config: dict[str, Any]) -> None:
         import torch
 
-        from gwp.policy.engine.engine import Engine, EngineSettings
+        from gwp.policy.engine.engine import Engine
         from gwp.policy.policy import Policy
         from serve.guarded import GuardedEngine
 
@@ -34,7 +34,7 @@ class Replica:
         contract = PolicyContract.model_validate(expected)
         if policy.id != contract.policy_id:
             raise GwpError(f"{uri}: holds policy {policy.id}, {contract.policy_id} was deployed; deploy again")
-        engine = Engine(policy, EngineSettings(**settings.engine.model_dump()))
+        engine = Engine(policy, settings.engine)
         # A policy that cannot act must never take traffic, and the first robot must not pay for lazy start-up.
         engine.warm_up([observation_for(embodiment) for embodiment in contract.embodiments.values()])
         self._engine = GuardedEngine(engine, stuck_after_s=5 * settings.limits.request_timeout_s)

@@ -2,7 +2,7 @@
 
 Same weights and same mathematics as `WorldActionTransformer`, for noise levels that are known beforehand (a solver's). A pass writes
 the keys and values of its tokens into a `Cache` and sees what stands there before them: a prefix is computed once, and passes of
-later token groups go on from it. Nothing here waits for the device, so a pass can be captured in a CUDA graph.
+later token groups go on from it. No pass reads anything back from the device.
 
 Shape legend: B batch, L tokens of a pass, N places of a cache, n noise levels, D expert width, I inner width, H heads, h head width.
 """
@@ -133,12 +133,11 @@ class _Piece:
 
 @dataclass(frozen=True)
 class _Plan:
-    """One pass: pieces per expert, group -> (expert, start, stop) in its stream, first place and tokens of the pass, query segments."""
+    """One pass: pieces per expert, group -> (expert, start, stop) in its stream, first place of the pass, query segments."""
 
     pieces: dict[str, list[_Piece]]
     spans: dict[Group, tuple[str, int, int]]
     first: int
-    length: int
     segments: list[tuple[int, int]]
 
 
@@ -189,11 +188,11 @@ class FusedTransformer:
         out = {e: (table(conditions[e][0].unsqueeze(2)) + ones[:2])[0] for e, table in self._out_tables.items()}
         return Levels(blocks, out)
 
-    def text_keys(self, text: Tensor, experts: Collection[str] | None = None) -> TextKeys:
-        """From embeddings `[B, L_t, text_dim]`, for the experts named, or all."""
+    def text_keys(self, text: Tensor) -> TextKeys:
+        """From embeddings `[B, L_t, text_dim]`."""
         heads, inner = self.config.num_attention_heads, self.config.width
         keys, values = {}, {}
-        for expert in experts or self.config.experts:
+        for expert in self.config.experts:
             x = self._conditions[expert].text(text)
             projected = [layer[expert].text_kv(x).split(inner, dim=-1) for layer in self.layers]
             normed = [(k * (self._inverse_rms(k) * layer[expert].text_norm)).to(x.dtype)
@@ -262,7 +261,7 @@ class FusedTransformer:
             mine.append(_Piece(expert, start, spans[group][2], place, noise[group]))
         ends = [max(cache.places[g][1] for g in segment if g in counts) for segment in SEGMENTS if any(g in counts for g in segment)]
         first = cache.places[order[0]][0]
-        return _Plan(pieces, spans, first, ends[-1] - first, list(zip([first, *ends], ends, strict=False)))
+        return _Plan(pieces, spans, first, list(zip([first, *ends], ends, strict=False)))
 
     def _project(
         self, layer: _Layer, x: Tensor, pieces: list[_Piece], mods: list[tuple[Tensor, ...]], rotation: Tensor, keys: Tensor, values: Tensor

@@ -63,7 +63,6 @@ class Observed:
     batch: Batch
     reference: Tensor
     prefix: Prefix
-    timings: dict[str, float]
 
 
 class Policy:
@@ -150,7 +149,7 @@ class Policy:
         with torch.inference_mode():
             prepared, batch, reference, text = self._encode([observation], timer)
             prefix = Prefix(self.solver.cache(1), text, batch.embodiment)
-            seen = Observed(prepared, batch, reference, prefix, {})
+            seen = Observed(prepared, batch, reference, prefix)
             with timer.phase("denoise"):
                 y, future = self.solver.joint(prefix, Tokens(batch.state, reference), batch.noise, self._future_noise(seen))
             with timer.phase("postprocess"):
@@ -182,7 +181,7 @@ class Policy:
             prepared, batch, reference, text = self._encode(observations, timer)
             with timer.phase("prefix"):
                 prefix = self.solver.observe(batch.state, reference, text, batch.embodiment)
-        return Observed(prepared, batch, reference, prefix, dict(timer.ms))
+        return Observed(prepared, batch, reference, prefix)
 
     def _encode(self, observations: Sequence[Observation], timer: Timer) -> tuple[tuple[Prepared, ...], Batch, Tensor, TextKeys]:
         with timer.phase("preprocess"):

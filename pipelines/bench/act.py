@@ -18,7 +18,8 @@ from torch import Tensor
 from gwp.model.config import Family, Group, ModelConfig
 from gwp.model.fused import Noise
 from gwp.model.transformer import Tokens, WorldActionTransformer
-from gwp.policy.engine.engine import Engine, EngineSettings
+from gwp.policy.engine.engine import Engine
+from gwp.policy.engine.schedule import EngineSettings
 from gwp.policy.engine.solver import Prefix, Solver
 from gwp.policy.policy import Policy
 from pipelines.bench.floor import Machine, acting_floor, bare_step
@@ -79,7 +80,7 @@ def bench_act(
 
 
 def _apart(work: Callable[[], T]) -> T:
-    """In a thread that ends: OpenMP keeps workers for every thread that ever computed, and slows all down when they are too many."""
+    """In a thread that ends, and its OpenMP workers with it: those of idle threads would stand beside the ones that are measured."""
     with ThreadPoolExecutor(1) as thread:
         return thread.submit(work).result()
 

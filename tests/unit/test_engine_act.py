@@ -11,7 +11,8 @@ import pytest
 import torch
 
 from gwp.errors import ObservationError
-from gwp.policy.engine.engine import ClosedError, Engine, EngineSettings, ExpiredError
+from gwp.policy.engine.engine import ClosedError, Engine, ExpiredError
+from gwp.policy.engine.schedule import EngineSettings
 from gwp.policy.engine.slots import Slots, fill, step
 from gwp.policy.policy import Policy
 from gwp.protocol.messages import ActionChunk, Observation

@@ -23,7 +23,6 @@ class Machine:
         self.ended: dict[int, str] = {}
         self.started: dict[int, float] = {}
         self.took: dict[int, float] = {}
-        self.order: list[Request] = []
 
     def end(self, request, how):
         assert request.id not in self.ended

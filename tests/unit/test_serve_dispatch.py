@@ -2,7 +2,6 @@
 
 import asyncio
 import json
-import time
 from collections.abc import Callable, Generator
 from dataclasses import replace
 from pathlib import Path
@@ -159,12 +158,11 @@ def test_repeated_failures_are_unhealthy_and_tell_robots_nothing_of_the_inside(e
 
 
 def test_a_step_that_never_ends_is_unhealthy(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
-    guarded = GuardedEngine(engine, stuck_after_s=0.05)
+    guarded = GuardedEngine(engine, stuck_after_s=0)
     complaints: list[str] = []
     real = engine.policy.latents
 
     def latents(canvas: Tensor) -> Tensor:
-        time.sleep(0.1)
         with pytest.raises(RuntimeError, match="takes longer") as caught:
             guarded.check_health()
         complaints.append(str(caught.value))

@@ -5,8 +5,7 @@
 
 Decisions are the `Schedule`'s, numbers the `Solver`'s and the `Slots`'; this file joins them to threads and clocks.
 
-On the CPU let no other thread of the process compute with torch beside it: each thread that does keeps OpenMP workers of its own, and
-once there are more of them than cores, OpenMP lets all of them sleep between operations, which costs a third of the speed.
+On the CPU let no other thread of the process compute with torch beside it: each one keeps OpenMP workers of its own for the same cores.
 """
 
 import itertools
@@ -21,7 +20,7 @@ from typing import Any, Self
 import torch
 
 from gwp.errors import GwpError
-from gwp.policy.engine.schedule import BUCKETS, Move, Request, Schedule, bucket_of
+from gwp.policy.engine.schedule import BUCKETS, EngineSettings, Move, Request, Schedule, bucket_of
 from gwp.policy.engine.slots import Slots, fill, step
 from gwp.policy.inputs import Prepared
 from gwp.policy.policy import Policy
@@ -46,16 +45,6 @@ class _Job:
     future: "Future[ActionChunk]"
     began: float
     timings: dict[str, float] = field(default_factory=dict)
-
-
-@dataclass(frozen=True)
-class EngineSettings:
-    """slots: robots computed together; group: observations encoded together; max_delay: how much longer than alone an active request
-    may take because others come in, as a share of what it takes alone."""
-
-    slots: int = 8
-    group: int = 4
-    max_delay: float = 0.3
 
 
 class Engine:

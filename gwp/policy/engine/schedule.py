@@ -12,7 +12,22 @@ import itertools
 import math
 from dataclasses import dataclass, field
 
+from pydantic import BaseModel, ConfigDict, Field
+
 BUCKETS = (1, 2, 4, 8, 16, 32)
+
+
+class EngineSettings(BaseModel):
+    """Robots stepped together, whatever step each of them is at."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+
+    slots: int = Field(default=8, ge=1, le=BUCKETS[-1])
+    """Most robots computed at once."""
+    group: int = Field(default=4, ge=1, le=BUCKETS[-1])
+    """Most observations encoded at once."""
+    max_delay: float = Field(default=0.3, ge=0)
+    """How much longer than alone a robot's chunk may take because others come in meanwhile, as a share of what it takes alone."""
 
 
 def bucket_of(count: int) -> int:
