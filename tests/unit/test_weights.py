@@ -9,7 +9,7 @@ from torch import nn
 
 from gwp.errors import GwpError
 from gwp.model.config import ModelConfig
-from gwp.model.weights import load_into, load_model, open_checkpoint, read_config, save_weights, weight_files
+from gwp.model.weights import load_model, open_checkpoint, read_config, save_weights, weight_files
 from gwp.model.weights.checkpoint import key_set
 from gwp.model.weights.names import published_name
 from tests import forms
@@ -164,15 +164,11 @@ def test_every_misfit_is_named_at_once(dense, tmp_path):
     folder = forms.write(tmp_path, broken(dense), dense.config.to_published())
     lines = ("unexpected blocks.9.stray (16,)", "missing proj_out.bias (16,)", "misshapen proj_out.weight: file (15, 48), model (16, 48)",
              "quantised patch_embedding.bias: torch.int8")
-    fresh = tiny_model("gwp0", num_embodiments=1)
-    before = {n: p.clone() for n, p in fresh.named_parameters()}
-    for load in (load_model, lambda place: load_into(fresh, place)):
-        with pytest.raises(GwpError) as caught:
-            load(folder)
-        for line in lines:
-            assert line in str(caught.value)
-        assert str(caught.value).count("\n") == len(lines)
-    assert all(torch.equal(p, before[n]) for n, p in fresh.named_parameters())
+    with pytest.raises(GwpError) as caught:
+        load_model(folder)
+    for line in lines:
+        assert line in str(caught.value)
+    assert str(caught.value).count("\n") == len(lines)
 
 
 def test_layers_that_are_absent_are_named_one_by_one(dense, tmp_path):
@@ -195,11 +191,6 @@ def test_only_what_is_allowed_is_let_through(dense, tmp_path):
     assert first.proj_out.bias.abs().max() <= 48**-0.5
     assert torch.equal(first.proj_out.bias, again.proj_out.bias)
     assert not torch.equal(first.proj_out.bias, other.proj_out.bias)
-    model = tiny_model("gwp0", num_embodiments=1)
-    with torch.no_grad():
-        model.proj_out.bias.fill_(7)
-    load_into(model, folder, **allowed)
-    assert (model.proj_out.bias == 7).all()
 
 
 def test_a_misshapen_tensor_is_never_let_through(dense, tmp_path):

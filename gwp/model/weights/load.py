@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from gwp.errors import GwpError
 from gwp.model.config import ModelConfig
 from gwp.model.transformer import WorldActionTransformer
-from gwp.model.weights.checkpoint import Checkpoint, misfits, model_config, open_checkpoint
+from gwp.model.weights.checkpoint import Checkpoint, model_config, open_checkpoint
 from gwp.model.weights.names import published_name
 
 
@@ -50,18 +50,6 @@ def load_model(
         reset(module, path, seed)
     _fill(model, checkpoint)
     return model.eval()
-
-
-def load_into(
-    model: WorldActionTransformer, place: str | Path, *, allow_missing: Collection[str] = (), allow_unexpected: Collection[str] = ()
-) -> None:
-    """Copy a checkpoint into `model`, whose own widths count; what is missing and allowed keeps its value.
-
-    GwpError lists every tensor that is missing, unexpected or of another shape; nothing is copied then.
-    """
-    checkpoint = open_checkpoint(place)
-    _refuse(checkpoint, misfits(named_parameters(model), checkpoint.tensors, allow_missing, allow_unexpected))
-    _fill(model, checkpoint)
 
 
 def named_parameters(model: WorldActionTransformer) -> dict[str, Tensor]:
