@@ -23,6 +23,7 @@ from gwp.model.transformer import Tokens
 from gwp.model.weights import load_model
 from gwp.policy.bundle import Bundle, read_bundle
 from gwp.policy.contract import PolicyContract
+from gwp.policy.engine.graphs import RecordedSingle
 from gwp.policy.engine.solver import Prefix, Shapes, Solver
 from gwp.policy.inputs import Batch, Inputs, Prepared
 from gwp.policy.locate import locate
@@ -92,6 +93,8 @@ class Policy:
             (window.frames - 1) // self.codec.temporal,
         )
         self.solver = Solver(FusedTransformer(model), shapes, steps or self.settings.steps, self.settings.shift)
+        # On the CPU a recording would only copy.
+        self._single = RecordedSingle(self.solver, self.text.rows) if self.device.type == "cuda" else None
         self._texts: OrderedDict[str, TextKeys] = OrderedDict()
         self._texts_lock = threading.Lock()
 
@@ -120,7 +123,7 @@ class Policy:
         timer = Timer(self.device)
         seen = observations if isinstance(observations, Observed) else self._observe(observations, timer)
         with torch.inference_mode(), timer.phase("denoise"):
-            y = self.solver.act(seen.prefix, seen.batch.noise, seen.batch.given, seen.batch.committed)
+            y = self._of(seen.batch).act(seen.prefix, seen.batch.noise, seen.batch.given, seen.batch.committed)
         with timer.phase("postprocess"):
             chunks = [self.chunk(x, row) for x, row in zip(seen.prepared, y.cpu().numpy(), strict=True)]
         timings = timer.total()
@@ -180,7 +183,7 @@ class Policy:
         with torch.inference_mode():
             prepared, batch, reference, text = self._encode(observations, timer)
             with timer.phase("prefix"):
-                prefix = self.solver.observe(batch.state, reference, text, batch.embodiment)
+                prefix = self._of(batch).observe(batch.state, reference, text, batch.embodiment)
         return Observed(prepared, batch, reference, prefix)
 
     def _encode(self, observations: Sequence[Observation], timer: Timer) -> tuple[tuple[Prepared, ...], Batch, Tensor, TextKeys]:
@@ -192,6 +195,9 @@ class Policy:
         with timer.phase("text"):
             text = self.text_keys([x.observation.prompt for x in prepared])
         return prepared, batch, reference, text
+
+    def _of(self, batch: Batch) -> Solver | RecordedSingle:
+        return self.solver if self._single is None or len(batch.state) > 1 else self._single
 
     def _text_keys(self, prompt: str) -> TextKeys:
         with self._texts_lock:

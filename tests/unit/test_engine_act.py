@@ -100,7 +100,8 @@ def test_a_row_depends_on_nobody_else_to_the_last_bit(policy, others):
         def put(row, observation):
             prepared = policy.inputs.prepare(observation)
             batch = policy.inputs.batch([prepared], policy.device)
-            fill(solver, slots.rows(row, row + 1), batch, policy.latents(batch.canvas), policy.text_keys([observation.prompt]))
+            reference, text = policy.latents(batch.canvas), policy.text_keys([observation.prompt])
+            fill(slots.rows(row, row + 1), batch, solver.observe(batch.state, reference, text, batch.embodiment))
 
         for row, neighbour in enumerate(neighbours):
             put(row + 1, neighbour)

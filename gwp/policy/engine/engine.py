@@ -15,11 +15,13 @@ import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, InvalidStateError
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any, Self
 
 import torch
 
 from gwp.errors import GwpError
+from gwp.policy.engine.graphs import RecordedPrefix, graph_pool, recorded
 from gwp.policy.engine.schedule import BUCKETS, EngineSettings, Move, Request, Schedule, bucket_of
 from gwp.policy.engine.slots import Slots, fill, step
 from gwp.policy.inputs import Prepared
@@ -56,7 +58,10 @@ class Engine:
         self._solver = policy.solver
         self._schedule = Schedule(settings.slots, settings.group, self._solver.steps, settings.max_delay)
         with torch.inference_mode():
+            # Everything is recorded while no row is in use.
             self._slots = Slots.empty(self._solver, bucket_of(settings.slots), policy.text.rows)
+            self._observe = RecordedPrefix(self._solver, min(settings.group, settings.slots), policy.text.rows, future=False)
+            self._steps = self._record(settings)
         self._jobs: dict[int, _Job] = {}
         self._ids = itertools.count()
         self._incoming: list[tuple[Request, _Job]] = []
@@ -130,6 +135,17 @@ class Engine:
     def __exit__(self, *_: object) -> None:
         self.close()
 
+    def _record(self, settings: EngineSettings) -> dict[tuple[int, bool], Callable[[], None]]:
+        """A prefix per size of a group, and a step per batch shape, with promised actions or without."""
+        pool, groups = graph_pool(self.policy.device), min(settings.group, settings.slots)
+        for count in [b for b in BUCKETS if b <= groups]:
+            self._observe.record(count)
+        shapes = [b for b in BUCKETS if b <= bucket_of(settings.slots)]
+        return {
+            (size, promised): recorded(partial(step, self._solver, self._slots.rows(0, size), promised), self.policy.device, pool)
+            for size in shapes for promised in (False, True)
+        }
+
     def _loop(self) -> None:
         while self._take_in():
             self._busy_since = self._clock()
@@ -194,7 +210,7 @@ class Engine:
         self._settle()
         encoded = self._clock()
         text = policy.text_keys([job.prepared.observation.prompt for job in jobs])
-        fill(self._solver, self._slots.rows(row, row + len(jobs)), batch, reference, text)
+        fill(self._slots.rows(row, row + len(jobs)), batch, self._observe(batch.state, reference, text, batch.embodiment))
         self._settle()
         done = self._clock()
         for job in jobs:
@@ -205,8 +221,8 @@ class Engine:
         begin = self._clock()
         active = self._schedule.active
         size = bucket_of(len(active))
-        committed = any(self._job(r).prepared.observation.delay for r in active)
-        step(self._solver, self._slots.rows(0, size), committed)
+        promised = any(self._job(r).prepared.observation.delay for r in active)
+        self._steps[size, promised]()
         self._settle()
         seconds = self._clock() - begin
         self._schedule.costs.measured("step", size, seconds)

@@ -5,7 +5,6 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from gwp.model.fused import Cache, TextKeys
 from gwp.policy.engine.solver import Prefix, Solver
 from gwp.policy.inputs import Batch
 
@@ -31,27 +30,18 @@ class Slots:
         """Buffers for `count` robots and instructions of `text_rows` rows."""
         model, config = solver.model, solver.model.config
         p, d = solver.shapes.chunk, config.action_channels
-        shape = (config.num_layers, count, text_rows, config.num_attention_heads, config.attention_head_dim)
-        # While acting only the action tokens look at the text again.
-        expert = config.expert_of["A"]
-        keys, values = (torch.zeros(shape, dtype=model.dtype, device=model.device) for _ in range(2))
-        ids = torch.zeros(count, dtype=torch.long, device=model.device)
         return cls(
             x=torch.zeros(count, p, d, device=model.device),
             given=torch.zeros(count, p, d, device=model.device),
             committed=torch.zeros(count, p, dtype=torch.bool, device=model.device),
             step=torch.full((count,), solver.steps, device=model.device),
-            prefix=Prefix(solver.cache(count, future=False), TextKeys({expert: keys}, {expert: values}), ids),
+            # While acting only the action tokens look at the text again.
+            prefix=solver.empty(count, text_rows, {config.expert_of["A"]}, future=False),
         )
 
     def rows(self, start: int, stop: int) -> "Slots":
         """Some rows, as views."""
-        cache, text = self.prefix.cache, self.prefix.text
-        part = Prefix(
-            Cache(cache.keys[:, start:stop], cache.values[:, start:stop], cache.places),
-            TextKeys(*({e: t[:, start:stop] for e, t in side.items()} for side in (text.keys, text.values))),
-            self.prefix.embodiment[start:stop],
-        )
+        part = self.prefix.rows(start, stop)
         return Slots(self.x[start:stop], self.given[start:stop], self.committed[start:stop], self.step[start:stop], part)
 
     def move(self, source: int, target: int) -> None:
@@ -67,13 +57,9 @@ class Slots:
                 tensor[:, target] = tensor[:, source]
 
 
-def fill(solver: Solver, slots: Slots, batch: Batch, reference: Tensor, text: TextKeys) -> None:
-    """Put new observations into all rows of `slots`: their prefix is computed in place."""
-    slots.prefix.embodiment.copy_(batch.embodiment)
-    for mine, theirs in ((slots.prefix.text.keys, text.keys), (slots.prefix.text.values, text.values)):
-        for expert, tensor in mine.items():
-            tensor.copy_(theirs[expert])
-    solver.observe(batch.state, reference, text, batch.embodiment, slots.prefix.cache)
+def fill(slots: Slots, batch: Batch, prefix: Prefix) -> None:
+    """Put new observations into all rows of `slots`."""
+    slots.prefix.take(prefix.text, prefix.embodiment, prefix.cache)
     slots.x.copy_(batch.noise)
     slots.step.zero_()
     slots.committed.zero_()

@@ -3,6 +3,7 @@
 Shape legend: B batch, p actions, d channels, C latent channels, T future latent frames, h w latent rows and columns.
 """
 
+from collections.abc import Collection
 from dataclasses import dataclass
 
 import torch
@@ -37,6 +38,27 @@ class Prefix:
     text: TextKeys
     embodiment: Tensor
 
+    def rows(self, start: int, stop: int) -> "Prefix":
+        """Some observations, as views."""
+        cache, text = self.cache, self.text
+        return Prefix(
+            Cache(cache.keys[:, start:stop], cache.values[:, start:stop], cache.places),
+            TextKeys(*({e: t[:, start:stop] for e, t in side.items()} for side in (text.keys, text.values))),
+            self.embodiment[start:stop],
+        )
+
+    def take(self, text: TextKeys, embodiment: Tensor, cache: Cache | None = None) -> None:
+        """Copy these into the buffers: the text of the experts that have room here, and of `cache` what comes before the actions."""
+        self.embodiment.copy_(embodiment)
+        for mine, theirs in ((self.text.keys, text.keys), (self.text.values, text.values)):
+            for expert, tensor in mine.items():
+                tensor.copy_(theirs[expert])
+        if cache is not None:
+            # Keys of actions and future are written anew by each pass.
+            end = self.cache.places["A"][0]
+            self.cache.keys[:, :, :end].copy_(cache.keys[:, :, :end])
+            self.cache.values[:, :, :end].copy_(cache.values[:, :, :end])
+
 
 class Solver:
     """`steps` Euler steps at the noise levels of `gwp.model.flow.solver_sigmas`. It holds no per-request state."""
@@ -48,8 +70,8 @@ class Solver:
             self._levels = model.levels(sigmas[:-1])
         self.clean = Noise(self._levels, self._levels.clean)
         # One row more than there are steps: a slot that is done stays where it is.
-        self._delta = torch.cat([sigmas[1:] - sigmas[:-1], torch.zeros(1)]).to(model.device)
-        self._delta_host: list[float] = self._delta.tolist()
+        delta = torch.cat([sigmas[1:] - sigmas[:-1], torch.zeros(1)])
+        self._delta, self._delta_host = delta.to(model.device), [float(x) for x in delta]
 
     def cache(self, batch: int, future: bool = True) -> Cache:
         """Room for the keys and values of `batch` observations."""
@@ -58,6 +80,14 @@ class Solver:
         tokens = (h // ph) * (w // pw)
         counts: dict[Group, int] = {"S": 1, "R": tokens, "A": self.shapes.chunk}
         return self.model.cache(batch, counts | ({"F": tokens * self.shapes.future} if future else {}))
+
+    def empty(self, batch: int, text_rows: int, experts: Collection[str], future: bool = True) -> Prefix:
+        """Buffers for `batch` observations, with instructions of `text_rows` rows as these experts see them."""
+        model, config = self.model, self.model.config
+        shape = (config.num_layers, batch, text_rows, config.num_attention_heads, config.attention_head_dim)
+        sides = [{e: torch.zeros(shape, dtype=model.dtype, device=model.device) for e in experts} for _ in range(2)]
+        ids = torch.zeros(batch, dtype=torch.long, device=model.device)
+        return Prefix(self.cache(batch, future), TextKeys(*sides), ids)
 
     def observe(self, state: Tensor, reference: Tensor, text: TextKeys, embodiment: Tensor, cache: Cache | None = None) -> Prefix:
         """State `[B, 1, d]` and reference latent `[B, C, 1, h, w]`, once per observation."""
