@@ -19,8 +19,8 @@ from gwp.model.config import GROUPS, Group
 from gwp.model.layers import unpatchify
 from gwp.model.transformer import SEGMENTS, Tokens, Velocity, WorldActionTransformer, rotary
 
-# Numbers in a weight from which on packing pays; measured with 48 tokens.
-PACKED = 1 << 18
+# Keys up to which plain products with all scores in memory are faster than the fused kernel; on the CPU, where it blocks badly then.
+_FEW_KEYS = 192
 
 
 @dataclass(frozen=True)
@@ -39,29 +39,27 @@ class Levels:
         return next(iter(self.out.values())).shape[0] - 1
 
 
-@dataclass(frozen=True)
 class Noise:
     """The noise level of a group's tokens: one level for all, or rows of `levels` by int64 `[B, 1]` or `[B, L]`."""
 
-    levels: Levels
-    index: int | Tensor
+    def __init__(self, levels: Levels, index: int | Tensor) -> None:
+        self.levels, self.index = levels, index
+        self.single = isinstance(index, int)
+        # Views of one level are always the same; rows by tensor are looked up when they are needed.
+        self._blocks = [{e: table[index].unbind(0) for e, table in layer.items()} for layer in levels.blocks] if self.single else None
 
     def block(self, layer: int, expert: str) -> tuple[Tensor, ...]:
-        """Six of `[1 | B, 1 | L, D]`."""
-        return self._rows(self.levels.blocks[layer][expert])
+        """Six of `[D]`, or of `[B, 1 | L, D]`."""
+        return self._blocks[layer][expert] if self._blocks else self.levels.blocks[layer][expert][self.index].unbind(2)
 
     def out(self, expert: str) -> tuple[Tensor, ...]:
-        """Two of `[1 | B, 1 | L, D]`."""
-        return self._rows(self.levels.out[expert])
-
-    def _rows(self, table: Tensor) -> tuple[Tensor, ...]:
-        rows = table[self.index][None, None] if isinstance(self.index, int) else table[self.index]
-        return rows.unbind(2)
+        """Two of `[D]`, or of `[B, 1 | L, D]`."""
+        return self.levels.out[expert][self.index].unbind(0 if self.single else 2)
 
 
 @dataclass(frozen=True)
 class TextKeys:
-    """Cross-attention keys and values of instructions: expert -> `[layers, B, L_t, H, h]`."""
+    """Cross-attention keys and values of instructions: expert -> `[layers, B, H, L_t, h]`."""
 
     keys: dict[str, Tensor]
     values: dict[str, Tensor]
@@ -69,7 +67,7 @@ class TextKeys:
 
 @dataclass(frozen=True)
 class Cache:
-    """Keys and values of self-attention `[layers, B, N, H, h]`, and where in N each group's tokens stand."""
+    """Keys and values of self-attention `[layers, B, H, N, h]`, and where in N each group's tokens stand."""
 
     keys: Tensor
     values: Tensor
@@ -77,26 +75,33 @@ class Cache:
 
 
 class _Linear:
-    """`x W^T + b`, with the weight in the layout that the machine multiplies fastest, and optionally tanh-GELU after it.
+    """`x W^T + b`, with the weight in the layout that the machine multiplies fastest; then tanh-GELU, or `add`, if asked for.
 
     fp32 on the CPU: MKL packs the weight anew in every call, which costs a small batch of tokens up to half its time; oneDNN takes it
-    packed beforehand. Narrow weights gain nothing.
+    packed beforehand, and does what follows on the way out.
     """
 
     def __init__(self, *parts: nn.Linear) -> None:
         one = len(parts) == 1
         weight = parts[0].weight.detach() if one else torch.cat([part.weight for part in parts])
         self.bias = parts[0].bias.detach() if one else torch.cat([part.bias for part in parts])
-        self.packed = weight.device.type == "cpu" and weight.dtype == torch.float32 and weight.numel() >= PACKED and _can_pack()
+        self.packed = weight.device.type == "cpu" and weight.dtype == torch.float32 and _can_pack()
         self.weight = torch.ops.mkldnn._reorder_linear_weight(weight, None) if self.packed else weight
 
-    def __call__(self, x: Tensor, gelu: bool = False) -> Tensor:
-        if self.packed:
-            name, algorithm = ("gelu", "tanh") if gelu else ("none", "")
-            out: Tensor = torch.ops.mkldnn._linear_pointwise(x, self.weight, self.bias, name, [], algorithm)
-            return out
-        y = F.linear(x, self.weight, self.bias)
-        return F.gelu(y, approximate="tanh") if gelu else y
+    def __call__(self, x: Tensor, gelu: bool = False, add: Tensor | None = None) -> Tensor:
+        if not self.packed:
+            y = F.linear(x, self.weight, self.bias)
+            y = F.gelu(y, approximate="tanh") if gelu else y
+            return y if add is None else y.add_(add)
+        # The overloads by name: choosing one takes as long as a small product.
+        packed = torch.ops.mkldnn._linear_pointwise
+        if add is not None:
+            out: Tensor = packed.binary(x, add, self.weight, self.bias, "add")
+        elif gelu:
+            out = packed.default(x, self.weight, self.bias, "gelu", [], "tanh")
+        else:
+            out = packed.default(x, self.weight, self.bias, "none", [], "")
+        return out
 
 
 def _can_pack() -> bool:
@@ -122,36 +127,55 @@ class _Layer:
 
 @dataclass(frozen=True)
 class _Piece:
-    """Tokens that stand together in their expert's stream `[start, stop)` and in the cache (from `place`), with one noise."""
+    """Tokens of one group `[start, stop)` in their expert's stream; in the cache they stand from `place`."""
 
     expert: str
+    group: Group
     start: int
     stop: int
     place: int
-    noise: Noise
 
 
 @dataclass(frozen=True)
-class _Plan:
-    """One pass: pieces per expert, group -> (expert, start, stop) in its stream, first place of the pass, query segments."""
+class _View:
+    """What a pass meets in one layer; keys and values `[B, H, places, h]`.
+
+    write: expert -> where its keys and values go, per run of places; seen: per segment of queries; text: expert -> its instruction;
+    keys that are seen are transposed `[B, H, h, places]`
+    """
+
+    write: dict[str, list[tuple[slice, Tensor, Tensor]]]
+    seen: list[tuple[Tensor, Tensor]]
+    text: dict[str, tuple[Tensor, Tensor]]
+
+
+@dataclass(frozen=True)
+class Pass:
+    """How some groups go through the model beside a cache. Made once, run at any noise: making it takes as long as two layers.
+
+    order: pieces as they stand in the cache; segments: of their queries, each of which sees the cache up to its own end
+    """
 
     pieces: dict[str, list[_Piece]]
-    spans: dict[Group, tuple[str, int, int]]
-    first: int
+    order: list[_Piece]
     segments: list[tuple[int, int]]
+    rotation: dict[str, Tensor]
+    layers: list[_View]
+    embodiment: Tensor
 
 
-def _pack(block: ExpertBlock) -> _Layer:
+def _pack(block: ExpertBlock, scale: float) -> _Layer:
     joint, cross, feed = block.attn1, block.attn2, block.ffn.net
     return _Layer(
         qkv=_Linear(joint.to_q, joint.to_k, joint.to_v),
-        qk_norm=torch.stack([joint.norm_q.weight, joint.norm_k.weight]).float(),
+        # Attention then needs no scale of its own.
+        qk_norm=torch.stack([joint.norm_q.weight.float() * scale, joint.norm_k.weight.float()]),
         out=_Linear(_linear(joint.to_out[0])),
         norm2=(block.norm2.weight.float(), block.norm2.bias.float()),
         text_q=_Linear(cross.to_q),
         text_kv=_Linear(cross.to_k, cross.to_v),
         # No rotation stands between the two norms of cross-attention, so the query's weight may go into the cached keys.
-        text_norm=cross.norm_k.weight.float() * cross.norm_q.weight.float(),
+        text_norm=cross.norm_k.weight.float() * cross.norm_q.weight.float() * scale,
         text_out=_Linear(_linear(cross.to_out[0])),
         up=_Linear(_linear(feed[0].get_submodule("proj"))),
         down=_Linear(_linear(feed[2])),
@@ -175,7 +199,8 @@ class FusedTransformer:
         self._rotations: dict[tuple[object, ...], Tensor] = {}
         blocks = [block for block in model.blocks if isinstance(block, Block)]
         with torch.inference_mode():
-            self.layers = [{e: _pack(block.expert(e)) for e in self.config.experts} for block in blocks]
+            scale = self.config.attention_head_dim**-0.5
+            self.layers = [{e: _pack(block.expert(e), scale) for e in self.config.experts} for block in blocks]
         self._tables = [{e: block.expert(e).scale_shift_table for e in self.config.experts} for block in blocks]
         self._out_tables = dict(model.out_tables.items())
 
@@ -197,8 +222,8 @@ class FusedTransformer:
             projected = [layer[expert].text_kv(x).split(inner, dim=-1) for layer in self.layers]
             normed = [(k * (self._inverse_rms(k) * layer[expert].text_norm)).to(x.dtype)
                       for (k, _), layer in zip(projected, self.layers, strict=True)]
-            keys[expert] = torch.stack(normed).unflatten(-1, (heads, -1))
-            values[expert] = torch.stack([v for _, v in projected]).unflatten(-1, (heads, -1))
+            keys[expert] = torch.stack(normed).unflatten(-1, (heads, -1)).transpose(2, 3).contiguous()
+            values[expert] = torch.stack([v for _, v in projected]).unflatten(-1, (heads, -1)).transpose(2, 3).contiguous()
         return TextKeys(keys, values)
 
     def cache(self, batch: int, counts: dict[Group, int]) -> Cache:
@@ -208,36 +233,61 @@ class FusedTransformer:
         for group in (g for g in GROUPS if g in counts):
             places[group] = (end, end + counts[group])
             end += counts[group]
-        shape = (self.config.num_layers, batch, end, self.config.num_attention_heads, self.config.attention_head_dim)
+        shape = (self.config.num_layers, batch, self.config.num_attention_heads, end, self.config.attention_head_dim)
         keys, values = (torch.zeros(shape, dtype=self.dtype, device=self.device) for _ in range(2))
         return Cache(keys, values, places)
 
-    def run(
-        self, tokens: Tokens, noise: dict[Group, Noise], cache: Cache, text: TextKeys, embodiment: Tensor, heads: Collection[Group] = ()
-    ) -> Velocity:
-        """One pass over the groups in `tokens`; their keys and values are written into `cache`.
+    def prepare(self, tokens: Tokens, cache: Cache, text: TextKeys, embodiment: Tensor) -> Pass:
+        """The pass of the groups in `tokens`, of which only shapes count, beside these buffers.
 
         The groups stand together in the cache, after those that were written before. embodiment: int64 `[B]`, row of the
-        embodiment-specific projections, checked by the caller. Returns the velocities of the groups in `heads`.
+        embodiment-specific projections, checked by the caller.
         """
-        embedded = self._embed(tokens, embodiment)
-        plan = self._plan({g: x.shape[1] for g, x in embedded.items()}, noise, cache)
-        streams = {e: _join([embedded[g] for g, span in plan.spans.items() if span[0] == e]) for e in plan.pieces}
-        rotation = {e: self._rotation(tokens, [g for g, span in plan.spans.items() if span[0] == e]) for e in plan.pieces}
-        for index, layers in enumerate(self.layers):
-            keys, values = cache.keys[index], cache.values[index]
-            mods = {e: [piece.noise.block(index, e) for piece in pieces] for e, pieces in plan.pieces.items()}
-            queries = {e: self._project(layers[e], x, plan.pieces[e], mods[e], rotation[e], keys, values) for e, x in streams.items()}
+        pieces: dict[str, list[_Piece]] = {}
+        order = []
+        present = tokens.present()
+        for group in (g for g in GROUPS if g in present):
+            mine = pieces.setdefault(self.config.expert_of[group], [])
+            start, (place, end) = mine[-1].stop if mine else 0, cache.places[group]
+            order.append(_Piece(self.config.expert_of[group], group, start, start + end - place, place))
+            mine.append(order[-1])
+        first = order[0].place
+        groups = [[g for g in segment if g in present] for segment in SEGMENTS]
+        ends = [max(cache.places[g][1] for g in segment) for segment in groups if segment]
+        views = [
+            _View(
+                {e: _runs(mine, cache.keys[i], cache.values[i]) for e, mine in pieces.items()},
+                [(cache.keys[i][:, :, :end].mT, cache.values[i][:, :, :end]) for end in ends],
+                {e: (text.keys[e][i].mT, text.values[e][i]) for e in pieces},
+            )
+            for i in range(self.config.num_layers)
+        ]
+        segments = [(a - first, b - first) for a, b in zip([first, *ends], ends, strict=False)]
+        rotation = {e: self._rotation(tokens, [p.group for p in mine]) for e, mine in pieces.items()}
+        return Pass(pieces, order, segments, rotation, views, embodiment)
+
+    def run(self, tokens: Tokens, noise: dict[Group, Noise], through: Pass, heads: Collection[Group] = ()) -> Velocity:
+        """One pass over the groups in `tokens`; their keys and values are written into the cache. Returns the velocities of `heads`.
+
+        Groups of one noise share one `Noise`.
+        """
+        embedded = self._embed(tokens, through.embodiment)
+        streams = {e: _join([embedded[p.group] for p in mine]) for e, mine in through.pieces.items()}
+        parts = {e: _parts(mine, noise) for e, mine in through.pieces.items()}
+        for index, (layers, view) in enumerate(zip(self.layers, through.layers, strict=True)):
+            mods = {e: [(span, level.block(index, e)) for span, level in mine] for e, mine in parts.items()}
+            queries = {e: self._project(layers[e], x, mods[e], through.rotation[e], view.write[e]) for e, x in streams.items()}
             if not heads and index == len(self.layers) - 1:
                 # Only keys and values were wanted: what the last layer would make of them nobody sees.
                 break
-            attended = _attend(queries, plan, keys, values)
+            attended = self._attend(queries, through, view.seen)
             for e, x in streams.items():
-                x = _gated(x, layers[e].out(attended[e]), plan.pieces[e], mods[e], 2)
-                x = self._cross_attention(layers[e], x, text.keys[e][index], text.values[e][index])
-                y = _modulated(x, plan.pieces[e], mods[e], 3, self.config.eps)
-                streams[e] = _gated(x, layers[e].down(layers[e].up(y, gelu=True)), plan.pieces[e], mods[e], 5)
-        return self._heads(tokens, streams, plan, noise, embodiment, heads)
+                layer = layers[e]
+                x = _gated(x, layer.out(attended[e]), mods[e], 2)
+                x = self._cross_attention(layer, x, *view.text[e])
+                y = _modulated(x, mods[e], 3, self.config.eps)
+                streams[e] = _gated(x, layer.down(layer.up(y, gelu=True)), mods[e], 5)
+        return self._heads(tokens, streams, through, noise, heads)
 
     def _embed(self, tokens: Tokens, embodiment: Tensor) -> dict[Group, Tensor]:
         encoded: dict[Group, Tensor] = {}
@@ -246,39 +296,21 @@ class FusedTransformer:
             encoded[group] = encoder(x.to(self.dtype), embodiment) if encoder else self._patch_embedding(x)
         return encoded
 
-    def _plan(self, counts: dict[Group, int], noise: dict[Group, Noise], cache: Cache) -> _Plan:
-        order = [g for g in GROUPS if g in counts]
-        pieces: dict[str, list[_Piece]] = {}
-        spans: dict[Group, tuple[str, int, int]] = {}
-        for group in order:
-            expert, place = self.config.expert_of[group], cache.places[group][0]
-            mine = pieces.setdefault(expert, [])
-            start = mine[-1].stop if mine else 0
-            spans[group] = (expert, start, start + counts[group])
-            if mine and mine[-1].noise is noise[group] and mine[-1].place + mine[-1].stop - mine[-1].start == place:
-                start, place = mine[-1].start, mine[-1].place
-                mine.pop()
-            mine.append(_Piece(expert, start, spans[group][2], place, noise[group]))
-        ends = [max(cache.places[g][1] for g in segment if g in counts) for segment in SEGMENTS if any(g in counts for g in segment)]
-        first = cache.places[order[0]][0]
-        return _Plan(pieces, spans, first, list(zip([first, *ends], ends, strict=False)))
-
     def _project(
-        self, layer: _Layer, x: Tensor, pieces: list[_Piece], mods: list[tuple[Tensor, ...]], rotation: Tensor, keys: Tensor, values: Tensor
+        self, layer: _Layer, x: Tensor, mods: list["_Mod"], rotation: Tensor, write: list[tuple[slice, Tensor, Tensor]]
     ) -> Tensor:
-        """Queries `[B, L_e, H, h]`; keys and values go into the cache."""
-        inner = self.config.width
-        y = layer.qkv(_modulated(x, pieces, mods, 0, self.config.eps))
+        """Queries `[B, H, L_e, h]`; keys and values go into the cache."""
+        inner, heads = self.config.width, self.config.num_attention_heads
+        y = layer.qkv(_modulated(x, mods, 0, self.config.eps))
         qk = y[..., : 2 * inner].unflatten(-1, (2, inner))
-        turn = rotation * self._inverse_rms(qk).unsqueeze(-1)
-        pairs = torch.view_as_complex((qk * layer.qk_norm).unflatten(-1, (keys.shape[-2], -1, 2)))
-        q, k = torch.view_as_real(pairs * turn).flatten(-2).unbind(2)
-        v = y[..., 2 * inner :].unflatten(-1, keys.shape[-2:])
-        for piece in pieces:
-            here = slice(piece.place, piece.place + piece.stop - piece.start)
-            keys[:, here] = k[:, piece.start : piece.stop]
-            values[:, here] = v[:, piece.start : piece.stop]
-        return q.to(x.dtype)
+        turn = torch.view_as_complex(rotation * self._inverse_rms(qk)[..., None, None])
+        pairs = torch.view_as_complex((qk * layer.qk_norm).unflatten(-1, (heads, -1, 2)))
+        q, k = torch.view_as_real(pairs * turn).flatten(-2).permute(2, 0, 3, 1, 4)
+        v = y[..., 2 * inner :].unflatten(-1, (heads, -1)).transpose(1, 2)
+        for span, keys, values in write:
+            keys.copy_(k[:, :, span])
+            values.copy_(v[:, :, span])
+        return _as(q, x)
 
     def _inverse_rms(self, x: Tensor) -> Tensor:
         """fp32 `1 / sqrt(mean(x^2) + eps)` over the last axis, kept."""
@@ -287,36 +319,81 @@ class FusedTransformer:
 
     def _cross_attention(self, layer: _Layer, x: Tensor, keys: Tensor, values: Tensor) -> Tensor:
         q = layer.text_q(_layer_norm(x, layer.norm2, self.config.eps))
-        q = (q * self._inverse_rms(q)).to(x.dtype).unflatten(-1, keys.shape[-2:])
-        out = F.scaled_dot_product_attention(q.transpose(1, 2), keys.transpose(1, 2), values.transpose(1, 2))
-        return layer.text_out(out.transpose(1, 2).flatten(2)).add_(x)
+        q = _as(q * self._inverse_rms(q), x).unflatten(-1, (self.config.num_attention_heads, -1)).transpose(1, 2)
+        return layer.text_out(attention(q, keys, values), add=x)
+
+    def _attend(self, queries: dict[str, Tensor], through: Pass, seen: list[tuple[Tensor, Tensor]]) -> dict[str, Tensor]:
+        """Each segment of queries sees the cache up to its own end. Returns `[B, L_e, I]` per expert."""
+        if len(through.order) == 1:
+            return {e: attention(q, *seen[0]) for e, q in queries.items()}
+        q = torch.cat([queries[p.expert][:, :, p.start : p.stop] for p in through.order], dim=2)
+        out = _join([attention(q[:, :, a:b], *cache) for (a, b), cache in zip(through.segments, seen, strict=True)])
+        if len(queries) == 1:
+            return dict.fromkeys(queries, out)
+        at = {p.group: p.place - through.order[0].place for p in through.order}
+        return {e: _join([out[:, at[p.group] : at[p.group] + p.stop - p.start] for p in mine]) for e, mine in through.pieces.items()}
 
     def _rotation(self, tokens: Tokens, groups: list[Group]) -> Tensor:
-        """Unit complex numbers `[L_e, 1, 1, h / 2]`."""
+        """Cosine and sine `[L_e, 1, 1, h / 2, 2]`."""
         present = tokens.present()
         key = tuple((g, tuple(present[g].shape[1:])) for g in groups)
         if key not in self._rotations:
             tables = [rotary(self.config, g, present[g].shape) for g in groups]
-            cos, sin = (torch.cat(parts) for parts in zip(*tables, strict=True))
-            self._rotations[key] = torch.complex(cos, sin)[:, None, None].to(self.device)
+            cos_sin = [torch.cat(parts) for parts in zip(*tables, strict=True)]
+            self._rotations[key] = torch.stack(cos_sin, dim=-1)[:, None, None].to(self.device)
         return self._rotations[key]
 
     def _heads(
-        self, tokens: Tokens, streams: dict[str, Tensor], plan: _Plan, noise: dict[Group, Noise], embodiment: Tensor,
-        heads: Collection[Group],
+        self, tokens: Tokens, streams: dict[str, Tensor], through: Pass, noise: dict[Group, Noise], heads: Collection[Group]
     ) -> Velocity:
         result: dict[Group, Tensor] = {}
-        for group in heads:
-            expert, start, stop = plan.spans[group]
-            shift, scale = noise[group].out(expert)
-            y = torch.addcmul(shift, _layer_norm(streams[expert][:, start:stop].float(), None, self.config.eps), scale).to(self.dtype)
-            if group == "A":
-                result[group] = self._decoder(y, embodiment)
+        for piece in (p for p in through.order if p.group in heads):
+            shift, scale = noise[piece.group].out(piece.expert)
+            x = streams[piece.expert][:, piece.start : piece.stop]
+            y = torch.addcmul(shift, _layer_norm(x.float(), None, self.config.eps), scale).to(self.dtype)
+            if piece.group == "A":
+                result["A"] = self._decoder(y, through.embodiment)
             else:
-                T, h, w = tokens.present()[group].shape[2:]
+                T, h, w = tokens.present()[piece.group].shape[2:]
                 _, ph, pw = self.config.patch_size
-                result[group] = unpatchify(self._proj_out(y), T, h // ph, w // pw, self.config.patch_size)
+                result[piece.group] = unpatchify(self._proj_out(y), T, h // ph, w // pw, self.config.patch_size)
         return Velocity(action=result.get("A"), future=result.get("F"), reference=result.get("R"))
+
+
+# Tokens of a stream, and the six modulations of their noise.
+_Mod = tuple[slice, tuple[Tensor, ...]]
+
+
+def attention(q: Tensor, keys: Tensor, values: Tensor) -> Tensor:
+    """softmax(q k) v from `[B, H, L, h]`, `[B, H, h, N]` and `[B, H, N, h]` to `[B, L, H * h]`; the scale is in the queries."""
+    if q.device.type == "cpu" and values.shape[2] <= _FEW_KEYS:
+        out = torch.softmax(q @ keys, -1) @ values
+    else:
+        out = F.scaled_dot_product_attention(q, keys.mT, values, scale=1.0)
+    return out.transpose(1, 2).flatten(2)
+
+
+def _runs(pieces: list[_Piece], keys: Tensor, values: Tensor) -> list[tuple[slice, Tensor, Tensor]]:
+    """Spans of a stream that stand in one run of places, with that run."""
+    spans: list[tuple[int, int, int]] = []
+    for p in pieces:
+        if spans and spans[-1][2] + spans[-1][1] - spans[-1][0] == p.place:
+            spans[-1] = (spans[-1][0], p.stop, spans[-1][2])
+        else:
+            spans.append((p.start, p.stop, p.place))
+    return [(slice(a, b), keys[:, :, at : at + b - a], values[:, :, at : at + b - a]) for a, b, at in spans]
+
+
+def _parts(pieces: list[_Piece], noise: dict[Group, Noise]) -> list[tuple[slice, Noise]]:
+    """Spans of a stream that have one noise, with it."""
+    spans: list[tuple[slice, Noise]] = []
+    for p in pieces:
+        level = noise[p.group]
+        if spans and spans[-1][1] is level:
+            spans[-1] = (slice(spans[-1][0].start, p.stop), level)
+        else:
+            spans.append((slice(p.start, p.stop), level))
+    return spans
 
 
 def _linear(module: nn.Module) -> nn.Linear:
@@ -328,41 +405,32 @@ def _join(parts: list[Tensor]) -> Tensor:
     return parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)
 
 
+def _as(x: Tensor, like: Tensor) -> Tensor:
+    return x if x.dtype is like.dtype else x.to(like.dtype)
+
+
+def _float(x: Tensor) -> Tensor:
+    return x if x.dtype is torch.float32 else x.float()
+
+
 def _layer_norm(x: Tensor, affine: tuple[Tensor, Tensor] | None, eps: float) -> Tensor:
     """In fp32, in the dtype of `x`."""
     weight, bias = affine or (None, None)
-    return F.layer_norm(x.float(), x.shape[-1:], weight, bias, eps).to(x.dtype)
+    return _as(torch.layer_norm(_float(x), x.shape[-1:], weight, bias, eps), x)
 
 
-def _modulated(x: Tensor, pieces: list[_Piece], mods: list[tuple[Tensor, ...]], slot: int, eps: float) -> Tensor:
-    """Layer norm, then each piece's scale and shift; fp32 inside, in the dtype of `x`."""
-    if len(pieces) == 1 and isinstance(pieces[0].noise.index, int):
+def _modulated(x: Tensor, mods: list[_Mod], slot: int, eps: float) -> Tensor:
+    """Layer norm, then the scale and shift of each span; fp32 inside, in the dtype of `x`."""
+    shift, scale = mods[0][1][slot : slot + 2]
+    if len(mods) == 1 and shift.ndim == 1:
         # One level for all tokens: the norm's own affine form.
-        shift, scale = mods[0][slot].flatten(), mods[0][slot + 1].flatten()
-        return F.layer_norm(x.float(), x.shape[-1:], scale, shift, eps).to(x.dtype)
-    normed = F.layer_norm(x.float(), x.shape[-1:], eps=eps)
-    parts = [torch.addcmul(mod[slot], normed[:, p.start : p.stop], mod[slot + 1]) for p, mod in zip(pieces, mods, strict=True)]
-    return _join(parts).to(x.dtype)
+        return _as(torch.layer_norm(_float(x), x.shape[-1:], scale, shift, eps), x)
+    normed = torch.layer_norm(_float(x), x.shape[-1:], eps=eps)
+    return _as(_join([torch.addcmul(mod[slot], normed[:, span], mod[slot + 1]) for span, mod in mods]), x)
 
 
-def _gated(x: Tensor, y: Tensor, pieces: list[_Piece], mods: list[tuple[Tensor, ...]], slot: int) -> Tensor:
+def _gated(x: Tensor, y: Tensor, mods: list[_Mod], slot: int) -> Tensor:
     """`x + gate * y` in fp32, in the dtype of `x`."""
-    spans = [(slice(p.start, p.stop), mod[slot]) for p, mod in zip(pieces, mods, strict=True)]
-    parts = [torch.addcmul(x[:, span].float(), gate, y[:, span].float()) for span, gate in spans]
-    return _join(parts).to(x.dtype)
-
-
-def _attend(queries: dict[str, Tensor], plan: _Plan, keys: Tensor, values: Tensor) -> dict[str, Tensor]:
-    """Each segment of queries sees the cache up to its own end. Returns `[B, L_e, I]` per expert."""
-    order = sorted(((p.place, e, p) for e, pieces in plan.pieces.items() for p in pieces), key=lambda item: item[0])
-    q = _join([queries[e][:, p.start : p.stop] for _, e, p in order]).transpose(1, 2)
-    k, v = keys.transpose(1, 2), values.transpose(1, 2)
-    parts = [
-        F.scaled_dot_product_attention(q[:, :, a - plan.first : b - plan.first], k[:, :, :b], v[:, :, :b]).transpose(1, 2)
-        for a, b in plan.segments
-    ]
-    out = _join(parts).flatten(2)
-    return {
-        e: _join([out[:, p.place - plan.first : p.place - plan.first + p.stop - p.start] for p in pieces])
-        for e, pieces in plan.pieces.items()
-    }
+    if len(mods) == 1:
+        return _as(torch.addcmul(_float(x), mods[0][1][slot], _float(y)), x)
+    return _as(_join([torch.addcmul(_float(x[:, span]), mod[slot], _float(y[:, span])) for span, mod in mods]), x)

@@ -121,15 +121,17 @@ def _acting(solver: Solver, given: _Given) -> Callable[[], object]:
 def _cases(solver: Solver, given: _Given) -> dict[str, Callable[[], object]]:
     prefix, observed = given.prefix, Tokens(given.state, given.reference)
 
+    through = solver.acting(prefix)
+
     def observe() -> Prefix:
         return solver.observe(given.state, given.reference, prefix.text, prefix.embodiment, prefix.cache)
 
     def uncached() -> object:
         x = given.action
+        through = solver.model.prepare(Tokens(given.state, given.reference, x), prefix.cache, prefix.text, prefix.embodiment)
         for step in range(solver.steps):
             noise: dict[Group, Noise] = {"S": solver.clean, "R": solver.clean, "A": solver.level(step)}
-            tokens = Tokens(given.state, given.reference, x)
-            out = solver.model.run(tokens, noise, prefix.cache, prefix.text, prefix.embodiment, _ACTION).action
+            out = solver.model.run(Tokens(given.state, given.reference, x), noise, through, _ACTION).action
             assert out is not None
             x = x - out.float() / solver.steps
         return x
@@ -141,7 +143,8 @@ def _cases(solver: Solver, given: _Given) -> dict[str, Callable[[], object]]:
         "act": _acting(solver, given), "act_uncached": uncached,
         "joint": lambda: solver.joint(prefix, observed, given.action, given.future), "joint_cached": joint_cached,
         "imagine": lambda: solver.imagine(prefix, given.action, given.future), "prefix": observe,
-        "step": lambda: solver.velocity(prefix, given.action, 0), "bare_step": bare_step(solver.model, prefix, solver.shapes.chunk),
+        "step": lambda: solver.velocity(through, given.action, solver.level(0)),
+        "bare_step": bare_step(solver.model, prefix, solver.shapes.chunk),
     }
 
 

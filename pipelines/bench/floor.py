@@ -6,9 +6,8 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
-from gwp.model.fused import FusedTransformer
+from gwp.model.fused import FusedTransformer, attention
 from gwp.policy.engine.solver import Prefix
 
 
@@ -19,17 +18,15 @@ def bare_step(model: FusedTransformer, prefix: Prefix, tokens: int) -> Callable[
     end = prefix.cache.places["A"][1]
     x0 = torch.randn(batch, tokens, model.config.experts[expert][0], device=model.device).to(model.dtype)
 
-    def attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        q, k, v = q.unflatten(-1, (heads, -1)).transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)
-        return F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
+    def products(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        return attention(q.unflatten(-1, (heads, -1)).transpose(1, 2), k, v)
 
     def run() -> Tensor:
         x, inner = x0, model.config.width
         for index, layers in enumerate(model.layers):
-            layer = layers[expert]
-            x = layer.out(attention(layer.qkv(x)[..., :inner], prefix.cache.keys[index][:, :end], prefix.cache.values[index][:, :end]))
-            q = layer.text_q(x)
-            x = layer.text_out(attention(q, prefix.text.keys[expert][index], prefix.text.values[expert][index]))
+            layer, cache, text = layers[expert], prefix.cache, prefix.text
+            x = layer.out(products(layer.qkv(x)[..., :inner], cache.keys[index][:, :, :end].mT, cache.values[index][:, :, :end]))
+            x = layer.text_out(products(layer.text_q(x), text.keys[expert][index].mT, text.values[expert][index]))
             x = layer.down(layer.up(x))
         return x
 

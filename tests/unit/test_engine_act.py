@@ -96,6 +96,7 @@ def test_a_row_depends_on_nobody_else_to_the_last_bit(policy, others):
 
     def outcome(neighbours, advance):
         solver, slots = policy.solver, Slots.empty(policy.solver, 4, policy.text.rows)
+        through = solver.acting(slots.prefix)
 
         def put(row, observation):
             prepared = policy.inputs.prepare(observation)
@@ -106,10 +107,10 @@ def test_a_row_depends_on_nobody_else_to_the_last_bit(policy, others):
         for row, neighbour in enumerate(neighbours):
             put(row + 1, neighbour)
         for _ in range(advance):
-            step(solver, slots, with_committed=True)
+            step(solver, slots, through, with_committed=True)
         put(0, observe(0))
         for _ in range(solver.steps):
-            step(solver, slots, with_committed=True)
+            step(solver, slots, through, with_committed=True)
         return slots.x[0].clone()
 
     reference = outcome([observe(4), observe(5), observe(6)], 0)
@@ -208,11 +209,12 @@ def test_requests_leave_nothing_behind(policy):
 def test_ten_thousand_ticks_allocate_nothing_that_stays(tmp_path):
     policy = Policy.load(make_tiny_bundle(tmp_path))
     slots = Slots.empty(policy.solver, 1, policy.text.rows)
+    through = policy.solver.acting(slots.prefix)
     process = psutil.Process()
 
     def ticks(count):
         for _ in range(count):
-            step(policy.solver, slots, with_committed=True)
+            step(policy.solver, slots, through, with_committed=True)
         gc.collect()
         return process.memory_info().rss, sum(isinstance(o, torch.Tensor) for o in gc.get_objects())
 

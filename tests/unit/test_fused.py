@@ -79,31 +79,32 @@ def test_joint_decoding_is_the_models_with_and_without_the_prefix(case, use_pref
 
 @torch.inference_mode()
 def test_rows_at_different_steps_share_a_pass(case):
-    prefix = case.observe()
+    through = case.solver.acting(case.observe())
     index = torch.tensor([[3], [0], [1]])
-    together = case.solver.velocity(prefix, case.tokens.action, index)
+    together = case.solver.velocity(through, case.tokens.action, case.solver.levels(index))
     for row in range(BATCH):
-        alone = case.solver.velocity(prefix, case.tokens.action, int(index[row]))
+        alone = case.solver.velocity(through, case.tokens.action, case.solver.level(int(index[row])))
         same(together[row], alone[row])
 
 
 @torch.inference_mode()
 def test_packed_weights_change_nothing_but_speed(case, monkeypatch):
-    plain = case.solver.act(case.observe(), case.tokens.action)
-    monkeypatch.setattr("gwp.model.fused.PACKED", 0)
-    packed = Solver(FusedTransformer(case.model), case.solver.shapes, STEPS)
-    prefix = packed.observe(case.tokens.state, case.tokens.reference, packed.model.text_keys(case.text), case.ids)
-    same(packed.act(prefix, case.tokens.action), plain)
+    packed = case.solver.act(case.observe(), case.tokens.action)
+    monkeypatch.setattr("gwp.model.fused._can_pack", lambda: False)
+    plain = Solver(FusedTransformer(case.model), case.solver.shapes, STEPS)
+    assert not any(layer[e].up.packed for layer in plain.model.layers for e in layer)
+    prefix = plain.observe(case.tokens.state, case.tokens.reference, plain.model.text_keys(case.text), case.ids)
+    same(plain.act(prefix, case.tokens.action), packed)
 
 
 @torch.inference_mode()
 def test_a_prefix_is_not_touched_by_what_follows(case):
     prefix = case.observe()
     end = prefix.cache.places["A"][0]
-    before = prefix.cache.keys[:, :, :end].clone()
+    before = prefix.cache.keys[..., :end, :].clone()
     case.solver.act(prefix, case.tokens.action)
     case.solver.imagine(prefix, case.tokens.action, case.tokens.future)
-    assert torch.equal(prefix.cache.keys[:, :, :end], before)
+    assert torch.equal(prefix.cache.keys[..., :end, :], before)
 
 
 @torch.inference_mode()
@@ -117,5 +118,5 @@ def test_bfloat16_stays_near_full_precision():
         ids = torch.zeros(2, dtype=torch.long)
         dtype = model.proj_out.weight.dtype
         prefix: Prefix = solver.observe(tokens.state, tokens.reference.to(dtype), solver.model.text_keys(text), ids)
-        velocities.append(solver.velocity(prefix, tokens.action, 1).flatten())
+        velocities.append(solver.velocity(solver.acting(prefix), tokens.action, solver.level(1)).flatten())
     assert torch.cosine_similarity(*velocities, dim=0) > 0.999

@@ -140,11 +140,13 @@ class Engine:
         pool, groups = graph_pool(self.policy.device), min(settings.group, settings.slots)
         for count in [b for b in BUCKETS if b <= groups]:
             self._observe.record(count)
-        shapes = [b for b in BUCKETS if b <= bucket_of(settings.slots)]
-        return {
-            (size, promised): recorded(partial(step, self._solver, self._slots.rows(0, size), promised), self.policy.device, pool)
-            for size in shapes for promised in (False, True)
-        }
+        steps = {}
+        for size in [b for b in BUCKETS if b <= bucket_of(settings.slots)]:
+            rows = self._slots.rows(0, size)
+            through = self._solver.acting(rows.prefix)
+            for promised in (False, True):
+                steps[size, promised] = recorded(partial(step, self._solver, rows, through, promised), self.policy.device, pool)
+        return steps
 
     def _loop(self) -> None:
         while self._take_in():

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from gwp.model.fused import Pass
 from gwp.policy.engine.solver import Prefix, Solver
 from gwp.policy.inputs import Batch
 
@@ -51,7 +52,7 @@ class Slots:
         # Keys of the actions are written anew by each step; those of the observation come before them.
         end = self.prefix.cache.places["A"][0]
         for tensor in (self.prefix.cache.keys, self.prefix.cache.values):
-            tensor[:, target, :end] = tensor[:, source, :end]
+            tensor[:, target, :, :end] = tensor[:, source, :, :end]
         for side in (self.prefix.text.keys, self.prefix.text.values):
             for tensor in side.values():
                 tensor[:, target] = tensor[:, source]
@@ -68,12 +69,11 @@ def fill(slots: Slots, batch: Batch, prefix: Prefix) -> None:
         slots.committed.copy_(batch.committed)
 
 
-def step(solver: Solver, slots: Slots, with_committed: bool) -> None:
-    """One Euler step of every row, whatever step each is at. Rows that are done stay as they are."""
+def step(solver: Solver, slots: Slots, through: Pass, with_committed: bool) -> None:
+    """One Euler step of every row, whatever step each is at. Rows that are done stay as they are. through: `Solver.acting` of the rows"""
     at = slots.step.unsqueeze(1)
-    index = solver.token_levels(at, slots.committed) if with_committed else at
+    level = solver.levels(torch.where(slots.committed, solver.steps, at) if with_committed else at)
     x = torch.where(slots.committed.unsqueeze(-1), slots.given, slots.x) if with_committed else slots.x
-    velocity = solver.velocity(slots.prefix, x, index)
-    x = solver.advance(x, velocity, slots.step)
+    x = solver.advance(x, solver.velocity(through, x, level), slots.step)
     slots.x.copy_(torch.where(slots.committed.unsqueeze(-1), slots.given, x) if with_committed else x)
     slots.step.add_(1).clamp_(max=solver.steps)

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from gwp.model.config import Group
 from gwp.model.flow import solver_sigmas
-from gwp.model.fused import Cache, FusedTransformer, Noise, TextKeys
+from gwp.model.fused import Cache, FusedTransformer, Noise, Pass, TextKeys
 from gwp.model.transformer import Tokens
 
 _ACTION: tuple[Group, ...] = ("A",)
@@ -56,8 +56,8 @@ class Prefix:
         if cache is not None:
             # Keys of actions and future are written anew by each pass.
             end = self.cache.places["A"][0]
-            self.cache.keys[:, :, :end].copy_(cache.keys[:, :, :end])
-            self.cache.values[:, :, :end].copy_(cache.values[:, :, :end])
+            self.cache.keys[..., :end, :].copy_(cache.keys[..., :end, :])
+            self.cache.values[..., :end, :].copy_(cache.values[..., :end, :])
 
 
 class Solver:
@@ -68,7 +68,8 @@ class Solver:
         sigmas = solver_sigmas(steps, shift)
         with torch.inference_mode():
             self._levels = model.levels(sigmas[:-1])
-        self.clean = Noise(self._levels, self._levels.clean)
+            self._noise = [Noise(self._levels, i) for i in range(steps + 1)]
+        self.clean = self._noise[-1]
         # One row more than there are steps: a slot that is done stays where it is.
         delta = torch.cat([sigmas[1:] - sigmas[:-1], torch.zeros(1)])
         self._delta, self._delta_host = delta.to(model.device), [float(x) for x in delta]
@@ -84,41 +85,47 @@ class Solver:
     def empty(self, batch: int, text_rows: int, experts: Collection[str], future: bool = True) -> Prefix:
         """Buffers for `batch` observations, with instructions of `text_rows` rows as these experts see them."""
         model, config = self.model, self.model.config
-        shape = (config.num_layers, batch, text_rows, config.num_attention_heads, config.attention_head_dim)
+        shape = (config.num_layers, batch, config.num_attention_heads, text_rows, config.attention_head_dim)
         sides = [{e: torch.zeros(shape, dtype=model.dtype, device=model.device) for e in experts} for _ in range(2)]
         ids = torch.zeros(batch, dtype=torch.long, device=model.device)
         return Prefix(self.cache(batch, future), TextKeys(*sides), ids)
 
     def observe(self, state: Tensor, reference: Tensor, text: TextKeys, embodiment: Tensor, cache: Cache | None = None) -> Prefix:
         """State `[B, 1, d]` and reference latent `[B, C, 1, h, w]`, once per observation."""
-        cache = cache or self.cache(state.shape[0])
-        self.model.run(Tokens(state=state, reference=reference), {"S": self.clean, "R": self.clean}, cache, text, embodiment)
+        cache, tokens = cache or self.cache(state.shape[0]), Tokens(state=state, reference=reference)
+        self.model.run(tokens, {"S": self.clean, "R": self.clean}, self.model.prepare(tokens, cache, text, embodiment))
         return Prefix(cache, text, embodiment)
+
+    def acting(self, prefix: Prefix) -> Pass:
+        """The pass of the action tokens beside a prefix; made once for all steps."""
+        B, p, d = len(prefix.embodiment), self.shapes.chunk, self.model.config.action_channels
+        return self._prepare(prefix, Tokens(action=torch.empty(B, p, d, device="meta")))
 
     def act(self, prefix: Prefix, noise: Tensor, given: Tensor | None = None, committed: Tensor | None = None) -> Tensor:
         """Actions fp32 `[B, p, d]` from `noise`; all rows take their steps together.
 
         given `[B, p, d]`, committed bool `[B, p]`: actions already promised to the robot are clean tokens and come back as given.
         """
-        x = noise
+        x, through = noise, self.acting(prefix)
         for step in range(self.steps):
-            index = step if committed is None else self.token_levels(torch.full((x.shape[0], 1), step, device=x.device), committed)
+            level = self.level(step)
+            if committed is not None:
+                level = self.levels(torch.where(committed, self.steps, step))
             x = _keep(x, given, committed)
-            x = x + self._delta_host[step] * self.velocity(prefix, x, index)
+            x = x + self._delta_host[step] * self.velocity(through, x, level)
         return _keep(x, given, committed)
 
     def level(self, step: int) -> Noise:
         """The noise of all tokens of a group at one step."""
-        return Noise(self._levels, step)
+        return self._noise[step]
 
-    def token_levels(self, step: Tensor, committed: Tensor) -> Tensor:
-        """Level of each action token `[B, p]`: clean where committed, that of `step` int64 `[B, 1]` elsewhere."""
-        return torch.where(committed, self._levels.clean, step)
+    def levels(self, steps: Tensor) -> Noise:
+        """The noise of rows or tokens that are each at a step of their own: int64 `[B, 1]` or `[B, L]`; after the last step: clean."""
+        return Noise(self._levels, steps)
 
-    def velocity(self, prefix: Prefix, x: Tensor, index: int | Tensor) -> Tensor:
-        """fp32 `[B, p, d]` at the levels `index`: one for all, or int64 `[B, 1]` or `[B, p]`."""
-        noise: dict[Group, Noise] = {"A": Noise(self._levels, index)}
-        out = self.model.run(Tokens(action=x), noise, prefix.cache, prefix.text, prefix.embodiment, _ACTION).action
+    def velocity(self, through: Pass, x: Tensor, noise: Noise) -> Tensor:
+        """fp32 `[B, p, d]`."""
+        out = self.model.run(Tokens(action=x), {"A": noise}, through, _ACTION).action
         assert out is not None
         return out.float()
 
@@ -128,11 +135,10 @@ class Solver:
 
     def imagine(self, prefix: Prefix, actions: Tensor, noise: Tensor) -> Tensor:
         """Future latents fp32 `[B, C, T, h, w]` from `noise`, given clean actions `[B, p, d]`; the prefix is not run again."""
-        self.model.run(Tokens(action=actions), {"A": self.clean}, prefix.cache, prefix.text, prefix.embodiment)
-        x = noise
+        self.model.run(Tokens(action=actions), {"A": self.clean}, self.acting(prefix))
+        x, through = noise, self._prepare(prefix, Tokens(future=noise))
         for step in range(self.steps):
-            noise_now: dict[Group, Noise] = {"F": self.level(step)}
-            out = self.model.run(Tokens(future=x), noise_now, prefix.cache, prefix.text, prefix.embodiment, _FUTURE).future
+            out = self.model.run(Tokens(future=x), {"F": self.level(step)}, through, _FUTURE).future
             assert out is not None
             x = x + self._delta_host[step] * out.float()
         return x
@@ -145,17 +151,20 @@ class Solver:
         As the field does it, state and reference in `tokens` are run again at every step; `use_prefix` takes them from the prefix.
         """
         action, future = action_noise, future_noise
+        state, reference = (None, None) if use_prefix else (tokens.state, tokens.reference)
+        through = self._prepare(prefix, Tokens(state, reference, action, future))
         for step in range(self.steps):
             level = self.level(step)
             noise: dict[Group, Noise] = {"S": self.clean, "R": self.clean, "A": level, "F": level}
-            state, reference = (None, None) if use_prefix else (tokens.state, tokens.reference)
-            given = Tokens(state, reference, action, future)
-            out = self.model.run(given, noise, prefix.cache, prefix.text, prefix.embodiment, (*_ACTION, *_FUTURE))
+            out = self.model.run(Tokens(state, reference, action, future), noise, through, (*_ACTION, *_FUTURE))
             assert out.action is not None
             assert out.future is not None
             action = action + self._delta_host[step] * out.action.float()
             future = future + self._delta_host[step] * out.future.float()
         return action, future
+
+    def _prepare(self, prefix: Prefix, tokens: Tokens) -> Pass:
+        return self.model.prepare(tokens, prefix.cache, prefix.text, prefix.embodiment)
 
 
 def _keep(x: Tensor, given: Tensor | None, committed: Tensor | None) -> Tensor:
