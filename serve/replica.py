@@ -25,12 +25,13 @@ class Replica:
 
         from gwp.policy.engine.engine import Engine
         from gwp.policy.policy import Policy
+        from gwp.threads import apart
         from serve.guarded import GuardedEngine
 
         settings = ServeApp.model_validate(config)
         torch.set_num_threads(settings.replica.torch_threads)
         device, dtype = "cuda" if settings.replica.gpus else "cpu", getattr(torch, settings.replica.dtype)
-        policy = Policy.load(uri, device, dtype, settings.replica.steps)
+        policy = apart(lambda: Policy.load(uri, device, dtype, settings.replica.steps))
         contract = PolicyContract.model_validate(expected)
         if policy.id != contract.policy_id:
             raise GwpError(f"{uri}: holds policy {policy.id}, {contract.policy_id} was deployed; deploy again")

@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 import torch
@@ -22,12 +22,12 @@ from gwp.policy.engine.engine import Engine
 from gwp.policy.engine.schedule import EngineSettings
 from gwp.policy.engine.solver import Prefix, Solver
 from gwp.policy.policy import Policy
+from gwp.threads import apart
 from pipelines.bench.floor import Machine, acting_floor, bare_step
 from pipelines.bench.sizes import SIZES, Size, observation, random_policy
 
 WARM_UP = 2
 _ACTION: tuple[Group, ...] = ("A",)
-T = TypeVar("T")
 
 
 def bench_act(
@@ -38,7 +38,7 @@ def bench_act(
     torch.set_num_threads(threads)
     shape = SIZES[size]
     config = shape.config(family)
-    policy = _apart(lambda: random_policy(shape, family, steps[0], device, getattr(torch, dtype)))
+    policy = apart(lambda: random_policy(shape, family, steps[0], device, getattr(torch, dtype)))
     solver = policy.solver
     rows, columns = shape.latent
     tokens = {"prefix": 1 + rows * columns // 4, "action": shape.chunk, "future": rows * columns // 4, "text": shape.text[0]}
@@ -55,12 +55,12 @@ def bench_act(
                 _measure({str(n): _acting(solvers[n], first) for n in steps}, repeats, policy.device),
             )
 
-    machine, ms, by_batch, by_steps = _apart(passes)
+    machine, ms, by_batch, by_steps = apart(passes)
     prefix_tokens = {config.expert_of["S"]: 1}
     prefix_tokens[config.expert_of["R"]] = prefix_tokens.get(config.expert_of["R"], 0) + tokens["prefix"] - 1
     floor = acting_floor(solver.model, prefix_tokens, shape.chunk, shape.text[0], batches[0], steps[0], machine)
     p50 = {name: value["p50"] for name, value in ms.items()}
-    phases = _apart(lambda: _phases(policy, shape, repeats))
+    phases = apart(lambda: _phases(policy, shape, repeats))
     engine = _engine(policy, shape, robots, max(3, repeats // 4))
     return {
         "size": size, "family": family, "parameters": _parameters(config), "batch": batches[0], "steps": steps[0], "tokens": tokens,
@@ -77,12 +77,6 @@ def bench_act(
             "distance": p50["act"] / floor["ms"], "gflops_per_s": machine.flops_per_s / 1e9, "gb_per_s": machine.bytes_per_s / 1e9,
         },
     }
-
-
-def _apart(work: Callable[[], T]) -> T:
-    """In a thread that ends, and its OpenMP workers with it: those of idle threads would stand beside the ones that are measured."""
-    with ThreadPoolExecutor(1) as thread:
-        return thread.submit(work).result()
 
 
 @dataclass(frozen=True)
@@ -176,7 +170,7 @@ def _engine(policy: Policy, shape: Size, robots: int, rounds: int) -> dict[str, 
         times = [_seconds(lambda: [policy.act(o) for o in observations]) for _ in range(rounds)]
         return float(np.median(times)), float(np.median([_seconds(lambda: policy.act(observations[0])) for _ in range(rounds)]))
 
-    sequential, direct = _apart(one_by_one)
+    sequential, direct = apart(one_by_one)
     with Engine(policy, EngineSettings(slots=min(32, robots))) as engine, ThreadPoolExecutor(robots) as pool:
         engine.warm_up(observations[:1])
         together = float(np.median([_seconds(lambda: list(pool.map(engine.act, observations))) for _ in range(rounds)]))

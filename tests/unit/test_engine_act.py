@@ -1,6 +1,8 @@
 """The engine: robots come and go, each gets the answer it would have got alone."""
 
 import gc
+import subprocess
+import sys
 import threading
 from concurrent.futures import CancelledError, ThreadPoolExecutor, wait
 from dataclasses import replace
@@ -229,3 +231,26 @@ def test_warming_up_learns_every_batch_shape(policy):
         engine.warm_up([observe()])
         assert set(engine._schedule.costs.prefix) == {1, 2, 4}
         assert set(engine._schedule.costs.step) == {1, 2, 4, 8}
+
+
+def test_only_the_engines_thread_keeps_workers(tmp_path):
+    """Two sets of OpenMP workers on the same cores halve its speed, so loading, warming up and submitting must leave none behind."""
+    program = f"""
+import os, numpy as np, torch
+from gwp.policy.engine.engine import Engine
+from gwp.policy.policy import Policy
+from gwp.protocol.messages import Observation
+from gwp.threads import apart
+torch.set_num_threads(2)
+before = len(os.listdir("/proc/self/task"))
+policy = apart(lambda: Policy.load({str(make_tiny_bundle(tmp_path))!r}))
+seen = Observation({{"observation.images.top": np.zeros((48, 64, 3), np.uint8)}}, np.zeros(4, np.float32), "lift", seed=1)
+with Engine(policy) as engine:
+    engine.warm_up([seen])
+    engine.act(seen)
+    print(len(os.listdir("/proc/self/task")) - before)
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 0, done.stderr
+    # The engine's thread, and at most one worker beside it.
+    assert int(done.stdout) <= 2

@@ -120,6 +120,22 @@ def test_those_who_wait_when_nobody_is_active_go_in_together():
     assert bucket_of(len(schedule.active)) == 16
 
 
+def test_a_crowd_behind_one_robot_soon_shares_a_batch():
+    """One more can be borne at almost any moment, four cannot; let in one by one, they would never share a batch."""
+    # Milliseconds of a small model on two cores.
+    measured = Costs({1: 9.4, 2: 11.7, 4: 16.5}, {1: 3.8, 2: 4.8, 4: 6.8, 8: 10.0, 16: 17.0})
+    machine = Machine(Schedule(16, 4, STEPS, 0.3, measured))
+    machine.schedule.add(Request(0))
+    machine.tick()
+    for i in range(1, 16):
+        machine.schedule.add(Request(i))
+    while machine.schedule.active or machine.schedule.waiting:
+        machine.tick()
+    assert set(machine.ended.values()) == {"done"}
+    # The first alone, then all others together.
+    assert machine.now <= 9.4 + STEPS * 3.8 + (3 * 16.5 + 11.7 + 9.4) + STEPS * 17.0
+
+
 def test_the_earliest_deadline_goes_first_and_without_one_the_earliest_comer():
     schedule = Schedule(1, 1, STEPS, 0.0, costs())
     for request in (Request(0), Request(1, 9.0), Request(2, 5.0), Request(3)):

@@ -68,6 +68,10 @@ class TextTable:
             row[: len(kept)] = kept
         return out
 
+    def knows(self, text: str) -> bool:
+        """Whether `lookup` would find it in memory."""
+        return bool(self._recall([text_hash(text)]))
+
     def _recall(self, keys: Iterable[str]) -> dict[str, Tensor]:
         with self._lock:
             found = {key: self._kept[key] for key in keys if key in self._kept}

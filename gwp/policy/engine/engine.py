@@ -5,7 +5,7 @@
 
 Decisions are the `Schedule`'s, numbers the `Solver`'s and the `Slots`'; this file joins them to threads and clocks.
 
-On the CPU let no other thread of the process compute with torch beside it: each one keeps OpenMP workers of its own for the same cores.
+On the CPU no other thread of the process should compute with torch beside it (`gwp.threads` says why); load the policy `apart`.
 """
 
 import itertools
@@ -27,6 +27,7 @@ from gwp.policy.engine.slots import Slots, fill, step
 from gwp.policy.inputs import Prepared
 from gwp.policy.policy import Policy
 from gwp.protocol.messages import ActionChunk, Observation
+from gwp.threads import apart
 
 log = logging.getLogger("gwp.engine")
 
@@ -57,11 +58,6 @@ class Engine:
         self.policy, self._clock = policy, clock
         self._solver = policy.solver
         self._schedule = Schedule(settings.slots, settings.group, self._solver.steps, settings.max_delay)
-        with torch.inference_mode():
-            # Everything is recorded while no row is in use.
-            self._slots = Slots.empty(self._solver, bucket_of(settings.slots), policy.text.rows)
-            self._observe = RecordedPrefix(self._solver, min(settings.group, settings.slots), policy.text.rows, future=False)
-            self._steps = self._record(settings)
         self._jobs: dict[int, _Job] = {}
         self._ids = itertools.count()
         self._incoming: list[tuple[Request, _Job]] = []
@@ -69,8 +65,10 @@ class Engine:
         self._closed = False
         self._busy_since: float | None = None
         self.failures = 0
+        self._settings, self._ready = settings, Future[None]()
         self._thread = threading.Thread(target=self._loop, name="gwp-engine", daemon=True)
         self._thread.start()
+        self._ready.result()
 
     def submit(self, observation: Observation, deadline_s: float | None = None) -> "Future[ActionChunk]":
         """The chunk to come. ObservationError at once when the observation does not fit, so that it never enters a batch.
@@ -81,8 +79,10 @@ class Engine:
         began = self._clock()
         prepared = self.policy.inputs.prepare(observation)
         checked = self._clock()
-        # The large text encoder runs here: a new instruction must not hold up robots whose instruction is known.
-        self.policy.text.lookup([prepared.observation.prompt])
+        prompt = prepared.observation.prompt
+        if not self.policy.text.knows(prompt):
+            # Not in the engine's thread: a new instruction must not hold up robots whose instruction is known.
+            apart(lambda: self.policy.text.lookup([prompt]))
         job = _Job(prepared, Future(), began, {"preprocess": (checked - began) * 1e3, "text": (self._clock() - checked) * 1e3})
         asked = observation.deadline_s if deadline_s is None else deadline_s
         request = Request(next(self._ids)) if asked is None else Request(next(self._ids), began + asked)
@@ -135,20 +135,14 @@ class Engine:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def _record(self, settings: EngineSettings) -> dict[tuple[int, bool], Callable[[], None]]:
-        """A prefix per size of a group, and a step per batch shape, with promised actions or without."""
-        pool, groups = graph_pool(self.policy.device), min(settings.group, settings.slots)
-        for count in [b for b in BUCKETS if b <= groups]:
-            self._observe.record(count)
-        steps = {}
-        for size in [b for b in BUCKETS if b <= bucket_of(settings.slots)]:
-            rows = self._slots.rows(0, size)
-            through = self._solver.acting(rows.prefix)
-            for promised in (False, True):
-                steps[size, promised] = recorded(partial(step, self._solver, rows, through, promised), self.policy.device, pool)
-        return steps
-
     def _loop(self) -> None:
+        try:
+            self._record()
+        except Exception as error:  # the constructor raises it
+            log.exception("the engine could not start")
+            self._ready.set_exception(error)
+            return
+        self._ready.set_result(None)
         while self._take_in():
             self._busy_since = self._clock()
             try:
@@ -161,6 +155,22 @@ class Engine:
             self._busy_since = None
         for job in [*self._jobs.values(), *(job for _, job in self._incoming)]:
             _answer(job, ClosedError("the engine was closed"))
+
+    @torch.inference_mode()
+    def _record(self) -> None:
+        """Buffers; a prefix per size of a group, and a step per batch shape, with promised actions or without."""
+        slots, group, rows = self._settings.slots, min(self._settings.group, self._settings.slots), self.policy.text.rows
+        pool = graph_pool(self.policy.device)
+        self._slots = Slots.empty(self._solver, bucket_of(slots), rows)
+        self._observe = RecordedPrefix(self._solver, group, rows, future=False)
+        for count in [b for b in BUCKETS if b <= group]:
+            self._observe.record(count)
+        self._steps: dict[tuple[int, bool], Callable[[], None]] = {}
+        for size in [b for b in BUCKETS if b <= bucket_of(slots)]:
+            part = self._slots.rows(0, size)
+            through = self._solver.acting(part.prefix)
+            for promised in (False, True):
+                self._steps[size, promised] = recorded(partial(step, self._solver, part, through, promised), self.policy.device, pool)
 
     def _take_in(self) -> bool:
         """Wait for something to do; False when the engine is closed."""

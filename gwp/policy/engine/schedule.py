@@ -106,10 +106,10 @@ class Schedule:
         groups: list[list[Request]] = []
         while self._line and len(self.active) < self.slots:
             room = min(len(self._line), self.slots - len(self.active), self.group)
-            # Powers of two, so that prefixes have few shapes.
-            sizes = [size for size in reversed(BUCKETS) if size <= room]
-            size = next((size for size in sizes if self._bearable(size, held)), None)
-            if size is None:
+            # Powers of two, so that prefixes have few shapes. Not fewer than could go: letting them in one by one keeps the batch small
+            # for good, while those who hold them up are done within a few steps and make room for all.
+            size = max(size for size in BUCKETS if size <= room)
+            if not self._bearable(size, held):
                 break
             groups.append([heapq.heappop(self._line)[2] for _ in range(size)])
             for request in held:
