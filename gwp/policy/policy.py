@@ -16,10 +16,10 @@ import torch
 from torch import Tensor
 
 from gwp.errors import BundleError
-from gwp.model.codecs.text import TextTable, load_text_encoder
-from gwp.model.codecs.video import load_video_codec
+from gwp.model.codecs.text import TextEncoder, TextTable, load_text_encoder
+from gwp.model.codecs.video import VideoCodec, load_video_codec
 from gwp.model.fused import FusedTransformer, TextKeys
-from gwp.model.transformer import Tokens
+from gwp.model.transformer import Tokens, WorldActionTransformer
 from gwp.model.weights import load_model
 from gwp.policy.bundle import Bundle, read_bundle
 from gwp.policy.contract import PolicyContract
@@ -67,20 +67,20 @@ class Observed:
 
 
 class Policy:
-    """A loaded policy. It holds no per-request state, so one instance may serve many robots and threads.
+    """A policy ready to act. It holds no per-request state, so one instance may serve many robots and threads.
 
+    model: not kept; its weights live on, arranged for inference, on its device and in its dtype
     steps: Euler steps of the solver instead of the bundle's own; fewer are faster and less exact
     """
 
-    def __init__(self, bundle: Bundle, device: str = "cpu", dtype: torch.dtype = torch.float32, steps: int | None = None) -> None:
+    def __init__(
+        self, bundle: Bundle, model: WorldActionTransformer, codec: VideoCodec, text: TextEncoder, steps: int | None = None
+    ) -> None:
         self.bundle = bundle
-        self.device = torch.device(device)
         self.contract = PolicyContract.from_bundle(bundle)
         self.settings = bundle.settings
-        self.codec = load_video_codec(bundle.folder / "codec")
-        self.text = TextTable(load_text_encoder(bundle.folder / "text"))
+        self.codec, self.text = codec, TextTable(text)
         self.inputs = Inputs(bundle, self.contract)
-        model = load_model(bundle.folder / "model", self.device, dtype)
         config = model.config
         if config.action_channels != self.settings.model_dim or self.codec.channels != config.in_channels:
             raise BundleError(
@@ -93,6 +93,7 @@ class Policy:
             (window.frames - 1) // self.codec.temporal,
         )
         self.solver = Solver(FusedTransformer(model), shapes, steps or self.settings.steps, self.settings.shift)
+        self.device = self.solver.model.device
         # On the CPU a recording would only copy.
         self._single = RecordedSingle(self.solver, self.text.rows) if self.device.type == "cuda" else None
         self._texts: OrderedDict[str, TextKeys] = OrderedDict()
@@ -108,7 +109,9 @@ class Policy:
         expected = registered.get("policy_id", bundle.id)
         if expected != bundle.id:
             raise BundleError(f"{uri}: registered as policy {expected}, {place} holds {bundle.id}; promote it again")
-        return cls(bundle, device, dtype, steps)
+        folder = bundle.folder
+        model = load_model(folder / "model", device, dtype)
+        return cls(bundle, model, load_video_codec(folder / "codec"), load_text_encoder(folder / "text"), steps)
 
     @property
     def id(self) -> str:

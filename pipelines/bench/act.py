@@ -19,12 +19,15 @@ from gwp.model.config import Family, Group, ModelConfig
 from gwp.model.fused import Noise
 from gwp.model.transformer import Tokens, WorldActionTransformer
 from gwp.policy.engine.engine import Engine
+from gwp.policy.engine.graphs import graph_pool, recorded
 from gwp.policy.engine.schedule import EngineSettings
 from gwp.policy.engine.solver import Prefix, Solver
 from gwp.policy.policy import Policy
 from gwp.threads import apart
 from pipelines.bench.floor import Machine, acting_floor, bare_step
+from pipelines.bench.robots import robots_table
 from pipelines.bench.sizes import SIZES, Size, observation, random_policy
+from pipelines.bench.trace import trace
 
 WARM_UP = 2
 _ACTION: tuple[Group, ...] = ("A",)
@@ -32,13 +35,17 @@ _ACTION: tuple[Group, ...] = ("A",)
 
 def bench_act(
     size: str, family: Family, batches: Sequence[int], steps: Sequence[int], repeats: int, threads: int, device: str = "cpu",
-    dtype: str = "float32", robots: int = 16,
+    dtype: str = "float32", robots: int = 16, codec: str = "pca", p99_ms: float | None = None, seconds: float = 10.0,
+    trace_to: str | None = None,
 ) -> dict[str, Any]:
-    """Everything that `gwp bench act` prints for one family. The first of `batches` and of `steps` is the one of the comparisons."""
+    """Everything that `gwp bench act` prints for one family. The first of `batches` and of `steps` is the one of the comparisons.
+
+    p99_ms: also find how many robots one engine answers within it, `seconds` per crowd; trace_to: file for a profile of requests
+    """
     torch.set_num_threads(threads)
     shape = SIZES[size]
     config = shape.config(family)
-    policy = apart(lambda: random_policy(shape, family, steps[0], device, getattr(torch, dtype)))
+    policy = apart(lambda: random_policy(shape, family, steps[0], device, getattr(torch, dtype), codec))
     solver = policy.solver
     rows, columns = shape.latent
     tokens = {"prefix": 1 + rows * columns // 4, "action": shape.chunk, "future": rows * columns // 4, "text": shape.text[0]}
@@ -60,13 +67,16 @@ def bench_act(
     prefix_tokens[config.expert_of["R"]] = prefix_tokens.get(config.expert_of["R"], 0) + tokens["prefix"] - 1
     floor = acting_floor(solver.model, prefix_tokens, shape.chunk, shape.text[0], batches[0], steps[0], machine)
     p50 = {name: value["p50"] for name, value in ms.items()}
-    phases = apart(lambda: _phases(policy, shape, repeats))
+    phases, request = apart(lambda: _requests(policy, shape, repeats))
+    traced = apart(lambda: trace(policy, shape, trace_to)) if trace_to else None
     engine = _engine(policy, shape, robots, max(3, repeats // 4))
     return {
         "size": size, "family": family, "parameters": _parameters(config), "batch": batches[0], "steps": steps[0], "tokens": tokens,
         "hardware": _hardware(policy.device), "device": str(policy.device), "dtype": dtype, "threads": threads, "torch": torch.__version__,
         "warm_up": WARM_UP, "repeats": repeats, "cached": "prefix keys in act, step, imagine, joint_cached; text keys everywhere",
-        "ms": ms, "by_batch": by_batch, "by_steps": by_steps, "phases_ms": phases, "engine": engine,
+        "ms": ms, "by_batch": by_batch, "by_steps": by_steps, "phases_ms": phases,
+        "request_ms": request, "engine": engine, "codec": codec,
+        "crowds": robots_table(policy, shape, p99_ms, seconds) if p99_ms else None, "trace": traced,
         "ratios": {
             "act_vs_joint": p50["joint"] / p50["act"],
             "act_vs_joint_cached": p50["joint_cached"] / p50["act"],
@@ -144,21 +154,30 @@ def _cases(solver: Solver, given: _Given) -> dict[str, Callable[[], object]]:
 
 def _measure(cases: dict[str, Callable[[], object]], repeats: int, device: torch.device) -> dict[str, dict[str, float]]:
     times: dict[str, list[float]] = {name: [] for name in cases}
+    # On a GPU every side is one graph.
+    runs, pool = {}, graph_pool(device)
+    for name, case in cases.items():
+        runs[name] = recorded(case, device, pool)
     for turn in range(WARM_UP + repeats):
-        for name, run in cases.items():
+        for name, run in runs.items():
             begin = time.perf_counter()
             run()
             if device.type == "cuda":
                 torch.cuda.synchronize(device)
             if turn >= WARM_UP:
                 times[name].append((time.perf_counter() - begin) * 1e3)
-    return {name: {f"p{q}": float(np.percentile(values, q)) for q in (50, 95, 99)} for name, values in times.items()}
+    return {name: _percentiles(values) for name, values in times.items()}
 
 
-def _phases(policy: Policy, shape: Size, repeats: int) -> dict[str, float]:
-    """Medians over whole requests, from image to actions in robot units."""
+def _percentiles(values: Sequence[float]) -> dict[str, float]:
+    return {f"p{q}": float(np.percentile(values, q)) for q in (50, 95, 99)}
+
+
+def _requests(policy: Policy, shape: Size, repeats: int) -> tuple[dict[str, float], dict[str, float]]:
+    """Whole requests, from image to actions in robot units: the median of each phase, and percentiles of the whole."""
     seen = [policy.act(observation(shape, seed)).timings for seed in range(WARM_UP + repeats)][WARM_UP:]
-    return {name: float(np.median([timings[name] for timings in seen])) for name in seen[0]}
+    phases = {name: float(np.median([timings[name] for timings in seen])) for name in seen[0]}
+    return phases, _percentiles([timings["total"] for timings in seen])
 
 
 def _engine(policy: Policy, shape: Size, robots: int, rounds: int) -> dict[str, float]:

@@ -24,14 +24,35 @@ def table(r: dict[str, Any]) -> str:
         "  acting by batch: " + ", ".join(
             f"{b}: {ms['p50']:.1f} ms ({int(b) * 1e3 / ms['p50']:.1f} chunks/s)" for b, ms in r["by_batch"].items()),
         "  acting by steps: " + ", ".join(f"{n}: {ms['p50']:.1f} ms" for n, ms in r["by_steps"].items()),
-        "  one request: " + ", ".join(f"{name} {ms:.1f}" for name, ms in r["phases_ms"].items()) + " ms",
+        f"  whole request: p50 {r['request_ms']['p50']:.1f}  p95 {r['request_ms']['p95']:.1f}  p99 {r['request_ms']['p99']:.1f} ms",
+        "  of which: " + ", ".join(f"{name} {ms:.1f}" for name, ms in r["phases_ms"].items()) + " ms",
         f"  engine: {engine['robots']} robots at once {together:.0f} ms, in turn {one_by_one:.0f} ms ({engine['throughput_ratio']:.2f}x)",
         f"  engine: one robot {engine['alone_ms']:.1f} ms, without the engine {engine['direct_ms']:.1f} ms ({engine['alone_ratio']:.2f}x)",
         f"  this machine: {floors['gflops_per_s']:.0f} GFLOP/s in one large product, {floors['gb_per_s']:.1f} GB/s reading",
         f"  floor of acting: {floors['gflop']:.1f} GFLOP, {floors['weights_gb']:.2f} GB of weights: {floors['ms']:.1f} ms",
         f"  acting is {floors['distance']:.2f}x its floor",
+        *_crowds(r["crowds"]),
+        *_trace(r["trace"]),
         "  ratios: " + ", ".join(f"{name} {value:.2f}" for name, value in r["ratios"].items()),
     ])
+
+
+def _crowds(crowds: dict[str, Any] | None) -> list[str]:
+    if crowds is None:
+        return []
+    rows = [
+        f"    {row['robots']:4} robots  p50 {row['p50']:8.1f}  p95 {row['p95']:8.1f}  p99 {row['p99']:8.1f} ms  {row['requests']} requests"
+        for row in crowds["rows"]
+    ]
+    return [f"  robots that ask every {crowds['period_s']:.2f} s, {crowds['seconds']:g} s each:", *rows,
+            f"  robots with p99 within {crowds['bound_ms']:g} ms: {crowds['robots']}"]
+
+
+def _trace(rows: list[dict[str, Any]] | None) -> list[str]:
+    if rows is None:
+        return []
+    lines = [f"    {row['ms']:8.3f} ms  {row['calls']:7.1f} calls  {row['name'][:80]}" for row in rows]
+    return ["  most of a request:", *lines]
 
 
 def draw(results: Sequence[dict[str, Any]]) -> bytes:

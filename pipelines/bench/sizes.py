@@ -1,7 +1,5 @@
 """Models to measure: time does not depend on the values of weights, so they are random; shapes are what counts."""
 
-import json
-import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,9 +12,10 @@ from gwp.data.stats import FeatureStats, Stats
 from gwp.data.window import Window
 from gwp.model.codecs.hashed import HashedTextEncoder
 from gwp.model.codecs.pca import PcaCodec
+from gwp.model.codecs.wan import WanCodec
 from gwp.model.config import Family, ModelConfig
-from gwp.model.weights import build_model, save_weights
-from gwp.policy.bundle import PolicySettings, seal
+from gwp.model.transformer import WorldActionTransformer
+from gwp.policy.bundle import Bundle, PolicySettings
 from gwp.policy.policy import Policy
 from gwp.protocol.messages import Observation
 
@@ -47,6 +46,8 @@ class Size:
         )
 
 
+WAN_SPATIAL = 16
+
 SIZES = {
     # The demo's model.
     "tiny": Size(4, 4, 32, 512, (96, 384), 24, (8, 8), 8, 12, 8, (8, 64)),
@@ -57,36 +58,57 @@ SIZES = {
 }
 
 
-def random_policy(size: Size, family: Family, steps: int, device: str, dtype: torch.dtype) -> Policy:
-    """A whole policy of this shape with random weights and the linear codec, through the ordinary bundle."""
+def random_policy(size: Size, family: Family, steps: int, device: str, dtype: torch.dtype, codec: str = "pca") -> Policy:
+    """A whole policy of this shape with random weights, made where they will be used.
+
+    codec: `pca`, or `wan` for the released architecture, which takes its time
+    """
     (rows, columns), names = size.latent, tuple(f"joint {i}" for i in range(size.dims))
     arm = Embodiment(name="arm", fps=30, state_names=names, action_names=names, cameras={"front": "front"}, chunk=size.chunk,
                      replan=size.chunk // 2)
     feature = FeatureStats(*(np.full(size.dims, value) for value in (0.0, 0.5, -1.0, 1.0, -0.9, 0.9)))
-    height, width = rows * size.spatial, columns * size.spatial
     settings = PolicySettings(
-        family=family, model_dim=size.dims, canvas=Canvas(layout="single", width=width, height=height),
+        family=family, model_dim=size.dims, canvas=Canvas(layout="single", width=columns * size.spatial, height=rows * size.spatial),
         window=Window(chunk=size.chunk, stride=size.chunk // 4), steps=steps,
     )
-    parts = {
-        "policy": settings.model_dump(mode="json"), "embodiments": {"arm": arm.model_dump(mode="json")},
-        "stats": {"arm": Stats(feature, feature).to_json()}, "lineage": {"made_by": "gwp bench"},
-    }
-    with tempfile.TemporaryDirectory(prefix="gwp-bench-") as scratch:
-        folder = Path(scratch)
-        config = size.config(family)
-        save_weights(folder / "model", config, build_model(config, seed=0).state_dict())
-        noise = torch.randint(0, 256, (2, 5, 4 * size.spatial, 4 * size.spatial, 3), dtype=torch.uint8)
-        PcaCodec.fit([noise], channels=size.channels, spatial=size.spatial).save(folder / "codec")
-        HashedTextEncoder(dim=size.text[1], rows=size.text[0]).save(folder / "text")
-        for name, part in parts.items():
-            (folder / f"{name}.json").write_text(json.dumps(part))
-        seal(folder)
-        return Policy.load(folder, device, dtype)
+    bundle = Bundle(Path(f"random {family}"), "random", settings, {"arm": arm}, {"arm": Stats(feature, feature).to_json()}, {})
+    model = _random_model(size.config(family), torch.device(device), dtype)
+    made = _random_wan(size.channels, dtype) if codec == "wan" else _random_pca(size)
+    return Policy(bundle, model, made, HashedTextEncoder(dim=size.text[1], rows=size.text[0]))
 
 
-def observation(size: Size, seed: int) -> Observation:
+def _random_model(config: ModelConfig, device: torch.device, dtype: torch.dtype) -> WorldActionTransformer:
+    with torch.device("meta"):
+        model = WorldActionTransformer(config)
+    model = model.to(dtype).to_empty(device=device)
+    generator = torch.Generator(device).manual_seed(0)
+    for name, parameter in model.named_parameters():
+        with torch.no_grad():
+            if parameter.ndim > 1:
+                parameter.normal_(std=parameter.shape[-1] ** -0.5, generator=generator)
+            else:
+                parameter.fill_(float(name.endswith("weight")))
+    return model.eval()
+
+
+def _random_pca(size: Size) -> PcaCodec:
+    noise = torch.randint(0, 256, (2, 5, 4 * size.spatial, 4 * size.spatial, 3), dtype=torch.uint8)
+    return PcaCodec.fit([noise], channels=size.channels, spatial=size.spatial)
+
+
+def _random_wan(channels: int, dtype: torch.dtype) -> WanCodec:
+    from diffusers import AutoencoderKLWan
+
+    vae = AutoencoderKLWan(
+        base_dim=160, decoder_base_dim=256, z_dim=channels, dim_mult=[1, 2, 4, 4], num_res_blocks=2, attn_scales=[],
+        temperal_downsample=[False, True, True], is_residual=True, in_channels=12, out_channels=12, patch_size=2,
+        latents_mean=[0.0] * channels, latents_std=[1.0] * channels,
+    )
+    return WanCodec(vae, str(dtype).removeprefix("torch."))
+
+
+def observation(size: Size, seed: int, prompt: str = "put it there") -> Observation:
     """What a robot of `random_policy` would send."""
     rng = np.random.default_rng(seed)
     image = rng.integers(0, 256, (240, 320, 3), np.uint8)
-    return Observation({"front": image}, rng.uniform(-0.5, 0.5, size.dims).astype(np.float32), "put it there", seed=seed)
+    return Observation({"front": image}, rng.uniform(-0.5, 0.5, size.dims).astype(np.float32), prompt, seed=seed)

@@ -20,6 +20,11 @@ def add(subparsers: Any) -> None:
     act.add_argument("--threads", type=int, default=2, help="torch threads (default: 2)")
     act.add_argument("--device", default="cpu", help="cpu or cuda (default: cpu)")
     act.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
+    act.add_argument("--codec", choices=("auto", "pca", "wan"), default="auto",
+                     help="auto: wan at the released size (random weights), else pca, which costs next to nothing")
+    act.add_argument("--p99", type=float, metavar="MS", help="also: how many robots one engine answers within MS milliseconds")
+    act.add_argument("--seconds", type=float, default=10.0, help="of each crowd of robots, with --p99 (default: 10)")
+    act.add_argument("--trace", metavar="FILE", help="write a Chrome trace of some requests, and print what takes most")
     act.add_argument("--json", metavar="FILE", help="write the figures there too")
     act.add_argument("--plot", metavar="FILE", help="write a picture (PNG) there")
     act.set_defaults(run=run_act)
@@ -41,13 +46,20 @@ def run_act(args: argparse.Namespace) -> None:
     from gwp.errors import GwpError
     from pipelines.bench.act import bench_act
     from pipelines.bench.show import draw, table
+    from pipelines.bench.sizes import SIZES, WAN_SPATIAL
 
     if args.device.startswith("cuda") and not torch.cuda.is_available():
         raise GwpError("--device cuda: this torch sees no GPU; see `gwp doctor`, or use --device cpu")
+    codec = {"auto": "wan" if args.size == "released" else "pca"}.get(args.codec, args.codec)
+    if codec == "wan" and SIZES[args.size].spatial != WAN_SPATIAL:
+        raise GwpError(f"--codec wan: its latents have {WAN_SPATIAL} pixels a side, those of --size {args.size} "
+                       f"{SIZES[args.size].spatial}; take --size mid or released")
+    families = ("gwp0", "gwp05") if args.family == "both" else (args.family,)
     results = []
-    how = (args.batch, args.steps, args.repeats, args.threads, args.device, args.dtype, args.robots)
-    for family in ("gwp0", "gwp05") if args.family == "both" else (args.family,):
-        results.append(bench_act(args.size, family, *how))
+    how = (args.batch, args.steps, args.repeats, args.threads, args.device, args.dtype, args.robots, codec, args.p99, args.seconds)
+    for family in families:
+        trace_to = args.trace and str(Path(args.trace).with_stem(f"{Path(args.trace).stem}-{family}") if len(families) > 1 else args.trace)
+        results.append(bench_act(args.size, family, *how, trace_to))
         print(table(results[-1]), flush=True)
     if args.json:
         Path(args.json).write_text(json.dumps({r["family"]: r for r in results}, indent=1))

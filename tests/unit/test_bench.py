@@ -15,7 +15,7 @@ from pipelines.bench.sizes import SIZES, random_policy
 def test_the_verb_writes_every_figure_and_a_picture(tmp_path, family):
     figures, picture = tmp_path / "act.json", tmp_path / "act.png"
     command = ["bench", "act", "--size", "tiny", "--family", family, "--batch", "2,1", "--steps", "2,1", "--repeats", "2", "--robots", "3",
-               "--json", str(figures), "--plot", str(picture)]
+               "--p99", "40", "--seconds", "1", "--trace", str(tmp_path / "trace.json"), "--json", str(figures), "--plot", str(picture)]
     done = subprocess.run([sys.executable, "-m", "pipelines.cli", *command], capture_output=True, text=True, timeout=120, check=False)
     assert done.returncode == 0, done.stderr
     result = json.loads(figures.read_text())[family]
@@ -27,6 +27,12 @@ def test_the_verb_writes_every_figure_and_a_picture(tmp_path, family):
     assert result["by_batch"].keys() == {"1", "2"}
     assert result["by_steps"].keys() == {"1", "2"}
     assert {"hardware", "dtype", "threads", "torch", "warm_up", "cached"} <= result.keys()
+    crowds = result["crowds"]
+    held = {row["robots"] for row in crowds["rows"] if row["p99"] <= 40}
+    assert crowds["robots"] == max(held, default=0)
+    assert any(row["p99"] > 40 for row in crowds["rows"])
+    assert result["trace"][0]["ms"] >= result["trace"][1]["ms"] > 0
+    assert "traceEvents" in json.loads((tmp_path / "trace.json").read_text())
     assert picture.read_bytes().startswith(b"\x89PNG")
     for name in wanted:
         assert name in done.stdout
@@ -45,6 +51,13 @@ def test_the_floor_counts_what_a_chunk_needs():
     attention = size.layers * 4 * 128 * (17 * (17 + 8) + 2 * size.chunk * (17 + size.chunk + 8))
     assert floor["gflop"] == pytest.approx((2 * blocks * (17 + 2 * size.chunk) + attention) / 1e9)
     assert floor["ms"] == pytest.approx(floor["gflop"] * 1e3)
+
+
+def test_the_video_codec_must_fit_the_size():
+    command = [sys.executable, "-m", "pipelines.cli", "bench", "act", "--size", "tiny", "--codec", "wan"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 2
+    assert "--size mid" in done.stderr
 
 
 def test_a_gpu_that_is_not_there_is_one_clear_error():

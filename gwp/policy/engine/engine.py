@@ -165,7 +165,7 @@ class Engine:
         self._observe = RecordedPrefix(self._solver, group, rows, future=False)
         for count in [b for b in BUCKETS if b <= group]:
             self._observe.record(count)
-        self._steps: dict[tuple[int, bool], Callable[[], None]] = {}
+        self._steps: dict[tuple[int, bool], Callable[[], object]] = {}
         for size in [b for b in BUCKETS if b <= bucket_of(slots)]:
             part = self._slots.rows(0, size)
             through = self._solver.acting(part.prefix)

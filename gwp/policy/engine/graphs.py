@@ -19,7 +19,7 @@ from gwp.policy.engine.solver import Prefix, Solver
 _WARM_UP = 3
 
 
-def recorded(work: Callable[[], None], device: torch.device, pool: Any = None) -> Callable[[], None]:
+def recorded(work: Callable[[], object], device: torch.device, pool: Any = None) -> Callable[[], object]:
     """`work` as something to call again and again. On a GPU it is run a few times now, so it must do no harm to its buffers.
 
     pool: of `graph_pool`; graphs that never run at the same time may share one, because nothing they allocate outlives them
@@ -57,7 +57,7 @@ class RecordedPrefix:
         self._state = torch.zeros(count, 1, config.action_channels, device=device)
         self._reference = torch.zeros(count, C, 1, h, w, device=device)
         self._prefix = solver.empty(count, text_rows, config.experts, future)
-        self._passes: dict[int, Callable[[], None]] = {}
+        self._passes: dict[int, Callable[[], object]] = {}
 
     def record(self, count: int) -> None:
         """Prepare for `count` observations at once."""
@@ -94,7 +94,7 @@ class RecordedSingle:
         self._prefix = solver.empty(1, text_rows, {model.config.expert_of["A"]}, future=False)
         self._noise, self._given, self._out = (torch.zeros(shape, device=model.device) for _ in range(3))
         self._committed = torch.zeros(shape[:2], dtype=torch.bool, device=model.device)
-        self._loops: dict[bool, Callable[[], None]] = {}
+        self._loops: dict[bool, Callable[[], object]] = {}
         self._alone = threading.Lock()
 
     def observe(self, state: Tensor, reference: Tensor, text: TextKeys, embodiment: Tensor) -> Prefix:

@@ -1,0 +1,96 @@
+"""How many robots one engine can hold: every robot asks at its own moments, whether it was answered or not, as a control loop does."""
+
+import itertools
+import threading
+import time
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor, wait
+from dataclasses import asdict, dataclass
+
+import numpy as np
+
+from gwp.policy.engine.engine import Engine
+from gwp.policy.engine.schedule import BUCKETS, EngineSettings
+from gwp.policy.policy import Policy
+from gwp.protocol.messages import ActionChunk
+from pipelines.bench.sizes import Size, observation
+
+_PROMPTS = 4
+_SUBMITTERS = 8
+
+
+@dataclass(frozen=True)
+class Crowd:
+    """Milliseconds from the moment a robot asks to its chunk."""
+
+    robots: int
+    requests: int
+    p50: float
+    p95: float
+    p99: float
+
+
+def robots_table(policy: Policy, size: Size, bound_ms: float, seconds: float) -> dict[str, object]:
+    """Crowds of growing size, and the largest whose 99th percentile stays within the bound.
+
+    Each robot asks once per replan interval of the embodiment, at a random phase. seconds: of each crowd
+    """
+    embodiment = next(iter(policy.bundle.embodiments.values()))
+    period, rows = embodiment.replan / embodiment.fps, []
+    with Engine(policy, EngineSettings(slots=BUCKETS[-1])) as engine:
+        engine.warm_up([observation(size, 0)])
+
+        def holds(robots: int) -> bool:
+            rows.append(_crowd(engine, size, robots, period, seconds))
+            return rows[-1].p99 <= bound_ms
+
+        most, above = 0, 1
+        while holds(above):
+            most, above = above, above * 2
+        # Between the last that held and the first that did not, to about an eighth.
+        while above - most > max(1, most // 8):
+            middle = (most + above) // 2
+            most, above = (middle, above) if holds(middle) else (most, middle)
+    return {"bound_ms": bound_ms, "robots": most, "period_s": period, "seconds": seconds,
+            "rows": [asdict(row) for row in sorted(rows, key=lambda row: row.robots)]}
+
+
+def _crowd(engine: Engine, size: Size, robots: int, period: float, seconds: float) -> Crowd:
+    seen = [observation(size, i, f"put it at place {i % _PROMPTS}") for i in range(min(robots, 64))]
+    for one in seen[:_PROMPTS]:
+        engine.act(one)
+    latencies: list[float] = []
+    lock = threading.Lock()
+
+    def answered(future: "Future[ActionChunk]", due: float) -> None:
+        future.result()
+        with lock:
+            latencies.append((time.monotonic() - due) * 1e3)
+
+    def ask(robot: int, due: float) -> "Future[ActionChunk]":
+        future = engine.submit(seen[robot % len(seen)])
+        future.add_done_callback(lambda done: answered(done, due))
+        return future
+
+    begin = time.monotonic() + 0.05
+    with ThreadPoolExecutor(_SUBMITTERS) as pool:
+        asked = []
+        for offset, robot in _moments(robots, period, seconds):
+            time.sleep(max(0.0, begin + offset - time.monotonic()))
+            asked.append(pool.submit(ask, robot, begin + offset))
+            if engine.load[0] > 2 * robots:
+                # Each waits twice already: more of the same would only make the run longer.
+                break
+        wait([f.result() for f in asked], timeout=600)
+    p50, p95, p99 = (float(x) for x in np.percentile(latencies, (50, 95, 99)))
+    return Crowd(robots, len(latencies), p50, p95, p99)
+
+
+def _moments(robots: int, period: float, seconds: float) -> Iterator[tuple[float, int]]:
+    """(seconds from the start, robot), in order; the same for the same number of robots."""
+    phases = np.sort(np.random.default_rng(robots).uniform(0, period, robots))
+    for turn in itertools.count():
+        if turn * period >= seconds:
+            return
+        for robot, phase in enumerate(phases):
+            yield turn * period + float(phase), robot
