@@ -12,17 +12,12 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from gwp.model.block import Block, ExpertBlock
 from gwp.model.config import GROUPS, Group
 from gwp.model.layers import unpatchify
+from gwp.model.products import PackedLinear, attention
 from gwp.model.transformer import SEGMENTS, Tokens, Velocity, WorldActionTransformer, rotary
-
-# Numbers in a weight from which on packing pays: a call of the packed product takes 15 microseconds more to begin.
-_PACKED = 1 << 16
-# Keys up to which plain products with all scores in memory are faster than the fused kernel; on the CPU, where it blocks badly then.
-_FEW_KEYS = 192
 
 
 @dataclass(frozen=True)
@@ -76,59 +71,20 @@ class Cache:
     places: dict[Group, tuple[int, int]]
 
 
-class _Linear:
-    """`x W^T + b`, with the weight in the layout that the machine multiplies fastest; then tanh-GELU, or `add`, if asked for.
-
-    fp32 on the CPU: MKL packs the weight anew in every call, which costs a small batch of tokens up to half its time; oneDNN takes it
-    packed beforehand, and does what follows on the way out. For narrow weights MKL is faster when they lie transposed.
-    """
-
-    def __init__(self, *parts: nn.Linear) -> None:
-        one = len(parts) == 1
-        weight = parts[0].weight.detach() if one else torch.cat([part.weight for part in parts])
-        self.bias = parts[0].bias.detach() if one else torch.cat([part.bias for part in parts])
-        exact = weight.device.type == "cpu" and weight.dtype == torch.float32
-        self.packed = exact and weight.numel() >= _PACKED and _can_pack()
-        if self.packed:
-            self.weight = torch.ops.mkldnn._reorder_linear_weight(weight, None)
-        else:
-            self.weight = weight.t().contiguous().t() if exact else weight
-
-    def __call__(self, x: Tensor, gelu: bool = False, add: Tensor | None = None) -> Tensor:
-        if not self.packed:
-            y = F.linear(x, self.weight, self.bias)
-            y = F.gelu(y, approximate="tanh") if gelu else y
-            return y if add is None else y.add_(add)
-        # The overloads by name: choosing one takes as long as a small product.
-        packed = torch.ops.mkldnn._linear_pointwise
-        if add is not None:
-            out: Tensor = packed.binary(x, add, self.weight, self.bias, "add")
-        elif gelu:
-            out = packed.default(x, self.weight, self.bias, "gelu", [], "tanh")
-        else:
-            out = packed.default(x, self.weight, self.bias, "none", [], "")
-        return out
-
-
-def _can_pack() -> bool:
-    # What torch's own compiler calls; it may change with torch, and then the ordinary product does.
-    return torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")
-
-
 @dataclass(frozen=True)
 class _Layer:
     """One expert of one layer; norms in fp32."""
 
-    qkv: _Linear
+    qkv: PackedLinear
     qk_norm: Tensor
-    out: _Linear
+    out: PackedLinear
     norm2: tuple[Tensor, Tensor]
-    text_q: _Linear
-    text_kv: _Linear
+    text_q: PackedLinear
+    text_kv: PackedLinear
     text_norm: Tensor
-    text_out: _Linear
-    up: _Linear
-    down: _Linear
+    text_out: PackedLinear
+    up: PackedLinear
+    down: PackedLinear
 
 
 @dataclass(frozen=True)
@@ -170,21 +126,21 @@ class Pass:
     embodiment: Tensor
 
 
-def _pack(block: ExpertBlock, scale: float) -> _Layer:
+def _pack(block: ExpertBlock, scale: float, int8: bool) -> _Layer:
     joint, cross, feed = block.attn1, block.attn2, block.ffn.net
     return _Layer(
-        qkv=_Linear(joint.to_q, joint.to_k, joint.to_v),
+        qkv=PackedLinear(joint.to_q, joint.to_k, joint.to_v, int8=int8),
         # Attention then needs no scale of its own.
         qk_norm=torch.stack([joint.norm_q.weight.float() * scale, joint.norm_k.weight.float()]),
-        out=_Linear(_linear(joint.to_out[0])),
+        out=PackedLinear(_linear(joint.to_out[0]), int8=int8),
         norm2=(block.norm2.weight.float(), block.norm2.bias.float()),
-        text_q=_Linear(cross.to_q),
-        text_kv=_Linear(cross.to_k, cross.to_v),
+        text_q=PackedLinear(cross.to_q, int8=int8),
+        text_kv=PackedLinear(cross.to_k, cross.to_v, int8=int8),
         # No rotation stands between the two norms of cross-attention, so the query's weight may go into the cached keys.
         text_norm=cross.norm_k.weight.float() * cross.norm_q.weight.float() * scale,
-        text_out=_Linear(_linear(cross.to_out[0])),
-        up=_Linear(_linear(feed[0].get_submodule("proj"))),
-        down=_Linear(_linear(feed[2])),
+        text_out=PackedLinear(_linear(cross.to_out[0]), int8=int8),
+        up=PackedLinear(_linear(feed[0].get_submodule("proj")), int8=int8),
+        down=PackedLinear(_linear(feed[2]), int8=int8),
     )
 
 
@@ -193,9 +149,12 @@ class FusedTransformer:
 
     The model itself is not kept: dropped by its owner, its blocks leave memory. Every method is to be called in
     `torch.inference_mode()`, with tensors on the model's device.
+
+    int8: experts whose products are computed in 8 bits (CPU, fp32). Inputs are scaled by the largest number of a call, so that a
+    result then depends on everything it is computed together with.
     """
 
-    def __init__(self, model: WorldActionTransformer) -> None:
+    def __init__(self, model: WorldActionTransformer, int8: Collection[str] = ()) -> None:
         self.config = model.config
         self.dtype, self.device = model.proj_out.weight.dtype, model.proj_out.weight.device
         self._conditions = {e: model.condition(e) for e in self.config.experts}
@@ -206,7 +165,7 @@ class FusedTransformer:
         blocks = [block for block in model.blocks if isinstance(block, Block)]
         with torch.inference_mode():
             scale = self.config.attention_head_dim**-0.5
-            self.layers = [{e: _pack(block.expert(e), scale) for e in self.config.experts} for block in blocks]
+            self.layers = [{e: _pack(block.expert(e), scale, e in int8) for e in self.config.experts} for block in blocks]
         self._tables = [{e: block.expert(e).scale_shift_table for e in self.config.experts} for block in blocks]
         self._out_tables = dict(model.out_tables.items())
 
@@ -368,15 +327,6 @@ class FusedTransformer:
 
 # Tokens of a stream, and the six modulations of their noise.
 _Mod = tuple[slice, tuple[Tensor, ...]]
-
-
-def attention(q: Tensor, keys: Tensor, values: Tensor) -> Tensor:
-    """softmax(q k) v from `[B, H, L, h]`, `[B, H, h, N]` and `[B, H, N, h]` to `[B, L, H * h]`; the scale is in the queries."""
-    if q.device.type == "cpu" and values.shape[2] <= _FEW_KEYS:
-        out = torch.softmax(q @ keys, -1) @ values
-    else:
-        out = F.scaled_dot_product_attention(q, keys.mT, values, scale=1.0)
-    return out.transpose(1, 2).flatten(2)
 
 
 def _runs(pieces: list[_Piece], keys: Tensor, values: Tensor) -> list[tuple[slice, Tensor, Tensor]]:

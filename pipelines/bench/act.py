@@ -6,7 +6,7 @@ All sides use the same kernels, weights and dtype; cases are interleaved, so tha
 import os
 import platform
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
@@ -63,6 +63,10 @@ def bench_act(
             )
 
     machine, ms, by_batch, by_steps = apart(passes)
+    eight = None
+    if family == "gwp05" and device == "cpu" and dtype == "float32":
+        eight = apart(lambda: _eight_bits(policy, random_policy(shape, family, steps[0], device, torch.float32, codec, int8=True),
+                                          batches[0], shape, repeats))
     prefix_tokens = {config.expert_of["S"]: 1}
     prefix_tokens[config.expert_of["R"]] = prefix_tokens.get(config.expert_of["R"], 0) + tokens["prefix"] - 1
     floor = acting_floor(solver.model, prefix_tokens, shape.chunk, shape.text[0], batches[0], steps[0], machine)
@@ -75,7 +79,7 @@ def bench_act(
         "hardware": _hardware(policy.device), "device": str(policy.device), "dtype": dtype, "threads": threads, "torch": torch.__version__,
         "warm_up": WARM_UP, "repeats": repeats, "cached": "prefix keys in act, step, imagine, joint_cached; text keys everywhere",
         "ms": ms, "by_batch": by_batch, "by_steps": by_steps, "phases_ms": phases,
-        "request_ms": request, "engine": engine, "codec": codec,
+        "request_ms": request, "engine": engine, "codec": codec, "int8": eight,
         "crowds": robots_table(policy, shape, p99_ms, seconds) if p99_ms else None, "trace": traced,
         "ratios": {
             "act_vs_joint": p50["joint"] / p50["act"],
@@ -114,8 +118,8 @@ class _Given:
         return cls(state, reference, randn(solver.shapes.chunk, d), randn(C, solver.shapes.future, h, w), prefix)
 
 
-def _acting(solver: Solver, given: _Given) -> Callable[[], object]:
-    def act() -> object:
+def _acting(solver: Solver, given: _Given) -> Callable[[], Tensor]:
+    def act() -> Tensor:
         solver.observe(given.state, given.reference, given.prefix.text, given.prefix.embodiment, given.prefix.cache)
         return solver.act(given.prefix, given.action)
 
@@ -152,7 +156,18 @@ def _cases(solver: Solver, given: _Given) -> dict[str, Callable[[], object]]:
     }
 
 
-def _measure(cases: dict[str, Callable[[], object]], repeats: int, device: torch.device) -> dict[str, dict[str, float]]:
+def _eight_bits(exact: Policy, rough: Policy, batch: int, shape: Size, repeats: int) -> dict[str, float]:
+    """Acting with the wide expert in 8 bits beside the same in fp32, and how far its normalised actions are off."""
+    with torch.inference_mode():
+        given = {name: _Given.draw(policy.solver, batch, shape.text[0]) for name, policy in (("exact", exact), ("int8", rough))}
+        runs = {"exact": _acting(exact.solver, given["exact"]), "int8": _acting(rough.solver, given["int8"])}
+        ms = _measure(runs, repeats, exact.device)
+        error = runs["int8"]() - runs["exact"]()
+    return {"act_ms": ms["int8"]["p50"], "gain": ms["exact"]["p50"] / ms["int8"]["p50"], "rms": float(error.square().mean().sqrt()),
+            "max": float(error.abs().max())}
+
+
+def _measure(cases: Mapping[str, Callable[[], object]], repeats: int, device: torch.device) -> dict[str, dict[str, float]]:
     times: dict[str, list[float]] = {name: [] for name in cases}
     # On a GPU every side is one graph.
     runs, pool = {}, graph_pool(device)

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from gwp.model.fused import FusedTransformer, attention
+from gwp.model.fused import FusedTransformer
+from gwp.model.products import attention
 from gwp.policy.engine.solver import Prefix
 
 
