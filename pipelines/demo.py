@@ -90,6 +90,7 @@ class _Demo:
         from pipelines import evaluate
         from pipelines.export import export
         from pipelines.promote import promote, register
+        from pipelines.studies import seams_study, steps_study
         from serve.app import deploy, replica_counts
         from serve.config import ServeApp
 
@@ -125,6 +126,8 @@ class _Demo:
             self.media.imagined = evaluate.imagined(policy, labelled, clips=len(size.tasks))
             latency = evaluate.latency(policy, evaluate.first_observation(policy, labelled), size.latency_repeats)
             self.media.latency = {"act_ms": latency.act_ms, "joint_ms": latency.joint_ms}
+            steps, seams = steps_study(policy, labelled, (10, 4, 2, 1)), seams_study(policy, labelled)
+            self.media.steps, self.media.seams = [asdict(row) for row in steps], asdict(seams)
             baselines = {
                 "random": evaluate.random_success(list(size.tasks), size.baseline_episodes, size.max_steps),
                 "blind": evaluate.blind_success(list(size.tasks), size.baseline_episodes, size.max_steps),
@@ -225,6 +228,8 @@ class _Demo:
             "policy": {"id": policy.id, "version": str(version), "alias": "champion", "family": policy.settings.family},
             "open_loop": {k: getattr(open_loop, k) for k in ("mse", "mse_hold", "mse_mean", "windows")},
             "closed_loop": closed,
+            "steps": self.media.steps,
+            "seams": self.media.seams,
             "latency": {"act_ms_p50": act, "joint_ms_p50": joint, "ratio": joint / act},
             "fleet": {
                 "robots": self.size.robots, "requests": len(fleet.requests), "failed": fleet.failed, "p50_ms": fleet.latency_ms(50),

@@ -51,7 +51,7 @@ class Recording:
     """One recorded episode as the robot would have seen it."""
 
     def __init__(self, data: LeRobotSet, episode: Episode, embodiment: Embodiment) -> None:
-        self._data, self.episode, self._embodiment = data, episode, embodiment
+        self._data, self.episode, self.embodiment = data, episode, embodiment
         table = pq.read_table(io.BytesIO(storage.read_bytes(storage.join(data.uri, episode.data_file))))
         if "episode_index" in table.column_names:
             table = table.filter(pc.equal(table["episode_index"], episode.index))
@@ -63,7 +63,7 @@ class Recording:
     def views(self, steps: list[int]) -> dict[str, np.ndarray]:
         """Camera key -> uint8 `[n, H, W, 3]` at these steps; steps past the end show the last frame."""
         result = {}
-        for key in self._embodiment.cameras.values():
+        for key in self.embodiment.cameras.values():
             if key not in self.episode.videos:
                 raise DataError(f"{self._data.uri}: no camera {key}; the set has {', '.join(self._data.cameras)}")
             span = self.episode.videos[key]
@@ -77,7 +77,7 @@ class Recording:
         """What the robot would have sent at these steps."""
         views = self.views(steps)
         return [
-            Observation({k: v[i] for k, v in views.items()}, self.state[s], self.episode.text, self._embodiment.name)
+            Observation({k: v[i] for k, v in views.items()}, self.state[s], self.episode.text, self.embodiment.name)
             for i, s in enumerate(steps)
         ]
 

@@ -27,6 +27,10 @@ class ReportData:
     """Names of the d action dimensions, recorded and predicted actions [n,d] in robot units, on held-out episodes."""
     closed_loop: dict[str, dict[str, tuple[int, int]]] = field(default_factory=dict)
     """Task -> agent (`policy`, `blind`, `random`) -> (successes, episodes)."""
+    steps: list[dict[str, Any]] = field(default_factory=list)
+    """Rows of `pipelines.studies.steps_study`."""
+    seams: dict[str, Any] = field(default_factory=dict)
+    """What `pipelines.studies.seams_study` found."""
     latency: dict[str, list[float]] = field(default_factory=dict)
     """`act_ms` (the future is not generated) and `joint_ms` (it is): milliseconds of each chunk."""
     replicas: list[tuple[float, int, int]] = field(default_factory=list)
@@ -210,6 +214,19 @@ def _latency(latency: Mapping[str, Sequence[float]]) -> str:
         ["", "chunks", "p50 ms", "p95 ms", "p99 ms"], rows)
 
 
+def _speed(steps: Sequence[Mapping[str, Any]], seams: Mapping[str, Any]) -> str:
+    parts = []
+    if steps:
+        rows = [[str(r["steps"]), f"{r['ms']:.1f}", f"{r['mse']:.4f}", f"{r['rms']:.3f}"] for r in steps]
+        parts.append(_table(["solver steps", "ms", "error against recorded actions", f"apart from {steps[0]['steps']} steps"], rows))
+    if seams:
+        names = {"inside": "inside a chunk", "chunked": "real-time chunking", "naive": "naive switching"}
+        rows = [[text, *(f"{seams[name][k]:.3f}" for k in ("position", "position_p95", "velocity", "velocity_p95"))]
+                for name, text in names.items()]
+        parts.append(_table([f"{seams['seams']} seams, {seams['delay']} steps late", "position", "p95", "velocity", "p95"], rows))
+    return "".join(parts)
+
+
 def _fleet(replicas: Sequence[tuple[float, int, int]], latencies: Sequence[tuple[float, float]]) -> str:
     if not (replicas or latencies):
         return ""
@@ -246,6 +263,8 @@ def write_report(
                  _closed_loop(media.closed_loop), "No closed-loop episodes were run."),
         _section("Latency of a chunk", "Acting leaves the future out; the joint mode generates it as well.",
                  _latency(media.latency), "Latency was not measured."),
+        _section("What speed costs", "Fewer solver steps; and the jump where a late chunk takes over, in deviations of each action.",
+                 _speed(media.steps, media.seams), "Neither was studied."),
         _section("The fleet", "Robots ask the endpoint; replicas come and go with the load.",
                  _fleet(media.replicas, media.fleet), "The endpoint was not put under load."),
         _section("Environment", "What this ran on and with.", environment, "The environment was not recorded."),

@@ -68,22 +68,23 @@ TINY_ARM = Embodiment(
 )
 
 
-def make_tiny_bundle(folder: Path, family: Family = "gwp05") -> Path:
-    """A whole policy bundle of `TINY_ARM` with an untrained model: 8 actions, one camera, a canvas of 32 x 32."""
+def make_tiny_bundle(folder: Path, family: Family = "gwp05", arm: Embodiment = TINY_ARM) -> Path:
+    """A whole policy bundle of one robot with an untrained model: 8 actions, one camera, a canvas of 32 x 32."""
     config = tiny_config(family)
     save_weights(folder / "model", config, tiny_model(family).state_dict())
     noise = torch.randint(0, 256, (4, 5, 32, 32, 3), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
     PcaCodec.fit([noise], channels=config.in_channels, spatial=8).save(folder / "codec")
     HashedTextEncoder(dim=config.text_dim, rows=7).save(folder / "text")
-    feature = FeatureStats(*(np.full(4, value) for value in (0.0, 0.5, -1.0, 1.0, -0.9, 0.9)))
+    state, action = (FeatureStats(*(np.full(len(names), value) for value in (0.0, 0.5, -1.0, 1.0, -0.9, 0.9)))
+                     for names in (arm.state_names, arm.action_names))
     settings = PolicySettings(
         family=family, model_dim=config.action_channels, canvas=Canvas(layout="single", width=32, height=32),
         window=Window(chunk=8, stride=2), steps=4,
     )
     parts = {
         "policy": settings.model_dump(mode="json"),
-        "embodiments": {TINY_ARM.name: TINY_ARM.model_dump(mode="json")},
-        "stats": {TINY_ARM.name: Stats(feature, feature).to_json()},
+        "embodiments": {arm.name: arm.model_dump(mode="json")},
+        "stats": {arm.name: Stats(state, action).to_json()},
         "lineage": {"made_by": "tests"},
     }
     for name, part in parts.items():

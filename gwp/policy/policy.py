@@ -3,6 +3,7 @@
 Shape legend: B observations, C latent channels, h w latent rows and columns, p actions, d model channels.
 """
 
+import copy
 import threading
 import time
 from collections import OrderedDict
@@ -117,6 +118,13 @@ class Policy:
         folder = bundle.folder
         model = load_model(folder / "model", device, dtype)
         return cls(bundle, model, load_video_codec(folder / "codec"), load_text_encoder(folder / "text"), steps, int8)
+
+    def with_steps(self, steps: int) -> "Policy":
+        """The same policy with another number of Euler steps; weights and everything else are shared."""
+        other = copy.copy(self)
+        other.solver = Solver(self.solver.model, self.solver.shapes, steps, self.settings.shift)
+        other._single = RecordedSingle(other.solver, self.text.rows) if self._single else None
+        return other
 
     @property
     def id(self) -> str:

@@ -3,6 +3,8 @@
 import argparse
 from typing import Any
 
+from pipelines.verbs.arguments import numbers
+
 
 def add(subparsers: Any) -> None:
     parser = subparsers.add_parser("bench", help="measure, side by side in one run")
@@ -11,9 +13,9 @@ def add(subparsers: Any) -> None:
     act.add_argument("--size", choices=("tiny", "small", "mid", "released"), default="small",
                      help="tiny: the demo's model; mid: released token counts, narrow; released: 5-6 B, for a GPU (default: small)")
     act.add_argument("--family", choices=("gwp0", "gwp05", "both"), default="both")
-    act.add_argument("--batch", type=_numbers, default=[1, 4], metavar="N,N",
+    act.add_argument("--batch", type=numbers, default=[1, 4], metavar="N,N",
                      help="robots in one pass; the first is compared (default: 1,4)")
-    act.add_argument("--steps", type=_numbers, default=[10, 4, 1], metavar="N,N",
+    act.add_argument("--steps", type=numbers, default=[10, 4, 1], metavar="N,N",
                      help="Euler steps; the first is compared (default: 10,4,1)")
     act.add_argument("--robots", type=int, default=16, help="robots that ask the engine at once (default: 16)")
     act.add_argument("--repeats", type=int, default=10, help="timed calls per case (default: 10)")
@@ -28,13 +30,6 @@ def add(subparsers: Any) -> None:
     act.add_argument("--json", metavar="FILE", help="write the figures there too")
     act.add_argument("--plot", metavar="FILE", help="write a picture (PNG) there")
     act.set_defaults(run=run_act)
-
-
-def _numbers(text: str) -> list[int]:
-    numbers = [int(part) for part in text.split(",")]
-    if min(numbers) < 1:
-        raise argparse.ArgumentTypeError(f"{text}: give numbers from 1, such as 1,4,16")
-    return numbers
 
 
 def run_act(args: argparse.Namespace) -> None:

@@ -3,6 +3,8 @@
 import argparse
 from typing import Any
 
+from pipelines.verbs.arguments import numbers
+
 
 def add(subparsers: Any) -> None:
     parser = subparsers.add_parser("eval", help="judge a policy on recorded episodes or in simulation")
@@ -17,12 +19,22 @@ def add(subparsers: Any) -> None:
         verb.add_argument("data", metavar="URI", help="LeRobot set")
     open_loop.add_argument("--episodes", help="which episodes: 0:5 or 0,3 (default: all)")
 
+    steps = verbs.add_parser("steps", help="action error and time against the solver's steps")
+    steps.add_argument("--steps", type=numbers, default=[10, 4, 2, 1], metavar="N,N", help="Euler steps to compare (default: 10,4,2,1)")
+    steps.set_defaults(run=run_steps)
+    seams = verbs.add_parser("seams", help="jumps between chunks: real-time chunking beside naive switching")
+    seams.add_argument("--delay", type=int, help="control steps from observation to chunk (default: as many as fit, at most 4)")
+    seams.set_defaults(run=run_seams)
+    for verb in (steps, seams):
+        verb.add_argument("data", metavar="URI", help="LeRobot set")
+        verb.add_argument("--episodes", help="which episodes: 0:5 or 0,3 (default: all)")
+
     closed = verbs.add_parser("closed-loop", help="success in Meta-World, beside random actions")
     closed.add_argument("--tasks", required=True, help="comma-separated, e.g. reach-v3,door-open-v3")
     closed.add_argument("--episodes", type=int, default=20, help="fresh seeds per task (default: 20)")
     closed.add_argument("--max-steps", type=int, default=150, help="control steps per episode (default: 150)")
     closed.set_defaults(run=run_closed_loop)
-    for verb in (open_loop, video, closed):
+    for verb in (open_loop, video, steps, seams, closed):
         verb.add_argument("--policy", required=True, metavar="URI", help="bundle, or models:/name@alias")
 
 
@@ -53,6 +65,24 @@ def run_video(args: argparse.Namespace) -> None:
     ours = [psnr(real[1:], guess[1:]) for _, real, guess in rows]
     copy = [psnr(real[1:], np.repeat(real[:1], len(real) - 1, axis=0)) for _, real, _ in rows]
     print(json.dumps({"psnr": float(np.mean(ours)), "psnr_copy_first_frame": float(np.mean(copy)), "windows": len(rows)}, indent=1))
+
+
+def run_steps(args: argparse.Namespace) -> None:
+    import json
+    from dataclasses import asdict
+
+    from pipelines.studies import steps_study
+
+    print(json.dumps([asdict(row) for row in steps_study(_load(args.policy), args.data, args.steps, args.episodes)], indent=1))
+
+
+def run_seams(args: argparse.Namespace) -> None:
+    import json
+    from dataclasses import asdict
+
+    from pipelines.studies import seams_study
+
+    print(json.dumps(asdict(seams_study(_load(args.policy), args.data, args.delay, args.episodes)), indent=1))
 
 
 def run_closed_loop(args: argparse.Namespace) -> None:

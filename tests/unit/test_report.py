@@ -13,7 +13,7 @@ from pipelines.report import ReportData, psnr, write_report
 from pipelines.report_charts import strip, wilson
 
 SECTIONS = ("The line", "Losses of the stages", "Imagined and real futures", "Predicted and recorded actions", "Closed loop",
-            "Latency of a chunk", "The fleet", "Environment", "Caveats")
+            "Latency of a chunk", "What speed costs", "The fleet", "Environment", "Caveats")
 SUMMARY = {
     "stages": {"world": {"steps": 80, "seconds": 30.0}, "policy": {"steps": 120, "seconds": 40.0}},
     "resume": {"killed_at_step": 52, "resumed_from_step": 40},
@@ -38,6 +38,11 @@ def full() -> ReportData:
         imagined=[("reach <1>", frames, frames[::-1])],
         actions=(("x", "y"), rng.normal(size=(20, 2)), rng.normal(size=(20, 2))),
         closed_loop={"reach": {"policy": (9, 10), "random": (0, 10)}, "push": {"policy": (3, 10)}},
+        steps=[{"steps": 10, "ms": 20.0, "mse": 0.031, "rms": 0.0}, {"steps": 1, "ms": 6.0, "mse": 0.027, "rms": 0.162}],
+        seams={"delay": 4, "seams": 104} | {
+            name: {"position": jump, "position_p95": 3 * jump, "velocity": 2 * jump, "velocity_p95": 4 * jump}
+            for name, jump in (("inside", 0.061), ("chunked", 0.092), ("naive", 0.129))
+        },
         latency={"act_ms": [10.0, 11.0, 12.0], "joint_ms": [40.0, 44.0, 48.0]},
         replicas=[(0.0, 1, 0), (1.0, 3, 7), (2.0, 1, 0)],
         fleet=[(0.1, 20.0), (1.4, 60.0), (1.9, 30.0)],
@@ -121,3 +126,8 @@ def test_strip_keeps_the_frames() -> None:
     scale = picture.shape[0] // 8
     np.testing.assert_array_equal(picture[::scale, : 64 * scale : scale], frames[0])
     np.testing.assert_array_equal(picture[::scale, -64 * scale :: scale], frames[2])
+
+
+def test_what_speed_costs_is_shown(page: str) -> None:
+    for text in ("0.162", "104 seams, 4 steps late", "real-time chunking", "0.092", "naive switching", "0.129"):
+        assert text in page
