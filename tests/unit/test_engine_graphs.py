@@ -1,9 +1,10 @@
 """What a GPU would record: the same numbers from fixed buffers, and nothing in it that a recording cannot hold.
 
-Capturing needs a GPU; that the work stays on its device, at the released size and in bf16, is shown on the meta device.
+Capturing needs a GPU; that the work stays on its device, at the released width and in bf16, is shown on the meta device.
 """
 
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 
 import pytest
 import torch
@@ -101,7 +102,8 @@ class OnDevice(TorchDispatchMode):
 
 
 def meta_solver(family):
-    shape = SIZES["released"]
+    # Two layers of thirty: they are all alike.
+    shape = replace(SIZES["released"], layers=2)
     with torch.device("meta"):
         model = WorldActionTransformer(shape.config(family)).to(torch.bfloat16)
     return Solver(FusedTransformer(model), Shapes(shape.chunk, (shape.channels, *shape.latent), 2)), shape
@@ -109,7 +111,7 @@ def meta_solver(family):
 
 @pytest.mark.parametrize("family", ["gwp0", "gwp05"])
 @torch.inference_mode()
-def test_recorded_work_stays_on_its_device_at_full_size(family):
+def test_recorded_work_stays_on_its_device_at_full_width(family):
     solver, shape = meta_solver(family)
     observing = RecordedPrefix(solver, 2, shape.text[0], future=False)
     single, slots = RecordedSingle(solver, shape.text[0]), Slots.empty(solver, 4, shape.text[0])
@@ -124,7 +126,7 @@ def test_recorded_work_stays_on_its_device_at_full_size(family):
         work()
         with OnDevice("meta") as mode:
             work()
-        assert mode.seen > 30 * 20, name
+        assert mode.seen > 2 * 20, name
 
 
 @torch.inference_mode()

@@ -1,7 +1,6 @@
 """What speed costs, on recorded episodes; and that real-time chunking joins chunks of a policy that has several ways to go."""
 
-import subprocess
-import sys
+import json
 from dataclasses import asdict
 
 import numpy as np
@@ -14,6 +13,7 @@ from gwp.model.fused import FusedTransformer
 from gwp.model.objective import Batch, Objective, training_losses
 from gwp.policy.engine.solver import Shapes, Solver
 from gwp.policy.policy import Policy
+from pipelines.cli import main
 from pipelines.studies import seams_study, steps_study
 from tests.sets import ACTION_NAMES, FPS, STATE_NAMES, TOP, write_v30
 from tests.tiny import make_tiny_bundle, tiny_model
@@ -64,20 +64,14 @@ def test_a_delay_that_a_chunk_has_no_room_for_is_refused(policy, recorded, delay
         seams_study(policy, recorded, delay=delay)
 
 
-def test_the_verbs_print_figures_and_one_clear_error(tmp_path, recorded):
-    bundle = make_tiny_bundle(tmp_path, arm=ARM)
-
-    def gwp(*arguments):
-        return subprocess.run([sys.executable, "-m", "pipelines.cli", "eval", *arguments], capture_output=True, text=True, timeout=120,
-                              check=False)
-
-    shown = gwp("steps", "--policy", str(bundle), "--steps", "2,1", recorded)
-    assert shown.returncode == 0, shown.stderr
-    assert '"steps": 2' in shown.stdout
-    refused = gwp("seams", "--policy", str(bundle), "--delay", "7", recorded)
-    assert refused.returncode == 2
-    assert refused.stderr.count("\n") <= 2
-    assert "room for 1 to 4" in refused.stderr
+def test_the_verbs_print_figures_and_one_clear_error(tmp_path, recorded, capsys):
+    bundle = str(make_tiny_bundle(tmp_path, arm=ARM))
+    assert main(["eval", "steps", "--policy", bundle, "--steps", "2,1", recorded]) == 0
+    assert [row["steps"] for row in json.loads(capsys.readouterr().out)] == [2, 1]
+    assert main(["eval", "seams", "--policy", bundle, "--delay", "3", recorded]) == 0
+    assert json.loads(capsys.readouterr().out)["delay"] == 3
+    assert main(["eval", "seams", "--policy", bundle, "--delay", "7", recorded]) == 2
+    assert "room for 1 to 4" in capsys.readouterr().err
 
 
 def test_real_time_chunking_stays_with_the_way_that_was_begun():
