@@ -68,10 +68,10 @@ TINY_ARM = Embodiment(
 )
 
 
-def make_tiny_bundle(folder: Path, family: Family = "gwp05", arm: Embodiment = TINY_ARM) -> Path:
+def make_tiny_bundle(folder: Path, family: Family = "gwp05", arm: Embodiment = TINY_ARM, **changes: Any) -> Path:
     """A whole policy bundle of one robot with an untrained model: 8 actions, one camera, a canvas of 32 x 32."""
-    config = tiny_config(family)
-    save_weights(folder / "model", config, tiny_model(family).state_dict())
+    config = tiny_config(family, **changes)
+    save_weights(folder / "model", config, tiny_model(family, **changes).state_dict())
     noise = torch.randint(0, 256, (4, 5, 32, 32, 3), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
     PcaCodec.fit([noise], channels=config.in_channels, spatial=8).save(folder / "codec")
     HashedTextEncoder(dim=config.text_dim, rows=7).save(folder / "text")

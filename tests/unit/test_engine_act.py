@@ -209,7 +209,7 @@ def test_requests_leave_nothing_behind(policy):
 
 @torch.inference_mode()
 def test_ten_thousand_ticks_allocate_nothing_that_stays(tmp_path):
-    policy = Policy.load(make_tiny_bundle(tmp_path))
+    policy = Policy.load(make_tiny_bundle(tmp_path, num_layers=1))
     slots = Slots.empty(policy.solver, 1, policy.text.rows)
     through = policy.solver.acting(slots.prefix)
     process = psutil.Process()
