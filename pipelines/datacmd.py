@@ -11,8 +11,9 @@ import numpy as np
 from gwp import storage
 from gwp.data.clips import read_clips
 from gwp.data.embodiment import Embodiment
-from gwp.data.lerobot import LeRobotSet, infer_embodiment, is_lerobot, read_set
+from gwp.data.lerobot import infer_embodiment, is_lerobot, read_set
 from gwp.data.lerobot_check import EpisodeCheck, usable_episodes
+from gwp.data.robot_set import RobotSet
 from gwp.data.source import Source, parse_ranges
 from gwp.data.stats import compute_stats
 from gwp.data.vectors import read_vectors
@@ -31,7 +32,7 @@ def describe(uri: str) -> dict[str, Any]:
     return _describe_set(read_set(uri)) if is_lerobot(uri) else _describe_clips(uri)
 
 
-def _describe_set(data: LeRobotSet) -> dict[str, Any]:
+def _describe_set(data: RobotSet) -> dict[str, Any]:
     labelled = bool(data.state_names and data.action_names)
     cameras = list(data.cameras)
     good, bad = usable_episodes(data, Source(uri=data.uri, embodiment="any" if labelled else None), cameras)
@@ -53,7 +54,7 @@ def _describe_set(data: LeRobotSet) -> dict[str, Any]:
     }
 
 
-def _not_finite(data: LeRobotSet, file: str, first: int, length: int) -> str | None:
+def _not_finite(data: RobotSet, file: str, first: int, length: int) -> str | None:
     try:
         state, action = read_vectors(storage.join(data.uri, file), first, length)
     except DataError as error:

@@ -12,7 +12,8 @@ import pyarrow.parquet as pq
 from gwp import storage
 from gwp.data.canvas import compose
 from gwp.data.embodiment import Embodiment
-from gwp.data.lerobot import ACTION, STATE, Episode, LeRobotSet, read_set
+from gwp.data.lerobot import read_set
+from gwp.data.robot_set import ACTION, STATE, Episode, RobotSet
 from gwp.data.source import Source
 from gwp.data.stats import Stats
 from gwp.data.video import decode_frames, open_video
@@ -50,7 +51,7 @@ class Latency:
 class Recording:
     """One recorded episode as the robot would have seen it."""
 
-    def __init__(self, data: LeRobotSet, episode: Episode, embodiment: Embodiment) -> None:
+    def __init__(self, data: RobotSet, episode: Episode, embodiment: Embodiment) -> None:
         self._data, self.episode, self.embodiment = data, episode, embodiment
         table = pq.read_table(io.BytesIO(storage.read_bytes(storage.join(data.uri, episode.data_file))))
         if "episode_index" in table.column_names:
@@ -92,7 +93,7 @@ def recordings(policy: Policy, uri: str, episodes: str | None = None) -> Iterato
             yield Recording(data, episode, embodiment)
 
 
-def _embodiment(policy: Policy, data: LeRobotSet) -> Embodiment:
+def _embodiment(policy: Policy, data: RobotSet) -> Embodiment:
     fits = [e for e in policy.bundle.embodiments.values() if e.action_names == data.action_names]
     if not fits:
         known = {n: len(e.action_names) for n, e in policy.bundle.embodiments.items()}

@@ -5,6 +5,7 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 Slot = Literal["front", "left", "right"]
+Resampling = Literal["linear", "hold", "sum"]
 
 
 class Limits(BaseModel):
@@ -37,6 +38,9 @@ class Embodiment(BaseModel):
     """Name of each action dimension."""
     delta_mask: tuple[bool, ...] = ()
     """True where the action is learnt relative to the state at the start of the chunk. Empty: all absolute."""
+    resample: tuple[Resampling, ...] = ()
+    """How each action goes to another rate: `linear` between rows (targets, velocities), `hold` the last row (on/off grippers), `sum` of
+    the rows of a step (displacements per step). Empty: all linear."""
     action_units: tuple[str, ...] = ()
     """Unit of each action dimension, e.g. `rad`, `m`; empty: not stated."""
     cameras: dict[Slot, str]
@@ -53,6 +57,8 @@ class Embodiment(BaseModel):
         d = len(self.action_names)
         if self.delta_mask and len(self.delta_mask) != d:
             raise ValueError(f"delta_mask has {len(self.delta_mask)} entries, action_names {d}; give one per action")
+        if self.resample and len(self.resample) != d:
+            raise ValueError(f"resample has {len(self.resample)} entries, action_names {d}; give one per action")
         if any(self.delta_mask) and len(self.state_names) < d:
             raise ValueError("delta_mask needs a state entry for every action; set delta_mask to all false or extend the state")
         if self.limits and not len(self.limits.lower) == len(self.limits.upper) == d:
@@ -67,3 +73,9 @@ class Embodiment(BaseModel):
     def delta(self) -> tuple[bool, ...]:
         """`delta_mask` with one entry per action."""
         return self.delta_mask or (False,) * len(self.action_names)
+
+    @property
+    def resampling(self) -> tuple[Resampling, ...]:
+        """`resample` with one entry per action."""
+        every: tuple[Resampling, ...] = ("linear",)
+        return self.resample or every * len(self.action_names)

@@ -7,8 +7,6 @@ timestamps drift and do not always start at 0, so they are not used.
 import hashlib
 import io
 import json
-from dataclasses import dataclass
-from difflib import get_close_matches
 from math import prod
 from typing import Any
 
@@ -17,78 +15,20 @@ import pyarrow.parquet as pq
 from pydantic import ValidationError
 
 from gwp import storage
-from gwp.data.canvas import SLOTS
 from gwp.data.embodiment import Embodiment, Slot
+from gwp.data.robot_set import ACTION, STATE, Episode, RobotSet, VideoSpan
 from gwp.errors import DataError
 
-STATE, ACTION = "observation.state", "action"
 INFO = "meta/info.json"
 QUALITY_LABELS = frozenset({"qualified", "unqualified", "success", "failure"})
 """Entries of an episode's `tasks` that judge it instead of saying what to do."""
-
-
-@dataclass(frozen=True)
-class VideoSpan:
-    """Frames of one camera in one episode: file below the set, start and end in seconds (end None: end of the file)."""
-
-    file: str
-    start: float
-    end: float | None
-
-
-@dataclass(frozen=True)
-class Episode:
-    """One episode: rows, the Parquet file below the set that holds them, and one video span per camera."""
-
-    index: int
-    length: int
-    data_file: str
-    videos: dict[str, VideoSpan]
-    text: str
-
-
-@dataclass(frozen=True)
-class LeRobotSet:
-    """Metadata of a set. `cameras`: key -> feature of info.json. `files`: every file below `uri` -> bytes.
-
-    `stills`: cameras whose pictures lie in the Parquet files, which are not read. `named`: whether the set names its dimensions.
-    """
-
-    uri: str
-    version: str
-    robot_type: str
-    fps: float
-    state_names: tuple[str, ...]
-    action_names: tuple[str, ...]
-    named: bool
-    cameras: dict[str, dict[str, Any]]
-    stills: tuple[str, ...]
-    episodes: tuple[Episode, ...]
-    files: dict[str, int]
-    fingerprint: str
-
-    def slots(self, cameras: dict[Slot, str] | None) -> dict[Slot, str]:
-        """The given cameras, or the set's own in its order. DataError when one is not there, or when there are more than slots."""
-        if cameras is None:
-            if not 0 < len(self.cameras) <= len(SLOTS):
-                have = ", ".join(self.cameras) or "none"
-                raise DataError(f"{self.uri}: name up to {len(SLOTS)} `cameras` (front, left, right); the set has {have}")
-            return dict(zip(SLOTS, self.cameras, strict=False))
-        for camera in cameras.values():
-            if camera in self.stills:
-                raise DataError(f"{self.uri}: the pictures of '{camera}' lie in the Parquet files; convert the set to one with videos")
-            if camera not in self.cameras:
-                close = get_close_matches(camera, self.cameras, 1)
-                hint = f"did you mean '{close[0]}'? " if close else ""
-                raise DataError(f"{self.uri}: no camera '{camera}'; {hint}The set has {', '.join(self.cameras) or 'no video'}")
-        return {slot: cameras[slot] for slot in SLOTS if slot in cameras}
 
 
 def is_lerobot(uri: str) -> bool:
     return storage.exists(storage.join(uri, INFO))
 
 
-def read_set(uri: str) -> LeRobotSet:
+def read_set(uri: str) -> RobotSet:
     """Metadata of the set at `uri`. Raises DataError when it is no LeRobot set, is of another version, or is empty."""
     files = storage.list_files(uri)
     if INFO not in files:
@@ -114,9 +54,9 @@ def read_set(uri: str) -> LeRobotSet:
     states, actions = (_names(features.get(key), key) for key in (STATE, ACTION))
     cameras = {key: f for key, f in features.items() if f.get("dtype") == "video" and not _is_depth(f)}
     stills = tuple(key for key, f in features.items() if f.get("dtype") == "image")
-    return LeRobotSet(
-        uri, version, str(info.get("robot_type") or "unknown"), fps, states[0], actions[0], states[1] and actions[1], cameras, stills,
-        tuple(sorted(episodes, key=lambda e: e.index)), files, digest.hexdigest()[:12],
+    return RobotSet(
+        uri, "lerobot", version, str(info.get("robot_type") or "unknown"), fps, states[0], actions[0], states[1] and actions[1], cameras,
+        stills, tuple(sorted(episodes, key=lambda e: e.index)), files, digest.hexdigest()[:12],
     )
 
 

@@ -7,8 +7,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from gwp import storage
-from gwp.data.embodiment import Embodiment
-from gwp.data.lerobot import ACTION, STATE, Episode, LeRobotSet
+from gwp.data.robot_set import ACTION, STATE, Episode, RobotSet
 from gwp.data.source import Source
 from gwp.data.video import VideoInfo, open_video, probe
 from gwp.errors import DataError, GwpError
@@ -17,7 +16,7 @@ from gwp.errors import DataError, GwpError
 class EpisodeCheck:
     """Looks once into every file that episodes need and says which episodes are usable."""
 
-    def __init__(self, data: LeRobotSet) -> None:
+    def __init__(self, data: RobotSet) -> None:
         self.set = data
         self._rows: dict[str, dict[int, tuple[int, int]] | str] = {}
         self._videos: dict[str, VideoInfo | str] = {}
@@ -114,27 +113,8 @@ class EpisodeCheck:
             raise DataError(f"{camera} ends at frame {span.start * fps + episode.length:.0f} of {span.file}, which has {info.frames}")
 
 
-def check_embodiment(data: LeRobotSet, embodiment: Embodiment) -> None:
-    """DataError when a set's rate, widths or names differ from those of the robot it is said to be of."""
-    if abs(data.fps - embodiment.fps) > 1e-3 * embodiment.fps:
-        raise DataError(
-            f"{data.uri} is at {data.fps:g} Hz, embodiment {embodiment.name} at {embodiment.fps:g} Hz; give it another embodiment"
-        )
-    pairs = (("state", data.state_names, embodiment.state_names), ("action", data.action_names, embodiment.action_names))
-    for what, there, ours in pairs:
-        if not there:
-            raise DataError(f"{data.uri}: no {what}; set `with_actions: false` for video only")
-        if len(there) != len(ours):
-            raise DataError(f"{data.uri}: {len(there)} {what} dimensions, embodiment {embodiment.name} has {len(ours)}")
-        if data.named and there != ours:
-            i = next(i for i, (a, b) in enumerate(zip(there, ours, strict=True)) if a != b)
-            raise DataError(
-                f"{data.uri}: {what} {i} is '{there[i]}', embodiment {embodiment.name} has '{ours[i]}'; give it another embodiment"
-            )
-
-
 def usable_episodes(
-    data: LeRobotSet, source: Source, cameras: list[str]
+    data: RobotSet, source: Source, cameras: list[str]
 ) -> tuple[list[tuple[Episode, int]], list[tuple[Episode, str]]]:
     """Chosen episodes with their first row in the data file, and those that cannot be used with the reason."""
     chosen = set(source.select([e.index for e in data.episodes]))

@@ -18,7 +18,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from gwp import storage
-from gwp.data.lerobot import ACTION, INFO, STATE
+from gwp.data.lerobot import INFO
+from gwp.data.robot_set import ACTION, STATE
 from gwp.errors import DataError
 
 _VIDEO = "videos/{video_key}/chunk-{chunk_index:03d}/file-{file_index:03d}.mp4"

@@ -15,21 +15,28 @@ import pyarrow.parquet as pq
 from gwp import storage
 from gwp.data.clips import Clip, ClipSet, read_clips
 from gwp.data.embodiment import Embodiment, Slot
-from gwp.data.lerobot import is_lerobot, read_set
-from gwp.data.lerobot_check import check_embodiment, usable_episodes
+from gwp.data.rates import steps_of
+from gwp.data.robot_set import RobotSet, check_embodiment, rows_per_step
+from gwp.data.robots import robots_at, usable_episodes
 from gwp.data.source import Source
 from gwp.data.text import normalise, text_hash
 from gwp.data.video import open_video, probe
 from gwp.data.window import ClipWindow, Window
 from gwp.errors import DataError
 
-_VIEW = pa.struct([("slot", pa.string()), ("uri", pa.string()), ("bytes", pa.int64()), ("start_s", pa.float64())])
+_VIEW = pa.struct([
+    ("slot", pa.string()), ("uri", pa.string()), ("bytes", pa.int64()), ("start_s", pa.float64()),
+    # Pictures that are no video file: which ones, and the part of the file of that many bytes that holds them.
+    ("key", pa.string()), ("offset", pa.int64()),
+])
 SCHEMA = pa.schema([
     # data set fingerprint / episode / row, or / file / milliseconds
     ("sample_id", pa.string()), ("source", pa.int32()), ("kind", pa.string()), ("weight", pa.float64()), ("has_action", pa.bool_()),
     ("embodiment", pa.string()), ("embodiment_id", pa.int64()), ("text_key", pa.string()), ("fps", pa.float64()),
-    # Row of the episode that the sample starts at, rows of the episode, and where its rows begin in the data file.
-    ("start", pa.int64()), ("length", pa.int64()), ("data_file", pa.string()), ("first_row", pa.int64()),
+    # Control step that the sample starts at, control steps of the episode, their rate (`fps`) and the rows of each; where the rows are.
+    ("start", pa.int64()), ("length", pa.int64()), ("rows_per_step", pa.float64()), ("format", pa.string()), ("data_file", pa.string()),
+    ("first_row", pa.int64()), ("rows", pa.int64()), ("data_offset", pa.int64()), ("data_bytes", pa.int64()),
+    ("state_keys", pa.list_(pa.string())), ("action_keys", pa.list_(pa.string())),
     # Start in seconds: of the episode in that file (kind robot), of the sample (kind clip).
     ("views", pa.list_(_VIEW)),
 ])
@@ -116,10 +123,10 @@ def build_manifest(
     build, kinds = _Builder(), set()
     for number, source in enumerate(sources):
         known, broken = len(build.tables), len(build.skipped)
-        is_set = source.format == "lerobot" or (source.format == "auto" and is_lerobot(source.uri))
-        kinds.add("robot" if is_set else "clip")
-        if is_set:
-            _add_robot(build, number, source, embodiments, window)
+        robots = robots_at(source)
+        kinds.add("clip" if robots is None else "robot")
+        if robots is not None:
+            _add_robot(build, number, source, robots, embodiments, window)
         else:
             _add_clips(build, number, source, clip)
         if len(build.tables) == known:
@@ -139,15 +146,17 @@ def build_manifest(
     return Manifest(table, tuple(build.skipped), build.texts, rule)
 
 
-def _add_robot(build: _Builder, number: int, source: Source, embodiments: dict[str, Embodiment], window: Window) -> None:
-    data = read_set(source.uri)
+def _add_robot(
+    build: _Builder, number: int, source: Source, data: RobotSet, embodiments: dict[str, Embodiment], window: Window
+) -> None:
     embodiment = None
     if source.embodiment is not None:
         if source.embodiment not in embodiments:
             raise DataError(f"{source.uri}: embodiment '{source.embodiment}' is not described; known: {', '.join(embodiments) or 'none'}")
         embodiment = embodiments[source.embodiment]
     if embodiment and source.labelled:
-        check_embodiment(data, embodiment)
+        check_embodiment(data, embodiment, source.resample)
+    ratio = rows_per_step(data, embodiment) if source.resample else 1.0
     wanted = source.cameras or (embodiment.cameras if embodiment else None)
     cameras: dict[Slot, str] = data.slots(wanted) if wanted or not data.cameras else {"front": next(iter(data.cameras))}
     if not cameras:
@@ -156,21 +165,28 @@ def _add_robot(build: _Builder, number: int, source: Source, embodiments: dict[s
     for episode, reason in bad:
         build.skip(source.uri, f"episode {episode.index}", reason)
     shared = {
-        "source": number, "kind": "robot", "weight": source.weight, "has_action": source.labelled, "fps": data.fps,
+        "source": number, "kind": "robot", "weight": source.weight, "has_action": source.labelled, "fps": data.fps / ratio,
         "embodiment": embodiment.name if embodiment else None, "embodiment_id": embodiment.id if embodiment else 0,
+        "rows_per_step": ratio, "format": data.format, "state_keys": data.state_keys, "action_keys": data.action_keys,
     }
     for episode, first_row in good:
         # Without labels there is no mask that would tell the still picture after the end from a robot that stands still.
-        starts = np.arange(episode.length if source.labelled else episode.length - window.chunk)
+        steps = steps_of(episode.length, ratio)
+        starts = np.arange(steps if source.labelled else steps - window.chunk)
         if len(starts) == 0:
-            build.skip(source.uri, f"episode {episode.index}", f"{episode.length} rows are shorter than a window of {window.chunk + 1}")
+            build.skip(source.uri, f"episode {episode.index}", f"{steps} steps are shorter than a window of {window.chunk + 1}")
             continue
         spans = [(slot, episode.videos[camera]) for slot, camera in cameras.items()]
         views = [
-            {"slot": slot, "uri": storage.join(data.uri, v.file), "bytes": data.files[v.file], "start_s": v.start} for slot, v in spans
+            {"slot": slot, "uri": storage.join(data.uri, v.file), "bytes": data.files[v.file] if v.bytes is None else v.bytes,
+             "start_s": v.start, "key": v.key, "offset": v.offset}
+            for slot, v in spans
         ]
         ids = [f"{data.fingerprint}/{episode.index:06d}/{k:06d}" for k in starts]
-        place = {"length": episode.length, "data_file": storage.join(data.uri, episode.data_file), "first_row": first_row}
+        place = {
+            "length": steps, "data_file": storage.join(data.uri, episode.data_file), "first_row": first_row, "rows": episode.length,
+            "data_offset": episode.offset, "data_bytes": episode.bytes,
+        }
         text = episode.text if source.task is None else source.task
         build.add(ids, starts, [views] * len(ids), text, shared | place)
 
@@ -196,9 +212,10 @@ def _add_clip(build: _Builder, number: int, source: Source, clip: ClipWindow, fo
         raise DataError(f"{info.duration_s:.2f} s are shorter than a clip of {clip.offsets_s[-1]:.2f} s")
     starts = np.arange(int(room / clip.period_s) + 1) * clip.period_s
     ids = [f"{found.fingerprint}/{video.name}/{round(s * 1000):08d}" for s in starts]
-    views = [[{"slot": "front", "uri": video.uri, "bytes": video.size, "start_s": float(s)}] for s in starts]
+    views = [[{"slot": "front", "uri": video.uri, "bytes": video.size, "start_s": float(s), "key": "", "offset": 0}] for s in starts]
     shared = {
         "source": number, "kind": "clip", "weight": source.weight, "has_action": False, "embodiment": None, "embodiment_id": 0,
-        "fps": info.fps, "length": info.frames, "data_file": None, "first_row": 0,
+        "fps": info.fps, "length": info.frames, "rows_per_step": 1.0, "format": "clips", "data_file": None, "first_row": 0, "rows": 0,
+        "data_offset": 0, "data_bytes": None, "state_keys": (), "action_keys": (),
     }
     build.add(ids, np.zeros(len(ids), np.int64), views, video.caption if source.task is None else source.task, shared)

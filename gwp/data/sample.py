@@ -10,6 +10,7 @@ import numpy as np
 
 from gwp.data.canvas import Box, Canvas, crop_positions, fit_view
 from gwp.data.embodiment import Embodiment
+from gwp.data.rates import at_steps, row_span
 from gwp.data.stats import Normalizer, Stats
 from gwp.data.vectors import read_vectors
 from gwp.data.video import explained, frames_at, open_video
@@ -116,7 +117,8 @@ def _canvases(rows: list[dict[str, Any]], spec: SampleSpec, reasons: dict[int, s
         frames = spec.clip.frames if row["kind"] == "clip" else spec.window.frames
         canvases[i] = np.empty((frames, spec.canvas.height, spec.canvas.width, 3), np.uint8)
         # Positions of robot rows are exact; a plain video is resampled and gives the nearest frame it has.
-        tolerance = None if row["kind"] == "clip" else 0.5 / row["fps"] + 1e-6
+        # At another rate than the recorded one, steps fall between frames.
+        tolerance = None if row["kind"] == "clip" else 0.5 / (row["fps"] * row["rows_per_step"]) + 1e-6
         for view in row["views"]:
             wanted = files.setdefault((view["uri"], view["bytes"], tolerance), {})
             for k, t in enumerate(_times(row, view["start_s"], spec)):
@@ -167,15 +169,20 @@ def _vectors(row: dict[str, Any], spec: SampleSpec) -> dict[str, np.ndarray]:
         raise KeyError(f"no statistics of embodiment {name}; give them in SampleSpec.stats")
     ds, da = len(spec.embodiments[name].state_names), len(spec.embodiments[name].action_names)
     k, real = row["start"], min(p, row["length"] - row["start"])
-    states, actions = read_vectors(row["data_file"], row["first_row"] + k, real)
+    ratio = row["rows_per_step"]
+    begin, end = row_span(k, real, ratio, row["rows"])
+    states, actions = read_vectors(row["data_file"], row["first_row"] + begin, end - begin)
     if (states.shape[1], actions.shape[1]) != (ds, da):
         raise DataError(f"{row['data_file']}: state and action are {states.shape[1]} and {actions.shape[1]} wide, {name} has {ds} and {da}")
     bad = np.argwhere(~np.isfinite(actions))
     if not np.isfinite(states[0]).all():
-        raise DataError(f"{row['data_file']}: NaN or Inf in the state of row {row['first_row'] + k}")
+        raise DataError(f"{row['data_file']}: NaN or Inf in the state of row {row['first_row'] + begin}")
     if len(bad):
         step, dim = (int(x) for x in bad[0])
-        raise DataError(f"{row['data_file']}: NaN or Inf in the action of row {row['first_row'] + k + step}, dimension {dim}")
+        raise DataError(f"{row['data_file']}: NaN or Inf in the action of row {row['first_row'] + begin + step}, dimension {dim}")
+    if ratio != 1:
+        states = at_steps(states, k * ratio - begin, 1, ratio)
+        actions = at_steps(actions, k * ratio - begin, real, ratio, spec.embodiments[name].resampling)
     chunk = actions[np.minimum(np.arange(p), real - 1)]
     out["state"][:ds] = spec.normalizers[name].state(states[0])
     out["actions"][:, :da] = spec.normalizers[name].actions(chunk, states[0])

@@ -27,9 +27,9 @@ class Source(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
 
     uri: str
-    """Folder or `s3://bucket/prefix` of a LeRobot set (v2.0, v2.1, v3.0) or of plain videos; a single video file works too."""
+    """Folder or `s3://bucket/prefix` of a robot set or of plain videos; a single video file works too."""
     format: Literal["auto", "lerobot", "clips"] = "auto"
-    """What is there; auto: a LeRobot set when it has meta/info.json, else plain videos."""
+    """What is there; auto: a LeRobot set (v2.0, v2.1, v3.0) when it has meta/info.json, else plain videos."""
     embodiment: str | None = None
     """Name of the robot that recorded it; None: video only."""
     weight: float = Field(default=1.0, gt=0)
@@ -40,6 +40,8 @@ class Source(BaseModel):
     """Use the action labels; off: video only, even where there are labels."""
     cameras: dict[Slot, str] | None = None
     """Canvas slot -> camera key of this set; None: those of the embodiment, or the first camera where there is none."""
+    resample: bool = False
+    """Bring a set of another rate to the rate of its robot; off: such a set is an error."""
     task: str | None = None
     """Instruction or caption for every sample, in place of the recorded ones."""
 

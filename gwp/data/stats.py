@@ -13,9 +13,10 @@ import numpy as np
 
 from gwp import storage
 from gwp.data.embodiment import Embodiment
-from gwp.data.lerobot import ACTION, STATE, read_set
-from gwp.data.lerobot_check import check_embodiment, usable_episodes
 from gwp.data.moments import Moments
+from gwp.data.rates import at_steps, steps_of
+from gwp.data.robot_set import ACTION, STATE, check_embodiment, rows_per_step
+from gwp.data.robots import robots_at, usable_episodes
 from gwp.data.source import Source
 from gwp.data.vectors import read_vectors
 from gwp.data.window import Window
@@ -121,7 +122,7 @@ def rule(embodiment: Embodiment, chunk: int) -> dict[str, Any]:
         "action_horizon": chunk, "fps": embodiment.fps, "delta_mask": list(embodiment.delta), "boundary": BOUNDARY,
         "action_representation": "relative to the state at the start where delta_mask", "state_names": list(embodiment.state_names),
         "action_names": list(embodiment.action_names),
-    }
+    } | ({"resample": list(embodiment.resample)} if embodiment.resample else {})
 
 
 def delta_base(state: np.ndarray, delta: Sequence[bool]) -> np.ndarray:
@@ -142,13 +143,20 @@ def compute_stats(sources: Sequence[Source], embodiment: Embodiment, window: Win
     actions = Moments(len(embodiment.action_names), seed=17)
     fingerprints, episodes, left_out = [], 0, 0
     for source in sources:
-        data = read_set(source.uri)
-        check_embodiment(data, embodiment)
+        data = robots_at(source)
+        if data is None:
+            raise DataError(f"{source.uri}: plain videos have no actions to compute statistics of")
+        check_embodiment(data, embodiment, source.resample)
+        ratio = rows_per_step(data, embodiment)
         labelled = source.model_copy(update={"embodiment": embodiment.name, "with_actions": True})
         good, _ = usable_episodes(data, labelled, [])
         fingerprints.append(data.fingerprint)
         for episode, first in good:
             state, action = read_vectors(storage.join(data.uri, episode.data_file), first, episode.length)
+            if ratio != 1:
+                steps = steps_of(episode.length, ratio)
+                state = at_steps(state, 0, steps, ratio)
+                action = at_steps(action, 0, steps, ratio, embodiment.resampling)
             left_out += _add(states, actions, state, action, window.chunk, embodiment)
             episodes += 1
     if not states.count:

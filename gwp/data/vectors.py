@@ -9,7 +9,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from gwp import storage
-from gwp.data.lerobot import ACTION, STATE
+from gwp.data.robot_set import ACTION, STATE
 from gwp.errors import DataError
 
 

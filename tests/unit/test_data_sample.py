@@ -121,7 +121,7 @@ def test_video_only_samples_of_a_robot_set(tmp_path: Path) -> None:
         manifest = build_manifest([Source(uri=str(root), **fields)], embodiments={"arm": arm}, window=WINDOW, clip=CLIP)
         # Starts whose last frame lies inside the episode.
         assert [r["start"] for r in every(manifest)] == list(range(8))
-        assert [s["reason"] for s in manifest.skipped] == ["4 rows are shorter than a window of 5"]
+        assert [s["reason"] for s in manifest.skipped] == ["4 steps are shorter than a window of 5"]
         samples, failures = decode_samples(every(manifest), SampleSpec(WIDE, WINDOW, CLIP, {"arm": arm}, {}, D, False, 0))
         assert not failures
         assert [frame_number(f) for f in samples[7]["frames"]] == [7, 8, 9, 10, 11]

@@ -9,9 +9,10 @@ import pyarrow.parquet as pq
 import pytest
 
 from gwp import storage
-from gwp.data.lerobot import INFO, Episode, LeRobotSet, read_set
+from gwp.data.lerobot import INFO, read_set
 from gwp.data.lerobot_check import usable_episodes
 from gwp.data.lerobot_write import LeRobotWriter
+from gwp.data.robot_set import Episode, RobotSet
 from gwp.data.source import Source
 from gwp.data.vectors import read_vectors
 from gwp.data.video import decode_frames
@@ -45,7 +46,7 @@ def write(uri: object, fps: float = 10, cameras: tuple[str, ...] = (TOP,), with_
             first += length
 
 
-def frames(data: LeRobotSet, episode: Episode, camera: str) -> list[int]:
+def frames(data: RobotSet, episode: Episode, camera: str) -> list[int]:
     span = episode.videos[camera]
     with storage.open_read(storage.join(data.uri, span.file)) as handle:
         found = decode_frames(handle, [span.start + k / data.fps for k in range(episode.length)], tolerance=0.5 / data.fps)

@@ -8,7 +8,8 @@ import pytest
 
 from gwp import storage
 from gwp.data.lerobot import read_set
-from gwp.data.lerobot_check import check_embodiment, usable_episodes
+from gwp.data.lerobot_check import usable_episodes
+from gwp.data.robot_set import check_embodiment
 from gwp.data.source import Source
 from gwp.data.vectors import read_vectors
 from gwp.data.video import decode_frames

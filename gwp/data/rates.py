@@ -1,0 +1,47 @@
+"""Rows of one rate as steps of another."""
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from gwp.data.embodiment import Resampling
+
+
+def steps_of(rows: int, rows_per_step: float) -> int:
+    """Control steps that lie within an episode of so many rows."""
+    return int((rows - 1) / rows_per_step + 1e-6) + 1 if rows else 0
+
+
+def row_span(first: int, steps: int, rows_per_step: float, rows: int) -> tuple[int, int]:
+    """First row and end of what `at_steps` needs for `steps` steps from `first`, in an episode of `rows` rows."""
+    if rows_per_step == 1:
+        return first, min(rows, first + steps)
+    begin = int(first * rows_per_step + 1e-6)
+    return begin, min(rows, int((first + steps) * rows_per_step + 1e-6) + 2)
+
+
+def at_steps(
+    values: np.ndarray, start: float, steps: int, rows_per_step: float, rules: Sequence[Resampling] | None = None
+) -> np.ndarray:
+    """Values float64 `[steps, d]` at rows start, start + rows_per_step, ... of `values` `[rows, d]`, one rule per dimension (None: linear).
+
+    `linear` between the two rows, `hold` the row before, `sum` what the rows of a step add up to. Behind the last row it stands.
+    """
+    at = start + np.arange(steps + 1) * rows_per_step
+    # Sums of a ratio must not fall just short of the row that they mean.
+    at = np.clip(np.where(np.abs(at - np.round(at)) < 1e-6, np.round(at), at), 0, len(values))
+    begin = np.minimum(at[:-1], len(values) - 1)
+    low = begin.astype(np.int64)
+    high = np.minimum(low + 1, len(values) - 1)
+    share = (begin - low)[:, None]
+    out: np.ndarray = np.where(share > 0, values[low] * (1 - share) + values[high] * share, values[low])
+    if rules is None:
+        return out
+    hold = np.array([r == "hold" for r in rules])
+    out[:, hold] = values[low][:, hold]
+    summed = np.array([r == "sum" for r in rules])
+    if summed.any():
+        total = np.concatenate([np.zeros((1, int(summed.sum()))), np.cumsum(values[:, summed], 0)])
+        edges = np.stack([np.interp(at, np.arange(len(total)), column) for column in total.T], 1)
+        out[:, summed] = np.diff(edges, axis=0)
+    return out
