@@ -13,6 +13,7 @@ import pyarrow as pa
 import ray.data
 from ray.data import ExecutionOptions, ExecutionResources
 
+from gwp.data.canvas import SLOTS
 from gwp.data.plan import plan_slice
 from gwp.data.sample import SampleSpec, decode_samples
 from pipelines.checkpoints import latest_committed
@@ -36,21 +37,24 @@ def remaining_dataset(prepared: Prepared) -> Callable[[], Any]:
 
     def build() -> Any:
         found = latest_committed(prepared.uri)
-        return dataset(prepared, found[1].samples_seen if found else 0)
+        return dataset(prepared, found[1].step, found[1].samples_seen) if found else dataset(prepared, 0, 0)
 
     return build
 
 
-def dataset(prepared: Prepared, samples_seen: int) -> Any:
-    """Ray dataset of decoded micro-batches from plan position `samples_seen` to the end of the run."""
+def dataset(prepared: Prepared, step: int, samples_seen: int) -> Any:
+    """Ray dataset of decoded micro-batches from optimiser step `step`, at plan position `samples_seen`, to the end of the run."""
     job = prepared.job
-    total = job.run.steps * job.engine.global_batch
-    ids = plan_slice(prepared.manifest, job.run.seed, samples_seen, total - samples_seen, job.engine.global_batch)
-    table = prepared.manifest.table.take(pa.array(ids))
-    table = table.append_column("position", pa.array(np.arange(samples_seen, samples_seen + len(ids))))
-    m = job.micro_batch
-    blocks = [table.slice(i, m) for i in range(0, table.num_rows, m)]
+    planned = plan_slice(prepared.manifest, job.run.seed, samples_seen, job.run.steps - step, job.plan_rules)
+    table = prepared.manifest.table.take(pa.array(np.concatenate([np.empty(0, np.int64), *planned])))
+    table = table.append_column("position", pa.array(np.arange(samples_seen, samples_seen + table.num_rows)))
+    sizes = np.array([len(batch) for batch in planned], np.int64)
+    table = table.append_column("batch", pa.array(np.repeat(sizes, sizes)))
+    micro = np.repeat(sizes // job.cluster.workers, job.cluster.workers)
+    blocks = [table.slice(start, m) for start, m in zip(np.cumsum(micro) - micro, micro, strict=True)]
     context = ray.data.DataContext.get_current()
+    # A block is a micro-batch, however large.
+    context.target_max_block_size = None
     # A long evaluation or a slow checkpoint is no reason to end the stream.
     context.execution_no_progress_timeout_s = -1
     decode = partial(_decode_block, spec=prepared.spec)
@@ -72,8 +76,8 @@ def batch_columns(
     columns: dict[str, list[Any]] = {}
     for row in rows:
         sample = by_id.get(row["sample_id"])
-        values = sample or (_empty_like(template) if template else _empty(spec))
-        values = {**values, "sample_id": row["sample_id"], "position": row["position"]}
+        values = sample or (_empty_like(template) if template else _empty(row, spec))
+        values = {**values, "sample_id": row["sample_id"], "position": row["position"], "batch": row["batch"]}
         values |= {"ok": sample is not None, "reason": failures.get(row["sample_id"], "")}
         for key, value in values.items():
             columns.setdefault(key, []).append(value)
@@ -84,23 +88,25 @@ def _empty_like(sample: dict[str, Any]) -> dict[str, Any]:
     return {k: np.zeros_like(v) if isinstance(v, np.ndarray) else type(v)() for k, v in sample.items()}
 
 
-def _empty(spec: SampleSpec) -> dict[str, Any]:
+def _empty(row: dict[str, Any], spec: SampleSpec) -> dict[str, Any]:
     p, d = spec.window.chunk, spec.model_dim
     return {
-        "frames": np.zeros((spec.window.frames, spec.canvas.height, spec.canvas.width, 3), np.uint8),
+        "frames": spec.canvas_of(row).empty(spec.frames_of(row)), "view_valid": np.zeros(len(SLOTS), bool),
         "state": np.zeros(d, np.float32), "actions": np.zeros((p, d), np.float32), "step_valid": np.zeros(p, bool),
         "dim_valid": np.zeros(d, bool), "has_action": False, "text_key": "", "embodiment_id": 0,
     }
 
 
-def batches(shard: Any, micro_batch: int, expected: int, stride: int) -> Iterator[dict[str, np.ndarray]]:
-    """This rank's micro-batches, checked against the plan: the first position must be `expected`, then every `stride`.
+def batches(shard: Any, samples_seen: int, rank: int, world: int) -> Iterator[dict[str, np.ndarray]]:
+    """This rank's micro-batches, checked against the plan: each must be its share of the global batch that begins at `samples_seen`.
 
     A stream out of step with the checkpoint would repeat or lose samples silently, so it stops the attempt instead.
     """
-    for batch in shard.iter_batches(batch_size=micro_batch, batch_format="numpy", prefetch_batches=2):
-        got = batch["position"].tolist()
-        if got != list(range(expected, expected + micro_batch)):
-            raise RuntimeError(f"data stream at plan positions {got[0]}..{got[-1]}, expected {expected}")
+    for batch in shard.iter_batches(batch_size=None, batch_format="numpy", prefetch_batches=2):
+        size, got = int(batch["batch"][0]), batch["position"].tolist()
+        share = size // world
+        first = samples_seen + rank * share
+        if got != list(range(first, first + share)):
+            raise RuntimeError(f"data stream at plan positions {got[0]}..{got[-1]}, expected {first}..{first + share - 1}")
         yield batch
-        expected += stride
+        samples_seen += size

@@ -10,13 +10,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from gwp import storage
 from gwp.data.embodiment import Embodiment
 from gwp.data.lerobot import infer_embodiment
 from gwp.data.manifest import Manifest, build_manifest
-from gwp.data.plan import plan_slice
+from gwp.data.plan import Rules, plan_slice
 from gwp.data.sample import SampleSpec, decode_samples
 from gwp.data.stats import Stats, compute_stats
 from gwp.errors import GwpError
@@ -27,7 +28,7 @@ from pipelines.config import config_hash
 from pipelines.stage import TrainJob
 
 # Where a run is, how it restarts and which decay of logs it keeps do not change what it computes.
-RUN_ONLY = ("run.storage", "run.experiment", "run.keep", "run.log_every", "run.checkpoint_every", "cluster")
+RUN_ONLY = ("run.storage", "run.experiment", "run.keep", "run.log_every", "run.checkpoint_every", "run.record_samples", "cluster")
 
 
 @dataclass(frozen=True)
@@ -69,7 +70,7 @@ def prepare(job: TrainJob) -> Prepared:
     init = init_uri(job)
     embodiments = resolve_embodiments(job)
     data = job.data
-    manifest = build_manifest(data.sources, embodiments=embodiments, window=data.window, clip=data.clip)
+    manifest = build_manifest(data.sources, embodiments=embodiments, window=data.window, clip=data.clip, buckets=data.buckets)
     if manifest.table.num_rows < job.engine.global_batch:
         raise GwpError(f"data: {manifest.table.num_rows} samples are fewer than one global batch of {job.engine.global_batch}; add data")
     stats = compute_all_stats(job, embodiments)
@@ -118,7 +119,8 @@ def resolve_embodiments(job: TrainJob) -> dict[str, Embodiment]:
             source.uri, name, chunk=chunk, replan=config.replan or max(1, chunk // 2), cameras=config.cameras,
             delta_mask=config.delta_mask or None, id=config.id,
         )
-        result[name] = inferred.model_copy(update={"limits": config.limits})
+        changes = {"limits": config.limits, "resample": config.resample, "fps": config.fps or inferred.fps}
+        result[name] = Embodiment.model_validate(inferred.model_dump() | changes)
         widest = max(len(inferred.state_names), len(inferred.action_names))
         if widest > job.model_config_.action_channels:
             raise GwpError(f"embodiment {name} has {widest} state/action dimensions, model.action_channels is "
@@ -136,6 +138,7 @@ def sample_spec(job: TrainJob, embodiments: dict[str, Embodiment], stats: dict[s
     return SampleSpec(
         canvas=job.data.canvas, window=job.data.window, clip=job.data.clip, embodiments=embodiments, stats=stats,
         model_dim=job.model_config_.action_channels, augment=job.data.augment, seed=job.run.seed,
+        buckets=job.data.buckets,
     )
 
 
@@ -145,8 +148,8 @@ def _write_codec(job: TrainJob, init: str | None, manifest: Manifest, spec: Samp
         assert init is not None
         storage.download(storage.join(init, "codec"), folder)
     elif job.codec.kind == "pca":
-        ids = plan_slice(manifest, job.run.seed, 0, min(job.codec.fit_clips, manifest.table.num_rows), 1)
-        rows, _ = decode_samples(manifest.rows(ids), spec)
+        single = plan_slice(manifest, job.run.seed, 0, min(job.codec.fit_clips, manifest.table.num_rows), Rules.even(1))
+        rows, _ = decode_samples(manifest.rows(np.concatenate(single)), spec)
         clips = (torch.from_numpy(row["frames"])[None] for row in rows)
         PcaCodec.fit(clips, channels=job.codec.channels, spatial=job.codec.spatial).save(folder)
     else:

@@ -7,8 +7,10 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from gwp.data.buckets import Bucket, batch_sizes
 from gwp.data.canvas import Canvas
-from gwp.data.embodiment import Limits, Slot
+from gwp.data.embodiment import Limits, Resampling, Slot
+from gwp.data.plan import Rules
 from gwp.data.source import Source
 from gwp.data.window import ClipWindow, Window
 from gwp.model.codecs.text import TextEncoderConfig
@@ -43,6 +45,10 @@ class EmbodimentConfig(BaseModel):
     """True where the action is learnt relative to the state; empty: all absolute."""
     limits: Limits | None = None
     """Safety envelope of served actions."""
+    fps: float | None = Field(default=None, gt=0)
+    """Control rate that the policy learns, Hz; sets of another rate need `resample: true`. None: that of the first data set."""
+    resample: tuple[Resampling, ...] = ()
+    """How each action goes to another rate: linear, hold (on/off grippers) or sum (displacements per step); empty: all linear."""
 
 
 class DataConfig(BaseModel):
@@ -58,6 +64,13 @@ class DataConfig(BaseModel):
     """Actions per chunk and stride of the future frames, for robot sets."""
     clip: ClipWindow = ClipWindow(frames=5, fps=5.0)
     """Frames and rate of windows cut from plain videos."""
+    buckets: tuple[Bucket, ...] = ()
+    """Shapes of clips; each goes to the nearest in aspect ratio. A batch holds clips of one bucket, and as many tokens as any other.
+    Empty: every clip fills the canvas, with `clip.frames` frames."""
+    batch_multiple: int = Field(default=8, gt=0)
+    """Batches of buckets are multiples of this many samples, so that they divide among any number of workers that divides it."""
+    together: int = Field(default=2, gt=0)
+    """Windows of one file that stand next to each other in the plan and are decoded together; 1: none."""
     embodiments: dict[str, EmbodimentConfig] = {}
     """Robots of the mixture by name; sources refer to them."""
     augment: bool = True
@@ -157,6 +170,8 @@ class RunSettings(BaseModel):
     """Committed checkpoints to keep."""
     log_every: int = Field(default=10, gt=0)
     """Optimiser steps between logged losses."""
+    record_samples: bool = False
+    """Write which samples each worker took at each step, below `consumed/` of the run folder: one small file per step and worker."""
 
 
 class TrainJob(BaseModel):
@@ -200,6 +215,10 @@ class TrainJob(BaseModel):
             raise ValueError(f"data.sources name embodiments that data.embodiments lacks: {', '.join(sorted(map(str, unknown)))}")
         if self.engine.global_batch % self.cluster.workers:
             raise ValueError(f"engine.global_batch {self.engine.global_batch} is not a multiple of the {self.cluster.workers} workers")
+        uneven = [size for size in self.plan_rules.batch if size % self.cluster.workers]
+        if uneven:
+            raise ValueError(f"batches of {uneven[0]} samples do not divide among {self.cluster.workers} workers; make data.batch_multiple "
+                             "a multiple of cluster.workers")
         config = self.model_config_
         ids = [e.id for e in self.data.embodiments.values()]
         if any(i >= config.num_embodiments for i in ids):
@@ -218,7 +237,15 @@ class TrainJob(BaseModel):
 
     @property
     def micro_batch(self) -> int:
-        """Samples per worker and optimiser step."""
+        """Samples per worker and optimiser step, of the canvas's shape."""
         return self.engine.global_batch // self.cluster.workers
+
+    @property
+    def plan_rules(self) -> Rules:
+        """How the samples of an epoch are put into batches."""
+        data = self.data
+        main = Bucket(frames=data.window.frames, height=data.canvas.height, width=data.canvas.width)
+        sizes = batch_sizes((main, *data.buckets), self.engine.global_batch, data.batch_multiple)
+        return Rules(sizes, data.together)
 
 

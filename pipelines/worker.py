@@ -102,23 +102,30 @@ class _Loop:
 
     def run(self, log: RunLog | None) -> None:
         job = self.job
-        m, total = job.micro_batch, job.run.steps
-        stream = batches(ray.train.get_dataset_shard("train"), m, self.samples_seen + self.rank * m, job.engine.global_batch)
+        total = job.run.steps
+        stream = batches(ray.train.get_dataset_shard("train"), self.samples_seen, self.rank, self.world)
         waited = 0.0
         started = time.perf_counter()
         while self.step < total:
             begin = time.perf_counter()
             raw = next(stream)
             waited += time.perf_counter() - begin
+            if job.run.record_samples:
+                self._record(raw)
             losses = self._train_step(raw)
             self.step += 1
-            self.samples_seen += job.engine.global_batch
+            self.samples_seen += int(raw["batch"][0])
             if self.step % job.run.log_every == 0 or self.step in (1, total):
                 elapsed = time.perf_counter() - started
                 self._progress(log, losses, elapsed, waited)
                 started, waited = time.perf_counter(), 0.0
             if self.step % job.run.checkpoint_every == 0 or self.step == total:
                 self._checkpoint(log, losses)
+
+    def _record(self, raw: dict[str, np.ndarray]) -> None:
+        place = storage.join(self.prepared.uri, "consumed", f"a{self.attempt}", f"step_{self.step:06d}-rank{self.rank}.json")
+        taken = [{"position": int(p), "sample_id": str(i)} for p, i in zip(raw["position"], raw["sample_id"], strict=True)]
+        storage.write_bytes(place, json.dumps(taken).encode())
 
     def _train_step(self, raw: dict[str, np.ndarray]) -> dict[str, float]:
         job = self.job

@@ -34,6 +34,8 @@ class Canvas(BaseModel):
     """Width of the whole canvas, pixels."""
     height: int = Field(gt=0)
     """Height of the whole canvas, pixels."""
+    missing: Literal["refuse", "grey"] = "refuse"
+    """What a `t` does with a robot that lacks a view (and has more than the front alone): refuse it, or leave that part an even grey."""
 
     def boxes(self, views: Iterable[Slot] | None = None) -> dict[Slot, Box]:
         """Where each view goes. `views`: the slots that a sample has; None: all that the layout can hold.
@@ -46,17 +48,25 @@ class Canvas(BaseModel):
         given = tuple(s for s in SLOTS if s in wanted_slots)
         if given == ("front",):
             return {"front": (0, 0, w, h)}
-        if not given or self.layout == "single" or (self.layout == "t" and given != SLOTS):
-            wanted = {"single": "front", "t": "front, left and right, or front alone", "horizontal": "at least one view"}
+        incomplete = self.layout == "t" and given != SLOTS and self.missing == "refuse"
+        if not given or self.layout == "single" or incomplete:
+            wanted = {"single": "front", "horizontal": "at least one view",
+                      "t": "front, left and right, or front alone (`missing: grey` takes any)"}
             raise DataError(
                 f"canvas layout '{self.layout}' takes {wanted[self.layout]}; the cameras given are {', '.join(given) or 'none'}. "
                 "Name other `cameras`, or choose another layout"
             )
         if self.layout == "t":
             top, left = h // 2, w // 2
-            return {"front": (0, 0, w, top), "left": (0, top, left, h - top), "right": (left, top, w - left, h - top)}
+            every_box = {"front": (0, 0, w, top), "left": (0, top, left, h - top), "right": (left, top, w - left, h - top)}
+            return {slot: every_box[slot] for slot in given}
         edges = [i * w // len(given) for i in range(len(given) + 1)]
         return {slot: (x, 0, end - x, h) for slot, (x, end) in zip(given, pairwise(edges), strict=True)}
+
+    def empty(self, frames: int) -> np.ndarray:
+        """Canvases uint8 `[frames, height, width, 3]` to be filled with views."""
+        # The middle of the range, which codecs see as 0.
+        return np.full((frames, self.height, self.width, 3), 128, np.uint8)
 
 
 def crop_positions(rng: np.random.Generator | None) -> dict[Slot, tuple[float, float]]:
@@ -104,7 +114,7 @@ def compose(views: dict[Slot, np.ndarray], canvas: Canvas, rng: np.random.Genera
     lengths = {len(v) for v in views.values()}
     if len(lengths) != 1:
         raise DataError(f"views of one sample have {sorted(lengths)} frames; they must have equally many")
-    out = np.empty((lengths.pop(), canvas.height, canvas.width, 3), np.uint8)
+    out = canvas.empty(lengths.pop())
     for slot, (x, y, w, h) in boxes.items():
         out[:, y : y + h, x : x + w] = fit_view(views[slot], w, h, at[slot])
     return out

@@ -10,9 +10,11 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from gwp import storage
+from gwp.data.buckets import Bucket, tile
 from gwp.data.clips import Clip, ClipSet, read_clips
 from gwp.data.embodiment import Embodiment, Slot
 from gwp.data.rates import steps_of
@@ -32,7 +34,8 @@ _VIEW = pa.struct([
 SCHEMA = pa.schema([
     # data set fingerprint / episode / row, or / file / milliseconds
     ("sample_id", pa.string()), ("source", pa.int32()), ("kind", pa.string()), ("weight", pa.float64()), ("has_action", pa.bool_()),
-    ("embodiment", pa.string()), ("embodiment_id", pa.int64()), ("text_key", pa.string()), ("fps", pa.float64()),
+    # Which of the run's shapes the sample has.
+    ("bucket", pa.int64()), ("embodiment", pa.string()), ("embodiment_id", pa.int64()), ("text_key", pa.string()), ("fps", pa.float64()),
     # Control step that the sample starts at, control steps of the episode, their rate (`fps`) and the rows of each; where the rows are.
     ("start", pa.int64()), ("length", pa.int64()), ("rows_per_step", pa.float64()), ("format", pa.string()), ("data_file", pa.string()),
     ("first_row", pa.int64()), ("rows", pa.int64()), ("data_offset", pa.int64()), ("data_bytes", pa.int64()),
@@ -59,6 +62,16 @@ class Manifest:
             digest.update("\n".join(self.table[name].to_pylist()).encode())
         digest.update(self.table["source"].to_numpy().tobytes())
         return digest.hexdigest()
+
+    @cached_property
+    def files(self) -> np.ndarray:
+        """int64 `[samples]`: number of the file that each sample's first view lies in."""
+        views = self.table["views"].combine_chunks()
+        first = pc.list_element(views, 0) if len(views) else pa.array([], _VIEW)
+        uris = pc.fill_null(pc.struct_field(first, "uri"), "").dictionary_encode().indices.to_numpy(zero_copy_only=False)
+        offsets = pc.fill_null(pc.struct_field(first, "offset"), 0).to_numpy(zero_copy_only=False)
+        found: np.ndarray = np.unique(np.stack([uris.astype(np.int64), offsets.astype(np.int64)], 1), axis=0, return_inverse=True)[1]
+        return found.reshape(-1)
 
     def rows(self, ids: Iterable[int]) -> list[dict[str, Any]]:
         """Rows by position, as `decode_samples` takes them."""
@@ -98,12 +111,15 @@ class _Builder:
     def skip(self, uri: str, item: str, reason: str) -> None:
         self.skipped.append({"uri": uri, "item": item, "reason": reason})
 
-    def add(self, ids: list[str], starts: np.ndarray, views: list[list[dict[str, Any]]], text: str, shared: dict[str, Any]) -> None:
+    def add(
+        self, ids: list[str], starts: np.ndarray, views: list[list[dict[str, Any]]], text: str, shared: dict[str, Any],
+        buckets: list[int] | None = None,
+    ) -> None:
         """Samples of one file or episode: what differs by sample, and what they share."""
         key = text_hash(text)
         self.texts[key] = normalise(text)
         n = len(ids)
-        columns = {"sample_id": ids, "start": starts, "views": views}
+        columns = {"sample_id": ids, "start": starts, "views": views, "bucket": buckets or [0] * n}
         same = shared | {"text_key": key}
         arrays = [
             pa.array(columns[f.name], f.type) if f.name in columns else pa.repeat(pa.scalar(same[f.name], f.type), n) for f in SCHEMA
@@ -112,13 +128,14 @@ class _Builder:
 
 
 def build_manifest(
-    sources: Sequence[Source], *, embodiments: dict[str, Embodiment], window: Window, clip: ClipWindow
+    sources: Sequence[Source], *, embodiments: dict[str, Embodiment], window: Window, clip: ClipWindow, buckets: Sequence[Bucket] = ()
 ) -> Manifest:
     """Look at every source and list its samples.
 
     Of a labelled robot set every row starts a sample (the end of the episode is clamped and masked); of an unlabelled one every row
     whose frames lie inside the episode. A plain video gives clips one after another, without overlap. Episodes and videos that
-    cannot be used are left out and named in `skipped`. DataError when a source has nothing usable or does not fit its embodiment.
+    cannot be used are left out and named in `skipped`. `buckets`: shapes of clips, numbered from 1; robot samples are of bucket 0, and
+    clips too where there are none. DataError when a source has nothing usable or does not fit its embodiment.
     """
     build, kinds = _Builder(), set()
     for number, source in enumerate(sources):
@@ -128,19 +145,20 @@ def build_manifest(
         if robots is not None:
             _add_robot(build, number, source, robots, embodiments, window)
         else:
-            _add_clips(build, number, source, clip)
+            _add_clips(build, number, source, clip, buckets)
         if len(build.tables) == known:
             first = "; ".join(f"{s['item']}: {s['reason']}" for s in build.skipped[broken : broken + 3])
             raise DataError(f"{source.uri}: nothing usable in {len(build.skipped) - broken} episodes or videos ({first})")
-    if len(kinds) == 2 and window.frames != clip.frames:
+    if len(kinds) == 2 and not buckets and window.frames != clip.frames:
         raise DataError(
             f"robot samples have {window.frames} frames, clips {clip.frames}: one batch needs equally many; "
-            f"set clip.frames to {window.frames}"
+            f"set clip.frames to {window.frames}, or give `buckets`"
         )
     rule = {
         "window": window.model_dump(mode="json"), "clip": clip.model_dump(mode="json"),
         "sources": [s.model_dump(mode="json", exclude={"uri"}) for s in sources],
         "embodiments": {n: e.model_dump(mode="json") for n, e in sorted(embodiments.items())},
+        "buckets": [b.model_dump(mode="json") for b in buckets],
     }
     table = pa.concat_tables(build.tables).combine_chunks() if build.tables else SCHEMA.empty_table()
     return Manifest(table, tuple(build.skipped), build.texts, rule)
@@ -191,31 +209,36 @@ def _add_robot(
         build.add(ids, starts, [views] * len(ids), text, shared | place)
 
 
-def _add_clips(build: _Builder, number: int, source: Source, clip: ClipWindow) -> None:
+def _add_clips(build: _Builder, number: int, source: Source, clip: ClipWindow, buckets: Sequence[Bucket]) -> None:
     found = read_clips(source.uri)
     for name in found.missing:
         build.skip(source.uri, name, "named in metadata.jsonl, but there is no such video")
     chosen = source.select(list(range(len(found.clips))))
     for video in (found.clips[i] for i in chosen):
         try:
-            _add_clip(build, number, source, clip, found, video)
+            _add_clip(build, number, source, clip, buckets, found, video)
         except DataError as error:
             build.skip(source.uri, video.name, str(error))
 
 
-def _add_clip(build: _Builder, number: int, source: Source, clip: ClipWindow, found: ClipSet, video: Clip) -> None:
+def _add_clip(
+    build: _Builder, number: int, source: Source, clip: ClipWindow, buckets: Sequence[Bucket], found: ClipSet, video: Clip
+) -> None:
     with open_video(video.uri, video.size) as handle:
         info = probe(handle)
     # The last frame stands for half a frame more.
-    room = (info.frames - 0.5) / info.fps - clip.offsets_s[-1]
-    if room < 0:
-        raise DataError(f"{info.duration_s:.2f} s are shorter than a clip of {clip.offsets_s[-1]:.2f} s")
-    starts = np.arange(int(room / clip.period_s) + 1) * clip.period_s
-    ids = [f"{found.fingerprint}/{video.name}/{round(s * 1000):08d}" for s in starts]
-    views = [[{"slot": "front", "uri": video.uri, "bytes": video.size, "start_s": float(s), "key": "", "offset": 0}] for s in starts]
+    seconds = (info.frames - 0.5) / info.fps
+    sizes = buckets or [Bucket(frames=clip.frames, height=info.height, width=info.width)]
+    clips = tile(sizes, info.width, info.height, seconds, clip.fps)
+    if not clips:
+        shortest = min(b.frames for b in sizes)
+        raise DataError(f"{info.duration_s:.2f} s are shorter than a clip of {(shortest - 1) / clip.fps:.2f} s")
+    ids = [f"{found.fingerprint}/{video.name}/{round(s * 1000):08d}" for s, _ in clips]
+    views = [[{"slot": "front", "uri": video.uri, "bytes": video.size, "start_s": float(s), "key": "", "offset": 0}] for s, _ in clips]
     shared = {
         "source": number, "kind": "clip", "weight": source.weight, "has_action": False, "embodiment": None, "embodiment_id": 0,
         "fps": info.fps, "length": info.frames, "rows_per_step": 1.0, "format": "clips", "data_file": None, "first_row": 0, "rows": 0,
         "data_offset": 0, "data_bytes": None, "state_keys": (), "action_keys": (),
     }
-    build.add(ids, np.zeros(len(ids), np.int64), views, video.caption if source.task is None else source.task, shared)
+    text = video.caption if source.task is None else source.task
+    build.add(ids, np.zeros(len(ids), np.int64), views, text, shared, [b + 1 if buckets else 0 for _, b in clips])

@@ -3,13 +3,16 @@
 Each source is an endless sequence: one shuffled pass over its samples after another. An epoch takes `weight` x its number of samples
 from it, going on where the epoch before stopped. So weight 1 shows every sample once per epoch, 0.5 in every second one, 2 twice.
 
-Batches are of one kind, with actions or without, so that all ranks run the same graph; their order is shuffled. What does not fill
-a global batch at the end of an epoch is left out, other samples each time.
+A few windows of one file stand next to each other, so that it is opened once for all of them; which ones is drawn anew in every pass.
+
+Batches are of one kind, with actions or without and of one bucket, so that all ranks run the same graph; their order is shuffled. What
+does not fill a global batch at the end of an epoch is left out, other samples each time.
 """
 
 import hashlib
 from dataclasses import dataclass
 from fractions import Fraction
+from itertools import pairwise
 
 import numpy as np
 
@@ -21,87 +24,189 @@ _SOURCE, _EPOCH, _BATCHES = 0, 1, 2
 
 
 @dataclass(frozen=True)
+class Rules:
+    """What a plan depends on besides manifest, seed and epoch.
+
+    batch: samples per global batch, of each bucket of the manifest; together: windows of one file that stand next to each other
+    """
+
+    batch: tuple[int, ...]
+    together: int = 1
+
+    @classmethod
+    def even(cls, global_batch: int, together: int = 1) -> "Rules":
+        """The same number of samples in every batch."""
+        return cls((global_batch,), together)
+
+    def of(self, bucket: int) -> int:
+        return self.batch[min(bucket, len(self.batch) - 1)]
+
+
+@dataclass(frozen=True)
 class Plan:
-    """One epoch: manifest positions int64 in order, a multiple of the global batch, and the sha256 that names it."""
+    """One epoch: manifest positions int64 in order, samples in each of its global batches, and the sha256 that names it."""
 
     order: np.ndarray
+    batches: np.ndarray
     hash: str
 
 
-def make_plan(manifest: Manifest, seed: int, epoch: int, global_batch: int) -> Plan:
+@dataclass(frozen=True)
+class Mixing:
+    """How well a plan mixes: distinct files per global batch, mean, beside that of an order without groups; opens per 1000 samples."""
+
+    files_per_batch: float
+    files_if_independent: float
+    opens_per_thousand: float
+
+
+def make_plan(manifest: Manifest, seed: int, epoch: int, rules: Rules) -> Plan:
     """The plan of one epoch; the same arguments give the same plan on every machine.
 
-    DataError when the samples with actions, or those without, do not fill one global batch.
+    DataError when the samples of one kind do not fill one global batch.
     """
-    batches = []
-    for kind, sources in enumerate(_kinds(manifest)):
-        if sources:
-            taken = np.concatenate([_take(ids, weight, seed, epoch) for ids, weight in sources])
-            taken = taken[_shuffled(len(taken), seed, _EPOCH, epoch, kind)]
-            batches.append(taken[: _whole(sources, epoch, global_batch)].reshape(-1, global_batch))
+    batches: list[np.ndarray] = []
+    for kind in _kinds(manifest, rules):
+        parts = [_take(source, seed, epoch, rules.together) for source in kind.sources]
+        taken = np.concatenate([ids for ids, _ in parts])
+        groups = np.concatenate([g + (1 << 40) * i for i, (_, g) in enumerate(parts)])
+        taken = taken[_shuffled_groups(groups, seed, _EPOCH, epoch, kind.number)]
+        batches += list(taken[: kind.whole(epoch)].reshape(-1, kind.batch))
     if not batches:
         raise DataError("the manifest has no samples")
-    every = np.concatenate(batches)
-    order = every[_shuffled(len(every), seed, _BATCHES, epoch)].reshape(-1)
-    digest = hashlib.sha256(f"{manifest.fingerprint} {seed} {epoch} {global_batch} ".encode() + order.astype("<i8").tobytes())
-    return Plan(order, digest.hexdigest())
+    every = [batches[i] for i in _shuffled(len(batches), seed, _BATCHES, epoch)]
+    order = np.concatenate(every)
+    name = f"{manifest.fingerprint} {seed} {epoch} {rules.batch} {rules.together} "
+    digest = hashlib.sha256(name.encode() + order.astype("<i8").tobytes())
+    return Plan(order, np.array([len(b) for b in every]), digest.hexdigest())
 
 
-def plan_slice(manifest: Manifest, seed: int, start: int, count: int, global_batch: int) -> np.ndarray:
-    """Manifest positions int64 `[count]` at places `start ..` of the endless row of epochs.
+def plan_slice(manifest: Manifest, seed: int, start: int, batches: int, rules: Rules) -> list[np.ndarray]:
+    """Manifest positions int64 of `batches` global batches, from the one that begins at place `start` of the endless row of epochs.
 
-    Resuming is a slice at `samples_seen`; the number of workers does not matter. Raises as `make_plan`.
+    Resuming is a slice at `samples_seen`; the number of workers does not matter. Raises as `make_plan`; DataError when no batch begins
+    at `start`.
     """
-    parts = [np.empty(0, np.int64)]
-    kinds = _kinds(manifest)
+    found: list[np.ndarray] = []
+    kinds = _kinds(manifest, rules)
     epoch = before = 0
-    while before < start + count:
-        length = sum(_whole(sources, epoch, global_batch) for sources in kinds if sources)
+    while len(found) < batches:
+        length = sum(kind.whole(epoch) for kind in kinds)
         if not length:
             raise DataError("the manifest has no samples")
         if before + length > start:
-            parts.append(make_plan(manifest, seed, epoch, global_batch).order[max(0, start - before) : start + count - before])
+            plan = make_plan(manifest, seed, epoch, rules)
+            edges = before + np.concatenate([[0], np.cumsum(plan.batches)])
+            if start > before and start not in edges:
+                raise DataError(f"no global batch begins at sample {start}; the run was made by another plan")
+            found += [plan.order[a - before : b - before] for a, b in pairwise(edges) if a >= start]
         before, epoch = before + length, epoch + 1
-    return np.concatenate(parts)
+    return found[:batches]
 
 
-_Sources = list[tuple[np.ndarray, Fraction]]
+def mixing(manifest: Manifest, plan: Plan, workers: int = 1) -> Mixing:
+    """How many files a global batch meets, and how many are opened when each of `workers` reads its part of every batch on its own.
+
+    A file counts once, whatever the number of its cameras.
+    """
+    files = manifest.files
+    batches = np.split(files[plan.order], np.cumsum(plan.batches)[:-1])
+    met = np.mean([len(np.unique(batch)) for batch in batches])
+    opened = sum(len(np.unique(part)) for batch in batches for part in np.array_split(batch, workers))
+    shares = np.bincount(files[plan.order]) / len(plan.order)
+    independent = np.mean([(1 - (1 - shares) ** n).sum() for n in plan.batches])
+    return Mixing(float(met), float(independent), 1000 * opened / len(plan.order))
 
 
-def _kinds(manifest: Manifest) -> tuple[_Sources, _Sources]:
-    """Sources with actions and without: positions of their samples and their weight."""
-    source = manifest.table["source"].to_numpy()
-    weight = manifest.table["weight"].to_numpy()
-    labelled = manifest.table["has_action"].to_numpy(zero_copy_only=False).astype(bool)
-    kinds: tuple[_Sources, _Sources] = ([], [])
-    for number in np.unique(source):
-        ids = np.flatnonzero(source == number)
-        kinds[0 if labelled[ids[0]] else 1].append((ids, Fraction(float(weight[ids[0]])).limit_denominator(1_000_000)))
-    return kinds
+@dataclass(frozen=True)
+class _Source:
+    """Positions of a source's samples, the number of each one's file, and the source's weight."""
+
+    ids: np.ndarray
+    files: np.ndarray
+    weight: Fraction
+
+    def range(self, epoch: int) -> tuple[int, int]:
+        """Part of its endless sequence that an epoch takes."""
+        n = len(self.ids)
+        return int(epoch * self.weight * n), int((epoch + 1) * self.weight * n)
 
 
-def _range(n: int, weight: Fraction, epoch: int) -> tuple[int, int]:
-    """Part of a source's endless sequence that an epoch takes."""
-    return int(epoch * weight * n), int((epoch + 1) * weight * n)
+@dataclass(frozen=True)
+class _Kind:
+    """Samples that may stand in one batch."""
+
+    number: int
+    sources: list[_Source]
+    batch: int
+
+    def whole(self, epoch: int) -> int:
+        """Samples of the epoch's whole batches."""
+        count = 0
+        for source in self.sources:
+            first, last = source.range(epoch)
+            count += last - first
+        if count < self.batch:
+            raise DataError(
+                f"{count} samples of one kind (with or without actions, and of one bucket) do not fill one global batch of {self.batch}; "
+                "add data, or leave that bucket out"
+            )
+        return count - count % self.batch
 
 
-def _whole(sources: _Sources, epoch: int, global_batch: int) -> int:
-    count = 0
-    for ids, weight in sources:
-        first, last = _range(len(ids), weight, epoch)
-        count += last - first
-    if count < global_batch:
-        raise DataError(
-            f"{count} samples of one kind (with or without actions) do not fill one global batch of {global_batch}; add data"
-        )
-    return count - count % global_batch
+def _kinds(manifest: Manifest, rules: Rules) -> list[_Kind]:
+    table = manifest.table
+    source, weight, bucket = (table[name].to_numpy() for name in ("source", "weight", "bucket"))
+    labelled = table["has_action"].to_numpy(zero_copy_only=False).astype(bool)
+    files = manifest.files
+    kinds: dict[int, _Kind] = {}
+    # With actions before without, for each bucket; then sources in their order.
+    number = 2 * bucket + ~labelled
+    for kind in np.unique(number):
+        for which in np.unique(source[number == kind]):
+            ids = np.flatnonzero((source == which) & (number == kind))
+            share = Fraction(float(weight[ids[0]])).limit_denominator(1_000_000)
+            found = kinds.setdefault(int(kind), _Kind(int(kind), [], rules.of(int(kind) // 2)))
+            found.sources.append(_Source(ids, files[ids], share))
+    return list(kinds.values())
 
 
-def _take(ids: np.ndarray, weight: Fraction, seed: int, epoch: int) -> np.ndarray:
-    n = len(ids)
-    first, last = _range(n, weight, epoch)
-    passes = [ids[_shuffled(n, seed, _SOURCE, int(ids[0]), k)] for k in range(first // n, -(-last // n))]
-    return np.concatenate([np.empty(0, np.int64), *passes])[first - first // n * n :][: last - first]
+def _take(source: _Source, seed: int, epoch: int, together: int) -> tuple[np.ndarray, np.ndarray]:
+    """Positions that an epoch takes from a source, and the group of each: windows of one file that stay together."""
+    n = len(source.ids)
+    first, last = source.range(epoch)
+    ids, groups = [np.empty(0, np.int64)], [np.empty(0, np.int64)]
+    for k in range(first // n, -(-last // n)):
+        order = _shuffled(n, seed, _SOURCE, int(source.ids[0]), k)
+        group = _grouped(source.files[order], together)
+        # A group stands where its first member was drawn.
+        together_now = np.argsort(group, kind="stable")
+        ids.append(source.ids[order[together_now]])
+        groups.append(group[together_now] + k * n)
+    cut = slice(first - first // n * n, last - first // n * n)
+    return np.concatenate(ids)[cut], np.concatenate(groups)[cut]
+
+
+def _grouped(files: np.ndarray, together: int) -> np.ndarray:
+    """For each window in drawn order, the place of the first one of its group: up to `together` of one file."""
+    n = len(files)
+    by_file = np.argsort(files, kind="stable")
+    sorted_files = files[by_file]
+    begins = np.concatenate([[True], sorted_files[1:] != sorted_files[:-1]]) if n else np.empty(0, bool)
+    rank = np.arange(n) - np.maximum.accumulate(np.where(begins, np.arange(n), 0))
+    leader = np.where(rank % together == 0, np.arange(n), 0)
+    group = np.empty(n, np.int64)
+    group[by_file] = by_file[np.maximum.accumulate(leader)]
+    return group
+
+
+def _shuffled_groups(groups: np.ndarray, *key: int) -> np.ndarray:
+    """A permutation that keeps runs of equal `groups` together, in their order."""
+    n = len(groups)
+    run = np.cumsum(np.concatenate([[False], groups[1:] != groups[:-1]])) if n else np.empty(0, np.int64)
+    place = np.empty(int(run[-1]) + 1 if n else 0, np.int64)
+    place[_shuffled(len(place), *key)] = np.arange(len(place))
+    return np.argsort(place[run], kind="stable")
 
 
 def _shuffled(n: int, *key: int) -> np.ndarray:

@@ -8,7 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from gwp.data.canvas import Box, Canvas, crop_positions, fit_view
+from gwp.data.buckets import Bucket
+from gwp.data.canvas import SLOTS, Box, Canvas, crop_positions, fit_view
 from gwp.data.embodiment import Embodiment
 from gwp.data.rates import at_steps, row_span
 from gwp.data.stats import Normalizer, Stats
@@ -22,6 +23,7 @@ from gwp.errors import DataError
 class SampleSpec:
     """How samples look; it travels to the decoding tasks. `stats`: by embodiment name, for those with actions.
 
+    `buckets`: shapes of clips, numbered from 1; 0 is the canvas with the frames of `window` or `clip`.
     `model_dim`: width of state and action vectors in the model. `augment`: random crops, else the centre. `seed`: of those crops.
     DataError when an embodiment does not fit the model, the canvas, the window or its statistics.
     """
@@ -34,6 +36,7 @@ class SampleSpec:
     model_dim: int
     augment: bool
     seed: int
+    buckets: tuple[Bucket, ...] = ()
 
     def __post_init__(self) -> None:
         for name, e in self.embodiments.items():
@@ -47,6 +50,19 @@ class SampleSpec:
             self.canvas.boxes(e.cameras)
             if name in self.stats:
                 self.stats[name].check(e, self.window)
+
+    def frames_of(self, row: dict[str, Any]) -> int:
+        """Frames of a manifest row's sample."""
+        if row["kind"] != "clip":
+            return self.window.frames
+        return self.buckets[row["bucket"] - 1].frames if row["bucket"] else self.clip.frames
+
+    def canvas_of(self, row: dict[str, Any]) -> Canvas:
+        """Picture of a manifest row's sample."""
+        if not row["bucket"]:
+            return self.canvas
+        bucket = self.buckets[row["bucket"] - 1]
+        return self.canvas.model_copy(update={"width": bucket.width, "height": bucket.height})
 
     @cached_property
     def normalizers(self) -> dict[str, Normalizer]:
@@ -66,9 +82,10 @@ class _Place:
 def decode_samples(rows: list[dict[str, Any]], spec: SampleSpec) -> tuple[list[dict[str, Any]], list[tuple[str, str]]]:
     """Samples of the rows that can be decoded, in row order, and (sample_id, reason) of those that cannot.
 
-    A sample: frames uint8 `[T, H, W, 3]`, state float32 `[d]`, actions float32 `[p, d]`, step_valid bool `[p]`, dim_valid bool `[d]`,
-    has_action, text_key, embodiment_id, sample_id. Each file is opened and walked once, whatever the number of rows that want it;
-    a sample does not depend on the rows beside it. Storage that does not answer raises: that is no property of a sample.
+    A sample: frames uint8 `[T, H, W, 3]`, view_valid bool `[3]` (which cameras it has, in the order of SLOTS), state float32 `[d]`,
+    actions float32 `[p, d]`, step_valid bool `[p]`, dim_valid bool `[d]`, has_action, text_key, embodiment_id, sample_id. Each file is
+    opened and walked once, whatever the number of rows that want it; a sample does not depend on the rows beside it. Storage that does
+    not answer raises: that is no property of a sample.
     """
     reasons: dict[int, str] = {}
     vectors: dict[int, dict[str, np.ndarray]] = {}
@@ -80,13 +97,18 @@ def decode_samples(rows: list[dict[str, Any]], spec: SampleSpec) -> tuple[list[d
     canvases = _canvases(rows, spec, reasons)
     samples = [
         {
-            "frames": canvases[i], **vectors[i], "has_action": bool(row["has_action"]), "text_key": row["text_key"],
-            "embodiment_id": int(row["embodiment_id"]), "sample_id": row["sample_id"],
+            "frames": canvases[i], "view_valid": _views(row), **vectors[i], "has_action": bool(row["has_action"]),
+            "text_key": row["text_key"], "embodiment_id": int(row["embodiment_id"]), "sample_id": row["sample_id"],
         }
         for i, row in enumerate(rows)
         if i not in reasons
     ]
     return samples, [(rows[i]["sample_id"], reason) for i, reason in sorted(reasons.items())]
+
+
+def _views(row: dict[str, Any]) -> np.ndarray:
+    have = {view["slot"] for view in row["views"]}
+    return np.array([slot in have for slot in SLOTS])
 
 
 def _crop_rng(row: dict[str, Any], spec: SampleSpec) -> np.random.Generator | None:
@@ -100,7 +122,7 @@ def _crop_rng(row: dict[str, Any], spec: SampleSpec) -> np.random.Generator | No
 def _times(row: dict[str, Any], start_s: float, spec: SampleSpec) -> list[float]:
     """Where the frames of a sample are in a file, seconds."""
     if row["kind"] == "clip":
-        return [start_s + t for t in spec.clip.offsets_s]
+        return [start_s + t for t in spec.clip.offsets_s(spec.frames_of(row))]
     # Past the end the last frame stands still.
     return [start_s + min(row["start"] + k, row["length"] - 1) / row["fps"] for k in spec.window.offsets]
 
@@ -113,9 +135,9 @@ def _canvases(rows: list[dict[str, Any]], spec: SampleSpec, reasons: dict[int, s
         if i in reasons:
             continue
         at = crop_positions(_crop_rng(row, spec))
-        boxes = spec.canvas.boxes(v["slot"] for v in row["views"])
-        frames = spec.clip.frames if row["kind"] == "clip" else spec.window.frames
-        canvases[i] = np.empty((frames, spec.canvas.height, spec.canvas.width, 3), np.uint8)
+        canvas = spec.canvas_of(row)
+        boxes = canvas.boxes(v["slot"] for v in row["views"])
+        canvases[i] = canvas.empty(spec.frames_of(row))
         # Positions of robot rows are exact; a plain video is resampled and gives the nearest frame it has.
         # At another rate than the recorded one, steps fall between frames.
         tolerance = None if row["kind"] == "clip" else 0.5 / (row["fps"] * row["rows_per_step"]) + 1e-6

@@ -3,7 +3,7 @@
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 
-def _of_codec_length(frames: int) -> bool:
+def of_codec_length(frames: int) -> bool:
     return frames >= 5 and (frames - 1) % 4 == 0
 
 
@@ -23,7 +23,7 @@ class Window(BaseModel):
 
     @model_validator(mode="after")
     def _fits_the_codec(self) -> "Window":
-        if self.chunk % self.stride or not _of_codec_length(self.frames):
+        if self.chunk % self.stride or not of_codec_length(self.frames):
             fits = [s for s in range(1, self.chunk) if self.chunk % s == 0 and (self.chunk // s) % 4 == 0]
             hint = f"strides that fit: {', '.join(map(str, fits))}" if fits else "make chunk a multiple of 4"
             raise ValueError(f"chunk {self.chunk} with stride {self.stride} does not give 4n+1 frames (5, 9, ...); {hint}")
@@ -53,16 +53,10 @@ class ClipWindow(BaseModel):
     @field_validator("frames")
     @classmethod
     def _fits_the_codec(cls, frames: int) -> int:
-        if not _of_codec_length(frames):
+        if not of_codec_length(frames):
             raise ValueError(f"{frames} frames: a clip needs 4n+1 frames (5, 9, 13, ...)")
         return frames
 
-    @property
-    def offsets_s(self) -> tuple[float, ...]:
-        """Seconds from the start to each frame."""
-        return tuple(i / self.fps for i in range(self.frames))
-
-    @property
-    def period_s(self) -> float:
-        """Seconds from the start of one clip to the start of the next in the same video."""
-        return self.frames / self.fps
+    def offsets_s(self, frames: int) -> tuple[float, ...]:
+        """Seconds from the start to each of so many frames."""
+        return tuple(i / self.fps for i in range(frames))

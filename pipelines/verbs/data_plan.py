@@ -17,21 +17,26 @@ def run_plan(args: argparse.Namespace) -> None:
     import json
 
     from gwp.data.manifest import build_manifest
-    from gwp.data.plan import make_plan
+    from gwp.data.plan import make_plan, mixing
     from pipelines.config import load_config
     from pipelines.prepare import resolve_embodiments
     from pipelines.stage import TrainJob
 
     job = load_config(args.file, TrainJob, args.sets)
     embodiments = resolve_embodiments(job)
-    manifest = build_manifest(job.data.sources, embodiments=embodiments, window=job.data.window, clip=job.data.clip)
-    plan = make_plan(manifest, job.run.seed, args.epoch, job.engine.global_batch)
+    manifest = build_manifest(job.data.sources, embodiments=embodiments, window=job.data.window, clip=job.data.clip,
+                              buckets=job.data.buckets)
+    plan = make_plan(manifest, job.run.seed, args.epoch, job.plan_rules)
+    mixed = mixing(manifest, plan, job.cluster.workers)
     if args.out:
         manifest.save(args.out)
     labelled = sum(manifest.table["has_action"].to_pylist())
     print(json.dumps({
         "samples": manifest.table.num_rows, "with_actions": labelled, "fingerprint": manifest.fingerprint,
-        "global_batch": job.engine.global_batch, "batches_per_epoch": len(plan.order) // job.engine.global_batch, "epoch": args.epoch,
-        "plan_hash": plan.hash, "epochs_of_the_run": round(job.run.steps * job.engine.global_batch / len(plan.order), 2),
+        "global_batch": job.engine.global_batch, "batches_per_epoch": len(plan.batches), "epoch": args.epoch,
+        "batch_of_bucket": dict(zip(["canvas", *map(str, job.data.buckets)], job.plan_rules.batch, strict=True)),
+        "files_per_batch": round(mixed.files_per_batch, 2), "files_per_batch_if_independent": round(mixed.files_if_independent, 2),
+        "file_opens_per_1000_samples": round(mixed.opens_per_thousand, 1),
+        "plan_hash": plan.hash, "epochs_of_the_run": round(job.run.steps / len(plan.batches), 2),
         "skipped": list(manifest.skipped),
     }, indent=1))

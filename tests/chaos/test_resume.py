@@ -1,17 +1,21 @@
 """A training worker dies for good; the stage goes on from the last committed checkpoint and ends where it would have ended."""
 
+import json
 import os
 import signal
 import threading
 import time
 
 import numpy as np
+import pyarrow as pa
 import pytest
 from safetensors.numpy import load
 
 from clusters.mini import MiniCluster
 from gwp import storage
 from gwp.data.lerobot_write import LeRobotWriter
+from gwp.data.manifest import Manifest
+from gwp.data.plan import make_plan, plan_slice
 from pipelines.checkpoints import find_committed
 from pipelines.config import load_config
 from pipelines.prepare import run_uri
@@ -69,7 +73,7 @@ def kill_after(run: str, step: int, killed: list[int]) -> None:
 @pytest.mark.timeout(420)
 def test_a_killed_worker_changes_nothing_but_the_time(mini: MiniCluster, recordings: str) -> None:
     calm = train(job(mini, recordings, "calm"))
-    shaken = job(mini, recordings, "shaken")
+    shaken = job(mini, recordings, "shaken", "run.record_samples=true")
     killed: list[int] = []
     killer = threading.Thread(target=kill_after, args=(run_uri(shaken), EVERY + 3, killed), daemon=True)
     killer.start()
@@ -84,6 +88,27 @@ def test_a_killed_worker_changes_nothing_but_the_time(mini: MiniCluster, recordi
     ours, theirs = weights(result), weights(calm)
     assert ours.keys() == theirs.keys()
     assert all(np.array_equal(ours[name], theirs[name]) for name in ours)
+    _consumed_as_planned(shaken, result.uri, event["step"])
+
+
+def _consumed_as_planned(shaken: TrainJob, uri: str, resumed: int) -> None:
+    """Every sample that a worker took, before and after the kill, was the plan's; what a checkpoint covered was not read again."""
+    manifest = Manifest.load(f"{uri}/manifest.parquet")
+    planned = np.concatenate(plan_slice(manifest, shaken.run.seed, 0, STEPS, shaken.plan_rules))
+    ids = manifest.table["sample_id"].take(pa.array(planned)).to_pylist()
+    taken: dict[int, list[int]] = {}
+    for name in storage.list_files(f"{uri}/consumed"):
+        attempt = int(name.split("/")[0].removeprefix("a"))
+        for sample in json.loads(storage.read_bytes(f"{uri}/consumed/{name}")):
+            assert sample["sample_id"] == ids[sample["position"]]
+            taken.setdefault(attempt, []).append(sample["position"])
+    first, second = (sorted(taken[attempt]) for attempt in sorted(taken))
+    assert second == list(range(resumed * 8, STEPS * 8))
+    assert set(range(resumed * 8)) <= set(first)
+    assert len(first) == len(set(first))
+    # Samples of later epochs come again, those of one epoch do not.
+    epoch = make_plan(manifest, shaken.run.seed, 0, shaken.plan_rules)
+    assert len(set(epoch.order.tolist())) == len(epoch.order)
 
 
 @pytest.mark.timeout(300)

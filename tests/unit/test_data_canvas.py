@@ -99,7 +99,7 @@ def test_windows_give_4n_plus_1_frames() -> None:
         Window(chunk=12, stride=5)
     with pytest.raises(ValidationError, match="4n\\+1"):
         ClipWindow(frames=6, fps=5)
-    assert ClipWindow(frames=5, fps=2).offsets_s == (0, 0.5, 1, 1.5, 2)
+    assert ClipWindow(frames=9, fps=2).offsets_s(5) == (0, 0.5, 1, 1.5, 2)
 
 
 def test_cropping_first_is_cropping_last() -> None:

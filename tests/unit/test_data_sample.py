@@ -71,7 +71,7 @@ def test_a_sample_has_the_columns_of_the_contract(tmp_path: Path) -> None:
     shapes = {k: (v.dtype.name, v.shape) for k, v in sample.items() if isinstance(v, np.ndarray)}
     assert shapes == {
         "frames": ("uint8", (5, 32, 64, 3)), "state": ("float32", (D,)), "actions": ("float32", (4, D)),
-        "step_valid": ("bool", (4,)), "dim_valid": ("bool", (D,)),
+        "step_valid": ("bool", (4,)), "dim_valid": ("bool", (D,)), "view_valid": ("bool", (3,)),
     }
     assert {k: type(v) for k, v in sample.items() if k not in shapes} == {
         "has_action": bool, "text_key": str, "embodiment_id": int, "sample_id": str,

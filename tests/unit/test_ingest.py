@@ -16,6 +16,7 @@ SPEC = SampleSpec(
 
 def sample(name, value):
     return {
+        "view_valid": np.array([True, False, False]),
         "frames": np.full((5, 8, 8, 3), value, np.uint8), "state": np.full(3, value, np.float32),
         "actions": np.zeros((4, 3), np.float32), "step_valid": np.ones(4, bool), "dim_valid": np.ones(3, bool), "has_action": True,
         "text_key": "k", "embodiment_id": 1, "sample_id": name,
@@ -23,7 +24,7 @@ def sample(name, value):
 
 
 def rows(*names):
-    return [{"sample_id": n, "position": 10 + i} for i, n in enumerate(names)]
+    return [{"sample_id": n, "position": 10 + i, "batch": 8, "kind": "robot", "bucket": 0} for i, n in enumerate(names)]
 
 
 def test_failed_samples_hold_their_place_and_say_why():
@@ -45,21 +46,21 @@ def test_a_block_without_any_good_sample_has_the_same_columns():
 class Shard:
     """What Ray hands to a worker: blocks as batches."""
 
-    def __init__(self, *starts):
-        self.starts = starts
+    def __init__(self, *blocks):
+        self.blocks = blocks
 
-    def iter_batches(self, batch_size, **_):
-        for start in self.starts:
-            yield {"position": np.arange(start, start + batch_size)}
+    def iter_batches(self, **_):
+        for start, size in self.blocks:
+            yield {"position": np.arange(start, start + size // 2), "batch": np.full(size // 2, size)}
 
 
-def test_each_rank_gets_every_worlds_turn():
-    got = [b["position"].tolist() for b in batches(Shard(4, 12, 20), 4, 4, 8)]
-    assert got == [[4, 5, 6, 7], [12, 13, 14, 15], [20, 21, 22, 23]]
+def test_each_rank_gets_its_share_of_batches_of_any_size():
+    got = [b["position"].tolist() for b in batches(Shard((4, 8), (10, 4), (16, 8)), 0, 1, 2)]
+    assert got == [[4, 5, 6, 7], [10, 11], [16, 17, 18, 19]]
 
 
 def test_a_stream_out_of_step_stops_instead_of_repeating_samples():
-    stream = batches(Shard(0, 4), 4, 0, 8)
+    stream = batches(Shard((0, 8), (4, 8)), 0, 0, 2)
     next(stream)
-    with pytest.raises(RuntimeError, match=r"positions 4\.\.7, expected 8"):
+    with pytest.raises(RuntimeError, match=r"positions 4\.\.7, expected 8\.\.11"):
         next(stream)
