@@ -17,7 +17,7 @@ from gwp import storage
 from gwp.data.embodiment import Embodiment
 from gwp.data.lerobot import infer_embodiment
 from gwp.data.manifest import Manifest, build_manifest
-from gwp.data.plan import Rules, plan_slice
+from gwp.data.plan import Rules, make_plan, plan_slice
 from gwp.data.sample import SampleSpec, decode_samples
 from gwp.data.stats import Stats, compute_stats
 from gwp.errors import GwpError
@@ -71,8 +71,8 @@ def prepare(job: TrainJob) -> Prepared:
     embodiments = resolve_embodiments(job)
     data = job.data
     manifest = build_manifest(data.sources, embodiments=embodiments, window=data.window, clip=data.clip, buckets=data.buckets)
-    if manifest.table.num_rows < job.engine.global_batch:
-        raise GwpError(f"data: {manifest.table.num_rows} samples are fewer than one global batch of {job.engine.global_batch}; add data")
+    # Here, and not in the workers, is where a mixture that fills no batch is told.
+    make_plan(manifest, job.run.seed, 0, job.plan_rules)
     stats = compute_all_stats(job, embodiments)
     spec = sample_spec(job, embodiments, stats)
     with tempfile.TemporaryDirectory() as scratch:

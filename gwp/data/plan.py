@@ -6,7 +6,7 @@ from it, going on where the epoch before stopped. So weight 1 shows every sample
 A few windows of one file stand next to each other, so that it is opened once for all of them; which ones is drawn anew in every pass.
 
 Batches are of one kind, with actions or without and of one bucket, so that all ranks run the same graph; their order is shuffled. What
-does not fill a global batch at the end of an epoch is left out, other samples each time.
+does not fill a global batch at the end of an epoch comes first in the next: no batch is partial, and no sample is lost.
 """
 
 import hashlib
@@ -63,17 +63,23 @@ class Mixing:
 def make_plan(manifest: Manifest, seed: int, epoch: int, rules: Rules) -> Plan:
     """The plan of one epoch; the same arguments give the same plan on every machine.
 
-    DataError when the samples of one kind do not fill one global batch.
+    DataError when an epoch of the manifest fills no global batch.
     """
     batches: list[np.ndarray] = []
-    for kind in _kinds(manifest, rules):
-        parts = [_take(source, seed, epoch, rules.together) for source in kind.sources]
-        taken = np.concatenate([ids for ids, _ in parts])
-        groups = np.concatenate([g + (1 << 40) * i for i, (_, g) in enumerate(parts)])
-        taken = taken[_shuffled_groups(groups, seed, _EPOCH, epoch, kind.number)]
+    kinds = _kinds(manifest, rules)
+    _require_one(kinds)
+    for kind in kinds:
+        # From earlier epochs, as many as did not fill a batch of theirs.
+        waiting, parts, earlier = kind.before(epoch) % kind.batch, [kind.shuffled(seed, epoch, rules.together)], epoch
+        while waiting:
+            earlier -= 1
+            last = kind.shuffled(seed, earlier, rules.together)[-waiting:]
+            parts.insert(0, last)
+            waiting -= len(last)
+        taken = np.concatenate(parts)
         batches += list(taken[: kind.whole(epoch)].reshape(-1, kind.batch))
     if not batches:
-        raise DataError("the manifest has no samples")
+        return Plan(np.empty(0, np.int64), np.empty(0, np.int64), "")
     every = [batches[i] for i in _shuffled(len(batches), seed, _BATCHES, epoch)]
     order = np.concatenate(every)
     name = f"{manifest.fingerprint} {seed} {epoch} {rules.batch} {rules.together} "
@@ -89,11 +95,10 @@ def plan_slice(manifest: Manifest, seed: int, start: int, batches: int, rules: R
     """
     found: list[np.ndarray] = []
     kinds = _kinds(manifest, rules)
+    _require_one(kinds)
     epoch = before = 0
     while len(found) < batches:
         length = sum(kind.whole(epoch) for kind in kinds)
-        if not length:
-            raise DataError("the manifest has no samples")
         if before + length > start:
             plan = make_plan(manifest, seed, epoch, rules)
             edges = before + np.concatenate([[0], np.cumsum(plan.batches)])
@@ -140,18 +145,29 @@ class _Kind:
     sources: list[_Source]
     batch: int
 
+    def before(self, epoch: int) -> int:
+        """Samples that earlier epochs took."""
+        return sum(source.range(epoch)[0] for source in self.sources)
+
     def whole(self, epoch: int) -> int:
-        """Samples of the epoch's whole batches."""
-        count = 0
-        for source in self.sources:
-            first, last = source.range(epoch)
-            count += last - first
-        if count < self.batch:
-            raise DataError(
-                f"{count} samples of one kind (with or without actions, and of one bucket) do not fill one global batch of {self.batch}; "
-                "add data, or leave that bucket out"
-            )
-        return count - count % self.batch
+        """Samples of the epoch's whole batches; what waits from earlier ones is among them."""
+        return (self.before(epoch + 1) // self.batch - self.before(epoch) // self.batch) * self.batch
+
+    def shuffled(self, seed: int, epoch: int, together: int) -> np.ndarray:
+        """Positions that an epoch takes from all sources, mixed."""
+        parts = [_take(source, seed, epoch, together) for source in self.sources]
+        taken = np.concatenate([ids for ids, _ in parts])
+        groups = np.concatenate([g + (1 << 40) * i for i, (_, g) in enumerate(parts)])
+        return taken[_shuffled_groups(groups, seed, _EPOCH, epoch, self.number)]
+
+
+def _require_one(kinds: list[_Kind]) -> None:
+    if not any(kind.whole(0) for kind in kinds):
+        counts = ", ".join(f"{kind.before(1)} of {kind.batch}" for kind in kinds)
+        raise DataError(
+            f"no global batch is filled in an epoch (samples with and without actions and of each bucket: {counts}); add data, or lower "
+            "engine.global_batch" if kinds else "the manifest has no samples"
+        )
 
 
 def _kinds(manifest: Manifest, rules: Rules) -> list[_Kind]:

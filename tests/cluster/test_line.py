@@ -9,6 +9,8 @@ import pytest
 
 from clusters.mini import MiniCluster
 from gwp import storage
+from gwp.data.manifest import Manifest
+from gwp.data.plan import plan_slice
 from gwp.policy.policy import Policy
 from pipelines import evaluate
 from pipelines.cli import main
@@ -90,6 +92,26 @@ def test_stages_are_linked_and_tracked(world: StageResult, policy_run: StageResu
     assert run.data.params["run.steps"] == "8"
     assert run.data.tags["checkpoint_uri"].startswith(policy_run.uri)
     assert run.data.tags["gwp.data_fingerprint"]
+
+
+def test_workers_take_the_same_bucket_at_the_same_step(mini: MiniCluster, world: StageResult) -> None:
+    """Clips of two shapes, batches of 10 and 8 samples; both ranks share each of them."""
+    steps, sources, fields = world_job(mini)
+    shapes = "[{frames: 9, height: 32, width: 64}, {frames: 5, height: 64, width: 64}]"
+    sets = sets_of(mini, 2 * steps, sources, [
+        *fields[:1], "codec=null", "text=null", "init=world", "run.name=shapes", "run.record_samples=true", f"data.buckets={shapes}",
+        "data.batch_multiple=2",
+    ])
+    job = load_config(STAGES / "world.yaml", TrainJob, sets)
+    result = train(job)
+    planned = plan_slice(Manifest.load(f"{result.uri}/manifest.parquet"), job.run.seed, 0, 2 * steps, job.plan_rules)
+    assert len({len(batch) for batch in planned}) > 1
+    assert result.samples == sum(map(len, planned))
+    took = {name: json.loads(storage.read_bytes(f"{result.uri}/consumed/{name}")) for name in storage.list_files(f"{result.uri}/consumed")}
+    for step, batch in enumerate(planned):
+        halves = [took[f"a1/step_{step:06d}-rank{rank}.json"] for rank in (0, 1)]
+        assert [len(half) for half in halves] == [len(batch) // 2] * 2
+    assert not storage.list_files(f"{result.uri}/quarantine")
 
 
 def test_running_a_finished_stage_again_returns_at_once(mini: MiniCluster, world: StageResult) -> None:

@@ -57,11 +57,15 @@ def test_weights_hold_in_proportion_and_no_sample_is_favoured(weight: float) -> 
     assert all(shown[i] == 12 for i in range(30, 60))
 
 
-def test_whole_batches_and_others_left_out_each_time() -> None:
-    found = manifest((10, 1, True))
-    missing = [set(range(10)) - set(make_plan(found, 0, e, Rules.even(4)).order.tolist()) for e in range(12)]
-    assert all(len(m) == 2 for m in missing)
-    assert len(set.union(*missing)) > 6
+@pytest.mark.parametrize(("samples", "batch"), [(10, 4), (9, 8), (23, 7)])
+def test_what_fills_no_batch_comes_first_in_the_next_epoch(samples: int, batch: int) -> None:
+    found = manifest((samples, 1, True), (3, 1, False))
+    labelled = Rules.even(batch, 2)
+    for epochs in range(1, 9):
+        shown = Counter(np.concatenate([make_plan(found, 0, e, labelled).order for e in range(epochs)]).tolist())
+        assert all(epochs - 1 <= shown[i] <= epochs for i in range(samples))
+        assert all(abs(shown[samples + i] - shown[samples]) <= 1 for i in range(3))
+        assert sum(shown.values()) == epochs * samples // batch * batch + epochs * 3 // batch * batch
 
 
 def test_batches_are_of_one_kind_and_mixed_in_order() -> None:
@@ -89,8 +93,8 @@ def test_resuming_is_a_slice() -> None:
 
 
 def test_too_few_samples_of_a_kind_are_an_error_not_a_silence() -> None:
-    with pytest.raises(DataError, match=r"3 samples of one kind .* one global batch of 4"):
-        make_plan(manifest((40, 1, True), (3, 1, False)), 0, 0, Rules.even(4))
+    with pytest.raises(DataError, match=r"no global batch is filled in an epoch .*: 2 of 4, 3 of 4\); .* lower engine.global_batch"):
+        make_plan(manifest((2, 1, True), (3, 1, False)), 0, 0, Rules.even(4))
     for call in (lambda: make_plan(manifest(), 0, 0, Rules.even(1)), lambda: plan_slice(manifest(), 0, 0, 5, Rules.even(1))):
         with pytest.raises(DataError, match="no samples"):
             call()
