@@ -15,6 +15,7 @@ from fractions import Fraction
 from itertools import pairwise
 
 import numpy as np
+import pyarrow.compute as pc
 
 from gwp.data.manifest import Manifest
 from gwp.errors import DataError
@@ -53,10 +54,11 @@ class Plan:
 
 @dataclass(frozen=True)
 class Mixing:
-    """How well a plan mixes: distinct files per global batch, mean, beside that of an order without groups; opens per 1000 samples."""
+    """How well a plan mixes: distinct episodes (or videos) per global batch, mean, beside that of independent draws; files opened per
+    1000 samples."""
 
-    files_per_batch: float
-    files_if_independent: float
+    episodes_per_batch: float
+    episodes_if_independent: float
     opens_per_thousand: float
 
 
@@ -110,15 +112,20 @@ def plan_slice(manifest: Manifest, seed: int, start: int, batches: int, rules: R
 
 
 def mixing(manifest: Manifest, plan: Plan, workers: int = 1) -> Mixing:
-    """How many files a global batch meets, and how many are opened when each of `workers` reads its part of every batch on its own.
+    """How many episodes a global batch meets, and how many files are opened when each of `workers` reads its part of every batch.
 
-    A file counts once, whatever the number of its cameras.
+    Views of one moment count as one file. DataError when the epoch has no batch.
     """
-    files = manifest.files
-    batches = np.split(files[plan.order], np.cumsum(plan.batches)[:-1])
-    met = np.mean([len(np.unique(batch)) for batch in batches])
-    opened = sum(len(np.unique(part)) for batch in batches for part in np.array_split(batch, workers))
-    shares = np.bincount(files[plan.order]) / len(plan.order)
+    if not len(plan.order):
+        raise DataError("this epoch has no batch")
+    # An id is data set / episode or video / moment.
+    names = pc.replace_substring_regex(manifest.table["sample_id"].combine_chunks(), "/[^/]*$", "")
+    episodes = names.dictionary_encode().indices.to_numpy()[plan.order]
+    edges = np.cumsum(plan.batches)[:-1]
+    met = np.mean([len(np.unique(batch)) for batch in np.split(episodes, edges)])
+    files = np.split(manifest.files[plan.order], edges)
+    opened = sum(len(np.unique(part)) for batch in files for part in np.array_split(batch, workers))
+    shares = np.bincount(episodes) / len(plan.order)
     independent = np.mean([(1 - (1 - shares) ** n).sum() for n in plan.batches])
     return Mixing(float(met), float(independent), 1000 * opened / len(plan.order))
 

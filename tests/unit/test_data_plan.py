@@ -14,7 +14,7 @@ from gwp.errors import DataError
 def manifest(*sources: tuple[int, float, bool], per_file: int = 1, buckets: int = 1) -> Manifest:
     """Sources given as number of samples, weight, labelled; so many samples in a row per file, buckets in turn."""
     rows = [
-        {"sample_id": f"s{i}/{k}", "source": i, "weight": w, "has_action": labelled, "text_key": "", "kind": "robot",
+        {"sample_id": f"s{i}/{k // per_file}/{k}", "source": i, "weight": w, "has_action": labelled, "text_key": "", "kind": "robot",
          "bucket": k % buckets, "views": [{"slot": "front", "uri": f"{i}/{k // per_file}", "bytes": 1, "start_s": 0.0, "offset": 0}]}
         for i, (n, w, labelled) in enumerate(sources)
         for k in range(n)
@@ -114,12 +114,12 @@ def test_windows_of_a_file_stand_together_and_files_are_drawn_anew(together: int
     assert together == 1 or np.abs(np.diff(plan.order.reshape(-1, together), axis=1)).mean() > 3
 
 
-def test_mixing_is_a_count_of_files() -> None:
+def test_mixing_is_a_count_of_episodes_and_files() -> None:
     found = manifest((400, 1, True), per_file=4)
     loose, tight = (mixing(found, make_plan(found, 0, 0, Rules.even(20, n)), workers=2) for n in (1, 4))
-    assert tight.files_per_batch == 5
+    assert tight.episodes_per_batch == 5
     assert tight.opens_per_thousand == pytest.approx(1000 * (3 + 3) / 20)
-    assert loose.files_per_batch == pytest.approx(loose.files_if_independent, rel=0.05)
+    assert loose.episodes_per_batch == pytest.approx(loose.episodes_if_independent, rel=0.05)
     assert loose.opens_per_thousand > 3 * tight.opens_per_thousand
 
 
