@@ -15,3 +15,7 @@ class BundleError(GwpError):
 
 class DataError(GwpError):
     """A data set that cannot be read as what it claims to be."""
+
+
+class MissingError(DataError):
+    """A file that is not there."""

@@ -2,22 +2,33 @@
 
 Addresses and credentials come from the standard environment (`AWS_ENDPOINT_URL`, `AWS_ACCESS_KEY_ID`,
 `AWS_SECRET_ACCESS_KEY`, `AWS_REGION`), never from URIs or configuration files, so they cannot leak into logs.
+
+Throttling, server errors, resets and timeouts are tried again for a while (`gwp.retry`); credentials that expired are read anew.
 """
 
+import io
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 from urllib.parse import urlparse
 
 import fsspec
 
-from gwp.errors import GwpError
+from gwp.errors import GwpError, MissingError
+from gwp.retry import PATIENCE, expired, passing, patiently
+
+T = TypeVar("T")
 
 _MISSING_BUCKET = ("nosuchbucket", "bucket does not exist", "specified bucket")
 _DENIED = ("forbidden", "accessdenied", "access denied", "invalidaccesskeyid", "signaturedoesnotmatch", "unable to locate credentials",
            "no credentials", "nocredentialserror", "403")
+
+
+# Attempts of botocore, s3fs and ours would multiply; ours have jitter, and know expired credentials. Seconds.
+_ONE_ATTEMPT = {"retries": {"total_max_attempts": 1}, "connect_timeout": 10, "read_timeout": 30}
 
 
 def is_remote(uri: str) -> bool:
@@ -35,13 +46,15 @@ def filesystem(uri: str) -> tuple[fsspec.AbstractFileSystem, str]:
         kwargs: dict[str, Any] = {
             "client_kwargs": {"endpoint_url": endpoint} if endpoint else {},
             # A mini S3 resolves no bucket.host names.
-            "config_kwargs": {"s3": {"addressing_style": "path"}} if endpoint else {},
+            "config_kwargs": _ONE_ATTEMPT | ({"s3": {"addressing_style": "path"}} if endpoint else {}),
             "default_block_size": 4 << 20,
             "default_fill_cache": False,
             # Another process may write between two looks.
             "use_listings_cache": False,
         }
-        return fsspec.filesystem("s3", **kwargs), uri.removeprefix("s3://").rstrip("/")
+        remote = fsspec.filesystem("s3", **kwargs)
+        remote.retries = 1
+        return remote, uri.removeprefix("s3://").rstrip("/")
     fs, path = fsspec.core.url_to_fs(uri if is_remote(uri) else os.path.abspath(uri.removeprefix("file://")))
     return fs, path
 
@@ -60,6 +73,16 @@ def arrow_filesystem(uri: str) -> tuple[Any, str]:
     return pafs.LocalFileSystem(), os.path.abspath(uri.removeprefix("file://"))
 
 
+def _patiently(uri: str, work: Callable[[fsspec.AbstractFileSystem, str], T]) -> T:
+    """`work` with the file system and path of `uri`, tried again where that may help."""
+
+    def renew() -> None:
+        type(filesystem(uri)[0]).clear_instance_cache()
+
+    with explained(uri):
+        return patiently(lambda: work(*filesystem(uri)), renew if uri.startswith("s3://") else lambda: None)
+
+
 @contextmanager
 def explained(uri: str) -> Iterator[None]:
     """Turn what storage libraries raise about a bucket, a key or credentials into one line with the fix."""
@@ -72,31 +95,36 @@ def explained(uri: str) -> Iterator[None]:
         if any(word in text for word in _MISSING_BUCKET):
             bucket = urlparse(uri).netloc
             raise GwpError(f"{uri}: bucket '{bucket}' does not exist; create it or correct the URI") from error
+        if expired(error):
+            raise GwpError(f"{uri}: credentials have expired or are wrong; renew them where the AWS_* environment finds them") from error
         if isinstance(error, PermissionError) or any(word in text for word in _DENIED):
             raise GwpError(f"{uri}: access denied; check AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY and AWS_ENDPOINT_URL") from error
         if isinstance(error, FileNotFoundError):
-            raise GwpError(f"{uri}: not found; check the URI" + (" and AWS_ENDPOINT_URL" if uri.startswith("s3://") else "")) from error
+            raise MissingError(f"{uri}: not found; check the URI" + (" and AWS_ENDPOINT_URL" if uri.startswith("s3://") else "")) from error
         if isinstance(error, (ConnectionError, TimeoutError)) or "could not connect" in text or "endpointconnectionerror" in text:
             raise GwpError(f"{uri}: storage does not answer ({error}); check AWS_ENDPOINT_URL and the network") from error
+        if passing(error):
+            raise GwpError(f"{uri}: storage keeps failing ({type(error).__name__}: {error}); try later, or raise {PATIENCE}") from error
         raise
 
 
 def exists(uri: str) -> bool:
-    with explained(uri):
-        fs, path = filesystem(uri)
-        return bool(fs.exists(path))
+    return _patiently(uri, lambda fs, path: bool(fs.exists(path)))
 
 
 def read_bytes(uri: str) -> bytes:
-    with explained(uri):
-        fs, path = filesystem(uri)
-        return bytes(fs.cat_file(path))
+    return _patiently(uri, lambda fs, path: bytes(fs.cat_file(path)))
+
+
+def size_of(uri: str) -> int | None:
+    """Bytes of the file at `uri`; None when there is none."""
+    return _patiently(uri, lambda fs, path: int(fs.size(path)) if fs.isfile(path) else None)
 
 
 def write_bytes(uri: str, data: bytes, create_only: bool = False) -> None:
     """Write one object. With `create_only`, FileExistsError when it is there already (`If-None-Match: *` on S3)."""
-    fs, path = filesystem(uri)
     if not uri.startswith("s3://"):
+        path = filesystem(uri)[1]
         Path(path).parent.mkdir(parents=True, exist_ok=True)
         if not create_only:
             scratch = f"{path}.part-{os.getpid()}"
@@ -106,28 +134,83 @@ def write_bytes(uri: str, data: bytes, create_only: bool = False) -> None:
         with open(path, "xb") as file:
             file.write(data)
         return
-    with explained(uri):
-        try:
-            fs.pipe_file(path, data, mode="create" if create_only else "overwrite")
-        except FileExistsError:
+    attempts = 0
+
+    def put(fs: fsspec.AbstractFileSystem, path: str) -> None:
+        nonlocal attempts
+        attempts += 1
+        fs.pipe_file(path, data, mode="create" if create_only else "overwrite")
+
+    try:
+        _patiently(uri, put)
+    except FileExistsError:
+        # An attempt whose answer was lost may have written it.
+        if attempts == 1 or read_bytes(uri) != data:
             raise
-        except Exception as error:
-            if create_only and "PreconditionFailed" in f"{type(error).__name__} {error}":
-                raise FileExistsError(uri) from error
+    except Exception as error:
+        if not (create_only and "PreconditionFailed" in f"{type(error).__name__} {error}"):
             raise
+        if attempts == 1 or read_bytes(uri) != data:
+            raise FileExistsError(uri) from error
 
 
 def open_read(uri: str) -> Any:
     """A seekable binary handle that fetches ranges, not the whole object."""
-    with explained(uri):
-        fs, path = filesystem(uri)
-        return fs.open(path, "rb")
+    if is_remote(uri):
+        return _Ranges(uri)
+    return _patiently(uri, lambda fs, path: fs.open(path, "rb"))
+
+
+class _Ranges(io.RawIOBase):
+    """A remote file whose reads survive what passes: after a failure it is opened anew where it stood."""
+
+    def __init__(self, uri: str) -> None:
+        self._uri = uri
+        self._file = _patiently(uri, lambda fs, path: fs.open(path, "rb"))
+        self._broken = False
+
+    def read(self, size: int | None = -1) -> bytes:
+        at = self._file.tell()
+
+        def attempt(fs: fsspec.AbstractFileSystem, path: str) -> bytes:
+            if self._broken:
+                self._file = fs.open(path, "rb")
+                self._file.seek(at)
+            # Until it is known to have gone well.
+            self._broken = True
+            data = bytes(self._file.read(-1 if size is None else size))
+            self._broken = False
+            return data
+
+        return _patiently(self._uri, attempt)
+
+    def readinto(self, buffer: Any) -> int:
+        data = self.read(len(buffer))
+        buffer[: len(data)] = data
+        return len(data)
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        return int(self._file.seek(offset, whence))
+
+    def tell(self) -> int:
+        return int(self._file.tell())
+
+    def seekable(self) -> bool:
+        return True
+
+    def readable(self) -> bool:
+        return True
+
+    def close(self) -> None:
+        if not self.closed:
+            self._file.close()
+        super().close()
 
 
 def list_files(uri: str) -> dict[str, int]:
     """Every file below `uri`: path relative to it -> size in bytes. Empty when there is none."""
-    with explained(uri):
-        fs, path = filesystem(uri)
+
+    def work(fs: fsspec.AbstractFileSystem, path: str) -> dict[str, int]:
         try:
             found = fs.find(path, detail=True)
         except FileNotFoundError as error:
@@ -138,28 +221,36 @@ def list_files(uri: str) -> dict[str, int]:
         # Some writers leave empty objects that stand for folders.
         return {name: size for name, size in files.items() if name and not name.endswith("/")}
 
+    return _patiently(uri, work)
+
 
 def upload(folder: str | Path, uri: str) -> None:
     """Copy every file below a local folder to `uri`, keeping relative paths."""
-    fs, root = filesystem(uri)
+    root = filesystem(uri)[1]
     for file in sorted(Path(folder).rglob("*")):
         if file.is_file():
             target = join(root, file.relative_to(folder).as_posix())
             if not is_remote(uri):
                 Path(target).parent.mkdir(parents=True, exist_ok=True)
-            with explained(uri):
-                fs.put_file(str(file), target)
+            _patiently(uri, partial(_put, str(file), target))
 
 
 def download(uri: str, folder: str | Path) -> Path:
     """Copy every file below `uri` into a local folder, keeping relative paths."""
     names = list_files(uri)
-    fs, root = filesystem(uri)
+    root = filesystem(uri)[1]
     if not names:
         raise GwpError(f"{uri}: nothing there; check the URI")
     for name in names:
         target = Path(folder) / name
         target.parent.mkdir(parents=True, exist_ok=True)
-        with explained(uri):
-            fs.get_file(join(root, name), str(target))
+        _patiently(uri, partial(_get, join(root, name), str(target)))
     return Path(folder)
+
+
+def _put(file: str, target: str, fs: fsspec.AbstractFileSystem, _: str) -> None:
+    fs.put_file(file, target)
+
+
+def _get(source: str, file: str, fs: fsspec.AbstractFileSystem, _: str) -> None:
+    fs.get_file(source, file)

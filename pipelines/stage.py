@@ -69,6 +69,8 @@ class DataConfig(BaseModel):
     Empty: every clip fills the canvas, with `clip.frames` frames."""
     batch_multiple: int = Field(default=8, gt=0)
     """Batches of buckets are multiples of this many samples, so that they divide among any number of workers that divides it."""
+    max_broken: float = Field(default=0.05, ge=0, le=1)
+    """Share of a source's episodes or videos, and of the samples of a run, that may be broken; above it the stage stops."""
     together: int = Field(default=2, gt=0)
     """Windows of one file that stand next to each other in the plan and are decoded together; 1: none."""
     embodiments: dict[str, EmbodimentConfig] = {}

@@ -54,9 +54,7 @@ def _file_size(uri: str) -> int | None:
     """Bytes of the video that `uri` names, None when it names none."""
     if not uri.lower().endswith(EXTENSIONS):
         return None
-    with storage.explained(uri):
-        fs, path = storage.filesystem(uri)
-        return int(fs.size(path)) if fs.isfile(path) else None
+    return storage.size_of(uri)
 
 
 def _captions(folder: str, names: list[str]) -> tuple[dict[str, str], list[str]]:

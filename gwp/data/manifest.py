@@ -47,10 +47,10 @@ SCHEMA = pa.schema([
 
 @dataclass(frozen=True)
 class Manifest:
-    """`table` as in SCHEMA; `skipped`: what is left out, each with `uri`, `item` and `reason`; `rule`: what the rows depend on."""
+    """`table` as in SCHEMA; `skipped`: what is left out, each with `uri`, `item`, `reason` and whether it is `broken`; `rule`: what the rows depend on."""
 
     table: pa.Table
-    skipped: tuple[dict[str, str], ...]
+    skipped: tuple[dict[str, Any], ...]
     by_key: dict[str, str]
     rule: dict[str, Any]
 
@@ -105,11 +105,11 @@ class _Builder:
 
     def __init__(self) -> None:
         self.tables: list[pa.Table] = []
-        self.skipped: list[dict[str, str]] = []
+        self.skipped: list[dict[str, Any]] = []
         self.texts: dict[str, str] = {}
 
-    def skip(self, uri: str, item: str, reason: str) -> None:
-        self.skipped.append({"uri": uri, "item": item, "reason": reason})
+    def skip(self, uri: str, item: str, reason: str, broken: bool = True) -> None:
+        self.skipped.append({"uri": uri, "item": item, "reason": reason, "broken": broken})
 
     def add(
         self, ids: list[str], starts: np.ndarray, views: list[list[dict[str, Any]]], text: str, shared: dict[str, Any],

@@ -16,7 +16,7 @@ from gwp.data.stats import Normalizer, Stats
 from gwp.data.vectors import read_vectors
 from gwp.data.video import explained, frames_at, open_video
 from gwp.data.window import ClipWindow, Window
-from gwp.errors import DataError
+from gwp.errors import DataError, MissingError
 
 
 @dataclass(frozen=True)
@@ -147,8 +147,12 @@ def _canvases(rows: list[dict[str, Any]], spec: SampleSpec, reasons: dict[int, s
                 # Microseconds: equal positions reached by different sums must be one request.
                 wanted.setdefault(round(t, 6), []).append(_Place(i, k, boxes[view["slot"]], at[view["slot"]]))
     for (uri, size, tolerance), wanted in files.items():
-        with open_video(uri, size) as handle:
-            _fill(canvases, handle, uri, wanted, tolerance, reasons)
+        try:
+            with open_video(uri, size) as handle:
+                _fill(canvases, handle, uri, wanted, tolerance, reasons)
+        except MissingError as error:
+            for place in (p for places in wanted.values() for p in places):
+                reasons.setdefault(place.row, str(error))
     return canvases
 
 

@@ -3,6 +3,7 @@
 Times are seconds of presentation after the first frame of the stream, so that files whose clock does not start at 0 need no care.
 """
 
+import errno
 import io
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -62,11 +63,18 @@ def _stream(handle: Any) -> Iterator[tuple[Any, Any]]:
             if not streams:
                 raise DataError("has no video stream; it is no video, or truncated")
             stream = streams[0]
+            if stream.codec_context is None:
+                raise DataError("is of a codec that cannot be decoded here; convert it to H.264, HEVC or AV1")
             # Decoding tasks run side by side already, one per core.
             stream.codec_context.thread_count = 1
             yield container, stream
     except av.error.FFmpegError as error:
         raise DataError(f"cannot be read as a video ({error.strerror}); it is truncated or damaged") from error
+    except (ValueError, OSError) as error:
+        # Sizes in a file that is no video send the reader to places that no file has.
+        if isinstance(error, OSError) and error.errno != errno.EINVAL:
+            raise
+        raise DataError(f"cannot be read as a video ({error}); it is something else, or damaged") from error
 
 
 def probe(handle: Any) -> VideoInfo:

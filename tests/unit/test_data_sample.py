@@ -12,6 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from gwp.data import vectors
+from gwp.data import vectors
 from gwp.data.canvas import Canvas
 from gwp.data.embodiment import Embodiment
 from gwp.data.lerobot import infer_embodiment
@@ -20,7 +21,7 @@ from gwp.data.sample import SampleSpec, decode_samples
 from gwp.data.source import Source
 from gwp.data.stats import Normalizer, compute_stats
 from gwp.data.window import ClipWindow, Window
-from gwp.errors import DataError, GwpError
+from gwp.errors import DataError
 from tests.sets import SHARED, TOP, WRIST, columns, episode_values, frame_number, number, write_pictures, write_v21, write_v30, write_video
 
 WINDOW, CLIP = Window(chunk=4, stride=1), ClipWindow(frames=5, fps=5)
@@ -169,7 +170,7 @@ def test_a_hole_in_a_video_costs_only_the_samples_that_see_it(tmp_path: Path) ->
         assert len(decode_samples([row], spec)[0]) == (row["start"] not in range(6, 12))
 
 
-def test_a_file_that_is_damaged_later_is_skipped_and_one_that_is_gone_stops(tmp_path: Path) -> None:
+def test_files_that_are_damaged_or_gone_later_are_named_and_the_others_go_on(tmp_path: Path) -> None:
     root = write_v21(tmp_path / "set", lengths=(8, 6))
     manifest, spec, _ = prepare(root)
     video = root / f"videos/chunk-000/{TOP}/episode_000000.mp4"
@@ -177,9 +178,36 @@ def test_a_file_that_is_damaged_later_is_skipped_and_one_that_is_gone_stops(tmp_
     samples, failures = decode_samples(every(manifest), spec)
     assert (len(samples), len(failures)) == (6, 8)
     assert "truncated" in failures[0][1]
-    video.unlink()
-    with pytest.raises(GwpError, match="not found"):
-        decode_samples(every(manifest), spec)
+    data = root / "data/chunk-000/episode_000001.parquet"
+    whole = data.read_bytes()
+    for damage, told in (
+        (lambda: video.write_bytes(b""), "cannot be read as a video"),
+        (lambda: video.write_bytes(whole), "cannot be read as a video"),
+        (lambda: video.unlink(), "not found"),
+    ):
+        damage()
+        samples, failures = decode_samples(every(manifest), spec)
+        assert (len(samples), len(failures)) == (6, 8)
+        assert all(video.name in reason and told in reason for _, reason in failures)
+    # Its footer is torn: the file was cut while it was written.
+    data.write_bytes(whole[:-20])
+    # What was read before stays in memory.
+    vectors._group.cache_clear()
+    vectors._edges.cache_clear()
+    samples, failures = decode_samples(every(manifest), spec)
+    assert not samples
+    assert data.name in failures[-1][1]
+
+
+def test_a_codec_that_cannot_be_decoded_is_named(tmp_path: Path) -> None:
+    root = write_v21(tmp_path / "set", lengths=(8, 6))
+    manifest, spec, _ = prepare(root)
+    video = root / f"videos/chunk-000/{TOP}/episode_000000.mp4"
+    video.write_bytes(video.read_bytes().replace(b"avc1", b"zzzz").replace(b"avcC", b"zzzC"))
+    samples, failures = decode_samples(every(manifest), spec)
+    assert (len(samples), len(failures)) == (6, 8)
+    assert video.name in failures[0][1]
+    assert "codec" in failures[0][1]
 
 
 def test_a_robot_that_does_not_fit_is_refused_at_once(tmp_path: Path) -> None:

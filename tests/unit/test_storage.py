@@ -9,6 +9,7 @@ from moto.server import ThreadedMotoServer
 
 from gwp import storage
 from gwp.errors import GwpError
+from gwp.retry import PATIENCE
 
 
 @pytest.fixture(scope="module")
@@ -103,7 +104,7 @@ def test_wrong_credentials_are_named(endpoint, monkeypatch):
 
 def test_storage_that_does_not_answer_is_named(monkeypatch):
     monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
-    monkeypatch.setenv("AWS_MAX_ATTEMPTS", "1")
+    monkeypatch.setenv(PATIENCE, "0.2")
     monkeypatch.setenv("AWS_ACCESS_KEY_ID", "test")
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "test")
     with pytest.raises(GwpError, match="storage does not answer"):
