@@ -70,7 +70,8 @@ def prepare(job: TrainJob) -> Prepared:
     init = init_uri(job)
     embodiments = resolve_embodiments(job)
     data = job.data
-    manifest = build_manifest(data.sources, embodiments=embodiments, window=data.window, clip=data.clip, buckets=data.buckets)
+    manifest = build_manifest(data.sources, embodiments=embodiments, window=data.window, clip=data.clip, buckets=data.buckets,
+                              curate=data.curate)
     # Here, and not in the workers, is where a mixture that fills no batch is told.
     make_plan(manifest, job.run.seed, 0, job.plan_rules)
     stats = compute_all_stats(job, embodiments)

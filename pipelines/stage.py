@@ -9,6 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from gwp.data.buckets import Bucket, batch_sizes
 from gwp.data.canvas import Canvas
+from gwp.data.curate import Curation
 from gwp.data.embodiment import Limits, Resampling, Slot
 from gwp.data.plan import Rules
 from gwp.data.source import Source
@@ -64,6 +65,8 @@ class DataConfig(BaseModel):
     """Actions per chunk and stride of the future frames, for robot sets."""
     clip: ClipWindow = ClipWindow(frames=5, fps=5.0)
     """Frames and rate of windows cut from plain videos."""
+    curate: Curation | None = None
+    """Which of those windows are used; None: all, one after another, whatever they show."""
     buckets: tuple[Bucket, ...] = ()
     """Shapes of clips; each goes to the nearest in aspect ratio. A batch holds clips of one bucket, and as many tokens as any other.
     Empty: every clip fills the canvas, with `clip.frames` frames."""

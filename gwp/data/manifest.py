@@ -14,15 +14,15 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from gwp import storage
-from gwp.data.buckets import Bucket, tile
+from gwp.data.buckets import Bucket
 from gwp.data.clips import Clip, ClipSet, read_clips
+from gwp.data.curate import Curation, Curator
 from gwp.data.embodiment import Embodiment, Slot
 from gwp.data.rates import steps_of
 from gwp.data.robot_set import RobotSet, check_embodiment, rows_per_step
 from gwp.data.robots import robots_at, usable_episodes
 from gwp.data.source import Source
 from gwp.data.text import normalise, text_hash
-from gwp.data.video import open_video, probe
 from gwp.data.window import ClipWindow, Window
 from gwp.errors import DataError
 
@@ -128,16 +128,19 @@ class _Builder:
 
 
 def build_manifest(
-    sources: Sequence[Source], *, embodiments: dict[str, Embodiment], window: Window, clip: ClipWindow, buckets: Sequence[Bucket] = ()
+    sources: Sequence[Source], *, embodiments: dict[str, Embodiment], window: Window, clip: ClipWindow, buckets: Sequence[Bucket] = (),
+    curate: Curation | None = None,
 ) -> Manifest:
     """Look at every source and list its samples.
 
     Of a labelled robot set every row starts a sample (the end of the episode is clamped and masked); of an unlabelled one every row
-    whose frames lie inside the episode. A plain video gives clips one after another, without overlap. Episodes and videos that
-    cannot be used are left out and named in `skipped`. `buckets`: shapes of clips, numbered from 1; robot samples are of bucket 0, and
-    clips too where there are none. DataError when a source has nothing usable or does not fit its embodiment.
+    whose frames lie inside the episode. A plain video gives clips one after another, without overlap; `curate` may drop some. Episodes
+    and videos that cannot be used are left out and named in `skipped`, dropped clips by video and reason with their number. `buckets`:
+    shapes of clips, numbered from 1; robot samples are of bucket 0, and clips too where there are none. DataError when a source has
+    nothing usable or does not fit its embodiment.
     """
     build, kinds = _Builder(), set()
+    curator = Curator(clip, buckets, curate)
     for number, source in enumerate(sources):
         known, broken = len(build.tables), len(build.skipped)
         robots = robots_at(source)
@@ -145,7 +148,7 @@ def build_manifest(
         if robots is not None:
             _add_robot(build, number, source, robots, embodiments, window)
         else:
-            _add_clips(build, number, source, clip, buckets)
+            _add_clips(build, number, source, curator)
         if len(build.tables) == known:
             first = "; ".join(f"{s['item']}: {s['reason']}" for s in build.skipped[broken : broken + 3])
             raise DataError(f"{source.uri}: nothing usable in {len(build.skipped) - broken} episodes or videos ({first})")
@@ -160,6 +163,8 @@ def build_manifest(
         "embodiments": {n: e.model_dump(mode="json") for n, e in sorted(embodiments.items())},
         "buckets": [b.model_dump(mode="json") for b in buckets],
     }
+    if curate is not None:
+        rule["curate"] = curate.model_dump(mode="json")
     table = pa.concat_tables(build.tables).combine_chunks() if build.tables else SCHEMA.empty_table()
     return Manifest(table, tuple(build.skipped), build.texts, rule)
 
@@ -209,30 +214,25 @@ def _add_robot(
         build.add(ids, starts, [views] * len(ids), text, shared | place)
 
 
-def _add_clips(build: _Builder, number: int, source: Source, clip: ClipWindow, buckets: Sequence[Bucket]) -> None:
+def _add_clips(build: _Builder, number: int, source: Source, curator: Curator) -> None:
     found = read_clips(source.uri)
     for name in found.missing:
         build.skip(source.uri, name, "named in metadata.jsonl, but there is no such video")
     chosen = source.select(list(range(len(found.clips))))
     for video in (found.clips[i] for i in chosen):
         try:
-            _add_clip(build, number, source, clip, buckets, found, video)
+            _add_clip(build, number, source, curator, found, video)
         except DataError as error:
             build.skip(source.uri, video.name, str(error))
 
 
-def _add_clip(
-    build: _Builder, number: int, source: Source, clip: ClipWindow, buckets: Sequence[Bucket], found: ClipSet, video: Clip
-) -> None:
-    with open_video(video.uri, video.size) as handle:
-        info = probe(handle)
-    # The last frame stands for half a frame more.
-    seconds = (info.frames - 0.5) / info.fps
-    sizes = buckets or [Bucket(frames=clip.frames, height=info.height, width=info.width)]
-    clips = tile(sizes, info.width, info.height, seconds, clip.fps)
+def _add_clip(build: _Builder, number: int, source: Source, curator: Curator, found: ClipSet, video: Clip) -> None:
+    cut = curator.cut(video.uri, video.size)
+    for reason in cut.left_out:
+        build.skip(source.uri, video.name, reason)
+    info, clips = cut.info, cut.clips
     if not clips:
-        shortest = min(b.frames for b in sizes)
-        raise DataError(f"{info.duration_s:.2f} s are shorter than a clip of {(shortest - 1) / clip.fps:.2f} s")
+        return
     ids = [f"{found.fingerprint}/{video.name}/{round(s * 1000):08d}" for s, _ in clips]
     views = [[{"slot": "front", "uri": video.uri, "bytes": video.size, "start_s": float(s), "key": "", "offset": 0}] for s, _ in clips]
     shared = {
@@ -241,4 +241,4 @@ def _add_clip(
         "data_offset": 0, "data_bytes": None, "state_keys": (), "action_keys": (),
     }
     text = video.caption if source.task is None else source.task
-    build.add(ids, np.zeros(len(ids), np.int64), views, text, shared, [b + 1 if buckets else 0 for _, b in clips])
+    build.add(ids, np.zeros(len(ids), np.int64), views, text, shared, [b for _, b in clips])

@@ -12,7 +12,7 @@ from typing import Any
 
 import av
 import numpy as np
-from av.video.reformatter import VideoReformatter
+from av.video.reformatter import Interpolation, VideoReformatter
 
 from gwp import storage
 from gwp.errors import DataError, GwpError
@@ -176,6 +176,20 @@ class _Walk:
             raise DataError("holds no readable frames")
         frame, sound = min(near, key=lambda f: abs(f[0].pts - target))
         return frame, (frame.pts - self.origin) * self.tick, sound
+
+
+def small_frames(handle: Any, width: int, height: int) -> Iterator[tuple[float, np.ndarray]]:
+    """Every frame in order: time in seconds and the picture, averaged down to even `width` x `height`, as planar YUV 4:2:0.
+
+    uint8 `[height * 3 / 2, width]`: rows of luma first, then both chroma planes. DataError when the stream breaks off.
+    """
+    convert = VideoReformatter()
+    with _stream(handle) as (container, stream):
+        tick, origin = float(stream.time_base), int(stream.start_time or 0)
+        for frame in container.decode(stream):
+            if frame.pts is not None:
+                small = convert.reformat(frame, width=width, height=height, format="yuv420p", interpolation=Interpolation.AREA)
+                yield (frame.pts - origin) * tick, small.to_ndarray()
 
 
 def explained(uri: str, error: GwpError) -> DataError:

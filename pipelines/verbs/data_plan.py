@@ -25,7 +25,7 @@ def run_plan(args: argparse.Namespace) -> None:
     job = load_config(args.file, TrainJob, args.sets)
     embodiments = resolve_embodiments(job)
     manifest = build_manifest(job.data.sources, embodiments=embodiments, window=job.data.window, clip=job.data.clip,
-                              buckets=job.data.buckets)
+                              buckets=job.data.buckets, curate=job.data.curate)
     plan = make_plan(manifest, job.run.seed, args.epoch, job.plan_rules)
     mixed = mixing(manifest, plan, job.cluster.workers)
     if args.out:
