@@ -154,6 +154,11 @@ def write_bytes(uri: str, data: bytes, create_only: bool = False) -> None:
             raise FileExistsError(uri) from error
 
 
+def remove(uri: str) -> None:
+    """Remove one file if it is there."""
+    _patiently(uri, lambda fs, path: fs.rm_file(path) if fs.isfile(path) else None)
+
+
 def open_read(uri: str) -> Any:
     """A seekable binary handle that fetches ranges, not the whole object."""
     if is_remote(uri):

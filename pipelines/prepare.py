@@ -28,7 +28,8 @@ from pipelines.config import config_hash
 from pipelines.stage import TrainJob
 
 # Where a run is, how it restarts and which decay of logs it keeps do not change what it computes.
-RUN_ONLY = ("run.storage", "run.experiment", "run.keep", "run.log_every", "run.checkpoint_every", "run.record_samples", "cluster")
+RUN_ONLY = ("run.storage", "run.experiment", "run.keep", "run.log_every", "run.checkpoint_every", "run.record_samples", "data.max_broken",
+            "cluster")
 
 
 @dataclass(frozen=True)
@@ -69,9 +70,7 @@ def prepare(job: TrainJob) -> Prepared:
         return _read(uri, job, digest)
     init = init_uri(job)
     embodiments = resolve_embodiments(job)
-    data = job.data
-    manifest = build_manifest(data.sources, embodiments=embodiments, window=data.window, clip=data.clip, buckets=data.buckets,
-                              curate=data.curate)
+    manifest = manifest_of(job, embodiments)
     # Here, and not in the workers, is where a mixture that fills no batch is told.
     make_plan(manifest, job.run.seed, 0, job.plan_rules)
     stats = compute_all_stats(job, embodiments)
@@ -133,6 +132,13 @@ def compute_all_stats(job: TrainJob, embodiments: dict[str, Embodiment]) -> dict
     """Statistics of each robot over all its labelled sources, under the loader's own window rule."""
     labelled = {n: [s for s in job.data.sources if s.embodiment == n and s.with_actions] for n in embodiments}
     return {n: compute_stats(sources, embodiments[n], job.data.window) for n, sources in labelled.items() if sources}
+
+
+def manifest_of(job: TrainJob, embodiments: dict[str, Embodiment]) -> Manifest:
+    """Every sample that the job may read."""
+    data = job.data
+    return build_manifest(data.sources, embodiments=embodiments, window=data.window, clip=data.clip, buckets=data.buckets,
+                          curate=data.curate, max_broken=data.max_broken)
 
 
 def sample_spec(job: TrainJob, embodiments: dict[str, Embodiment], stats: dict[str, Stats]) -> SampleSpec:

@@ -19,7 +19,7 @@ from pipelines.ingest import POOL, execution_options, remaining_dataset
 from pipelines.prepare import Prepared, prepare
 from pipelines.stage import TrainJob
 from pipelines.tracking import create_run, finish_run, log_inputs, tracking_uri
-from pipelines.worker import train_loop
+from pipelines.worker import stopped_uri, train_loop
 
 
 @dataclass(frozen=True)
@@ -78,13 +78,29 @@ def train(job: TrainJob) -> StageResult:
     prepared = prepare(job)
     run_id = _open_run(prepared)
     if not _complete(prepared):
+        storage.remove(stopped_uri(prepared.uri))
         _fit(prepared, run_id)
+        _refuse_broken(prepared, run_id)
     found = latest_committed(prepared.uri)
     assert found is not None
     uri, manifest = found
     final = write_final(prepared, uri, run_id)
     finish_run(run_id, {"checkpoint_uri": uri, "final_uri": final, "samples_seen": str(manifest.samples_seen)})
     return StageResult(prepared.uri, final, run_id, manifest.step, manifest.samples_seen, time.time() - begin)
+
+
+def _refuse_broken(prepared: Prepared, run_id: str) -> None:
+    """GwpError when the workers stopped because too many samples were broken."""
+    place = stopped_uri(prepared.uri)
+    if not storage.exists(place):
+        return
+    told = json.loads(storage.read_bytes(place))
+    finish_run(run_id, {}, status="FAILED")
+    raise GwpError(
+        f"{told['broken']} of {told['samples']} samples were broken by step {told['step']}, more than data.max_broken "
+        f"{prepared.job.data.max_broken:g} allows; {storage.join(prepared.uri, 'quarantine')} names each with its reason. Mend the data, "
+        "or raise data.max_broken; the run goes on from its last checkpoint"
+    )
 
 
 def _complete(prepared: Prepared) -> bool:

@@ -32,6 +32,14 @@ from pipelines.ingest import batches
 from pipelines.prepare import Prepared
 from pipelines.tracking import RunLog
 
+# Below this many broken samples their share says nothing.
+_FEW_BROKEN = 20
+
+
+def stopped_uri(run: str) -> str:
+    """What a run writes when it stops because too much of its data is broken."""
+    return storage.join(run, "events", "stopped.json")
+
 
 def train_loop(config: dict[str, Any]) -> None:
     """Entry point of a Ray Train worker. `config`: {"prepared": Prepared, "run_id": str | None, "tracking_uri": str | None}."""
@@ -104,7 +112,7 @@ class _Loop:
         job = self.job
         total = job.run.steps
         stream = batches(ray.train.get_dataset_shard("train"), self.samples_seen, self.rank, self.world)
-        waited = 0.0
+        waited, begun = 0.0, self.samples_seen
         started = time.perf_counter()
         while self.step < total:
             begin = time.perf_counter()
@@ -115,12 +123,20 @@ class _Loop:
             losses = self._train_step(raw)
             self.step += 1
             self.samples_seen += int(raw["batch"][0])
+            stop = False
             if self.step % job.run.log_every == 0 or self.step in (1, total):
                 elapsed = time.perf_counter() - started
-                self._progress(log, losses, elapsed, waited)
+                skipped = self._progress(log, losses, elapsed, waited)
+                # Every rank knows the sum, so all of them stop at the same step.
+                stop = skipped >= _FEW_BROKEN and skipped > job.data.max_broken * (self.samples_seen - begun)
                 started, waited = time.perf_counter(), 0.0
-            if self.step % job.run.checkpoint_every == 0 or self.step == total:
+            if self.step % job.run.checkpoint_every == 0 or self.step == total or stop:
                 self._checkpoint(log, losses)
+            if stop:
+                if self.rank == 0:
+                    told = {"step": self.step, "attempt": self.attempt, "broken": skipped, "samples": self.samples_seen - begun}
+                    storage.write_bytes(stopped_uri(self.prepared.uri), json.dumps(told).encode())
+                return
 
     def _record(self, raw: dict[str, np.ndarray]) -> None:
         place = storage.join(self.prepared.uri, "consumed", f"a{self.attempt}", f"step_{self.step:06d}-rank{self.rank}.json")
@@ -180,7 +196,8 @@ class _Loop:
         uri = storage.join(self.prepared.uri, "quarantine", f"step_{self.step:06d}-rank{self.rank}.json")
         storage.write_bytes(uri, json.dumps(bad).encode())
 
-    def _progress(self, log: RunLog | None, losses: dict[str, float], elapsed: float, waited: float) -> None:
+    def _progress(self, log: RunLog | None, losses: dict[str, float], elapsed: float, waited: float) -> int:
+        """Tell how far this rank is; the number of samples that all ranks skipped since they started."""
         losses, skipped = self._over_ranks(losses)
         report = {"step": self.step, "pid": os.getpid(), "attempt": self.attempt, "time": time.time(), "skipped": skipped}
         uri = storage.join(self.prepared.uri, "progress", f"rank-{self.rank}.json")
@@ -190,6 +207,7 @@ class _Loop:
             extra["samples_skipped"] = float(skipped)
             extra["learning_rate"] = self.job.optimizer.lr_at(self.step - 1, self.job.run.steps)
             log.log_metrics(self.step, losses | extra)
+        return skipped
 
     def _over_ranks(self, losses: dict[str, float]) -> tuple[dict[str, float], int]:
         """Mean of each loss and sum of skipped samples over all ranks."""

@@ -47,7 +47,8 @@ SCHEMA = pa.schema([
 
 @dataclass(frozen=True)
 class Manifest:
-    """`table` as in SCHEMA; `skipped`: what is left out, each with `uri`, `item`, `reason` and whether it is `broken`; `rule`: what the rows depend on."""
+    """`table` as in SCHEMA; `skipped`: what is left out, each with `uri`, `item`, `reason` and whether it is `broken`; `rule`: what the
+    rows depend on."""
 
     table: pa.Table
     skipped: tuple[dict[str, Any], ...]
@@ -107,6 +108,7 @@ class _Builder:
         self.tables: list[pa.Table] = []
         self.skipped: list[dict[str, Any]] = []
         self.texts: dict[str, str] = {}
+        self.looked = 0
 
     def skip(self, uri: str, item: str, reason: str, broken: bool = True) -> None:
         self.skipped.append({"uri": uri, "item": item, "reason": reason, "broken": broken})
@@ -129,7 +131,7 @@ class _Builder:
 
 def build_manifest(
     sources: Sequence[Source], *, embodiments: dict[str, Embodiment], window: Window, clip: ClipWindow, buckets: Sequence[Bucket] = (),
-    curate: Curation | None = None,
+    curate: Curation | None = None, max_broken: float = 1.0,
 ) -> Manifest:
     """Look at every source and list its samples.
 
@@ -137,7 +139,7 @@ def build_manifest(
     whose frames lie inside the episode. A plain video gives clips one after another, without overlap; `curate` may drop some. Episodes
     and videos that cannot be used are left out and named in `skipped`, dropped clips by video and reason with their number. `buckets`:
     shapes of clips, numbered from 1; robot samples are of bucket 0, and clips too where there are none. DataError when a source has
-    nothing usable or does not fit its embodiment.
+    nothing usable, more than a share `max_broken` of it is broken, or it does not fit its embodiment.
     """
     build, kinds = _Builder(), set()
     curator = Curator(clip, buckets, curate)
@@ -152,6 +154,11 @@ def build_manifest(
         if len(build.tables) == known:
             first = "; ".join(f"{s['item']}: {s['reason']}" for s in build.skipped[broken : broken + 3])
             raise DataError(f"{source.uri}: nothing usable in {len(build.skipped) - broken} episodes or videos ({first})")
+        bad, build.looked, looked = [s for s in build.skipped[broken:] if s["broken"]], 0, build.looked
+        if len(bad) > max_broken * looked:
+            first = "; ".join(f"{s['item']}: {s['reason']}" for s in bad[:3])
+            raise DataError(f"{source.uri}: {len(bad)} of {looked} episodes or videos are broken, more than data.max_broken {max_broken:g} "
+                            f"allows ({first}); mend them, choose others with `episodes`, or raise data.max_broken")
     if len(kinds) == 2 and not buckets and window.frames != clip.frames:
         raise DataError(
             f"robot samples have {window.frames} frames, clips {clip.frames}: one batch needs equally many; "
@@ -185,6 +192,7 @@ def _add_robot(
     if not cameras:
         raise DataError(f"{source.uri}: the set has no video")
     good, bad = usable_episodes(data, source, list(cameras.values()))
+    build.looked += len(good) + len(bad)
     for episode, reason in bad:
         build.skip(source.uri, f"episode {episode.index}", reason)
     shared = {
@@ -197,7 +205,7 @@ def _add_robot(
         steps = steps_of(episode.length, ratio)
         starts = np.arange(steps if source.labelled else steps - window.chunk)
         if len(starts) == 0:
-            build.skip(source.uri, f"episode {episode.index}", f"{steps} steps are shorter than a window of {window.chunk + 1}")
+            build.skip(source.uri, f"episode {episode.index}", f"{steps} steps are shorter than a window of {window.chunk + 1}", False)
             continue
         spans = [(slot, episode.videos[camera]) for slot, camera in cameras.items()]
         views = [
@@ -217,8 +225,9 @@ def _add_robot(
 def _add_clips(build: _Builder, number: int, source: Source, curator: Curator) -> None:
     found = read_clips(source.uri)
     for name in found.missing:
-        build.skip(source.uri, name, "named in metadata.jsonl, but there is no such video")
+        build.skip(source.uri, name, "named in metadata.jsonl, but there is no such video", False)
     chosen = source.select(list(range(len(found.clips))))
+    build.looked += len(chosen)
     for video in (found.clips[i] for i in chosen):
         try:
             _add_clip(build, number, source, curator, found, video)
@@ -229,7 +238,7 @@ def _add_clips(build: _Builder, number: int, source: Source, curator: Curator) -
 def _add_clip(build: _Builder, number: int, source: Source, curator: Curator, found: ClipSet, video: Clip) -> None:
     cut = curator.cut(video.uri, video.size)
     for reason in cut.left_out:
-        build.skip(source.uri, video.name, reason)
+        build.skip(source.uri, video.name, reason, False)
     info, clips = cut.info, cut.clips
     if not clips:
         return

@@ -16,16 +16,14 @@ def add(subparsers: Any) -> None:
 def run_plan(args: argparse.Namespace) -> None:
     import json
 
-    from gwp.data.manifest import build_manifest
     from gwp.data.plan import make_plan, mixing
     from pipelines.config import load_config
-    from pipelines.prepare import resolve_embodiments
+    from pipelines.prepare import manifest_of, resolve_embodiments
     from pipelines.stage import TrainJob
 
     job = load_config(args.file, TrainJob, args.sets)
     embodiments = resolve_embodiments(job)
-    manifest = build_manifest(job.data.sources, embodiments=embodiments, window=job.data.window, clip=job.data.clip,
-                              buckets=job.data.buckets, curate=job.data.curate)
+    manifest = manifest_of(job, embodiments)
     plan = make_plan(manifest, job.run.seed, args.epoch, job.plan_rules)
     mixed = mixing(manifest, plan, job.cluster.workers)
     if args.out:

@@ -11,11 +11,14 @@ from clusters.mini import MiniCluster
 from gwp import storage
 from gwp.data.manifest import Manifest
 from gwp.data.plan import plan_slice
+from gwp.errors import GwpError
 from gwp.policy.policy import Policy
 from pipelines import evaluate
+from pipelines.checkpoints import latest_committed
 from pipelines.cli import main
 from pipelines.config import load_config
 from pipelines.export import export
+from pipelines.prepare import prepare, run_uri
 from pipelines.promote import promote, register
 from pipelines.stage import TrainJob
 from pipelines.tracking import PARENT_TAG, client, metric_history
@@ -112,6 +115,28 @@ def test_workers_take_the_same_bucket_at_the_same_step(mini: MiniCluster, world:
         halves = [took[f"a1/step_{step:06d}-rank{rank}.json"] for rank in (0, 1)]
         assert [len(half) for half in halves] == [len(batch) // 2] * 2
     assert not storage.list_files(f"{result.uri}/quarantine")
+
+
+def test_a_run_stops_when_too_many_samples_are_broken(mini: MiniCluster, world: StageResult) -> None:
+    """All videos but one vanish after the run was prepared; the checkpoint stays, so that mended data go on from there."""
+    steps, _, fields = world_job(mini)
+    storage.upload(SHARED / "clips", f"{mini.bucket}/leaky")
+    job = load_config(STAGES / "world.yaml", TrainJob, sets_of(mini, 8 * steps, f"[{{uri: {mini.bucket}/leaky}}]", [
+        *fields[:1], "codec=null", "text=null", "init=world", "run.name=leaky", "data.max_broken=0.5",
+    ]))
+    prepare(job)
+    for name in storage.list_files(f"{mini.bucket}/leaky"):
+        if "sintel" not in name:
+            storage.remove(f"{mini.bucket}/leaky/{name}")
+    with pytest.raises(GwpError, match=r"of \d+ samples were broken by step \d+, more than data.max_broken 0.5 .*quarantine names each"):
+        train(job)
+    found = latest_committed(run_uri(job))
+    assert found is not None
+    assert 0 < found[1].step < 8 * steps
+    names = storage.list_files(f"{run_uri(job)}/quarantine")
+    reasons = [entry["reason"] for name in names for entry in json.loads(storage.read_bytes(f"{run_uri(job)}/quarantine/{name}"))]
+    assert len(reasons) >= 20
+    assert all("not found" in reason and "leaky" in reason for reason in reasons)
 
 
 def test_running_a_finished_stage_again_returns_at_once(mini: MiniCluster, world: StageResult) -> None:

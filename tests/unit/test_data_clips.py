@@ -36,7 +36,7 @@ def test_captions_by_any_name_of_the_file(tmp_path: Path) -> None:
     found = read_clips(str(tmp_path))
     assert {c.name: c.caption for c in found.clips} == {"a.mp4": "first", "sub/b.mp4": "second", "c.mkv": "third", "d.mp4": ""}
     assert build(tmp_path).skipped == (
-        {"uri": str(tmp_path), "item": "gone.mp4", "reason": "named in metadata.jsonl, but there is no such video"},
+        {"uri": str(tmp_path), "item": "gone.mp4", "reason": "named in metadata.jsonl, but there is no such video", "broken": False},
     )
     assert [c.caption for c in read_clips(str(tmp_path / "a.mp4")).clips] == ["first"]
 
@@ -127,3 +127,15 @@ def test_real_videos(folder: str) -> None:
     samples, failures = decode_samples(manifest.rows(last), SPEC)
     assert not failures
     assert all(s["frames"].std() > 1 for s in samples)
+
+
+def test_too_large_a_share_of_broken_videos_is_an_error(tmp_path: Path) -> None:
+    for name in "abcd":
+        write_video(tmp_path / f"{name}.mp4", range(20))
+    (tmp_path / "d.mp4").write_bytes(b"no video")
+    # An entry without a video and a clip that is too short are no broken data.
+    (tmp_path / "metadata.jsonl").write_text('{"file": "gone.mp4", "caption": "x"}\n')
+    found = build_manifest([Source(uri=str(tmp_path))], embodiments={}, window=WINDOW, clip=CLIP, max_broken=0.25)
+    assert [s["broken"] for s in found.skipped] == [False, True]
+    with pytest.raises(DataError, match=r"1 of 4 episodes or videos are broken, .* 0.2 allows \(d.mp4: .*raise data.max"):
+        build_manifest([Source(uri=str(tmp_path))], embodiments={}, window=WINDOW, clip=CLIP, max_broken=0.2)

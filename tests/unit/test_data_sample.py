@@ -12,7 +12,6 @@ import pyarrow.parquet as pq
 import pytest
 
 from gwp.data import vectors
-from gwp.data import vectors
 from gwp.data.canvas import Canvas
 from gwp.data.embodiment import Embodiment
 from gwp.data.lerobot import infer_embodiment

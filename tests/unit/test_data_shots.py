@@ -155,7 +155,7 @@ def test_no_clip_shows_two_shots_and_each_shot_is_used_up(tmp_path: Path, fps: f
         short += not fits
     assert starts == pytest.approx(expected)
     reason = f"{short} of 4 shots are shorter than a clip of {offsets[-1]:.2f} s"
-    assert manifest.skipped == (({"uri": str(tmp_path), "item": "a.mkv", "reason": reason},) if short else ())
+    assert manifest.skipped == (({"uri": str(tmp_path), "item": "a.mkv", "reason": reason, "broken": False},) if short else ())
 
 
 def test_a_shot_is_filled_from_buckets_of_several_lengths(tmp_path: Path) -> None:
