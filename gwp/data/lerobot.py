@@ -16,6 +16,7 @@ from pydantic import ValidationError
 
 from gwp import storage
 from gwp.data.embodiment import Embodiment, Slot
+from gwp.data.lerobot_repair import absent_cameras, mend_paths
 from gwp.data.robot_set import ACTION, STATE, Episode, RobotSet, VideoSpan
 from gwp.errors import DataError
 
@@ -40,7 +41,7 @@ def read_set(uri: str) -> RobotSet:
         if not version.startswith(("v2.", "v3.")):
             raise DataError(f"{uri}: LeRobot format {version} is not read; convert the set to v2.1 or v3.0")
         read = _episodes_v3 if version.startswith("v3.") else _episodes_v2
-        episodes = read(uri, info, files)
+        episodes = mend_paths(read(uri, info, files), files)
     except (KeyError, ValueError, TypeError, IndexError, pa.ArrowException) as error:
         raise DataError(f"{uri}: broken metadata ({type(error).__name__}: {error}); write the set again") from error
     if not episodes:
@@ -53,10 +54,13 @@ def read_set(uri: str) -> RobotSet:
             digest.update(storage.read_bytes(storage.join(uri, name)))
     states, actions = (_names(features.get(key), key) for key in (STATE, ACTION))
     cameras = {key: f for key, f in features.items() if f.get("dtype") == "video" and not _is_depth(f)}
+    absent = absent_cameras(episodes, cameras, files)
+    cameras = {key: f for key, f in cameras.items() if key not in absent}
     stills = tuple(key for key, f in features.items() if f.get("dtype") == "image")
     return RobotSet(
         uri, "lerobot", version, str(info.get("robot_type") or "unknown"), fps, states[0], actions[0], states[1] and actions[1], cameras,
         stills, tuple(sorted(episodes, key=lambda e: e.index)), files, digest.hexdigest()[:12],
+        absent=absent,
     )
 
 

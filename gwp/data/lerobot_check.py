@@ -7,6 +7,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from gwp import storage
+from gwp.data.lerobot_repair import mend_starts
 from gwp.data.robot_set import ACTION, STATE, Episode, RobotSet
 from gwp.data.source import Source
 from gwp.data.video import VideoInfo, open_video, probe
@@ -122,6 +123,8 @@ def usable_episodes(
     check = EpisodeCheck(data)
     check.look(episodes, cameras, source.labelled)
     good, bad = [], []
+    if data.version.startswith("v3."):
+        episodes = mend_starts(data.episodes, episodes, cameras, data.fps, check.video)
     for episode in episodes:
         try:
             good.append((episode, check.check(episode, cameras, source.labelled)))

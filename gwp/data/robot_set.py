@@ -49,7 +49,7 @@ class RobotSet:
     """Metadata of a set. `cameras`: key -> what the set says of it. `files`: every file below `uri` -> bytes.
 
     `stills`: cameras whose pictures are not read. `named`: whether the set names its dimensions. `state_keys`, `action_keys`: columns
-    that make up the vectors, joined in this order.
+    that make up the vectors, joined in this order. `absent`: cameras that are declared and have no file.
     """
 
     uri: str
@@ -67,6 +67,7 @@ class RobotSet:
     fingerprint: str
     state_keys: tuple[str, ...] = (STATE,)
     action_keys: tuple[str, ...] = (ACTION,)
+    absent: tuple[str, ...] = ()
 
     def slots(self, cameras: dict[Slot, str] | None) -> dict[Slot, str]:
         """The given cameras, or the set's own in its order. DataError when one is not there, or when there are more than slots."""
@@ -78,6 +79,8 @@ class RobotSet:
         for camera in cameras.values():
             if camera in self.stills:
                 raise DataError(f"{self.uri}: the pictures of '{camera}' lie in the Parquet files; convert the set to one with videos")
+            if camera in self.absent:
+                raise DataError(f"{self.uri}: camera '{camera}' is declared, but there is no file of it; name other `cameras`")
             if camera not in self.cameras:
                 close = get_close_matches(camera, self.cameras, 1)
                 hint = f"did you mean '{close[0]}'? " if close else ""

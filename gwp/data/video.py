@@ -25,7 +25,10 @@ _SEEK_SAVES = 4
 
 @dataclass(frozen=True)
 class VideoInfo:
-    """Facts of a video stream. `gop`: largest distance between key frames, frames. `fps`: Hz, mean over the stream."""
+    """Facts of a video stream. `gop`: largest distance between key frames, frames. `fps`: Hz, mean over the stream.
+
+    `others`: streams beside it in the file, e.g. sound or a second picture.
+    """
 
     width: int
     height: int
@@ -34,6 +37,7 @@ class VideoInfo:
     codec: str
     gop: int
     size: int
+    others: int = 0
 
     @property
     def duration_s(self) -> float:
@@ -94,7 +98,7 @@ def probe(handle: Any) -> VideoInfo:
         gop = max(b - a for a, b in zip(keys, [*keys[1:], len(entries)], strict=True))
         context = stream.codec_context
         codec = context.codec.canonical_name
-        return VideoInfo(context.width, context.height, float(rate), len(entries), codec, gop, size)
+        return VideoInfo(context.width, context.height, float(rate), len(entries), codec, gop, size, len(container.streams) - 1)
 
 
 def frames_at(handle: Any, times: Sequence[float], tolerance: float | None) -> Iterator[tuple[float, np.ndarray]]:
