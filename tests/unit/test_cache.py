@@ -13,6 +13,7 @@ from safetensors.torch import load_file
 
 from gwp import storage
 from gwp.data.cached import CACHE, Cache, Key, sample_names, shards_there
+from gwp.data.manifest import Manifest
 from gwp.errors import DataError, GwpError
 from gwp.model.codecs.cached import CachedTextEncoder, from_stored, to_stored
 from gwp.model.codecs.text import TextTable, load_text_encoder
@@ -25,14 +26,14 @@ from pipelines.config import ConfigError, load_config
 from pipelines.ingest import _decode_block
 from pipelines.prepare import Prepared, prepare, read_embodiments, sample_spec
 from pipelines.stage import TrainJob
-from gwp.data.manifest import Manifest
 from tests.sets import TOP, WRIST, write_v30
 from tests.unit.test_stages import STAGES
 
 FIELDS = [
     "run.steps=4", "engine.global_batch=4", "init=null", "codec={kind: pca, spatial: 4, channels: 6, fit_clips: 8}",
     "text={kind: hashed, dim: 64, rows: 8}", "data.canvas={layout: single, width: 32, height: 32}", "data.window={chunk: 4, stride: 1}",
-    f"data.embodiments={{arm: {{replan: 2, cameras: {{front: {TOP}}}}}}}", "data.augment=false", "model.in_channels=6", "model.num_layers=1",
+    f"data.embodiments={{arm: {{replan: 2, cameras: {{front: {TOP}}}}}}}", "data.augment=false", "model.in_channels=6",
+    "model.num_layers=1",
 ]
 
 
@@ -153,7 +154,7 @@ def test_a_cache_of_another_kind_is_refused(made: tuple[Path, str], field: str, 
     with pytest.raises(GwpError, match=f"holds a cache with .*{said}.*give --out another place"):
         plan_cache(cached_form(other), uri, "float16", 0.06)
     reading = job(root, "data.canvas={layout: single, width: 48, height: 32}", "run.name=other", f"data.cache={uri}")
-    with pytest.raises(GwpError, match="was made with canvas .*32.* instead of .*48.*make another cache"):
+    with pytest.raises(GwpError, match=r"was made with canvas .*32.* instead of .*48.*make another cache"):
         prepare(reading)
 
 
