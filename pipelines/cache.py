@@ -7,7 +7,7 @@ next one writes only those that are not there. CACHE.json comes last. See `gwp.d
 import json
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
@@ -20,7 +20,6 @@ import pyarrow.compute as pc
 import ray.data
 import torch
 from ray.data import ActorPoolStrategy, TaskPoolStrategy
-from ray.exceptions import RayTaskError
 
 from gwp import storage
 from gwp.data.cached import CACHE, PLAN, Cache, Key, NumberFormat, Part, read_header, sample_names, shards_there, write_index
@@ -41,6 +40,8 @@ from pipelines.stage import TrainJob
 _NOT_CACHED = ("run", "stage", "objective", "optimizer", "engine", "cluster", "data.batch_multiple", "data.together")
 _TEXTS = 128
 """Texts of a shard."""
+_ROUND = 4096
+"""Shards that Ray is given at a time: their manifest rows lie in the object store."""
 _PARALLEL = 16
 
 
@@ -99,13 +100,15 @@ def build_cache(job: TrainJob, uri: str, number_format: NumberFormat, shard_mb: 
     blocks = missing_shards(table, shards_there(uri, "latents"))
     encoded, bytes_ = 0, 0
     done = table.num_rows - sum(b.num_rows for b in blocks)
-    for row in _streamed(lambda: _encoded(job, uri, number_format, blocks)) if blocks else ():
+    for row in _streamed(partial(_encoded, job, uri, number_format), blocks):
         encoded, bytes_ = encoded + row["samples"], bytes_ + row["bytes"]
         elapsed = time.monotonic() - begin
-        progress(done + encoded, samples_per_s=round(encoded / elapsed, 2), mb=round(bytes_ / 1e6, 1))
+        progress(done + encoded, of=table.num_rows, samples_per_s=round(encoded / elapsed, 2), mb=round(bytes_ / 1e6, 1))
     texts = missing_shards(text_rows(manifest), shards_there(uri, "texts"))
-    for _ in _streamed(lambda: _embedded(job, uri, number_format, texts)) if texts else ():
-        progress(done + encoded, step="texts")
+    embedded = 0
+    for row in _streamed(partial(_embedded, job, uri, number_format), texts):
+        embedded += row["samples"]
+        progress(done + encoded, of=table.num_rows, texts=embedded)
     finish(uri, Key.model_validate(plan["key"]), table, text_rows(manifest), plan["text_rows"], plan["text_dim"])
     return _summary(uri, encoded, begin)
 
@@ -174,17 +177,13 @@ def missing_shards(table: pa.Table, there: set[int]) -> list[pa.Table]:
     return [table.slice(s, c) for n, s, c in zip(numbers.tolist(), starts.tolist(), counts.tolist(), strict=True) if n not in there]
 
 
-def _streamed(build: Callable[[], Any]) -> Any:
-    """Rows of a Ray dataset; an error that a user can mend comes out as itself."""
-    try:
-        yield from build().iter_rows()
-    except RayTaskError as error:
-        cause: BaseException | None = error
-        while cause is not None and not isinstance(cause, GwpError):
-            cause = getattr(cause, "cause", None) or cause.__cause__
-        if cause is None:
-            raise
-        raise cause from error
+def _streamed(build: Callable[[Sequence[pa.Table]], Any], blocks: Sequence[pa.Table]) -> Iterator[dict[str, Any]]:
+    """Rows of the Ray datasets that `build` makes of some blocks at a time. GwpError when one of them names an error."""
+    for start in range(0, len(blocks), _ROUND):
+        for row in build(blocks[start : start + _ROUND]).iter_rows():
+            if row["error"]:
+                raise GwpError(row["error"])
+            yield row
 
 
 def _dataset(blocks: Sequence[pa.Table]) -> Any:

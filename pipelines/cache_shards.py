@@ -11,7 +11,6 @@ import torch
 from gwp import storage
 from gwp.data.cached import NumberFormat, write_shard
 from gwp.data.sample import SampleSpec, decode_frames
-from gwp.errors import GwpError
 from gwp.model.codecs.cached import to_stored
 from gwp.model.codecs.text import load_text_encoder
 from gwp.model.codecs.video import VideoCodec, load_video_codec
@@ -69,7 +68,7 @@ class LatentWriter:
                         arrays[names[i]] = stored
         number = table["shard"][0].as_py()
         size = write_shard(self.uri, "latents", number, arrays, failed, self.number_format)
-        return pa.table({"shard": [number], "samples": [len(names)], "bytes": [size]})
+        return _told(number, len(names), size)
 
     def _latent(self, shape: Sequence[int]) -> list[int]:
         """Shape `[C, T_lat, h, w]` of the latents of frames `[T, H, W, 3]`."""
@@ -90,14 +89,17 @@ class TextWriter:
 
     def __call__(self, table: pa.Table) -> pa.Table:
         arrays: dict[str, np.ndarray] = {}
-        names, texts = table["name"].to_pylist(), table["text"].to_pylist()
+        names, texts, number = table["name"].to_pylist(), table["text"].to_pylist(), table["shard"][0].as_py()
         for start in range(0, len(texts), _TOGETHER):
             found = self.encoder.encode(texts[start : start + _TOGETHER])
             for name, rows in zip(names[start : start + _TOGETHER], found, strict=True):
                 stored = to_stored(rows[: int(rows.any(1).nonzero().max()) + 1 if rows.any() else 0], self.number_format)
                 if stored is None:
-                    raise GwpError(f"embeddings do not fit into {self.number_format}; use --number-format bfloat16 and another --out")
+                    # A text is no sample that may be left out. Ray keeps only the words of what is raised here.
+                    return _told(number, 0, 0, f"embeddings do not fit into {self.number_format}; use --number-format bfloat16")
                 arrays[name] = stored
-        number = table["shard"][0].as_py()
-        size = write_shard(self.uri, "texts", number, arrays, {}, self.number_format)
-        return pa.table({"shard": [number], "samples": [len(names)], "bytes": [size]})
+        return _told(number, len(names), write_shard(self.uri, "texts", number, arrays, {}, self.number_format))
+
+
+def _told(shard: int, samples: int, size: int, error: str = "") -> pa.Table:
+    return pa.table({"shard": [shard], "samples": [samples], "bytes": [size], "error": [error]})

@@ -26,7 +26,7 @@ from pipelines.config import ConfigError, load_config
 from pipelines.ingest import _decode_block
 from pipelines.prepare import Prepared, prepare, read_embodiments, sample_spec
 from pipelines.stage import TrainJob
-from tests.sets import TOP, WRIST, write_v30
+from tests.sets import TOP, WRIST, write_v30, write_video
 from tests.unit.test_stages import STAGES
 
 FIELDS = [
@@ -218,6 +218,25 @@ def test_shards_are_safetensors_and_exact(made: tuple[Path, str], tmp_path: Path
         assert there.dtype == torch.bfloat16
         assert torch.equal(from_stored(torch.from_numpy(array.copy())), there.float())
     assert to_stored(torch.tensor([1e5]), "float16") is None
+
+
+def test_samples_of_several_shapes_lie_in_one_cache(tmp_path: Path) -> None:
+    for name, size, frames in (("wide", (64, 32), 30), ("square", (32, 32), 20)):
+        write_video(tmp_path / "set" / f"{name}.mp4", range(frames), size=size)
+    fields = ["data.buckets=[{frames: 5, height: 32, width: 32}, {frames: 9, height: 16, width: 32}]", "data.batch_multiple=1",
+              "data.embodiments={}", "engine.global_batch=2"]
+    uri = str(tmp_path / "cache")
+    write(job(tmp_path, *fields, source="weight: 1"), uri)
+    plain, cached = (prepare(job(tmp_path, *fields, *more, source="weight: 1")) for more in (
+        ["run.name=plain", "codec={kind: pca, spatial: 4, channels: 6, fit_clips: 8}"], ["run.name=cached", f"data.cache={uri}"]))
+    codec = load_video_codec(f"{plain.uri}/codec")
+    shapes = set()
+    for i in range(plain.manifest.table.num_rows):
+        wanted = codec.encode(torch.from_numpy(columns(plain, [i])["frames"]))
+        got = from_stored(torch.from_numpy(columns(cached, [i])["latents"]))
+        torch.testing.assert_close(got, wanted, atol=2e-2, rtol=1e-3)
+        shapes.add(tuple(got.shape))
+    assert shapes == {(1, 6, 2, 8, 8), (1, 6, 3, 4, 8)}
 
 
 def test_names_tell_pictures_apart(made: tuple[Path, str]) -> None:
