@@ -12,7 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pyarrow as pa
@@ -80,14 +80,15 @@ def cached_form(job: TrainJob) -> TrainJob:
     return job.model_copy(update={"data": job.data.model_copy(update={"augment": False, "cache": None})})
 
 
-def build_cache(job: TrainJob, uri: str, number_format: NumberFormat, shard_mb: float, progress: Progress) -> CacheSummary:
+def build_cache(job: TrainJob, uri: str, number_format: NumberFormat, shard_mb: float, progress: Progress,
+                texts_from: Literal["encoder", "t5_embedding"] = "encoder") -> CacheSummary:
     """Cache the samples of a stage at `uri`. Goes on where an earlier call stopped; returns at once when it was finished.
 
     `shard_mb`: decoded frames of the samples of a shard, MiB; they pass through memory together. GwpError when another cache is there.
     """
     begin = time.monotonic()
     job = cached_form(job)
-    plan = plan_cache(job, uri, number_format, shard_mb)
+    plan = plan_cache(job, uri, number_format, shard_mb, texts_from)
     if storage.exists(storage.join(uri, CACHE)):
         return _summary(uri, 0, begin)
     # Here, because a finished cache needs no cluster, and what trains is slow to import.
@@ -104,18 +105,21 @@ def build_cache(job: TrainJob, uri: str, number_format: NumberFormat, shard_mb: 
         encoded, bytes_ = encoded + row["samples"], bytes_ + row["bytes"]
         elapsed = time.monotonic() - begin
         progress(done + encoded, of=table.num_rows, samples_per_s=round(encoded / elapsed, 2), mb=round(bytes_ / 1e6, 1))
-    texts = missing_shards(text_rows(manifest), shards_there(uri, "texts"))
+    every_text = text_rows(manifest, job, texts_from == "t5_embedding")
+    texts = missing_shards(every_text, shards_there(uri, "texts"))
     embedded = 0
     for row in _streamed(partial(_embedded, job, uri, number_format), texts):
         embedded += row["samples"]
         progress(done + encoded, of=table.num_rows, texts=embedded)
-    finish(uri, Key.model_validate(plan["key"]), table, text_rows(manifest), plan["text_rows"], plan["text_dim"])
+    finish(uri, Key.model_validate(plan["key"]), table, every_text, plan["text_rows"], plan["text_dim"])
     return _summary(uri, encoded, begin)
 
 
-def plan_cache(job: TrainJob, uri: str, number_format: NumberFormat, shard_mb: float) -> dict[str, Any]:
+def plan_cache(
+    job: TrainJob, uri: str, number_format: NumberFormat, shard_mb: float, texts_from: Literal["encoder", "t5_embedding"] = "encoder"
+) -> dict[str, Any]:
     """What PLAN.json says, after writing it with the manifest and the codecs, or after checking that it is of this job."""
-    request = config_hash(job, exclude=_NOT_CACHED) + f" seed {job.run.seed} init {init_uri(job)} {number_format}"
+    request = config_hash(job, exclude=_NOT_CACHED) + f" seed {job.run.seed} init {init_uri(job)} {number_format} {texts_from}"
     place = storage.join(uri, PLAN)
     earlier = json.loads(storage.read_bytes(place)) if storage.exists(place) else None
     if earlier and earlier["request"] == request:
@@ -127,7 +131,7 @@ def plan_cache(job: TrainJob, uri: str, number_format: NumberFormat, shard_mb: f
         folder = Path(scratch)
         write_codec(job, init, manifest, spec, folder / "codec")
         write_text(job, init, folder / "text")
-        key = cache_key(job, manifest, folder, number_format)
+        key = cache_key(job, manifest, folder, number_format).model_copy(update={"texts_from": texts_from})
         if earlier:
             different = Key.model_validate(earlier["key"]).differences(key)
             if different:
@@ -163,12 +167,27 @@ def shard_rows(manifest: Manifest, job: TrainJob, samples_per_shard: int) -> pa.
     return table.append_column("shard", pa.array(np.arange(len(once)) // samples_per_shard, pa.int64()))
 
 
-def text_rows(manifest: Manifest) -> pa.Table:
+def text_rows(manifest: Manifest, job: TrainJob, files: bool = False) -> pa.Table:
+    """Texts with `name`, `text`, `shard` and, with `files`, the released embedding of the first episode that has the text, else null."""
     texts = sorted({text_hash(t): t for t in manifest.texts().values()}.items())
     return pa.table({
         "name": pa.array([key for key, _ in texts], pa.string()), "text": pa.array([text for _, text in texts], pa.string()),
         "shard": pa.array(np.arange(len(texts)) // _TEXTS, pa.int64()),
+        "file": pa.array(map(_embeddings(manifest, job).get, (key for key, _ in texts)) if files else [None] * len(texts), pa.string()),
     })
+
+
+def _embeddings(manifest: Manifest, job: TrainJob) -> dict[str, str]:
+    """Name of a text -> its `t5_embedding/episode_XXXXXX.pt`, where the set of the first episode with that text has one."""
+    first = manifest.table.group_by("text_key", use_threads=False).aggregate([(n, "first") for n in ("sample_id", "source", "kind")])
+    there = [storage.list_files(storage.join(s.uri, "t5_embedding")) for s in job.data.sources]
+    found = {}
+    for row in first.to_pylist():
+        name = f"episode_{row['sample_id_first'].split('/')[1]}.pt"
+        if row["kind_first"] == "robot" and name in there[row["source_first"]]:
+            place = storage.join(job.data.sources[row["source_first"]].uri, "t5_embedding", name)
+            found[text_hash(manifest.by_key[row["text_key"]])] = place
+    return found
 
 
 def missing_shards(table: pa.Table, there: set[int]) -> list[pa.Table]:

@@ -11,12 +11,15 @@ import torch
 from gwp import storage
 from gwp.data.cached import NumberFormat, write_shard
 from gwp.data.sample import SampleSpec, decode_frames
-from gwp.model.codecs.cached import to_stored
+from gwp.errors import GwpError
+from gwp.model.codecs.cached import read_t5_embedding, to_stored
 from gwp.model.codecs.text import load_text_encoder
 from gwp.model.codecs.video import VideoCodec, load_video_codec
 
 _TOGETHER = 8
 """Samples or texts that are encoded at a time."""
+_SAME = 0.05
+"""Share of its norm that an embedding computed elsewhere may differ by: bf16 arithmetic through 24 layers."""
 
 
 def frame_shape(row: dict[str, Any], spec: SampleSpec) -> tuple[int, int, int, int]:
@@ -84,21 +87,49 @@ class TextWriter:
         # Kept while it lives: its weights are read from there as they are needed.
         self.scratch = tempfile.TemporaryDirectory()
         self.encoder: Any = load_text_encoder(storage.download(storage.join(uri, "text"), self.scratch.name))
+        self.compared = False
         if gpu and hasattr(self.encoder, "model"):
             self.encoder.model.to("cuda")
 
     def __call__(self, table: pa.Table) -> pa.Table:
+        # Ray keeps only the words of what is raised here, so errors are handed back.
+        rows, number = table.to_pylist(), table["shard"][0].as_py()
         arrays: dict[str, np.ndarray] = {}
-        names, texts, number = table["name"].to_pylist(), table["text"].to_pylist(), table["shard"][0].as_py()
-        for start in range(0, len(texts), _TOGETHER):
-            found = self.encoder.encode(texts[start : start + _TOGETHER])
-            for name, rows in zip(names[start : start + _TOGETHER], found, strict=True):
-                stored = to_stored(rows[: int(rows.any(1).nonzero().max()) + 1 if rows.any() else 0], self.number_format)
-                if stored is None:
-                    # A text is no sample that may be left out. Ray keeps only the words of what is raised here.
-                    return _told(number, 0, 0, f"embeddings do not fit into {self.number_format}; use --number-format bfloat16")
-                arrays[name] = stored
-        return _told(number, len(names), write_shard(self.uri, "texts", number, arrays, {}, self.number_format))
+        try:
+            for start in range(0, len(rows), _TOGETHER):
+                some = rows[start : start + _TOGETHER]
+                for row, found in zip(some, self._embed(some), strict=True):
+                    length = int(found.any(1).nonzero().max()) + 1 if found.any() else 0
+                    stored = to_stored(found[:length], self.number_format)
+                    if stored is None:
+                        raise GwpError(f"embeddings do not fit into {self.number_format}; use --number-format bfloat16 and another --out")
+                    arrays[row["name"]] = stored
+        except GwpError as error:
+            return _told(number, 0, 0, str(error))
+        return _told(number, len(rows), write_shard(self.uri, "texts", number, arrays, {}, self.number_format))
+
+    def _embed(self, rows: list[dict[str, Any]]) -> list[torch.Tensor]:
+        """fp32 `[rows, dim]` of each text, from a file where it names one."""
+        read = {i: read_t5_embedding(row["file"])[: self.encoder.rows] for i, row in enumerate(rows) if row["file"]}
+        if not self.compared:
+            for i in list(read)[:1]:
+                self._compare(rows[i], read[i])
+        rest = [i for i in range(len(rows)) if i not in read]
+        fresh = self.encoder.encode([rows[i]["text"] for i in rest]) if rest else ()
+        read |= dict(zip(rest, fresh, strict=True))
+        return [read[i] for i in range(len(rows))]
+
+    def _compare(self, row: dict[str, Any], found: torch.Tensor) -> None:
+        """GwpError when a file holds something else than the encoder makes of the text."""
+        own = self.encoder.encode([row["text"]])[0]
+        padded = torch.zeros_like(own)
+        if found.shape[1] == self.encoder.dim:
+            padded[: len(found)] = found
+        apart = float((padded - own).norm() / own.norm().clamp(min=1e-9))
+        if apart > _SAME:
+            raise GwpError(f"{row['file']}: {apart:.0%} away from what the stage's text encoder makes of '{row['text'][:60]}'; leave "
+                           "--t5-embedding out")
+        self.compared = True
 
 
 def _told(shard: int, samples: int, size: int, error: str = "") -> pa.Table:

@@ -57,6 +57,8 @@ class Key(BaseModel):
     """Digest of the video codec."""
     text: str
     """Digest of the text encoder."""
+    texts_from: Literal["encoder", "t5_embedding"] = "encoder"
+    """Who computed the embeddings: that encoder here, or whoever left `t5_embedding/` in the sets, which was compared with it."""
     canvas: Canvas
     """How camera views were composed."""
     window: Window
@@ -196,8 +198,8 @@ class Cache:
         storage.write_bytes(storage.join(self.uri, CACHE), json.dumps(note, indent=1).encode())
 
     def require(self, key: Key) -> None:
-        """DataError unless the cache was made as `key` says; its manifest and number format may be others."""
-        different = self.key.differences(key, ignore=("manifest", "number_format"))
+        """DataError unless the cache was made as `key` says; what is stored may be more, in another number format."""
+        different = self.key.differences(key, ignore=("manifest", "number_format", "texts_from"))
         if different:
             raise DataError(f"data.cache {self.uri} was made with {'; '.join(different)}; correct the stage, or make another cache with "
                             "`gwp data cache`")

@@ -12,6 +12,8 @@ def add(subparsers: Any) -> None:
     cache.add_argument("--number-format", choices=("bfloat16", "float16"), default="bfloat16", help="of stored numbers (default: bfloat16)")
     cache.add_argument("--shard-mb", type=float, default=128.0, metavar="MB",
                        help="decoded frames of the samples of one shard, MiB (default: 128)")
+    cache.add_argument("--t5-embedding", action="store_true",
+                       help="take texts from the sets' t5_embedding/episode_*.pt where there are, after comparing one with the encoder")
     cache.set_defaults(run=run_cache)
 
 
@@ -26,7 +28,8 @@ def run_cache(args: argparse.Namespace) -> None:
 
     job = load_config(args.file, TrainJob, args.sets)
     with progress(f"cache {args.out}") as bar:
-        result = build_cache(job, args.out, args.number_format, args.shard_mb, bar.update)
+        texts_from = "t5_embedding" if args.t5_embedding else "encoder"
+        result = build_cache(job, args.out, args.number_format, args.shard_mb, bar.update, texts_from)
     if result.left_out:
         event("warning", text=f"{result.left_out} samples cannot be decoded; their reasons are in latents.parquet")
     print(json.dumps(asdict(result), indent=1))

@@ -52,9 +52,9 @@ def write(found: TrainJob, uri: str, number_format: Any = "float16", only: int |
     writer = LatentWriter(uri, number_format, False)
     done = [writer(decode_block(block, spec))["shard"][0].as_py() for block in blocks]
     if only is None:
-        for block in missing_shards(text_rows(manifest), shards_there(uri, "texts")):
+        for block in missing_shards(text_rows(manifest, found), shards_there(uri, "texts")):
             TextWriter(uri, number_format, False)(block)
-        finish(uri, Key.model_validate(plan["key"]), table, text_rows(manifest), plan["text_rows"], plan["text_dim"])
+        finish(uri, Key.model_validate(plan["key"]), table, text_rows(manifest, found), plan["text_rows"], plan["text_dim"])
     return done
 
 
@@ -237,6 +237,28 @@ def test_samples_of_several_shapes_lie_in_one_cache(tmp_path: Path) -> None:
         torch.testing.assert_close(got, wanted, atol=2e-2, rtol=1e-3)
         shapes.add(tuple(got.shape))
     assert shapes == {(1, 6, 2, 8, 8), (1, 6, 3, 4, 8)}
+
+
+def test_released_text_embeddings_are_read_and_compared(made: tuple[Path, str], tmp_path: Path) -> None:
+    root, uri = made
+    shutil.copytree(root / "set", tmp_path / "set")
+    (tmp_path / "set" / "t5_embedding").mkdir()
+    manifest = Manifest.load(f"{uri}/manifest.parquet")
+    (text,) = manifest.texts().values()
+    encoder = load_text_encoder(f"{uri}/text")
+    theirs = encoder.encode([text])[0] * 1.01
+    place = tmp_path / "set" / "t5_embedding" / "episode_000000.pt"
+    shutil.copytree(uri, tmp_path / "cache", ignore=shutil.ignore_patterns("texts", CACHE))
+    (table,) = missing_shards(text_rows(manifest, job(tmp_path), files=True), set())
+    assert table["file"].to_pylist() == [None]
+    torch.save({"t5_embedding": theirs.bfloat16()}, place)
+    (table,) = missing_shards(text_rows(manifest, job(tmp_path), files=True), set())
+    told = TextWriter(str(tmp_path / "cache"), "float16", False)(table)
+    assert told["error"].to_pylist() == [""]
+    (stored,) = load_file(tmp_path / "cache" / "texts" / "000000.safetensors").values()
+    assert torch.equal(stored.float(), theirs.bfloat16().float()[: len(stored)])
+    torch.save(theirs.flip(0), place)
+    assert "leave --t5-embedding out" in TextWriter(str(tmp_path / "cache"), "float16", False)(table)["error"][0].as_py()
 
 
 def test_names_tell_pictures_apart(made: tuple[Path, str]) -> None:
