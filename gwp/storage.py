@@ -125,10 +125,8 @@ def read_ranges(uris: list[str], starts: list[int], ends: list[int]) -> list[byt
     """Bytes `starts[i]` to `ends[i]` of each object, all of one file system, asked for at once; short where an object ends before."""
     if not uris:
         return []
-    with explained(uris[0]):
-        fs = filesystem(uris[0])[0]
-        found: list[bytes] = fs.cat_ranges([filesystem(uri)[1] for uri in uris], starts, ends, on_error="raise")
-        return found
+    paths = [filesystem(uri)[1] for uri in uris]
+    return _patiently(uris[0], lambda fs, _: [bytes(part) for part in fs.cat_ranges(paths, starts, ends, on_error="raise")])
 
 
 def write_bytes(uri: str, data: bytes, create_only: bool = False) -> None:

@@ -23,7 +23,7 @@ from ray.data import ActorPoolStrategy, TaskPoolStrategy
 
 from gwp import storage
 from gwp.data.cached import CACHE, PLAN, Cache, Key, NumberFormat, Part, read_header, sample_names, shards_there, write_index
-from gwp.data.manifest import Manifest, build_manifest
+from gwp.data.manifest import Manifest
 from gwp.data.sample import SampleSpec
 from gwp.data.text import text_hash
 from gwp.errors import GwpError
@@ -33,11 +33,11 @@ from gwp.model.codecs.video import load_video_codec
 from pipelines.cache_shards import LatentWriter, TextWriter, decode_block, frame_shape
 from pipelines.config import config_hash
 from pipelines.ingest import POOL
-from pipelines.prepare import cache_key, init_uri, read_embodiments, resolve_embodiments, sample_spec, write_codec, write_text
+from pipelines.prepare import cache_key, init_uri, manifest_of, read_embodiments, resolve_embodiments, sample_spec, write_codec, write_text
 from pipelines.stage import TrainJob
 
 # These say how a stage trains, not what its samples and codecs are.
-_NOT_CACHED = ("run", "stage", "objective", "optimizer", "engine", "cluster", "data.batch_multiple", "data.together")
+_NOT_CACHED = ("run", "stage", "objective", "optimizer", "engine", "cluster", "data.batch_multiple", "data.together", "data.max_broken")
 _TEXTS = 128
 """Texts of a shard."""
 _ROUND = 4096
@@ -124,8 +124,8 @@ def plan_cache(
     earlier = json.loads(storage.read_bytes(place)) if storage.exists(place) else None
     if earlier and earlier["request"] == request:
         return earlier
-    init, embodiments, data = init_uri(job), resolve_embodiments(job), job.data
-    manifest = build_manifest(data.sources, embodiments=embodiments, window=data.window, clip=data.clip, buckets=data.buckets)
+    init, embodiments = init_uri(job), resolve_embodiments(job)
+    manifest = manifest_of(job, embodiments)
     spec = sample_spec(job, embodiments, {})
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)

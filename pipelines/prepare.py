@@ -81,7 +81,7 @@ def prepare(job: TrainJob) -> Prepared:
     make_plan(manifest, job.run.seed, 0, job.plan_rules)
     stats = compute_all_stats(job, embodiments)
     spec = sample_spec(job, embodiments, stats)
-    cache = Cache.open(data.cache) if data.cache else None
+    cache = Cache.open(job.data.cache) if job.data.cache else None
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)
         write_codec(job, init, manifest, spec, folder / "codec")
