@@ -13,6 +13,7 @@ import pyarrow as pa
 import ray.data
 from ray.data import ExecutionOptions, ExecutionResources
 
+from gwp.data.cached import Cache
 from gwp.data.canvas import SLOTS
 from gwp.data.plan import plan_slice
 from gwp.data.sample import SampleSpec, decode_samples
@@ -46,7 +47,10 @@ def dataset(prepared: Prepared, step: int, samples_seen: int) -> Any:
     """Ray dataset of decoded micro-batches from optimiser step `step`, at plan position `samples_seen`, to the end of the run."""
     job = prepared.job
     planned = plan_slice(prepared.manifest, job.run.seed, samples_seen, job.run.steps - step, job.plan_rules)
-    table = prepared.manifest.table.take(pa.array(np.concatenate([np.empty(0, np.int64), *planned])))
+    ids = pa.array(np.concatenate([np.empty(0, np.int64), *planned]))
+    table = prepared.manifest.table.take(ids)
+    if prepared.cached is not None:
+        table = table.append_column("cached", prepared.cached.take(ids))
     table = table.append_column("position", pa.array(np.arange(samples_seen, samples_seen + table.num_rows)))
     sizes = np.array([len(batch) for batch in planned], np.int64)
     table = table.append_column("batch", pa.array(np.repeat(sizes, sizes)))
@@ -57,18 +61,18 @@ def dataset(prepared: Prepared, step: int, samples_seen: int) -> Any:
     context.target_max_block_size = None
     # A long evaluation or a slow checkpoint is no reason to end the stream.
     context.execution_no_progress_timeout_s = -1
-    decode = partial(_decode_block, spec=prepared.spec)
+    decode = partial(_decode_block, spec=prepared.spec, cache=prepared.cache)
     return ray.data.from_arrow(blocks).map_batches(decode, batch_size=None, batch_format="pyarrow", zero_copy_batch=True)
 
 
-def _decode_block(table: pa.Table, spec: SampleSpec) -> dict[str, np.ndarray]:
+def _decode_block(table: pa.Table, spec: SampleSpec, cache: Cache | None) -> dict[str, np.ndarray]:
     rows = table.to_pylist()
-    samples, failures = decode_samples(rows, spec)
-    return batch_columns(rows, samples, dict(failures), spec)
+    samples, failures = decode_samples(rows, spec, cache)
+    return batch_columns(rows, samples, dict(failures), spec, cache)
 
 
 def batch_columns(
-    rows: list[dict[str, Any]], samples: list[dict[str, Any]], failures: dict[str, str], spec: SampleSpec
+    rows: list[dict[str, Any]], samples: list[dict[str, Any]], failures: dict[str, str], spec: SampleSpec, cache: Cache | None = None
 ) -> dict[str, np.ndarray]:
     """Columns of one block in row order; failed samples hold their place with `ok` False and the reason."""
     by_id = {s["sample_id"]: s for s in samples}
@@ -76,7 +80,7 @@ def batch_columns(
     columns: dict[str, list[Any]] = {}
     for row in rows:
         sample = by_id.get(row["sample_id"])
-        values = sample or (_empty_like(template) if template else _empty(row, spec))
+        values = sample or (_empty_like(template) if template else _empty(row, spec, cache))
         values = {**values, "sample_id": row["sample_id"], "position": row["position"], "batch": row["batch"]}
         values |= {"ok": sample is not None, "reason": failures.get(row["sample_id"], "")}
         for key, value in values.items():
@@ -88,10 +92,12 @@ def _empty_like(sample: dict[str, Any]) -> dict[str, Any]:
     return {k: np.zeros_like(v) if isinstance(v, np.ndarray) else type(v)() for k, v in sample.items()}
 
 
-def _empty(row: dict[str, Any], spec: SampleSpec) -> dict[str, Any]:
+def _empty(row: dict[str, Any], spec: SampleSpec, cache: Cache | None) -> dict[str, Any]:
     p, d = spec.window.chunk, spec.model_dim
+    pictures = {"latents": np.zeros(row["cached"]["shape"], cache.dtype)} if cache else {
+        "frames": spec.canvas_of(row).empty(spec.frames_of(row))}
     return {
-        "frames": spec.canvas_of(row).empty(spec.frames_of(row)), "view_valid": np.zeros(len(SLOTS), bool),
+        **pictures, "view_valid": np.zeros(len(SLOTS), bool),
         "state": np.zeros(d, np.float32), "actions": np.zeros((p, d), np.float32), "step_valid": np.zeros(p, bool),
         "dim_valid": np.zeros(d, bool), "has_action": False, "text_key": "", "embodiment_id": 0,
     }

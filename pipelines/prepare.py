@@ -11,18 +11,21 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import torch
 
 from gwp import storage
+from gwp.data.cached import Cache, Key, NumberFormat, sample_names
 from gwp.data.embodiment import Embodiment
 from gwp.data.lerobot import infer_embodiment
 from gwp.data.manifest import Manifest, build_manifest
 from gwp.data.plan import Rules, make_plan, plan_slice
-from gwp.data.sample import SampleSpec, decode_samples
+from gwp.data.sample import SampleSpec, decode_frames
 from gwp.data.stats import Stats, compute_stats
+from gwp.data.text import text_hash
 from gwp.errors import GwpError
 from gwp.model.codecs.pca import PcaCodec
-from gwp.model.codecs.text import build_text_encoder
+from gwp.model.codecs.text import build_text_encoder, load_text_encoder
 from gwp.model.codecs.video import build_video_codec, load_video_codec
 from pipelines.config import config_hash
 from pipelines.stage import TrainJob
@@ -42,6 +45,9 @@ class Prepared:
     spec: SampleSpec
     config_hash: str
     init: str | None
+    cache: Cache | None = None
+    cached: pa.Array | None = None
+    """Place of each manifest row in `cache`, as its `find` gives them."""
 
 
 def run_uri(job: TrainJob) -> str:
@@ -75,10 +81,15 @@ def prepare(job: TrainJob) -> Prepared:
     make_plan(manifest, job.run.seed, 0, job.plan_rules)
     stats = compute_all_stats(job, embodiments)
     spec = sample_spec(job, embodiments, stats)
+    cache = Cache.open(job.data.cache) if job.data.cache else None
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)
-        _write_codec(job, init, manifest, spec, folder / "codec")
-        _write_text(job, init, folder / "text")
+        write_codec(job, init, manifest, spec, folder / "codec")
+        write_text(job, init, folder / "text")
+        if cache:
+            cache.require(cache_key(job, manifest, folder, cache.key.number_format))
+            cache.find("texts", pa.array(sorted({text_hash(t) for t in manifest.by_key.values()}), pa.string()))
+            _write_json(folder / "cache.json", cache.key.model_dump(mode="json"))
         _write_json(folder / "embodiments.json", {n: e.model_dump(mode="json") for n, e in embodiments.items()})
         _write_json(folder / "stats.json", {n: s.to_json() for n, s in stats.items()})
         _write_json(folder / "texts.json", manifest.texts())
@@ -88,13 +99,30 @@ def prepare(job: TrainJob) -> Prepared:
     # Last, so that a folder with job.json is complete.
     job_json = {"config_hash": digest, "job": job.model_dump(mode="json"), "init": init}
     storage.write_bytes(storage.join(uri, "job.json"), json.dumps(job_json, indent=1).encode())
-    return Prepared(uri, job, manifest, spec, digest, init)
+    return Prepared(uri, job, manifest, spec, digest, init, cache, _places(job, manifest, cache))
 
 
 def _read(uri: str, job: TrainJob, digest: str) -> Prepared:
     embodiments, stats = read_embodiments(uri), read_stats(uri)
     manifest = Manifest.load(storage.join(uri, "manifest.parquet"))
-    return Prepared(uri, job, manifest, sample_spec(job, embodiments, stats), digest, init_uri(job))
+    cache = Cache.open(job.data.cache) if job.data.cache else None
+    if cache and cache.key != Key.model_validate_json(storage.read_bytes(storage.join(uri, "cache.json"))):
+        raise GwpError(f"data.cache {cache.uri} is not the one that {uri} began with; give run.name another name")
+    places = _places(job, manifest, cache)
+    return Prepared(uri, job, manifest, sample_spec(job, embodiments, stats), digest, init_uri(job), cache, places)
+
+
+def cache_key(job: TrainJob, manifest: Manifest, folder: Path, number_format: NumberFormat) -> Key:
+    """What a cache of this job's samples depends on. `folder`: with its `codec/` and `text/`."""
+    data = job.data
+    return Key(
+        codec=load_video_codec(folder / "codec").digest(), text=load_text_encoder(folder / "text").digest(), canvas=data.canvas,
+        window=data.window, clip=data.clip, buckets=data.buckets, number_format=number_format, manifest=manifest.fingerprint,
+    )
+
+
+def _places(job: TrainJob, manifest: Manifest, cache: Cache | None) -> pa.Array | None:
+    return cache.find("latents", sample_names(manifest.table, [s.uri for s in job.data.sources])) if cache else None
 
 
 def read_embodiments(uri: str) -> dict[str, Embodiment]:
@@ -149,15 +177,22 @@ def sample_spec(job: TrainJob, embodiments: dict[str, Embodiment], stats: dict[s
     )
 
 
-def _write_codec(job: TrainJob, init: str | None, manifest: Manifest, spec: SampleSpec, folder: Path) -> None:
+def write_codec(job: TrainJob, init: str | None, manifest: Manifest, spec: SampleSpec, folder: Path) -> None:
     folder.mkdir()
     if job.codec is None:
         assert init is not None
         storage.download(storage.join(init, "codec"), folder)
+    elif job.codec.kind == "pca" and job.data.cache:
+        # Fitted anew, on this run's samples, it would not be the codec of the cache.
+        storage.download(storage.join(job.data.cache, "codec"), folder)
+        found = load_video_codec(folder)
+        if (found.kind, found.channels, found.spatial) != ("pca", job.codec.channels, job.codec.spatial):
+            raise GwpError(f"data.cache {job.data.cache} was made with a {found.kind} codec of {found.channels} channels and blocks of "
+                           f"{found.spatial} pixels; correct codec, or make another cache with `gwp data cache`")
     elif job.codec.kind == "pca":
         single = plan_slice(manifest, job.run.seed, 0, min(job.codec.fit_clips, manifest.table.num_rows), Rules.even(1))
-        rows, _ = decode_samples(manifest.rows(np.concatenate(single)), spec)
-        clips = (torch.from_numpy(row["frames"])[None] for row in rows)
+        frames, _ = decode_frames(manifest.rows(np.concatenate(single)), spec)
+        clips = (torch.from_numpy(clip)[None] for clip in frames.values())
         PcaCodec.fit(clips, channels=job.codec.channels, spatial=job.codec.spatial).save(folder)
     else:
         build_video_codec(job.codec).save(folder)
@@ -166,7 +201,7 @@ def _write_codec(job: TrainJob, init: str | None, manifest: Manifest, spec: Samp
         raise GwpError(f"the codec gives {channels} latent channels, model.in_channels is {wanted}; make them equal")
 
 
-def _write_text(job: TrainJob, init: str | None, folder: Path) -> None:
+def write_text(job: TrainJob, init: str | None, folder: Path) -> None:
     folder.mkdir()
     if job.text is None:
         assert init is not None

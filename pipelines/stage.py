@@ -80,6 +80,15 @@ class DataConfig(BaseModel):
     """Robots of the mixture by name; sources refer to them."""
     augment: bool = True
     """Random crop offsets in training; off: centre crop."""
+    cache: str | None = None
+    """Folder or URI of a cache made by `gwp data cache`: latents and text embeddings are read from it, and no video is decoded. It holds
+    centre crops, so it needs `augment: false`. A linear codec is taken from it instead of fitted. None: frames are decoded and encoded."""
+
+    @model_validator(mode="after")
+    def _cached_as_cropped(self) -> "DataConfig":
+        if self.cache is not None and self.augment:
+            raise ValueError("data.cache holds centre crops only; set data.augment: false, or train without the cache")
+        return self
 
 
 class OptimizerConfig(BaseModel):

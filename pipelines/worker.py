@@ -19,6 +19,7 @@ from torch import distributed as dist
 
 from gwp import storage
 from gwp.errors import GwpError
+from gwp.model.codecs.cached import CachedTextEncoder, from_stored
 from gwp.model.codecs.text import TextTable, load_text_encoder
 from gwp.model.codecs.video import load_video_codec
 from gwp.model.objective import Batch, draw_video_only, idle_loss, training_losses
@@ -102,10 +103,14 @@ class _Loop:
             storage.write_bytes(storage.join(self.prepared.uri, "events", f"resumed-a{self.attempt}.json"), json.dumps(event).encode())
 
     def _load_frozen(self) -> None:
-        for part in ("codec", "text"):
-            storage.download(storage.join(self.prepared.uri, part), self.scratch / part)
-        self.codec = load_video_codec(self.scratch / "codec")
-        self.text = TextTable(load_text_encoder(self.scratch / "text"))
+        cache = self.prepared.cache
+        if cache:
+            self.text = TextTable(CachedTextEncoder(cache))
+        else:
+            for part in ("codec", "text"):
+                storage.download(storage.join(self.prepared.uri, part), self.scratch / part)
+            self.codec = load_video_codec(self.scratch / "codec")
+            self.text = TextTable(load_text_encoder(self.scratch / "text"))
         self.texts: dict[str, str] = json.loads(storage.read_bytes(storage.join(self.prepared.uri, "texts.json")))
 
     def run(self, log: RunLog | None) -> None:
@@ -177,7 +182,7 @@ class _Loop:
             return torch.from_numpy(np.ascontiguousarray(raw[name][keep])).to(device)
 
         with torch.no_grad():
-            latents = self.codec.encode(take("frames"))
+            latents = from_stored(take("latents")) if "latents" in raw else self.codec.encode(take("frames"))
             text = self.text.lookup([self.texts[key] for key in raw["text_key"][keep]]).to(device)
         state = take("state")
         return Batch(

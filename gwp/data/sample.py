@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from gwp.data.buckets import Bucket
+from gwp.data.cached import Cache
 from gwp.data.canvas import SLOTS, Box, Canvas, crop_positions, fit_view
 from gwp.data.embodiment import Embodiment
 from gwp.data.rates import at_steps, row_span
@@ -79,13 +80,23 @@ class _Place:
     at: tuple[float, float]
 
 
-def decode_samples(rows: list[dict[str, Any]], spec: SampleSpec) -> tuple[list[dict[str, Any]], list[tuple[str, str]]]:
+def decode_frames(rows: list[dict[str, Any]], spec: SampleSpec) -> tuple[dict[int, np.ndarray], dict[int, str]]:
+    """Frames uint8 `[T, H, W, 3]` by number of the row, and the reason by number of each row that cannot be decoded."""
+    reasons: dict[int, str] = {}
+    canvases = _canvases(rows, spec, reasons)
+    return {i: canvas for i, canvas in canvases.items() if i not in reasons}, reasons
+
+
+def decode_samples(
+    rows: list[dict[str, Any]], spec: SampleSpec, cache: Cache | None = None
+) -> tuple[list[dict[str, Any]], list[tuple[str, str]]]:
     """Samples of the rows that can be decoded, in row order, and (sample_id, reason) of those that cannot.
 
     A sample: frames uint8 `[T, H, W, 3]`, view_valid bool `[3]` (which cameras it has, in the order of SLOTS), state float32 `[d]`,
     actions float32 `[p, d]`, step_valid bool `[p]`, dim_valid bool `[d]`, has_action, text_key, embodiment_id, sample_id. Each file is
     opened and walked once, whatever the number of rows that want it; a sample does not depend on the rows beside it. Storage that does
-    not answer raises: that is no property of a sample.
+    not answer raises: that is no property of a sample. With `cache`, latents `[C, T_lat, h, w]` from the place in the row's `cached`
+    stand for frames, as `Cache.read` gives them, and no video is opened.
     """
     reasons: dict[int, str] = {}
     vectors: dict[int, dict[str, np.ndarray]] = {}
@@ -94,16 +105,26 @@ def decode_samples(rows: list[dict[str, Any]], spec: SampleSpec) -> tuple[list[d
             vectors[i] = _vectors(row, spec)
         except DataError as error:
             reasons[i] = str(error)
-    canvases = _canvases(rows, spec, reasons)
+    what = "latents" if cache else "frames"
+    pictures = _latents(rows, cache, reasons) if cache else _canvases(rows, spec, reasons)
     samples = [
         {
-            "frames": canvases[i], "view_valid": _views(row), **vectors[i], "has_action": bool(row["has_action"]),
+            what: pictures[i], "view_valid": _views(row), **vectors[i], "has_action": bool(row["has_action"]),
             "text_key": row["text_key"], "embodiment_id": int(row["embodiment_id"]), "sample_id": row["sample_id"],
         }
         for i, row in enumerate(rows)
         if i not in reasons
     ]
     return samples, [(rows[i]["sample_id"], reason) for i, reason in sorted(reasons.items())]
+
+
+def _latents(rows: list[dict[str, Any]], cache: Cache, reasons: dict[int, str]) -> dict[int, np.ndarray]:
+    """Latents by row number; rows that could not be decoded when the cache was made are added to `reasons`."""
+    for i, row in enumerate(rows):
+        if row["cached"]["shard"] < 0:
+            reasons.setdefault(i, row["cached"]["reason"])
+    good = [i for i in range(len(rows)) if i not in reasons]
+    return dict(zip(good, cache.read("latents", [rows[i]["cached"] for i in good]), strict=True))
 
 
 def _views(row: dict[str, Any]) -> np.ndarray:

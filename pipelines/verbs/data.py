@@ -1,9 +1,9 @@
-"""`gwp data`: look at data sets, compute their statistics, record simulated ones."""
+"""`gwp data`: look at data sets, compute their statistics, cache what a stage reads, record simulated ones."""
 
 import argparse
 from typing import Any
 
-from pipelines.verbs import data_plan, data_record
+from pipelines.verbs import data_cache, data_plan, data_record
 
 
 def add(subparsers: Any) -> None:
@@ -25,6 +25,7 @@ def add(subparsers: Any) -> None:
     stats.add_argument("--out", required=True, metavar="FILE", help="where to write the statistics (path or s3://)")
     stats.set_defaults(run=run_stats)
 
+    data_cache.add(verbs)
     data_plan.add(verbs)
     data_record.add(verbs)
 

@@ -14,6 +14,7 @@ from torch import Tensor
 from gwp import storage
 from gwp.data.text import text_hash
 from gwp.errors import GwpError
+from gwp.model.codecs.cached import CachedTextEncoder
 from gwp.model.codecs.hashed import HashedConfig, HashedTextEncoder
 from gwp.model.codecs.saved import describe
 from gwp.model.codecs.umt5 import UMT5Config, UMT5TextEncoder
@@ -45,7 +46,7 @@ class TextTable:
     Kept without the zero rows at their end, which are most of a umT5 embedding. Safe to use from several threads.
     """
 
-    def __init__(self, encoder: TextEncoder, capacity: int = 4096, cache: str | None = None) -> None:
+    def __init__(self, encoder: TextEncoder | CachedTextEncoder, capacity: int = 4096, cache: str | None = None) -> None:
         self._encoder, self._capacity = encoder, capacity
         self._cache = storage.join(cache, encoder.digest()[:16]) if cache else None
         self._kept: OrderedDict[str, Tensor] = OrderedDict()
