@@ -10,9 +10,15 @@ def add(subparsers: Any) -> None:
     parser = subparsers.add_parser("data", help="look at data sets, compute statistics, record demonstrations")
     verbs = parser.add_subparsers(title="verbs", metavar="VERB", required=True)
 
-    inspect = verbs.add_parser("inspect", help="what a LeRobot set or a folder of videos holds, and what is wrong with it")
+    inspect = verbs.add_parser(
+        "inspect", help="what a robot set or a folder of videos holds, and what is wrong with it",
+        epilog="exit code: 0 nothing is lost (what is wrong is ignored or repaired), 1 something is left out, 2 nothing can be used",
+    )
     inspect.add_argument("uri", metavar="URI", help="folder, video file or s3://bucket/prefix")
+    inspect.add_argument("--format", default="auto", help="what lies there, as in a source of a stage file (default: auto)")
     inspect.add_argument("--json", action="store_true", help="machine-readable")
+    inspect.add_argument("--html", metavar="FILE", help="write a page: a picture of each camera, curves, the canvas that the model sees")
+    inspect.add_argument("--layout", choices=["t", "horizontal", "single"], help="canvas of that page (default: by the number of cameras)")
     inspect.set_defaults(run=run_inspect)
 
     stats = verbs.add_parser("stats", help="normalisation statistics of one robot over one or more LeRobot sets")
@@ -30,16 +36,20 @@ def add(subparsers: Any) -> None:
     data_record.add(verbs)
 
 
-def run_inspect(args: argparse.Namespace) -> None:
+def run_inspect(args: argparse.Namespace) -> int:
     import json
 
-    from gwp.errors import DataError
-    from pipelines.datacmd import describe, shown
+    from gwp.data.source import Source
+    from pipelines.inspect import describe, exit_code, shown
 
-    found = describe(args.uri)
+    source = Source(uri=args.uri, format=args.format)
+    found = describe(source)
+    if args.html:
+        from pipelines.inspect_page import write_page
+
+        write_page(args.html, source, found, args.layout)
     print(json.dumps(found, indent=2) if args.json else shown(found))
-    if not found["usable"]:
-        raise DataError(f"{args.uri}: nothing in it can be used; the reasons are listed above")
+    return exit_code(found)
 
 
 def run_stats(args: argparse.Namespace) -> None:
