@@ -30,7 +30,7 @@ _STATES = [
 ]
 _DEMOS, _FOLLOWING = "data", "next_obs"
 _HINT = "ALOHA is customarily recorded at 50 Hz"
-_AHEAD = 256 << 10
+_AHEAD = 64 << 10
 """Bytes that are fetched at a time: metadata lie scattered in small pieces, often beside one another."""
 _CHUNKS = 32 << 20
 """Bytes of decompressed chunks that stay while a camera is read: a compressed chunk often holds many pictures."""
