@@ -23,8 +23,8 @@ from gwp.retry import PATIENCE, expired, passing, patiently
 T = TypeVar("T")
 
 _MISSING_BUCKET = ("nosuchbucket", "bucket does not exist", "specified bucket")
-_DENIED = ("forbidden", "accessdenied", "access denied", "invalidaccesskeyid", "signaturedoesnotmatch", "unable to locate credentials",
-           "no credentials", "nocredentialserror", "403")
+_DENIED = ("forbidden", "accessdenied", "access denied", "access_denied", "invalidaccesskeyid", "signaturedoesnotmatch",
+           "unable to locate credentials", "no credentials", "nocredentialserror", "403")
 
 
 # Attempts of botocore, s3fs and ours would multiply; ours have jitter, and know expired credentials. Seconds.
@@ -167,27 +167,31 @@ def remove(uri: str) -> None:
     _patiently(uri, lambda fs, path: fs.rm_file(path) if fs.isfile(path) else None)
 
 
-def open_read(uri: str) -> Any:
-    """A seekable binary handle that fetches ranges, not the whole object."""
+def open_read(uri: str, ahead: int | None = None) -> Any:
+    """A seekable binary handle that fetches ranges, not the whole object. `ahead`: bytes behind a range that are fetched with it."""
     if is_remote(uri):
-        return _Ranges(uri)
+        return _Ranges(uri, ahead)
     return _patiently(uri, lambda fs, path: fs.open(path, "rb"))
 
 
 class _Ranges(io.RawIOBase):
     """A remote file whose reads survive what passes: after a failure it is opened anew where it stood."""
 
-    def __init__(self, uri: str) -> None:
+    def __init__(self, uri: str, ahead: int | None) -> None:
         self._uri = uri
-        self._file = _patiently(uri, lambda fs, path: fs.open(path, "rb"))
+        self._options = {"block_size": ahead} if ahead else {}
+        self._file = _patiently(uri, self._open)
         self._broken = False
+
+    def _open(self, fs: fsspec.AbstractFileSystem, path: str) -> Any:
+        return fs.open(path, "rb", **self._options)
 
     def read(self, size: int | None = -1) -> bytes:
         at = self._file.tell()
 
         def attempt(fs: fsspec.AbstractFileSystem, path: str) -> bytes:
             if self._broken:
-                self._file = fs.open(path, "rb")
+                self._file = self._open(fs, path)
                 self._file.seek(at)
             # Until it is known to have gone well.
             self._broken = True
@@ -218,6 +222,20 @@ class _Ranges(io.RawIOBase):
         if not self.closed:
             self._file.close()
         super().close()
+
+
+@contextmanager
+def open_native(uri: str, ahead: int) -> Iterator[Any]:
+    """As `open_read`, but from S3 reads wait for no Python thread: for libraries that hold a lock of their own meanwhile."""
+    if not uri.startswith("s3://"):
+        with open_read(uri, ahead) as handle:
+            yield handle
+        return
+    with explained(uri):
+        fs, path = arrow_filesystem(uri)
+        raw = fs.open_input_file(path)
+    with raw:
+        yield io.BufferedReader(raw, ahead)
 
 
 def list_files(uri: str) -> dict[str, int]:

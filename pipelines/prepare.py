@@ -17,9 +17,10 @@ import torch
 from gwp import storage
 from gwp.data.cached import Cache, Key, NumberFormat, sample_names
 from gwp.data.embodiment import Embodiment
-from gwp.data.lerobot import infer_embodiment
 from gwp.data.manifest import Manifest, build_manifest
 from gwp.data.plan import Rules, make_plan, plan_slice
+from gwp.data.robot_set import embodiment_of
+from gwp.data.robots import robots_at
 from gwp.data.sample import SampleSpec, decode_frames
 from gwp.data.stats import Stats, compute_stats
 from gwp.data.text import text_hash
@@ -143,8 +144,11 @@ def resolve_embodiments(job: TrainJob) -> dict[str, Embodiment]:
         source = next((s for s in job.data.sources if s.embodiment == name), None)
         if source is None:
             raise GwpError(f"data.embodiments.{name}: no source uses it; remove it or set `embodiment: {name}` on a source")
-        inferred = infer_embodiment(
-            source.uri, name, chunk=chunk, replan=config.replan or max(1, chunk // 2), cameras=config.cameras,
+        data = robots_at(source)
+        if data is None:
+            raise GwpError(f"{source.uri}: plain videos cannot describe robot {name}; remove `embodiment` from this source")
+        inferred = embodiment_of(
+            data, name, chunk=chunk, replan=config.replan or max(1, chunk // 2), cameras=config.cameras,
             delta_mask=config.delta_mask or None, id=config.id,
         )
         changes = {"limits": config.limits, "resample": config.resample, "fps": config.fps or inferred.fps}

@@ -1,40 +1,56 @@
-"""Plain videos in a folder or bucket, with captions from an optional `metadata.jsonl` beside them."""
+"""Plain videos in a folder or bucket, with captions from an optional `metadata.jsonl` beside them, or in webdataset shards."""
 
 import hashlib
 import json
 from dataclasses import dataclass
 
 from gwp import storage
+from gwp.data.tars import EXTENSION as TAR
+from gwp.data.tars import read_shards
 from gwp.errors import DataError
 
 EXTENSIONS = (".mp4", ".mkv", ".webm", ".mov", ".avi", ".m4v")
 METADATA = "metadata.jsonl"
+_OTHERS = (
+    "no LeRobot set (meta/info.json), no RLDS set (features.json beside *.tfrecord*), no HDF5 episodes (*.hdf5, *.h5) and no webdataset "
+    "shards (*.tar)"
+)
 _NAME_KEYS = ("file_name", "file", "path")
 _CAPTION_KEYS = ("caption", "text", "task", "prompt")
 
 
 @dataclass(frozen=True)
 class Clip:
-    """One video file: place, path below the folder, bytes, caption ("" when there is none)."""
+    """One video: file, path below the folder, bytes, caption ("" when there is none), where in the file it starts."""
 
     uri: str
     name: str
     size: int
     caption: str
+    offset: int = 0
 
 
 @dataclass(frozen=True)
 class ClipSet:
-    """Videos in name order, and entries of metadata.jsonl whose file is not there."""
+    """Videos in name order, entries of metadata.jsonl whose file is not there, and shards that break off with the reason."""
 
     uri: str
     clips: tuple[Clip, ...]
     missing: tuple[str, ...]
     fingerprint: str
+    broken: tuple[tuple[str, str], ...] = ()
 
 
-def read_clips(uri: str) -> ClipSet:
-    """The videos below `uri`, or the one that it names. DataError when there is none or metadata.jsonl cannot be read."""
+def read_clips(uri: str, format: str = "auto") -> ClipSet:  # noqa: A002
+    """The videos below `uri`, or the one that it names. DataError when there is none or metadata.jsonl cannot be read.
+
+    `format`: `clips`, `tars`, or `auto`: shards where there are no videos.
+    """
+    if uri.lower().endswith(TAR) and format != "clips" and (size := storage.size_of(uri)) is not None:
+        folder, _, name = uri.rpartition("/")
+        return _sharded(uri, folder or ".", {name: size})
+    if format == "tars":
+        return _sharded(uri, uri, storage.list_files(uri))
     if (size := _file_size(uri)) is not None:
         folder, name = uri.rsplit("/", 1) if "/" in uri else (".", uri)
         sizes, missing = {name: size}, list[str]()
@@ -42,19 +58,29 @@ def read_clips(uri: str) -> ClipSet:
     else:
         folder, files = uri, storage.list_files(uri)
         sizes = {n: files[n] for n in sorted(files) if n.lower().endswith(EXTENSIONS)}
+        if not sizes and format == "auto" and any(n.lower().endswith(TAR) for n in files):
+            return _sharded(uri, uri, files)
         if not sizes:
-            raise DataError(f"{uri}: no videos there ({', '.join(EXTENSIONS)}) and no LeRobot set (meta/info.json); check the URI")
+            others = "" if format == "clips" else f", {_OTHERS}"
+            raise DataError(f"{uri}: no videos there ({', '.join(EXTENSIONS)}){others}; check the URI")
         captions, missing = _captions(folder, list(sizes))
     clips = tuple(Clip(storage.join(folder, n), n, size, captions.get(n, "")) for n, size in sizes.items())
     digest = hashlib.sha256("\n".join(f"{n}:{size}" for n, size in sizes.items()).encode())
     return ClipSet(uri, clips, tuple(missing), digest.hexdigest()[:12])
 
 
+def _sharded(uri: str, folder: str, files: dict[str, int]) -> ClipSet:
+    members, broken = read_shards(folder, files, EXTENSIONS, _CAPTION_KEYS)
+    if not members and not broken:
+        raise DataError(f"{uri}: no videos ({', '.join(EXTENSIONS)}) in shards (*{TAR}) there; check the URI")
+    clips = tuple(Clip(storage.join(folder, m.shard), f"{m.shard}/{m.name}", m.size, m.caption, m.offset) for m in members)
+    digest = hashlib.sha256("\n".join(f"{c.name}:{c.offset}:{c.size}" for c in clips).encode())
+    return ClipSet(uri, clips, (), digest.hexdigest()[:12], tuple(broken))
+
+
 def _file_size(uri: str) -> int | None:
     """Bytes of the video that `uri` names, None when it names none."""
-    if not uri.lower().endswith(EXTENSIONS):
-        return None
-    return storage.size_of(uri)
+    return storage.size_of(uri) if uri.lower().endswith(EXTENSIONS) else None
 
 
 def _captions(folder: str, names: list[str]) -> tuple[dict[str, str], list[str]]:

@@ -61,13 +61,13 @@ class Curator:
         self.known = np.empty(0, _SIGN)
         self.count = 0
 
-    def cut(self, uri: str, size: int | None) -> Cut:
+    def cut(self, uri: str, size: int | None, offset: int = 0) -> Cut:
         """The clips of a video. DataError when it cannot be used; also when it is shorter than a clip and shots are not asked for."""
         if self.rules is None:
-            with open_video(uri, size) as handle:
+            with open_video(uri, size, offset) as handle:
                 info = probe(handle)
             return Cut(info, self._whole(info), ())
-        return self.choose(look(uri, size))
+        return self.choose(look(uri, size, offset))
 
     def choose(self, seen: Look) -> Cut:
         """The same of a video that has been looked at already."""

@@ -7,17 +7,17 @@ timestamps drift and do not always start at 0, so they are not used.
 import hashlib
 import io
 import json
+from collections.abc import Sequence
 from math import prod
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
-from pydantic import ValidationError
 
 from gwp import storage
 from gwp.data.embodiment import Embodiment, Slot
 from gwp.data.lerobot_repair import absent_cameras, mend_paths
-from gwp.data.robot_set import ACTION, STATE, Episode, RobotSet, VideoSpan
+from gwp.data.robot_set import ACTION, STATE, Episode, RobotSet, VideoSpan, choose_columns, embodiment_of
 from gwp.errors import DataError
 
 INFO = "meta/info.json"
@@ -29,8 +29,11 @@ def is_lerobot(uri: str) -> bool:
     return storage.exists(storage.join(uri, INFO))
 
 
-def read_set(uri: str) -> RobotSet:
-    """Metadata of the set at `uri`. Raises DataError when it is no LeRobot set, is of another version, or is empty."""
+def read_set(uri: str, state: Sequence[str] | None = None, action: Sequence[str] | None = None) -> RobotSet:
+    """Metadata of the set at `uri`. `state`, `action`: columns that make up the vectors, in place of the usual ones.
+
+    Raises DataError when it is no LeRobot set, is of another version, is empty, or has no such column.
+    """
     files = storage.list_files(uri)
     if INFO not in files:
         raise DataError(f"{uri}: not a LeRobot set ({INFO} is missing); check the URI, or set `format: clips` for plain videos")
@@ -52,16 +55,24 @@ def read_set(uri: str) -> RobotSet:
             digest.update(f"{name}:{size}\n".encode())
         if "episodes" in name:
             digest.update(storage.read_bytes(storage.join(uri, name)))
-    states, actions = (_names(features.get(key), key) for key in (STATE, ACTION))
-    cameras = {key: f for key, f in features.items() if f.get("dtype") == "video" and not _is_depth(f)}
+    columns = tuple(key for key, f in features.items() if f.get("dtype") not in ("video", "image", "string"))
+    state_keys = choose_columns(uri, "state", state, [(STATE,)], columns)
+    action_keys = choose_columns(uri, "action", action, [(ACTION,)], columns)
+    states, actions = ([_names(features[key], key) for key in keys] for keys in (state_keys, action_keys))
+    cameras = {key: f for key, f in features.items() if f.get("dtype") in ("video", "image") and not _is_depth(f)}
     absent = absent_cameras(episodes, cameras, files)
     cameras = {key: f for key, f in cameras.items() if key not in absent}
-    stills = tuple(key for key, f in features.items() if f.get("dtype") == "image")
     return RobotSet(
-        uri, "lerobot", version, str(info.get("robot_type") or "unknown"), fps, states[0], actions[0], states[1] and actions[1], cameras,
-        stills, tuple(sorted(episodes, key=lambda e: e.index)), files, digest.hexdigest()[:12],
-        absent=absent,
+        uri, "lerobot", version, str(info.get("robot_type") or "unknown"), fps, tuple(n for names, _ in states for n in names),
+        tuple(n for names, _ in actions for n in names), all(named for _, named in states + actions), cameras,
+        tuple(sorted(episodes, key=lambda e: e.index)), files, digest.hexdigest()[:12], state_keys, action_keys,
+        columns, absent=absent,
     )
+
+
+def _pictures(info: dict[str, Any], data_file: str) -> dict[str, VideoSpan]:
+    """Cameras whose pictures are a column of the data file; where in it they start is known when the file has been looked at."""
+    return {k: VideoSpan(data_file, 0.0, None, key=k) for k, f in info["features"].items() if f.get("dtype") == "image"}
 
 
 def _is_depth(feature: dict[str, Any]) -> bool:
@@ -69,10 +80,8 @@ def _is_depth(feature: dict[str, Any]) -> bool:
     return bool(about.get("video.is_depth_map") or about.get("is_depth_map"))
 
 
-def _names(feature: dict[str, Any] | None, key: str) -> tuple[tuple[str, ...], bool]:
+def _names(feature: dict[str, Any], key: str) -> tuple[tuple[str, ...], bool]:
     """Names of a vector feature, whether the set gives them; made up from the position where it does not."""
-    if feature is None:
-        return (), True
     names, width = feature.get("names"), prod(feature["shape"])
     if isinstance(names, dict) and all(isinstance(v, int) for v in names.values()):
         names = sorted(names, key=names.__getitem__)
@@ -114,6 +123,7 @@ def _episodes_v2(uri: str, info: dict[str, Any], files: dict[str, int]) -> list[
         place = {"episode_chunk": i // chunks, "episode_index": i}
         videos = {k: VideoSpan(str(info["video_path"]).format(video_key=k, **place), 0.0, None) for k in keys}
         data = str(info["data_path"]).format(**place)
+        videos |= _pictures(info, data)
         episodes.append(Episode(i, int(row["length"]), data, videos, _instruction(row.get("tasks"), table)))
     return episodes
 
@@ -137,6 +147,7 @@ def _episodes_v3(uri: str, info: dict[str, Any], files: dict[str, int]) -> list[
         for row in pq.read_table(io.BytesIO(raw), columns=wanted).to_pylist():
             videos = {k: _span_v3(row, k, info) for k in keys if row.get(f"videos/{k}/file_index") is not None}
             data = str(info["data_path"]).format(chunk_index=row["data/chunk_index"], file_index=row["data/file_index"])
+            videos |= _pictures(info, data)
             text = _instruction(row.get("tasks"), table)
             episodes.append(Episode(int(row["episode_index"]), int(row["length"]), data, videos, text))
     return episodes
@@ -158,19 +169,5 @@ def infer_embodiment(
     delta_mask: tuple[bool, ...] | None = None,
     id: int = 0,  # noqa: A002
 ) -> Embodiment:
-    """The robot of a LeRobot set: names, rate and cameras from its info.json.
-
-    `cameras`: slot -> camera key; None: the set's cameras in its order. `delta_mask`: one entry per action; None: all absolute.
-    DataError when the set has no state or action, lacks a camera, or the mask does not fit.
-    """
-    data = read_set(uri)
-    if not data.state_names or not data.action_names:
-        raise DataError(f"{uri}: the set has no '{STATE}' or no '{ACTION}'; use it without an embodiment (video only)")
-    try:
-        return Embodiment(
-            name=name, id=id, fps=data.fps, state_names=data.state_names, action_names=data.action_names,
-            delta_mask=delta_mask or (), cameras=data.slots(cameras), chunk=chunk, replan=replan,
-        )
-    except ValidationError as error:
-        reasons = "; ".join(str(e["msg"]).removeprefix("Value error, ") for e in error.errors())
-        raise DataError(f"{uri}: cannot describe robot '{name}': {reasons}") from error
+    """`embodiment_of` a LeRobot set."""
+    return embodiment_of(read_set(uri), name, chunk, replan, cameras, delta_mask, id)

@@ -1,6 +1,7 @@
 """Whether the files of a LeRobot set hold what its metadata say."""
 
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -8,7 +9,7 @@ import pyarrow.parquet as pq
 
 from gwp import storage
 from gwp.data.lerobot_repair import mend_starts
-from gwp.data.robot_set import ACTION, STATE, Episode, RobotSet
+from gwp.data.robot_set import Episode, RobotSet
 from gwp.data.source import Source
 from gwp.data.video import VideoInfo, open_video, probe
 from gwp.errors import DataError, GwpError
@@ -20,12 +21,14 @@ class EpisodeCheck:
     def __init__(self, data: RobotSet) -> None:
         self.set = data
         self._rows: dict[str, dict[int, tuple[int, int]] | str] = {}
+        self._columns: dict[str, set[str]] = {}
         self._videos: dict[str, VideoInfo | str] = {}
 
     def look(self, episodes: list[Episode], cameras: list[str], vectors: bool) -> None:
         """Read what `check` will need, several files at a time where they are far away."""
-        data = sorted({e.data_file for e in episodes}) if vectors else []
-        videos = sorted({e.videos[c].file for e in episodes for c in cameras if c in e.videos})
+        spans = [e.videos[c] for e in episodes for c in cameras if c in e.videos]
+        data = sorted({e.data_file for e in episodes if vectors} | {s.file for s in spans if s.key})
+        videos = sorted({s.file for s in spans if not s.key})
         with ThreadPoolExecutor(8 if self.set.uri.startswith("s3://") else 1) as pool:
             list(pool.map(self.rows, data))
             list(pool.map(self.video, videos))
@@ -44,9 +47,7 @@ class EpisodeCheck:
             raise DataError(f"{file} is missing")
         with storage.open_read(storage.join(self.set.uri, file)) as handle:
             parquet = pq.ParquetFile(handle)
-            missing = {STATE, ACTION} - set(parquet.schema_arrow.names)
-            if missing:
-                raise DataError(f"{file} has no column {' and '.join(sorted(missing))}")
+            self._columns[file] = set(parquet.schema_arrow.names)
             if not self.set.version.startswith("v3."):
                 return {-1: (0, parquet.metadata.num_rows)}
             indices = parquet.read(columns=["episode_index"])["episode_index"].combine_chunks()
@@ -79,15 +80,21 @@ class EpisodeCheck:
         """First row of the episode in its data file (0 without `vectors`). Raises DataError with the reason it cannot be used."""
         if episode.length <= 0:
             raise DataError("has no rows")
-        first = self._check_rows(episode) if vectors else 0
+        # Pictures in the data file are its columns.
+        columns = {e.key for c in cameras if (e := episode.videos.get(c)) and e.key}
+        if vectors:
+            columns |= {*self.set.state_keys, *self.set.action_keys}
+        first = self._check_rows(episode, columns) if columns else 0
         for camera in cameras:
             self._check_video(episode, camera)
         return first
 
-    def _check_rows(self, episode: Episode) -> int:
+    def _check_rows(self, episode: Episode, columns: set[str]) -> int:
         rows = self.rows(episode.data_file)
         if isinstance(rows, str):
             raise DataError(rows)
+        if missing := columns - self._columns[episode.data_file]:
+            raise DataError(f"{episode.data_file} has no column {' and '.join(sorted(missing))}")
         first, count = rows.get(episode.index if self.set.version.startswith("v3.") else -1, (0, 0))
         if count != episode.length:
             raise DataError(f"metadata say {episode.length} rows, {episode.data_file} has {count}")
@@ -97,6 +104,8 @@ class EpisodeCheck:
         span = episode.videos.get(camera)
         if span is None:
             raise DataError(f"has no video of {camera}")
+        if span.key:
+            return
         info, fps = self.video(span.file), self.set.fps
         if isinstance(info, str):
             raise DataError(info)
@@ -127,7 +136,15 @@ def usable_episodes(
         episodes = mend_starts(data.episodes, episodes, cameras, data.fps, check.video)
     for episode in episodes:
         try:
-            good.append((episode, check.check(episode, cameras, source.labelled)))
+            first = check.check(episode, cameras, source.labelled)
+            good.append((_placed(episode, first / data.fps), first))
         except DataError as error:
             bad.append((episode, str(error)))
     return good, bad
+
+
+def _placed(episode: Episode, start: float) -> Episode:
+    """`episode` with the start of the pictures that lie beside its rows, seconds of that file."""
+    if not any(span.key for span in episode.videos.values()):
+        return episode
+    return replace(episode, videos={c: replace(s, start=start) if s.key else s for c, s in episode.videos.items()})

@@ -198,7 +198,7 @@ def _add_robot(
     shared = {
         "source": number, "kind": "robot", "weight": source.weight, "has_action": source.labelled, "fps": data.fps / ratio,
         "embodiment": embodiment.name if embodiment else None, "embodiment_id": embodiment.id if embodiment else 0,
-        "rows_per_step": ratio, "format": data.format, "state_keys": data.state_keys, "action_keys": data.action_keys,
+        "rows_per_step": ratio, "format": data.format,
     }
     for episode, first_row in good:
         # Without labels there is no mask that would tell the still picture after the end from a robot that stands still.
@@ -214,7 +214,9 @@ def _add_robot(
             for slot, v in spans
         ]
         ids = [f"{data.fingerprint}/{episode.index:06d}/{k:06d}" for k in starts]
+        state_keys, action_keys = data.keys(episode)
         place = {
+            "state_keys": state_keys, "action_keys": action_keys,
             "length": steps, "data_file": storage.join(data.uri, episode.data_file), "first_row": first_row, "rows": episode.length,
             "data_offset": episode.offset, "data_bytes": episode.bytes,
         }
@@ -223,9 +225,12 @@ def _add_robot(
 
 
 def _add_clips(build: _Builder, number: int, source: Source, curator: Curator) -> None:
-    found = read_clips(source.uri)
+    found = read_clips(source.uri, source.format)
     for name in found.missing:
         build.skip(source.uri, name, "named in metadata.jsonl, but there is no such video", False)
+    for name, reason in found.broken:
+        build.looked += 1
+        build.skip(source.uri, name, reason)
     chosen = source.select(list(range(len(found.clips))))
     build.looked += len(chosen)
     for video in (found.clips[i] for i in chosen):
@@ -236,14 +241,15 @@ def _add_clips(build: _Builder, number: int, source: Source, curator: Curator) -
 
 
 def _add_clip(build: _Builder, number: int, source: Source, curator: Curator, found: ClipSet, video: Clip) -> None:
-    cut = curator.cut(video.uri, video.size)
+    cut = curator.cut(video.uri, video.size, video.offset)
     for reason in cut.left_out:
         build.skip(source.uri, video.name, reason, False)
     info, clips = cut.info, cut.clips
     if not clips:
         return
     ids = [f"{found.fingerprint}/{video.name}/{round(s * 1000):08d}" for s, _ in clips]
-    views = [[{"slot": "front", "uri": video.uri, "bytes": video.size, "start_s": float(s), "key": "", "offset": 0}] for s, _ in clips]
+    place = {"slot": "front", "uri": video.uri, "bytes": video.size, "key": "", "offset": video.offset}
+    views = [[place | {"start_s": float(s)}] for s, _ in clips]
     shared = {
         "source": number, "kind": "clip", "weight": source.weight, "has_action": False, "embodiment": None, "embodiment_id": 0,
         "fps": info.fps, "length": info.frames, "rows_per_step": 1.0, "format": "clips", "data_file": None, "first_row": 0, "rows": 0,

@@ -1,8 +1,11 @@
 """A set of robot episodes, whatever format it lies in: what its metadata say, and where rows and pictures are."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
 from typing import Any, Literal
+
+from pydantic import ValidationError
 
 from gwp.data.canvas import SLOTS
 from gwp.data.embodiment import Embodiment, Slot
@@ -32,7 +35,8 @@ class VideoSpan:
 class Episode:
     """One episode: rows, the file below the set that holds them, and one video span per camera.
 
-    offset, bytes: the part of the file that holds the rows (bytes None: all of it).
+    offset, bytes: the part of the file that holds the rows (bytes None: all of it). prefix: what comes before the names of its columns
+    in that file. problem, label_problem: why it, or its rows, cannot be used, where reading the metadata has shown it.
     """
 
     index: int
@@ -42,14 +46,17 @@ class Episode:
     text: str
     offset: int = 0
     bytes: int | None = None
+    prefix: str = ""
+    problem: str = ""
+    label_problem: str = ""
 
 
 @dataclass(frozen=True)
 class RobotSet:
     """Metadata of a set. `cameras`: key -> what the set says of it. `files`: every file below `uri` -> bytes.
 
-    `stills`: cameras whose pictures are not read. `named`: whether the set names its dimensions. `state_keys`, `action_keys`: columns
-    that make up the vectors, joined in this order. `absent`: cameras that are declared and have no file.
+    `named`: whether the set names its dimensions. `state_keys`, `action_keys`: columns that make up the vectors, joined in this order.
+    `columns`: those that could. `absent`: cameras that are declared and have no file.
     """
 
     uri: str
@@ -61,13 +68,17 @@ class RobotSet:
     action_names: tuple[str, ...]
     named: bool
     cameras: dict[str, dict[str, Any]]
-    stills: tuple[str, ...]
     episodes: tuple[Episode, ...]
     files: dict[str, int]
     fingerprint: str
     state_keys: tuple[str, ...] = (STATE,)
     action_keys: tuple[str, ...] = (ACTION,)
+    columns: tuple[str, ...] = ()
     absent: tuple[str, ...] = ()
+
+    def keys(self, episode: Episode) -> tuple[tuple[str, ...], tuple[str, ...]]:
+        """Columns of state and action as the file of `episode` calls them."""
+        return tuple(episode.prefix + k for k in self.state_keys), tuple(episode.prefix + k for k in self.action_keys)
 
     def slots(self, cameras: dict[Slot, str] | None) -> dict[Slot, str]:
         """The given cameras, or the set's own in its order. DataError when one is not there, or when there are more than slots."""
@@ -77,8 +88,6 @@ class RobotSet:
                 raise DataError(f"{self.uri}: name up to {len(SLOTS)} `cameras` (front, left, right); the set has {have}")
             return dict(zip(SLOTS, self.cameras, strict=False))
         for camera in cameras.values():
-            if camera in self.stills:
-                raise DataError(f"{self.uri}: the pictures of '{camera}' lie in the Parquet files; convert the set to one with videos")
             if camera in self.absent:
                 raise DataError(f"{self.uri}: camera '{camera}' is declared, but there is no file of it; name other `cameras`")
             if camera not in self.cameras:
@@ -105,7 +114,8 @@ def check_embodiment(data: RobotSet, embodiment: Embodiment, resample: bool = Fa
     pairs = (("state", data.state_names, embodiment.state_names), ("action", data.action_names, embodiment.action_names))
     for what, there, ours in pairs:
         if not there:
-            raise DataError(f"{data.uri}: no {what}; set `with_actions: false` for video only")
+            have = f" (the set has {', '.join(data.columns)})" if data.columns else ""
+            raise DataError(f"{data.uri}: no {what}; name its columns in `{what}`{have}, or set `with_actions: false` for video only")
         if len(there) != len(ours):
             raise DataError(f"{data.uri}: {len(there)} {what} dimensions, embodiment {embodiment.name} has {len(ours)}")
         if data.named and there != ours:
@@ -113,3 +123,48 @@ def check_embodiment(data: RobotSet, embodiment: Embodiment, resample: bool = Fa
             raise DataError(
                 f"{data.uri}: {what} {i} is '{there[i]}', embodiment {embodiment.name} has '{ours[i]}'; give it another embodiment"
             )
+
+
+def choose_columns(
+    uri: str, what: str, given: Sequence[str] | None, defaults: Sequence[tuple[str, ...]], have: Sequence[str]
+) -> tuple[str, ...]:
+    """The columns of the state or action: those `given`, else the first of `defaults` that is there; () where none is. DataError."""
+    for name in given or ():
+        if name not in have:
+            close = get_close_matches(name, have, 1)
+            hint = f"did you mean '{close[0]}'? " if close else ""
+            raise DataError(f"{uri}: no column '{name}' for `{what}`; {hint}The set has {', '.join(have) or 'none'}")
+    return tuple(given) if given else next((d for d in defaults if set(d) <= set(have)), ())
+
+
+def vector_names(keys: Sequence[str], widths: dict[str, int]) -> tuple[str, ...]:
+    """Names of the dimensions of columns that name none."""
+    return tuple(f"{key.rpartition('/')[2]}_{i}" for key in keys for i in range(widths[key]))
+
+
+def embodiment_of(
+    data: RobotSet,
+    name: str,
+    chunk: int,
+    replan: int,
+    cameras: dict[Slot, str] | None = None,
+    delta_mask: tuple[bool, ...] | None = None,
+    id: int = 0,  # noqa: A002
+) -> Embodiment:
+    """The robot of a set: names, rate and cameras as the set tells them.
+
+    `cameras`: slot -> camera key; None: the set's cameras in its order. `delta_mask`: one entry per action; None: all absolute.
+    DataError when the set has no state or action, lacks a camera, or the mask does not fit.
+    """
+    for what, names, usual in (("state", data.state_names, STATE), ("action", data.action_names, ACTION)):
+        if not names:
+            have = f"the set has {', '.join(data.columns)}" if data.columns else f"the usual one is {usual}"
+            raise DataError(f"{data.uri}: no {what}; name its columns in `{what}` ({have}), or use the set without an embodiment")
+    try:
+        return Embodiment(
+            name=name, id=id, fps=data.fps, state_names=data.state_names, action_names=data.action_names,
+            delta_mask=delta_mask or (), cameras=data.slots(cameras), chunk=chunk, replan=replan,
+        )
+    except ValidationError as error:
+        reasons = "; ".join(str(e["msg"]).removeprefix("Value error, ") for e in error.errors())
+        raise DataError(f"{data.uri}: cannot describe robot '{name}': {reasons}") from error

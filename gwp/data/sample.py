@@ -4,7 +4,7 @@ import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -12,10 +12,11 @@ from gwp.data.buckets import Bucket
 from gwp.data.cached import Cache
 from gwp.data.canvas import SLOTS, Box, Canvas, crop_positions, fit_view
 from gwp.data.embodiment import Embodiment
+from gwp.data.pictures import Frames, open_frames
 from gwp.data.rates import at_steps, row_span
 from gwp.data.stats import Normalizer, Stats
 from gwp.data.vectors import read_vectors
-from gwp.data.video import explained, frames_at, open_video
+from gwp.data.video import explained
 from gwp.data.window import ClipWindow, Window
 from gwp.errors import DataError, MissingError
 
@@ -78,6 +79,18 @@ class _Place:
     frame: int
     box: Box
     at: tuple[float, float]
+
+
+class _View(NamedTuple):
+    """What frames come from, as `open_frames` takes it."""
+
+    uri: str
+    size: int | None
+    offset: int
+    key: str
+    format: str
+    rate: float
+    tolerance: float | None
 
 
 def decode_frames(rows: list[dict[str, Any]], spec: SampleSpec) -> tuple[dict[int, np.ndarray], dict[int, str]]:
@@ -151,7 +164,7 @@ def _times(row: dict[str, Any], start_s: float, spec: SampleSpec) -> list[float]
 def _canvases(rows: list[dict[str, Any]], spec: SampleSpec, reasons: dict[int, str]) -> dict[int, np.ndarray]:
     """Canvases by row number; rows that fail are added to `reasons`."""
     canvases: dict[int, np.ndarray] = {}
-    files: dict[tuple[str, int, float | None], dict[float, list[_Place]]] = {}
+    files: dict[_View, dict[float, list[_Place]]] = {}
     for i, row in enumerate(rows):
         if i in reasons:
             continue
@@ -159,18 +172,20 @@ def _canvases(rows: list[dict[str, Any]], spec: SampleSpec, reasons: dict[int, s
         canvas = spec.canvas_of(row)
         boxes = canvas.boxes(v["slot"] for v in row["views"])
         canvases[i] = canvas.empty(spec.frames_of(row))
+        rate = row["fps"] * row["rows_per_step"]
         # Positions of robot rows are exact; a plain video is resampled and gives the nearest frame it has.
         # At another rate than the recorded one, steps fall between frames.
-        tolerance = None if row["kind"] == "clip" else 0.5 / (row["fps"] * row["rows_per_step"]) + 1e-6
+        tolerance = None if row["kind"] == "clip" else 0.5 / rate + 1e-6
         for view in row["views"]:
-            wanted = files.setdefault((view["uri"], view["bytes"], tolerance), {})
+            origin = _View(view["uri"], view["bytes"], view["offset"], view["key"], row["format"], rate, tolerance)
+            wanted = files.setdefault(origin, {})
             for k, t in enumerate(_times(row, view["start_s"], spec)):
                 # Microseconds: equal positions reached by different sums must be one request.
                 wanted.setdefault(round(t, 6), []).append(_Place(i, k, boxes[view["slot"]], at[view["slot"]]))
-    for (uri, size, tolerance), wanted in files.items():
+    for origin, wanted in files.items():
         try:
-            with open_video(uri, size) as handle:
-                _fill(canvases, handle, uri, wanted, tolerance, reasons)
+            with open_frames(*origin) as frames:
+                _fill(canvases, frames, origin.uri, wanted, reasons)
         except MissingError as error:
             for place in (p for places in wanted.values() for p in places):
                 reasons.setdefault(place.row, str(error))
@@ -179,10 +194,9 @@ def _canvases(rows: list[dict[str, Any]], spec: SampleSpec, reasons: dict[int, s
 
 def _fill(
     canvases: dict[int, np.ndarray],
-    handle: Any,
+    frames: Frames,
     uri: str,
     wanted: dict[float, list[_Place]],
-    tolerance: float | None,
     reasons: dict[int, str],
 ) -> None:
     """Put the wanted frames of one file into their boxes. A bad place fails its rows only, so it goes on behind it."""
@@ -190,7 +204,7 @@ def _fill(
     while left:
         done = 0
         try:
-            for t, frame in frames_at(handle, left, tolerance):
+            for t, frame in frames(left):
                 for place in wanted[t]:
                     x, y, w, h = place.box
                     canvases[place.row][place.frame, y : y + h, x : x + w] = fit_view(frame[None], w, h, place.at)[0]
@@ -218,7 +232,10 @@ def _vectors(row: dict[str, Any], spec: SampleSpec) -> dict[str, np.ndarray]:
     k, real = row["start"], min(p, row["length"] - row["start"])
     ratio = row["rows_per_step"]
     begin, end = row_span(k, real, ratio, row["rows"])
-    states, actions = read_vectors(row["data_file"], row["first_row"] + begin, end - begin)
+    states, actions = read_vectors(
+        row["data_file"], row["first_row"] + begin, end - begin, row["format"], tuple(row["state_keys"]), tuple(row["action_keys"]),
+        row["data_offset"], row["data_bytes"],
+    )
     if (states.shape[1], actions.shape[1]) != (ds, da):
         raise DataError(f"{row['data_file']}: state and action are {states.shape[1]} and {actions.shape[1]} wide, {name} has {ds} and {da}")
     bad = np.argwhere(~np.isfinite(actions))

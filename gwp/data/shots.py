@@ -81,12 +81,12 @@ class Look:
         return [Shot(ends[a], ends[b], self.motion(a, b - 1)) for a, b in self.spans.tolist()]
 
 
-def look(uri: str, size: int | None = None) -> Look:
-    """Decode a video once and describe it; depends on nothing but the file. `size`: bytes, if known. 0.9 kB of memory per frame.
+def look(uri: str, size: int | None = None, offset: int = 0) -> Look:
+    """Decode a video once and describe it; depends on nothing but the file. 0.9 kB of memory per frame.
 
-    DataError when it cannot be read to its end.
+    `size`: bytes, if known; `offset`: where in the file it starts. DataError when it cannot be read to its end.
     """
-    with open_video(uri, size) as handle:
+    with open_video(uri, size, offset) as handle:
         info = probe(handle)
         seen = list(small_frames(handle, _WIDTH, _HEIGHT))
     if not seen:

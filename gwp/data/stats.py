@@ -11,14 +11,13 @@ from typing import Any
 
 import numpy as np
 
-from gwp import storage
 from gwp.data.embodiment import Embodiment
 from gwp.data.moments import Moments
 from gwp.data.rates import at_steps, steps_of
 from gwp.data.robot_set import ACTION, STATE, check_embodiment, rows_per_step
 from gwp.data.robots import robots_at, usable_episodes
 from gwp.data.source import Source
-from gwp.data.vectors import read_vectors
+from gwp.data.vectors import episode_vectors
 from gwp.data.window import Window
 from gwp.errors import DataError
 
@@ -134,7 +133,7 @@ def delta_base(state: np.ndarray, delta: Sequence[bool]) -> np.ndarray:
 
 
 def compute_stats(sources: Sequence[Source], embodiment: Embodiment, window: Window) -> Stats:
-    """Statistics of one robot over its labelled sources, pooled without weights. Reads Parquet only.
+    """Statistics of one robot over its labelled sources, pooled without weights. Reads no pictures.
 
     Samples that the loader would skip (broken episodes, NaN or Inf) do not count. Quantiles are exact up to 2 M rows per feature,
     above that of a uniform sample of so many. DataError when no usable row is left.
@@ -152,7 +151,7 @@ def compute_stats(sources: Sequence[Source], embodiment: Embodiment, window: Win
         good, _ = usable_episodes(data, labelled, [])
         fingerprints.append(data.fingerprint)
         for episode, first in good:
-            state, action = read_vectors(storage.join(data.uri, episode.data_file), first, episode.length)
+            state, action = episode_vectors(data, episode, first)
             if ratio != 1:
                 steps = steps_of(episode.length, ratio)
                 state = at_steps(state, 0, steps, ratio)

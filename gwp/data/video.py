@@ -45,16 +45,45 @@ class VideoInfo:
 
 
 @contextmanager
-def open_video(uri: str, size: int | None = None) -> Iterator[Any]:
-    """A seekable binary handle on a video; small remote files are fetched whole. `size`: bytes, if known."""
+def open_video(uri: str, size: int | None = None, offset: int = 0) -> Iterator[Any]:
+    """A seekable binary handle on a video; small remote ones are fetched whole. `size`: bytes, if known; `offset`: where it starts."""
     if storage.is_remote(uri) and size is not None and size <= _WHOLE_FILE:
-        yield io.BytesIO(storage.read_bytes(uri))
+        yield io.BytesIO(storage.read_ranges([uri], [offset], [offset + size])[0] if offset else storage.read_bytes(uri))
         return
     handle = storage.open_read(uri)
     try:
-        yield handle
+        yield Part(handle, offset, size) if offset and size is not None else handle
     finally:
         handle.close()
+
+
+class Part(io.RawIOBase):
+    """`size` bytes from `offset` of a seekable handle as a file of its own."""
+
+    def __init__(self, handle: Any, offset: int, size: int) -> None:
+        self._handle, self._offset, self._size, self._at = handle, offset, size, 0
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def tell(self) -> int:
+        return self._at
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        start = {io.SEEK_SET: 0, io.SEEK_CUR: self._at, io.SEEK_END: self._size}[whence]
+        self._at = max(0, start + offset)
+        return self._at
+
+    def readinto(self, buffer: Any) -> int:
+        wanted = max(0, min(len(buffer), self._size - self._at))
+        self._handle.seek(self._offset + self._at)
+        raw = self._handle.read(wanted) if wanted else b""
+        buffer[: len(raw)] = raw
+        self._at += len(raw)
+        return len(raw)
 
 
 @contextmanager
