@@ -3,11 +3,14 @@
 import argparse
 import json
 
+import numpy as np
+
 from gwp import storage
 from gwp.data.embodiment import Embodiment
 from gwp.data.lerobot import infer_embodiment, read_set
 from gwp.data.source import Source, parse_ranges
-from gwp.data.stats import compute_stats
+from gwp.data.stats import Stats, compute_stats
+from gwp.data.stats_files import import_stats, to_openpi
 from gwp.data.window import Window
 from gwp.errors import GwpError
 from pipelines.config import load_config
@@ -15,31 +18,49 @@ from pipelines.console import event, table
 
 
 def write_stats(args: argparse.Namespace) -> None:
-    """Compute and write the statistics that the options of `gwp data stats` ask for."""
+    """Compute or import, and write, the statistics that the options of `gwp data stats` ask for."""
+    if args.form == "openpi" and args.width:
+        raise GwpError("--width pads the published form; openpi's files are not padded")
+    embodiment, stats = _imported(args) if args.given else _computed(args)
+    found = to_openpi(stats) if args.form == "openpi" else stats.to_json(args.width)
+    storage.write_bytes(args.out, (json.dumps(found, indent=1) + "\n").encode())
+    mask, about = embodiment.delta, stats.metadata
+    apart = [
+        f"{a} - {s}" for a, s, d in zip(embodiment.action_names, embodiment.state_names, mask, strict=False) if d and a != s
+    ]
+    if apart:
+        event("warning", text="delta subtracts a state of another name; check that it is the same quantity", pairs=", ".join(apart))
+    unusable = ", ".join(d["unusable_episodes"] for d in about.get("datasets", []) if d["unusable_episodes"])
+    if unusable:
+        event("warning", text="episodes that cannot be used do not count; `gwp data inspect` tells why", episodes=unusable)
+    counts = {"num_episodes": "episodes", "num_state_samples": "states", "num_windows_left_out": "windows left out"}
+    print(table([{"written": args.out} | {name: about[key] for key, name in counts.items() if key in about}]))
+    still = ((stats.state, embodiment.state_names, "state"), (stats.action, embodiment.action_names, "action"))
+    for feature, names, what in still:
+        if feature.constant.any():
+            print(f"constant {what}: {', '.join(names[i] for i in np.flatnonzero(feature.constant))}")
+
+
+def _computed(args: argparse.Namespace) -> tuple[Embodiment, Stats]:
+    if not args.uris:
+        raise GwpError("give the sets of the robot, or --import FILE")
     embodiment = _embodiment(args)
     chunk = args.chunk or embodiment.chunk
     if chunk % 4:
         raise GwpError(f"--chunk {chunk}: the frames of a chunk must be 4n+1, so give a multiple of 4")
     embodiment = embodiment.model_copy(update={"chunk": chunk})
     sources = [Source(uri=uri, format="lerobot", embodiment=embodiment.name, episodes=args.episodes) for uri in args.uris]
-    stats = compute_stats(sources, embodiment, Window(chunk=chunk, stride=chunk // 4))
-    found = stats.to_json()
-    storage.write_bytes(args.out, (json.dumps(found, indent=1) + "\n").encode())
-    mask = embodiment.delta
-    apart = [
-        f"{a} - {s}" for a, s, d in zip(embodiment.action_names, embodiment.state_names, mask, strict=False) if d and a != s
-    ]
-    if apart:
-        event("warning", text="delta subtracts a state of another name; check that it is the same quantity", pairs=", ".join(apart))
-    still = {what: [names[i] for i in found["norm_stats"][key]["constant"]] for what, key, names in (
-        ("state", "observation.state", embodiment.state_names), ("action", "action", embodiment.action_names))}
-    print(table([{
-        "written": args.out, "episodes": found["metadata"]["num_episodes"], "states": found["metadata"]["num_state_samples"],
-        "windows left out": found["metadata"]["num_windows_left_out"],
-    }]))
-    for what, names in still.items():
-        if names:
-            print(f"constant {what}: {', '.join(names)}")
+    return embodiment, compute_stats(sources, embodiment, Window(chunk=chunk, stride=chunk // 4))
+
+
+def _imported(args: argparse.Namespace) -> tuple[Embodiment, Stats]:
+    if args.uris or args.episodes or args.delta:
+        raise GwpError("--import takes the numbers of a file; leave out sets, --episodes and --delta")
+    if not args.embodiment:
+        raise GwpError("--import needs --embodiment FILE: the rule that the statistics were computed under is not in every file")
+    embodiment = load_config(args.embodiment, Embodiment)
+    embodiment = embodiment.model_copy(update={"chunk": args.chunk or embodiment.chunk})
+    return embodiment, import_stats(args.given, embodiment)
 
 
 def _embodiment(args: argparse.Namespace) -> Embodiment:

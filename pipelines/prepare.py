@@ -23,6 +23,7 @@ from gwp.data.robot_set import embodiment_of
 from gwp.data.robots import robots_at
 from gwp.data.sample import SampleSpec, decode_frames
 from gwp.data.stats import Stats, compute_stats
+from gwp.data.stats_files import stats_for
 from gwp.data.text import text_hash
 from gwp.errors import GwpError
 from gwp.model.codecs.pca import PcaCodec
@@ -161,9 +162,15 @@ def resolve_embodiments(job: TrainJob) -> dict[str, Embodiment]:
 
 
 def compute_all_stats(job: TrainJob, embodiments: dict[str, Embodiment]) -> dict[str, Stats]:
-    """Statistics of each robot over all its labelled sources, under the loader's own window rule."""
-    labelled = {n: [s for s in job.data.sources if s.embodiment == n and s.with_actions] for n in embodiments}
-    return {n: compute_stats(sources, embodiments[n], job.data.window) for n, sources in labelled.items() if sources}
+    """Statistics of each robot: of its file, or over all its labelled sources under the loader's own window rule."""
+    found = {}
+    for name, embodiment in embodiments.items():
+        sources, config = [s for s in job.data.sources if s.embodiment == name and s.with_actions], job.data.embodiments[name]
+        if config.stats is not None:
+            found[name] = stats_for(config.stats, embodiment, job.data.window, sources, config.stats_of_other_data)
+        elif sources:
+            found[name] = compute_stats(sources, embodiment, job.data.window)
+    return found
 
 
 def manifest_of(job: TrainJob, embodiments: dict[str, Embodiment]) -> Manifest:

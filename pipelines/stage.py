@@ -50,6 +50,16 @@ class EmbodimentConfig(BaseModel):
     """Control rate that the policy learns, Hz; sets of another rate need `resample: true`. None: that of the first data set."""
     resample: tuple[Resampling, ...] = ()
     """How each action goes to another rate: linear, hold (on/off grippers) or sum (displacements per step); empty: all linear."""
+    stats: str | None = None
+    """File (path or s3://) of statistics made by `gwp data stats`; None: computed from the sources of the run."""
+    stats_of_other_data: bool = False
+    """Take `stats` although they are of other data than the sources, or do not say of which: imported ones, those of a pre-training."""
+
+    @model_validator(mode="after")
+    def _of_a_file(self) -> "EmbodimentConfig":
+        if self.stats_of_other_data and self.stats is None:
+            raise ValueError("stats_of_other_data speaks of a file; give `stats`, or remove it")
+        return self
 
 
 class DataConfig(BaseModel):

@@ -239,7 +239,7 @@ def _vectors(row: dict[str, Any], spec: SampleSpec) -> dict[str, np.ndarray]:
     if (states.shape[1], actions.shape[1]) != (ds, da):
         raise DataError(f"{row['data_file']}: state and action are {states.shape[1]} and {actions.shape[1]} wide, {name} has {ds} and {da}")
     bad = np.argwhere(~np.isfinite(actions))
-    if not np.isfinite(states[0]).all():
+    if not np.isfinite(at_steps(states, k * ratio - begin, 1, ratio)).all():
         raise DataError(f"{row['data_file']}: NaN or Inf in the state of row {row['first_row'] + begin}")
     if len(bad):
         step, dim = (int(x) for x in bad[0])

@@ -1,6 +1,7 @@
 """One entry of a data mixture."""
 
 import re
+from collections.abc import Iterable
 from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator
@@ -19,6 +20,17 @@ def parse_ranges(text: str) -> list[range]:
             raise ValueError(f"cannot read '{part}'; write `0:100` or `0,3,5`")
         parts.append(chosen)
     return parts
+
+
+def as_ranges(numbers: Iterable[int]) -> str:
+    """The inverse of `parse_ranges`: `0:100,105`; empty where there are no numbers."""
+    runs: list[list[int]] = []
+    for n in sorted(set(numbers)):
+        if runs and runs[-1][1] == n:
+            runs[-1][1] = n + 1
+        else:
+            runs.append([n, n + 1])
+    return ",".join(f"{begin}:{end}" if end > begin + 1 else str(begin) for begin, end in runs)
 
 
 class Source(BaseModel):

@@ -21,13 +21,17 @@ def add(subparsers: Any) -> None:
     inspect.add_argument("--layout", choices=["t", "horizontal", "single"], help="canvas of that page (default: by the number of cameras)")
     inspect.set_defaults(run=run_inspect)
 
-    stats = verbs.add_parser("stats", help="normalisation statistics of one robot over one or more LeRobot sets")
-    stats.add_argument("uris", nargs="+", metavar="URI", help="LeRobot sets of the same robot")
+    stats = verbs.add_parser("stats", help="normalisation statistics of one robot over one or more sets")
+    stats.add_argument("uris", nargs="*", metavar="URI", help="robot sets of the same robot")
+    stats.add_argument("--import", dest="given", metavar="FILE", help="instead of sets: statistics in the published form or openpi's "
+                       "norm_stats.json, written as ours after a check against --embodiment")
     stats.add_argument("--embodiment", metavar="FILE", help="YAML or JSON description of the robot; without it, read from the first set")
     stats.add_argument("--name", default="robot", help="name of the robot when there is no --embodiment")
     stats.add_argument("--delta", metavar="DIMS", help="actions relative to the state, e.g. 0:6,7:13 (end excluded); default: none")
     stats.add_argument("--episodes", help="only these of every set, e.g. 0:100 or 0,3,5")
     stats.add_argument("--chunk", type=int, metavar="P", help="actions per chunk, control steps; default: the embodiment's")
+    stats.add_argument("--form", choices=("gwp", "openpi"), default="gwp", help="what is written (default: gwp, the published form)")
+    stats.add_argument("--width", type=int, metavar="N", help="pad to the width of a model, as published files are (32); gwp reads both")
     stats.add_argument("--out", required=True, metavar="FILE", help="where to write the statistics (path or s3://)")
     stats.set_defaults(run=run_stats)
 

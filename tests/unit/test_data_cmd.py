@@ -136,3 +136,47 @@ def test_stats_says_what_is_wrong(tmp_path: Path, capsys: pytest.CaptureFixture[
     root = write_v21(tmp_path / "set", lengths=[5])
     assert main(["data", "stats", str(root), "--out", str(tmp_path / "s.json"), *words]) == 2
     assert message in capsys.readouterr().err
+
+
+ARM = ("{name: arm, fps: 10, state_names: [x, y, grip], action_names: [dx, grip], delta_mask: [true, false], cameras: {front: c}, chunk: 4,"
+       " replan: 2}")
+
+
+def test_stats_go_to_openpi_and_come_back(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    root, ours, theirs, back = write_v21(tmp_path / "set"), tmp_path / "ours.json", tmp_path / "norm_stats.json", tmp_path / "back.json"
+    arm = tmp_path / "arm.yaml"
+    arm.write_text(ARM)
+    robot = ["--embodiment", str(arm)]
+    assert main(["data", "stats", str(root), *robot, "--width", "32", "--out", str(ours)]) == 0
+    assert len(json.loads(ours.read_text())["norm_stats"]["action"]["q99"]) == 32
+    assert main(["data", "stats", str(root), *robot, "--form", "openpi", "--out", str(theirs)]) == 0
+    assert set(json.loads(theirs.read_text())["norm_stats"]) == {"state", "actions"}
+    capsys.readouterr()
+    assert main(["data", "stats", "--import", str(theirs), *robot, "--out", str(back)]) == 0
+    assert str(back) in capsys.readouterr().out
+    found, stats = (Stats.from_json(json.loads(p.read_text())) for p in (back, ours))
+    assert found.metadata["imported"]["form"] == "openpi"
+    np.testing.assert_array_equal(found.action.q99, stats.action.q99[:2])
+    arm.write_text(ARM.replace("[dx, grip]", "[dx, dy, grip]").replace("[true, false]", "[true, true, false]"))
+    assert main(["data", "stats", "--import", str(theirs), *robot, "--out", str(back)]) == 2
+    assert "statistics have 2 action dimensions, embodiment arm has 3" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [([], "give the sets of the robot, or --import FILE"), (["--import", "x.json"], "--import needs --embodiment"),
+     (["set", "--import", "x.json"], "leave out sets"), (["set", "--form", "openpi", "--width", "32"], "not padded")],
+)
+def test_stats_says_which_options_do_not_go_together(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], words: list[str], message: str
+) -> None:
+    assert main(["data", "stats", *words, "--out", str(tmp_path / "s.json")]) == 2
+    assert message in capsys.readouterr().err
+    assert not (tmp_path / "s.json").exists()
+
+
+def test_unusable_episodes_are_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    root = write_v21(tmp_path / "set")
+    (root / "data/chunk-000/episode_000001.parquet").unlink()
+    assert main(["data", "stats", str(root), "--chunk", "4", "--out", str(tmp_path / "s.json")]) == 0
+    assert "episodes that cannot be used do not count" in capsys.readouterr().err

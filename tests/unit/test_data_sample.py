@@ -192,7 +192,7 @@ def test_files_that_are_damaged_or_gone_later_are_named_and_the_others_go_on(tmp
     data.write_bytes(whole[:-20])
     # What was read before stays in memory.
     vectors._group.cache_clear()
-    vectors._edges.cache_clear()
+    vectors.row_groups.cache_clear()
     samples, failures = decode_samples(every(manifest), spec)
     assert not samples
     assert data.name in failures[-1][1]

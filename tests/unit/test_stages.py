@@ -1,17 +1,20 @@
 """The stage files of the repository, and what is rendered from them."""
 
 import itertools
+import json
 from pathlib import Path
 
 import pytest
 import torch
 
-from gwp.errors import GwpError
+from gwp.data.stats import compute_stats
+from gwp.errors import DataError, GwpError
 from gwp.model.transformer import WorldActionTransformer
 from pipelines.config import load_config
 from pipelines.engine import deepspeed_config
-from pipelines.prepare import init_uri
+from pipelines.prepare import compute_all_stats, init_uri, resolve_embodiments
 from pipelines.stage import OptimizerConfig, TrainJob
+from tests.sets import write_v21
 
 STAGES = Path(__file__).resolve().parents[2] / "pipelines" / "stages"
 TINY = ["world", "embodied", "policy"]
@@ -77,6 +80,7 @@ def test_learning_rate_warms_up_and_decays():
         (["objective.chunk_prefix=0.5", "objective.max_prefix=0"], "max_prefix"),
         (["data.window={chunk: 12, stride: 5}"], r"4n \+ 1|chunk"),
         (["optimizer.learning_rate=1"], "learning_rate"),
+        (["data.embodiments={metaworld-sawyer: {stats_of_other_data: true}}"], "stats_of_other_data speaks of a file; give `stats`"),
     ],
 )
 def test_jobs_that_cannot_train_are_refused_with_the_reason(sets, words):
@@ -88,3 +92,30 @@ def test_a_stage_whose_parent_has_not_finished_says_so(tmp_path):
     job = load_config(STAGES / "embodied.yaml", TrainJob, [f"run.storage={tmp_path}"])
     with pytest.raises(GwpError, match="run 'world' has no finished weights"):
         init_uri(job)
+
+
+def test_a_stage_takes_statistics_of_a_file_or_says_why_not(tmp_path):
+    root, file = write_v21(tmp_path / "set"), tmp_path / "stats.json"
+
+    def stats(more: str = "", episodes: str = "'0:2'"):
+        source = f"{{uri: {root}, embodiment: arm, episodes: {episodes}}}"
+        robots = f"data.embodiments={{arm: {{delta_mask: [true, false]{more}}}}}"
+        sets = [f"data.sources=[{source}]", robots, "data.window={chunk: 4, stride: 1}"]
+        job = load_config(STAGES / "policy.yaml", TrainJob, sets)
+        robots = resolve_embodiments(job)
+        return compute_all_stats(job, robots)["arm"], compute_stats(job.data.sources[:1], robots["arm"], job.data.window)
+
+    computed, wanted = stats()
+    assert computed.to_json() == wanted.to_json()
+    # Told from those that the stage would compute by one number.
+    raw = json.loads(json.dumps(wanted.to_json(width=32)))
+    raw["norm_stats"]["action"]["q99"][0] += 1
+    file.write_text(json.dumps(raw))
+    given, _ = stats(f", stats: {file}")
+    assert given.action.q99[0] == wanted.action.q99[0] + 1
+    assert len(given.action.q99) == 2
+    part = json.loads(json.dumps(stats(episodes="'0'")[0].to_json()))
+    file.write_text(json.dumps(part))
+    with pytest.raises(DataError, match=r"computed without 1 episodes of .*set that are trained on, from 1"):
+        stats(f", stats: {file}")
+    assert stats(f", stats: {file}, stats_of_other_data: true")[0].metadata["of_other_data"] is True
