@@ -19,7 +19,8 @@ from torch import Tensor
 from gwp.errors import BundleError, GwpError
 from gwp.model.codecs.text import TextEncoder, TextTable, load_text_encoder
 from gwp.model.codecs.video import VideoCodec, load_video_codec
-from gwp.model.fused import FusedTransformer, TextKeys
+from gwp.model.fused import FusedTransformer
+from gwp.model.layout import TextKeys
 from gwp.model.transformer import Tokens, WorldActionTransformer
 from gwp.model.weights import load_model
 from gwp.policy.bundle import Bundle, read_bundle

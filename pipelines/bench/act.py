@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from gwp.model.config import Family, Group, ModelConfig
-from gwp.model.fused import Noise
+from gwp.model.layout import Noise
 from gwp.model.transformer import Tokens, WorldActionTransformer
 from gwp.policy.engine.engine import Engine
 from gwp.policy.engine.graphs import graph_pool, recorded
@@ -152,7 +152,7 @@ def _cases(solver: Solver, given: _Given) -> dict[str, Callable[[], object]]:
         "joint": lambda: solver.joint(prefix, observed, given.action, given.future), "joint_cached": joint_cached,
         "imagine": lambda: solver.imagine(prefix, given.action, given.future), "prefix": observe,
         "step": lambda: solver.velocity(through, given.action, solver.level(0)),
-        "bare_step": bare_step(solver.model, prefix, solver.shapes.chunk),
+        "bare_step": bare_step(solver, prefix),
     }
 
 

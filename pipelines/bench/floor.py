@@ -8,23 +8,27 @@ import torch
 from torch import Tensor
 
 from gwp.model.fused import FusedTransformer
+from gwp.model.native.layers import NativeLayers
 from gwp.model.products import attention
-from gwp.policy.engine.solver import Prefix
+from gwp.policy.engine.solver import Prefix, Solver
 
 
-def bare_step(model: FusedTransformer, prefix: Prefix, tokens: int) -> Callable[[], Tensor]:
-    """The matrix and attention products of one action step, with the model's own weights and nothing between them."""
+def bare_step(solver: Solver, prefix: Prefix) -> Callable[[], object]:
+    """The matrix and attention products of one action step, with the model's own weights and kernels and nothing between them."""
+    model, batch = solver.model, len(prefix.embodiment)
     expert = model.config.expert_of["A"]
-    batch, heads = prefix.cache.keys.shape[1], model.config.num_attention_heads
-    end = prefix.cache.places["A"][1]
-    x0 = torch.randn(batch, tokens, model.config.experts[expert][0], device=model.device).to(model.dtype)
+    x0 = torch.randn(batch, solver.shapes.chunk, model.config.experts[expert][0], device=model.device).to(model.dtype)
+    if isinstance(model.layers, NativeLayers):
+        layers, noise = model.layers.prepare(solver.acting(prefix).layout, prefix.cache, prefix.text, bare=True), solver.level(0)
+        return lambda: layers({expert: x0}, {"A": noise}, True)
+    packed, heads, end = model.layers.layers, model.config.num_attention_heads, prefix.cache.places["A"][1]
 
     def products(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         return attention(q.unflatten(-1, (heads, -1)).transpose(1, 2), k, v)
 
     def run() -> Tensor:
         x, inner = x0, model.config.width
-        for index, layers in enumerate(model.layers):
+        for index, layers in enumerate(packed):
             layer, cache, text = layers[expert], prefix.cache, prefix.text
             x = layer.out(products(layer.qkv(x)[..., :inner], cache.keys[index][:, :, :end].mT, cache.values[index][:, :, :end]))
             x = layer.text_out(products(layer.text_q(x), text.keys[expert][index].mT, text.values[expert][index]))

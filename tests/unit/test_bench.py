@@ -7,6 +7,7 @@ import sys
 import pytest
 import torch
 
+from gwp.model.transformer import WorldActionTransformer
 from pipelines.bench import robots
 from pipelines.bench.floor import Machine, acting_floor
 from pipelines.bench.sizes import SIZES, random_policy
@@ -62,8 +63,10 @@ def test_the_floor_counts_what_a_chunk_needs():
     model = policy.solver.model
     machine = Machine(flops_per_s=1e9, bytes_per_s=1e18)
     floor = acting_floor(model, {"shared": 17}, size.chunk, size.text[0], batch=1, steps=2, machine=machine)
-    blocks = sum(p.numel() for layer in model.layers for part in (layer["shared"],) for p in (
-        *(getattr(part, name).weight for name in ("out", "text_q", "text_out", "up", "down")),)) + size.layers * 3 * 128 * 128
+    with torch.device("meta"):
+        block = WorldActionTransformer(size.config("gwp0")).blocks[0].expert("shared")
+    used = [m for name, m in block.named_modules() if isinstance(m, torch.nn.Linear) and name not in ("attn2.to_k", "attn2.to_v")]
+    blocks = size.layers * sum(m.weight.numel() for m in used)
     assert floor["weights_gb"] == pytest.approx(3 * 4 * blocks / 1e9)
     attention = size.layers * 4 * 128 * (17 * (17 + 8) + 2 * size.chunk * (17 + size.chunk + 8))
     assert floor["gflop"] == pytest.approx((2 * blocks * (17 + 2 * size.chunk) + attention) / 1e9)

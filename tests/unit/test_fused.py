@@ -1,10 +1,12 @@
-"""Inference with packed weights is the model itself: every mode, both families, and from reference tensors."""
+"""Inference by compiled layers and by torch's operators is the model itself: every mode, both families."""
 
 import pytest
 import torch
 
 from gwp.model import sample
+from gwp.model.eager import EagerLayers
 from gwp.model.fused import FusedTransformer
+from gwp.model.native.layers import NativeLayers
 from gwp.model.transformer import Tokens
 from gwp.policy.engine.solver import Prefix, Shapes, Solver
 from tests.tiny import tiny_model, tiny_tokens
@@ -34,9 +36,15 @@ class Case:
         return self.solver.observe(self.tokens.state, self.tokens.reference, self.fused.text_keys(self.text), self.ids)
 
 
-@pytest.fixture(scope="module", params=["gwp0", "gwp05"])
+@pytest.fixture(scope="module", params=["gwp0", "gwp05", "gwp0 eager", "gwp05 eager"])
 def case(request):
-    return Case(request.param)
+    family, _, eager = request.param.partition(" ")
+    with pytest.MonkeyPatch.context() as patch:
+        if eager:
+            patch.setattr("gwp.model.fused.library", lambda: None)
+        made = Case(family)
+    assert isinstance(made.fused.layers, EagerLayers if eager else NativeLayers)
+    return made
 
 
 def same(ours, theirs):
@@ -91,8 +99,9 @@ def test_rows_at_different_steps_share_a_pass(case):
 def test_packed_weights_change_nothing_but_speed(case, monkeypatch):
     plain = case.solver.act(case.observe(), case.tokens.action)
     monkeypatch.setattr("gwp.model.products._PACKED", 0)
+    monkeypatch.setattr("gwp.model.fused.library", lambda: None)
     packed = Solver(FusedTransformer(case.model), case.solver.shapes, STEPS)
-    assert all(layer[e].up.packed for layer in packed.model.layers for e in layer)
+    assert all(layer[e].up.packed for layer in packed.model.layers.layers for e in layer)
     prefix = packed.observe(case.tokens.state, case.tokens.reference, packed.model.text_keys(case.text), case.ids)
     same(packed.act(prefix, case.tokens.action), plain)
 

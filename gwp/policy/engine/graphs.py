@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from gwp.model.fused import TextKeys
+from gwp.model.layout import TextKeys
 from gwp.policy.engine.solver import Prefix, Solver
 
 _WARM_UP = 3

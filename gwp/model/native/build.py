@@ -1,0 +1,77 @@
+"""Compile the code beside this file for this machine, once, and load it."""
+
+import ctypes
+import hashlib
+import logging
+import os
+import platform
+import shutil
+import subprocess
+import tempfile
+from functools import lru_cache
+from pathlib import Path
+
+SWITCH = "GWP_NATIVE"
+"""Environment variable: 0 runs torch's operators instead."""
+_SOURCES = ("vectors.h", "passes.cpp")
+# Numbers as written: no reordering of sums, no assumption that there is no NaN.
+_FLAGS = ("-O3", "-march=native", "-std=c++17", "-fopenmp", "-shared", "-fPIC")
+_LIMIT_S = 120
+
+
+@lru_cache(maxsize=1)
+def library() -> ctypes.CDLL | None:
+    """The compiled code; None, with the reason on the log, where it is switched off or cannot be had. The first call compiles (2 s)."""
+    if os.environ.get(SWITCH) == "0":
+        return None
+    try:
+        found = ctypes.CDLL(str(compiled()))
+    except (OSError, subprocess.SubprocessError) as error:
+        logging.getLogger(__name__).warning("no compiled inference, so a CPU acts at about half the speed: %s", error)
+        return None
+    found.gwp_room.restype = ctypes.c_int64
+    return found
+
+
+def compiled(flags: tuple[str, ...] = _FLAGS) -> Path:
+    """The library for this processor, from the user's cache or made now. OSError or SubprocessError with what the compiler said."""
+    compiler = os.environ.get("CXX") or next((c for c in ("g++", "c++") if shutil.which(c)), None)
+    if compiler is None:
+        raise OSError("no C++ compiler; install g++")
+    here = Path(__file__).parent
+    about = [*((here / name).read_text() for name in _SOURCES), *flags, compiler, platform.machine(), _processor()]
+    name = f"passes-{hashlib.sha256(chr(0).join(about).encode()).hexdigest()[:16]}.so"
+    for folder in _folders():
+        target = folder / name
+        if target.exists():
+            return target
+        try:
+            folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+            with tempfile.TemporaryDirectory(dir=folder) as scratch:
+                fresh = Path(scratch) / name
+                done = subprocess.run([compiler, *flags, "-o", str(fresh), str(here / _SOURCES[-1])], capture_output=True, text=True,
+                                      timeout=_LIMIT_S, check=False)
+                if done.returncode:
+                    lines = done.stderr.strip().splitlines() or [f"exit code {done.returncode}"]
+                    raise subprocess.SubprocessError(f"{compiler}: {next((x for x in lines if 'error' in x), lines[-1])}")
+                # Whole or not there, whoever else compiles at the same time.
+                fresh.replace(target)
+            return target
+        except PermissionError:
+            continue
+    raise OSError("no folder to keep compiled code in; set XDG_CACHE_HOME to one that can be written")
+
+
+def _folders() -> list[Path]:
+    """Where compiled code is kept: never a folder that others may write to."""
+    cache = os.environ.get("XDG_CACHE_HOME")
+    return [Path(cache) / "gwp" if cache else Path.home() / ".cache" / "gwp"]
+
+
+def _processor() -> str:
+    """What `-march=native` depends on."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.processor()
+    return next((line for line in lines if line.startswith(("flags", "Features"))), "")

@@ -1,0 +1,340 @@
+// The layers of a pass in fp32 on the CPU, in one call: see layers.py, which mirrors the structs below.
+//
+// Tokens lie along the lanes of a vector and features one after another, so that norms, softmax, rotations and modulation are plain
+// arithmetic between vectors, and a product reads its weights as they are stored: one number of a weight times a vector of tokens.
+// Every number is summed in one order whatever stands beside it, so a row of a batch does not depend on its neighbours.
+//
+// A panel is up to PANEL vectors of one group's tokens of one observation. A buffer of n features holds, panel after panel, n rows of
+// its vectors. Threads share the work between barriers.
+#include <algorithm>
+#include <cstdint>
+#include <vector>
+
+#include <omp.h>
+
+#include "vectors.h"
+
+// ---------------------------------------------------------------------------------------------------- mirrored in layers.py
+struct Layer {  // weights [out, in] of one expert in one layer; qk_norm holds the scale of attention
+    const float *q, *q_bias, *k, *k_bias, *v, *v_bias, *q_norm, *k_norm, *out, *out_bias, *norm, *norm_bias;
+    const float *text_q, *text_q_bias, *text_out, *text_out_bias, *up, *up_bias, *down, *down_bias;
+};
+struct Expert {
+    int64_t width, ffn, tokens;             // tokens of its stream, per observation
+    const Layer* layers;
+    const float* rotation;                  // [tokens, head / 2, 2]: cosine, sine
+    const float *text_keys, *text_values;   // [layers, B, H, rows, head]
+};
+struct Piece { int64_t expert, start, count, place, end; };  // of its stream; where in the cache, and up to where it sees
+struct Strides { int64_t layer, row, head, place; };
+struct Plan {
+    int64_t layers, batch, heads, head, experts, pieces, text_rows, threads;
+    float eps;
+    const Expert* expert;
+    const Piece* piece;
+    float *keys, *values;
+    Strides cache, text;
+    float* work;
+};
+struct Noise { int64_t level; const int64_t* index; int64_t row, token; };  // level of all tokens, or -1 and an index with strides
+struct Call {
+    float* const* streams;       // per expert [B, tokens, width], in and out
+    const float* const* levels;  // per expert [layers, n, 6, width]
+    int64_t n, full, bare;       // full 0: of the last layer only keys and values are wanted; bare: only products and attention, to measure
+    const Noise* noise;          // per piece
+};
+// ----------------------------------------------------------------------------------------------------
+
+struct Panel { int64_t expert, row, start, count, place, end, vectors, before, level; const int64_t* index; int64_t step; };
+
+class Pass {
+public:
+    Pass(const Plan& plan, const Call& call) : plan(plan), call(call), inner(plan.heads * plan.head), panels(plan.experts), room(plan.experts) {
+        std::vector<int64_t> vectors(plan.experts, 0);
+        for (int64_t b = 0; b < plan.batch; b++)
+            for (int64_t i = 0; i < plan.pieces; i++) add(plan.piece[i], call.noise[i], b, vectors);
+        float* at = plan.work;
+        auto take = [&](int64_t features, int64_t e) { float* here = at; at += features * vectors[e] * LANES; return here; };
+        for (int64_t e = 0; e < plan.experts; e++) {
+            const int64_t D = plan.expert[e].width;
+            room[e] = {take(D, e), take(D, e), take(inner, e), take(inner, e), take(inner, e), take(plan.expert[e].ffn, e), take(plan.head, e)};
+        }
+        scores = at;
+        most_keys = plan.text_rows;
+        for (int64_t i = 0; i < plan.pieces; i++) most_keys = std::max(most_keys, plan.piece[i].end);
+    }
+
+    // What thread `t` of `T` does.
+    void run(int64_t t, int64_t T) const {
+        float* mine = scores + t * most_keys * PANEL * LANES;
+        auto share = [t, T](int64_t n, auto work) { for (int64_t u = n * t / T; u < n * (t + 1) / T; u++) work(u); };
+        // Vectors of the panels of an expert, one by one.
+        auto columns = [&](int64_t e, auto work) {
+            if (call.bare) return;
+            share(panels[e].size() * PANEL, [&](int64_t u) {
+                const Panel& p = panels[e][u / PANEL];
+                if (u % PANEL < p.vectors) work(p, u % PANEL);
+            });
+        };
+        // A product: weight [M, K] times the rows of `in`. Panels outermost: theirs stay in a core's cache while the weight passes.
+        auto product = [&](int64_t e, const float* weight, int64_t M, int64_t K, const float* in, auto put) {
+            const int64_t tiles = tiles_of(M);
+            share(panels[e].size() * tiles, [&](int64_t u) {
+                const Panel& p = panels[e][u / tiles];
+                const Matrix<false> A{weight, K};
+                const float* B = at(in, K, p);
+                auto into = [&](int64_t i, int v, vec sum) { put(p, i, v, sum); };
+                if (p.vectors == 3) rows_of_tile<3>(A, B, K, M, u % tiles, into);
+                else if (p.vectors == 2) rows_of_tile<2>(A, B, K, M, u % tiles, into);
+                else rows_of_tile<1>(A, B, K, M, u % tiles, into);
+            });
+        };
+        auto attention = [&](int64_t e, const float* keys, const float* values, Strides step, int64_t count, float* q, float* out) {
+            share(panels[e].size() * plan.heads, [&](int64_t u) {
+                const Panel& p = panels[e][u / plan.heads];
+                const int64_t h = u % plan.heads, offset = p.row * step.row + h * step.head, first = h * plan.head * p.vectors * LANES;
+                float *from = at(q, inner, p) + first, *to = at(out, inner, p) + first;
+                const int64_t n = count ? count : p.end;
+                auto run = p.vectors == 3 ? attend<3> : p.vectors == 2 ? attend<2> : attend<1>;
+                run(from, keys + offset, values + offset, step.place, n, plan.head, mine, to);
+            });
+        };
+        for (int64_t e = 0; e < plan.experts; e++) columns(e, [&](const Panel& p, int v) { enter(e, p, v); });
+        for (int64_t i = 0; i < plan.layers; i++) {
+            const bool last = !call.full && i == plan.layers - 1;
+            const int64_t cache = i * plan.cache.layer, text = i * plan.text.layer;
+#pragma omp barrier
+            for (int64_t e = 0; e < plan.experts; e++) columns(e, [&](const Panel& p, int v) { modulated(e, i, p, v, 0); });
+#pragma omp barrier
+            for (int64_t e = 0; e < plan.experts; e++) {
+                const Layer& w = plan.expert[e].layers[i];
+                const int64_t D = plan.expert[e].width;
+                auto biased = [&](float* out, const float* bias) {
+                    return [this, out, bias](const Panel& p, int64_t i, int v, vec sum) { store(row(out, inner, p, i, v), sum + bias[i]); };
+                };
+                product(e, w.q, inner, D, room[e].y, biased(room[e].q, w.q_bias));
+                product(e, w.k, inner, D, room[e].y, biased(room[e].k, w.k_bias));
+                product(e, w.v, inner, D, room[e].y, biased(room[e].v, w.v_bias));
+            }
+#pragma omp barrier
+            for (int64_t e = 0; e < plan.experts; e++) columns(e, [&](const Panel& p, int v) { keep(e, i, p, v); });
+            if (last) break;
+#pragma omp barrier
+            for (int64_t e = 0; e < plan.experts; e++) attention(e, plan.keys + cache, plan.values + cache, plan.cache, 0, room[e].q, room[e].k);
+#pragma omp barrier
+            for (int64_t e = 0; e < plan.experts; e++) {
+                const Layer& w = plan.expert[e].layers[i];
+                const int64_t D = plan.expert[e].width;
+                product(e, w.out, D, inner, room[e].k, [&](const Panel& p, int64_t j, int v, vec sum) {
+                    float* x = row(room[e].x, D, p, j, v);
+                    store(x, load(x) + modulation(e, i, p, 2, j, v) * (sum + w.out_bias[j]));
+                });
+            }
+#pragma omp barrier
+            for (int64_t e = 0; e < plan.experts; e++) columns(e, [&](const Panel& p, int v) { normed(e, i, p, v); });
+#pragma omp barrier
+            for (int64_t e = 0; e < plan.experts; e++) {
+                const Layer& w = plan.expert[e].layers[i];
+                product(e, w.text_q, inner, plan.expert[e].width, room[e].y, [&](const Panel& p, int64_t j, int v, vec sum) {
+                    store(row(room[e].q, inner, p, j, v), sum + w.text_q_bias[j]);
+                });
+            }
+#pragma omp barrier
+            for (int64_t e = 0; e < plan.experts; e++) columns(e, [&](const Panel& p, int v) {
+                const vec scale = inverse_rms(at(room[e].q, inner, p), p, v);
+                for (int64_t j = 0; j < inner; j++) store(row(room[e].q, inner, p, j, v), load(row(room[e].q, inner, p, j, v)) * scale);
+            });
+#pragma omp barrier
+            for (int64_t e = 0; e < plan.experts; e++)
+                attention(e, plan.expert[e].text_keys + text, plan.expert[e].text_values + text, plan.text, plan.text_rows, room[e].q, room[e].k);
+#pragma omp barrier
+            for (int64_t e = 0; e < plan.experts; e++) {
+                const Layer& w = plan.expert[e].layers[i];
+                const int64_t D = plan.expert[e].width;
+                product(e, w.text_out, D, inner, room[e].k, [&](const Panel& p, int64_t j, int v, vec sum) {
+                    float* x = row(room[e].x, D, p, j, v);
+                    store(x, load(x) + sum + w.text_out_bias[j]);
+                });
+            }
+#pragma omp barrier
+            for (int64_t e = 0; e < plan.experts; e++) columns(e, [&](const Panel& p, int v) { modulated(e, i, p, v, 3); });
+#pragma omp barrier
+            for (int64_t e = 0; e < plan.experts; e++) {
+                const Layer& w = plan.expert[e].layers[i];
+                const int64_t F = plan.expert[e].ffn;
+                product(e, w.up, F, plan.expert[e].width, room[e].y, [&](const Panel& p, int64_t j, int v, vec sum) {
+                    store(row(room[e].up, F, p, j, v), gelu(sum + w.up_bias[j]));
+                });
+            }
+#pragma omp barrier
+            for (int64_t e = 0; e < plan.experts; e++) {
+                const Layer& w = plan.expert[e].layers[i];
+                const int64_t D = plan.expert[e].width;
+                product(e, w.down, D, plan.expert[e].ffn, room[e].up, [&](const Panel& p, int64_t j, int v, vec sum) {
+                    float* x = row(room[e].x, D, p, j, v);
+                    store(x, load(x) + modulation(e, i, p, 5, j, v) * (sum + w.down_bias[j]));
+                });
+            }
+        }
+        if (!call.full) return;
+#pragma omp barrier
+        for (int64_t e = 0; e < plan.experts; e++) columns(e, [&](const Panel& p, int v) { leave(e, p, v); });
+    }
+
+private:
+    struct Room { float *x, *y, *q, *k, *v, *up, *turn; };
+
+    const Plan& plan;
+    const Call& call;
+    const int64_t inner;
+    std::vector<std::vector<Panel>> panels;
+    std::vector<Room> room;
+    float* scores;
+    int64_t most_keys;
+
+    void add(const Piece& piece, const Noise& noise, int64_t b, std::vector<int64_t>& vectors) {
+        const int64_t all = vectors_of(piece.count), parts = (all + PANEL - 1) / PANEL;
+        for (int64_t i = 0, first = 0; i < parts; i++) {
+            const int64_t V = all * (i + 1) / parts - all * i / parts;
+            Panel p{piece.expert, b, piece.start + first * LANES, std::min(V * LANES, piece.count - first * LANES), piece.place + first * LANES,
+                    piece.end, V, vectors[piece.expert], noise.level, nullptr, noise.token};
+            if (p.level < 0) {
+                p.index = noise.index + b * noise.row + first * LANES * noise.token;
+                bool same = true;
+                for (int64_t l = 1; l < p.count; l++) same = same && p.index[l * p.step] == p.index[0];
+                if (same) p.level = p.index[0];
+            }
+            panels[piece.expert].push_back(p);
+            vectors[piece.expert] += V;
+            first += V;
+        }
+    }
+
+    static const float* at(const float* buffer, int64_t features, const Panel& p) { return buffer + p.before * features * LANES; }
+    static float* at(float* buffer, int64_t features, const Panel& p) { return buffer + p.before * features * LANES; }
+    static float* row(float* buffer, int64_t features, const Panel& p, int64_t i, int v) {
+        return at(buffer, features, p) + (i * p.vectors + v) * LANES;
+    }
+    static int64_t lanes(const Panel& p, int v) { return std::min<int64_t>(LANES, p.count - v * LANES); }
+
+    // Shift, scale and gate of one feature: slots as in `Levels`.
+    vec modulation(int64_t e, int64_t layer, const Panel& p, int64_t slot, int64_t i, int v) const {
+        const int64_t D = plan.expert[e].width;
+        const float* table = call.levels[e] + (layer * call.n * 6 + slot) * D + i;
+        if (p.level >= 0) return splat(table[p.level * 6 * D]);
+        vec x{};
+        for (int64_t l = 0; l < lanes(p, v); l++) x[l] = table[p.index[(v * LANES + l) * p.step] * 6 * D];
+        return x;
+    }
+
+    void enter(int64_t e, const Panel& p, int v) const {
+        const int64_t D = plan.expert[e].width, half = plan.head / 2;
+        const float* x = call.streams[e] + (p.row * plan.expert[e].tokens + p.start + v * LANES) * D;
+        const float* turn = plan.expert[e].rotation + (p.start + v * LANES) * plan.head;
+        const int64_t n = lanes(p, v);
+        for (int64_t i = 0; i < D; i++) {
+            float* to = row(room[e].x, D, p, i, v);
+            for (int64_t l = 0; l < LANES; l++) to[l] = l < n ? x[l * D + i] : 0;
+        }
+        for (int64_t i = 0; i < 2 * half; i++) {
+            float* to = row(room[e].turn, plan.head, p, i, v);
+            for (int64_t l = 0; l < LANES; l++) to[l] = l < n ? turn[l * plan.head + i] : 0;
+        }
+    }
+
+    void leave(int64_t e, const Panel& p, int v) const {
+        const int64_t D = plan.expert[e].width;
+        float* x = call.streams[e] + (p.row * plan.expert[e].tokens + p.start + v * LANES) * D;
+        for (int64_t i = 0; i < D; i++)
+            for (int64_t l = 0; l < lanes(p, v); l++) x[l * D + i] = row(room[e].x, D, p, i, v)[l];
+    }
+
+    // Mean, and 1 / sqrt(variance + eps), over the features of the stream.
+    void moments(int64_t e, const Panel& p, int v, vec& mean, vec& scale) const {
+        const int64_t D = plan.expert[e].width;
+        vec sum{}, squares{};
+        for (int64_t i = 0; i < D; i++) sum += load(row(room[e].x, D, p, i, v));
+        mean = sum / float(D);
+        for (int64_t i = 0; i < D; i++) {
+            const vec x = load(row(room[e].x, D, p, i, v)) - mean;
+            squares += x * x;
+        }
+        scale = inverse_root(squares / float(D) + plan.eps);
+    }
+
+    void modulated(int64_t e, int64_t layer, const Panel& p, int v, int64_t slot) const {
+        const int64_t D = plan.expert[e].width;
+        vec mean, scale;
+        moments(e, p, v, mean, scale);
+        for (int64_t i = 0; i < D; i++) {
+            const vec x = (load(row(room[e].x, D, p, i, v)) - mean) * scale;
+            store(row(room[e].y, D, p, i, v), x * modulation(e, layer, p, slot + 1, i, v) + modulation(e, layer, p, slot, i, v));
+        }
+    }
+
+    void normed(int64_t e, int64_t layer, const Panel& p, int v) const {
+        const int64_t D = plan.expert[e].width;
+        const Layer& w = plan.expert[e].layers[layer];
+        vec mean, scale;
+        moments(e, p, v, mean, scale);
+        for (int64_t i = 0; i < D; i++)
+            store(row(room[e].y, D, p, i, v), (load(row(room[e].x, D, p, i, v)) - mean) * scale * w.norm[i] + w.norm_bias[i]);
+    }
+
+    vec inverse_rms(const float* x, const Panel& p, int v) const {
+        vec squares{};
+        for (int64_t i = 0; i < inner; i++) {
+            const vec a = load(x + (i * p.vectors + v) * LANES);
+            squares += a * a;
+        }
+        return inverse_root(squares / float(inner) + plan.eps);
+    }
+
+    // Norms and rotates queries and keys, and writes keys and values into the cache.
+    void keep(int64_t e, int64_t layer, const Panel& p, int v) const {
+        const Layer& w = plan.expert[e].layers[layer];
+        auto turned = [&](float* x, const float* norm) {
+            const vec scale = inverse_rms(at(x, inner, p), p, v);
+            for (int64_t i = 0; i < inner; i += 2) {
+                float *a = row(x, inner, p, i, v), *b = row(x, inner, p, i + 1, v);
+                const int64_t j = i % plan.head;
+                const vec c = load(row(room[e].turn, plan.head, p, j, v)), s = load(row(room[e].turn, plan.head, p, j + 1, v));
+                const vec real = load(a) * scale * norm[i], imaginary = load(b) * scale * norm[i + 1];
+                store(a, real * c - imaginary * s);
+                store(b, real * s + imaginary * c);
+            }
+        };
+        turned(room[e].q, w.q_norm);
+        turned(room[e].k, w.k_norm);
+        const Strides& step = plan.cache;
+        const int64_t first = layer * step.layer + p.row * step.row + (p.place + v * LANES) * step.place, n = lanes(p, v);
+        for (int64_t i = 0; i < inner; i++) {
+            const int64_t to = first + i / plan.head * step.head + i % plan.head;
+            const float *k = row(room[e].k, inner, p, i, v), *x = row(room[e].v, inner, p, i, v);
+            for (int64_t l = 0; l < n; l++) {
+                plan.keys[to + l * step.place] = k[l];
+                plan.values[to + l * step.place] = x[l];
+            }
+        }
+    }
+};
+
+extern "C" {
+
+// Numbers that `work` must hold for tokens [pieces] of these experts.
+int64_t gwp_room(const Plan* plan) {
+    int64_t numbers = 0, keys = plan->text_rows;
+    for (int64_t i = 0; i < plan->pieces; i++) {
+        const Expert& e = plan->expert[plan->piece[i].expert];
+        numbers += plan->batch * vectors_of(plan->piece[i].count) * LANES * (2 * e.width + 3 * plan->heads * plan->head + e.ffn + plan->head);
+        keys = std::max(keys, plan->piece[i].end);
+    }
+    return numbers + plan->threads * keys * PANEL * LANES;
+}
+
+void gwp_run(const Plan* plan, const Call* call) {
+    const Pass pass(*plan, *call);
+#pragma omp parallel num_threads(plan->threads)
+    pass.run(omp_get_thread_num(), omp_get_num_threads());
+}
+}
