@@ -140,7 +140,17 @@ def compiler() -> Check:
     named = os.environ.get("CXX")
     found = next((path for name in ([named] if named else ["c++", "g++", "clang++"]) if (path := shutil.which(name))), None)
     return _ok_or(found is not None, "warn", "c++ compiler", found or "none",
-                  "install g++: torch.compile and DeepSpeed's CPU Adam build code when they start")
+                  "install g++: acting on a CPU and DeepSpeed's CPU Adam build code when they start")
+
+
+def compiled_inference() -> Check:
+    """The layers of inference as compiled code, which a CPU acts with."""
+    try:
+        from gwp.model.native.build import compiled
+
+        return Check("compiled inference", "ok", str(compiled()))
+    except (OSError, subprocess.SubprocessError) as error:
+        return Check("compiled inference", "warn", str(error), "see that g++ works; without it acting on a CPU takes about twice as long")
 
 
 def shared_memory() -> Check:
@@ -189,7 +199,7 @@ def ports() -> Check:
 
 
 CHECKS: tuple[Callable[[], Check | list[Check]], ...] = (
-    python, packages, accelerator, codecs, rendering, compiler, memory, shared_memory, disk, ports)
+    python, packages, accelerator, codecs, rendering, compiler, compiled_inference, memory, shared_memory, disk, ports)
 
 
 def examine() -> list[Check]:

@@ -41,31 +41,33 @@ def compiled(flags: tuple[str, ...] = _FLAGS) -> Path:
     here = Path(__file__).parent
     about = [*((here / name).read_text() for name in _SOURCES), *flags, compiler, platform.machine(), _processor()]
     name = f"passes-{hashlib.sha256(chr(0).join(about).encode()).hexdigest()[:16]}.so"
-    for folder in _folders():
-        target = folder / name
-        if target.exists():
-            return target
-        try:
-            folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-            with tempfile.TemporaryDirectory(dir=folder) as scratch:
-                fresh = Path(scratch) / name
-                done = subprocess.run([compiler, *flags, "-o", str(fresh), str(here / _SOURCES[-1])], capture_output=True, text=True,
-                                      timeout=_LIMIT_S, check=False)
-                if done.returncode:
-                    lines = done.stderr.strip().splitlines() or [f"exit code {done.returncode}"]
-                    raise subprocess.SubprocessError(f"{compiler}: {next((x for x in lines if 'error' in x), lines[-1])}")
-                # Whole or not there, whoever else compiles at the same time.
-                fresh.replace(target)
-            return target
-        except PermissionError:
-            continue
-    raise OSError("no folder to keep compiled code in; set XDG_CACHE_HOME to one that can be written")
+    folder = _folder()
+    target = folder / name
+    if not target.exists():
+        with tempfile.TemporaryDirectory(dir=folder) as scratch:
+            fresh = Path(scratch) / name
+            done = subprocess.run([compiler, *flags, "-o", str(fresh), str(here / _SOURCES[-1])], capture_output=True, text=True,
+                                  timeout=_LIMIT_S, check=False)
+            if done.returncode:
+                lines = done.stderr.strip().splitlines() or [f"exit code {done.returncode}"]
+                raise subprocess.SubprocessError(f"{compiler}: {next((x for x in lines if 'error' in x), lines[-1])}")
+            # Whole or not there, whoever else compiles at the same time.
+            fresh.replace(target)
+    return target
 
 
-def _folders() -> list[Path]:
+def _folder() -> Path:
     """Where compiled code is kept: never a folder that others may write to."""
     cache = os.environ.get("XDG_CACHE_HOME")
-    return [Path(cache) / "gwp" if cache else Path.home() / ".cache" / "gwp"]
+    folder = Path(cache) / "gwp" if cache else Path.home() / ".cache" / "gwp"
+    try:
+        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        if os.access(folder, os.W_OK):
+            return folder
+    except OSError:
+        pass
+    # A home that cannot be written to: compiled anew by every process.
+    return Path(tempfile.mkdtemp(prefix="gwp-"))
 
 
 def _processor() -> str:
