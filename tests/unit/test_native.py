@@ -107,7 +107,8 @@ def test_narrower_vectors_give_the_same(monkeypatch, tmp_path, instructions):
     if "avx2" not in known or "fma" not in known:
         pytest.skip("the narrower instructions of this test are those of x86 with AVX2")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    flags = tuple(f"-march={instructions}" if "march" in f else f for f in build._FLAGS)
+    changed = {"-march=native": f"-march={instructions}", "-O3": "-O1"}
+    flags = tuple(changed.get(f, f) for f in build._FLAGS)
     other = ctypes.CDLL(str(build.compiled(flags)))
     other.gwp_room.restype = ctypes.c_int64
     model = model_of(SHAPES[2], "gwp05")
@@ -133,8 +134,8 @@ def test_what_is_no_number_stays_none():
 
 def test_compiling_at_the_same_time_leaves_one_whole_library(monkeypatch, tmp_path):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    with ThreadPoolExecutor(3) as pool:
-        paths = list(pool.map(lambda _: build.compiled(), range(3)))
+    with ThreadPoolExecutor(2) as pool:
+        paths = list(pool.map(lambda _: build.compiled(), range(2)))
     assert len(set(paths)) == 1
     assert [p.name for p in (tmp_path / "gwp").iterdir()] == [paths[0].name]
     assert ctypes.CDLL(str(paths[0])).gwp_run

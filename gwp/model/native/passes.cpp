@@ -4,10 +4,11 @@
 // arithmetic between vectors, and a product reads its weights as they are stored: one number of a weight times a vector of tokens.
 // Every number is summed in one order whatever stands beside it, so a row of a batch does not depend on its neighbours.
 //
-// A panel is up to PANEL vectors of one group's tokens of one observation. A buffer of n features holds, panel after panel, n rows of
-// its vectors. Threads share the work between barriers.
+// A panel is up to PANEL vectors of one group's tokens, of one observation or of several that fit into it. A buffer of n features holds,
+// panel after panel, n rows of its vectors. Threads share the work between barriers.
 #include <algorithm>
 #include <cstdint>
+#include <utility>
 #include <vector>
 
 #include <omp.h>
@@ -45,14 +46,24 @@ struct Call {
 };
 // ----------------------------------------------------------------------------------------------------
 
-struct Panel { int64_t expert, row, start, count, place, end, vectors, before, level; const int64_t* index; int64_t step; };
+// Lanes [r * count, (r + 1) * count) are tokens [start, start + count) of observation `row + r`. `before`: vectors of the panels before it.
+// level: of all lanes, or -1; then of each observation where `steady`, else of each token.
+struct Panel {
+    int64_t expert, row, rows, start, count, place, end, vectors, before, level;
+    bool steady;
+    const int64_t* index;
+    int64_t across, along;
+    int64_t level_of(int64_t lane) const { return index[lane / count * across + lane % count * along]; }
+};
+
+// Observations whose tokens share a panel.
+static int64_t together_of(int64_t count) { return std::max<int64_t>(1, PANEL * LANES / count); }
 
 class Pass {
 public:
-    Pass(const Plan& plan, const Call& call) : plan(plan), call(call), inner(plan.heads * plan.head), panels(plan.experts), room(plan.experts) {
+    Pass(const Plan& plan, const Call& call) : plan(plan), call(call), inner(plan.heads * plan.head), panels(plan.experts), seats(plan.experts), room(plan.experts) {
         std::vector<int64_t> vectors(plan.experts, 0);
-        for (int64_t b = 0; b < plan.batch; b++)
-            for (int64_t i = 0; i < plan.pieces; i++) add(plan.piece[i], call.noise[i], b, vectors);
+        for (int64_t i = 0; i < plan.pieces; i++) add(plan.piece[i], call.noise[i], vectors);
         float* at = plan.work;
         auto take = [&](int64_t features, int64_t e) { float* here = at; at += features * vectors[e] * LANES; return here; };
         for (int64_t e = 0; e < plan.experts; e++) {
@@ -84,19 +95,21 @@ public:
                 const Matrix<false> A{weight, K};
                 const float* B = at(in, K, p);
                 auto into = [&](int64_t i, int v, vec sum) { put(p, i, v, sum); };
-                if (p.vectors == 3) rows_of_tile<3>(A, B, K, M, u % tiles, into);
-                else if (p.vectors == 2) rows_of_tile<2>(A, B, K, M, u % tiles, into);
-                else rows_of_tile<1>(A, B, K, M, u % tiles, into);
+                if (p.vectors == 3) rows_of_tile<3>(A, B, p.vectors * LANES, K, M, u % tiles, into);
+                else if (p.vectors == 2) rows_of_tile<2>(A, B, p.vectors * LANES, K, M, u % tiles, into);
+                else rows_of_tile<1>(A, B, p.vectors * LANES, K, M, u % tiles, into);
             });
         };
         auto attention = [&](int64_t e, const float* keys, const float* values, Strides step, int64_t count, float* q, float* out) {
-            share(panels[e].size() * plan.heads, [&](int64_t u) {
-                const Panel& p = panels[e][u / plan.heads];
-                const int64_t h = u % plan.heads, offset = p.row * step.row + h * step.head, first = h * plan.head * p.vectors * LANES;
-                float *from = at(q, inner, p) + first, *to = at(out, inner, p) + first;
-                const int64_t n = count ? count : p.end;
-                auto run = p.vectors == 3 ? attend<3> : p.vectors == 2 ? attend<2> : attend<1>;
-                run(from, keys + offset, values + offset, step.place, n, plan.head, mine, to);
+            share(seats[e].size() * plan.heads, [&](int64_t u) {
+                const auto [panel, r] = seats[e][u / plan.heads];
+                const Panel& p = panels[e][panel];
+                const int64_t h = u % plan.heads;
+                const int64_t offset = (p.row + r) * step.row + h * step.head, wide = p.vectors * LANES;
+                const int64_t first = h * plan.head * wide + r * p.count, V = vectors_of(p.count);
+                auto run = V == 3 ? attend<3> : V == 2 ? attend<2> : attend<1>;
+                run(at(q, inner, p) + first, keys + offset, values + offset, step.place, count ? count : p.end, plan.head, wide, p.count, mine,
+                    at(out, inner, p) + first);
             });
         };
         for (int64_t e = 0; e < plan.experts; e++) columns(e, [&](const Panel& p, int v) { enter(e, p, v); });
@@ -188,26 +201,30 @@ private:
     const Call& call;
     const int64_t inner;
     std::vector<std::vector<Panel>> panels;
+    std::vector<std::vector<std::pair<int64_t, int64_t>>> seats;  // panel, and which of its observations
     std::vector<Room> room;
     float* scores;
     int64_t most_keys;
 
-    void add(const Piece& piece, const Noise& noise, int64_t b, std::vector<int64_t>& vectors) {
-        const int64_t all = vectors_of(piece.count), parts = (all + PANEL - 1) / PANEL;
-        for (int64_t i = 0, first = 0; i < parts; i++) {
-            const int64_t V = all * (i + 1) / parts - all * i / parts;
-            Panel p{piece.expert, b, piece.start + first * LANES, std::min(V * LANES, piece.count - first * LANES), piece.place + first * LANES,
-                    piece.end, V, vectors[piece.expert], noise.level, nullptr, noise.token};
-            if (p.level < 0) {
-                p.index = noise.index + b * noise.row + first * LANES * noise.token;
-                bool same = true;
-                for (int64_t l = 1; l < p.count; l++) same = same && p.index[l * p.step] == p.index[0];
-                if (same) p.level = p.index[0];
+    void add(const Piece& piece, const Noise& noise, std::vector<int64_t>& vectors) {
+        const int64_t all = vectors_of(piece.count), parts = (all + PANEL - 1) / PANEL, together = together_of(piece.count);
+        for (int64_t b = 0; b < plan.batch; b += together)
+            for (int64_t i = 0, first = 0; i < parts; i++) {
+                const int64_t rows = std::min(together, plan.batch - b), part = all * (i + 1) / parts - all * i / parts;
+                const int64_t count = std::min(part * LANES, piece.count - first * LANES), V = rows > 1 ? vectors_of(rows * count) : part;
+                Panel p{piece.expert, b, rows, piece.start + first * LANES, count, piece.place + first * LANES, piece.end, V,
+                        vectors[piece.expert], noise.level, noise.token == 0, nullptr, noise.row, noise.token};
+                if (p.level < 0) {
+                    p.index = noise.index + b * noise.row + first * LANES * noise.token;
+                    bool same = true;
+                    for (int64_t l = 1; l < rows * count; l++) same = same && p.level_of(l) == p.index[0];
+                    if (same) p.level = p.index[0];
+                }
+                for (int64_t r = 0; r < rows; r++) seats[piece.expert].push_back({panels[piece.expert].size(), r});
+                panels[piece.expert].push_back(p);
+                vectors[piece.expert] += V;
+                first += part;
             }
-            panels[piece.expert].push_back(p);
-            vectors[piece.expert] += V;
-            first += V;
-        }
     }
 
     static const float* at(const float* buffer, int64_t features, const Panel& p) { return buffer + p.before * features * LANES; }
@@ -215,38 +232,56 @@ private:
     static float* row(float* buffer, int64_t features, const Panel& p, int64_t i, int v) {
         return at(buffer, features, p) + (i * p.vectors + v) * LANES;
     }
-    static int64_t lanes(const Panel& p, int v) { return std::min<int64_t>(LANES, p.count - v * LANES); }
+    // Calls `work(lane of the vector, observation, token of the panel)` for every token of one vector.
+    template <class Work>
+    static void tokens(const Panel& p, int v, Work work) {
+        const int64_t stop = std::min<int64_t>(LANES, p.rows * p.count - v * LANES);
+        int64_t r = v * LANES / p.count, token = v * LANES % p.count;
+        for (int64_t l = 0; l < stop; l++) {
+            work(l, p.row + r, token);
+            if (++token == p.count) token = 0, r++;
+        }
+    }
 
     // Shift, scale and gate of one feature: slots as in `Levels`.
     vec modulation(int64_t e, int64_t layer, const Panel& p, int64_t slot, int64_t i, int v) const {
-        const int64_t D = plan.expert[e].width;
+        const int64_t D = plan.expert[e].width, last = p.rows * p.count - 1, first = v * LANES;
         const float* table = call.levels[e] + (layer * call.n * 6 + slot) * D + i;
         if (p.level >= 0) return splat(table[p.level * 6 * D]);
-        vec x{};
-        for (int64_t l = 0; l < lanes(p, v); l++) x[l] = table[p.index[(v * LANES + l) * p.step] * 6 * D];
+        vec x = splat(table[p.level_of(std::min(first, last)) * 6 * D]);
+        if (p.steady) {
+            // Later observations of the vector, each from its first lane on.
+            for (int64_t from = (first / p.count + 1) * p.count; from < std::min(first + LANES, last + 1); from += p.count)
+                x = COUNT >= splat(float(from - first)) ? splat(table[p.level_of(from) * 6 * D]) : x;
+            return x;
+        }
+        for (int64_t l = 1; l < std::min<int64_t>(LANES, last + 1 - first); l++) x[l] = table[p.level_of(first + l) * 6 * D];
         return x;
     }
 
+    // Tokens of a stream [., tokens, n] to rows of vectors; lanes without a token are 0.
+    static void turn_in(const Panel& p, int64_t n, float* to, const std::vector<const float*>& from) {
+        for (int64_t i = 0; i < n; i++)
+            for (int64_t l = 0; l < LANES; l++) to[i * p.vectors * LANES + l] = from[l] ? from[l][i] : 0;
+    }
+
     void enter(int64_t e, const Panel& p, int v) const {
-        const int64_t D = plan.expert[e].width, half = plan.head / 2;
-        const float* x = call.streams[e] + (p.row * plan.expert[e].tokens + p.start + v * LANES) * D;
-        const float* turn = plan.expert[e].rotation + (p.start + v * LANES) * plan.head;
-        const int64_t n = lanes(p, v);
-        for (int64_t i = 0; i < D; i++) {
-            float* to = row(room[e].x, D, p, i, v);
-            for (int64_t l = 0; l < LANES; l++) to[l] = l < n ? x[l * D + i] : 0;
-        }
-        for (int64_t i = 0; i < 2 * half; i++) {
-            float* to = row(room[e].turn, plan.head, p, i, v);
-            for (int64_t l = 0; l < LANES; l++) to[l] = l < n ? turn[l * plan.head + i] : 0;
-        }
+        const int64_t D = plan.expert[e].width;
+        std::vector<const float*> x(LANES, nullptr), turn(LANES, nullptr);
+        tokens(p, v, [&](int64_t l, int64_t b, int64_t token) {
+            x[l] = call.streams[e] + (b * plan.expert[e].tokens + p.start + token) * D;
+            turn[l] = plan.expert[e].rotation + (p.start + token) * plan.head;
+        });
+        turn_in(p, D, row(room[e].x, D, p, 0, v), x);
+        turn_in(p, plan.head, row(room[e].turn, plan.head, p, 0, v), turn);
     }
 
     void leave(int64_t e, const Panel& p, int v) const {
         const int64_t D = plan.expert[e].width;
-        float* x = call.streams[e] + (p.row * plan.expert[e].tokens + p.start + v * LANES) * D;
-        for (int64_t i = 0; i < D; i++)
-            for (int64_t l = 0; l < lanes(p, v); l++) x[l * D + i] = row(room[e].x, D, p, i, v)[l];
+        tokens(p, v, [&](int64_t l, int64_t b, int64_t token) {
+            float* x = call.streams[e] + (b * plan.expert[e].tokens + p.start + token) * D;
+            for (int64_t i = 0; i < D; i++) x[i] = row(room[e].x, D, p, i, v)[l];
+        });
     }
 
     // Mean, and 1 / sqrt(variance + eps), over the features of the stream.
@@ -307,15 +342,14 @@ private:
         turned(room[e].q, w.q_norm);
         turned(room[e].k, w.k_norm);
         const Strides& step = plan.cache;
-        const int64_t first = layer * step.layer + p.row * step.row + (p.place + v * LANES) * step.place, n = lanes(p, v);
-        for (int64_t i = 0; i < inner; i++) {
-            const int64_t to = first + i / plan.head * step.head + i % plan.head;
-            const float *k = row(room[e].k, inner, p, i, v), *x = row(room[e].v, inner, p, i, v);
-            for (int64_t l = 0; l < n; l++) {
-                plan.keys[to + l * step.place] = k[l];
-                plan.values[to + l * step.place] = x[l];
-            }
-        }
+        tokens(p, v, [&](int64_t l, int64_t b, int64_t token) {
+            const int64_t to = layer * step.layer + b * step.row + (p.place + token) * step.place;
+            for (int64_t h = 0; h < plan.heads; h++)
+                for (int64_t i = 0; i < plan.head; i++) {
+                    plan.keys[to + h * step.head + i] = row(room[e].k, inner, p, h * plan.head + i, v)[l];
+                    plan.values[to + h * step.head + i] = row(room[e].v, inner, p, h * plan.head + i, v)[l];
+                }
+        });
     }
 };
 
@@ -326,7 +360,9 @@ int64_t gwp_room(const Plan* plan) {
     int64_t numbers = 0, keys = plan->text_rows;
     for (int64_t i = 0; i < plan->pieces; i++) {
         const Expert& e = plan->expert[plan->piece[i].expert];
-        numbers += plan->batch * vectors_of(plan->piece[i].count) * LANES * (2 * e.width + 3 * plan->heads * plan->head + e.ffn + plan->head);
+        const int64_t together = together_of(plan->piece[i].count);
+        const int64_t vectors = (plan->batch + together - 1) / together * vectors_of(together * plan->piece[i].count);
+        numbers += vectors * LANES * (2 * e.width + 3 * plan->heads * plan->head + e.ffn + plan->head);
         keys = std::max(keys, plan->piece[i].end);
     }
     return numbers + plan->threads * keys * PANEL * LANES;

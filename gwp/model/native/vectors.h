@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cmath>
 #include <cstdint>
+#include <cstring>
 
 #if defined(__AVX512F__)
 constexpr int LANES = 16, ROWS = 8;
@@ -23,12 +24,22 @@ static inline vec load(const float* p) { return *(const vec*)p; }
 static inline void store(float* p, vec x) { *(vec*)p = x; }
 static inline vec splat(float x) { return x - vec{}; }
 
+static int64_t vectors_of(int64_t tokens) { return (tokens + LANES - 1) / LANES; }
+
+// The number of each lane.
+static inline vec counted() {
+    vec x;
+    for (int l = 0; l < LANES; l++) x[l] = l;
+    return x;
+}
+static const vec COUNT = counted();
+
 static inline vec inverse_root(vec x) {
     for (int l = 0; l < LANES; l++) x[l] = 1.0f / std::sqrt(x[l]);
     return x;
 }
 
-// exp to 2 units in the last place; below -87 it is 0 to fp32.
+// exp to 2 units in the last place, between -87 and 88.
 static inline vec exponential(vec x) {
     const vec low = splat(-87.0f), high = splat(88.0f);
     x = x < low ? low : x;
@@ -47,8 +58,6 @@ static inline vec gelu(vec x) {  // tanh form
     return x / (exponential(u) + 1.0f);
 }
 
-static int64_t vectors_of(int64_t tokens) { return (tokens + LANES - 1) / LANES; }
-
 // A matrix [M, K] in memory: row after row, or column after column (a transposed view); `step` numbers from one to the next.
 template <bool BY_COLUMN>
 struct Matrix {
@@ -58,13 +67,13 @@ struct Matrix {
 };
 
 template <int R, int V, bool BY_COLUMN>
-static inline __attribute__((always_inline)) void multiply(const float* A, int64_t step, const float* B, int64_t K, vec (&sum)[R][V]) {
+static inline __attribute__((always_inline)) void multiply(const float* A, int64_t step, const float* B, int64_t wide, int64_t K, vec (&sum)[R][V]) {
     for (int64_t k = 0; k < K; k++) {
         // Rows stand one after another, so what the next ones need follows; weights come from afar.
         if (!BY_COLUMN && R == ROWS) __builtin_prefetch(A + R * step + k * R, 0, 2);
         vec b[V];
 #pragma GCC unroll 4
-        for (int v = 0; v < V; v++) b[v] = load(B + (k * V + v) * LANES);
+        for (int v = 0; v < V; v++) b[v] = load(B + k * wide + v * LANES);
 #pragma GCC unroll 8
         for (int r = 0; r < R; r++) {
             const float a = BY_COLUMN ? A[k * step + r] : A[r * step + k];
@@ -74,11 +83,11 @@ static inline __attribute__((always_inline)) void multiply(const float* A, int64
     }
 }
 
-// Rows [i, i + R) of A [M, K] times B [K, V vectors]; `put(i, v, sum)` takes what comes out.
+// Rows [i, i + R) of A [M, K] times B [K, V vectors], whose rows are `wide` numbers apart; `put(i, v, sum)` takes what comes out.
 template <int R, int V, bool BY_COLUMN, class Put>
-static inline __attribute__((always_inline)) void rows(Matrix<BY_COLUMN> A, const float* B, int64_t K, int64_t i, Put put) {
+static inline __attribute__((always_inline)) void rows(Matrix<BY_COLUMN> A, const float* B, int64_t wide, int64_t K, int64_t i, Put put) {
     vec sum[R][V] = {};
-    multiply<R, V, BY_COLUMN>(A.from(i), A.step, B, K, sum);
+    multiply<R, V, BY_COLUMN>(A.from(i), A.step, B, wide, K, sum);
 #pragma GCC unroll 8
     for (int r = 0; r < R; r++)
 #pragma GCC unroll 4
@@ -87,21 +96,25 @@ static inline __attribute__((always_inline)) void rows(Matrix<BY_COLUMN> A, cons
 
 // ROWS rows from `tile * ROWS`, or what is left of M.
 template <int V, bool BY_COLUMN, class Put>
-static inline __attribute__((always_inline)) void rows_of_tile(Matrix<BY_COLUMN> A, const float* B, int64_t K, int64_t M, int64_t tile, Put put) {
+static inline __attribute__((always_inline)) void rows_of_tile(
+    Matrix<BY_COLUMN> A, const float* B, int64_t wide, int64_t K, int64_t M, int64_t tile, Put put
+) {
     const int64_t i = tile * ROWS;
-    if (i + ROWS <= M) return rows<ROWS, V>(A, B, K, i, put);
-    for (int64_t r = i; r < M; r++) rows<1, V>(A, B, K, r, put);
+    if (i + ROWS <= M) return rows<ROWS, V>(A, B, wide, K, i, put);
+    for (int64_t r = i; r < M; r++) rows<1, V>(A, B, wide, K, r, put);
 }
 
 static int64_t tiles_of(int64_t M) { return (M + ROWS - 1) / ROWS; }
 
-// One head of one panel: queries [head, V vectors], keys and values [n, head]; out [head, V vectors]; scores: room for [n, V vectors].
+// One head of up to V vectors of queries [head, count], keys and values [n, head]; out [head, count]; scores: room for [n, V vectors].
+// Rows of queries and of out are `wide` numbers apart; after a row of queries up to a vector more is read, never written.
 template <int V>
-static void attend(const float* q, const float* keys, const float* values, int64_t place, int64_t n, int64_t head, float* scores, float* out) {
+static void attend(const float* q, const float* keys, const float* values, int64_t place, int64_t n, int64_t head, int64_t wide, int64_t count,
+                   float* scores, float* out) {
     vec most[V], total[V] = {};
     for (int v = 0; v < V; v++) most[v] = splat(-INFINITY);
     for (int64_t tile = 0; tile < tiles_of(n); tile++)
-        rows_of_tile<V>(Matrix<false>{keys, place}, q, head, n, tile, [&](int64_t i, int v, vec sum) {
+        rows_of_tile<V>(Matrix<false>{keys, place}, q, wide, head, n, tile, [&](int64_t i, int v, vec sum) {
             store(scores + (i * V + v) * LANES, sum);
             most[v] = sum > most[v] ? sum : most[v];
         });
@@ -114,7 +127,10 @@ static void attend(const float* q, const float* keys, const float* values, int64
         }
     for (int v = 0; v < V; v++) total[v] = 1.0f / total[v];
     for (int64_t tile = 0; tile < tiles_of(head); tile++)
-        rows_of_tile<V>(Matrix<true>{values, place}, scores, n, head, tile, [&](int64_t i, int v, vec sum) {
-            store(out + (i * V + v) * LANES, sum * total[v]);
+        rows_of_tile<V>(Matrix<true>{values, place}, scores, V * LANES, n, head, tile, [&](int64_t i, int v, vec sum) {
+            float* to = out + i * wide + v * LANES;
+            sum *= total[v];
+            if ((v + 1) * LANES <= count) store(to, sum);
+            else std::memcpy(to, &sum, (count - v * LANES) * sizeof(float));
         });
 }
