@@ -39,8 +39,6 @@ class ReplicaSettings(_Strict):
     """Number format of the weights."""
     steps: int | None = Field(default=None, ge=1)
     """Euler steps of the solver; None: the policy's own. Fewer are faster and less exact."""
-    int8: bool = False
-    """The wide expert of a mixture in 8 bits; on the CPU, beside float32. Faster, and actions change by thousandths of their range."""
     torch_threads: int = Field(default=1, ge=1)
     """Threads that one replica computes with on the CPU."""
     surge_percent: int = Field(default=100, ge=0, le=100)

@@ -31,7 +31,7 @@ class Replica:
         settings = ServeApp.model_validate(config)
         torch.set_num_threads(settings.replica.torch_threads)
         device, dtype = "cuda" if settings.replica.gpus else "cpu", getattr(torch, settings.replica.dtype)
-        policy = apart(lambda: Policy.load(uri, device, dtype, settings.replica.steps, settings.replica.int8))
+        policy = apart(lambda: Policy.load(uri, device, dtype, settings.replica.steps))
         contract = PolicyContract.model_validate(expected)
         if policy.id != contract.policy_id:
             raise GwpError(f"{uri}: holds policy {policy.id}, {contract.policy_id} was deployed; deploy again")

@@ -1,41 +1,42 @@
-"""The layers of a pass by torch's own operators: on a GPU, in bf16, in 8 bits, and where there is no compiler.
+"""The layers of a pass by torch's own operators: on a GPU, in bf16, and where there is no compiler.
 
 Shape legend: B batch, L tokens of a pass, D expert width, I inner width, H heads, h head width.
 """
 
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from gwp.model.block import Block, ExpertBlock
 from gwp.model.config import Group, ModelConfig
 from gwp.model.layout import Cache, Layers, Layout, Noise, Piece, TextKeys, join
-from gwp.model.products import PackedLinear, attention
+
+_Linear = tuple[Tensor, Tensor]
 
 
 @dataclass(frozen=True)
 class _Layer:
-    """One expert of one layer; norms in fp32."""
+    """One expert of one layer: weights and biases of its linear maps, norms in fp32."""
 
-    qkv: PackedLinear
+    qkv: _Linear
     qk_norm: Tensor
-    out: PackedLinear
+    out: _Linear
     norm2: tuple[Tensor, Tensor]
-    text_q: PackedLinear
-    text_out: PackedLinear
-    up: PackedLinear
-    down: PackedLinear
+    text_q: _Linear
+    text_out: _Linear
+    up: _Linear
+    down: _Linear
 
 
 @dataclass(frozen=True)
 class _View:
     """What a pass meets in one layer; keys and values `[B, H, places, h]`.
 
-    write: expert -> where its keys and values go, per run of places; seen: per segment of queries; text: expert -> its instruction;
-    keys that are seen are transposed `[B, H, h, places]`
+    write: expert -> where its keys and values go, per run of places; seen: per segment of queries; text: expert -> its instruction
     """
 
     write: dict[str, list[tuple[slice, Tensor, Tensor]]]
@@ -52,18 +53,20 @@ class _Pass:
     views: list[_View]
 
 
-def _pack(block: ExpertBlock, scale: float, int8: bool) -> _Layer:
+def _pack(block: ExpertBlock, scale: float) -> _Layer:
     joint, cross, feed = block.attn1, block.attn2, block.ffn.net
+
+    def of(*modules: nn.Module) -> _Linear:
+        found = [linear(module) for module in modules]
+        weights, biases = [m.weight.detach() for m in found], [m.bias.detach() for m in found]
+        return (weights[0], biases[0]) if len(found) == 1 else (torch.cat(weights), torch.cat(biases))
+
     return _Layer(
-        qkv=PackedLinear(joint.to_q, joint.to_k, joint.to_v, int8=int8),
+        qkv=of(joint.to_q, joint.to_k, joint.to_v),
         # Attention then needs no scale of its own.
         qk_norm=torch.stack([joint.norm_q.weight.float() * scale, joint.norm_k.weight.float()]),
-        out=PackedLinear(linear(joint.to_out[0]), int8=int8),
-        norm2=(block.norm2.weight.float(), block.norm2.bias.float()),
-        text_q=PackedLinear(cross.to_q, int8=int8),
-        text_out=PackedLinear(linear(cross.to_out[0]), int8=int8),
-        up=PackedLinear(linear(feed[0].get_submodule("proj")), int8=int8),
-        down=PackedLinear(linear(feed[2]), int8=int8),
+        out=of(joint.to_out[0]), norm2=(block.norm2.weight.float(), block.norm2.bias.float()), text_q=of(cross.to_q),
+        text_out=of(cross.to_out[0]), up=of(feed[0].get_submodule("proj")), down=of(feed[2]),
     )
 
 
@@ -74,17 +77,14 @@ def linear(module: nn.Module) -> nn.Linear:
 
 
 class EagerLayers:
-    """The blocks of a model, weights shared where they need no packing. No per-request state.
+    """The blocks of a model, weights shared but for queries, keys and values in one. No per-request state."""
 
-    int8: experts whose products are computed in 8 bits (CPU, fp32).
-    """
-
-    def __init__(self, blocks: Sequence[Block], config: ModelConfig, int8: Collection[str] = ()) -> None:
+    def __init__(self, blocks: Sequence[Block], config: ModelConfig) -> None:
         self.config = config
         weight = blocks[0].expert(next(iter(config.experts))).attn1.to_q.weight
         self._eps = torch.tensor(config.eps, device=weight.device)
         scale = config.attention_head_dim**-0.5
-        self.layers = [{e: _pack(block.expert(e), scale, e in int8) for e in config.experts} for block in blocks]
+        self.layers = [{e: _pack(block.expert(e), scale) for e in config.experts} for block in blocks]
 
     def prepare(self, layout: Layout, cache: Cache, text: TextKeys) -> Layers:
         """For passes of `layout` beside these buffers. Takes as long as two layers."""
@@ -93,8 +93,8 @@ class EagerLayers:
         views = [
             _View(
                 {e: _runs(mine, cache.keys[i], cache.values[i]) for e, mine in layout.pieces.items()},
-                [(cache.keys[i][:, :, : first + end].mT, cache.values[i][:, :, : first + end]) for _, end in segments],
-                {e: (text.keys[e][i].mT, text.values[e][i]) for e in layout.pieces},
+                [(cache.keys[i][:, :, : first + end], cache.values[i][:, :, : first + end]) for _, end in segments],
+                {e: (text.keys[e][i], text.values[e][i]) for e in layout.pieces},
             )
             for i in range(self.config.num_layers)
         ]
@@ -112,10 +112,11 @@ class EagerLayers:
             attended = self._attend(queries, through, view.seen)
             for e, x in streams.items():
                 layer = layers[e]
-                x = _gated(x, layer.out(attended[e]), mods[e], 2)
+                x = _gated(x, F.linear(attended[e], *layer.out), mods[e], 2)
                 x = self._cross_attention(layer, x, *view.text[e])
                 y = _modulated(x, mods[e], 3, self.config.eps)
-                streams[e] = _gated(x, layer.down(layer.up(y, gelu=True)), mods[e], 5)
+                y = F.linear(F.gelu(F.linear(y, *layer.up), approximate="tanh"), *layer.down)
+                streams[e] = _gated(x, y, mods[e], 5)
         return streams
 
     def _project(
@@ -123,7 +124,7 @@ class EagerLayers:
     ) -> Tensor:
         """Queries `[B, H, L_e, h]`; keys and values go into the cache."""
         inner, heads = self.config.width, self.config.num_attention_heads
-        y = layer.qkv(_modulated(x, mods, 0, self.config.eps))
+        y = F.linear(_modulated(x, mods, 0, self.config.eps), *layer.qkv)
         qk = y[..., : 2 * inner].unflatten(-1, (2, inner))
         turn = torch.view_as_complex(rotation * inverse_rms(qk, self._eps)[..., None, None])
         pairs = torch.view_as_complex((qk * layer.qk_norm).unflatten(-1, (heads, -1, 2)))
@@ -135,9 +136,9 @@ class EagerLayers:
         return _as(q, x)
 
     def _cross_attention(self, layer: _Layer, x: Tensor, keys: Tensor, values: Tensor) -> Tensor:
-        q = layer.text_q(layer_norm(x, layer.norm2, self.config.eps))
+        q = F.linear(layer_norm(x, layer.norm2, self.config.eps), *layer.text_q)
         q = _as(q * inverse_rms(q, self._eps), x).unflatten(-1, (self.config.num_attention_heads, -1)).transpose(1, 2)
-        return layer.text_out(attention(q, keys, values), add=x)
+        return F.linear(attention(q, keys, values), *layer.text_out).add_(x)
 
     def _attend(self, queries: dict[str, Tensor], through: _Pass, seen: list[tuple[Tensor, Tensor]]) -> dict[str, Tensor]:
         """Each segment of queries sees the cache up to its own end. Returns `[B, L_e, I]` per expert."""
@@ -152,6 +153,11 @@ class EagerLayers:
         return {
             e: join([out[:, at[p.group] : at[p.group] + p.stop - p.start] for p in mine]) for e, mine in through.layout.pieces.items()
         }
+
+
+def attention(q: Tensor, keys: Tensor, values: Tensor) -> Tensor:
+    """softmax(q k) v from `[B, H, L, h]` and `[B, H, N, h]` to `[B, L, H * h]`; the scale is in the queries."""
+    return F.scaled_dot_product_attention(q, keys, values, scale=1.0).transpose(1, 2).flatten(2)
 
 
 # Tokens of a stream, and the six modulations of their noise.

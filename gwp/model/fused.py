@@ -40,12 +40,9 @@ class FusedTransformer:
 
     The model itself is not kept: dropped by its owner, what is not shared leaves memory. Every method is to be called in
     `torch.inference_mode()`, with tensors on the model's device.
-
-    int8: experts whose products are computed in 8 bits (CPU, fp32). Inputs are scaled by the largest number of a call, so that a
-    result then depends on everything it is computed together with.
     """
 
-    def __init__(self, model: WorldActionTransformer, int8: Collection[str] = ()) -> None:
+    def __init__(self, model: WorldActionTransformer) -> None:
         self.config = model.config
         self.dtype, self.device = model.proj_out.weight.dtype, model.proj_out.weight.device
         self._conditions = {e: model.condition(e) for e in self.config.experts}
@@ -55,10 +52,8 @@ class FusedTransformer:
         self._rotations: dict[tuple[object, ...], Tensor] = {}
         blocks = [block for block in model.blocks if isinstance(block, Block)]
         compiled = library() if self.device.type == "cpu" and self.dtype is torch.float32 else None
-        self._int8 = frozenset(int8)
         with torch.inference_mode():
-            self._rough = EagerLayers(blocks, self.config, int8) if int8 else None
-            self.layers = NativeLayers(blocks, self.config, compiled) if compiled else self._rough or EagerLayers(blocks, self.config)
+            self.layers = NativeLayers(blocks, self.config, compiled) if compiled else EagerLayers(blocks, self.config)
         self._text = [{e: _text_projection(block.expert(e).attn2) for e in self.config.experts} for block in blocks]
         self._tables = [{e: block.expert(e).scale_shift_table for e in self.config.experts} for block in blocks]
         self._out_tables = dict(model.out_tables.items())
@@ -113,8 +108,7 @@ class FusedTransformer:
             order.append(Piece(self.config.expert_of[group], group, start, start + stop - place, place, end))
             mine.append(order[-1])
         layout = Layout(pieces, order, {e: self._rotation(tokens, [p.group for p in mine]) for e, mine in pieces.items()})
-        layers = self._rough if self._rough and not self._int8.isdisjoint(pieces) else self.layers
-        return Pass(layout, layers.prepare(layout, cache, text), embodiment)
+        return Pass(layout, self.layers.prepare(layout, cache, text), embodiment)
 
     def run(self, tokens: Tokens, noise: dict[Group, Noise], through: Pass, heads: Collection[Group] = ()) -> Velocity:
         """One pass over the groups in `tokens`; their keys and values are written into the cache. Returns the velocities of `heads`.

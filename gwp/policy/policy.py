@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from gwp.errors import BundleError, GwpError
+from gwp.errors import BundleError
 from gwp.model.codecs.text import TextEncoder, TextTable, load_text_encoder
 from gwp.model.codecs.video import VideoCodec, load_video_codec
 from gwp.model.fused import FusedTransformer
@@ -73,13 +73,10 @@ class Policy:
 
     model: not kept; its weights live on, arranged for inference, on its device and in its dtype
     steps: Euler steps of the solver instead of the bundle's own; fewer are faster and less exact
-    int8:  the wide expert of a mixture, which sees observations, in 8 bits; on the CPU in fp32. Actions change by thousandths of their
-           range; GwpError where it is not to be had
     """
 
     def __init__(
-        self, bundle: Bundle, model: WorldActionTransformer, codec: VideoCodec, text: TextEncoder, steps: int | None = None,
-        int8: bool = False,
+        self, bundle: Bundle, model: WorldActionTransformer, codec: VideoCodec, text: TextEncoder, steps: int | None = None
     ) -> None:
         self.bundle = bundle
         self.contract = PolicyContract.from_bundle(bundle)
@@ -97,9 +94,7 @@ class Policy:
             window.chunk, (config.in_channels, canvas.height // self.codec.spatial, canvas.width // self.codec.spatial),
             (window.frames - 1) // self.codec.temporal,
         )
-        self.int8 = int8
-        fused = FusedTransformer(model, _eight_bits(model) if int8 else ())
-        self.solver = Solver(fused, shapes, steps or self.settings.steps, self.settings.shift)
+        self.solver = Solver(FusedTransformer(model), shapes, steps or self.settings.steps, self.settings.shift)
         self.device = self.solver.model.device
         # On the CPU a recording would only copy.
         self._single = RecordedSingle(self.solver, self.text.rows) if self.device.type == "cuda" else None
@@ -108,7 +103,7 @@ class Policy:
 
     @classmethod
     def load(
-        cls, uri: str | Path, device: str = "cpu", dtype: torch.dtype = torch.float32, steps: int | None = None, int8: bool = False
+        cls, uri: str | Path, device: str = "cpu", dtype: torch.dtype = torch.float32, steps: int | None = None
     ) -> "Policy":
         """From a path, `s3://bucket/bundle`, or `models:/name@alias`. Every hash, shape and width is checked."""
         place, registered = locate(str(uri))
@@ -118,7 +113,7 @@ class Policy:
             raise BundleError(f"{uri}: registered as policy {expected}, {place} holds {bundle.id}; promote it again")
         folder = bundle.folder
         model = load_model(folder / "model", device, dtype)
-        return cls(bundle, model, load_video_codec(folder / "codec"), load_text_encoder(folder / "text"), steps, int8)
+        return cls(bundle, model, load_video_codec(folder / "codec"), load_text_encoder(folder / "text"), steps)
 
     def with_steps(self, steps: int) -> "Policy":
         """The same policy with another number of Euler steps; weights and everything else are shared."""
@@ -235,12 +230,3 @@ class Policy:
 
     def _video(self, seen: Observed, future: Tensor) -> np.ndarray:
         return self.codec.decode(torch.cat([seen.reference, future], dim=2))[0].cpu().numpy()
-
-
-def _eight_bits(model: WorldActionTransformer) -> set[str]:
-    experts, weight = model.config.experts, model.proj_out.weight
-    if len(experts) == 1:
-        raise GwpError("int8 is for the wide expert of a mixture (gwp05); this model has one expert for everything, actions too")
-    if weight.device.type != "cpu" or weight.dtype != torch.float32:
-        raise GwpError(f"int8 runs on the CPU beside fp32, not on {weight.device.type} in {weight.dtype}; leave one of them out")
-    return {max(experts, key=lambda name: experts[name][0])}

@@ -63,10 +63,6 @@ def bench_act(
             )
 
     machine, ms, by_batch, by_steps = apart(passes)
-    eight = None
-    if family == "gwp05" and device == "cpu" and dtype == "float32":
-        eight = apart(lambda: _eight_bits(policy, random_policy(shape, family, steps[0], device, torch.float32, codec, int8=True),
-                                          batches[0], shape, repeats))
     prefix_tokens = {config.expert_of["S"]: 1}
     prefix_tokens[config.expert_of["R"]] = prefix_tokens.get(config.expert_of["R"], 0) + tokens["prefix"] - 1
     floor = acting_floor(solver.model, prefix_tokens, shape.chunk, shape.text[0], batches[0], steps[0], machine)
@@ -79,7 +75,7 @@ def bench_act(
         "hardware": _hardware(policy.device), "device": str(policy.device), "dtype": dtype, "threads": threads, "torch": torch.__version__,
         "warm_up": WARM_UP, "repeats": repeats, "cached": "prefix keys in act, step, imagine, joint_cached; text keys everywhere",
         "ms": ms, "by_batch": by_batch, "by_steps": by_steps, "phases_ms": phases,
-        "request_ms": request, "engine": engine, "codec": codec, "int8": eight,
+        "request_ms": request, "engine": engine, "codec": codec,
         "crowds": robots_table(policy, shape, p99_ms, seconds) if p99_ms else None, "trace": traced,
         "ratios": {
             "act_vs_joint": p50["joint"] / p50["act"],
@@ -154,17 +150,6 @@ def _cases(solver: Solver, given: _Given) -> dict[str, Callable[[], object]]:
         "step": lambda: solver.velocity(through, given.action, solver.level(0)),
         "bare_step": bare_step(solver, prefix),
     }
-
-
-def _eight_bits(exact: Policy, rough: Policy, batch: int, shape: Size, repeats: int) -> dict[str, float]:
-    """Acting with the wide expert in 8 bits beside the same in fp32, and how far its normalised actions are off."""
-    with torch.inference_mode():
-        given = {name: _Given.draw(policy.solver, batch, shape.text[0]) for name, policy in (("exact", exact), ("int8", rough))}
-        runs = {"exact": _acting(exact.solver, given["exact"]), "int8": _acting(rough.solver, given["int8"])}
-        ms = _measure(runs, repeats, exact.device)
-        error = runs["int8"]() - runs["exact"]()
-    return {"act_ms": ms["int8"]["p50"], "gain": ms["exact"]["p50"] / ms["int8"]["p50"], "rms": float(error.square().mean().sqrt()),
-            "max": float(error.abs().max())}
 
 
 def _measure(cases: Mapping[str, Callable[[], object]], repeats: int, device: torch.device) -> dict[str, dict[str, float]]:

@@ -31,18 +31,10 @@ def table(r: dict[str, Any]) -> str:
         f"  this machine: {floors['gflops_per_s']:.0f} GFLOP/s in one large product, {floors['gb_per_s']:.1f} GB/s reading",
         f"  floor of acting: {floors['gflop']:.1f} GFLOP, {floors['weights_gb']:.2f} GB of weights: {floors['ms']:.1f} ms",
         f"  acting is {floors['distance']:.2f}x its floor",
-        *_int8(r["int8"]),
         *_crowds(r["crowds"]),
         *_trace(r["trace"]),
         "  ratios: " + ", ".join(f"{name} {value:.2f}" for name, value in r["ratios"].items()),
     ])
-
-
-def _int8(eight: dict[str, float] | None) -> list[str]:
-    if eight is None:
-        return []
-    off = f"normalised actions off by {eight['rms']:.4f} rms, {eight['max']:.4f} at most"
-    return [f"  wide expert in int8: {eight['act_ms']:.1f} ms ({eight['gain']:.2f}x), {off}"]
 
 
 def _crowds(crowds: dict[str, Any] | None) -> list[str]:

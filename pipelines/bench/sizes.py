@@ -59,7 +59,7 @@ SIZES = {
 
 
 def random_policy(
-    size: Size, family: Family, steps: int, device: str, dtype: torch.dtype, codec: str = "pca", int8: bool = False
+    size: Size, family: Family, steps: int, device: str, dtype: torch.dtype, codec: str = "pca"
 ) -> Policy:
     """A whole policy of this shape with random weights, made where they will be used.
 
@@ -76,7 +76,7 @@ def random_policy(
     bundle = Bundle(Path(f"random {family}"), "random", settings, {"arm": arm}, {"arm": Stats(feature, feature).to_json()}, {})
     model = _random_model(size.config(family), torch.device(device), dtype)
     made = _random_wan(size.channels, dtype) if codec == "wan" else _random_pca(size)
-    return Policy(bundle, model, made, HashedTextEncoder(dim=size.text[1], rows=size.text[0]), int8=int8)
+    return Policy(bundle, model, made, HashedTextEncoder(dim=size.text[1], rows=size.text[0]))
 
 
 def _random_model(config: ModelConfig, device: torch.device, dtype: torch.dtype) -> WorldActionTransformer:

@@ -29,9 +29,6 @@ def test_the_verb_writes_every_figure_and_a_picture(tmp_path, family):
     assert result["by_batch"].keys() == {"1", "2"}
     assert result["by_steps"].keys() == {"1", "2"}
     assert {"hardware", "dtype", "threads", "torch", "warm_up", "cached"} <= result.keys()
-    # A model with one expert has no wide one.
-    assert (result["int8"] is None) == (family == "gwp0")
-    assert family == "gwp0" or result["int8"]["rms"] <= result["int8"]["max"]
     # Nobody answers within a tenth of a millisecond.
     assert result["crowds"]["robots"] == 0
     assert [row["robots"] for row in result["crowds"]["rows"]] == [1]

@@ -96,17 +96,6 @@ def test_rows_at_different_steps_share_a_pass(case):
 
 
 @torch.inference_mode()
-def test_packed_weights_change_nothing_but_speed(case, monkeypatch):
-    plain = case.solver.act(case.observe(), case.tokens.action)
-    monkeypatch.setattr("gwp.model.products._PACKED", 0)
-    monkeypatch.setattr("gwp.model.fused.library", lambda: None)
-    packed = Solver(FusedTransformer(case.model), case.solver.shapes, STEPS)
-    assert all(layer[e].up.packed for layer in packed.model.layers.layers for e in layer)
-    prefix = packed.observe(case.tokens.state, case.tokens.reference, packed.model.text_keys(case.text), case.ids)
-    same(packed.act(prefix, case.tokens.action), plain)
-
-
-@torch.inference_mode()
 def test_a_prefix_is_not_touched_by_what_follows(case):
     prefix = case.observe()
     end = prefix.cache.places["A"][0]

@@ -5,12 +5,9 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-import torch
 
-from gwp.errors import BundleError, GwpError, ObservationError
+from gwp.errors import BundleError, ObservationError
 from gwp.policy.bundle import read_bundle, read_id, seal
-from gwp.policy.engine.engine import Engine
-from gwp.policy.engine.schedule import EngineSettings
 from gwp.policy.policy import Policy
 from gwp.protocol.messages import Observation
 from tests.tiny import TINY_ARM, make_tiny_bundle
@@ -137,22 +134,3 @@ def test_every_embodiment_of_the_bundle_is_announced(policy):
     told = policy.contract.metadata()
     assert told["policy_id"] == policy.id
     assert told["embodiment"] == TINY_ARM.name
-
-
-def test_eight_bits_for_the_wide_expert_change_actions_by_little(tmp_path):
-    folder = make_tiny_bundle(tmp_path, "gwp05")
-    exact, rough = Policy.load(folder), Policy.load(folder, int8=True)
-    errors = np.stack([rough.act(observe(s)).actions - exact.act(observe(s)).actions for s in range(8)])
-    spread = np.std([exact.act(observe(s)).actions for s in range(8)])
-    assert 0 < np.sqrt((errors**2).mean()) < 0.02 * spread
-    # Robots encoded together would share a scale.
-    with Engine(rough, EngineSettings(group=4)) as engine:
-        futures = [engine.submit(observe(s)) for s in range(8)]
-        for seed, future in enumerate(futures):
-            np.testing.assert_allclose(future.result(60).actions, rough.act(observe(seed)).actions, atol=1e-5)
-
-
-@pytest.mark.parametrize(("family", "how", "word"), [("gwp0", {}, "mixture"), ("gwp05", {"dtype": torch.bfloat16}, "fp32")])
-def test_eight_bits_where_they_are_not_to_be_had_are_refused(tmp_path, family, how, word):
-    with pytest.raises(GwpError, match=word):
-        Policy.load(make_tiny_bundle(tmp_path, family), int8=True, **how)

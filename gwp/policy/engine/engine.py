@@ -55,9 +55,6 @@ class Engine:
 
     def __init__(self, policy: Policy, settings: EngineSettings | None = None, clock: Callable[[], float] = time.monotonic) -> None:
         settings = settings or EngineSettings()
-        if policy.int8:
-            # Its inputs are scaled by the largest number of a call: encoded together, robots would change each other's actions.
-            settings = settings.model_copy(update={"group": 1})
         self.policy, self._clock = policy, clock
         self._solver = policy.solver
         self._schedule = Schedule(settings.slots, settings.group, self._solver.steps, settings.max_delay)
