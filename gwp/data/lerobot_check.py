@@ -1,8 +1,12 @@
-"""Whether the files of a LeRobot set hold what its metadata say."""
+"""Whether the files of a LeRobot set hold what its metadata say.
+
+Only what is wrong with a file is a reason to leave an episode out. Storage that does not answer raises: the next try may find all of it.
+"""
 
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
@@ -11,8 +15,9 @@ from gwp import storage
 from gwp.data.lerobot_repair import mend_starts
 from gwp.data.robot_set import Episode, RobotSet
 from gwp.data.source import Source
+from gwp.data.vectors import parquet_errors
 from gwp.data.video import VideoInfo, open_video, probe
-from gwp.errors import DataError, GwpError
+from gwp.errors import DataError
 
 
 class EpisodeCheck:
@@ -37,9 +42,10 @@ class EpisodeCheck:
         """Episode -> first row and number of rows in a data file, or why it cannot be read."""
         if file not in self._rows:
             try:
-                self._rows[file] = self._read_rows(file)
-            except (GwpError, OSError, pa.ArrowException) as error:
-                self._rows[file] = str(error) if isinstance(error, GwpError) else f"{file} cannot be read as Parquet ({error})"
+                with parquet_errors(file):
+                    self._rows[file] = self._read_rows(file)
+            except DataError as error:
+                self._rows[file] = str(error)
         return self._rows[file]
 
     def _read_rows(self, file: str) -> dict[int, tuple[int, int]]:
@@ -50,6 +56,8 @@ class EpisodeCheck:
             self._columns[file] = set(parquet.schema_arrow.names)
             if not self.set.version.startswith("v3."):
                 return {-1: (0, parquet.metadata.num_rows)}
+            if "episode_index" not in self._columns[file]:
+                return self._counted(file, parquet.metadata.num_rows)
             indices = parquet.read(columns=["episode_index"])["episode_index"].combine_chunks()
         runs = pc.run_end_encode(indices, run_end_type=pa.int64())
         result: dict[int, tuple[int, int]] = {}
@@ -60,6 +68,14 @@ class EpisodeCheck:
             result[episode] = (start, end - start)
             start = end
         return result
+
+    def _counted(self, file: str, rows: int) -> dict[int, tuple[int, int]]:
+        """First row and number of rows of each episode of a file that does not say whose its rows are, where the counts agree."""
+        held = [e for e in self.set.episodes if e.data_file == file]
+        if sum(e.length for e in held) != rows:
+            raise DataError(f"{file} has no column episode_index, and {rows} rows where its episodes have {sum(e.length for e in held)}")
+        starts = np.cumsum([0, *(e.length for e in held)]).tolist()
+        return {e.index: (start, e.length) for e, start in zip(held, starts, strict=False)}
 
     def video(self, file: str) -> VideoInfo | str:
         """Facts of a video file, or why it cannot be read."""
@@ -73,7 +89,7 @@ class EpisodeCheck:
         try:
             with open_video(storage.join(self.set.uri, file), self.set.files[file]) as handle:
                 return probe(handle)
-        except (GwpError, OSError) as error:
+        except DataError as error:
             return f"{file} {error}"
 
     def check(self, episode: Episode, cameras: list[str], vectors: bool) -> int:
