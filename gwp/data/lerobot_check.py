@@ -26,7 +26,7 @@ class EpisodeCheck:
     def __init__(self, data: RobotSet) -> None:
         self.set = data
         self._rows: dict[str, dict[int, tuple[int, int]] | str] = {}
-        self._columns: dict[str, set[str]] = {}
+        self._columns: dict[str, dict[str, pa.DataType]] = {}
         self._videos: dict[str, VideoInfo | str] = {}
 
     def look(self, episodes: list[Episode], cameras: list[str], vectors: bool) -> None:
@@ -48,12 +48,16 @@ class EpisodeCheck:
                 self._rows[file] = str(error)
         return self._rows[file]
 
+    def columns(self, file: str) -> dict[str, pa.DataType]:
+        """Columns of a data file and their types; none where it cannot be read."""
+        return {} if isinstance(self.rows(file), str) else self._columns[file]
+
     def _read_rows(self, file: str) -> dict[int, tuple[int, int]]:
         if file not in self.set.files:
             raise DataError(f"{file} is missing")
         with storage.open_read(storage.join(self.set.uri, file)) as handle:
             parquet = pq.ParquetFile(handle)
-            self._columns[file] = set(parquet.schema_arrow.names)
+            self._columns[file] = dict(zip(parquet.schema_arrow.names, parquet.schema_arrow.types, strict=True))
             if not self.set.version.startswith("v3."):
                 return {-1: (0, parquet.metadata.num_rows)}
             if "episode_index" not in self._columns[file]:
@@ -109,7 +113,7 @@ class EpisodeCheck:
         rows = self.rows(episode.data_file)
         if isinstance(rows, str):
             raise DataError(rows)
-        if missing := columns - self._columns[episode.data_file]:
+        if missing := columns - self._columns[episode.data_file].keys():
             raise DataError(f"{episode.data_file} has no column {' and '.join(sorted(missing))}")
         first, count = rows.get(episode.index if self.set.version.startswith("v3.") else -1, (0, 0))
         if count != episode.length:
@@ -140,12 +144,12 @@ class EpisodeCheck:
 
 
 def usable_episodes(
-    data: RobotSet, source: Source, cameras: list[str]
+    data: RobotSet, source: Source, cameras: list[str], check: EpisodeCheck | None = None
 ) -> tuple[list[tuple[Episode, int]], list[tuple[Episode, str]]]:
     """Chosen episodes with their first row in the data file, and those that cannot be used with the reason."""
     chosen = set(source.select([e.index for e in data.episodes]))
     episodes = [e for e in data.episodes if e.index in chosen]
-    check = EpisodeCheck(data)
+    check = check or EpisodeCheck(data)
     check.look(episodes, cameras, source.labelled)
     good, bad = [], []
     if data.version.startswith("v3."):
