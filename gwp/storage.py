@@ -39,6 +39,11 @@ def join(uri: str, *parts: str) -> str:
     return "/".join([uri.rstrip("/"), *(p.strip("/") for p in parts)])
 
 
+def absolute(uri: str) -> str:
+    """`uri` from wherever it is used: a local path from the root."""
+    return uri if is_remote(uri) else os.path.abspath(uri.removeprefix("file://"))
+
+
 def filesystem(uri: str) -> tuple[fsspec.AbstractFileSystem, str]:
     """The fsspec file system behind `uri` and the path inside it."""
     if uri.startswith("s3://"):

@@ -128,7 +128,7 @@ def _frames(source: Source, episode: Episode, cameras: dict[Slot, str], canvas: 
     """uint8 `[T, H, W, 3]` of the window in the middle of an episode."""
     video = source.model_copy(update={"embodiment": None, "cameras": cameras, "episodes": str(episode.index)})
     found = build_manifest([video], embodiments={}, window=window, clip=_CLIP)
-    samples, failed = decode_samples(found.rows([found.table.num_rows // 2]), SampleSpec(canvas, window, _CLIP, {}, {}, 1, False, 0))
+    samples, failed = decode_samples(found.rows([len(found) // 2]), SampleSpec(canvas, window, _CLIP, {}, {}, 1, False, 0))
     if failed:
         raise DataError(failed[0][1])
     frames: np.ndarray = samples[0]["frames"]
@@ -142,7 +142,7 @@ def _clips(source: Source) -> list[str]:
     except DataError as error:
         return [*parts, f"<p>{escape(str(error))}</p>"]
     seen: dict[str, int] = {}
-    for i, name in enumerate(found.table["sample_id"].to_pylist()):
+    for i, name in enumerate(found.samples["sample_id"].to_pylist()):
         seen.setdefault(name.rsplit("/", 1)[0], i)
     spec = SampleSpec(Canvas(layout="single", width=208, height=160), Window(chunk=4, stride=1), _CLIP, {}, {}, 1, False, 0)
     texts = found.texts()
