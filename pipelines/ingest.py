@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import ray.data
-from ray.data import ExecutionOptions, ExecutionResources
+from ray.data import ExecutionOptions, ExecutionResources, TaskPoolStrategy
 
 from gwp.data.cached import Cache
 from gwp.data.canvas import SLOTS
@@ -78,7 +78,13 @@ def dataset(prepared: Prepared, step: int, samples_seen: int) -> Any:
     samples = ray.put((prepared.manifest, prepared.cached))
     decode = partial(_decode_row, samples=samples, spec=prepared.spec, cache=prepared.cache)
     some = ray.data.from_arrow([rows.slice(start, _TOGETHER) for start in range(0, max(1, rows.num_rows), _TOGETHER)])
-    return some.repartition(target_num_rows_per_block=1).map_batches(decode, batch_size=None, batch_format="pyarrow", zero_copy_batch=True)
+    single = some.repartition(target_num_rows_per_block=1)
+    # Ray Data has no public way to say that splitting costs no CPU. With one it would hold the only CPU of a small pool while it waits
+    # for decoding to take what it made, for ever; and one such task keeps ahead of any number that decode.
+    splitting = single._logical_plan.dag
+    splitting.ray_remote_args["num_cpus"] = 0
+    object.__setattr__(splitting, "compute", TaskPoolStrategy(size=1))
+    return single.map_batches(decode, batch_size=None, batch_format="pyarrow", zero_copy_batch=True)
 
 
 def _decode_row(table: pa.Table, samples: ray.ObjectRef, spec: SampleSpec, cache: Cache | None) -> dict[str, np.ndarray]:
