@@ -124,7 +124,7 @@ def test_a_run_goes_on_with_another_number_of_workers(mini: MiniCluster, recordi
     again = train(job(mini, recordings, "two-then-one", "run.keep=10", "run.record_samples=true", "cluster.workers=1"))
     _consumed_as_planned(first, again.uri, EVERY)
     manifest = Manifest.load(f"{again.uri}/manifest.parquet")
-    assert EVERY * 8 < len(make_plan(manifest, first.run.seed, 0, first.plan_rules).order)
+    assert len(make_plan(manifest, first.run.seed, 0, first.plan_rules).order) > EVERY * 8
     assert [e["step"] for e in resumptions(again.uri)] == [EVERY]
     assert (again.steps, again.samples) == (whole.steps, whole.samples)
     newest = find_committed(again.uri)[0][1]
