@@ -79,8 +79,8 @@ def dataset(prepared: Prepared, step: int, samples_seen: int) -> Any:
     decode = partial(_decode_row, samples=samples, spec=prepared.spec, cache=prepared.cache)
     some = ray.data.from_arrow([rows.slice(start, _TOGETHER) for start in range(0, max(1, rows.num_rows), _TOGETHER)])
     single = some.repartition(target_num_rows_per_block=1)
-    # Ray Data has no public way to say that splitting costs no CPU. With one it would hold the only CPU of a small pool while it waits
-    # for decoding to take what it made, for ever; and one such task keeps ahead of any number that decode.
+    # Ray Data has no public way to say that splitting costs no CPU. With one, a small pool splits all of a long plan before it decodes
+    # anything; and one such task keeps ahead of any number that decode. tests/cluster/test_stream.py notices when this changes.
     splitting = single._logical_plan.dag
     splitting.ray_remote_args["num_cpus"] = 0
     object.__setattr__(splitting, "compute", TaskPoolStrategy(size=1))
