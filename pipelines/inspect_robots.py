@@ -90,7 +90,7 @@ def moved(data: RobotSet, good: Sequence[Episode]) -> Iterator[Finding]:
     for episode in good:
         for camera, span in episode.videos.items():
             told = before[episode.index].videos.get(camera)
-            if told and not span.key and span.start != told.start:
+            if told and not span.key and span.rate is None and span.start != told.start:
                 yield Finding(
                     f"episode {episode.index}", f"{camera} starts at {span.start:.3f} s of {span.file} by count, the metadata say "
                     f"{told.start:.3f} s", "repaired", "the count is used",
@@ -132,6 +132,9 @@ def stream_findings(data: RobotSet, camera: str, found: list[VideoInfo] | str) -
         if len(kinds) > 1:
             told = ", ".join(f"{kind} in {n} files" for kind, n in kinds.most_common())
             yield Finding(camera, f"different {what}: {told}", "ignored", "each file is read as it is, and scaled to the canvas")
+    if any(abs(info.fps - data.fps) > 1e-5 * data.fps for info in found):
+        rates = ", ".join(f"{rate:g}" for rate in sorted({round(info.fps, 4) for info in found}))
+        yield Finding(camera, f"runs at {rates} Hz, the set at {data.fps:g} Hz", "repaired", "frames are found by position")
     shape = data.cameras[camera].get("shape")
     if isinstance(shape, (list, tuple)) and len(shape) == 3 and all(isinstance(n, int) for n in shape):
         declared = "x".join(map(str, shape))

@@ -7,6 +7,7 @@ timestamps drift and do not always start at 0, so they are not used.
 import hashlib
 import io
 import json
+from collections import Counter
 from collections.abc import Sequence
 from math import prod
 from typing import Any
@@ -56,6 +57,9 @@ def read_set(uri: str, state: Sequence[str] | None = None, action: Sequence[str]
         raise DataError(f"{uri}: broken metadata ({type(error).__name__}: {error}); write the set again") from error
     if not episodes:
         raise DataError(f"{uri}: the set has no episodes")
+    index, count = Counter(e.index for e in episodes).most_common(1)[0]
+    if count > 1:
+        raise DataError(f"{uri}: the metadata list episode {index} {count} times; remove all but one of them")
     digest = hashlib.sha256(raw)
     for name, size in sorted(files.items()):
         if name.startswith(("meta/", "data/", "video")):

@@ -19,6 +19,9 @@ from gwp.data.vectors import parquet_errors
 from gwp.data.video import VideoInfo, open_video, probe
 from gwp.errors import DataError
 
+_UNEVEN, _DRIFT = 0.45, 0.1
+"""Frames by which one may lie beside an even clock, and the clock of a file beside that of the set."""
+
 
 class EpisodeCheck:
     """Looks once into every file that episodes need and says which episodes are usable."""
@@ -131,16 +134,41 @@ class EpisodeCheck:
             raise DataError(info)
         if abs(info.fps - fps) > 0.01 * fps:
             raise DataError(f"{span.file} runs at {info.fps:g} Hz, the set at {fps:g} Hz")
+        if info.uneven > _UNEVEN:
+            raise DataError(f"{span.file}: frames lie up to {info.uneven:.1f} frames beside an even {info.fps:g} Hz, so which of them is of "
+                            "which row cannot be told; write it at a constant rate")
         if not self.set.version.startswith("v3."):
             frames = float(info.frames)
         elif span.end is not None:
-            frames = (span.end - span.start) * fps
+            # Seconds of the rows, or of the file, whose clock may be a little off.
+            frames = min(((span.end - span.start) * rate for rate in (fps, info.fps)), key=lambda n: abs(n - episode.length))
         else:
             frames = episode.length
         if abs(frames - episode.length) > 0.5:
             raise DataError(f"{camera} has {frames:.0f} frames, the episode has {episode.length} rows")
-        if span.start * fps + episode.length > info.frames + 0.5:
-            raise DataError(f"{camera} ends at frame {span.start * fps + episode.length:.0f} of {span.file}, which has {info.frames}")
+        first = _frame(span.start, fps, info.fps)
+        if first + episode.length > info.frames:
+            raise DataError(f"{camera} ends at frame {first + episode.length} of {span.file}, which has {info.frames}")
+
+
+    def timed(self, episode: Episode, cameras: list[str]) -> Episode:
+        """`episode` with the places of its frames on the clocks of the files, where those run a little off the rate of the set.
+
+        29.97 for 30 Hz is half a frame after 17 s, and from there on another frame.
+        """
+        videos = dict(episode.videos)
+        for camera in cameras:
+            span = videos[camera]
+            info = self.video(span.file) if not span.key else ""
+            if isinstance(info, VideoInfo) and abs(info.fps - self.set.fps) * info.frames > _DRIFT * self.set.fps:
+                end = None if span.end is None else span.end * self.set.fps / info.fps
+                videos[camera] = replace(span, start=_frame(span.start, self.set.fps, info.fps) / info.fps, end=end, rate=info.fps)
+        return replace(episode, videos=videos)
+
+
+def _frame(start_s: float, fps: float, own: float) -> int:
+    """Number of the frame at a start, which is in seconds of the rows or of the file: whichever gives a whole number more nearly."""
+    return min((round(start_s * rate) for rate in (fps, own)), key=lambda n: min(abs(start_s * rate - n) for rate in (fps, own)))
 
 
 def usable_episodes(
@@ -157,7 +185,7 @@ def usable_episodes(
     for episode in episodes:
         try:
             first = check.check(episode, cameras, source.labelled)
-            good.append((_placed(episode, first / data.fps), first))
+            good.append((check.timed(_placed(episode, first / data.fps), cameras), first))
         except DataError as error:
             bad.append((episode, str(error)))
     return good, bad

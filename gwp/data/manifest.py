@@ -123,7 +123,7 @@ def _add_robot(
         spans = [(slot, episode.videos[camera]) for slot, camera in cameras.items()]
         views = [
             {"slot": slot, "uri": storage.join(data.uri, v.file), "bytes": data.files[v.file] if v.bytes is None else v.bytes,
-             "start_s": v.start, "key": v.key, "offset": v.offset}
+             "start_s": v.start, "key": v.key, "offset": v.offset, "rate": v.rate}
             for slot, v in spans
         ]
         ids = [f"{data.fingerprint}/{episode.index:06d}/{k:06d}" for k in range(len(starts))]

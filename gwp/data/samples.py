@@ -20,6 +20,8 @@ _VIEW = pa.struct([
     ("slot", pa.string()), ("uri", pa.string()), ("bytes", pa.int64()), ("start_s", pa.float64()),
     # Pictures that are no video file: which ones, and the part of the file of that many bytes that holds them.
     ("key", pa.string()), ("offset", pa.int64()),
+    # Frames per second of the file, where it runs a little off the rate of the set.
+    ("rate", pa.float64()),
 ])
 PLACE = pa.schema([
     ("source", pa.int32()), ("kind", pa.string()), ("weight", pa.float64()), ("has_action", pa.bool_()),
