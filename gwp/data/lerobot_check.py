@@ -135,8 +135,8 @@ class EpisodeCheck:
         if abs(info.fps - fps) > 0.01 * fps:
             raise DataError(f"{span.file} runs at {info.fps:g} Hz, the set at {fps:g} Hz")
         if info.uneven > _UNEVEN:
-            raise DataError(f"{span.file}: frames lie up to {info.uneven:.1f} frames beside an even {info.fps:g} Hz, so which of them is of "
-                            "which row cannot be told; write it at a constant rate")
+            raise DataError(f"{span.file}: frames lie up to {info.uneven:.1f} frames beside an even {info.fps:g} Hz, so which of them is "
+                            "of which row cannot be told; write it at a constant rate")
         if not self.set.version.startswith("v3."):
             frames = float(info.frames)
         elif span.end is not None:
