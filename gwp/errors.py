@@ -14,7 +14,13 @@ class BundleError(GwpError):
 
 
 class DataError(GwpError):
-    """A data set that cannot be read as what it claims to be."""
+    """A data set that cannot be read as what it claims to be.
+
+    One line, whatever libraries say of damaged files: their bytes and line breaks are not passed on.
+    """
+
+    def __init__(self, message: str) -> None:
+        super().__init__(" ".join("".join(c if c.isprintable() else " " for c in message).split()))
 
 
 class MissingError(DataError):

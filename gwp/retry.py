@@ -64,13 +64,18 @@ def denied(error: BaseException) -> bool:
     return expired(error) or isinstance(error, PermissionError) or bool(_codes(error) & _DENIED_CODES)
 
 
+def patience_s() -> float:
+    """Seconds for which one operation is tried again."""
+    return float(os.environ.get(PATIENCE) or _PATIENCE_S)
+
+
 def patiently(work: Callable[[], T], renew: Callable[[], None]) -> T:
     """The result of `work`, tried again while what it raises is passing, for as long as the patience lasts.
 
     renew: forgets connections and credentials; called once when access is denied, because short-lived credentials are renewed in the
     environment or in files under the feet of a long run. The last error is raised as it came.
     """
-    deadline = time.monotonic() + float(os.environ.get(PATIENCE) or _PATIENCE_S)
+    deadline = time.monotonic() + patience_s()
     renewed, attempt = False, 0
     while True:
         try:

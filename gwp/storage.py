@@ -7,6 +7,7 @@ Throttling, server errors, resets and timeouts are tried again for a while (`gwp
 """
 
 import io
+import math
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -18,7 +19,7 @@ from urllib.parse import urlparse
 import fsspec
 
 from gwp.errors import GwpError, MissingError
-from gwp.retry import PATIENCE, expired, passing, patiently
+from gwp.retry import PATIENCE, expired, passing, patience_s, patiently
 
 T = TypeVar("T")
 
@@ -37,6 +38,11 @@ def is_remote(uri: str) -> bool:
 
 def join(uri: str, *parts: str) -> str:
     return "/".join([uri.rstrip("/"), *(p.strip("/") for p in parts)])
+
+
+def absolute(uri: str) -> str:
+    """`uri` from wherever it is used: a local path from the root."""
+    return uri if is_remote(uri) else os.path.abspath(uri.removeprefix("file://"))
 
 
 def filesystem(uri: str) -> tuple[fsspec.AbstractFileSystem, str]:
@@ -65,7 +71,10 @@ def arrow_filesystem(uri: str) -> tuple[Any, str]:
 
     if uri.startswith("s3://"):
         endpoint = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL")
-        kwargs: dict[str, Any] = {"region": os.environ.get("AWS_REGION", "us-east-1")}
+        # Each wait is about twice as long as the one before, from half a second on: together they come near our patience.
+        attempts = 2 + int(math.log2(max(1.0, patience_s())))
+        kwargs: dict[str, Any] = {"region": os.environ.get("AWS_REGION", "us-east-1"),
+                                  "retry_strategy": pafs.AwsStandardS3RetryStrategy(max_attempts=attempts)}
         if endpoint:
             parsed = urlparse(endpoint)
             kwargs |= {"endpoint_override": parsed.netloc, "scheme": parsed.scheme}

@@ -22,7 +22,7 @@ import torch
 from ray.data import ActorPoolStrategy, TaskPoolStrategy
 
 from gwp import storage
-from gwp.data.cached import CACHE, PLAN, Cache, Key, NumberFormat, Part, read_header, sample_names, shards_there, write_index
+from gwp.data.cached import CACHE, PLAN, Cache, Key, NumberFormat, Part, read_header, shards_there, write_index
 from gwp.data.manifest import Manifest
 from gwp.data.sample import SampleSpec
 from gwp.data.text import text_hash
@@ -33,7 +33,17 @@ from gwp.model.codecs.video import load_video_codec
 from pipelines.cache_shards import LatentWriter, TextWriter, decode_block, frame_shape
 from pipelines.config import config_hash
 from pipelines.ingest import POOL
-from pipelines.prepare import cache_key, init_uri, manifest_of, read_embodiments, resolve_embodiments, sample_spec, write_codec, write_text
+from pipelines.prepare import (
+    cache_key,
+    init_uri,
+    manifest_names,
+    manifest_of,
+    read_embodiments,
+    resolve_embodiments,
+    sample_spec,
+    write_codec,
+    write_text,
+)
 from pipelines.stage import TrainJob
 
 # These say how a stage trains, not what its samples and codecs are.
@@ -155,15 +165,16 @@ def plan_cache(
 
 def _shapes(manifest: Manifest, spec: SampleSpec) -> set[tuple[int, int, int, int]]:
     """Shapes `(T, H, W, 3)` of the frames that the manifest's samples have."""
-    kinds = manifest.table.select(["kind", "bucket"]).group_by(["kind", "bucket"]).aggregate([]).to_pylist()
-    return {frame_shape(row, spec) for row in kinds}
+    kinds = manifest.places["kind"].to_pylist()
+    pairs = np.unique(np.stack([manifest.place, manifest.column("bucket")], 1), axis=0).tolist()
+    return {frame_shape({"kind": kind, "bucket": bucket}, spec) for kind, bucket in {(kinds[place], bucket) for place, bucket in pairs}}
 
 
 def shard_rows(manifest: Manifest, job: TrainJob, samples_per_shard: int) -> pa.Table:
     """Manifest rows with `name` and `shard`, each name once, in the order of the manifest."""
-    names = sample_names(manifest.table, [s.uri for s in job.data.sources])
+    names = manifest_names(manifest, job)
     once = np.sort(np.unique(names.to_numpy(zero_copy_only=False).astype(str), return_index=True)[1])
-    table = manifest.table.take(pa.array(once)).append_column("name", names.take(pa.array(once)))
+    table = manifest.take(once).append_column("name", names.take(pa.array(once)))
     return table.append_column("shard", pa.array(np.arange(len(once)) // samples_per_shard, pa.int64()))
 
 
@@ -179,7 +190,8 @@ def text_rows(manifest: Manifest, job: TrainJob, files: bool = False) -> pa.Tabl
 
 def _embeddings(manifest: Manifest, job: TrainJob) -> dict[str, str]:
     """Name of a text -> its `t5_embedding/episode_XXXXXX.pt`, where the set of the first episode with that text has one."""
-    first = manifest.table.group_by("text_key", use_threads=False).aggregate([(n, "first") for n in ("sample_id", "source", "kind")])
+    of_places = manifest.take(np.unique(manifest.place, return_index=True)[1])
+    first = of_places.group_by("text_key", use_threads=False).aggregate([(n, "first") for n in ("sample_id", "source", "kind")])
     there = [storage.list_files(storage.join(s.uri, "t5_embedding")) for s in job.data.sources]
     found = {}
     for row in first.to_pylist():

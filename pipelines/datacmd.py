@@ -1,13 +1,15 @@
-"""What `gwp data stats` does."""
+"""What `gwp data stats` does, and how its options and those of `inspect` describe a set."""
 
 import argparse
 import json
 
 import numpy as np
+from pydantic import ValidationError
 
 from gwp import storage
 from gwp.data.embodiment import Embodiment
-from gwp.data.lerobot import infer_embodiment, read_set
+from gwp.data.robot_set import RobotSet, embodiment_of
+from gwp.data.robots import robots_at
 from gwp.data.source import Source, parse_ranges
 from gwp.data.stats import Stats, compute_stats
 from gwp.data.stats_files import import_stats, to_openpi
@@ -15,6 +17,16 @@ from gwp.data.window import Window
 from gwp.errors import GwpError
 from pipelines.config import load_config
 from pipelines.console import event, table
+
+
+def source_of(args: argparse.Namespace, uri: str, **more: str | None) -> Source:
+    """The source that the options describe. GwpError when one of them is none."""
+    columns = {name: tuple(given.split(",")) for name in ("state", "action") if (given := getattr(args, name))}
+    try:
+        return Source.model_validate({"uri": uri, "format": args.format, "fps": args.fps, "split": args.split, **columns, **more})
+    except ValidationError as error:
+        told = error.errors()[0]
+        raise GwpError(f"--{'.'.join(map(str, told['loc']))}: {told['msg'].removeprefix('Value error, ')}") from error
 
 
 def write_stats(args: argparse.Namespace) -> None:
@@ -49,7 +61,7 @@ def _computed(args: argparse.Namespace) -> tuple[Embodiment, Stats]:
     if chunk % 4:
         raise GwpError(f"--chunk {chunk}: the frames of a chunk must be 4n+1, so give a multiple of 4")
     embodiment = embodiment.model_copy(update={"chunk": chunk})
-    sources = [Source(uri=uri, format="lerobot", embodiment=embodiment.name, episodes=args.episodes) for uri in args.uris]
+    sources = [source_of(args, uri, embodiment=embodiment.name, episodes=args.episodes) for uri in args.uris]
     return embodiment, compute_stats(sources, embodiment, Window(chunk=chunk, stride=chunk // 4))
 
 
@@ -70,7 +82,8 @@ def _embodiment(args: argparse.Namespace) -> Embodiment:
         return load_config(args.embodiment, Embodiment)
     if not args.chunk:
         raise GwpError("give --chunk P, or --embodiment FILE with its chunk")
-    width = len(read_set(args.uris[0]).action_names)
+    data = _robots(args)
+    width = len(data.action_names)
     try:
         chosen = {i for part in parse_ranges(args.delta) for i in part} if args.delta else set()
     except ValueError as error:
@@ -78,4 +91,11 @@ def _embodiment(args: argparse.Namespace) -> Embodiment:
     if chosen and max(chosen) >= width:
         raise GwpError(f"--delta {args.delta}: {args.uris[0]} has {width} actions, 0 to {width - 1}")
     mask = tuple(i in chosen for i in range(width))
-    return infer_embodiment(args.uris[0], args.name, args.chunk, args.chunk, cameras={}, delta_mask=mask)
+    return embodiment_of(data, args.name, args.chunk, args.chunk, cameras={}, delta_mask=mask)
+
+
+def _robots(args: argparse.Namespace) -> RobotSet:
+    data = robots_at(source_of(args, args.uris[0]))
+    if data is None:
+        raise GwpError(f"{args.uris[0]}: no robot set there (plain videos have no state and action); check the URI")
+    return data

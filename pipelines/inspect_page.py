@@ -14,19 +14,21 @@ from gwp import storage
 from gwp.data.canvas import SLOTS, Canvas
 from gwp.data.embodiment import Slot
 from gwp.data.manifest import build_manifest
-from gwp.data.robot_set import RobotSet
+from gwp.data.robot_set import Episode, RobotSet
 from gwp.data.robots import robots_at, usable_episodes
 from gwp.data.sample import SampleSpec, decode_samples
 from gwp.data.source import Source
+from gwp.data.vectors import episode_vectors
 from gwp.data.window import ClipWindow, Window
 from gwp.errors import DataError
-from pipelines.inspect import read_episode
 from pipelines.report_charts import BLUE, CLAY, GRID, MUTED
 
-_WINDOW, _CLIP = Window(chunk=16, stride=4), ClipWindow(frames=5, fps=5)
+_CLIP = ClipWindow(frames=5, fps=5)
+_CHUNKS = (16, 8, 4)
+"""Lengths of the window that is shown; the longest that fits."""
 _SIZES = {"t": (320, 384), "horizontal": (480, 240), "single": (320, 240)}
-_CURVES = 24
-"""Dimensions drawn at most."""
+_CURVES, _VIDEOS = 24, 40
+"""Dimensions and videos shown at most."""
 
 _STYLE = """
 body { margin: 0; color: #22303c; font: 15px/1.5 Inter, "Segoe UI", "Helvetica Neue", Arial, sans-serif; }
@@ -87,37 +89,46 @@ def _table(rows: Sequence[dict[str, Any]], keys: Sequence[str]) -> str:
 
 
 def _robots(source: Source, data: RobotSet, layout: str | None) -> list[str]:
+    labelled = bool(data.state_names and data.action_names)
+    good, _ = usable_episodes(data, source.model_copy(update={"embodiment": "any" if labelled else None}), list(data.cameras))
+    episode, first = max(good, key=lambda g: g[0].length)
+    parts = _pictures(source, data, episode, layout)
+    if labelled:
+        state, action = episode_vectors(data, episode, first)
+        parts.append(f"<h2>Actions and state of episode {episode.index}</h2><p>Over seconds, in robot units.</p>")
+        parts.append(_curves(data, state, action))
+    return parts
+
+
+def _pictures(source: Source, data: RobotSet, episode: Episode, layout: str | None) -> list[str]:
+    """The middle of the longest episode by camera, and as the model sees it."""
+    chunk = next((c for c in _CHUNKS if c < episode.length), None)
+    if chunk is None or not data.cameras:
+        why = "no camera" if chunk else f"the longest episode has {episode.length} rows, too few for 5 frames"
+        return [f"<h2>Cameras</h2><p>Nothing to show: {why}.</p>"]
+    window = Window(chunk=chunk, stride=chunk // 4)
     cameras: dict[Slot, str] = dict(zip(SLOTS, data.cameras, strict=False))
-    parts = ["<h2>Cameras</h2><p>The middle of the first usable episode.</p><div class=row>"]
+    parts = [f"<h2>Cameras</h2><p>The middle of episode {episode.index}.</p><div class=row>"]
     for camera in data.cameras:
-        picture = _frames(source, {"front": camera}, Canvas(layout="single", width=320, height=240))
+        picture = _frames(source, episode, {"front": camera}, Canvas(layout="single", width=320, height=240), window)
         parts.append(_figure(picture[0], camera))
     layout = layout or ("t" if len(cameras) == 3 else "horizontal" if len(cameras) == 2 else "single")
     width, height = _SIZES[layout]
     canvas = Canvas(layout=layout, width=width, height=height, missing="grey")  # type: ignore[arg-type]
     shown = {"front": cameras["front"]} if layout == "single" else cameras
-    frames = _frames(source, shown, canvas)
+    frames = _frames(source, episode, shown, canvas, window)
     views = escape(", ".join(f"{s} = {c}" for s, c in shown.items()))
-    parts += ["</div><h2>What the model sees</h2>",
-              f"<p>Canvas '{layout}', {width}x{height}: {views}; every {_WINDOW.stride}th step of one window.</p>",
+    every = "every step" if window.stride == 1 else f"every {window.stride}th step"
+    parts += ["</div><h2>What the model sees</h2>", f"<p>Canvas '{layout}', {width}x{height}: {views}; {every} of one window.</p>",
               _figure(np.concatenate(list(frames), axis=1), "")]
-    good, _ = usable_episodes(data, source.model_copy(update={"embodiment": "any"}), list(data.cameras))
-    if data.state_names and data.action_names and good:
-        episode, first = good[0]
-        state, action = read_episode(data, episode, first)
-        title = f"<h2>Actions and state of episode {episode.index}</h2><p>Over seconds, in robot units.</p>"
-        parts += [title, _curves(data, state, action)]
     return parts
 
 
-def _frames(source: Source, cameras: dict[Slot, str], canvas: Canvas) -> np.ndarray:
-    """uint8 `[T, H, W, 3]` of the window in the middle of the first episode that can be read."""
-    video = source.model_copy(update={"embodiment": None, "cameras": cameras})
-    found = build_manifest([video], embodiments={}, window=_WINDOW, clip=_CLIP)
-    names = [i.rsplit("/", 1)[0] for i in found.table["sample_id"].to_pylist()]
-    middle = names.count(names[0]) // 2
-    spec = SampleSpec(canvas, _WINDOW, _CLIP, {}, {}, 1, False, 0)
-    samples, failed = decode_samples(found.rows([middle]), spec)
+def _frames(source: Source, episode: Episode, cameras: dict[Slot, str], canvas: Canvas, window: Window) -> np.ndarray:
+    """uint8 `[T, H, W, 3]` of the window in the middle of an episode."""
+    video = source.model_copy(update={"embodiment": None, "cameras": cameras, "episodes": str(episode.index)})
+    found = build_manifest([video], embodiments={}, window=window, clip=_CLIP)
+    samples, failed = decode_samples(found.rows([len(found) // 2]), SampleSpec(canvas, window, _CLIP, {}, {}, 1, False, 0))
     if failed:
         raise DataError(failed[0][1])
     frames: np.ndarray = samples[0]["frames"]
@@ -125,14 +136,17 @@ def _frames(source: Source, cameras: dict[Slot, str], canvas: Canvas) -> np.ndar
 
 
 def _clips(source: Source) -> list[str]:
-    found = build_manifest([source], embodiments={}, window=_WINDOW, clip=_CLIP)
     parts = ["<h2>Clips</h2><p>The first clip of each video as the model sees it, 5 frames at 5 Hz.</p>"]
+    try:
+        found = build_manifest([source], embodiments={}, window=Window(chunk=4, stride=1), clip=_CLIP)
+    except DataError as error:
+        return [*parts, f"<p>{escape(str(error))}</p>"]
     seen: dict[str, int] = {}
-    for i, name in enumerate(found.table["sample_id"].to_pylist()):
+    for i, name in enumerate(found.samples["sample_id"].to_pylist()):
         seen.setdefault(name.rsplit("/", 1)[0], i)
-    spec = SampleSpec(Canvas(layout="single", width=208, height=160), _WINDOW, _CLIP, {}, {}, 1, False, 0)
+    spec = SampleSpec(Canvas(layout="single", width=208, height=160), Window(chunk=4, stride=1), _CLIP, {}, {}, 1, False, 0)
     texts = found.texts()
-    for row in found.rows(list(seen.values())[:40]):
+    for row in found.rows(list(seen.values())[:_VIDEOS]):
         samples, failed = decode_samples([row], spec)
         caption = f"{row['sample_id'].split('/', 1)[1].rsplit('/', 1)[0]}: {texts[row['text_key']] or 'no caption'}"
         parts.append(_figure(np.concatenate(list(samples[0]["frames"]), axis=1), caption) if samples else f"<p>{escape(failed[0][1])}</p>")

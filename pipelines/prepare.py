@@ -6,7 +6,7 @@ events/, quarantine/, final/.
 
 import json
 import tempfile
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,7 @@ import torch
 from gwp import storage
 from gwp.data.cached import Cache, Key, NumberFormat, sample_names
 from gwp.data.embodiment import Embodiment
-from gwp.data.manifest import Manifest, build_manifest
+from gwp.data.manifest import SCHEMA, Manifest, build_manifest
 from gwp.data.plan import Rules, make_plan, plan_slice
 from gwp.data.robot_set import embodiment_of
 from gwp.data.robots import robots_at
@@ -44,12 +44,23 @@ class Prepared:
     uri: str
     job: TrainJob
     manifest: Manifest
+    fingerprint: str
+    """Of the manifest."""
     spec: SampleSpec
     config_hash: str
     init: str | None
     cache: Cache | None = None
     cached: pa.Array | None = None
     """Place of each manifest row in `cache`, as its `find` gives them."""
+
+    def slim(self) -> "Prepared":
+        """Without the samples, to be sent to many processes; those that need them call `whole`. Its manifest is empty."""
+        return replace(self, manifest=Manifest.of(SCHEMA.empty_table()), cached=None)
+
+    def whole(self) -> "Prepared":
+        """The inverse of `slim`, out of the run folder."""
+        manifest = Manifest.load(storage.join(self.uri, "manifest.parquet"))
+        return replace(self, manifest=manifest, cached=_places(self.job, manifest, self.cache))
 
 
 def run_uri(job: TrainJob) -> str:
@@ -101,7 +112,7 @@ def prepare(job: TrainJob) -> Prepared:
     # Last, so that a folder with job.json is complete.
     job_json = {"config_hash": digest, "job": job.model_dump(mode="json"), "init": init}
     storage.write_bytes(storage.join(uri, "job.json"), json.dumps(job_json, indent=1).encode())
-    return Prepared(uri, job, manifest, spec, digest, init, cache, _places(job, manifest, cache))
+    return Prepared(uri, job, manifest, manifest.fingerprint, spec, digest, init, cache, _places(job, manifest, cache))
 
 
 def _read(uri: str, job: TrainJob, digest: str) -> Prepared:
@@ -111,7 +122,8 @@ def _read(uri: str, job: TrainJob, digest: str) -> Prepared:
     if cache and cache.key != Key.model_validate_json(storage.read_bytes(storage.join(uri, "cache.json"))):
         raise GwpError(f"data.cache {cache.uri} is not the one that {uri} began with; give run.name another name")
     places = _places(job, manifest, cache)
-    return Prepared(uri, job, manifest, sample_spec(job, embodiments, stats), digest, init_uri(job), cache, places)
+    spec = sample_spec(job, embodiments, stats)
+    return Prepared(uri, job, manifest, manifest.fingerprint, spec, digest, init_uri(job), cache, places)
 
 
 def cache_key(job: TrainJob, manifest: Manifest, folder: Path, number_format: NumberFormat) -> Key:
@@ -124,7 +136,13 @@ def cache_key(job: TrainJob, manifest: Manifest, folder: Path, number_format: Nu
 
 
 def _places(job: TrainJob, manifest: Manifest, cache: Cache | None) -> pa.Array | None:
-    return cache.find("latents", sample_names(manifest.table, [s.uri for s in job.data.sources])) if cache else None
+    return cache.find("latents", manifest_names(manifest, job)) if cache else None
+
+
+def manifest_names(manifest: Manifest, job: TrainJob) -> pa.Array:
+    """`sample_names` of a whole manifest."""
+    roots = [storage.absolute(s.uri) for s in job.data.sources]
+    return pa.concat_arrays([pa.array([], pa.string()), *(sample_names(rows, roots) for rows in manifest.pieces())])
 
 
 def read_embodiments(uri: str) -> dict[str, Embodiment]:
@@ -201,7 +219,7 @@ def write_codec(job: TrainJob, init: str | None, manifest: Manifest, spec: Sampl
             raise GwpError(f"data.cache {job.data.cache} was made with a {found.kind} codec of {found.channels} channels and blocks of "
                            f"{found.spatial} pixels; correct codec, or make another cache with `gwp data cache`")
     elif job.codec.kind == "pca":
-        single = plan_slice(manifest, job.run.seed, 0, min(job.codec.fit_clips, manifest.table.num_rows), Rules.even(1))
+        single = plan_slice(manifest, job.run.seed, 0, min(job.codec.fit_clips, len(manifest)), Rules.even(1))
         frames, _ = decode_frames(manifest.rows(np.concatenate(single)), spec)
         clips = (torch.from_numpy(clip)[None] for clip in frames.values())
         PcaCodec.fit(clips, channels=job.codec.channels, spatial=job.codec.spatial).save(folder)

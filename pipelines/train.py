@@ -115,7 +115,7 @@ def _open_run(prepared: Prepared) -> str:
         return storage.read_bytes(place).decode()
     job = prepared.job
     run_id = create_run(job.run.experiment, f"{job.stage}/{job.run.name}", job.model_dump(mode="json"), prepared.uri, _parents(prepared))
-    log_inputs(run_id, prepared.manifest.fingerprint, prepared.manifest.table.num_rows, len(prepared.manifest.skipped))
+    log_inputs(run_id, prepared.fingerprint, len(prepared.manifest), len(prepared.manifest.skipped))
     storage.write_bytes(place, run_id.encode())
     return run_id
 
@@ -132,7 +132,7 @@ def _fit(prepared: Prepared, run_id: str) -> None:
     job = prepared.job
     filesystem, path = storage.arrow_filesystem(prepared.uri)
     selector = {"label_selector": {POOL: job.cluster.train_pool}} if job.cluster.train_pool else {}
-    loop_config: dict[str, Any] = {"prepared": prepared, "run_id": run_id, "tracking_uri": tracking_uri()}
+    loop_config: dict[str, Any] = {"prepared": prepared.slim(), "run_id": run_id, "tracking_uri": tracking_uri()}
     trainer = TorchTrainer(
         train_loop,
         train_loop_config=loop_config,

@@ -243,7 +243,7 @@ class _Loop:
             files = {f"state/{name}": meta for share in shares for name, meta in share.items()}
             commit(uri, Manifest(
                 files=files, step=self.step, samples_seen=self.samples_seen, world_size=self.world,
-                zero_stage=self.job.engine.zero_stage, plan_hash=self.prepared.manifest.fingerprint,
+                zero_stage=self.job.engine.zero_stage, plan_hash=self.prepared.fingerprint,
                 config_hash=self.prepared.config_hash, attempt=self.attempt,
             ))
             prune(self.prepared.uri, self.job.run.keep)

@@ -106,6 +106,8 @@ def _picks(table: pa.Table, roots: Sequence[str]) -> Iterable[tuple[str, str]]:
         inside = pc.replace_substring(uris, roots[number].rstrip("/"), "", max_replacements=1)
         uris = pc.if_else(pc.equal(source, number).combine_chunks(), inside, uris)
     parts = [flat.field("slot"), uris, *(pc.cast(flat.field(n), pa.string()) for n in ("start_s", "offset")), flat.field("key")]
+    # Nothing where there is none, so that names stay as they were.
+    parts[-1] = pc.binary_join_element_wise(parts[-1], pc.fill_null(pc.cast(flat.field("rate"), pa.string()), ""), "")
     shown = pc.binary_join_element_wise(*parts, "|", null_handling="replace")
     pictures = pc.binary_join(pa.ListArray.from_arrays(views.offsets, shown), ";")
     columns = ("sample_id", "kind", "bucket", "start", "length", "fps", "rows_per_step")

@@ -60,6 +60,9 @@ def read_clips(uri: str, format: str = "auto") -> ClipSet:  # noqa: A002
         sizes = {n: files[n] for n in sorted(files) if n.lower().endswith(EXTENSIONS)}
         if not sizes and format == "auto" and any(n.lower().endswith(TAR) for n in files):
             return _sharded(uri, uri, files)
+        if not files:
+            what = "a file, of no kind that is read" if storage.size_of(uri) is not None else "nothing there"
+            raise DataError(f"{uri}: {what}; give the folder or s3:// prefix of a set, or a video, HDF5 or tar file")
         if not sizes:
             others = "" if format == "clips" else f", {_OTHERS}"
             raise DataError(f"{uri}: no videos there ({', '.join(EXTENSIONS)}){others}; check the URI")

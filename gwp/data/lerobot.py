@@ -7,6 +7,7 @@ timestamps drift and do not always start at 0, so they are not used.
 import hashlib
 import io
 import json
+from collections import Counter
 from collections.abc import Sequence
 from math import prod
 from typing import Any
@@ -32,7 +33,7 @@ def is_lerobot(uri: str) -> bool:
 def read_set(uri: str, state: Sequence[str] | None = None, action: Sequence[str] | None = None) -> RobotSet:
     """Metadata of the set at `uri`. `state`, `action`: columns that make up the vectors, in place of the usual ones.
 
-    Raises DataError when it is no LeRobot set, is of another version, is empty, or has no such column.
+    Raises DataError when it is no LeRobot set, is of another version, is empty, has no such column, or its metadata are broken.
     """
     files = storage.list_files(uri)
     if INFO not in files:
@@ -43,23 +44,28 @@ def read_set(uri: str, state: Sequence[str] | None = None, action: Sequence[str]
         version, fps, features = str(info["codebase_version"]), float(info["fps"]), dict(info["features"])
         if not version.startswith(("v2.", "v3.")):
             raise DataError(f"{uri}: LeRobot format {version} is not read; convert the set to v2.1 or v3.0")
+        if not 0 < fps < float("inf"):
+            raise DataError(f"{uri}: {INFO} says {fps:g} Hz; correct `fps` there")
         read = _episodes_v3 if version.startswith("v3.") else _episodes_v2
         episodes = mend_paths(read(uri, info, files), files)
-    except (KeyError, ValueError, TypeError, IndexError, pa.ArrowException) as error:
+        columns = tuple(key for key, f in features.items() if f.get("dtype") not in ("video", "image", "string"))
+        state_keys = choose_columns(uri, "state", state, [(STATE,)], columns)
+        action_keys = choose_columns(uri, "action", action, [(ACTION,)], columns)
+        states, actions = ([_names(features[key], key) for key in keys] for keys in (state_keys, action_keys))
+        cameras = {key: f for key, f in features.items() if f.get("dtype") in ("video", "image") and not _is_depth(f)}
+    except (KeyError, ValueError, TypeError, IndexError, AttributeError, pa.ArrowException) as error:
         raise DataError(f"{uri}: broken metadata ({type(error).__name__}: {error}); write the set again") from error
     if not episodes:
         raise DataError(f"{uri}: the set has no episodes")
+    index, count = Counter(e.index for e in episodes).most_common(1)[0]
+    if count > 1:
+        raise DataError(f"{uri}: the metadata list episode {index} {count} times; remove all but one of them")
     digest = hashlib.sha256(raw)
     for name, size in sorted(files.items()):
         if name.startswith(("meta/", "data/", "video")):
             digest.update(f"{name}:{size}\n".encode())
         if "episodes" in name:
             digest.update(storage.read_bytes(storage.join(uri, name)))
-    columns = tuple(key for key, f in features.items() if f.get("dtype") not in ("video", "image", "string"))
-    state_keys = choose_columns(uri, "state", state, [(STATE,)], columns)
-    action_keys = choose_columns(uri, "action", action, [(ACTION,)], columns)
-    states, actions = ([_names(features[key], key) for key in keys] for keys in (state_keys, action_keys))
-    cameras = {key: f for key, f in features.items() if f.get("dtype") in ("video", "image") and not _is_depth(f)}
     absent = absent_cameras(episodes, cameras, files)
     cameras = {key: f for key, f in cameras.items() if key not in absent}
     return RobotSet(
@@ -77,7 +83,7 @@ def _pictures(info: dict[str, Any], data_file: str) -> dict[str, VideoSpan]:
 
 def _is_depth(feature: dict[str, Any]) -> bool:
     about = feature.get("info") or feature.get("video_info") or {}
-    return bool(about.get("video.is_depth_map") or about.get("is_depth_map"))
+    return isinstance(about, dict) and bool(about.get("video.is_depth_map") or about.get("is_depth_map"))
 
 
 def _names(feature: dict[str, Any], key: str) -> tuple[tuple[str, ...], bool]:
@@ -128,8 +134,15 @@ def _episodes_v2(uri: str, info: dict[str, Any], files: dict[str, int]) -> list[
     return episodes
 
 
-def _read_parquet(uri: str, columns: list[str] | None = None) -> pa.Table:
-    return pq.read_table(io.BytesIO(storage.read_bytes(uri)), columns=columns)
+def _read_parquet(uri: str) -> pa.Table:
+    """All columns but statistics, which are most of the file where there are many cameras. ValueError when it cannot be read so."""
+    raw = storage.read_bytes(uri)
+    try:
+        wanted = [c for c in pq.read_schema(io.BytesIO(raw)).names if not c.startswith("stats/")]
+        return pq.read_table(io.BytesIO(raw), columns=wanted)
+    except OSError as error:
+        # Damaged pages and footers, as Arrow tells them; no storage is involved here.
+        raise ValueError(f"{uri}: {error}") from error
 
 
 def _episodes_v3(uri: str, info: dict[str, Any], files: dict[str, int]) -> list[Episode]:
@@ -142,9 +155,7 @@ def _episodes_v3(uri: str, info: dict[str, Any], files: dict[str, int]) -> list[
     keys = [k for k, f in info["features"].items() if f.get("dtype") == "video"]
     episodes = []
     for name in sorted(n for n in files if n.startswith("meta/episodes/") and n.endswith(".parquet")):
-        raw = storage.read_bytes(storage.join(uri, name))
-        wanted = [c for c in pq.read_schema(io.BytesIO(raw)).names if not c.startswith("stats/")]
-        for row in pq.read_table(io.BytesIO(raw), columns=wanted).to_pylist():
+        for row in _read_parquet(storage.join(uri, name)).to_pylist():
             videos = {k: _span_v3(row, k, info) for k in keys if row.get(f"videos/{k}/file_index") is not None}
             data = str(info["data_path"]).format(chunk_index=row["data/chunk_index"], file_index=row["data/file_index"])
             videos |= _pictures(info, data)

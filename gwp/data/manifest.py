@@ -1,17 +1,9 @@
 """The manifest: one row per sample that a stage may read. Made once per run; every file is looked at once."""
 
-import hashlib
-import io
-import json
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
-from functools import cached_property
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
 from gwp import storage
 from gwp.data.buckets import Bucket
@@ -21,91 +13,20 @@ from gwp.data.embodiment import Embodiment, Slot
 from gwp.data.rates import steps_of
 from gwp.data.robot_set import RobotSet, check_embodiment, rows_per_step
 from gwp.data.robots import robots_at, usable_episodes
+from gwp.data.samples import SCHEMA, Manifest, Rows
 from gwp.data.source import Source
 from gwp.data.text import normalise, text_hash
 from gwp.data.window import ClipWindow, Window
 from gwp.errors import DataError
 
-_VIEW = pa.struct([
-    ("slot", pa.string()), ("uri", pa.string()), ("bytes", pa.int64()), ("start_s", pa.float64()),
-    # Pictures that are no video file: which ones, and the part of the file of that many bytes that holds them.
-    ("key", pa.string()), ("offset", pa.int64()),
-])
-SCHEMA = pa.schema([
-    # data set fingerprint / episode / row, or / file / milliseconds
-    ("sample_id", pa.string()), ("source", pa.int32()), ("kind", pa.string()), ("weight", pa.float64()), ("has_action", pa.bool_()),
-    # Which of the run's shapes the sample has.
-    ("bucket", pa.int64()), ("embodiment", pa.string()), ("embodiment_id", pa.int64()), ("text_key", pa.string()), ("fps", pa.float64()),
-    # Control step that the sample starts at, control steps of the episode, their rate (`fps`) and the rows of each; where the rows are.
-    ("start", pa.int64()), ("length", pa.int64()), ("rows_per_step", pa.float64()), ("format", pa.string()), ("data_file", pa.string()),
-    ("first_row", pa.int64()), ("rows", pa.int64()), ("data_offset", pa.int64()), ("data_bytes", pa.int64()),
-    ("state_keys", pa.list_(pa.string())), ("action_keys", pa.list_(pa.string())),
-    # Start in seconds: of the episode in that file (kind robot), of the sample (kind clip).
-    ("views", pa.list_(_VIEW)),
-])
-
-
-@dataclass(frozen=True)
-class Manifest:
-    """`table` as in SCHEMA; `skipped`: what is left out, each with `uri`, `item`, `reason` and whether it is `broken`; `rule`: what the
-    rows depend on."""
-
-    table: pa.Table
-    skipped: tuple[dict[str, Any], ...]
-    by_key: dict[str, str]
-    rule: dict[str, Any]
-
-    @cached_property
-    def fingerprint(self) -> str:
-        """sha256 of the samples in order and how they are cut, whatever folder or bucket they lie in."""
-        digest = hashlib.sha256(json.dumps(self.rule, sort_keys=True).encode())
-        for name in ("sample_id", "text_key"):
-            digest.update("\n".join(self.table[name].to_pylist()).encode())
-        digest.update(self.table["source"].to_numpy().tobytes())
-        return digest.hexdigest()
-
-    @cached_property
-    def files(self) -> np.ndarray:
-        """int64 `[samples]`: number of the file that each sample's first view lies in."""
-        views = self.table["views"].combine_chunks()
-        first = pc.list_element(views, 0) if len(views) else pa.array([], _VIEW)
-        uris = pc.fill_null(pc.struct_field(first, "uri"), "").dictionary_encode().indices.to_numpy(zero_copy_only=False)
-        offsets = pc.fill_null(pc.struct_field(first, "offset"), 0).to_numpy(zero_copy_only=False)
-        found: np.ndarray = np.unique(np.stack([uris.astype(np.int64), offsets.astype(np.int64)], 1), axis=0, return_inverse=True)[1]
-        return found.reshape(-1)
-
-    def rows(self, ids: Iterable[int]) -> list[dict[str, Any]]:
-        """Rows by position, as `decode_samples` takes them."""
-        rows: list[dict[str, Any]] = self.table.take(pa.array(np.fromiter(ids, np.int64))).to_pylist()
-        return rows
-
-    def texts(self) -> dict[str, str]:
-        """text_key -> normalised text of every instruction and caption."""
-        return dict(self.by_key)
-
-    def save(self, uri: str) -> None:
-        """Write one Parquet file."""
-        about = {"skipped": self.skipped, "texts": self.by_key, "rule": self.rule}
-        buffer = io.BytesIO()
-        pq.write_table(self.table.replace_schema_metadata({"gwp": json.dumps(about)}), buffer, compression="zstd")
-        storage.write_bytes(uri, buffer.getvalue())
-
-    @classmethod
-    def load(cls, uri: str) -> "Manifest":
-        """Read what `save` wrote. DataError for anything else."""
-        try:
-            table = pq.read_table(io.BytesIO(storage.read_bytes(uri)))
-            about = json.loads(table.schema.metadata[b"gwp"])
-            return cls(table.cast(SCHEMA).replace_schema_metadata(None), tuple(about["skipped"]), about["texts"], about["rule"])
-        except (pa.ArrowException, KeyError, TypeError, ValueError) as error:
-            raise DataError(f"{uri}: not a manifest of this version ({error}); build it again") from error
+__all__ = ["SCHEMA", "Manifest", "build_manifest"]
 
 
 class _Builder:
-    """Rows of one manifest while they are collected, column by column: there may be tens of millions."""
+    """A manifest while it is built."""
 
     def __init__(self) -> None:
-        self.tables: list[pa.Table] = []
+        self.rows = Rows()
         self.skipped: list[dict[str, Any]] = []
         self.texts: dict[str, str] = {}
         self.looked = 0
@@ -113,20 +34,11 @@ class _Builder:
     def skip(self, uri: str, item: str, reason: str, broken: bool = True) -> None:
         self.skipped.append({"uri": uri, "item": item, "reason": reason, "broken": broken})
 
-    def add(
-        self, ids: list[str], starts: np.ndarray, views: list[list[dict[str, Any]]], text: str, shared: dict[str, Any],
-        buckets: list[int] | None = None,
-    ) -> None:
-        """Samples of one file or episode: what differs by sample, and what they share."""
+    def key_of(self, text: str) -> str:
+        """Key of an instruction or caption, which is remembered."""
         key = text_hash(text)
         self.texts[key] = normalise(text)
-        n = len(ids)
-        columns = {"sample_id": ids, "start": starts, "views": views, "bucket": buckets or [0] * n}
-        same = shared | {"text_key": key}
-        arrays = [
-            pa.array(columns[f.name], f.type) if f.name in columns else pa.repeat(pa.scalar(same[f.name], f.type), n) for f in SCHEMA
-        ]
-        self.tables.append(pa.Table.from_arrays(arrays, schema=SCHEMA))
+        return key
 
 
 def build_manifest(
@@ -144,14 +56,16 @@ def build_manifest(
     build, kinds = _Builder(), set()
     curator = Curator(clip, buckets, curate)
     for number, source in enumerate(sources):
-        known, broken = len(build.tables), len(build.skipped)
+        # Who decodes may stand in another folder.
+        source = source.model_copy(update={"uri": storage.absolute(source.uri)})
+        known, broken = build.rows.count, len(build.skipped)
         robots = robots_at(source)
         kinds.add("clip" if robots is None else "robot")
         if robots is not None:
             _add_robot(build, number, source, robots, embodiments, window)
         else:
             _add_clips(build, number, source, curator)
-        if len(build.tables) == known:
+        if build.rows.count == known:
             first = "; ".join(f"{s['item']}: {s['reason']}" for s in build.skipped[broken : broken + 3])
             raise DataError(f"{source.uri}: nothing usable in {len(build.skipped) - broken} episodes or videos ({first})")
         bad, build.looked, looked = [s for s in build.skipped[broken:] if s["broken"]], 0, build.looked
@@ -172,8 +86,7 @@ def build_manifest(
     }
     if curate is not None:
         rule["curate"] = curate.model_dump(mode="json")
-    table = pa.concat_tables(build.tables).combine_chunks() if build.tables else SCHEMA.empty_table()
-    return Manifest(table, tuple(build.skipped), build.texts, rule)
+    return Manifest(*build.rows.tables(), tuple(build.skipped), build.texts, rule)
 
 
 def _add_robot(
@@ -210,18 +123,19 @@ def _add_robot(
         spans = [(slot, episode.videos[camera]) for slot, camera in cameras.items()]
         views = [
             {"slot": slot, "uri": storage.join(data.uri, v.file), "bytes": data.files[v.file] if v.bytes is None else v.bytes,
-             "start_s": v.start, "key": v.key, "offset": v.offset}
+             "start_s": v.start, "key": v.key, "offset": v.offset, "rate": v.rate}
             for slot, v in spans
         ]
-        ids = [f"{data.fingerprint}/{episode.index:06d}/{k:06d}" for k in starts]
+        ids = [f"{data.fingerprint}/{episode.index:06d}/{k:06d}" for k in range(len(starts))]
         state_keys, action_keys = data.keys(episode)
         place = {
             "state_keys": state_keys, "action_keys": action_keys,
             "length": steps, "data_file": storage.join(data.uri, episode.data_file), "first_row": first_row, "rows": episode.length,
             "data_offset": episode.offset, "data_bytes": episode.bytes,
         }
-        text = episode.text if source.task is None else source.task
-        build.add(ids, starts, [views] * len(ids), text, shared | place)
+        key = build.key_of(episode.text if source.task is None else source.task)
+        nothing = np.zeros(len(ids))
+        build.rows.add(ids, shared | place | {"views": views, "text_key": key}, starts, nothing, nothing)
 
 
 def _add_clips(build: _Builder, number: int, source: Source, curator: Curator) -> None:
@@ -248,12 +162,12 @@ def _add_clip(build: _Builder, number: int, source: Source, curator: Curator, fo
     if not clips:
         return
     ids = [f"{found.fingerprint}/{video.name}/{round(s * 1000):08d}" for s, _ in clips]
-    place = {"slot": "front", "uri": video.uri, "bytes": video.size, "key": "", "offset": video.offset}
-    views = [[place | {"start_s": float(s)}] for s, _ in clips]
-    shared = {
+    view = {"slot": "front", "uri": video.uri, "bytes": video.size, "key": "", "offset": video.offset, "start_s": 0.0}
+    place = {
         "source": number, "kind": "clip", "weight": source.weight, "has_action": False, "embodiment": None, "embodiment_id": 0,
         "fps": info.fps, "length": info.frames, "rows_per_step": 1.0, "format": "clips", "data_file": None, "first_row": 0, "rows": 0,
         "data_offset": 0, "data_bytes": None, "state_keys": (), "action_keys": (),
+        "text_key": build.key_of(video.caption if source.task is None else source.task), "views": [view],
     }
-    text = video.caption if source.task is None else source.task
-    build.add(ids, np.zeros(len(ids), np.int64), views, text, shared, [b for _, b in clips])
+    at_s, buckets = np.array(clips, np.float64).T
+    build.rows.add(ids, place, np.zeros(len(ids)), at_s, buckets)

@@ -14,7 +14,7 @@ from PIL import Image, UnidentifiedImageError
 
 from gwp import storage
 from gwp.data import hdf5, rlds
-from gwp.data.vectors import row_groups
+from gwp.data.vectors import parquet_errors, row_groups
 from gwp.data.video import frames_at, open_video
 from gwp.errors import DataError
 
@@ -72,16 +72,15 @@ def _decoded(raw: Any, name: str) -> np.ndarray:
 @contextmanager
 def _parquet_pictures(uri: str, column: str) -> Iterator[tuple[int, Any]]:
     """Number of rows, and a function that gives the picture of one."""
-    try:
+    with parquet_errors(uri):
         edges = row_groups(uri)
 
-        def get(i: int) -> Any:
-            group = int(np.searchsorted(edges, i, side="right")) - 1
+    def get(i: int) -> Any:
+        group = int(np.searchsorted(edges, i, side="right")) - 1
+        with parquet_errors(uri):
             return _group(uri, column, group)[i - edges[group]].as_py()
 
-        yield edges[-1], get
-    except (pa.ArrowException, KeyError) as error:
-        raise DataError(f"{uri}: cannot be read ({error})") from error
+    yield edges[-1], get
 
 
 @lru_cache(maxsize=2)

@@ -15,6 +15,7 @@ from fractions import Fraction
 from itertools import pairwise
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.compute as pc
 
 from gwp.data.manifest import Manifest
@@ -119,8 +120,9 @@ def mixing(manifest: Manifest, plan: Plan, workers: int = 1) -> Mixing:
     if not len(plan.order):
         raise DataError("this epoch has no batch")
     # An id is data set / episode or video / moment.
-    names = pc.replace_substring_regex(manifest.table["sample_id"].combine_chunks(), "/[^/]*$", "")
-    episodes = names.dictionary_encode().indices.to_numpy()[plan.order]
+    first = np.unique(manifest.place, return_index=True)[1]
+    names = pc.replace_substring_regex(manifest.samples["sample_id"].take(pa.array(first)).combine_chunks(), "/[^/]*$", "")
+    episodes = names.dictionary_encode().indices.to_numpy()[manifest.place][plan.order]
     edges = np.cumsum(plan.batches)[:-1]
     met = np.mean([len(np.unique(batch)) for batch in np.split(episodes, edges)])
     files = np.split(manifest.files[plan.order], edges)
@@ -178,9 +180,7 @@ def _require_one(kinds: list[_Kind]) -> None:
 
 
 def _kinds(manifest: Manifest, rules: Rules) -> list[_Kind]:
-    table = manifest.table
-    source, weight, bucket = (table[name].to_numpy() for name in ("source", "weight", "bucket"))
-    labelled = table["has_action"].to_numpy(zero_copy_only=False).astype(bool)
+    source, weight, bucket, labelled = (manifest.column(name) for name in ("source", "weight", "bucket", "has_action"))
     files = manifest.files
     kinds: dict[int, _Kind] = {}
     # With actions before without, for each bucket; then sources in their order.

@@ -26,6 +26,7 @@ def at_steps(
     """Values float64 `[steps, d]` at rows start, start + rows_per_step, ... of `values` `[rows, d]`, one rule per dimension (None: linear).
 
     `linear` between the two rows, `hold` the row before, `sum` what the rows of a step add up to. Behind the last row it stands.
+    NaN and Inf stay what is no number in the steps that read them.
     """
     at = start + np.arange(steps + 1) * rows_per_step
     # Sums of a ratio must not fall just short of the row that they mean.
@@ -34,7 +35,11 @@ def at_steps(
     low = begin.astype(np.int64)
     high = np.minimum(low + 1, len(values) - 1)
     share = (begin - low)[:, None]
-    out: np.ndarray = np.where(share > 0, values[low] * (1 - share) + values[high] * share, values[low])
+    out: np.ndarray = values[low]
+    # A step that falls onto a row is that row, whatever stands in the next one: Inf times zero would be NaN.
+    between = share[:, 0] > 0
+    with np.errstate(invalid="ignore"):
+        out[between] = values[low[between]] * (1 - share[between]) + values[high[between]] * share[between]
     if rules is None:
         return out
     hold = np.array([r == "hold" for r in rules])

@@ -71,10 +71,11 @@ def read_set(source: Source, files: dict[str, int]) -> RobotSet:
         leaves = dict(_leaves(json.loads(raw), ""))
         info = json.loads(storage.read_bytes(storage.join(uri, "dataset_info.json"))) if "dataset_info.json" in files else {}
         expected = {str(s["name"]): [int(n) for n in s.get("shardLengths", [])] for s in info.get("splits", [])}
+        widths = {n.removeprefix(_STEPS): w for n, leaf in leaves.items() if n.startswith(_STEPS) and (w := _width(leaf))}
+        images = [n for n, leaf in leaves.items() if n.startswith(_STEPS) and _is_picture(leaf)]
+        named = str(info.get("version", "")), str(info.get("name") or "unknown")
     except (KeyError, ValueError, TypeError, AttributeError) as error:
         raise DataError(f"{uri}: broken metadata ({type(error).__name__}: {error}); write the set again") from error
-    widths = {n.removeprefix(_STEPS): w for n, leaf in leaves.items() if n.startswith(_STEPS) and (w := _width(leaf))}
-    images = [n for n, leaf in leaves.items() if n.startswith(_STEPS) and _is_picture(leaf)]
     state = choose_columns(uri, "state", source.state, _STATES, list(widths))
     action = choose_columns(uri, "action", source.action, _ACTIONS, list(widths))
     cameras = {n.removeprefix(_STEPS).removeprefix("observation/"): n.removeprefix(_STEPS) for n in images}
@@ -82,7 +83,7 @@ def read_set(source: Source, files: dict[str, int]) -> RobotSet:
     chosen = {k: widths[k] for k in (*state, *action)}
     episodes = tuple(_episodes(uri, files, _shards(source, files, expected), expected, fps, cameras, chosen, digest))
     return RobotSet(
-        uri, "rlds", str(info.get("version", "")), str(info.get("name") or "unknown"), fps, vector_names(state, widths),
+        uri, "rlds", *named, fps, vector_names(state, widths),
         vector_names(action, widths), False, {c: leaves[_STEPS + n]["image"] for c, n in cameras.items()}, episodes, files,
         digest.hexdigest()[:12], state, action, tuple(widths),
     )

@@ -20,7 +20,7 @@ class VideoSpan:
     """Frames of one camera in one episode: file below the set, start and end in seconds (end None: end of the file).
 
     key: which pictures of the file, where it is no video: the k-th belongs to row k; offset, bytes: the part of the file that holds
-    them (bytes None: all of it).
+    them (bytes None: all of it). rate: frames per second of the file, where that is not quite the rate of the set (None: it is).
     """
 
     file: str
@@ -29,6 +29,7 @@ class VideoSpan:
     key: str = ""
     offset: int = 0
     bytes: int | None = None
+    rate: float | None = None
 
 
 @dataclass(frozen=True)

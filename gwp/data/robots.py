@@ -5,6 +5,7 @@ from collections.abc import Callable
 from gwp import storage
 from gwp.data import clips, hdf5, rlds
 from gwp.data.lerobot import is_lerobot, read_set
+from gwp.data.lerobot_check import EpisodeCheck
 from gwp.data.lerobot_check import usable_episodes as usable_in_lerobot
 from gwp.data.robot_set import Episode, RobotSet
 from gwp.data.source import Source
@@ -45,10 +46,15 @@ def _found(uri: str, files: dict[str, int]) -> str | None:
     return "hdf5"
 
 
-def usable_episodes(data: RobotSet, source: Source, cameras: list[str]) -> tuple[list[tuple[Episode, int]], list[tuple[Episode, str]]]:
-    """Chosen episodes with their first row in the data file, and those that cannot be used with the reason."""
+def usable_episodes(
+    data: RobotSet, source: Source, cameras: list[str], check: EpisodeCheck | None = None
+) -> tuple[list[tuple[Episode, int]], list[tuple[Episode, str]]]:
+    """Chosen episodes with their first row in the data file, and those that cannot be used with the reason.
+
+    `check`: of a LeRobot set, keeps what it sees of the files for the caller.
+    """
     if data.format == "lerobot":
-        return usable_in_lerobot(data, source, cameras)
+        return usable_in_lerobot(data, source, cameras, check)
     chosen = set(source.select([e.index for e in data.episodes]))
     reasons = [(e, _reason(e, cameras, source.labelled, data.fps)) for e in data.episodes if e.index in chosen]
     return [(e, 0) for e, reason in reasons if not reason], [(e, reason) for e, reason in reasons if reason]

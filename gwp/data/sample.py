@@ -179,7 +179,10 @@ def _canvases(rows: list[dict[str, Any]], spec: SampleSpec, reasons: dict[int, s
         for view in row["views"]:
             origin = _View(view["uri"], view["bytes"], view["offset"], view["key"], row["format"], rate, tolerance)
             wanted = files.setdefault(origin, {})
-            for k, t in enumerate(_times(row, view["start_s"], spec)):
+            # Positions are those of the rows; the clock of the file may run a little off theirs.
+            stretch = rate / view["rate"] if view["rate"] else 1.0
+            for k, at_set in enumerate(_times(row, 0.0, spec)):
+                t = view["start_s"] + at_set * stretch
                 # Microseconds: equal positions reached by different sums must be one request.
                 wanted.setdefault(round(t, 6), []).append(_Place(i, k, boxes[view["slot"]], at[view["slot"]]))
     for origin, wanted in files.items():

@@ -1,6 +1,7 @@
 """State and action rows out of data files, whatever their format."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from functools import lru_cache
 from typing import Any
 
@@ -36,15 +37,27 @@ def episode_vectors(data: RobotSet, episode: Episode, first: int) -> tuple[np.nd
     return read_vectors(uri, first, episode.length, data.format, *data.keys(episode), episode.offset, episode.bytes)
 
 
-def _parquet_rows(uri: str, first: int, count: int, keys: tuple[str, ...]) -> dict[str, np.ndarray]:
+@contextmanager
+def parquet_errors(uri: str) -> Iterator[None]:
+    """What Arrow says of a damaged file, as a DataError with its name. Storage that does not answer is no property of the file."""
     try:
+        yield
+    except (pa.ArrowException, KeyError) as error:
+        raise DataError(f"{uri} cannot be read as Parquet ({error})") from error
+    except OSError as error:
+        # Arrow's own, of footers and pages that are damaged, have no number.
+        if error.errno is not None:
+            raise
+        raise DataError(f"{uri} cannot be read as Parquet ({str(error).strip()}); it is truncated or damaged") from error
+
+
+def _parquet_rows(uri: str, first: int, count: int, keys: tuple[str, ...]) -> dict[str, np.ndarray]:
+    with parquet_errors(uri):
         edges = row_groups(uri)
         if first + count > edges[-1]:
             raise DataError(f"{uri}: rows {first} to {first + count} are not there; the file has {edges[-1]}")
         groups = range(np.searchsorted(edges, first, side="right") - 1, np.searchsorted(edges, first + count, side="left"))
         parts = [_group(uri, int(g), keys) for g in groups]
-    except (pa.ArrowException, KeyError) as error:
-        raise DataError(f"{uri}: cannot be read ({error})") from error
     skip = first - edges[groups[0]]
     return {k: np.concatenate([p[k] for p in parts])[skip : skip + count] for k in keys}
 

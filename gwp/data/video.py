@@ -27,7 +27,8 @@ _SEEK_SAVES = 4
 class VideoInfo:
     """Facts of a video stream. `gop`: largest distance between key frames, frames. `fps`: Hz, mean over the stream.
 
-    `others`: streams beside it in the file, e.g. sound or a second picture.
+    `others`: streams beside it in the file, e.g. sound or a second picture. `uneven`: how far the k-th frame is from k / fps at most,
+    in frames; from 0.5 on the frame nearest to that time is another one.
     """
 
     width: int
@@ -38,6 +39,7 @@ class VideoInfo:
     gop: int
     size: int
     others: int = 0
+    uneven: float = 0.0
 
     @property
     def duration_s(self) -> float:
@@ -116,9 +118,12 @@ def probe(handle: Any) -> VideoInfo:
     with _stream(handle) as (container, stream):
         rate = stream.average_rate or stream.guessed_rate
         entries = [(e.is_keyframe, e.pos + e.size) for e in stream.index_entries if not e.is_discard]
+        stamps = [e.timestamp for e in stream.index_entries if not e.is_discard]
         if "mp4" not in container.format.name:
             # Other containers index key frames only, so their packets are counted.
-            entries = [(p.is_keyframe, 0) for p in container.demux(stream) if p.size and not p.is_discard]
+            packets = [(p.is_keyframe, p.pts) for p in container.demux(stream) if p.size and not p.is_discard]
+            entries = [(key, 0) for key, _ in packets]
+            stamps = [pts for _, pts in packets if pts is not None]
         if not entries or not rate:
             raise DataError("holds no frames")
         if max(end for _, end in entries) > size:
@@ -127,7 +132,11 @@ def probe(handle: Any) -> VideoInfo:
         gop = max(b - a for a, b in zip(keys, [*keys[1:], len(entries)], strict=True))
         context = stream.codec_context
         codec = context.codec.canonical_name
-        return VideoInfo(context.width, context.height, float(rate), len(entries), codec, gop, size, len(container.streams) - 1)
+        even = np.arange(len(stamps)) / float(rate * (stream.time_base or 1))
+        off = np.sort(np.array(stamps, np.int64)) - min(stamps, default=0) - even
+        uneven = float(np.abs(off).max(initial=0.0) * float(rate * (stream.time_base or 1)))
+        others = len(container.streams) - 1
+        return VideoInfo(context.width, context.height, float(rate), len(entries), codec, gop, size, others, uneven)
 
 
 def frames_at(handle: Any, times: Sequence[float], tolerance: float | None) -> Iterator[tuple[float, np.ndarray]]:

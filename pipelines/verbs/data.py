@@ -15,7 +15,7 @@ def add(subparsers: Any) -> None:
         epilog="exit code: 0 nothing is lost (what is wrong is ignored or repaired), 1 something is left out, 2 nothing can be used",
     )
     inspect.add_argument("uri", metavar="URI", help="folder, video file or s3://bucket/prefix")
-    inspect.add_argument("--format", default="auto", help="what lies there, as in a source of a stage file (default: auto)")
+    _add_source(inspect)
     inspect.add_argument("--json", action="store_true", help="machine-readable")
     inspect.add_argument("--html", metavar="FILE", help="write a page: a picture of each camera, curves, the canvas that the model sees")
     inspect.add_argument("--layout", choices=["t", "horizontal", "single"], help="canvas of that page (default: by the number of cameras)")
@@ -27,6 +27,7 @@ def add(subparsers: Any) -> None:
                        "norm_stats.json, written as ours after a check against --embodiment")
     stats.add_argument("--embodiment", metavar="FILE", help="YAML or JSON description of the robot; without it, read from the first set")
     stats.add_argument("--name", default="robot", help="name of the robot when there is no --embodiment")
+    _add_source(stats)
     stats.add_argument("--delta", metavar="DIMS", help="actions relative to the state, e.g. 0:6,7:13 (end excluded); default: none")
     stats.add_argument("--episodes", help="only these of every set, e.g. 0:100 or 0,3,5")
     stats.add_argument("--chunk", type=int, metavar="P", help="actions per chunk, control steps; default: the embodiment's")
@@ -40,13 +41,23 @@ def add(subparsers: Any) -> None:
     data_record.add(verbs)
 
 
+def _add_source(parser: argparse.ArgumentParser) -> None:
+    """What a set does not say of itself, as in a source of a stage file."""
+    parser.add_argument("--format", choices=("auto", "lerobot", "hdf5", "rlds", "clips", "tars"), default="auto",
+                        help="what lies there (default: auto)")
+    parser.add_argument("--fps", type=float, help="rate of a set that does not state it (ALOHA HDF5, RLDS), Hz")
+    parser.add_argument("--split", help="split of an RLDS set that has several")
+    parser.add_argument("--state", metavar="COLUMNS", help="columns that make up the state, comma-separated (default: the usual ones)")
+    parser.add_argument("--action", metavar="COLUMNS", help="columns that make up the action, comma-separated")
+
+
 def run_inspect(args: argparse.Namespace) -> int:
     import json
 
-    from gwp.data.source import Source
+    from pipelines.datacmd import source_of
     from pipelines.inspect import describe, exit_code, shown
 
-    source = Source(uri=args.uri, format=args.format)
+    source = source_of(args, args.uri)
     found = describe(source)
     if args.html:
         from pipelines.inspect_page import write_page

@@ -28,9 +28,9 @@ def run_plan(args: argparse.Namespace) -> None:
     mixed = mixing(manifest, plan, job.cluster.workers)
     if args.out:
         manifest.save(args.out)
-    labelled = sum(manifest.table["has_action"].to_pylist())
+    labelled = int(manifest.column("has_action").sum())
     print(json.dumps({
-        "samples": manifest.table.num_rows, "with_actions": labelled, "fingerprint": manifest.fingerprint,
+        "samples": len(manifest), "with_actions": labelled, "fingerprint": manifest.fingerprint,
         "global_batch": job.engine.global_batch, "batches_per_epoch": len(plan.batches), "epoch": args.epoch,
         "batch_of_bucket": dict(zip(["canvas", *map(str, job.data.buckets)], job.plan_rules.batch, strict=True)),
         "episodes_per_batch": round(mixed.episodes_per_batch, 2),

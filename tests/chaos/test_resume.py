@@ -92,7 +92,7 @@ def test_a_killed_worker_changes_nothing_but_the_time(mini: MiniCluster, recordi
 
 
 def _consumed_as_planned(shaken: TrainJob, uri: str, resumed: int) -> None:
-    """Every sample that a worker took, before and after the kill, was the plan's; what a checkpoint covered was not read again."""
+    """Every sample that a worker took, in either attempt, was the plan's; what a checkpoint covered was not read again."""
     manifest = Manifest.load(f"{uri}/manifest.parquet")
     planned = np.concatenate(plan_slice(manifest, shaken.run.seed, 0, STEPS, shaken.plan_rules))
     ids = manifest.table["sample_id"].take(pa.array(planned)).to_pylist()
@@ -113,14 +113,18 @@ def _consumed_as_planned(shaken: TrainJob, uri: str, resumed: int) -> None:
 
 @pytest.mark.timeout(300)
 def test_a_run_goes_on_with_another_number_of_workers(mini: MiniCluster, recordings: str) -> None:
-    """Stop after half the steps by losing every checkpoint but the first, then finish with one worker instead of two."""
-    whole = train(job(mini, recordings, "two-then-one", "run.keep=10"))
+    """Stop in the middle of the first epoch by losing every checkpoint but the first, then finish with one worker instead of two."""
+    first = job(mini, recordings, "two-then-one", "run.keep=10", "run.record_samples=true")
+    whole = train(first)
     fs, _ = storage.filesystem(whole.uri)
     found = find_committed(whole.uri)
     for uri, manifest in found:
         if manifest.step > EVERY:
             fs.rm(storage.filesystem(uri)[1], recursive=True)
-    again = train(job(mini, recordings, "two-then-one", "run.keep=10", "cluster.workers=1"))
+    again = train(job(mini, recordings, "two-then-one", "run.keep=10", "run.record_samples=true", "cluster.workers=1"))
+    _consumed_as_planned(first, again.uri, EVERY)
+    manifest = Manifest.load(f"{again.uri}/manifest.parquet")
+    assert len(make_plan(manifest, first.run.seed, 0, first.plan_rules).order) > EVERY * 8
     assert [e["step"] for e in resumptions(again.uri)] == [EVERY]
     assert (again.steps, again.samples) == (whole.steps, whole.samples)
     newest = find_committed(again.uri)[0][1]

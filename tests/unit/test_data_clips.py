@@ -104,7 +104,7 @@ def test_chosen_files(tmp_path: Path) -> None:
 
 
 def test_an_empty_folder(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match="no videos there"):
+    with pytest.raises(DataError, match="nothing there"):
         build(tmp_path)
 
 

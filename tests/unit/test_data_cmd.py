@@ -19,7 +19,8 @@ def test_inspect_a_set(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> No
     assert main(["data", "inspect", str(root), "--json"]) == 1
     found = json.loads(capsys.readouterr().out)
     assert (found["format"], found["episodes"], found["usable"], found["frames"], found["fps"]) == ("LeRobot v3.0", 2, 1, 21, 10)
-    assert found["cameras"][0] == {"camera": TOP, "width": 64, "height": 48, "fps": 10, "codec": "h264", "gop": 4}
+    assert found["cameras"][0] == {"camera": TOP, "width": 64, "height": 48, "fps": 10, "codec": "h264", "gop": 4, "files": 1}
+    assert (found["shortest"], found["longest"]) == (9, 12)
     assert found["state"] == ["x", "y", "grip"]
     assert list(found["tasks"].values()) == [2]
     (finding,) = [f for f in found["findings"] if f["consequence"] != "ignored"]
@@ -55,13 +56,14 @@ def _findings(root: Path, capsys: pytest.CaptureFixture[str]) -> tuple[int, dict
 
 def test_what_is_ignored_or_repaired_costs_nothing_and_is_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     root = write_v21(tmp_path / "set", cameras=(TOP, WRIST), total_episodes=7, total_chunks=0, splits={"train": "0:9"})
-    assert _findings(write_v21(tmp_path / "fine", total_episodes=2, total_frames=21, total_chunks=1), capsys) == (0, {})
+    late = {"does not start at 0 in 2 of 2 episodes": "ignored"}
+    assert _findings(write_v21(tmp_path / "fine", total_episodes=2, total_frames=21, total_chunks=1, total_videos=2), capsys) == (0, late)
     (root / "videos").rename(root / "video")
     for file in root.rglob(f"*{WRIST}*/*.mp4"):
         file.unlink()
     code, told = _findings(root, capsys)
     assert code == 0
-    assert told == {
+    assert told == late | {
         "declared, but there is no file of it": "ignored", "total_episodes is 7, the set has 2": "ignored",
         "total_chunks is 0, the set has 1": "ignored", "split 'train' goes to 9, the set has 2 episodes": "ignored",
         "videos do not lie in 'videos/'": "repaired",

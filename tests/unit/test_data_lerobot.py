@@ -128,6 +128,10 @@ def test_what_is_no_set(tmp_path: Path) -> None:
         build(tmp_path, format="lerobot")
     with pytest.raises(DataError, match=r"format v1\.6 is not read"):
         read_set(str(write_v21(tmp_path / "old", codebase_version="v1.6")))
+    twice = write_v21(tmp_path / "twice") / "meta/episodes.jsonl"
+    twice.write_text(twice.read_text() + twice.read_text().splitlines()[0])
+    with pytest.raises(DataError, match="the metadata list episode 0 2 times"):
+        read_set(str(tmp_path / "twice"))
     root = write_v21(tmp_path / "broken")
     (root / "meta/episodes.jsonl").write_text('{"episode_index": 0, "length"')
     with pytest.raises(DataError, match="broken metadata"):

@@ -19,7 +19,7 @@ def manifest(*sources: tuple[int, float, bool], per_file: int = 1, buckets: int 
         for i, (n, w, labelled) in enumerate(sources)
         for k in range(n)
     ]
-    return Manifest(pa.Table.from_pylist(rows, SCHEMA), (), {}, {})
+    return Manifest.of(pa.Table.from_pylist(rows, SCHEMA))
 
 
 def counts(found: Manifest, epochs: int, batch: int = 1, seed: int = 0) -> Counter[int]:

@@ -140,3 +140,47 @@ def test_the_stream_counts_and_not_the_declared_shape(tmp_path: Path, shape: lis
     about["features"][TOP] |= {"shape": shape, "names": None}
     file.write_text(json.dumps(about))
     assert first_frames(root) == RIGHT
+
+
+@pytest.mark.parametrize("write", [write_v21, write_v30])
+@pytest.mark.parametrize("fps", [10.09, 9.92])
+def test_a_clock_a_little_off_the_rate_of_the_set_moves_no_frame(tmp_path: Path, write: Any, fps: float) -> None:
+    """As 29.97 Hz for 30: within the tolerance at first, another frame half a minute later."""
+    lengths = (61, 14) if write is write_v30 else (75,)
+    shown = list(range(75))
+    root = write(tmp_path / "set", lengths=lengths)
+    for file in root.rglob("*.mp4"):
+        write_video(file, shown, fps=fps, gop=4)
+    if write is write_v30:
+        # As its clock says, not as the rows do.
+        change_episodes(root, lambda row: row.update({f"videos/{TOP}/{end}_timestamp": row[f"videos/{TOP}/{end}_timestamp"] * 10 / fps
+                                                      for end in ("from", "to")}))
+    uri = str(root)
+    found = build_manifest([Source(uri=uri)], embodiments={}, window=WINDOW, clip=CLIP)
+    assert not found.skipped
+    spec = SampleSpec(Canvas(layout="single", width=64, height=48), WINDOW, CLIP, {}, {}, 6, False, 0)
+    rows = found.rows(range(len(found)))
+    samples, failed = decode_samples(rows, spec)
+    assert not failed
+    for row, sample in zip(rows, samples, strict=True):
+        first = row["start"] + (lengths[0] if "/000001/" in row["sample_id"] else 0)
+        assert [frame_number(f) for f in sample["frames"]] == list(range(first, first + 5))
+
+
+def test_frames_without_an_even_clock_are_left_out_and_named(tmp_path: Path) -> None:
+    root = write_v21(tmp_path / "set")
+    path = root / f"videos/chunk-000/{TOP}/episode_000001.mp4"
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("libx264", rate=Fraction(FPS), options={"crf": "4", "bf": "0"})
+        stream.width, stream.height, stream.pix_fmt = 64, 48, "yuv420p"
+        stream.codec_context.time_base = Fraction(1, 1000)
+        for k in range(9):
+            frame = av.VideoFrame.from_ndarray(np.full((48, 64, 3), level(k), np.uint8), format="rgb24")
+            # As a phone records: slower in the dark, then faster.
+            frame.pts, frame.time_base = 150 * min(k, 4) + 50 * max(0, k - 4), Fraction(1, 1000)
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode(None))
+    found = build_manifest([Source(uri=str(root))], embodiments={}, window=WINDOW, clip=CLIP)
+    ((item, reason),) = ((s["item"], s["reason"]) for s in found.skipped)
+    assert item == "episode 1"
+    assert "is of which row cannot be told; write it at a constant rate" in reason

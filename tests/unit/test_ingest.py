@@ -1,12 +1,25 @@
 """Blocks of decoded samples, and the check that the stream stands where the checkpoint says. No Ray is started."""
 
+import pickle
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
 from gwp.data.canvas import Canvas
+from gwp.data.lerobot import infer_embodiment
+from gwp.data.manifest import build_manifest
+from gwp.data.plan import plan_slice
 from gwp.data.sample import SampleSpec
+from gwp.data.source import Source
+from gwp.data.stats import compute_stats
 from gwp.data.window import ClipWindow, Window
-from pipelines.ingest import batch_columns, batches
+from pipelines.config import load_config
+from pipelines.ingest import batch_columns, batches, block, blocks, decode_block, planned
+from pipelines.prepare import Prepared
+from pipelines.stage import TrainJob
+from tests.sets import TOP, write_pictures, write_v30
+from tests.unit.test_stages import STAGES
 
 SPEC = SampleSpec(
     canvas=Canvas(layout="single", width=8, height=8), window=Window(chunk=4, stride=1), clip=ClipWindow(frames=5, fps=5.0),
@@ -64,3 +77,50 @@ def test_a_stream_out_of_step_stops_instead_of_repeating_samples():
     next(stream)
     with pytest.raises(RuntimeError, match=r"positions 4\.\.7, expected 8\.\.11"):
         next(stream)
+
+
+def prepared(root, rows=(12, 9), **fields):
+    uri = str(write_v30(root, lengths=rows))
+    arm = infer_embodiment(uri, "arm", 4, 2)
+    manifest = build_manifest([Source(uri=uri, embodiment="arm", weight=2)], embodiments={"arm": arm}, window=SPEC.window, clip=SPEC.clip)
+    stats = compute_stats([Source(uri=uri, embodiment="arm")], arm, SPEC.window)
+    spec = replace(SPEC, embodiments={"arm": arm}, stats={"arm": stats}, augment=True, **fields)
+    job = load_config(STAGES / "policy.yaml", TrainJob, [
+        "run.steps=9", "engine.global_batch=14", "cluster.workers=2", f"data.sources=[{{uri: {uri}, embodiment: arm, weight: 2}}]",
+        "data.embodiments={arm: {replan: 2}}",
+    ])
+    return Prepared("nowhere", job, manifest, manifest.fingerprint, spec, "", None)
+
+
+def test_what_is_planned_for_the_ranks_is_the_plan(tmp_path):
+    found = prepared(tmp_path / "set")
+    steps = plan_slice(found.manifest, found.job.run.seed, 0, 9, found.job.plan_rules)
+    ids = found.manifest.table["sample_id"].to_pylist()
+    for step in (0, 4, 8):
+        rows = planned(found, step, 14 * step).to_pylist()
+        assert [(r["first"], r["batch"], len(r["ids"])) for r in rows] == [(7 * k, 14, 7) for k in range(2 * step, 18)]
+        assert [i for r in rows for i in r["ids"]] == np.concatenate(steps[step:]).tolist()
+    tables = blocks(found, 3, 42)
+    for table, row in zip(tables, planned(found, 3, 42).to_pylist(), strict=True):
+        assert table["sample_id"].to_pylist() == [ids[i] for i in row["ids"]]
+        assert table["position"].to_pylist() == list(range(row["first"], row["first"] + 7))
+
+
+def test_a_sample_that_comes_twice_in_a_batch_comes_under_two_crops(tmp_path):
+    found = prepared(tmp_path / "set", canvas=Canvas(layout="single", width=32, height=48))
+    slope = np.broadcast_to(np.arange(64, dtype=np.uint8)[None, :, None] * 3, (48, 64, 3))
+    write_pictures(tmp_path / f"set/videos/{TOP}/chunk-000/file-000.mp4", [np.ascontiguousarray(slope)] * 21, gop=4)
+    row = {"ids": [3, 3, 5], "first": 20, "batch": 6}
+    table = block(found.manifest, None, row)
+    rows = table.to_pylist()
+    columns = decode_block(table, found.spec, None)
+    assert columns["sample_id"].tolist() == [r["sample_id"] for r in rows]
+    alone = [decode_block(table.slice(i, 1), found.spec, None)["frames"][0] for i in range(3)]
+    assert all(np.array_equal(got, want) for got, want in zip(columns["frames"], alone, strict=True))
+    assert not np.array_equal(alone[0], alone[1])
+
+
+def test_what_is_sent_to_workers_holds_no_sample(tmp_path):
+    few, many = prepared(tmp_path / "few"), prepared(tmp_path / "many", rows=(40, 40))
+    assert abs(len(pickle.dumps(many.slim())) - len(pickle.dumps(few.slim()))) < 500
+    assert many.slim().fingerprint == many.manifest.fingerprint
