@@ -43,8 +43,11 @@ def remaining_dataset(prepared: Prepared) -> Callable[[], Any]:
     return build
 
 
-def dataset(prepared: Prepared, step: int, samples_seen: int) -> Any:
-    """Ray dataset of decoded micro-batches from optimiser step `step`, at plan position `samples_seen`, to the end of the run."""
+def blocks(prepared: Prepared, step: int, samples_seen: int) -> list[pa.Table]:
+    """Manifest rows of each micro-batch, as `decode_block` takes them, in the order of the plan: rank after rank, step after step.
+
+    From optimiser step `step`, at plan position `samples_seen`, to the end of the run.
+    """
     job = prepared.job
     planned = plan_slice(prepared.manifest, job.run.seed, samples_seen, job.run.steps - step, job.plan_rules)
     ids = pa.array(np.concatenate([np.empty(0, np.int64), *planned]))
@@ -55,17 +58,22 @@ def dataset(prepared: Prepared, step: int, samples_seen: int) -> Any:
     sizes = np.array([len(batch) for batch in planned], np.int64)
     table = table.append_column("batch", pa.array(np.repeat(sizes, sizes)))
     micro = np.repeat(sizes // job.cluster.workers, job.cluster.workers)
-    blocks = [table.slice(start, m) for start, m in zip(np.cumsum(micro) - micro, micro, strict=True)]
+    return [table.slice(start, m) for start, m in zip(np.cumsum(micro) - micro, micro, strict=True)]
+
+
+def dataset(prepared: Prepared, step: int, samples_seen: int) -> Any:
+    """Ray dataset of decoded micro-batches; arguments as of `blocks`."""
     context = ray.data.DataContext.get_current()
     # A block is a micro-batch, however large.
     context.target_max_block_size = None
     # A long evaluation or a slow checkpoint is no reason to end the stream.
     context.execution_no_progress_timeout_s = -1
-    decode = partial(_decode_block, spec=prepared.spec, cache=prepared.cache)
-    return ray.data.from_arrow(blocks).map_batches(decode, batch_size=None, batch_format="pyarrow", zero_copy_batch=True)
+    decode = partial(decode_block, spec=prepared.spec, cache=prepared.cache)
+    return ray.data.from_arrow(blocks(prepared, step, samples_seen)).map_batches(decode, batch_size=None, batch_format="pyarrow", zero_copy_batch=True)
 
 
-def _decode_block(table: pa.Table, spec: SampleSpec, cache: Cache | None) -> dict[str, np.ndarray]:
+def decode_block(table: pa.Table, spec: SampleSpec, cache: Cache | None) -> dict[str, np.ndarray]:
+    """Columns of one micro-batch of `blocks`, as `batch_columns` names them."""
     rows = table.to_pylist()
     samples, failures = decode_samples(rows, spec, cache)
     return batch_columns(rows, samples, dict(failures), spec, cache)

@@ -153,7 +153,7 @@ def _crop_rng(row: dict[str, Any], spec: SampleSpec) -> np.random.Generator | No
     return np.random.default_rng(np.random.SeedSequence((spec.seed, int(row.get("position") or 0), name)))
 
 
-def _times(row: dict[str, Any], start_s: float, spec: SampleSpec) -> list[float]:
+def frame_times(row: dict[str, Any], start_s: float, spec: SampleSpec) -> list[float]:
     """Where the frames of a sample are in a file, seconds."""
     if row["kind"] == "clip":
         return [start_s + t for t in spec.clip.offsets_s(spec.frames_of(row))]
@@ -179,7 +179,7 @@ def _canvases(rows: list[dict[str, Any]], spec: SampleSpec, reasons: dict[int, s
         for view in row["views"]:
             origin = _View(view["uri"], view["bytes"], view["offset"], view["key"], row["format"], rate, tolerance)
             wanted = files.setdefault(origin, {})
-            for k, t in enumerate(_times(row, view["start_s"], spec)):
+            for k, t in enumerate(frame_times(row, view["start_s"], spec)):
                 # Microseconds: equal positions reached by different sums must be one request.
                 wanted.setdefault(round(t, 6), []).append(_Place(i, k, boxes[view["slot"]], at[view["slot"]]))
     for origin, wanted in files.items():

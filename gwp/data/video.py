@@ -23,6 +23,18 @@ _SEEK_SAVES = 4
 """Frames that a seek must save to be worth its cost: about 1 ms for AV1 at VGA, where a frame costs 1.2 ms."""
 
 
+@dataclass
+class Work:
+    """What was done with videos, for benchmarks: files or parts opened, frames decoded."""
+
+    opened: int = 0
+    decoded: int = 0
+
+
+WORK = Work()
+"""Of this process so far."""
+
+
 @dataclass(frozen=True)
 class VideoInfo:
     """Facts of a video stream. `gop`: largest distance between key frames, frames. `fps`: Hz, mean over the stream.
@@ -100,6 +112,7 @@ def _stream(handle: Any) -> Iterator[tuple[Any, Any]]:
                 raise DataError("is of a codec that cannot be decoded here; convert it to H.264, HEVC or AV1")
             # Decoding tasks run side by side already, one per core.
             stream.codec_context.thread_count = 1
+            WORK.opened += 1
             yield container, stream
     except av.error.FFmpegError as error:
         raise DataError(f"cannot be read as a video ({error.strerror}); it is truncated or damaged") from error
@@ -181,6 +194,7 @@ class _Walk:
 
     def _advance(self) -> bool:
         for frame in self.decoder:
+            WORK.decoded += 1
             # A damaged frame spoils what is predicted from it, up to the next key frame; only the first of them is marked.
             self.spoilt = frame.is_corrupt or (self.spoilt and not frame.key_frame)
             if frame.pts is not None:
