@@ -23,7 +23,7 @@ from gwp.model.weights import build_model
 from pipelines.cache import build_cache, cached_form, finish, missing_shards, plan_cache, shard_rows, text_rows
 from pipelines.cache_shards import LatentWriter, TextWriter, decode_block
 from pipelines.config import ConfigError, load_config
-from pipelines.ingest import decode_block
+from pipelines.ingest import decode_block as decoded_columns
 from pipelines.prepare import Prepared, prepare, read_embodiments, sample_spec
 from pipelines.stage import TrainJob
 from tests.sets import TOP, WRIST, write_v30, write_video
@@ -92,7 +92,7 @@ def columns(prepared: Prepared, ids: Any) -> dict[str, np.ndarray]:
     table = table.append_column("position", pa.array(range(n))).append_column("batch", pa.array([n] * n))
     if prepared.cached is not None:
         table = table.append_column("cached", prepared.cached.take(rows))
-    return decode_block(table, prepared.spec, prepared.cache)
+    return decoded_columns(table, prepared.spec, prepared.cache)
 
 
 @pytest.fixture(scope="module")
