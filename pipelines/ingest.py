@@ -1,27 +1,29 @@
-"""Plan slice to batches: Ray Data decodes in tasks on the data pool and streams to the training workers in plan order.
+"""Plan slice to batches: Ray Data decodes in actors on the data pool and streams to the training workers in plan order.
 
 One block is one micro-batch of one rank, so the k-th blocks of all ranks are exactly the k-th global batch of the plan. A sample
 that cannot be decoded keeps its place as an empty row (`ok` False) that never reaches the model.
 """
 
+import gc
 from collections.abc import Callable, Iterator
-from functools import partial
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import ray.data
-from ray.data import ExecutionOptions, ExecutionResources
+from ray.data import ActorPoolStrategy, ExecutionOptions, ExecutionResources
 
 from gwp.data.cached import Cache
 from gwp.data.canvas import SLOTS
 from gwp.data.plan import plan_slice
-from gwp.data.sample import SampleSpec, decode_samples
+from gwp.data.sample import Room, SampleSpec, decode_samples
 from pipelines.checkpoints import latest_committed
 from pipelines.prepare import Prepared
 from pipelines.stage import ClusterConfig
 
 POOL = "gwp/pool"
+_AT_HAND = 3
+"""Blocks that a decoding process has been given, the one in work included."""
 
 
 def execution_options(cluster: ClusterConfig) -> ExecutionOptions:
@@ -68,14 +70,30 @@ def dataset(prepared: Prepared, step: int, samples_seen: int) -> Any:
     context.target_max_block_size = None
     # A long evaluation or a slow checkpoint is no reason to end the stream.
     context.execution_no_progress_timeout_s = -1
-    decode = partial(decode_block, spec=prepared.spec, cache=prepared.cache)
-    return ray.data.from_arrow(blocks(prepared, step, samples_seen)).map_batches(decode, batch_size=None, batch_format="pyarrow", zero_copy_batch=True)
+    return ray.data.from_arrow(blocks(prepared, step, samples_seen)).map_batches(
+        Decoder, fn_constructor_args=(prepared.spec, prepared.cache), batch_size=None, batch_format="pyarrow", zero_copy_batch=True,
+        # Actors have their next blocks at hand; between two tasks a core would be idle for a good part of the time of one.
+        compute=ActorPoolStrategy(size=prepared.job.cluster.decode_tasks, max_tasks_in_flight_per_actor=_AT_HAND),
+    )
 
 
-def decode_block(table: pa.Table, spec: SampleSpec, cache: Cache | None) -> dict[str, np.ndarray]:
-    """Columns of one micro-batch of `blocks`, as `batch_columns` names them."""
+class Decoder:
+    """A decoding process. What it has read of data files and its memory for pictures stay from block to block."""
+
+    def __init__(self, spec: SampleSpec, cache: Cache | None) -> None:
+        self.spec, self.cache, self.room = spec, cache, Room()
+        # Ray collects garbage often, and what was imported is none.
+        gc.freeze()
+
+    def __call__(self, table: pa.Table) -> dict[str, np.ndarray]:
+        # Ray has copied the block before to its store when it asks for this one.
+        return decode_block(table, self.spec, self.cache, self.room)
+
+
+def decode_block(table: pa.Table, spec: SampleSpec, cache: Cache | None, room: Room | None = None) -> dict[str, np.ndarray]:
+    """Columns of one micro-batch of `blocks`, as `batch_columns` names them; pictures in `room` where there is one."""
     rows = table.to_pylist()
-    samples, failures = decode_samples(rows, spec, cache)
+    samples, failures = decode_samples(rows, spec, cache, room)
     return batch_columns(rows, samples, dict(failures), spec, cache)
 
 
@@ -93,7 +111,18 @@ def batch_columns(
         values |= {"ok": sample is not None, "reason": failures.get(row["sample_id"], "")}
         for key, value in values.items():
             columns.setdefault(key, []).append(value)
-    return {key: np.stack(v) if isinstance(v[0], np.ndarray) else np.array(v) for key, v in columns.items()}
+    return {key: _stacked(v) if isinstance(v[0], np.ndarray) else np.array(v) for key, v in columns.items()}
+
+
+def _stacked(arrays: list[np.ndarray]) -> np.ndarray:
+    """`np.stack`, without a copy where they lie behind each other in one array already."""
+    first, size = arrays[0], arrays[0].nbytes
+    begin = first.__array_interface__["data"][0]
+    for i, a in enumerate(arrays):
+        if a.base is None or a.base is not first.base or not a.flags.c_contiguous or a.shape != first.shape or (
+                a.__array_interface__["data"][0] != begin + i * size):
+            return np.stack(arrays)
+    return np.lib.stride_tricks.as_strided(first, (len(arrays), *first.shape), (size, *first.strides))
 
 
 def _empty_like(sample: dict[str, Any]) -> dict[str, Any]:

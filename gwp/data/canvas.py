@@ -64,8 +64,16 @@ class Canvas(BaseModel):
 
     def empty(self, frames: int) -> np.ndarray:
         """Canvases uint8 `[frames, height, width, 3]` to be filled with views."""
-        # The middle of the range, which codecs see as 0.
-        return np.full((frames, self.height, self.width, 3), 128, np.uint8)
+        return np.full((frames, self.height, self.width, 3), self.grey, np.uint8)
+
+    def filled_by(self, views: Iterable[Slot]) -> bool:
+        """Whether these views leave nothing empty. Raises as `boxes`."""
+        return sum(w * h for _, _, w, h in self.boxes(views).values()) == self.width * self.height
+
+    @property
+    def grey(self) -> int:
+        """Level of what is empty: the middle of the range, which codecs see as 0."""
+        return 128
 
 
 def crop_positions(rng: np.random.Generator | None) -> dict[Slot, tuple[float, float]]:

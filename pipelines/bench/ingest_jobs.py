@@ -30,7 +30,7 @@ def made_set(folder: Path, gop: int, size: tuple[int, int], episodes: int = 6, r
     with LeRobotWriter(uri, fps=30.0, robot_type=ROBOT, cameras=dict.fromkeys(names, size), state_names=axes, action_names=axes,
                        gop=gop) as writer:
         for _ in range(episodes):
-            paths = {name: np.clip(np.cumsum(rng.integers(-3, 4, (rows, 2)), 0) + (h // 2, w // 2), 0, (h, w)) for name in names}
+            paths = {name: np.clip(np.cumsum(rng.integers(-3, 4, (rows, 2)), 0) + [h // 2, w // 2], 0, [h, w]) for name in names}
             frames = {name: np.stack([world[y : y + h, x : x + w] for y, x in path]) for name, path in paths.items()}
             state = np.cumsum(rng.normal(0, 0.02, (rows, 7)), 0).astype(np.float32)
             writer.add_episode(frames, "follow the texture", state, state + np.float32(0.01))
