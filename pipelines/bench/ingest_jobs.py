@@ -25,12 +25,13 @@ def made_set(folder: Path, gop: int, size: tuple[int, int], episodes: int = 6, r
     grain = rng.integers(0, 256, (2 * h, 2 * w, 3), np.uint8)
     coarse = np.kron(rng.integers(0, 200, (2 * h // 16 + 1, 2 * w // 16 + 1, 3), np.uint8), np.ones((16, 16, 1), np.uint8))
     world = coarse[: 2 * h, : 2 * w] // 2 + grain // 8
+    middle = np.array([h // 2, w // 2])
     axes = tuple(f"j{i}" for i in range(7))
     uri = str(folder / f"made_gop{gop}")
     with LeRobotWriter(uri, fps=30.0, robot_type=ROBOT, cameras=dict.fromkeys(names, size), state_names=axes, action_names=axes,
                        gop=gop) as writer:
         for _ in range(episodes):
-            paths = {name: np.clip(np.cumsum(rng.integers(-3, 4, (rows, 2)), 0) + [h // 2, w // 2], 0, [h, w]) for name in names}
+            paths = {name: np.clip(middle + np.cumsum(rng.integers(-3, 4, (rows, 2)), 0), 0, 2 * middle) for name in names}
             frames = {name: np.stack([world[y : y + h, x : x + w] for y, x in path]) for name, path in paths.items()}
             state = np.cumsum(rng.normal(0, 0.02, (rows, 7)), 0).astype(np.float32)
             writer.add_episode(frames, "follow the texture", state, state + np.float32(0.01))
