@@ -36,6 +36,8 @@ from pipelines.prepare import Prepared
 
 _WHOLE_FRAMES = 17
 """Frames of the samples that are compared with `read_videos`, which gives every frame."""
+_MORE = 10
+"""Times as many steps for cached latents."""
 
 
 @dataclass(frozen=True)
@@ -70,13 +72,9 @@ def bench_ingest(sets: Sequence[str], shape: Shape, places: Sequence[str], cache
         for uri in sets:
             if not Path(uri).is_dir():
                 raise GwpError(f"{uri}: no such folder; sets to measure lie on this machine, their copy in S3 is made from there")
-        results = []
-        # Before Ray runs: these have the machine for themselves.
-        alone = [_without_ray(uri, shape, places, s3) for uri in sets]
         start_ray(shape)
         try:
-            for uri, sides in zip(sets, alone, strict=True):
-                results.append(_with_ray(uri, sides, shape, places, s3, Path(scratch) if cache else None))
+            results = [_measure(uri, shape, places, s3, Path(scratch) if cache else None) for uri in sets]
         finally:
             ray.shutdown()
     return {
@@ -108,57 +106,66 @@ def _copy(uri: str, s3: CountedS3) -> str:
     return remote
 
 
-def _without_ray(uri: str, shape: Shape, places: Sequence[str], s3: CountedS3) -> dict[str, Any]:
-    prepared = shape.prepared(uri)
-    every, cut = blocks(prepared, 0, 0), shape.warm * shape.workers
-    side, wanted = bare(every[:cut], every[cut:], prepared.spec, shape.cores)
-    found: dict[str, Any] = {
-        "set": Path(uri).name, "videos": _videos(every), "frames_per_sample": wanted / side.samples,
-        "sides": {"pyav disk": _figures(side, wanted, shape) | {"decoded_per_used": (side.decoded or 0) / wanted}},
-    }
+def _measure(uri: str, shape: Shape, places: Sequence[str], s3: CountedS3, scratch: Path | None) -> dict[str, Any]:
+    """All sides of one set. The bare loops run before and after the stream of each place, and the mean counts: machines drift."""
+    local = shape.prepared(uri)
+    cut = shape.warm * shape.workers
+    sides: dict[str, dict[str, Any]] = {}
+    ratios, why, wanted = {}, "", 0
+
+    def alone() -> float:
+        nonlocal wanted
+        every = blocks(local, 0, 0)
+        side, wanted = bare(every[:cut], every[cut:], local.spec, shape.cores)
+        sides["pyav disk"] = _figures(side, wanted, shape) | {"decoded_per_used": (side.decoded or 0) / wanted}
+        return float(side.rate)
+
     for place in places:
-        there = prepared if place == "disk" else shape.prepared(_copy(uri, s3))
-        every = blocks(there, 0, 0)
+        prepared = local if place == "disk" else shape.prepared(_copy(uri, s3))
+        every, before = blocks(prepared, 0, 0), alone()
         for name, by_sample in (("dataloader", False), ("dataloader by sample", True)):
-            before = s3.given()
+            given = s3.given()
             with Watch() as watch:
-                side = dataloader(every[:cut], every[cut:], there.spec, shape.cores, by_sample)
+                side = dataloader(every[:cut], every[cut:], prepared.spec, shape.cores, by_sample)
             figures = _figures(side, wanted, shape) | {"peak_mb": watch.peak_mb}
             if side.decoded is not None and side.opened is not None:
                 figures |= {"decoded_per_used": side.decoded / wanted, "opens_per_thousand": 1e3 * side.opened / side.samples}
-            found["sides"][f"{name} {place}"] = figures | _from_s3(before, s3, place, len(every) / len(every[cut:]) * wanted)
-    return found
-
-
-def _with_ray(
-    uri: str, found: dict[str, Any], shape: Shape, places: Sequence[str], s3: CountedS3, scratch: Path | None
-) -> dict[str, Any]:
-    sides, ratios = found["sides"], {}
-    wanted = found["frames_per_sample"] * shape.steps * shape.batch * shape.workers
-    for place in places:
-        root = uri if place == "disk" else _copy(uri, s3)
-        prepared = shape.prepared(root)
+            sides[f"{name} {place}"] = figures | _from_s3(given, s3, place, len(every) / len(every[cut:]) * wanted)
         sides[f"stream {place}"] = _streamed(prepared, shape, wanted, s3, place)
+        rates = {"pyav": (before + alone()) / 2}
         if scratch is not None:
-            folder, out = scratch / "cache" / Path(uri).name, storage.join(s3.uri, "cache", Path(uri).name)
-            if not folder.exists():
-                build_cache(prepared.job, str(folder), "bfloat16", 128.0, lambda *_, **__: None)
-            if place == "s3":
-                storage.upload(folder, out)
-            cached = _cached(prepared, str(folder) if place == "disk" else out)
-            sides[f"cached {place}"] = _streamed(cached, shape, wanted, s3, place)
-        whole, why = _whole(root, shape)
-        found["read_videos"] = why
+            sides[f"cached {place}"] = _from_cache(prepared, shape, wanted, s3, place, scratch / "cache" / Path(uri).name)
+        whole, why = _whole(prepared.job.data.sources[0].uri, shape)
         if whole:
             sides[f"stream whole {place}"], sides[f"read_videos {place}"] = whole
-        rate = {name.removesuffix(f" {place}"): f["samples_per_s"] for name, f in sides.items() if name.endswith(place)}
-        rate |= {"pyav": sides["pyav disk"]["samples_per_s"]}
-        pairs = {"vs_pyav": ("stream", "pyav"), "vs_dataloader": ("stream", "dataloader"),
-                 "vs_dataloader_by_sample": ("stream", "dataloader by sample"), "vs_read_videos": ("stream whole", "read_videos"),
-                 "cached_vs_decoded": ("cached", "stream")}
-        ratios[place] = {n: rate[a] / rate[b] for n, (a, b) in pairs.items() if a in rate and b in rate}
-        ratios[place]["decoded_per_used"] = sides[f"dataloader {place}"]["decoded_per_used"]
-    return found | {"ratios": ratios}
+        rates |= {name.removesuffix(f" {place}"): f["samples_per_s"] for name, f in sides.items()
+                  if name.endswith(place) and name != "pyav disk"}
+        ratios[place] = _ratios(rates) | {"decoded_per_used": sides[f"dataloader {place}"]["decoded_per_used"]}
+    return {"set": Path(uri).name, "videos": _videos(blocks(local, 0, 0)), "read_videos": why, "sides": sides, "ratios": ratios,
+            "frames_per_sample": wanted / (shape.steps * shape.workers * shape.batch)}
+
+
+def _ratios(rates: dict[str, float]) -> dict[str, float]:
+    pairs = {"vs_pyav": ("stream", "pyav"), "vs_dataloader": ("stream", "dataloader"),
+             "vs_dataloader_by_sample": ("stream", "dataloader by sample"), "vs_read_videos": ("stream whole", "read_videos"),
+             "cached_vs_decoded": ("cached", "stream")}
+    return {name: rates[a] / rates[b] for name, (a, b) in pairs.items() if a in rates and b in rates}
+
+
+def _from_cache(prepared: Prepared, shape: Shape, wanted: float, s3: CountedS3, place: str, folder: Path) -> dict[str, Any]:
+    """The stream of cached latents: the same samples first, and more of them, for it is soon through."""
+    if not folder.exists():
+        build_cache(prepared.job, str(folder), "bfloat16", 128.0, lambda *_, **__: None)
+    uri = str(folder)
+    if place == "s3":
+        uri = storage.join(s3.uri, "cache", folder.name)
+        storage.upload(folder, uri)
+    cache, job = Cache.open(uri), prepared.job
+    places = cache.find("latents", sample_names(prepared.manifest.table, [s.uri for s in job.data.sources]))
+    longer = replace(shape, steps=shape.steps * _MORE)
+    run = job.run.model_copy(update={"steps": longer.steps + longer.warm})
+    cached = replace(prepared, cache=cache, cached=places, job=job.model_copy(update={"run": run}))
+    return _streamed(cached, longer, wanted * _MORE, s3, place)
 
 
 def _streamed(prepared: Prepared, shape: Shape, wanted: float, s3: CountedS3, place: str) -> dict[str, Any]:
@@ -180,13 +187,6 @@ def _from_s3(before: Any, s3: CountedS3, place: str, frames: float) -> dict[str,
     given = s3.given() - before
     return {} if place == "disk" else {"s3_bytes_per_frame": given.bytes / frames, "s3_requests_per_thousand_frames":
                                        1e3 * given.requests / frames, "s3_mb": given.bytes / 2**20}
-
-
-def _cached(prepared: Prepared, out: str) -> Prepared:
-    """The same samples out of a cache."""
-    cache = Cache.open(out)
-    places = cache.find("latents", sample_names(prepared.manifest.table, [s.uri for s in prepared.job.data.sources]))
-    return replace(prepared, cache=cache, cached=places)
 
 
 def _videos(tables: Sequence[Any]) -> dict[str, Any]:
