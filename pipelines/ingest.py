@@ -1,7 +1,8 @@
 """Plan slice to batches: Ray Data decodes in actors on the data pool and streams to the training workers in plan order.
 
-One block is one micro-batch of one rank, so the k-th blocks of all ranks are exactly the k-th global batch of the plan. A sample
-that cannot be decoded keeps its place as an empty row (`ok` False) that never reaches the model.
+One block is one micro-batch of one rank, or a few of consecutive steps where they are small, so the k-th blocks of all ranks are exactly
+the next global batches of the plan. A sample that cannot be decoded keeps its place as an empty row (`ok` False) that never reaches the
+model.
 """
 
 import gc
@@ -22,6 +23,8 @@ from pipelines.prepare import Prepared
 from pipelines.stage import ClusterConfig
 
 POOL = "gwp/pool"
+_CARRIED = 8 << 20
+"""Bytes of pictures that a block may have before another micro-batch gets one of its own."""
 _AT_HAND = 3
 """Blocks that a decoding process has been given, the one in work included."""
 
@@ -70,11 +73,34 @@ def dataset(prepared: Prepared, step: int, samples_seen: int) -> Any:
     context.target_max_block_size = None
     # A long evaluation or a slow checkpoint is no reason to end the stream.
     context.execution_no_progress_timeout_s = -1
-    return ray.data.from_arrow(blocks(prepared, step, samples_seen)).map_batches(
+    return ray.data.from_arrow(carriers(prepared, blocks(prepared, step, samples_seen))).map_batches(
         Decoder, fn_constructor_args=(prepared.spec, prepared.cache), batch_size=None, batch_format="pyarrow", zero_copy_batch=True,
         # Actors have their next blocks at hand; between two tasks a core would be idle for a good part of the time of one.
         compute=ActorPoolStrategy(size=prepared.job.cluster.decode_tasks, max_tasks_in_flight_per_actor=_AT_HAND),
     )
+
+
+def carriers(prepared: Prepared, micro: list[pa.Table]) -> list[pa.Table]:
+    """Blocks that carry micro-batches: as many of one rank, of consecutive steps and of one shape, as Ray's work for a block is worth."""
+    ranks, found = prepared.job.cluster.workers, []
+    group: list[list[pa.Table]] = []
+    like: tuple[Any, ...] = ()
+    for step in (micro[i : i + ranks] for i in range(0, len(micro), ranks)):
+        row = step[0].slice(0, 1).to_pylist()[0]
+        shape = (row["kind"], row["bucket"], step[0].num_rows)
+        if group and (shape != like or (len(group) + 1) * step[0].num_rows * _bytes_of(row, prepared) > _CARRIED):
+            found += [pa.concat_tables(parts) for parts in zip(*group, strict=True)]
+            group = []
+        group, like = [*group, step], shape
+    return found + [pa.concat_tables(parts) for parts in zip(*group, strict=True)]
+
+
+def _bytes_of(row: dict[str, Any], prepared: Prepared) -> int:
+    """What the pictures of a sample take."""
+    if prepared.cache is not None:
+        return int(np.prod(row["cached"]["shape"])) * int(prepared.cache.dtype.itemsize)
+    canvas = prepared.spec.canvas_of(row)
+    return prepared.spec.frames_of(row) * canvas.height * canvas.width * 3
 
 
 class Decoder:
@@ -145,11 +171,15 @@ def batches(shard: Any, samples_seen: int, rank: int, world: int) -> Iterator[di
 
     A stream out of step with the checkpoint would repeat or lose samples silently, so it stops the attempt instead.
     """
-    for batch in shard.iter_batches(batch_size=None, batch_format="numpy", prefetch_batches=2):
-        size, got = int(batch["batch"][0]), batch["position"].tolist()
-        share = size // world
-        first = samples_seen + rank * share
-        if got != list(range(first, first + share)):
-            raise RuntimeError(f"data stream at plan positions {got[0]}..{got[-1]}, expected {first}..{first + share - 1}")
-        yield batch
-        samples_seen += size
+    for block in shard.iter_batches(batch_size=None, batch_format="numpy", prefetch_batches=2):
+        start = 0
+        while start < len(block["position"]):
+            size = int(block["batch"][start])
+            share = size // world
+            batch = {name: column[start : start + share] for name, column in block.items()}
+            got, first = batch["position"].tolist(), samples_seen + rank * share
+            if got != list(range(first, first + share)):
+                raise RuntimeError(f"data stream at plan positions {got[0]}..{got[-1]}, expected {first}..{first + share - 1}")
+            yield batch
+            samples_seen += size
+            start += share

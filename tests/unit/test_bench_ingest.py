@@ -15,7 +15,7 @@ from pipelines.bench.ingest_jobs import job_for, made_set, prepared_for
 from pipelines.bench.ingest_show import soak_table, table
 from pipelines.bench.ingest_sides import _Blocks, _Samples, bare_block, wanted_of
 from pipelines.bench.s3 import counted_s3
-from pipelines.ingest import blocks, decode_block
+from pipelines.ingest import batches, blocks, carriers, decode_block
 
 SHAPE = {"canvas": (48, 64), "chunk": 8, "stride": 2, "clip": {"frames": 5, "fps": 5}, "batch": 4, "workers": 2, "tasks": 2, "steps": 3}
 
@@ -60,6 +60,21 @@ def test_every_side_gets_the_samples_of_the_stream(sets):
     assert np.array_equal(by_block["frames"], first["frames"])
     assert np.array_equal(np.stack([s["frames"] for s in by_sample]), first["frames"])
     assert by_block["work"][0] > 0
+
+
+def test_small_micro_batches_travel_together_and_come_out_one_by_one(sets):
+    prepared = prepared_for(job_for(sets[2], **SHAPE))
+    micro = blocks(prepared, 0, 0)
+    carried = carriers(prepared, micro)
+    assert [b.num_rows for b in carried] == [12, 12]
+    for rank, block in enumerate(carried):
+        columns = {name: np.array(block[name]) for name in ("position", "batch", "sample_id")}
+        shard = type("Shard", (), {"iter_batches": lambda self, c=columns, **_: iter([c])})()
+        got = [b["sample_id"].tolist() for b in batches(shard, 0, rank, 2)]
+        assert got == [b["sample_id"].to_pylist() for b in micro[rank::2]]
+    # A large picture is worth a block of its own.
+    large = prepared_for(job_for(sets[2], **(SHAPE | {"canvas": (800, 600)})))
+    assert [b.num_rows for b in carriers(large, blocks(large, 0, 0))] == [4] * 6
 
 
 def test_memory_that_is_used_again_changes_no_sample(sets):
