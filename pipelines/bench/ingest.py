@@ -6,6 +6,7 @@ do without: the frames themselves, sought or scanned to as the reader does it, a
 
 import logging
 import os
+import sys
 import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -113,11 +114,15 @@ def _measure(uri: str, shape: Shape, places: Sequence[str], s3: CountedS3, scrat
     sides: dict[str, dict[str, Any]] = {}
     ratios, why, wanted = {}, "", 0
 
+    def told(name: str, figures: dict[str, Any]) -> None:
+        sides[name] = figures
+        print(f"{Path(uri).name}: {name} {figures['samples_per_s']:.1f} samples/s", file=sys.stderr, flush=True)
+
     def alone() -> float:
         nonlocal wanted
         every = blocks(local, 0, 0)
         side, wanted = bare(every[:cut], every[cut:], local.spec, shape.cores)
-        sides["pyav disk"] = _figures(side, wanted, shape) | {"decoded_per_used": (side.decoded or 0) / wanted}
+        told("pyav disk", _figures(side, wanted, shape) | {"decoded_per_used": (side.decoded or 0) / wanted})
         return float(side.rate)
 
     for place in places:
@@ -130,14 +135,15 @@ def _measure(uri: str, shape: Shape, places: Sequence[str], s3: CountedS3, scrat
             figures = _figures(side, wanted, shape) | {"peak_mb": watch.peak_mb}
             if side.decoded is not None and side.opened is not None:
                 figures |= {"decoded_per_used": side.decoded / wanted, "opens_per_thousand": 1e3 * side.opened / side.samples}
-            sides[f"{name} {place}"] = figures | _from_s3(given, s3, place, len(every) / len(every[cut:]) * wanted)
-        sides[f"stream {place}"] = _streamed(prepared, shape, wanted, s3, place)
+            told(f"{name} {place}", figures | _from_s3(given, s3, place, len(every) / len(every[cut:]) * wanted))
+        told(f"stream {place}", _streamed(prepared, shape, wanted, s3, place))
         rates = {"pyav": (before + alone()) / 2}
         if scratch is not None:
-            sides[f"cached {place}"] = _from_cache(prepared, shape, wanted, s3, place, scratch / "cache" / Path(uri).name)
+            told(f"cached {place}", _from_cache(prepared, shape, wanted, s3, place, scratch / "cache" / Path(uri).name))
         whole, why = _whole(prepared.job.data.sources[0].uri, shape)
         if whole:
-            sides[f"stream whole {place}"], sides[f"read_videos {place}"] = whole
+            for name, figures in zip(("stream whole", "read_videos"), whole, strict=True):
+                told(f"{name} {place}", figures)
         rates |= {name.removesuffix(f" {place}"): f["samples_per_s"] for name, f in sides.items()
                   if name.endswith(place) and name != "pyav disk"}
         ratios[place] = _ratios(rates) | {"decoded_per_used": sides[f"dataloader {place}"]["decoded_per_used"]}
