@@ -69,7 +69,7 @@ class Shape:
 def bench_ingest(sets: Sequence[str], shape: Shape, places: Sequence[str], cache: bool = True) -> dict[str, Any]:
     """Everything that `gwp bench ingest` prints. `sets`: local folders, none: two small ones that are made; places: disk, s3."""
     with tempfile.TemporaryDirectory(prefix="gwp-bench-") as scratch, counted_s3() as s3:
-        sets = [str(Path(uri).resolve()) for uri in sets] or [made_set(Path(scratch), gop, (480, 640)) for gop in (2, 60)]
+        sets = [str(Path(uri).resolve()) for uri in sets] or [made_set(Path(scratch), gop, (240, 320)) for gop in (2, 60)]
         for uri in sets:
             if not Path(uri).is_dir():
                 raise GwpError(f"{uri}: no such folder; sets to measure lie on this machine, their copy in S3 is made from there")
