@@ -8,6 +8,7 @@ import pytest
 from PIL import Image
 
 from gwp import storage
+from gwp.data import video
 from gwp.data.sample import Room, decode_samples
 from gwp.data.video import WORK, probe
 from gwp.scale import scaled_part
@@ -123,14 +124,16 @@ def test_even_pictures_stay_even(level):
     assert (scaled_part(np.full((48, 62, 3), level, np.uint8), (33, 25), (3, 2, 20, 21)) == level).all()
 
 
-def test_a_few_frames_of_a_large_file_cost_a_few_ranges(tmp_path):
-    """Three moments of a file far larger than what is fetched around each."""
+def test_a_few_frames_of_a_large_file_cost_a_few_ranges(tmp_path, monkeypatch):
+    """A file far larger than what is fetched around each range; both are small here."""
+    monkeypatch.setattr(video, "_WHOLE_FILE", 1 << 16)
+    monkeypatch.setattr(video, "_AHEAD", 1 << 16)
     uri = made_set(tmp_path, 2, (240, 320), episodes=4, rows=150, cameras=1)
     with counted_s3() as s3:
         storage.upload(uri, f"{s3.uri}/set")
         prepared = prepared_for(job_for(f"{s3.uri}/set", **(SHAPE | {"batch": 1, "steps": 1})))
         size = prepared.manifest.table["views"][0][0]["bytes"].as_py()
-        assert size > 8 << 20
+        assert size > 1 << 20
         before = s3.given()
         columns = decode_block(blocks(prepared, 0, 0)[0], prepared.spec, None)
         given = s3.given() - before
