@@ -1,32 +1,37 @@
-"""Plan slice to batches: Ray Data decodes in tasks on the data pool and streams to the training workers in plan order.
+"""Plan slice to batches: Ray Data decodes in actors on the data pool and streams to the training workers in plan order.
 
 What is planned is a row per micro-batch of one rank, with the positions of its samples; the whole rows of the manifest are taken where
-they are decoded. So a run of millions of steps costs the driver little more than its order. Each row becomes one block, so the k-th
-blocks of all ranks are exactly the k-th global batch of the plan. A sample that cannot be decoded keeps its place as an empty row (`ok`
-False) that never reaches the model.
+they are decoded. So a run of millions of steps costs the driver little more than its order. A block is one micro-batch, or a few of
+consecutive steps where they are small, so the k-th blocks of all ranks are exactly the next global batches of the plan. A sample that
+cannot be decoded keeps its place as an empty row (`ok` False) that never reaches the model.
 """
 
+import gc
 from collections.abc import Callable, Iterator
-from functools import partial
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import ray.data
-from ray.data import ExecutionOptions, ExecutionResources, TaskPoolStrategy
+from ray.data import ActorPoolStrategy, ExecutionOptions, ExecutionResources, TaskPoolStrategy
 
 from gwp.data.cached import Cache
 from gwp.data.canvas import SLOTS
 from gwp.data.manifest import Manifest
 from gwp.data.plan import plan_slice
-from gwp.data.sample import SampleSpec, decode_samples
+from gwp.data.sample import Room, SampleSpec, decode_samples
 from pipelines.checkpoints import latest_committed
 from pipelines.prepare import Prepared
 from pipelines.stage import ClusterConfig
 
 POOL = "gwp/pool"
 _TOGETHER = 256
-"""Micro-batches whose positions lie in one object: handing out objects costs the driver milliseconds each."""
+"""Blocks whose positions lie in one object: handing out objects costs the driver milliseconds each."""
+_CARRIED = 8 << 20
+"""Bytes of pictures that a block may have before another micro-batch gets one of its own."""
+_AT_HAND = 3
+"""Blocks that a decoding process has been given, the one in work included."""
 
 
 def execution_options(cluster: ClusterConfig) -> ExecutionOptions:
@@ -68,15 +73,14 @@ def planned(prepared: Prepared, step: int, samples_seen: int) -> pa.Table:
 
 def dataset(prepared: Prepared, step: int, samples_seen: int) -> Any:
     """Ray dataset of decoded micro-batches from optimiser step `step`, at plan position `samples_seen`, to the end of the run."""
-    rows = planned(prepared, step, samples_seen)
+    rows = carriers(prepared, planned(prepared, step, samples_seen))
     context = ray.data.DataContext.get_current()
     # A block is a micro-batch, however large.
     context.target_max_block_size = None
     # A long evaluation or a slow checkpoint is no reason to end the stream.
     context.execution_no_progress_timeout_s = -1
-    # Once in the object store of a node, and read there by all its tasks without a copy.
+    # Once in the object store of a node, and read there by all that decode without a copy.
     samples = ray.put((prepared.manifest, prepared.cached))
-    decode = partial(_decode_row, samples=samples, spec=prepared.spec, cache=prepared.cache)
     some = ray.data.from_arrow([rows.slice(start, _TOGETHER) for start in range(0, max(1, rows.num_rows), _TOGETHER)])
     single = some.repartition(target_num_rows_per_block=1)
     # Ray Data has no public way to say that splitting costs no CPU. With one, a small pool splits all of a long plan before it decodes
@@ -84,13 +88,63 @@ def dataset(prepared: Prepared, step: int, samples_seen: int) -> Any:
     splitting = single._logical_plan.dag
     splitting.ray_remote_args["num_cpus"] = 0
     object.__setattr__(splitting, "compute", TaskPoolStrategy(size=1))
-    return single.map_batches(decode, batch_size=None, batch_format="pyarrow", zero_copy_batch=True)
+    return single.map_batches(
+        Decoder, fn_constructor_args=(samples, prepared.spec, prepared.cache),
+        batch_size=None, batch_format="pyarrow", zero_copy_batch=True,
+        # Actors have their next blocks at hand; between two tasks a core would be idle for a good part of the time of one.
+        compute=ActorPoolStrategy(size=prepared.job.cluster.decode_tasks, max_tasks_in_flight_per_actor=_AT_HAND),
+    )
 
 
-def _decode_row(table: pa.Table, samples: ray.ObjectRef, spec: SampleSpec, cache: Cache | None) -> dict[str, np.ndarray]:
-    """The micro-batch that the only row of a block names."""
-    (row,) = table.to_pylist()
-    return decode_block(block(*ray.get(samples), row), spec, cache)
+class Decoder:
+    """A decoding process. What it has read of data files and its memory for pictures stay from block to block."""
+
+    def __init__(self, samples: ray.ObjectRef, spec: SampleSpec, cache: Cache | None) -> None:
+        self.manifest, self.cached = ray.get(samples)
+        self.spec, self.cache, self.room = spec, cache, Room()
+        # Ray collects garbage often, and what was imported is none.
+        gc.freeze()
+
+    def __call__(self, table: pa.Table) -> dict[str, np.ndarray]:
+        """The micro-batches that the only row of a block names."""
+        (row,) = table.to_pylist()
+        whole = pa.concat_tables([block(self.manifest, self.cached, micro) for micro in row["micro"]])
+        # Ray has copied the block before to its store when it asks for this one.
+        return decode_block(whole, self.spec, self.cache, self.room)
+
+
+def carriers(prepared: Prepared, rows: pa.Table) -> pa.Table:
+    """A row per block, whose `micro` are rows of `planned`: as many of one rank, of consecutive steps and of one shape, as Ray's work for
+    a block is worth."""
+    ranks, ids = prepared.job.cluster.workers, rows["ids"].combine_chunks()
+    first = ids.values.to_numpy()[ids.offsets.to_numpy()[:-1:ranks]]
+    buckets, places = prepared.manifest.samples["bucket"].to_numpy()[first], prepared.manifest.place[first]
+    clips = (prepared.manifest.places["kind"].to_numpy(zero_copy_only=False) == "clip")[places]
+    sizes = rows["batch"].to_numpy()[::ranks] // ranks
+    most: dict[tuple[bool, int, int], int] = {}
+    edges, run, before = [0], 0, (False, 0, 0)
+    for step, shape in enumerate(zip(clips.tolist(), buckets.tolist(), sizes.tolist(), strict=True)):
+        if shape not in most:
+            most[shape] = max(1, _CARRIED // (shape[2] * _bytes_of(prepared, int(first[step]))))
+        if step and (shape != before or run == most[shape]):
+            edges.append(step)
+            run = 0
+        run, before = run + 1, shape
+    edges.append(len(first))
+    groups = [np.arange(a * ranks + rank, b * ranks, ranks) for a, b in pairwise(edges) for rank in range(ranks) if b > a]
+    order = np.concatenate([np.empty(0, np.int64), *groups])
+    offsets = np.concatenate([[0], np.cumsum([len(g) for g in groups], dtype=np.int64)])
+    micro = rows.take(pa.array(order)).to_struct_array()
+    return pa.table({"micro": pa.LargeListArray.from_arrays(pa.array(offsets), pa.concat_arrays(micro.chunks))})
+
+
+def _bytes_of(prepared: Prepared, sample: int) -> int:
+    """What the pictures of a sample take."""
+    if prepared.cache is not None and prepared.cached is not None:
+        return int(np.prod(prepared.cached[sample].as_py()["shape"])) * int(prepared.cache.dtype.itemsize)
+    (row,) = prepared.manifest.rows([sample])
+    canvas = prepared.spec.canvas_of(row)
+    return prepared.spec.frames_of(row) * canvas.height * canvas.width * 3
 
 
 def block(manifest: Manifest, cached: pa.Array | None, row: dict[str, Any]) -> pa.Table:
@@ -109,10 +163,10 @@ def blocks(prepared: Prepared, step: int, samples_seen: int) -> list[pa.Table]:
     return [block(prepared.manifest, prepared.cached, row) for row in rows]
 
 
-def decode_block(table: pa.Table, spec: SampleSpec, cache: Cache | None) -> dict[str, np.ndarray]:
-    """Columns of one micro-batch, as `batch_columns` names them."""
+def decode_block(table: pa.Table, spec: SampleSpec, cache: Cache | None, room: Room | None = None) -> dict[str, np.ndarray]:
+    """Columns of micro-batches, as `batch_columns` names them; pictures in `room` where there is one."""
     rows = table.to_pylist()
-    samples, failures = decode_samples(rows, spec, cache)
+    samples, failures = decode_samples(rows, spec, cache, room)
     return batch_columns(rows, samples, dict(failures), spec, cache)
 
 
@@ -131,7 +185,18 @@ def batch_columns(
         values |= {"ok": sample is not None, "reason": failures.get(row["sample_id"], "")}
         for key, value in values.items():
             columns.setdefault(key, []).append(value)
-    return {key: np.stack(v) if isinstance(v[0], np.ndarray) else np.array(v) for key, v in columns.items()}
+    return {key: _stacked(v) if isinstance(v[0], np.ndarray) else np.array(v) for key, v in columns.items()}
+
+
+def _stacked(arrays: list[np.ndarray]) -> np.ndarray:
+    """`np.stack`, without a copy where they lie behind each other in one array already."""
+    first, size = arrays[0], arrays[0].nbytes
+    begin = first.__array_interface__["data"][0]
+    for i, a in enumerate(arrays):
+        if a.base is None or a.base is not first.base or not a.flags.c_contiguous or a.shape != first.shape or (
+                a.__array_interface__["data"][0] != begin + i * size):
+            return np.stack(arrays)
+    return np.lib.stride_tricks.as_strided(first, (len(arrays), *first.shape), (size, *first.strides))
 
 
 def _empty_like(sample: dict[str, Any]) -> dict[str, Any]:
@@ -154,11 +219,15 @@ def batches(shard: Any, samples_seen: int, rank: int, world: int) -> Iterator[di
 
     A stream out of step with the checkpoint would repeat or lose samples silently, so it stops the attempt instead.
     """
-    for batch in shard.iter_batches(batch_size=None, batch_format="numpy", prefetch_batches=2):
-        size, got = int(batch["batch"][0]), batch["position"].tolist()
-        share = size // world
-        first = samples_seen + rank * share
-        if got != list(range(first, first + share)):
-            raise RuntimeError(f"data stream at plan positions {got[0]}..{got[-1]}, expected {first}..{first + share - 1}")
-        yield batch
-        samples_seen += size
+    for some in shard.iter_batches(batch_size=None, batch_format="numpy", prefetch_batches=2):
+        start = 0
+        while start < len(some["position"]):
+            size = int(some["batch"][start])
+            share = size // world
+            batch = {name: column[start : start + share] for name, column in some.items()}
+            got, first = batch["position"].tolist(), samples_seen + rank * share
+            if got != list(range(first, first + share)):
+                raise RuntimeError(f"data stream at plan positions {got[0]}..{got[-1]}, expected {first}..{first + share - 1}")
+            yield batch
+            samples_seen += size
+            start += share

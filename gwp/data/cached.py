@@ -32,7 +32,7 @@ from gwp.errors import DataError
 NumberFormat = Literal["float16", "bfloat16"]
 Part = Literal["latents", "texts"]
 CACHE, PLAN = "CACHE.json", "PLAN.json"
-VERSION = 1
+VERSION = 2
 """Raise it when frames of the same row come out different."""
 
 _TAGS: dict[NumberFormat, str] = {"float16": "F16", "bfloat16": "BF16"}

@@ -5,7 +5,6 @@ from itertools import pairwise
 from typing import Literal, get_args
 
 import numpy as np
-from PIL import Image
 from pydantic import BaseModel, ConfigDict, Field
 
 from gwp.data.embodiment import Slot
@@ -65,8 +64,16 @@ class Canvas(BaseModel):
 
     def empty(self, frames: int) -> np.ndarray:
         """Canvases uint8 `[frames, height, width, 3]` to be filled with views."""
-        # The middle of the range, which codecs see as 0.
-        return np.full((frames, self.height, self.width, 3), 128, np.uint8)
+        return np.full((frames, self.height, self.width, 3), self.grey, np.uint8)
+
+    def filled_by(self, views: Iterable[Slot]) -> bool:
+        """Whether these views leave nothing empty. Raises as `boxes`."""
+        return sum(w * h for _, _, w, h in self.boxes(views).values()) == self.width * self.height
+
+    @property
+    def grey(self) -> int:
+        """Level of what is empty: the middle of the range, which codecs see as 0."""
+        return 128
 
 
 def crop_positions(rng: np.random.Generator | None) -> dict[Slot, tuple[float, float]]:
@@ -97,10 +104,13 @@ def fit_view(frames: np.ndarray, width: int, height: int, at: tuple[float, float
         x, y = (new_w - width) // 2, (new_h - height) // 2
     if (new_w, new_h) == (w, h):
         return frames[:, y : y + height, x : x + width]
-    # One scaler for training and serving: swscale and PIL differ by a few grey levels. Only what is kept is computed.
-    region = (x * w / new_w, y * h / new_h, (x + width) * w / new_w, (y + height) * h / new_h)
-    size, bilinear = (width, height), Image.Resampling.BILINEAR
-    return np.stack([np.asarray(Image.fromarray(f).resize(size, bilinear, region)) for f in frames])
+    # Here, so that this room can be entered without torch. One scaler for training and serving: swscale differs by a few grey levels.
+    from gwp.scale import scaled_part
+
+    out = np.empty((len(frames), height, width, 3), np.uint8)
+    for i, frame in enumerate(frames):
+        out[i] = scaled_part(frame, (new_w, new_h), (x, y, width, height))
+    return out
 
 
 def compose(views: dict[Slot, np.ndarray], canvas: Canvas, rng: np.random.Generator | None) -> np.ndarray:

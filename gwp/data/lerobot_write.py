@@ -33,7 +33,7 @@ _QUANTILES = {"q01": 0.01, "q10": 0.1, "q50": 0.5, "q90": 0.9, "q99": 0.99}
 class _VideoFile:
     """One growing mp4 of one camera."""
 
-    def __init__(self, folder: Path, fps: float, size: tuple[int, int]) -> None:
+    def __init__(self, folder: Path, fps: float, size: tuple[int, int], gop: int) -> None:
         handle, name = tempfile.mkstemp(dir=folder, suffix=".mp4")
         os.close(handle)
         self.path = Path(name)
@@ -43,8 +43,8 @@ class _VideoFile:
         self._stream = self._container.add_stream("libx264", rate=Fraction(fps).limit_denominator(1001))
         self._stream.height, self._stream.width = size
         self._stream.pix_fmt = "yuv420p"
-        # A key frame every second frame makes random access cheap; without B-frames order of decoding and showing agree.
-        self._stream.options = {"crf": "16", "preset": "veryfast", "g": "2", "bf": "0"}
+        # Without B-frames order of decoding and showing agree.
+        self._stream.options = {"crf": "16", "preset": "veryfast", "g": str(gop), "bf": "0"}
         self._stream.codec_context.thread_count = 1
 
     def add(self, pictures: np.ndarray) -> None:
@@ -64,13 +64,15 @@ class LeRobotWriter:
     """Use as a context manager; leaving it without an error finishes the set.
 
     fps: Hz, of rows and pictures. cameras: key -> (height, width), both even. state_names, action_names: one per dimension.
-    with_actions False leaves out state and action columns. video_mb: size after which a camera starts a new file.
+    with_actions False leaves out state and action columns. video_mb: size after which a camera starts a new file. gop: distance between
+    key frames; with 2, as LeRobot has it, random access is cheap.
     DataError when there is a set at `uri`, or nothing that can be encoded.
     """
 
     def __init__(
         self, uri: str, *, fps: float, robot_type: str, cameras: dict[str, tuple[int, int]], state_names: tuple[str, ...] = (),
         action_names: tuple[str, ...] = (), with_actions: bool = True, video_mb: float = 200.0,
+        gop: int = 2,
     ) -> None:
         if storage.exists(storage.join(uri, INFO)):
             raise DataError(f"{uri}: a set is there already; choose another place or remove it")
@@ -81,7 +83,7 @@ class LeRobotWriter:
             raise DataError(f"cameras {', '.join(odd)} have odd sides; H.264 needs even ones")
         self.uri, self._fps, self._robot, self._cameras = uri, fps, robot_type, cameras
         self._names = {STATE: state_names, ACTION: action_names} if with_actions else {}
-        self._limit = video_mb * (1 << 20)
+        self._limit, self._gop = video_mb * (1 << 20), gop
         self._scratch = tempfile.TemporaryDirectory(prefix="gwp-lerobot-")
         self._open: dict[str, _VideoFile] = {}
         self._files = dict.fromkeys(cameras, 0)
@@ -144,7 +146,7 @@ class LeRobotWriter:
         if key in self._open and self._open[key].path.stat().st_size > self._limit:
             self._ship(key)
         if key not in self._open:
-            self._open[key] = _VideoFile(Path(self._scratch.name), self._fps, self._cameras[key])
+            self._open[key] = _VideoFile(Path(self._scratch.name), self._fps, self._cameras[key], self._gop)
         video, index = self._open[key], self._files[key]
         start = video.frames / self._fps
         video.add(pictures)

@@ -93,6 +93,23 @@ class _View(NamedTuple):
     tolerance: float | None
 
 
+class Room:
+    """Memory for pictures that is used again and again: fresh pages cost as much as filling them.
+
+    Whoever hands it to `decode_samples` is done with the pictures of the call before.
+    """
+
+    def __init__(self) -> None:
+        self._memory = np.empty(0, np.uint8)
+
+    def take(self, shape: tuple[int, ...]) -> np.ndarray:
+        """Anything uint8 of this shape, over whatever was there."""
+        size = int(np.prod(shape))
+        if size > len(self._memory):
+            self._memory = np.empty(size, np.uint8)
+        return self._memory[:size].reshape(shape)
+
+
 def decode_frames(rows: list[dict[str, Any]], spec: SampleSpec) -> tuple[dict[int, np.ndarray], dict[int, str]]:
     """Frames uint8 `[T, H, W, 3]` by number of the row, and the reason by number of each row that cannot be decoded."""
     reasons: dict[int, str] = {}
@@ -101,7 +118,7 @@ def decode_frames(rows: list[dict[str, Any]], spec: SampleSpec) -> tuple[dict[in
 
 
 def decode_samples(
-    rows: list[dict[str, Any]], spec: SampleSpec, cache: Cache | None = None
+    rows: list[dict[str, Any]], spec: SampleSpec, cache: Cache | None = None, room: Room | None = None
 ) -> tuple[list[dict[str, Any]], list[tuple[str, str]]]:
     """Samples of the rows that can be decoded, in row order, and (sample_id, reason) of those that cannot.
 
@@ -109,7 +126,8 @@ def decode_samples(
     actions float32 `[p, d]`, step_valid bool `[p]`, dim_valid bool `[d]`, has_action, text_key, embodiment_id, sample_id. Each file is
     opened and walked once, whatever the number of rows that want it; a sample does not depend on the rows beside it. Storage that does
     not answer raises: that is no property of a sample. With `cache`, latents `[C, T_lat, h, w]` from the place in the row's `cached`
-    stand for frames, as `Cache.read` gives them, and no video is opened.
+    stand for frames, as `Cache.read` gives them, and no video is opened. Frames of equal shape lie behind each other in one array, in
+    `room` where there is one.
     """
     reasons: dict[int, str] = {}
     vectors: dict[int, dict[str, np.ndarray]] = {}
@@ -119,7 +137,7 @@ def decode_samples(
         except DataError as error:
             reasons[i] = str(error)
     what = "latents" if cache else "frames"
-    pictures = _latents(rows, cache, reasons) if cache else _canvases(rows, spec, reasons)
+    pictures = _latents(rows, cache, reasons) if cache else _canvases(rows, spec, reasons, room)
     samples = [
         {
             what: pictures[i], "view_valid": _views(row), **vectors[i], "has_action": bool(row["has_action"]),
@@ -153,25 +171,44 @@ def _crop_rng(row: dict[str, Any], spec: SampleSpec) -> np.random.Generator | No
     return np.random.default_rng(np.random.SeedSequence((spec.seed, int(row.get("position") or 0), name)))
 
 
-def _times(row: dict[str, Any], start_s: float, spec: SampleSpec) -> list[float]:
-    """Where the frames of a sample are in a file, seconds."""
+def frame_times(row: dict[str, Any], view: dict[str, Any], spec: SampleSpec) -> list[float]:
+    """Where the frames of a sample are in the file of one of its views, seconds."""
     if row["kind"] == "clip":
-        return [start_s + t for t in spec.clip.offsets_s(spec.frames_of(row))]
+        return [view["start_s"] + t for t in spec.clip.offsets_s(spec.frames_of(row))]
+    # Positions are those of the rows; the clock of the file may run a little off theirs.
+    stretch = row["fps"] * row["rows_per_step"] / view["rate"] if view["rate"] else 1.0
     # Past the end the last frame stands still.
-    return [start_s + min(row["start"] + k, row["length"] - 1) / row["fps"] for k in spec.window.offsets]
+    return [view["start_s"] + min(row["start"] + k, row["length"] - 1) / row["fps"] * stretch for k in spec.window.offsets]
 
 
-def _canvases(rows: list[dict[str, Any]], spec: SampleSpec, reasons: dict[int, str]) -> dict[int, np.ndarray]:
-    """Canvases by row number; rows that fail are added to `reasons`."""
+def _empty_canvases(rows: list[dict[str, Any]], spec: SampleSpec, wanted: list[int], room: Room | None) -> dict[int, np.ndarray]:
+    """Canvases by number of the wanted rows, grey where no view will come."""
+    shapes: dict[tuple[int, int, int], list[int]] = {}
+    for i in wanted:
+        canvas = spec.canvas_of(rows[i])
+        shapes.setdefault((spec.frames_of(rows[i]), canvas.height, canvas.width), []).append(i)
     canvases: dict[int, np.ndarray] = {}
+    for number, (shape, some) in enumerate(shapes.items()):
+        whole = (len(some), *shape, 3)
+        # The room holds one shape; the others of a mixed call are few.
+        memory = room.take(whole) if room and number == 0 else np.empty(whole, np.uint8)
+        for i, place in zip(some, memory, strict=True):
+            canvas = spec.canvas_of(rows[i])
+            if not canvas.filled_by(v["slot"] for v in rows[i]["views"]):
+                place[:] = canvas.grey
+            canvases[i] = place
+    return canvases
+
+
+def _canvases(rows: list[dict[str, Any]], spec: SampleSpec, reasons: dict[int, str], room: Room | None = None) -> dict[int, np.ndarray]:
+    """Canvases by row number; rows that fail are added to `reasons`."""
+    canvases = _empty_canvases(rows, spec, [i for i in range(len(rows)) if i not in reasons], room)
     files: dict[_View, dict[float, list[_Place]]] = {}
     for i, row in enumerate(rows):
         if i in reasons:
             continue
         at = crop_positions(_crop_rng(row, spec))
-        canvas = spec.canvas_of(row)
-        boxes = canvas.boxes(v["slot"] for v in row["views"])
-        canvases[i] = canvas.empty(spec.frames_of(row))
+        boxes = spec.canvas_of(row).boxes(v["slot"] for v in row["views"])
         rate = row["fps"] * row["rows_per_step"]
         # Positions of robot rows are exact; a plain video is resampled and gives the nearest frame it has.
         # At another rate than the recorded one, steps fall between frames.
@@ -179,10 +216,7 @@ def _canvases(rows: list[dict[str, Any]], spec: SampleSpec, reasons: dict[int, s
         for view in row["views"]:
             origin = _View(view["uri"], view["bytes"], view["offset"], view["key"], row["format"], rate, tolerance)
             wanted = files.setdefault(origin, {})
-            # Positions are those of the rows; the clock of the file may run a little off theirs.
-            stretch = rate / view["rate"] if view["rate"] else 1.0
-            for k, at_set in enumerate(_times(row, 0.0, spec)):
-                t = view["start_s"] + at_set * stretch
+            for k, t in enumerate(frame_times(row, view, spec)):
                 # Microseconds: equal positions reached by different sums must be one request.
                 wanted.setdefault(round(t, 6), []).append(_Place(i, k, boxes[view["slot"]], at[view["slot"]]))
     for origin, wanted in files.items():

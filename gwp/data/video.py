@@ -19,8 +19,26 @@ from gwp.errors import DataError, GwpError
 
 _WHOLE_FILE = 8 << 20
 """Remote files up to this many bytes are fetched in one request."""
+_AHEAD = 1 << 19
+"""Bytes fetched behind a range of a larger remote file: about what a store sends in the time that asking once more takes."""
+_GAP = 1 << 16
+"""Bytes between two wanted ranges that are rather read than asked around."""
+_REORDERED = 4
+"""Frames behind a wanted one that may have to be decoded before it comes out."""
 _SEEK_SAVES = 4
 """Frames that a seek must save to be worth its cost: about 1 ms for AV1 at VGA, where a frame costs 1.2 ms."""
+
+
+@dataclass
+class Work:
+    """What was done with videos, for benchmarks: files or parts opened, frames decoded."""
+
+    opened: int = 0
+    decoded: int = 0
+
+
+WORK = Work()
+"""Of this process so far."""
 
 
 @dataclass(frozen=True)
@@ -52,7 +70,7 @@ def open_video(uri: str, size: int | None = None, offset: int = 0) -> Iterator[A
     if storage.is_remote(uri) and size is not None and size <= _WHOLE_FILE:
         yield io.BytesIO(storage.read_ranges([uri], [offset], [offset + size])[0] if offset else storage.read_bytes(uri))
         return
-    handle = storage.open_read(uri)
+    handle = storage.open_read(uri, _AHEAD)
     try:
         yield Part(handle, offset, size) if offset and size is not None else handle
     finally:
@@ -79,6 +97,11 @@ class Part(io.RawIOBase):
         self._at = max(0, start + offset)
         return self._at
 
+    def fetch(self, ranges: list[tuple[int, int]]) -> None:
+        """As of remote files."""
+        if hasattr(self._handle, "fetch"):
+            self._handle.fetch([(self._offset + a, self._offset + b) for a, b in ranges])
+
     def readinto(self, buffer: Any) -> int:
         wanted = max(0, min(len(buffer), self._size - self._at))
         self._handle.seek(self._offset + self._at)
@@ -102,6 +125,7 @@ def _stream(handle: Any) -> Iterator[tuple[Any, Any]]:
                 raise DataError("is of a codec that cannot be decoded here; convert it to H.264, HEVC or AV1")
             # Decoding tasks run side by side already, one per core.
             stream.codec_context.thread_count = 1
+            WORK.opened += 1
             yield container, stream
     except av.error.FFmpegError as error:
         raise DataError(f"cannot be read as a video ({error.strerror}); it is truncated or damaged") from error
@@ -148,6 +172,8 @@ def frames_at(handle: Any, times: Sequence[float], tolerance: float | None) -> I
     convert = VideoReformatter()
     with _stream(handle) as (container, stream):
         walk = _Walk(container, stream)
+        if hasattr(handle, "fetch"):
+            handle.fetch(walk.ranges(times))
         for wanted in times:
             frame, at, sound = walk.nearest(wanted)
             if tolerance is not None and abs(at - wanted) > tolerance:
@@ -173,7 +199,8 @@ class _Walk:
         index = [e for e in stream.index_entries if not e.is_discard] if "mp4" in container.format.name else []
         # Entries carry decoding times; the first frame to decode is a key frame and also the first to show.
         shift = self.origin - index[0].timestamp if index else 0
-        self.keys = np.array([e.timestamp + shift for e in index if e.is_keyframe], np.int64)
+        self.index = np.array([(e.timestamp + shift, e.is_keyframe, e.pos, e.pos + e.size) for e in index], np.int64).reshape(-1, 4)
+        self.keys = self.index[self.index[:, 1] > 0, 0]
         self.period = (index[-1].timestamp - index[0].timestamp) / (len(index) - 1) if len(index) > 1 else 0.0
         self._start()
 
@@ -188,8 +215,26 @@ class _Walk:
         self.container.seek(pts, stream=self.stream, backward=True)
         self._start()
 
+    def ranges(self, times: Sequence[float]) -> list[tuple[int, int]]:
+        """Bytes of the file that frames near `times` (seconds) are decoded from, as far as its index tells: begin and end, ascending."""
+        found: list[tuple[int, int]] = []
+        first_of_key = np.flatnonzero(self.index[:, 1])
+        for target in (self.origin + round(t / self.tick) for t in times if len(first_of_key)):
+            begin = first_of_key[max(0, int(np.searchsorted(self.keys, target, side="right")) - 1)]
+            end = int(np.searchsorted(self.index[:, 0], target, side="right")) + _REORDERED
+            places = self.index[begin : max(end, begin + 1)]
+            found.append((int(places[:, 2].min()), int(places[:, 3].max())))
+        merged: list[tuple[int, int]] = []
+        for a, b in sorted(found):
+            if merged and a - merged[-1][1] <= _GAP:
+                merged[-1] = (merged[-1][0], max(b, merged[-1][1]))
+            else:
+                merged.append((a, b))
+        return merged
+
     def _advance(self) -> bool:
         for frame in self.decoder:
+            WORK.decoded += 1
             # A damaged frame spoils what is predicted from it, up to the next key frame; only the first of them is marked.
             self.spoilt = frame.is_corrupt or (self.spoilt and not frame.key_frame)
             if frame.pts is not None:

@@ -72,7 +72,7 @@ def bench_act(
     engine = _engine(policy, shape, robots, max(3, repeats // 4))
     return {
         "size": size, "family": family, "parameters": _parameters(config), "batch": batches[0], "steps": steps[0], "tokens": tokens,
-        "hardware": _hardware(policy.device), "device": str(policy.device), "dtype": dtype, "threads": threads, "torch": torch.__version__,
+        "hardware": hardware(policy.device), "device": str(policy.device), "dtype": dtype, "threads": threads, "torch": torch.__version__,
         "warm_up": WARM_UP, "repeats": repeats, "cached": "prefix keys in act, step, imagine, joint_cached; text keys everywhere",
         "ms": ms, "by_batch": by_batch, "by_steps": by_steps, "phases_ms": phases,
         "request_ms": request, "engine": engine, "codec": codec,
@@ -211,7 +211,8 @@ def _parameters(config: ModelConfig) -> int:
         return sum(p.numel() for p in WorldActionTransformer(config).parameters())
 
 
-def _hardware(device: torch.device) -> str:
+def hardware(device: torch.device) -> str:
+    """What a measurement was made on."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
     model = next((line.split(":")[1].strip() for line in _cpuinfo() if line.startswith("model name")), platform.machine())

@@ -30,6 +30,27 @@ def add(subparsers: Any) -> None:
     act.add_argument("--json", metavar="FILE", help="write the figures there too")
     act.add_argument("--plot", metavar="FILE", help="write a picture (PNG) there")
     act.set_defaults(run=run_act)
+    _add_ingest(verbs)
+
+
+def _add_ingest(verbs: Any) -> None:
+    ingest = verbs.add_parser("ingest", help="the stream into training workers against bare PyAV, a DataLoader and ray.data.read_videos")
+    ingest.add_argument("--set", action="append", default=[], dest="sets", metavar="FOLDER",
+                        help="robot set or plain videos on this machine; may be repeated (default: two small sets that it makes)")
+    ingest.add_argument("--from", default="disk,s3", dest="places", metavar="PLACE,PLACE",
+                        help="disk, and S3 (a server on loopback that holds a copy of the set) (default: disk,s3)")
+    ingest.add_argument("--canvas", default="320x384", metavar="WxH", help="picture that the model sees, pixels (default: 320x384)")
+    ingest.add_argument("--window", type=numbers, default=[48, 12], metavar="CHUNK,STRIDE", help="of robot sets (default: 48,12)")
+    ingest.add_argument("--clip", type=numbers, default=[5, 5], metavar="FRAMES,FPS", help="windows of plain videos (default: 5,5)")
+    ingest.add_argument("--batch", type=int, default=16, help="samples per worker and step (default: 16)")
+    ingest.add_argument("--steps", type=int, default=40, help="measured steps (default: 40)")
+    ingest.add_argument("--warm-up", type=int, default=6, metavar="STEPS", help="steps before them (default: 6)")
+    ingest.add_argument("--workers", type=int, default=2, help="training workers that take the batches (default: 2)")
+    ingest.add_argument("--cores", type=int, default=2, help="decoding processes of every side (default: 2)")
+    ingest.add_argument("--no-cache", action="store_true", help="leave out the stream of cached latents")
+    ingest.add_argument("--soak", type=int, metavar="SAMPLES", help="only: stream so many small samples and watch the memory")
+    ingest.add_argument("--json", metavar="FILE", help="write the figures there too")
+    ingest.set_defaults(run=run_ingest)
 
 
 def run_act(args: argparse.Namespace) -> None:
@@ -60,3 +81,32 @@ def run_act(args: argparse.Namespace) -> None:
         Path(args.json).write_text(json.dumps({r["family"]: r for r in results}, indent=1))
     if args.plot:
         Path(args.plot).write_bytes(draw(results))
+
+
+def run_ingest(args: argparse.Namespace) -> None:
+    import json
+    from pathlib import Path
+
+    from gwp.errors import GwpError
+    from pipelines.bench.ingest import Shape, bench_ingest, soak
+    from pipelines.bench.ingest_show import soak_table, table
+
+    sides, places = args.canvas.split("x"), args.places.split(",")
+    if len(sides) != 2 or not all(s.isdigit() for s in sides):
+        raise GwpError(f"--canvas {args.canvas}: give width and height, such as 320x384")
+    if not places or not set(places) <= {"disk", "s3"}:
+        raise GwpError(f"--from {args.places}: give disk, s3 or both")
+    if len(args.window) != 2 or len(args.clip) != 2:
+        raise GwpError("--window and --clip take two numbers each, such as 48,12 and 5,5")
+    shape = Shape(
+        canvas=(int(sides[0]), int(sides[1])), chunk=args.window[0], stride=args.window[1], clip_frames=args.clip[0],
+        clip_fps=float(args.clip[1]), batch=args.batch, steps=args.steps, warm=args.warm_up, workers=args.workers, cores=args.cores,
+    )
+    if args.soak:
+        result = soak(args.soak, shape)
+        print(soak_table(result))
+    else:
+        result = bench_ingest(args.sets, shape, places, cache=not args.no_cache)
+        print(table(result))
+    if args.json:
+        Path(args.json).write_text(json.dumps(result, indent=1))

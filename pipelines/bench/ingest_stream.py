@@ -1,0 +1,65 @@
+"""The stream itself, as training workers see it, and Ray's own reader of videos. A Ray cluster must be there."""
+
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import ray
+import ray.data
+
+from pipelines.bench.ingest_sides import Side
+from pipelines.ingest import batches, dataset, execution_options
+from pipelines.prepare import Prepared
+
+
+@ray.remote(num_cpus=1)
+class _Worker:
+    """A training worker without training: it takes batches as `pipelines.worker` does."""
+
+    def __init__(self, rank: int, world: int) -> None:
+        self.rank, self.world = rank, world
+
+    def take(self, shard: Any) -> tuple[np.ndarray, int]:
+        """When each batch came (monotonic seconds) and how many good samples it had, `[batches, 2]`; and bytes of pictures."""
+        found, size = [], 0
+        for batch in batches(shard, 0, self.rank, self.world):
+            size += batch["latents" if "latents" in batch else "frames"].nbytes
+            found.append((time.monotonic(), float(batch["ok"].sum())))
+        return np.array(found).reshape(-1, 2), size
+
+
+def stream(prepared: Prepared, warm: int) -> tuple[Side, float]:
+    """From the arrival of the `warm`-th step's batches to the end of the run; and seconds to the first batch."""
+    cluster = prepared.job.cluster
+    workers = [_Worker.remote(rank, cluster.workers) for rank in range(cluster.workers)]
+    try:
+        ray.get([w.__ray_ready__.remote() for w in workers], timeout=120)
+        begin = time.monotonic()
+        data = dataset(prepared, 0, 0)
+        data.context.execution_options = execution_options(cluster)
+        shards = data.streaming_split(cluster.workers, equal=True)
+        found = ray.get([w.take.remote(s) for w, s in zip(workers, shards, strict=True)], timeout=900)
+    finally:
+        for worker in workers:
+            ray.kill(worker)
+    times = [rows for rows, _ in found]
+    started = max(rows[warm - 1, 0] for rows in times)
+    samples = int(sum(rows[warm:, 1].sum() for rows in times))
+    return Side(samples, max(rows[-1, 0] for rows in times) - started), min(rows[0, 0] for rows in times) - begin
+
+
+def read_videos(paths: Sequence[str], size: tuple[int, int], tasks: int) -> tuple[int, float]:
+    """Frames of these files through `ray.data.read_videos`, scaled to `size` (height, width), and seconds from the first one on."""
+    from gwp import storage
+
+    filesystem, _ = storage.arrow_filesystem(paths[0])
+    names = [storage.arrow_filesystem(path)[1] for path in paths]
+    data = ray.data.read_videos(names, filesystem=filesystem, resize=size, concurrency=tasks)
+    frames, begin = 0, None
+    for batch in data.iter_batches(batch_size=None, batch_format="numpy", prefetch_batches=2):
+        if begin is None:
+            begin = time.monotonic()
+        else:
+            frames += len(batch["frame_index"])
+    return frames, time.monotonic() - (begin or 0.0)

@@ -1,0 +1,72 @@
+"""Memory of this process and of everything it started, looked at now and then while something runs."""
+
+import threading
+import time
+from dataclasses import dataclass, field
+from types import TracebackType
+from typing import Any, Self
+
+import psutil
+
+_MB = 1 << 20
+
+
+def memory() -> dict[str, float]:
+    """MiB by kind of process: this one (`driver`), Ray's servers (`ray`), all others that it started (`workers`).
+
+    Without shared pages, so that the object store is not counted once for each process that maps it.
+    """
+    me = psutil.Process()
+    found = {"driver": _private(me), "ray": 0.0, "workers": 0.0}
+    for child in me.children(recursive=True):
+        try:
+            kind = "workers" if child.name().startswith(("ray::", "python", "pt_")) and "agent" not in " ".join(child.cmdline()) else "ray"
+            found[kind] += _private(child)
+        except psutil.NoSuchProcess:
+            continue
+    return found
+
+
+def _private(process: psutil.Process) -> float:
+    info = process.memory_info()
+    return (info.rss - info.shared) / _MB
+
+
+@dataclass
+class Watch:
+    """Use as a context manager. `seen`: seconds since the start and what `memory` said then."""
+
+    every_s: float = 0.5
+    seen: list[tuple[float, dict[str, float]]] = field(default_factory=list)
+
+    def __enter__(self) -> Self:
+        self._ended = threading.Event()
+        self._thread = threading.Thread(target=self._look, daemon=True)
+        self._thread.start()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self._ended.set()
+        self._thread.join()
+
+    def _look(self) -> None:
+        begin = time.monotonic()
+        while True:
+            self.seen.append((time.monotonic() - begin, memory()))
+            if self._ended.wait(self.every_s):
+                return
+
+    @property
+    def peak_mb(self) -> float:
+        """Largest sum."""
+        return max(sum(parts.values()) for _, parts in self.seen)
+
+
+def store() -> dict[str, Any]:
+    """Of Ray's object store on this node: MiB in use now, and MiB that were ever spilled to disk."""
+    # Private, but the only way to the counters without a dashboard.
+    import ray
+    from ray._private.internal_api import get_memory_info_reply, get_state_from_address
+
+    stats = get_memory_info_reply(get_state_from_address(ray.get_runtime_context().gcs_address)).store_stats
+    return {"used_mb": stats.object_store_bytes_used / _MB, "spilled_mb": stats.spilled_bytes_total / _MB}
