@@ -94,7 +94,15 @@ def fit_view(frames: np.ndarray, width: int, height: int, at: tuple[float, float
     """
     if frames.ndim != 4 or frames.shape[-1] != 3 or frames.dtype != np.uint8 or 0 in frames.shape:
         raise DataError(f"camera frames must be uint8 [T, H, W, 3], got {frames.dtype} {list(frames.shape)}")
-    _, h, w, _ = frames.shape
+    out = np.empty((len(frames), height, width, 3), np.uint8)
+    for frame, place in zip(frames, out, strict=True):
+        fit_into(place, frame, at)
+    return out
+
+
+def fit_into(out: np.ndarray, frame: np.ndarray, at: tuple[float, float]) -> None:
+    """`fit_view` of one frame uint8 `[H, W, 3]`, written into `out` `[height, width, 3]`."""
+    (height, width), (h, w) = out.shape[:2], frame.shape[:2]
     scale = max(width / w, height / h)
     # Rounding must not leave the box uncovered.
     new_w, new_h = max(width, round(w * scale)), max(height, round(h * scale))
@@ -103,14 +111,12 @@ def fit_view(frames: np.ndarray, width: int, height: int, at: tuple[float, float
     if at == (0.5, 0.5):
         x, y = (new_w - width) // 2, (new_h - height) // 2
     if (new_w, new_h) == (w, h):
-        return frames[:, y : y + height, x : x + width]
+        out[:] = frame[y : y + height, x : x + width]
+        return
     # Here, so that this room can be entered without torch. One scaler for training and serving: swscale differs by a few grey levels.
-    from gwp.scale import scaled_part
+    from gwp.scale import scale_part
 
-    out = np.empty((len(frames), height, width, 3), np.uint8)
-    for i, frame in enumerate(frames):
-        out[i] = scaled_part(frame, (new_w, new_h), (x, y, width, height))
-    return out
+    scale_part(frame, (new_w, new_h), (x, y, width, height), out)
 
 
 def compose(views: dict[Slot, np.ndarray], canvas: Canvas, rng: np.random.Generator | None) -> np.ndarray:

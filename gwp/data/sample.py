@@ -10,7 +10,7 @@ import numpy as np
 
 from gwp.data.buckets import Bucket
 from gwp.data.cached import Cache
-from gwp.data.canvas import SLOTS, Box, Canvas, crop_positions, fit_view
+from gwp.data.canvas import SLOTS, Box, Canvas, crop_positions, fit_into
 from gwp.data.embodiment import Embodiment
 from gwp.data.pictures import Frames, open_frames
 from gwp.data.rates import at_steps, row_span
@@ -244,7 +244,7 @@ def _fill(
             for t, frame in frames(left):
                 for place in wanted[t]:
                     x, y, w, h = place.box
-                    canvases[place.row][place.frame, y : y + h, x : x + w] = fit_view(frame[None], w, h, place.at)[0]
+                    fit_into(canvases[place.row][place.frame, y : y + h, x : x + w], frame, place.at)
                 done += 1
             return
         except DataError as error:

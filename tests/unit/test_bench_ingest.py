@@ -11,7 +11,7 @@ from gwp import storage
 from gwp.data import video
 from gwp.data.sample import Room, decode_samples
 from gwp.data.video import WORK, probe
-from gwp.scale import scaled_part
+from gwp.scale import scale_part
 from pipelines.bench.ingest_jobs import job_for, made_set, prepared_for
 from pipelines.bench.ingest_show import soak_table, table
 from pipelines.bench.ingest_sides import _Blocks, _Samples, bare_block, wanted_of
@@ -19,6 +19,12 @@ from pipelines.bench.s3 import counted_s3
 from pipelines.ingest import batches, block, blocks, carriers, decode_block, planned
 
 SHAPE = {"canvas": (48, 64), "chunk": 8, "stride": 2, "clip": {"frames": 5, "fps": 5}, "batch": 4, "workers": 2, "tasks": 2, "steps": 3}
+
+
+def scaled_part(picture, size, part):
+    out = np.empty((part[3], part[2], 3), np.uint8)
+    scale_part(picture, size, part, out)
+    return out
 
 
 @pytest.fixture(scope="module")
