@@ -9,7 +9,7 @@ import pytest
 import ray.data
 
 from clusters.mini import MiniCluster
-from pipelines.ingest import dataset, execution_options, planned
+from pipelines.ingest import carriers, dataset, execution_options, planned
 from tests.unit.test_ingest import prepared
 
 
@@ -21,16 +21,16 @@ def test_a_single_cpu_streams_a_long_plan_in_order(mini: MiniCluster, tmp_path: 
     cluster = found.job.cluster.model_copy(update={"decode_tasks": 1, "data_pool": "data"})
     job = found.job.model_copy(update={"cluster": cluster, "run": found.job.run.model_copy(update={"steps": 40_000})})
     found = replace(found, job=job)
-    rows = planned(found, 0, 0).slice(0, 12).to_pylist()
+    rows = carriers(found, planned(found, 0, 0)).slice(0, 12).to_pylist()
     context = ray.data.DataContext.get_current().copy()
     context.execution_options = execution_options(cluster)
     with ray.data.DataContext.current(context):
         stream = dataset(found, 0, 0).iter_batches(batch_size=None, batch_format="numpy", prefetch_batches=1)
         begin = time.monotonic()
         for row, batch in zip(rows, stream, strict=False):
-            assert batch["position"].tolist() == list(range(row["first"], row["first"] + 7))
+            assert batch["position"].tolist() == [m["first"] + i for m in row["micro"] for i in range(7)]
             assert batch["ok"].all()
-            assert batch["frames"].shape == (7, 5, 8, 8, 3)
+            assert batch["frames"].shape == (7 * len(row["micro"]), 5, 8, 8, 3)
             assert np.unique(batch["batch"]).tolist() == [14]
         # All of them would take two minutes to split.
         assert time.monotonic() - begin < 60
