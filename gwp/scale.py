@@ -16,11 +16,9 @@ def scale_part(picture: np.ndarray, size: tuple[int, int], part: tuple[int, int,
     x, y, width, height = part
     left, right, x0, x1 = _needed(picture.shape[1], size[0], x, width)
     top, bottom, y0, y1 = _needed(picture.shape[0], size[1], y, height)
-    wanted = picture[top:bottom, left:right]
-    if not wanted.flags.writeable or min(wanted.strides) < 0:
-        # torch takes neither read-only nor mirrored memory.
-        wanted = wanted.copy()
-    pixels = torch.from_numpy(wanted)[None].permute(0, 3, 1, 2)
+    # A dense copy: torch takes neither read-only nor mirrored memory, and would make its own with OpenMP's help. Whoever scales may be a
+    # robot's thread, and workers of its own would slow the one that computes (`gwp.threads`).
+    pixels = torch.from_numpy(np.array(picture[top:bottom, left:right]))[None].permute(0, 3, 1, 2)
     found = interpolate(pixels, size=(y1 - y0, x1 - x0), mode="bilinear", antialias=True)[0].permute(1, 2, 0)
     out[:] = found[y - y0 : y - y0 + height, x - x0 : x - x0 + width].numpy()
 

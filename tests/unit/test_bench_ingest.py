@@ -1,10 +1,13 @@
 """`gwp bench ingest` measures what it says, at its smallest and without Ray; and what makes the stream fast gives the same samples."""
 
 import itertools
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 import pytest
+import torch
 from PIL import Image
 
 from gwp import storage
@@ -124,6 +127,26 @@ def test_pictures_are_scaled_as_pillow_does_it(size, box):
     x, y = width // 3, height // 2
     part = scaled_part(picture, box, (x, y, width - x, height - y))
     assert np.array_equal(part, scaled_part(picture, box, (0, 0, width, height))[y:, x:])
+
+
+@pytest.mark.skipif(not Path("/proc/self/task").is_dir(), reason="threads are counted in /proc")
+@pytest.mark.parametrize("size", [(480, 640), (1080, 1920)])
+def test_a_thread_that_scales_starts_no_workers(size):
+    picture, before = np.zeros((*size, 3), np.uint8), torch.get_num_threads()
+    torch.set_num_threads(4)
+    try:
+        def scale():
+            known = len(list(Path("/proc/self/task").iterdir()))
+            scaled_part(picture, (320, 192), (10, 0, 300, 192))
+            alone = len(list(Path("/proc/self/task").iterdir()))
+            # What would be seen if it did.
+            _ = torch.zeros(1 << 22) + 1
+            return alone - known, len(list(Path("/proc/self/task").iterdir())) - alone
+
+        with ThreadPoolExecutor(1) as pool:
+            assert pool.submit(scale).result() == (0, 3)
+    finally:
+        torch.set_num_threads(before)
 
 
 @pytest.mark.parametrize("level", [0, 1, 127, 254, 255])
