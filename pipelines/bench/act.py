@@ -69,7 +69,7 @@ def bench_act(
     p50 = {name: value["p50"] for name, value in ms.items()}
     phases, request = apart(lambda: _requests(policy, shape, repeats))
     traced = apart(lambda: trace(policy, shape, trace_to)) if trace_to else None
-    engine = _engine(policy, shape, robots, max(3, repeats // 4))
+    engine = _engine(policy, shape, robots, max(5, repeats // 2))
     return {
         "size": size, "family": family, "parameters": _parameters(config), "batch": batches[0], "steps": steps[0], "tokens": tokens,
         "hardware": hardware(policy.device), "device": str(policy.device), "dtype": dtype, "threads": threads, "torch": torch.__version__,

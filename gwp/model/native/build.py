@@ -13,7 +13,7 @@ from pathlib import Path
 
 SWITCH = "GWP_NATIVE"
 """Environment variable: 0 runs torch's operators instead."""
-_SOURCES = ("vectors.h", "passes.cpp")
+_SOURCES = ("vectors.h", "meeting.h", "passes.cpp")
 # Numbers as written: no reordering of sums, no assumption that there is no NaN.
 _FLAGS = ("-O3", "-march=native", "-std=c++17", "-fopenmp", "-shared", "-fPIC")
 _LIMIT_S = 120

@@ -13,6 +13,7 @@
 
 #include <omp.h>
 
+#include "meeting.h"
 #include "vectors.h"
 
 // ---------------------------------------------------------------------------------------------------- mirrored in layers.py
@@ -78,6 +79,7 @@ public:
     // What thread `t` of `T` does.
     void run(int64_t t, int64_t T) const {
         float* mine = scores + t * most_keys * PANEL * LANES;
+        auto wait = [this, T] { meeting.wait(T); };
         auto share = [t, T](int64_t n, auto work) { for (int64_t u = n * t / T; u < n * (t + 1) / T; u++) work(u); };
         // Vectors of the panels of an expert, one by one.
         auto columns = [&](int64_t e, auto work) {
@@ -116,9 +118,9 @@ public:
         for (int64_t i = 0; i < plan.layers; i++) {
             const bool last = !call.full && i == plan.layers - 1;
             const int64_t cache = i * plan.cache.layer, text = i * plan.text.layer;
-#pragma omp barrier
+            wait();
             for (int64_t e = 0; e < plan.experts; e++) columns(e, [&](const Panel& p, int v) { modulated(e, i, p, v, 0); });
-#pragma omp barrier
+            wait();
             for (int64_t e = 0; e < plan.experts; e++) {
                 const Layer& w = plan.expert[e].layers[i];
                 const int64_t D = plan.expert[e].width;
@@ -129,12 +131,12 @@ public:
                 product(e, w.k, inner, D, room[e].y, biased(room[e].k, w.k_bias));
                 product(e, w.v, inner, D, room[e].y, biased(room[e].v, w.v_bias));
             }
-#pragma omp barrier
+            wait();
             for (int64_t e = 0; e < plan.experts; e++) columns(e, [&](const Panel& p, int v) { keep(e, i, p, v); });
             if (last) break;
-#pragma omp barrier
+            wait();
             for (int64_t e = 0; e < plan.experts; e++) attention(e, plan.keys + cache, plan.values + cache, plan.cache, 0, room[e].q, room[e].k);
-#pragma omp barrier
+            wait();
             for (int64_t e = 0; e < plan.experts; e++) {
                 const Layer& w = plan.expert[e].layers[i];
                 const int64_t D = plan.expert[e].width;
@@ -143,24 +145,24 @@ public:
                     store(x, load(x) + modulation(e, i, p, 2, j, v) * (sum + w.out_bias[j]));
                 });
             }
-#pragma omp barrier
+            wait();
             for (int64_t e = 0; e < plan.experts; e++) columns(e, [&](const Panel& p, int v) { normed(e, i, p, v); });
-#pragma omp barrier
+            wait();
             for (int64_t e = 0; e < plan.experts; e++) {
                 const Layer& w = plan.expert[e].layers[i];
                 product(e, w.text_q, inner, plan.expert[e].width, room[e].y, [&](const Panel& p, int64_t j, int v, vec sum) {
                     store(row(room[e].q, inner, p, j, v), sum + w.text_q_bias[j]);
                 });
             }
-#pragma omp barrier
+            wait();
             for (int64_t e = 0; e < plan.experts; e++) columns(e, [&](const Panel& p, int v) {
                 const vec scale = inverse_rms(at(room[e].q, inner, p), p, v);
                 for (int64_t j = 0; j < inner; j++) store(row(room[e].q, inner, p, j, v), load(row(room[e].q, inner, p, j, v)) * scale);
             });
-#pragma omp barrier
+            wait();
             for (int64_t e = 0; e < plan.experts; e++)
                 attention(e, plan.expert[e].text_keys + text, plan.expert[e].text_values + text, plan.text, plan.text_rows, room[e].q, room[e].k);
-#pragma omp barrier
+            wait();
             for (int64_t e = 0; e < plan.experts; e++) {
                 const Layer& w = plan.expert[e].layers[i];
                 const int64_t D = plan.expert[e].width;
@@ -169,9 +171,9 @@ public:
                     store(x, load(x) + sum + w.text_out_bias[j]);
                 });
             }
-#pragma omp barrier
+            wait();
             for (int64_t e = 0; e < plan.experts; e++) columns(e, [&](const Panel& p, int v) { modulated(e, i, p, v, 3); });
-#pragma omp barrier
+            wait();
             for (int64_t e = 0; e < plan.experts; e++) {
                 const Layer& w = plan.expert[e].layers[i];
                 const int64_t F = plan.expert[e].ffn;
@@ -179,7 +181,7 @@ public:
                     store(row(room[e].up, F, p, j, v), gelu(sum + w.up_bias[j]));
                 });
             }
-#pragma omp barrier
+            wait();
             for (int64_t e = 0; e < plan.experts; e++) {
                 const Layer& w = plan.expert[e].layers[i];
                 const int64_t D = plan.expert[e].width;
@@ -190,7 +192,7 @@ public:
             }
         }
         if (!call.full) return;
-#pragma omp barrier
+        wait();
         for (int64_t e = 0; e < plan.experts; e++) columns(e, [&](const Panel& p, int v) { leave(e, p, v); });
     }
 
@@ -205,6 +207,7 @@ private:
     std::vector<Room> room;
     float* scores;
     int64_t most_keys;
+    mutable Meeting meeting;
 
     void add(const Piece& piece, const Noise& noise, std::vector<int64_t>& vectors) {
         const int64_t all = vectors_of(piece.count), parts = (all + PANEL - 1) / PANEL, together = together_of(piece.count);
