@@ -4,11 +4,10 @@
 // arithmetic between vectors, and a product reads its weights as they are stored: one number of a weight times a vector of tokens.
 // Every number is summed in one order whatever stands beside it, so a row of a batch does not depend on its neighbours.
 //
-// A panel is up to PANEL vectors of one group's tokens, of one observation or of several that fit into it. A buffer of n features holds,
-// panel after panel, n rows of its vectors. Threads share the work between barriers.
+// A panel is up to PANEL vectors of one group's tokens, which follow each other from observation to observation without a gap. A buffer of
+// n features holds, panel after panel, n rows of its vectors. Threads share the work between barriers.
 #include <algorithm>
 #include <cstdint>
-#include <utility>
 #include <vector>
 
 #include <omp.h>
@@ -47,18 +46,18 @@ struct Call {
 };
 // ----------------------------------------------------------------------------------------------------
 
-// Lanes [r * count, (r + 1) * count) are tokens [start, start + count) of observation `row + r`. `before`: vectors of the panels before it.
+// Tokens [first, first + lanes) of a piece, counted through all observations, `count` in each. `before`: vectors of the panels before it.
 // level: of all lanes, or -1; then of each observation where `steady`, else of each token.
 struct Panel {
-    int64_t expert, row, rows, start, count, place, end, vectors, before, level;
+    int64_t expert, start, place, end, count, first, lanes, vectors, before, level;
     bool steady;
     const int64_t* index;
     int64_t across, along;
-    int64_t level_of(int64_t lane) const { return index[lane / count * across + lane % count * along]; }
+    int64_t row_of(int64_t lane) const { return (first + lane) / count; }
+    int64_t token_of(int64_t lane) const { return (first + lane) % count; }
+    int64_t level_of(int64_t lane) const { return index[row_of(lane) * across + token_of(lane) * along]; }
 };
-
-// Observations whose tokens share a panel.
-static int64_t together_of(int64_t count) { return std::max<int64_t>(1, PANEL * LANES / count); }
+struct Seat { int64_t panel, row, lane, lanes; };  // the tokens of one observation in a panel
 
 class Pass {
 public:
@@ -104,13 +103,13 @@ public:
         };
         auto attention = [&](int64_t e, const float* keys, const float* values, Strides step, int64_t count, float* q, float* out) {
             share(seats[e].size() * plan.heads, [&](int64_t u) {
-                const auto [panel, r] = seats[e][u / plan.heads];
-                const Panel& p = panels[e][panel];
+                const Seat& seat = seats[e][u / plan.heads];
+                const Panel& p = panels[e][seat.panel];
                 const int64_t h = u % plan.heads;
-                const int64_t offset = (p.row + r) * step.row + h * step.head, wide = p.vectors * LANES;
-                const int64_t first = h * plan.head * wide + r * p.count, V = vectors_of(p.count);
+                const int64_t offset = seat.row * step.row + h * step.head, wide = p.vectors * LANES;
+                const int64_t first = h * plan.head * wide + seat.lane, V = vectors_of(seat.lanes);
                 auto run = V == 3 ? attend<3> : V == 2 ? attend<2> : attend<1>;
-                run(at(q, inner, p) + first, keys + offset, values + offset, step.place, count ? count : p.end, plan.head, wide, p.count, mine,
+                run(at(q, inner, p) + first, keys + offset, values + offset, step.place, count ? count : p.end, plan.head, wide, seat.lanes, mine,
                     at(out, inner, p) + first);
             });
         };
@@ -203,31 +202,30 @@ private:
     const Call& call;
     const int64_t inner;
     std::vector<std::vector<Panel>> panels;
-    std::vector<std::vector<std::pair<int64_t, int64_t>>> seats;  // panel, and which of its observations
+    std::vector<std::vector<Seat>> seats;
     std::vector<Room> room;
     float* scores;
     int64_t most_keys;
     mutable Meeting meeting;
 
     void add(const Piece& piece, const Noise& noise, std::vector<int64_t>& vectors) {
-        const int64_t all = vectors_of(piece.count), parts = (all + PANEL - 1) / PANEL, together = together_of(piece.count);
-        for (int64_t b = 0; b < plan.batch; b += together)
-            for (int64_t i = 0, first = 0; i < parts; i++) {
-                const int64_t rows = std::min(together, plan.batch - b), part = all * (i + 1) / parts - all * i / parts;
-                const int64_t count = std::min(part * LANES, piece.count - first * LANES), V = rows > 1 ? vectors_of(rows * count) : part;
-                Panel p{piece.expert, b, rows, piece.start + first * LANES, count, piece.place + first * LANES, piece.end, V,
-                        vectors[piece.expert], noise.level, noise.token == 0, nullptr, noise.row, noise.token};
-                if (p.level < 0) {
-                    p.index = noise.index + b * noise.row + first * LANES * noise.token;
-                    bool same = true;
-                    for (int64_t l = 1; l < rows * count; l++) same = same && p.level_of(l) == p.index[0];
-                    if (same) p.level = p.index[0];
-                }
-                for (int64_t r = 0; r < rows; r++) seats[piece.expert].push_back({panels[piece.expert].size(), r});
-                panels[piece.expert].push_back(p);
-                vectors[piece.expert] += V;
-                first += part;
+        const int64_t e = piece.expert, tokens = plan.batch * piece.count, all = vectors_of(tokens), parts = (all + PANEL - 1) / PANEL;
+        for (int64_t i = 0; i < parts; i++) {
+            const int64_t from = all * i / parts, V = all * (i + 1) / parts - from, first = from * LANES;
+            Panel p{e, piece.start, piece.place, piece.end, piece.count, first, std::min(V * LANES, tokens - first), V, vectors[e],
+                    noise.level, noise.token == 0, noise.index, noise.row, noise.token};
+            if (p.level < 0) {
+                bool same = true;
+                for (int64_t l = 1; l < p.lanes; l++) same = same && p.level_of(l) == p.level_of(0);
+                if (same) p.level = p.level_of(0);
             }
+            for (int64_t l = 0, n; l < p.lanes; l += n) {
+                n = std::min(p.count - p.token_of(l), p.lanes - l);
+                seats[e].push_back({int64_t(panels[e].size()), p.row_of(l), l, n});
+            }
+            panels[e].push_back(p);
+            vectors[e] += V;
+        }
     }
 
     static const float* at(const float* buffer, int64_t features, const Panel& p) { return buffer + p.before * features * LANES; }
@@ -235,30 +233,25 @@ private:
     static float* row(float* buffer, int64_t features, const Panel& p, int64_t i, int v) {
         return at(buffer, features, p) + (i * p.vectors + v) * LANES;
     }
-    // Calls `work(lane of the vector, observation, token of the panel)` for every token of one vector.
+    // Calls `work(lane of the vector, observation, token of the piece)` for every token of one vector.
     template <class Work>
     static void tokens(const Panel& p, int v, Work work) {
-        const int64_t stop = std::min<int64_t>(LANES, p.rows * p.count - v * LANES);
-        int64_t r = v * LANES / p.count, token = v * LANES % p.count;
-        for (int64_t l = 0; l < stop; l++) {
-            work(l, p.row + r, token);
-            if (++token == p.count) token = 0, r++;
-        }
+        for (int64_t l = 0; l < std::min<int64_t>(LANES, p.lanes - v * LANES); l++) work(l, p.row_of(v * LANES + l), p.token_of(v * LANES + l));
     }
 
     // Shift, scale and gate of one feature: slots as in `Levels`.
     vec modulation(int64_t e, int64_t layer, const Panel& p, int64_t slot, int64_t i, int v) const {
-        const int64_t D = plan.expert[e].width, last = p.rows * p.count - 1, first = v * LANES;
+        const int64_t D = plan.expert[e].width, first = v * LANES, stop = std::min(first + LANES, p.lanes);
         const float* table = call.levels[e] + (layer * call.n * 6 + slot) * D + i;
         if (p.level >= 0) return splat(table[p.level * 6 * D]);
-        vec x = splat(table[p.level_of(std::min(first, last)) * 6 * D]);
+        vec x = splat(table[p.level_of(std::min(first, p.lanes - 1)) * 6 * D]);
         if (p.steady) {
             // Later observations of the vector, each from its first lane on.
-            for (int64_t from = (first / p.count + 1) * p.count; from < std::min(first + LANES, last + 1); from += p.count)
+            for (int64_t from = first + p.count - p.token_of(first); from < stop; from += p.count)
                 x = COUNT >= splat(float(from - first)) ? splat(table[p.level_of(from) * 6 * D]) : x;
             return x;
         }
-        for (int64_t l = 1; l < std::min<int64_t>(LANES, last + 1 - first); l++) x[l] = table[p.level_of(first + l) * 6 * D];
+        for (int64_t l = first + 1; l < stop; l++) x[l - first] = table[p.level_of(l) * 6 * D];
         return x;
     }
 
@@ -363,9 +356,7 @@ int64_t gwp_room(const Plan* plan) {
     int64_t numbers = 0, keys = plan->text_rows;
     for (int64_t i = 0; i < plan->pieces; i++) {
         const Expert& e = plan->expert[plan->piece[i].expert];
-        const int64_t together = together_of(plan->piece[i].count);
-        const int64_t vectors = (plan->batch + together - 1) / together * vectors_of(together * plan->piece[i].count);
-        numbers += vectors * LANES * (2 * e.width + 3 * plan->heads * plan->head + e.ffn + plan->head);
+        numbers += vectors_of(plan->batch * plan->piece[i].count) * LANES * (2 * e.width + 3 * plan->heads * plan->head + e.ffn + plan->head);
         keys = std::max(keys, plan->piece[i].end);
     }
     return numbers + plan->threads * keys * PANEL * LANES;
