@@ -27,6 +27,8 @@ from gwp.model.transformer import SEGMENTS, Tokens, Velocity, WorldActionTransfo
 class Pass:
     """Some groups beside a cache, laid out once and run at any noise. One thread at a time.
 
+    Where `FusedTransformer.any_batch`, it may be run for fewer observations: the first ones of the buffers.
+
     embodiment: int64 `[B]`
     """
 
@@ -57,6 +59,11 @@ class FusedTransformer:
         self._text = [{e: _text_projection(block.expert(e).attn2) for e in self.config.experts} for block in blocks]
         self._tables = [{e: block.expert(e).scale_shift_table for e in self.config.experts} for block in blocks]
         self._out_tables = dict(model.out_tables.items())
+
+    @property
+    def any_batch(self) -> bool:
+        """Whether a pass may be run for fewer observations than it was prepared for."""
+        return isinstance(self.layers, NativeLayers)
 
     def levels(self, sigmas: Tensor) -> Levels:
         """Modulation at noise levels fp32 `[n]`, and at 0 after them. Computed once per solver: it depends on nothing else."""
@@ -115,10 +122,12 @@ class FusedTransformer:
 
         Groups of one noise share one `Noise`.
         """
-        embedded = self._embed(tokens, through.embodiment)
+        batch = next(iter(tokens.present().values())).shape[0]
+        ids = through.embodiment[:batch]
+        embedded = self._embed(tokens, ids)
         streams = {e: join([embedded[p.group] for p in mine]) for e, mine in through.layout.pieces.items()}
         streams = through.layers(streams, noise, bool(heads))
-        return self._heads(tokens, streams, through, noise, heads)
+        return self._heads(tokens, streams, through.layout, ids, noise, heads)
 
     def _embed(self, tokens: Tokens, embodiment: Tensor) -> dict[Group, Tensor]:
         encoded: dict[Group, Tensor] = {}
@@ -138,15 +147,16 @@ class FusedTransformer:
         return self._rotations[key]
 
     def _heads(
-        self, tokens: Tokens, streams: dict[str, Tensor], through: Pass, noise: dict[Group, Noise], heads: Collection[Group]
+        self, tokens: Tokens, streams: dict[str, Tensor], layout: Layout, embodiment: Tensor, noise: dict[Group, Noise],
+        heads: Collection[Group],
     ) -> Velocity:
         result: dict[Group, Tensor] = {}
-        for piece in (p for p in through.layout.order if p.group in heads):
+        for piece in (p for p in layout.order if p.group in heads):
             shift, scale = noise[piece.group].out(piece.expert)
             x = streams[piece.expert][:, piece.start : piece.stop]
             y = torch.addcmul(shift, layer_norm(x.float(), None, self.config.eps), scale).to(self.dtype)
             if piece.group == "A":
-                result["A"] = self._decoder(y, through.embodiment)
+                result["A"] = self._decoder(y, embodiment)
             else:
                 T, h, w = tokens.present()[piece.group].shape[2:]
                 _, ph, pw = self.config.patch_size

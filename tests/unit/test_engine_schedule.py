@@ -151,3 +151,9 @@ def test_the_earliest_deadline_goes_first_and_without_one_the_earliest_comer():
 def test_more_slots_than_the_largest_batch_are_refused():
     with pytest.raises(ValueError, match="between 1 and 32"):
         Schedule(33, 4, STEPS)
+
+
+def test_batches_of_any_number_are_counted_as_they_are():
+    counts = range(1, 33)
+    assert [Schedule(32, 4, 10, exact=True).rows(n) for n in counts] == list(counts)
+    assert [Schedule(32, 4, 10).rows(n) for n in counts] == [bucket_of(n) for n in counts]

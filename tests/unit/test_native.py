@@ -117,6 +117,25 @@ def test_narrower_vectors_give_the_same(monkeypatch, tmp_path, instructions):
     torch.testing.assert_close(chunks(model, SHAPES[2])[1], wide, atol=2e-5, rtol=0)
 
 
+def test_a_pass_serves_fewer_observations_than_it_was_made_for():
+    solver, _ = chunks(model_of(SHAPES[1], "gwp05"), SHAPES[1])
+    g = torch.Generator().manual_seed(4)
+    noise = torch.randn(3, 17, 5, generator=g)
+    with torch.inference_mode():
+        text = solver.model.text_keys(torch.randn(3, 8, 12, generator=g))
+        state, reference = torch.randn(3, 1, 5, generator=g), torch.randn(3, 4, 1, 6, 4, generator=g)
+        prefix = solver.observe(state, reference, text, torch.zeros(3, dtype=torch.long))
+        through = solver.acting(prefix)
+        steps = solver.levels(torch.tensor([[0], [2], [1]]))
+        for count in (2, 3, 1):
+            some, index = prefix.rows(0, count), solver.levels(steps.index[:count])
+            alone = solver.velocity(solver.acting(some), noise[:count], index)
+            # What stands around the layers is torch's, whose sums depend on the size of a batch.
+            torch.testing.assert_close(solver.velocity(through, noise[:count], index), alone, atol=2e-6, rtol=0)
+        with pytest.raises(ValueError, match="2 observations in a pass for 1"):
+            solver.velocity(solver.acting(prefix.rows(0, 1)), noise[:2], solver.level(0))
+
+
 def test_what_is_no_number_stays_none():
     """A NaN in one observation is seen in its actions, and in no other's."""
     shape = SHAPES[1]

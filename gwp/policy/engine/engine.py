@@ -22,7 +22,7 @@ import torch
 
 from gwp.errors import GwpError
 from gwp.policy.engine.graphs import RecordedPrefix, graph_pool, recorded
-from gwp.policy.engine.schedule import BUCKETS, EngineSettings, Move, Request, Schedule, bucket_of
+from gwp.policy.engine.schedule import BUCKETS, EngineSettings, Move, Request, Schedule
 from gwp.policy.engine.slots import Slots, fill, step
 from gwp.policy.inputs import Prepared
 from gwp.policy.policy import Policy
@@ -57,7 +57,8 @@ class Engine:
         settings = settings or EngineSettings()
         self.policy, self._clock = policy, clock
         self._solver = policy.solver
-        self._schedule = Schedule(settings.slots, settings.group, self._solver.steps, settings.max_delay)
+        exact = self._solver.model.any_batch
+        self._schedule = Schedule(settings.slots, settings.group, self._solver.steps, settings.max_delay, exact=exact)
         self._jobs: dict[int, _Job] = {}
         self._ids = itertools.count()
         self._incoming: list[tuple[Request, _Job]] = []
@@ -161,14 +162,15 @@ class Engine:
         """Buffers; a prefix per size of a group, and a step per batch shape, with promised actions or without."""
         slots, group, rows = self._settings.slots, min(self._settings.group, self._settings.slots), self.policy.text.rows
         pool = graph_pool(self.policy.device)
-        self._slots = Slots.empty(self._solver, bucket_of(slots), rows)
+        self._slots = Slots.empty(self._solver, self._schedule.rows(slots), rows)
         self._observe = RecordedPrefix(self._solver, group, rows, future=False)
         for count in [b for b in BUCKETS if b <= group]:
             self._observe.record(count)
         self._steps: dict[tuple[int, bool], Callable[[], object]] = {}
-        for size in [b for b in BUCKETS if b <= bucket_of(slots)]:
+        whole = self._solver.acting(self._slots.prefix)
+        for size in sorted({self._schedule.rows(n) for n in range(1, slots + 1)}):
             part = self._slots.rows(0, size)
-            through = self._solver.acting(part.prefix)
+            through = whole if self._solver.model.any_batch else self._solver.acting(part.prefix)
             for promised in (False, True):
                 self._steps[size, promised] = recorded(partial(step, self._solver, part, through, promised), self.policy.device, pool)
 
@@ -232,7 +234,7 @@ class Engine:
     def _step(self) -> None:
         begin = self._clock()
         active = self._schedule.active
-        size = bucket_of(len(active))
+        size = self._schedule.rows(len(active))
         promised = any(self._job(r).prepared.observation.delay for r in active)
         self._steps[size, promised]()
         self._settle()

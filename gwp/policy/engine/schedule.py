@@ -76,11 +76,14 @@ class Move:
 class Schedule:
     """State of the waiting line and the rows. Not thread-safe: one thread owns it."""
 
-    def __init__(self, slots: int, group: int, steps: int, max_delay: float = 0.3, costs: Costs | None = None) -> None:
+    def __init__(
+        self, slots: int, group: int, steps: int, max_delay: float = 0.3, costs: Costs | None = None, exact: bool = False
+    ) -> None:
+        """`exact`: a batch may have any number of rows, else those of BUCKETS."""
         if not 1 <= slots <= BUCKETS[-1]:
             raise ValueError(f"slots {slots} must be between 1 and {BUCKETS[-1]}")
         self.slots, self.group, self.steps, self.max_delay = slots, group, steps, max_delay
-        self.costs = costs or Costs()
+        self.costs, self._exact = costs or Costs(), exact
         self.active: list[Request] = []
         self._line: list[tuple[float, int, Request]] = []
         self._order = itertools.count()
@@ -123,6 +126,10 @@ class Schedule:
             request.step += 1
         return [r for r in self.active if r.step >= self.steps]
 
+    def rows(self, count: int) -> int:
+        """Rows of the batch that so many active requests are computed in."""
+        return count if self._exact else bucket_of(count)
+
     def row(self, request: Request) -> int:
         return next(i for i, other in enumerate(self.active) if other is request)
 
@@ -147,5 +154,5 @@ class Schedule:
 
     def _delay(self, size: int, request: Request) -> float:
         count = len(self.active)
-        slower = self.costs.of("step", bucket_of(count + size)) - self.costs.of("step", bucket_of(count))
+        slower = self.costs.of("step", self.rows(count + size)) - self.costs.of("step", self.rows(count))
         return self.costs.of("prefix", size) + (self.steps - request.step) * max(0.0, slower)
