@@ -123,6 +123,8 @@ class FusedTransformer:
         Groups of one noise share one `Noise`.
         """
         batch = next(iter(tokens.present().values())).shape[0]
+        if batch > len(through.embodiment):
+            raise ValueError(f"{batch} observations in a pass for {len(through.embodiment)}")
         ids = through.embodiment[:batch]
         embedded = self._embed(tokens, ids)
         streams = {e: join([embedded[p.group] for p in mine]) for e, mine in through.layout.pieces.items()}

@@ -47,11 +47,10 @@ class _Call(Structure):
 class _Pass:
     """Some groups beside a cache, laid out for the compiled layers, with all memory that they need.
 
-    batch: most observations; runs: pieces that are one to the plan; bare: as `prepare` says; held: what the plan points to
+    runs: pieces that are one to the plan; bare: as `prepare` says; held: what the plan points to
     """
 
     layout: Layout
-    batch: int
     plan: _Plan
     runs: list[list[Piece]]
     bare: bool
@@ -97,14 +96,12 @@ class NativeLayers:
         )
         work = torch.zeros(self._library.gwp_room(byref(plan)))
         plan.work = work.data_ptr()
-        return partial(self._run, _Pass(layout, plan.batch, plan, runs, bare, (experts, pieces, cache, *held, *rotations, work)))
+        return partial(self._run, _Pass(layout, plan, runs, bare, (experts, pieces, cache, *held, *rotations, work)))
 
     def _run(self, through: _Pass, streams: dict[str, Tensor], noise: dict[Group, Noise], full: bool) -> dict[str, Tensor]:
         layout, n = through.layout, len(through.layout.pieces)
         given = {e: x.contiguous() for e, x in streams.items()}
         through.plan.batch = next(iter(given.values())).shape[0]
-        if through.plan.batch > through.batch:
-            raise ValueError(f"{through.plan.batch} observations in a pass for {through.batch}")
         levels = noise[layout.order[0].group].levels
         tables = [levels.blocks[e] for e in layout.pieces]
         if any(noise[p.group] is not noise[run[0].group] for run in through.runs for p in run):
