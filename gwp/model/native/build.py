@@ -21,7 +21,7 @@ _LIMIT_S = 120
 
 @lru_cache(maxsize=1)
 def library() -> ctypes.CDLL | None:
-    """The compiled code; None, with the reason on the log, where it is switched off or cannot be had. The first call compiles (2 s)."""
+    """The compiled code; None, with the reason on the log, where it is switched off or cannot be had. The first call compiles (5 s)."""
     if os.environ.get(SWITCH) == "0":
         return None
     try:
