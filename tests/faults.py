@@ -6,11 +6,19 @@ import socket
 import struct
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Literal, Self
 from urllib.parse import urlparse
+
+import boto3
+import pytest
+import s3fs
+from moto.server import ThreadedMotoServer
+
+from gwp.retry import PATIENCE
 
 Fault = Literal["slow down", "error", "reset", "short", "slow", "vanished", "expired"]
 _XML = "<?xml version='1.0'?><Error><Code>{code}</Code><Message>{code}</Message></Error>"
@@ -109,3 +117,20 @@ class FaultyProxy:
     @property
     def url(self) -> str:
         return f"http://127.0.0.1:{self._server.server_address[1]}"
+
+
+@contextmanager
+def faulty_s3(bucket: str) -> Iterator[FaultyProxy]:
+    """An empty bucket behind a proxy that the environment leads to, with 8 s of patience."""
+    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+    server.start()
+    host, port = server.get_host_and_port()
+    with FaultyProxy(f"http://{host}:{port}") as found, pytest.MonkeyPatch.context() as patch:
+        for name, value in (("AWS_ENDPOINT_URL", found.url), ("AWS_ACCESS_KEY_ID", "k"), ("AWS_SECRET_ACCESS_KEY", "s"),
+                            ("AWS_REGION", "us-east-1"), ("AWS_DEFAULT_REGION", "us-east-1"), (PATIENCE, "8")):
+            patch.setenv(name, value)
+        s3fs.S3FileSystem.clear_instance_cache()
+        boto3.client("s3", endpoint_url=f"http://{host}:{port}").create_bucket(Bucket=bucket)
+        yield found
+    s3fs.S3FileSystem.clear_instance_cache()
+    server.stop()

@@ -4,11 +4,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-import boto3
 import numpy as np
 import pytest
-import s3fs
-from moto.server import ThreadedMotoServer
 
 from gwp import storage
 from gwp.data import hdf5, pictures, rlds, tars, vectors
@@ -22,7 +19,7 @@ from gwp.data.stats import compute_stats
 from gwp.data.window import ClipWindow, Window
 from gwp.errors import GwpError
 from gwp.retry import PATIENCE
-from tests.faults import FaultyProxy
+from tests.faults import FaultyProxy, faulty_s3
 from tests.other_sets import write_aloha, write_rlds, write_stills, write_tars
 from tests.sets import FPS, TOP, WRIST, write_v30
 
@@ -40,22 +37,12 @@ FORMATS: dict[str, tuple[Callable[[Path], Any], dict[str, Any]]] = {
 @pytest.fixture(scope="module")
 def proxy(tmp_path_factory: pytest.TempPathFactory) -> Iterator[FaultyProxy]:
     """S3 with a set of each format, behind a proxy."""
-    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
-    server.start()
-    host, port = server.get_host_and_port()
-    with FaultyProxy(f"http://{host}:{port}") as found, pytest.MonkeyPatch.context() as patch:
-        for name, value in (("AWS_ENDPOINT_URL", found.url), ("AWS_ACCESS_KEY_ID", "k"), ("AWS_SECRET_ACCESS_KEY", "s"),
-                            ("AWS_REGION", "us-east-1"), ("AWS_DEFAULT_REGION", "us-east-1"), (PATIENCE, "8")):
-            patch.setenv(name, value)
-        s3fs.S3FileSystem.clear_instance_cache()
-        boto3.client("s3", endpoint_url=f"http://{host}:{port}").create_bucket(Bucket="bad-day")
+    with faulty_s3("bad-day") as found:
         for name, (write, _) in FORMATS.items():
             root = tmp_path_factory.mktemp(name) / "set"
             write(root)
             storage.upload(root, f"s3://bad-day/{name}")
         yield found
-    s3fs.S3FileSystem.clear_instance_cache()
-    server.stop()
 
 
 @pytest.fixture(autouse=True)

@@ -3,10 +3,7 @@
 import random
 from collections.abc import Iterator
 
-import boto3
 import pytest
-import s3fs
-from moto.server import ThreadedMotoServer
 
 from gwp import storage
 from gwp.data.canvas import Canvas
@@ -17,7 +14,7 @@ from gwp.data.video import decode_frames, open_video
 from gwp.data.window import ClipWindow, Window
 from gwp.errors import GwpError, MissingError
 from gwp.retry import PATIENCE
-from tests.faults import FaultyProxy
+from tests.faults import FaultyProxy, faulty_s3
 from tests.sets import frame_number, write_video
 
 WINDOW, CLIP = Window(chunk=4, stride=1), ClipWindow(frames=5, fps=5)
@@ -26,18 +23,8 @@ TRANSIENT = ("slow down", "error", "reset", "short", "slow")
 
 @pytest.fixture(scope="module")
 def proxy() -> Iterator[FaultyProxy]:
-    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
-    server.start()
-    host, port = server.get_host_and_port()
-    with FaultyProxy(f"http://{host}:{port}") as found, pytest.MonkeyPatch.context() as patch:
-        for name, value in (("AWS_ENDPOINT_URL", found.url), ("AWS_ACCESS_KEY_ID", "k"), ("AWS_SECRET_ACCESS_KEY", "s"),
-                            ("AWS_REGION", "us-east-1"), ("AWS_DEFAULT_REGION", "us-east-1"), (PATIENCE, "8")):
-            patch.setenv(name, value)
-        s3fs.S3FileSystem.clear_instance_cache()
-        boto3.client("s3", endpoint_url=f"http://{host}:{port}").create_bucket(Bucket="bad-day")
+    with faulty_s3("bad-day") as found:
         yield found
-    s3fs.S3FileSystem.clear_instance_cache()
-    server.stop()
 
 
 @pytest.fixture(autouse=True)
