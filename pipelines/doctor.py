@@ -143,14 +143,14 @@ def compiler() -> Check:
                   "install g++: acting on a CPU and DeepSpeed's CPU Adam build code when they start")
 
 
-def compiled_inference() -> Check:
-    """The layers of inference as compiled code, which a CPU acts with."""
-    try:
-        from gwp.model.native.build import compiled
+def compiled_code() -> Check:
+    """The layers of inference and the scaling of pictures as compiled code."""
+    from gwp.native.build import CODE, compiled
 
-        return Check("compiled inference", "ok", str(compiled()))
+    try:
+        return Check("compiled code", "ok", ", ".join(str(compiled(name)) for name in CODE))
     except (OSError, subprocess.SubprocessError) as error:
-        return Check("compiled inference", "warn", str(error), "see that g++ works; without it acting on a CPU takes about twice as long")
+        return Check("compiled code", "warn", str(error), "see that g++ works; without it acting on a CPU takes about twice as long")
 
 
 def shared_memory() -> Check:
@@ -199,7 +199,7 @@ def ports() -> Check:
 
 
 CHECKS: tuple[Callable[[], Check | list[Check]], ...] = (
-    python, packages, accelerator, codecs, rendering, compiler, compiled_inference, memory, shared_memory, disk, ports)
+    python, packages, accelerator, codecs, rendering, compiler, compiled_code, memory, shared_memory, disk, ports)
 
 
 def examine() -> list[Check]:

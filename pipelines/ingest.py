@@ -28,8 +28,10 @@ from pipelines.stage import ClusterConfig
 POOL = "gwp/pool"
 _TOGETHER = 256
 """Blocks whose positions lie in one object: handing out objects costs the driver milliseconds each."""
-_CARRIED = 8 << 20
-"""Bytes of pictures that a block may have before another micro-batch gets one of its own."""
+_CARRIED = 128 << 20
+"""Bytes of pictures that a block may have before another micro-batch gets one of its own. A block costs Ray about 25 ms of a core."""
+_MOST = 8
+"""Micro-batches of a block: the first batch waits for all of the first block."""
 _AT_HAND = 3
 """Blocks that a decoding process has been given, the one in work included."""
 
@@ -108,9 +110,8 @@ class Decoder:
     def __call__(self, table: pa.Table) -> dict[str, np.ndarray]:
         """The micro-batches that the only row of a block names."""
         (row,) = table.to_pylist()
-        whole = pa.concat_tables([block(self.manifest, self.cached, micro) for micro in row["micro"]])
         # Ray has copied the block before to its store when it asks for this one.
-        return decode_block(whole, self.spec, self.cache, self.room)
+        return decode_block(carried(self.manifest, self.cached, row), self.spec, self.cache, self.room)
 
 
 def carriers(prepared: Prepared, rows: pa.Table) -> pa.Table:
@@ -125,7 +126,7 @@ def carriers(prepared: Prepared, rows: pa.Table) -> pa.Table:
     edges, run, before = [0], 0, (False, 0, 0)
     for step, shape in enumerate(zip(clips.tolist(), buckets.tolist(), sizes.tolist(), strict=True)):
         if shape not in most:
-            most[shape] = max(1, _CARRIED // (shape[2] * _bytes_of(prepared, int(first[step]))))
+            most[shape] = max(1, min(_MOST, _CARRIED // (shape[2] * _bytes_of(prepared, int(first[step])))))
         if step and (shape != before or run == most[shape]):
             edges.append(step)
             run = 0
@@ -136,6 +137,11 @@ def carriers(prepared: Prepared, rows: pa.Table) -> pa.Table:
     offsets = np.concatenate([[0], np.cumsum([len(g) for g in groups], dtype=np.int64)])
     micro = rows.take(pa.array(order)).to_struct_array()
     return pa.table({"micro": pa.LargeListArray.from_arrays(pa.array(offsets), pa.concat_arrays(micro.chunks))})
+
+
+def carried(manifest: Manifest, cached: pa.Array | None, row: dict[str, Any]) -> pa.Table:
+    """Manifest rows of a row of `carriers`."""
+    return pa.concat_tables([block(manifest, cached, micro) for micro in row["micro"]])
 
 
 def _bytes_of(prepared: Prepared, sample: int) -> int:

@@ -9,6 +9,8 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from gwp.data.embodiment import Slot
 from gwp.errors import DataError
+from gwp.scale import scale_part
+from gwp.yuv import Picture
 
 SLOTS: tuple[Slot, ...] = get_args(Slot)
 """Slots in canonical order: it is the order of drawing crops and of columns."""
@@ -100,8 +102,8 @@ def fit_view(frames: np.ndarray, width: int, height: int, at: tuple[float, float
     return out
 
 
-def fit_into(out: np.ndarray, frame: np.ndarray, at: tuple[float, float]) -> None:
-    """`fit_view` of one frame uint8 `[H, W, 3]`, written into `out` `[height, width, 3]`."""
+def fit_into(out: np.ndarray, frame: Picture, at: tuple[float, float]) -> None:
+    """`fit_view` of one frame `[H, W, 3]`, written into `out` `[height, width, 3]`."""
     (height, width), (h, w) = out.shape[:2], frame.shape[:2]
     scale = max(width / w, height / h)
     # Rounding must not leave the box uncovered.
@@ -111,11 +113,8 @@ def fit_into(out: np.ndarray, frame: np.ndarray, at: tuple[float, float]) -> Non
     if at == (0.5, 0.5):
         x, y = (new_w - width) // 2, (new_h - height) // 2
     if (new_w, new_h) == (w, h):
-        out[:] = frame[y : y + height, x : x + width]
+        out[:] = np.asarray(frame)[y : y + height, x : x + width]
         return
-    # Here, so that this room can be entered without torch. One scaler for training and serving: swscale differs by a few grey levels.
-    from gwp.scale import scale_part
-
     scale_part(frame, (new_w, new_h), (x, y, width, height), out)
 
 

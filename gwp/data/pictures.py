@@ -17,8 +17,9 @@ from gwp.data import hdf5, rlds
 from gwp.data.vectors import parquet_errors, row_groups
 from gwp.data.video import frames_at, open_video
 from gwp.errors import DataError
+from gwp.yuv import Picture
 
-Frames = Callable[[Sequence[float]], Iterator[tuple[float, np.ndarray]]]
+Frames = Callable[[Sequence[float]], Iterator[tuple[float, Picture]]]
 
 
 @contextmanager

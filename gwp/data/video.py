@@ -16,6 +16,7 @@ from av.video.reformatter import Interpolation, VideoReformatter
 
 from gwp import storage
 from gwp.errors import DataError, GwpError
+from gwp.yuv import Picture, picture_of
 
 _WHOLE_FILE = 8 << 20
 """Remote files up to this many bytes are fetched in one request."""
@@ -25,7 +26,7 @@ _GAP = 1 << 16
 """Bytes between two wanted ranges that are rather read than asked around."""
 _REORDERED = 4
 """Frames behind a wanted one that may have to be decoded before it comes out."""
-_SEEK_SAVES = 4
+_SEEK_SAVES = 2
 """Frames that a seek must save to be worth its cost: about 1 ms for AV1 at VGA, where a frame costs 1.2 ms."""
 
 
@@ -163,8 +164,8 @@ def probe(handle: Any) -> VideoInfo:
         return VideoInfo(context.width, context.height, float(rate), len(entries), codec, gop, size, others, uneven)
 
 
-def frames_at(handle: Any, times: Sequence[float], tolerance: float | None) -> Iterator[tuple[float, np.ndarray]]:
-    """The frame nearest to each of `times` (seconds, ascending, distinct), uint8 `[H, W, 3]` RGB, one by one.
+def frames_at(handle: Any, times: Sequence[float], tolerance: float | None) -> Iterator[tuple[float, Picture]]:
+    """The frame nearest to each of `times` (seconds, ascending, distinct), one by one; for numpy uint8 `[H, W, 3]` RGB.
 
     `tolerance`: greatest allowed distance, seconds; None: any. Raises DataError at the first time that has no readable frame.
     One pass: it seeks to a key frame where that saves decoding (short groups of pictures) and reads on where it does not.
@@ -180,12 +181,12 @@ def frames_at(handle: Any, times: Sequence[float], tolerance: float | None) -> I
                 raise DataError(f"has no frame within {tolerance:.4f} s of {wanted:.4f} s (nearest: {at:.4f} s)")
             if not sound:
                 raise DataError(f"is damaged at or before {at:.4f} s")
-            yield wanted, convert.reformat(frame, format="rgb24").to_ndarray()
+            yield wanted, picture_of(frame, convert)
 
 
 def decode_frames(handle: Any, times: Sequence[float], tolerance: float | None = None) -> np.ndarray:
     """The frames nearest to `times` (seconds, any order, repeats allowed): uint8 `[n, H, W, 3]`. Errors as `frames_at`."""
-    found = dict(frames_at(handle, sorted(set(times)), tolerance))
+    found = {t: np.asarray(picture) for t, picture in frames_at(handle, sorted(set(times)), tolerance)}
     return np.stack([found[t] for t in times])
 
 

@@ -18,9 +18,9 @@ from gwp.model.config import GROUPS, Group
 from gwp.model.eager import EagerLayers, inverse_rms, layer_norm
 from gwp.model.layers import unpatchify
 from gwp.model.layout import Cache, Layers, Layout, Levels, Noise, Piece, TextKeys, join
-from gwp.model.native.build import library
-from gwp.model.native.layers import NativeLayers
+from gwp.model.native import NativeLayers
 from gwp.model.transformer import SEGMENTS, Tokens, Velocity, WorldActionTransformer, rotary
+from gwp.native.build import library
 
 
 @dataclass(frozen=True)
@@ -53,7 +53,7 @@ class FusedTransformer:
         self._eps = torch.tensor(self.config.eps, device=self.device)
         self._rotations: dict[tuple[object, ...], Tensor] = {}
         blocks = [block for block in model.blocks if isinstance(block, Block)]
-        compiled = library() if self.device.type == "cpu" and self.dtype is torch.float32 else None
+        compiled = library("passes") if self.device.type == "cpu" and self.dtype is torch.float32 else None
         with torch.inference_mode():
             self.layers = NativeLayers(blocks, self.config, compiled) if compiled else EagerLayers(blocks, self.config)
         self._text = [{e: _text_projection(block.expert(e).attn2) for e in self.config.experts} for block in blocks]

@@ -10,7 +10,7 @@ from torch.nn import functional as F
 
 from gwp.model.eager import attention
 from gwp.model.fused import FusedTransformer
-from gwp.model.native.layers import NativeLayers
+from gwp.model.native import NativeLayers
 from gwp.policy.engine.solver import Prefix, Solver
 
 

@@ -16,6 +16,7 @@ from typing import Any
 
 import av
 import numpy as np
+import pyarrow as pa
 import ray
 import ray.data
 import torch
@@ -27,12 +28,12 @@ from gwp.data.video import open_video, probe
 from gwp.errors import GwpError
 from pipelines.bench.act import hardware
 from pipelines.bench.ingest_jobs import job_for, made_set, prepared_for
-from pipelines.bench.ingest_sides import Side, bare, dataloader
+from pipelines.bench.ingest_sides import Side, bare, dataloader, wanted_of
 from pipelines.bench.ingest_stream import read_videos, stream
 from pipelines.bench.s3 import CountedS3, counted_s3
 from pipelines.bench.watch import Watch, store
 from pipelines.cache import build_cache
-from pipelines.ingest import blocks
+from pipelines.ingest import blocks, carried, carriers, planned
 from pipelines.prepare import Prepared
 
 _WHOLE_FRAMES = 17
@@ -44,7 +45,8 @@ _MORE = 10
 @dataclass(frozen=True)
 class Shape:
     """What is read. canvas: width and height, pixels; chunk, stride, clip_frames, clip_fps: windows of robots and of plain videos; batch:
-    samples per micro-batch; steps: measured micro-batches of each worker; warm: those before them; cores: decoding processes."""
+    samples per micro-batch; steps: measured micro-batches of each worker; warm: those before them, and again behind them, so that as
+    many are in work when the clock stops as when it starts; cores: decoding processes."""
 
     canvas: tuple[int, int] = (320, 384)
     chunk: int = 48
@@ -62,7 +64,7 @@ class Shape:
         clip = {"frames": _WHOLE_FRAMES if whole else self.clip_frames, "fps": fps or self.clip_fps}
         return prepared_for(job_for(
             uri, canvas=self.canvas, chunk=self.chunk, stride=self.stride, clip=clip, batch=self.batch, workers=self.workers,
-            tasks=self.cores, steps=self.steps + self.warm, whole=whole,
+            tasks=self.cores, steps=self.steps + 2 * self.warm, whole=whole,
         ))
 
 
@@ -110,7 +112,7 @@ def _copy(uri: str, s3: CountedS3) -> str:
 def _measure(uri: str, shape: Shape, places: Sequence[str], s3: CountedS3, scratch: Path | None) -> dict[str, Any]:
     """All sides of one set. The bare loops run before and after the stream of each place, and the mean counts: machines drift."""
     local = shape.prepared(uri)
-    cut = shape.warm * shape.workers
+    cut, last = shape.warm * shape.workers, (shape.warm + shape.steps) * shape.workers
     sides: dict[str, dict[str, Any]] = {}
     ratios, why, wanted = {}, "", 0
 
@@ -120,22 +122,22 @@ def _measure(uri: str, shape: Shape, places: Sequence[str], s3: CountedS3, scrat
 
     def alone() -> float:
         nonlocal wanted
-        every = blocks(local, 0, 0)
-        side, wanted = bare(every[:cut], every[cut:], local.spec, shape.cores)
+        side, wanted = bare(*_as_carried(local, shape), local.spec, shape.cores)
         told("pyav disk", _figures(side, wanted, shape) | {"decoded_per_used": (side.decoded or 0) / wanted})
         return float(side.rate)
 
     for place in places:
         prepared = local if place == "disk" else shape.prepared(_copy(uri, s3))
         every, before = blocks(prepared, 0, 0), alone()
+        apart = sum(len(times) for b in every[cut:last] for times in wanted_of(b, prepared.spec).values())
         for name, by_sample in (("dataloader", False), ("dataloader by sample", True)):
             given = s3.given()
             with Watch() as watch:
-                side = dataloader(every[:cut], every[cut:], prepared.spec, shape.cores, by_sample)
-            figures = _figures(side, wanted, shape) | {"peak_mb": watch.peak_mb}
+                side = dataloader(every, (cut, last), prepared.spec, shape.cores, by_sample)
+            figures = _figures(side, apart, shape) | {"peak_mb": watch.peak_mb}
             if side.decoded is not None and side.opened is not None:
-                figures |= {"decoded_per_used": side.decoded / wanted, "opens_per_thousand": 1e3 * side.opened / side.samples}
-            told(f"{name} {place}", figures | _from_s3(given, s3, place, len(every) / len(every[cut:]) * wanted))
+                figures |= {"decoded_per_used": side.decoded / apart, "opens_per_thousand": 1e3 * side.opened / side.samples}
+            told(f"{name} {place}", figures | _from_s3(given, s3, place, len(every) / (last - cut) * apart))
         told(f"stream {place}", _streamed(prepared, shape, wanted, s3, place))
         rates = {"pyav": (before + alone()) / 2}
         if scratch is not None:
@@ -149,6 +151,16 @@ def _measure(uri: str, shape: Shape, places: Sequence[str], s3: CountedS3, scrat
         ratios[place] = _ratios(rates) | {"decoded_per_used": sides[f"dataloader {place}"]["decoded_per_used"]}
     return {"set": Path(uri).name, "videos": _videos(blocks(local, 0, 0)), "read_videos": why, "sides": sides, "ratios": ratios,
             "frames_per_sample": wanted / (shape.steps * shape.workers * shape.batch)}
+
+
+def _as_carried(prepared: Prepared, shape: Shape) -> tuple[list[pa.Table], list[pa.Table]]:
+    """Blocks as the stream decodes them, which hold fewer different frames than their micro-batches: to warm up, and to measure."""
+    found: tuple[list[pa.Table], list[pa.Table]] = ([], [])
+    for row in carriers(prepared, planned(prepared, 0, 0)).to_pylist():
+        step = row["micro"][0]["first"] // (shape.batch * shape.workers)
+        if step < shape.warm + shape.steps:
+            found[step >= shape.warm].append(carried(prepared.manifest, prepared.cached, row))
+    return found
 
 
 def _ratios(rates: dict[str, float]) -> dict[str, float]:
@@ -169,7 +181,7 @@ def _from_cache(prepared: Prepared, shape: Shape, wanted: float, s3: CountedS3, 
     cache, job = Cache.open(uri), prepared.job
     places = cache.find("latents", sample_names(prepared.manifest.table, [s.uri for s in job.data.sources]))
     longer = replace(shape, steps=shape.steps * _MORE)
-    run = job.run.model_copy(update={"steps": longer.steps + longer.warm})
+    run = job.run.model_copy(update={"steps": longer.steps + 2 * longer.warm})
     cached = replace(prepared, cache=cache, cached=places, job=job.model_copy(update={"run": run}))
     return _streamed(cached, longer, wanted * _MORE, s3, place)
 
@@ -178,7 +190,7 @@ def _streamed(prepared: Prepared, shape: Shape, wanted: float, s3: CountedS3, pl
     before = s3.given()
     with Watch() as watch:
         side, first = stream(prepared, shape.warm)
-    every = wanted * (shape.steps + shape.warm) / shape.steps
+    every = wanted * (shape.steps + 2 * shape.warm) / shape.steps
     figures = _figures(side, wanted, shape) | {"first_batch_s": first, "peak_mb": watch.peak_mb, "store": store()}
     return figures | _from_s3(before, s3, place, every)
 

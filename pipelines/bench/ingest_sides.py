@@ -24,7 +24,7 @@ from gwp.data.sample import SampleSpec, frame_times
 from gwp.data.video import WORK
 from pipelines.ingest import decode_block
 
-_SEEK_SAVES = 4
+_SEEK_SAVES = 2
 """Frames that a seek must save, as in the reader."""
 _START_S = 120.0
 
@@ -147,17 +147,21 @@ def _loaded(data: Dataset[dict[str, Any]], batch: int | None, processes: int) ->
     yield from DataLoader(data, batch_size=batch, num_workers=processes, multiprocessing_context=context)
 
 
-def dataloader(warm: Sequence[pa.Table], blocks: Sequence[pa.Table], spec: SampleSpec, processes: int, by_sample: bool = False) -> Side:
-    """A DataLoader whose items are micro-batches, decoded as the stream does it, or (`by_sample`) single samples."""
-    size = warm[0].num_rows
-    every = [*warm, *blocks]
+def dataloader(
+    every: Sequence[pa.Table], measured: tuple[int, int], spec: SampleSpec, processes: int, by_sample: bool = False
+) -> Side:
+    """A DataLoader whose items are micro-batches, decoded as the stream does it, or (`by_sample`) single samples.
+
+    measured: number of the first micro-batch that counts and of the first that does not any more.
+    """
+    size, (first, end) = every[0].num_rows, measured
     stream = _loaded(_Samples(every, spec), size, processes) if by_sample else _loaded(_Blocks(every, spec, None), None, processes)
     decoded = opened = 0
+    times = {}
     for number, batch in enumerate(stream):
         assert bool(torch.as_tensor(batch["ok"]).all())
-        if number + 1 == len(warm):
-            begin = time.perf_counter()
-        if number >= len(warm) and not by_sample:
+        times[number] = time.perf_counter()
+        if first <= number < end and not by_sample:
             decoded, opened = decoded + int(batch["work"][0]), opened + int(batch["work"][1])
-    seconds, samples = time.perf_counter() - begin, sum(b.num_rows for b in blocks)
+    seconds, samples = times[end] - times[first], sum(b.num_rows for b in every[first:end])
     return Side(samples, seconds) if by_sample else Side(samples, seconds, decoded, opened)

@@ -30,7 +30,8 @@ class _Worker:
 
 
 def stream(prepared: Prepared, warm: int) -> tuple[Side, float]:
-    """From the arrival of the `warm`-th step's batches to the end of the run; and seconds to the first batch."""
+    """All but the first and the last `warm` steps of a run, from the arrival of the first such batch to that of the first one behind
+    them; and seconds to the first batch of all."""
     cluster = prepared.job.cluster
     workers = [_Worker.remote(rank, cluster.workers) for rank in range(cluster.workers)]
     try:
@@ -44,9 +45,9 @@ def stream(prepared: Prepared, warm: int) -> tuple[Side, float]:
         for worker in workers:
             ray.kill(worker)
     times = [rows for rows, _ in found]
-    started = max(rows[warm - 1, 0] for rows in times)
-    samples = int(sum(rows[warm:, 1].sum() for rows in times))
-    return Side(samples, max(rows[-1, 0] for rows in times) - started), min(rows[0, 0] for rows in times) - begin
+    started, ended = (max(rows[at, 0] for rows in times) for at in (warm, -warm))
+    samples = int(sum(rows[warm:-warm, 1].sum() for rows in times))
+    return Side(samples, ended - started), min(rows[0, 0] for rows in times) - begin
 
 
 def read_videos(paths: Sequence[str], size: tuple[int, int], tasks: int) -> tuple[int, float]:

@@ -1,33 +1,21 @@
 """`gwp bench ingest` measures what it says, at its smallest and without Ray; and what makes the stream fast gives the same samples."""
 
-import itertools
-from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 import pytest
-import torch
-from PIL import Image
 
 from gwp import storage
 from gwp.data import video
 from gwp.data.sample import Room, decode_samples
 from gwp.data.video import WORK, probe
-from gwp.scale import scale_part
 from pipelines.bench.ingest_jobs import job_for, made_set, prepared_for
 from pipelines.bench.ingest_show import soak_table, table
 from pipelines.bench.ingest_sides import _Blocks, _Samples, bare_block, wanted_of
 from pipelines.bench.s3 import counted_s3
-from pipelines.ingest import batches, block, blocks, carriers, decode_block, planned
+from pipelines.ingest import batches, blocks, carried, carriers, decode_block, planned
 
 SHAPE = {"canvas": (48, 64), "chunk": 8, "stride": 2, "clip": {"frames": 5, "fps": 5}, "batch": 4, "workers": 2, "tasks": 2, "steps": 3}
-
-
-def scaled_part(picture, size, part):
-    out = np.empty((part[3], part[2], 3), np.uint8)
-    scale_part(picture, size, part, out)
-    return out
 
 
 @pytest.fixture(scope="module")
@@ -75,16 +63,15 @@ def test_every_side_gets_the_samples_of_the_stream(sets):
 def test_small_micro_batches_travel_together_and_come_out_one_by_one(sets):
     prepared = prepared_for(job_for(sets[2], **SHAPE))
     micro = blocks(prepared, 0, 0)
-    carried = [pa.concat_tables([block(prepared.manifest, None, part) for part in row["micro"]])
-               for row in carriers(prepared, planned(prepared, 0, 0)).to_pylist()]
-    assert [b.num_rows for b in carried] == [12, 12]
-    for rank, some in enumerate(carried):
+    together = [carried(prepared.manifest, None, row) for row in carriers(prepared, planned(prepared, 0, 0)).to_pylist()]
+    assert [b.num_rows for b in together] == [12, 12]
+    for rank, some in enumerate(together):
         columns = {name: np.array(some[name]) for name in ("position", "batch", "sample_id")}
         shard = type("Shard", (), {"iter_batches": lambda self, c=columns, **_: iter([c])})()
         got = [b["sample_id"].tolist() for b in batches(shard, 0, rank, 2)]
         assert got == [b["sample_id"].to_pylist() for b in micro[rank::2]]
     # A large picture is worth a block of its own.
-    large = prepared_for(job_for(sets[2], **(SHAPE | {"canvas": (800, 600)})))
+    large = prepared_for(job_for(sets[2], **(SHAPE | {"canvas": (1600, 1600)})))
     assert [len(row["micro"]) for row in carriers(large, planned(large, 0, 0)).to_pylist()] == [1] * 6
 
 
@@ -114,44 +101,6 @@ def test_the_whole_of_the_videos_is_every_frame_once(sets):
         pa.Table.from_pylist([row], schema=prepared.manifest.table.schema), prepared.spec)[v["uri"]]]
     assert len(shown) == 9 * prepared.manifest.table.num_rows == 9 * 3 * (180 // 9)
     assert len(set(shown)) == 180
-
-
-@pytest.mark.parametrize(("size", "box"), itertools.product([(640, 480), (180, 320), (101, 67)], [(64, 64), (320, 192), (33, 120)]))
-def test_pictures_are_scaled_as_pillow_does_it(size, box):
-    (w, h), (width, height) = size, box
-    rng = np.random.default_rng(0)
-    picture = np.kron(rng.integers(0, 256, (h // 4 + 1, w // 4 + 1, 3), np.uint8), np.ones((4, 4, 1), np.uint8))[:h, :w]
-    whole = np.asarray(Image.fromarray(picture).resize((width, height), Image.Resampling.BILINEAR)).astype(int)
-    assert abs(scaled_part(picture, box, (0, 0, width, height)) - whole).max() <= 2
-    # A part is what the whole has there, however little of the picture was looked at.
-    x, y = width // 3, height // 2
-    part = scaled_part(picture, box, (x, y, width - x, height - y))
-    assert np.array_equal(part, scaled_part(picture, box, (0, 0, width, height))[y:, x:])
-
-
-@pytest.mark.skipif(not Path("/proc/self/task").is_dir(), reason="threads are counted in /proc")
-@pytest.mark.parametrize("size", [(480, 640), (1080, 1920)])
-def test_a_thread_that_scales_starts_no_workers(size):
-    picture, before = np.zeros((*size, 3), np.uint8), torch.get_num_threads()
-    torch.set_num_threads(4)
-    try:
-        def scale():
-            known = len(list(Path("/proc/self/task").iterdir()))
-            scaled_part(picture, (320, 192), (10, 0, 300, 192))
-            alone = len(list(Path("/proc/self/task").iterdir()))
-            # What would be seen if it did.
-            _ = torch.zeros(1 << 22) + 1
-            return alone - known, len(list(Path("/proc/self/task").iterdir())) - alone
-
-        with ThreadPoolExecutor(1) as pool:
-            assert pool.submit(scale).result() == (0, 3)
-    finally:
-        torch.set_num_threads(before)
-
-
-@pytest.mark.parametrize("level", [0, 1, 127, 254, 255])
-def test_even_pictures_stay_even(level):
-    assert (scaled_part(np.full((48, 62, 3), level, np.uint8), (33, 25), (3, 2, 20, 21)) == level).all()
 
 
 def test_a_few_frames_of_a_large_file_cost_a_few_ranges(tmp_path, monkeypatch):

@@ -6,7 +6,7 @@ import torch
 from gwp.model import sample
 from gwp.model.eager import EagerLayers
 from gwp.model.fused import FusedTransformer
-from gwp.model.native.layers import NativeLayers
+from gwp.model.native import NativeLayers
 from gwp.model.transformer import Tokens
 from gwp.policy.engine.solver import Prefix, Shapes, Solver
 from tests.tiny import tiny_model, tiny_tokens
@@ -41,7 +41,7 @@ def case(request):
     family, _, eager = request.param.partition(" ")
     with pytest.MonkeyPatch.context() as patch:
         if eager:
-            patch.setattr("gwp.model.fused.library", lambda: None)
+            patch.setattr("gwp.model.fused.library", lambda name: None)
         made = Case(family)
     assert isinstance(made.fused.layers, EagerLayers if eager else NativeLayers)
     return made

@@ -10,9 +10,9 @@ import torch
 
 from gwp.model.config import ModelConfig
 from gwp.model.fused import FusedTransformer
-from gwp.model.native import build
-from gwp.model.native.layers import NativeLayers
+from gwp.model.native import NativeLayers
 from gwp.model.transformer import WorldActionTransformer
+from gwp.native import build
 from gwp.policy.engine.solver import Shapes, Solver
 
 
@@ -73,7 +73,7 @@ def test_any_shape_gives_the_numbers_of_the_operators(monkeypatch, shape, family
     model = model_of(shape, family)
     solver, ours = chunks(model, shape)
     assert isinstance(solver.model.layers, NativeLayers)
-    monkeypatch.setattr("gwp.model.fused.library", lambda: None)
+    monkeypatch.setattr("gwp.model.fused.library", lambda name: None)
     solver, theirs = chunks(model, shape)
     assert not isinstance(solver.model.layers, NativeLayers)
     torch.testing.assert_close(ours, theirs, atol=2e-5, rtol=0)
@@ -109,11 +109,10 @@ def test_narrower_vectors_give_the_same(monkeypatch, tmp_path, instructions):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     changed = {"-march=native": f"-march={instructions}", "-O3": "-O1"}
     flags = tuple(changed.get(f, f) for f in build._FLAGS)
-    other = ctypes.CDLL(str(build.compiled(flags)))
-    other.gwp_room.restype = ctypes.c_int64
+    other = ctypes.CDLL(str(build.compiled("passes", flags)))
     model = model_of(SHAPES[2], "gwp05")
     _, wide = chunks(model, SHAPES[2])
-    monkeypatch.setattr("gwp.model.fused.library", lambda: other)
+    monkeypatch.setattr("gwp.model.fused.library", lambda name: other)
     torch.testing.assert_close(chunks(model, SHAPES[2])[1], wide, atol=2e-5, rtol=0)
 
 
@@ -154,7 +153,7 @@ def test_what_is_no_number_stays_none():
 def test_compiling_at_the_same_time_leaves_one_whole_library(monkeypatch, tmp_path):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     with ThreadPoolExecutor(2) as pool:
-        paths = list(pool.map(lambda _: build.compiled(), range(2)))
+        paths = list(pool.map(lambda _: build.compiled("passes"), range(2)))
     assert len(set(paths)) == 1
     assert [p.name for p in (tmp_path / "gwp").iterdir()] == [paths[0].name]
     assert ctypes.CDLL(str(paths[0])).gwp_run
@@ -167,11 +166,11 @@ def test_without_a_compiler_the_reason_is_told_and_the_operators_act(monkeypatch
     for name, value in {"XDG_CACHE_HOME": str(tmp_path), **environment}.items():
         monkeypatch.setenv(name, value)
     with caplog.at_level(logging.WARNING):
-        assert build.library.__wrapped__() is None
+        assert build.library.__wrapped__("passes") is None
     assert said in caplog.text
 
 
 def test_the_switch_is_silent(monkeypatch, caplog):
     monkeypatch.setenv(build.SWITCH, "0")
-    assert build.library.__wrapped__() is None
+    assert build.library.__wrapped__("passes") is None
     assert not caplog.text

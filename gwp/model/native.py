@@ -1,4 +1,4 @@
-"""Calls of the compiled layers. The structures mirror those of passes.cpp, field by field."""
+"""Calls of the compiled layers. The structures mirror those of `gwp/native/passes.cpp`, field by field."""
 
 import ctypes
 from collections.abc import Sequence
@@ -62,6 +62,7 @@ class NativeLayers:
 
     def __init__(self, blocks: Sequence[Block], config: ModelConfig, library: ctypes.CDLL) -> None:
         self.config, self._library = config, library
+        library.gwp_room.restype = c_int64
         scale = config.attention_head_dim**-0.5
         self.weights = {e: [_weights(block.expert(e), scale) for block in blocks] for e in config.experts}
         self._addresses = {e: (c_void_p * sum(map(len, layers)))(*(t.data_ptr() for layer in layers for t in layer))

@@ -8,45 +8,60 @@ import platform
 import shutil
 import subprocess
 import tempfile
+from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 
 SWITCH = "GWP_NATIVE"
-"""Environment variable: 0 runs torch's operators instead."""
-_SOURCES = ("vectors.h", "meeting.h", "passes.cpp")
-# Numbers as written: no reordering of sums, no assumption that there is no NaN.
-_FLAGS = ("-O3", "-march=native", "-std=c++17", "-fopenmp", "-shared", "-fPIC")
+"""Environment variable: 0 does without compiled code."""
 _LIMIT_S = 120
+# Numbers as written: no reordering of sums, no assumption that there is no NaN.
+_FLAGS = ("-O3", "-march=native", "-std=c++17", "-shared", "-fPIC")
 
 
-@lru_cache(maxsize=1)
-def library() -> ctypes.CDLL | None:
-    """The compiled code; None, with the reason on the log, where it is switched off or cannot be had. The first call compiles (5 s)."""
+@dataclass(frozen=True)
+class _Code:
+    """sources: the last is what is compiled, the others it includes; flags: beside the common ones; without: what is done without it."""
+
+    sources: tuple[str, ...]
+    flags: tuple[str, ...]
+    without: str
+
+
+CODE = {
+    "passes": _Code(("vectors.h", "meeting.h", "passes.cpp"), ("-fopenmp",), "a CPU acts at about half the speed"),
+    "pictures": _Code(("pictures.cpp",), (), "frames are scaled at about half the speed"),
+}
+"""What there is."""
+
+
+@lru_cache(maxsize=len(CODE))
+def library(name: str) -> ctypes.CDLL | None:
+    """Compiled code of CODE; None, with the reason on the log, where it is switched off or cannot be had. The first call compiles (5 s)."""
     if os.environ.get(SWITCH) == "0":
         return None
     try:
-        found = ctypes.CDLL(str(compiled()))
+        return ctypes.CDLL(str(compiled(name)))
     except (OSError, subprocess.SubprocessError) as error:
-        logging.getLogger(__name__).warning("no compiled inference, so a CPU acts at about half the speed: %s", error)
+        logging.getLogger(__name__).warning("no compiled %s, so %s: %s", name, CODE[name].without, error)
         return None
-    found.gwp_room.restype = ctypes.c_int64
-    return found
 
 
-def compiled(flags: tuple[str, ...] = _FLAGS) -> Path:
+def compiled(name: str, flags: tuple[str, ...] = _FLAGS) -> Path:
     """The library for this processor, from the user's cache or made now. OSError or SubprocessError with what the compiler said."""
     compiler = os.environ.get("CXX") or next((c for c in ("g++", "c++") if shutil.which(c)), None)
     if compiler is None:
         raise OSError("no C++ compiler; install g++")
-    here = Path(__file__).parent
-    about = [*((here / name).read_text() for name in _SOURCES), *flags, compiler, platform.machine(), _processor()]
-    name = f"passes-{hashlib.sha256(chr(0).join(about).encode()).hexdigest()[:16]}.so"
+    here, code = Path(__file__).parent, CODE[name]
+    flags = (*flags, *code.flags)
+    about = [*((here / source).read_text() for source in code.sources), *flags, compiler, platform.machine(), _processor()]
+    file = f"{name}-{hashlib.sha256(chr(0).join(about).encode()).hexdigest()[:16]}.so"
     folder = _folder()
-    target = folder / name
+    target = folder / file
     if not target.exists():
         with tempfile.TemporaryDirectory(dir=folder) as scratch:
-            fresh = Path(scratch) / name
-            done = subprocess.run([compiler, *flags, "-o", str(fresh), str(here / _SOURCES[-1])], capture_output=True, text=True,
+            fresh = Path(scratch) / file
+            done = subprocess.run([compiler, *flags, "-o", str(fresh), str(here / code.sources[-1])], capture_output=True, text=True,
                                   timeout=_LIMIT_S, check=False)
             if done.returncode:
                 lines = done.stderr.strip().splitlines() or [f"exit code {done.returncode}"]
