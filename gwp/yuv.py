@@ -82,9 +82,16 @@ def rgb(frame: Any, convert: "VideoReformatter") -> np.ndarray:
     return np.asarray(convert.reformat(frame, format="rgb24").to_ndarray())
 
 
+def quarter_turns(frame: Any) -> int:
+    """How often a decoded frame is turned counterclockwise by 90 degrees before it is shown; telephones film that way."""
+    return round(frame.rotation / 90) % 4
+
+
 def picture_of(frame: Any, convert: "VideoReformatter") -> Picture:
-    """A decoded frame: its planes where that is what it has, else RGB. swscale converts odd sizes in another way."""
+    """A decoded frame, upright: its planes where that is what it has, else RGB. swscale converts odd sizes in another way."""
     kind = frame.format.name
+    if turns := quarter_turns(frame):
+        return np.rot90(rgb(frame, convert), turns)
     if kind not in _FORMATS or frame.width % 2 or frame.height % 2:
         return rgb(frame, convert)
     colours = colours_of(int(frame.colorspace), _FORMATS[kind] or int(frame.color_range) == _FULL)

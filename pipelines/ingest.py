@@ -31,7 +31,9 @@ _TOGETHER = 256
 _CARRIED = 128 << 20
 """Bytes of pictures that a block may have before another micro-batch gets one of its own. A block costs Ray about 25 ms of a core."""
 _MOST = 8
-"""Micro-batches of a block: the first batch waits for all of the first block."""
+"""Micro-batches of a block of pictures: the first batch waits until all of the first block is decoded."""
+_READ = 32 << 20
+"""Bytes of cached latents that a block may have, likewise; however many micro-batches, they are read in no time."""
 _AT_HAND = 3
 """Blocks that a decoding process has been given, the one in work included."""
 
@@ -126,7 +128,8 @@ def carriers(prepared: Prepared, rows: pa.Table) -> pa.Table:
     edges, run, before = [0], 0, (False, 0, 0)
     for step, shape in enumerate(zip(clips.tolist(), buckets.tolist(), sizes.tolist(), strict=True)):
         if shape not in most:
-            most[shape] = max(1, min(_MOST, _CARRIED // (shape[2] * _bytes_of(prepared, int(first[step])))))
+            size = shape[2] * _bytes_of(prepared, int(first[step]))
+            most[shape] = max(1, min(_MOST, _CARRIED // size) if prepared.cache is None else _READ // size)
         if step and (shape != before or run == most[shape]):
             edges.append(step)
             run = 0

@@ -16,7 +16,7 @@ from av.video.reformatter import Interpolation, VideoReformatter
 
 from gwp import storage
 from gwp.errors import DataError, GwpError
-from gwp.yuv import Picture, picture_of
+from gwp.yuv import Picture, picture_of, quarter_turns
 
 _WHOLE_FILE = 8 << 20
 """Remote files up to this many bytes are fetched in one request."""
@@ -44,10 +44,10 @@ WORK = Work()
 
 @dataclass(frozen=True)
 class VideoInfo:
-    """Facts of a video stream. `gop`: largest distance between key frames, frames. `fps`: Hz, mean over the stream.
+    """Facts of a video stream. `width`, `height`: as it is shown, pixels. `gop`: largest distance between key frames, frames.
 
-    `others`: streams beside it in the file, e.g. sound or a second picture. `uneven`: how far the k-th frame is from k / fps at most,
-    in frames; from 0.5 on the frame nearest to that time is another one.
+    `fps`: Hz, mean over the stream. `others`: streams beside it in the file, e.g. sound or a second picture. `uneven`: how far the k-th
+    frame is from k / fps at most, in frames; from 0.5 on the frame nearest to that time is another one.
     """
 
     width: int
@@ -138,7 +138,7 @@ def _stream(handle: Any) -> Iterator[tuple[Any, Any]]:
 
 
 def probe(handle: Any) -> VideoInfo:
-    """Facts of a video without decoding it. Raises DataError when it is no video or its data end before its index does."""
+    """Facts of a video; only its first frame is decoded. Raises DataError when it is no video or its data end before its index does."""
     size = handle.seek(0, io.SEEK_END)
     with _stream(handle) as (container, stream):
         rate = stream.average_rate or stream.guessed_rate
@@ -155,13 +155,25 @@ def probe(handle: Any) -> VideoInfo:
             raise DataError("its data end before its last frame; the file is truncated")
         keys = [i for i, (key, _) in enumerate(entries) if key] or [0]
         gop = max(b - a for a, b in zip(keys, [*keys[1:], len(entries)], strict=True))
-        context = stream.codec_context
-        codec = context.codec.canonical_name
+        codec = stream.codec_context.codec.canonical_name
+        width, height = _upright(container, stream)
         even = np.arange(len(stamps)) / float(rate * (stream.time_base or 1))
         off = np.sort(np.array(stamps, np.int64)) - min(stamps, default=0) - even
         uneven = float(np.abs(off).max(initial=0.0) * float(rate * (stream.time_base or 1)))
         others = len(container.streams) - 1
-        return VideoInfo(context.width, context.height, float(rate), len(entries), codec, gop, size, others, uneven)
+        return VideoInfo(width, height, float(rate), len(entries), codec, gop, size, others, uneven)
+
+
+def _upright(container: Any, stream: Any) -> tuple[int, int]:
+    """Width and height as a video is shown; only its frames tell whether they are turned."""
+    width, height = stream.codec_context.width, stream.codec_context.height
+    try:
+        container.seek(int(stream.start_time or 0), stream=stream)
+        first = next(container.decode(stream), None)
+    except av.error.FFmpegError:
+        # Whoever reads frames learns which of them are damaged.
+        first = None
+    return (height, width) if first is not None and quarter_turns(first) % 2 else (width, height)
 
 
 def frames_at(handle: Any, times: Sequence[float], tolerance: float | None) -> Iterator[tuple[float, Picture]]:

@@ -114,7 +114,7 @@ def _measure(uri: str, shape: Shape, places: Sequence[str], s3: CountedS3, scrat
     local = shape.prepared(uri)
     cut, last = shape.warm * shape.workers, (shape.warm + shape.steps) * shape.workers
     sides: dict[str, dict[str, Any]] = {}
-    ratios, why, wanted = {}, "", 0
+    ratios, why, wanted, about = {}, "", 0, _videos(blocks(local, 0, 0))
 
     def told(name: str, figures: dict[str, Any]) -> None:
         sides[name] = figures
@@ -142,14 +142,14 @@ def _measure(uri: str, shape: Shape, places: Sequence[str], s3: CountedS3, scrat
         rates = {"pyav": (before + alone()) / 2}
         if scratch is not None:
             told(f"cached {place}", _from_cache(prepared, shape, wanted, s3, place, scratch / "cache" / Path(uri).name))
-        whole, why = _whole(prepared.job.data.sources[0].uri, shape)
+        whole, why = _whole(prepared.job.data.sources[0].uri, about, shape)
         if whole:
             for name, figures in zip(("stream whole", "read_videos"), whole, strict=True):
                 told(f"{name} {place}", figures)
         rates |= {name.removesuffix(f" {place}"): f["samples_per_s"] for name, f in sides.items()
                   if name.endswith(place) and name != "pyav disk"}
         ratios[place] = _ratios(rates) | {"decoded_per_used": sides[f"dataloader {place}"]["decoded_per_used"]}
-    return {"set": Path(uri).name, "videos": _videos(blocks(local, 0, 0)), "read_videos": why, "sides": sides, "ratios": ratios,
+    return {"set": Path(uri).name, "videos": about, "read_videos": why, "sides": sides, "ratios": ratios,
             "frames_per_sample": wanted / (shape.steps * shape.workers * shape.batch)}
 
 
@@ -218,15 +218,13 @@ def _videos(tables: Sequence[Any]) -> dict[str, Any]:
             "size": sorted({f"{i.width}x{i.height}" for i in infos}), "fps": max(i.fps for i in infos)}
 
 
-def _whole(uri: str, shape: Shape) -> tuple[tuple[dict[str, Any], dict[str, Any]] | None, str]:
-    """Every frame of the set's videos once: our stream and `read_videos`, or why that was left out."""
+def _whole(uri: str, about: dict[str, Any], shape: Shape) -> tuple[tuple[dict[str, Any], dict[str, Any]] | None, str]:
+    """Every frame of the set's videos once: our stream and `read_videos`, or why that was left out. about: as `_videos` tells."""
     if find_spec("decord") is None:
         return None, "left out: it needs decord, which is not installed"
-    root = storage.join(uri, "videos") if storage.exists(storage.join(uri, INFO)) else uri
-    prepared = shape.prepared(root, whole=True)
-    about = _videos([prepared.manifest.table])
     if about["codec"] != ["h264"]:
         return None, f"left out: decord reads H.264, these are {', '.join(about['codec'])}"
+    root = storage.join(uri, "videos") if storage.exists(storage.join(uri, INFO)) else uri
     prepared = shape.prepared(root, whole=True, fps=about["fps"])
     if prepared.manifest.table.num_rows < shape.batch * shape.workers:
         return None, "left out: the set has too few frames for a step of such windows"

@@ -43,6 +43,30 @@ def test_probe_tells_the_facts(tmp_path: Path) -> None:
         assert info.duration_s == 5
 
 
+@pytest.mark.parametrize("degrees", [0, 90, 180, 270])
+def test_turned_videos_come_upright(tmp_path: Path, degrees: int) -> None:
+    """Telephones film lying frames and note how they are to be turned. Checked against another reader that turns them."""
+    decord = pytest.importorskip("decord")
+    corner = np.zeros((48, 64, 3), np.uint8)
+    corner[:16, :24, 0] = 255
+    path = tmp_path / "turned.mp4"
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("libx264", rate=10, options={"crf": "4"})
+        stream.width, stream.height, stream.pix_fmt = 64, 48, "yuv420p"
+        stream.set_display_rotation(degrees)
+        for _ in range(3):
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(corner)))
+        container.mux(stream.encode(None))
+    with open_video(str(path)) as handle:
+        info, (found,) = probe(handle), decode_frames(handle, [0.1])
+    height, width = (64, 48) if degrees % 180 else (48, 64)
+    assert found.shape == (info.height, info.width, 3) == (height, width, 3)
+    # Its turned pictures are padded rows of three bytes a pixel, which it calls four.
+    theirs = decord.VideoReader(str(path))[1].asnumpy().reshape(height, -1)[:, : 3 * width].reshape(height, width, 3)
+    assert abs(found.astype(int) - theirs).mean() < 3
+    assert found[..., 0].mean() > 20
+
+
 def test_no_frame_near_the_time_is_an_error(tmp_path: Path) -> None:
     path = write_video(tmp_path / "a.mp4", range(10))
     with pytest.raises(DataError, match="no frame within"):
