@@ -202,6 +202,11 @@ def decode_frames(handle: Any, times: Sequence[float], tolerance: float | None =
     return np.stack([found[t] for t in times])
 
 
+def _decoded(packets: Iterator[Any]) -> Iterator[Any]:
+    for packet in packets:
+        yield from packet.decode()
+
+
 class _Walk:
     """Forward walk over a stream in order of presentation."""
 
@@ -215,10 +220,12 @@ class _Walk:
         self.index = np.array([(e.timestamp + shift, e.is_keyframe, e.pos, e.pos + e.size) for e in index], np.int64).reshape(-1, 4)
         self.keys = self.index[self.index[:, 1] > 0, 0]
         self.period = (index[-1].timestamp - index[0].timestamp) / (len(index) - 1) if len(index) > 1 else 0.0
+        # It goes on behind all seeks: PyAV leaks a packet whenever a demuxer is dropped half-way, with its `decode` around it or not.
+        self.packets = container.demux(stream)
         self._start()
 
     def _start(self) -> None:
-        self.decoder = self.container.decode(self.stream)
+        self.decoder = _decoded(self.packets)
         # Frame and whether it is undamaged, of the last two in order of presentation.
         self.before: tuple[Any, bool] | None = None
         self.here: tuple[Any, bool] | None = None
@@ -253,6 +260,7 @@ class _Walk:
             if frame.pts is not None:
                 self.before, self.here = self.here, (frame, not self.spoilt)
                 return True
+        self.packets = self.container.demux(self.stream)
         return False
 
     def _pts(self) -> int:

@@ -1,13 +1,15 @@
 """Frames by time: exact, whatever the coding, and refused when they are not there."""
 
+import gc
 import io
+import weakref
 from pathlib import Path
 
 import av
 import numpy as np
 import pytest
 
-from gwp.data.video import decode_frames, frames_at, open_video, probe
+from gwp.data.video import _Walk, decode_frames, frames_at, open_video, probe
 from gwp.errors import DataError, GwpError
 from tests.sets import FPS, frame_number, write_pictures, write_video
 
@@ -41,6 +43,43 @@ def test_probe_tells_the_facts(tmp_path: Path) -> None:
             info = probe(handle)
         assert (info.width, info.height, info.fps, info.frames, info.codec, info.gop) == (64, 48, FPS, 50, "h264", 20)
         assert info.duration_s == 5
+
+
+def test_seeking_keeps_no_memory(tmp_path: Path) -> None:
+    """PyAV leaks a packet with each demuxer that is dropped half-way, and a decoder lives until Python collects what goes in circles."""
+
+    class Counted:
+        demuxers = 0
+
+        def __init__(self, container: object) -> None:
+            self._container = container
+
+        def __getattr__(self, name: str) -> object:
+            return getattr(self._container, name)
+
+        def demux(self, stream: object) -> object:
+            self.demuxers += 1
+            return self._container.demux(stream)
+
+    path = write_video(tmp_path / "a.mp4", range(80), gop=2, sc_threshold="0")
+    with av.open(str(path)) as container:
+        counted = Counted(container)
+        walk = _Walk(counted, container.streams.video[0])
+        for k in range(1, 80, 6):
+            assert frame_number(walk.nearest(k / FPS)[0].to_ndarray(format="rgb24")) == k
+        assert counted.demuxers == 1
+        # At the end another one begins, and is no less good.
+        walk.nearest(100.0)
+        walk._seek(walk.origin)
+        walk.here = None
+        assert frame_number(walk.nearest(0.3)[0].to_ndarray(format="rgb24")) == 3
+        kept = weakref.ref(walk)
+        gc.disable()
+        try:
+            del walk
+            assert kept() is None
+        finally:
+            gc.enable()
 
 
 @pytest.mark.parametrize("degrees", [0, 90, 180, 270])
