@@ -14,6 +14,8 @@ from pipelines.prepare import Prepared, compute_all_stats, manifest_of, resolve_
 from pipelines.stage import TrainJob
 
 ROBOT = "bench"
+_FROM_END_TO_END = 64
+"""Windows of a file that are decoded together where all of it is wanted."""
 CAMERAS = tuple(f"observation.images.{name}" for name in ("front", "left", "right"))
 
 
@@ -62,6 +64,8 @@ def job_for(uri: str, *, canvas: tuple[int, int], chunk: int, stride: int, clip:
         "data": {
             "sources": [source], "canvas": {"layout": layout, "width": canvas[0], "height": canvas[1], "missing": "grey"},
             "window": {"chunk": chunk, "stride": stride}, "clip": clip, "embodiments": embodiments,
+            # Whoever wants every frame once reads a file from end to end.
+            "together": _FROM_END_TO_END if whole else 1,
         },
         "engine": {"global_batch": batch * workers},
         "cluster": {"workers": workers, "decode_tasks": tasks},
