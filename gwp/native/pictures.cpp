@@ -134,7 +134,7 @@ struct Room {
         v = (bytes*)take(columns * sizeof(bytes));
         scaled = (bytes*)take((row + LANES) * sizeof(bytes));
         colours = (floats*)take(3 * columns * PARTS * sizeof(floats));
-        rows = (float*)take((down.most + 2 * LANES) * row * sizeof(float));
+        rows = (float*)take((down.most + LANES) * row * sizeof(float));
         size = at - memory + 64;
     }
 };

@@ -11,7 +11,7 @@ def table(r: dict[str, Any]) -> str:
     return "\n".join([
         f"{r['hardware']}; {r['cores']} decoding processes, {r['workers']} training workers; {versions}",
         f"  canvas {width}x{height}, {cut}, {r['batch']} samples a micro-batch",
-        f"  {r['samples']} samples per side after {r['warm_up']} to warm up; cached: {r['cached']}",
+        f"  {r['samples']} samples per side, {r['warm_up']} before and behind them; cached: {r['cached']}",
         *(line for one in r["sets"] for line in _set(one)),
     ])
 

@@ -21,11 +21,9 @@ from torch.utils.data import DataLoader, Dataset
 
 from gwp.data.cached import Cache
 from gwp.data.sample import SampleSpec, frame_times
-from gwp.data.video import WORK
+from gwp.data.video import SEEK_SAVES, WORK
 from pipelines.ingest import decode_block
 
-_SEEK_SAVES = 2
-"""Frames that a seek must save, as in the reader."""
 _START_S = 120.0
 
 Wanted = dict[str, list[float]]
@@ -81,7 +79,7 @@ def bare_block(wanted: Wanted) -> tuple[int, int]:
             for t in times:
                 target = origin + round(t / tick)
                 key = bisect_right(keys, target) - 1
-                if key > 0 and keys[key] - at > _SEEK_SAVES * period:
+                if key > 0 and keys[key] - at > SEEK_SAVES * period:
                     container.seek(keys[key], stream=stream, backward=True)
                     frames, at = container.decode(stream), keys[0] - period - 1
                 while at < target - period / 2 and (following := next(frames, None)) is not None:
@@ -157,10 +155,10 @@ def dataloader(
     size, (first, end) = every[0].num_rows, measured
     stream = _loaded(_Samples(every, spec), size, processes) if by_sample else _loaded(_Blocks(every, spec, None), None, processes)
     decoded = opened = 0
-    times = {}
+    times = []
     for number, batch in enumerate(stream):
         assert bool(torch.as_tensor(batch["ok"]).all())
-        times[number] = time.perf_counter()
+        times.append(time.perf_counter())
         if first <= number < end and not by_sample:
             decoded, opened = decoded + int(batch["work"][0]), opened + int(batch["work"][1])
     seconds, samples = times[end] - times[first], sum(b.num_rows for b in every[first:end])

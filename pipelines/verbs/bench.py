@@ -44,7 +44,7 @@ def _add_ingest(verbs: Any) -> None:
     ingest.add_argument("--clip", type=numbers, default=[5, 5], metavar="FRAMES,FPS", help="windows of plain videos (default: 5,5)")
     ingest.add_argument("--batch", type=int, default=16, help="samples per worker and step (default: 16)")
     ingest.add_argument("--steps", type=int, default=40, help="measured steps (default: 40)")
-    ingest.add_argument("--warm-up", type=int, default=6, metavar="STEPS", help="steps before them (default: 6)")
+    ingest.add_argument("--warm-up", type=int, default=6, metavar="STEPS", help="steps before them, and again behind them (default: 6)")
     ingest.add_argument("--workers", type=int, default=2, help="training workers that take the batches (default: 2)")
     ingest.add_argument("--cores", type=int, default=2, help="decoding processes of every side (default: 2)")
     ingest.add_argument("--no-cache", action="store_true", help="leave out the stream of cached latents")

@@ -1,6 +1,5 @@
 """`gwp bench ingest` measures what it says, at its smallest and without Ray; and what makes the stream fast gives the same samples."""
 
-
 import numpy as np
 import pyarrow as pa
 import pytest
