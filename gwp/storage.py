@@ -19,6 +19,7 @@ from urllib.parse import urlparse
 import fsspec
 
 from gwp.errors import GwpError, MissingError
+from gwp.names import relative_name, relative_names
 from gwp.retry import PATIENCE, expired, passing, patience_s, patiently
 
 T = TypeVar("T")
@@ -277,19 +278,22 @@ def list_files(uri: str) -> dict[str, int]:
 
 
 def upload(folder: str | Path, uri: str) -> None:
-    """Copy every file below a local folder to `uri`, keeping relative paths."""
+    """Copy every file below a local folder to `uri`, keeping relative paths. GwpError for a name that `download` would refuse."""
     root = filesystem(uri)[1]
     for file in sorted(Path(folder).rglob("*")):
         if file.is_file():
-            target = join(root, file.relative_to(folder).as_posix())
+            target = join(root, relative_name(file.relative_to(folder).as_posix(), str(folder)))
             if not is_remote(uri):
                 Path(target).parent.mkdir(parents=True, exist_ok=True)
             _patiently(uri, partial(_put, str(file), target))
 
 
 def download(uri: str, folder: str | Path) -> Path:
-    """Copy every file below `uri` into a local folder, keeping relative paths."""
-    names = list_files(uri)
+    """Copy every file below `uri` into a local folder, keeping relative paths.
+
+    GwpError, and nothing is copied, when one of the names is not plain and relative: keys of a bucket may hold `..`.
+    """
+    names = relative_names(list_files(uri), uri)
     root = filesystem(uri)[1]
     if not names:
         raise GwpError(f"{uri}: nothing there; check the URI")

@@ -22,6 +22,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from gwp import storage
 from gwp.errors import GwpError
+from gwp.named_files import check_files, read_manifest
 
 MANIFEST = "MANIFEST.json"
 _FOLDER = "checkpoints"
@@ -253,7 +254,7 @@ def _folders(run_uri: str) -> dict[str, dict[str, int]]:
 
 
 def _read(uri: str) -> Manifest:
-    raw = storage.read_bytes(storage.join(uri, MANIFEST))
+    raw = read_manifest(storage.join(uri, MANIFEST))
     try:
         return Manifest.model_validate_json(raw)
     except ValidationError as error:
@@ -263,6 +264,7 @@ def _read(uri: str) -> Manifest:
 
 
 def _check_sizes(uri: str, manifest: Manifest, files: dict[str, int]) -> None:
+    check_files(uri, manifest.files)
     for name, entry in sorted(manifest.files.items()):
         if name not in files:
             raise GwpError(f"{uri}: {name} is missing; choose an earlier checkpoint")

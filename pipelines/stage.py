@@ -5,7 +5,7 @@ A job names its data mixture, modes and losses (`objective`), where its weights 
 
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from gwp.data.buckets import Bucket, batch_sizes
 from gwp.data.canvas import Canvas
@@ -14,10 +14,12 @@ from gwp.data.embodiment import Limits, Resampling, Slot
 from gwp.data.plan import Rules
 from gwp.data.source import Source
 from gwp.data.window import ClipWindow, Window
+from gwp.errors import GwpError
 from gwp.model.codecs.text import TextEncoderConfig
 from gwp.model.codecs.video import VideoCodecConfig
 from gwp.model.config import Family, ModelConfig
 from gwp.model.objective import Objective
+from gwp.names import relative_name
 
 _CONFIG = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
 
@@ -179,7 +181,7 @@ class RunSettings(BaseModel):
     model_config = _CONFIG
 
     name: str
-    """Run name; the folder below `storage`. Running the same name again resumes it."""
+    """Run name; the folder below `storage`, so a plain relative name. Running the same name again resumes it."""
     storage: str = "runs/train"
     """Folder or `s3://bucket/prefix` for checkpoints, manifests and weights."""
     experiment: str = "gwp"
@@ -196,6 +198,14 @@ class RunSettings(BaseModel):
     """Optimiser steps between logged losses."""
     record_samples: bool = False
     """Write which samples each worker took at each step, below `consumed/` of the run folder: one small file per step and worker."""
+
+    @field_validator("name")
+    @classmethod
+    def _names_a_folder(cls, name: str) -> str:
+        try:
+            return relative_name(name, "run.name")
+        except GwpError as error:
+            raise ValueError(str(error)) from error
 
 
 class TrainJob(BaseModel):

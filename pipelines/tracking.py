@@ -4,6 +4,7 @@ Tracking must never stop training: metrics go through a bounded buffer and a thr
 that is sent later (`replay`, or by itself at the next flush that finds the server back).
 """
 
+import glob
 import json
 import logging
 import os
@@ -15,7 +16,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from gwp import storage
+from gwp.cache_folder import cache_folder
 from gwp.errors import GwpError
+from gwp.names import relative_name
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -169,13 +172,13 @@ class RunLog:
         self, run_id: str, uri: str, spill: str | Path | None = None, *, every_s: float = 5.0, batch: int = 100, limit: int = 10_000
     ) -> None:
         """Sends every `every_s` seconds or `batch` records. What MLflow does not take, and what would wait beyond `limit`, goes to
-        a file in the local folder `spill` (default below GWP_CACHE)."""
-        self._folder = Path(spill) if spill else Path(os.environ.get("GWP_CACHE", "~/.cache/gwp")).expanduser() / "tracking"
+        a file in the local folder `spill` (default: in `gwp.cache_folder`)."""
+        self._folder = Path(spill) if spill else cache_folder("tracking", keep=True)
         self._run_id, self._uri, self._every_s, self._batch, self._limit = run_id, uri, every_s, batch, limit
         self.spilled = 0
         """Records that went to files so far."""
         # An earlier attempt may have left some on this machine.
-        self._files = sorted(self._folder.glob(f"{run_id}-*.jsonl"))
+        self._files = sorted(self._folder.glob(f"{glob.escape(relative_name(run_id, 'run id'))}-*.jsonl"))
         self._pending: list[dict[str, Any]] = []
         self._sending: list[dict[str, Any]] = []
         self._changed = threading.Condition()

@@ -6,6 +6,7 @@ Columns are named by their path below the episode: `observations/qpos`, `action`
 
 import hashlib
 import json
+import os
 import re
 from collections import Counter
 from collections.abc import Iterator
@@ -13,6 +14,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import lru_cache
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -21,6 +23,7 @@ from gwp import storage
 from gwp.data.robot_set import Episode, RobotSet, VideoSpan, choose_columns, vector_names
 from gwp.data.source import Source
 from gwp.errors import DataError, GwpError
+from gwp.names import relative_name, shown
 
 EXTENSIONS = (".hdf5", ".h5")
 _ACTIONS = [("action",), ("actions",)]
@@ -135,8 +138,9 @@ def _look(uri: str, size: int) -> tuple[tuple[_Demo, ...], float | None] | str: 
     """Episodes of a file and the rate it states, or why it cannot be used. `size` tells a file that was written again."""
     try:
         with _opened(uri) as file:
-            group = file.get(_DEMOS)
-            parents = [group[n] for n in sorted(group, key=_natural) if hasattr(group[n], "keys")] if hasattr(group, "keys") else [file]
+            group = _member(file, _DEMOS) if _DEMOS in file else None
+            members = [_member(group, n) for n in sorted(group, key=_natural)] if hasattr(group, "keys") else []
+            parents = [member for member in members if hasattr(member, "keys")] if hasattr(group, "keys") else [file]
             found = tuple(demo for parent in parents if (demo := _demo(parent)).vectors or demo.pictures)
             rate, text = _about(group if parents != [file] else file)
     except DataError as error:
@@ -164,11 +168,41 @@ def _demo(parent: Any) -> _Demo:
 
 
 def _datasets(group: Any, path: str) -> Iterator[tuple[str, Any]]:
-    for name, inner in group.items():
+    for name in group:
+        inner = _member(group, name)
         if hasattr(inner, "shape"):
             yield path + name, inner
         elif hasattr(inner, "keys") and name != _FOLLOWING:
             yield from _datasets(inner, f"{path}{name}/")
+
+
+def _member(group: Any, name: str) -> Any:
+    """What is called so in a group. DataError when it lies in another file that is not in or below the folder of this one."""
+    import h5py
+
+    file, what = str(group.file.filename), f"{group.name.rstrip('/')}/{name}"
+    link = group.get(name, getlink=True)
+    if isinstance(link, h5py.ExternalLink):
+        _check_other_file(file, link.filename, what)
+    member = group[name]
+    # A link within the file may end in one that leaves it.
+    if (other := str(member.file.filename)) != file:
+        _check_other_file(file, os.path.relpath(other, Path(file).parent), what)
+    if hasattr(member, "shape"):
+        if member.external:
+            raise DataError(f"{what} has its numbers in another file, which HDF5 looks for where this program runs; copy them into this one")
+        for source in member.virtual_sources() if member.is_virtual else ():
+            # HDF5's name for the file itself.
+            if source.file_name != ".":
+                _check_other_file(file, source.file_name, what)
+    return member
+
+
+def _check_other_file(file: str, other: str, what: str) -> None:
+    """DataError unless `other` is beside or below `file`: what is not there, HDF5 looks for where this program runs."""
+    relative_name(other, f"{what} lies in another file", DataError)
+    if not (Path(file).parent / other).is_file():
+        raise DataError(f"{what} lies in another file, {shown(other)}, which is not there; copy it beside this one on a local disk")
 
 
 def _camera(path: str) -> str:

@@ -7,9 +7,11 @@ timestamps drift and do not always start at 0, so they are not used.
 import hashlib
 import io
 import json
+import re
 from collections import Counter
 from collections.abc import Sequence
 from math import prod
+from string import Formatter
 from typing import Any
 
 import pyarrow as pa
@@ -20,8 +22,10 @@ from gwp.data.embodiment import Embodiment, Slot
 from gwp.data.lerobot_repair import absent_cameras, mend_paths
 from gwp.data.robot_set import ACTION, STATE, Episode, RobotSet, VideoSpan, choose_columns, embodiment_of
 from gwp.errors import DataError
+from gwp.names import relative_name, shown
 
 INFO = "meta/info.json"
+_NUMBER = re.compile(r"(0?\d{1,2})?d?")
 QUALITY_LABELS = frozenset({"qualified", "unqualified", "success", "failure"})
 """Entries of an episode's `tasks` that judge it instead of saying what to do."""
 
@@ -119,6 +123,18 @@ def _json_lines(uri: str, name: str) -> list[dict[str, Any]]:
     return [json.loads(line) for line in lines if line.strip()]
 
 
+def _path(uri: str, info: dict[str, Any], template: str, **fields: Any) -> str:
+    """The file below the set that a template of info.json gives. DataError when that is no plain relative name.
+
+    A template is not ours: only the given fields are put in, as they are or as whole numbers of a few digits.
+    """
+    text = str(info[template])
+    for _, field, form, conversion in Formatter().parse(text):
+        if field is not None and (field not in fields or conversion or not _NUMBER.fullmatch(form or "")):
+            raise DataError(f"{uri}: {INFO} has {template} {shown(text)}; it may hold {', '.join(fields)}, as in {{{next(iter(fields))}}}")
+    return relative_name(text.format(**fields), f"{uri}: {template} in {INFO}", DataError)
+
+
 def _episodes_v2(uri: str, info: dict[str, Any], files: dict[str, int]) -> list[Episode]:
     table = {int(t["task_index"]): str(t["task"]) for t in _json_lines(uri, "meta/tasks.jsonl")} if "meta/tasks.jsonl" in files else {}
     keys = [k for k, f in info["features"].items() if f.get("dtype") == "video"]
@@ -127,8 +143,8 @@ def _episodes_v2(uri: str, info: dict[str, Any], files: dict[str, int]) -> list[
     for row in _json_lines(uri, "meta/episodes.jsonl"):
         i = int(row["episode_index"])
         place = {"episode_chunk": i // chunks, "episode_index": i}
-        videos = {k: VideoSpan(str(info["video_path"]).format(video_key=k, **place), 0.0, None) for k in keys}
-        data = str(info["data_path"]).format(**place)
+        videos = {k: VideoSpan(_path(uri, info, "video_path", video_key=k, **place), 0.0, None) for k in keys}
+        data = _path(uri, info, "data_path", **place)
         videos |= _pictures(info, data)
         episodes.append(Episode(i, int(row["length"]), data, videos, _instruction(row.get("tasks"), table)))
     return episodes
@@ -156,18 +172,18 @@ def _episodes_v3(uri: str, info: dict[str, Any], files: dict[str, int]) -> list[
     episodes = []
     for name in sorted(n for n in files if n.startswith("meta/episodes/") and n.endswith(".parquet")):
         for row in _read_parquet(storage.join(uri, name)).to_pylist():
-            videos = {k: _span_v3(row, k, info) for k in keys if row.get(f"videos/{k}/file_index") is not None}
-            data = str(info["data_path"]).format(chunk_index=row["data/chunk_index"], file_index=row["data/file_index"])
+            videos = {k: _span_v3(uri, row, k, info) for k in keys if row.get(f"videos/{k}/file_index") is not None}
+            data = _path(uri, info, "data_path", chunk_index=row["data/chunk_index"], file_index=row["data/file_index"])
             videos |= _pictures(info, data)
             text = _instruction(row.get("tasks"), table)
             episodes.append(Episode(int(row["episode_index"]), int(row["length"]), data, videos, text))
     return episodes
 
 
-def _span_v3(row: dict[str, Any], key: str, info: dict[str, Any]) -> VideoSpan:
+def _span_v3(uri: str, row: dict[str, Any], key: str, info: dict[str, Any]) -> VideoSpan:
     # Each camera starts new files at its own pace, so file and start are the camera's, not the episode's.
     chunk, file = row[f"videos/{key}/chunk_index"], row[f"videos/{key}/file_index"]
-    path = str(info["video_path"]).format(video_key=key, chunk_index=chunk, file_index=file)
+    path = _path(uri, info, "video_path", video_key=key, chunk_index=chunk, file_index=file)
     return VideoSpan(path, float(row[f"videos/{key}/from_timestamp"]), row.get(f"videos/{key}/to_timestamp"))
 
 

@@ -21,6 +21,7 @@ from gwp import storage
 from gwp.data.lerobot import INFO
 from gwp.data.robot_set import ACTION, STATE
 from gwp.errors import DataError
+from gwp.names import relative_names
 
 _VIDEO = "videos/{video_key}/chunk-{chunk_index:03d}/file-{file_index:03d}.mp4"
 _DATA = "data/chunk-{chunk_index:03d}/file-{file_index:03d}.parquet"
@@ -78,6 +79,7 @@ class LeRobotWriter:
             raise DataError(f"{uri}: a set is there already; choose another place or remove it")
         if not cameras:
             raise DataError(f"{uri}: a set needs at least one camera")
+        relative_names(cameras, f"{uri}: camera", DataError)
         odd = [k for k, (h, w) in cameras.items() if h % 2 or w % 2]
         if odd:
             raise DataError(f"cameras {', '.join(odd)} have odd sides; H.264 needs even ones")

@@ -18,6 +18,8 @@ from gwp import storage
 from gwp.errors import DataError, GwpError
 from gwp.yuv import Picture, picture_of, quarter_turns
 
+_CONTAINERS = "mov,matroska,avi,mpegts,mpeg,flv,ogg,asf,h264,hevc,m4v,ivf"
+"""Forms of video files that are read. Others are lists of further files, which FFmpeg would open wherever they lie."""
 _WHOLE_FILE = 8 << 20
 """Remote files up to this many bytes are fetched in one request."""
 _AHEAD = 1 << 19
@@ -117,7 +119,7 @@ def _stream(handle: Any) -> Iterator[tuple[Any, Any]]:
     """Container and first real video stream (cover pictures are not)."""
     handle.seek(0)
     try:
-        with av.open(handle) as container:
+        with av.open(handle, container_options={"format_whitelist": _CONTAINERS}) as container:
             streams = [s for s in container.streams.video if not s.disposition & av.stream.Disposition.attached_pic]
             if not streams:
                 raise DataError("has no video stream; it is no video, or truncated")

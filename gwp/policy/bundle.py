@@ -13,22 +13,38 @@ No pickle anywhere. Reading verifies every hash. Knows nothing of torch, so a ga
 
 import hashlib
 import json
-import os
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
 from gwp import storage
+from gwp.cache_folder import cache_folder
 from gwp.data.canvas import Canvas
 from gwp.data.embodiment import Embodiment
 from gwp.data.window import Window
-from gwp.errors import BundleError, GwpError
+from gwp.errors import BundleError, MissingError
+from gwp.named_files import check_files, fetch_files, read_manifest
+from gwp.names import shown, shown_all
 
 MANIFEST = "MANIFEST.json"
 FORMAT = 1
+
+
+class FileEntry(BaseModel):
+    """One file of a bundle, as its manifest has it."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    size: int = Field(ge=0)
+    """Bytes."""
+    sha256: str = Field(pattern=r"^[0-9a-f]{64}$")
+    """Hex digest of the content."""
+
+
+_ENTRIES = TypeAdapter(dict[str, FileEntry])
 
 
 class PolicySettings(BaseModel):
@@ -71,9 +87,10 @@ def sha256_file(path: Path) -> str:
 
 
 def seal(folder: str | Path) -> str:
-    """Write MANIFEST.json over everything in `folder` and return the policy id."""
+    """Write MANIFEST.json over everything in `folder` and return the policy id. BundleError for what `read_bundle` would refuse."""
     folder = Path(folder)
     names = sorted(p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_file() and p.name != MANIFEST)
+    check_files(str(folder), names, BundleError)
     files = {name: {"sha256": sha256_file(folder / name), "size": (folder / name).stat().st_size} for name in names}
     text = json.dumps({"format": FORMAT, "files": files}, indent=1, sort_keys=True)
     (folder / MANIFEST).write_text(text)
@@ -83,11 +100,14 @@ def seal(folder: str | Path) -> str:
 def read_bundle(uri: str | Path) -> Bundle:
     """Read and verify a bundle from a path or `s3://`; BundleError names the first file that does not fit.
 
-    Remote bundles are kept under `GWP_CACHE` (default `~/.cache/gwp`) by their id, so replicas of one machine fetch once.
+    Remote bundles are kept in the cache folder (`gwp.cache_folder`) by their id, so replicas of one machine fetch once.
     """
     uri = str(uri)
-    folder = _fetch(uri) if storage.is_remote(uri) else Path(uri.removeprefix("file://"))
-    policy_id = _verify(folder, uri)
+    remote = storage.is_remote(uri)
+    folder = _fetch(uri) if remote else Path(uri.removeprefix("file://"))
+    policy_id = _verify(folder, f"{uri} (kept in {folder})" if remote else uri)
+    if remote and policy_id != folder.name:
+        raise BundleError(f"{uri}: {folder} holds another policy, {policy_id}; remove that folder")
     try:
         return Bundle(
             folder=folder,
@@ -107,12 +127,14 @@ def read_bundle(uri: str | Path) -> Bundle:
 
 def read_id(uri: str | Path) -> str:
     """The policy id, from the manifest alone."""
+    return hashlib.sha256(_manifest(str(uri))).hexdigest()
+
+
+def _manifest(uri: str) -> bytes:
     try:
-        return hashlib.sha256(storage.read_bytes(storage.join(str(uri), MANIFEST))).hexdigest()
-    except GwpError as error:
-        if "not found" in str(error):
-            raise BundleError(f"{uri}: no {MANIFEST}; this is not a policy bundle (make one with `gwp export`)") from error
-        raise
+        return read_manifest(storage.join(uri, MANIFEST), BundleError)
+    except MissingError as error:
+        raise BundleError(f"{uri}: no {MANIFEST}; this is not a policy bundle (make one with `gwp export`)") from error
 
 
 def _json(path: Path) -> dict[str, Any]:
@@ -120,42 +142,70 @@ def _json(path: Path) -> dict[str, Any]:
     return loaded
 
 
-def _verify(folder: Path, uri: str) -> str:
-    path = folder / MANIFEST
-    if not path.is_file():
-        raise BundleError(f"{uri}: no {MANIFEST}; this is not a policy bundle (make one with `gwp export`)")
-    raw = path.read_bytes()
+def _entries(raw: bytes, uri: str) -> dict[str, FileEntry]:
+    """What the manifest `raw` of the bundle at `uri` names; BundleError when it is none, or of another version."""
     try:
         manifest = json.loads(raw)
-        files = manifest["files"]
-    except (ValueError, KeyError, TypeError) as error:
+        if manifest.get("format") != FORMAT:
+            raise BundleError(f"{uri}: bundle format {manifest.get('format')}, this version reads {FORMAT}; export the policy again")
+        entries = _ENTRIES.validate_python(manifest["files"])
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = " ".join(shown(part) for part in first["loc"])
+        raise BundleError(f"{uri}: {MANIFEST} cannot be read ({where}: {first['msg']}); export or copy the policy again") from error
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise BundleError(f"{uri}: {MANIFEST} cannot be read ({error}); export or copy the policy again") from error
-    if manifest.get("format") != FORMAT:
-        raise BundleError(f"{uri}: bundle format {manifest.get('format')}, this version reads {FORMAT}; export the policy again")
-    for name, expected in files.items():
-        file = folder / name
-        if not file.is_file():
-            raise BundleError(f"{uri}: {name} is missing; copy the bundle again")
-        if file.stat().st_size != expected["size"] or sha256_file(file) != expected["sha256"]:
+    return entries
+
+
+def _check_sizes(entries: dict[str, FileEntry], files: dict[str, int], uri: str) -> None:
+    """BundleError when the files there (name -> bytes) are not those that the manifest names."""
+    for name, entry in entries.items():
+        if name not in files:
+            raise BundleError(f"{uri}: {shown(name)} is missing; copy the bundle again")
+        if files[name] != entry.size:
+            raise BundleError(f"{uri}: {shown(name)} was altered (it has {files[name]} bytes instead of {entry.size}); copy or export the "
+                              "bundle again")
+    if extra := files.keys() - entries.keys() - {MANIFEST}:
+        raise BundleError(f"{uri}: files that the manifest does not name: {shown_all(extra)}; remove them or export again")
+
+
+def _verify(folder: Path, uri: str) -> str:
+    if not (folder / MANIFEST).is_file():
+        raise BundleError(f"{uri}: no {MANIFEST}; this is not a policy bundle (make one with `gwp export`)")
+    raw = read_manifest(str(folder / MANIFEST), BundleError)
+    entries = _entries(raw, uri)
+    check_files(str(folder), [*entries, MANIFEST], BundleError)
+    # Links to folders that nothing names would be no files, and yet somewhere else.
+    there = (path for path in folder.rglob("*") if path.is_file() or path.is_symlink())
+    sizes = {path.relative_to(folder).as_posix(): path.stat().st_size if path.is_file() else -1 for path in there}
+    _check_sizes(entries, sizes, uri)
+    for name, entry in entries.items():
+        if sha256_file(folder / name) != entry.sha256:
             raise BundleError(f"{uri}: {name} was altered (its sha256 differs from the manifest); copy or export the bundle again")
-    extra = {p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_file()} - set(files) - {MANIFEST}
-    if extra:
-        raise BundleError(f"{uri}: files that the manifest does not name: {', '.join(sorted(extra))}; remove them or export again")
     return hashlib.sha256(raw).hexdigest()
 
 
 def _fetch(uri: str) -> Path:
-    root = Path(os.environ.get("GWP_CACHE", "~/.cache/gwp")).expanduser() / "bundles"
-    target = root / read_id(uri)
+    """The bundle at `uri` on the local disk: the files that its manifest names, and no others."""
+    raw = _manifest(uri)
+    root = cache_folder("bundles")
+    target = root / hashlib.sha256(raw).hexdigest()
     if target.is_dir():
         return target
-    root.mkdir(parents=True, exist_ok=True)
-    scratch = Path(tempfile.mkdtemp(dir=root))
-    storage.download(uri, scratch)
-    try:
-        scratch.rename(target)
-    except OSError:
-        # Another process was faster; both copies are verified by their hashes when read.
-        if not target.is_dir():
-            raise
+    entries = _entries(raw, uri)
+    check_files(uri, entries, BundleError)
+    _check_sizes(entries, storage.list_files(uri), uri)
+    with tempfile.TemporaryDirectory(dir=root) as scratch:
+        folder = Path(scratch) / "bundle"
+        # Whatever the umask is: the files in it are read again and again.
+        folder.mkdir(mode=0o700)
+        fetch_files(uri, {name: entry.size for name, entry in entries.items()}, folder)
+        (folder / MANIFEST).write_bytes(raw)
+        try:
+            folder.rename(target)
+        except OSError:
+            # Another process was faster; both copies are verified by their hashes when read.
+            if not target.is_dir():
+                raise
     return target

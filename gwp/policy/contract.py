@@ -12,6 +12,7 @@ from gwp import storage
 from gwp.data.canvas import Canvas
 from gwp.data.embodiment import Embodiment
 from gwp.errors import BundleError, ObservationError
+from gwp.named_files import read_manifest
 from gwp.policy.bundle import MANIFEST, PolicySettings
 from gwp.protocol.handshake import mismatch, short_name
 from gwp.protocol.messages import Observation
@@ -56,7 +57,7 @@ class PolicyContract(BaseModel):
         Raises BundleError when there is no bundle or the files read here differ from its manifest.
         """
         try:
-            raw = storage.read_bytes(storage.join(uri, MANIFEST))
+            raw = read_manifest(storage.join(uri, MANIFEST), BundleError)
             files = json.loads(raw)["files"]
             texts = {name: storage.read_bytes(storage.join(uri, name)) for name in ("policy.json", "embodiments.json")}
             for name, text in texts.items():

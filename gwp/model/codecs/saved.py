@@ -11,6 +11,7 @@ from torch import Tensor
 
 from gwp import storage
 from gwp.errors import GwpError
+from gwp.model.shards import shard_names
 
 
 def describe(folder: str | Path, name: str) -> dict[str, Any]:
@@ -35,6 +36,9 @@ def pretrained(load: Callable[..., Any], folder: Path, all_used: bool, **options
     Both libraries only warn about weights that are absent and leave them random. `all_used`: weights that the model does not take are
     refused too. GwpError for anything that is not a whole checkpoint.
     """
+    # Neither library looks where the names in an index lead.
+    for index in folder.glob("*.index.json"):
+        shard_names(index)
     try:
         model, found = load(str(folder), output_loading_info=True, local_files_only=True, use_safetensors=True, **options)
     except (OSError, ValueError, RuntimeError) as error:

@@ -18,6 +18,7 @@ from gwp.model.codecs.cached import CachedTextEncoder
 from gwp.model.codecs.hashed import HashedConfig, HashedTextEncoder
 from gwp.model.codecs.saved import describe
 from gwp.model.codecs.umt5 import UMT5Config, UMT5TextEncoder
+from gwp.names import relative_name
 
 TextEncoder = HashedTextEncoder | UMT5TextEncoder
 TextEncoderConfig = Annotated[HashedConfig | UMT5Config, Field(discriminator="kind")]
@@ -48,7 +49,8 @@ class TextTable:
 
     def __init__(self, encoder: TextEncoder | CachedTextEncoder, capacity: int = 4096, cache: str | None = None) -> None:
         self._encoder, self._capacity = encoder, capacity
-        self._cache = storage.join(cache, encoder.digest()[:16]) if cache else None
+        # A cached set states the digest of its encoder itself.
+        self._cache = storage.join(cache, relative_name(encoder.digest()[:16], "digest of the text encoder")) if cache else None
         self._kept: OrderedDict[str, Tensor] = OrderedDict()
         self._lock = threading.Lock()
         # Held while texts are encoded, so that none is encoded twice at once; those that are known never wait for it.

@@ -3,7 +3,6 @@
 safetensors and PyTorch's own files (`.bin`, `.pt`, `.pth`), single or sharded through an index. Nothing in a file is executed.
 """
 
-import json
 import pickle
 import re
 from dataclasses import dataclass, field
@@ -16,6 +15,7 @@ from torch import Tensor
 
 from gwp import storage
 from gwp.errors import GwpError
+from gwp.model.shards import shard_names
 
 STEM = "diffusion_pytorch_model"
 FILE = f"{STEM}.safetensors"
@@ -92,12 +92,7 @@ def weight_files(place: str | Path) -> list[Path]:
 
 
 def _indexed(index: Path) -> list[Path]:
-    try:
-        names = sorted(set(json.loads(index.read_text())["weight_map"].values()))
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise GwpError(f"{index}: no shard index ({type(error).__name__}: {error}); copy it again") from error
-    if strange := [n for n in names if Path(n).name != n]:
-        raise GwpError(f"{index}: names files outside its folder ({strange[0]}); correct the index")
+    names = shard_names(index)
     if missing := [n for n in names if not (index.parent / n).is_file()]:
         raise GwpError(f"{index.parent}: shards named in the index are missing: {', '.join(missing)}")
     return [index.parent / n for n in names]

@@ -1,0 +1,82 @@
+"""Where this machine keeps what can be had again: fetched bundles, compiled code, metrics that MLflow has not taken.
+
+Code is loaded from there and policies are, so a folder in which another user could have written is never used.
+"""
+
+import atexit
+import logging
+import os
+import shutil
+import stat
+import tempfile
+from functools import lru_cache
+from pathlib import Path
+
+VARIABLE = "GWP_CACHE"
+"""Environment variable: the folder for everything that is kept between runs."""
+_OTHERS = stat.S_IWGRP | stat.S_IWOTH
+
+
+def cache_folder(part: str, keep: bool = False) -> Path:
+    """The folder of one part of the cache, there and ours alone: below `root`.
+
+    Where that cannot be, a private temporary folder in its place, with the reason on the log, for as long as this process lives.
+    keep: the folder outlives the process even then, because what is in it cannot be had again.
+    """
+    try:
+        folder = root() / part
+        problem = _made(folder)
+    except RuntimeError:
+        return _private(f"the home folder is not known; set {VARIABLE} to a folder of your own", part, keep)
+    return _private(problem, part, keep) if problem else folder
+
+
+def root() -> Path:
+    """GWP_CACHE, else XDG_CACHE_HOME/gwp, else ~/.cache/gwp. RuntimeError where there is no home."""
+    if named := os.environ.get(VARIABLE):
+        return Path(named).expanduser().absolute()
+    base = Path(os.environ.get("XDG_CACHE_HOME") or "")
+    # The specification wants relative ones ignored.
+    return (base if base.is_absolute() else Path.home() / ".cache") / "gwp"
+
+
+def written_by_others(path: Path) -> str:
+    """Why somebody else may have written what `path` is, or leads to; nothing where only this user can. OSError when it is not there."""
+    status = path.stat()
+    if status.st_uid != os.geteuid():
+        return f"{path} belongs to user {status.st_uid}, not to {os.geteuid()}"
+    if status.st_mode & _OTHERS:
+        return f"{path} may be written to by other users"
+    return ""
+
+
+def _made(folder: Path) -> str:
+    """Make the folder where it is not there; why it cannot be used."""
+    fix = f"set {VARIABLE} to a folder of your own"
+    try:
+        missing = [level for level in (folder, *folder.parents) if not level.exists()]
+        above = missing[-1].parent if missing else folder
+        # As root in another user's home, as after `sudo -E`: what is made there would stand in the user's way.
+        if missing and VARIABLE not in os.environ and os.geteuid() == 0 and above.stat().st_uid != 0:
+            return f"{above} belongs to user {above.stat().st_uid}, and this is root; {fix}"
+        for level in reversed(missing):
+            # Whatever the umask is; another process may be as far.
+            level.mkdir(mode=0o700, exist_ok=True)
+        if problem := written_by_others(folder):
+            return f"{problem}; run `chmod go-w {folder}` if it is yours, or {fix}"
+        if not folder.is_dir() or not os.access(folder, os.W_OK | os.X_OK):
+            return f"{folder} cannot be written to; {fix}"
+    except OSError as error:
+        return f"{folder} cannot be made ({error.strerror}); {fix}"
+    return ""
+
+
+@lru_cache(maxsize=64)
+def _private(problem: str, part: str, keep: bool) -> Path:
+    """A temporary folder in place of one that has a problem, told once. Its mode is 0700."""
+    folder = Path(tempfile.mkdtemp(prefix=f"gwp-{part}-"))
+    if not keep:
+        atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    logging.getLogger(__name__).warning("cache: %s; until then %s is in its place%s", problem, folder,
+                                        "" if keep else ", for this process alone")
+    return folder
