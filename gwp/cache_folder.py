@@ -24,11 +24,15 @@ def cache_folder(part: str, keep: bool = False) -> Path:
     keep: the folder outlives the process even then, because what is in it cannot be had again.
     """
     try:
-        folder = root() / part
-        problem = _made(folder)
+        problem = problem_of(part)
     except RuntimeError:
         return _private(f"the home folder is not known; set {VARIABLE} to a folder of your own", part, keep)
-    return _private(problem, part, keep) if problem else folder
+    return _private(problem, part, keep) if problem else root() / part
+
+
+def problem_of(part: str) -> str:
+    """Why the folder of a part of the cache cannot be used, and what to do; nothing where it can, or could be made. As `root`."""
+    return _made(root() / part)
 
 
 def root() -> Path:

@@ -153,6 +153,17 @@ def compiled_code() -> Check:
         return Check("compiled code", "warn", str(error), "see that g++ works; without it acting on a CPU takes about twice as long")
 
 
+def cache() -> Check:
+    """Whether fetched bundles and compiled code are kept from one process to the next."""
+    from gwp.cache_folder import problem_of, root
+
+    try:
+        folder, problem = root(), problem_of("native")
+    except RuntimeError:
+        return Check("cache", "warn", "no home folder", "set GWP_CACHE to a folder of your own")
+    return _ok_or(not problem, "warn", "cache", problem or str(folder), "until then every process fetches and compiles anew")
+
+
 def shared_memory() -> Check:
     """Ray keeps decoded frames in shared memory; where that is small it falls back to files on disk."""
     mount = Path("/dev", "shm")
@@ -199,7 +210,7 @@ def ports() -> Check:
 
 
 CHECKS: tuple[Callable[[], Check | list[Check]], ...] = (
-    python, packages, accelerator, codecs, rendering, compiler, compiled_code, memory, shared_memory, disk, ports)
+    python, packages, accelerator, codecs, rendering, compiler, cache, compiled_code, memory, shared_memory, disk, ports)
 
 
 def examine() -> list[Check]:

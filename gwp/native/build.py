@@ -12,6 +12,8 @@ from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 
+from gwp.cache_folder import cache_folder, written_by_others
+
 SWITCH = "GWP_NATIVE"
 """Environment variable: 0 does without compiled code."""
 _LIMIT_S = 120
@@ -48,7 +50,7 @@ def library(name: str) -> ctypes.CDLL | None:
 
 
 def compiled(name: str, flags: tuple[str, ...] = _FLAGS) -> Path:
-    """The library for this processor, from the user's cache or made now. OSError or SubprocessError with what the compiler said."""
+    """The library for this processor, from the cache folder or made now. OSError or SubprocessError with what the compiler said."""
     compiler = os.environ.get("CXX") or next((c for c in ("g++", "c++") if shutil.which(c)), None)
     if compiler is None:
         raise OSError("no C++ compiler; install g++")
@@ -56,9 +58,9 @@ def compiled(name: str, flags: tuple[str, ...] = _FLAGS) -> Path:
     flags = (*flags, *code.flags)
     about = [*((here / source).read_text() for source in code.sources), *flags, compiler, platform.machine(), _processor()]
     file = f"{name}-{hashlib.sha256(chr(0).join(about).encode()).hexdigest()[:16]}.so"
-    folder = _folder()
+    folder = cache_folder("native")
     target = folder / file
-    if not target.exists():
+    if not _ours(target):
         with tempfile.TemporaryDirectory(dir=folder) as scratch:
             fresh = Path(scratch) / file
             done = subprocess.run([compiler, *flags, "-o", str(fresh), str(here / code.sources[-1])], capture_output=True, text=True,
@@ -66,23 +68,21 @@ def compiled(name: str, flags: tuple[str, ...] = _FLAGS) -> Path:
             if done.returncode:
                 lines = done.stderr.strip().splitlines() or [f"exit code {done.returncode}"]
                 raise subprocess.SubprocessError(f"{compiler}: {next((x for x in lines if 'error' in x), lines[-1])}")
+            # Whatever the umask is.
+            fresh.chmod(0o700)
             # Whole or not there, whoever else compiles at the same time.
             fresh.replace(target)
     return target
 
 
-def _folder() -> Path:
-    """Where compiled code is kept: never a folder that others may write to."""
-    cache = os.environ.get("XDG_CACHE_HOME")
-    folder = Path(cache) / "gwp" if cache else Path.home() / ".cache" / "gwp"
-    try:
-        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-        if os.access(folder, os.W_OK):
-            return folder
-    except OSError:
-        pass
-    # A home that cannot be written to: compiled anew by every process.
-    return Path(tempfile.mkdtemp(prefix="gwp-"))
+def _ours(library: Path) -> bool:
+    """Whether there is a library that nobody else can have written; one that somebody could have is told of, and made anew."""
+    if not library.exists():
+        return False
+    problem = f"{library} is a link" if library.is_symlink() else written_by_others(library)
+    if problem:
+        logging.getLogger(__name__).warning("%s, so it is not loaded but compiled again", problem)
+    return not problem
 
 
 def _processor() -> str:

@@ -106,7 +106,7 @@ def test_narrower_vectors_give_the_same(monkeypatch, tmp_path, instructions):
     known = build._processor().split()
     if "avx2" not in known or "fma" not in known:
         pytest.skip("the narrower instructions of this test are those of x86 with AVX2")
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setenv("GWP_CACHE", str(tmp_path))
     changed = {"-march=native": f"-march={instructions}", "-O3": "-O1"}
     flags = tuple(changed.get(f, f) for f in build._FLAGS)
     other = ctypes.CDLL(str(build.compiled("passes", flags)))
@@ -151,11 +151,11 @@ def test_what_is_no_number_stays_none():
 
 
 def test_compiling_at_the_same_time_leaves_one_whole_library(monkeypatch, tmp_path):
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setenv("GWP_CACHE", str(tmp_path))
     with ThreadPoolExecutor(2) as pool:
         paths = list(pool.map(lambda _: build.compiled("passes"), range(2)))
     assert len(set(paths)) == 1
-    assert [p.name for p in (tmp_path / "gwp").iterdir()] == [paths[0].name]
+    assert [p.name for p in (tmp_path / "native").iterdir()] == [paths[0].name]
     assert ctypes.CDLL(str(paths[0])).gwp_run
 
 
@@ -163,7 +163,7 @@ def test_compiling_at_the_same_time_leaves_one_whole_library(monkeypatch, tmp_pa
     ({"CXX": "false"}, "false: exit code 1"), ({"CXX": "no-such-compiler"}, "no-such-compiler"), ({"PATH": "", "CXX": ""}, "install g++"),
 ])
 def test_without_a_compiler_the_reason_is_told_and_the_operators_act(monkeypatch, tmp_path, caplog, environment, said):
-    for name, value in {"XDG_CACHE_HOME": str(tmp_path), **environment}.items():
+    for name, value in {"GWP_CACHE": str(tmp_path), **environment}.items():
         monkeypatch.setenv(name, value)
     with caplog.at_level(logging.WARNING):
         assert build.library.__wrapped__("passes") is None

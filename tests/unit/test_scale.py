@@ -134,7 +134,7 @@ def test_frames_of_a_video_are_scaled_as_their_rgb(tmp_path):
 def test_narrower_vectors_give_the_same(monkeypatch, tmp_path, instructions):
     if EXACT:
         pytest.skip("the narrower instructions of this test are those of x86 with AVX2")
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setenv("GWP_CACHE", str(tmp_path))
     flags = tuple({"-march=native": f"-march={instructions}"}.get(f, f) for f in build._FLAGS)
     other = ctypes.CDLL(str(build.compiled("pictures", flags)))
     for size, scaled, part in PARTS:
