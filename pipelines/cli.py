@@ -14,8 +14,8 @@ VERBS = ("data", "train", "export", "promote", "eval", "weights", "serve", "act"
          "config", "doctor")
 
 EXTRAS = {
-    "model": ("accelerate", "av", "diffusers", "fsspec", "h5py", "numpy", "PIL", "pyarrow", "pydantic", "rich", "s3fs", "safetensors",
-              "sentencepiece", "torch", "transformers", "yaml"),
+    "model": ("accelerate", "av", "diffusers", "fsspec", "google_crc32c", "h5py", "numpy", "PIL", "pyarrow", "pydantic", "rich", "s3fs",
+              "safetensors", "sentencepiece", "torch", "transformers", "yaml"),
     "cluster": ("deepspeed", "fastapi", "matplotlib", "mlflow", "moto", "psutil", "ray", "starlette", "uvicorn"),
     "sim": ("gymnasium", "imageio", "metaworld", "mujoco", "packaging"),
     "dev": ("httpx", "pytest"),

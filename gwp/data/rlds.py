@@ -10,7 +10,7 @@ import re
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from math import prod
 from typing import Any
@@ -20,7 +20,7 @@ import numpy as np
 from gwp import storage
 from gwp.data.robot_set import Episode, RobotSet, VideoSpan, choose_columns, vector_names
 from gwp.data.source import Source
-from gwp.data.tfrecord import BYTES, Field, count, features, numbers, records, values
+from gwp.data.tfrecord import BYTES, Field, Record, count, features, numbers, records, values
 from gwp.errors import DataError
 
 FEATURES = "features.json"
@@ -36,7 +36,10 @@ _AHEAD = 64 << 10
 
 @dataclass(frozen=True)
 class _Record:
-    """What the index keeps of a record. `counts`: values of each feature of the steps; `pictures`: where the lists of images lie."""
+    """What the index keeps of a record. `counts`: values of each feature of the steps; `pictures`: where the lists of images lie.
+
+    problem: why nothing of it can be used.
+    """
 
     offset: int
     size: int
@@ -44,6 +47,7 @@ class _Record:
     pictures: dict[str, Field]
     text: str
     crc: bytes
+    problem: str = ""
 
 
 def folder_of(uri: str, files: dict[str, int]) -> str | None:
@@ -58,7 +62,8 @@ def folder_of(uri: str, files: dict[str, int]) -> str | None:
 def read_set(source: Source, files: dict[str, int]) -> RobotSet:
     """The set at `source`, whose `files` are given. DataError when it cannot be read.
 
-    Every shard is walked once, record by record; a shard that breaks off gives the episodes before that.
+    Every shard is read once, record by record, and each record compared with its checksum; a shard that breaks off gives the episodes
+    before that.
     """
     folder = folder_of(source.uri, files)
     if folder is None:
@@ -148,7 +153,10 @@ def _episodes(
         for number, (name, (found, broken)) in enumerate(zip(shards, pool.map(look, shards), strict=True)):
             for i, record in enumerate(found):
                 digest.update(record.crc)
-                yield _episode(first + i, name, record, fps, cameras, widths)
+                if record.problem:
+                    yield Episode(first + i, 0, name, {}, "", problem=f"{name} {record.problem}")
+                else:
+                    yield _episode(first + i, name, record, fps, cameras, widths)
             wanted = lengths[number] if lengths else len(found) + bool(broken)
             if len(found) != wanted or broken:
                 reason = broken or f"has {len(found)} records, dataset_info.json says {wanted}"
@@ -179,15 +187,27 @@ def _look(uri: str, size: int) -> tuple[tuple[_Record, ...], str]:
     found: list[_Record] = []
     with storage.open_read(uri) as handle:
         try:
-            for offset, length, crc in records(handle, size):
-                there = {n: f for n, f in features(handle, offset, length).items() if n.startswith(_STEPS)}
-                counts = {n: count(handle, f) for n, f in there.items()}
-                # Only encoded pictures are lists of bytes worth a place of their own.
-                lists = {n: f for n, f in there.items() if f.kind == BYTES and n not in _TEXTS}
-                found.append(_Record(offset, length, counts, lists, _text(handle, there), crc))
+            for number, record in enumerate(records(handle, size)):
+                if record.whole:
+                    found.append(_described(handle, record))
+                else:
+                    problem = f"record {number} has a wrong checksum; it is damaged"
+                    found.append(_Record(record.start, record.size, {}, {}, "", record.crc, problem))
         except DataError as error:
             return tuple(found), str(error)
     return tuple(found), ""
+
+
+def _described(handle: Any, record: Record) -> _Record:
+    """DataError when it holds no Example."""
+    # In memory where it may be; places in the payload are then those in the file less its start.
+    shift = 0 if record.payload is None else record.start
+    handle = handle if record.payload is None else io.BytesIO(record.payload)
+    there = {n: f for n, f in features(handle, record.start - shift, record.size).items() if n.startswith(_STEPS)}
+    counts = {n: count(handle, f) for n, f in there.items()}
+    # Only encoded pictures are lists of bytes worth a place of their own.
+    lists = {n: replace(f, start=f.start + shift, end=f.end + shift) for n, f in there.items() if f.kind == BYTES and n not in _TEXTS}
+    return _Record(record.start, record.size, counts, lists, _text(handle, there), record.crc)
 
 
 def _text(handle: Any, there: dict[str, Field]) -> str:

@@ -10,13 +10,15 @@ from typing import Any
 
 import numpy as np
 
-from gwp.errors import DataError
+from gwp.errors import DataError, GwpError
 
 BYTES, FLOATS, INTS = 1, 2, 3
 """Kinds of a feature: field numbers of `Feature`."""
 _VARINT, _FIXED64, _GROUP, _FIXED32 = 0, 1, 2, 5
 _HEADER = 20
 """Bytes that hold a tag and a length."""
+_KEPT = 64 << 20
+"""Bytes of the largest payload that is kept in memory while its record is looked at."""
 
 
 @dataclass(frozen=True)
@@ -28,29 +30,39 @@ class Field:
     end: int
 
 
-def _table() -> list[int]:
-    table = []
-    for value in range(256):
-        for _ in range(8):
-            value = (value >> 1) ^ (0x82F63B78 if value & 1 else 0)
-        table.append(value)
-    return table
+@dataclass(frozen=True)
+class Record:
+    """One record: where its payload begins in the file, its bytes, the stored checksum, and whether the payload fits it.
 
+    payload: what is stored, where it is not larger than is kept in memory.
+    """
 
-_CRC = _table()
+    start: int
+    size: int
+    crc: bytes
+    whole: bool
+    payload: bytes | None
 
 
 def masked_crc(data: bytes) -> int:
-    """CRC-32C (Castagnoli), rotated and shifted as TFRecord files store it."""
-    crc = 0xFFFFFFFF
-    for byte in data:
-        crc = _CRC[(crc ^ byte) & 0xFF] ^ (crc >> 8)
-    crc ^= 0xFFFFFFFF
+    """CRC-32C (Castagnoli), rotated and shifted as TFRecord files store it. GwpError without the package that computes it."""
+    return _masked(_crc32c().value(data))
+
+
+def _masked(crc: int) -> int:
     return ((crc >> 15 | crc << 17) + 0xA282EAD8) & 0xFFFFFFFF
 
 
-def records(handle: Any, size: int) -> Iterator[tuple[int, int, bytes]]:
-    """Start and bytes of each payload, and its stored checksum. DataError at the first record that is not whole."""
+def _crc32c() -> Any:
+    try:
+        import google_crc32c
+    except ImportError as error:
+        raise GwpError("reading TFRecord files needs google-crc32c; run `pip install 'gwp[model]'`") from error
+    return google_crc32c
+
+
+def records(handle: Any, size: int) -> Iterator[Record]:
+    """Every record of a file of `size` bytes. DataError at the first whose length cannot be known, and so where the next begins."""
     at = number = 0
     while at < size:
         head = _read(handle, at, 12) if at + 12 <= size else b""
@@ -61,8 +73,23 @@ def records(handle: Any, size: int) -> Iterator[tuple[int, int, bytes]]:
             raise DataError(f"record {number} has a wrong checksum; it is no (uncompressed) TFRecord file, or damaged")
         if at + 16 + length > size:
             raise DataError(f"record {number} is cut off; the file is truncated")
-        yield at + 12, length, _read(handle, at + 12 + length, 4)
+        yield _record(handle, at + 12, length, number)
         at, number = at + 16 + length, number + 1
+
+
+def _record(handle: Any, start: int, size: int, number: int) -> Record:
+    """Read once, in one piece: the payload is small against what asking for its parts costs, here and in an object store."""
+    kept = size <= _KEPT
+    handle.seek(start)
+    payload, crc = b"", 0
+    for begin in range(0, size, _KEPT):
+        payload = bytes(handle.read(min(_KEPT, size - begin)))
+        crc = _crc32c().extend(crc, payload)
+    stored = bytes(handle.read(4))
+    if len(stored) < 4:
+        raise DataError(f"record {number} is cut off; the file is truncated")
+    whole = stored == struct.pack("<I", _masked(crc))
+    return Record(start, size, stored, whole, payload if kept else None)
 
 
 def _read(handle: Any, at: int, count: int) -> bytes:

@@ -25,7 +25,7 @@ from gwp.data.stats import Normalizer, compute_stats
 from gwp.data.vectors import episode_vectors
 from gwp.data.window import ClipWindow, Window
 from gwp.errors import DataError
-from tests.other_sets import LENGTHS, TASK, encoded, write_aloha, write_libero, write_rlds, write_stills, write_tars
+from tests.other_sets import LENGTHS, TASK, encoded, record, write_aloha, write_libero, write_rlds, write_stills, write_tars
 from tests.sets import FPS, TOP, WRIST, episode_values, frame_number, number, write_v21, write_v30, write_video
 
 WINDOW, CLIP = Window(chunk=4, stride=1), ClipWindow(frames=5, fps=5)
@@ -235,12 +235,34 @@ def test_a_damaged_header_is_no_record(tmp_path: Path) -> None:
     assert "wrong checksum" in skipped(tmp_path, fps=FPS)["episode 0"]
 
 
+@pytest.mark.parametrize("remote", [False, True])
+def test_damage_within_a_record_is_told_and_the_next_one_is_read(bucket: str, tmp_path: Path, remote: bool) -> None:
+    """Wherever the damage is: in a picture, among the numbers, in the names. Nothing else would see a changed number."""
+    write_rlds(tmp_path / "set", lengths=(12, 9, 7), shards=(2, 1))
+    file = tmp_path / "set/tester-train.tfrecord-00000-of-00002"
+    raw = file.read_bytes()
+    calm = robots(tmp_path / "set", fps=FPS)
+    actions = episode_values(0, 12)[1].astype("<f4").tobytes()
+    for number, part in enumerate((encoded(TOP, 0, 5), actions, b"steps/reward")):
+        at = raw.index(part) + len(part) // 2
+        file.write_bytes(raw[:at] + bytes([raw[at] ^ 0x10]) + raw[at + 1 :])
+        rlds._look.cache_clear()
+        root = f"{bucket}/record-{number}" if remote else str(tmp_path / "set")
+        if remote:
+            storage.upload(tmp_path / "set", root)
+        reason = "tester-train.tfrecord-00000-of-00002 record 0 has a wrong checksum; it is damaged"
+        assert skipped(root, fps=FPS) == {"episode 0": reason}
+        assert robots(root, fps=FPS).episodes[1:] == calm.episodes[1:]
+    rlds._look.cache_clear()
+
+
 def test_a_damaged_picture_fails_its_rows_only(tmp_path: Path) -> None:
     write_rlds(tmp_path, lengths=(12,), shards=(1,))
     file = tmp_path / "tester-train.tfrecord-00000-of-00001"
     raw, broken = file.read_bytes(), encoded(TOP, 0, 5)
     assert raw.count(broken) == 1
-    file.write_bytes(raw.replace(broken, broken[:20] + bytes(len(broken) - 20)))
+    # Written so: the checksum is that of the damaged picture.
+    file.write_bytes(record(raw.replace(broken, broken[:20] + bytes(len(broken) - 20))[12:-4]))
     manifest, spec, _ = prepare(tmp_path, fps=FPS)
     samples, failures = decode_samples(manifest.rows(range(manifest.table.num_rows)), spec)
     assert [int(name.rsplit("/")[-1]) for name, _ in failures] == [1, 2, 3, 4, 5]

@@ -1,13 +1,20 @@
 """TFRecord files and the messages in them, against other writers of the format."""
 
 import io
+import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
+from gwp.data import tfrecord
+from gwp.data.robots import robots_at
+from gwp.data.source import Source
 from gwp.data.tfrecord import count, features, masked_crc, numbers, records, values
+from gwp.errors import GwpError
+from tests.other_sets import record, write_rlds
 
 
 def test_checksums_are_those_of_the_format() -> None:
@@ -61,4 +68,35 @@ def test_records_of_another_writer_are_read(tmp_path: Path) -> None:
     writer.close()
     with (tmp_path / "a").open("rb") as handle:
         raw = handle.read()
-        assert [raw[at : at + n] for at, n, _ in records(handle, len(raw))] == [b"first", b"", b"third" * 100]
+        found = list(records(handle, len(raw)))
+    assert [r.payload for r in found] == [raw[r.start : r.start + r.size] for r in found] == [b"first", b"", b"third" * 100]
+    assert all(r.whole for r in found)
+
+
+def test_a_payload_that_is_not_kept_is_checked_as_well(monkeypatch: pytest.MonkeyPatch) -> None:
+    payloads = [b"", b"x", b"12345678", b"123456789", bytes(range(256)) * 3]
+    raw = b"".join(map(record, payloads))
+    before = list(records(io.BytesIO(raw), len(raw)))
+    monkeypatch.setattr(tfrecord, "_KEPT", 8)
+    after = list(records(io.BytesIO(raw), len(raw)))
+    assert [replace(r, payload=None) for r in after] == [replace(r, payload=None) for r in before]
+    assert [r.payload is None for r in after] == [False, False, False, True, True]
+    damaged = raw[:-20] + b"?" + raw[-19:]
+    assert [r.whole for r in records(io.BytesIO(damaged), len(raw))] == [True] * 4 + [False]
+
+
+def test_every_changed_bit_of_a_payload_or_its_checksum_is_seen() -> None:
+    raw = record(b"first") + record(b"second")
+    begin, end = len(record(b"first")) + 12, len(raw)
+    for at in range(begin, end):
+        for bit in range(8):
+            damaged = bytearray(raw)
+            damaged[at] ^= 1 << bit
+            assert [r.whole for r in records(io.BytesIO(bytes(damaged)), len(raw))] == [True, False]
+
+
+def test_without_the_package_the_extra_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    write_rlds(tmp_path / "set")
+    monkeypatch.setitem(sys.modules, "google_crc32c", None)
+    with pytest.raises(GwpError, match=r"pip install 'gwp\[model\]'"):
+        robots_at(Source(uri=str(tmp_path / "set"), fps=10))
