@@ -66,8 +66,6 @@ def _opened(uri: str) -> Iterator[Any]:
             with h5py.File(path, "r", locking=False, rdcc_nbytes=_CHUNKS) as file:
                 yield file
     except (OSError, RuntimeError, KeyError) as error:
-        if "aws error" in str(error).lower():
-            raise GwpError(f"{uri}: storage does not answer ({error}); check AWS_ENDPOINT_URL and the network") from error
         raise DataError(f"{uri}: cannot be read as HDF5 ({error}); it is truncated or damaged") from error
 
 

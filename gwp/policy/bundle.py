@@ -25,7 +25,8 @@ from gwp import storage
 from gwp.data.canvas import Canvas
 from gwp.data.embodiment import Embodiment
 from gwp.data.window import Window
-from gwp.errors import BundleError, GwpError
+from gwp.errors import BundleError, MissingError
+from gwp.local_files import is_temporary
 
 MANIFEST = "MANIFEST.json"
 FORMAT = 1
@@ -73,7 +74,7 @@ def sha256_file(path: Path) -> str:
 def seal(folder: str | Path) -> str:
     """Write MANIFEST.json over everything in `folder` and return the policy id."""
     folder = Path(folder)
-    names = sorted(p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_file() and p.name != MANIFEST)
+    names = sorted(name for name in _names(folder) if name.rpartition("/")[2] != MANIFEST)
     files = {name: {"sha256": sha256_file(folder / name), "size": (folder / name).stat().st_size} for name in names}
     text = json.dumps({"format": FORMAT, "files": files}, indent=1, sort_keys=True)
     (folder / MANIFEST).write_text(text)
@@ -109,10 +110,14 @@ def read_id(uri: str | Path) -> str:
     """The policy id, from the manifest alone."""
     try:
         return hashlib.sha256(storage.read_bytes(storage.join(str(uri), MANIFEST))).hexdigest()
-    except GwpError as error:
-        if "not found" in str(error):
-            raise BundleError(f"{uri}: no {MANIFEST}; this is not a policy bundle (make one with `gwp export`)") from error
-        raise
+    except MissingError as error:
+        raise BundleError(f"{uri}: no {MANIFEST}; this is not a policy bundle (make one with `gwp export`)") from error
+
+
+def _names(folder: Path) -> set[str]:
+    """Files below a folder, but for what killed writers left."""
+    files = (path for path in folder.rglob("*") if path.is_file() and not is_temporary(path.name))
+    return {path.relative_to(folder).as_posix() for path in files}
 
 
 def _json(path: Path) -> dict[str, Any]:
@@ -138,7 +143,7 @@ def _verify(folder: Path, uri: str) -> str:
             raise BundleError(f"{uri}: {name} is missing; copy the bundle again")
         if file.stat().st_size != expected["size"] or sha256_file(file) != expected["sha256"]:
             raise BundleError(f"{uri}: {name} was altered (its sha256 differs from the manifest); copy or export the bundle again")
-    extra = {p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_file()} - set(files) - {MANIFEST}
+    extra = _names(folder) - set(files) - {MANIFEST}
     if extra:
         raise BundleError(f"{uri}: files that the manifest does not name: {', '.join(sorted(extra))}; remove them or export again")
     return hashlib.sha256(raw).hexdigest()
