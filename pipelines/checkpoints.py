@@ -21,7 +21,8 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from gwp import storage
-from gwp.errors import GwpError
+from gwp.errors import GwpError, MissingError
+from gwp.local_files import is_temporary
 from gwp.named_files import check_files, read_manifest
 
 MANIFEST = "MANIFEST.json"
@@ -32,6 +33,10 @@ _BLOCK = 8 << 20
 _PARALLEL = 4
 
 logger = logging.getLogger(__name__)
+
+
+class DamagedError(GwpError):
+    """A checkpoint that is not what its manifest says; an earlier one may be."""
 
 
 class FileEntry(BaseModel):
@@ -108,15 +113,11 @@ def upload_files(local_dir: str | Path, uri: str) -> dict[str, FileEntry]:
     Each rank calls it with its own folder. Ranks must not write the same path with different content.
     """
     folder = Path(local_dir)
-    names = sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
-    fs, root = storage.filesystem(uri)
+    files = [path for path in folder.rglob("*") if path.is_file() and not is_temporary(path.name)]
+    names = sorted(path.relative_to(folder).as_posix() for path in files)
 
     def send(name: str) -> FileEntry:
-        target = storage.join(root, name)
-        if not storage.is_remote(uri):
-            Path(target).parent.mkdir(parents=True, exist_ok=True)
-        with storage.explained(storage.join(uri, name)):
-            fs.put_file(str(folder / name), target)
+        storage.put_file(folder / name, storage.join(uri, name))
         return FileEntry(size=(folder / name).stat().st_size, sha256=sha256_file(folder / name))
 
     with ThreadPoolExecutor(_PARALLEL) as pool:
@@ -136,15 +137,14 @@ def commit(uri: str, manifest: Manifest) -> None:
 
 
 def verify(uri: str, manifest: Manifest, deep: bool = True) -> None:
-    """GwpError naming the first file that is missing or altered. `deep` reads every byte; otherwise sizes only."""
+    """DamagedError naming the first file that is missing or altered. `deep` reads every byte; otherwise sizes only."""
     _check_sizes(uri, manifest, storage.list_files(uri))
     if not deep:
         return
-    fs, root = storage.filesystem(uri)
 
     def check(name: str) -> None:
         digest = hashlib.sha256()
-        with storage.explained(storage.join(uri, name)), fs.open(storage.join(root, name), "rb") as file:
+        with storage.open_read(storage.join(uri, name)) as file:
             while block := file.read(_BLOCK):
                 digest.update(block)
         _check_hash(uri, name, manifest, digest.hexdigest())
@@ -154,15 +154,12 @@ def verify(uri: str, manifest: Manifest, deep: bool = True) -> None:
 
 
 def fetch(uri: str, manifest: Manifest, folder: str | Path) -> Path:
-    """Copy a committed checkpoint into a local folder, checking every hash; GwpError names the file that does not fit."""
+    """Copy a committed checkpoint into a local folder, checking every hash; DamagedError names the file that does not fit."""
     _check_sizes(uri, manifest, storage.list_files(uri))
-    fs, root = storage.filesystem(uri)
 
     def get(name: str) -> None:
         target = Path(folder) / name
-        target.parent.mkdir(parents=True, exist_ok=True)
-        with storage.explained(storage.join(uri, name)):
-            fs.get_file(storage.join(root, name), str(target))
+        storage.get_file(storage.join(uri, name), target)
         _check_hash(uri, name, manifest, sha256_file(target))
 
     with ThreadPoolExecutor(_PARALLEL) as pool:
@@ -171,7 +168,10 @@ def fetch(uri: str, manifest: Manifest, folder: str | Path) -> Path:
 
 
 def find_committed(run_uri: str) -> list[tuple[str, Manifest]]:
-    """Complete checkpoints of a run, newest first. What is torn (a file missing or short) is logged and left out."""
+    """Complete checkpoints of a run, newest first. What is torn (a file missing or short) is logged and left out.
+
+    Storage that fails is told, not taken for damage: an older checkpoint would cost the work since.
+    """
     found = []
     for name, files in _folders(run_uri).items():
         uri = storage.join(run_uri, _FOLDER, name)
@@ -180,7 +180,7 @@ def find_committed(run_uri: str) -> list[tuple[str, Manifest]]:
         try:
             manifest = _read(uri)
             _check_sizes(uri, manifest, files)
-        except GwpError as error:
+        except (DamagedError, MissingError) as error:
             logger.warning("checkpoint left out: %s", error)
             continue
         found.append((uri, manifest))
@@ -197,7 +197,7 @@ def latest_committed(run_uri: str, deep: bool = False) -> tuple[str, Manifest] |
         try:
             if deep:
                 verify(uri, manifest)
-        except GwpError as error:
+        except (DamagedError, MissingError) as error:
             logger.warning("checkpoint left out: %s", error)
             continue
         return uri, manifest
@@ -218,29 +218,37 @@ def load_committed(uri: str) -> Manifest:
 def prune(run_uri: str, keep: int) -> list[str]:
     """Remove all but the newest `keep` checkpoints, and what dead attempts left at or before the newest; returns what went.
 
-    Only the writer of the run may call it. Uncommitted folders of later steps stay: they may be in the making.
+    Only the writer of the run may call it. Uncommitted folders of later steps stay: they may be in the making. It follows a commit
+    that went well, so storage that fails does not fail it: what could not be removed is logged and left to the next call.
     """
     if keep < 1:
         raise GwpError(f"run.keep is {keep}; keep at least one checkpoint")
+    gone: list[str] = []
+    try:
+        for uri in _outdated(run_uri, keep):
+            # First, so that a removal cut short leaves no checkpoint that looks whole.
+            storage.remove(storage.join(uri, MANIFEST))
+            storage.remove_tree(uri)
+            gone.append(uri)
+    except Exception as error:  # noqa: BLE001  whatever it is, the checkpoint is written
+        logger.warning("old checkpoints of %s stay for now: %s", run_uri, error)
+    return gone
+
+
+def _outdated(run_uri: str, keep: int) -> list[str]:
+    """Checkpoint folders beyond the newest `keep`, and those that dead attempts left at or before the newest."""
     committed = find_committed(run_uri)
     if not committed:
         return []
-    newest, kept = committed[0][1].step, {uri for uri, _ in committed[:keep]}
-    gone = []
-    for name, files in sorted(_folders(run_uri).items()):
+    newest = committed[0][1].step
+    kept = {uri for uri, _ in committed[:keep]}
+    outdated = []
+    for name in sorted(_folders(run_uri)):
         uri = storage.join(run_uri, _FOLDER, name)
         step = int(_NAME.fullmatch(name)[1])  # type: ignore[index]
-        if uri in kept or step > newest:
-            continue
-        with storage.explained(uri):
-            fs, path = storage.filesystem(uri)
-            if MANIFEST in files:
-                # First, so that a removal cut short leaves no checkpoint that looks whole.
-                fs.rm_file(storage.join(path, MANIFEST))
-            if set(files) != {MANIFEST} or not storage.is_remote(uri):
-                fs.rm(path, recursive=True)
-        gone.append(uri)
-    return gone
+        if uri not in kept and step <= newest:
+            outdated.append(uri)
+    return outdated
 
 
 def _folders(run_uri: str) -> dict[str, dict[str, int]]:
@@ -260,18 +268,18 @@ def _read(uri: str) -> Manifest:
     except ValidationError as error:
         first: Any = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"]) or "the file"
-        raise GwpError(f"{uri}: {MANIFEST} cannot be read ({where}: {first['msg']}); choose an earlier checkpoint") from error
+        raise DamagedError(f"{uri}: {MANIFEST} cannot be read ({where}: {first['msg']}); choose an earlier checkpoint") from error
 
 
 def _check_sizes(uri: str, manifest: Manifest, files: dict[str, int]) -> None:
     check_files(uri, manifest.files)
     for name, entry in sorted(manifest.files.items()):
         if name not in files:
-            raise GwpError(f"{uri}: {name} is missing; choose an earlier checkpoint")
+            raise DamagedError(f"{uri}: {name} is missing; choose an earlier checkpoint")
         if files[name] != entry.size:
-            raise GwpError(f"{uri}: {name} has {files[name]} bytes instead of {entry.size}; choose an earlier checkpoint")
+            raise DamagedError(f"{uri}: {name} has {files[name]} bytes instead of {entry.size}; choose an earlier checkpoint")
 
 
 def _check_hash(uri: str, name: str, manifest: Manifest, digest: str) -> None:
     if digest != manifest.files[name].sha256:
-        raise GwpError(f"{uri}: {name} was altered (its sha256 differs from the manifest); choose an earlier checkpoint")
+        raise DamagedError(f"{uri}: {name} was altered (its sha256 differs from the manifest); choose an earlier checkpoint")

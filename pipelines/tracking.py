@@ -19,6 +19,7 @@ from gwp import storage
 from gwp.cache_folder import cache_folder
 from gwp.errors import GwpError
 from gwp.names import relative_name
+from gwp.retry import causes
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -65,11 +66,19 @@ def explained(uri: str | None = None) -> Iterator[None]:
         raise
     except Exception as error:
         uri, text = uri or tracking_uri(), _short(error)
-        if any(word in str(error) for word in ("Max retries exceeded", "Connection refused", "ConnectTimeout", "ReadTimeout")):
+        if _unanswered(error):
             raise GwpError(f"MLflow at {uri} does not answer; start it or correct MLFLOW_TRACKING_URI") from error
         if getattr(error, "error_code", None) == "RESOURCE_DOES_NOT_EXIST":
             raise GwpError(f"MLflow at {uri}: {text}; check the name, and MLFLOW_TRACKING_URI") from error
         raise
+
+
+def _unanswered(error: BaseException) -> bool:
+    """Whether the server was not reached: MLflow wraps what its HTTP client raised into an error of its own."""
+    from requests import exceptions
+
+    unanswered = (exceptions.ConnectionError, exceptions.RetryError, exceptions.Timeout)
+    return any(isinstance(e, unanswered) for e in causes(error))
 
 
 def _short(error: BaseException) -> str:

@@ -69,8 +69,6 @@ def _opened(uri: str) -> Iterator[Any]:
             with h5py.File(path, "r", locking=False, rdcc_nbytes=_CHUNKS) as file:
                 yield file
     except (OSError, RuntimeError, KeyError) as error:
-        if "aws error" in str(error).lower():
-            raise GwpError(f"{uri}: storage does not answer ({error}); check AWS_ENDPOINT_URL and the network") from error
         raise DataError(f"{uri}: cannot be read as HDF5 ({error}); it is truncated or damaged") from error
 
 
@@ -190,7 +188,9 @@ def _member(group: Any, name: str) -> Any:
         _check_other_file(file, os.path.relpath(other, Path(file).parent), what)
     if hasattr(member, "shape"):
         if member.external:
-            raise DataError(f"{what} has its numbers in another file, which HDF5 looks for where this program runs; copy them into this one")
+            raise DataError(
+                f"{what} has its numbers in another file, which HDF5 looks for where this program runs; copy them into this one"
+            )
         for source in member.virtual_sources() if member.is_virtual else ():
             # HDF5's name for the file itself.
             if source.file_name != ".":

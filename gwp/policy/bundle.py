@@ -26,6 +26,7 @@ from gwp.data.canvas import Canvas
 from gwp.data.embodiment import Embodiment
 from gwp.data.window import Window
 from gwp.errors import BundleError, MissingError
+from gwp.local_files import is_temporary
 from gwp.named_files import check_files, fetch_files, read_manifest
 from gwp.names import shown, shown_all
 
@@ -89,7 +90,7 @@ def sha256_file(path: Path) -> str:
 def seal(folder: str | Path) -> str:
     """Write MANIFEST.json over everything in `folder` and return the policy id. BundleError for what `read_bundle` would refuse."""
     folder = Path(folder)
-    names = sorted(p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_file() and p.name != MANIFEST)
+    names = sorted(name for name in _names(folder) if name.rpartition("/")[2] != MANIFEST)
     check_files(str(folder), names, BundleError)
     files = {name: {"sha256": sha256_file(folder / name), "size": (folder / name).stat().st_size} for name in names}
     text = json.dumps({"format": FORMAT, "files": files}, indent=1, sort_keys=True)
@@ -137,6 +138,12 @@ def _manifest(uri: str) -> bytes:
         raise BundleError(f"{uri}: no {MANIFEST}; this is not a policy bundle (make one with `gwp export`)") from error
 
 
+def _names(folder: Path) -> set[str]:
+    """Files below a folder, but for what killed writers left."""
+    files = (path for path in folder.rglob("*") if path.is_file() and not is_temporary(path.name))
+    return {path.relative_to(folder).as_posix() for path in files}
+
+
 def _json(path: Path) -> dict[str, Any]:
     loaded: dict[str, Any] = json.loads(path.read_text())
     return loaded
@@ -177,7 +184,8 @@ def _verify(folder: Path, uri: str) -> str:
     entries = _entries(raw, uri)
     check_files(str(folder), [*entries, MANIFEST], BundleError)
     # Links to folders that nothing names would be no files, and yet somewhere else.
-    there = (path for path in folder.rglob("*") if path.is_file() or path.is_symlink())
+    there = [path for path in folder.rglob("*") if path.is_file() or path.is_symlink()]
+    there = [path for path in there if not is_temporary(path.name)]
     sizes = {path.relative_to(folder).as_posix(): path.stat().st_size if path.is_file() else -1 for path in there}
     _check_sizes(entries, sizes, uri)
     for name, entry in entries.items():

@@ -11,7 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from gwp import storage
 from gwp.data.canvas import Canvas
 from gwp.data.embodiment import Embodiment
-from gwp.errors import BundleError, ObservationError
+from gwp.errors import BundleError, MissingError, ObservationError
 from gwp.named_files import read_manifest
 from gwp.policy.bundle import MANIFEST, PolicySettings
 from gwp.protocol.handshake import mismatch, short_name
@@ -65,6 +65,8 @@ class PolicyContract(BaseModel):
                     raise BundleError(f"{uri}: {name} was altered (its sha256 differs from the manifest); copy the bundle again")
             embodiments = {n: Embodiment.model_validate(e) for n, e in json.loads(texts["embodiments.json"]).items()}
             settings = PolicySettings.model_validate_json(texts["policy.json"])
+        except MissingError as error:
+            raise BundleError(f"{uri}: {error}; this is not a whole policy bundle (make one with `gwp export`)") from error
         except (ValueError, KeyError, TypeError, ValidationError) as error:
             why = type(error).__name__
             raise BundleError(f"{uri}: not a policy bundle of this version ({why}); export the policy again") from error

@@ -1,0 +1,117 @@
+"""Files of a local disk that are there whole or not at all, whoever is killed when."""
+
+import errno
+import os
+import re
+import time
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+_TEMPORARY = re.compile(r"\.gwp-[0-9a-f]{32}\.part")
+# Nobody writes this long without the file's time of change moving on.
+_LEFT_OVER_S = 3600.0
+_SWEEP_EVERY_S = 600.0
+# What file systems without hard links answer (FAT, SMB, most of FUSE).
+_NO_LINKS = (errno.EPERM, errno.ENOSYS, errno.EOPNOTSUPP, errno.EMLINK)
+# What those answer that cannot write a folder to disk by itself.
+_NO_SYNC = (errno.EINVAL, errno.EOPNOTSUPP, errno.EBADF)
+
+_swept: dict[Path, float] = {}
+
+
+def is_temporary(name: str) -> bool:
+    """Whether a path is a file in the making, or what a killed writer left of one: part of no bundle and no checkpoint."""
+    return _TEMPORARY.fullmatch(name.rpartition("/")[2]) is not None
+
+
+def create(path: Path, data: bytes) -> None:
+    """Write a file that must not be there yet, and have it on the disk; FileExistsError when it is.
+
+    A hard link is the one call that gives a whole file its name only if nobody else has it.
+    """
+    with _temporary(path) as temporary:
+        temporary.write_bytes(data)
+        _sync(temporary)
+        try:
+            os.link(temporary, path)
+        except FileExistsError as error:
+            # Over a network the link may have been made and its answer lost.
+            if not temporary.samefile(path):
+                raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), str(path)) from error
+        except OSError as error:
+            if error.errno not in _NO_LINKS:
+                raise
+            _claim(temporary, path)
+        _sync(path.parent)
+
+
+def _claim(temporary: Path, path: Path) -> None:
+    """As a link, where there are none: the name is taken empty, then filled by renaming. A kill between the two leaves it empty."""
+    os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666))
+    try:
+        os.replace(temporary, path)
+    except BaseException:
+        path.unlink(missing_ok=True)
+        raise
+
+
+@contextmanager
+def replacing(path: Path, durable: bool = True) -> Iterator[Path]:
+    """A path to write to; what is there when the block ends well takes the place of `path` at once, else nothing changes.
+
+    durable: it is on the disk then, not only in memory.
+    """
+    with _temporary(path) as temporary:
+        yield temporary
+        if durable:
+            _sync(temporary)
+        os.replace(temporary, path)
+        if durable:
+            _sync(path.parent)
+
+
+@contextmanager
+def _temporary(path: Path) -> Iterator[Path]:
+    _make_folder(path.parent)
+    _sweep(path.parent)
+    # Of its own for every call: threads and processes may write the same file.
+    temporary = path.parent / f".gwp-{uuid.uuid4().hex}.part"
+    try:
+        yield temporary
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _make_folder(folder: Path) -> None:
+    if folder.is_dir():
+        return
+    _make_folder(folder.parent)
+    folder.mkdir(exist_ok=True)
+    _sync(folder.parent)
+
+
+def _sync(path: Path) -> None:
+    """Have a file's bytes, or a folder's names, on the disk."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    except OSError as error:
+        if error.errno not in _NO_SYNC:
+            raise
+    finally:
+        os.close(handle)
+
+
+def _sweep(folder: Path) -> None:
+    """Remove what killed writers left in a folder, now and then."""
+    now = time.monotonic()
+    if now - _swept.get(folder, -_SWEEP_EVERY_S) < _SWEEP_EVERY_S:
+        return
+    _swept[folder] = now
+    # Others may sweep too, or own the files.
+    with suppress(OSError), os.scandir(folder) as entries:
+        for entry in entries:
+            if is_temporary(entry.name) and time.time() - entry.stat().st_mtime > _LEFT_OVER_S:
+                Path(entry.path).unlink()
