@@ -41,8 +41,8 @@ def join(uri: str, *parts: str) -> str:
 
 
 def absolute(uri: str) -> str:
-    """`uri` from wherever it is used: a local path from the root."""
-    return uri if is_remote(uri) else os.path.abspath(uri.removeprefix("file://"))
+    """`uri` from wherever it is used: a local path from the root; `~` is the user's home."""
+    return uri if is_remote(uri) else os.path.abspath(Path(uri.removeprefix("file://")).expanduser())
 
 
 def filesystem(uri: str) -> tuple[fsspec.AbstractFileSystem, str]:
@@ -61,7 +61,7 @@ def filesystem(uri: str) -> tuple[fsspec.AbstractFileSystem, str]:
         remote = fsspec.filesystem("s3", **kwargs)
         remote.retries = 1
         return remote, uri.removeprefix("s3://").rstrip("/")
-    fs, path = fsspec.core.url_to_fs(uri if is_remote(uri) else os.path.abspath(uri.removeprefix("file://")))
+    fs, path = fsspec.core.url_to_fs(absolute(uri))
     return fs, path
 
 
@@ -79,7 +79,7 @@ def arrow_filesystem(uri: str) -> tuple[Any, str]:
             parsed = urlparse(endpoint)
             kwargs |= {"endpoint_override": parsed.netloc, "scheme": parsed.scheme}
         return pafs.S3FileSystem(**kwargs), uri.removeprefix("s3://").rstrip("/")
-    return pafs.LocalFileSystem(), os.path.abspath(uri.removeprefix("file://"))
+    return pafs.LocalFileSystem(), absolute(uri)
 
 
 def _patiently(uri: str, work: Callable[[fsspec.AbstractFileSystem, str], T]) -> T:

@@ -22,6 +22,7 @@ from gwp.data.manifest import Manifest
 from gwp.data.plan import plan_slice
 from gwp.data.sample import Room, SampleSpec, decode_samples
 from pipelines.checkpoints import latest_committed
+from pipelines.failures import lasting
 from pipelines.prepare import Prepared
 from pipelines.stage import ClusterConfig
 
@@ -112,8 +113,8 @@ class Decoder:
     def __call__(self, table: pa.Table) -> dict[str, np.ndarray]:
         """The micro-batches that the only row of a block names."""
         (row,) = table.to_pylist()
-        # Ray has copied the block before to its store when it asks for this one.
-        return decode_block(carried(self.manifest, self.cached, row), self.spec, self.cache, self.room)
+        with lasting():
+            return decode_block(carried(self.manifest, self.cached, row), self.spec, self.cache, self.room)
 
 
 def carriers(prepared: Prepared, rows: pa.Table) -> pa.Table:
