@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+from ray.exceptions import RayTaskError
 from ray.train import UserCallback
 
 from gwp.errors import GwpError
@@ -34,18 +35,15 @@ def lasting() -> Iterator[None]:
     """
     try:
         yield
-    except StoppedError:
-        raise
-    except GwpError as error:
-        if passing(error) or expired(error):
-            raise
-        raise StoppedError(str(error)) from error
     except Exception as error:
-        # A decoding process raised it, and Ray wrapped it.
         stopped = first(error, StoppedError)
-        if stopped is None:
+        # What Ray brings from a decoding process was looked at there.
+        own = isinstance(error, GwpError) and not isinstance(error, RayTaskError)
+        if stopped is None and own and not (passing(error) or expired(error)):
+            stopped = StoppedError(str(error))
+        if stopped is None or stopped is error:
             raise
-        raise StoppedError(str(stopped)) from error
+        raise stopped from error
 
 
 class StopForGood(UserCallback):
@@ -61,8 +59,9 @@ class StopForGood(UserCallback):
         """Raise the first error that lasts."""
         errors = list(worker_exceptions.values())
         for error in errors:
-            if isinstance(error, StoppedError):
-                raise error
+            stopped = first(error, StoppedError)
+            if stopped is not None:
+                raise stopped
         # Beside a worker that died, such an error may only be the consequence.
         if all(isinstance(error, PROGRAM_ERRORS) for error in errors):
             raise errors[0]
@@ -72,7 +71,8 @@ def first(error: BaseException, kind: type[GwpError]) -> GwpError | None:
     """The first error of a kind inside Ray's wrappers; None when there is none."""
     seen: list[BaseException] = [error]
     for e in seen:
-        if isinstance(e, kind):
+        # Ray's copy of an error has the traceback of the other process for its text.
+        if isinstance(e, kind) and not isinstance(e, RayTaskError):
             return e
         workers = getattr(e, "worker_failures", None) or {}
         controller = getattr(e, "controller_failure", None)
