@@ -24,6 +24,7 @@ from gwp.errors import DataError, GwpError
 from gwp.local_files import is_temporary
 from gwp.names import relative_name, relative_names
 from gwp.retry import answer_of
+from gwp.storage_door import absolute as absolute
 from gwp.storage_door import arrow_filesystem as arrow_filesystem
 from gwp.storage_door import call, info_of, version_of
 from gwp.storage_door import filesystem as filesystem
@@ -35,11 +36,6 @@ from gwp.storage_handles import read_ranges as read_ranges
 
 def join(uri: str, *parts: str) -> str:
     return "/".join([uri.rstrip("/"), *(p.strip("/") for p in parts)])
-
-
-def absolute(uri: str) -> str:
-    """`uri` from wherever it is used: a local path from the root."""
-    return uri if is_remote(uri) else os.path.abspath(uri.removeprefix("file://"))
 
 
 def exists(uri: str) -> bool:

@@ -27,6 +27,11 @@ def is_remote(uri: str) -> bool:
     return "://" in uri and not uri.startswith("file://")
 
 
+def absolute(uri: str) -> str:
+    """`uri` from wherever it is used: a local path from the root; `~` is the user's home."""
+    return uri if is_remote(uri) else os.path.abspath(Path(uri.removeprefix("file://")).expanduser())
+
+
 def filesystem(uri: str) -> tuple[fsspec.AbstractFileSystem, str]:
     """The fsspec file system behind `uri` and the path inside it."""
     if uri.startswith("s3://"):
@@ -44,7 +49,7 @@ def filesystem(uri: str) -> tuple[fsspec.AbstractFileSystem, str]:
         # Those of s3fs would multiply with the client's and with ours, which cover all that they do.
         remote.retries = 1
         return remote, uri.removeprefix("s3://").rstrip("/")
-    fs, path = fsspec.core.url_to_fs(uri if is_remote(uri) else os.path.abspath(uri.removeprefix("file://")))
+    fs, path = fsspec.core.url_to_fs(absolute(uri))
     return fs, path
 
 
@@ -69,7 +74,7 @@ def arrow_filesystem(uri: str) -> tuple[Any, str]:
             parsed = urlparse(endpoint)
             kwargs |= {"endpoint_override": parsed.netloc, "scheme": parsed.scheme}
         return pafs.S3FileSystem(**kwargs), uri.removeprefix("s3://").rstrip("/")
-    return pafs.LocalFileSystem(), os.path.abspath(uri.removeprefix("file://"))
+    return pafs.LocalFileSystem(), absolute(uri)
 
 
 def call(uri: str, work: Callable[[fsspec.AbstractFileSystem, str], T], patient: bool = True) -> T:

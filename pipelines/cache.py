@@ -30,6 +30,7 @@ from gwp.errors import GwpError
 from gwp.model.codecs.pca import check_frames
 from gwp.model.codecs.text import load_text_encoder
 from gwp.model.codecs.video import load_video_codec
+from gwp.paths import absolute_paths
 from pipelines.cache_shards import LatentWriter, TextWriter, decode_block, frame_shape
 from pipelines.config import config_hash
 from pipelines.ingest import POOL
@@ -97,7 +98,8 @@ def build_cache(job: TrainJob, uri: str, number_format: NumberFormat, shard_mb: 
     `shard_mb`: decoded frames of the samples of a shard, MiB; they pass through memory together. GwpError when another cache is there.
     """
     begin = time.monotonic()
-    job = cached_form(job)
+    # What encodes stands in other folders.
+    job, uri = absolute_paths(cached_form(job)), storage.absolute(uri)
     plan = plan_cache(job, uri, number_format, shard_mb, texts_from)
     if storage.exists(storage.join(uri, CACHE)):
         return _summary(uri, 0, begin)

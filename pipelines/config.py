@@ -2,7 +2,7 @@
 
 A document is `kind: TrainJob`, `version: 1` and the fields of that model. `extends: base.yaml` (one level, relative to the file)
 merges mappings and replaces everything else; `--set a.b=value` comes last. Scalars follow YAML 1.2: `1e-4` is a number, `on`
-and `12:30` are strings.
+and `12:30` are strings. Paths are seen from the folder in which the command runs, and absolute in what is read.
 """
 
 import hashlib
@@ -19,6 +19,7 @@ from pydantic import BaseModel, ValidationError
 
 from gwp import storage
 from gwp.errors import GwpError
+from gwp.paths import absolute_paths
 from pipelines.config_errors import did_you_mean, explain
 
 M = TypeVar("M", bound=BaseModel)
@@ -246,14 +247,18 @@ def _validate(root: Node, model: type[M], problems: list[str]) -> M:
     return valid
 
 
-def load_config(path: str | os.PathLike[str], model: type[M], sets: Sequence[str] = ()) -> M:
+def load_config(
+    path: str | os.PathLike[str], model: type[M], sets: Sequence[str] = (), *, as_written: bool = False,
+) -> M:
     """Read `path` (local or `s3://`) as `model`, with `sets` (`a.b=value`, parsed as YAML) on top.
 
-    Raises ConfigError with every problem: `file:line key.path: what is wrong, did you mean ...?`.
+    Local paths inside become absolute, unless `as_written`. Raises ConfigError with every problem:
+    `file:line key.path: what is wrong, did you mean ...?`.
     """
     problems: list[str] = []
     root = _load_tree(os.fspath(path), sets, problems)
-    return _validate(root, model, problems)
+    valid = _validate(root, model, problems)
+    return valid if as_written else absolute_paths(valid)
 
 
 def kinds() -> dict[str, tuple[str, str]]:
@@ -279,7 +284,7 @@ def load_any(path: str | os.PathLike[str], sets: Sequence[str] = ()) -> BaseMode
         given = "missing" if kind is None else f"{kind.value!r} is unknown{did_you_mean(str(kind.value), kinds())}"
         where = root.where if kind is None else kind.where
         raise ConfigError([*problems, f"{where} kind: {given}; write one of {', '.join(kinds())}"])
-    return _validate(root, model_of(kind.value), problems)
+    return absolute_paths(_validate(root, model_of(kind.value), problems))
 
 
 def resolved(config: BaseModel) -> dict[str, Any]:

@@ -4,6 +4,7 @@ Facts about DeepSpeed 0.19 on CPU and gloo that shape this file: weights must be
 master copies are made then); optimiser shards of another world size load only through the universal format.
 """
 
+import math
 import os
 import shutil
 from argparse import Namespace
@@ -78,12 +79,23 @@ class Engine:
     def device(self) -> torch.device:
         return torch.device(self._engine.device)
 
-    def step(self, loss: Tensor, lr: float) -> None:
-        """Backward, all-reduce, clip, and one optimiser step at this learning rate."""
+    def step(self, loss: Tensor, lr: float) -> float | None:
+        """Backward, all-reduce, clip, and one optimiser step at this learning rate.
+
+        Returns the norm of the whole gradient before clipping, the same on every rank; None where DeepSpeed does not say (ZeRO 0).
+        """
         for group in self._engine.optimizer.param_groups:
             group["lr"] = lr
         self._engine.backward(loss)
         self._engine.step()
+        norm = self._engine.get_global_grad_norm()
+        # DeepSpeed writes -1 for a norm that is no finite number.
+        return None if norm is None else float(norm) if float(norm) >= 0 else math.nan
+
+    def finite(self) -> bool:
+        """Whether all weights that lie on this rank are finite numbers; under ZeRO-3 that is its share of them."""
+        shares = (getattr(p, "ds_tensor", p) for p in self.parameters().values())
+        return all(bool(share.isfinite().all()) for share in shares)
 
     def parameters(self) -> dict[str, torch.nn.Parameter]:
         return dict(self._engine.module.named_parameters())

@@ -50,6 +50,8 @@ def _weights(state: Path, weights: Weights) -> dict[str, Any]:
 
 def export(run: str, out: str, *, weights: Weights = "ema", steps: int = 10, shift: float = 5.0) -> str:
     """Make a policy bundle of a finished run folder and return the policy id. Nothing is left behind when it fails."""
+    # The bundle says where it comes from.
+    run, out = storage.absolute(run), storage.absolute(out)
     if not storage.exists(storage.join(run, "job.json")):
         raise GwpError(f"{run}: no job.json; give the folder of a training run (its storage and name)")
     if storage.exists(storage.join(out, "MANIFEST.json")):

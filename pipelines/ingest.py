@@ -20,8 +20,9 @@ from gwp.data.cached import Cache
 from gwp.data.canvas import SLOTS
 from gwp.data.manifest import Manifest
 from gwp.data.plan import plan_slice
-from gwp.data.sample import Room, SampleSpec, decode_samples
+from gwp.data.sample import SampleSpec, decode_samples
 from pipelines.checkpoints import latest_committed
+from pipelines.failures import lasting
 from pipelines.prepare import Prepared
 from pipelines.stage import ClusterConfig
 
@@ -81,6 +82,8 @@ def dataset(prepared: Prepared, step: int, samples_seen: int) -> Any:
     context = ray.data.DataContext.get_current()
     # A block is a micro-batch, however large.
     context.target_max_block_size = None
+    # So that the reason reaches the worker that reads; what Ray would wrap it in does not travel with it.
+    context.raise_original_map_exception = True
     # A long evaluation or a slow checkpoint is no reason to end the stream.
     context.execution_no_progress_timeout_s = -1
     # Once in the object store of a node, and read there by all that decode without a copy.
@@ -101,19 +104,19 @@ def dataset(prepared: Prepared, step: int, samples_seen: int) -> Any:
 
 
 class Decoder:
-    """A decoding process. What it has read of data files and its memory for pictures stay from block to block."""
+    """A decoding process. What it has read of data files stays from block to block; what it gave away is never written to again."""
 
     def __init__(self, samples: ray.ObjectRef, spec: SampleSpec, cache: Cache | None) -> None:
         self.manifest, self.cached = ray.get(samples)
-        self.spec, self.cache, self.room = spec, cache, Room()
+        self.spec, self.cache = spec, cache
         # Ray collects garbage often, and what was imported is none.
         gc.freeze()
 
     def __call__(self, table: pa.Table) -> dict[str, np.ndarray]:
         """The micro-batches that the only row of a block names."""
         (row,) = table.to_pylist()
-        # Ray has copied the block before to its store when it asks for this one.
-        return decode_block(carried(self.manifest, self.cached, row), self.spec, self.cache, self.room)
+        with lasting():
+            return decode_block(carried(self.manifest, self.cached, row), self.spec, self.cache)
 
 
 def carriers(prepared: Prepared, rows: pa.Table) -> pa.Table:
@@ -172,10 +175,10 @@ def blocks(prepared: Prepared, step: int, samples_seen: int) -> list[pa.Table]:
     return [block(prepared.manifest, prepared.cached, row) for row in rows]
 
 
-def decode_block(table: pa.Table, spec: SampleSpec, cache: Cache | None, room: Room | None = None) -> dict[str, np.ndarray]:
-    """Columns of micro-batches, as `batch_columns` names them; pictures in `room` where there is one."""
+def decode_block(table: pa.Table, spec: SampleSpec, cache: Cache | None) -> dict[str, np.ndarray]:
+    """Columns of micro-batches, as `batch_columns` names them."""
     rows = table.to_pylist()
-    samples, failures = decode_samples(rows, spec, cache, room)
+    samples, failures = decode_samples(rows, spec, cache)
     return batch_columns(rows, samples, dict(failures), spec, cache)
 
 

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import torch
+from pydantic import ValidationError
 
 from gwp import storage
 from gwp.data.cached import Cache, Key, NumberFormat, sample_names
@@ -29,6 +30,8 @@ from gwp.errors import GwpError
 from gwp.model.codecs.pca import PcaCodec
 from gwp.model.codecs.text import build_text_encoder, load_text_encoder
 from gwp.model.codecs.video import build_video_codec, load_video_codec
+from gwp.paths import absolute_paths
+from pipelines.checkpoints import Manifest as CheckpointManifest
 from pipelines.config import config_hash
 from pipelines.stage import TrainJob
 
@@ -52,6 +55,17 @@ class Prepared:
     cache: Cache | None = None
     cached: pa.Array | None = None
     """Place of each manifest row in `cache`, as its `find` gives them."""
+    plan_hash: str = ""
+    """Of the plan of the first epoch, as `gwp data plan` tells it: manifest, weights, seed, batches and the order they lead to."""
+
+    def require_own(self, uri: str, checkpoint: CheckpointManifest) -> None:
+        """GwpError when a checkpoint was written by another job, or by one that took its samples in another order."""
+        if checkpoint.config_hash != self.config_hash:
+            raise GwpError(f"{uri} was written by another configuration; give run.name another name")
+        # Checkpoints of earlier versions have the fingerprint of the manifest instead.
+        if checkpoint.plan_hash not in (self.plan_hash, self.fingerprint):
+            raise GwpError(f"{uri} was written with another order of samples (plan {checkpoint.plan_hash[:12]}, now "
+                           f"{self.plan_hash[:12]}): its manifest or the way of planning changed; give run.name another name")
 
     def slim(self) -> "Prepared":
         """Without the samples, to be sent to many processes; those that need them call `whole`. Its manifest is empty."""
@@ -81,17 +95,20 @@ def init_uri(job: TrainJob) -> str | None:
 
 def prepare(job: TrainJob) -> Prepared:
     """Build the run folder, or read it when the same job ran before; GwpError when another job has its name."""
+    # Workers stand in other folders.
+    job = absolute_paths(job)
     uri, digest = run_uri(job), config_hash(job, exclude=RUN_ONLY)
     if storage.exists(storage.join(uri, "job.json")):
         earlier = json.loads(storage.read_bytes(storage.join(uri, "job.json")))
-        if earlier["config_hash"] != digest:
+        if digest not in (earlier["config_hash"], _hash_of(earlier["job"])):
             raise GwpError(f"{uri} holds a run of another configuration; give run.name another name, or remove that folder")
-        return _read(uri, job, digest)
+        # That of its checkpoints.
+        return _read(uri, job, earlier["config_hash"])
     init = init_uri(job)
     embodiments = resolve_embodiments(job)
     manifest = manifest_of(job, embodiments)
     # Here, and not in the workers, is where a mixture that fills no batch is told.
-    make_plan(manifest, job.run.seed, 0, job.plan_rules)
+    plan = make_plan(manifest, job.run.seed, 0, job.plan_rules)
     stats = compute_all_stats(job, embodiments)
     spec = sample_spec(job, embodiments, stats)
     cache = Cache.open(job.data.cache) if job.data.cache else None
@@ -112,7 +129,8 @@ def prepare(job: TrainJob) -> Prepared:
     # Last, so that a folder with job.json is complete.
     job_json = {"config_hash": digest, "job": job.model_dump(mode="json"), "init": init}
     storage.write_bytes(storage.join(uri, "job.json"), json.dumps(job_json, indent=1).encode())
-    return Prepared(uri, job, manifest, manifest.fingerprint, spec, digest, init, cache, _places(job, manifest, cache))
+    places = _places(job, manifest, cache)
+    return Prepared(uri, job, manifest, manifest.fingerprint, spec, digest, init, cache, places, plan.hash)
 
 
 def _read(uri: str, job: TrainJob, digest: str) -> Prepared:
@@ -123,7 +141,16 @@ def _read(uri: str, job: TrainJob, digest: str) -> Prepared:
         raise GwpError(f"data.cache {cache.uri} is not the one that {uri} began with; give run.name another name")
     places = _places(job, manifest, cache)
     spec = sample_spec(job, embodiments, stats)
-    return Prepared(uri, job, manifest, manifest.fingerprint, spec, digest, init_uri(job), cache, places)
+    plan = make_plan(manifest, job.run.seed, 0, job.plan_rules)
+    return Prepared(uri, job, manifest, manifest.fingerprint, spec, digest, init_uri(job), cache, places, plan.hash)
+
+
+def _hash_of(job: dict[str, Any]) -> str | None:
+    """Hash of a job of an earlier start as it would be today, with relative paths seen from here; None when it is no job any more."""
+    try:
+        return config_hash(absolute_paths(TrainJob.model_validate(job)), exclude=RUN_ONLY)
+    except ValidationError:
+        return None
 
 
 def cache_key(job: TrainJob, manifest: Manifest, folder: Path, number_format: NumberFormat) -> Key:

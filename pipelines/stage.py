@@ -3,7 +3,7 @@
 A job names its data mixture, modes and losses (`objective`), where its weights start (`init`), and how it runs.
 """
 
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
@@ -20,6 +20,7 @@ from gwp.model.codecs.video import VideoCodecConfig
 from gwp.model.config import Family, ModelConfig
 from gwp.model.objective import Objective
 from gwp.names import relative_name
+from gwp.paths import Location, PathField
 
 _CONFIG = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
 
@@ -52,7 +53,7 @@ class EmbodimentConfig(BaseModel):
     """Control rate that the policy learns, Hz; sets of another rate need `resample: true`. None: that of the first data set."""
     resample: tuple[Resampling, ...] = ()
     """How each action goes to another rate: linear, hold (on/off grippers) or sum (displacements per step); empty: all linear."""
-    stats: str | None = None
+    stats: Location | None = None
     """File (path or s3://) of statistics made by `gwp data stats`; None: computed from the sources of the run."""
     stats_of_other_data: bool = False
     """Take `stats` although they are of other data than the sources, or do not say of which: imported ones, those of a pre-training."""
@@ -92,7 +93,7 @@ class DataConfig(BaseModel):
     """Robots of the mixture by name; sources refer to them."""
     augment: bool = True
     """Random crop offsets in training; off: centre crop."""
-    cache: str | None = None
+    cache: Location | None = None
     """Folder or URI of a cache made by `gwp data cache`: latents and text embeddings are read from it, and no video is decoded. It holds
     centre crops, so it needs `augment: false`. A linear codec is taken from it instead of fitted. None: frames are decoded and encoded."""
 
@@ -182,7 +183,7 @@ class RunSettings(BaseModel):
 
     name: str
     """Run name; the folder below `storage`, so a plain relative name. Running the same name again resumes it."""
-    storage: str = "runs/train"
+    storage: Location = "runs/train"
     """Folder or `s3://bucket/prefix` for checkpoints, manifests and weights."""
     experiment: str = "gwp"
     """MLflow experiment."""
@@ -221,7 +222,7 @@ class TrainJob(BaseModel):
     """What the run is for; it names the MLflow run and the lineage, the behaviour is in the other fields."""
     run: RunSettings
     """Name, place and length of the run."""
-    init: str | None = None
+    init: Annotated[str, PathField(names="[^/]*")] | None = None
     """Where weights start: the name of a run below `run.storage`, or a folder/URI of a checkpoint; None: random weights."""
     model: ModelConfig | Released
     """Widths, or `released: gwp05`. Must equal those of `init`; `gwp weights convert` makes other checkpoints fit."""

@@ -25,6 +25,9 @@ if TYPE_CHECKING:
     from mlflow import MlflowClient
 
 PARENT_TAG = "gwp.parent_run"
+KEY_TAG = "gwp.run_key"
+STOPPED_TAG = "gwp.stopped"
+"""Why a run ended before its last step."""
 _NESTING_TAG = "mlflow.parentRunId"
 _PARAM_LENGTH = 500
 _DIGEST_LENGTH = 36   # MLflow refuses longer ones
@@ -38,10 +41,14 @@ logger = logging.getLogger(__name__)
 def tracking_uri() -> str:
     """MLFLOW_TRACKING_URI, or the sqlite file `runs/mlflow.db` of the current folder, absolute: Ray workers run elsewhere."""
     given = os.environ.get("MLFLOW_TRACKING_URI")
-    if given:
-        return given
-    Path("runs").mkdir(exist_ok=True)
-    return f"sqlite:///{Path('runs/mlflow.db').resolve()}"
+    if not given:
+        Path("runs").mkdir(exist_ok=True)
+        given = "sqlite:///runs/mlflow.db"
+    scheme, slashes, path = given.partition(":///")
+    if scheme == "sqlite" and slashes:
+        return f"sqlite:///{storage.absolute(path)}"
+    # A folder; other words without a slash are names that MLflow knows (`databricks`).
+    return storage.absolute(given) if given.startswith((".", "~", "/")) else given
 
 
 def client(uri: str | None = None) -> "MlflowClient":
@@ -87,17 +94,23 @@ def _short(error: BaseException) -> str:
 
 def create_run(
     experiment: str, name: str, params: Mapping[str, Any], place: str, parents: Sequence[str] = (),
-    tags: Mapping[str, str] | None = None,
+    tags: Mapping[str, str] | None = None, key: str | None = None,
 ) -> str:
     """Open the run of a stage and log its parameters once; returns the run id that every attempt goes on with.
 
     `place`: folder or URI of the run; a new experiment keeps its artifacts below it. `parents`: runs whose weights it starts from.
+    `key`: known before the run; what an interrupted call with the same key opened is gone on with.
     GwpError when MLflow does not answer: a training that nobody can see should not start.
     """
     with explained():
         mlflow = client()
         experiment_id = _experiment(mlflow, experiment, place)
         labels = {"mlflow.runName": name, "gwp.place": place, **(tags or {})}
+        if key:
+            labels[KEY_TAG] = key
+            if opened := _opened(mlflow, experiment_id, key):
+                log_params(opened, params)
+                return opened
         if parents:
             labels[PARENT_TAG] = ",".join(parents)
             if mlflow.get_run(parents[-1]).info.experiment_id == experiment_id:
@@ -106,6 +119,19 @@ def create_run(
         run_id = mlflow.create_run(experiment_id, tags=labels, run_name=name).info.run_id
         log_params(run_id, params)
         return str(run_id)
+
+
+def find_run(experiment: str, key: str) -> str | None:
+    """The run that `create_run` opened with this key; None when there is none."""
+    with explained():
+        mlflow = client()
+        known = mlflow.get_experiment_by_name(experiment)
+        return _opened(mlflow, known.experiment_id, key) if known else None
+
+
+def _opened(mlflow: "MlflowClient", experiment_id: str, key: str) -> str | None:
+    runs = mlflow.search_runs([experiment_id], f"tags.`{KEY_TAG}` = '{key}'", max_results=1)
+    return str(runs[0].info.run_id) if runs else None
 
 
 def _experiment(mlflow: "MlflowClient", name: str, place: str) -> str:
@@ -162,6 +188,8 @@ def finish_run(run_id: str, tags: Mapping[str, str], status: str = "FINISHED") -
         mlflow = client()
         for key, value in tags.items():
             mlflow.set_tag(run_id, key, value)
+        if status == "FINISHED" and STOPPED_TAG in mlflow.get_run(run_id).data.tags:
+            mlflow.delete_tag(run_id, STOPPED_TAG)
         mlflow.set_terminated(run_id, status)
     except Exception as error:  # noqa: BLE001  whatever MLflow raises, the training is done
         logger.warning("MLflow did not take the end of run %s (%s); its weights are safe", run_id, error)

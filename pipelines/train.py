@@ -3,6 +3,9 @@
 import json
 import os
 import time
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,11 +18,14 @@ from gwp import storage
 from gwp.errors import GwpError
 from pipelines.checkpoints import latest_committed
 from pipelines.export import write_final
+from pipelines.failures import StopForGood, first, interruptible
 from pipelines.ingest import POOL, execution_options, remaining_dataset
 from pipelines.prepare import Prepared, prepare
 from pipelines.stage import TrainJob
-from pipelines.tracking import create_run, finish_run, log_inputs, tracking_uri
-from pipelines.worker import stopped_uri, train_loop
+from pipelines.tracking import STOPPED_TAG, create_run, find_run, finish_run, log_inputs, tracking_uri
+from pipelines.worker import train_loop
+
+_REASON_LENGTH = 500
 
 
 @dataclass(frozen=True)
@@ -74,50 +80,83 @@ def train(job: TrainJob) -> StageResult:
     """Run one stage to its end and write its weights. Running it again resumes, or returns at once when it is done."""
     begin = time.time()
     ensure_ray(job)
-    check_resources(job)
-    prepared = prepare(job)
-    run_id = _open_run(prepared)
-    if not _complete(prepared):
-        storage.remove(stopped_uri(prepared.uri))
-        _fit(prepared, run_id)
-        _refuse_broken(prepared, run_id)
-    found = latest_committed(prepared.uri)
-    assert found is not None
-    uri, manifest = found
-    final = write_final(prepared, uri, run_id)
-    finish_run(run_id, {"checkpoint_uri": uri, "final_uri": final, "samples_seen": str(manifest.samples_seen)})
-    return StageResult(prepared.uri, final, run_id, manifest.step, manifest.samples_seen, time.time() - begin)
-
-
-def _refuse_broken(prepared: Prepared, run_id: str) -> None:
-    """GwpError when the workers stopped because too many samples were broken."""
-    place = stopped_uri(prepared.uri)
-    if not storage.exists(place):
-        return
-    told = json.loads(storage.read_bytes(place))
-    finish_run(run_id, {}, status="FAILED")
-    raise GwpError(
-        f"{told['broken']} of {told['samples']} samples were broken by step {told['step']}, more than data.max_broken "
-        f"{prepared.job.data.max_broken:g} allows; {storage.join(prepared.uri, 'quarantine')} names each with its reason. Mend the data, "
-        "or raise data.max_broken; the run goes on from its last checkpoint"
-    )
+    with interruptible():
+        check_resources(job)
+        prepared = prepare(job)
+        complete = _complete(prepared)
+        with open_run(prepared) as run_id:
+            if not complete:
+                _fit(prepared, run_id)
+            found = latest_committed(prepared.uri)
+            assert found is not None
+            uri, manifest = found
+            final = write_final(prepared, uri, run_id)
+            seen = str(manifest.samples_seen)
+            finish_run(run_id, {"checkpoint_uri": uri, "final_uri": final, "samples_seen": seen})
+    seconds = time.time() - begin
+    return StageResult(prepared.uri, final, run_id, manifest.step, manifest.samples_seen, seconds)
 
 
 def _complete(prepared: Prepared) -> bool:
+    """Whether the last step is done; GwpError when the checkpoint is not of this run."""
     found = latest_committed(prepared.uri)
-    return found is not None and found[1].step >= prepared.job.run.steps
+    if found is None:
+        return False
+    prepared.require_own(*found)
+    return found[1].step >= prepared.job.run.steps
 
 
-def _open_run(prepared: Prepared) -> str:
-    """The MLflow run of this run folder; the same one on every attempt."""
-    place = storage.join(prepared.uri, "run_id")
-    if storage.exists(place):
-        return storage.read_bytes(place).decode()
+@contextmanager
+def open_run(prepared: Prepared) -> Iterator[str]:
+    """The MLflow run of this run folder, the same one on every attempt.
+
+    Whatever leaves the block ends it: errors as FAILED, interruptions as KILLED, each with the reason. What a killed process
+    left is gone on with at the next start.
+    """
+    run_id = None
+    try:
+        run_id = _run_of(prepared)
+        yield run_id
+    except BaseException as error:
+        status = "FAILED" if isinstance(error, Exception) else "KILLED"
+        run_id = run_id or _half_open(prepared)
+        if run_id:
+            finish_run(run_id, {STOPPED_TAG: str(error)[:_REASON_LENGTH] or type(error).__name__}, status)
+        raise
+
+
+def _run_of(prepared: Prepared) -> str:
+    noted = storage.join(prepared.uri, "run_id")
+    if storage.exists(noted):
+        return storage.read_bytes(noted).decode()
+    # First of all, so that a run opened by a start that came no further is found again.
+    key_uri = _key_uri(prepared)
+    if not storage.exists(key_uri):
+        storage.write_bytes(key_uri, uuid.uuid4().hex.encode())
+    key = storage.read_bytes(key_uri).decode()
     job = prepared.job
-    run_id = create_run(job.run.experiment, f"{job.stage}/{job.run.name}", job.model_dump(mode="json"), prepared.uri, _parents(prepared))
-    log_inputs(run_id, prepared.fingerprint, len(prepared.manifest), len(prepared.manifest.skipped))
-    storage.write_bytes(place, run_id.encode())
+    name = f"{job.stage}/{job.run.name}"
+    params = job.model_dump(mode="json")
+    run_id = create_run(job.run.experiment, name, params, prepared.uri, _parents(prepared), key=key)
+    manifest = prepared.manifest
+    log_inputs(run_id, prepared.fingerprint, len(manifest), len(manifest.skipped))
+    storage.write_bytes(noted, run_id.encode())
     return run_id
+
+
+def _half_open(prepared: Prepared) -> str | None:
+    """The run that an interrupted `_run_of` has opened; None when there is none, or MLflow does not answer."""
+    try:
+        key_uri = _key_uri(prepared)
+        if not storage.exists(key_uri):
+            return None
+        return find_run(prepared.job.run.experiment, storage.read_bytes(key_uri).decode())
+    except Exception:  # noqa: BLE001  the error that brought us here is the one to tell
+        return None
+
+
+def _key_uri(prepared: Prepared) -> str:
+    return storage.join(prepared.uri, "run_key")
 
 
 def _parents(prepared: Prepared) -> tuple[str, ...]:
@@ -149,6 +188,7 @@ def _fit(prepared: Prepared, run_id: str) -> None:
             storage_path=f"{path}/ray",
             storage_filesystem=filesystem,
             failure_config=FailureConfig(max_failures=job.cluster.max_failures, controller_failure_limit=5),
+            callbacks=[StopForGood()],
             checkpoint_config=CheckpointConfig(num_to_keep=2),
         ),
         datasets={"train": remaining_dataset(prepared)},
@@ -157,22 +197,7 @@ def _fit(prepared: Prepared, run_id: str) -> None:
     try:
         trainer.fit()
     except ray.train.TrainingFailedError as error:
-        finish_run(run_id, {}, status="FAILED")
-        cause = _root(error)
-        if isinstance(cause, GwpError):
-            raise cause from error
-        raise
-
-
-def _root(error: BaseException) -> BaseException:
-    """The first error of ours inside Ray's wrappers, else the error itself."""
-    seen: list[BaseException] = [error]
-    for e in seen:
-        failures = getattr(e, "worker_failures", None) or {}
-        nested = [*failures.values(), e.__cause__, getattr(e, "cause", None)]
-        for inner in nested:
-            if isinstance(inner, GwpError):
-                return inner
-            if isinstance(inner, BaseException) and inner not in seen:
-                seen.append(inner)
-    return error
+        cause = first(error, GwpError)
+        if cause is None:
+            raise
+        raise cause from error

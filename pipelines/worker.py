@@ -5,6 +5,7 @@ protocol (`pipelines.checkpoints`); what is reported to Ray is a pointer.
 """
 
 import json
+import math
 import os
 import tempfile
 import time
@@ -18,7 +19,6 @@ from torch import Tensor
 from torch import distributed as dist
 
 from gwp import storage
-from gwp.errors import GwpError
 from gwp.model.codecs.cached import CachedTextEncoder, from_stored
 from gwp.model.codecs.text import TextTable, load_text_encoder
 from gwp.model.codecs.video import load_video_codec
@@ -29,17 +29,15 @@ from gwp.model.weights.derive import require_same
 from pipelines.checkpoints import Manifest, checkpoint_uri, commit, fetch, latest_committed, next_attempt, prune, upload_files
 from pipelines.ema import Ema
 from pipelines.engine import Engine, convert_to_universal
+from pipelines.failures import StoppedError, lasting
 from pipelines.ingest import batches
 from pipelines.prepare import Prepared
 from pipelines.tracking import RunLog
 
 # Below this many broken samples their share says nothing.
 _FEW_BROKEN = 20
-
-
-def stopped_uri(run: str) -> str:
-    """What a run writes when it stops because too much of its data is broken."""
-    return storage.join(run, "events", "stopped.json")
+# Bad losses that a message names.
+_NAMED = 4
 
 
 def train_loop(config: dict[str, Any]) -> None:
@@ -50,7 +48,9 @@ def train_loop(config: dict[str, Any]) -> None:
     log = RunLog(config["run_id"], config["tracking_uri"]) if rank == 0 and config["run_id"] else None
     with tempfile.TemporaryDirectory(prefix="gwp-worker-") as scratch:
         try:
-            _Loop(prepared, rank, world, Path(scratch)).run(log)
+            with lasting():
+                loop = _Loop(prepared, rank, world, Path(scratch))
+            loop.run(log)
         finally:
             if log:
                 log.flush()
@@ -72,6 +72,7 @@ class _Loop:
         self.engine = Engine(model, self.job, load_universal=universal)
         self.ema = Ema(self.engine, self.job.engine.ema_decay, rank, world)
         self.step = self.samples_seen = self.skipped = 0
+        self.good = f"{self.found[0]} (step {self.found[1].step})" if self.found else "none yet"
         if self.found:
             self._resume(*self.found)
         self._load_frozen()
@@ -93,8 +94,7 @@ class _Loop:
         return load_model(local).train()
 
     def _resume(self, uri: str, manifest: Manifest) -> None:
-        if manifest.config_hash != self.prepared.config_hash:
-            raise GwpError(f"{uri} was written by another configuration; give run.name another name")
+        self.prepared.require_own(uri, manifest)
         self.engine.load(self.scratch / "checkpoint" / "state")
         self.ema.load(self.scratch / "checkpoint" / "state")
         self.step, self.samples_seen = manifest.step, manifest.samples_seen
@@ -121,11 +121,13 @@ class _Loop:
         started = time.perf_counter()
         while self.step < total:
             begin = time.perf_counter()
-            raw = next(stream)
+            with lasting():
+                raw = next(stream)
             waited += time.perf_counter() - begin
             if job.run.record_samples:
                 self._record(raw)
-            losses = self._train_step(raw)
+            with lasting():
+                losses = self._train_step(raw)
             self.step += 1
             self.samples_seen += int(raw["batch"][0])
             stop = False
@@ -138,10 +140,13 @@ class _Loop:
             if self.step % job.run.checkpoint_every == 0 or self.step == total or stop:
                 self._checkpoint(log, losses)
             if stop:
-                if self.rank == 0:
-                    told = {"step": self.step, "attempt": self.attempt, "broken": skipped, "samples": self.samples_seen - begun}
-                    storage.write_bytes(stopped_uri(self.prepared.uri), json.dumps(told).encode())
-                return
+                quarantine = storage.join(self.prepared.uri, "quarantine")
+                raise StoppedError(
+                    f"{skipped} of {self.samples_seen - begun} samples were broken by step {self.step}, "
+                    f"more than data.max_broken {job.data.max_broken:g} allows; {quarantine} names "
+                    "each with its reason. Mend the data, or raise data.max_broken; the run goes on "
+                    "from its last checkpoint"
+                )
 
     def _record(self, raw: dict[str, np.ndarray]) -> None:
         place = storage.join(self.prepared.uri, "consumed", f"a{self.attempt}", f"step_{self.step:06d}-rank{self.rank}.json")
@@ -156,10 +161,7 @@ class _Loop:
         own = torch.Generator().manual_seed(_seed(job.run.seed, self.step, 1 + self.rank))
         keep = raw["ok"].astype(bool)
         self._quarantine(raw, keep)
-        if self.world > 1:
-            flag = torch.tensor([has_action], dtype=torch.int32, device=self.engine.device)
-            dist.all_reduce(flag, op=dist.ReduceOp.MAX)
-            has_action = bool(flag.item())
+        has_action = self._anywhere(has_action)
         video_only = draw_video_only(job.objective.modes, has_action, shared)
         if not keep.any():
             # Nothing to learn here, but the other ranks wait in the all-reduce.
@@ -169,11 +171,42 @@ class _Loop:
             loss = result.total + idle_loss(self.engine.module, self._text_like()) if video_only else result.total
             parts = {"loss": loss.detach(), "loss_action": result.action, "loss_video": result.video}
             losses = {k: float(v) for k, v in parts.items() if v is not None}
-            if not np.isfinite(losses["loss"]):
-                raise RuntimeError(f"loss is {losses['loss']} at step {self.step}; lower optimizer.lr or check the data")
-        self.engine.step(loss, job.optimizer.lr_at(self.step, job.run.steps))
+        self._require_finite(losses)
+        norm = self.engine.step(loss, job.optimizer.lr_at(self.step, job.run.steps))
+        if norm is not None and not math.isfinite(norm):
+            raise self._diverged(f"the gradient's norm is {norm}", self.step + 1)
         self.ema.update(self.step)
         return losses
+
+    def _anywhere(self, flag: bool) -> bool:
+        """Whether it holds on any rank; every rank must ask."""
+        if self.world == 1:
+            return flag
+        box = torch.tensor([flag], dtype=torch.int32, device=self.engine.device)
+        dist.all_reduce(box, op=dist.ReduceOp.MAX)
+        return bool(box.item())
+
+    def _require_finite(self, losses: dict[str, float]) -> None:
+        """StoppedError on all ranks, before any takes the step, when a loss of any rank is not a finite number."""
+        if not self._anywhere(not all(map(math.isfinite, losses.values()))):
+            return
+        shares: list[Any] = [losses] * self.world
+        if self.world > 1:
+            dist.all_gather_object(shares, losses)
+        bad = [
+            f"{name} is {value} on rank {rank}"
+            for rank, share in enumerate(shares)
+            for name, value in share.items()
+            if not math.isfinite(value)
+        ]
+        raise self._diverged(", ".join(bad[:_NAMED]), self.step + 1)
+
+    def _diverged(self, what: str, step: int) -> StoppedError:
+        return StoppedError(
+            f"step {step}: {what}. Training has stopped; its last good checkpoint: {self.good}. The "
+            "same job would come to the same numbers: lower optimizer.lr, raise "
+            "optimizer.warmup_steps, or look at the data, and start it under another run.name"
+        )
 
     def _batch(self, raw: dict[str, np.ndarray], keep: np.ndarray) -> Batch:
         device = self.engine.device
@@ -225,6 +258,9 @@ class _Loop:
 
     def _checkpoint(self, log: RunLog | None, losses: dict[str, float]) -> None:
         uri = checkpoint_uri(self.prepared.uri, self.step, self.attempt)
+        if self._anywhere(not self.engine.finite()):
+            # A finite loss and gradient may still have led here.
+            raise self._diverged("a weight is not a finite number", self.step)
         with tempfile.TemporaryDirectory(prefix="gwp-save-") as scratch:
             folder = Path(scratch)
             self.engine.save(folder)
@@ -243,12 +279,13 @@ class _Loop:
             files = {f"state/{name}": meta for share in shares for name, meta in share.items()}
             commit(uri, Manifest(
                 files=files, step=self.step, samples_seen=self.samples_seen, world_size=self.world,
-                zero_stage=self.job.engine.zero_stage, plan_hash=self.prepared.fingerprint,
+                zero_stage=self.job.engine.zero_stage, plan_hash=self.prepared.plan_hash,
                 config_hash=self.prepared.config_hash, attempt=self.attempt,
             ))
             prune(self.prepared.uri, self.job.run.keep)
             if log:
                 log.set_tags({"gwp.checkpoint": uri, "gwp.checkpoint_step": str(self.step)})
+        self.good = f"{uri} (step {self.step})"
         with tempfile.TemporaryDirectory() as pointer:
             (Path(pointer) / "pointer.json").write_text(json.dumps({"uri": uri, "step": self.step}))
             ray.train.report({"step": self.step, **losses}, checkpoint=ray.train.Checkpoint.from_directory(pointer))

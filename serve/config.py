@@ -1,9 +1,10 @@
 """What `gwp serve` reads: one policy, how it is reached, how it scales."""
 
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from gwp.paths import PathField
 from gwp.policy.engine.schedule import EngineSettings
 
 _LOOPBACK = ("127.0.0.1", "localhost", "::1")
@@ -87,7 +88,7 @@ class RequestLimits(_Strict):
 class ServeApp(_Strict):
     """One endpoint that serves one policy to a fleet."""
 
-    policy: str
+    policy: Annotated[str, PathField(names="models:/.*")]
     """Bundle to serve: a path, `s3://bucket/bundle`, or `models:/name@alias` (resolved once, when the endpoint is deployed)."""
     name: str = Field(default="gwp", min_length=1)
     """Name of the Ray Serve application."""

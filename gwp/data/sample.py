@@ -93,23 +93,6 @@ class _View(NamedTuple):
     tolerance: float | None
 
 
-class Room:
-    """Memory for pictures that is used again and again: fresh pages cost as much as filling them.
-
-    Whoever hands it to `decode_samples` is done with the pictures of the call before.
-    """
-
-    def __init__(self) -> None:
-        self._memory = np.empty(0, np.uint8)
-
-    def take(self, shape: tuple[int, ...]) -> np.ndarray:
-        """Anything uint8 of this shape, over whatever was there."""
-        size = int(np.prod(shape))
-        if size > len(self._memory):
-            self._memory = np.empty(size, np.uint8)
-        return self._memory[:size].reshape(shape)
-
-
 def decode_frames(rows: list[dict[str, Any]], spec: SampleSpec) -> tuple[dict[int, np.ndarray], dict[int, str]]:
     """Frames uint8 `[T, H, W, 3]` by number of the row, and the reason by number of each row that cannot be decoded."""
     reasons: dict[int, str] = {}
@@ -118,7 +101,7 @@ def decode_frames(rows: list[dict[str, Any]], spec: SampleSpec) -> tuple[dict[in
 
 
 def decode_samples(
-    rows: list[dict[str, Any]], spec: SampleSpec, cache: Cache | None = None, room: Room | None = None
+    rows: list[dict[str, Any]], spec: SampleSpec, cache: Cache | None = None
 ) -> tuple[list[dict[str, Any]], list[tuple[str, str]]]:
     """Samples of the rows that can be decoded, in row order, and (sample_id, reason) of those that cannot.
 
@@ -126,8 +109,7 @@ def decode_samples(
     actions float32 `[p, d]`, step_valid bool `[p]`, dim_valid bool `[d]`, has_action, text_key, embodiment_id, sample_id. Each file is
     opened and walked once, whatever the number of rows that want it; a sample does not depend on the rows beside it. Storage that does
     not answer raises: that is no property of a sample. With `cache`, latents `[C, T_lat, h, w]` from the place in the row's `cached`
-    stand for frames, as `Cache.read` gives them, and no video is opened. Frames of equal shape lie behind each other in one array, in
-    `room` where there is one.
+    stand for frames, as `Cache.read` gives them, and no video is opened. Frames of equal shape lie behind each other in one array.
     """
     reasons: dict[int, str] = {}
     vectors: dict[int, dict[str, np.ndarray]] = {}
@@ -137,7 +119,7 @@ def decode_samples(
         except DataError as error:
             reasons[i] = str(error)
     what = "latents" if cache else "frames"
-    pictures = _latents(rows, cache, reasons) if cache else _canvases(rows, spec, reasons, room)
+    pictures = _latents(rows, cache, reasons) if cache else _canvases(rows, spec, reasons)
     samples = [
         {
             what: pictures[i], "view_valid": _views(row), **vectors[i], "has_action": bool(row["has_action"]),
@@ -181,17 +163,15 @@ def frame_times(row: dict[str, Any], view: dict[str, Any], spec: SampleSpec) -> 
     return [view["start_s"] + min(row["start"] + k, row["length"] - 1) / row["fps"] * stretch for k in spec.window.offsets]
 
 
-def _empty_canvases(rows: list[dict[str, Any]], spec: SampleSpec, wanted: list[int], room: Room | None) -> dict[int, np.ndarray]:
+def _empty_canvases(rows: list[dict[str, Any]], spec: SampleSpec, wanted: list[int]) -> dict[int, np.ndarray]:
     """Canvases by number of the wanted rows, grey where no view will come."""
     shapes: dict[tuple[int, int, int], list[int]] = {}
     for i in wanted:
         canvas = spec.canvas_of(rows[i])
         shapes.setdefault((spec.frames_of(rows[i]), canvas.height, canvas.width), []).append(i)
     canvases: dict[int, np.ndarray] = {}
-    for number, (shape, some) in enumerate(shapes.items()):
-        whole = (len(some), *shape, 3)
-        # The room holds one shape; the others of a mixed call are few.
-        memory = room.take(whole) if room and number == 0 else np.empty(whole, np.uint8)
+    for shape, some in shapes.items():
+        memory = np.empty((len(some), *shape, 3), np.uint8)
         for i, place in zip(some, memory, strict=True):
             canvas = spec.canvas_of(rows[i])
             if not canvas.filled_by(v["slot"] for v in rows[i]["views"]):
@@ -200,9 +180,9 @@ def _empty_canvases(rows: list[dict[str, Any]], spec: SampleSpec, wanted: list[i
     return canvases
 
 
-def _canvases(rows: list[dict[str, Any]], spec: SampleSpec, reasons: dict[int, str], room: Room | None = None) -> dict[int, np.ndarray]:
+def _canvases(rows: list[dict[str, Any]], spec: SampleSpec, reasons: dict[int, str]) -> dict[int, np.ndarray]:
     """Canvases by row number; rows that fail are added to `reasons`."""
-    canvases = _empty_canvases(rows, spec, [i for i in range(len(rows)) if i not in reasons], room)
+    canvases = _empty_canvases(rows, spec, [i for i in range(len(rows)) if i not in reasons])
     files: dict[_View, dict[float, list[_Place]]] = {}
     for i, row in enumerate(rows):
         if i in reasons:

@@ -8,6 +8,7 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from gwp.data.embodiment import Slot
 from gwp.errors import DataError
+from gwp.paths import Location
 
 
 def parse_ranges(text: str) -> list[range]:
@@ -38,7 +39,7 @@ class Source(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
 
-    uri: str
+    uri: Location
     """Folder or `s3://bucket/prefix` of a robot set or of plain videos; a single video, HDF5 or tar file works too."""
     format: Literal["auto", "lerobot", "hdf5", "rlds", "clips", "tars"] = "auto"
     """What is there: a LeRobot set (v2.0, v2.1, v3.0; meta/info.json), HDF5 episodes (ALOHA, robomimic, LIBERO; *.hdf5), a TFDS/RLDS set

@@ -5,11 +5,13 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import pyarrow.compute as pc
 import pytest
 import ray.data
 
 from clusters.mini import MiniCluster
-from pipelines.ingest import carriers, dataset, execution_options, planned
+from pipelines.failures import StoppedError, lasting
+from pipelines.ingest import carried, carriers, dataset, decode_block, execution_options, planned
 from tests.unit.test_ingest import prepared
 
 
@@ -32,6 +34,21 @@ def test_a_single_cpu_streams_a_long_plan_in_order(mini: MiniCluster, tmp_path: 
             assert batch["ok"].all()
             assert batch["frames"].shape == (7 * len(row["micro"]), 5, 8, 8, 3)
             assert np.unique(batch["batch"]).tolist() == [14]
+            # What crossed Ray is what was decoded, although the next block is in the making.
+            expected = decode_block(carried(found.manifest, None, row), found.spec, None)
+            assert batch["sample_id"].tolist() == expected["sample_id"].tolist()
+            assert np.array_equal(batch["frames"], expected["frames"])
         # All of them would take two minutes to split.
         assert time.monotonic() - begin < 60
         del stream
+
+
+@pytest.mark.timeout(120)
+def test_what_no_decoding_process_can_mend_reaches_the_reader_as_one_line(mini: MiniCluster, tmp_path: Path) -> None:
+    found = prepared(tmp_path / "set")
+    places = found.manifest.places
+    moved = pc.replace_substring(places["data_file"], str(tmp_path), "s3://no-such-bucket")
+    places = places.set_column(places.schema.get_field_index("data_file"), "data_file", moved)
+    found = replace(found, manifest=replace(found.manifest, places=places))
+    with pytest.raises(StoppedError, match=r"^s3://no-such-bucket/set/.*bucket 'no-such-bucket' does not exist.*$"), lasting():
+        next(iter(dataset(found, 0, 0).iter_batches(batch_size=None, batch_format="numpy")))

@@ -14,6 +14,7 @@ from torch import Tensor
 from gwp.data.text import normalise
 from gwp.errors import GwpError
 from gwp.model.codecs.saved import pretrained, weights_digest
+from gwp.paths import Location
 
 _MAX_TOKENS = 512
 # Texts in one pass: bounds memory when a whole data set is encoded.
@@ -27,7 +28,7 @@ class UMT5Config(BaseModel):
 
     kind: Literal["umt5"]
     """Which text encoder this is."""
-    path: str
+    path: Location
     """Folder with `text_encoder/` and `tokenizer/` (a diffusers pipeline folder), or both in one folder."""
     rows: int = Field(default=64, gt=0)
     """Rows kept; longer texts are cut, shorter ones padded with zeros."""

@@ -17,6 +17,7 @@ from gwp.errors import GwpError
 from gwp.model.codecs.pca import TEMPORAL, check_frames, check_latents
 from gwp.model.codecs.saved import pretrained, weights_digest
 from gwp.model.codecs.wan_still import StillEncoder
+from gwp.paths import Location
 
 
 class WanCodecConfig(BaseModel):
@@ -26,7 +27,7 @@ class WanCodecConfig(BaseModel):
 
     kind: Literal["wan"]
     """Which video codec this is."""
-    path: str
+    path: Location
     """Folder of the diffusers checkpoint (config.json and safetensors), or a pipeline folder with `vae/`."""
     dtype: Literal["float32", "bfloat16"] = "float32"
     """Arithmetic of encoder and decoder; latents come out in fp32."""

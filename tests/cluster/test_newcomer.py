@@ -1,0 +1,67 @@
+"""The first command of a newcomer: a stage of the repository, in a plain folder, with the defaults and relative paths."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from gwp import storage
+from pipelines.checkpoints import find_committed
+from pipelines.tracking import client, metric_history
+from pipelines.watch import resumptions
+from tests.sets import write_v30
+from tests.unit.test_stages import STAGES
+
+ROOT = STAGES.parents[1]
+STEPS, EVERY = 60, 3
+SETS = [
+    "init=null", "codec={kind: pca, spatial: 8, channels: 24, fit_clips: 8}", "text={kind: hashed, dim: 64, rows: 8}",
+    "data.sources=[{uri: data/arm, embodiment: arm}]", "data.embodiments={arm: {replan: 2}}", "data.window={chunk: 4, stride: 1}",
+    "data.canvas={layout: single, width: 32, height: 32}", "engine.global_batch=4", f"run.steps={STEPS}",
+    f"run.checkpoint_every={EVERY}", "run.log_every=1",
+]
+
+
+@pytest.mark.timeout(560)
+def test_a_stage_trains_in_a_plain_folder_and_goes_on_after_an_interruption(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_v30(tmp_path / "data" / "arm")
+    foreign = ("RAY_ADDRESS", "MLFLOW_TRACKING_URI")
+    env = {name: value for name, value in os.environ.items() if name not in foreign} | {"PYTHONPATH": str(ROOT)}
+    command = [sys.executable, "-m", "pipelines.cli", "train", str(STAGES / "policy.yaml")]
+    command += [word for text in SETS for word in ("--set", text)]
+    run = tmp_path / "runs" / "train" / "policy"
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/runs/mlflow.db")
+
+    with (tmp_path / "first.log").open("wb") as log:
+        first = subprocess.Popen(command, cwd=tmp_path, env=env, stdout=log, stderr=log)
+        try:
+            limit = time.monotonic() + 240
+            while not find_committed(str(run)):
+                assert first.poll() is None, (tmp_path / "first.log").read_text()[-3000:]
+                assert time.monotonic() < limit
+                time.sleep(0.05)
+            first.send_signal(signal.SIGINT)
+            assert first.wait(90) == 130
+        finally:
+            first.kill()
+    assert (tmp_path / "first.log").read_text().splitlines()[-1] == "gwp: interrupted"
+    run_id = (run / "run_id").read_text()
+    assert client().get_run(run_id).info.status == "KILLED"
+    reached = find_committed(str(run))[0][1].step
+    assert 0 < reached < STEPS
+
+    second = subprocess.run(command, cwd=tmp_path, env=env, capture_output=True, text=True, timeout=280)
+    assert second.returncode == 0, second.stderr[-3000:]
+    told = json.loads(second.stdout)
+    assert (told["uri"], told["steps"], told["run_id"]) == (str(run), STEPS, run_id)
+    assert [event["step"] for event in resumptions(str(run))] == [reached]
+    assert client().get_run(run_id).info.status == "FINISHED"
+    assert [step for step, _ in metric_history(run_id, "loss")] == list(range(1, STEPS + 1))
+    assert storage.exists(str(run / "final" / "model" / "config.json"))
