@@ -52,8 +52,10 @@ def commands(block: Block) -> Iterator[list[str]]:
             prompt, found, typed = line.partition("$ ")
             if not found or prompt:
                 continue
-        if words := shlex.split(typed, comments=True):
-            yield words
+        words = shlex.split(typed, comments=True)
+        ends = [i for i, word in enumerate(words) if word in (">", "|", "&&", ";")]
+        if words:
+            yield words[: min(ends, default=None)]
 
 
 COMMANDS = [(block.place, words) for block in blocks("sh", "console") for words in commands(block)]
