@@ -1,4 +1,4 @@
-"""The fields of every configuration file as one page of Markdown, out of the models that read them."""
+"""The fields of every configuration file as one page of Markdown, out of the models themselves."""
 
 import json
 import re
@@ -18,12 +18,12 @@ _HEAD = f"""\
 
 <!-- Written by `{_COMMAND}`; a test fails when it is out of step. Do not edit it by hand. -->
 
-A configuration file is YAML with a `kind:` and `version: 1`. `extends: FILE` (relative to this file,
-one level) takes the values of another file where this one gives none: mappings are merged, lists and
-everything else are replaced. `--set a.b=VALUE` comes last, and VALUE is YAML.
+A configuration file is YAML with a `kind:` and `version: 1`. `extends: FILE` (relative to this
+file, one level) takes the values of another file where this one gives none: mappings are merged,
+lists and everything else are replaced. `--set a.b=VALUE` comes last, and VALUE is YAML.
 
-Unknown keys, duplicate keys and wrong types are errors, all of them told at once, each with file and
-line. `1e-4` is a number; `on`, `yes` and `12:30` are strings.
+Unknown keys, duplicate keys and wrong types are errors, all of them told at once, each with file
+and line. `1e-4` is a number; `on`, `yes` and `12:30` are strings.
 
 ```sh
 gwp config check pipelines/stages/*.yaml      # every mistake at once
@@ -34,12 +34,18 @@ gwp config schema TrainJob                    # JSON Schema, for completion in e
 
 A field without a default must be given. Where a text says None, YAML says `null`.
 """
-_NAMES = {str: "text", int: "whole number", float: "number", bool: "true or false", type(None): "null", Any: "anything"}
-_BOUNDS = (("gt", "above"), ("ge", "at least"), ("lt", "below"), ("le", "at most"), ("min_length", "at least"))
+_NAMES = {
+    str: "text", int: "whole number", float: "number", bool: "true or false", type(None): "null",
+    Any: "anything",
+}
+_BOUNDS = (
+    ("gt", "above"), ("ge", "at least"), ("lt", "below"), ("le", "at most"),
+    ("min_length", "at least"),
+)
 
 
 def reference() -> str:
-    """The page: a section for each kind of file, and one for each mapping in it, in the order of the fields."""
+    """The page: a section for each kind of file and each mapping in it, in the order of fields."""
     parts = [_HEAD]
     for kind in kinds():
         parts += _sections(model_of(kind), f"`kind: {kind}`")
@@ -49,10 +55,21 @@ def reference() -> str:
 
 def _sections(top: type[BaseModel], what: str) -> list[str]:
     """The section of a kind, and those of the models below it that it is the first to use."""
-    parts = [f"## {top.__name__}\n\n{what[0].upper()}{what[1:]}. {_text(top.__doc__)}\n\n{_table(top, top.__name__)}"]
-    for model in _below(top, [top]):
-        parts.append(f"### {top.__name__}: {model.__name__}\n\n{_text(model.__doc__)}\n\n{_table(model, top.__name__)}")
+    page = top.__name__
+    first = f"## {page}\n\n{what[0].upper()}{what[1:]}. {_described(top, page)}"
+    parts = [first]
+    parts += [f"### {page}: {m.__name__}\n\n{_described(m, page)}" for m in _below(top, [top])]
     return parts
+
+
+def _described(model: type[BaseModel], page: str) -> str:
+    """Its docstring and the table of its fields. `page`: the kind that the models below stand under."""
+    head = ["| field | value | default | what it is |", "|---|---|---|---|"]
+    lines = [_text(model.__doc__), "", *head]
+    for name, field in model.model_fields.items():
+        value = _value(field.annotation, page) + _bounds(field)
+        lines.append(f"| `{name}` | {value} | {_default(field)} | {_text(field.description)} |")
+    return "\n".join(lines) + "\n"
 
 
 def _below(model: type[BaseModel], known: list[type[BaseModel]]) -> Iterator[type[BaseModel]]:
@@ -73,16 +90,8 @@ def _models(annotation: Any) -> list[type[BaseModel]]:
     return [model for part in get_args(annotation) for model in _models(part)]
 
 
-def _table(model: type[BaseModel], page: str) -> str:
-    lines = ["| field | value | default | what it is |", "|---|---|---|---|"]
-    for name, field in model.model_fields.items():
-        value = _value(field.annotation, page) + _bounds(field)
-        lines.append(f"| `{field.alias or name}` | {value} | {_default(field)} | {_text(field.description)} |")
-    return "\n".join(lines) + "\n"
-
-
 def _value(annotation: Any, page: str) -> str:
-    """What may be written. `page`: the kind under which the models of fields are described."""
+    """What may be written there."""
     origin, inner = get_origin(annotation), get_args(annotation)
     if origin is Annotated:
         return _value(inner[0], page)
@@ -91,7 +100,8 @@ def _value(annotation: Any, page: str) -> str:
     if origin is Literal:
         return " or ".join(f"`{choice}`" for choice in inner)
     if origin is tuple:
-        return f"list of {_value(inner[0], page)}" + ("" if Ellipsis in inner else f", {len(inner)} entries")
+        count = "" if Ellipsis in inner else f", {len(inner)} entries"
+        return f"list of {_value(inner[0], page)}{count}"
     if origin is dict:
         return f"mapping from {_value(inner[0], page)} to {_value(inner[1], page)}"
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
@@ -103,7 +113,9 @@ def _value(annotation: Any, page: str) -> str:
 def _bounds(field: FieldInfo) -> str:
     found = [
         f"{words} {getattr(mark, name):g}"
-        for mark in field.metadata for name, words in _BOUNDS if getattr(mark, name, None) is not None
+        for mark in field.metadata
+        for name, words in _BOUNDS
+        if getattr(mark, name, None) is not None
     ]
     return f", {', '.join(found)}" if found else ""
 
@@ -123,7 +135,8 @@ def _text(text: str | None) -> str:
     """One line that a table can hold; what would be markup is not."""
     line = " ".join((text or "").split())
     parts = re.split(r"(`[^`]*`)", line)
-    return "".join(part if part.startswith("`") else _quoted(part) for part in parts).replace("|", "\\|")
+    quoted = [part if part.startswith("`") else _quoted(part) for part in parts]
+    return "".join(quoted).replace("|", "\\|")
 
 
 def _quoted(text: str) -> str:

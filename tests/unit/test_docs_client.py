@@ -1,4 +1,4 @@
-"""The robot client of docs/serving.md, run as it stands: against the real door and engine, on a bad day."""
+"""The robot client of docs/serving.md as it stands, against the real door and engine."""
 
 import asyncio
 import json
@@ -62,12 +62,13 @@ class Robot:
 
 
 class Fleet:
-    """The endpoint of one process: the real door and engine, without Ray between them; it misbehaves on demand."""
+    """The endpoint in one process: real door and engine, no Ray; it misbehaves on demand."""
 
     def __init__(self, folder: Path) -> None:
         self.policy = Policy.load(folder)
         self.engine = Engine(self.policy)
-        self.engine.warm_up([observation_for(robot) for robot in self.policy.contract.embodiments.values()])
+        robots = self.policy.contract.embodiments.values()
+        self.engine.warm_up([observation_for(robot) for robot in robots])
         self._guarded = GuardedEngine(self.engine, stuck_after_s=60)
         # What Ray Serve's handle is to a gateway.
         self.act = self
@@ -91,7 +92,9 @@ class Fleet:
     def _serve(self) -> None:
         while not self._ended:
             # Without patience for robots that are connected: they notice.
-            config = uvicorn.Config(self._app, port=self.port, log_level="critical", timeout_graceful_shutdown=0)
+            config = uvicorn.Config(
+                self._app, port=self.port, log_level="critical", timeout_graceful_shutdown=0
+            )
             self.server = uvicorn.Server(config)
             self.server.run()
 
@@ -140,7 +143,7 @@ def the_client() -> str:
     return str(block)
 
 
-def test_the_documented_robot_client_drives_a_robot_through_a_bad_day(fleet: Fleet, tmp_path: Path) -> None:
+def test_the_client_of_the_docs_lasts_through_a_bad_day(fleet: Fleet, tmp_path: Path) -> None:
     (tmp_path / "my_robot.py").write_text(MY_ROBOT)
     (tmp_path / "robot.py").write_text(the_client())
     done = subprocess.run(
@@ -151,7 +154,8 @@ def test_the_documented_robot_client_drives_a_robot_through_a_bad_day(fleet: Fle
     told = json.loads((tmp_path / "told.json").read_text())
     assert len(told["sent"]) == STEPS
     # The first actions are those that the policy gives for what the robot saw.
-    seen = Observation({"top": np.full((48, 64, 3), 90, np.uint8)}, np.zeros(4, np.float32), "open the door")
+    picture = np.full((48, 64, 3), 90, np.uint8)
+    seen = Observation({"top": picture}, np.zeros(4, np.float32), "open the door")
     first = fleet.policy.act(seen).actions
     replan = fleet.policy.contract.embodiment(None).replan
     assert np.allclose(told["sent"][:replan], first[:replan], atol=1e-4)
@@ -162,8 +166,9 @@ def test_the_documented_robot_client_drives_a_robot_through_a_bad_day(fleet: Fle
     assert fleet.requests > LOST
 
 
-def test_the_documented_robot_client_stops_where_its_robot_is_another(fleet: Fleet, tmp_path: Path) -> None:
-    (tmp_path / "my_robot.py").write_text(MY_ROBOT.replace("fps, action_names = 20.0", "fps, action_names = 30.0"))
+def test_the_client_of_the_docs_refuses_to_be_another_robot(fleet: Fleet, tmp_path: Path) -> None:
+    another = MY_ROBOT.replace("fps, action_names = 20.0", "fps, action_names = 30.0")
+    (tmp_path / "my_robot.py").write_text(another)
     (tmp_path / "robot.py").write_text(the_client())
     done = subprocess.run(
         [sys.executable, str(tmp_path / "robot.py"), f"ws://127.0.0.1:{fleet.port}"], cwd=ROOT,
