@@ -20,7 +20,8 @@ _HEAD = f"""\
 
 A configuration file is YAML with a `kind:` and `version: 1`. `extends: FILE` (relative to this
 file, one level) takes the values of another file where this one gives none: mappings are merged,
-lists and everything else are replaced. `--set a.b=VALUE` comes last, and VALUE is YAML.
+lists and everything else are replaced. `--set a.b=VALUE` comes last, and VALUE is YAML. Local paths
+are seen from the folder in which the command runs.
 
 Unknown keys, duplicate keys and wrong types are errors, all of them told at once, each with file
 and line. `1e-4` is a number; `on`, `yes` and `12:30` are strings.
@@ -63,7 +64,7 @@ def _sections(top: type[BaseModel], what: str) -> list[str]:
 
 
 def _described(model: type[BaseModel], page: str) -> str:
-    """Its docstring and the table of its fields. `page`: the kind that the models below stand under."""
+    """Its docstring and a table of its fields. `page`: the kind that models below stand under."""
     head = ["| field | value | default | what it is |", "|---|---|---|---|"]
     lines = [_text(model.__doc__), "", *head]
     for name, field in model.model_fields.items():
