@@ -13,7 +13,7 @@ help:
 	@echo "make quick      the same, smaller"
 	@echo "make test       every test: units, then the mini-cluster, then kills"
 	@echo "make test-unit  the tests that need no cluster"
-	@echo "make lint       ruff and mypy"
+	@echo "make lint       ruff, mypy, and the pages of docs/ with their links"
 	@echo "make bench      how fast a policy acts on this machine"
 	@echo "make clean      remove caches and build output"
 
@@ -43,10 +43,11 @@ test-unit: setup
 lint: setup
 	$(BIN)/ruff check .
 	$(BIN)/mypy
+	$(BIN)/mkdocs build --strict --quiet
 
 bench: setup
 	$(BIN)/gwp bench act
 
 clean:
-	rm -rf .pytest_cache .ruff_cache .mypy_cache build dist *.egg-info
+	rm -rf .pytest_cache .ruff_cache .mypy_cache build dist site *.egg-info
 	find . -path ./$(VENV) -prune -o -name __pycache__ -type d -print0 | xargs -0r rm -rf

@@ -22,6 +22,9 @@ def add(subparsers: Any) -> None:
     schema.add_argument("kind", metavar="KIND", help="TrainJob or ServeApp")
     schema.set_defaults(run=run_schema)
 
+    reference = verbs.add_parser("reference", help="print every field of every kind as a page of Markdown (docs/configuration.md)")
+    reference.set_defaults(run=run_reference)
+
 
 def run_check(args: argparse.Namespace) -> None:
     from pipelines.config import ConfigError, base_of, load_any
@@ -57,3 +60,9 @@ def run_schema(args: argparse.Namespace) -> None:
     from pipelines.config import schema
 
     print(json.dumps(schema(args.kind), indent=2))
+
+
+def run_reference(args: argparse.Namespace) -> None:  # noqa: ARG001
+    from pipelines.config_reference import reference
+
+    print(reference(), end="")
