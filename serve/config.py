@@ -4,7 +4,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from gwp.policy.engine.schedule import EngineSettings
+from gwp.policy.batching.schedule import EngineSettings
 
 _LOOPBACK = ("127.0.0.1", "localhost", "::1")
 

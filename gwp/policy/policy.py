@@ -25,8 +25,8 @@ from gwp.model.transformer import Tokens, WorldActionTransformer
 from gwp.model.weights import load_model
 from gwp.policy.bundle import Bundle, read_bundle
 from gwp.policy.contract import PolicyContract
-from gwp.policy.engine.graphs import RecordedSingle
-from gwp.policy.engine.solver import Prefix, Shapes, Solver
+from gwp.policy.graphs import RecordedSingle
+from gwp.policy.solver import Prefix, Shapes, Solver
 from gwp.policy.inputs import Batch, Inputs, Prepared
 from gwp.policy.locate import locate
 from gwp.protocol.messages import ActionChunk, Observation

@@ -13,9 +13,9 @@ import pytest
 import torch
 
 from gwp.errors import ObservationError
-from gwp.policy.engine.engine import ClosedError, Engine, ExpiredError
-from gwp.policy.engine.schedule import EngineSettings
-from gwp.policy.engine.slots import Slots, fill, step
+from gwp.policy.batching.engine import ClosedError, Engine, ExpiredError
+from gwp.policy.batching.schedule import EngineSettings
+from gwp.policy.batching.slots import Slots, fill, step
 from gwp.policy.policy import Policy
 from gwp.protocol.messages import ActionChunk, Observation
 from tests.tiny import make_tiny_bundle
@@ -237,7 +237,7 @@ def test_only_the_engines_thread_keeps_workers(tmp_path):
     """Two sets of OpenMP workers on the same cores halve its speed, so loading, warming up and submitting must leave none behind."""
     program = f"""
 import os, numpy as np, torch
-from gwp.policy.engine.engine import Engine
+from gwp.policy.batching.engine import Engine
 from gwp.policy.policy import Policy
 from gwp.protocol.messages import Observation
 from gwp.threads import apart

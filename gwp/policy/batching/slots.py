@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from gwp.model.fused import Pass
-from gwp.policy.engine.solver import Prefix, Solver
+from gwp.policy.solver import Prefix, Solver
 from gwp.policy.inputs import Batch
 
 

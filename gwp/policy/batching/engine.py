@@ -21,9 +21,9 @@ from typing import Any, Self
 import torch
 
 from gwp.errors import GwpError
-from gwp.policy.engine.graphs import RecordedPrefix, graph_pool, recorded
-from gwp.policy.engine.schedule import BUCKETS, EngineSettings, Move, Request, Schedule
-from gwp.policy.engine.slots import Slots, fill, step
+from gwp.policy.graphs import RecordedPrefix, graph_pool, recorded
+from gwp.policy.batching.schedule import BUCKETS, EngineSettings, Move, Request, Schedule
+from gwp.policy.batching.slots import Slots, fill, step
 from gwp.policy.inputs import Prepared
 from gwp.policy.policy import Policy
 from gwp.protocol.messages import ActionChunk, Observation
