@@ -1,11 +1,18 @@
-"""The engine: one thread that steps all waiting robots together, whatever step each of them is at.
+"""The engine: continuous batching. One thread steps all robots together, whatever step each of them is at.
 
-    submit (any thread): check, compose, normalise, encode the instruction     -> the waiting line
-    tick (the engine's thread): leave -> admit groups (latent and prefix) -> one Euler step of the batch -> answer those that are done
+    submit (any thread): check, compose, normalise, encode the instruction -> the waiting line
+    tick (the engine's thread): leave -> admit groups (latent and prefix) -> one Euler step of the
+                                batch -> answer those that are done
 
-Decisions are the `Schedule`'s, numbers the `Solver`'s and the `Slots`'; this file joins them to threads and clocks.
+Decisions are the `Schedule`'s, numbers the `ModelRunner`'s; this file joins them to threads and clocks.
 
-On the CPU no other thread of the process should compute with torch beside it (`gwp.threads` says why); load the policy `apart`.
+Every request is answered exactly once, whatever fails. `_jobs` holds all that are not answered yet. When a
+tick breaks off, nobody can say what stands in the rows, so all who hold one get the error, and rows are free
+again; those who wait go on waiting, unless nobody held a row: then they get it, so that no failure comes
+round for ever.
+
+On the CPU no other thread of the process should compute with torch beside it (`gwp.threads` says why); load
+the policy `apart`.
 """
 
 import itertools
@@ -13,18 +20,16 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Sequence
-from concurrent.futures import Future, InvalidStateError
-from dataclasses import dataclass, field, replace
-from functools import partial
+from concurrent.futures import Future
+from dataclasses import replace
 from typing import Any, Self
 
 import torch
 
-from gwp.errors import GwpError
-from gwp.policy.graphs import RecordedPrefix, graph_pool, recorded
-from gwp.policy.batching.schedule import BUCKETS, EngineSettings, Move, Request, Schedule
-from gwp.policy.batching.slots import Slots, fill, step
-from gwp.policy.inputs import Prepared
+from gwp.errors import ClosedError, ExpiredError, GwpError
+from gwp.policy.batching.job import Job, as_exception
+from gwp.policy.batching.runner import ModelRunner
+from gwp.policy.batching.schedule import BUCKETS, EngineSettings, Request, Schedule
 from gwp.policy.policy import Policy
 from gwp.protocol.messages import ActionChunk, Observation
 from gwp.threads import apart
@@ -32,65 +37,73 @@ from gwp.threads import apart
 log = logging.getLogger("gwp.engine")
 
 
-class ExpiredError(GwpError):
-    """The deadline passed before the chunk was ready."""
-
-
-class ClosedError(GwpError):
-    """The engine was closed before the chunk was ready."""
-
-
-@dataclass
-class _Job:
-    """A request with its answer to come."""
-
-    prepared: Prepared
-    future: "Future[ActionChunk]"
-    began: float
-    timings: dict[str, float] = field(default_factory=dict)
-
-
 class Engine:
-    """Answers any number of threads. Close it, or use it as a context manager: its thread holds the device."""
+    """Answers any number of threads. Close it, or use it as a context manager: its thread holds the device.
 
-    def __init__(self, policy: Policy, settings: EngineSettings | None = None, clock: Callable[[], float] = time.monotonic) -> None:
+    failures: failed ticks and failed observations since the last chunk that was computed; several in a row
+        mean a broken device
+    """
+
+    def __init__(
+        self,
+        policy: Policy,
+        settings: EngineSettings | None = None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        """Raises what fails while buffers are made. clock: seconds, for deadlines and timings."""
         settings = settings or EngineSettings()
-        self.policy, self._clock = policy, clock
-        self._solver = policy.solver
-        exact = self._solver.model.any_batch
-        self._schedule = Schedule(settings.slots, settings.group, self._solver.steps, settings.max_delay, exact=exact)
-        self._jobs: dict[int, _Job] = {}
+        solver = policy.solver
+        self.policy = policy
+        self.failures = 0
+        self._clock = clock
+        self._settings = settings
+        self._schedule = Schedule(
+            settings.slots, settings.group, solver.steps, settings.max_delay, exact=solver.model.any_batch
+        )
         self._ids = itertools.count()
-        self._incoming: list[tuple[Request, _Job]] = []
+        # Guards the three below; the schedule and the rows belong to the engine's thread.
         self._lock = threading.Condition()
+        self._jobs: dict[int, Job] = {}
+        self._incoming: list[Request] = []
         self._closed = False
         self._busy_since: float | None = None
-        self.failures = 0
-        self._settings, self._ready = settings, Future[None]()
+        self._ready = Future[None]()
         self._thread = threading.Thread(target=self._loop, name="gwp-engine", daemon=True)
         self._thread.start()
-        self._ready.result()
+        try:
+            self._ready.result()
+        except BaseException:
+            # Also when whoever waits is interrupted: nobody else could close it.
+            self._ask_to_end()
+            raise
 
-    def submit(self, observation: Observation, deadline_s: float | None = None) -> "Future[ActionChunk]":
+    def submit(
+        self, observation: Observation, deadline_s: float | None = None
+    ) -> "Future[ActionChunk]":
         """The chunk to come. ObservationError at once when the observation does not fit, so that it never enters a batch.
 
-        deadline_s: seconds from now after which the answer is worthless; None: the observation's own, if any. Then the future
-        raises ExpiredError. Cancelling the future frees its place.
+        deadline_s: seconds from now after which the answer is worthless; None: the observation's own, if any.
+        The future raises ExpiredError then, ClosedError when the engine is closed first, PolicyError when the
+        chunk must not reach a robot, and what the device raised when it failed. Cancelling it frees its row.
         """
         began = self._clock()
-        prepared = self.policy.inputs.prepare(observation)
+        admitted = self.policy.inputs.admit(observation)
         checked = self._clock()
-        prompt = prepared.observation.prompt
+        prompt = admitted.observation.prompt
         if not self.policy.text.knows(prompt):
             # Not in the engine's thread: a new instruction must not hold up robots whose instruction is known.
             apart(lambda: self.policy.text.lookup([prompt]))
-        job = _Job(prepared, Future(), began, {"preprocess": (checked - began) * 1e3, "text": (self._clock() - checked) * 1e3})
-        asked = observation.deadline_s if deadline_s is None else deadline_s
-        request = Request(next(self._ids)) if asked is None else Request(next(self._ids), began + asked)
+        timings = {"preprocess": (checked - began) * 1e3, "text": (self._clock() - checked) * 1e3}
+        job = Job(admitted, Future(), began, timings)
+        allowed_s = observation.deadline_s if deadline_s is None else deadline_s
+        request = Request(next(self._ids))
+        if allowed_s is not None:
+            request.deadline = began + allowed_s
         with self._lock:
             if self._closed:
                 raise ClosedError("the engine is closed")
-            self._incoming.append((request, job))
+            self._jobs[request.id] = job
+            self._incoming.append(request)
             self._lock.notify()
         return job.future
 
@@ -103,6 +116,8 @@ class Engine:
 
         Raises what the policy raises when it cannot act.
         """
+        if not observations:
+            raise GwpError("warming up needs at least one observation that fits the policy")
         for observation in observations:
             self.act(observation)
         for size in [b for b in BUCKETS if b <= self._schedule.slots]:
@@ -111,6 +126,11 @@ class Engine:
                 futures = [self.submit(observations[0]) for _ in range(size)]
             for future in futures:
                 future.result()
+
+    @property
+    def alive(self) -> bool:
+        """Whether its thread runs; False after `close`, or after a fault of the engine itself."""
+        return self._thread.is_alive()
 
     @property
     def busy_for(self) -> float:
@@ -125,10 +145,10 @@ class Engine:
 
     def close(self) -> None:
         """Stop; requests that are not done raise ClosedError."""
-        with self._lock:
-            self._closed = True
-            self._lock.notify()
-        self._thread.join()
+        self._ask_to_end()
+        # A callback of a chunk runs in the engine's thread, which cannot wait for itself.
+        if threading.current_thread() is not self._thread:
+            self._thread.join()
 
     def __enter__(self) -> Self:
         return self
@@ -136,167 +156,169 @@ class Engine:
     def __exit__(self, *_: object) -> None:
         self.close()
 
+    def _ask_to_end(self) -> None:
+        with self._lock:
+            self._closed = True
+            self._lock.notify()
+
     def _loop(self) -> None:
         try:
-            self._record()
-        except Exception as error:  # the constructor raises it
+            self._runner = self._make_runner()
+        except BaseException as error:
             log.exception("the engine could not start")
-            self._ready.set_exception(error)
+            # The constructor raises it.
+            self._ready.set_exception(as_exception(error))
             return
         self._ready.set_result(None)
-        while self._take_in():
-            self._busy_since = self._clock()
-            try:
-                with torch.inference_mode():
-                    self._tick()
-            except Exception as error:  # a broken device fails whoever was being computed, not the engine
-                log.exception("a tick failed")
-                self.failures += 1
-                self._fail(list(self._schedule.active), error)
-            self._busy_since = None
-        for job in [*self._jobs.values(), *(job for _, job in self._incoming)]:
-            _answer(job, ClosedError("the engine was closed"))
+        try:
+            while self._wait():
+                self._run_tick()
+        finally:
+            self._end()
 
     @torch.inference_mode()
-    def _record(self) -> None:
-        """Buffers; a prefix per size of a group, and a step per batch shape, with promised actions or without."""
-        slots, group, rows = self._settings.slots, min(self._settings.group, self._settings.slots), self.policy.text.rows
-        pool = graph_pool(self.policy.device)
-        self._slots = Slots.empty(self._solver, self._schedule.rows(slots), rows)
-        self._observe = RecordedPrefix(self._solver, group, rows, future=False)
-        for count in [b for b in BUCKETS if b <= group]:
-            self._observe.record(count)
-        self._steps: dict[tuple[int, bool], Callable[[], object]] = {}
-        whole = self._solver.acting(self._slots.prefix)
-        for size in sorted({self._schedule.rows(n) for n in range(1, slots + 1)}):
-            part = self._slots.rows(0, size)
-            through = whole if self._solver.model.any_batch else self._solver.acting(part.prefix)
-            for promised in (False, True):
-                self._steps[size, promised] = recorded(partial(step, self._solver, part, through, promised), self.policy.device, pool)
+    def _make_runner(self) -> ModelRunner:
+        slots = self._settings.slots
+        sizes = {self._schedule.rows(count) for count in range(1, slots + 1)}
+        return ModelRunner(self.policy, sizes, min(self._settings.group, slots), self._clock)
 
-    def _take_in(self) -> bool:
-        """Wait for something to do; False when the engine is closed."""
+    def _wait(self) -> bool:
+        """Wait for something to do; False when the engine is to end."""
         with self._lock:
-            while not (self._closed or self._incoming or self._jobs):
+            while not (self._closed or self._jobs):
                 self._lock.wait()
-            for request, job in self._incoming:
-                self._jobs[request.id] = job
-                self._schedule.add(request)
-            self._incoming.clear()
             return not self._closed
 
+    def _run_tick(self) -> None:
+        try:
+            self._busy_since = self._clock()
+            with torch.inference_mode():
+                self._tick()
+        except BaseException as error:
+            # A broken device fails whoever was being computed, not the engine.
+            log.exception("a tick failed")
+            self._recover(error)
+        finally:
+            self._busy_since = None
+
+    def _recover(self, error: BaseException) -> None:
+        """After a tick that broke off anywhere: answer all who held a row, and those who left one without an answer."""
+        self.failures += 1
+        waiting = self._schedule.free_rows()
+        with self._lock:
+            waiting |= {request.id for request in self._incoming}
+            lost = self._jobs.keys() - waiting
+            if not lost:
+                # Whatever failed comes before any row: it would fail again for as long as anybody waits.
+                self._schedule.clear()
+                self._incoming.clear()
+                lost = set(self._jobs)
+            jobs = [self._jobs.pop(key) for key in lost]
+        for job in jobs:
+            job.answer(error)
+
+    def _end(self) -> None:
+        with self._lock:
+            self._closed = True
+            jobs = list(self._jobs.values())
+            self._jobs.clear()
+            self._incoming.clear()
+        for job in jobs:
+            job.answer(ClosedError("the engine was closed"))
+
     def _tick(self) -> None:
-        cancelled = {key for key, job in self._jobs.items() if job.future.cancelled()}
-        expired, moves = self._schedule.sweep(self._clock(), cancelled)
-        self._move(moves)
-        for key in cancelled:
-            del self._jobs[key]
-        for request in expired:
-            _answer(self._pop(request), ExpiredError("the deadline passed before the chunk was ready; allow more time or add replicas"))
-        row = len(self._schedule.active)
-        for group in self._schedule.admit():
-            self._admit(group, row)
-            row += len(group)
-        self._drop_failed()
+        self._leave(self._take_in())
+        self._admit()
         if self._schedule.active:
             self._step()
 
-    def _admit(self, group: Sequence[Request], row: int) -> None:
+    def _take_in(self) -> set[int]:
+        """New requests join the waiting line. Returns the ids of all that were cancelled."""
+        with self._lock:
+            while self._incoming:
+                self._schedule.add(self._incoming.pop(0))
+            return {key for key, job in self._jobs.items() if job.future.cancelled()}
+
+    def _leave(self, cancelled: set[int]) -> None:
+        """Those who were cancelled or are too late go; the last rows move into the places they leave."""
+        expired, moves = self._schedule.sweep(self._clock(), cancelled)
+        for request in expired:
+            self._answer(
+                request.id,
+                ExpiredError(
+                    "the deadline passed before the chunk was ready; allow more time or add replicas"
+                ),
+            )
+        for key in cancelled:
+            self._answer(key, ClosedError("cancelled"))
+        self._runner.move(moves)
+
+    def _admit(self) -> None:
+        row = len(self._schedule.active)
+        refused: list[Request] = []
+        for group in self._schedule.admit():
+            refused += self._encode(group, row)
+            row += len(group)
+        self._runner.move(self._schedule.release(refused))
+
+    def _encode(self, group: Sequence[Request], row: int) -> list[Request]:
+        """Encode a group into the rows from `row` on. Returns those that could not be, already answered."""
         begin = self._clock()
+        jobs = [self._jobs[request.id] for request in group]
         try:
-            self._fill([self._job(r) for r in group], row)
-        except Exception as error:  # whatever it was: the others of the group must not pay for it
+            phases = self._runner.encode([job.admitted for job in jobs], row)
+        except BaseException as error:
             if len(group) > 1:
-                for i, request in enumerate(group):
-                    self._admit([request], row + i)
-                return
+                # Whatever it was: the others of the group must not pay for it.
+                alone = [self._encode([request], row + i) for i, request in enumerate(group)]
+                return list(itertools.chain.from_iterable(alone))
             log.exception("an observation could not be encoded")
             self.failures += 1
-            _answer(self._job(group[0]), error)
-            return
-        self._schedule.costs.measured("prefix", len(group), self._clock() - begin)
-
-    def _fill(self, jobs: list[_Job], row: int) -> None:
-        policy, device = self.policy, self.policy.device
-        begin = self._clock()
-        batch = policy.inputs.batch([job.prepared for job in jobs], device)
-        reference = policy.latents(batch.canvas)
-        self._settle()
-        encoded = self._clock()
-        text = policy.text_keys([job.prepared.observation.prompt for job in jobs])
-        fill(self._slots.rows(row, row + len(jobs)), batch, self._observe(batch.state, reference, text, batch.embodiment))
-        self._settle()
-        done = self._clock()
+            self._answer(group[0].id, error)
+            return list(group)
         for job in jobs:
-            job.timings |= {"queue": (begin - job.began) * 1e3 - sum(job.timings.values()), "vae": (encoded - begin) * 1e3,
-                            "prefix": (done - encoded) * 1e3}
+            queue = (begin - job.began) * 1e3 - sum(job.timings.values())
+            job.timings |= {"queue": queue} | phases
+        self._schedule.costs.measured("prefix", len(group), self._clock() - begin)
+        return []
 
     def _step(self) -> None:
         begin = self._clock()
         active = self._schedule.active
         size = self._schedule.rows(len(active))
-        promised = any(self._job(r).prepared.observation.delay for r in active)
-        self._steps[size, promised]()
-        self._settle()
-        seconds = self._clock() - begin
-        self._schedule.costs.measured("step", size, seconds)
+        committed = any(self._jobs[r.id].admitted.observation.delay for r in active)
+        self._runner.step(size, committed)
+        self._schedule.costs.measured("step", size, self._clock() - begin)
         done = self._schedule.stepped()
         if not done:
             return
-        # A copy, and one wait for the device for all who are done: their rows are taken by others now.
-        chunks = self._slots.x[[self._schedule.row(r) for r in done]].cpu().numpy()
-        answers = [(self._pop(r), y) for r, y in zip(done, chunks, strict=True)]
-        self._move(self._schedule.release(done))
-        for job, y in answers:
-            self._finish(job, y)
-        self.failures = 0
-
-    def _finish(self, job: _Job, y: Any) -> None:
-        begin = self._clock()
+        chunks = self._runner.chunks([self._schedule.row(request) for request in done])
         try:
-            chunk = self.policy.chunk(job.prepared, y)
-        except Exception as error:  # one robot's limits must not cost the others their answer
+            self._runner.move(self._schedule.release(done))
+            self.failures = 0
+        finally:
+            # Their chunks are computed and read: what happens to the rows is no longer their business.
+            for request, chunk_pd in zip(done, chunks, strict=True):
+                self._finish(request, chunk_pd)
+
+    def _finish(self, request: Request, chunk_pd: Any) -> None:
+        begin = self._clock()
+        job = self._jobs[request.id]
+        try:
+            chunk = self.policy.chunk(job.admitted, chunk_pd)
+        except BaseException as error:  # one robot's limits must not cost the others their answer
             log.exception("a chunk could not be put into robot units")
-            _answer(job, error)
+            self._answer(request.id, error)
             return
         now = self._clock()
-        before = sum(job.timings.values())
-        timings = job.timings | {"denoise": (begin - job.began) * 1e3 - before, "postprocess": (now - begin) * 1e3}
-        _answer(job, replace(chunk, timings=timings | {"total": (now - job.began) * 1e3}))
+        denoise = (begin - job.began) * 1e3 - sum(job.timings.values())
+        timings = job.timings | {"denoise": denoise, "postprocess": (now - begin) * 1e3}
+        self._answer(
+            request.id, replace(chunk, timings=timings | {"total": (now - job.began) * 1e3})
+        )
 
-    def _drop_failed(self) -> None:
-        failed = [r for r in self._schedule.active if self._job(r).future.done() and not self._job(r).future.cancelled()]
-        self._move(self._schedule.release(failed))
-        for request in failed:
-            self._pop(request)
-
-    def _fail(self, requests: list[Request], error: Exception) -> None:
-        self._schedule.release(requests)
-        for request in requests:
-            if request.id in self._jobs:
-                _answer(self._pop(request), error)
-
-    def _move(self, moves: list[Move]) -> None:
-        for move in moves:
-            self._slots.move(move.source, move.target)
-
-    def _settle(self) -> None:
-        if self.policy.device.type == "cuda":
-            torch.cuda.synchronize(self.policy.device)
-
-    def _job(self, request: Request) -> _Job:
-        return self._jobs[request.id]
-
-    def _pop(self, request: Request) -> _Job:
-        return self._jobs.pop(request.id)
-
-
-def _answer(job: _Job, answer: ActionChunk | Exception) -> None:
-    try:
-        if isinstance(answer, Exception):
-            job.future.set_exception(answer)
-        else:
-            job.future.set_result(answer)
-    except InvalidStateError:
-        # Cancelled meanwhile: nobody waits.
-        pass
+    def _answer(self, key: int, answer: ActionChunk | BaseException) -> None:
+        # In this order: what breaks off in between is answered a second time, which changes nothing.
+        self._jobs[key].answer(answer)
+        with self._lock:
+            del self._jobs[key]
