@@ -1,4 +1,20 @@
-"""Errors that a user can cause: one clear line that says what to do."""
+"""Errors that a caller may catch: one clear line each that says what to do.
+
+    GwpError                    whatever the user can mend
+    ├── ObservationError        an observation does not fit the policy (`Policy.act`, `Engine.submit`)
+    ├── BundleError             a policy bundle is incomplete, altered, or no bundle (`Policy.load`)
+    ├── PolicyError             the policy gave what must not reach a robot (`Policy.act`)
+    ├── ExpiredError            the deadline passed before the chunk was ready (`Engine.act`)
+    ├── ClosedError             the engine was closed before the chunk was ready (`Engine.act`)
+    ├── DataError               a data set cannot be read as what it claims to be
+    │   └── MissingError        a file is not there
+    ├── ProtocolError           bytes that are no message      (`gwp.protocol.msgpack_numpy`)
+    ├── ClientError             no answer, or a refusal; has a `code`      (`gwp.client`)
+    ├── ConfigError             a configuration file has mistakes      (`pipelines.config`)
+    └── RefusedError            why the endpoint gives no chunk; has a `code`      (`serve.dispatch`)
+
+Anything else that is raised is a fault of this project or of the machine: a bug, a lost device, no memory.
+"""
 
 
 class GwpError(Exception):
@@ -11,6 +27,18 @@ class ObservationError(GwpError):
 
 class BundleError(GwpError):
     """A policy bundle that is incomplete, altered, or of another shape than it claims."""
+
+
+class PolicyError(GwpError):
+    """The policy produced something that must not reach a robot."""
+
+
+class ExpiredError(GwpError):
+    """The deadline passed before the chunk was ready."""
+
+
+class ClosedError(GwpError):
+    """The engine was closed before the chunk was ready."""
 
 
 class DataError(GwpError):

@@ -5,7 +5,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from gwp.paths import PathField
-from gwp.policy.engine.schedule import EngineSettings
+from gwp.policy.batching.schedule import EngineSettings
 
 _LOOPBACK = ("127.0.0.1", "localhost", "::1")
 

@@ -4,7 +4,7 @@ import asyncio
 import logging
 
 from gwp.errors import GwpError, ObservationError
-from gwp.policy.engine.engine import Engine, ExpiredError
+from gwp.policy.batching.engine import Engine, ExpiredError
 from gwp.protocol.messages import ActionChunk, Observation
 from serve.dispatch import Refusal
 

@@ -23,7 +23,7 @@ class Replica:
     def __init__(self, uri: str, expected: dict[str, Any], config: dict[str, Any]) -> None:
         import torch
 
-        from gwp.policy.engine.engine import Engine
+        from gwp.policy.batching.engine import Engine
         from gwp.policy.policy import Policy
         from gwp.threads import apart
         from serve.guarded import GuardedEngine

@@ -1,0 +1,59 @@
+"""A trained policy: load it, ask it for action chunks, and serve many robots with it at once.
+
+    policy = Policy.load("s3://bucket/bundles/policy-1")
+    chunk = policy.act(observation)                  one robot
+    with Engine(policy) as engine:                   many robots: continuous batching
+        future = engine.submit(observation)
+
+Rooms: `bundle`, `locate` (the artefact), `contract`, `inputs`, `safety` (what a robot sends and gets), `solver`, `graphs` (numbers),
+`policy` (one robot), `batching` (many). The solver stands beneath both ways to act and knows of neither.
+
+Names are imported on first use: a gateway reads `gwp.policy.contract` without torch.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from gwp.policy.batching.engine import Engine
+    from gwp.policy.batching.schedule import EngineSettings
+    from gwp.policy.bundle import Bundle, PolicySettings, read_bundle
+    from gwp.policy.contract import PolicyContract
+    from gwp.policy.policy import Observed, Policy
+    from gwp.protocol.messages import ActionChunk, Observation
+
+__all__ = [
+    "ActionChunk",
+    "Bundle",
+    "Engine",
+    "EngineSettings",
+    "Observation",
+    "Observed",
+    "Policy",
+    "PolicyContract",
+    "PolicySettings",
+    "read_bundle",
+]
+
+_MODULES = {
+    "ActionChunk": "gwp.protocol.messages",
+    "Bundle": "gwp.policy.bundle",
+    "Engine": "gwp.policy.batching.engine",
+    "EngineSettings": "gwp.policy.batching.schedule",
+    "Observation": "gwp.protocol.messages",
+    "Observed": "gwp.policy.policy",
+    "Policy": "gwp.policy.policy",
+    "PolicyContract": "gwp.policy.contract",
+    "PolicySettings": "gwp.policy.bundle",
+    "read_bundle": "gwp.policy.bundle",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name in _MODULES:
+        return getattr(import_module(_MODULES[name]), name)
+    raise AttributeError(f"module 'gwp.policy' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

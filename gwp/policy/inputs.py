@@ -20,10 +20,15 @@ from gwp.protocol.messages import Observation
 
 
 @dataclass(frozen=True)
-class Prepared:
-    """One observation that was checked: from here on nothing about it can be wrong.
+class AdmittedObservation:
+    """One observation that was checked and put into the model's numbers: from here on nothing about it can be wrong.
 
-    canvas uint8 `[1, H, W, 3]`; state fp32 `[1, d]` and given fp32 `[p, d]` normalised and padded; committed bool `[p]`
+    `Inputs.admit` makes it in the caller's thread; `Inputs.batch` stacks several, `Inputs.finish` reads it for the answer.
+
+    canvas     uint8 `[1, H, W, 3]`, camera views composed
+    state      fp32 `[1, d]`, normalised and padded
+    given      fp32 `[p, d]`, promised actions, normalised and padded; zeros elsewhere
+    committed  bool `[p]`, which rows of `given` are promised
     """
 
     observation: Observation
@@ -36,7 +41,14 @@ class Prepared:
 
 @dataclass(frozen=True)
 class Batch:
-    """Prepared observations on the device. given fp32 `[B, p, d]` and committed bool `[B, p]` are None when nothing is committed."""
+    """Admitted observations, stacked on the device. `Inputs.batch` makes it; policy and engine encode it.
+
+    canvas      uint8 `[B, 1, H, W, 3]`
+    state       fp32 `[B, 1, d]`
+    noise       fp32 `[B, p, d]`, each observation's own
+    embodiment  int64 `[B]`
+    given       fp32 `[B, p, d]` and committed bool `[B, p]`; both None when nothing is committed
+    """
 
     canvas: Tensor
     state: Tensor
@@ -53,7 +65,7 @@ class Inputs:
         self._contract, self._settings = contract, bundle.settings
         self._normalizers = {n: Normalizer(Stats.from_json(bundle.stats[n]), e) for n, e in bundle.embodiments.items()}
 
-    def prepare(self, observation: Observation) -> Prepared:
+    def admit(self, observation: Observation) -> AdmittedObservation:
         """ObservationError when the observation does not fit the policy."""
         observation, embodiment = self._contract.admit(observation)
         views = {slot: observation.images[camera][None] for slot, camera in embodiment.cameras.items()}
@@ -64,32 +76,33 @@ class Inputs:
             given[: observation.delay] = rows
             committed[: observation.delay] = True
         state = self._pad(self._normalizers[embodiment.name].state(observation.state)[None])
-        return Prepared(observation, embodiment, compose(views, self._settings.canvas, None), state, given, committed)
+        canvas = compose(views, self._settings.canvas, None)
+        return AdmittedObservation(observation, embodiment, canvas, state, given, committed)
 
     def normalized(self, embodiment: Embodiment, actions_pd: np.ndarray, observation: Observation) -> Tensor:
         """Actions in robot units to model actions fp32 `[p, d]`."""
         return self._pad(self._normalizers[embodiment.name].actions(actions_pd[None], observation.state[None])[0])
 
-    def batch(self, prepared: Sequence[Prepared], device: torch.device) -> Batch:
+    def batch(self, admitted: Sequence[AdmittedObservation], device: torch.device) -> Batch:
         """Stacked, with each observation's own noise."""
         p, d = self._settings.window.chunk, self._settings.model_dim
-        some = any(x.observation.delay for x in prepared)
+        some = any(x.observation.delay for x in admitted)
         return Batch(
-            canvas=torch.from_numpy(np.stack([x.canvas for x in prepared])).to(device),
-            state=torch.stack([x.state for x in prepared]).to(device),
-            noise=torch.stack([torch.randn(p, d, generator=_generator(x.observation)) for x in prepared]).to(device),
-            embodiment=torch.tensor([x.embodiment.id for x in prepared]).to(device),
-            given=torch.stack([x.given for x in prepared]).to(device) if some else None,
-            committed=torch.stack([x.committed for x in prepared]).to(device) if some else None,
+            canvas=torch.from_numpy(np.stack([x.canvas for x in admitted])).to(device),
+            state=torch.stack([x.state for x in admitted]).to(device),
+            noise=torch.stack([torch.randn(p, d, generator=_generator(x.observation)) for x in admitted]).to(device),
+            embodiment=torch.tensor([x.embodiment.id for x in admitted]).to(device),
+            given=torch.stack([x.given for x in admitted]).to(device) if some else None,
+            committed=torch.stack([x.committed for x in admitted]).to(device) if some else None,
         )
 
-    def future_noise(self, prepared: Sequence[Prepared], shape: tuple[int, ...], device: torch.device) -> Tensor:
+    def future_noise(self, admitted: Sequence[AdmittedObservation], shape: tuple[int, ...], device: torch.device) -> Tensor:
         """`[B, *shape]`, from another stream than the action noise of the same seed."""
-        return torch.stack([torch.randn(shape, generator=_generator(x.observation, 1 << 32)) for x in prepared]).to(device)
+        return torch.stack([torch.randn(shape, generator=_generator(x.observation, 1 << 32)) for x in admitted]).to(device)
 
-    def finish(self, prepared: Prepared, y_pd: np.ndarray) -> tuple[np.ndarray, tuple[str, ...]]:
+    def finish(self, admitted: AdmittedObservation, y_pd: np.ndarray) -> tuple[np.ndarray, tuple[str, ...]]:
         """Model actions to robot units, within the safety envelope; what the envelope changed."""
-        observation, embodiment = prepared.observation, prepared.embodiment
+        observation, embodiment = admitted.observation, admitted.embodiment
         y = y_pd[None, :, : len(embodiment.action_names)]
         actions = self._normalizers[embodiment.name].inverse_actions(y, observation.state[None])[0]
         return apply_limits(actions, observation.state, embodiment, observation.delay)

@@ -25,9 +25,9 @@ from gwp.model.transformer import Tokens, WorldActionTransformer
 from gwp.model.weights import load_model
 from gwp.policy.bundle import Bundle, read_bundle
 from gwp.policy.contract import PolicyContract
-from gwp.policy.engine.graphs import RecordedSingle
-from gwp.policy.engine.solver import Prefix, Shapes, Solver
-from gwp.policy.inputs import Batch, Inputs, Prepared
+from gwp.policy.graphs import RecordedSingle
+from gwp.policy.solver import Prefix, Shapes, Solver
+from gwp.policy.inputs import AdmittedObservation, Batch, Inputs
 from gwp.policy.locate import locate
 from gwp.protocol.messages import ActionChunk, Observation
 
@@ -62,7 +62,7 @@ class Observed:
     observation, so one `Observed` is for one thread at a time.
     """
 
-    prepared: tuple[Prepared, ...]
+    admitted: tuple[AdmittedObservation, ...]
     batch: Batch
     reference: Tensor
     prefix: Prefix
@@ -137,7 +137,7 @@ class Policy:
         with torch.inference_mode(), timer.phase("denoise"):
             y = self._of(seen.batch).act(seen.prefix, seen.batch.noise, seen.batch.given, seen.batch.committed)
         with timer.phase("postprocess"):
-            chunks = [self.chunk(x, row) for x, row in zip(seen.prepared, y.cpu().numpy(), strict=True)]
+            chunks = [self.chunk(x, row) for x, row in zip(seen.admitted, y.cpu().numpy(), strict=True)]
         timings = timer.total()
         return [replace(chunk, timings=timings) for chunk in chunks]
 
@@ -152,7 +152,7 @@ class Policy:
     def imagine_given(self, observation: Observation | Observed, actions_pd: np.ndarray) -> np.ndarray:
         """The same for any actions `[p, d]` in robot units, recorded ones for instance."""
         seen = observation if isinstance(observation, Observed) else self.observe(observation)
-        one = seen.prepared[0]
+        one = seen.admitted[0]
         with torch.inference_mode():
             actions = self.inputs.normalized(one.embodiment, actions_pd, one.observation)[None].to(self.device)
             future = self.solver.imagine(seen.prefix, actions, self._future_noise(seen))
@@ -162,14 +162,14 @@ class Policy:
         """Actions and video decoded together, every token at every step: what acting alone saves is measured against this."""
         timer = Timer(self.device)
         with torch.inference_mode():
-            prepared, batch, reference, text = self._encode([observation], timer)
+            admitted, batch, reference, text = self._encode([observation], timer)
             prefix = Prefix(self.solver.cache(1), text, batch.embodiment)
-            seen = Observed(prepared, batch, reference, prefix)
+            seen = Observed(admitted, batch, reference, prefix)
             with timer.phase("denoise"):
                 y, future = self.solver.joint(prefix, Tokens(batch.state, reference), batch.noise, self._future_noise(seen))
             with timer.phase("postprocess"):
                 video = self._video(seen, future)
-                chunk = self.chunk(prepared[0], y[0].cpu().numpy())
+                chunk = self.chunk(admitted[0], y[0].cpu().numpy())
         return replace(chunk, timings=timer.total()), video
 
     def text_keys(self, prompts: Sequence[str]) -> TextKeys:
@@ -186,27 +186,27 @@ class Policy:
         """Reference latents fp32 `[B, C, 1, h, w]` of canvases uint8 `[B, 1, H, W, 3]`."""
         return self.codec.encode(canvas)
 
-    def chunk(self, prepared: Prepared, y_pd: np.ndarray) -> ActionChunk:
+    def chunk(self, admitted: AdmittedObservation, y_pd: np.ndarray) -> ActionChunk:
         """The answer to one observation from denoised actions `[p, d]`."""
-        actions, flags = self.inputs.finish(prepared, y_pd)
-        return ActionChunk(actions, self.id, prepared.observation.delay, {}, flags)
+        actions, flags = self.inputs.finish(admitted, y_pd)
+        return ActionChunk(actions, self.id, admitted.observation.delay, {}, flags)
 
     def _observe(self, observations: Sequence[Observation], timer: Timer) -> Observed:
         with torch.inference_mode():
-            prepared, batch, reference, text = self._encode(observations, timer)
+            admitted, batch, reference, text = self._encode(observations, timer)
             with timer.phase("prefix"):
                 prefix = self._of(batch).observe(batch.state, reference, text, batch.embodiment)
-        return Observed(prepared, batch, reference, prefix)
+        return Observed(admitted, batch, reference, prefix)
 
-    def _encode(self, observations: Sequence[Observation], timer: Timer) -> tuple[tuple[Prepared, ...], Batch, Tensor, TextKeys]:
+    def _encode(self, observations: Sequence[Observation], timer: Timer) -> tuple[tuple[AdmittedObservation, ...], Batch, Tensor, TextKeys]:
         with timer.phase("preprocess"):
-            prepared = tuple(self.inputs.prepare(o) for o in observations)
-            batch = self.inputs.batch(prepared, self.device)
+            admitted = tuple(self.inputs.admit(o) for o in observations)
+            batch = self.inputs.batch(admitted, self.device)
         with timer.phase("vae"):
             reference = self.latents(batch.canvas)
         with timer.phase("text"):
-            text = self.text_keys([x.observation.prompt for x in prepared])
-        return prepared, batch, reference, text
+            text = self.text_keys([x.observation.prompt for x in admitted])
+        return admitted, batch, reference, text
 
     def _of(self, batch: Batch) -> Solver | RecordedSingle:
         return self.solver if self._single is None or len(batch.state) > 1 else self._single
@@ -226,7 +226,7 @@ class Policy:
 
     def _future_noise(self, seen: Observed) -> Tensor:
         C, h, w = self.solver.shapes.latent
-        return self.inputs.future_noise(seen.prepared, (C, self.solver.shapes.future, h, w), self.device)
+        return self.inputs.future_noise(seen.admitted, (C, self.solver.shapes.future, h, w), self.device)
 
     def _video(self, seen: Observed, future: Tensor) -> np.ndarray:
         return self.codec.decode(torch.cat([seen.reference, future], dim=2))[0].cpu().numpy()

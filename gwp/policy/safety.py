@@ -3,11 +3,7 @@
 import numpy as np
 
 from gwp.data.embodiment import Embodiment
-from gwp.errors import GwpError
-
-
-class PolicyError(GwpError):
-    """The policy produced something that must not reach a robot."""
+from gwp.errors import PolicyError
 
 
 def apply_limits(

@@ -18,10 +18,10 @@ from torch import Tensor
 from gwp.model.config import Family, Group, ModelConfig
 from gwp.model.layout import Noise
 from gwp.model.transformer import Tokens, WorldActionTransformer
-from gwp.policy.engine.engine import Engine
-from gwp.policy.engine.graphs import graph_pool, recorded
-from gwp.policy.engine.schedule import EngineSettings
-from gwp.policy.engine.solver import Prefix, Solver
+from gwp.policy.batching.engine import Engine
+from gwp.policy.graphs import graph_pool, recorded
+from gwp.policy.batching.schedule import EngineSettings
+from gwp.policy.solver import Prefix, Solver
 from gwp.policy.policy import Policy
 from gwp.threads import apart
 from pipelines.bench.floor import Machine, acting_floor, bare_step

@@ -11,7 +11,7 @@ from torch.nn import functional as F
 from gwp.model.eager import attention
 from gwp.model.fused import FusedTransformer
 from gwp.model.native import NativeLayers
-from gwp.policy.engine.solver import Prefix, Solver
+from gwp.policy.solver import Prefix, Solver
 
 
 def bare_step(solver: Solver, prefix: Prefix) -> Callable[[], object]:

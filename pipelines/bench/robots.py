@@ -9,8 +9,8 @@ from dataclasses import asdict, dataclass
 
 import numpy as np
 
-from gwp.policy.engine.engine import Engine
-from gwp.policy.engine.schedule import BUCKETS, EngineSettings
+from gwp.policy.batching.engine import Engine
+from gwp.policy.batching.schedule import BUCKETS, EngineSettings
 from gwp.policy.policy import Policy
 from gwp.protocol.messages import ActionChunk
 from pipelines.bench.sizes import Size, observation

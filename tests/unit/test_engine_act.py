@@ -13,9 +13,9 @@ import pytest
 import torch
 
 from gwp.errors import ObservationError
-from gwp.policy.engine.engine import ClosedError, Engine, ExpiredError
-from gwp.policy.engine.schedule import EngineSettings
-from gwp.policy.engine.slots import Slots, fill, step
+from gwp.policy.batching.engine import ClosedError, Engine, ExpiredError
+from gwp.policy.batching.schedule import EngineSettings
+from gwp.policy.batching.slots import Slots, fill, step
 from gwp.policy.policy import Policy
 from gwp.protocol.messages import ActionChunk, Observation
 from tests.tiny import make_tiny_bundle
@@ -101,8 +101,8 @@ def test_a_row_depends_on_nobody_else_to_the_last_bit(policy, others):
         through = solver.acting(slots.prefix)
 
         def put(row, observation):
-            prepared = policy.inputs.prepare(observation)
-            batch = policy.inputs.batch([prepared], policy.device)
+            admitted = policy.inputs.admit(observation)
+            batch = policy.inputs.batch([admitted], policy.device)
             reference, text = policy.latents(batch.canvas), policy.text_keys([observation.prompt])
             fill(slots.rows(row, row + 1), batch, solver.observe(batch.state, reference, text, batch.embodiment))
 
@@ -128,7 +128,7 @@ def test_a_bad_observation_is_refused_before_it_enters_a_batch(engine, policy):
 
 
 def test_an_observation_that_breaks_the_encoder_costs_the_others_nothing(policy, monkeypatch):
-    real, marked = policy.codec.encode, policy.inputs.prepare(observe(2)).canvas
+    real, marked = policy.codec.encode, policy.inputs.admit(observe(2)).canvas
 
     def encode(frames):
         if any(np.array_equal(frame, marked) for frame in frames.numpy()):
@@ -237,7 +237,7 @@ def test_only_the_engines_thread_keeps_workers(tmp_path):
     """Two sets of OpenMP workers on the same cores halve its speed, so loading, warming up and submitting must leave none behind."""
     program = f"""
 import os, numpy as np, torch
-from gwp.policy.engine.engine import Engine
+from gwp.policy.batching.engine import Engine
 from gwp.policy.policy import Policy
 from gwp.protocol.messages import Observation
 from gwp.threads import apart

@@ -4,7 +4,7 @@ import random
 
 import pytest
 
-from gwp.policy.engine.schedule import BUCKETS, Costs, Request, Schedule, bucket_of
+from gwp.policy.batching.schedule import BUCKETS, Costs, Request, Schedule, bucket_of
 
 STEPS = 10
 

@@ -8,7 +8,7 @@ from gwp.model.eager import EagerLayers
 from gwp.model.fused import FusedTransformer
 from gwp.model.native import NativeLayers
 from gwp.model.transformer import Tokens
-from gwp.policy.engine.solver import Prefix, Shapes, Solver
+from gwp.policy.solver import Prefix, Shapes, Solver
 from tests.tiny import tiny_model, tiny_tokens
 
 BATCH, STEPS = 3, 4

@@ -13,7 +13,7 @@ from gwp.model.fused import FusedTransformer
 from gwp.model.native import NativeLayers
 from gwp.model.transformer import WorldActionTransformer
 from gwp.native import build
-from gwp.policy.engine.solver import Shapes, Solver
+from gwp.policy.solver import Shapes, Solver
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ from gwp.data.embodiment import Embodiment
 from gwp.errors import GwpError
 from gwp.model.fused import FusedTransformer
 from gwp.model.objective import Batch, Objective, training_losses
-from gwp.policy.engine.solver import Shapes, Solver
+from gwp.policy.solver import Shapes, Solver
 from gwp.policy.policy import Policy
 from pipelines.cli import main
 from pipelines.studies import seams_study, steps_study

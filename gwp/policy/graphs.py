@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from gwp.model.layout import TextKeys
-from gwp.policy.engine.solver import Prefix, Solver
+from gwp.policy.solver import Prefix, Solver
 
 _WARM_UP = 3
 

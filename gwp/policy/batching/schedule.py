@@ -1,10 +1,12 @@
-"""Who computes when: a pure scheduler with no clock, no tensors and no threads of its own.
+"""Who computes when: the scheduler of continuous batching, with no clock, no tensors and no threads.
 
-Requests wait, then hold a row of the batch until their steps are done. Active requests hold the rows `0 .. n-1` without gaps, so a
-batch is the first rows of some buffers; when one leaves, the last moves into its place.
+Requests wait, then hold a row of the batch until their steps are done. Active requests hold the rows
+`0 .. n-1` without gaps, so a batch is the first rows of some buffers; when one leaves, the last moves
+into its place.
 
-Admission is earliest deadline first. It may slow down those who are already active, but none of them by more than `max_delay` times
-what a request takes alone: a robot's latency stays near that of an idle machine, and whoever has to wait shares the next batch.
+Admission is earliest deadline first. It may slow down those who are already active, but none of them
+by more than `max_delay` times what a request takes alone: a robot's latency stays near that of an idle
+machine, and whoever has to wait shares the next batch.
 """
 
 import heapq
@@ -15,10 +17,11 @@ from dataclasses import dataclass, field
 from pydantic import BaseModel, ConfigDict, Field
 
 BUCKETS = (1, 2, 4, 8, 16, 32)
+"""Numbers of rows that a recorded step is made for."""
 
 
 class EngineSettings(BaseModel):
-    """Robots stepped together, whatever step each of them is at."""
+    """Continuous batching: robots are stepped together, whatever step each of them is at."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
 
@@ -37,12 +40,16 @@ def bucket_of(count: int) -> int:
 
 @dataclass
 class Costs:
-    """Seconds of a prefix for n observations and of one step of a bucket, as running means of what was measured."""
+    """Seconds of a prefix for n observations and of one step of n rows, as running means.
+
+    The engine measures, the schedule reads.
+    """
 
     prefix: dict[int, float] = field(default_factory=dict)
     step: dict[int, float] = field(default_factory=dict)
 
     def measured(self, kind: str, size: int, seconds: float) -> None:
+        """Another measurement; kind: `prefix` or `step`."""
         table: dict[int, float] = getattr(self, kind)
         table[size] = seconds if size not in table else 0.8 * table[size] + 0.2 * seconds
 
@@ -57,7 +64,12 @@ class Costs:
 
 @dataclass
 class Request:
-    """One request as the schedule sees it. `deadline`: time on the caller's clock after which an answer is worthless, or inf."""
+    """One request as the schedule sees it. The engine makes it and keeps its `Job` under the same id.
+
+    deadline: time on the caller's clock after which an answer is worthless, or inf
+    step:     Euler steps taken
+    delayed:  seconds that others cost it by coming in while it was active
+    """
 
     id: int
     deadline: float = math.inf
@@ -74,50 +86,65 @@ class Move:
 
 
 class Schedule:
-    """State of the waiting line and the rows. Not thread-safe: one thread owns it."""
+    """State of the waiting line and the rows. Not thread-safe: the engine's thread owns it."""
 
     def __init__(
-        self, slots: int, group: int, steps: int, max_delay: float = 0.3, costs: Costs | None = None, exact: bool = False
+        self,
+        slots: int,
+        group: int,
+        steps: int,
+        max_delay: float = 0.3,
+        costs: Costs | None = None,
+        exact: bool = False,
     ) -> None:
-        """`exact`: a batch may have any number of rows, else those of BUCKETS."""
+        """exact: a batch may have any number of rows, else those of BUCKETS."""
         if not 1 <= slots <= BUCKETS[-1]:
             raise ValueError(f"slots {slots} must be between 1 and {BUCKETS[-1]}")
-        self.slots, self.group, self.steps, self.max_delay = slots, group, steps, max_delay
-        self.costs, self._exact = costs or Costs(), exact
+        self.slots = slots
+        self.group = group
+        self.steps = steps
+        self.max_delay = max_delay
+        self.costs = costs or Costs()
         self.active: list[Request] = []
+        self._exact = exact
         self._line: list[tuple[float, int, Request]] = []
         self._order = itertools.count()
 
     @property
     def waiting(self) -> int:
+        """How many wait."""
         return len(self._line)
 
     def add(self, request: Request) -> None:
+        """A new request joins the waiting line."""
         heapq.heappush(self._line, (request.deadline, next(self._order), request))
 
     def sweep(self, now: float, cancelled: set[int]) -> tuple[list[Request], list[Move]]:
         """Take out those past their deadline (returned) and those cancelled, waiting or active."""
-        expired = [r for _, _, r in self._line if r.deadline <= now and r.id not in cancelled]
-        self._line = [entry for entry in self._line if entry[2].deadline > now and entry[2].id not in cancelled]
+        gone = [entry for entry in self._line if _leaves(entry[2], now, cancelled)]
+        self._line = [entry for entry in self._line if not _leaves(entry[2], now, cancelled)]
         heapq.heapify(self._line)
-        expired += [r for r in self.active if r.deadline <= now and r.id not in cancelled]
-        return expired, self._leave([i for i, r in enumerate(self.active) if r.deadline <= now or r.id in cancelled])
+        rows = [i for i, r in enumerate(self.active) if _leaves(r, now, cancelled)]
+        leaving = [request for _, _, request in gone] + [self.active[row] for row in rows]
+        return [r for r in leaving if r.id not in cancelled], self._free(rows)
 
     def admit(self) -> list[list[Request]]:
         """Groups that go in now, in the order of their rows, which follow the active ones."""
         held = list(self.active)
         groups: list[list[Request]] = []
         while self._line and len(self.active) < self.slots:
-            room = min(len(self._line), self.slots - len(self.active), self.group)
-            # Powers of two, so that prefixes have few shapes. Not fewer than could go: letting them in one by one keeps the batch small
-            # for good, while those who hold them up are done within a few steps and make room for all.
-            size = max(size for size in BUCKETS if size <= room)
+            free = min(len(self._line), self.slots - len(self.active), self.group)
+            # Powers of two, so that prefixes have few shapes. Not fewer than could go: letting them in
+            # one by one keeps the batch small for good, while those who hold them up are done within a
+            # few steps and make place for all.
+            size = max(size for size in BUCKETS if size <= free)
             if not self._bearable(size, held):
                 break
-            groups.append([heapq.heappop(self._line)[2] for _ in range(size)])
+            group = [heapq.heappop(self._line)[2] for _ in range(size)]
             for request in held:
                 request.delayed += self._delay(size, request)
-            self.active += groups[-1]
+            groups.append(group)
+            self.active += group
         return groups
 
     def stepped(self) -> list[Request]:
@@ -131,13 +158,25 @@ class Schedule:
         return count if self._exact else bucket_of(count)
 
     def row(self, request: Request) -> int:
+        """The row that an active request holds."""
         return next(i for i, other in enumerate(self.active) if other is request)
 
     def release(self, requests: list[Request]) -> list[Move]:
         """Free the rows of these requests."""
-        return self._leave([self.row(r) for r in requests])
+        return self._free([self.row(r) for r in requests])
 
-    def _leave(self, rows: list[int]) -> list[Move]:
+    def free_rows(self) -> set[int]:
+        """Free all rows at once, whatever a call that broke off has left. Returns the ids of those who still wait."""
+        self.active.clear()
+        heapq.heapify(self._line)
+        return {request.id for _, _, request in self._line}
+
+    def clear(self) -> None:
+        """Nobody waits and nobody is active."""
+        self.active.clear()
+        self._line.clear()
+
+    def _free(self, rows: list[int]) -> list[Move]:
         moves = []
         # From the back: the last row is then never one that has to leave itself.
         for row in sorted(rows, reverse=True):
@@ -154,5 +193,10 @@ class Schedule:
 
     def _delay(self, size: int, request: Request) -> float:
         count = len(self.active)
-        slower = self.costs.of("step", self.rows(count + size)) - self.costs.of("step", self.rows(count))
-        return self.costs.of("prefix", size) + (self.steps - request.step) * max(0.0, slower)
+        after = self.costs.of("step", self.rows(count + size))
+        slower = max(0.0, after - self.costs.of("step", self.rows(count)))
+        return self.costs.of("prefix", size) + (self.steps - request.step) * slower
+
+
+def _leaves(request: Request, now: float, cancelled: set[int]) -> bool:
+    return request.deadline <= now or request.id in cancelled

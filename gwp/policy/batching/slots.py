@@ -1,4 +1,7 @@
-"""Rows of a batch that robots come and go in: buffers of fixed size, allocated once."""
+"""Rows of a batch that robots come and go in: buffers of fixed size, allocated once.
+
+Shape legend: n rows, p actions, d model channels.
+"""
 
 from dataclasses import dataclass
 
@@ -6,17 +9,17 @@ import torch
 from torch import Tensor
 
 from gwp.model.fused import Pass
-from gwp.policy.engine.solver import Prefix, Solver
 from gwp.policy.inputs import Batch
+from gwp.policy.solver import Prefix, Solver
 
 
 @dataclass(frozen=True)
 class Slots:
-    """One row per robot.
+    """One row per robot. The `ModelRunner` makes it once; encoding fills rows, steps advance them.
 
     x          fp32 `[n, p, d]`, the chunk being denoised
     given      fp32 `[n, p, d]`, actions already promised; committed bool `[n, p]` says which
-    step       int64 `[n]`, Euler steps taken
+    step       int64 `[n]`, Euler steps taken, never more than there are: a row that is done stays
     prefix     keys and values of the observation, of its text, and the embodiment
     """
 
@@ -42,8 +45,13 @@ class Slots:
 
     def rows(self, start: int, stop: int) -> "Slots":
         """Some rows, as views."""
-        part = self.prefix.rows(start, stop)
-        return Slots(self.x[start:stop], self.given[start:stop], self.committed[start:stop], self.step[start:stop], part)
+        return Slots(
+            self.x[start:stop],
+            self.given[start:stop],
+            self.committed[start:stop],
+            self.step[start:stop],
+            self.prefix.rows(start, stop),
+        )
 
     def move(self, source: int, target: int) -> None:
         """Row `source` replaces row `target`."""
@@ -59,7 +67,7 @@ class Slots:
 
 
 def fill(slots: Slots, batch: Batch, prefix: Prefix) -> None:
-    """Put new observations into all rows of `slots`."""
+    """Put new observations into all rows of `slots`: whatever stood there before is gone."""
     slots.prefix.take(prefix.text, prefix.embodiment, prefix.cache)
     slots.x.copy_(batch.noise)
     slots.step.zero_()
@@ -70,10 +78,19 @@ def fill(slots: Slots, batch: Batch, prefix: Prefix) -> None:
 
 
 def step(solver: Solver, slots: Slots, through: Pass, with_committed: bool) -> None:
-    """One Euler step of every row, whatever step each is at. Rows that are done stay as they are. through: `Solver.acting` of the rows"""
+    """One Euler step of every row, whatever step each is at. Rows that are done stay as they are.
+
+    through: `Solver.acting` of the rows
+    """
     at = slots.step.unsqueeze(1)
     level = solver.levels(torch.where(slots.committed, solver.steps, at) if with_committed else at)
-    x = torch.where(slots.committed.unsqueeze(-1), slots.given, slots.x) if with_committed else slots.x
+    x = slots.x
+    if with_committed:
+        x = torch.where(slots.committed.unsqueeze(-1), slots.given, x)
     x = solver.advance(x, solver.velocity(through, x, level), slots.step)
-    slots.x.copy_(torch.where(slots.committed.unsqueeze(-1), slots.given, x) if with_committed else x)
-    slots.step.add_(1).clamp_(max=solver.steps)
+    if with_committed:
+        x = torch.where(slots.committed.unsqueeze(-1), slots.given, x)
+    slots.x.copy_(x)
+    # One write: a count past the last step, left by a call that broke off, would index past the noise levels
+    # in every later step that computes this row.
+    slots.step.copy_((slots.step + 1).clamp_(max=solver.steps))

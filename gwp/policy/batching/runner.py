@@ -1,0 +1,79 @@
+"""The policy's numbers on the rows of the batch: encode into them, step them, move them, read them."""
+
+import time
+from collections.abc import Callable, Collection, Sequence
+from functools import partial
+
+import numpy as np
+import torch
+
+from gwp.policy.batching.schedule import BUCKETS, Move
+from gwp.policy.batching.slots import Slots, fill, step
+from gwp.policy.graphs import RecordedPrefix, graph_pool, recorded
+from gwp.policy.inputs import AdmittedObservation
+from gwp.policy.policy import Policy
+
+
+class ModelRunner:
+    """Buffers and recordings of one engine. It knows rows, not requests; who holds which row is the `Schedule`'s business.
+
+    Made and used by the engine's thread alone, in `torch.inference_mode()`. A call that fails leaves the rows that it writes
+    in an unknown state; rows are independent of each other, and `encode` writes all of a row.
+    """
+
+    def __init__(
+        self,
+        policy: Policy,
+        sizes: Collection[int],
+        group: int,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        """sizes: numbers of rows that a batch may have; group: most observations encoded at once."""
+        solver, device, text_rows = policy.solver, policy.device, policy.text.rows
+        self._policy, self._device, self._clock = policy, device, clock
+        self._slots = Slots.empty(solver, max(sizes), text_rows)
+        self._observe = RecordedPrefix(solver, group, text_rows, future=False)
+        for count in [size for size in BUCKETS if size <= group]:
+            self._observe.record(count)
+        self._steps: dict[tuple[int, bool], Callable[[], object]] = {}
+        pool = graph_pool(device)
+        whole = solver.acting(self._slots.prefix)
+        for size in sorted(sizes):
+            rows = self._slots.rows(0, size)
+            through = whole if solver.model.any_batch else solver.acting(rows.prefix)
+            for committed in (False, True):
+                euler = partial(step, solver, rows, through, committed)
+                self._steps[size, committed] = recorded(euler, device, pool)
+
+    def encode(self, observations: Sequence[AdmittedObservation], row: int) -> dict[str, float]:
+        """Put new observations into the rows from `row` on. Returns milliseconds of `vae` and of `prefix`."""
+        begin = self._clock()
+        batch = self._policy.inputs.batch(observations, self._device)
+        reference = self._policy.latents(batch.canvas)
+        self._settle()
+        encoded = self._clock()
+        text = self._policy.text_keys([x.observation.prompt for x in observations])
+        prefix = self._observe(batch.state, reference, text, batch.embodiment)
+        fill(self._slots.rows(row, row + len(observations)), batch, prefix)
+        self._settle()
+        done = self._clock()
+        return {"vae": (encoded - begin) * 1e3, "prefix": (done - encoded) * 1e3}
+
+    def step(self, size: int, committed: bool) -> None:
+        """One Euler step of the rows `0 .. size - 1`. committed: some of them have actions that are already promised."""
+        self._steps[size, committed]()
+        self._settle()
+
+    def chunks(self, rows: Sequence[int]) -> np.ndarray:
+        """Denoised actions of these rows, fp32 `[len(rows), p, d]`: a copy, and one wait for the device for all of them."""
+        chunks: np.ndarray = self._slots.x[list(rows)].cpu().numpy()
+        return chunks
+
+    def move(self, moves: Sequence[Move]) -> None:
+        """Follow the schedule: one row takes the place of another, in order."""
+        for move in moves:
+            self._slots.move(move.source, move.target)
+
+    def _settle(self) -> None:
+        if self._device.type == "cuda":
+            torch.cuda.synchronize(self._device)
