@@ -51,7 +51,10 @@ def _complain(text: str) -> None:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command line; returns the exit code: 0 done, 1 a check failed, 2 the user can mend it, 130 interrupted."""
+    """Run one command line; returns the exit code.
+
+    0 done, 1 a check failed, 2 the user can mend it, 3 a demo did not show all it set out to, 130 interrupted
+    """
     words = list(sys.argv[1:] if argv is None else argv)
     debug = "--debug" in words
     args = build_parser().parse_args([word for word in words if word != "--debug"])

@@ -6,13 +6,12 @@ a fleet of robots in closed loop -> evaluation -> report.
 
 import json
 import os
-import platform
 import signal
 import socket
 import threading
 import time
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -20,10 +19,12 @@ import numpy as np
 
 from clusters.mini import MiniCluster
 from gwp import storage
-from gwp.errors import GwpError
 from gwp.policy.policy import Policy
 from pipelines.config import load_config
 from pipelines.console import event, progress
+from pipelines.demo_probe import measure
+from pipelines.demo_size import FULL, PROMISED_S, QUICK, Plan, Size, plan
+from pipelines.demo_summary import CAVEATS, environment, fleet_figures, shortfalls, stage_figures
 from pipelines.fleet import FleetResult, Robot, run_fleet
 from pipelines.prepare import run_uri
 from pipelines.report import ReportData, write_report
@@ -33,65 +34,58 @@ from pipelines.watch import resumptions, shown, worker_progress
 
 STAGES = Path(__file__).parent / "stages"
 CAMERA = "observation.images.corner2"
+# Loading a replica takes seconds, beside a crowd on two slow cores more than a minute.
+_PATIENCE_S, _SETTLE_S, _FLEET_S = 240.0, 90.0, 900.0
 
 
-@dataclass(frozen=True)
-class Size:
-    """How much of everything. Other tasks teach stage 1, other seeds of the same tasks stage 2."""
+def run_demo(folder: Path, quick: bool = False, promised_s: float = PROMISED_S) -> dict[str, Any]:
+    """Run the whole line below `folder` and return the summary, also written to `summary.json` beside `report.html`.
 
-    tasks: tuple[str, ...] = ("button-press-topdown-v3", "window-open-v3", "handle-press-v3")
-    world_tasks: tuple[str, ...] = ("drawer-open-v3", "door-open-v3", "button-press-v3", "window-close-v3")
-    world_episodes: int = 10
-    embodied_episodes: int = 24
-    policy_episodes: int = 20
-    held_out: int = 3
-    world_steps: int = 200
-    embodied_steps: int = 300
-    policy_steps: int = 700
-    checkpoint_every: int = 150
-    robots: int = 9
-    episodes_per_robot: int = 4
-    baseline_episodes: int = 12
-    max_steps: int = 150
-    latency_repeats: int = 30
-
-
-FULL = Size()
-QUICK = Size(
-    tasks=("button-press-topdown-v3", "window-open-v3"), world_tasks=("drawer-open-v3", "door-open-v3"), world_episodes=6,
-    embodied_episodes=8, policy_episodes=8, held_out=1, world_steps=40, embodied_steps=40, policy_steps=120, checkpoint_every=40,
-    robots=8, episodes_per_robot=1, baseline_episodes=4, latency_repeats=10,
-)
-
-
-def run_demo(folder: Path, quick: bool = False) -> dict[str, Any]:
-    """Run the whole line below `folder` and return the summary, also written to `summary.json` beside `report.html`."""
-    size = QUICK if quick else FULL
+    promised_s: how long it may take; on a machine too slow for that, less is done (`pipelines.demo_size.CUTS`). A quick demo is never
+    cut. The summary's `shortfalls` has a line for everything that the demo set out to show and that did not happen.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     begin = time.time()
-    demo = _Demo(folder, size, f"demo-{int(begin)}")
+    seconds: dict[str, float] = {}
+    with _timed("measuring this machine", seconds):
+        chosen = _sized(quick, promised_s)
+    demo = _Demo(folder, chosen.size, f"demo-{int(begin)}", seconds)
     with ExitStack() as stack:
         summary = demo.run(stack)
-    summary["quick"], summary["seconds"] = quick, round(time.time() - begin, 1)
-    summary["phases_s"] = demo.seconds
+    summary |= {"quick": quick, "seconds": round(time.time() - begin, 1), "phases_s": seconds} | chosen.summary()
+    summary["shortfalls"] = demo.media.shortfalls = shortfalls(summary)
+    demo.media.cut = [str(cut) for cut in chosen.cuts]
     (folder / "summary.json").write_text(json.dumps(summary, indent=1))
     report = write_report(folder, summary, demo.media)
     event("report", path=str(report), summary=str(folder / "summary.json"), seconds=summary["seconds"])
+    for shortfall in summary["shortfalls"]:
+        event("did not happen", what=shortfall)
     return summary
 
 
+def _sized(quick: bool, promised_s: float) -> Plan:
+    """Measure the machine, and say what it will do and how long that takes."""
+    chosen = plan(QUICK, measure(), None) if quick else plan(FULL, measure(), promised_s)
+    for cut in chosen.cuts:
+        event("cut, to keep the time", what=str(cut))
+    event("machine", **asdict(chosen.machine), expected_min=round(chosen.expected_s / 60, 1))
+    if not quick and chosen.expected_s > promised_s:
+        event("longer than promised", minutes=round(chosen.expected_s / 60, 1), promised=round(promised_s / 60, 1),
+              why="this machine is slow, or busy; nothing more can be cut")
+    return chosen
+
+
 class _Demo:
-    def __init__(self, folder: Path, size: Size, name: str) -> None:
-        self.folder, self.size, self.name = folder, size, name
+    def __init__(self, folder: Path, size: Size, name: str, seconds: dict[str, float]) -> None:
+        self.folder, self.size, self.name, self.seconds = folder, size, name, seconds
         self.media = ReportData()
-        self.seconds: dict[str, float] = {}
 
     def run(self, stack: ExitStack) -> dict[str, Any]:
         from pipelines import evaluate
         from pipelines.export import export
         from pipelines.promote import promote, register
         from pipelines.studies import seams_study, steps_study
-        from serve.app import deploy, replica_counts
+        from serve.app import deploy, replica_states
         from serve.config import ServeApp
 
         size = self.size
@@ -118,7 +112,7 @@ class _Demo:
                 "limits": {"request_timeout_s": 30},
             })
             url = deploy(config)
-        fleet = self._fleet(url, policy.bundle.embodiments["metaworld-sawyer"].replan, lambda: replica_counts(config.name))
+        fleet = self._fleet(url, policy.bundle.embodiments["metaworld-sawyer"].replan, lambda: replica_states(config.name))
         with self._phase("evaluation"):
             labelled = storage.join(self.bucket, "data", "policy-held-out")
             open_loop = evaluate.open_loop(policy, labelled)
@@ -175,8 +169,7 @@ class _Demo:
                     killer.start()
                 results[stage] = train(job)
             self.media.losses[stage] = metric_history(results[stage].run_id, "loss")
-            if killer:
-                killed = killer.result(results[stage].uri)
+            if killer and (killed := killer.result(results[stage].uri)):
                 self.media.resumed[stage] = [killed["killed_at_step"]]
         return results, killed
 
@@ -185,16 +178,19 @@ class _Demo:
         robots = []
         for i in range(size.robots):
             seeds = tuple(range(9000 + 100 * i, 9000 + 100 * i + size.episodes_per_robot))
-            # Two robots first, then everybody, so that replicas have a reason to come.
-            robots.append(Robot(f"robot-{i}", size.tasks[i % len(size.tasks)], seeds, 0.0 if i < 2 else 6.0))
+            # Two robots first, then everybody, so that replicas have a reason to come; and until one has, the crowd asks.
+            crowd = i >= 2
+            robots.append(Robot(f"robot-{i}", size.tasks[i % len(size.tasks)], seeds, 6.0 if crowd else 0.0, gathers=crowd))
         total = size.robots * size.episodes_per_robot
         with self._phase("fleet"), progress("fleet: episodes", total) as bar:
 
             def follow(result: FleetResult) -> None:
-                bar.update(len(result.episodes), requests=len(result.requests), replicas=result.replicas[-1][1] if result.replicas else 0)
+                running = result.samples[-1][1] if result.samples else 0
+                bar.update(len(result.episodes), requests=len(result.requests), replicas=running)
 
-            fleet = run_fleet(url, robots, replan=replan, max_steps=size.max_steps, timeout_s=400, replicas=replicas,
-                              settle_s=12.0, on_event=follow)
+            fleet = run_fleet(url, robots, replan=replan, max_steps=size.max_steps, timeout_s=_FLEET_S, replicas=replicas,
+                              patience_s=_PATIENCE_S, settle_s=_SETTLE_S, on_event=follow)
+        event("replicas", **fleet.scaling)
         self.media.replicas = fleet.replicas
         self.media.fleet = [(r["t"], r["ms"]) for r in fleet.requests if r["error"] is None]
         return fleet
@@ -203,13 +199,6 @@ class _Demo:
         self, results: dict[str, StageResult], killed: dict[str, int], policy: Policy, version: Any, open_loop: Any, latency: Any,
         baselines: dict[str, dict[str, tuple[int, int]]], fleet: FleetResult,
     ) -> dict[str, Any]:
-        def stage(name: str) -> dict[str, Any]:
-            losses = [value for _, value in self.media.losses[name]]
-            return {
-                "run_id": results[name].run_id, "steps": results[name].steps, "first_loss": float(np.mean(losses[:3])),
-                "last_loss": float(np.mean(losses[-5:])), "samples": results[name].samples, "seconds": round(results[name].seconds, 1),
-            }
-
         success = fleet.success()
         closed: dict[str, dict[str, Any]] = {}
         for task, (won, episodes) in success.items():
@@ -218,12 +207,11 @@ class _Demo:
             for agent, result in baselines.items():
                 closed[task] |= {f"success_{agent}": result[task][0] / result[task][1], f"episodes_{agent}": result[task][1]}
                 self.media.closed_loop[task][agent] = result[task]
-        counts = [running for _, running, _ in fleet.replicas] or [0]
         act, joint = (float(np.percentile(x, 50)) for x in (latency.act_ms, latency.joint_ms))
         self.media.environment = environment()
         self.media.caveats = CAVEATS
         return {
-            "stages": {name: stage(name) for name in results},
+            "stages": {name: stage_figures(result, self.media.losses[name]) for name, result in results.items()},
             "resume": killed,
             "policy": {"id": policy.id, "version": str(version), "alias": "champion", "family": policy.settings.family},
             "open_loop": {k: getattr(open_loop, k) for k in ("mse", "mse_hold", "mse_mean", "windows")},
@@ -231,22 +219,10 @@ class _Demo:
             "steps": self.media.steps,
             "seams": self.media.seams,
             "latency": {"act_ms_p50": act, "joint_ms_p50": joint, "ratio": joint / act},
-            "fleet": {
-                "robots": self.size.robots, "requests": len(fleet.requests), "failed": fleet.failed, "p50_ms": fleet.latency_ms(50),
-                "p99_ms": fleet.latency_ms(99), "replicas_min": min(counts), "replicas_max": max(counts), "errors": fleet.errors,
-            },
+            "fleet": fleet_figures(fleet, self.size.robots),
             "environment": self.media.environment,
             "size": asdict(self.size),
         }
-
-
-CAVEATS = [
-    "A small model on 64-pixel frames, trained for minutes on two CPU cores: that the line works, not how good published models are.",
-    "Blind replays an expert's actions from another start without looking; what it wins says how much of a task needs no camera.",
-    "One training seed. Success rates come from few episodes; the intervals beside them are Wilson intervals at 95 %.",
-    "CPU latency of a tiny model: only the ratio of acting to joint decoding says something, and fixed costs make it small here.",
-    "The fleet, its simulators and the replicas share the same cores, so request latency includes that contention.",
-]
 
 
 class _Killer(threading.Thread):
@@ -256,10 +232,10 @@ class _Killer(threading.Thread):
         super().__init__(daemon=True)
         self._run, self._after = run, checkpoint_every + max(1, checkpoint_every // 4)
         self._killed: int | None = None
+        self._over = threading.Event()
 
     def run(self) -> None:
-        deadline = time.monotonic() + 900
-        while time.monotonic() < deadline:
+        while not self._over.wait(0.2):
             reports = worker_progress(self._run)
             if len(reports) > 1 and reports[-1]["step"] >= self._after:
                 victim = reports[-1]
@@ -267,12 +243,14 @@ class _Killer(threading.Thread):
                 self._killed = victim["step"]
                 event("killed a training worker", pid=victim["pid"], step=victim["step"])
                 return
-            time.sleep(0.2)
 
     def result(self, run: str) -> dict[str, int]:
+        """After the stage: the step of the kill and the one it resumed from; empty when either did not happen."""
+        self._over.set()
+        self.join()
         events = resumptions(run)
         if self._killed is None or not events:
-            raise GwpError("the demo killed no worker or nothing resumed; the stage was too short")
+            return {}
         return {"killed_at_step": self._killed, "resumed_from_step": int(events[-1]["step"])}
 
 
@@ -286,20 +264,6 @@ class _timed:  # noqa: N801  used as a function
 
     def __exit__(self, *_: object) -> None:
         self.seconds[self.name] = round(time.monotonic() - self.begin, 1)
-
-
-def environment() -> dict[str, str]:
-    """Hardware and versions, for the report."""
-    from importlib.metadata import version
-
-    import torch
-
-    cpu = next((x.split(":")[1].strip() for x in Path("/proc/cpuinfo").read_text().splitlines() if x.startswith("model name")), "?")
-    packages = ("gwp", "torch", "ray", "deepspeed", "mlflow", "mujoco")
-    return {
-        "machine": f"{os.cpu_count()} cores, {cpu}", "accelerator": torch.cuda.get_device_name() if torch.cuda.is_available() else "none",
-        "python": platform.python_version(), **{p: version(p) for p in packages},
-    }
 
 
 def _free_port() -> int:

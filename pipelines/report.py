@@ -41,6 +41,10 @@ class ReportData:
     """What the run ran on and with: hardware, versions, configuration hashes."""
     caveats: list[str] = field(default_factory=list)
     """What the numbers do not say."""
+    shortfalls: list[str] = field(default_factory=list)
+    """What the run set out to show and did not; stands first."""
+    cut: list[str] = field(default_factory=list)
+    """What was left out so that the run kept its time on this machine."""
 
 
 _LONG_VALUE = 10
@@ -147,6 +151,14 @@ def headline(summary: Mapping[str, Any]) -> list[tuple[str, str, str]]:
     if "seconds" in summary:
         tiles.append(("for the whole line", f"{summary['seconds'] / 60:.1f} min", "quick variant" if summary.get("quick") else ""))
     return tiles
+
+
+def _missing(media: ReportData) -> str:
+    parts = []
+    for title, lines in (("Did not happen", media.shortfalls), ("Cut, to keep the time on this machine", media.cut)):
+        if lines:
+            parts.append(f'<h3>{title}</h3><ul class="caveats">{"".join(f"<li>{escape(line)}</li>" for line in lines)}</ul>')
+    return f'<section class="missing">{"".join(parts)}</section>' if parts else ""
 
 
 def _tiles(summary: Mapping[str, Any]) -> str:
@@ -273,7 +285,7 @@ def write_report(
     page = (f'<!doctype html><html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width">'
             f"<title>{escape(title)}</title><style>{_STYLE}</style></head><body><main><h1>{escape(title)}</h1>"
             f'<p class="lead">Train complex, infer simple: the future video teaches, and is left out when the robot acts.</p>'
-            f"<section>{_tiles(summary)}</section>{''.join(sections)}</main></body></html>")
+            f"{_missing(media)}<section>{_tiles(summary)}</section>{''.join(sections)}</main></body></html>")
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / "report.html"
     path.write_text(page, encoding="utf-8")

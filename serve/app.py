@@ -2,7 +2,7 @@
 
 import os
 import time
-from typing import Any
+from typing import Any, NamedTuple
 from urllib.error import URLError
 from urllib.request import urlopen
 
@@ -19,7 +19,8 @@ from serve.config import ServeApp
 from serve.gateway import Gateway
 from serve.replica import Replica
 
-_ANSWER_S = 15.0
+# The proxy starts beside the replicas, on a small machine on the same cores.
+_ANSWER_S = 60.0
 
 
 def build_app(config: ServeApp) -> Application:
@@ -99,11 +100,24 @@ def deploy(config: ServeApp) -> str:
     return f"ws://{host}:{config.port}/"
 
 
-def replica_counts(app_name: str) -> int:
-    """Replicas of the policy that run now; 0 when the application is not there."""
+class ReplicaCounts(NamedTuple):
+    """Copies of the policy: `running` ones answer, `starting` ones were asked for and load."""
+
+    running: int
+    starting: int
+
+
+def replica_states(app_name: str) -> ReplicaCounts:
+    """Replicas of the policy now; zeros when the application is not there."""
     app = serve.status().applications.get(app_name)
     deployment = app.deployments.get(Replica.name) if app else None
-    return deployment.replica_states.get(ReplicaState.RUNNING, 0) if deployment else 0
+    states = deployment.replica_states if deployment else {}
+    return ReplicaCounts(states.get(ReplicaState.RUNNING, 0), states.get(ReplicaState.STARTING, 0))
+
+
+def replica_counts(app_name: str) -> int:
+    """Replicas of the policy that run now; 0 when the application is not there."""
+    return replica_states(app_name).running
 
 
 def _resources(cpus: float, pool: str | None, gpus: float = 0) -> dict[str, Any]:

@@ -67,7 +67,9 @@ class ModulationTable(nn.Module):
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        nn.init.normal_(self.value, std=self.value.shape[-1] ** -0.5)
+        # A skeleton has nothing to draw, and on the meta device torch would import its whole compiler to find that out.
+        if not self.value.is_meta:
+            nn.init.normal_(self.value, std=self.value.shape[-1] ** -0.5)
 
     def forward(self, levels: Tensor) -> Tensor:
         """fp32 `[B, m, slots, D]` (or broadcastable to it) plus the table."""

@@ -1,6 +1,8 @@
 """A bundle and the policy inside it."""
 
 import json
+import subprocess
+import sys
 from dataclasses import replace
 
 import numpy as np
@@ -33,6 +35,13 @@ def observe(seed=0, **changes):
 def test_identity_is_the_digest_of_the_manifest(bundle, policy):
     assert policy.id == read_bundle(bundle).id == read_id(bundle)
     assert len(policy.id) == 64
+
+
+def test_loading_imports_no_compiler(bundle):
+    """torch's compiler takes as long to import as all the rest of a loaded policy, and every replica would pay for it."""
+    code = f"import sys; from gwp.policy.policy import Policy; Policy.load({str(bundle)!r}); print('torch._dynamo' in sys.modules)"
+    told = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=200)
+    assert told.stdout.strip() == "False"
 
 
 def test_a_chunk_is_in_robot_units_and_says_who_made_it(policy):

@@ -84,6 +84,15 @@ def test_numbers_appear_as_measured(page: str) -> None:
     assert page.count("class=trained") == 2
 
 
+def test_what_did_not_happen_and_what_was_cut_stand_before_every_figure(tmp_path: Path, page: str) -> None:
+    assert 'class="missing"' not in page
+    data = full()
+    data.shortfalls, data.cut = ["the fleet <brought> no further replica"], ["policy steps 350 instead of 700"]
+    told = write_report(tmp_path / "short", SUMMARY, data).read_text()
+    first = told.index("episodes solved in closed loop")
+    assert told.index("the fleet &lt;brought&gt; no further replica") < told.index("policy steps 350 instead of 700") < first
+
+
 def test_text_is_escaped(page: str) -> None:
     assert "reach &lt;1&gt;" in page
     assert "reach <1>" not in page
