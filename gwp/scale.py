@@ -79,7 +79,7 @@ def _side(length: int, scaled: int, first: int, count: int) -> _Side:
     return _Side(begin, int(start.max()) + most, taps, (starts, moved))
 
 
-class _Room(threading.local):
+class _Workspace(threading.local):
     """Memory of each thread, for robots' threads scale side by side."""
 
     def __init__(self) -> None:
@@ -92,7 +92,7 @@ class _Room(threading.local):
         return int(self.memory.ctypes.data)
 
 
-_room = _Room()
+_workspace = _Workspace()
 
 
 def _by_compiled(compiled: ctypes.CDLL, picture: Picture, size: tuple[int, int], part: Part, out: np.ndarray) -> None:
@@ -108,9 +108,9 @@ def _by_compiled(compiled: ctypes.CDLL, picture: Picture, size: tuple[int, int],
             picture = np.ascontiguousarray(picture, np.uint8)
         start = picture.ctypes.data + down.begin * picture.strides[0] + 3 * across.begin
         what = _Picture(start, None, None, picture.strides[0], 0, *seen)
-    compiled.gwp_picture_room.restype = c_int64
+    compiled.gwp_picture_workspace_size.restype = c_int64
     given = (byref(what), byref(across.taps), byref(down.taps))
-    memory = _room.of(compiled.gwp_picture_room(*given))
+    memory = _workspace.of(compiled.gwp_picture_workspace_size(*given))
     compiled.gwp_picture(*given, c_void_p(out.ctypes.data), c_int64(out.strides[0]), c_void_p(memory))
 
 

@@ -1,4 +1,4 @@
-"""Calls of the compiled layers. The structures mirror those of `gwp/native/passes.cpp`, field by field."""
+"""Calls of the compiled layers. The structures mirror those of `gwp/native/plan.h`, field by field."""
 
 import ctypes
 from collections.abc import Sequence
@@ -31,7 +31,7 @@ class _Strides(Structure):
 class _Plan(Structure):
     _fields_ = [*((name, c_int64) for name in ("layers", "batch", "heads", "head", "experts", "pieces", "text_rows", "threads")),
                 ("eps", c_float), ("expert", POINTER(_Expert)), ("piece", POINTER(_Piece)), ("keys", c_void_p), ("values", c_void_p),
-                ("cache", _Strides), ("text", _Strides), ("work", c_void_p)]
+                ("cache", _Strides), ("text", _Strides), ("workspace", c_void_p)]
 
 
 class _Noise(Structure):
@@ -62,7 +62,7 @@ class NativeLayers:
 
     def __init__(self, blocks: Sequence[Block], config: ModelConfig, library: ctypes.CDLL) -> None:
         self.config, self._library = config, library
-        library.gwp_room.restype = c_int64
+        library.gwp_workspace_size.restype = c_int64
         scale = config.attention_head_dim**-0.5
         self.weights = {e: [_weights(block.expert(e), scale) for block in blocks] for e in config.experts}
         self._addresses = {e: (c_void_p * sum(map(len, layers)))(*(t.data_ptr() for layer in layers for t in layer))
@@ -95,9 +95,9 @@ class NativeLayers:
             len(runs), held[0].shape[3], torch.get_num_threads(), self.config.eps, experts, pieces, cache.keys.data_ptr(),
             cache.values.data_ptr(), _Strides(*cache.keys.stride()[:4]), _Strides(*held[0].stride()[:4]), None,
         )
-        work = torch.zeros(self._library.gwp_room(byref(plan)))
-        plan.work = work.data_ptr()
-        return partial(self._run, _Pass(layout, plan, runs, bare, (experts, pieces, cache, *held, *rotations, work)))
+        workspace = torch.zeros(self._library.gwp_workspace_size(byref(plan)))
+        plan.workspace = workspace.data_ptr()
+        return partial(self._run, _Pass(layout, plan, runs, bare, (experts, pieces, cache, *held, *rotations, workspace)))
 
     def _run(self, through: _Pass, streams: dict[str, Tensor], noise: dict[Group, Noise], full: bool) -> dict[str, Tensor]:
         layout, n = through.layout, len(through.layout.pieces)

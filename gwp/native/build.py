@@ -31,7 +31,10 @@ class _Code:
 
 
 CODE = {
-    "passes": _Code(("vectors.h", "meeting.h", "passes.cpp"), ("-fopenmp",), "a CPU acts at about half the speed"),
+    "passes": _Code(
+        ("barrier.h", "plan.h", "vectors.h", "tiles.h", "passes.cpp"), ("-fopenmp",),
+        "a CPU acts at about half the speed",
+    ),
     "pictures": _Code(("pictures.cpp",), (), "frames are scaled at about half the speed"),
 }
 """What there is."""

@@ -69,8 +69,8 @@ inline void put(floats* to, bytes x) { put(to, __builtin_convertvector(x, shorts
 // Sums without the bits behind their points. They are at most 255, for weights are not negative and sum up to 1.
 inline void put(uint8_t* to, floats sum, int bits) {
     const ints whole = __builtin_convertvector(sum, ints) >> bits;
-    const some_bytes found = __builtin_convertvector(__builtin_convertvector(whole, some_shorts), some_bytes);
-    std::memcpy(to, &found, WIDE);
+    const some_bytes rounded = __builtin_convertvector(__builtin_convertvector(whole, some_shorts), some_bytes);
+    std::memcpy(to, &rounded, WIDE);
 }
 
 // Of the products, 32 bits each.
@@ -90,7 +90,7 @@ inline shorts level(shorts x) {
 }
 
 // Vectors i of `a` hold a row each; after it, a column each.
-inline void turn(bytes (&a)[LANES]) {
+inline void transpose(bytes (&a)[LANES]) {
     constexpr bytes low{0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23}, high = low + 8;
     for (int round = 0; round < 4; round++) {
         bytes b[LANES];
@@ -113,18 +113,19 @@ void by_column(const uint8_t* from, int64_t step, int64_t rows, int64_t columns,
             if (columns >= LANES) a[i] = load(row);
             else std::memcpy(&a[i], row, columns);
         }
-        turn(a);
+        transpose(a);
         std::copy(a, a + LANES, to + x);
     }
 }
 
-struct Room {
+// What one call needs beside its input: a strip of LANES rows, its colours, and scaled rows.
+struct Workspace {
     bytes *luma, *u, *v, *scaled;
     floats* colours;  // [width, 3]
     float* rows;      // [most + LANES, row]
     int64_t row, size;
 
-    Room(const Picture& p, const Taps& across, const Taps& down, uint8_t* memory) {
+    Workspace(const Picture& p, const Taps& across, const Taps& down, uint8_t* memory) {
         uint8_t* at = memory + (-(intptr_t)memory & 63);
         auto take = [&](int64_t bytes) { uint8_t* here = at; at += (bytes + 63) / 64 * 64; return here; };
         const int64_t columns = p.width + LANES;
@@ -140,26 +141,26 @@ struct Room {
 };
 
 // Colours of the rows from `top` on, a vector for each column and colour.
-void colours(const Picture& p, int64_t top, const Room& room) {
+void colours(const Picture& p, int64_t top, const Workspace& work) {
     const int64_t left = p.height - top;
     if (!p.u) {
-        by_column(p.luma + top * p.luma_step, p.luma_step, left, 3 * p.width, room.luma);
-        for (int64_t i = 0; i < 3 * p.width; i++) put(room.colours + i * PARTS, room.luma[i]);
+        by_column(p.luma + top * p.luma_step, p.luma_step, left, 3 * p.width, work.luma);
+        for (int64_t i = 0; i < 3 * p.width; i++) put(work.colours + i * PARTS, work.luma[i]);
         return;
     }
     const int64_t halves = (p.width + 1) / 2;
-    by_column(p.luma + top * p.luma_step, p.luma_step, left, p.width, room.luma);
-    by_column(p.u + top / 2 * p.chroma_step, p.chroma_step, (left + 1) / 2, halves, room.u);
-    by_column(p.v + top / 2 * p.chroma_step, p.chroma_step, (left + 1) / 2, halves, room.v);
+    by_column(p.luma + top * p.luma_step, p.luma_step, left, p.width, work.luma);
+    by_column(p.u + top / 2 * p.chroma_step, p.chroma_step, (left + 1) / 2, halves, work.u);
+    by_column(p.v + top / 2 * p.chroma_step, p.chroma_step, (left + 1) / 2, halves, work.v);
     constexpr bytes twice{0, 0, 1, 1, 2, 2, 3, 3, 4, 4, 5, 5, 6, 6, 7, 7};
     for (int64_t c = 0; c < halves; c++) {
-        const shorts u = (__builtin_convertvector(__builtin_shuffle(room.u[c], twice), shorts) - 128) * 8;
-        const shorts v = (__builtin_convertvector(__builtin_shuffle(room.v[c], twice), shorts) - 128) * 8;
+        const shorts u = (__builtin_convertvector(__builtin_shuffle(work.u[c], twice), shorts) - 128) * 8;
+        const shorts v = (__builtin_convertvector(__builtin_shuffle(work.v[c], twice), shorts) - 128) * 8;
         const shorts red = upper_half(v, p.red_v), blue = upper_half(u, p.blue_u);
         const shorts green = upper_half(u, p.green_u) + upper_half(v, p.green_v);
         for (int64_t x = 2 * c; x < 2 * c + 2; x++) {
-            const shorts y = upper_half((__builtin_convertvector(room.luma[x], shorts) - p.black) * 8, p.luma_gain);
-            floats* to = room.colours + 3 * x * PARTS;
+            const shorts y = upper_half((__builtin_convertvector(work.luma[x], shorts) - p.black) * 8, p.luma_gain);
+            floats* to = work.colours + 3 * x * PARTS;
             put(to, level(y + red));
             put(to + PARTS, level(y + green));
             put(to + 2 * PARTS, level(y + blue));
@@ -203,34 +204,34 @@ void down(const float* rows, int64_t row, const float* weights, const Taps& taps
 }  // namespace
 
 // Bytes of memory that `gwp_picture` needs.
-extern "C" int64_t gwp_picture_room(const Picture* p, const Taps* across, const Taps* down) {
-    return Room(*p, *across, *down, nullptr).size;
+extern "C" int64_t gwp_picture_workspace_size(const Picture* p, const Taps* across, const Taps* down) {
+    return Workspace(*p, *across, *down, nullptr).size;
 }
 
 // RGB [down.count, across.count, 3] to `out`, its rows `step` bytes apart. The top of the picture is at an even row of its planes.
 extern "C" void gwp_picture(const Picture* p, const Taps* taps, const Taps* lines, uint8_t* out, int64_t step, uint8_t* memory) {
-    const Room room(*p, *taps, *lines, memory);
+    const Workspace work(*p, *taps, *lines, memory);
     const int64_t width = 3 * taps->count;
     const auto wide = taps->most == 2 ? across<2> : taps->most == 3 ? across<3> : taps->most == 4 ? across<4> : across<0>;
     const auto high = lines->most == 2 ? down<2> : lines->most == 3 ? down<3> : lines->most == 4 ? down<4> : down<0>;
     int64_t begin = 0, done = 0;  // first row at hand, lines written
     for (int64_t top = 0; top < p->height && done < lines->count; top += LANES) {
         const int64_t end = std::min(top + LANES, p->height);
-        colours(*p, top, room);
-        wide(room.colours, *taps, room.scaled);
+        colours(*p, top, work);
+        wide(work.colours, *taps, work.scaled);
         for (int64_t x = 0; x < width; x += LANES) {
             bytes a[LANES];
-            std::copy(room.scaled + x, room.scaled + x + LANES, a);
-            turn(a);
-            for (int i = 0; i < LANES; i++) put((floats*)(room.rows + (top - begin + i) * room.row + x), a[i]);
+            std::copy(work.scaled + x, work.scaled + x + LANES, a);
+            transpose(a);
+            for (int i = 0; i < LANES; i++) put((floats*)(work.rows + (top - begin + i) * work.row + x), a[i]);
         }
         for (; done < lines->count && lines->first[done] + lines->most <= end; done++) {
-            const float* from = room.rows + (lines->first[done] - begin) * room.row;
-            high(from, room.row, lines->weights + done * lines->most, *lines, width, out + done * step);
+            const float* from = work.rows + (lines->first[done] - begin) * work.row;
+            high(from, work.row, lines->weights + done * lines->most, *lines, width, out + done * step);
         }
         // Rows that later lines need go to the front.
         const int64_t keep = done < lines->count ? std::min<int64_t>(lines->first[done], end) : end;
-        std::memmove(room.rows, room.rows + (keep - begin) * room.row, (end - keep) * room.row * sizeof(float));
+        std::memmove(work.rows, work.rows + (keep - begin) * work.row, (end - keep) * work.row * sizeof(float));
         begin = keep;
     }
 }

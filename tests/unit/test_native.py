@@ -18,7 +18,7 @@ from gwp.policy.solver import Shapes, Solver
 
 @dataclass(frozen=True)
 class Shape:
-    """Numbers that divide nothing evenly: rows of a product, vectors of a panel, tokens of a vector."""
+    """Numbers that divide nothing evenly: rows of a product, vectors of a tile, tokens of a vector."""
 
     heads: int
     head: int
