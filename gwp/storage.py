@@ -184,7 +184,7 @@ def open_native(uri: str, ahead: int) -> Iterator[Any]:
 
 
 def list_files(uri: str) -> dict[str, int]:
-    """Every file below `uri`: path relative to it -> size in bytes. Empty when there is none."""
+    """Every file below `uri`: path relative to it -> size in bytes. Empty when there is none. Links count as the files they lead to."""
 
     def work(fs: fsspec.AbstractFileSystem, path: str) -> dict[str, int]:
         # What a local walk may not enter is no absence either.
@@ -196,7 +196,9 @@ def list_files(uri: str) -> dict[str, int]:
             if answer is not None and answer.code == "NoSuchBucket":
                 raise
             return {}
-        files = {n[len(path):].lstrip("/"): int(i["size"]) for n, i in found.items() if i["type"] == "file"}
+        # Snapshots of the Hub are folders of links to files; fsspec counts a link as neither file nor folder.
+        there = {n: i for n, i in found.items() if i["type"] == "file" or (i.get("islink") and Path(n).is_file())}
+        files = {n[len(path):].lstrip("/"): int(i["size"]) for n, i in there.items()}
         # Some writers leave empty objects that stand for folders.
         return {name: size for name, size in files.items() if name and not name.endswith("/") and not is_temporary(name)}
 

@@ -243,11 +243,11 @@ def test_damage_within_a_record_is_told_and_the_next_one_is_read(bucket: str, tm
     raw = file.read_bytes()
     calm = robots(tmp_path / "set", fps=FPS)
     actions = episode_values(0, 12)[1].astype("<f4").tobytes()
-    for turn, part in enumerate((encoded(TOP, 0, 5), actions, b"steps/reward")):
+    for place, part in (("picture", encoded(TOP, 0, 5)), ("numbers", actions), ("names", b"steps/reward")):
         at = raw.index(part) + len(part) // 2
         file.write_bytes(raw[:at] + bytes([raw[at] ^ 0x10]) + raw[at + 1 :])
         rlds._look.cache_clear()
-        root = f"{bucket}/record-{turn}" if remote else str(tmp_path / "set")
+        root = f"{bucket}/record-{place}" if remote else str(tmp_path / "set")
         if remote:
             storage.upload(tmp_path / "set", root)
         reason = "tester-train.tfrecord-00000-of-00002 record 0 has a wrong checksum; it is damaged"

@@ -17,7 +17,7 @@ import uvicorn
 from fastapi import FastAPI, WebSocket
 
 from gwp.client import Observation
-from gwp.policy.engine.engine import Engine
+from gwp.policy.batching.engine import Engine
 from gwp.policy.policy import Policy
 from serve.config import ServeApp
 from serve.dispatch import Desk, Refusal
