@@ -26,9 +26,9 @@ from gwp.model.weights import load_model
 from gwp.policy.bundle import Bundle, read_bundle
 from gwp.policy.contract import PolicyContract
 from gwp.policy.graphs import RecordedSingle
-from gwp.policy.solver import Prefix, Shapes, Solver
 from gwp.policy.inputs import AdmittedObservation, Batch, Inputs
 from gwp.policy.locate import locate
+from gwp.policy.solver import Prefix, Shapes, Solver
 from gwp.protocol.messages import ActionChunk, Observation
 
 TEXTS_KEPT = 16

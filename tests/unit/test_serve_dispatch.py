@@ -14,8 +14,8 @@ from ray.serve.exceptions import BackPressureError
 from torch import Tensor
 
 from gwp.errors import GwpError
-from gwp.policy.contract import PolicyContract
 from gwp.policy.batching.engine import Engine
+from gwp.policy.contract import PolicyContract
 from gwp.policy.policy import Policy
 from gwp.protocol.messages import ActionChunk, Observation
 from serve.config import ServeApp
