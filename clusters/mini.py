@@ -38,7 +38,7 @@ CPUS: Mapping[str, int] = {"data": 2, "train": 2, "serve": 4}
 _MB = 1 << 20
 _OBJECT_STORE = {HEAD: 150 * _MB, "data": 300 * _MB, "train": 300 * _MB}
 _OBJECT_STORE_DEFAULT = 150 * _MB
-_START_S = 90.0
+_START_S = 240.0
 # Of the user's own accounts; they would lead past the mini-cluster.
 _FOREIGN = ("AWS_ENDPOINT_URL_S3", "AWS_SESSION_TOKEN", "AWS_PROFILE", "AWS_DEFAULT_PROFILE", "MLFLOW_REGISTRY_URI",
             "MLFLOW_TRACKING_TOKEN", "MLFLOW_TRACKING_USERNAME", "MLFLOW_TRACKING_PASSWORD", "RAY_AUTH_TOKEN_PATH")

@@ -54,7 +54,7 @@ def run_demo(folder: Path, quick: bool = False, promised_s: float = PROMISED_S) 
         summary = demo.run(stack)
     summary |= {"quick": quick, "seconds": round(time.time() - begin, 1), "phases_s": seconds} | chosen.summary()
     summary["shortfalls"] = demo.media.shortfalls = shortfalls(summary)
-    demo.media.cut = [str(cut) for cut in chosen.cuts]
+    demo.media.cut = chosen.notes
     (folder / "summary.json").write_text(json.dumps(summary, indent=1))
     report = write_report(folder, summary, demo.media)
     event("report", path=str(report), summary=str(folder / "summary.json"), seconds=summary["seconds"])
@@ -66,12 +66,9 @@ def run_demo(folder: Path, quick: bool = False, promised_s: float = PROMISED_S) 
 def _sized(quick: bool, promised_s: float) -> Plan:
     """Measure the machine, and say what it will do and how long that takes."""
     chosen = plan(QUICK, measure(), None) if quick else plan(FULL, measure(), promised_s)
-    for cut in chosen.cuts:
-        event("cut, to keep the time", what=str(cut))
     event("machine", **asdict(chosen.machine), expected_min=round(chosen.expected_s / 60, 1))
-    if not quick and chosen.expected_s > promised_s:
-        event("longer than promised", minutes=round(chosen.expected_s / 60, 1), promised=round(promised_s / 60, 1),
-              why="this machine is slow, or busy; nothing more can be cut")
+    for note in chosen.notes:
+        event("cut, to keep the time", what=note)
     return chosen
 
 

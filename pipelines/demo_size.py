@@ -114,6 +114,15 @@ class Plan:
     promised_s: float | None
     cuts: tuple[Cut, ...] = ()
 
+    @property
+    def notes(self) -> list[str]:
+        """What was cut, and that it takes longer all the same."""
+        lines = [str(cut) for cut in self.cuts]
+        if self.promised_s is not None and self.expected_s > self.promised_s:
+            minutes, promised = self.expected_s / 60, self.promised_s / 60
+            lines.append(f"all the same it takes some {minutes:.0f} minutes on this machine, slow or busy as it is, not {promised:g}")
+        return lines
+
     def summary(self) -> dict[str, Any]:
         """As `summary.json` has it."""
         return {

@@ -26,6 +26,7 @@ from pipelines.watch import resumptions, worker_progress
 from tests.unit.test_stages import STAGES
 
 STEPS, EVERY = 60, 15
+CALM = ("calm", "run.keep=10", "run.record_samples=true")
 
 
 @pytest.fixture(scope="module")
@@ -55,12 +56,19 @@ def job(mini: MiniCluster, uri: str, name: str, *more: str) -> TrainJob:
     return load_config(STAGES / "policy.yaml", TrainJob, sets)
 
 
+@pytest.fixture(scope="module")
+def calm(mini: MiniCluster, recordings: str) -> tuple[StageResult, dict[str, np.ndarray]]:
+    """A run that nothing happened to, by two workers, with all its checkpoints; and its weights, which outlive what tests do to it."""
+    result = train(job(mini, recordings, *CALM))
+    return result, weights(result)
+
+
 def weights(result: StageResult) -> dict[str, np.ndarray]:
     return load(storage.read_bytes(f"{result.final}/model/diffusion_pytorch_model.safetensors"))
 
 
 def kill_after(run: str, step: int, killed: list[int]) -> None:
-    deadline = time.monotonic() + 150
+    deadline = time.monotonic() + 400
     while time.monotonic() < deadline:
         reports = worker_progress(run)
         if len(reports) == 2 and reports[1]["step"] >= step:
@@ -70,9 +78,10 @@ def kill_after(run: str, step: int, killed: list[int]) -> None:
         time.sleep(0.02)
 
 
-@pytest.mark.timeout(420)
-def test_a_killed_worker_changes_nothing_but_the_time(mini: MiniCluster, recordings: str) -> None:
-    calm = train(job(mini, recordings, "calm"))
+@pytest.mark.timeout(900)
+def test_a_killed_worker_changes_nothing_but_the_time(
+    mini: MiniCluster, recordings: str, calm: tuple[StageResult, dict[str, np.ndarray]]
+) -> None:
     shaken = job(mini, recordings, "shaken", "run.record_samples=true")
     killed: list[int] = []
     killer = threading.Thread(target=kill_after, args=(run_uri(shaken), EVERY + 3, killed), daemon=True)
@@ -85,7 +94,7 @@ def test_a_killed_worker_changes_nothing_but_the_time(mini: MiniCluster, recordi
     assert event["step"] <= killed[0] + 2
     assert (result.steps, result.samples) == (STEPS, STEPS * 8)
     # No sample lost or repeated, no random draw out of place: the weights are those of the calm run, to the last bit.
-    ours, theirs = weights(result), weights(calm)
+    ours, (_, theirs) = weights(result), calm
     assert ours.keys() == theirs.keys()
     assert all(np.array_equal(ours[name], theirs[name]) for name in ours)
     _consumed_as_planned(shaken, result.uri, event["step"])
@@ -111,17 +120,19 @@ def _consumed_as_planned(shaken: TrainJob, uri: str, resumed: int) -> None:
     assert len(set(epoch.order.tolist())) == len(epoch.order)
 
 
-@pytest.mark.timeout(300)
-def test_a_run_goes_on_with_another_number_of_workers(mini: MiniCluster, recordings: str) -> None:
+@pytest.mark.timeout(900)
+def test_a_run_goes_on_with_another_number_of_workers(
+    mini: MiniCluster, recordings: str, calm: tuple[StageResult, dict[str, np.ndarray]]
+) -> None:
     """Stop in the middle of the first epoch by losing every checkpoint but the first, then finish with one worker instead of two."""
-    first = job(mini, recordings, "two-then-one", "run.keep=10", "run.record_samples=true")
-    whole = train(first)
+    first = job(mini, recordings, *CALM)
+    whole, _ = calm
     fs, _ = storage.filesystem(whole.uri)
     found = find_committed(whole.uri)
     for uri, manifest in found:
         if manifest.step > EVERY:
             fs.rm(storage.filesystem(uri)[1], recursive=True)
-    again = train(job(mini, recordings, "two-then-one", "run.keep=10", "run.record_samples=true", "cluster.workers=1"))
+    again = train(job(mini, recordings, *CALM, "cluster.workers=1"))
     _consumed_as_planned(first, again.uri, EVERY)
     manifest = Manifest.load(f"{again.uri}/manifest.parquet")
     assert len(make_plan(manifest, first.run.seed, 0, first.plan_rules).order) > EVERY * 8

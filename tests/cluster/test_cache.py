@@ -47,7 +47,7 @@ def written(out: str) -> dict[int, object]:
     return {n: fs.info(f"{path}/latents/{n:06d}.safetensors")["LastModified"] for n in shards_there(out, "latents")}
 
 
-@pytest.mark.timeout(280)
+@pytest.mark.timeout(900)
 def test_a_cache_survives_a_kill_and_trains_as_video_does(mini: MiniCluster, capsys: pytest.CaptureFixture[str]) -> None:
     sets = fields(mini)
     out = f"{mini.bucket}/cached/latents"
@@ -55,7 +55,7 @@ def test_a_cache_survives_a_kill_and_trains_as_video_does(mini: MiniCluster, cap
     words = ["data", "cache", FILE, "--out", out, "--shard-mb", "0.01", *(w for s in sets for w in ("--set", s))]
     killed = subprocess.Popen([sys.executable, "-m", "pipelines.cli", *words], stderr=subprocess.DEVNULL)
     try:
-        limit = time.monotonic() + 90
+        limit = time.monotonic() + 300
         while len(shards_there(out, "latents")) < 3:
             assert time.monotonic() < limit
             assert killed.poll() is None

@@ -32,7 +32,8 @@ from serve.warmup import observation_for
 from tests.tiny import make_tiny_bundle
 
 KEY = "robot-key"
-WAIT_S = 60
+WAIT_S = 180
+pytestmark = pytest.mark.timeout(900)
 # Before the cluster starts: gateways read their keys from the environment of their node.
 os.environ["GWP_TEST_KEYS"] = f"other,{KEY}"
 

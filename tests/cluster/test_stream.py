@@ -15,7 +15,7 @@ from pipelines.ingest import carried, carriers, dataset, decode_block, execution
 from tests.unit.test_ingest import prepared
 
 
-@pytest.mark.timeout(120)
+@pytest.mark.timeout(300)
 def test_a_single_cpu_streams_a_long_plan_in_order(mini: MiniCluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """80 000 micro-batches: their splitting must leave the only CPU to decoding. The set is named relatively."""
     monkeypatch.chdir(tmp_path)

@@ -25,6 +25,7 @@ def test_a_fast_machine_does_all_of_it() -> None:
     chosen = plan(FULL, FAST)
     assert chosen.size == FULL
     assert chosen.cuts == ()
+    assert chosen.notes == []
     assert 0.3 * PROMISED_S < chosen.expected_s < PROMISED_S
 
 
@@ -55,6 +56,7 @@ def test_below_the_floor_nothing_is_cut_and_the_time_is_said() -> None:
     assert {name: getattr(chosen.size, name) for name in FLOOR} == FLOOR
     assert chosen.expected_s > PROMISED_S
     assert chosen.summary()["expected_s"] == round(chosen.expected_s)
+    assert f"takes some {chosen.expected_s / 60:.0f} minutes" in chosen.notes[-1]
     # Steps enough for a checkpoint, a kill and a resume.
     assert chosen.size.policy_steps > chosen.size.checkpoint_every * 1.25
 
