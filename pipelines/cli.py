@@ -16,7 +16,7 @@ VERBS = ("data", "train", "export", "promote", "eval", "weights", "serve", "act"
 EXTRAS = {
     "model": ("accelerate", "av", "diffusers", "fsspec", "google_crc32c", "h5py", "numpy", "PIL", "pyarrow", "pydantic", "rich", "s3fs",
               "safetensors", "sentencepiece", "torch", "transformers", "yaml"),
-    "cluster": ("deepspeed", "fastapi", "matplotlib", "mlflow", "moto", "psutil", "ray", "starlette", "uvicorn"),
+    "cluster": ("deepspeed", "fastapi", "jinja2", "matplotlib", "mlflow", "moto", "psutil", "ray", "starlette", "uvicorn"),
     "sim": ("gymnasium", "imageio", "metaworld", "mujoco", "packaging"),
     "dev": ("httpx", "pytest"),
 }

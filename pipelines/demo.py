@@ -53,8 +53,7 @@ def run_demo(folder: Path, quick: bool = False, promised_s: float = PROMISED_S) 
     with ExitStack() as stack:
         summary = demo.run(stack)
     summary |= {"quick": quick, "seconds": round(time.time() - begin, 1), "phases_s": seconds} | chosen.summary()
-    summary["shortfalls"] = demo.media.shortfalls = shortfalls(summary)
-    demo.media.cut = chosen.notes
+    summary["shortfalls"] = shortfalls(summary)
     (folder / "summary.json").write_text(json.dumps(summary, indent=1))
     report = write_report(folder, summary, demo.media)
     event("report", path=str(report), summary=str(folder / "summary.json"), seconds=summary["seconds"])

@@ -1,13 +1,11 @@
-"""The page of `gwp data inspect --html`: what a set looks like, and what the model will see of it."""
+"""The page of `gwp data inspect --html`: what a set looks like, and what the model will see."""
 
-import base64
 import io
 from collections.abc import Sequence
-from html import escape
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, Literal
 
 import numpy as np
-from matplotlib.figure import Figure
 from PIL import Image
 
 from gwp import storage
@@ -21,170 +19,253 @@ from gwp.data.source import Source
 from gwp.data.vectors import episode_vectors
 from gwp.data.window import ClipWindow, Window
 from gwp.errors import DataError
-from pipelines.report_charts import BLUE, CLAY, GRID, MUTED
+from pipelines import report_charts as charts
+from pipelines.pages import Picture, Table, Tile, render
+
+Layout = Literal["t", "horizontal", "single"]
 
 _CLIP = ClipWindow(frames=5, fps=5)
+_CLIP_CHUNK = Window(chunk=4, stride=1)
+_CLIP_CANVAS = Canvas(layout="single", width=208, height=160)
+_CAMERA_CANVAS = Canvas(layout="single", width=320, height=240)
 _CHUNKS = (16, 8, 4)
 """Lengths of the window that is shown; the longest that fits."""
-_SIZES = {"t": (320, 384), "horizontal": (480, 240), "single": (320, 240)}
-_CURVES, _VIDEOS = 24, 40
-"""Dimensions and videos shown at most."""
-
-_STYLE = """
-body { margin: 0; color: #22303c; font: 15px/1.5 Inter, "Segoe UI", "Helvetica Neue", Arial, sans-serif; }
-main { max-width: 1080px; margin: 0 auto; padding: 40px 28px 60px; }
-h1 { font-size: 22px; margin: 0 0 4px; overflow-wrap: anywhere; } h2 { font-size: 17px; margin: 36px 0 8px; }
-p { color: #6b7885; margin: 2px 0 12px; } img { display: block; max-width: 100%; border-radius: 4px; }
-table { border-collapse: collapse; width: 100%; font-size: 13.5px; } td, th { text-align: left; padding: 5px 12px 5px 0;
-  border-bottom: 1px solid #e1e6ea; vertical-align: top; overflow-wrap: anywhere; } th { color: #6b7885; font-weight: 600; }
-.row { display: flex; flex-wrap: wrap; gap: 14px; }
-figure { margin: 0 0 12px; } figcaption { font-size: 13px; color: #6b7885; margin-top: 3px; }
-.fatal, .left { color: #b3412b; font-weight: 600; }
-"""
+_SIZES: dict[Layout, tuple[int, int]] = {
+    "t": (320, 384), "horizontal": (480, 240), "single": (320, 240),
+}
+"""Width and height of the canvas that is shown, pixels."""
+_LAYOUTS: dict[int, Layout] = {3: "t", 2: "horizontal"}
+"""By the number of cameras; any other number: the first camera alone."""
+_MAX_CURVES, _MAX_VIDEOS, _MAX_TASKS, _MAX_FINDINGS = 24, 40, 20, 200
+"""Shown at most; the text output with --json has all."""
+_DIMENSIONS = (
+    "off_state: mean distance of an action from the state of the same number, as a share of its "
+    "range; small where the two are one quantity, as deltas need it. Other columns: robot units."
+)
 
 
-def write_page(place: str, source: Source, found: dict[str, Any], layout: str | None) -> None:
-    """Write one HTML file that needs nothing beside it."""
+@dataclass(frozen=True)
+class Part:
+    """A section of the page: whatever it has of pictures, strips of frames, a chart and a table.
+
+    problems: what could not be shown, with the reason
+    """
+
+    title: str
+    note: str = ""
+    pictures: Sequence[Picture] = ()
+    strips: Sequence[Picture] = ()
+    chart: Picture | None = None
+    table: Table | None = None
+    problems: Sequence[str] = ()
+
+
+def write_page(uri: str, source: Source, facts: dict[str, Any], layout: Layout | None) -> None:
+    """Write one HTML file that needs nothing beside it.
+
+    facts: what `pipelines.inspect.describe` says of the source; layout: of the canvas that is
+    shown, None: by the number of cameras
+    """
     data = robots_at(source)
-    parts = [f"<h1>{escape(source.uri)}</h1>", _summary(found), _findings(found["findings"])]
-    if found["usable"]:
-        parts += _clips(source) if data is None else _robots(source, data, layout)
-    if found.get("dimensions"):
-        told = ("off_state: mean distance of an action from the state of the same number, as a share of its range; small where the two "
-                "are one quantity, as deltas need it.")
+    parts = _video_facts(facts) if data is None else _robot_facts(facts)
+    if facts["usable"]:
+        parts += [_clips(source)] if data is None else _robots(source, data, layout)
+    if facts.get("dimensions"):
         columns = ("of", "name", "min", "max", "mean", "off_state", "note")
-        parts += [f"<h2>Dimensions</h2><p>{told}</p>", _table(found["dimensions"], columns)]
-    page = f"<!doctype html><meta charset=utf-8><title>{escape(source.uri)}</title><style>{_STYLE}</style><main>{''.join(parts)}</main>"
-    storage.write_bytes(place, page.encode())
-
-
-def _summary(found: dict[str, Any]) -> str:
-    noun = "episodes" if "robot" in found else "videos"
-    facts = [found["format"], f"{found['usable']} of {found['episodes']} {noun} usable", f"{found['frames']} frames",
-             f"{found['hours']:.3g} hours"]
-    if "robot" in found:
-        facts += [f"robot {found['robot']}", f"{found['fps']:g} Hz", f"state {len(found['state'])}, action {len(found['action'])} wide"]
-        several = f"{len(found['tasks'])} tasks, e.g." if len(found["tasks"]) > 1 else "task"
-        facts += [f"{several} {next(iter(found['tasks'])) or '(none)'}"]
-    return f"<p>{escape(' · '.join(facts))}</p>"
-
-
-def _findings(findings: list[dict[str, str]]) -> str:
-    if not findings:
-        return "<h2>Findings</h2><p>Nothing wrong was found.</p>"
-    rows = "".join(
-        f"<tr><td class={f['consequence'].split()[0]}>{escape(f['consequence'])}<td>{escape(f['item'])}<td>{escape(f['what'])}"
-        f"<td>{escape(f['advice'])}" for f in findings[:200]
+        table = _table(facts["dimensions"], dict(zip(columns, columns, strict=True)))
+        parts.append(Part("Dimensions", _DIMENSIONS, table=table))
+    findings = facts["findings"]
+    page = render(
+        "inspect.html.j2",
+        title=source.uri,
+        headline=_headline(facts),
+        findings=findings[:_MAX_FINDINGS],
+        findings_left_out=max(0, len(findings) - _MAX_FINDINGS),
+        parts=parts,
     )
-    more = f"<p>... and {len(findings) - 200} more</p>" if len(findings) > 200 else ""
-    return f"<h2>Findings</h2><table><tr><th>What follows<th>Where<th>What<th>Advice{rows}</table>{more}"
+    storage.write_bytes(uri, page)
 
 
-def _table(rows: Sequence[dict[str, Any]], keys: Sequence[str]) -> str:
+def _headline(facts: dict[str, Any]) -> list[Tile]:
+    of_robots = "robot" in facts
+    usable = f"{facts['usable']} of {facts['episodes']}"
+    tiles = [
+        Tile("format", facts["format"]),
+        Tile("episodes usable" if of_robots else "videos usable", usable),
+        Tile("long", _duration(facts["hours"]), f"{facts['frames']} frames"),
+    ]
+    if of_robots:
+        state, action = len(facts["state"]), len(facts["action"])
+        tiles += [
+            Tile("robot", facts["robot"] or "not named"),
+            Tile("control rate", f"{facts['fps']:g} Hz"),
+            Tile("state and action", f"{state} and {action}", "dimensions"),
+        ]
+    else:
+        tiles.append(Tile("have a caption", f"{facts['captions']} of {facts['episodes']}"))
+    return tiles
+
+
+def _duration(hours: float) -> str:
+    if hours < 1 / 60:
+        return f"{hours * 3600:.0f} s"
+    return f"{hours * 60:.1f} min" if hours < 1 else f"{hours:.1f} h"
+
+
+def _robot_facts(facts: dict[str, Any]) -> list[Part]:
+    """Tables of the tasks and of the cameras' streams."""
+    tasks = [[text or "(none)", str(count)] for text, count in facts["tasks"].items()]
+    more = len(tasks) - _MAX_TASKS
+    note = f"The {_MAX_TASKS} most frequent; {more} more are not shown." if more > 0 else ""
+    columns = {
+        "camera": "camera", "size": "size, pixels", "fps": "rate, Hz", "codec": "codec",
+        "gop": "longest GOP, frames", "files": "files", "problem": "problem",
+    }
+    if not any("problem" in camera for camera in facts["cameras"]):
+        del columns["problem"]
+    cameras = [_with_size(camera) for camera in facts["cameras"]]
+    parts = [Part("Tasks", note, table=Table(["instruction", "episodes"], tasks[:_MAX_TASKS]))]
+    if cameras:
+        parts.append(Part("Streams", table=_table(cameras, columns)))
+    return parts
+
+
+def _video_facts(facts: dict[str, Any]) -> list[Part]:
+    """A table of the videos."""
+    videos = [_with_size(video) for video in facts["videos"]]
+    more = len(videos) - _MAX_VIDEOS
+    note = f"The first {_MAX_VIDEOS}; {more} more are not shown." if more > 0 else ""
+    columns = {
+        "video": "video", "size": "size, pixels", "fps": "rate, Hz", "codec": "codec",
+        "gop": "longest GOP, frames", "seconds": "seconds", "caption": "caption",
+    }
+    return [Part("Videos", note, table=_table(videos[:_MAX_VIDEOS], columns))] if videos else []
+
+
+def _with_size(stream: dict[str, Any]) -> dict[str, Any]:
+    """The facts of a stream with its `size`; one that could not be read has none."""
+    if "width" not in stream:
+        return stream
+    return stream | {"size": f"{stream['width']}x{stream['height']}"}
+
+
+def _table(rows: Sequence[dict[str, Any]], columns: dict[str, str]) -> Table:
+    """columns: key of a row -> its header. A row may lack keys."""
+
     def cell(value: Any) -> str:
-        return f"{value:.4g}" if isinstance(value, float) else escape(str(value))
+        return f"{value:.4g}" if isinstance(value, float) else str(value)
 
-    body = "".join("<tr>" + "".join(f"<td>{cell(row.get(k, ''))}" for k in keys) for row in rows)
-    return f"<table><tr>{''.join(f'<th>{escape(k)}' for k in keys)}{body}</table>"
+    cells = [[cell(row.get(key, "")) for key in columns] for row in rows]
+    return Table(list(columns.values()), cells)
 
 
-def _robots(source: Source, data: RobotSet, layout: str | None) -> list[str]:
+def _robots(source: Source, data: RobotSet, layout: Layout | None) -> list[Part]:
+    """The longest episode: its cameras, what the model sees of it, its numbers."""
     labelled = bool(data.state_names and data.action_names)
-    good, _ = usable_episodes(data, source.model_copy(update={"embodiment": "any" if labelled else None}), list(data.cameras))
-    episode, first = max(good, key=lambda g: g[0].length)
+    as_video = source.model_copy(update={"embodiment": "any" if labelled else None})
+    usable, _ = usable_episodes(data, as_video, list(data.cameras))
+    episode, first_row = max(usable, key=lambda entry: entry[0].length)
     parts = _pictures(source, data, episode, layout)
     if labelled:
-        state, action = episode_vectors(data, episode, first)
-        parts.append(f"<h2>Actions and state of episode {episode.index}</h2><p>Over seconds, in robot units.</p>")
-        parts.append(_curves(data, state, action))
+        state, action = episode_vectors(data, episode, first_row)
+        parts.append(_curves(data, episode, state, action))
     return parts
 
 
-def _pictures(source: Source, data: RobotSet, episode: Episode, layout: str | None) -> list[str]:
-    """The middle of the longest episode by camera, and as the model sees it."""
-    chunk = next((c for c in _CHUNKS if c < episode.length), None)
+def _pictures(
+    source: Source, data: RobotSet, episode: Episode, layout: Layout | None
+) -> list[Part]:
+    """The middle of an episode by camera, and as the model sees it."""
+    chunk = next((length for length in _CHUNKS if length < episode.length), None)
     if chunk is None or not data.cameras:
-        why = "no camera" if chunk else f"the longest episode has {episode.length} rows, too few for 5 frames"
-        return [f"<h2>Cameras</h2><p>Nothing to show: {why}.</p>"]
+        too_short = f"the longest episode has {episode.length} rows, too few for 5 frames"
+        return [Part("Cameras", f"Nothing to show: {'no camera' if chunk else too_short}.")]
     window = Window(chunk=chunk, stride=chunk // 4)
-    cameras: dict[Slot, str] = dict(zip(SLOTS, data.cameras, strict=False))
-    parts = [f"<h2>Cameras</h2><p>The middle of episode {episode.index}.</p><div class=row>"]
+    pictures = []
     for camera in data.cameras:
-        picture = _frames(source, episode, {"front": camera}, Canvas(layout="single", width=320, height=240), window)
-        parts.append(_figure(picture[0], camera))
-    layout = layout or ("t" if len(cameras) == 3 else "horizontal" if len(cameras) == 2 else "single")
+        frames = _frames(source, episode, {"front": camera}, _CAMERA_CANVAS, window)
+        alt = f"camera {camera} in the middle of episode {episode.index}"
+        pictures.append(Picture(_png(frames[0]), alt, camera))
+    cameras = Part("Cameras", f"The middle of episode {episode.index}.", pictures=pictures)
+    return [cameras, _model_view(source, data, episode, layout, window)]
+
+
+def _model_view(
+    source: Source, data: RobotSet, episode: Episode, layout: Layout | None, window: Window
+) -> Part:
+    cameras: dict[Slot, str] = dict(zip(SLOTS, data.cameras, strict=False))
+    layout = layout or _LAYOUTS.get(len(cameras), "single")
+    if layout == "single":
+        cameras = {"front": cameras["front"]}
     width, height = _SIZES[layout]
-    canvas = Canvas(layout=layout, width=width, height=height, missing="grey")  # type: ignore[arg-type]
-    shown = {"front": cameras["front"]} if layout == "single" else cameras
-    frames = _frames(source, episode, shown, canvas, window)
-    views = escape(", ".join(f"{s} = {c}" for s, c in shown.items()))
+    canvas = Canvas(layout=layout, width=width, height=height, missing="grey")
+    frames = _frames(source, episode, cameras, canvas, window)
+    views = ", ".join(f"{slot} = {camera}" for slot, camera in cameras.items())
     every = "every step" if window.stride == 1 else f"every {window.stride}th step"
-    parts += ["</div><h2>What the model sees</h2>", f"<p>Canvas '{layout}', {width}x{height}: {views}; {every} of one window.</p>",
-              _figure(np.concatenate(list(frames), axis=1), "")]
-    return parts
+    note = f"Canvas '{layout}', {width}x{height} pixels: {views}; {every} of one window."
+    alt = f"{len(frames)} frames of episode {episode.index} on canvas '{layout}'"
+    return Part("What the model sees", note, strips=[Picture(charts.strip(frames), alt)])
 
 
-def _frames(source: Source, episode: Episode, cameras: dict[Slot, str], canvas: Canvas, window: Window) -> np.ndarray:
+def _frames(
+    source: Source, episode: Episode, cameras: dict[Slot, str], canvas: Canvas, window: Window
+) -> np.ndarray:
     """uint8 `[T, H, W, 3]` of the window in the middle of an episode."""
-    video = source.model_copy(update={"embodiment": None, "cameras": cameras, "episodes": str(episode.index)})
-    found = build_manifest([video], embodiments={}, window=window, clip=_CLIP)
-    samples, failed = decode_samples(found.rows([len(found) // 2]), SampleSpec(canvas, window, _CLIP, {}, {}, 1, False, 0))
-    if failed:
-        raise DataError(failed[0][1])
+    update = {"embodiment": None, "cameras": cameras, "episodes": str(episode.index)}
+    video = source.model_copy(update=update)
+    manifest = build_manifest([video], embodiments={}, window=window, clip=_CLIP)
+    rows = manifest.rows([len(manifest) // 2])
+    samples, failures = decode_samples(rows, _spec(canvas, window))
+    if failures:
+        raise DataError(failures[0][1])
     frames: np.ndarray = samples[0]["frames"]
     return frames
 
 
-def _clips(source: Source) -> list[str]:
-    parts = ["<h2>Clips</h2><p>The first clip of each video as the model sees it, 5 frames at 5 Hz.</p>"]
+def _spec(canvas: Canvas, window: Window) -> SampleSpec:
+    """Frames alone, as they are: no robot, no augmentation."""
+    return SampleSpec(canvas, window, _CLIP, {}, {}, 1, False, 0)
+
+
+def _clips(source: Source) -> Part:
+    """The first clip of each video."""
+    title, note = "Clips", "The first clip of each video as the model sees it, 5 frames at 5 Hz."
     try:
-        found = build_manifest([source], embodiments={}, window=Window(chunk=4, stride=1), clip=_CLIP)
+        manifest = build_manifest([source], embodiments={}, window=_CLIP_CHUNK, clip=_CLIP)
     except DataError as error:
-        return [*parts, f"<p>{escape(str(error))}</p>"]
-    seen: dict[str, int] = {}
-    for i, name in enumerate(found.samples["sample_id"].to_pylist()):
-        seen.setdefault(name.rsplit("/", 1)[0], i)
-    spec = SampleSpec(Canvas(layout="single", width=208, height=160), Window(chunk=4, stride=1), _CLIP, {}, {}, 1, False, 0)
-    texts = found.texts()
-    for row in found.rows(list(seen.values())[:_VIDEOS]):
-        samples, failed = decode_samples([row], spec)
-        caption = f"{row['sample_id'].split('/', 1)[1].rsplit('/', 1)[0]}: {texts[row['text_key']] or 'no caption'}"
-        parts.append(_figure(np.concatenate(list(samples[0]["frames"]), axis=1), caption) if samples else f"<p>{escape(failed[0][1])}</p>")
-    return parts
+        return Part(title, note, problems=[str(error)])
+    first_of_video: dict[str, int] = {}
+    for position, sample_id in enumerate(manifest.samples["sample_id"].to_pylist()):
+        first_of_video.setdefault(sample_id.rsplit("/", 1)[0], position)
+    texts = manifest.texts()
+    strips, problems = [], []
+    for row in manifest.rows(list(first_of_video.values())[:_MAX_VIDEOS]):
+        samples, failures = decode_samples([row], _spec(_CLIP_CANVAS, _CLIP_CHUNK))
+        name = row["sample_id"].split("/", 1)[1].rsplit("/", 1)[0]
+        if failures:
+            problems.append(failures[0][1])
+            continue
+        frames: np.ndarray = samples[0]["frames"]
+        caption = f"{name}: {texts[row['text_key']] or 'no caption'}"
+        strips.append(Picture(charts.strip(frames), f"{len(frames)} frames of {name}", caption))
+    return Part(title, note, strips=strips, problems=problems)
 
 
-def _figure(picture: np.ndarray, caption: str) -> str:
+def _png(picture: np.ndarray) -> bytes:
+    """picture: uint8 `[H, W, 3]`."""
     buffer = io.BytesIO()
     Image.fromarray(picture).save(buffer, "PNG")
-    text = f"<figcaption>{escape(caption)}</figcaption>" if caption else ""
-    return f"<figure><img alt='{escape(caption)}' src='{_inline(buffer)}'>{text}</figure>"
+    return buffer.getvalue()
 
 
-def _inline(png: io.BytesIO) -> str:
-    return f"data:image/png;base64,{base64.b64encode(png.getvalue()).decode()}"
-
-
-def _curves(data: RobotSet, state: np.ndarray, action: np.ndarray) -> str:
-    """Every action over time, and beside it the state of the same number, which deltas are taken from."""
-    count = min(_CURVES, action.shape[1])
-    columns = 4 if count > 6 else min(3, count)
-    rows = -(-count // columns)
-    figure = Figure(figsize=(10.5, 1.5 * rows + 0.4), layout="constrained")
-    axes = figure.subplots(rows, columns, squeeze=False).flat
+def _curves(data: RobotSet, episode: Episode, state: np.ndarray, action: np.ndarray) -> Part:
+    """Every action over time with the state of the same number. state: [n,s], action: [n,d]."""
+    names = data.action_names[:_MAX_CURVES]
     seconds = np.arange(len(action)) / data.fps
-    for i, plot in enumerate(axes):
-        if i >= count:
-            plot.set_visible(False)
-            continue
-        if i < state.shape[1]:
-            plot.plot(seconds, state[:, i], color=CLAY, linewidth=1, label="state")
-        plot.plot(seconds, action[:, i], color=BLUE, linewidth=1, label="action")
-        plot.set_title(data.action_names[i], fontsize=8, loc="left")
-        plot.tick_params(labelsize=7, colors=MUTED)
-        plot.grid(color=GRID, linewidth=0.6)
-        plot.spines[["top", "right"]].set_visible(False)
-    figure.legend(*figure.axes[0].get_legend_handles_labels(), loc="outside upper right", ncols=2, fontsize=8, frameon=False)
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=140, facecolor="white")
-    more = f"<p>The first {count} of {action.shape[1]} actions.</p>" if count < action.shape[1] else ""
-    return f"<img alt='curves' src='{_inline(buffer)}'>{more}"
+    chart = charts.episode(names, seconds, state, action)
+    alt = f"Actions and state over {seconds[-1]:.1f} s of episode {episode.index}, by dimension."
+    more = f"The first {len(names)} of {action.shape[1]} actions."
+    caption = more if len(names) < action.shape[1] else ""
+    note = "Over seconds, in robot units."
+    title = f"Actions and state of episode {episode.index}"
+    return Part(title, note, chart=Picture(chart, alt, caption))

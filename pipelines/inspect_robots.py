@@ -1,4 +1,7 @@
-"""What is wrong in a robot set: metadata that disagree with the files, streams that differ, numbers that are none."""
+"""What is wrong in a robot set.
+
+Metadata that disagree with the files, streams and columns that differ, clocks that drift.
+"""
 
 import json
 from collections import Counter
@@ -13,17 +16,22 @@ from gwp.data.lerobot import INFO
 from gwp.data.lerobot_check import EpisodeCheck
 from gwp.data.pictures import open_frames
 from gwp.data.robot_set import Episode, RobotSet, VideoSpan
-from gwp.data.vectors import episode_vectors, read_vectors
+from gwp.data.vectors import read_vectors
 from gwp.data.video import VideoInfo
 from gwp.errors import DataError
 
 Consequence = Literal["fatal", "left out", "repaired", "ignored"]
-_STILL = 1e-4
-_BINARY_SHARE = 0.9
-"""Share of rows at one of the two ends from which on a dimension is called near-binary."""
-_CLOCK = 1e-3
-"""Seconds by which a recorded time may be off; float32 holds no better in long episodes."""
+"""What follows from a finding.
+
+fatal: the set cannot be used; left out: an episode, a video or some rows are not; repaired: set
+right without a guess; ignored: nothing depends on it
+"""
+_CLOCK_TOLERANCE_S = 1e-3
+"""How far a recorded time may be off; float32 holds no better in long episodes."""
+_RATE_TOLERANCE = 1e-5
+"""Relative difference up to which two rates are the same."""
 _SEEK_COSTS = 60
+"""Frames between key frames from which on reading a window is slow."""
 _UNUSED = ("timestamp", "frame_index", "index", "task_index")
 """Columns of the format that nothing here depends on."""
 
@@ -38,184 +46,192 @@ class Finding:
     advice: str = ""
 
 
-@dataclass(frozen=True)
-class Vectors:
-    """Findings and, per dimension, what its numbers look like."""
-
-    findings: list[Finding]
-    dimensions: list[dict[str, Any]]
-
-
-def set_findings(data: RobotSet) -> Iterator[Finding]:
+def check_metadata(data: RobotSet) -> Iterator[Finding]:
     """What the metadata of a set lack, or say wrongly. Nothing here costs an episode."""
     if (data.state_names or data.action_names) and not data.named and data.format == "lerobot":
-        yield Finding(INFO, "dimensions have no names, or not as many as there are", "ignored", "they are named by position")
+        what = "dimensions have no names, or not as many as there are"
+        yield Finding(INFO, what, "ignored", "they are named by position")
     if len(data.cameras) > 3:
-        yield Finding("the set", f"{len(data.cameras)} cameras", "ignored", "a canvas holds three: choose them with `cameras`")
-    if silent := sum(not e.text for e in data.episodes):
-        yield Finding("the set", f"{silent} of {len(data.episodes)} episodes have no instruction", "ignored",
-                      "they are learnt without a text; `task` on the source gives one")
-    yield from (Finding(c, "declared, but there is no file of it", "ignored", "remove it from the metadata") for c in data.absent)
+        advice = "a canvas holds three: choose them with `cameras`"
+        yield Finding("the set", f"{len(data.cameras)} cameras", "ignored", advice)
+    if silent := sum(not episode.text for episode in data.episodes):
+        what = f"{silent} of {len(data.episodes)} episodes have no instruction"
+        advice = "they are learnt without a text; `task` on the source gives one"
+        yield Finding("the set", what, "ignored", advice)
+    for camera in data.absent:
+        what = "declared, but there is no file of it"
+        yield Finding(camera, what, "ignored", "remove it from the metadata")
     if data.format == "lerobot":
-        yield from _of_info(data)
+        info = json.loads(storage.read_bytes(storage.join(data.uri, INFO)))
+        yield from _check_counts(data, info)
+        yield from _check_features(data, info)
 
 
-def _of_info(data: RobotSet) -> Iterator[Finding]:
-    """Counts of info.json that are not those of the set, and cameras that are not read."""
-    info = json.loads(storage.read_bytes(storage.join(data.uri, INFO)))
-    real = {
-        "total_episodes": len(data.episodes), "total_frames": sum(e.length for e in data.episodes),
-        "total_chunks": len({name.rsplit("/", 1)[0] for name in data.files if name.startswith("data/")}),
+def _check_counts(data: RobotSet, info: dict[str, Any]) -> Iterator[Finding]:
+    """Counts of info.json that are not those of the set. info: its content."""
+    chunks = {name.rsplit("/", 1)[0] for name in data.files if name.startswith("data/")}
+    counts = {
+        "total_episodes": len(data.episodes),
+        "total_frames": sum(episode.length for episode in data.episodes),
+        "total_chunks": len(chunks),
         "total_videos": sum(name.startswith("video") for name in data.files),
     }
-    for key, value in real.items():
-        if key in info and info[key] != value:
-            yield Finding(INFO, f"{key} is {info[key]}, the set has {value}", "ignored", "correct it for other readers")
-    for name, span in (info["splits"] if isinstance(info.get("splits"), dict) else {}).items():
+    for key, count in counts.items():
+        if key in info and info[key] != count:
+            what = f"{key} is {info[key]}, the set has {count}"
+            yield Finding(INFO, what, "ignored", "correct it for other readers")
+    splits = info.get("splits")
+    for name, span in (splits if isinstance(splits, dict) else {}).items():
         end = str(span).rpartition(":")[2]
         if end.isdigit() and int(end) > len(data.episodes):
-            yield Finding(INFO, f"split '{name}' goes to {end}, the set has {len(data.episodes)} episodes", "ignored", "correct it")
-    declared = str(info.get("video_path") or "").partition("/")[0]
-    if declared and data.cameras and not any(name.startswith(f"{declared}/") for name in data.files):
-        yield Finding(INFO, f"videos do not lie in '{declared}/'", "repaired", "they are found by what follows")
+            what = f"split '{name}' goes to {end}, the set has {len(data.episodes)} episodes"
+            yield Finding(INFO, what, "ignored", "correct it")
+
+
+def _check_features(data: RobotSet, info: dict[str, Any]) -> Iterator[Finding]:
+    """Cameras of info.json that are not read, or lie elsewhere. info: its content."""
+    folder = str(info.get("video_path") or "").partition("/")[0]
+    if folder and data.cameras and not any(name.startswith(f"{folder}/") for name in data.files):
+        what = f"videos do not lie in '{folder}/'"
+        yield Finding(INFO, what, "repaired", "they are found by what follows")
     known = {*data.cameras, *data.absent}
     for key, feature in info["features"].items():
         if feature.get("dtype") in ("video", "image") and key not in known:
             yield Finding(key, "depth pictures", "ignored", "only colour is read")
 
 
-def moved(data: RobotSet, good: Sequence[Episode]) -> Iterator[Finding]:
-    """Starts of videos that were corrected by counting frames."""
-    before = {e.index: e for e in data.episodes}
-    for episode in good:
+def corrected_starts(data: RobotSet, episodes: Sequence[Episode]) -> Iterator[Finding]:
+    """Starts of videos that were corrected by counting frames. episodes: as they are used."""
+    recorded = {episode.index: episode for episode in data.episodes}
+    for episode in episodes:
         for camera, span in episode.videos.items():
-            told = before[episode.index].videos.get(camera)
-            if told and not span.key and span.rate is None and span.start != told.start:
-                yield Finding(
-                    f"episode {episode.index}", f"{camera} starts at {span.start:.3f} s of {span.file} by count, the metadata say "
-                    f"{told.start:.3f} s", "repaired", "the count is used",
+            before = recorded[episode.index].videos.get(camera)
+            if before and not span.key and span.rate is None and span.start != before.start:
+                what = (
+                    f"{camera} starts at {span.start:.3f} s of {span.file} by count, "
+                    f"the metadata say {before.start:.3f} s"
                 )
+                yield Finding(f"episode {episode.index}", what, "repaired", "the count is used")
 
 
-def streams(data: RobotSet, good: Sequence[Episode], camera: str, check: EpisodeCheck | None) -> list[VideoInfo] | str:
-    """Facts of all videos of a camera that can be read, those of its pictures where it has no videos, or why there are none."""
-    spans = [e.videos[camera] for e in (good or data.episodes) if camera in e.videos]
+def stream_infos(
+    data: RobotSet, episodes: Sequence[Episode], camera: str, check: EpisodeCheck | None
+) -> list[VideoInfo] | str:
+    """Facts of all videos of a camera that can be read, or of its pictures, or why there are none.
+
+    episodes: those that are used; check: of a LeRobot set, which holds videos
+    """
+    spans = [
+        episode.videos[camera] for episode in episodes or data.episodes if camera in episode.videos
+    ]
     if not spans:
         return "no file"
     if spans[0].key:
-        return _still(data, spans[0])
+        return _picture_info(data, spans[0])
     assert check is not None
-    found = [check.video(file) for file in dict.fromkeys(s.file for s in spans)]
-    return [info for info in found if isinstance(info, VideoInfo)] or next(str(info) for info in found)
+    infos = [check.video(file) for file in dict.fromkeys(span.file for span in spans)]
+    readable = [info for info in infos if isinstance(info, VideoInfo)]
+    return readable or next(str(info) for info in infos)
 
 
-def _still(data: RobotSet, span: VideoSpan) -> list[VideoInfo] | str:
+def _picture_info(data: RobotSet, span: VideoSpan) -> list[VideoInfo] | str:
+    """Pictures described as a video of which every frame is a key frame."""
     size = data.files.get(span.file) if span.bytes is None else span.bytes
+    uri = storage.join(data.uri, span.file)
     try:
-        with open_frames(storage.join(data.uri, span.file), size, span.offset, span.key, data.format, data.fps) as frames:
+        with open_frames(uri, size, span.offset, span.key, data.format, data.fps) as frames:
             _, picture = next(frames([span.start]))
     except DataError as error:
         return str(error)
-    return [VideoInfo(picture.shape[1], picture.shape[0], data.fps, 1, "pictures", 1, size or 0)]
+    height, width = picture.shape[:2]
+    return [VideoInfo(width, height, data.fps, 1, "pictures", 1, size or 0)]
 
 
-def stream_findings(data: RobotSet, camera: str, found: list[VideoInfo] | str) -> Iterator[Finding]:
-    """What is unusual in the videos of a camera."""
-    if isinstance(found, str):
-        return
-    first = found[0]
-    if more := max(info.others for info in found):
-        yield Finding(camera, f"{more} more streams in the file (sound, a second picture)", "ignored", "the first picture is read")
-    for what, kinds in (
-        ("sizes", Counter(f"{i.width}x{i.height}" for i in found)), ("codecs", Counter(i.codec for i in found)),
-    ):
+def check_streams(data: RobotSet, camera: str, infos: Sequence[VideoInfo]) -> Iterator[Finding]:
+    """What is unusual in the videos of a camera. infos: of all of them, at least one."""
+    if others := max(info.others for info in infos):
+        what = f"{others} more streams in the file (sound, a second picture)"
+        yield Finding(camera, what, "ignored", "the first picture is read")
+    sizes = Counter(f"{info.width}x{info.height}" for info in infos)
+    codecs = Counter(info.codec for info in infos)
+    for name, kinds in (("sizes", sizes), ("codecs", codecs)):
         if len(kinds) > 1:
-            told = ", ".join(f"{kind} in {n} files" for kind, n in kinds.most_common())
-            yield Finding(camera, f"different {what}: {told}", "ignored", "each file is read as it is, and scaled to the canvas")
-    if any(abs(info.fps - data.fps) > 1e-5 * data.fps for info in found):
-        rates = ", ".join(f"{rate:g}" for rate in sorted({round(info.fps, 4) for info in found}))
-        yield Finding(camera, f"runs at {rates} Hz, the set at {data.fps:g} Hz", "repaired", "frames are found by position")
-    shape = data.cameras[camera].get("shape")
-    if isinstance(shape, (list, tuple)) and len(shape) == 3 and all(isinstance(n, int) for n in shape):
-        declared = "x".join(map(str, shape))
-        if sorted(shape) != sorted([first.height, first.width, 3]):
-            yield Finding(camera, f"declared as {declared}, the stream is {first.width}x{first.height}", "ignored", "the stream counts")
-        elif shape[0] == 3:
-            yield Finding(camera, f"declared channels first ({declared})", "ignored", "the stream counts")
-    gop = max(info.gop for info in found)
+            counts = ", ".join(f"{kind} in {count} files" for kind, count in kinds.most_common())
+            advice = "each file is read as it is, and scaled to the canvas"
+            yield Finding(camera, f"different {name}: {counts}", "ignored", advice)
+    if any(abs(info.fps - data.fps) > _RATE_TOLERANCE * data.fps for info in infos):
+        rates = ", ".join(f"{rate:g}" for rate in sorted({round(info.fps, 4) for info in infos}))
+        what = f"runs at {rates} Hz, the set at {data.fps:g} Hz"
+        yield Finding(camera, what, "repaired", "frames are found by position")
+    yield from _check_shape(camera, data.cameras[camera].get("shape"), infos[0])
+    gop = max(info.gop for info in infos)
     if gop > _SEEK_COSTS:
-        yield Finding(camera, f"key frames are {gop} frames apart: reading a window decodes many frames", "ignored",
-                      "encode with a key frame every 2 frames for speed")
+        what = f"key frames are {gop} frames apart: reading a window decodes many frames"
+        yield Finding(camera, what, "ignored", "encode with a key frame every 2 frames for speed")
 
 
-def column_findings(data: RobotSet, good: Sequence[tuple[Episode, int]], check: EpisodeCheck) -> Iterator[Finding]:
-    """Columns that the format asks for and the files lack or hold in another type, and clocks that are not row / fps."""
-    kinds = {e.data_file: check.columns(e.data_file) for e, _ in good}
+def _check_shape(camera: str, shape: Any, info: VideoInfo) -> Iterator[Finding]:
+    """The declared shape of a camera against its stream. shape: as the metadata have it."""
+    is_shape = isinstance(shape, (list, tuple)) and len(shape) == 3
+    if not is_shape or not all(isinstance(n, int) for n in shape):
+        return
+    declared = "x".join(map(str, shape))
+    if sorted(shape) != sorted([info.height, info.width, 3]):
+        what = f"declared as {declared}, the stream is {info.width}x{info.height}"
+        yield Finding(camera, what, "ignored", "the stream counts")
+    elif shape[0] == 3:
+        what = f"declared channels first ({declared})"
+        yield Finding(camera, what, "ignored", "the stream counts")
+
+
+def check_columns(
+    data: RobotSet, episodes: Sequence[tuple[Episode, int]], check: EpisodeCheck
+) -> Iterator[Finding]:
+    """Columns that the format asks for and the files lack or hold in another type, and clocks.
+
+    episodes: those that are used, each with its first row in its file
+    """
+    columns = {episode.data_file: check.columns(episode.data_file) for episode, _ in episodes}
     for name in (*_UNUSED, "episode_index"):
-        lack = sum(name not in columns for columns in kinds.values())
-        if lack:
-            counted = name == "episode_index" and data.version.startswith("v3.")
-            what = f"no column {name} in {lack} of {len(kinds)} files"
-            yield Finding("data", what, "repaired" if counted else "ignored", "rows are counted" if counted else "nothing depends on it")
+        lacking = sum(name not in types for types in columns.values())
+        if lacking:
+            what = f"no column {name} in {lacking} of {len(columns)} files"
+            if name == "episode_index" and data.version.startswith("v3."):
+                yield Finding("data", what, "repaired", "rows are counted")
+            else:
+                yield Finding("data", what, "ignored", "nothing depends on it")
     for name in (*data.state_keys, *data.action_keys):
-        wide = sum("double" in str(columns.get(name, "")) for columns in kinds.values())
+        wide = sum("double" in str(types.get(name, "")) for types in columns.values())
         if wide:
-            yield Finding(name, f"stored with 64 bits in {wide} of {len(kinds)} files", "ignored", "more precise than the format asks")
-    late, drift, worst = 0, 0, 0.0
-    for episode, first in good:
-        if "timestamp" in kinds[episode.data_file]:
-            uri = storage.join(data.uri, episode.data_file)
-            clock = read_vectors(uri, first, episode.length, state=("timestamp",), action=("timestamp",))[0][:, 0]
-            late += bool(abs(clock[0]) > _CLOCK)
-            off = float(np.abs(clock - clock[0] - np.arange(episode.length) / data.fps).max())
-            drift, worst = drift + bool(off > _CLOCK), max(worst, off)
+            what = f"stored with 64 bits in {wide} of {len(columns)} files"
+            yield Finding(name, what, "ignored", "more precise than the format asks")
+    clocked = [entry for entry in episodes if "timestamp" in columns[entry[0].data_file]]
+    yield from _check_clocks(data, clocked, len(episodes))
+
+
+def _check_clocks(
+    data: RobotSet, episodes: Sequence[tuple[Episode, int]], total: int
+) -> Iterator[Finding]:
+    """Recorded times that are not row / fps.
+
+    episodes: those that have such times, each with its first row; total: episodes that are used
+    """
+    late, drifting = 0, 0
+    worst = 0.0
+    key = ("timestamp",)
+    for episode, first_row in episodes:
+        uri = storage.join(data.uri, episode.data_file)
+        times, _ = read_vectors(uri, first_row, episode.length, state=key, action=key)
+        clock = times[:, 0]
+        late += bool(abs(clock[0]) > _CLOCK_TOLERANCE_S)
+        expected = np.arange(episode.length) / data.fps
+        drift = float(np.abs(clock - clock[0] - expected).max())
+        drifting += drift > _CLOCK_TOLERANCE_S
+        worst = max(worst, drift)
+    advice = "frames are found by position"
     if late:
-        yield Finding("timestamp", f"does not start at 0 in {late} of {len(good)} episodes", "ignored", "frames are found by position")
-    if drift:
-        yield Finding("timestamp", f"off by up to {worst:.3f} s from row / fps in {drift} of {len(good)} episodes", "ignored",
-                      "frames are found by position")
-
-
-def vectors_of(data: RobotSet, good: Sequence[tuple[Episode, int]]) -> Vectors:
-    """What the numbers of all usable episodes look like, and which rows are not numbers."""
-    findings, states, actions = [], [], []
-    for episode, first in good:
-        try:
-            state, action = episode_vectors(data, episode, first)
-        except DataError as error:
-            findings.append(Finding(f"episode {episode.index}", str(error), "left out", "write it again"))
-            continue
-        wide, named = (state.shape[1], action.shape[1]), (len(data.state_names), len(data.action_names))
-        if wide != named:
-            what = f"state and action are {wide[0]} and {wide[1]} wide, the set says {named[0]} and {named[1]}"
-            findings.append(Finding(f"episode {episode.index}", what, "fatal", "correct the metadata, or leave it out with `episodes`"))
-            continue
-        bad = ~(np.isfinite(state).all(1) & np.isfinite(action).all(1))
-        if bad.any():
-            what = f"NaN or Inf in {int(bad.sum())} rows, first in row {int(bad.argmax())}"
-            findings.append(Finding(f"episode {episode.index}", what, "left out", "samples that need these rows are skipped"))
-        states.append(state[~bad])
-        actions.append(action[~bad])
-    if not sum(map(len, states)):
-        return Vectors(findings, [])
-    state, action = np.concatenate(states), np.concatenate(actions)
-    dimensions = _dimensions("state", data.state_names, state) + _dimensions("action", data.action_names, action)
-    findings += [
-        Finding(f"{row['of']} {row['name']}", "never moves", "ignored", "normalised it is 0, and comes back as its mean")
-        for row in dimensions if row["note"] == "constant"
-    ]
-    for i, row in enumerate(r for r in dimensions if r["of"] == "action"):
-        if i < state.shape[1] and row["note"] != "constant":
-            row["off_state"] = float(np.abs(action[:, i] - state[:, i]).mean() / max(np.ptp(action[:, i]), 1e-9))
-    return Vectors(findings, dimensions)
-
-
-def _dimensions(of: str, names: tuple[str, ...], values: np.ndarray) -> list[dict[str, Any]]:
-    rows = []
-    for name, column in zip(names, values.T, strict=True):
-        low, high = float(column.min()), float(column.max())
-        reach = max(high - low, 1e-12)
-        ends = float(((column < low + 0.05 * reach) | (column > high - 0.05 * reach)).mean())
-        note = "constant" if high - low < _STILL else "near-binary" if ends > _BINARY_SHARE else ""
-        rows.append({"of": of, "name": name, "min": low, "max": high, "mean": float(column.mean()), "note": note})
-    return rows
+        what = f"does not start at 0 in {late} of {total} episodes"
+        yield Finding("timestamp", what, "ignored", advice)
+    if drifting:
+        what = f"off by up to {worst:.3f} s from row / fps in {drifting} of {total} episodes"
+        yield Finding("timestamp", what, "ignored", advice)

@@ -55,16 +55,16 @@ def run_inspect(args: argparse.Namespace) -> int:
     import json
 
     from pipelines.datacmd import source_of
-    from pipelines.inspect import describe, exit_code, shown
+    from pipelines.inspect import as_text, describe, exit_code
 
     source = source_of(args, args.uri)
-    found = describe(source)
+    facts = describe(source)
     if args.html:
         from pipelines.inspect_page import write_page
 
-        write_page(args.html, source, found, args.layout)
-    print(json.dumps(found, indent=2) if args.json else shown(found))
-    return exit_code(found)
+        write_page(args.html, source, facts, args.layout)
+    print(json.dumps(facts, indent=2) if args.json else as_text(facts))
+    return exit_code(facts)
 
 
 def run_stats(args: argparse.Namespace) -> None:

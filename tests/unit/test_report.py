@@ -4,6 +4,7 @@ import base64
 import io
 import re
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -81,16 +82,7 @@ def test_numbers_appear_as_measured(page: str) -> None:
                  "0 of 10 (0 to 28 %)", "not run",
                  "takes 4.00 times as long", "at most 3", "3 answered", "Tiny model."):
         assert text in page, text
-    assert page.count("class=trained") == 2
-
-
-def test_what_did_not_happen_and_what_was_cut_stand_before_every_figure(tmp_path: Path, page: str) -> None:
-    assert 'class="missing"' not in page
-    data = full()
-    data.shortfalls, data.cut = ["the fleet <brought> no further replica"], ["policy steps 350 instead of 700"]
-    told = write_report(tmp_path / "short", SUMMARY, data).read_text()
-    first = told.index("episodes solved in closed loop")
-    assert told.index("the fleet &lt;brought&gt; no further replica") < told.index("policy steps 350 instead of 700") < first
+    assert page.count('class="trained"') == 2
 
 
 def test_text_is_escaped(page: str) -> None:
@@ -135,6 +127,42 @@ def test_strip_keeps_the_frames() -> None:
     scale = picture.shape[0] // 8
     np.testing.assert_array_equal(picture[::scale, : 64 * scale : scale], frames[0])
     np.testing.assert_array_equal(picture[::scale, -64 * scale :: scale], frames[2])
+
+
+def test_what_fell_short_and_what_was_cut_stand_above_everything(tmp_path: Path) -> None:
+    cut = [{"name": "policy_steps", "full": 700, "cut": 420}, {"name": "robots", "full": 9, "cut": 6}]
+    summary = SUMMARY | {"shortfalls": ["No second replica came.", "Nothing resumed."], "cut": cut}
+    page = write_report(tmp_path, summary, full()).read_text()
+    body = page.split("<main>")[1]
+    wanted = [
+        "set out to show and did not", "No second replica came.", "Nothing resumed.",
+        "Made smaller", "policy steps", "700 → 420", "robots", "9 → 6", 'class="tiles"', "The line",
+    ]
+    positions = [body.index(text) for text in wanted]
+    assert positions == sorted(positions)
+
+
+@pytest.mark.parametrize("nothing", [{}, {"shortfalls": [], "cut": []}])
+def test_a_run_that_showed_everything_says_nothing_of_shortfalls(
+    tmp_path: Path, nothing: dict[str, Any]
+) -> None:
+    page = write_report(tmp_path, SUMMARY | nothing, full()).read_text()
+    assert "and did not" not in page
+    assert "Made smaller" not in page
+
+
+def test_a_run_that_fell_short_still_has_its_report(tmp_path: Path) -> None:
+    """No request answered, one replica, a kill without a resumption, no chance level."""
+    summary = SUMMARY | {
+        "resume": {"killed_at_step": 52, "resumed_from_step": None},
+        "closed_loop": {"reach": {"success": 0.9, "episodes": 10}},
+        "fleet": {"robots": 8, "requests": 3, "failed": 3, "p50_ms": float("nan"), "p99_ms": None,
+                  "replicas_min": 1, "replicas_max": 1, "errors": ["robot-1: no answer"]},
+    }
+    page = write_report(tmp_path, summary, ReportData()).read_text()
+    for text in ("nothing resumed", "9 of 10", "p50 not measured, p99 not measured; replicas: 1",
+                 "robot-1: no answer"):
+        assert text in page, text
 
 
 def test_what_speed_costs_is_shown(page: str) -> None:
