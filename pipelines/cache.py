@@ -33,8 +33,7 @@ from gwp.model.codecs.video import load_video_codec
 from gwp.paths import absolute_paths
 from pipelines.cache_shards import LatentWriter, TextWriter, decode_block, frame_shape
 from pipelines.config import config_hash
-from pipelines.ingest import POOL
-from pipelines.prepare import (
+from pipelines.resolve import (
     cache_key,
     init_uri,
     manifest_names,
@@ -45,7 +44,7 @@ from pipelines.prepare import (
     write_codec,
     write_text,
 )
-from pipelines.stage import TrainJob
+from pipelines.stage import POOL, TrainJob
 
 # These say how a stage trains, not what its samples and codecs are.
 _NOT_CACHED = ("run", "stage", "objective", "optimizer", "engine", "cluster", "data.batch_multiple", "data.together", "data.max_broken")

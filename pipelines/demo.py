@@ -26,8 +26,8 @@ from pipelines.demo_probe import measure
 from pipelines.demo_size import FULL, PROMISED_S, QUICK, Plan, Size, plan
 from pipelines.demo_summary import CAVEATS, environment, fleet_figures, shortfalls, stage_figures
 from pipelines.fleet import FleetResult, Robot, run_fleet
-from pipelines.prepare import run_uri
 from pipelines.report import ReportData, write_report
+from pipelines.resolve import run_uri
 from pipelines.stage import TrainJob
 from pipelines.train import StageResult, train
 from pipelines.watch import resumptions, shown, worker_progress

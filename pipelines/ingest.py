@@ -24,9 +24,8 @@ from gwp.data.sample import SampleSpec, decode_samples
 from pipelines.checkpoints import latest_committed
 from pipelines.failures import lasting
 from pipelines.prepare import Prepared
-from pipelines.stage import ClusterConfig
+from pipelines.stage import POOL, ClusterConfig
 
-POOL = "gwp/pool"
 _TOGETHER = 256
 """Blocks whose positions lie in one object: handing out objects costs the driver milliseconds each."""
 _CARRIED = 128 << 20

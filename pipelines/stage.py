@@ -22,6 +22,9 @@ from gwp.model.objective import Objective
 from gwp.names import relative_name
 from gwp.paths import Location, PathField
 
+POOL = "gwp/pool"
+"""Label of a node that says which work it is for."""
+
 _CONFIG = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
 
 

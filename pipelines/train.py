@@ -19,9 +19,9 @@ from gwp.errors import GwpError
 from pipelines.checkpoints import latest_committed
 from pipelines.export import write_final
 from pipelines.failures import StopForGood, first, interruptible
-from pipelines.ingest import POOL, execution_options, remaining_dataset
+from pipelines.ingest import execution_options, remaining_dataset
 from pipelines.prepare import Prepared, prepare
-from pipelines.stage import TrainJob
+from pipelines.stage import POOL, TrainJob
 from pipelines.tracking import STOPPED_TAG, create_run, find_run, finish_run, log_inputs, tracking_uri
 from pipelines.worker import train_loop
 

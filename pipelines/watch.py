@@ -8,7 +8,7 @@ from typing import Any
 
 from gwp import storage
 from pipelines.console import progress
-from pipelines.prepare import run_uri
+from pipelines.resolve import run_uri
 from pipelines.stage import TrainJob
 
 _POLL_S = 1.0

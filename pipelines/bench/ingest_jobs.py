@@ -10,7 +10,8 @@ from gwp.data.lerobot import INFO
 from gwp.data.lerobot_write import LeRobotWriter
 from gwp.data.robots import robots_at
 from gwp.data.source import Source
-from pipelines.prepare import Prepared, compute_all_stats, manifest_of, resolve_embodiments, sample_spec
+from pipelines.prepare import Prepared
+from pipelines.resolve import compute_all_stats, manifest_of, resolve_embodiments, sample_spec
 from pipelines.stage import TrainJob
 
 ROBOT = "bench"

@@ -18,7 +18,7 @@ def run_plan(args: argparse.Namespace) -> None:
 
     from gwp.data.plan import make_plan, mixing
     from pipelines.config import load_config
-    from pipelines.prepare import manifest_of, resolve_embodiments
+    from pipelines.resolve import manifest_of, resolve_embodiments
     from pipelines.stage import TrainJob
 
     job = load_config(args.file, TrainJob, args.sets)

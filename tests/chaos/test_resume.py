@@ -18,7 +18,7 @@ from gwp.data.manifest import Manifest
 from gwp.data.plan import make_plan, plan_slice
 from pipelines.checkpoints import find_committed
 from pipelines.config import load_config
-from pipelines.prepare import run_uri
+from pipelines.resolve import run_uri
 from pipelines.stage import TrainJob
 from pipelines.tracking import metric_history
 from pipelines.train import StageResult, train

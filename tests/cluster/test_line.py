@@ -18,8 +18,9 @@ from pipelines.checkpoints import latest_committed
 from pipelines.cli import main
 from pipelines.config import load_config
 from pipelines.export import export
-from pipelines.prepare import prepare, run_uri
+from pipelines.prepare import prepare
 from pipelines.promote import promote, register
+from pipelines.resolve import run_uri
 from pipelines.stage import TrainJob
 from pipelines.tracking import PARENT_TAG, client, metric_history
 from pipelines.train import StageResult, train

@@ -24,7 +24,8 @@ from pipelines.cache import build_cache, cached_form, finish, missing_shards, pl
 from pipelines.cache_shards import LatentWriter, TextWriter, decode_block
 from pipelines.config import ConfigError, load_config
 from pipelines.ingest import decode_block as decoded_columns
-from pipelines.prepare import Prepared, prepare, read_embodiments, sample_spec
+from pipelines.prepare import Prepared, prepare
+from pipelines.resolve import read_embodiments, sample_spec
 from pipelines.stage import TrainJob
 from tests.sets import TOP, WRIST, write_v30, write_video
 from tests.unit.test_stages import STAGES

@@ -12,7 +12,7 @@ from gwp.errors import DataError, GwpError
 from gwp.model.transformer import WorldActionTransformer
 from pipelines.config import load_config
 from pipelines.engine import deepspeed_config
-from pipelines.prepare import compute_all_stats, init_uri, resolve_embodiments
+from pipelines.resolve import compute_all_stats, init_uri, resolve_embodiments
 from pipelines.stage import OptimizerConfig, TrainJob
 from tests.sets import write_v21
 
