@@ -10,7 +10,7 @@
     │   └── MissingError        a file is not there
     ├── ProtocolError           bytes that are no message      (`gwp.protocol.msgpack_numpy`)
     ├── ClientError             no answer, or a refusal; has a `code`      (`gwp.client`)
-    ├── ConfigError             a configuration file has mistakes      (`pipelines.config`)
+    ├── ConfigError             a configuration file has mistakes      (`pipelines.config.load`)
     └── RefusedError            why the endpoint gives no chunk; has a `code`      (`serve.dispatch`)
 
 Anything else that is raised is a fault of this project or of the machine: a bug, a lost device, no memory.

@@ -11,9 +11,9 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from gwp.errors import GwpError
+from gwp.model.denoise import act, observe
 from gwp.model.flow import solver_sigmas
 from gwp.model.layers import ConditionEmbedder, action_rotary, visual_rotary
-from gwp.model.sample import act, observe
 from gwp.model.transformer import Tokens, WorldActionTransformer
 from gwp.model.weights import load_model
 

@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 
 from gwp.errors import GwpError
-from gwp.names import relative_name, shown
+from gwp.storage.names import relative_name, shown
 
 
 def shard_names(index: Path) -> list[str]:

@@ -26,9 +26,9 @@ from gwp.data.canvas import Canvas
 from gwp.data.embodiment import Embodiment
 from gwp.data.window import Window
 from gwp.errors import BundleError, MissingError
-from gwp.local_files import is_temporary
-from gwp.named_files import check_files, fetch_files, read_manifest
-from gwp.names import shown, shown_all
+from gwp.storage.local_files import is_temporary
+from gwp.storage.named_files import check_files, fetch_files, read_manifest
+from gwp.storage.names import shown, shown_all
 
 MANIFEST = "MANIFEST.json"
 FORMAT = 1

@@ -12,10 +12,10 @@ from gwp import storage
 from gwp.data.canvas import Canvas
 from gwp.data.embodiment import Embodiment
 from gwp.errors import BundleError, MissingError, ObservationError
-from gwp.named_files import read_manifest
 from gwp.policy.bundle import MANIFEST, PolicySettings
 from gwp.protocol.handshake import mismatch, short_name
 from gwp.protocol.messages import Observation
+from gwp.storage.named_files import read_manifest
 
 if TYPE_CHECKING:
     from gwp.policy.bundle import Bundle

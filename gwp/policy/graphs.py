@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from gwp.model.layout import TextKeys
+from gwp.model.inference.layout import TextKeys
 from gwp.policy.solver import Prefix, Solver
 
 _WARM_UP = 3

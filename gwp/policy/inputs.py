@@ -12,7 +12,7 @@ from torch import Tensor
 
 from gwp.data.canvas import compose
 from gwp.data.embodiment import Embodiment
-from gwp.data.stats import Normalizer, Stats
+from gwp.data.stats.normalise import Normalizer, Stats
 from gwp.policy.bundle import Bundle
 from gwp.policy.contract import PolicyContract
 from gwp.policy.safety import apply_limits

@@ -19,8 +19,8 @@ from torch import Tensor
 from gwp.errors import BundleError
 from gwp.model.codecs.text import TextEncoder, TextTable, load_text_encoder
 from gwp.model.codecs.video import VideoCodec, load_video_codec
-from gwp.model.fused import FusedTransformer
-from gwp.model.layout import TextKeys
+from gwp.model.inference.fused import FusedTransformer
+from gwp.model.inference.layout import TextKeys
 from gwp.model.transformer import Tokens, WorldActionTransformer
 from gwp.model.weights import load_model
 from gwp.policy.bundle import Bundle, read_bundle

@@ -11,8 +11,8 @@ from torch import Tensor
 
 from gwp.model.config import Group
 from gwp.model.flow import solver_sigmas
-from gwp.model.fused import FusedTransformer, Pass
-from gwp.model.layout import Cache, Noise, TextKeys
+from gwp.model.inference.fused import FusedTransformer, Pass
+from gwp.model.inference.layout import Cache, Noise, TextKeys
 from gwp.model.transformer import Tokens
 
 _ACTION: tuple[Group, ...] = ("A",)

@@ -11,7 +11,7 @@ from itertools import islice
 
 import numpy as np
 
-from gwp.data.lerobot_write import LeRobotWriter
+from gwp.data.formats.lerobot.write import LeRobotWriter
 from gwp.errors import GwpError
 from gwp.sim.metaworld import CAMERA, EMBODIMENT, MAX_STEPS, TASKS, Env
 

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from gwp.model.config import Family, Group, ModelConfig
-from gwp.model.layout import Noise
+from gwp.model.inference.layout import Noise
 from gwp.model.transformer import Tokens, WorldActionTransformer
 from gwp.policy.batching.engine import Engine
 from gwp.policy.batching.schedule import EngineSettings

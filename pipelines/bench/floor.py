@@ -8,9 +8,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from gwp.model.eager import attention
-from gwp.model.fused import FusedTransformer
-from gwp.model.native import NativeLayers
+from gwp.model.inference.compiled import NativeLayers
+from gwp.model.inference.eager import attention
+from gwp.model.inference.fused import FusedTransformer
 from gwp.policy.solver import Prefix, Solver
 
 

@@ -22,9 +22,9 @@ import ray.data
 import torch
 
 from gwp import storage
-from gwp.data.cached import Cache, sample_names
-from gwp.data.lerobot import INFO
-from gwp.data.video import open_video, probe
+from gwp.data.formats.lerobot.read import INFO
+from gwp.data.latent_cache import Cache, sample_names
+from gwp.data.video.decode import open_video, probe
 from gwp.errors import GwpError
 from pipelines.bench.act import hardware
 from pipelines.bench.ingest_jobs import job_for, made_set, prepared_for
@@ -32,9 +32,9 @@ from pipelines.bench.ingest_sides import Side, bare, dataloader, wanted_of
 from pipelines.bench.ingest_stream import read_videos, stream
 from pipelines.bench.s3 import CountedS3, counted_s3
 from pipelines.bench.watch import Watch, store
-from pipelines.cache import build_cache
-from pipelines.ingest import blocks, carried, carriers, planned
-from pipelines.prepare import Prepared
+from pipelines.datasets.cache import build_cache
+from pipelines.training.prepare import Prepared
+from pipelines.training.stream import blocks, carried, carriers, planned
 
 _WHOLE_FRAMES = 17
 """Frames of the samples that are compared with `read_videos`, which gives every frame."""

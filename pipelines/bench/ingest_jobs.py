@@ -6,13 +6,13 @@ from typing import Any
 import numpy as np
 
 from gwp import storage
-from gwp.data.lerobot import INFO
-from gwp.data.lerobot_write import LeRobotWriter
-from gwp.data.robots import robots_at
+from gwp.data.formats.find import robots_at
+from gwp.data.formats.lerobot.read import INFO
+from gwp.data.formats.lerobot.write import LeRobotWriter
 from gwp.data.source import Source
-from pipelines.prepare import Prepared
-from pipelines.resolve import compute_all_stats, manifest_of, resolve_embodiments, sample_spec
-from pipelines.stage import TrainJob
+from pipelines.jobs.resolve import compute_all_stats, manifest_of, resolve_embodiments, sample_spec
+from pipelines.jobs.train_job import TrainJob
+from pipelines.training.prepare import Prepared
 
 ROBOT = "bench"
 _FROM_END_TO_END = 64

@@ -19,10 +19,10 @@ import torch
 from av.video.reformatter import VideoReformatter
 from torch.utils.data import DataLoader, Dataset
 
-from gwp.data.cached import Cache
-from gwp.data.sample import SampleSpec, frame_times
-from gwp.data.video import SEEK_SAVES, WORK
-from pipelines.ingest import decode_block
+from gwp.data.decode import SampleSpec, frame_times
+from gwp.data.latent_cache import Cache
+from gwp.data.video.decode import SEEK_SAVES, WORK
+from pipelines.training.stream import decode_block
 
 _START_S = 120.0
 

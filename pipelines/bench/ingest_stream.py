@@ -9,13 +9,13 @@ import ray
 import ray.data
 
 from pipelines.bench.ingest_sides import Side
-from pipelines.ingest import batches, dataset, execution_options
-from pipelines.prepare import Prepared
+from pipelines.training.prepare import Prepared
+from pipelines.training.stream import batches, dataset, execution_options
 
 
 @ray.remote(num_cpus=1)
 class _Worker:
-    """A training worker without training: it takes batches as `pipelines.worker` does."""
+    """A training worker without training: it takes batches as `pipelines.training.loop` does."""
 
     def __init__(self, rank: int, world: int) -> None:
         self.rank, self.world = rank, world

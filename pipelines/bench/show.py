@@ -6,7 +6,7 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
-from pipelines.report_charts import BLUE, CLAY, GREY, MUTED
+from pipelines.evaluation.charts import BLUE, CLAY, GREY, MUTED
 
 
 def table(r: dict[str, Any]) -> str:

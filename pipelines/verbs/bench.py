@@ -3,7 +3,7 @@
 import argparse
 from typing import Any
 
-from pipelines.arguments import numbers
+from pipelines.verbs.arguments import numbers
 
 
 def add(subparsers: Any) -> None:

@@ -27,7 +27,7 @@ def add(subparsers: Any) -> None:
 
 
 def run_check(args: argparse.Namespace) -> None:
-    from pipelines.config import ConfigError, base_of, load_any
+    from pipelines.config.load import ConfigError, base_of, load_any
 
     problems: list[str] = []
     # A file that others extend need not be complete; it is checked as part of them.
@@ -48,7 +48,7 @@ def run_check(args: argparse.Namespace) -> None:
 def run_show(args: argparse.Namespace) -> None:
     import json
 
-    from pipelines.config import dump_resolved, load_any, resolved
+    from pipelines.config.load import dump_resolved, load_any, resolved
 
     config = load_any(args.file, args.sets)
     print(json.dumps(resolved(config), indent=2) if args.json else dump_resolved(config), end="\n" if args.json else "")
@@ -57,12 +57,12 @@ def run_show(args: argparse.Namespace) -> None:
 def run_schema(args: argparse.Namespace) -> None:
     import json
 
-    from pipelines.config import schema
+    from pipelines.config.load import schema
 
     print(json.dumps(schema(args.kind), indent=2))
 
 
 def run_reference(args: argparse.Namespace) -> None:  # noqa: ARG001
-    from pipelines.config_reference import reference
+    from pipelines.config.reference import reference
 
     print(reference(), end="")

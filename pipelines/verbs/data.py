@@ -54,13 +54,13 @@ def _add_source(parser: argparse.ArgumentParser) -> None:
 def run_inspect(args: argparse.Namespace) -> int:
     import json
 
-    from pipelines.datacmd import source_of
-    from pipelines.inspect import as_text, describe, exit_code
+    from pipelines.datasets.inspect import as_text, describe, exit_code
+    from pipelines.datasets.stats import source_of
 
     source = source_of(args, args.uri)
     facts = describe(source)
     if args.html:
-        from pipelines.inspect_page import write_page
+        from pipelines.datasets.page import write_page
 
         write_page(args.html, source, facts, args.layout)
     print(json.dumps(facts, indent=2) if args.json else as_text(facts))
@@ -68,6 +68,6 @@ def run_inspect(args: argparse.Namespace) -> int:
 
 
 def run_stats(args: argparse.Namespace) -> None:
-    from pipelines.datacmd import write_stats
+    from pipelines.datasets.stats import write_stats
 
     write_stats(args)

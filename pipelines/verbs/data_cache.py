@@ -21,10 +21,10 @@ def run_cache(args: argparse.Namespace) -> None:
     import json
     from dataclasses import asdict
 
-    from pipelines.cache import build_cache
-    from pipelines.config import load_config
+    from pipelines.config.load import load_config
     from pipelines.console import event, progress
-    from pipelines.stage import TrainJob
+    from pipelines.datasets.cache import build_cache
+    from pipelines.jobs.train_job import TrainJob
 
     job = load_config(args.file, TrainJob, args.sets)
     with progress(f"cache {args.out}") as bar:

@@ -16,10 +16,10 @@ def add(subparsers: Any) -> None:
 def run_plan(args: argparse.Namespace) -> None:
     import json
 
-    from gwp.data.plan import make_plan, mixing
-    from pipelines.config import load_config
-    from pipelines.resolve import manifest_of, resolve_embodiments
-    from pipelines.stage import TrainJob
+    from gwp.data.plan.plan import make_plan, mixing
+    from pipelines.config.load import load_config
+    from pipelines.jobs.resolve import manifest_of, resolve_embodiments
+    from pipelines.jobs.train_job import TrainJob
 
     job = load_config(args.file, TrainJob, args.sets)
     embodiments = resolve_embodiments(job)

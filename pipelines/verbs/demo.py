@@ -4,7 +4,7 @@ import argparse
 from collections.abc import Mapping
 from typing import Any
 
-from pipelines.demo_size import PROMISED_S
+from pipelines.demo.size import PROMISED_S
 
 SHORTFALL = 3
 
@@ -27,7 +27,7 @@ def add(subparsers: Any) -> None:
 def run_demo(args: argparse.Namespace) -> int:
     from pathlib import Path
 
-    from pipelines.demo import run_demo as run
+    from pipelines.demo.line import run_demo as run
 
     return exit_code(run(Path(args.out), quick=args.quick, promised_s=60 * args.minutes))
 

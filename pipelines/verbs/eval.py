@@ -3,7 +3,7 @@
 import argparse
 from typing import Any
 
-from pipelines.arguments import numbers
+from pipelines.verbs.arguments import numbers
 
 
 def add(subparsers: Any) -> None:
@@ -47,7 +47,7 @@ def _load(uri: str) -> Any:
 def run_open_loop(args: argparse.Namespace) -> None:
     import json
 
-    from pipelines.evaluate import open_loop
+    from pipelines.evaluation.evaluate import open_loop
 
     r = open_loop(_load(args.policy), args.data, args.episodes)
     print(json.dumps({"mse": r.mse, "mse_hold": r.mse_hold, "mse_mean": r.mse_mean, "windows": r.windows, "per_dim": r.per_dim}, indent=1))
@@ -58,8 +58,8 @@ def run_video(args: argparse.Namespace) -> None:
 
     import numpy as np
 
-    from pipelines.evaluate import imagined
-    from pipelines.report import psnr
+    from pipelines.evaluation.evaluate import imagined
+    from pipelines.evaluation.report import psnr
 
     rows = imagined(_load(args.policy), args.data, args.clips)
     ours = [psnr(real[1:], guess[1:]) for _, real, guess in rows]
@@ -71,7 +71,7 @@ def run_steps(args: argparse.Namespace) -> None:
     import json
     from dataclasses import asdict
 
-    from pipelines.studies import steps_study
+    from pipelines.evaluation.studies import steps_study
 
     print(json.dumps([asdict(row) for row in steps_study(_load(args.policy), args.data, args.steps, args.episodes)], indent=1))
 
@@ -80,7 +80,7 @@ def run_seams(args: argparse.Namespace) -> None:
     import json
     from dataclasses import asdict
 
-    from pipelines.studies import seams_study
+    from pipelines.evaluation.studies import seams_study
 
     print(json.dumps(asdict(seams_study(_load(args.policy), args.data, args.delay, args.episodes)), indent=1))
 
@@ -88,7 +88,7 @@ def run_seams(args: argparse.Namespace) -> None:
 def run_closed_loop(args: argparse.Namespace) -> None:
     import json
 
-    from pipelines.evaluate import blind_success, closed_loop, random_success
+    from pipelines.evaluation.evaluate import blind_success, closed_loop, random_success
 
     tasks = [t.strip() for t in args.tasks.split(",")]
     won = closed_loop(_load(args.policy), tasks, args.episodes, args.max_steps)

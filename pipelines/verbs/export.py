@@ -15,7 +15,7 @@ def add(subparsers: Any) -> None:
 
 
 def run_export(args: argparse.Namespace) -> None:
-    from pipelines.export import export
+    from pipelines.training.export import export
 
     policy_id = export(args.run_folder, args.out, weights=args.weights, steps=args.steps, shift=args.shift)
     print(f"{policy_id}  {args.out}")

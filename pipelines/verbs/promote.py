@@ -16,7 +16,7 @@ def run_promote(args: argparse.Namespace) -> None:
     import json
 
     from gwp.policy.bundle import read_bundle
-    from pipelines.promote import promote, register
+    from pipelines.tracking.registry import promote, register
 
     # Reading verifies every hash: what cannot be served is never promoted.
     bundle = read_bundle(args.bundle)

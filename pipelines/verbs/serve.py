@@ -28,7 +28,7 @@ def run_serve(args: argparse.Namespace) -> None:
 
     import serve as package
     from gwp.errors import GwpError
-    from pipelines.config import load_config
+    from pipelines.config.load import load_config
     from serve.config import ServeApp
 
     if args.file is None and args.policy is None:

@@ -14,6 +14,6 @@ def add(subparsers: Any) -> None:
 
 
 def run_submit(args: argparse.Namespace) -> int:
-    from pipelines.submit import submit
+    from clusters.submit import submit
 
     return submit(args.file, args.sets, args.address, wait=not args.no_wait)

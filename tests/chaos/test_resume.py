@@ -13,17 +13,17 @@ from safetensors.numpy import load
 
 from clusters.mini import MiniCluster
 from gwp import storage
-from gwp.data.lerobot_write import LeRobotWriter
-from gwp.data.manifest import Manifest
-from gwp.data.plan import make_plan, plan_slice
-from pipelines.checkpoints import find_committed
-from pipelines.config import load_config
-from pipelines.resolve import run_uri
-from pipelines.stage import TrainJob
-from pipelines.tracking import metric_history
-from pipelines.train import StageResult, train
-from pipelines.watch import resumptions, worker_progress
-from tests.unit.test_stages import STAGES
+from gwp.data.formats.lerobot.write import LeRobotWriter
+from gwp.data.plan.build import Manifest
+from gwp.data.plan.plan import make_plan, plan_slice
+from pipelines.config.load import load_config
+from pipelines.jobs.resolve import run_uri
+from pipelines.jobs.train_job import TrainJob
+from pipelines.tracking.runs import metric_history
+from pipelines.training.checkpoints import find_committed
+from pipelines.training.train import StageResult, train
+from pipelines.training.watch import resumptions, worker_progress
+from tests.unit.pipelines.jobs.test_stages import STAGES
 
 STEPS, EVERY = 60, 15
 CALM = ("calm", "run.keep=10", "run.record_samples=true")

@@ -10,14 +10,14 @@ import pytest
 
 from clusters.mini import MiniCluster
 from gwp import storage
-from gwp.data.cached import CACHE, shards_there
-from gwp.data.lerobot_write import LeRobotWriter
+from gwp.data.formats.lerobot.write import LeRobotWriter
+from gwp.data.latent_cache import CACHE, shards_there
 from pipelines.cli import main
-from pipelines.config import load_config
-from pipelines.stage import TrainJob
-from pipelines.tracking import metric_history
-from pipelines.train import train
-from tests.unit.test_stages import STAGES
+from pipelines.config.load import load_config
+from pipelines.jobs.train_job import TrainJob
+from pipelines.tracking.runs import metric_history
+from pipelines.training.train import train
+from tests.unit.pipelines.jobs.test_stages import STAGES
 
 FILE = str(STAGES / "policy.yaml")
 STEPS, EPISODES, LENGTH = 3, 5, 40

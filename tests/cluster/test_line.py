@@ -2,31 +2,32 @@
 
 import json
 import socket
-from pathlib import Path
 
 import numpy as np
 import pytest
 
 from clusters.mini import MiniCluster
 from gwp import storage
-from gwp.data.manifest import Manifest
-from gwp.data.plan import plan_slice
+from gwp.data.plan.build import Manifest
+from gwp.data.plan.plan import plan_slice
 from gwp.errors import GwpError
 from gwp.policy.policy import Policy
-from pipelines import evaluate
-from pipelines.checkpoints import latest_committed
 from pipelines.cli import main
-from pipelines.config import load_config
-from pipelines.export import export
-from pipelines.prepare import prepare
-from pipelines.promote import promote, register
-from pipelines.resolve import run_uri
-from pipelines.stage import TrainJob
-from pipelines.tracking import PARENT_TAG, client, metric_history
-from pipelines.train import StageResult, train
+from pipelines.config.load import load_config
+from pipelines.evaluation import evaluate
+from pipelines.jobs.resolve import run_uri
+from pipelines.jobs.train_job import TrainJob
+from pipelines.tracking.registry import promote, register
+from pipelines.tracking.runs import PARENT_TAG, client, metric_history
+from pipelines.training.checkpoints import latest_committed
+from pipelines.training.export import export
+from pipelines.training.prepare import prepare
+from pipelines.training.train import StageResult, train
+from tests.support import paths
+from tests.support.paths import ROOT
 
-SHARED = Path(__file__).resolve().parents[3] / "shared" / "data"
-STAGES = Path(__file__).resolve().parents[2] / "pipelines" / "stages"
+SHARED = paths.SHARED / "data"
+STAGES = ROOT / "pipelines" / "stages"
 G1_FIELDS = [
     "model.action_channels=32",
     "data.window={chunk: 16, stride: 4}",

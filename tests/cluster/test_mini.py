@@ -19,9 +19,11 @@ from clusters.mini import CPUS, LABEL, MiniCluster, read_env
 from gwp import storage
 from gwp.errors import GwpError
 from gwp.policy.locate import locate
-from pipelines import checkpoints, promote, tracking
 from pipelines.cli import main
-from pipelines.tracking import RunLog
+from pipelines.tracking import registry as promote
+from pipelines.tracking import runs as tracking
+from pipelines.tracking.runs import RunLog
+from pipelines.training import checkpoints
 
 WITHIN_S = 180.0
 pytestmark = pytest.mark.timeout(900)

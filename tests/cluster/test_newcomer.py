@@ -11,11 +11,11 @@ from pathlib import Path
 import pytest
 
 from gwp import storage
-from pipelines.checkpoints import find_committed
-from pipelines.tracking import client, metric_history
-from pipelines.watch import resumptions
-from tests.sets import write_v30
-from tests.unit.test_stages import STAGES
+from pipelines.tracking.runs import client, metric_history
+from pipelines.training.checkpoints import find_committed
+from pipelines.training.watch import resumptions
+from tests.support.sets import write_v30
+from tests.unit.pipelines.jobs.test_stages import STAGES
 
 ROOT = STAGES.parents[1]
 STEPS, EVERY = 60, 3

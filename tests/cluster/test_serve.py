@@ -29,7 +29,7 @@ from gwp.protocol.msgpack_numpy import packb, unpackb
 from serve.app import deploy, replica_counts
 from serve.config import ServeApp
 from serve.warmup import observation_for
-from tests.tiny import make_tiny_bundle
+from tests.support.tiny import make_tiny_bundle
 
 KEY = "robot-key"
 WAIT_S = 180

@@ -8,15 +8,15 @@ from ray.train import ControllerError
 from clusters.mini import MiniCluster
 from gwp import storage
 from gwp.errors import GwpError
-from pipelines.checkpoints import find_committed
-from pipelines.config import load_config
-from pipelines.stage import TrainJob
-from pipelines.tracking import STOPPED_TAG, client
-from pipelines.train import train
-from pipelines.watch import resumptions
+from pipelines.config.load import load_config
+from pipelines.jobs.train_job import TrainJob
+from pipelines.tracking.runs import STOPPED_TAG, client
+from pipelines.training.checkpoints import find_committed
+from pipelines.training.train import train
+from pipelines.training.watch import resumptions
 from tests.cluster.test_newcomer import SETS
-from tests.sets import write_v30
-from tests.unit.test_stages import STAGES
+from tests.support.sets import write_v30
+from tests.unit.pipelines.jobs.test_stages import STAGES
 
 
 def job(mini: MiniCluster, folder: Path, name: str, *more: str) -> TrainJob:

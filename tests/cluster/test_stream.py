@@ -10,9 +10,9 @@ import pytest
 import ray.data
 
 from clusters.mini import MiniCluster
-from pipelines.failures import StoppedError, lasting
-from pipelines.ingest import carried, carriers, dataset, decode_block, execution_options, planned
-from tests.unit.test_ingest import prepared
+from pipelines.training.failures import StoppedError, lasting
+from pipelines.training.stream import carried, carriers, dataset, decode_block, execution_options, planned
+from tests.unit.pipelines.training.test_stream import prepared
 
 
 @pytest.mark.timeout(300)

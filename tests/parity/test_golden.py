@@ -1,12 +1,12 @@
 """Reference tensors of the two families, loaded through the ordinary loader."""
 
-from pathlib import Path
 
 import pytest
 
 from gwp.model.parity import check_folder
+from tests.support.paths import SHARED
 
-GOLDEN = Path(__file__).resolve().parents[3] / "shared" / "golden"
+GOLDEN = SHARED / "golden"
 pytestmark = pytest.mark.skipif(not GOLDEN.is_dir(), reason=f"reference tensors are not at {GOLDEN}")
 
 

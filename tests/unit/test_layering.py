@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).resolve().parents[2]
+from tests.support.paths import ROOT
+
 LONGEST = 400
 
 # Room -> packages that no file of it may import, directly and anywhere in the file.

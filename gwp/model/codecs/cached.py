@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from gwp import storage
-from gwp.data.cached import Cache, NumberFormat
+from gwp.data.latent_cache import Cache, NumberFormat
 from gwp.data.text import text_hash
 from gwp.errors import GwpError
 

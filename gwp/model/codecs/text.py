@@ -18,7 +18,7 @@ from gwp.model.codecs.cached import CachedTextEncoder
 from gwp.model.codecs.hashed import HashedConfig, HashedTextEncoder
 from gwp.model.codecs.saved import describe
 from gwp.model.codecs.umt5 import UMT5Config, UMT5TextEncoder
-from gwp.names import relative_name
+from gwp.storage.names import relative_name
 
 TextEncoder = HashedTextEncoder | UMT5TextEncoder
 TextEncoderConfig = Annotated[HashedConfig | UMT5Config, Field(discriminator="kind")]

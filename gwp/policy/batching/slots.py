@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from gwp.model.fused import Pass
+from gwp.model.inference.fused import Pass
 from gwp.policy.inputs import Batch
 from gwp.policy.solver import Prefix, Solver
 

@@ -1,0 +1,140 @@
+"""Open files of storage that outlive a bad moment of it."""
+
+import io
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, NoReturn
+
+import fsspec
+
+from gwp.errors import DataError, GwpError
+from gwp.storage.door import arrow_filesystem, call, filesystem, version_of
+from gwp.storage.retry import PATIENCE
+
+
+def read_ranges(uris: list[str], starts: list[int], ends: list[int]) -> list[bytes]:
+    """Bytes `starts[i]` to `ends[i]` of each object, all of one file system, asked for at once; short where an object ends before."""
+    if not uris:
+        return []
+    paths = [filesystem(uri)[1] for uri in uris]
+    return call(uris[0], lambda fs, _: [bytes(part) for part in fs.cat_ranges(paths, starts, ends, on_error="raise")])
+
+
+class Ranges(io.RawIOBase):
+    """A remote file whose reads survive what passes: after a failure it is opened anew where it stood."""
+
+    def __init__(self, uri: str, ahead: int | None) -> None:
+        self._uri = uri
+        self._options = {"block_size": ahead} if ahead else {}
+        self._file = call(uri, self._open)
+        self._broken = False
+        self._ready: dict[int, bytes] = {}
+
+    def _open(self, fs: fsspec.AbstractFileSystem, path: str) -> Any:
+        return fs.open(path, "rb", **self._options)
+
+    def fetch(self, ranges: list[tuple[int, int]]) -> None:
+        """Ask for these bytes (begin, end; ascending, apart) at once; reads inside them cost nothing then, in place of earlier ones."""
+        found = read_ranges([self._uri] * len(ranges), [a for a, _ in ranges], [b for _, b in ranges])
+        self._ready = {begin: data for (begin, _), data in zip(ranges, found, strict=True)}
+
+    def read(self, size: int | None = -1) -> bytes:
+        at = self._file.tell()
+        for begin, ready in self._ready.items():
+            if size and begin <= at < begin + len(ready):
+                part = ready[at - begin : at - begin + size if size > 0 else None]
+                self._file.seek(at + len(part))
+                # A short answer, as files may give; but not where all that is left was asked for.
+                return part if size > 0 else part + self.read()
+
+        def attempt(fs: fsspec.AbstractFileSystem, path: str) -> bytes:
+            if self._broken:
+                before, self._file = self._file, self._open(fs, path)
+                if version_of(getattr(self._file, "details", {})) != version_of(getattr(before, "details", {})):
+                    raise DataError(f"{self._uri}: changed while it was read; read it again")
+                self._file.seek(at)
+            # Until it is known to have gone well.
+            self._broken = True
+            data = bytes(self._file.read(-1 if size is None else size))
+            self._broken = False
+            return data
+
+        return call(self._uri, attempt)
+
+    def readinto(self, buffer: Any) -> int:
+        data = self.read(len(buffer))
+        buffer[: len(data)] = data
+        return len(data)
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        return int(self._file.seek(offset, whence))
+
+    def tell(self) -> int:
+        return int(self._file.tell())
+
+    def seekable(self) -> bool:
+        return True
+
+    def readable(self) -> bool:
+        return True
+
+    def close(self) -> None:
+        if not self.closed:
+            self._file.close()
+        super().close()
+
+
+@contextmanager
+def native(uri: str, ahead: int) -> Iterator[Any]:
+    """An object of S3 through Arrow. A read that fails, whatever a library made of it, leaves the block as the error it was."""
+    failed: list[OSError] = []
+    fs, path = arrow_filesystem(uri)
+    try:
+        raw = fs.open_input_file(path)
+    except OSError as error:
+        _explain_native(uri, error)
+    try:
+        with _Native(raw, failed) as handle:
+            yield io.BufferedReader(handle, ahead)
+    except Exception:
+        # The library holds its lock no longer, so Python threads may be waited for.
+        if failed:
+            _explain_native(uri, failed[0])
+        raise
+
+
+def _explain_native(uri: str, error: OSError) -> NoReturn:
+    """Raise what ails `uri`. Arrow, which has been patient in its own way, has words only; the answer to our own client has a code."""
+    call(uri, lambda fs, path: fs.cat_file(path, 0, 1))
+    raise GwpError(f"{uri}: storage keeps failing ({error}); try later, or raise {PATIENCE}") from error
+
+
+class _Native(io.RawIOBase):
+    """A file of Arrow's that notes what failed before a library between turns it into something else."""
+
+    def __init__(self, raw: Any, failed: list[OSError]) -> None:
+        self._raw, self._failed = raw, failed
+
+    def readinto(self, buffer: Any) -> int:
+        try:
+            return int(self._raw.readinto(buffer))
+        except OSError as error:
+            self._failed.append(error)
+            raise
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        return int(self._raw.seek(offset, whence))
+
+    def tell(self) -> int:
+        return int(self._raw.tell())
+
+    def seekable(self) -> bool:
+        return True
+
+    def readable(self) -> bool:
+        return True
+
+    def close(self) -> None:
+        if not self.closed:
+            self._raw.close()
+        super().close()

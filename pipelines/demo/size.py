@@ -1,0 +1,144 @@
+"""How much of everything the demo does: its sizes, how long they take on a machine, and what is cut when that is too long."""
+
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+PROMISED_S = 15 * 60.0
+
+
+@dataclass(frozen=True)
+class Size:
+    """How much of everything. Other tasks teach stage 1, other seeds of the same tasks stage 2."""
+
+    tasks: tuple[str, ...] = ("button-press-topdown-v3", "window-open-v3", "handle-press-v3")
+    world_tasks: tuple[str, ...] = ("drawer-open-v3", "door-open-v3", "button-press-v3", "window-close-v3")
+    world_episodes: int = 10
+    embodied_episodes: int = 24
+    policy_episodes: int = 20
+    held_out: int = 3
+    world_steps: int = 200
+    embodied_steps: int = 300
+    policy_steps: int = 700
+    checkpoint_every: int = 150
+    robots: int = 9
+    episodes_per_robot: int = 4
+    baseline_episodes: int = 12
+    max_steps: int = 150
+    latency_repeats: int = 30
+
+    @property
+    def recorded(self) -> int:
+        """Demonstrations of all sets."""
+        labelled = self.embodied_episodes + self.policy_episodes + self.held_out
+        return self.world_episodes * len(self.world_tasks) + labelled * len(self.tasks)
+
+    @property
+    def trained(self) -> int:
+        """Optimiser steps of all stages."""
+        return self.world_steps + self.embodied_steps + self.policy_steps
+
+    @property
+    def simulated(self) -> int:
+        """Episodes of the fleet and of both baselines."""
+        return self.robots * self.episodes_per_robot + 2 * self.baseline_episodes * len(self.tasks)
+
+
+FULL = Size()
+QUICK = Size(
+    tasks=("button-press-topdown-v3", "window-open-v3"), world_tasks=("drawer-open-v3", "door-open-v3"), world_episodes=6,
+    embodied_episodes=8, policy_episodes=8, held_out=1, world_steps=40, embodied_steps=40, policy_steps=120, checkpoint_every=40,
+    robots=8, episodes_per_robot=1, baseline_episodes=4, latency_repeats=10,
+)
+
+CUTS: tuple[tuple[str, tuple[int, ...]], ...] = (
+    ("baseline_episodes", (8, 4)),
+    ("world_steps", (150, 100)),
+    ("embodied_steps", (225, 150)),
+    ("embodied_episodes", (18, 12)),
+    ("world_episodes", (8, 6)),
+    ("policy_steps", (600, 500, 350)),
+)
+"""What is cut on a slow machine, in this order, each down to its last value, which is the floor. First the width of the intervals
+beside the baselines, then what prepares the policy, last the policy itself. What the fleet and the kill show is never cut."""
+
+
+@dataclass(frozen=True)
+class Machine:
+    """How fast a machine is, as `pipelines.demo.probe.measure` found it, two processes at a time."""
+
+    start_s: float
+    """A new process until torch and the model are imported, seconds."""
+    train_step_ms: float
+    """One training step of the demo's model on a worker's share of the batch, milliseconds."""
+    sim_frame_ms: float
+    """One control step of the simulator and a frame of it, milliseconds."""
+
+
+# What a demo waits for, in units of what the probe measures; from demos on two cores of an AMD EPYC.
+_STARTS = 30.0
+"""Starts one after another: cluster, three stages and a restart, replicas, simulators, evaluation."""
+_STEP = 1.0
+"""A step of training while the data are decoded on the same cores."""
+_RECORDED_FRAMES = 50.0
+"""A demonstration: some 95 frames, two at a time, and their encoding."""
+_SIMULATED_FRAMES = 45.0
+"""An episode in closed loop or of a baseline."""
+
+
+def expected_s(size: Size, machine: Machine) -> float:
+    """How long a demo of this size takes on this machine, seconds."""
+    training = size.trained * _STEP * machine.train_step_ms / 1e3
+    frames = size.recorded * _RECORDED_FRAMES + size.simulated * _SIMULATED_FRAMES
+    return _STARTS * machine.start_s + training + frames * machine.sim_frame_ms / 1e3
+
+
+@dataclass(frozen=True)
+class Cut:
+    """One value of `Size` that was lowered so that the demo keeps its time."""
+
+    name: str
+    full: int
+    cut: int
+
+    def __str__(self) -> str:
+        return f"{self.name.replace('_', ' ')} {self.cut} instead of {self.full}"
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What this machine will do, and how long that should take."""
+
+    size: Size
+    machine: Machine
+    expected_s: float
+    promised_s: float | None
+    cuts: tuple[Cut, ...] = ()
+
+    @property
+    def notes(self) -> list[str]:
+        """What was cut, and that it takes longer all the same."""
+        lines = [str(cut) for cut in self.cuts]
+        if self.promised_s is not None and self.expected_s > self.promised_s:
+            minutes, promised = self.expected_s / 60, self.promised_s / 60
+            lines.append(f"all the same it takes some {minutes:.0f} minutes on this machine, slow or busy as it is, not {promised:g}")
+        return lines
+
+    def summary(self) -> dict[str, Any]:
+        """As `summary.json` has it."""
+        return {
+            "machine": asdict(self.machine), "promised_s": self.promised_s, "expected_s": round(self.expected_s),
+            "cut": [asdict(cut) for cut in self.cuts],
+        }
+
+
+def plan(size: Size, machine: Machine, promised_s: float | None = PROMISED_S) -> Plan:
+    """`size` where it fits into `promised_s`, else with as few cuts as fit, or all of them; None: as it is."""
+    chosen = size
+    for name, values in CUTS:
+        for value in values:
+            if promised_s is None or expected_s(chosen, machine) <= promised_s:
+                break
+            chosen = replace(chosen, **{name: min(value, getattr(chosen, name))})
+    names = [name for name, _ in CUTS if getattr(chosen, name) != getattr(size, name)]
+    cuts = tuple(Cut(name, getattr(size, name), getattr(chosen, name)) for name in names)
+    return Plan(chosen, machine, expected_s(chosen, machine), promised_s, cuts)

@@ -1,0 +1,103 @@
+"""Which failures end a run at once, because a restart would come to the same.
+
+Ray Train starts all workers again after any error of one of them. That helps when a machine, the
+network or storage failed. It does not help against a loss that is not a number, a missing file or a
+configuration that does not fit: those are raised as `StoppedError`, and `StopForGood` ends the run.
+"""
+
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from ray.exceptions import RayTaskError
+from ray.train import UserCallback
+
+from gwp.errors import GwpError
+from gwp.storage.retry import expired, passing
+
+PROGRAM_ERRORS = (
+    TypeError, AttributeError, NameError, ImportError, NotImplementedError, AssertionError,
+)
+"""Raised by code that is wrong, and by nothing that passes."""
+
+
+class StoppedError(GwpError):
+    """A run that would fail again in the same way; it is not restarted."""
+
+
+@contextmanager
+def lasting() -> Iterator[None]:
+    """Raise what the user has to mend as StoppedError; what may pass (storage) stays as it is.
+
+    For the process in which the error arises: its causes, which tell the two apart, do not travel.
+    """
+    try:
+        yield
+    except Exception as error:
+        stopped = first(error, StoppedError)
+        # What Ray brings from a decoding process was looked at there.
+        own = isinstance(error, GwpError) and not isinstance(error, RayTaskError)
+        if stopped is None and own and not (passing(error) or expired(error)):
+            stopped = StoppedError(str(error))
+        if stopped is None or stopped is error:
+            raise
+        raise stopped from error
+
+
+class StopForGood(UserCallback):
+    """Ends the run on the first failure that a restart cannot mend; runs in Ray Train's controller.
+
+    An error of a callback is one of the controller, and those are never tried again. All workers end with it, also those
+    that wait for the failed one.
+    """
+
+    def after_exception(
+        self, run_context: Any, worker_exceptions: dict[int, Exception],  # noqa: ARG002  Ray's names
+    ) -> None:
+        """Raise the first error that lasts."""
+        errors = list(worker_exceptions.values())
+        for error in errors:
+            stopped = first(error, StoppedError)
+            if stopped is not None:
+                raise stopped
+        # Beside a worker that died, such an error may only be the consequence.
+        if all(isinstance(error, PROGRAM_ERRORS) for error in errors):
+            raise errors[0]
+
+
+def first(error: BaseException, kind: type[GwpError]) -> GwpError | None:
+    """The first error of a kind inside Ray's wrappers; None when there is none."""
+    seen: list[BaseException] = [error]
+    for e in seen:
+        # Ray's copy of an error has the traceback of the other process for its text.
+        if isinstance(e, kind) and not isinstance(e, RayTaskError):
+            return e
+        workers = getattr(e, "worker_failures", None) or {}
+        controller = getattr(e, "controller_failure", None)
+        for inner in (*workers.values(), controller, e.__cause__, getattr(e, "cause", None)):
+            if isinstance(inner, BaseException) and inner not in seen:
+                seen.append(inner)
+    return None
+
+
+@contextmanager
+def interruptible() -> Iterator[None]:
+    """Ctrl-C and SIGTERM end the block with KeyboardInterrupt, whatever Ray makes of them.
+
+    Ray Train takes Ctrl-C for itself, ends the run and then the process, as if all were well.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        yield
+    except SystemExit as error:
+        raise KeyboardInterrupt from error
+    finally:
+        for number, handler in before.items():
+            if handler is not None:
+                signal.signal(number, handler)

@@ -1,0 +1,149 @@
+"""Everything a stage needs before its workers start: codec, text encoder, embodiments, statistics, manifest. Written once per run.
+
+Run folder: job.json, manifest.parquet, embodiments.json, stats.json, texts.json, codec/, text/, and later checkpoints/, progress/,
+events/, quarantine/, final/.
+"""
+
+import json
+import tempfile
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+from pydantic import ValidationError
+
+from gwp import storage
+from gwp.data.decode import SampleSpec
+from gwp.data.latent_cache import Cache, Key
+from gwp.data.plan.build import SCHEMA, Manifest
+from gwp.data.plan.plan import make_plan
+from gwp.data.text import text_hash
+from gwp.errors import GwpError
+from gwp.paths import absolute_paths
+from pipelines.config.load import config_hash
+from pipelines.jobs.resolve import (
+    cache_key,
+    compute_all_stats,
+    init_uri,
+    manifest_names,
+    manifest_of,
+    read_embodiments,
+    read_stats,
+    resolve_embodiments,
+    run_uri,
+    sample_spec,
+    write_codec,
+    write_text,
+)
+from pipelines.jobs.train_job import TrainJob
+from pipelines.training.checkpoints import Manifest as CheckpointManifest
+
+# Where a run is, how it restarts and which decay of logs it keeps do not change what it computes.
+RUN_ONLY = ("run.storage", "run.experiment", "run.keep", "run.log_every", "run.checkpoint_every", "run.record_samples", "data.max_broken",
+            "cluster")
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A run folder that workers can start from."""
+
+    uri: str
+    job: TrainJob
+    manifest: Manifest
+    fingerprint: str
+    """Of the manifest."""
+    spec: SampleSpec
+    config_hash: str
+    init: str | None
+    cache: Cache | None = None
+    cached: pa.Array | None = None
+    """Place of each manifest row in `cache`, as its `find` gives them."""
+    plan_hash: str = ""
+    """Of the plan of the first epoch, as `gwp data plan` tells it: manifest, weights, seed, batches and the order they lead to."""
+
+    def require_own(self, uri: str, checkpoint: CheckpointManifest) -> None:
+        """GwpError when a checkpoint was written by another job, or by one that took its samples in another order."""
+        if checkpoint.config_hash != self.config_hash:
+            raise GwpError(f"{uri} was written by another configuration; give run.name another name")
+        # Checkpoints of earlier versions have the fingerprint of the manifest instead.
+        if checkpoint.plan_hash not in (self.plan_hash, self.fingerprint):
+            raise GwpError(f"{uri} was written with another order of samples (plan {checkpoint.plan_hash[:12]}, now "
+                           f"{self.plan_hash[:12]}): its manifest or the way of planning changed; give run.name another name")
+
+    def slim(self) -> "Prepared":
+        """Without the samples, to be sent to many processes; those that need them call `whole`. Its manifest is empty."""
+        return replace(self, manifest=Manifest.of(SCHEMA.empty_table()), cached=None)
+
+    def whole(self) -> "Prepared":
+        """The inverse of `slim`, out of the run folder."""
+        manifest = Manifest.load(storage.join(self.uri, "manifest.parquet"))
+        return replace(self, manifest=manifest, cached=_places(self.job, manifest, self.cache))
+
+
+def prepare(job: TrainJob) -> Prepared:
+    """Build the run folder, or read it when the same job ran before; GwpError when another job has its name."""
+    # Workers stand in other folders.
+    job = absolute_paths(job)
+    uri, digest = run_uri(job), config_hash(job, exclude=RUN_ONLY)
+    if storage.exists(storage.join(uri, "job.json")):
+        earlier = json.loads(storage.read_bytes(storage.join(uri, "job.json")))
+        if digest not in (earlier["config_hash"], _hash_of(earlier["job"])):
+            raise GwpError(f"{uri} holds a run of another configuration; give run.name another name, or remove that folder")
+        # That of its checkpoints.
+        return _read(uri, job, earlier["config_hash"])
+    init = init_uri(job)
+    embodiments = resolve_embodiments(job)
+    manifest = manifest_of(job, embodiments)
+    # Here, and not in the workers, is where a mixture that fills no batch is told.
+    plan = make_plan(manifest, job.run.seed, 0, job.plan_rules)
+    stats = compute_all_stats(job, embodiments)
+    spec = sample_spec(job, embodiments, stats)
+    cache = Cache.open(job.data.cache) if job.data.cache else None
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = Path(scratch)
+        write_codec(job, init, manifest, spec, folder / "codec")
+        write_text(job, init, folder / "text")
+        if cache:
+            cache.require(cache_key(job, manifest, folder, cache.key.number_format))
+            cache.find("texts", pa.array(sorted({text_hash(t) for t in manifest.by_key.values()}), pa.string()))
+            _write_json(folder / "cache.json", cache.key.model_dump(mode="json"))
+        _write_json(folder / "embodiments.json", {n: e.model_dump(mode="json") for n, e in embodiments.items()})
+        _write_json(folder / "stats.json", {n: s.to_json() for n, s in stats.items()})
+        _write_json(folder / "texts.json", manifest.texts())
+        _write_json(folder / "skipped.json", [dict(s) for s in manifest.skipped])
+        storage.upload(folder, uri)
+    manifest.save(storage.join(uri, "manifest.parquet"))
+    # Last, so that a folder with job.json is complete.
+    job_json = {"config_hash": digest, "job": job.model_dump(mode="json"), "init": init}
+    storage.write_bytes(storage.join(uri, "job.json"), json.dumps(job_json, indent=1).encode())
+    places = _places(job, manifest, cache)
+    return Prepared(uri, job, manifest, manifest.fingerprint, spec, digest, init, cache, places, plan.hash)
+
+
+def _read(uri: str, job: TrainJob, digest: str) -> Prepared:
+    embodiments, stats = read_embodiments(uri), read_stats(uri)
+    manifest = Manifest.load(storage.join(uri, "manifest.parquet"))
+    cache = Cache.open(job.data.cache) if job.data.cache else None
+    if cache and cache.key != Key.model_validate_json(storage.read_bytes(storage.join(uri, "cache.json"))):
+        raise GwpError(f"data.cache {cache.uri} is not the one that {uri} began with; give run.name another name")
+    places = _places(job, manifest, cache)
+    spec = sample_spec(job, embodiments, stats)
+    plan = make_plan(manifest, job.run.seed, 0, job.plan_rules)
+    return Prepared(uri, job, manifest, manifest.fingerprint, spec, digest, init_uri(job), cache, places, plan.hash)
+
+
+def _hash_of(job: dict[str, Any]) -> str | None:
+    """Hash of a job of an earlier start as it would be today, with relative paths seen from here; None when it is no job any more."""
+    try:
+        return config_hash(absolute_paths(TrainJob.model_validate(job)), exclude=RUN_ONLY)
+    except ValidationError:
+        return None
+
+
+def _places(job: TrainJob, manifest: Manifest, cache: Cache | None) -> pa.Array | None:
+    return cache.find("latents", manifest_names(manifest, job)) if cache else None
+
+
+def _write_json(path: Path, value: Any) -> None:
+    path.write_text(json.dumps(value, indent=1))

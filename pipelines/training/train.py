@@ -1,0 +1,203 @@
+"""Run a stage: prepare, start the workers under Ray Train, track in MLflow, leave finished weights in `final/`."""
+
+import json
+import os
+import time
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import ray
+import ray.train
+from ray.train import CheckpointConfig, DataConfig, FailureConfig, RunConfig, ScalingConfig
+from ray.train.torch import TorchConfig, TorchTrainer
+
+from gwp import storage
+from gwp.errors import GwpError
+from pipelines.jobs.train_job import POOL, TrainJob
+from pipelines.tracking.runs import STOPPED_TAG, create_run, find_run, finish_run, log_inputs, tracking_uri
+from pipelines.training.checkpoints import latest_committed
+from pipelines.training.export import write_final
+from pipelines.training.failures import StopForGood, first, interruptible
+from pipelines.training.loop import train_loop
+from pipelines.training.prepare import Prepared, prepare
+from pipelines.training.stream import execution_options, remaining_dataset
+
+_REASON_LENGTH = 500
+
+
+@dataclass(frozen=True)
+class StageResult:
+    """A finished stage."""
+
+    uri: str
+    """Run folder."""
+    final: str
+    """Folder of the finished weights, codec and text encoder; the next stage's `init`."""
+    run_id: str
+    """MLflow run."""
+    steps: int
+    """Optimiser steps done."""
+    samples: int
+    """Samples seen."""
+    seconds: float
+    """Wall time of training, preparation included."""
+
+
+def ensure_ray(job: TrainJob) -> None:
+    """Connect to the cluster of RAY_ADDRESS, or start Ray on this machine with enough logical CPUs."""
+    if ray.is_initialized():
+        return
+    address = os.environ.get("RAY_ADDRESS")
+    if address:
+        ray.init(address=address, log_to_driver=False)
+        return
+    # Workers hold a CPU each; decoding on a machine without a spare one would wait for ever.
+    needed = int(job.cluster.workers * job.cluster.cpus_per_worker + job.cluster.decode_tasks + 1)
+    os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.2")
+    ray.init(address="local", num_cpus=max(needed, os.cpu_count() or 1), include_dashboard=False, log_to_driver=False)
+
+
+def check_resources(job: TrainJob) -> None:
+    """GwpError when the cluster can never hold the workers and one decoding task, instead of a silent wait."""
+    nodes = [n for n in ray.nodes() if n["Alive"]]
+
+    def cpus(pool: str | None) -> float:
+        return sum(n["Resources"].get("CPU", 0.0) for n in nodes if pool is None or n["Labels"].get(POOL) == pool)
+
+    workers = job.cluster.workers * job.cluster.cpus_per_worker
+    same = job.cluster.train_pool == job.cluster.data_pool
+    if cpus(job.cluster.train_pool) < workers + (1 if same else 0):
+        raise GwpError(f"the cluster has {cpus(job.cluster.train_pool):g} CPUs in pool '{job.cluster.train_pool}'; {job.cluster.workers} "
+                       f"workers{' and decoding' if same else ''} need {workers + (1 if same else 0):g}: lower cluster.cpus_per_worker")
+    if not same and cpus(job.cluster.data_pool) < 1:
+        raise GwpError(f"no CPU in pool '{job.cluster.data_pool}' for decoding; set cluster.data_pool to a label the cluster has")
+
+
+def train(job: TrainJob) -> StageResult:
+    """Run one stage to its end and write its weights. Running it again resumes, or returns at once when it is done."""
+    begin = time.time()
+    ensure_ray(job)
+    with interruptible():
+        check_resources(job)
+        prepared = prepare(job)
+        complete = _complete(prepared)
+        with open_run(prepared) as run_id:
+            if not complete:
+                _fit(prepared, run_id)
+            found = latest_committed(prepared.uri)
+            assert found is not None
+            uri, manifest = found
+            final = write_final(prepared, uri, run_id)
+            seen = str(manifest.samples_seen)
+            finish_run(run_id, {"checkpoint_uri": uri, "final_uri": final, "samples_seen": seen})
+    seconds = time.time() - begin
+    return StageResult(prepared.uri, final, run_id, manifest.step, manifest.samples_seen, seconds)
+
+
+def _complete(prepared: Prepared) -> bool:
+    """Whether the last step is done; GwpError when the checkpoint is not of this run."""
+    found = latest_committed(prepared.uri)
+    if found is None:
+        return False
+    prepared.require_own(*found)
+    return found[1].step >= prepared.job.run.steps
+
+
+@contextmanager
+def open_run(prepared: Prepared) -> Iterator[str]:
+    """The MLflow run of this run folder, the same one on every attempt.
+
+    Whatever leaves the block ends it: errors as FAILED, interruptions as KILLED, each with the reason. What a killed process
+    left is gone on with at the next start.
+    """
+    run_id = None
+    try:
+        run_id = _run_of(prepared)
+        yield run_id
+    except BaseException as error:
+        status = "FAILED" if isinstance(error, Exception) else "KILLED"
+        run_id = run_id or _half_open(prepared)
+        if run_id:
+            finish_run(run_id, {STOPPED_TAG: str(error)[:_REASON_LENGTH] or type(error).__name__}, status)
+        raise
+
+
+def _run_of(prepared: Prepared) -> str:
+    noted = storage.join(prepared.uri, "run_id")
+    if storage.exists(noted):
+        return storage.read_bytes(noted).decode()
+    # First of all, so that a run opened by a start that came no further is found again.
+    key_uri = _key_uri(prepared)
+    if not storage.exists(key_uri):
+        storage.write_bytes(key_uri, uuid.uuid4().hex.encode())
+    key = storage.read_bytes(key_uri).decode()
+    job = prepared.job
+    name = f"{job.stage}/{job.run.name}"
+    params = job.model_dump(mode="json")
+    run_id = create_run(job.run.experiment, name, params, prepared.uri, _parents(prepared), key=key)
+    manifest = prepared.manifest
+    log_inputs(run_id, prepared.fingerprint, len(manifest), len(manifest.skipped))
+    storage.write_bytes(noted, run_id.encode())
+    return run_id
+
+
+def _half_open(prepared: Prepared) -> str | None:
+    """The run that an interrupted `_run_of` has opened; None when there is none, or MLflow does not answer."""
+    try:
+        key_uri = _key_uri(prepared)
+        if not storage.exists(key_uri):
+            return None
+        return find_run(prepared.job.run.experiment, storage.read_bytes(key_uri).decode())
+    except Exception:  # noqa: BLE001  the error that brought us here is the one to tell
+        return None
+
+
+def _key_uri(prepared: Prepared) -> str:
+    return storage.join(prepared.uri, "run_key")
+
+
+def _parents(prepared: Prepared) -> tuple[str, ...]:
+    """The MLflow run whose weights this one starts from, when it was one of ours."""
+    place = storage.join(prepared.init, "run.json") if prepared.init else None
+    if place is None or not storage.exists(place):
+        return ()
+    return (json.loads(storage.read_bytes(place))["run_id"],)
+
+
+def _fit(prepared: Prepared, run_id: str) -> None:
+    job = prepared.job
+    filesystem, path = storage.arrow_filesystem(prepared.uri)
+    selector = {"label_selector": {POOL: job.cluster.train_pool}} if job.cluster.train_pool else {}
+    loop_config: dict[str, Any] = {"prepared": prepared.slim(), "run_id": run_id, "tracking_uri": tracking_uri()}
+    trainer = TorchTrainer(
+        train_loop,
+        train_loop_config=loop_config,
+        torch_config=TorchConfig(backend="nccl" if job.cluster.gpu else "gloo"),
+        scaling_config=ScalingConfig(
+            num_workers=job.cluster.workers,
+            use_gpu=job.cluster.gpu,
+            resources_per_worker={"CPU": job.cluster.cpus_per_worker} | ({"GPU": 1} if job.cluster.gpu else {}),
+            **selector,
+        ),
+        run_config=RunConfig(
+            # Ray's own snapshots are not what we resume from, so each submission has a name of its own.
+            name=f"ray-{int(time.time() * 1000)}",
+            storage_path=f"{path}/ray",
+            storage_filesystem=filesystem,
+            failure_config=FailureConfig(max_failures=job.cluster.max_failures, controller_failure_limit=5),
+            callbacks=[StopForGood()],
+            checkpoint_config=CheckpointConfig(num_to_keep=2),
+        ),
+        datasets={"train": remaining_dataset(prepared)},
+        dataset_config=DataConfig(execution_options=execution_options(job.cluster)),
+    )
+    try:
+        trainer.fit()
+    except ray.train.TrainingFailedError as error:
+        cause = first(error, GwpError)
+        if cause is None:
+            raise
+        raise cause from error

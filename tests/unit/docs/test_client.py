@@ -1,0 +1,179 @@
+"""The robot client of docs/serving.md as it stands, against the real door and engine."""
+
+import asyncio
+import json
+import re
+import socket
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import uvicorn
+from fastapi import FastAPI, WebSocket
+
+from gwp.client import Observation
+from gwp.policy.batching.engine import Engine
+from gwp.policy.policy import Policy
+from serve.config import ServeApp
+from serve.dispatch import Desk, Refusal
+from serve.doors import openpi
+from serve.guarded import GuardedEngine
+from serve.warmup import observation_for
+from tests.support.paths import ROOT
+from tests.support.tiny import make_tiny_bundle
+
+STEPS = 40
+SLOW, LOST = 3, 5
+"""Requests of the robot that are answered too late, and whose endpoint goes away."""
+MY_ROBOT = f"""
+import json, sys
+from pathlib import Path
+import numpy as np
+
+class Robot:
+    fps, action_names = 20.0, ["x", "y", "z", "grip"]
+
+    def __init__(self):
+        self.sent, self.held, self.at = [], 0, np.zeros(4, np.float32)
+
+    def picture(self):
+        return np.full((48, 64, 3), 90, np.uint8)
+
+    def state(self):
+        return self.at
+
+    def send(self, action):
+        self.sent.append(action.tolist())
+        self.at = action
+
+    def hold(self):
+        self.held += 1
+
+    def running(self):
+        told = {{"sent": self.sent, "held": self.held}}
+        Path(__file__).with_name("told.json").write_text(json.dumps(told))
+        return len(self.sent) < {STEPS}
+"""
+
+
+class Fleet:
+    """The endpoint in one process: real door and engine, no Ray; it misbehaves on demand."""
+
+    def __init__(self, folder: Path) -> None:
+        self.policy = Policy.load(folder)
+        self.engine = Engine(self.policy)
+        robots = self.policy.contract.embodiments.values()
+        self.engine.warm_up([observation_for(robot) for robot in robots])
+        self._guarded = GuardedEngine(self.engine, stuck_after_s=60)
+        # What Ray Serve's handle is to a gateway.
+        self.act = self
+        self.requests = self.connections = 0
+        config = ServeApp.model_validate({"policy": str(folder)})
+        desk = Desk(self, self.policy.contract, config)  # type: ignore[arg-type]
+        self._app = FastAPI()
+
+        @self._app.websocket("/")
+        async def door(websocket: WebSocket) -> None:
+            self.connections += 1
+            await openpi.converse(websocket, desk)
+
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            self.port = free.getsockname()[1]
+        self._ended = False
+        self._thread = threading.Thread(target=self._serve, daemon=True)
+        self._thread.start()
+
+    def _serve(self) -> None:
+        while not self._ended:
+            # Without patience for robots that are connected: they notice.
+            config = uvicorn.Config(
+                self._app, port=self.port, log_level="critical", timeout_graceful_shutdown=0
+            )
+            self.server = uvicorn.Server(config)
+            self.server.run()
+
+    def remote(self, observation: Observation) -> "Answer":
+        self.requests += 1
+        return Answer(self, observation, self.requests)
+
+    async def answer(self, observation: Observation, number: int) -> Any:
+        if number == SLOW:
+            await asyncio.Event().wait()
+        if number == LOST:
+            self.server.should_exit = True
+            return Refusal("unavailable", "going away")
+        return await self._guarded.act(observation)
+
+    def close(self) -> None:
+        self._ended = True
+        self.server.should_exit = True
+        self._thread.join(20)
+        self.engine.close()
+
+
+class Answer:
+    """As Serve's response: awaitable, and it can be cancelled."""
+
+    def __init__(self, fleet: Fleet, observation: Observation, number: int) -> None:
+        self._answer = fleet.answer(observation, number)
+
+    def __await__(self) -> Any:
+        return self._answer.__await__()
+
+    def cancel(self) -> None:
+        self._answer.close()
+
+
+@pytest.fixture
+def fleet(tmp_path: Path) -> Iterator[Fleet]:
+    fleet = Fleet(make_tiny_bundle(tmp_path / "bundle"))
+    yield fleet
+    fleet.close()
+
+
+def the_client() -> str:
+    page = (ROOT / "docs" / "serving.md").read_text()
+    (block,) = re.findall(r"^```python\n(import sys\n.*?)^```$", page, re.MULTILINE | re.DOTALL)
+    return str(block)
+
+
+def test_the_client_of_the_docs_lasts_through_a_bad_day(fleet: Fleet, tmp_path: Path) -> None:
+    (tmp_path / "my_robot.py").write_text(MY_ROBOT)
+    (tmp_path / "robot.py").write_text(the_client())
+    done = subprocess.run(
+        [sys.executable, str(tmp_path / "robot.py"), f"ws://127.0.0.1:{fleet.port}"], cwd=ROOT,
+        env={"PYTHONPATH": str(ROOT)}, capture_output=True, text=True, timeout=60, check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    told = json.loads((tmp_path / "told.json").read_text())
+    assert len(told["sent"]) == STEPS
+    # The first actions are those that the policy gives for what the robot saw.
+    picture = np.full((48, 64, 3), 90, np.uint8)
+    seen = Observation({"top": picture}, np.zeros(4, np.float32), "open the door")
+    first = fleet.policy.act(seen).actions
+    replan = fleet.policy.contract.embodiment(None).replan
+    assert np.allclose(told["sent"][:replan], first[:replan], atol=1e-4)
+    # The late answer moved nothing, and the endpoint that went away was found again.
+    assert told["held"] >= 1
+    assert "deadline" in done.stderr
+    assert fleet.connections >= 2
+    assert fleet.requests > LOST
+
+
+def test_the_client_of_the_docs_refuses_to_be_another_robot(fleet: Fleet, tmp_path: Path) -> None:
+    another = MY_ROBOT.replace("fps, action_names = 20.0", "fps, action_names = 30.0")
+    (tmp_path / "my_robot.py").write_text(another)
+    (tmp_path / "robot.py").write_text(the_client())
+    done = subprocess.run(
+        [sys.executable, str(tmp_path / "robot.py"), f"ws://127.0.0.1:{fleet.port}"], cwd=ROOT,
+        env={"PYTHONPATH": str(ROOT)}, capture_output=True, text=True, timeout=60, check=False,
+    )
+    assert done.returncode == 1
+    assert "the robot runs at 30 Hz, the policy at 20 Hz" in done.stderr
+    assert not (tmp_path / "told.json").exists()
