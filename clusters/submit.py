@@ -1,9 +1,10 @@
-"""A stage as a Ray job: the checked, resolved file travels with the job, so what runs is what was checked."""
+"""A document as a Ray job: the checked, resolved file travels with the job, so what runs is what was checked."""
 
 import os
 import shlex
 import tempfile
 import time
+from collections.abc import Mapping
 from pathlib import Path
 
 import psutil
@@ -11,57 +12,60 @@ from ray.job_submission import JobStatus, JobSubmissionClient
 from ray.util.state import list_nodes
 
 from gwp.errors import GwpError
-from gwp.paths import absolute_paths, local_paths, relative
-from pipelines.config.load import dump_resolved, load_config
-from pipelines.console import event
-from pipelines.jobs.train_job import TrainJob
 
 _READY_S = 60.0
 _POLL_S = 2.0
+_LOG_CHARACTERS = 4000
+_FILE = "stage.yaml"
 
 
-def submit(file: str, sets: list[str], address: str | None, wait: bool) -> int:
-    """Submit and, with `wait`, follow the job to its end: 0 when it succeeded, 1 otherwise."""
-    job = load_config(file, TrainJob, sets, as_written=True)
-    address = address or os.environ.get("RAY_API_SERVER_ADDRESS")
-    if not address:
-        raise GwpError("no cluster: give --address http://HOST:8265, or set RAY_API_SERVER_ADDRESS")
-    client = _client(address)
-    require_reachable(job, address, here=_on_this_machine(address))
-    with tempfile.TemporaryDirectory() as folder:
-        (Path(folder) / "stage.yaml").write_text(dump_resolved(absolute_paths(job)))
-        job_id = client.submit_job(
-            entrypoint=shlex.join(["gwp", "train", "stage.yaml"]), runtime_env={"working_dir": folder},
-            metadata={"gwp_run": job.run.name, "gwp_stage": job.stage},
-        )
-    print(job_id)
-    if not wait:
-        return 0
-    while not (status := client.get_job_status(job_id)).is_terminal():
-        time.sleep(_POLL_S)
-    event("job ended", job=job_id, status=status.value)
-    if status != JobStatus.SUCCEEDED:
-        print(client.get_job_logs(job_id)[-4000:])
-    return 0 if status == JobStatus.SUCCEEDED else 1
+class Cluster:
+    """A running Ray cluster, reached through its dashboard."""
+
+    def __init__(self, address: str | None) -> None:
+        """`address`: `http://HOST:8265`; None: RAY_API_SERVER_ADDRESS. GwpError when nothing answers there."""
+        self.address = address or os.environ.get("RAY_API_SERVER_ADDRESS") or ""
+        if not self.address:
+            raise GwpError("no cluster: give --address http://HOST:8265, or set RAY_API_SERVER_ADDRESS")
+        self._client = _client(self.address)
+
+    @property
+    def here(self) -> bool:
+        """Whether every node is this machine. The address does not tell: a forwarded port is one of ours too."""
+        ours = {a.address for addresses in psutil.net_if_addrs().values() for a in addresses}
+        nodes = list_nodes(address=self.address, filters=[("state", "=", "ALIVE")])
+        return all(node.node_ip in ours for node in nodes)
+
+    def submit(self, document: str, metadata: Mapping[str, str]) -> str:
+        """Start `gwp train` of a resolved stage file; the id of the job. `metadata`: what the dashboard shows beside it."""
+        with tempfile.TemporaryDirectory() as folder:
+            (Path(folder) / _FILE).write_text(document)
+            job_id: str = self._client.submit_job(
+                entrypoint=shlex.join(["gwp", "train", _FILE]), runtime_env={"working_dir": folder}, metadata=dict(metadata),
+            )
+        return job_id
+
+    def follow(self, job_id: str) -> str:
+        """Wait for the end of a job: its status, `SUCCEEDED` when all went well."""
+        while not (status := self._client.get_job_status(job_id)).is_terminal():
+            time.sleep(_POLL_S)
+        return str(JobStatus(status).value)
+
+    def log_end(self, job_id: str) -> str:
+        """The last lines that a job printed."""
+        return str(self._client.get_job_logs(job_id))[-_LOG_CHARACTERS:]
 
 
-def require_reachable(job: TrainJob, address: str, here: bool) -> None:
-    """GwpError naming the relative paths of a job for a cluster elsewhere: its machines have no such folder to start from.
+def require_reachable(relative: Mapping[str, str], address: str, here: bool) -> None:
+    """GwpError for relative paths (dotted name -> path) in a document for a cluster elsewhere.
 
-    Absolute paths pass: they may lie on a file system that all machines share. `here`: the cluster is this machine.
+    Its machines have no folder that such paths could start from. Absolute ones may lie on a file system that all machines share.
+    `here`: the cluster is this machine.
     """
-    lost = {name: path for name, path in local_paths(job).items() if relative(path)}
-    if lost and not here:
-        shown = ", ".join(f"{name} ({path})" for name, path in lost.items())
+    if relative and not here:
+        shown = ", ".join(f"{name} ({path})" for name, path in relative.items())
         raise GwpError(f"the cluster at {address} runs on other machines and cannot find {shown}; "
                        "give s3:// URIs, or absolute paths that exist there")
-
-
-def _on_this_machine(address: str) -> bool:
-    """Whether every node of the cluster is this machine. Its address does not tell: a forwarded port is one of ours too."""
-    ours = {a.address for addresses in psutil.net_if_addrs().values() for a in addresses}
-    nodes = list_nodes(address=address, filters=[("state", "=", "ALIVE")])
-    return all(node.node_ip in ours for node in nodes)
 
 
 def _client(address: str) -> JobSubmissionClient:
@@ -74,5 +78,6 @@ def _client(address: str) -> JobSubmissionClient:
             return client
         except (ConnectionError, RuntimeError) as error:
             if time.monotonic() > deadline:
-                raise GwpError(f"{address}: the cluster does not answer ({str(error)[:200]}); check --address and its token") from error
+                reason = str(error)[:200]
+                raise GwpError(f"{address}: the cluster does not answer ({reason}); check --address and its token") from error
             time.sleep(_POLL_S)

@@ -53,9 +53,9 @@ def local_paths(config: BaseModel) -> dict[str, str]:
     return found
 
 
-def relative(path: str) -> bool:
-    """Whether a local path means another file for another folder or user."""
-    return not path.removeprefix("file://").startswith("/")
+def relative_paths(config: BaseModel) -> dict[str, str]:
+    """Those of `local_paths` that mean another file for another folder or user."""
+    return {name: path for name, path in local_paths(config).items() if not path.removeprefix("file://").startswith("/")}
 
 
 def _changed(config: M, change: Callable[[str, str], str], name: str = "") -> M:

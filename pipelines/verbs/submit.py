@@ -14,6 +14,23 @@ def add(subparsers: Any) -> None:
 
 
 def run_submit(args: argparse.Namespace) -> int:
-    from clusters.submit import submit
+    from clusters.submit import Cluster, require_reachable
+    from gwp.paths import absolute_paths, relative_paths
+    from pipelines.config.load import dump_resolved, load_config
+    from pipelines.console import event
+    from pipelines.jobs.train_job import TrainJob
 
-    return submit(args.file, args.sets, args.address, wait=not args.no_wait)
+    job = load_config(args.file, TrainJob, args.sets, as_written=True)
+    cluster = Cluster(args.address)
+    require_reachable(relative_paths(job), cluster.address, cluster.here)
+    metadata = {"gwp_run": job.run.name, "gwp_stage": job.stage}
+    job_id = cluster.submit(dump_resolved(absolute_paths(job)), metadata)
+    print(job_id)
+    if args.no_wait:
+        return 0
+    status = cluster.follow(job_id)
+    event("job ended", job=job_id, status=status)
+    if status == "SUCCEEDED":
+        return 0
+    print(cluster.log_end(job_id))
+    return 1

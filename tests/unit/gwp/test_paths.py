@@ -10,7 +10,7 @@ from pydantic import BaseModel
 from clusters.submit import require_reachable
 from gwp import storage
 from gwp.errors import GwpError
-from gwp.paths import absolute_paths, local_paths, marker, relative
+from gwp.paths import absolute_paths, local_paths, marker, relative_paths
 from pipelines.config.load import config_hash, load_any, load_config, model_of
 from pipelines.jobs.train_job import TrainJob
 from pipelines.tracking import runs as tracking
@@ -90,7 +90,7 @@ def test_what_is_read_stands_from_the_root(tmp_path: Path, monkeypatch: pytest.M
     monkeypatch.chdir("/")
     assert absolute_paths(job) == job
     written = load_config(STAGES / "policy.yaml", TrainJob, SETS, as_written=True)
-    assert {name for name, path in local_paths(written).items() if relative(path)} == set(local_paths(job))
+    assert set(relative_paths(written)) == set(local_paths(job))
 
 
 def test_names_of_runs_and_policies_are_no_paths(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -122,9 +122,9 @@ def test_a_cluster_elsewhere_is_not_sent_what_it_cannot_find() -> None:
     job = load_config(STAGES / "policy.yaml", TrainJob, as_written=True)
     words = r"http://head:8265 runs on other machines and cannot find run.storage \(runs/train\), data.sources.0.uri \(data/policy\)"
     with pytest.raises(GwpError, match=words):
-        require_reachable(job, "http://head:8265", here=False)
-    require_reachable(job, "http://head:8265", here=True)
-    require_reachable(load_config(STAGES / "policy.yaml", TrainJob), "http://head:8265", here=False)
+        require_reachable(relative_paths(job), "http://head:8265", here=False)
+    require_reachable(relative_paths(job), "http://head:8265", here=True)
+    require_reachable(relative_paths(load_config(STAGES / "policy.yaml", TrainJob)), "http://head:8265", here=False)
 
 
 @pytest.mark.parametrize(("given", "expected"), [
