@@ -261,7 +261,10 @@ def open_native(uri: str, ahead: int) -> Iterator[Any]:
 
 
 def list_files(uri: str) -> dict[str, int]:
-    """Every file below `uri`: path relative to it -> size in bytes. Empty when there is none. Links count as the files they lead to."""
+    """Every file below `uri`: path relative to it -> size in bytes. Empty when there is none.
+
+    A link counts as the file that it leads to.
+    """
 
     def work(fs: fsspec.AbstractFileSystem, path: str) -> dict[str, int]:
         try:
@@ -270,8 +273,9 @@ def list_files(uri: str) -> dict[str, int]:
             if any(word in str(error).lower() for word in _MISSING_BUCKET):
                 raise
             return {}
-        # Snapshots of the Hub are folders of links to files; fsspec counts a link as neither file nor folder.
-        there = {n: i for n, i in found.items() if i["type"] == "file" or (i.get("islink") and Path(n).is_file())}
+        # Snapshots of the Hub are folders of links, which fsspec counts as neither file nor folder.
+        linked = {n for n, i in found.items() if i.get("islink") and Path(n).is_file()}
+        there = {n: i for n, i in found.items() if i["type"] == "file" or n in linked}
         files = {n[len(path):].lstrip("/"): int(i["size"]) for n, i in there.items()}
         # Some writers leave empty objects that stand for folders.
         return {name: size for name, size in files.items() if name and not name.endswith("/")}
@@ -280,7 +284,10 @@ def list_files(uri: str) -> dict[str, int]:
 
 
 def upload(folder: str | Path, uri: str) -> None:
-    """Copy every file below a local folder to `uri`, keeping relative paths. GwpError for a name that `download` would refuse."""
+    """Copy every file below a local folder to `uri`, keeping relative paths.
+
+    GwpError for a name that `download` would refuse.
+    """
     root = filesystem(uri)[1]
     for file in sorted(Path(folder).rglob("*")):
         if file.is_file():
@@ -293,7 +300,8 @@ def upload(folder: str | Path, uri: str) -> None:
 def download(uri: str, folder: str | Path) -> Path:
     """Copy every file below `uri` into a local folder, keeping relative paths.
 
-    GwpError, and nothing is copied, when one of the names is not plain and relative: keys of a bucket may hold `..`.
+    GwpError, and nothing is copied, when one of the names is not plain and relative: keys of a
+    bucket may hold `..`.
     """
     names = relative_names(list_files(uri), uri)
     root = filesystem(uri)[1]

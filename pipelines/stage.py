@@ -181,7 +181,7 @@ class RunSettings(BaseModel):
     model_config = _CONFIG
 
     name: str
-    """Run name; the folder below `storage`, so a plain relative name. Running the same name again resumes it."""
+    """Run name; the folder below `storage`. Running the same name again resumes it."""
     storage: str = "runs/train"
     """Folder or `s3://bucket/prefix` for checkpoints, manifests and weights."""
     experiment: str = "gwp"
