@@ -161,7 +161,8 @@ def cache() -> Check:
         folder, problem = root(), problem_of("native")
     except RuntimeError:
         return Check("cache", "warn", "no home folder", "set GWP_CACHE to a folder of your own")
-    return _ok_or(not problem, "warn", "cache", problem or str(folder), "until then every process fetches and compiles anew")
+    return _ok_or(not problem, "warn", "cache", problem or str(folder),
+                  "until then every process fetches and compiles anew")
 
 
 def shared_memory() -> Check:

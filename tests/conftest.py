@@ -37,7 +37,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 def _own_places(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """No test reads or writes the user's cache or tracking store."""
     place = tmp_path_factory.mktemp("own")
-    # Compiled code is that of this checkout, and takes long to make: it stays beside pytest's own cache.
+    # Compiled code takes long to make and is that of this checkout: it stays in pytest's cache.
     native = HERE.parent / ".pytest_cache" / "native"
     native.mkdir(mode=0o700, parents=True, exist_ok=True)
     (place / "cache").mkdir()

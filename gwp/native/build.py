@@ -53,7 +53,10 @@ def library(name: str) -> ctypes.CDLL | None:
 
 
 def compiled(name: str, flags: tuple[str, ...] = _FLAGS) -> Path:
-    """The library for this processor, from the cache folder or made now. OSError or SubprocessError with what the compiler said."""
+    """The library for this processor, from the cache folder or made now.
+
+    OSError or SubprocessError with what the compiler said.
+    """
     compiler = os.environ.get("CXX") or next((c for c in ("g++", "c++") if shutil.which(c)), None)
     if compiler is None:
         raise OSError("no C++ compiler; install g++")
@@ -79,7 +82,7 @@ def compiled(name: str, flags: tuple[str, ...] = _FLAGS) -> Path:
 
 
 def _ours(library: Path) -> bool:
-    """Whether there is a library that nobody else can have written; one that somebody could have is told of, and made anew."""
+    """Whether there is a library that nobody else can have written; others are told of."""
     if not library.exists():
         return False
     problem = f"{library} is a link" if library.is_symlink() else written_by_others(library)

@@ -1,4 +1,4 @@
-"""Files that a manifest names: checked before any of them is touched, and fetched no further than the manifest says."""
+"""Files that a manifest names: checked before any is touched, fetched no further than it says."""
 
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -14,18 +14,24 @@ _BLOCK, _AT_ONCE = 8 << 20, 4
 
 
 def read_manifest(uri: str, error: type[GwpError] = GwpError) -> bytes:
-    """The manifest at `uri`; `error` when it is longer than MANIFEST_BYTES, of which no more is read. MissingError when there is none."""
+    """The manifest at `uri`; `error` when it is longer than MANIFEST_BYTES, of which no more is read.
+
+    MissingError when there is none.
+    """
     with storage.open_read(uri) as handle:
         raw = bytes(handle.read(MANIFEST_BYTES + 1))
     if len(raw) > MANIFEST_BYTES:
-        raise error(f"{uri}: longer than {MANIFEST_BYTES >> 20} MiB, which no manifest is; check the URI")
+        raise error(
+            f"{uri}: longer than {MANIFEST_BYTES >> 20} MiB, which no manifest is; check the URI"
+        )
     return raw
 
 
 def check_files(uri: str, names: Iterable[object], error: type[GwpError] = GwpError) -> None:
-    """Refuse names that are not plain and relative, and on a local disk files that are links out of the folder `uri`.
+    """Refuse names that are not plain and relative, and local files that are links out of `uri`.
 
-    Hashes cannot tell: what a link leads to may change after it was hashed, and is not the folder's own to copy or to remove.
+    Hashes cannot tell: what a link leads to may change after it was hashed, and is not the folder's
+    own to copy or to remove.
     """
     checked = relative_names(names, uri, error)
     if storage.is_remote(uri):
@@ -35,11 +41,15 @@ def check_files(uri: str, names: Iterable[object], error: type[GwpError] = GwpEr
     for name in checked:
         # Links inside the folder, and of the folder itself, lead nowhere else.
         if not (folder / name).resolve().is_relative_to(inside):
-            raise error(f"{uri}: {shown(name)} is a link out of this folder; put the file itself there")
+            raise error(
+                f"{uri}: {shown(name)} is a link out of this folder; put the file itself there"
+            )
 
 
 def fetch_files(uri: str, sizes: Mapping[str, int], folder: str | Path) -> None:
-    """Copy the named files below `uri` into a local folder that has none of them: `sizes[name]` bytes of each, and never more.
+    """Copy files below `uri` into a local folder that has none of them.
+
+    sizes: bytes of each, by name; never more are read.
 
     GwpError for a name that is not plain and relative, and for a file that ends before.
     """
@@ -58,4 +68,7 @@ def _fetch_file(uri: str, size: int, target: Path) -> None:
             for block in storage.read_ranges([uri] * len(some), some, ends):
                 file.write(block)
         if file.tell() != size:
-            raise GwpError(f"{uri}: ends after {file.tell()} of {size} bytes; it was written again meanwhile, so try once more")
+            raise GwpError(
+                f"{uri}: ends after {file.tell()} of {size} bytes; it was written again meanwhile, "
+                "so try once more"
+            )

@@ -1,4 +1,7 @@
-"""Names that others wrote, checked before they become paths: keys of a bucket, entries of a manifest, templates of a data set."""
+"""Names that others wrote, checked before they become paths.
+
+Keys of a bucket, entries of a manifest, names in an index, templates of a data set.
+"""
 
 import re
 import unicodedata
@@ -18,23 +21,34 @@ _LISTED = 5
 def relative_name(name: object, source: str, error: type[GwpError] = GwpError) -> str:
     """`name` as it is, if it names a file below a folder on every system; `error` otherwise.
 
-    It has parts between single slashes, none of them `.` or `..`, no drive, no backslash and no control character, and is not overlong.
+    It has parts between single slashes, none of them `.` or `..`, no drive, no backslash and no
+    control character, and is not overlong.
     source: what holds the name; the message begins with it.
     """
     if reason := _wrong(name):
-        raise error(f"{source}: {shown(name)} {reason}; only plain relative names are read and written, so correct or remove it")
+        raise error(
+            f"{source}: {shown(name)} {reason}; only plain relative names are read and written, "
+            "so correct or remove it"
+        )
     return str(name)
 
 
-def relative_names(names: Iterable[object], source: str, error: type[GwpError] = GwpError) -> list[str]:
-    """`relative_name` of each, in order; `error` also when one of them is the folder of another, which only object stores can hold."""
+def relative_names(
+    names: Iterable[object], source: str, error: type[GwpError] = GwpError
+) -> list[str]:
+    """`relative_name` of each, in order.
+
+    `error` also when one of them is the folder of another, which only object stores can hold.
+    """
     checked = [relative_name(name, source, error) for name in names]
     known = set(checked)
     for name in checked:
         parts = name.split("/")
         for depth in range(1, len(parts)):
             if (folder := "/".join(parts[:depth])) in known:
-                raise error(f"{source}: {shown(folder)} is both a file and a folder; remove one of them")
+                raise error(
+                    f"{source}: {shown(folder)} is both a file and a folder; remove one of them"
+                )
     return checked
 
 

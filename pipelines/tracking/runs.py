@@ -215,7 +215,8 @@ class RunLog:
         self.spilled = 0
         """Records that went to files so far."""
         # An earlier attempt may have left some on this machine.
-        self._files = sorted(self._folder.glob(f"{glob.escape(relative_name(run_id, 'run id'))}-*.jsonl"))
+        begin = glob.escape(relative_name(run_id, "run id"))
+        self._files = sorted(self._folder.glob(f"{begin}-*.jsonl"))
         self._pending: list[dict[str, Any]] = []
         self._sending: list[dict[str, Any]] = []
         self._changed = threading.Condition()

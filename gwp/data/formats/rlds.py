@@ -36,9 +36,10 @@ _AHEAD = 64 << 10
 
 @dataclass(frozen=True)
 class _Record:
-    """What the index keeps of a record. `counts`: values of each feature of the steps; `pictures`: where the lists of images lie.
+    """What the index keeps of a record.
 
-    problem: why nothing of it can be used.
+    counts: values of each feature of the steps. pictures: where the lists of images lie. problem: why
+    nothing of it can be used.
     """
 
     offset: int
@@ -62,8 +63,8 @@ def folder_of(uri: str, files: dict[str, int]) -> str | None:
 def read_set(source: Source, files: dict[str, int]) -> RobotSet:
     """The set at `source`, whose `files` are given. DataError when it cannot be read.
 
-    Every shard is read once, record by record, and each record compared with its checksum; a shard that breaks off gives the episodes
-    before that.
+    Every shard is read once, record by record, and each record compared with its checksum. A shard
+    that breaks off gives the episodes before that.
     """
     folder = folder_of(source.uri, files)
     if folder is None:
@@ -192,7 +193,8 @@ def _look(uri: str, size: int) -> tuple[tuple[_Record, ...], str]:
                     found.append(_described(handle, record))
                 else:
                     problem = f"record {number} has a wrong checksum; it is damaged"
-                    found.append(_Record(record.start, record.size, {}, {}, "", record.crc, problem))
+                    nothing = _Record(record.start, record.size, {}, {}, "", record.crc, problem)
+                    found.append(nothing)
         except DataError as error:
             return tuple(found), str(error)
     return tuple(found), ""
@@ -203,10 +205,12 @@ def _described(handle: Any, record: Record) -> _Record:
     # In memory where it may be; places in the payload are then those in the file less its start.
     shift = 0 if record.payload is None else record.start
     handle = handle if record.payload is None else io.BytesIO(record.payload)
-    there = {n: f for n, f in features(handle, record.start - shift, record.size).items() if n.startswith(_STEPS)}
+    every = features(handle, record.start - shift, record.size)
+    there = {n: f for n, f in every.items() if n.startswith(_STEPS)}
     counts = {n: count(handle, f) for n, f in there.items()}
     # Only encoded pictures are lists of bytes worth a place of their own.
-    lists = {n: replace(f, start=f.start + shift, end=f.end + shift) for n, f in there.items() if f.kind == BYTES and n not in _TEXTS}
+    shown = {n: f for n, f in there.items() if f.kind == BYTES and n not in _TEXTS}
+    lists = {n: replace(f, start=f.start + shift, end=f.end + shift) for n, f in shown.items()}
     return _Record(record.start, record.size, counts, lists, _text(handle, there), record.crc)
 
 

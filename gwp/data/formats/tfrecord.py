@@ -32,9 +32,10 @@ class Field:
 
 @dataclass(frozen=True)
 class Record:
-    """One record: where its payload begins in the file, its bytes, the stored checksum, and whether the payload fits it.
+    """One record of a file.
 
-    payload: what is stored, where it is not larger than is kept in memory.
+    start, size: bytes of its payload in the file. crc: the stored checksum. whole: whether the payload
+    fits it. payload: what is stored, where it is not larger than is kept in memory.
     """
 
     start: int
@@ -45,7 +46,10 @@ class Record:
 
 
 def masked_crc(data: bytes) -> int:
-    """CRC-32C (Castagnoli), rotated and shifted as TFRecord files store it. GwpError without the package that computes it."""
+    """CRC-32C (Castagnoli), rotated and shifted as TFRecord files store it.
+
+    GwpError without the package that computes it.
+    """
     return _masked(_crc32c().value(data))
 
 
@@ -57,12 +61,16 @@ def _crc32c() -> Any:
     try:
         import google_crc32c
     except ImportError as error:
-        raise GwpError("reading TFRecord files needs google-crc32c; run `pip install 'gwp[model]'`") from error
+        fix = "run `pip install 'gwp[model]'`"
+        raise GwpError(f"reading TFRecord files needs google-crc32c; {fix}") from error
     return google_crc32c
 
 
 def records(handle: Any, size: int) -> Iterator[Record]:
-    """Every record of a file of `size` bytes. DataError at the first whose length cannot be known, and so where the next begins."""
+    """Every record of a file of `size` bytes.
+
+    DataError at the first whose length cannot be known, and so where the next begins.
+    """
     at = number = 0
     while at < size:
         head = _read(handle, at, 12) if at + 12 <= size else b""
@@ -78,7 +86,7 @@ def records(handle: Any, size: int) -> Iterator[Record]:
 
 
 def _record(handle: Any, start: int, size: int, number: int) -> Record:
-    """Read once, in one piece: the payload is small against what asking for its parts costs, here and in an object store."""
+    """One record, read once and in one piece: asking for its parts costs more, here and in a store."""
     kept = size <= _KEPT
     handle.seek(start)
     payload, crc = b"", 0

@@ -19,7 +19,7 @@ from gwp.errors import DataError, GwpError
 from gwp.yuv import Picture, picture_of, quarter_turns
 
 _CONTAINERS = "mov,matroska,avi,mpegts,mpeg,flv,ogg,asf,h264,hevc,m4v,ivf"
-"""Forms of video files that are read. Others are lists of further files, which FFmpeg would open wherever they lie."""
+"""Forms of video files that are read. FFmpeg also knows lists of files, and would open those."""
 _WHOLE_FILE = 8 << 20
 """Remote files up to this many bytes are fetched in one request."""
 _AHEAD = 1 << 19

@@ -50,7 +50,8 @@ class TextTable:
     def __init__(self, encoder: TextEncoder | CachedTextEncoder, capacity: int = 4096, cache: str | None = None) -> None:
         self._encoder, self._capacity = encoder, capacity
         # A cached set states the digest of its encoder itself.
-        self._cache = storage.join(cache, relative_name(encoder.digest()[:16], "digest of the text encoder")) if cache else None
+        folder = relative_name(encoder.digest()[:16], "digest of the text encoder") if cache else ""
+        self._cache = storage.join(cache, folder) if cache else None
         self._kept: OrderedDict[str, Tensor] = OrderedDict()
         self._lock = threading.Lock()
         # Held while texts are encoded, so that none is encoded twice at once; those that are known never wait for it.

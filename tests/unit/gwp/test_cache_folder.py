@@ -1,4 +1,4 @@
-"""The cache folder: one rule where it is, and never one in which another user could have written."""
+"""The cache folder: one rule where it is, and never one that another user may write to."""
 
 import ctypes
 import logging
@@ -18,7 +18,7 @@ MACHINE = ("GWP_CACHE", "XDG_CACHE_HOME", "HOME")
 
 @pytest.fixture
 def places(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Path]:
-    """A home, a folder for caches and one for ours, none of which is there, and no environment that names them."""
+    """A home, a folder for caches and one for ours, none of which is there or named."""
     found = {name: tmp_path / name.lower() for name in MACHINE}
     for name in MACHINE:
         monkeypatch.delenv(name, raising=False)
@@ -27,7 +27,9 @@ def places(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Path]:
     return found
 
 
-def test_the_nearest_variable_names_the_folder(places: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_nearest_variable_names_the_folder(
+    places: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
     assert cache_folder.cache_folder("bundles") == places["HOME"] / ".cache/gwp/bundles"
     monkeypatch.setenv("XDG_CACHE_HOME", "relative/paths/are/to/be/ignored")
     assert cache_folder.root() == places["HOME"] / ".cache/gwp"
@@ -40,7 +42,9 @@ def test_the_nearest_variable_names_the_folder(places: dict[str, Path], monkeypa
 
 
 @pytest.mark.parametrize("mask", MASKS, ids=lambda mask: f"{mask:03o}")
-def test_whatever_the_umask_only_this_user_writes_there(places: dict[str, Path], caplog: pytest.LogCaptureFixture, mask: int) -> None:
+def test_whatever_the_umask_only_this_user_writes_there(
+    places: dict[str, Path], caplog: pytest.LogCaptureFixture, mask: int
+) -> None:
     before = os.umask(mask)
     try:
         folder = cache_folder.cache_folder("native")
@@ -76,13 +80,23 @@ def unfit(case: str, root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         root.write_text("")
 
 
-@pytest.mark.parametrize(("case", "said"), [
-    ("group", "may be written to by other users; run `chmod go-w"), ("everybody", "may be written to by other users"),
-    ("a link to one of the group", "may be written to by other users"), ("another user", "belongs to user"),
-    ("a file", "native cannot be"), ("a file above", "cannot be made (Not a directory)"),
-])
+@pytest.mark.parametrize(
+    ("case", "said"),
+    [
+        ("group", "may be written to by other users; run `chmod go-w"),
+        ("everybody", "may be written to by other users"),
+        ("a link to one of the group", "may be written to by other users"),
+        ("another user", "belongs to user"),
+        ("a file", "native cannot be"),
+        ("a file above", "cannot be made (Not a directory)"),
+    ],
+)
 def test_what_others_may_write_to_is_not_used_but_a_folder_of_our_own(
-    places: dict[str, Path], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, case: str, said: str
+    places: dict[str, Path],
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    case: str,
+    said: str,
 ) -> None:
     root = places["GWP_CACHE"]
     monkeypatch.setenv("GWP_CACHE", str(root))
@@ -99,7 +113,9 @@ def test_what_others_may_write_to_is_not_used_but_a_folder_of_our_own(
     assert str(folder) in line
 
 
-def test_a_link_of_ours_to_a_folder_of_ours_is_followed(places: dict[str, Path], caplog: pytest.LogCaptureFixture) -> None:
+def test_a_link_of_ours_to_a_folder_of_ours_is_followed(
+    places: dict[str, Path], caplog: pytest.LogCaptureFixture
+) -> None:
     disk = places["HOME"].parent / "disk"
     disk.mkdir(mode=0o700)
     places["HOME"].mkdir()
@@ -108,7 +124,9 @@ def test_a_link_of_ours_to_a_folder_of_ours_is_followed(places: dict[str, Path],
     assert not caplog.text
 
 
-def test_root_makes_nothing_in_the_home_of_a_user(places: dict[str, Path], monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_root_makes_nothing_in_the_home_of_a_user(
+    places: dict[str, Path], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     """As after `sudo -E`, unless the folder is named."""
     places["HOME"].mkdir()
     if os.geteuid() == 0:
@@ -120,7 +138,9 @@ def test_root_makes_nothing_in_the_home_of_a_user(places: dict[str, Path], monke
     assert "and this is root" not in cache_folder.problem_of("native")
 
 
-def test_without_a_home_there_is_a_folder_too(monkeypatch: pytest.MonkeyPatch, places: dict[str, Path]) -> None:
+def test_without_a_home_there_is_a_folder_too(
+    monkeypatch: pytest.MonkeyPatch, places: dict[str, Path]
+) -> None:
     def homeless() -> Path:
         raise RuntimeError("Could not determine home directory.")
 
@@ -128,14 +148,25 @@ def test_without_a_home_there_is_a_folder_too(monkeypatch: pytest.MonkeyPatch, p
     assert cache_folder.cache_folder("bundles").is_dir()
 
 
-def test_a_temporary_folder_goes_with_the_process_unless_it_holds_what_cannot_be_had_again(tmp_path: Path) -> None:
+def test_a_temporary_folder_goes_with_the_process_unless_it_holds_what_cannot_be_had_again(
+    tmp_path: Path,
+) -> None:
     (tmp_path / "bundles").mkdir()
     (tmp_path / "bundles").chmod(0o777)
     (tmp_path / "tracking").mkdir()
     (tmp_path / "tracking").chmod(0o777)
-    script = "from gwp.cache_folder import cache_folder; print(cache_folder('bundles')); print(cache_folder('tracking', keep=True))"
-    done = subprocess.run([sys.executable, "-c", script], env=os.environ | {"GWP_CACHE": str(tmp_path), "TMPDIR": str(tmp_path)},
-                          capture_output=True, text=True, timeout=60, check=True)
+    script = (
+        "from gwp.cache_folder import cache_folder\n"
+        "print(cache_folder('bundles'), cache_folder('tracking', keep=True))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script],
+        env=os.environ | {"GWP_CACHE": str(tmp_path), "TMPDIR": str(tmp_path)},
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=True,
+    )
     gone, kept = map(Path, done.stdout.split())
     assert gone.parent == kept.parent == tmp_path
     assert not gone.exists()
@@ -144,7 +175,11 @@ def test_a_temporary_folder_goes_with_the_process_unless_it_holds_what_cannot_be
 
 @pytest.mark.parametrize("case", ["group", "link", "another user"])
 def test_a_library_that_others_may_have_written_is_compiled_again(
-    places: dict[str, Path], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, tmp_path: Path, case: str
+    places: dict[str, Path],
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    tmp_path: Path,
+    case: str,
 ) -> None:
     monkeypatch.setenv("GWP_CACHE", str(places["GWP_CACHE"]))
     library = build.compiled("pictures", ("-O0", "-std=c++17", "-shared", "-fPIC"))

@@ -124,14 +124,18 @@ def _json_lines(uri: str, name: str) -> list[dict[str, Any]]:
 
 
 def _path(uri: str, info: dict[str, Any], template: str, **fields: Any) -> str:
-    """The file below the set that a template of info.json gives. DataError when that is no plain relative name.
+    """The file below the set that a template of info.json gives.
 
-    A template is not ours: only the given fields are put in, as they are or as whole numbers of a few digits.
+    DataError when that is no plain relative name. A template is not ours: only the given fields are
+    put in, as they are or as whole numbers of a few digits.
     """
     text = str(info[template])
     for _, field, form, conversion in Formatter().parse(text):
-        if field is not None and (field not in fields or conversion or not _NUMBER.fullmatch(form or "")):
-            raise DataError(f"{uri}: {INFO} has {template} {shown(text)}; it may hold {', '.join(fields)}, as in {{{next(iter(fields))}}}")
+        if field is None:
+            continue
+        if field not in fields or conversion or not _NUMBER.fullmatch(form or ""):
+            raise DataError(f"{uri}: {INFO} has {template} {shown(text)}; "
+                            f"it may hold {', '.join(fields)}, as in {{{next(iter(fields))}}}")
     return relative_name(text.format(**fields), f"{uri}: {template} in {INFO}", DataError)
 
 
@@ -143,7 +147,8 @@ def _episodes_v2(uri: str, info: dict[str, Any], files: dict[str, int]) -> list[
     for row in _json_lines(uri, "meta/episodes.jsonl"):
         i = int(row["episode_index"])
         place = {"episode_chunk": i // chunks, "episode_index": i}
-        videos = {k: VideoSpan(_path(uri, info, "video_path", video_key=k, **place), 0.0, None) for k in keys}
+        paths = {k: _path(uri, info, "video_path", video_key=k, **place) for k in keys}
+        videos = {k: VideoSpan(path, 0.0, None) for k, path in paths.items()}
         data = _path(uri, info, "data_path", **place)
         videos |= _pictures(info, data)
         episodes.append(Episode(i, int(row["length"]), data, videos, _instruction(row.get("tasks"), table)))
@@ -172,8 +177,10 @@ def _episodes_v3(uri: str, info: dict[str, Any], files: dict[str, int]) -> list[
     episodes = []
     for name in sorted(n for n in files if n.startswith("meta/episodes/") and n.endswith(".parquet")):
         for row in _read_parquet(storage.join(uri, name)).to_pylist():
-            videos = {k: _span_v3(uri, row, k, info) for k in keys if row.get(f"videos/{k}/file_index") is not None}
-            data = _path(uri, info, "data_path", chunk_index=row["data/chunk_index"], file_index=row["data/file_index"])
+            shot = [k for k in keys if row.get(f"videos/{k}/file_index") is not None]
+            videos = {k: _span_v3(uri, row, k, info) for k in shot}
+            place = {"chunk_index": row["data/chunk_index"], "file_index": row["data/file_index"]}
+            data = _path(uri, info, "data_path", **place)
             videos |= _pictures(info, data)
             text = _instruction(row.get("tasks"), table)
             episodes.append(Episode(int(row["episode_index"]), int(row["length"]), data, videos, text))

@@ -1,4 +1,4 @@
-"""What a bundle and a checkpoint are made of: only what their manifests name, no links elsewhere, no more bytes than were promised."""
+"""Bundles and checkpoints are what their manifests name: nothing elsewhere, and no more bytes."""
 
 import hashlib
 import json
@@ -83,7 +83,10 @@ def test_a_checkpoint_whose_file_is_a_link_is_refused(tmp_path: Path) -> None:
     assert checkpoints.latest_committed(str(tmp_path / "run")) is not None
     (Path(uri) / "0.pt").rename(tmp_path / "elsewhere")
     (Path(uri) / "0.pt").symlink_to(tmp_path / "elsewhere")
-    for work in (lambda: checkpoints.fetch(uri, manifest, tmp_path / "fetched"), lambda: checkpoints.verify(uri, manifest)):
+    for work in (
+        lambda: checkpoints.fetch(uri, manifest, tmp_path / "fetched"),
+        lambda: checkpoints.verify(uri, manifest),
+    ):
         with pytest.raises(GwpError, match="is a link out of this folder"):
             work()
     assert checkpoints.latest_committed(str(tmp_path / "run")) is None
@@ -133,7 +136,9 @@ def test_a_key_that_is_a_folder_too_is_told(remote: str, tmp_path: Path) -> None
 
 
 @pytest.mark.parametrize("name", LEADING_OUT)
-def test_a_manifest_in_a_bucket_names_nothing_outside(remote: str, tmp_path: Path, name: str) -> None:
+def test_a_manifest_in_a_bucket_names_nothing_outside(
+    remote: str, tmp_path: Path, name: str
+) -> None:
     about = json.loads(storage.read_bytes(f"{remote}/{MANIFEST}"))
     about["files"][name] = {"size": 5, "sha256": hashlib.sha256(b"owned").hexdigest()}
     storage.write_bytes(f"{remote}/{MANIFEST}", json.dumps(about).encode())
@@ -156,12 +161,16 @@ def test_a_bundle_is_fetched_by_its_manifest_and_once(remote: str, tmp_path: Pat
 @pytest.mark.parametrize("size", [0, 1 << 20])
 def test_a_file_of_another_size_is_not_fetched(remote: str, tmp_path: Path, size: int) -> None:
     storage.write_bytes(f"{remote}/policy.json", bytes(size))
-    with pytest.raises(BundleError, match=f"policy.json was altered .it has {size} bytes instead of"):
+    with pytest.raises(
+        BundleError, match=f"policy.json was altered .it has {size} bytes instead of"
+    ):
         read_bundle(remote)
     assert kept(tmp_path) == []
 
 
-def test_another_policy_in_the_place_of_one_that_is_kept_is_refused(remote: str, tmp_path: Path) -> None:
+def test_another_policy_in_the_place_of_one_that_is_kept_is_refused(
+    remote: str, tmp_path: Path
+) -> None:
     found = read_bundle(remote)
     lineage = json.loads((found.folder / "lineage.json").read_text())
     (found.folder / "lineage.json").write_text(json.dumps(lineage | {"made_by": "somebody else"}))
@@ -185,7 +194,9 @@ def test_no_more_is_read_than_was_promised(
         named_files.fetch_files(uri, {"a/b": 101}, tmp_path / "more")
 
 
-def test_an_endless_manifest_is_not_read(remote: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_endless_manifest_is_not_read(
+    remote: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     whole = storage.read_bytes(f"{remote}/{MANIFEST}")
     monkeypatch.setattr(named_files, "MANIFEST_BYTES", len(whole))
     read_bundle(remote)
@@ -197,8 +208,20 @@ def test_an_endless_manifest_is_not_read(remote: str, tmp_path: Path, monkeypatc
                 read(uri)
 
 
-@pytest.mark.parametrize("raw", [b"", b"[]", b"{}", b"nonsense", b'{"format": 1}', b'{"format": 1, "files": []}', b"[" * 100_000,
-                                 b'{"format": 1, "files": {"a": {"size": -1, "sha256": ""}}}', b'{"format": 1, "files": {"a": {}}}'])
+@pytest.mark.parametrize(
+    "raw",
+    [
+        b"",
+        b"[]",
+        b"{}",
+        b"nonsense",
+        b'{"format": 1}',
+        b'{"format": 1, "files": []}',
+        b"[" * 100_000,
+        b'{"format": 1, "files": {"a": {"size": -1, "sha256": ""}}}',
+        b'{"format": 1, "files": {"a": {}}}',
+    ],
+)
 def test_what_is_no_manifest_is_told(remote: str, tmp_path: Path, raw: bytes) -> None:
     storage.write_bytes(f"{remote}/{MANIFEST}", raw)
     (tmp_path / "made" / MANIFEST).write_bytes(raw)

@@ -31,9 +31,40 @@ from pipelines.training import checkpoints
 from tests.support.other_sets import write_aloha, write_tars
 from tests.support.sets import FPS, TOP, write_v21, write_v30, write_video
 
-LEADING_OUT = ("../OWNED", "x/../../OWNED", "x/../../../OWNED", "..", "/tmp/OWNED", "x\\..\\OWNED", "C:OWNED")
-HOSTILE = (*LEADING_OUT, "", ".", "x/./y", "x//y", "x/", "x\0y", "x\ny", "\x1b[2J", "\x85", "\udc80", "x" * 256, "x/" * 600 + "y")
-PLAIN = ("a", "b/c.txt", "...", "a..b/..c", "model-00001-of-00002.safetensors", "Größe/動画 1.mp4", "ab:c", "x" * 255)
+LEADING_OUT = (
+    "../OWNED",
+    "x/../../OWNED",
+    "x/../../../OWNED",
+    "..",
+    "/tmp/OWNED",
+    "x\\..\\OWNED",
+    "C:OWNED",
+)
+HOSTILE = (
+    *LEADING_OUT,
+    "",
+    ".",
+    "x/./y",
+    "x//y",
+    "x/",
+    "x\0y",
+    "x\ny",
+    "\x1b[2J",
+    "\x85",
+    "\udc80",
+    "x" * 256,
+    "x/" * 600 + "y",
+)
+PLAIN = (
+    "a",
+    "b/c.txt",
+    "...",
+    "a..b/..c",
+    "model-00001-of-00002.safetensors",
+    "Größe/動画 1.mp4",
+    "ab:c",
+    "x" * 255,
+)
 
 
 @pytest.mark.parametrize("name", HOSTILE, ids=lambda name: repr(name[:20]))
@@ -65,13 +96,21 @@ def test_a_file_is_not_a_folder_too() -> None:
 
 
 def checkpoint_naming(folder: Path, name: str) -> tuple[str, checkpoints.Manifest]:
-    """A committed checkpoint of a local run whose manifest names one more file, which may even be there."""
+    """A committed checkpoint of a local run whose manifest names one more file."""
     uri = checkpoints.checkpoint_uri(str(folder / "run"), 1, 1)
     (folder / "rank").mkdir(parents=True)
     (folder / "rank/0.pt").write_bytes(b"state")
     files = checkpoints.upload_files(folder / "rank", uri)
-    manifest = checkpoints.Manifest(files=files | {name: files["0.pt"]}, step=1, samples_seen=1, world_size=1, zero_stage=2, attempt=1,
-                                    plan_hash="p", config_hash="c")
+    manifest = checkpoints.Manifest(
+        files=files | {name: files["0.pt"]},
+        step=1,
+        samples_seen=1,
+        world_size=1,
+        zero_stage=2,
+        attempt=1,
+        plan_hash="p",
+        config_hash="c",
+    )
     (Path(uri) / MANIFEST).write_text(json.dumps(manifest.model_dump()))
     return uri, manifest
 
@@ -103,7 +142,9 @@ def by_checkpoint_commit(folder: Path, name: str) -> None:
 
 def by_weights(folder: Path, name: str) -> None:
     folder.mkdir(exist_ok=True)
-    (folder / "diffusion_pytorch_model.safetensors.index.json").write_text(json.dumps({"weight_map": {"a": name}}))
+    (folder / "diffusion_pytorch_model.safetensors.index.json").write_text(
+        json.dumps({"weight_map": {"a": name}})
+    )
     load_model(folder)
 
 
@@ -111,7 +152,9 @@ def by_codec(folder: Path, name: str) -> None:
     from diffusers import AutoencoderKLWan
 
     folder.mkdir(exist_ok=True)
-    (folder / "diffusion_pytorch_model.safetensors.index.json").write_text(json.dumps({"weight_map": {"a": name}}))
+    (folder / "diffusion_pytorch_model.safetensors.index.json").write_text(
+        json.dumps({"weight_map": {"a": name}})
+    )
     pretrained(AutoencoderKLWan.from_pretrained, folder, all_used=True)
 
 
@@ -155,11 +198,21 @@ def by_digest(folder: Path, name: str) -> None:
 
 
 DOORS: dict[str, Callable[[Path, str], None]] = {
-    "bundle": by_bundle, "checkpoint fetched": by_checkpoint_fetch, "checkpoint by name": by_checkpoint_name,
-    "checkpoint committed": by_checkpoint_commit, "weights": by_weights, "codec": by_codec,
-    "v2 data": template(write_v21, "data_path"), "v2 video": template(write_v21, "video_path"),
-    "v3 data": template(write_v30, "data_path"), "v3 video": template(write_v30, "video_path"), "camera": by_camera,
-    "camera written": by_written_camera, "run": by_run_name, "run id": by_run_id, "text table": by_digest,
+    "bundle": by_bundle,
+    "checkpoint fetched": by_checkpoint_fetch,
+    "checkpoint by name": by_checkpoint_name,
+    "checkpoint committed": by_checkpoint_commit,
+    "weights": by_weights,
+    "codec": by_codec,
+    "v2 data": template(write_v21, "data_path"),
+    "v2 video": template(write_v21, "video_path"),
+    "v3 data": template(write_v30, "data_path"),
+    "v3 video": template(write_v30, "video_path"),
+    "camera": by_camera,
+    "camera written": by_written_camera,
+    "run": by_run_name,
+    "run id": by_run_id,
+    "text table": by_digest,
 }
 
 
@@ -183,8 +236,18 @@ def test_no_door_takes_a_name_that_leads_out(tmp_path: Path, door: str) -> None:
         assert (folder.parent / "OWNED").read_bytes() == b"state"
 
 
-@pytest.mark.parametrize("form", ["{episode_index:999999999}", "{episode_index.__class__}", "{episode_index!r}", "{other}", "{}", "{0}",
-                                  "{episode_index:{episode_chunk}}"])
+@pytest.mark.parametrize(
+    "form",
+    [
+        "{episode_index:999999999}",
+        "{episode_index.__class__}",
+        "{episode_index!r}",
+        "{other}",
+        "{}",
+        "{0}",
+        "{episode_index:{episode_chunk}}",
+    ],
+)
 def test_a_template_puts_in_numbers_and_nothing_else(tmp_path: Path, form: str) -> None:
     write_v21(tmp_path / "set", lengths=(2,), data_path=f"data/{form}.parquet")
     with pytest.raises(DataError, match=r"meta/info\.json has data_path"):
@@ -216,15 +279,24 @@ def link_demonstrations(file: h5py.File, outside: str) -> None:
 
 
 @pytest.mark.parametrize("form", ["relative", "absolute", "where this runs"])
-@pytest.mark.parametrize("link", [link_raw, link_virtual, link_softly, link_directly, link_demonstrations])
+@pytest.mark.parametrize(
+    "link", [link_raw, link_virtual, link_softly, link_directly, link_demonstrations]
+)
 def test_hdf5_files_that_lead_elsewhere_are_left_out(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, link: Callable[[h5py.File, str], None], form: str
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    link: Callable[[h5py.File, str], None],
+    form: str,
 ) -> None:
     root = write_aloha(tmp_path / "set")
     with h5py.File(tmp_path / "secret.h5", "w") as file:
         file["secret"] = np.arange(6.0)
     monkeypatch.chdir(tmp_path)
-    outside = {"relative": "../secret.h5", "absolute": str(tmp_path / "secret.h5"), "where this runs": "secret.h5"}[form]
+    outside = {
+        "relative": "../secret.h5",
+        "absolute": str(tmp_path / "secret.h5"),
+        "where this runs": "secret.h5",
+    }[form]
     with h5py.File(root / "episode_1.hdf5", "a") as file:
         link(file, outside)
     data = read_hdf5(Source(uri=str(root), fps=FPS), storage.list_files(str(root)))
@@ -250,13 +322,15 @@ def test_a_list_of_videos_is_no_video(tmp_path: Path, monkeypatch: pytest.Monkey
         probe(io.BytesIO(b"ffconcat version 1.0\nfile 'secret.mp4'\n"))
 
 
-def test_members_of_an_archive_are_read_where_they_lie(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_members_of_an_archive_are_read_where_they_lie(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Their names are names only, and `./0000.mp4` is what tar writes of a folder."""
     import tarfile
 
     shard = write_tars(tmp_path / "set", lengths=(5,), shards=(1,)) / "000000.tar"
     with tarfile.open(shard) as tar:
-        raw = {m.name: tar.extractfile(m).read() for m in tar if m.isreg()}  # type: ignore[union-attr]
+        raw = {m.name: tar.extractfile(m).read() for m in tar if m.isreg()}
     video = next(data for name, data in raw.items() if name.endswith(".mp4"))
     names = ("./0000.mp4", "../OWNED.mp4", "/tmp/OWNED.mp4", "x\n.mp4")
     with tarfile.open(shard, "w") as tar:

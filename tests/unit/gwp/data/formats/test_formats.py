@@ -236,14 +236,17 @@ def test_a_damaged_header_is_no_record(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("remote", [False, True])
-def test_damage_within_a_record_is_told_and_the_next_one_is_read(bucket: str, tmp_path: Path, remote: bool) -> None:
-    """Wherever the damage is: in a picture, among the numbers, in the names. Nothing else would see a changed number."""
+def test_damage_within_a_record_is_told_and_the_next_is_read(
+    bucket: str, tmp_path: Path, remote: bool
+) -> None:
+    """Wherever the damage is. Nothing else would see a changed number."""
     write_rlds(tmp_path / "set", lengths=(12, 9, 7), shards=(2, 1))
     file = tmp_path / "set/tester-train.tfrecord-00000-of-00002"
     raw = file.read_bytes()
     calm = robots(tmp_path / "set", fps=FPS)
     actions = episode_values(0, 12)[1].astype("<f4").tobytes()
-    for place, part in (("picture", encoded(TOP, 0, 5)), ("numbers", actions), ("names", b"steps/reward")):
+    parts = {"picture": encoded(TOP, 0, 5), "numbers": actions, "names": b"steps/reward"}
+    for place, part in parts.items():
         at = raw.index(part) + len(part) // 2
         file.write_bytes(raw[:at] + bytes([raw[at] ^ 0x10]) + raw[at + 1 :])
         rlds._look.cache_clear()
