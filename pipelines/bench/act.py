@@ -19,10 +19,10 @@ from gwp.model.config import Family, Group, ModelConfig
 from gwp.model.layout import Noise
 from gwp.model.transformer import Tokens, WorldActionTransformer
 from gwp.policy.batching.engine import Engine
-from gwp.policy.graphs import graph_pool, recorded
 from gwp.policy.batching.schedule import EngineSettings
-from gwp.policy.solver import Prefix, Solver
+from gwp.policy.graphs import graph_pool, recorded
 from gwp.policy.policy import Policy
+from gwp.policy.solver import Prefix, Solver
 from gwp.threads import apart
 from pipelines.bench.floor import Machine, acting_floor, bare_step
 from pipelines.bench.robots import robots_table

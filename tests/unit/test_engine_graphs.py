@@ -14,10 +14,10 @@ from torch.utils._pytree import tree_leaves
 
 from gwp.model.fused import FusedTransformer
 from gwp.model.transformer import WorldActionTransformer
-from gwp.policy.graphs import RecordedPrefix, RecordedSingle
 from gwp.policy.batching.slots import Slots, step
-from gwp.policy.solver import Shapes, Solver
+from gwp.policy.graphs import RecordedPrefix, RecordedSingle
 from gwp.policy.policy import Policy
+from gwp.policy.solver import Shapes, Solver
 from pipelines.bench.sizes import SIZES
 from tests.tiny import make_tiny_bundle
 

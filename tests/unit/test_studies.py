@@ -11,8 +11,8 @@ from gwp.data.embodiment import Embodiment
 from gwp.errors import GwpError
 from gwp.model.fused import FusedTransformer
 from gwp.model.objective import Batch, Objective, training_losses
-from gwp.policy.solver import Shapes, Solver
 from gwp.policy.policy import Policy
+from gwp.policy.solver import Shapes, Solver
 from pipelines.cli import main
 from pipelines.studies import seams_study, steps_study
 from tests.sets import ACTION_NAMES, FPS, STATE_NAMES, TOP, write_v30
