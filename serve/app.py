@@ -2,7 +2,7 @@
 
 import os
 import time
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 from urllib.error import URLError
 from urllib.request import urlopen
 
@@ -22,22 +22,32 @@ from serve.replica import Replica
 # The proxy starts beside the replicas, on a small machine on the same cores.
 _ANSWER_S = 60.0
 
+# What the decorator makes of a class, which type checkers do not see.
+_REPLICA = cast("serve.Deployment", Replica)
+_GATEWAY = cast("serve.Deployment", Gateway)
+
 
 def build_app(config: ServeApp) -> Application:
-    """The application of `config`. An alias in `policy` is resolved here, once: every replica loads the same bundle.
+    """The application of `config`.
+
+    An alias in `policy` is resolved here, once: every replica loads the same bundle.
 
     Raises GwpError or BundleError when the policy cannot be found or is no bundle.
     """
     uri, registered = locate(config.policy)
     # Replicas have working directories of their own.
     uri = uri if storage.is_remote(uri) else os.path.abspath(uri.removeprefix("file://"))
-    found = PolicyContract.read(uri)
-    if registered.get("policy_id", found.policy_id) != found.policy_id:
-        named = registered["policy_id"]
-        raise GwpError(f"{config.policy}: registered as policy {named}, {uri} holds {found.policy_id}; promote it again")
-    contract = found.model_dump(mode="json")
+    policy_contract = PolicyContract.read(uri)
+    policy_id = policy_contract.policy_id
+    registered_id = registered.get("policy_id", policy_id)
+    if registered_id != policy_id:
+        raise GwpError(
+            f"{config.policy}: registered as policy {registered_id}, {uri} holds {policy_id}; "
+            "promote it again"
+        )
+    contract = policy_contract.model_dump(mode="json")
     settings = config.model_dump(mode="json")
-    replica = Replica.options(
+    replica = _REPLICA.options(
         ray_actor_options=_resources(config.replica.cpus, config.replica.pool, config.replica.gpus),
         autoscaling_config=config.autoscaling_options(),
         # A second batch waits at the replica while the first one computes.
@@ -48,7 +58,7 @@ def build_app(config: ServeApp) -> Application:
         max_surge_percent=config.replica.surge_percent,
         graceful_shutdown_timeout_s=2 * config.limits.request_timeout_s,
     ).bind(uri, contract, settings)
-    gateway = Gateway.options(
+    gateway = _GATEWAY.options(
         num_replicas=config.gateway.replicas,
         ray_actor_options=_resources(config.gateway.cpus, config.gateway.pool),
         # An open connection counts as a request for as long as the robot runs.
@@ -82,11 +92,11 @@ def render(config: ServeApp) -> dict[str, Any]:
 
 
 def deploy(config: ServeApp) -> str:
-    """Deploy on the connected Ray cluster, wait until the policy answers, return the address for robots (`ws://...`).
+    """Deploy on the connected Ray cluster, wait until the policy answers, return the robots' address, `ws://...`.
 
-    Deploying again under the same name is a rolling update; when the new version does not start, the old one goes on.
-    Raises GwpError when the replicas do not come up within `start_timeout_s`, with their reason, or when Serve already
-    listens elsewhere on this cluster.
+    Deploying again under the same name is a rolling update; when the new version does not start, the old
+    one goes on. Raises GwpError when the replicas do not come up within `start_timeout_s`, with their
+    reason, or when Serve already listens elsewhere on this cluster.
     """
     app = build_app(config)
     serve.start(
@@ -110,7 +120,7 @@ class ReplicaCounts(NamedTuple):
 def replica_states(app_name: str) -> ReplicaCounts:
     """Replicas of the policy now; zeros when the application is not there."""
     app = serve.status().applications.get(app_name)
-    deployment = app.deployments.get(Replica.name) if app else None
+    deployment = app.deployments.get(_REPLICA.name) if app else None
     states = deployment.replica_states if deployment else {}
     return ReplicaCounts(states.get(ReplicaState.RUNNING, 0), states.get(ReplicaState.STARTING, 0))
 
@@ -132,9 +142,13 @@ def _await_running(app_name: str, timeout_s: float) -> None:
         if app is not None and app.status == ApplicationStatus.RUNNING:
             return
         if app is not None and app.status == ApplicationStatus.DEPLOY_FAILED:
-            raise GwpError(f"{app_name}: the policy did not start: {_reason(app_name) or app.message}")
+            reason = _reason(app_name) or app.message
+            raise GwpError(f"{app_name}: the policy did not start: {reason}")
         if time.monotonic() > deadline:
-            raise GwpError(f"{app_name}: not ready after {timeout_s:g} s: {_reason(app_name) or 'still loading'}; see start_timeout_s")
+            reason = _reason(app_name) or "still loading"
+            raise GwpError(
+                f"{app_name}: not ready after {timeout_s:g} s: {reason}; see start_timeout_s"
+            )
         time.sleep(0.2)
 
 

@@ -1,12 +1,24 @@
 """From an admitted observation to a chunk: deadline, one retry, and refusals that say what to do."""
 
 import asyncio
+import contextlib
 from collections.abc import Awaitable
 from dataclasses import dataclass
 from typing import Any
 
-from ray.exceptions import RayActorError
-from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError, ReplicaUnavailableError
+from ray.exceptions import (
+    NodeDiedError,
+    ObjectLostError,
+    OutOfMemoryError,
+    RayActorError,
+    TaskCancelledError,
+    WorkerCrashedError,
+)
+from ray.serve.exceptions import (
+    BackPressureError,
+    DeploymentUnavailableError,
+    ReplicaUnavailableError,
+)
 from ray.serve.handle import DeploymentHandle
 
 from gwp.errors import GwpError
@@ -15,27 +27,48 @@ from gwp.protocol.messages import ActionChunk, Observation
 from serve.access import Access
 from serve.config import ServeApp
 
+_LOST = (
+    RayActorError,
+    ReplicaUnavailableError,
+    WorkerCrashedError,
+    NodeDiedError,
+    ObjectLostError,
+    OutOfMemoryError,
+)
+"""What the loss of a replica, of its process or of its node looks like from here."""
+
 
 @dataclass(frozen=True)
 class Refusal:
-    """Why a replica gave no chunk, as a value: an exception would fail every observation of its batch."""
+    """Why a replica gave no chunk, as a value: it crosses processes as it is, unlike an exception.
+
+    `GuardedEngine` makes it, the `Dispatcher` raises it as RefusedError with the same `code`.
+    """
 
     code: str
     message: str
 
 
 class RefusedError(GwpError):
-    """A request that gets no chunk. `code`: observation, policy, protocol, busy, unavailable, deadline, access, internal."""
+    """A request that gets no chunk.
+
+    code: observation, policy, protocol, busy, unavailable, deadline, access, internal
+    """
 
     def __init__(self, code: str, message: str) -> None:
         super().__init__(message)
         self.code = code
 
 
-class Desk:
-    """What every door needs: the contract, who may come in, and the way to a replica."""
+class Dispatcher:
+    """What every door needs: the contract, who may come in, and the way to a replica.
 
-    def __init__(self, replica: "DeploymentHandle[Any]", contract: PolicyContract, config: ServeApp) -> None:
+    The gateway makes one; all doors share it.
+    """
+
+    def __init__(
+        self, replica: "DeploymentHandle[Any]", contract: PolicyContract, config: ServeApp
+    ) -> None:
         self.contract = contract
         self.access = Access(config.api_keys_env)
         self.max_bytes = int(config.limits.max_message_mb * 2**20)
@@ -43,38 +76,74 @@ class Desk:
         self._replica = replica
 
     async def act(self, observation: Observation) -> ActionChunk:
-        """The chunk for an admitted observation, from whichever replica is free. RefusedError when there is none in time.
+        """The chunk for an admitted observation, from whichever replica is free.
 
-        A request lost with its replica is sent once more: it carries everything that the answer depends on.
+        A request lost with its replica is sent once more: it carries all that the answer depends on.
+        Raises RefusedError when there is no chunk in time.
         """
-        asked = observation.deadline_s
-        budget = self._timeout_s if asked is None else min(asked, self._timeout_s)
+        allowed_s = observation.deadline_s
+        budget_s = self._timeout_s if allowed_s is None else min(allowed_s, self._timeout_s)
         clock = asyncio.get_running_loop().time
-        deadline = clock() + budget
+        deadline = clock() + budget_s
         for last_try in (False, True):
-            response = self._replica.act.remote(observation)
             try:
-                result = await asyncio.wait_for(_result(response), max(0.0, deadline - clock()))
+                result = await self._ask(observation, max(0.0, deadline - clock()))
             except TimeoutError as error:
-                response.cancel()
-                why = f"no chunk within {budget:g} s; add replicas or allow more time (deadline_s, request_timeout_s)"
-                # Without a deadline of its own a robot may well ask again: a lost replica takes longer than one request.
-                raise RefusedError("unavailable" if asked is None else "deadline", why) from error
+                # Without a deadline of its own a robot may well ask again: a lost replica takes longer
+                # than one request.
+                raise RefusedError(
+                    "unavailable" if allowed_s is None else "deadline",
+                    f"no chunk within {budget_s:g} s; add replicas or allow more time "
+                    "(deadline_s, request_timeout_s)",
+                ) from error
             except BackPressureError as error:
-                raise RefusedError("busy", "all replicas are busy and the queue is full; try again in a moment") from error
+                raise RefusedError(
+                    "busy", "all replicas are busy and the queue is full; try again in a moment"
+                ) from error
             except DeploymentUnavailableError as error:
-                raise RefusedError("unavailable", "the policy failed to start; see the log of the replicas") from error
-            except (RayActorError, ReplicaUnavailableError) as error:
+                raise RefusedError(
+                    "unavailable", "the policy failed to start; see the log of the replicas"
+                ) from error
+            except TaskCancelledError as error:
+                raise RefusedError(
+                    "unavailable", "the request was dropped by the endpoint; try again in a moment"
+                ) from error
+            except _LOST as error:
                 if last_try:
-                    raise RefusedError("unavailable", "the replica was lost twice; try again in a moment") from error
+                    raise RefusedError(
+                        "unavailable", "the replica was lost twice; try again in a moment"
+                    ) from error
                 continue
             if isinstance(result, Refusal):
                 raise RefusedError(result.code, result.message)
             return result
         raise AssertionError("unreachable")
 
+    async def _ask(self, observation: Observation, timeout_s: float) -> ActionChunk | Refusal:
+        """One try. Given up, for whatever reason, its work is cancelled too."""
+        response = self._replica.act.remote(observation)
+        try:
+            return await asyncio.wait_for(_result(response), timeout_s)
+        except TimeoutError:
+            _cancel(response)
+            raise
+        except asyncio.CancelledError as error:
+            _cancel(response)
+            task = asyncio.current_task()
+            if task is not None and task.cancelling():
+                # The robot hung up, or the gateway ends.
+                raise
+            # Serve gave the request up; the robot still waits for an answer.
+            raise TaskCancelledError(error_message="given up by Serve") from error
+
 
 async def _result(response: Awaitable[Any]) -> ActionChunk | Refusal:
     # wait_for wants a coroutine; a response of Serve is only awaitable.
     result: ActionChunk | Refusal = await response
     return result
+
+
+def _cancel(response: Any) -> None:
+    # Cancelling a request that ends at this moment raises what it ended with.
+    with contextlib.suppress(Exception):
+        response.cancel()

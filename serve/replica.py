@@ -1,4 +1,4 @@
-"""One copy of the model on Ray Serve: the engine steps all its robots together, off the event loop."""
+"""One copy of the model on Ray Serve: continuous batching of all its robots, off the event loop."""
 
 from typing import Any
 
@@ -14,7 +14,7 @@ from serve.warmup import observation_for
 
 @serve.deployment
 class Replica:
-    """Holds a `gwp.Policy` loaded from an immutable URI.
+    """Holds a `gwp.Policy` loaded from an immutable URI. Gateways ask it, through a handle of Serve.
 
     uri:      the bundle, as resolved when the endpoint was deployed
     expected: the contract that the gateways announce; another bundle at the same URI is refused
@@ -23,21 +23,28 @@ class Replica:
     def __init__(self, uri: str, expected: dict[str, Any], config: dict[str, Any]) -> None:
         import torch
 
-        from gwp.policy.batching.engine import Engine
-        from gwp.policy.policy import Policy
+        from gwp.policy import Engine, Policy
         from gwp.threads import apart
         from serve.guarded import GuardedEngine
 
         settings = ServeApp.model_validate(config)
         torch.set_num_threads(settings.replica.torch_threads)
-        device, dtype = "cuda" if settings.replica.gpus else "cpu", getattr(torch, settings.replica.dtype)
+        device = "cuda" if settings.replica.gpus else "cpu"
+        dtype = getattr(torch, settings.replica.dtype)
         policy = apart(lambda: Policy.load(uri, device, dtype, settings.replica.steps))
         contract = PolicyContract.model_validate(expected)
         if policy.id != contract.policy_id:
-            raise GwpError(f"{uri}: holds policy {policy.id}, {contract.policy_id} was deployed; deploy again")
+            raise GwpError(
+                f"{uri}: holds policy {policy.id}, {contract.policy_id} was deployed; deploy again"
+            )
         engine = Engine(policy, settings.engine)
-        # A policy that cannot act must never take traffic, and the first robot must not pay for lazy start-up.
-        engine.warm_up([observation_for(embodiment) for embodiment in contract.embodiments.values()])
+        try:
+            # A policy that cannot act must never take traffic, and the first robot must not pay for
+            # lazy start-up.
+            engine.warm_up([observation_for(robot) for robot in contract.embodiments.values()])
+        except BaseException:
+            engine.close()
+            raise
         self._engine = GuardedEngine(engine, stuck_after_s=5 * settings.limits.request_timeout_s)
 
     async def act(self, observation: Observation) -> ActionChunk | Refusal:

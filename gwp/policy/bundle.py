@@ -32,6 +32,7 @@ from gwp.storage.names import shown, shown_all
 
 MANIFEST = "MANIFEST.json"
 FORMAT = 1
+_NO_BUNDLE = f"no {MANIFEST}; this is not a policy bundle (make one with `gwp export`)"
 
 
 class FileEntry(BaseModel):
@@ -88,7 +89,10 @@ def sha256_file(path: Path) -> str:
 
 
 def seal(folder: str | Path) -> str:
-    """Write MANIFEST.json over everything in `folder` and return the policy id. BundleError for what `read_bundle` would refuse."""
+    """Write MANIFEST.json over everything in `folder` and return the policy id.
+
+    BundleError for names and links that `read_bundle` would refuse.
+    """
     folder = Path(folder)
     names = sorted(name for name in _names(folder) if name.rpartition("/")[2] != MANIFEST)
     check_files(str(folder), names, BundleError)
@@ -101,7 +105,8 @@ def seal(folder: str | Path) -> str:
 def read_bundle(uri: str | Path) -> Bundle:
     """Read and verify a bundle from a path or `s3://`; BundleError names the first file that does not fit.
 
-    Remote bundles are kept in the cache folder (`gwp.cache_folder`) by their id, so replicas of one machine fetch once.
+    Remote bundles are kept in the cache folder (`gwp.cache_folder`) by their id, so that replicas of
+    one machine fetch once.
     """
     uri = str(uri)
     remote = storage.is_remote(uri)
@@ -135,7 +140,7 @@ def _manifest(uri: str) -> bytes:
     try:
         return read_manifest(storage.join(uri, MANIFEST), BundleError)
     except MissingError as error:
-        raise BundleError(f"{uri}: no {MANIFEST}; this is not a policy bundle (make one with `gwp export`)") from error
+        raise BundleError(f"{uri}: {_NO_BUNDLE}") from error
 
 
 def _names(folder: Path) -> set[str]:
@@ -150,19 +155,24 @@ def _json(path: Path) -> dict[str, Any]:
 
 
 def _entries(raw: bytes, uri: str) -> dict[str, FileEntry]:
-    """What the manifest `raw` of the bundle at `uri` names; BundleError when it is none, or of another version."""
+    """What the manifest `raw` of the bundle at `uri` names.
+
+    BundleError when it is none, or of another version.
+    """
     try:
         manifest = json.loads(raw)
-        if manifest.get("format") != FORMAT:
-            raise BundleError(f"{uri}: bundle format {manifest.get('format')}, this version reads {FORMAT}; export the policy again")
-        entries = _ENTRIES.validate_python(manifest["files"])
+        if (version := manifest.get("format")) != FORMAT:
+            raise BundleError(f"{uri}: bundle format {shown(version)}, this version reads {FORMAT}; "
+                              "export the policy again")
+        return _ENTRIES.validate_python(manifest["files"])
     except ValidationError as error:
         first = error.errors()[0]
-        where = " ".join(shown(part) for part in first["loc"])
-        raise BundleError(f"{uri}: {MANIFEST} cannot be read ({where}: {first['msg']}); export or copy the policy again") from error
+        reason = f"{' '.join(map(shown, first['loc']))}: {first['msg']}"
+        raise BundleError(f"{uri}: {MANIFEST} cannot be read ({reason}); "
+                          "export or copy the policy again") from error
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise BundleError(f"{uri}: {MANIFEST} cannot be read ({error}); export or copy the policy again") from error
-    return entries
+        raise BundleError(f"{uri}: {MANIFEST} cannot be read ({error}); "
+                          "export or copy the policy again") from error
 
 
 def _check_sizes(entries: dict[str, FileEntry], files: dict[str, int], uri: str) -> None:
@@ -171,22 +181,25 @@ def _check_sizes(entries: dict[str, FileEntry], files: dict[str, int], uri: str)
         if name not in files:
             raise BundleError(f"{uri}: {shown(name)} is missing; copy the bundle again")
         if files[name] != entry.size:
-            raise BundleError(f"{uri}: {shown(name)} was altered (it has {files[name]} bytes instead of {entry.size}); copy or export the "
-                              "bundle again")
+            raise BundleError(f"{uri}: {shown(name)} was altered (it has {files[name]} bytes instead "
+                              f"of {entry.size}); copy or export the bundle again")
     if extra := files.keys() - entries.keys() - {MANIFEST}:
-        raise BundleError(f"{uri}: files that the manifest does not name: {shown_all(extra)}; remove them or export again")
+        raise BundleError(f"{uri}: files that the manifest does not name: {shown_all(extra)}; "
+                          "remove them or export again")
 
 
 def _verify(folder: Path, uri: str) -> str:
     if not (folder / MANIFEST).is_file():
-        raise BundleError(f"{uri}: no {MANIFEST}; this is not a policy bundle (make one with `gwp export`)")
+        raise BundleError(f"{uri}: {_NO_BUNDLE}")
     raw = read_manifest(str(folder / MANIFEST), BundleError)
     entries = _entries(raw, uri)
     check_files(str(folder), [*entries, MANIFEST], BundleError)
     # Links to folders that nothing names would be no files, and yet somewhere else.
-    there = [path for path in folder.rglob("*") if path.is_file() or path.is_symlink()]
-    there = [path for path in there if not is_temporary(path.name)]
-    sizes = {path.relative_to(folder).as_posix(): path.stat().st_size if path.is_file() else -1 for path in there}
+    sizes: dict[str, int] = {}
+    for path in folder.rglob("*"):
+        if (path.is_file() or path.is_symlink()) and not is_temporary(path.name):
+            name = path.relative_to(folder).as_posix()
+            sizes[name] = path.stat().st_size if path.is_file() else -1
     _check_sizes(entries, sizes, uri)
     for name, entry in entries.items():
         if sha256_file(folder / name) != entry.sha256:

@@ -128,18 +128,18 @@ class PolicyContract(BaseModel):
 
         With one embodiment, or when `embodiment` names one, its fields also stand at the top, where stock clients look.
         """
-        told = {name: self._describe(e) for name, e in self.embodiments.items()}
-        about = {
+        embodiments = {name: self._describe(e) for name, e in self.embodiments.items()}
+        metadata = {
             "policy_id": self.policy_id,
             "family": self.family,
             "dialects": list(DIALECTS),
             "canvas": self.canvas.model_dump(mode="json"),
-            "embodiments": told,
+            "embodiments": embodiments,
         }
-        if embodiment is None and len(told) > 1:
-            return about
+        if embodiment is None and len(embodiments) > 1:
+            return metadata
         chosen = self.embodiment(embodiment)
-        return about | {"embodiment": chosen.name} | told[chosen.name]
+        return metadata | {"embodiment": chosen.name} | embodiments[chosen.name]
 
     def agree(self, robot: dict[str, Any]) -> Embodiment | None:
         """Check what a robot announces at the handshake: `embodiment`, `fps`, `action_names`, `state_names`, `cameras`.

@@ -1,8 +1,12 @@
 """Work on fixed buffers, recorded once and replayed: on a GPU as a CUDA graph, elsewhere as the call that it is.
 
-An eager pass launches some forty kernels per layer, which takes the host longer than the GPU takes to run them for one robot. A graph
-launches all of them at once. What is recorded may read nothing back, allocate nothing that outlives it, and finds its inputs where
-they were when it was recorded.
+An eager pass launches some forty kernels per layer, which takes the host longer than the GPU takes to run them
+for one robot. A graph launches all of them at once. What is recorded may read nothing back, allocate nothing
+that outlives it, and finds its inputs where they were when it was recorded.
+
+Beside the solver, beneath `policy` (`RecordedSingle`) and `batching` (`RecordedPrefix`, `recorded`).
+
+Shape legend: B observations, p actions, d model channels, C latent channels, h w latent rows and columns.
 """
 
 import threading
@@ -20,9 +24,12 @@ _WARM_UP = 3
 
 
 def recorded(work: Callable[[], object], device: torch.device, pool: Any = None) -> Callable[[], object]:
-    """`work` as something to call again and again. On a GPU it is run a few times now, so it must do no harm to its buffers.
+    """`work` as something to call again and again.
 
-    pool: of `graph_pool`; graphs that never run at the same time may share one, because nothing they allocate outlives them
+    On a GPU it is run a few times now, so it must do no harm to its buffers.
+
+    pool: of `graph_pool`; graphs that never run at the same time may share one, because nothing they allocate
+        outlives them
     """
     if device.type != "cuda":
         return work
@@ -48,12 +55,15 @@ def graph_pool(device: torch.device) -> Any:
 class RecordedPrefix:
     """Prefixes of up to `count` observations in buffers of its own; a recording per number of them.
 
-    One thread at a time; what it returns is overwritten by the next call.
+    The engine's runner has one for its groups, `RecordedSingle` one for a robot. One thread at a time; what
+    it returns is overwritten by the next call.
     """
 
     def __init__(self, solver: Solver, count: int, text_rows: int, future: bool = True) -> None:
-        config, device, (C, h, w) = solver.model.config, solver.model.device, solver.shapes.latent
-        self._solver, self._pool = solver, graph_pool(device)
+        config, device = solver.model.config, solver.model.device
+        C, h, w = solver.shapes.latent
+        self._solver = solver
+        self._pool = graph_pool(device)
         self._state = torch.zeros(count, 1, config.action_channels, device=device)
         self._reference = torch.zeros(count, C, 1, h, w, device=device)
         self._prefix = solver.empty(count, text_rows, config.experts, future)
@@ -62,59 +72,78 @@ class RecordedPrefix:
     def record(self, count: int) -> None:
         """Prepare for `count` observations at once."""
         if count not in self._passes:
-            self._passes[count] = recorded(partial(self._observe, count), self._solver.model.device, self._pool)
+            work = partial(self._observe, count)
+            self._passes[count] = recorded(work, self._solver.model.device, self._pool)
 
-    def __call__(self, state: Tensor, reference: Tensor, text: TextKeys, embodiment: Tensor) -> Prefix:
+    def __call__(
+        self, state_B1d: Tensor, reference_BC1hw: Tensor, text: TextKeys, embodiment_B: Tensor
+    ) -> Prefix:
         """As `Solver.observe`; views of the buffers."""
-        count = state.shape[0]
+        count = state_B1d.shape[0]
         self.record(count)
         prefix = self._prefix.rows(0, count)
-        prefix.take(text, embodiment)
-        self._state[:count].copy_(state)
-        self._reference[:count].copy_(reference)
+        prefix.take(text, embodiment_B)
+        self._state[:count].copy_(state_B1d)
+        self._reference[:count].copy_(reference_BC1hw)
         self._passes[count]()
         return prefix
 
     def _observe(self, count: int) -> None:
         prefix = self._prefix.rows(0, count)
-        self._solver.observe(self._state[:count], self._reference[:count], prefix.text, prefix.embodiment, prefix.cache)
+        state, reference = self._state[:count], self._reference[:count]
+        self._solver.observe(state, reference, prefix.text, prefix.embodiment, prefix.cache)
 
 
 class RecordedSingle:
     """`Solver.observe` and `Solver.act` for one robot, each as one recording: the prefix, and all steps of a chunk.
 
-    Results are tensors of their own, so that they outlive later calls; threads take turns.
+    The policy makes one where recording pays. Results are tensors of their own, so that they outlive later
+    calls; threads take turns.
     """
 
     def __init__(self, solver: Solver, text_rows: int) -> None:
         model = solver.model
         shape = (1, solver.shapes.chunk, model.config.action_channels)
-        self._solver, self._rows, self._pool = solver, text_rows, graph_pool(model.device)
+        self._solver = solver
+        self._text_rows = text_rows
+        self._pool = graph_pool(model.device)
         self._observing = RecordedPrefix(solver, 1, text_rows, future=False)
         self._prefix = solver.empty(1, text_rows, {model.config.expert_of["A"]}, future=False)
-        self._noise, self._given, self._out = (torch.zeros(shape, device=model.device) for _ in range(3))
+        self._noise = torch.zeros(shape, device=model.device)
+        self._given = torch.zeros(shape, device=model.device)
+        self._out = torch.zeros(shape, device=model.device)
         self._committed = torch.zeros(shape[:2], dtype=torch.bool, device=model.device)
         self._loops: dict[bool, Callable[[], object]] = {}
         self._alone = threading.Lock()
 
-    def observe(self, state: Tensor, reference: Tensor, text: TextKeys, embodiment: Tensor) -> Prefix:
-        """State `[1, 1, d]`, reference latent `[1, C, 1, h, w]`; with room for a future."""
-        prefix = self._solver.empty(1, self._rows, self._solver.model.config.experts)
+    def observe(
+        self, state_B1d: Tensor, reference_BC1hw: Tensor, text: TextKeys, embodiment_B: Tensor
+    ) -> Prefix:
+        """As `Solver.observe` with B = 1, with space for a future."""
+        prefix = self._solver.empty(1, self._text_rows, self._solver.model.config.experts)
         with self._alone:
-            prefix.take(text, embodiment, self._observing(state, reference, text, embodiment).cache)
+            observed = self._observing(state_B1d, reference_BC1hw, text, embodiment_B)
+            prefix.take(text, embodiment_B, observed.cache)
         return prefix
 
-    def act(self, prefix: Prefix, noise: Tensor, given: Tensor | None = None, committed: Tensor | None = None) -> Tensor:
-        """Actions fp32 `[1, p, d]` from `noise`, with or without promised ones."""
-        promised = given is not None and committed is not None
+    def act(
+        self,
+        prefix: Prefix,
+        noise_Bpd: Tensor,
+        given_Bpd: Tensor | None = None,
+        committed_Bp: Tensor | None = None,
+    ) -> Tensor:
+        """As `Solver.act` with B = 1: actions fp32 `[1, p, d]`, with or without promised ones."""
+        promised = given_Bpd is not None and committed_Bp is not None
         with self._alone:
             if promised not in self._loops:
-                self._loops[promised] = recorded(partial(self._act, promised), self._solver.model.device, self._pool)
+                work = partial(self._act, promised)
+                self._loops[promised] = recorded(work, self._solver.model.device, self._pool)
             self._prefix.take(prefix.text, prefix.embodiment, prefix.cache)
-            self._noise.copy_(noise)
-            if given is not None and committed is not None:
-                self._given.copy_(given)
-                self._committed.copy_(committed)
+            self._noise.copy_(noise_Bpd)
+            if given_Bpd is not None and committed_Bp is not None:
+                self._given.copy_(given_Bpd)
+                self._committed.copy_(committed_Bp)
             self._loops[promised]()
             return self._out.clone()
 

@@ -59,11 +59,18 @@ class Batch:
 
 
 class Inputs:
-    """Contract, canvas and normalisation of one policy. No model, no device work; safe for any number of threads."""
+    """Contract, canvas and normalisation of one policy. No model, no device work; safe for any number of threads.
+
+    The policy makes it; policy and engine use it before and after the model.
+    """
 
     def __init__(self, bundle: Bundle, contract: PolicyContract) -> None:
-        self._contract, self._settings = contract, bundle.settings
-        self._normalizers = {n: Normalizer(Stats.from_json(bundle.stats[n]), e) for n, e in bundle.embodiments.items()}
+        self._contract = contract
+        self._settings = bundle.settings
+        self._normalizers = {
+            name: Normalizer(Stats.from_json(bundle.stats[name]), embodiment)
+            for name, embodiment in bundle.embodiments.items()
+        }
 
     def admit(self, observation: Observation) -> AdmittedObservation:
         """ObservationError when the observation does not fit the policy."""

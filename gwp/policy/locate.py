@@ -46,23 +46,28 @@ def locate(uri: str) -> tuple[str, dict[str, str]]:
             "start one (`mlflow server`, `gwp mini start`) and set it to http://HOST:PORT, or give the bundle's own URI"
         )
     if alias is not None:
-        found = _get(tracking, "registered-models/alias", uri, name=name, alias=alias)
+        reply = _get(tracking, "registered-models/alias", uri, name=name, alias=alias)
     else:
-        found = _get(tracking, "model-versions/get", uri, name=name, version=str(version))
-    entry = found["model_version"]
-    tags = {tag["key"]: tag.get("value", "") for tag in entry.get("tags", [])}
-    known = {"name": name, "version": str(entry["version"]), "alias": alias or "", "policy_id": tags.get("policy_id", ""),
-             "run_id": entry.get("run_id", "")}
-    return entry["source"], {key: value for key, value in known.items() if value}
+        reply = _get(tracking, "model-versions/get", uri, name=name, version=str(version))
+    model_version = reply["model_version"]
+    tags = {tag["key"]: tag.get("value", "") for tag in model_version.get("tags", [])}
+    fields = {
+        "name": name,
+        "version": str(model_version["version"]),
+        "alias": alias or "",
+        "policy_id": tags.get("policy_id", ""),
+        "run_id": model_version.get("run_id", ""),
+    }
+    return model_version["source"], {key: value for key, value in fields.items() if value}
 
 
 def _get(tracking: str, path: str, uri: str, **query: str) -> dict[str, Any]:
     url = f"{tracking.rstrip('/')}/api/2.0/mlflow/{path}?{urllib.parse.urlencode(query)}"
     request = urllib.request.Request(url, headers=_credentials())  # noqa: S310  the scheme was checked by the caller
     try:
-        with urllib.request.urlopen(request, timeout=_TIMEOUT_S) as reply:  # noqa: S310
-            found: dict[str, Any] = json.load(reply)
-            return found
+        with urllib.request.urlopen(request, timeout=_TIMEOUT_S) as response:  # noqa: S310
+            reply: dict[str, Any] = json.load(response)
+            return reply
     except urllib.error.HTTPError as error:
         raise GwpError(_explained(uri, tracking, error)) from error
     except (urllib.error.URLError, TimeoutError, ConnectionError) as error:

@@ -35,7 +35,7 @@ TEXTS_KEPT = 16
 
 
 class Timer:
-    """Milliseconds per phase; waits for the device only at phase borders."""
+    """Milliseconds per phase of one call of `Policy`; waits for the device only at phase borders."""
 
     def __init__(self, device: torch.device) -> None:
         self.ms: dict[str, float] = {}
@@ -58,8 +58,10 @@ class Timer:
 class Observed:
     """Observations as the model keeps them: what follows from them is computed once, whatever is asked afterwards.
 
-    reference fp32 `[B, C, 1, h, w]`, latent of the canvas. A pass over actions or future writes into the prefix's buffers behind the
-    observation, so one `Observed` is for one thread at a time.
+    `Policy.observe` makes it; `act` and `imagine` take it in place of observations. A pass over actions or
+    future writes into the prefix's buffers behind the observation, so it is for one thread at a time.
+
+    reference: fp32 `[B, C, 1, h, w]`, latent of the canvas
     """
 
     admitted: tuple[AdmittedObservation, ...]
@@ -70,6 +72,8 @@ class Observed:
 
 class Policy:
     """A policy ready to act. It holds no per-request state, so one instance may serve many robots and threads.
+
+    `act` answers one robot at once; to share a device among many, hand it to `gwp.policy.Engine`.
 
     model: not kept; its weights live on, arranged for inference, on its device and in its dtype
     steps: Euler steps of the solver instead of the bundle's own; fewer are faster and less exact
@@ -106,11 +110,13 @@ class Policy:
         cls, uri: str | Path, device: str = "cpu", dtype: torch.dtype = torch.float32, steps: int | None = None
     ) -> "Policy":
         """From a path, `s3://bucket/bundle`, or `models:/name@alias`. Every hash, shape and width is checked."""
-        place, registered = locate(str(uri))
-        bundle = read_bundle(place)
+        bundle_uri, registered = locate(str(uri))
+        bundle = read_bundle(bundle_uri)
         expected = registered.get("policy_id", bundle.id)
         if expected != bundle.id:
-            raise BundleError(f"{uri}: registered as policy {expected}, {place} holds {bundle.id}; promote it again")
+            raise BundleError(
+                f"{uri}: registered as policy {expected}, {bundle_uri} holds {bundle.id}; promote it again"
+            )
         folder = bundle.folder
         model = load_model(folder / "model", device, dtype)
         return cls(bundle, model, load_video_codec(folder / "codec"), load_text_encoder(folder / "text"), steps)
@@ -175,12 +181,9 @@ class Policy:
     def text_keys(self, prompts: Sequence[str]) -> TextKeys:
         """Cross-attention keys and values `[layers, B, L_t, H, h]`; those of the last instructions are kept."""
         rows = [self._text_keys(prompt) for prompt in prompts]
-        if len(set(prompts)) == 1:
-            sides = [{e: t.expand(-1, len(rows), -1, -1, -1) for e, t in side.items()} for side in (rows[0].keys, rows[0].values)]
-        else:
-            experts = rows[0].keys
-            sides = [{e: torch.cat([getattr(r, side)[e] for r in rows], dim=1) for e in experts} for side in ("keys", "values")]
-        return TextKeys(*sides)
+        keys = _stacked([row.keys for row in rows], same=len(set(prompts)) == 1)
+        values = _stacked([row.values for row in rows], same=len(set(prompts)) == 1)
+        return TextKeys(keys, values)
 
     def latents(self, canvas: Tensor) -> Tensor:
         """Reference latents fp32 `[B, C, 1, h, w]` of canvases uint8 `[B, 1, H, W, 3]`."""
@@ -198,7 +201,9 @@ class Policy:
                 prefix = self._of(batch).observe(batch.state, reference, text, batch.embodiment)
         return Observed(admitted, batch, reference, prefix)
 
-    def _encode(self, observations: Sequence[Observation], timer: Timer) -> tuple[tuple[AdmittedObservation, ...], Batch, Tensor, TextKeys]:
+    def _encode(
+        self, observations: Sequence[Observation], timer: Timer
+    ) -> tuple[tuple[AdmittedObservation, ...], Batch, Tensor, TextKeys]:
         with timer.phase("preprocess"):
             admitted = tuple(self.inputs.admit(o) for o in observations)
             batch = self.inputs.batch(admitted, self.device)
@@ -230,3 +235,10 @@ class Policy:
 
     def _video(self, seen: Observed, future: Tensor) -> np.ndarray:
         return self.codec.decode(torch.cat([seen.reference, future], dim=2))[0].cpu().numpy()
+
+
+def _stacked(rows: Sequence[dict[str, Tensor]], same: bool) -> dict[str, Tensor]:
+    """Expert -> `[layers, B, H, L_t, h]` of B rows with B = 1; of equal rows a view."""
+    if same:
+        return {e: first.expand(-1, len(rows), -1, -1, -1) for e, first in rows[0].items()}
+    return {e: torch.cat([row[e] for row in rows], dim=1) for e in rows[0]}

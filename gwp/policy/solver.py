@@ -1,6 +1,10 @@
 """The Euler solver over a fused model: prefix, action steps, imagined futures, and the joint baseline.
 
-Shape legend: B batch, p actions, d channels, C latent channels, T future latent frames, h w latent rows and columns.
+It stands beneath `policy` (one robot) and `batching` (many) and knows of neither.
+
+Shape legend: B observations, p actions, d model channels of an action, C latent channels, T future latent
+frames, h w latent rows and columns, L_t rows of an instruction, H heads, N tokens with room in the cache.
+A suffix says the shape: `x_Bpd` is `[B, p, d]`. Actions, velocities and latents are fp32.
 """
 
 from collections.abc import Collection
@@ -21,9 +25,11 @@ _FUTURE: tuple[Group, ...] = ("F",)
 
 @dataclass(frozen=True)
 class Shapes:
-    """Token counts are fixed by the policy: canvas, chunk and imagined frames never change between requests.
+    """Token counts, fixed by the policy: canvas, chunk and imagined frames never change between requests.
 
-    latent: (C, h, w) of one latent frame; future: latent frames after the reference
+    chunk:  actions, p
+    latent: (C, h, w) of one latent frame
+    future: latent frames after the reference, T
     """
 
     chunk: int
@@ -33,7 +39,15 @@ class Shapes:
 
 @dataclass(frozen=True)
 class Prefix:
-    """What a policy knows of B observations: keys and values of state and reference, with room for actions and future."""
+    """What a policy knows of B observations, computed once for whatever is asked afterwards.
+
+    `Solver.observe` makes it; `act`, `imagine` and the engine's steps go on from it, and write the keys and
+    values of their own tokens behind those of the observation: one thread at a time.
+
+    cache       keys and values of state and reference `[layers, B, H, N, h]`, with space for actions and future
+    text        cross-attention keys and values of the instructions `[layers, B, H, L_t, h]`
+    embodiment  int64 `[B]`, row of the embodiment-specific projections
+    """
 
     cache: Cache
     text: TextKeys
@@ -44,16 +58,18 @@ class Prefix:
         cache, text = self.cache, self.text
         return Prefix(
             Cache(cache.keys[:, start:stop], cache.values[:, start:stop], cache.places),
-            TextKeys(*({e: t[:, start:stop] for e, t in side.items()} for side in (text.keys, text.values))),
+            TextKeys(_rows(text.keys, start, stop), _rows(text.values, start, stop)),
             self.embodiment[start:stop],
         )
 
     def take(self, text: TextKeys, embodiment: Tensor, cache: Cache | None = None) -> None:
-        """Copy these into the buffers: the text of the experts that have room here, and of `cache` what comes before the actions."""
+        """Copy these into the buffers: the text of the experts that have a buffer here, the embodiment, and of
+        `cache` what comes before the actions.
+        """
         self.embodiment.copy_(embodiment)
-        for mine, theirs in ((self.text.keys, text.keys), (self.text.values, text.values)):
-            for expert, tensor in mine.items():
-                tensor.copy_(theirs[expert])
+        for buffers, given in ((self.text.keys, text.keys), (self.text.values, text.values)):
+            for expert, buffer in buffers.items():
+                buffer.copy_(given[expert])
         if cache is not None:
             # Keys of actions and future are written anew by each pass.
             end = self.cache.places["A"][0]
@@ -62,10 +78,17 @@ class Prefix:
 
 
 class Solver:
-    """`steps` Euler steps at the noise levels of `gwp.model.flow.solver_sigmas`. It holds no per-request state."""
+    """`steps` Euler steps at the noise levels of `gwp.model.flow.solver_sigmas`. It holds no per-request state.
 
-    def __init__(self, model: FusedTransformer, shapes: Shapes, steps: int = 10, shift: float = 5.0) -> None:
-        self.model, self.shapes, self.steps = model, shapes, steps
+    The policy makes one; policy, recordings and engine share it. Call its methods in `torch.inference_mode()`.
+    """
+
+    def __init__(
+        self, model: FusedTransformer, shapes: Shapes, steps: int = 10, shift: float = 5.0
+    ) -> None:
+        self.model = model
+        self.shapes = shapes
+        self.steps = steps
         sigmas = solver_sigmas(steps, shift)
         with torch.inference_mode():
             self._levels = model.levels(sigmas[:-1])
@@ -73,100 +96,140 @@ class Solver:
         self.clean = self._noise[-1]
         # One row more than there are steps: a slot that is done stays where it is.
         delta = torch.cat([sigmas[1:] - sigmas[:-1], torch.zeros(1)])
-        self._delta, self._delta_host = delta.to(model.device), [float(x) for x in delta]
+        self._delta = delta.to(model.device)
+        self._delta_host = [float(x) for x in delta]
 
     def cache(self, batch: int, future: bool = True) -> Cache:
-        """Room for the keys and values of `batch` observations."""
+        """Zeros for the keys and values of `batch` observations, of their actions, and of a future."""
         _, h, w = self.shapes.latent
         _, ph, pw = self.model.config.patch_size
         tokens = (h // ph) * (w // pw)
         counts: dict[Group, int] = {"S": 1, "R": tokens, "A": self.shapes.chunk}
-        return self.model.cache(batch, counts | ({"F": tokens * self.shapes.future} if future else {}))
+        if future:
+            counts["F"] = tokens * self.shapes.future
+        return self.model.cache(batch, counts)
 
     def empty(self, batch: int, text_rows: int, experts: Collection[str], future: bool = True) -> Prefix:
         """Buffers for `batch` observations, with instructions of `text_rows` rows as these experts see them."""
         model, config = self.model, self.model.config
-        shape = (config.num_layers, batch, config.num_attention_heads, text_rows, config.attention_head_dim)
-        sides = [{e: torch.zeros(shape, dtype=model.dtype, device=model.device) for e in experts} for _ in range(2)]
-        ids = torch.zeros(batch, dtype=torch.long, device=model.device)
-        return Prefix(self.cache(batch, future), TextKeys(*sides), ids)
+        heads, head_width = config.num_attention_heads, config.attention_head_dim
+        shape = (config.num_layers, batch, heads, text_rows, head_width)
+        keys = {e: torch.zeros(shape, dtype=model.dtype, device=model.device) for e in experts}
+        values = {e: torch.zeros(shape, dtype=model.dtype, device=model.device) for e in experts}
+        ids_B = torch.zeros(batch, dtype=torch.long, device=model.device)
+        return Prefix(self.cache(batch, future), TextKeys(keys, values), ids_B)
 
-    def observe(self, state: Tensor, reference: Tensor, text: TextKeys, embodiment: Tensor, cache: Cache | None = None) -> Prefix:
-        """State `[B, 1, d]` and reference latent `[B, C, 1, h, w]`, once per observation."""
-        cache, tokens = cache or self.cache(state.shape[0]), Tokens(state=state, reference=reference)
-        self.model.run(tokens, {"S": self.clean, "R": self.clean}, self.model.prepare(tokens, cache, text, embodiment))
-        return Prefix(cache, text, embodiment)
+    def observe(
+        self,
+        state_B1d: Tensor,
+        reference_BC1hw: Tensor,
+        text: TextKeys,
+        embodiment_B: Tensor,
+        cache: Cache | None = None,
+    ) -> Prefix:
+        """The prefix of B observations, from their states, reference latents and instructions.
+
+        cache: zeros of `cache` to write into; None: new ones, with space for a future
+        """
+        cache = cache or self.cache(state_B1d.shape[0])
+        tokens = Tokens(state=state_B1d, reference=reference_BC1hw)
+        through = self.model.prepare(tokens, cache, text, embodiment_B)
+        self.model.run(tokens, {"S": self.clean, "R": self.clean}, through)
+        return Prefix(cache, text, embodiment_B)
 
     def acting(self, prefix: Prefix) -> Pass:
         """The pass of the action tokens beside a prefix; made once for all steps."""
         B, p, d = len(prefix.embodiment), self.shapes.chunk, self.model.config.action_channels
         return self._prepare(prefix, Tokens(action=torch.empty(B, p, d, device="meta")))
 
-    def act(self, prefix: Prefix, noise: Tensor, given: Tensor | None = None, committed: Tensor | None = None) -> Tensor:
-        """Actions fp32 `[B, p, d]` from `noise`; all rows take their steps together.
+    def act(
+        self,
+        prefix: Prefix,
+        noise_Bpd: Tensor,
+        given_Bpd: Tensor | None = None,
+        committed_Bp: Tensor | None = None,
+    ) -> Tensor:
+        """Actions `[B, p, d]` from noise; all rows take their steps together.
 
-        given `[B, p, d]`, committed bool `[B, p]`: actions already promised to the robot are clean tokens and come back as given.
+        given, committed (bool): actions already promised to the robot are clean tokens and come back as given
         """
-        x, through = noise, self.acting(prefix)
+        x_Bpd, through = noise_Bpd, self.acting(prefix)
         for step in range(self.steps):
             level = self.level(step)
-            if committed is not None:
-                level = self.levels(torch.where(committed, self.steps, step))
-            x = _keep(x, given, committed)
-            x = x + self._delta_host[step] * self.velocity(through, x, level)
-        return _keep(x, given, committed)
+            if committed_Bp is not None:
+                level = self.levels(torch.where(committed_Bp, self.steps, step))
+            x_Bpd = _keep(x_Bpd, given_Bpd, committed_Bp)
+            x_Bpd = x_Bpd + self._delta_host[step] * self.velocity(through, x_Bpd, level)
+        return _keep(x_Bpd, given_Bpd, committed_Bp)
 
     def level(self, step: int) -> Noise:
         """The noise of all tokens of a group at one step."""
         return self._noise[step]
 
     def levels(self, steps: Tensor) -> Noise:
-        """The noise of rows or tokens that are each at a step of their own: int64 `[B, 1]` or `[B, L]`; after the last step: clean."""
+        """The noise of rows or tokens that are each at a step of their own, int64 `[B, 1]` or `[B, p]`.
+
+        After the last step: clean.
+        """
         return Noise(self._levels, steps)
 
-    def velocity(self, through: Pass, x: Tensor, noise: Noise) -> Tensor:
-        """fp32 `[B, p, d]`."""
-        out = self.model.run(Tokens(action=x), {"A": noise}, through, _ACTION).action
-        assert out is not None
-        return out.float()
+    def velocity(self, through: Pass, x_Bpd: Tensor, noise: Noise) -> Tensor:
+        """Velocity of the actions `[B, p, d]`. through: of `acting`"""
+        velocity_Bpd = self.model.run(Tokens(action=x_Bpd), {"A": noise}, through, _ACTION).action
+        assert velocity_Bpd is not None
+        return velocity_Bpd.float()
 
-    def advance(self, x: Tensor, velocity: Tensor, step: Tensor) -> Tensor:
-        """Euler update of rows that are each at a step of their own, int64 `[B]`; rows that are done stay."""
-        return x + self._delta[step][:, None, None] * velocity
+    def advance(self, x_Bpd: Tensor, velocity_Bpd: Tensor, step_B: Tensor) -> Tensor:
+        """Euler update `[B, p, d]` of rows that are each at a step of their own, int64; rows that are done stay."""
+        return x_Bpd + self._delta[step_B][:, None, None] * velocity_Bpd
 
-    def imagine(self, prefix: Prefix, actions: Tensor, noise: Tensor) -> Tensor:
-        """Future latents fp32 `[B, C, T, h, w]` from `noise`, given clean actions `[B, p, d]`; the prefix is not run again."""
-        self.model.run(Tokens(action=actions), {"A": self.clean}, self.acting(prefix))
-        x, through = noise, self._prepare(prefix, Tokens(future=noise))
+    def imagine(self, prefix: Prefix, actions_Bpd: Tensor, noise_BCThw: Tensor) -> Tensor:
+        """Future latents `[B, C, T, h, w]` from noise, given clean actions; the prefix is not run again."""
+        self.model.run(Tokens(action=actions_Bpd), {"A": self.clean}, self.acting(prefix))
+        x_BCThw, through = noise_BCThw, self._prepare(prefix, Tokens(future=noise_BCThw))
         for step in range(self.steps):
-            out = self.model.run(Tokens(future=x), {"F": self.level(step)}, through, _FUTURE).future
-            assert out is not None
-            x = x + self._delta_host[step] * out.float()
-        return x
+            noise: dict[Group, Noise] = {"F": self.level(step)}
+            velocity = self.model.run(Tokens(future=x_BCThw), noise, through, _FUTURE).future
+            assert velocity is not None
+            x_BCThw = x_BCThw + self._delta_host[step] * velocity.float()
+        return x_BCThw
 
     def joint(
-        self, prefix: Prefix, tokens: Tokens, action_noise: Tensor, future_noise: Tensor, use_prefix: bool = False
+        self,
+        prefix: Prefix,
+        tokens: Tokens,
+        noise_Bpd: Tensor,
+        noise_BCThw: Tensor,
+        use_prefix: bool = False,
     ) -> tuple[Tensor, Tensor]:
-        """Actions and future denoised together, for comparison.
+        """Actions `[B, p, d]` and future `[B, C, T, h, w]` denoised together, for comparison.
 
-        As the field does it, state and reference in `tokens` are run again at every step; `use_prefix` takes them from the prefix.
+        As the field does it, state and reference in `tokens` are run again at every step; `use_prefix` takes
+        them from the prefix.
         """
-        action, future = action_noise, future_noise
+        x_Bpd, x_BCThw = noise_Bpd, noise_BCThw
         state, reference = (None, None) if use_prefix else (tokens.state, tokens.reference)
-        through = self._prepare(prefix, Tokens(state, reference, action, future))
+        through = self._prepare(prefix, Tokens(state, reference, x_Bpd, x_BCThw))
         for step in range(self.steps):
             level = self.level(step)
             noise: dict[Group, Noise] = {"S": self.clean, "R": self.clean, "A": level, "F": level}
-            out = self.model.run(Tokens(state, reference, action, future), noise, through, (*_ACTION, *_FUTURE))
+            present = Tokens(state, reference, x_Bpd, x_BCThw)
+            out = self.model.run(present, noise, through, (*_ACTION, *_FUTURE))
             assert out.action is not None
             assert out.future is not None
-            action = action + self._delta_host[step] * out.action.float()
-            future = future + self._delta_host[step] * out.future.float()
-        return action, future
+            x_Bpd = x_Bpd + self._delta_host[step] * out.action.float()
+            x_BCThw = x_BCThw + self._delta_host[step] * out.future.float()
+        return x_Bpd, x_BCThw
 
     def _prepare(self, prefix: Prefix, tokens: Tokens) -> Pass:
         return self.model.prepare(tokens, prefix.cache, prefix.text, prefix.embodiment)
 
 
-def _keep(x: Tensor, given: Tensor | None, committed: Tensor | None) -> Tensor:
-    return x if given is None or committed is None else torch.where(committed.unsqueeze(-1), given, x)
+def _keep(x_Bpd: Tensor, given_Bpd: Tensor | None, committed_Bp: Tensor | None) -> Tensor:
+    if given_Bpd is None or committed_Bp is None:
+        return x_Bpd
+    return torch.where(committed_Bp.unsqueeze(-1), given_Bpd, x_Bpd)
+
+
+def _rows(by_expert: dict[str, Tensor], start: int, stop: int) -> dict[str, Tensor]:
+    return {expert: tensor[:, start:stop] for expert, tensor in by_expert.items()}

@@ -1,4 +1,7 @@
-"""One observation per HTTP request, for those who do not want to hold a connection: the same maps as on the websocket."""
+"""One observation per HTTP request, for those who do not want to hold a connection.
+
+The same maps travel as on the websocket.
+"""
 
 import json
 import logging
@@ -7,7 +10,7 @@ from fastapi import Request
 from fastapi.responses import JSONResponse, Response
 
 from gwp.protocol.msgpack_numpy import ProtocolError, packb, unpackb
-from serve.dispatch import Desk, RefusedError
+from serve.dispatch import Dispatcher, RefusedError
 from serve.doors.maps import infer
 
 log = logging.getLogger("ray.serve")
@@ -26,16 +29,19 @@ STATUS = {
 MSGPACK = "application/msgpack"
 
 
-async def act(request: Request, desk: Desk) -> Response:
-    """`POST /v1/act`: a msgpack observation in, a msgpack chunk out; an error is JSON `{"code", "message"}`."""
+async def act(request: Request, dispatcher: Dispatcher) -> Response:
+    """`POST /v1/act`: a msgpack observation in, a msgpack chunk out.
+
+    An error is JSON `{"code", "message"}`.
+    """
     try:
-        if not desk.access.allows(request.headers):
+        if not dispatcher.access.allows(request.headers):
             raise RefusedError("access", "API key missing or unknown")
         try:
-            message = unpackb(await _body(request, desk.max_bytes))
+            message = unpackb(await _body(request, dispatcher.max_bytes))
         except ProtocolError as error:
             raise RefusedError("protocol", str(error)) from error
-        return Response(packb(await infer(message, desk, None)), media_type=MSGPACK)
+        return Response(packb(await infer(message, dispatcher, None)), media_type=MSGPACK)
     except RefusedError as error:
         return refused(error)
     except Exception:
@@ -43,24 +49,29 @@ async def act(request: Request, desk: Desk) -> Response:
         return refused(RefusedError("internal", "internal error; see the log of the gateway"))
 
 
-def policy(request: Request, desk: Desk) -> Response:
+def policy(request: Request, dispatcher: Dispatcher) -> Response:
     """`GET /v1/policy`: what the websocket says at the handshake, as JSON."""
-    if not desk.access.allows(request.headers):
+    if not dispatcher.access.allows(request.headers):
         return refused(RefusedError("access", "API key missing or unknown"))
-    return Response(json.dumps(desk.contract.metadata(), indent=1), media_type="application/json")
+    metadata = json.dumps(dispatcher.contract.metadata(), indent=1)
+    return Response(metadata, media_type="application/json")
 
 
 def refused(error: RefusedError) -> Response:
     """A refusal as an HTTP response."""
     headers = {"Retry-After": "1"} if error.code in ("busy", "unavailable") else {}
-    return JSONResponse({"code": error.code, "message": str(error)}, status_code=STATUS[error.code], headers=headers)
+    # A replica of another version may know codes that this gateway does not.
+    status = STATUS.get(error.code, STATUS["internal"])
+    return JSONResponse({"code": error.code, "message": str(error)}, status, headers)
 
 
 async def _body(request: Request, max_bytes: int) -> bytes:
-    """The body, cut off as soon as it is too long: nothing over the limit is ever held in memory."""
+    """The body, cut off as soon as it is too long: nothing over the limit is held in memory."""
     body = bytearray()
     async for part in request.stream():
         body += part
         if len(body) > max_bytes:
-            raise ProtocolError(f"message is over the limit of {max_bytes} bytes; send smaller or JPEG images")
+            raise ProtocolError(
+                f"message is over the limit of {max_bytes} bytes; send smaller or JPEG images"
+            )
     return bytes(body)

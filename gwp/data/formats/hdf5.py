@@ -137,8 +137,10 @@ def _look(uri: str, size: int) -> tuple[tuple[_Demo, ...], float | None] | str: 
     try:
         with _opened(uri) as file:
             group = _member(file, _DEMOS) if _DEMOS in file else None
-            members = [_member(group, n) for n in sorted(group, key=_natural)] if hasattr(group, "keys") else []
-            parents = [member for member in members if hasattr(member, "keys")] if hasattr(group, "keys") else [file]
+            parents = [file]
+            if hasattr(group, "keys"):
+                members = [_member(group, n) for n in sorted(group, key=_natural)]
+                parents = [member for member in members if hasattr(member, "keys")]
             found = tuple(demo for parent in parents if (demo := _demo(parent)).vectors or demo.pictures)
             rate, text = _about(group if parents != [file] else file)
     except DataError as error:
@@ -175,7 +177,10 @@ def _datasets(group: Any, path: str) -> Iterator[tuple[str, Any]]:
 
 
 def _member(group: Any, name: str) -> Any:
-    """What is called so in a group. DataError when it lies in another file that is not in or below the folder of this one."""
+    """What is called so in a group.
+
+    DataError when it lies in another file that is not in or below the folder of this one.
+    """
     import h5py
 
     file, what = str(group.file.filename), f"{group.name.rstrip('/')}/{name}"
@@ -188,9 +193,8 @@ def _member(group: Any, name: str) -> Any:
         _check_other_file(file, os.path.relpath(other, Path(file).parent), what)
     if hasattr(member, "shape"):
         if member.external:
-            raise DataError(
-                f"{what} has its numbers in another file, which HDF5 looks for where this program runs; copy them into this one"
-            )
+            # Which HDF5 looks for where this program runs.
+            raise DataError(f"{what} has its numbers in another file; copy them into this one")
         for source in member.virtual_sources() if member.is_virtual else ():
             # HDF5's name for the file itself.
             if source.file_name != ".":
@@ -199,10 +203,14 @@ def _member(group: Any, name: str) -> Any:
 
 
 def _check_other_file(file: str, other: str, what: str) -> None:
-    """DataError unless `other` is beside or below `file`: what is not there, HDF5 looks for where this program runs."""
+    """DataError unless `other` is beside or below `file`.
+
+    What is not there, HDF5 looks for where this program runs.
+    """
     relative_name(other, f"{what} lies in another file", DataError)
     if not (Path(file).parent / other).is_file():
-        raise DataError(f"{what} lies in another file, {shown(other)}, which is not there; copy it beside this one on a local disk")
+        raise DataError(f"{what} lies in another file, {shown(other)}, which is not there; "
+                        "copy it beside this one on a local disk")
 
 
 def _camera(path: str) -> str:

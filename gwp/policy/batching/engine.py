@@ -8,8 +8,8 @@ Decisions are the `Schedule`'s, numbers the `ModelRunner`'s; this file joins the
 
 Every request is answered exactly once, whatever fails. `_jobs` holds all that are not answered yet. When a
 tick breaks off, nobody can say what stands in the rows, so all who hold one get the error, and rows are free
-again; those who wait go on waiting, unless nobody held a row: then they get it, so that no failure comes
-round for ever.
+again; those who wait go on waiting. Only when the tick answered nobody at all do they get it too: each
+failure ends somebody's wait, so none comes round for ever.
 
 On the CPU no other thread of the process should compute with torch beside it (`gwp.threads` says why); load
 the policy `apart`.
@@ -67,6 +67,7 @@ class Engine:
         self._incoming: list[Request] = []
         self._closed = False
         self._busy_since: float | None = None
+        self._answered = False
         self._ready = Future[None]()
         self._thread = threading.Thread(target=self._loop, name="gwp-engine", daemon=True)
         self._thread.start()
@@ -190,6 +191,7 @@ class Engine:
             return not self._closed
 
     def _run_tick(self) -> None:
+        self._answered = False
         try:
             self._busy_since = self._clock()
             with torch.inference_mode():
@@ -208,7 +210,7 @@ class Engine:
         with self._lock:
             waiting |= {request.id for request in self._incoming}
             lost = self._jobs.keys() - waiting
-            if not lost:
+            if not lost and not self._answered:
                 # Whatever failed comes before any row: it would fail again for as long as anybody waits.
                 self._schedule.clear()
                 self._incoming.clear()
@@ -318,6 +320,7 @@ class Engine:
         )
 
     def _answer(self, key: int, answer: ActionChunk | BaseException) -> None:
+        self._answered = True
         # In this order: what breaks off in between is answered a second time, which changes nothing.
         self._jobs[key].answer(answer)
         with self._lock:

@@ -3,13 +3,14 @@
 import asyncio
 import json
 from collections.abc import Callable, Generator
+from concurrent.futures import Future
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from ray.exceptions import ActorDiedError, ActorUnavailableError
+from ray.exceptions import ActorDiedError, ActorUnavailableError, TaskCancelledError, WorkerCrashedError
 from ray.serve.exceptions import BackPressureError
 from torch import Tensor
 
@@ -19,7 +20,7 @@ from gwp.policy.contract import PolicyContract
 from gwp.policy.policy import Policy
 from gwp.protocol.messages import ActionChunk, Observation
 from serve.config import ServeApp
-from serve.dispatch import Desk, Refusal, RefusedError
+from serve.dispatch import Dispatcher, Refusal, RefusedError
 from serve.guarded import MAX_FAILURES, GuardedEngine
 from serve.replica import Replica
 from serve.warmup import observation_for
@@ -34,7 +35,7 @@ class Handle:
 
     def __init__(self, *outcomes: object) -> None:
         self.outcomes, self.calls, self.cancelled = list(outcomes), 0, 0
-        self.act = self
+        self.act, self.breaks_off = self, False
 
     def remote(self, _: Observation) -> "Handle":
         self.calls += 1
@@ -42,12 +43,15 @@ class Handle:
 
     def cancel(self) -> None:
         self.cancelled += 1
+        if self.breaks_off:
+            # What Serve's own `cancel` does when the request has failed meanwhile.
+            raise BackPressureError(64, 64)
 
     def __await__(self) -> Generator[Any, None, Any]:
         outcome = self.outcomes.pop(0)
         if outcome == "never":
             yield from asyncio.Event().wait().__await__()
-        if isinstance(outcome, Exception):
+        if isinstance(outcome, BaseException):
             raise outcome
         return outcome
 
@@ -61,13 +65,13 @@ def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def ask(bundle: Path) -> Callable[..., Any]:
     def ask(handle: Handle, timeout_s: float = 5, **changes: Any) -> ActionChunk:
         config = ServeApp.model_validate({"policy": str(bundle), "limits": {"request_timeout_s": timeout_s}})
-        desk = Desk(handle, PolicyContract.read(str(bundle)), config)  # type: ignore[arg-type]
-        return asyncio.run(desk.act(replace(OBSERVATION, **changes)))
+        dispatcher = Dispatcher(handle, PolicyContract.read(str(bundle)), config)  # type: ignore[arg-type]
+        return asyncio.run(dispatcher.act(replace(OBSERVATION, **changes)))
 
     return ask
 
 
-@pytest.mark.parametrize("lost", [ActorDiedError(), ActorUnavailableError("gone", None)])
+@pytest.mark.parametrize("lost", [ActorDiedError(), ActorUnavailableError("gone", None), WorkerCrashedError()])
 def test_a_request_lost_with_its_replica_is_sent_once_more(ask: Callable[..., Any], lost: Exception) -> None:
     handle = Handle(lost, CHUNK)
     assert ask(handle) is CHUNK
@@ -90,6 +94,38 @@ def test_a_reply_out_of_time_is_given_up_and_its_work_cancelled(ask: Callable[..
     with pytest.raises(RefusedError, match=r"no chunk within 0.05 s") as caught:
         ask(handle, timeout_s=5 if asked else 0.05, **asked)
     assert (caught.value.code, handle.cancelled) == (code, 1)
+
+
+def test_work_that_fails_while_it_is_given_up_changes_no_answer(ask: Callable[..., Any]) -> None:
+    handle = Handle("never")
+    handle.breaks_off = True
+    with pytest.raises(RefusedError, match=r"no chunk within 0.05 s"):
+        ask(handle, timeout_s=0.05)
+
+
+@pytest.mark.parametrize("dropped", [asyncio.CancelledError(), TaskCancelledError()])
+def test_a_request_that_serve_drops_is_answered(ask: Callable[..., Any], dropped: BaseException) -> None:
+    with pytest.raises(RefusedError, match="dropped") as caught:
+        ask(Handle(dropped))
+    assert caught.value.code == "unavailable"
+
+
+def test_a_robot_that_hangs_up_stops_its_work(bundle: Path) -> None:
+    handle = Handle("never")
+    config = ServeApp.model_validate({"policy": str(bundle)})
+    dispatcher = Dispatcher(handle, PolicyContract.read(str(bundle)), config)  # type: ignore[arg-type]
+
+    async def hang_up() -> None:
+        asking = asyncio.ensure_future(dispatcher.act(OBSERVATION))
+        while not handle.calls:
+            await asyncio.sleep(0)
+        await asyncio.sleep(0)
+        asking.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await asking
+
+    asyncio.run(hang_up())
+    assert handle.cancelled == 1
 
 
 def test_the_endpoint_s_own_limit_holds_whatever_a_robot_asks(ask: Callable[..., Any]) -> None:
@@ -174,21 +210,46 @@ def test_a_step_that_never_ends_is_unhealthy(engine: Engine, monkeypatch: pytest
     guarded.check_health()
 
 
-def test_a_robot_that_gives_up_frees_its_place(engine: Engine) -> None:
-    guarded = GuardedEngine(engine, stuck_after_s=60)
+def test_a_robot_that_gives_up_frees_its_row(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also one that gives up while its observation is still being prepared."""
+    guarded, real = GuardedEngine(engine, stuck_after_s=60), engine.submit
+    submitted: list[Future[ActionChunk]] = []
+
+    def submit(observation: Observation) -> "Future[ActionChunk]":
+        submitted.append(real(observation))
+        return submitted[-1]
+
+    monkeypatch.setattr(engine, "submit", submit)
 
     async def give_up() -> None:
+        # The engine can neither accept nor take in anything while this is held.
         with engine._lock:
-            # The engine cannot take anything in while this is held.
             waiting = asyncio.ensure_future(guarded.act(OBSERVATION))
             await asyncio.sleep(0)
             waiting.cancel()
-        with pytest.raises(asyncio.CancelledError):
-            await waiting
+            with pytest.raises(asyncio.CancelledError):
+                await waiting
+            assert not submitted
+        async with asyncio.timeout(60):
+            while not (submitted and submitted[0].done()):
+                await asyncio.sleep(0)
 
     asyncio.run(give_up())
+    assert submitted[0].cancelled()
+    monkeypatch.undo()
     assert isinstance(engine.act(OBSERVATION), ActionChunk)
     assert engine.load == (0, 0)
+
+
+def test_a_replica_that_ends_says_that_another_may_answer_and_is_unhealthy(bundle: Path) -> None:
+    engine = Engine(Policy.load(bundle))
+    guarded = GuardedEngine(engine, stuck_after_s=60)
+    engine.close()
+    (refused,) = gather(guarded, OBSERVATION)
+    assert isinstance(refused, Refusal)
+    assert refused.code == "unavailable"
+    with pytest.raises(RuntimeError, match="has ended"):
+        guarded.check_health()
 
 
 def test_another_bundle_at_the_same_place_is_refused(bundle: Path) -> None:

@@ -1,19 +1,26 @@
 """The doors: what stock clients send becomes one observation, and what is wrong becomes one line."""
 
 import io
+import json
 from typing import Any
 
 import numpy as np
 import pytest
+from fastapi import FastAPI, WebSocket
+from fastapi.testclient import TestClient
 from PIL import Image
+from starlette.testclient import WebSocketDenialResponse
 
 from gwp.errors import GwpError, ObservationError
 from gwp.protocol.messages import ActionChunk
 from gwp.protocol.msgpack_numpy import ProtocolError, packb, unpackb
 from serve.access import Access
-from serve.doors.http import STATUS
+from serve.config import ServeApp
+from serve.dispatch import Dispatcher, RefusedError
+from serve.doors import openpi
+from serve.doors.http import STATUS, refused
 from serve.doors.maps import to_observation, to_reply
-from serve.doors.openpi import announced
+from serve.doors.openpi import announced, converse
 from tests.unit.gwp.policy.test_contract import IMAGE, ONE, TWO
 
 STATE = np.arange(3, dtype=np.float32)
@@ -142,6 +149,30 @@ def test_without_a_named_variable_everyone_is_let_in_and_an_empty_one_is_an_erro
     for name in ("ROBOT_KEYS", "NOT_SET_ANYWHERE"):
         with pytest.raises(GwpError, match=f"{name} is empty or not set"):
             Access(name)
+
+
+def test_a_refusal_of_another_version_is_answered_too() -> None:
+    response = refused(RefusedError("overheated", "try later"))
+    assert (response.status_code, json.loads(bytes(response.body))) == (500, {"code": "overheated", "message": "try later"})
+
+
+def test_a_handshake_that_fails_in_the_gateway_is_answered(monkeypatch: pytest.MonkeyPatch) -> None:
+    app = FastAPI()
+
+    @app.websocket("/")
+    async def endpoint(socket: WebSocket) -> None:
+        await converse(socket, Dispatcher(None, ONE, ServeApp(policy="p")))  # type: ignore[arg-type]
+
+    def broken(_: object) -> None:
+        raise ZeroDivisionError
+
+    client = TestClient(app)
+    with client.websocket_connect("/") as socket:
+        assert unpackb(socket.receive_bytes())["policy_id"] == ONE.policy_id
+    monkeypatch.setattr(openpi, "announced", broken)
+    with pytest.raises(WebSocketDenialResponse) as caught, client.websocket_connect("/"):
+        pass
+    assert (caught.value.status_code, caught.value.text) == (500, openpi.INTERNAL)
 
 
 def test_every_refusal_has_a_status() -> None:
