@@ -8,16 +8,16 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from gwp.errors import GwpError
-    from gwp.policy import Engine, EngineSettings, Policy
+    from gwp.policy import BatchingConfig, Engine, Policy
     from gwp.protocol.messages import ActionChunk, Observation
 
-__all__ = ["ActionChunk", "Engine", "EngineSettings", "GwpError", "Observation", "Policy"]
+__all__ = ["ActionChunk", "BatchingConfig", "Engine", "GwpError", "Observation", "Policy"]
 __version__ = "0.1.0"
 
 _MODULES = {
     "ActionChunk": "gwp.protocol.messages",
     "Engine": "gwp.policy",
-    "EngineSettings": "gwp.policy",
+    "BatchingConfig": "gwp.policy",
     "GwpError": "gwp.errors",
     "Observation": "gwp.protocol.messages",
     "Policy": "gwp.policy",

@@ -5,7 +5,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from gwp.paths import PathField
-from gwp.policy.batching.schedule import EngineSettings
+from gwp.policy.batching.schedule import BatchingConfig
 
 _LOOPBACK = ("127.0.0.1", "localhost", "::1")
 
@@ -110,7 +110,7 @@ class ServeApp(_Strict):
     """The part that holds the model."""
     autoscaling: Autoscaling = Autoscaling()
     """How many replicas run."""
-    engine: EngineSettings = EngineSettings()
+    engine: BatchingConfig = BatchingConfig()
     """How observations are computed together."""
     limits: RequestLimits = RequestLimits()
     """What one request may cost."""

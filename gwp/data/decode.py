@@ -13,7 +13,7 @@ from gwp.data.canvas import SLOTS, Box, Canvas, crop_positions, fit_into
 from gwp.data.embodiment import Embodiment
 from gwp.data.formats.pictures import Frames, open_frames
 from gwp.data.formats.vectors import read_vectors
-from gwp.data.latent_cache import Cache
+from gwp.data.latent_cache import LatentCache
 from gwp.data.rates import at_steps, row_span
 from gwp.data.stats.normalise import Normalizer, Stats
 from gwp.data.video.decode import explained
@@ -101,7 +101,7 @@ def decode_frames(rows: list[dict[str, Any]], spec: SampleSpec) -> tuple[dict[in
 
 
 def decode_samples(
-    rows: list[dict[str, Any]], spec: SampleSpec, cache: Cache | None = None
+    rows: list[dict[str, Any]], spec: SampleSpec, cache: LatentCache | None = None
 ) -> tuple[list[dict[str, Any]], list[tuple[str, str]]]:
     """Samples of the rows that can be decoded, in row order, and (sample_id, reason) of those that cannot.
 
@@ -109,7 +109,7 @@ def decode_samples(
     actions float32 `[p, d]`, step_valid bool `[p]`, dim_valid bool `[d]`, has_action, text_key, embodiment_id, sample_id. Each file is
     opened and walked once, whatever the number of rows that want it; a sample does not depend on the rows beside it. Storage that does
     not answer raises: that is no property of a sample. With `cache`, latents `[C, T_lat, h, w]` from the place in the row's `cached`
-    stand for frames, as `Cache.read` gives them, and no video is opened. Frames of equal shape lie behind each other in one array.
+    stand for frames, as `LatentCache.read` gives them, and no video is opened. Frames of equal shape lie behind each other in one array.
     """
     reasons: dict[int, str] = {}
     vectors: dict[int, dict[str, np.ndarray]] = {}
@@ -131,7 +131,7 @@ def decode_samples(
     return samples, [(rows[i]["sample_id"], reason) for i, reason in sorted(reasons.items())]
 
 
-def _latents(rows: list[dict[str, Any]], cache: Cache, reasons: dict[int, str]) -> dict[int, np.ndarray]:
+def _latents(rows: list[dict[str, Any]], cache: LatentCache, reasons: dict[int, str]) -> dict[int, np.ndarray]:
     """Latents by row number; rows that could not be decoded when the cache was made are added to `reasons`."""
     for i, row in enumerate(rows):
         if row["cached"]["shard"] < 0:

@@ -173,7 +173,7 @@ def write_index(uri: str, part: Part, tables: Sequence[pa.Table]) -> None:
 
 
 @dataclass(frozen=True)
-class Cache:
+class LatentCache:
     """A finished cache. `text_rows`, `text_dim`: shape of a padded text embedding."""
 
     uri: str
@@ -182,7 +182,7 @@ class Cache:
     text_dim: int
 
     @classmethod
-    def open(cls, uri: str) -> "Cache":
+    def open(cls, uri: str) -> "LatentCache":
         """DataError when there is none, or none that is finished."""
         if not storage.exists(storage.join(uri, CACHE)):
             begun = storage.exists(storage.join(uri, PLAN))

@@ -13,7 +13,7 @@ from gwp.model.layers import RMSNorm, rotate
 
 
 @dataclass(frozen=True)
-class Layout:
+class TokenOrder:
     """Where the tokens of one forward pass stand. Built once per pass, shared by all layers.
 
     streams: expert -> number of tokens in its stream (its groups in canonical order)
@@ -177,7 +177,7 @@ class Block(nn.Module):
         streams: dict[str, Tensor],
         modulation: dict[str, Modulation],
         text_kv: dict[str, tuple[Tensor, Tensor]],
-        layout: Layout,
+        layout: TokenOrder,
         cache: tuple[Tensor, Tensor] | None = None,
     ) -> tuple[dict[str, Tensor], tuple[Tensor, Tensor]]:
         slots = {name: modulation[name].slots(self.expert(name).scale_shift_table) for name in streams}

@@ -18,7 +18,7 @@ from gwp.model.transformer import Tokens, WorldActionTransformer
 _CONFIG = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
 
 
-class Modes(BaseModel):
+class ModesConfig(BaseModel):
     """Shares of the training modes, relative to each other. Samples without actions are always `video`."""
 
     model_config = _CONFIG
@@ -31,18 +31,18 @@ class Modes(BaseModel):
     """World-action model: noisy actions and noisy future, both learnt. Drawn per sample."""
 
     @model_validator(mode="after")
-    def _some(self) -> "Modes":
+    def _some(self) -> "ModesConfig":
         if self.video + self.ac_wm + self.wam <= 0:
             raise ValueError("at least one of video, ac_wm, wam must be above 0")
         return self
 
 
-class Objective(BaseModel):
+class ObjectiveConfig(BaseModel):
     """Modes, noise and loss weights of a stage."""
 
     model_config = _CONFIG
 
-    modes: Modes = Modes()
+    modes: ModesConfig = ModesConfig()
     """Which tokens are present and clean, as shares."""
     action_weight: float = Field(default=1.0, ge=0)
     """Weight of the action loss. The GWP-0 paper states 5 : 1, the released trainers use 1 : 1."""
@@ -63,7 +63,7 @@ class Objective(BaseModel):
     denominator of the video loss, as the released trainers do; for continuing published weights."""
 
     @model_validator(mode="after")
-    def _prefix(self) -> "Objective":
+    def _prefix(self) -> "ObjectiveConfig":
         if self.chunk_prefix > 0 and self.max_prefix == 0:
             raise ValueError("chunk_prefix needs max_prefix, the longest clean prefix in control steps")
         return self
@@ -95,14 +95,14 @@ class Losses:
     video: Tensor | None
 
 
-def draw_video_only(modes: Modes, has_action: bool, generator: torch.Generator) -> bool:
+def draw_video_only(modes: ModesConfig, has_action: bool, generator: torch.Generator) -> bool:
     """Whether a whole global batch trains video only. One draw for all ranks: their graphs must be the same."""
     share = modes.video / (modes.video + modes.ac_wm + modes.wam)
     return bool(torch.rand((), generator=generator) < share) or not has_action
 
 
 def training_losses(
-    model: WorldActionTransformer, batch: Batch, objective: Objective, video_only: bool, generator: torch.Generator
+    model: WorldActionTransformer, batch: Batch, objective: ObjectiveConfig, video_only: bool, generator: torch.Generator
 ) -> Losses:
     """Losses of one micro-batch; all randomness comes from `generator` (CPU)."""
     B, device = batch.latents.shape[0], batch.latents.device
@@ -137,7 +137,7 @@ def training_losses(
     return Losses(total, action.detach(), None)
 
 
-def _action_levels(batch: Batch, objective: Objective, sigma: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+def _action_levels(batch: Batch, objective: ObjectiveConfig, sigma: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
     """Noise level per action `[B, p]` and which of them are learnt bool `[B, p]` (CPU)."""
     B, p = batch.actions.shape[:2]
     modes = objective.modes
@@ -151,7 +151,7 @@ def _action_levels(batch: Batch, objective: Objective, sigma: Tensor, generator:
     return level, learnt & ~committed
 
 
-def _action_loss(predicted: Tensor | None, target: Tensor, batch: Batch, learnt: Tensor, objective: Objective) -> Tensor:
+def _action_loss(predicted: Tensor | None, target: Tensor, batch: Batch, learnt: Tensor, objective: ObjectiveConfig) -> Tensor:
     assert predicted is not None
     error = (predicted.float() - target).square()
     if objective.masking == "published":
@@ -161,7 +161,7 @@ def _action_loss(predicted: Tensor | None, target: Tensor, batch: Batch, learnt:
     return (error * weight).sum() / weight.sum().clamp(min=1.0)
 
 
-def _video_loss(predicted: Tensor | None, target: Tensor, objective: Objective) -> Tensor:
+def _video_loss(predicted: Tensor | None, target: Tensor, objective: ObjectiveConfig) -> Tensor:
     assert predicted is not None
     loss = (predicted.float() - target).square().mean()
     if objective.masking == "published":

@@ -13,7 +13,7 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 from gwp.errors import GwpError
-from gwp.model.block import Block, Layout, Modulation, ModulationTable
+from gwp.model.block import Block, Modulation, ModulationTable, TokenOrder
 from gwp.model.config import GROUPS, Group, ModelConfig
 from gwp.model.layers import (
     ActionDecoder,
@@ -80,7 +80,7 @@ class _Pass:
     streams: dict[str, Tensor]
     modulation: dict[str, Modulation]
     temb: dict[Group, Tensor]
-    layout: Layout
+    layout: TokenOrder
     spans: dict[Group, tuple[str, int, int]] = field(default_factory=dict)
 
 
@@ -226,7 +226,7 @@ class WorldActionTransformer(nn.Module):
         assert isinstance(embedder, ConditionEmbedder)
         return embedder
 
-    def _layout(self, tokens: Tokens, spans: dict[Group, tuple[str, int, int]], context: Context | None) -> Layout:
+    def _layout(self, tokens: Tokens, spans: dict[Group, tuple[str, int, int]], context: Context | None) -> TokenOrder:
         order = [g for g in GROUPS if g in spans]
         cached = context.kv[0][0].shape[1] if context else 0
         bounds, position = [], 0
@@ -236,7 +236,7 @@ class WorldActionTransformer(nn.Module):
                 bounds.append((position, position + n, cached + position + n))
                 position += n
         tables = [self._rotary_of(tokens, g) for g in order]
-        return Layout(
+        return TokenOrder(
             streams={expert: 0 for expert, _, _ in spans.values()},
             pieces=tuple(spans[g] for g in order),
             bounds=tuple(bounds),

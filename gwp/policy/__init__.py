@@ -16,22 +16,22 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from gwp.policy.batching.engine import Engine
-    from gwp.policy.batching.schedule import EngineSettings
-    from gwp.policy.bundle import Bundle, PolicySettings, read_bundle
+    from gwp.policy.batching.schedule import BatchingConfig
+    from gwp.policy.bundle import Bundle, PolicyConfig, read_bundle
     from gwp.policy.contract import PolicyContract
     from gwp.policy.policy import Observed, Policy
     from gwp.protocol.messages import ActionChunk, Observation
 
 __all__ = [
     "ActionChunk",
+    "BatchingConfig",
     "Bundle",
     "Engine",
-    "EngineSettings",
     "Observation",
     "Observed",
     "Policy",
+    "PolicyConfig",
     "PolicyContract",
-    "PolicySettings",
     "read_bundle",
 ]
 
@@ -39,12 +39,12 @@ _MODULES = {
     "ActionChunk": "gwp.protocol.messages",
     "Bundle": "gwp.policy.bundle",
     "Engine": "gwp.policy.batching.engine",
-    "EngineSettings": "gwp.policy.batching.schedule",
+    "BatchingConfig": "gwp.policy.batching.schedule",
     "Observation": "gwp.protocol.messages",
     "Observed": "gwp.policy.policy",
     "Policy": "gwp.policy.policy",
     "PolicyContract": "gwp.policy.contract",
-    "PolicySettings": "gwp.policy.bundle",
+    "PolicyConfig": "gwp.policy.bundle",
     "read_bundle": "gwp.policy.bundle",
 }
 

@@ -49,7 +49,7 @@ class FileEntry(BaseModel):
 _ENTRIES = TypeAdapter(dict[str, FileEntry])
 
 
-class PolicySettings(BaseModel):
+class PolicyConfig(BaseModel):
     """How observations become tokens and tokens become actions."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -74,7 +74,7 @@ class Bundle:
 
     folder: Path
     id: str
-    settings: PolicySettings
+    settings: PolicyConfig
     embodiments: dict[str, Embodiment]
     stats: dict[str, Any]
     lineage: dict[str, Any]
@@ -118,7 +118,7 @@ def read_bundle(uri: str | Path) -> Bundle:
         return Bundle(
             folder=folder,
             id=policy_id,
-            settings=PolicySettings.model_validate_json((folder / "policy.json").read_text()),
+            settings=PolicyConfig.model_validate_json((folder / "policy.json").read_text()),
             embodiments={n: Embodiment.model_validate(e) for n, e in _json(folder / "embodiments.json").items()},
             stats=_json(folder / "stats.json"),
             lineage=_json(folder / "lineage.json"),

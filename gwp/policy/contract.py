@@ -12,7 +12,7 @@ from gwp import storage
 from gwp.data.canvas import Canvas
 from gwp.data.embodiment import Embodiment
 from gwp.errors import BundleError, MissingError, ObservationError
-from gwp.policy.bundle import MANIFEST, PolicySettings
+from gwp.policy.bundle import MANIFEST, PolicyConfig
 from gwp.protocol.handshake import mismatch, short_name
 from gwp.protocol.messages import Observation
 from gwp.storage.named_files import read_manifest
@@ -64,7 +64,7 @@ class PolicyContract(BaseModel):
                 if hashlib.sha256(text).hexdigest() != files[name]["sha256"]:
                     raise BundleError(f"{uri}: {name} was altered (its sha256 differs from the manifest); copy the bundle again")
             embodiments = {n: Embodiment.model_validate(e) for n, e in json.loads(texts["embodiments.json"]).items()}
-            settings = PolicySettings.model_validate_json(texts["policy.json"])
+            settings = PolicyConfig.model_validate_json(texts["policy.json"])
         except MissingError as error:
             raise BundleError(f"{uri}: {error}; this is not a whole policy bundle (make one with `gwp export`)") from error
         except (ValueError, KeyError, TypeError, ValidationError) as error:
@@ -73,7 +73,7 @@ class PolicyContract(BaseModel):
         return cls._of(hashlib.sha256(raw).hexdigest(), settings, embodiments)
 
     @classmethod
-    def _of(cls, policy_id: str, settings: PolicySettings, embodiments: dict[str, Embodiment]) -> "PolicyContract":
+    def _of(cls, policy_id: str, settings: PolicyConfig, embodiments: dict[str, Embodiment]) -> "PolicyContract":
         return cls(
             policy_id=policy_id,
             family=settings.family,

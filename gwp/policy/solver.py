@@ -16,7 +16,7 @@ from torch import Tensor
 from gwp.model.config import Group
 from gwp.model.flow import solver_sigmas
 from gwp.model.inference.fused import FusedTransformer, Pass
-from gwp.model.inference.layout import Cache, Noise, TextKeys
+from gwp.model.inference.layout import KVCache, Noise, TextKeys
 from gwp.model.transformer import Tokens
 
 _ACTION: tuple[Group, ...] = ("A",)
@@ -49,7 +49,7 @@ class Prefix:
     embodiment  int64 `[B]`, row of the embodiment-specific projections
     """
 
-    cache: Cache
+    cache: KVCache
     text: TextKeys
     embodiment: Tensor
 
@@ -57,12 +57,12 @@ class Prefix:
         """Some observations, as views."""
         cache, text = self.cache, self.text
         return Prefix(
-            Cache(cache.keys[:, start:stop], cache.values[:, start:stop], cache.places),
+            KVCache(cache.keys[:, start:stop], cache.values[:, start:stop], cache.places),
             TextKeys(_rows(text.keys, start, stop), _rows(text.values, start, stop)),
             self.embodiment[start:stop],
         )
 
-    def take(self, text: TextKeys, embodiment: Tensor, cache: Cache | None = None) -> None:
+    def take(self, text: TextKeys, embodiment: Tensor, cache: KVCache | None = None) -> None:
         """Copy these into the buffers: the text of the experts that have a buffer here, the embodiment, and of
         `cache` what comes before the actions.
         """
@@ -99,7 +99,7 @@ class Solver:
         self._delta = delta.to(model.device)
         self._delta_host = [float(x) for x in delta]
 
-    def cache(self, batch: int, future: bool = True) -> Cache:
+    def cache(self, batch: int, future: bool = True) -> KVCache:
         """Zeros for the keys and values of `batch` observations, of their actions, and of a future."""
         _, h, w = self.shapes.latent
         _, ph, pw = self.model.config.patch_size
@@ -125,7 +125,7 @@ class Solver:
         reference_BC1hw: Tensor,
         text: TextKeys,
         embodiment_B: Tensor,
-        cache: Cache | None = None,
+        cache: KVCache | None = None,
     ) -> Prefix:
         """The prefix of B observations, from their states, reference latents and instructions.
 

@@ -19,7 +19,7 @@ from gwp.model.config import Family, Group, ModelConfig
 from gwp.model.inference.layout import Noise
 from gwp.model.transformer import Tokens, WorldActionTransformer
 from gwp.policy.batching.engine import Engine
-from gwp.policy.batching.schedule import EngineSettings
+from gwp.policy.batching.schedule import BatchingConfig
 from gwp.policy.graphs import graph_pool, recorded
 from gwp.policy.policy import Policy
 from gwp.policy.solver import Prefix, Solver
@@ -190,7 +190,7 @@ def _engine(policy: Policy, shape: Size, robots: int, rounds: int) -> dict[str, 
         return float(np.median(times)), float(np.median([_seconds(lambda: policy.act(observations[0])) for _ in range(rounds)]))
 
     sequential, direct = apart(one_by_one)
-    with Engine(policy, EngineSettings(slots=min(32, robots))) as engine, ThreadPoolExecutor(robots) as pool:
+    with Engine(policy, BatchingConfig(slots=min(32, robots))) as engine, ThreadPoolExecutor(robots) as pool:
         engine.warm_up(observations[:1])
         together = float(np.median([_seconds(lambda: list(pool.map(engine.act, observations))) for _ in range(rounds)]))
         alone = float(np.median([_seconds(lambda: engine.act(observations[0])) for _ in range(rounds)]))

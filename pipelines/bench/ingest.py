@@ -23,7 +23,7 @@ import torch
 
 from gwp import storage
 from gwp.data.formats.lerobot.read import INFO
-from gwp.data.latent_cache import Cache, sample_names
+from gwp.data.latent_cache import LatentCache, sample_names
 from gwp.data.video.decode import open_video, probe
 from gwp.errors import GwpError
 from pipelines.bench.act import hardware
@@ -33,8 +33,8 @@ from pipelines.bench.ingest_stream import read_videos, stream
 from pipelines.bench.s3 import CountedS3, counted_s3
 from pipelines.bench.watch import Watch, store
 from pipelines.datasets.cache import build_cache
-from pipelines.training.prepare import Prepared
-from pipelines.training.stream import blocks, carried, carriers, planned
+from pipelines.training.prepare import PreparedRun
+from pipelines.training.stream import blocks, packed_blocks, planned, unpacked
 
 _WHOLE_FRAMES = 17
 """Frames of the samples that are compared with `read_videos`, which gives every frame."""
@@ -59,7 +59,7 @@ class Shape:
     workers: int = 2
     cores: int = 2
 
-    def prepared(self, uri: str, whole: bool = False, fps: float | None = None) -> Prepared:
+    def prepared(self, uri: str, whole: bool = False, fps: float | None = None) -> PreparedRun:
         """Its stream from the set at `uri`; `whole`: every frame of its videos once, at `fps`."""
         clip = {"frames": _WHOLE_FRAMES if whole else self.clip_frames, "fps": fps or self.clip_fps}
         return prepared_for(job_for(
@@ -122,7 +122,7 @@ def _measure(uri: str, shape: Shape, places: Sequence[str], s3: CountedS3, scrat
 
     def alone() -> float:
         nonlocal wanted
-        side, wanted = bare(*_as_carried(local, shape), local.spec, shape.cores)
+        side, wanted = bare(*_as_packed(local, shape), local.spec, shape.cores)
         told("pyav disk", _figures(side, wanted, shape) | {"decoded_per_used": (side.decoded or 0) / wanted})
         return float(side.rate)
 
@@ -153,13 +153,13 @@ def _measure(uri: str, shape: Shape, places: Sequence[str], s3: CountedS3, scrat
             "frames_per_sample": wanted / (shape.steps * shape.workers * shape.batch)}
 
 
-def _as_carried(prepared: Prepared, shape: Shape) -> tuple[list[pa.Table], list[pa.Table]]:
+def _as_packed(prepared: PreparedRun, shape: Shape) -> tuple[list[pa.Table], list[pa.Table]]:
     """Blocks as the stream decodes them, which hold fewer different frames than their micro-batches: to warm up, and to measure."""
     found: tuple[list[pa.Table], list[pa.Table]] = ([], [])
-    for row in carriers(prepared, planned(prepared, 0, 0)).to_pylist():
+    for row in packed_blocks(prepared, planned(prepared, 0, 0)).to_pylist():
         step = row["micro"][0]["first"] // (shape.batch * shape.workers)
         if step < shape.warm + shape.steps:
-            found[step >= shape.warm].append(carried(prepared.manifest, prepared.cached, row))
+            found[step >= shape.warm].append(unpacked(prepared.manifest, prepared.cached, row))
     return found
 
 
@@ -170,7 +170,7 @@ def _ratios(rates: dict[str, float]) -> dict[str, float]:
     return {name: rates[a] / rates[b] for name, (a, b) in pairs.items() if a in rates and b in rates}
 
 
-def _from_cache(prepared: Prepared, shape: Shape, wanted: float, s3: CountedS3, place: str, folder: Path) -> dict[str, Any]:
+def _from_cache(prepared: PreparedRun, shape: Shape, wanted: float, s3: CountedS3, place: str, folder: Path) -> dict[str, Any]:
     """The stream of cached latents: the same samples first, and more of them, for it is soon through."""
     if not folder.exists():
         build_cache(prepared.job, str(folder), "bfloat16", 128.0, lambda *_, **__: None)
@@ -178,7 +178,7 @@ def _from_cache(prepared: Prepared, shape: Shape, wanted: float, s3: CountedS3, 
     if place == "s3":
         uri = storage.join(s3.uri, "cache", folder.name)
         storage.upload(folder, uri)
-    cache, job = Cache.open(uri), prepared.job
+    cache, job = LatentCache.open(uri), prepared.job
     places = cache.find("latents", sample_names(prepared.manifest.table, [s.uri for s in job.data.sources]))
     longer = replace(shape, steps=shape.steps * _MORE)
     run = job.run.model_copy(update={"steps": longer.steps + 2 * longer.warm})
@@ -186,7 +186,7 @@ def _from_cache(prepared: Prepared, shape: Shape, wanted: float, s3: CountedS3, 
     return _streamed(cached, longer, wanted * _MORE, s3, place)
 
 
-def _streamed(prepared: Prepared, shape: Shape, wanted: float, s3: CountedS3, place: str) -> dict[str, Any]:
+def _streamed(prepared: PreparedRun, shape: Shape, wanted: float, s3: CountedS3, place: str) -> dict[str, Any]:
     before = s3.given()
     with Watch() as watch:
         side, first = stream(prepared, shape.warm)

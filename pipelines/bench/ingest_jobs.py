@@ -12,7 +12,7 @@ from gwp.data.formats.lerobot.write import LeRobotWriter
 from gwp.data.source import Source
 from pipelines.jobs.resolve import compute_all_stats, manifest_of, resolve_embodiments, sample_spec
 from pipelines.jobs.train_job import TrainJob
-from pipelines.training.prepare import Prepared
+from pipelines.training.prepare import PreparedRun
 
 ROBOT = "bench"
 _FROM_END_TO_END = 64
@@ -73,8 +73,8 @@ def job_for(uri: str, *, canvas: tuple[int, int], chunk: int, stride: int, clip:
     })
 
 
-def prepared_for(job: TrainJob) -> Prepared:
+def prepared_for(job: TrainJob) -> PreparedRun:
     """What a stage hands to its stream, without a run folder."""
     embodiments = resolve_embodiments(job)
     manifest, spec = manifest_of(job, embodiments), sample_spec(job, embodiments, compute_all_stats(job, embodiments))
-    return Prepared("", job, manifest, manifest.fingerprint, spec, "", None)
+    return PreparedRun("", job, manifest, manifest.fingerprint, spec, "", None)

@@ -20,7 +20,7 @@ from av.video.reformatter import VideoReformatter
 from torch.utils.data import DataLoader, Dataset
 
 from gwp.data.decode import SampleSpec, frame_times
-from gwp.data.latent_cache import Cache
+from gwp.data.latent_cache import LatentCache
 from gwp.data.video.decode import SEEK_SAVES, WORK
 from pipelines.training.stream import decode_block
 
@@ -113,7 +113,7 @@ def bare(warm: Sequence[pa.Table], blocks: Sequence[pa.Table], spec: SampleSpec,
 class _Blocks(Dataset[dict[str, Any]]):
     """Micro-batches as the stream cuts them."""
 
-    def __init__(self, blocks: Sequence[pa.Table], spec: SampleSpec, cache: Cache | None) -> None:
+    def __init__(self, blocks: Sequence[pa.Table], spec: SampleSpec, cache: LatentCache | None) -> None:
         self.blocks, self.spec, self.cache = blocks, spec, cache
 
     def __len__(self) -> int:

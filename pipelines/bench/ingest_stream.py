@@ -9,7 +9,7 @@ import ray
 import ray.data
 
 from pipelines.bench.ingest_sides import Side
-from pipelines.training.prepare import Prepared
+from pipelines.training.prepare import PreparedRun
 from pipelines.training.stream import batches, dataset, execution_options
 
 
@@ -29,7 +29,7 @@ class _Worker:
         return np.array(found).reshape(-1, 2), size
 
 
-def stream(prepared: Prepared, warm: int) -> tuple[Side, float]:
+def stream(prepared: PreparedRun, warm: int) -> tuple[Side, float]:
     """All but the first and the last `warm` steps of a run, from the arrival of the first such batch to that of the first one behind
     them; and seconds to the first batch of all."""
     cluster = prepared.job.cluster

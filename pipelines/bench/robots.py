@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass
 import numpy as np
 
 from gwp.policy.batching.engine import Engine
-from gwp.policy.batching.schedule import BUCKETS, EngineSettings
+from gwp.policy.batching.schedule import BUCKETS, BatchingConfig
 from gwp.policy.policy import Policy
 from gwp.protocol.messages import ActionChunk
 from pipelines.bench.sizes import Size, observation
@@ -37,7 +37,7 @@ def robots_table(policy: Policy, size: Size, bound_ms: float, seconds: float) ->
     """
     embodiment = next(iter(policy.bundle.embodiments.values()))
     period, rows = embodiment.replan / embodiment.fps, []
-    with Engine(policy, EngineSettings(slots=BUCKETS[-1])) as engine:
+    with Engine(policy, BatchingConfig(slots=BUCKETS[-1])) as engine:
         engine.warm_up([observation(size, 0)])
 
         def holds(robots: int) -> bool:

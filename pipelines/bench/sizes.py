@@ -15,7 +15,7 @@ from gwp.model.codecs.pca import PcaCodec
 from gwp.model.codecs.wan import WanCodec
 from gwp.model.config import Family, ModelConfig
 from gwp.model.transformer import WorldActionTransformer
-from gwp.policy.bundle import Bundle, PolicySettings
+from gwp.policy.bundle import Bundle, PolicyConfig
 from gwp.policy.policy import Policy
 from gwp.protocol.messages import Observation
 
@@ -69,7 +69,7 @@ def random_policy(
     arm = Embodiment(name="arm", fps=30, state_names=names, action_names=names, cameras={"front": "front"}, chunk=size.chunk,
                      replan=size.chunk // 2)
     feature = FeatureStats(*(np.full(size.dims, value) for value in (0.0, 0.5, -1.0, 1.0, -0.9, 0.9)))
-    settings = PolicySettings(
+    settings = PolicyConfig(
         family=family, model_dim=size.dims, canvas=Canvas(layout="single", width=columns * size.spatial, height=rows * size.spatial),
         window=Window(chunk=size.chunk, stride=size.chunk // 4), steps=steps,
     )

@@ -23,8 +23,8 @@ from ray.data import ActorPoolStrategy, TaskPoolStrategy
 
 from gwp import storage
 from gwp.data.decode import SampleSpec
-from gwp.data.latent_cache import CACHE, PLAN, Cache, Key, NumberFormat, Part, read_header, shards_there, write_index
-from gwp.data.plan.build import Manifest
+from gwp.data.latent_cache import CACHE, PLAN, Key, LatentCache, NumberFormat, Part, read_header, shards_there, write_index
+from gwp.data.plan.manifest import Manifest
 from gwp.data.text import text_hash
 from gwp.errors import GwpError
 from gwp.model.codecs.pca import check_frames
@@ -267,7 +267,7 @@ def finish(uri: str, key: Key, latents: pa.Table, texts: pa.Table, text_rows: in
         shard, size = (pc.struct_field(index["place"], name).to_numpy() for name in ("shard", "bytes"))
         left_out = int((shard < 0).sum())
         note[part] = {"rows": len(index) - left_out, "left_out": left_out, "shards": len(numbers), "bytes": int(size.sum())}
-    Cache(uri, key, text_rows, text_dim).save(**note)
+    LatentCache(uri, key, text_rows, text_dim).save(**note)
 
 
 def _summary(uri: str, encoded: int, begin: float) -> CacheSummary:

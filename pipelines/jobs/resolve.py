@@ -18,7 +18,7 @@ from gwp.data.embodiment import Embodiment
 from gwp.data.formats.find import robots_at
 from gwp.data.formats.robot_set import embodiment_of
 from gwp.data.latent_cache import Key, NumberFormat, sample_names
-from gwp.data.plan.build import Manifest, build_manifest
+from gwp.data.plan.manifest import Manifest, build_manifest
 from gwp.data.plan.plan import Rules, plan_slice
 from gwp.data.stats.files import stats_for
 from gwp.data.stats.normalise import Stats, compute_stats

@@ -10,7 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator, model_valida
 from gwp.data.buckets import Bucket, batch_sizes
 from gwp.data.canvas import Canvas
 from gwp.data.embodiment import Limits, Resampling, Slot
-from gwp.data.plan.curate import Curation
+from gwp.data.plan.curate import CurationConfig
 from gwp.data.plan.plan import Rules
 from gwp.data.source import Source
 from gwp.data.window import ClipWindow, Window
@@ -18,7 +18,7 @@ from gwp.errors import GwpError
 from gwp.model.codecs.text import TextEncoderConfig
 from gwp.model.codecs.video import VideoCodecConfig
 from gwp.model.config import Family, ModelConfig
-from gwp.model.objective import Objective
+from gwp.model.objective import ObjectiveConfig
 from gwp.paths import Location, PathField
 from gwp.storage.names import relative_name
 
@@ -28,7 +28,7 @@ POOL = "gwp/pool"
 _CONFIG = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
 
 
-class Released(BaseModel):
+class ReleasedConfig(BaseModel):
     """A published shape instead of widths."""
 
     model_config = _CONFIG
@@ -81,7 +81,7 @@ class DataConfig(BaseModel):
     """Actions per chunk and stride of the future frames, for robot sets."""
     clip: ClipWindow = ClipWindow(frames=5, fps=5.0)
     """Frames and rate of windows cut from plain videos."""
-    curate: Curation | None = None
+    curate: CurationConfig | None = None
     """Which of those windows are used; None: all, one after another, whatever they show."""
     buckets: tuple[Bucket, ...] = ()
     """Shapes of clips; each goes to the nearest in aspect ratio. A batch holds clips of one bucket, and as many tokens as any other.
@@ -139,7 +139,7 @@ class OptimizerConfig(BaseModel):
         return self.final_lr + (self.lr - self.final_lr) * 0.5 * (1 + math.cos(math.pi * min(1.0, done)))
 
 
-class EngineConfig(BaseModel):
+class DeepSpeedConfig(BaseModel):
     """DeepSpeed, rendered from these fields."""
 
     model_config = _CONFIG
@@ -179,7 +179,7 @@ class ClusterConfig(BaseModel):
     """Decoding tasks at a time."""
 
 
-class RunSettings(BaseModel):
+class RunConfig(BaseModel):
     """Length, places and names of a run."""
 
     model_config = _CONFIG
@@ -223,11 +223,11 @@ class TrainJob(BaseModel):
     """Version of this kind."""
     stage: Literal["world", "embodied", "policy"]
     """What the run is for; it names the MLflow run and the lineage, the behaviour is in the other fields."""
-    run: RunSettings
+    run: RunConfig
     """Name, place and length of the run."""
     init: Annotated[str, PathField(names="[^/]*")] | None = None
     """Where weights start: the name of a run below `run.storage`, or a folder/URI of a checkpoint; None: random weights."""
-    model: ModelConfig | Released
+    model: ModelConfig | ReleasedConfig
     """Widths, or `released: gwp05`. Must equal those of `init`; `gwp weights convert` makes other checkpoints fit."""
     codec: VideoCodecConfig | None = None
     """Video codec; None: the one of `init`."""
@@ -235,11 +235,11 @@ class TrainJob(BaseModel):
     """Text encoder; None: the one of `init`."""
     data: DataConfig
     """What is read and how a sample looks."""
-    objective: Objective = Objective()
+    objective: ObjectiveConfig = ObjectiveConfig()
     """Training modes, noise and weights of the losses."""
     optimizer: OptimizerConfig = OptimizerConfig()
     """AdamW and its schedule."""
-    engine: EngineConfig = EngineConfig()
+    engine: DeepSpeedConfig = DeepSpeedConfig()
     """Batch, number format and sharding."""
     cluster: ClusterConfig = ClusterConfig()
     """Workers and what each of them needs."""
@@ -271,7 +271,7 @@ class TrainJob(BaseModel):
     @property
     def model_config_(self) -> ModelConfig:
         """The widths, whether given or released."""
-        return ModelConfig.released(self.model.released) if isinstance(self.model, Released) else self.model
+        return ModelConfig.released(self.model.released) if isinstance(self.model, ReleasedConfig) else self.model
 
     @property
     def micro_batch(self) -> int:

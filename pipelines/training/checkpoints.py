@@ -50,7 +50,7 @@ class FileEntry(BaseModel):
     """Hex digest of the content."""
 
 
-class Manifest(BaseModel):
+class CheckpointManifest(BaseModel):
     """What a committed checkpoint holds and where in the run it stands."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -124,7 +124,7 @@ def upload_files(local_dir: str | Path, uri: str) -> dict[str, FileEntry]:
         return dict(zip(names, pool.map(send, names), strict=True))
 
 
-def commit(uri: str, manifest: Manifest) -> None:
+def commit(uri: str, manifest: CheckpointManifest) -> None:
     """Make the checkpoint exist. Called once, by rank 0, after every rank has uploaded.
 
     GwpError when a file of the manifest is not there in full, or when the checkpoint is committed already.
@@ -136,7 +136,7 @@ def commit(uri: str, manifest: Manifest) -> None:
         raise GwpError(f"{uri} is committed already; start the run again so that it takes a new attempt number") from error
 
 
-def verify(uri: str, manifest: Manifest, deep: bool = True) -> None:
+def verify(uri: str, manifest: CheckpointManifest, deep: bool = True) -> None:
     """DamagedError naming the first file that is missing or altered. `deep` reads every byte; otherwise sizes only."""
     _check_sizes(uri, manifest, storage.list_files(uri))
     if not deep:
@@ -153,7 +153,7 @@ def verify(uri: str, manifest: Manifest, deep: bool = True) -> None:
         list(pool.map(check, sorted(manifest.files)))
 
 
-def fetch(uri: str, manifest: Manifest, folder: str | Path) -> Path:
+def fetch(uri: str, manifest: CheckpointManifest, folder: str | Path) -> Path:
     """Copy a committed checkpoint into a local folder, checking every hash; DamagedError names the file that does not fit."""
     _check_sizes(uri, manifest, storage.list_files(uri))
 
@@ -167,7 +167,7 @@ def fetch(uri: str, manifest: Manifest, folder: str | Path) -> Path:
     return Path(folder)
 
 
-def find_committed(run_uri: str) -> list[tuple[str, Manifest]]:
+def find_committed(run_uri: str) -> list[tuple[str, CheckpointManifest]]:
     """Complete checkpoints of a run, newest first. What is torn (a file missing or short) is logged and left out.
 
     Storage that fails is told, not taken for damage: an older checkpoint would cost the work since.
@@ -187,7 +187,7 @@ def find_committed(run_uri: str) -> list[tuple[str, Manifest]]:
     return sorted(found, key=lambda item: (item[1].step, item[1].attempt), reverse=True)
 
 
-def latest_committed(run_uri: str, deep: bool = False) -> tuple[str, Manifest] | None:
+def latest_committed(run_uri: str, deep: bool = False) -> tuple[str, CheckpointManifest] | None:
     """The newest whole checkpoint of a run, or None when there is none.
 
     `deep` also reads every byte and falls back to the one before when a hash differs; without it sizes decide, and `fetch` still
@@ -204,7 +204,7 @@ def latest_committed(run_uri: str, deep: bool = False) -> tuple[str, Manifest] |
     return None
 
 
-def load_committed(uri: str) -> Manifest:
+def load_committed(uri: str) -> CheckpointManifest:
     """The manifest of one checkpoint named by the user; GwpError when it was never committed or is not whole."""
     files = storage.list_files(uri)
     if MANIFEST not in files:
@@ -261,17 +261,17 @@ def _folders(run_uri: str) -> dict[str, dict[str, int]]:
     return folders
 
 
-def _read(uri: str) -> Manifest:
+def _read(uri: str) -> CheckpointManifest:
     raw = read_manifest(storage.join(uri, MANIFEST))
     try:
-        return Manifest.model_validate_json(raw)
+        return CheckpointManifest.model_validate_json(raw)
     except ValidationError as error:
         first: Any = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"]) or "the file"
         raise DamagedError(f"{uri}: {MANIFEST} cannot be read ({where}: {first['msg']}); choose an earlier checkpoint") from error
 
 
-def _check_sizes(uri: str, manifest: Manifest, files: dict[str, int]) -> None:
+def _check_sizes(uri: str, manifest: CheckpointManifest, files: dict[str, int]) -> None:
     check_files(uri, manifest.files)
     for name, entry in sorted(manifest.files.items()):
         if name not in files:
@@ -280,6 +280,6 @@ def _check_sizes(uri: str, manifest: Manifest, files: dict[str, int]) -> None:
             raise DamagedError(f"{uri}: {name} has {files[name]} bytes instead of {entry.size}; choose an earlier checkpoint")
 
 
-def _check_hash(uri: str, name: str, manifest: Manifest, digest: str) -> None:
+def _check_hash(uri: str, name: str, manifest: CheckpointManifest, digest: str) -> None:
     if digest != manifest.files[name].sha256:
         raise DamagedError(f"{uri}: {name} was altered (its sha256 differs from the manifest); choose an earlier checkpoint")

@@ -8,16 +8,16 @@ from typing import Any, Literal
 from gwp import storage
 from gwp.errors import GwpError
 from gwp.model.weights import save_weights
-from gwp.policy.bundle import PolicySettings, read_bundle, seal
+from gwp.policy.bundle import PolicyConfig, read_bundle, seal
 from pipelines.jobs.train_job import TrainJob
 from pipelines.training.checkpoints import fetch, latest_committed, load_committed
 from pipelines.training.ema import load_ema
-from pipelines.training.prepare import Prepared
+from pipelines.training.prepare import PreparedRun
 
 Weights = Literal["ema", "raw"]
 
 
-def write_final(prepared: Prepared, checkpoint: str, run_id: str, weights: Weights = "ema") -> str:
+def write_final(prepared: PreparedRun, checkpoint: str, run_id: str, weights: Weights = "ema") -> str:
     """Finished weights of a run with its codec and text encoder under `final/`; the form that `init` takes."""
     final = storage.join(prepared.uri, "final")
     with tempfile.TemporaryDirectory(prefix="gwp-final-") as scratch:
@@ -73,7 +73,7 @@ def export(run: str, out: str, *, weights: Weights = "ema", steps: int = 10, shi
         save_weights(bundle / "model", job.model_config_, _weights(state, weights))
         for part in ("codec", "text"):
             storage.download(storage.join(run, part), bundle / part)
-        settings = PolicySettings(
+        settings = PolicyConfig(
             family=job.model_config_.family, model_dim=job.model_config_.action_channels, canvas=job.data.canvas,
             window=job.data.window, steps=steps, shift=shift,
         )

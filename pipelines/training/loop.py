@@ -27,11 +27,20 @@ from gwp.model.transformer import WorldActionTransformer
 from gwp.model.weights import build_model, load_model, locate, open_checkpoint
 from gwp.model.weights.derive import require_same
 from pipelines.tracking.runs import RunLog
-from pipelines.training.checkpoints import Manifest, checkpoint_uri, commit, fetch, latest_committed, next_attempt, prune, upload_files
+from pipelines.training.checkpoints import (
+    CheckpointManifest,
+    checkpoint_uri,
+    commit,
+    fetch,
+    latest_committed,
+    next_attempt,
+    prune,
+    upload_files,
+)
 from pipelines.training.deepspeed_engine import Engine, convert_to_universal
 from pipelines.training.ema import Ema
 from pipelines.training.failures import StoppedError, lasting
-from pipelines.training.prepare import Prepared
+from pipelines.training.prepare import PreparedRun
 from pipelines.training.stream import batches
 
 # Below this many broken samples their share says nothing.
@@ -41,8 +50,8 @@ _NAMED = 4
 
 
 def train_loop(config: dict[str, Any]) -> None:
-    """Entry point of a Ray Train worker. `config`: {"prepared": Prepared, "run_id": str | None, "tracking_uri": str | None}."""
-    prepared: Prepared = config["prepared"]
+    """Entry point of a Ray Train worker. `config`: {"prepared": PreparedRun, "run_id": str | None, "tracking_uri": str | None}."""
+    prepared: PreparedRun = config["prepared"]
     context = ray.train.get_context()
     rank, world = context.get_world_rank(), context.get_world_size()
     log = RunLog(config["run_id"], config["tracking_uri"]) if rank == 0 and config["run_id"] else None
@@ -57,7 +66,7 @@ def train_loop(config: dict[str, Any]) -> None:
 
 
 class _Loop:
-    def __init__(self, prepared: Prepared, rank: int, world: int, scratch: Path) -> None:
+    def __init__(self, prepared: PreparedRun, rank: int, world: int, scratch: Path) -> None:
         self.prepared, self.job, self.rank, self.world, self.scratch = prepared, prepared.job, rank, world, scratch
         self.attempt = int(self._agreed(next_attempt(prepared.uri) if rank == 0 else 0))
         found = latest_committed(prepared.uri) if rank == 0 else None
@@ -93,7 +102,7 @@ class _Loop:
         require_same(open_checkpoint(local), config, uri)
         return load_model(local).train()
 
-    def _resume(self, uri: str, manifest: Manifest) -> None:
+    def _resume(self, uri: str, manifest: CheckpointManifest) -> None:
         self.prepared.require_own(uri, manifest)
         self.engine.load(self.scratch / "checkpoint" / "state")
         self.ema.load(self.scratch / "checkpoint" / "state")
@@ -277,7 +286,7 @@ class _Loop:
             shares = [mine]
         if self.rank == 0:
             files = {f"state/{name}": meta for share in shares for name, meta in share.items()}
-            commit(uri, Manifest(
+            commit(uri, CheckpointManifest(
                 files=files, step=self.step, samples_seen=self.samples_seen, world_size=self.world,
                 zero_stage=self.job.engine.zero_stage, plan_hash=self.prepared.plan_hash,
                 config_hash=self.prepared.config_hash, attempt=self.attempt,

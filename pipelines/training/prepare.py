@@ -15,7 +15,7 @@ from pydantic import ValidationError
 
 from gwp import storage
 from gwp.data.decode import SampleSpec
-from gwp.data.latent_cache import Cache, Key
+from gwp.data.latent_cache import Key, LatentCache
 from gwp.data.plan.build import SCHEMA, Manifest
 from gwp.data.plan.plan import make_plan
 from gwp.data.text import text_hash
@@ -45,7 +45,7 @@ RUN_ONLY = ("run.storage", "run.experiment", "run.keep", "run.log_every", "run.c
 
 
 @dataclass(frozen=True)
-class Prepared:
+class PreparedRun:
     """A run folder that workers can start from."""
 
     uri: str
@@ -56,7 +56,7 @@ class Prepared:
     spec: SampleSpec
     config_hash: str
     init: str | None
-    cache: Cache | None = None
+    cache: LatentCache | None = None
     cached: pa.Array | None = None
     """Place of each manifest row in `cache`, as its `find` gives them."""
     plan_hash: str = ""
@@ -71,17 +71,17 @@ class Prepared:
             raise GwpError(f"{uri} was written with another order of samples (plan {checkpoint.plan_hash[:12]}, now "
                            f"{self.plan_hash[:12]}): its manifest or the way of planning changed; give run.name another name")
 
-    def slim(self) -> "Prepared":
+    def slim(self) -> "PreparedRun":
         """Without the samples, to be sent to many processes; those that need them call `whole`. Its manifest is empty."""
         return replace(self, manifest=Manifest.of(SCHEMA.empty_table()), cached=None)
 
-    def whole(self) -> "Prepared":
+    def whole(self) -> "PreparedRun":
         """The inverse of `slim`, out of the run folder."""
         manifest = Manifest.load(storage.join(self.uri, "manifest.parquet"))
         return replace(self, manifest=manifest, cached=_places(self.job, manifest, self.cache))
 
 
-def prepare(job: TrainJob) -> Prepared:
+def prepare(job: TrainJob) -> PreparedRun:
     """Build the run folder, or read it when the same job ran before; GwpError when another job has its name."""
     # Workers stand in other folders.
     job = absolute_paths(job)
@@ -99,7 +99,7 @@ def prepare(job: TrainJob) -> Prepared:
     plan = make_plan(manifest, job.run.seed, 0, job.plan_rules)
     stats = compute_all_stats(job, embodiments)
     spec = sample_spec(job, embodiments, stats)
-    cache = Cache.open(job.data.cache) if job.data.cache else None
+    cache = LatentCache.open(job.data.cache) if job.data.cache else None
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)
         write_codec(job, init, manifest, spec, folder / "codec")
@@ -118,19 +118,19 @@ def prepare(job: TrainJob) -> Prepared:
     job_json = {"config_hash": digest, "job": job.model_dump(mode="json"), "init": init}
     storage.write_bytes(storage.join(uri, "job.json"), json.dumps(job_json, indent=1).encode())
     places = _places(job, manifest, cache)
-    return Prepared(uri, job, manifest, manifest.fingerprint, spec, digest, init, cache, places, plan.hash)
+    return PreparedRun(uri, job, manifest, manifest.fingerprint, spec, digest, init, cache, places, plan.hash)
 
 
-def _read(uri: str, job: TrainJob, digest: str) -> Prepared:
+def _read(uri: str, job: TrainJob, digest: str) -> PreparedRun:
     embodiments, stats = read_embodiments(uri), read_stats(uri)
     manifest = Manifest.load(storage.join(uri, "manifest.parquet"))
-    cache = Cache.open(job.data.cache) if job.data.cache else None
+    cache = LatentCache.open(job.data.cache) if job.data.cache else None
     if cache and cache.key != Key.model_validate_json(storage.read_bytes(storage.join(uri, "cache.json"))):
         raise GwpError(f"data.cache {cache.uri} is not the one that {uri} began with; give run.name another name")
     places = _places(job, manifest, cache)
     spec = sample_spec(job, embodiments, stats)
     plan = make_plan(manifest, job.run.seed, 0, job.plan_rules)
-    return Prepared(uri, job, manifest, manifest.fingerprint, spec, digest, init_uri(job), cache, places, plan.hash)
+    return PreparedRun(uri, job, manifest, manifest.fingerprint, spec, digest, init_uri(job), cache, places, plan.hash)
 
 
 def _hash_of(job: dict[str, Any]) -> str | None:
@@ -141,7 +141,7 @@ def _hash_of(job: dict[str, Any]) -> str | None:
         return None
 
 
-def _places(job: TrainJob, manifest: Manifest, cache: Cache | None) -> pa.Array | None:
+def _places(job: TrainJob, manifest: Manifest, cache: LatentCache | None) -> pa.Array | None:
     return cache.find("latents", manifest_names(manifest, job)) if cache else None
 
 

@@ -18,13 +18,13 @@ from ray.data import ActorPoolStrategy, ExecutionOptions, ExecutionResources, Ta
 
 from gwp.data.canvas import SLOTS
 from gwp.data.decode import SampleSpec, decode_samples
-from gwp.data.latent_cache import Cache
-from gwp.data.plan.build import Manifest
+from gwp.data.latent_cache import LatentCache
+from gwp.data.plan.manifest import Manifest
 from gwp.data.plan.plan import plan_slice
 from pipelines.jobs.train_job import POOL, ClusterConfig
 from pipelines.training.checkpoints import latest_committed
 from pipelines.training.failures import lasting
-from pipelines.training.prepare import Prepared
+from pipelines.training.prepare import PreparedRun
 
 _TOGETHER = 256
 """Blocks whose positions lie in one object: handing out objects costs the driver milliseconds each."""
@@ -47,7 +47,7 @@ def execution_options(cluster: ClusterConfig) -> ExecutionOptions:
     return options
 
 
-def remaining_dataset(prepared: Prepared) -> Callable[[], Any]:
+def remaining_dataset(prepared: PreparedRun) -> Callable[[], Any]:
     """What Ray Train asks for at every start of the workers: the plan after the last committed checkpoint."""
     slim = prepared.slim()
 
@@ -58,7 +58,7 @@ def remaining_dataset(prepared: Prepared) -> Callable[[], Any]:
     return build
 
 
-def planned(prepared: Prepared, step: int, samples_seen: int) -> pa.Table:
+def planned(prepared: PreparedRun, step: int, samples_seen: int) -> pa.Table:
     """The rest of a run from optimiser step `step`, at plan position `samples_seen`: a row per micro-batch, those of one step in a row.
 
     Columns: first (plan position int64), batch (samples of the global batch, int64), ids (manifest positions, list of int64).
@@ -75,9 +75,9 @@ def planned(prepared: Prepared, step: int, samples_seen: int) -> pa.Table:
     })
 
 
-def dataset(prepared: Prepared, step: int, samples_seen: int) -> Any:
+def dataset(prepared: PreparedRun, step: int, samples_seen: int) -> Any:
     """Ray dataset of decoded micro-batches from optimiser step `step`, at plan position `samples_seen`, to the end of the run."""
-    rows = carriers(prepared, planned(prepared, step, samples_seen))
+    rows = packed_blocks(prepared, planned(prepared, step, samples_seen))
     context = ray.data.DataContext.get_current()
     # A block is a micro-batch, however large.
     context.target_max_block_size = None
@@ -105,7 +105,7 @@ def dataset(prepared: Prepared, step: int, samples_seen: int) -> Any:
 class Decoder:
     """A decoding process. What it has read of data files stays from block to block; what it gave away is never written to again."""
 
-    def __init__(self, samples: ray.ObjectRef, spec: SampleSpec, cache: Cache | None) -> None:
+    def __init__(self, samples: ray.ObjectRef, spec: SampleSpec, cache: LatentCache | None) -> None:
         self.manifest, self.cached = ray.get(samples)
         self.spec, self.cache = spec, cache
         # Ray collects garbage often, and what was imported is none.
@@ -115,10 +115,10 @@ class Decoder:
         """The micro-batches that the only row of a block names."""
         (row,) = table.to_pylist()
         with lasting():
-            return decode_block(carried(self.manifest, self.cached, row), self.spec, self.cache)
+            return decode_block(unpacked(self.manifest, self.cached, row), self.spec, self.cache)
 
 
-def carriers(prepared: Prepared, rows: pa.Table) -> pa.Table:
+def packed_blocks(prepared: PreparedRun, rows: pa.Table) -> pa.Table:
     """A row per block, whose `micro` are rows of `planned`: as many of one rank, of consecutive steps and of one shape, as Ray's work for
     a block is worth."""
     ranks, ids = prepared.job.cluster.workers, rows["ids"].combine_chunks()
@@ -144,12 +144,12 @@ def carriers(prepared: Prepared, rows: pa.Table) -> pa.Table:
     return pa.table({"micro": pa.LargeListArray.from_arrays(pa.array(offsets), pa.concat_arrays(micro.chunks))})
 
 
-def carried(manifest: Manifest, cached: pa.Array | None, row: dict[str, Any]) -> pa.Table:
-    """Manifest rows of a row of `carriers`."""
+def unpacked(manifest: Manifest, cached: pa.Array | None, row: dict[str, Any]) -> pa.Table:
+    """Manifest rows of a row of `packed_blocks`."""
     return pa.concat_tables([block(manifest, cached, micro) for micro in row["micro"]])
 
 
-def _bytes_of(prepared: Prepared, sample: int) -> int:
+def _bytes_of(prepared: PreparedRun, sample: int) -> int:
     """What the pictures of a sample take."""
     if prepared.cache is not None and prepared.cached is not None:
         return int(np.prod(prepared.cached[sample].as_py()["shape"])) * int(prepared.cache.dtype.itemsize)
@@ -168,13 +168,13 @@ def block(manifest: Manifest, cached: pa.Array | None, row: dict[str, Any]) -> p
     return table.append_column("batch", pa.array(np.full(len(ids), row["batch"])))
 
 
-def blocks(prepared: Prepared, step: int, samples_seen: int) -> list[pa.Table]:
+def blocks(prepared: PreparedRun, step: int, samples_seen: int) -> list[pa.Table]:
     """All of `planned` as `decode_block` takes it: for short runs, and for looking at."""
     rows = planned(prepared, step, samples_seen).to_pylist()
     return [block(prepared.manifest, prepared.cached, row) for row in rows]
 
 
-def decode_block(table: pa.Table, spec: SampleSpec, cache: Cache | None) -> dict[str, np.ndarray]:
+def decode_block(table: pa.Table, spec: SampleSpec, cache: LatentCache | None) -> dict[str, np.ndarray]:
     """Columns of micro-batches, as `batch_columns` names them."""
     rows = table.to_pylist()
     samples, failures = decode_samples(rows, spec, cache)
@@ -182,7 +182,7 @@ def decode_block(table: pa.Table, spec: SampleSpec, cache: Cache | None) -> dict
 
 
 def batch_columns(
-    rows: list[dict[str, Any]], samples: list[dict[str, Any]], failures: dict[str, str], spec: SampleSpec, cache: Cache | None = None
+    rows: list[dict[str, Any]], samples: list[dict[str, Any]], failures: dict[str, str], spec: SampleSpec, cache: LatentCache | None = None
 ) -> dict[str, np.ndarray]:
     """Columns of one block in row order; failed samples hold their place with `ok` False and the reason."""
     # In order and not by id: a source of weight 2 may show a sample twice in one batch, under another crop.
@@ -214,7 +214,7 @@ def _empty_like(sample: dict[str, Any]) -> dict[str, Any]:
     return {k: np.zeros_like(v) if isinstance(v, np.ndarray) else type(v)() for k, v in sample.items()}
 
 
-def _empty(row: dict[str, Any], spec: SampleSpec, cache: Cache | None) -> dict[str, Any]:
+def _empty(row: dict[str, Any], spec: SampleSpec, cache: LatentCache | None) -> dict[str, Any]:
     p, d = spec.window.chunk, spec.model_dim
     pictures = {"latents": np.zeros(row["cached"]["shape"], cache.dtype)} if cache else {
         "frames": spec.canvas_of(row).empty(spec.frames_of(row))}

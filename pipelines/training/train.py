@@ -22,7 +22,7 @@ from pipelines.training.checkpoints import latest_committed
 from pipelines.training.export import write_final
 from pipelines.training.failures import StopForGood, first, interruptible
 from pipelines.training.loop import train_loop
-from pipelines.training.prepare import Prepared, prepare
+from pipelines.training.prepare import PreparedRun, prepare
 from pipelines.training.stream import execution_options, remaining_dataset
 
 _REASON_LENGTH = 500
@@ -97,7 +97,7 @@ def train(job: TrainJob) -> StageResult:
     return StageResult(prepared.uri, final, run_id, manifest.step, manifest.samples_seen, seconds)
 
 
-def _complete(prepared: Prepared) -> bool:
+def _complete(prepared: PreparedRun) -> bool:
     """Whether the last step is done; GwpError when the checkpoint is not of this run."""
     found = latest_committed(prepared.uri)
     if found is None:
@@ -107,7 +107,7 @@ def _complete(prepared: Prepared) -> bool:
 
 
 @contextmanager
-def open_run(prepared: Prepared) -> Iterator[str]:
+def open_run(prepared: PreparedRun) -> Iterator[str]:
     """The MLflow run of this run folder, the same one on every attempt.
 
     Whatever leaves the block ends it: errors as FAILED, interruptions as KILLED, each with the reason. What a killed process
@@ -125,7 +125,7 @@ def open_run(prepared: Prepared) -> Iterator[str]:
         raise
 
 
-def _run_of(prepared: Prepared) -> str:
+def _run_of(prepared: PreparedRun) -> str:
     noted = storage.join(prepared.uri, "run_id")
     if storage.exists(noted):
         return storage.read_bytes(noted).decode()
@@ -144,7 +144,7 @@ def _run_of(prepared: Prepared) -> str:
     return run_id
 
 
-def _half_open(prepared: Prepared) -> str | None:
+def _half_open(prepared: PreparedRun) -> str | None:
     """The run that an interrupted `_run_of` has opened; None when there is none, or MLflow does not answer."""
     try:
         key_uri = _key_uri(prepared)
@@ -155,11 +155,11 @@ def _half_open(prepared: Prepared) -> str | None:
         return None
 
 
-def _key_uri(prepared: Prepared) -> str:
+def _key_uri(prepared: PreparedRun) -> str:
     return storage.join(prepared.uri, "run_key")
 
 
-def _parents(prepared: Prepared) -> tuple[str, ...]:
+def _parents(prepared: PreparedRun) -> tuple[str, ...]:
     """The MLflow run whose weights this one starts from, when it was one of ours."""
     place = storage.join(prepared.init, "run.json") if prepared.init else None
     if place is None or not storage.exists(place):
@@ -167,7 +167,7 @@ def _parents(prepared: Prepared) -> tuple[str, ...]:
     return (json.loads(storage.read_bytes(place))["run_id"],)
 
 
-def _fit(prepared: Prepared, run_id: str) -> None:
+def _fit(prepared: PreparedRun, run_id: str) -> None:
     job = prepared.job
     filesystem, path = storage.arrow_filesystem(prepared.uri)
     selector = {"label_selector": {POOL: job.cluster.train_pool}} if job.cluster.train_pool else {}

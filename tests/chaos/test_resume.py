@@ -14,7 +14,7 @@ from safetensors.numpy import load
 from clusters.mini import MiniCluster
 from gwp import storage
 from gwp.data.formats.lerobot.write import LeRobotWriter
-from gwp.data.plan.build import Manifest
+from gwp.data.plan.manifest import Manifest
 from gwp.data.plan.plan import make_plan, plan_slice
 from pipelines.config.load import load_config
 from pipelines.jobs.resolve import run_uri

@@ -8,7 +8,7 @@ import pytest
 
 from clusters.mini import MiniCluster
 from gwp import storage
-from gwp.data.plan.build import Manifest
+from gwp.data.plan.manifest import Manifest
 from gwp.data.plan.plan import plan_slice
 from gwp.errors import GwpError
 from gwp.policy.policy import Policy

@@ -124,7 +124,7 @@ def test_a_torn_checkpoint_in_object_storage_is_never_loaded(mini: MiniCluster, 
         (tmp_path / "state").mkdir(exist_ok=True)
         (tmp_path / "state" / "rank_0.pt").write_bytes(os.urandom(1 << 20))
         uri = checkpoints.checkpoint_uri(run, step, 1)
-        manifest = checkpoints.Manifest(files=checkpoints.upload_files(tmp_path, uri), step=step, samples_seen=step, world_size=1,
+        manifest = checkpoints.CheckpointManifest(files=checkpoints.upload_files(tmp_path, uri), step=step, samples_seen=step, world_size=1,
                                         zero_stage=2, attempt=1, plan_hash="p", config_hash="c")
         checkpoints.commit(uri, manifest)
     with pytest.raises(GwpError, match="committed already"):

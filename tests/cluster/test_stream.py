@@ -11,7 +11,7 @@ import ray.data
 
 from clusters.mini import MiniCluster
 from pipelines.training.failures import StoppedError, lasting
-from pipelines.training.stream import carried, carriers, dataset, decode_block, execution_options, planned
+from pipelines.training.stream import dataset, decode_block, execution_options, packed_blocks, planned, unpacked
 from tests.unit.pipelines.training.test_stream import prepared
 
 
@@ -23,7 +23,7 @@ def test_a_single_cpu_streams_a_long_plan_in_order(mini: MiniCluster, tmp_path: 
     cluster = found.job.cluster.model_copy(update={"decode_tasks": 1, "data_pool": "data"})
     job = found.job.model_copy(update={"cluster": cluster, "run": found.job.run.model_copy(update={"steps": 40_000})})
     found = replace(found, job=job)
-    rows = carriers(found, planned(found, 0, 0)).slice(0, 12).to_pylist()
+    rows = packed_blocks(found, planned(found, 0, 0)).slice(0, 12).to_pylist()
     context = ray.data.DataContext.get_current().copy()
     context.execution_options = execution_options(cluster)
     with ray.data.DataContext.current(context):
@@ -35,7 +35,7 @@ def test_a_single_cpu_streams_a_long_plan_in_order(mini: MiniCluster, tmp_path: 
             assert batch["frames"].shape == (7 * len(row["micro"]), 5, 8, 8, 3)
             assert np.unique(batch["batch"]).tolist() == [14]
             # What crossed Ray is what was decoded, although the next block is in the making.
-            expected = decode_block(carried(found.manifest, None, row), found.spec, None)
+            expected = decode_block(unpacked(found.manifest, None, row), found.spec, None)
             assert batch["sample_id"].tolist() == expected["sample_id"].tolist()
             assert np.array_equal(batch["frames"], expected["frames"])
         # All of them would take two minutes to split.

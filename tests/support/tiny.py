@@ -16,7 +16,7 @@ from gwp.model.codecs.pca import PcaCodec
 from gwp.model.config import Family, ModelConfig
 from gwp.model.transformer import Tokens, WorldActionTransformer
 from gwp.model.weights import build_model, save_weights
-from gwp.policy.bundle import PolicySettings, seal
+from gwp.policy.bundle import PolicyConfig, seal
 
 
 def tiny_config(family: Family = "gwp05", **changes: Any) -> ModelConfig:
@@ -77,7 +77,7 @@ def make_tiny_bundle(folder: Path, family: Family = "gwp05", arm: Embodiment = T
     HashedTextEncoder(dim=config.text_dim, rows=7).save(folder / "text")
     state, action = (FeatureStats(*(np.full(len(names), value) for value in (0.0, 0.5, -1.0, 1.0, -0.9, 0.9)))
                      for names in (arm.state_names, arm.action_names))
-    settings = PolicySettings(
+    settings = PolicyConfig(
         family=family, model_dim=config.action_channels, canvas=Canvas(layout="single", width=32, height=32),
         window=Window(chunk=8, stride=2), steps=4,
     )

@@ -11,7 +11,7 @@ from gwp.data.embodiment import Embodiment, Slot
 from gwp.data.formats.clips import Clip, ClipSet, read_clips
 from gwp.data.formats.find import robots_at, usable_episodes
 from gwp.data.formats.robot_set import RobotSet, check_embodiment, rows_per_step
-from gwp.data.plan.curate import Curation, Curator
+from gwp.data.plan.curate import CurationConfig, Curator
 from gwp.data.plan.manifest import SCHEMA, Manifest, Rows
 from gwp.data.rates import steps_of
 from gwp.data.source import Source
@@ -43,7 +43,7 @@ class _Builder:
 
 def build_manifest(
     sources: Sequence[Source], *, embodiments: dict[str, Embodiment], window: Window, clip: ClipWindow, buckets: Sequence[Bucket] = (),
-    curate: Curation | None = None, max_broken: float = 1.0,
+    curate: CurationConfig | None = None, max_broken: float = 1.0,
 ) -> Manifest:
     """Look at every source and list its samples.
 

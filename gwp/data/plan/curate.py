@@ -17,7 +17,7 @@ _MOTION_SHARE, _MOTION_LEVELS = 0.25, 0.2
 """Motion of copies differs by at most this share and that many levels more."""
 
 
-class Curation(BaseModel):
+class CurationConfig(BaseModel):
     """Rules for clips of plain videos. Robot sets are never filtered. Each video is decoded once more, when the manifest is made."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
@@ -56,7 +56,7 @@ _SIGN = np.dtype([("hashes", np.uint64, 3), ("halves", np.float32, 2)])
 class Curator:
     """Cuts videos into clips, one after another; it remembers those that it chose, so the order of calls matters for copies."""
 
-    def __init__(self, clip: ClipWindow, buckets: Sequence[Bucket], rules: Curation | None) -> None:
+    def __init__(self, clip: ClipWindow, buckets: Sequence[Bucket], rules: CurationConfig | None) -> None:
         self.clip, self.buckets, self.rules = clip, buckets, rules
         self.known = np.empty(0, _SIGN)
         self.count = 0

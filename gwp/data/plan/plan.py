@@ -18,7 +18,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from gwp.data.plan.build import Manifest
+from gwp.data.plan.manifest import Manifest
 from gwp.errors import DataError
 
 _SOURCE, _EPOCH, _BATCHES = 0, 1, 2

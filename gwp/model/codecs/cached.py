@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from gwp import storage
-from gwp.data.latent_cache import Cache, NumberFormat
+from gwp.data.latent_cache import LatentCache, NumberFormat
 from gwp.data.text import text_hash
 from gwp.errors import GwpError
 
@@ -48,7 +48,7 @@ def read_t5_embedding(uri: str) -> Tensor:
 class CachedTextEncoder:
     """Looks texts up that were encoded when the cache was made; no weights are loaded."""
 
-    def __init__(self, cache: Cache) -> None:
+    def __init__(self, cache: LatentCache) -> None:
         self._cache, self._index = cache, cache.index("texts")
         self.dim, self.rows = cache.text_dim, cache.text_rows
 

@@ -12,7 +12,7 @@ from torch import Tensor
 from gwp.model.block import Block, ExpertBlock
 from gwp.model.config import Group, ModelConfig
 from gwp.model.inference.eager import linear
-from gwp.model.inference.layout import Cache, Layers, Layout, Noise, Piece, TextKeys
+from gwp.model.inference.layout import KVCache, Layers, Layout, Noise, Piece, TextKeys
 
 
 class _Expert(Structure):
@@ -68,7 +68,7 @@ class NativeLayers:
         self._addresses = {e: (c_void_p * sum(map(len, layers)))(*(t.data_ptr() for layer in layers for t in layer))
                            for e, layers in self.weights.items()}
 
-    def prepare(self, layout: Layout, cache: Cache, text: TextKeys, bare: bool = False) -> Layers:
+    def prepare(self, layout: Layout, cache: KVCache, text: TextKeys, bare: bool = False) -> Layers:
         """For passes of `layout` beside these buffers, one at a time, by as many threads as torch uses now.
 
         Streams of fewer observations are the first of these. bare: products and attention without what stands between them, to measure.

@@ -13,7 +13,7 @@ from torch.nn import functional as F
 
 from gwp.model.block import Block, ExpertBlock
 from gwp.model.config import Group, ModelConfig
-from gwp.model.inference.layout import Cache, Layers, Layout, Noise, Piece, TextKeys, join
+from gwp.model.inference.layout import KVCache, Layers, Layout, Noise, Piece, TextKeys, join
 
 _Linear = tuple[Tensor, Tensor]
 
@@ -86,7 +86,7 @@ class EagerLayers:
         scale = config.attention_head_dim**-0.5
         self.layers = [{e: _pack(block.expert(e), scale) for e in config.experts} for block in blocks]
 
-    def prepare(self, layout: Layout, cache: Cache, text: TextKeys) -> Layers:
+    def prepare(self, layout: Layout, cache: KVCache, text: TextKeys) -> Layers:
         """For passes of `layout` beside these buffers. Takes as long as two layers."""
         segments = layout.segments
         first = layout.order[0].place

@@ -1,7 +1,7 @@
 """The transformer arranged for inference: modulation looked up, keys and values in buffers of fixed shape, layers at full speed.
 
 Same weights and same mathematics as `WorldActionTransformer`, for noise levels that are known beforehand (a solver's). A pass writes
-the keys and values of its tokens into a `Cache` and sees what stands there before them: a prefix is computed once, and passes of
+the keys and values of its tokens into a `KVCache` and sees what stands there before them: a prefix is computed once, and passes of
 later token groups go on from it. No pass reads anything back from the device.
 
 The layers run in one of two ways: by compiled code (`gwp.model.inference.compiled`) in fp32 on the CPU, else by torch's operators (`gwp.model.inference.eager`).
@@ -17,7 +17,7 @@ from gwp.model.block import Attention, Block
 from gwp.model.config import GROUPS, Group
 from gwp.model.inference.compiled import NativeLayers
 from gwp.model.inference.eager import EagerLayers, inverse_rms, layer_norm
-from gwp.model.inference.layout import Cache, Layers, Layout, Levels, Noise, Piece, TextKeys, join
+from gwp.model.inference.layout import KVCache, Layers, Layout, Levels, Noise, Piece, TextKeys, join
 from gwp.model.layers import unpatchify
 from gwp.model.transformer import SEGMENTS, Tokens, Velocity, WorldActionTransformer, rotary
 from gwp.native.build import library
@@ -87,7 +87,7 @@ class FusedTransformer:
             values[expert] = torch.stack([to_v(x) for _, to_v, _ in mine]).unflatten(-1, (heads, -1)).transpose(2, 3).contiguous()
         return TextKeys(keys, values)
 
-    def cache(self, batch: int, counts: dict[Group, int]) -> Cache:
+    def cache(self, batch: int, counts: dict[Group, int]) -> KVCache:
         """Zeros, with room for that many tokens of each group, in canonical order."""
         places: dict[Group, tuple[int, int]] = {}
         end = 0
@@ -96,9 +96,9 @@ class FusedTransformer:
             end += counts[group]
         shape = (self.config.num_layers, batch, self.config.num_attention_heads, end, self.config.attention_head_dim)
         keys, values = (torch.zeros(shape, dtype=self.dtype, device=self.device) for _ in range(2))
-        return Cache(keys, values, places)
+        return KVCache(keys, values, places)
 
-    def prepare(self, tokens: Tokens, cache: Cache, text: TextKeys, embodiment: Tensor) -> Pass:
+    def prepare(self, tokens: Tokens, cache: KVCache, text: TextKeys, embodiment: Tensor) -> Pass:
         """The pass of the groups in `tokens`, of which only shapes count, beside these buffers.
 
         The groups stand together in the cache, after those that were written before. embodiment: int64 `[B]`, row of the

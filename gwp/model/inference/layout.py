@@ -52,7 +52,7 @@ class TextKeys:
 
 
 @dataclass(frozen=True)
-class Cache:
+class KVCache:
     """Keys and values of self-attention `[layers, B, H, N, h]`, and where in N each group's tokens stand."""
 
     keys: Tensor

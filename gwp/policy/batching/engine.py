@@ -29,7 +29,7 @@ import torch
 from gwp.errors import ClosedError, ExpiredError, GwpError
 from gwp.policy.batching.job import Job, as_exception
 from gwp.policy.batching.runner import ModelRunner
-from gwp.policy.batching.schedule import BUCKETS, EngineSettings, Request, Schedule
+from gwp.policy.batching.schedule import BUCKETS, BatchingConfig, Request, Schedule
 from gwp.policy.policy import Policy
 from gwp.protocol.messages import ActionChunk, Observation
 from gwp.threads import apart
@@ -47,11 +47,11 @@ class Engine:
     def __init__(
         self,
         policy: Policy,
-        settings: EngineSettings | None = None,
+        settings: BatchingConfig | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         """Raises what fails while buffers are made. clock: seconds, for deadlines and timings."""
-        settings = settings or EngineSettings()
+        settings = settings or BatchingConfig()
         solver = policy.solver
         self.policy = policy
         self.failures = 0

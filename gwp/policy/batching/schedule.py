@@ -20,7 +20,7 @@ BUCKETS = (1, 2, 4, 8, 16, 32)
 """Numbers of rows that a recorded step is made for."""
 
 
-class EngineSettings(BaseModel):
+class BatchingConfig(BaseModel):
     """Continuous batching: robots are stepped together, whatever step each of them is at."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)

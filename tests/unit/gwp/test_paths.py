@@ -20,11 +20,11 @@ from tests.unit.pipelines.jobs.test_stages import STAGES
 
 # Text that names something else than a file.
 WORDS = {
-    "RunSettings.name", "RunSettings.experiment", "Source.embodiment", "Source.episodes", "Source.state", "Source.action", "Source.split",
+    "RunConfig.name", "RunConfig.experiment", "Source.embodiment", "Source.episodes", "Source.state", "Source.action", "Source.split",
     "Source.task", "Source.cameras", "EmbodimentConfig.cameras", "DataConfig.embodiments", "ClusterConfig.train_pool",
     "ClusterConfig.data_pool", "ServeApp.name", "ServeApp.host", "ServeApp.api_keys_env", "GatewaySettings.pool", "ReplicaSettings.pool",
     # Handed to DeepSpeed as it is.
-    "EngineConfig.overrides",
+    "DeepSpeedConfig.overrides",
 }
 
 
@@ -59,7 +59,7 @@ def test_every_text_of_a_configuration_is_marked_as_a_path_or_known_as_a_word(ki
     assert texts <= WORDS, f"mark with gwp.paths.Location, or add to WORDS: {texts - WORDS}"
     assert not paths & WORDS
     expected = {
-        "TrainJob": {"RunSettings.storage", "TrainJob.init", "Source.uri", "DataConfig.cache", "EmbodimentConfig.stats",
+        "TrainJob": {"RunConfig.storage", "TrainJob.init", "Source.uri", "DataConfig.cache", "EmbodimentConfig.stats",
                      "WanCodecConfig.path", "UMT5Config.path"},
         "ServeApp": {"ServeApp.policy"},
     }

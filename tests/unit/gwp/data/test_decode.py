@@ -16,7 +16,7 @@ from gwp.data.decode import SampleSpec, decode_samples
 from gwp.data.embodiment import Embodiment
 from gwp.data.formats import vectors
 from gwp.data.formats.lerobot.read import infer_embodiment
-from gwp.data.plan.build import Manifest, build_manifest
+from gwp.data.plan.manifest import Manifest, build_manifest
 from gwp.data.source import Source
 from gwp.data.stats.normalise import Normalizer, compute_stats
 from gwp.data.window import ClipWindow, Window

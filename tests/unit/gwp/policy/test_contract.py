@@ -13,7 +13,7 @@ from gwp.data.canvas import Canvas
 from gwp.data.embodiment import Embodiment
 from gwp.data.window import Window
 from gwp.errors import BundleError, ObservationError
-from gwp.policy.bundle import MANIFEST, PolicySettings, seal
+from gwp.policy.bundle import MANIFEST, PolicyConfig, seal
 from gwp.policy.contract import PolicyContract
 from gwp.protocol.messages import Observation
 from gwp.protocol.msgpack_numpy import packb, unpackb
@@ -151,7 +151,7 @@ def test_a_robot_is_compared_at_the_handshake() -> None:
 
 @pytest.fixture
 def bundle(tmp_path: Path) -> Path:
-    settings = PolicySettings(family="gwp05", model_dim=6, canvas=CANVAS, window=Window(chunk=8, stride=2))
+    settings = PolicyConfig(family="gwp05", model_dim=6, canvas=CANVAS, window=Window(chunk=8, stride=2))
     (tmp_path / "policy.json").write_text(settings.model_dump_json())
     (tmp_path / "embodiments.json").write_text(json.dumps({"arm": ARM.model_dump(mode="json")}))
     (tmp_path / "weights").write_bytes(b"\0" * 100)

@@ -25,7 +25,7 @@ from gwp.model.codecs.text import TextTable
 from gwp.model.weights import load_model
 from gwp.policy.bundle import MANIFEST, read_bundle, seal
 from gwp.storage.names import relative_name, relative_names
-from pipelines.jobs.train_job import RunSettings
+from pipelines.jobs.train_job import RunConfig
 from pipelines.tracking.runs import RunLog
 from pipelines.training import checkpoints
 from tests.support.other_sets import write_aloha, write_tars
@@ -95,13 +95,13 @@ def test_a_file_is_not_a_folder_too() -> None:
     relative_names(["a/b", "a.b", "ab"], "here")
 
 
-def checkpoint_naming(folder: Path, name: str) -> tuple[str, checkpoints.Manifest]:
+def checkpoint_naming(folder: Path, name: str) -> tuple[str, checkpoints.CheckpointManifest]:
     """A committed checkpoint of a local run whose manifest names one more file."""
     uri = checkpoints.checkpoint_uri(str(folder / "run"), 1, 1)
     (folder / "rank").mkdir(parents=True)
     (folder / "rank/0.pt").write_bytes(b"state")
     files = checkpoints.upload_files(folder / "rank", uri)
-    manifest = checkpoints.Manifest(
+    manifest = checkpoints.CheckpointManifest(
         files=files | {name: files["0.pt"]},
         step=1,
         samples_seen=1,
@@ -180,7 +180,7 @@ def by_written_camera(folder: Path, name: str) -> None:
 
 def by_run_name(folder: Path, name: str) -> None:
     try:
-        RunSettings(name=name, steps=1)
+        RunConfig(name=name, steps=1)
     except ValidationError as error:
         raise GwpError(error.errors()[0]["msg"]) from error
 

@@ -12,7 +12,7 @@ from pipelines.bench.ingest_jobs import job_for, made_set, prepared_for
 from pipelines.bench.ingest_show import soak_table, table
 from pipelines.bench.ingest_sides import _Blocks, _Samples, bare_block, wanted_of
 from pipelines.bench.s3 import counted_s3
-from pipelines.training.stream import batches, blocks, carried, carriers, decode_block, planned
+from pipelines.training.stream import batches, blocks, decode_block, packed_blocks, planned, unpacked
 
 SHAPE = {"canvas": (48, 64), "chunk": 8, "stride": 2, "clip": {"frames": 5, "fps": 5}, "batch": 4, "workers": 2, "tasks": 2, "steps": 3}
 
@@ -62,7 +62,7 @@ def test_every_side_gets_the_samples_of_the_stream(sets):
 def test_small_micro_batches_travel_together_and_come_out_one_by_one(sets):
     prepared = prepared_for(job_for(sets[2], **SHAPE))
     micro = blocks(prepared, 0, 0)
-    together = [carried(prepared.manifest, None, row) for row in carriers(prepared, planned(prepared, 0, 0)).to_pylist()]
+    together = [unpacked(prepared.manifest, None, row) for row in packed_blocks(prepared, planned(prepared, 0, 0)).to_pylist()]
     assert [b.num_rows for b in together] == [12, 12]
     for rank, some in enumerate(together):
         columns = {name: np.array(some[name]) for name in ("position", "batch", "sample_id")}
@@ -71,7 +71,7 @@ def test_small_micro_batches_travel_together_and_come_out_one_by_one(sets):
         assert got == [b["sample_id"].to_pylist() for b in micro[rank::2]]
     # A large picture is worth a block of its own.
     large = prepared_for(job_for(sets[2], **(SHAPE | {"canvas": (1600, 1600)})))
-    assert [len(row["micro"]) for row in carriers(large, planned(large, 0, 0)).to_pylist()] == [1] * 6
+    assert [len(row["micro"]) for row in packed_blocks(large, planned(large, 0, 0)).to_pylist()] == [1] * 6
 
 
 def test_a_block_that_was_given_away_is_not_written_to_again(sets):

@@ -12,8 +12,8 @@ import torch
 from safetensors.torch import load_file
 
 from gwp import storage
-from gwp.data.latent_cache import CACHE, Cache, Key, sample_names, shards_there
-from gwp.data.plan.build import Manifest
+from gwp.data.latent_cache import CACHE, Key, LatentCache, sample_names, shards_there
+from gwp.data.plan.manifest import Manifest
 from gwp.errors import DataError, GwpError
 from gwp.model.codecs.cached import CachedTextEncoder, from_stored, to_stored
 from gwp.model.codecs.text import TextTable, load_text_encoder
@@ -25,7 +25,7 @@ from pipelines.datasets.cache import build_cache, cached_form, finish, missing_s
 from pipelines.datasets.cache_writers import LatentWriter, TextWriter, decode_block
 from pipelines.jobs.resolve import read_embodiments, sample_spec
 from pipelines.jobs.train_job import TrainJob
-from pipelines.training.prepare import Prepared, prepare
+from pipelines.training.prepare import PreparedRun, prepare
 from pipelines.training.stream import decode_block as decoded_columns
 from tests.support.sets import TOP, WRIST, write_v30, write_video
 from tests.unit.pipelines.jobs.test_stages import STAGES
@@ -59,7 +59,7 @@ def write(found: TrainJob, uri: str, number_format: Any = "float16", only: int |
     return done
 
 
-def losses(prepared: Prepared, steps: int = 3) -> list[float]:
+def losses(prepared: PreparedRun, steps: int = 3) -> list[float]:
     """Of a few steps with SGD, from what the ingest gives, cached or not."""
     torch.manual_seed(0)
     found = prepared.job
@@ -86,7 +86,7 @@ def losses(prepared: Prepared, steps: int = 3) -> list[float]:
     return seen
 
 
-def columns(prepared: Prepared, ids: Any) -> dict[str, np.ndarray]:
+def columns(prepared: PreparedRun, ids: Any) -> dict[str, np.ndarray]:
     rows = pa.array(list(ids))
     table = prepared.manifest.table.take(rows)
     n = table.num_rows
@@ -132,7 +132,7 @@ def test_a_cache_goes_on_where_it_stopped(tmp_path: Path, made: tuple[Path, str]
     found, uri = job(tmp_path), str(tmp_path / "cache")
     first = write(found, uri, only=3)
     with pytest.raises(DataError, match="not finished; run `gwp data cache` again"):
-        Cache.open(uri)
+        LatentCache.open(uri)
     rest = write(found, uri)
     assert first == [0, 1, 2]
     assert rest == list(range(3, len(rest) + 3))
@@ -208,7 +208,7 @@ def test_shards_are_safetensors_and_exact(made: tuple[Path, str], tmp_path: Path
     root, _ = made
     uri = str(tmp_path / "cache")
     write(job(root), uri, "bfloat16")
-    cache = Cache.open(uri)
+    cache = LatentCache.open(uri)
     index = cache.index("latents")
     order = np.random.default_rng(0).permutation(len(index))
     places = index["place"].take(pa.array(order)).to_pylist()

@@ -10,7 +10,7 @@ import torch
 from gwp.data.embodiment import Embodiment
 from gwp.errors import GwpError
 from gwp.model.inference.fused import FusedTransformer
-from gwp.model.objective import Batch, Objective, training_losses
+from gwp.model.objective import Batch, ObjectiveConfig, training_losses
 from gwp.policy.policy import Policy
 from gwp.policy.solver import Shapes, Solver
 from pipelines.cli import main
@@ -81,7 +81,7 @@ def test_real_time_chunking_stays_with_the_way_that_was_begun():
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     model, B, p, late = tiny_model("gwp05").train(), 48, 8, 4
-    objective = Objective(chunk_prefix=0.5, max_prefix=4, video_weight=0.0)
+    objective = ObjectiveConfig(chunk_prefix=0.5, max_prefix=4, video_weight=0.0)
     optimizer, generator = torch.optim.AdamW(model.parameters(), 3e-3), torch.Generator().manual_seed(1)
     way = torch.sin(torch.linspace(0.4, 2.0, p))[:, None].expand(p, 6)
     same = {"latents": torch.zeros(B, 4, 1, 2, 2), "state": torch.zeros(B, 1, 6), "text": torch.zeros(B, 2, 16),

@@ -7,7 +7,7 @@ import pytest
 from gwp import storage
 from gwp.errors import GwpError
 from pipelines.training import checkpoints
-from pipelines.training.checkpoints import Manifest
+from pipelines.training.checkpoints import CheckpointManifest
 
 
 def _ranks(tmp_path: Path, step: int, world: int = 2) -> list[Path]:
@@ -30,8 +30,8 @@ def _write(run: str, tmp_path: Path, step: int, attempt: int = 1, committed: boo
     return uri
 
 
-def _manifest(step: int, attempt: int, files: dict) -> Manifest:
-    return Manifest(files=files, step=step, samples_seen=step * 16, world_size=2, zero_stage=2, attempt=attempt, plan_hash="p",
+def _manifest(step: int, attempt: int, files: dict) -> CheckpointManifest:
+    return CheckpointManifest(files=files, step=step, samples_seen=step * 16, world_size=2, zero_stage=2, attempt=attempt, plan_hash="p",
                     config_hash="c")
 
 

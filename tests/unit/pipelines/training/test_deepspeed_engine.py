@@ -12,7 +12,7 @@ SCRIPT = """
 import sys, tempfile
 from pathlib import Path
 import torch
-from gwp.model.objective import Batch, Objective, idle_loss, training_losses
+from gwp.model.objective import Batch, ObjectiveConfig, idle_loss, training_losses
 from pipelines.config.load import load_config
 from pipelines.training.ema import Ema, load_ema
 from pipelines.training.deepspeed_engine import Engine, full_state
@@ -31,7 +31,7 @@ def steps(engine, ema, numbers):
     losses = []
     for s in numbers:
         video_only = s % 2 == 0
-        result = training_losses(engine.module, batch, Objective(), video_only, torch.Generator().manual_seed(s))
+        result = training_losses(engine.module, batch, ObjectiveConfig(), video_only, torch.Generator().manual_seed(s))
         total = result.total + idle_loss(engine.module, text) if video_only else result.total
         engine.step(total, 1e-2)
         ema.update(s)

@@ -10,7 +10,7 @@ import pytest
 from gwp import storage
 from gwp.errors import GwpError
 from pipelines.tracking import runs as tracking
-from pipelines.training.prepare import Prepared
+from pipelines.training.prepare import PreparedRun
 from pipelines.training.train import open_run
 from tests.unit.pipelines.training.test_stream import prepared
 
@@ -28,7 +28,7 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 
 
 @pytest.fixture(scope="module")
-def ready(tmp_path_factory: pytest.TempPathFactory) -> Prepared:
+def ready(tmp_path_factory: pytest.TempPathFactory) -> PreparedRun:
     return prepared(tmp_path_factory.mktemp("data") / "set")
 
 
@@ -62,13 +62,13 @@ class Cut:
         return counting
 
 
-def runs_of(found: Prepared) -> list[Any]:
+def runs_of(found: PreparedRun) -> list[Any]:
     mlflow = tracking.client()
     experiment = mlflow.get_experiment_by_name(found.job.run.experiment)
     return list(mlflow.search_runs([experiment.experiment_id], f"tags.`gwp.place` = '{found.uri}'")) if experiment else []
 
 
-def calls(ready: Prepared, folder: Path) -> list[str]:
+def calls(ready: PreparedRun, folder: Path) -> list[str]:
     """What a start calls when nothing cuts it off."""
     with pytest.MonkeyPatch.context() as patch:
         cut = Cut(patch, -1, Killed(), dead=False)
@@ -77,7 +77,7 @@ def calls(ready: Prepared, folder: Path) -> list[str]:
     return cut.calls
 
 
-def test_a_start_that_was_killed_anywhere_is_gone_on_with(store: str, ready: Prepared, tmp_path: Path) -> None:
+def test_a_start_that_was_killed_anywhere_is_gone_on_with(store: str, ready: PreparedRun, tmp_path: Path) -> None:
     every = calls(ready, tmp_path)
     assert {"write", "search_runs", "create_run", "log_batch", "log_inputs", "set_tag"} <= set(every)
     for at in range(len(every)):
@@ -97,7 +97,7 @@ def test_a_start_that_was_killed_anywhere_is_gone_on_with(store: str, ready: Pre
 
 @pytest.mark.parametrize(("error", "status"), [(KeyboardInterrupt(), "KILLED"), (GwpError("no such bucket"), "FAILED")])
 def test_a_start_that_was_interrupted_anywhere_ends_its_run(
-    error: BaseException, status: str, store: str, ready: Prepared, tmp_path: Path
+    error: BaseException, status: str, store: str, ready: PreparedRun, tmp_path: Path
 ) -> None:
     for at in range(len(calls(ready, tmp_path))):
         found = replace(ready, uri=str(tmp_path / f"cut-{at}"))
@@ -109,7 +109,7 @@ def test_a_start_that_was_interrupted_anywhere_ends_its_run(
     assert runs_of(found)
 
 
-def test_what_ends_the_training_is_told_and_what_finishes_it_untold(store: str, ready: Prepared, tmp_path: Path) -> None:
+def test_what_ends_the_training_is_told_and_what_finishes_it_untold(store: str, ready: PreparedRun, tmp_path: Path) -> None:
     found = replace(ready, uri=str(tmp_path / "run"))
     for error, status, reason in (
         (GwpError("step 3: loss is nan"), "FAILED", "step 3: loss is nan"), (KeyboardInterrupt(), "KILLED", "KeyboardInterrupt"),
@@ -125,7 +125,7 @@ def test_what_ends_the_training_is_told_and_what_finishes_it_untold(store: str, 
     assert tracking.STOPPED_TAG not in run.data.tags
 
 
-def test_a_folder_that_is_made_anew_is_a_new_run(store: str, ready: Prepared, tmp_path: Path) -> None:
+def test_a_folder_that_is_made_anew_is_a_new_run(store: str, ready: PreparedRun, tmp_path: Path) -> None:
     found = replace(ready, uri=str(tmp_path / "run"))
     with open_run(found) as first:
         pass

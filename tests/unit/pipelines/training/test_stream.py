@@ -16,7 +16,7 @@ from gwp.data.stats.normalise import compute_stats
 from gwp.data.window import ClipWindow, Window
 from pipelines.config.load import load_config
 from pipelines.jobs.train_job import TrainJob
-from pipelines.training.prepare import Prepared
+from pipelines.training.prepare import PreparedRun
 from pipelines.training.stream import batch_columns, batches, block, blocks, decode_block, planned
 from tests.support.sets import TOP, write_pictures, write_v30
 from tests.unit.pipelines.jobs.test_stages import STAGES
@@ -89,7 +89,7 @@ def prepared(root, rows=(12, 9), **fields):
         "run.steps=9", "engine.global_batch=14", "cluster.workers=2", f"data.sources=[{{uri: {uri}, embodiment: arm, weight: 2}}]",
         "data.embodiments={arm: {replan: 2}}",
     ])
-    return Prepared("nowhere", job, manifest, manifest.fingerprint, spec, "", None)
+    return PreparedRun("nowhere", job, manifest, manifest.fingerprint, spec, "", None)
 
 
 def test_what_is_planned_for_the_ranks_is_the_plan(tmp_path):

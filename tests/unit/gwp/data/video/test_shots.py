@@ -11,8 +11,8 @@ import pytest
 from pydantic import ValidationError
 
 from gwp.data.buckets import Bucket
-from gwp.data.plan.build import Manifest, build_manifest
-from gwp.data.plan.curate import Curation, Curator
+from gwp.data.plan.curate import CurationConfig, Curator
+from gwp.data.plan.manifest import Manifest, build_manifest
 from gwp.data.source import Source
 from gwp.data.video.decode import decode_frames, open_video
 from gwp.data.video.shots import Look, look
@@ -45,7 +45,7 @@ def spans(path: Path) -> list[list[int]]:
     return seen.spans.tolist()
 
 
-def build(uri: Path, curate: Curation | None, clip: ClipWindow = CLIP, buckets: Sequence[Bucket] = (), **fields: Any) -> Manifest:
+def build(uri: Path, curate: CurationConfig | None, clip: ClipWindow = CLIP, buckets: Sequence[Bucket] = (), **fields: Any) -> Manifest:
     sources, window = [Source(uri=str(uri), **fields)], Window(chunk=4, stride=1)
     return build_manifest(sources, embodiments={}, window=window, clip=clip, buckets=buckets, curate=curate)
 
@@ -138,7 +138,7 @@ def test_no_clip_shows_two_shots_and_each_shot_is_used_up(tmp_path: Path, fps: f
     rng = np.random.default_rng(int(fps))
     lengths = rng.integers(6, 40, 4).tolist()
     path = write_pictures(tmp_path / "a.mkv", [p for i, n in enumerate(lengths) for p in scene(i, n)], fps)
-    manifest = build(tmp_path, Curation(shots=True), clip)
+    manifest = build(tmp_path, CurationConfig(shots=True), clip)
     starts = [v[0]["start_s"] for v in manifest.table["views"].to_pylist()]
     offsets, period = [k / clip.fps for k in range(clip.frames)], clip.frames / clip.fps
     with open_video(str(path)) as handle:
@@ -161,24 +161,24 @@ def test_no_clip_shows_two_shots_and_each_shot_is_used_up(tmp_path: Path, fps: f
 def test_a_shot_is_filled_from_buckets_of_several_lengths(tmp_path: Path) -> None:
     write_pictures(tmp_path / "a.mp4", [*scene(0, 29), *scene(1, 6), *scene(2, 12)])
     sizes = (Bucket(frames=9, height=48, width=64), Bucket(frames=5, height=48, width=64))
-    manifest = build(tmp_path, Curation(shots=True), buckets=sizes)
+    manifest = build(tmp_path, CurationConfig(shots=True), buckets=sizes)
     # At 5 Hz 9 frames are 1.6 s and the next clip begins after 1.8 s, 5 frames are 0.8 s and 1 s; the shots last 2.9, 0.6 and 1.2 s.
     assert names(manifest) == ["a.mp4/00000000", "a.mp4/00001800", "a.mp4/00003500"]
     assert manifest.table["bucket"].to_pylist() == [1, 2, 2]
     assert [s["reason"] for s in manifest.skipped] == ["1 of 3 shots are shorter than a clip of 0.80 s"]
-    assert len(names(build(tmp_path, Curation(shots=True, near_duplicates=4, min_motion=0.1), buckets=sizes))) == 3
+    assert len(names(build(tmp_path, CurationConfig(shots=True, near_duplicates=4, min_motion=0.1), buckets=sizes))) == 3
 
 
 def test_still_clips_are_dropped_and_counted(tmp_path: Path) -> None:
     write_pictures(tmp_path / "a.mp4", [*scene(0, 30), *scene(1, 20, speed=0)])
     write_pictures(tmp_path / "b.mp4", scene(3, 20, speed=0))
-    manifest = build(tmp_path, Curation(shots=True, min_motion=0.5))
+    manifest = build(tmp_path, CurationConfig(shots=True, min_motion=0.5))
     assert names(manifest) == ["a.mp4/00000000", "a.mp4/00001000", "a.mp4/00002000"]
     assert [(s["item"], s["reason"]) for s in manifest.skipped] == [
         ("a.mp4", "2 of 5 clips have less motion than 0.5"), ("b.mp4", "2 of 2 clips have less motion than 0.5"),
     ]
     with pytest.raises(DataError, match=r"nothing usable in 1 episodes or videos \(b.mp4: 2 of 2 clips have less motion than 0.5\)"):
-        build(tmp_path, Curation(min_motion=0.5), episodes="1")
+        build(tmp_path, CurationConfig(min_motion=0.5), episodes="1")
 
 
 def test_copies_are_dropped_and_other_videos_stay(tmp_path: Path) -> None:
@@ -187,19 +187,19 @@ def test_copies_are_dropped_and_other_videos_stay(tmp_path: Path) -> None:
     # Half the size, lower quality, the beginning cut off: with shots, clips of the second shot meet again.
     write_pictures(tmp_path / "b.mkv", [half(p) for p in pictures[16:]], crf="28")
     write_pictures(tmp_path / "c.mp4", scene(5, 22))
-    manifest = build(tmp_path, Curation(shots=True, near_duplicates=8))
+    manifest = build(tmp_path, CurationConfig(shots=True, near_duplicates=8))
     assert names(manifest) == ["a.mp4/00000000", "a.mp4/00001000", "a.mp4/00002200", "a.mp4/00003200", "c.mp4/00000000", "c.mp4/00001000"]
     assert [(s["item"], s["reason"]) for s in manifest.skipped] == [
         ("b.mkv", "1 of 2 shots are shorter than a clip of 0.80 s"), ("b.mkv", "2 of 2 clips are near duplicates of earlier videos"),
     ]
-    assert len(names(build(tmp_path, Curation(shots=True)))) == 8
+    assert len(names(build(tmp_path, CurationConfig(shots=True)))) == 8
 
 
 def test_a_scene_that_stays_is_no_copy_of_itself_but_of_another_source(tmp_path: Path) -> None:
     still = scene(0, 40, speed=0)
     for folder in ("one", "two"):
         write_pictures(tmp_path / folder / "a.mp4", still)
-    rules = Curation(near_duplicates=0)
+    rules = CurationConfig(near_duplicates=0)
     assert len(names(build(tmp_path / "one", rules))) == 4
     both = [Source(uri=str(tmp_path / f)) for f in ("one", "two")]
     with pytest.raises(DataError, match=r"two: nothing usable .* 4 of 4 clips are near duplicates"):
@@ -208,13 +208,13 @@ def test_a_scene_that_stays_is_no_copy_of_itself_but_of_another_source(tmp_path:
 
 def test_without_rules_nothing_changes_and_rules_are_part_of_the_fingerprint(tmp_path: Path) -> None:
     write_pictures(tmp_path / "a.mp4", [*scene(0, 17), *scene(1, 18)])
-    plain, idle, used = (build(tmp_path, c) for c in (None, Curation(), Curation(shots=True)))
+    plain, idle, used = (build(tmp_path, c) for c in (None, CurationConfig(), CurationConfig(shots=True)))
     assert plain.rule.keys() == used.rule.keys() - {"curate"}
     assert plain.table.equals(idle.table)
     assert names(used) == ["a.mp4/00000000", "a.mp4/00001700"]
     assert len({m.fingerprint for m in (plain, idle, used)}) == 3
     used.save(str(tmp_path / "m.parquet"))
-    assert Manifest.load(str(tmp_path / "m.parquet")).fingerprint == used.fingerprint == build(tmp_path, Curation(shots=True)).fingerprint
+    assert Manifest.load(str(tmp_path / "m.parquet")).fingerprint == used.fingerprint == build(tmp_path, CurationConfig(shots=True)).fingerprint
 
 
 def test_what_cannot_be_read_is_named_with_rules_too(tmp_path: Path) -> None:
@@ -222,7 +222,7 @@ def test_what_cannot_be_read_is_named_with_rules_too(tmp_path: Path) -> None:
     raw = write_video(tmp_path / "cut.mp4", np.random.default_rng(0).integers(0, 80, 30).tolist()).read_bytes()
     (tmp_path / "cut.mp4").write_bytes(raw[: len(raw) // 2])
     write_pictures(tmp_path / "one.mkv", scene(1, 1))
-    reasons = {s["item"]: s["reason"] for s in build(tmp_path, Curation(shots=True, min_motion=0.1)).skipped}
+    reasons = {s["item"]: s["reason"] for s in build(tmp_path, CurationConfig(shots=True, min_motion=0.1)).skipped}
     assert set(reasons) == {"cut.mp4", "one.mkv"}
     assert "truncated" in reasons["cut.mp4"]
     assert "1 of 1 shots" in reasons["one.mkv"]
@@ -236,11 +236,11 @@ def test_another_motion_before_the_same_fixed_camera_is_no_copy(tmp_path: Path) 
             at = k * speed % 56
             p[40:44, at : at + 6] = thing[40:44, at : at + 6]
         write_pictures(tmp_path / f"{name}.mp4", pictures, crf="20" if name == "c" else "4")
-    assert {n.split("/")[0] for n in names(build(tmp_path, Curation(near_duplicates=32)))} == {"a.mp4", "b.mp4"}
+    assert {n.split("/")[0] for n in names(build(tmp_path, CurationConfig(near_duplicates=32)))} == {"a.mp4", "b.mp4"}
 
 
 def test_copies_are_found_among_many(tmp_path: Path) -> None:
-    rules, clips = Curation(near_duplicates=4), []
+    rules, clips = CurationConfig(near_duplicates=4), []
     looks = [look(str(write_pictures(tmp_path / f"{n}.mp4", scene(n, 20)))) for n in range(4)]
     curator = Curator(CLIP, (), rules)
     for _ in range(2):
@@ -256,7 +256,7 @@ def test_copies_are_found_among_many(tmp_path: Path) -> None:
 @pytest.mark.parametrize("bad", [{"min_motion": -1}, {"near_duplicates": 33}, {"shot": True}])
 def test_rules_that_mean_nothing(bad: dict[str, Any]) -> None:
     with pytest.raises(ValidationError):
-        Curation(**bad)
+        CurationConfig(**bad)
 
 
 @pytest.mark.parametrize(("name", "cuts"), [

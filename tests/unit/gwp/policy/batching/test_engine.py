@@ -14,7 +14,7 @@ import torch
 
 from gwp.errors import ObservationError
 from gwp.policy.batching.engine import ClosedError, Engine, ExpiredError
-from gwp.policy.batching.schedule import EngineSettings
+from gwp.policy.batching.schedule import BatchingConfig
 from gwp.policy.batching.slots import Slots, fill, step
 from gwp.policy.policy import Policy
 from gwp.protocol.messages import ActionChunk, Observation
@@ -65,7 +65,7 @@ def test_robots_that_come_and_go_at_any_moment_get_their_own_answers(policy):
     """Rows are taken over while their former owners are still being answered."""
     expected = [policy.act(observe(s)).actions for s in range(6)]
     for max_delay in (0.0, 0.7, 5.0):
-        with Engine(policy, EngineSettings(slots=4, group=2, max_delay=max_delay)) as engine:
+        with Engine(policy, BatchingConfig(slots=4, group=2, max_delay=max_delay)) as engine:
             engine.warm_up([observe()])
 
             def robot(seed, engine=engine):
@@ -157,7 +157,7 @@ def test_a_request_past_its_deadline_is_told_so(engine):
 
 
 def test_cancelling_frees_the_place(policy):
-    with Engine(policy, EngineSettings(slots=1)) as engine:
+    with Engine(policy, BatchingConfig(slots=1)) as engine:
         with engine._lock:
             futures = [engine.submit(observe(s)) for s in range(3)]
             assert futures[0].cancel()
@@ -169,7 +169,7 @@ def test_cancelling_frees_the_place(policy):
 
 
 def test_closing_answers_whoever_still_waits(policy):
-    engine = Engine(policy, EngineSettings(slots=1))
+    engine = Engine(policy, BatchingConfig(slots=1))
     futures = [engine.submit(observe(s)) for s in range(10)]
     engine.close()
     wait(futures, LIMIT)
@@ -197,7 +197,7 @@ def test_a_failing_device_fails_its_batch_and_is_counted(policy, monkeypatch):
 
 
 def test_requests_leave_nothing_behind(policy):
-    with Engine(policy, EngineSettings(slots=4)) as engine:
+    with Engine(policy, BatchingConfig(slots=4)) as engine:
         engine.warm_up([observe()])
         for _ in range(50):
             with engine._lock:
@@ -227,7 +227,7 @@ def test_ten_thousand_ticks_allocate_nothing_that_stays(tmp_path):
 
 
 def test_warming_up_learns_every_batch_shape(policy):
-    with Engine(policy, EngineSettings(slots=8, group=4)) as engine:
+    with Engine(policy, BatchingConfig(slots=8, group=4)) as engine:
         engine.warm_up([observe()])
         assert set(engine._schedule.costs.prefix) == {1, 2, 4}
         assert set(engine._schedule.costs.step) == {1, 2, 4, 8}

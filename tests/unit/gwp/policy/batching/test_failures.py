@@ -21,7 +21,7 @@ import pytest
 from gwp.errors import ClosedError, ExpiredError, GwpError
 from gwp.policy.batching import runner as runner_module
 from gwp.policy.batching.engine import Engine
-from gwp.policy.batching.schedule import EngineSettings, Schedule
+from gwp.policy.batching.schedule import BatchingConfig, Schedule
 from gwp.policy.policy import Policy
 from gwp.protocol.messages import ActionChunk, Observation
 from tests.tiny import make_tiny_bundle
@@ -165,7 +165,7 @@ class House:
 
 
 @contextmanager
-def house(policy: Policy, settings: EngineSettings, patch: pytest.MonkeyPatch) -> Iterator[House]:
+def house(policy: Policy, settings: BatchingConfig, patch: pytest.MonkeyPatch) -> Iterator[House]:
     """A running engine. Two robots are broken by themselves: one cannot be encoded, one gets no chunk."""
     encode, chunk = policy.codec.encode, policy.chunk
     unencodable = policy.inputs.admit(UNENCODABLE).canvas
@@ -214,7 +214,7 @@ def test_a_failure_at_any_line_of_a_tick_leaves_nobody_unanswered(
     policy: Policy, monkeypatch: pytest.MonkeyPatch, always: bool, error: type[BaseException], group: int, where: tuple[str, ...]
 ) -> None:
     wrong = []
-    with house(policy, EngineSettings(slots=4, group=group, max_delay=5.0), monkeypatch) as here:
+    with house(policy, BatchingConfig(slots=4, group=group, max_delay=5.0), monkeypatch) as here:
         for line, count in [(line, n) for line, n in here.lines.items() if line[0].endswith(where)]:
             # In the middle rows have been taken over by others.
             here.faults.inject(error, line, at=0 if always else count // 2, always=always)
@@ -232,7 +232,7 @@ def test_a_failure_at_any_line_of_a_tick_leaves_nobody_unanswered(
 
 def test_what_answers_failing_itself_closes_the_engine_and_answers_all(policy: Policy, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(threading, "excepthook", lambda _: None)
-    with Engine(policy, EngineSettings(slots=2)) as engine:
+    with Engine(policy, BatchingConfig(slots=2)) as engine:
         monkeypatch.setattr(engine, "_tick", raises(Injected))
         monkeypatch.setattr(engine, "_recover", raises(Injected))
         with engine._lock:
@@ -259,7 +259,7 @@ def test_an_engine_that_cannot_start_says_so(
 
 
 def test_a_callback_that_fails_or_closes_costs_nobody_an_answer(policy: Policy) -> None:
-    with Engine(policy, EngineSettings(slots=1)) as engine:
+    with Engine(policy, BatchingConfig(slots=1)) as engine:
         with engine._lock:
             first, second, third = (engine.submit(o) for o in GOOD[:3])
             first.add_done_callback(raises(SystemExit))
