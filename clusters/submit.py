@@ -1,4 +1,6 @@
-"""A document as a Ray job: the checked, resolved file travels with the job, so what runs is what was checked."""
+"""A document as a Ray job: the checked, resolved file travels with the job, so what runs is
+what was checked.
+"""
 
 import os
 import shlex
@@ -23,25 +25,35 @@ class Cluster:
     """A running Ray cluster, reached through its dashboard."""
 
     def __init__(self, address: str | None) -> None:
-        """`address`: `http://HOST:8265`; None: RAY_API_SERVER_ADDRESS. GwpError when nothing answers there."""
+        """`address`: `http://HOST:8265`; None: RAY_API_SERVER_ADDRESS. GwpError when nothing
+        answers there.
+        """
         self.address = address or os.environ.get("RAY_API_SERVER_ADDRESS") or ""
         if not self.address:
-            raise GwpError("no cluster: give --address http://HOST:8265, or set RAY_API_SERVER_ADDRESS")
+            raise GwpError(
+                "no cluster: give --address http://HOST:8265, or set RAY_API_SERVER_ADDRESS"
+            )
         self._client = _client(self.address)
 
     @property
     def here(self) -> bool:
-        """Whether every node is this machine. The address does not tell: a forwarded port is one of ours too."""
+        """Whether every node is this machine. The address does not tell: a forwarded port is
+        one of ours too.
+        """
         ours = {a.address for addresses in psutil.net_if_addrs().values() for a in addresses}
         nodes = list_nodes(address=self.address, filters=[("state", "=", "ALIVE")])
         return all(node.node_ip in ours for node in nodes)
 
     def submit(self, document: str, metadata: Mapping[str, str]) -> str:
-        """Start `gwp train` of a resolved stage file; the id of the job. `metadata`: what the dashboard shows beside it."""
+        """Start `gwp train` of a resolved stage file; the id of the job. `metadata`: what the
+        dashboard shows beside it.
+        """
         with tempfile.TemporaryDirectory() as folder:
             (Path(folder) / _FILE).write_text(document)
             job_id: str = self._client.submit_job(
-                entrypoint=shlex.join(["gwp", "train", _FILE]), runtime_env={"working_dir": folder}, metadata=dict(metadata),
+                entrypoint=shlex.join(["gwp", "train", _FILE]),
+                runtime_env={"working_dir": folder},
+                metadata=dict(metadata),
             )
         return job_id
 
@@ -59,13 +71,16 @@ class Cluster:
 def require_reachable(relative: Mapping[str, str], address: str, here: bool) -> None:
     """GwpError for relative paths (dotted name -> path) in a document for a cluster elsewhere.
 
-    Its machines have no folder that such paths could start from. Absolute ones may lie on a file system that all machines share.
+    Its machines have no folder that such paths could start from. Absolute ones may lie on a
+    file system that all machines share.
     `here`: the cluster is this machine.
     """
     if relative and not here:
         shown = ", ".join(f"{name} ({path})" for name, path in relative.items())
-        raise GwpError(f"the cluster at {address} runs on other machines and cannot find {shown}; "
-                       "give s3:// URIs, or absolute paths that exist there")
+        raise GwpError(
+            f"the cluster at {address} runs on other machines and cannot find {shown}; "
+            "give s3:// URIs, or absolute paths that exist there"
+        )
 
 
 def _client(address: str) -> JobSubmissionClient:
@@ -79,5 +94,7 @@ def _client(address: str) -> JobSubmissionClient:
         except (ConnectionError, RuntimeError) as error:
             if time.monotonic() > deadline:
                 reason = str(error)[:200]
-                raise GwpError(f"{address}: the cluster does not answer ({reason}); check --address and its token") from error
+                raise GwpError(
+                    f"{address}: the cluster does not answer ({reason}); check --address and its token"
+                ) from error
             time.sleep(_POLL_S)

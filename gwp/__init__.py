@@ -1,6 +1,7 @@
 """GigaWorld-Policy: train, serve and talk to an action-centred world-action model.
 
-Names are imported on first use, so that `gwp.client` and `gwp.protocol` work on a robot without torch.
+Names are imported on first use, so that `gwp.client` and `gwp.protocol` work on a robot without
+torch.
 """
 
 from importlib import import_module

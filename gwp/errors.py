@@ -13,12 +13,15 @@
     ├── ConfigError             a configuration file has mistakes      (`pipelines.config.load`)
     └── RefusedError            why the endpoint gives no chunk; has a `code`      (`serve.dispatch`)
 
-Anything else that is raised is a fault of this project or of the machine: a bug, a lost device, no memory.
+Anything else that is raised is a fault of this project or of the machine: a bug, a lost device,
+no memory.
 """
 
 
 class GwpError(Exception):
-    """Something the user can mend. The command line prints it without a traceback and exits with 2."""
+    """Something the user can mend. The command line prints it without a traceback and exits
+    with 2.
+    """
 
 
 class ObservationError(GwpError):
@@ -44,7 +47,8 @@ class ClosedError(GwpError):
 class DataError(GwpError):
     """A data set that cannot be read as what it claims to be.
 
-    One line, whatever libraries say of damaged files: their bytes and line breaks are not passed on.
+    One line, whatever libraries say of damaged files: their bytes and line breaks are not
+    passed on.
     """
 
     def __init__(self, message: str) -> None:

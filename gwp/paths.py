@@ -34,7 +34,9 @@ Location = Annotated[str, PathField()]
 
 
 def marker(annotation: Any) -> PathField | None:
-    """The mark inside the annotation of a field, also of `Location | None` or `tuple[Location, ...]`."""
+    """The mark inside the annotation of a field, also of `Location | None` or `tuple[Location,
+    ...]`.
+    """
     if isinstance(annotation, PathField):
         return annotation
     inside = (marker(part) for part in get_args(annotation))
@@ -42,7 +44,9 @@ def marker(annotation: Any) -> PathField | None:
 
 
 def absolute_paths(config: M) -> M:
-    """The configuration with every local path from the root, seen from the current folder; `~` is the user's home."""
+    """The configuration with every local path from the root, seen from the current folder; `~`
+    is the user's home.
+    """
     return _changed(config, lambda _, path: storage.absolute(path))
 
 
@@ -55,7 +59,11 @@ def local_paths(config: BaseModel) -> dict[str, str]:
 
 def relative_paths(config: BaseModel) -> dict[str, str]:
     """Those of `local_paths` that mean another file for another folder or user."""
-    return {name: path for name, path in local_paths(config).items() if not path.removeprefix("file://").startswith("/")}
+    return {
+        name: path
+        for name, path in local_paths(config).items()
+        if not path.removeprefix("file://").startswith("/")
+    }
 
 
 def _changed(config: M, change: Callable[[str, str], str], name: str = "") -> M:

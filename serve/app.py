@@ -1,4 +1,6 @@
-"""The Ray Serve application: gateways in front of autoscaled replicas, deployed from one `ServeApp`."""
+"""The Ray Serve application: gateways in front of autoscaled replicas, deployed from one
+`ServeApp`.
+"""
 
 import os
 import time
@@ -71,12 +73,16 @@ def build_app(config: ServeApp) -> Application:
 
 
 def build(args: dict[str, Any]) -> Application:
-    """Entry point for `serve deploy`: `import_path: serve.app:build`, `args`: the fields of `ServeApp`."""
+    """Entry point for `serve deploy`: `import_path: serve.app:build`, `args`: the fields of
+    `ServeApp`.
+    """
     return build_app(ServeApp.model_validate(args))
 
 
 def render(config: ServeApp) -> dict[str, Any]:
-    """The configuration file of Ray Serve (`serve deploy`, RayService `serveConfigV2`) for `config`."""
+    """The configuration file of Ray Serve (`serve deploy`, RayService `serveConfigV2`) for
+    `config`.
+    """
     return {
         "proxy_location": config.proxy_location,
         "http_options": {"host": config.host, "port": config.port},
@@ -92,18 +98,23 @@ def render(config: ServeApp) -> dict[str, Any]:
 
 
 def deploy(config: ServeApp) -> str:
-    """Deploy on the connected Ray cluster, wait until the policy answers, return the robots' address, `ws://...`.
+    """Deploy on the connected Ray cluster, wait until the policy answers, return the robots'
+    address, `ws://...`.
 
-    Deploying again under the same name is a rolling update; when the new version does not start, the old
-    one goes on. Raises GwpError when the replicas do not come up within `start_timeout_s`, with their
-    reason, or when Serve already listens elsewhere on this cluster.
+    Deploying again under the same name is a rolling update; when the new version does not
+    start, the old one goes on. Raises GwpError when the replicas do not come up within
+    `start_timeout_s`, with their reason, or when Serve already listens elsewhere on this
+    cluster.
     """
     app = build_app(config)
     serve.start(
         proxy_location=config.proxy_location,
         http_options=HTTPOptions(host=config.host, port=config.port),
     )
-    serve.run_many([serve.RunTarget(app, name=config.name, route_prefix="/")], wait_for_applications_running=False)
+    serve.run_many(
+        [serve.RunTarget(app, name=config.name, route_prefix="/")],
+        wait_for_applications_running=False,
+    )
     _await_running(config.name, config.start_timeout_s)
     host = "127.0.0.1" if config.host in ("0.0.0.0", "::") else config.host  # noqa: S104 - an address to compare with
     _await_answer(f"http://{host}:{config.port}/healthz")
@@ -172,7 +183,8 @@ def _await_answer(url: str) -> None:
         except (URLError, OSError) as error:
             if time.monotonic() > deadline:
                 raise GwpError(
-                    f"{url} does not answer ({error}); if Serve already listens on another port of this cluster, "
+                    f"{url} does not answer ({error}); if Serve already listens on another "
+                    "port of this cluster, "
                     "use that host and port or stop it with `serve shutdown`"
                 ) from error
         time.sleep(0.1)

@@ -1,4 +1,6 @@
-"""From an admitted observation to a chunk: deadline, one retry, and refusals that say what to do."""
+"""From an admitted observation to a chunk: deadline, one retry, and refusals that say what to
+do.
+"""
 
 import asyncio
 import contextlib
@@ -40,7 +42,8 @@ _LOST = (
 
 @dataclass(frozen=True)
 class Refusal:
-    """Why a replica gave no chunk, as a value: it crosses processes as it is, unlike an exception.
+    """Why a replica gave no chunk, as a value: it crosses processes as it is, unlike an
+    exception.
 
     `GuardedEngine` makes it, the `Dispatcher` raises it as RefusedError with the same `code`.
     """
@@ -78,8 +81,8 @@ class Dispatcher:
     async def act(self, observation: Observation) -> ActionChunk:
         """The chunk for an admitted observation, from whichever replica is free.
 
-        A request lost with its replica is sent once more: it carries all that the answer depends on.
-        Raises RefusedError when there is no chunk in time.
+        A request lost with its replica is sent once more: it carries all that the answer
+        depends on. Raises RefusedError when there is no chunk in time.
         """
         allowed_s = observation.deadline_s
         budget_s = self._timeout_s if allowed_s is None else min(allowed_s, self._timeout_s)
@@ -89,8 +92,8 @@ class Dispatcher:
             try:
                 result = await self._ask(observation, max(0.0, deadline - clock()))
             except TimeoutError as error:
-                # Without a deadline of its own a robot may well ask again: a lost replica takes longer
-                # than one request.
+                # Without a deadline of its own a robot may well ask again: a lost replica takes
+                # longer than one request.
                 raise RefusedError(
                     "unavailable" if allowed_s is None else "deadline",
                     f"no chunk within {budget_s:g} s; add replicas or allow more time "

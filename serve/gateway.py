@@ -1,7 +1,7 @@
 """The process that robots connect to: access, decoding and checks here, the model elsewhere.
 
-Every observation goes through the handle on its own, so a robot's long-lived connection still spreads its
-load over all replicas, new ones included.
+Every observation goes through the handle on its own, so a robot's long-lived connection still
+spreads its load over all replicas, new ones included.
 """
 
 from typing import Any

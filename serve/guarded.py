@@ -25,7 +25,9 @@ class GuardedEngine:
         self._stuck_after_s = stuck_after_s
 
     async def act(self, observation: Observation) -> ActionChunk | Refusal:
-        """The chunk, or the reason why there is none. Cancelling frees the observation's row in the batch."""
+        """The chunk, or the reason why there is none. Cancelling frees the observation's row in
+        the batch.
+        """
         try:
             return await asyncio.wrap_future(await self._submit(observation))
         except ObservationError as error:
@@ -43,7 +45,9 @@ class GuardedEngine:
             )
 
     def check_health(self) -> None:
-        """Raises after repeated failures (a broken device), when a tick never ends, or without a thread."""
+        """Raises after repeated failures (a broken device), when a tick never ends, or without
+        a thread.
+        """
         if not self._engine.alive:
             raise RuntimeError("the engine has ended")
         if self._engine.failures >= MAX_FAILURES:
@@ -52,8 +56,9 @@ class GuardedEngine:
             raise RuntimeError(f"one step takes longer than {self._stuck_after_s:g} s")
 
     async def _submit(self, observation: Observation) -> "Future[ActionChunk]":
-        # Composing the canvas takes milliseconds: health checks and other requests have to be answered
-        # meanwhile. The thread cannot be cancelled; what it submits after all is cancelled then.
+        # Composing the canvas takes milliseconds: health checks and other requests have to be
+        # answered meanwhile. The thread cannot be cancelled; what it submits after all is
+        # cancelled then.
         submission = asyncio.ensure_future(asyncio.to_thread(self._engine.submit, observation))
         try:
             return await asyncio.shield(submission)

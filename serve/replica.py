@@ -1,4 +1,6 @@
-"""One copy of the model on Ray Serve: continuous batching of all its robots, off the event loop."""
+"""One copy of the model on Ray Serve: continuous batching of all its robots, off the event
+loop.
+"""
 
 from typing import Any
 
@@ -14,7 +16,8 @@ from serve.warmup import observation_for
 
 @serve.deployment
 class Replica:
-    """Holds a `gwp.Policy` loaded from an immutable URI. Gateways ask it, through a handle of Serve.
+    """Holds a `gwp.Policy` loaded from an immutable URI. Gateways ask it, through a handle of
+    Serve.
 
     uri:      the bundle, as resolved when the endpoint was deployed
     expected: the contract that the gateways announce; another bundle at the same URI is refused
@@ -39,8 +42,8 @@ class Replica:
             )
         engine = Engine(policy, settings.engine)
         try:
-            # A policy that cannot act must never take traffic, and the first robot must not pay for
-            # lazy start-up.
+            # A policy that cannot act must never take traffic, and the first robot must not pay
+            # for lazy start-up.
             engine.warm_up([observation_for(robot) for robot in contract.embodiments.values()])
         except BaseException:
             engine.close()

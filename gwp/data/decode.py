@@ -23,11 +23,14 @@ from gwp.errors import DataError, MissingError
 
 @dataclass(frozen=True)
 class SampleSpec:
-    """How samples look; it travels to the decoding tasks. `stats`: by embodiment name, for those with actions.
+    """How samples look; it travels to the decoding tasks. `stats`: by embodiment name, for
+    those with actions.
 
-    `buckets`: shapes of clips, numbered from 1; 0 is the canvas with the frames of `window` or `clip`.
-    `model_dim`: width of state and action vectors in the model. `augment`: random crops, else the centre. `seed`: of those crops.
-    DataError when an embodiment does not fit the model, the canvas, the window or its statistics.
+    `buckets`: shapes of clips, numbered from 1; 0 is the canvas with the frames of `window` or
+    `clip`.
+    `model_dim`: width of state and action vectors in the model. `augment`: random crops, else
+    the centre. `seed`: of those crops. DataError when an embodiment does not fit the model, the
+    canvas, the window or its statistics.
     """
 
     canvas: Canvas
@@ -45,10 +48,14 @@ class SampleSpec:
             for what, names in (("state", e.state_names), ("action", e.action_names)):
                 if len(names) > self.model_dim:
                     raise DataError(
-                        f"embodiment {name} has {len(names)} {what} dimensions, the model takes {self.model_dim}; widen the model"
+                        f"embodiment {name} has {len(names)} {what} dimensions, the model "
+                        f"takes {self.model_dim}; widen the model"
                     )
             if e.chunk != self.window.chunk:
-                raise DataError(f"embodiment {name} has chunks of {e.chunk} actions, the window {self.window.chunk}; make them equal")
+                raise DataError(
+                    f"embodiment {name} has chunks of {e.chunk} actions, the window "
+                    f"{self.window.chunk}; make them equal"
+                )
             self.canvas.boxes(e.cameras)
             if name in self.stats:
                 self.stats[name].check(e, self.window)
@@ -68,12 +75,16 @@ class SampleSpec:
 
     @cached_property
     def normalizers(self) -> dict[str, Normalizer]:
-        return {name: Normalizer(stats, self.embodiments[name]) for name, stats in self.stats.items()}
+        return {
+            name: Normalizer(stats, self.embodiments[name]) for name, stats in self.stats.items()
+        }
 
 
 @dataclass(frozen=True)
 class _Place:
-    """A frame that a row wants from a file: number of the row, frame of the sample, box on the canvas, crop."""
+    """A frame that a row wants from a file: number of the row, frame of the sample, box on the
+    canvas, crop.
+    """
 
     row: int
     frame: int
@@ -93,8 +104,12 @@ class _View(NamedTuple):
     tolerance: float | None
 
 
-def decode_frames(rows: list[dict[str, Any]], spec: SampleSpec) -> tuple[dict[int, np.ndarray], dict[int, str]]:
-    """Frames uint8 `[T, H, W, 3]` by number of the row, and the reason by number of each row that cannot be decoded."""
+def decode_frames(
+    rows: list[dict[str, Any]], spec: SampleSpec
+) -> tuple[dict[int, np.ndarray], dict[int, str]]:
+    """Frames uint8 `[T, H, W, 3]` by number of the row, and the reason by number of each row
+    that cannot be decoded.
+    """
     reasons: dict[int, str] = {}
     canvases = _canvases(rows, spec, reasons)
     return {i: canvas for i, canvas in canvases.items() if i not in reasons}, reasons
@@ -103,13 +118,17 @@ def decode_frames(rows: list[dict[str, Any]], spec: SampleSpec) -> tuple[dict[in
 def decode_samples(
     rows: list[dict[str, Any]], spec: SampleSpec, cache: LatentCache | None = None
 ) -> tuple[list[dict[str, Any]], list[tuple[str, str]]]:
-    """Samples of the rows that can be decoded, in row order, and (sample_id, reason) of those that cannot.
+    """Samples of the rows that can be decoded, in row order, and (sample_id, reason) of those
+    that cannot.
 
-    A sample: frames uint8 `[T, H, W, 3]`, view_valid bool `[3]` (which cameras it has, in the order of SLOTS), state float32 `[d]`,
-    actions float32 `[p, d]`, step_valid bool `[p]`, dim_valid bool `[d]`, has_action, text_key, embodiment_id, sample_id. Each file is
-    opened and walked once, whatever the number of rows that want it; a sample does not depend on the rows beside it. Storage that does
-    not answer raises: that is no property of a sample. With `cache`, latents `[C, T_lat, h, w]` from the place in the row's `cached`
-    stand for frames, as `LatentCache.read` gives them, and no video is opened. Frames of equal shape lie behind each other in one array.
+    A sample: frames uint8 `[T, H, W, 3]`, view_valid bool `[3]` (which cameras it has, in the
+    order of SLOTS), state float32 `[d]`, actions float32 `[p, d]`, step_valid bool `[p]`,
+    dim_valid bool `[d]`, has_action, text_key, embodiment_id, sample_id. Each file is opened
+    and walked once, whatever the number of rows that want it; a sample does not depend on the
+    rows beside it. Storage that does not answer raises: that is no property of a sample. With
+    `cache`, latents `[C, T_lat, h, w]` from the place in the row's `cached` stand for frames,
+    as `LatentCache.read` gives them, and no video is opened. Frames of equal shape lie behind
+    each other in one array.
     """
     reasons: dict[int, str] = {}
     vectors: dict[int, dict[str, np.ndarray]] = {}
@@ -122,8 +141,13 @@ def decode_samples(
     pictures = _latents(rows, cache, reasons) if cache else _canvases(rows, spec, reasons)
     samples = [
         {
-            what: pictures[i], "view_valid": _views(row), **vectors[i], "has_action": bool(row["has_action"]),
-            "text_key": row["text_key"], "embodiment_id": int(row["embodiment_id"]), "sample_id": row["sample_id"],
+            what: pictures[i],
+            "view_valid": _views(row),
+            **vectors[i],
+            "has_action": bool(row["has_action"]),
+            "text_key": row["text_key"],
+            "embodiment_id": int(row["embodiment_id"]),
+            "sample_id": row["sample_id"],
         }
         for i, row in enumerate(rows)
         if i not in reasons
@@ -131,8 +155,12 @@ def decode_samples(
     return samples, [(rows[i]["sample_id"], reason) for i, reason in sorted(reasons.items())]
 
 
-def _latents(rows: list[dict[str, Any]], cache: LatentCache, reasons: dict[int, str]) -> dict[int, np.ndarray]:
-    """Latents by row number; rows that could not be decoded when the cache was made are added to `reasons`."""
+def _latents(
+    rows: list[dict[str, Any]], cache: LatentCache, reasons: dict[int, str]
+) -> dict[int, np.ndarray]:
+    """Latents by row number; rows that could not be decoded when the cache was made are added
+    to `reasons`.
+    """
     for i, row in enumerate(rows):
         if row["cached"]["shard"] < 0:
             reasons.setdefault(i, row["cached"]["reason"])
@@ -146,11 +174,15 @@ def _views(row: dict[str, Any]) -> np.ndarray:
 
 
 def _crop_rng(row: dict[str, Any], spec: SampleSpec) -> np.random.Generator | None:
-    """Seeded by sample and, where the row has one, its `position` in the plan: other crops each epoch, the same after a restart."""
+    """Seeded by sample and, where the row has one, its `position` in the plan: other crops each
+    epoch, the same after a restart.
+    """
     if not spec.augment:
         return None
     name = int.from_bytes(hashlib.sha256(row["sample_id"].encode()).digest()[:8], "big")
-    return np.random.default_rng(np.random.SeedSequence((spec.seed, int(row.get("position") or 0), name)))
+    return np.random.default_rng(
+        np.random.SeedSequence((spec.seed, int(row.get("position") or 0), name))
+    )
 
 
 def frame_times(row: dict[str, Any], view: dict[str, Any], spec: SampleSpec) -> list[float]:
@@ -160,10 +192,15 @@ def frame_times(row: dict[str, Any], view: dict[str, Any], spec: SampleSpec) -> 
     # Positions are those of the rows; the clock of the file may run a little off theirs.
     stretch = row["fps"] * row["rows_per_step"] / view["rate"] if view["rate"] else 1.0
     # Past the end the last frame stands still.
-    return [view["start_s"] + min(row["start"] + k, row["length"] - 1) / row["fps"] * stretch for k in spec.window.offsets]
+    return [
+        view["start_s"] + min(row["start"] + k, row["length"] - 1) / row["fps"] * stretch
+        for k in spec.window.offsets
+    ]
 
 
-def _empty_canvases(rows: list[dict[str, Any]], spec: SampleSpec, wanted: list[int]) -> dict[int, np.ndarray]:
+def _empty_canvases(
+    rows: list[dict[str, Any]], spec: SampleSpec, wanted: list[int]
+) -> dict[int, np.ndarray]:
     """Canvases by number of the wanted rows, grey where no view will come."""
     shapes: dict[tuple[int, int, int], list[int]] = {}
     for i in wanted:
@@ -180,7 +217,9 @@ def _empty_canvases(rows: list[dict[str, Any]], spec: SampleSpec, wanted: list[i
     return canvases
 
 
-def _canvases(rows: list[dict[str, Any]], spec: SampleSpec, reasons: dict[int, str]) -> dict[int, np.ndarray]:
+def _canvases(
+    rows: list[dict[str, Any]], spec: SampleSpec, reasons: dict[int, str]
+) -> dict[int, np.ndarray]:
     """Canvases by row number; rows that fail are added to `reasons`."""
     canvases = _empty_canvases(rows, spec, [i for i in range(len(rows)) if i not in reasons])
     files: dict[_View, dict[float, list[_Place]]] = {}
@@ -190,15 +229,25 @@ def _canvases(rows: list[dict[str, Any]], spec: SampleSpec, reasons: dict[int, s
         at = crop_positions(_crop_rng(row, spec))
         boxes = spec.canvas_of(row).boxes(v["slot"] for v in row["views"])
         rate = row["fps"] * row["rows_per_step"]
-        # Positions of robot rows are exact; a plain video is resampled and gives the nearest frame it has.
-        # At another rate than the recorded one, steps fall between frames.
+        # Positions of robot rows are exact; a plain video is resampled and gives the nearest
+        # frame it has. At another rate than the recorded one, steps fall between frames.
         tolerance = None if row["kind"] == "clip" else 0.5 / rate + 1e-6
         for view in row["views"]:
-            origin = _View(view["uri"], view["bytes"], view["offset"], view["key"], row["format"], rate, tolerance)
+            origin = _View(
+                view["uri"],
+                view["bytes"],
+                view["offset"],
+                view["key"],
+                row["format"],
+                rate,
+                tolerance,
+            )
             wanted = files.setdefault(origin, {})
             for k, t in enumerate(frame_times(row, view, spec)):
                 # Microseconds: equal positions reached by different sums must be one request.
-                wanted.setdefault(round(t, 6), []).append(_Place(i, k, boxes[view["slot"]], at[view["slot"]]))
+                wanted.setdefault(round(t, 6), []).append(
+                    _Place(i, k, boxes[view["slot"]], at[view["slot"]])
+                )
     for origin, wanted in files.items():
         try:
             with open_frames(*origin) as frames:
@@ -216,7 +265,9 @@ def _fill(
     wanted: dict[float, list[_Place]],
     reasons: dict[int, str],
 ) -> None:
-    """Put the wanted frames of one file into their boxes. A bad place fails its rows only, so it goes on behind it."""
+    """Put the wanted frames of one file into their boxes. A bad place fails its rows only, so
+    it goes on behind it.
+    """
     left: Sequence[float] = sorted(wanted)
     while left:
         done = 0
@@ -224,7 +275,9 @@ def _fill(
             for t, frame in frames(left):
                 for place in wanted[t]:
                     x, y, w, h = place.box
-                    fit_into(canvases[place.row][place.frame, y : y + h, x : x + w], frame, place.at)
+                    fit_into(
+                        canvases[place.row][place.frame, y : y + h, x : x + w], frame, place.at
+                    )
                 done += 1
             return
         except DataError as error:
@@ -237,8 +290,10 @@ def _vectors(row: dict[str, Any], spec: SampleSpec) -> dict[str, np.ndarray]:
     """State, actions and masks of a row, padded to the model; zeros and False without labels."""
     p, d = spec.window.chunk, spec.model_dim
     out = {
-        "state": np.zeros(d, np.float32), "actions": np.zeros((p, d), np.float32),
-        "step_valid": np.zeros(p, bool), "dim_valid": np.zeros(d, bool),
+        "state": np.zeros(d, np.float32),
+        "actions": np.zeros((p, d), np.float32),
+        "step_valid": np.zeros(p, bool),
+        "dim_valid": np.zeros(d, bool),
     }
     if not row["has_action"]:
         return out
@@ -250,20 +305,36 @@ def _vectors(row: dict[str, Any], spec: SampleSpec) -> dict[str, np.ndarray]:
     ratio = row["rows_per_step"]
     begin, end = row_span(k, real, ratio, row["rows"])
     states, actions = read_vectors(
-        row["data_file"], row["first_row"] + begin, end - begin, row["format"], tuple(row["state_keys"]), tuple(row["action_keys"]),
-        row["data_offset"], row["data_bytes"],
+        row["data_file"],
+        row["first_row"] + begin,
+        end - begin,
+        row["format"],
+        tuple(row["state_keys"]),
+        tuple(row["action_keys"]),
+        row["data_offset"],
+        row["data_bytes"],
     )
     if (states.shape[1], actions.shape[1]) != (ds, da):
-        raise DataError(f"{row['data_file']}: state and action are {states.shape[1]} and {actions.shape[1]} wide, {name} has {ds} and {da}")
+        raise DataError(
+            f"{row['data_file']}: state and action are {states.shape[1]} and "
+            f"{actions.shape[1]} wide, {name} has {ds} and {da}"
+        )
     bad = np.argwhere(~np.isfinite(actions))
     if not np.isfinite(at_steps(states, k * ratio - begin, 1, ratio)).all():
-        raise DataError(f"{row['data_file']}: NaN or Inf in the state of row {row['first_row'] + begin}")
+        raise DataError(
+            f"{row['data_file']}: NaN or Inf in the state of row {row['first_row'] + begin}"
+        )
     if len(bad):
         step, dim = (int(x) for x in bad[0])
-        raise DataError(f"{row['data_file']}: NaN or Inf in the action of row {row['first_row'] + begin + step}, dimension {dim}")
+        raise DataError(
+            f"{row['data_file']}: NaN or Inf in the action of row "
+            f"{row['first_row'] + begin + step}, dimension {dim}"
+        )
     if ratio != 1:
         states = at_steps(states, k * ratio - begin, 1, ratio)
-        actions = at_steps(actions, k * ratio - begin, real, ratio, spec.embodiments[name].resampling)
+        actions = at_steps(
+            actions, k * ratio - begin, real, ratio, spec.embodiments[name].resampling
+        )
     chunk = actions[np.minimum(np.arange(p), real - 1)]
     out["state"][:ds] = spec.normalizers[name].state(states[0])
     out["actions"][:, :da] = spec.normalizers[name].actions(chunk, states[0])

@@ -5,8 +5,9 @@
     with Engine(policy) as engine:                   many robots: continuous batching
         future = engine.submit(observation)
 
-Rooms: `bundle`, `locate` (the artefact), `contract`, `inputs`, `safety` (what a robot sends and gets), `solver`, `graphs` (numbers),
-`policy` (one robot), `batching` (many). The solver stands beneath both ways to act and knows of neither.
+Rooms: `bundle`, `locate` (the artefact), `contract`, `inputs`, `safety` (what a robot sends and
+gets), `solver`, `graphs` (numbers), `policy` (one robot), `batching` (many). The solver stands
+beneath both ways to act and knows of neither.
 
 Names are imported on first use: a gateway reads `gwp.policy.contract` without torch.
 """

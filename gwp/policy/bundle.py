@@ -8,7 +8,8 @@
     stats.json         name -> normalisation statistics with the rule they were computed under
     lineage.json       where it comes from
 
-No pickle anywhere. Reading verifies every hash. Knows nothing of torch, so a gateway can read it too.
+No pickle anywhere. Reading verifies every hash. Knows nothing of torch, so a gateway can read
+it too.
 """
 
 import hashlib
@@ -96,17 +97,21 @@ def seal(folder: str | Path) -> str:
     folder = Path(folder)
     names = sorted(name for name in _names(folder) if name.rpartition("/")[2] != MANIFEST)
     check_files(str(folder), names, BundleError)
-    files = {name: {"sha256": sha256_file(folder / name), "size": (folder / name).stat().st_size} for name in names}
+    files = {
+        name: {"sha256": sha256_file(folder / name), "size": (folder / name).stat().st_size}
+        for name in names
+    }
     text = json.dumps({"format": FORMAT, "files": files}, indent=1, sort_keys=True)
     (folder / MANIFEST).write_text(text)
     return hashlib.sha256(text.encode()).hexdigest()
 
 
 def read_bundle(uri: str | Path) -> Bundle:
-    """Read and verify a bundle from a path or `s3://`; BundleError names the first file that does not fit.
+    """Read and verify a bundle from a path or `s3://`; BundleError names the first file that
+    does not fit.
 
-    Remote bundles are kept in the cache folder (`gwp.cache_folder`) by their id, so that replicas of
-    one machine fetch once.
+    Remote bundles are kept in the cache folder (`gwp.cache_folder`) by their id, so that
+    replicas of one machine fetch once.
     """
     uri = str(uri)
     remote = storage.is_remote(uri)
@@ -119,16 +124,23 @@ def read_bundle(uri: str | Path) -> Bundle:
             folder=folder,
             id=policy_id,
             settings=PolicyConfig.model_validate_json((folder / "policy.json").read_text()),
-            embodiments={n: Embodiment.model_validate(e) for n, e in _json(folder / "embodiments.json").items()},
+            embodiments={
+                n: Embodiment.model_validate(e)
+                for n, e in _json(folder / "embodiments.json").items()
+            },
             stats=_json(folder / "stats.json"),
             lineage=_json(folder / "lineage.json"),
         )
     except FileNotFoundError as error:
-        raise BundleError(f"{uri}: {Path(error.filename).name} is missing; export the policy again") from error
+        raise BundleError(
+            f"{uri}: {Path(error.filename).name} is missing; export the policy again"
+        ) from error
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"])
-        raise BundleError(f"{uri}: {error.title} does not fit at {where}: {first['msg']}; export the policy again") from error
+        raise BundleError(
+            f"{uri}: {error.title} does not fit at {where}: {first['msg']}; export the policy again"
+        ) from error
 
 
 def read_id(uri: str | Path) -> str:
@@ -162,17 +174,21 @@ def _entries(raw: bytes, uri: str) -> dict[str, FileEntry]:
     try:
         manifest = json.loads(raw)
         if (version := manifest.get("format")) != FORMAT:
-            raise BundleError(f"{uri}: bundle format {shown(version)}, this version reads {FORMAT}; "
-                              "export the policy again")
+            raise BundleError(
+                f"{uri}: bundle format {shown(version)}, this version reads {FORMAT}; "
+                "export the policy again"
+            )
         return _ENTRIES.validate_python(manifest["files"])
     except ValidationError as error:
         first = error.errors()[0]
         reason = f"{' '.join(map(shown, first['loc']))}: {first['msg']}"
-        raise BundleError(f"{uri}: {MANIFEST} cannot be read ({reason}); "
-                          "export or copy the policy again") from error
+        raise BundleError(
+            f"{uri}: {MANIFEST} cannot be read ({reason}); export or copy the policy again"
+        ) from error
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise BundleError(f"{uri}: {MANIFEST} cannot be read ({error}); "
-                          "export or copy the policy again") from error
+        raise BundleError(
+            f"{uri}: {MANIFEST} cannot be read ({error}); export or copy the policy again"
+        ) from error
 
 
 def _check_sizes(entries: dict[str, FileEntry], files: dict[str, int], uri: str) -> None:
@@ -181,11 +197,15 @@ def _check_sizes(entries: dict[str, FileEntry], files: dict[str, int], uri: str)
         if name not in files:
             raise BundleError(f"{uri}: {shown(name)} is missing; copy the bundle again")
         if files[name] != entry.size:
-            raise BundleError(f"{uri}: {shown(name)} was altered (it has {files[name]} bytes instead "
-                              f"of {entry.size}); copy or export the bundle again")
+            raise BundleError(
+                f"{uri}: {shown(name)} was altered (it has {files[name]} bytes instead "
+                f"of {entry.size}); copy or export the bundle again"
+            )
     if extra := files.keys() - entries.keys() - {MANIFEST}:
-        raise BundleError(f"{uri}: files that the manifest does not name: {shown_all(extra)}; "
-                          "remove them or export again")
+        raise BundleError(
+            f"{uri}: files that the manifest does not name: {shown_all(extra)}; "
+            "remove them or export again"
+        )
 
 
 def _verify(folder: Path, uri: str) -> str:
@@ -203,7 +223,10 @@ def _verify(folder: Path, uri: str) -> str:
     _check_sizes(entries, sizes, uri)
     for name, entry in entries.items():
         if sha256_file(folder / name) != entry.sha256:
-            raise BundleError(f"{uri}: {name} was altered (its sha256 differs from the manifest); copy or export the bundle again")
+            raise BundleError(
+                f"{uri}: {name} was altered (its sha256 differs from the manifest); copy or "
+                "export the bundle again"
+            )
     return hashlib.sha256(raw).hexdigest()
 
 

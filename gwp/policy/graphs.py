@@ -1,12 +1,16 @@
-"""Work on fixed buffers, recorded once and replayed: on a GPU as a CUDA graph, elsewhere as the call that it is.
+"""Work on fixed buffers, recorded once and replayed: on a GPU as a CUDA graph, elsewhere as the
+call that it is.
 
-An eager pass launches some forty kernels per layer, which takes the host longer than the GPU takes to run them
-for one robot. A graph launches all of them at once. What is recorded may read nothing back, allocate nothing
-that outlives it, and finds its inputs where they were when it was recorded.
+An eager pass launches some forty kernels per layer, which takes the host longer than the GPU
+takes to run them for one robot. A graph launches all of them at once. What is recorded may read
+nothing back, allocate nothing that outlives it, and finds its inputs where they were when it
+was recorded.
 
-Beside the solver, beneath `policy` (`RecordedSingle`) and `batching` (`RecordedPrefix`, `recorded`).
+Beside the solver, beneath `policy` (`RecordedSingle`) and `batching` (`RecordedPrefix`,
+`recorded`).
 
-Shape legend: B observations, p actions, d model channels, C latent channels, h w latent rows and columns.
+Shape legend: B observations, p actions, d model channels, C latent channels, h w latent rows
+and columns.
 """
 
 import threading
@@ -23,13 +27,15 @@ from gwp.policy.solver import Prefix, Solver
 _WARM_UP = 3
 
 
-def recorded(work: Callable[[], object], device: torch.device, pool: Any = None) -> Callable[[], object]:
+def recorded(
+    work: Callable[[], object], device: torch.device, pool: Any = None
+) -> Callable[[], object]:
     """`work` as something to call again and again.
 
     On a GPU it is run a few times now, so it must do no harm to its buffers.
 
-    pool: of `graph_pool`; graphs that never run at the same time may share one, because nothing they allocate
-        outlives them
+    pool: of `graph_pool`; graphs that never run at the same time may share one, because nothing
+        they allocate outlives them
     """
     if device.type != "cuda":
         return work
@@ -53,10 +59,11 @@ def graph_pool(device: torch.device) -> Any:
 
 
 class RecordedPrefix:
-    """Prefixes of up to `count` observations in buffers of its own; a recording per number of them.
+    """Prefixes of up to `count` observations in buffers of its own; a recording per number of
+    them.
 
-    The engine's runner has one for its groups, `RecordedSingle` one for a robot. One thread at a time; what
-    it returns is overwritten by the next call.
+    The engine's runner has one for its groups, `RecordedSingle` one for a robot. One thread at
+    a time; what it returns is overwritten by the next call.
     """
 
     def __init__(self, solver: Solver, count: int, text_rows: int, future: bool = True) -> None:
@@ -95,10 +102,11 @@ class RecordedPrefix:
 
 
 class RecordedSingle:
-    """`Solver.observe` and `Solver.act` for one robot, each as one recording: the prefix, and all steps of a chunk.
+    """`Solver.observe` and `Solver.act` for one robot, each as one recording: the prefix, and
+    all steps of a chunk.
 
-    The policy makes one where recording pays. Results are tensors of their own, so that they outlive later
-    calls; threads take turns.
+    The policy makes one where recording pays. Results are tensors of their own, so that they
+    outlive later calls; threads take turns.
     """
 
     def __init__(self, solver: Solver, text_rows: int) -> None:

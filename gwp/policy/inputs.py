@@ -1,4 +1,5 @@
-"""From an admitted observation to numbers for the model, and from the model's numbers back to robot units.
+"""From an admitted observation to numbers for the model, and from the model's numbers back to
+robot units.
 
 Shape legend: B observations, p actions, d model channels.
 """
@@ -21,9 +22,11 @@ from gwp.protocol.messages import Observation
 
 @dataclass(frozen=True)
 class AdmittedObservation:
-    """One observation that was checked and put into the model's numbers: from here on nothing about it can be wrong.
+    """One observation that was checked and put into the model's numbers: from here on nothing
+    about it can be wrong.
 
-    `Inputs.admit` makes it in the caller's thread; `Inputs.batch` stacks several, `Inputs.finish` reads it for the answer.
+    `Inputs.admit` makes it in the caller's thread; `Inputs.batch` stacks several,
+    `Inputs.finish` reads it for the answer.
 
     canvas     uint8 `[1, H, W, 3]`, camera views composed
     state      fp32 `[1, d]`, normalised and padded
@@ -41,7 +44,8 @@ class AdmittedObservation:
 
 @dataclass(frozen=True)
 class Batch:
-    """Admitted observations, stacked on the device. `Inputs.batch` makes it; policy and engine encode it.
+    """Admitted observations, stacked on the device. `Inputs.batch` makes it; policy and engine
+    encode it.
 
     canvas      uint8 `[B, 1, H, W, 3]`
     state       fp32 `[B, 1, d]`
@@ -59,7 +63,8 @@ class Batch:
 
 
 class Inputs:
-    """Contract, canvas and normalisation of one policy. No model, no device work; safe for any number of threads.
+    """Contract, canvas and normalisation of one policy. No model, no device work; safe for any
+    number of threads.
 
     The policy makes it; policy and engine use it before and after the model.
     """
@@ -75,20 +80,28 @@ class Inputs:
     def admit(self, observation: Observation) -> AdmittedObservation:
         """ObservationError when the observation does not fit the policy."""
         observation, embodiment = self._contract.admit(observation)
-        views = {slot: observation.images[camera][None] for slot, camera in embodiment.cameras.items()}
+        views = {
+            slot: observation.images[camera][None] for slot, camera in embodiment.cameras.items()
+        }
         p, d = self._settings.window.chunk, self._settings.model_dim
         given, committed = torch.zeros(p, d), torch.zeros(p, dtype=torch.bool)
         if observation.delay and observation.prefix_actions is not None:
-            rows = self.normalized(embodiment, observation.prefix_actions[: observation.delay], observation)
+            rows = self.normalized(
+                embodiment, observation.prefix_actions[: observation.delay], observation
+            )
             given[: observation.delay] = rows
             committed[: observation.delay] = True
         state = self._pad(self._normalizers[embodiment.name].state(observation.state)[None])
         canvas = compose(views, self._settings.canvas, None)
         return AdmittedObservation(observation, embodiment, canvas, state, given, committed)
 
-    def normalized(self, embodiment: Embodiment, actions_pd: np.ndarray, observation: Observation) -> Tensor:
+    def normalized(
+        self, embodiment: Embodiment, actions_pd: np.ndarray, observation: Observation
+    ) -> Tensor:
         """Actions in robot units to model actions fp32 `[p, d]`."""
-        return self._pad(self._normalizers[embodiment.name].actions(actions_pd[None], observation.state[None])[0])
+        return self._pad(
+            self._normalizers[embodiment.name].actions(actions_pd[None], observation.state[None])[0]
+        )
 
     def batch(self, admitted: Sequence[AdmittedObservation], device: torch.device) -> Batch:
         """Stacked, with each observation's own noise."""
@@ -97,17 +110,25 @@ class Inputs:
         return Batch(
             canvas=torch.from_numpy(np.stack([x.canvas for x in admitted])).to(device),
             state=torch.stack([x.state for x in admitted]).to(device),
-            noise=torch.stack([torch.randn(p, d, generator=_generator(x.observation)) for x in admitted]).to(device),
+            noise=torch.stack(
+                [torch.randn(p, d, generator=_generator(x.observation)) for x in admitted]
+            ).to(device),
             embodiment=torch.tensor([x.embodiment.id for x in admitted]).to(device),
             given=torch.stack([x.given for x in admitted]).to(device) if some else None,
             committed=torch.stack([x.committed for x in admitted]).to(device) if some else None,
         )
 
-    def future_noise(self, admitted: Sequence[AdmittedObservation], shape: tuple[int, ...], device: torch.device) -> Tensor:
+    def future_noise(
+        self, admitted: Sequence[AdmittedObservation], shape: tuple[int, ...], device: torch.device
+    ) -> Tensor:
         """`[B, *shape]`, from another stream than the action noise of the same seed."""
-        return torch.stack([torch.randn(shape, generator=_generator(x.observation, 1 << 32)) for x in admitted]).to(device)
+        return torch.stack(
+            [torch.randn(shape, generator=_generator(x.observation, 1 << 32)) for x in admitted]
+        ).to(device)
 
-    def finish(self, admitted: AdmittedObservation, y_pd: np.ndarray) -> tuple[np.ndarray, tuple[str, ...]]:
+    def finish(
+        self, admitted: AdmittedObservation, y_pd: np.ndarray
+    ) -> tuple[np.ndarray, tuple[str, ...]]:
         """Model actions to robot units, within the safety envelope; what the envelope changed."""
         observation, embodiment = admitted.observation, admitted.embodiment
         y = y_pd[None, :, : len(embodiment.action_names)]

@@ -1,10 +1,12 @@
-"""The Euler solver over a fused model: prefix, action steps, imagined futures, and the joint baseline.
+"""The Euler solver over a fused model: prefix, action steps, imagined futures, and the joint
+baseline.
 
 It stands beneath `policy` (one robot) and `batching` (many) and knows of neither.
 
-Shape legend: B observations, p actions, d model channels of an action, C latent channels, T future latent
-frames, h w latent rows and columns, L_t rows of an instruction, H heads, N tokens with room in the cache.
-A suffix says the shape: `x_Bpd` is `[B, p, d]`. Actions, velocities and latents are fp32.
+Shape legend: B observations, p actions, d model channels of an action, C latent channels, T
+future latent frames, h w latent rows and columns, L_t rows of an instruction, H heads, N tokens
+with room in the cache. A suffix says the shape: `x_Bpd` is `[B, p, d]`. Actions, velocities and
+latents are fp32.
 """
 
 from collections.abc import Collection
@@ -25,7 +27,8 @@ _FUTURE: tuple[Group, ...] = ("F",)
 
 @dataclass(frozen=True)
 class Shapes:
-    """Token counts, fixed by the policy: canvas, chunk and imagined frames never change between requests.
+    """Token counts, fixed by the policy: canvas, chunk and imagined frames never change between
+    requests.
 
     chunk:  actions, p
     latent: (C, h, w) of one latent frame
@@ -41,10 +44,12 @@ class Shapes:
 class Prefix:
     """What a policy knows of B observations, computed once for whatever is asked afterwards.
 
-    `Solver.observe` makes it; `act`, `imagine` and the engine's steps go on from it, and write the keys and
-    values of their own tokens behind those of the observation: one thread at a time.
+    `Solver.observe` makes it; `act`, `imagine` and the engine's steps go on from it, and write
+    the keys and values of their own tokens behind those of the observation: one thread at a
+    time.
 
-    cache       keys and values of state and reference `[layers, B, H, N, h]`, with space for actions and future
+    cache       keys and values of state and reference `[layers, B, H, N, h]`, with space for
+                actions and future
     text        cross-attention keys and values of the instructions `[layers, B, H, L_t, h]`
     embodiment  int64 `[B]`, row of the embodiment-specific projections
     """
@@ -63,8 +68,8 @@ class Prefix:
         )
 
     def take(self, text: TextKeys, embodiment: Tensor, cache: KVCache | None = None) -> None:
-        """Copy these into the buffers: the text of the experts that have a buffer here, the embodiment, and of
-        `cache` what comes before the actions.
+        """Copy these into the buffers: the text of the experts that have a buffer here, the
+        embodiment, and of `cache` what comes before the actions.
         """
         self.embodiment.copy_(embodiment)
         for buffers, given in ((self.text.keys, text.keys), (self.text.values, text.values)):
@@ -78,9 +83,11 @@ class Prefix:
 
 
 class Solver:
-    """`steps` Euler steps at the noise levels of `gwp.model.flow.solver_sigmas`. It holds no per-request state.
+    """`steps` Euler steps at the noise levels of `gwp.model.flow.solver_sigmas`. It holds no
+    per-request state.
 
-    The policy makes one; policy, recordings and engine share it. Call its methods in `torch.inference_mode()`.
+    The policy makes one; policy, recordings and engine share it. Call its methods in
+    `torch.inference_mode()`.
     """
 
     def __init__(
@@ -100,7 +107,9 @@ class Solver:
         self._delta_host = [float(x) for x in delta]
 
     def cache(self, batch: int, future: bool = True) -> KVCache:
-        """Zeros for the keys and values of `batch` observations, of their actions, and of a future."""
+        """Zeros for the keys and values of `batch` observations, of their actions, and of a
+        future.
+        """
         _, h, w = self.shapes.latent
         _, ph, pw = self.model.config.patch_size
         tokens = (h // ph) * (w // pw)
@@ -109,8 +118,12 @@ class Solver:
             counts["F"] = tokens * self.shapes.future
         return self.model.cache(batch, counts)
 
-    def empty(self, batch: int, text_rows: int, experts: Collection[str], future: bool = True) -> Prefix:
-        """Buffers for `batch` observations, with instructions of `text_rows` rows as these experts see them."""
+    def empty(
+        self, batch: int, text_rows: int, experts: Collection[str], future: bool = True
+    ) -> Prefix:
+        """Buffers for `batch` observations, with instructions of `text_rows` rows as these
+        experts see them.
+        """
         model, config = self.model, self.model.config
         heads, head_width = config.num_attention_heads, config.attention_head_dim
         shape = (config.num_layers, batch, heads, text_rows, head_width)
@@ -151,7 +164,8 @@ class Solver:
     ) -> Tensor:
         """Actions `[B, p, d]` from noise; all rows take their steps together.
 
-        given, committed (bool): actions already promised to the robot are clean tokens and come back as given
+        given, committed (bool): actions already promised to the robot are clean tokens and come
+        back as given
         """
         x_Bpd, through = noise_Bpd, self.acting(prefix)
         for step in range(self.steps):
@@ -167,7 +181,8 @@ class Solver:
         return self._noise[step]
 
     def levels(self, steps: Tensor) -> Noise:
-        """The noise of rows or tokens that are each at a step of their own, int64 `[B, 1]` or `[B, p]`.
+        """The noise of rows or tokens that are each at a step of their own, int64 `[B, 1]` or
+        `[B, p]`.
 
         After the last step: clean.
         """
@@ -180,11 +195,15 @@ class Solver:
         return velocity_Bpd.float()
 
     def advance(self, x_Bpd: Tensor, velocity_Bpd: Tensor, step_B: Tensor) -> Tensor:
-        """Euler update `[B, p, d]` of rows that are each at a step of their own, int64; rows that are done stay."""
+        """Euler update `[B, p, d]` of rows that are each at a step of their own, int64; rows
+        that are done stay.
+        """
         return x_Bpd + self._delta[step_B][:, None, None] * velocity_Bpd
 
     def imagine(self, prefix: Prefix, actions_Bpd: Tensor, noise_BCThw: Tensor) -> Tensor:
-        """Future latents `[B, C, T, h, w]` from noise, given clean actions; the prefix is not run again."""
+        """Future latents `[B, C, T, h, w]` from noise, given clean actions; the prefix is not
+        run again.
+        """
         self.model.run(Tokens(action=actions_Bpd), {"A": self.clean}, self.acting(prefix))
         x_BCThw, through = noise_BCThw, self._prepare(prefix, Tokens(future=noise_BCThw))
         for step in range(self.steps):
@@ -204,8 +223,8 @@ class Solver:
     ) -> tuple[Tensor, Tensor]:
         """Actions `[B, p, d]` and future `[B, C, T, h, w]` denoised together, for comparison.
 
-        As the field does it, state and reference in `tokens` are run again at every step; `use_prefix` takes
-        them from the prefix.
+        As the field does it, state and reference in `tokens` are run again at every step;
+        `use_prefix` takes them from the prefix.
         """
         x_Bpd, x_BCThw = noise_Bpd, noise_BCThw
         state, reference = (None, None) if use_prefix else (tokens.state, tokens.reference)

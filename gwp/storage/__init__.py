@@ -1,10 +1,12 @@
 """One way to reach files: local paths and `s3://` behave alike.
 
-Addresses and credentials come from the standard environment (`AWS_ENDPOINT_URL`, `AWS_ACCESS_KEY_ID`,
-`AWS_SECRET_ACCESS_KEY`, `AWS_REGION`), never from URIs or configuration files, so they cannot leak into logs.
+Addresses and credentials come from the standard environment (`AWS_ENDPOINT_URL`,
+`AWS_ACCESS_KEY_ID`, `AWS_SECRET_ACCESS_KEY`, `AWS_REGION`), never from URIs or configuration
+files, so they cannot leak into logs.
 
-Throttling, server errors, resets and timeouts are tried again for a while (`gwp.storage.retry`); credentials that expired are read anew.
-Every call below goes through one door (`gwp.storage.door`); nothing outside this module asks a file system itself.
+Throttling, server errors, resets and timeouts are tried again for a while
+(`gwp.storage.retry`); credentials that expired are read anew. Every call below goes through one
+door (`gwp.storage.door`); nothing outside this module asks a file system itself.
 """
 
 import os
@@ -57,11 +59,20 @@ def size_of(uri: str) -> int | None:
 
 
 def write_bytes(uri: str, data: bytes, create_only: bool = False) -> None:
-    """Write one object, whole or not at all. With `create_only`, FileExistsError when it is there already (`If-None-Match: *` on S3)."""
+    """Write one object, whole or not at all. With `create_only`, FileExistsError when it is
+    there already (`If-None-Match: *` on S3).
+    """
     if uri.startswith("s3://"):
-        multipart.put(uri, partial(call, uri), lambda start, end: data[start:end], len(data), create_only)
+        multipart.put(
+            uri, partial(call, uri), lambda start, end: data[start:end], len(data), create_only
+        )
     elif is_remote(uri):
-        call(uri, lambda fs, path: fs.pipe_file(path, data, mode="create" if create_only else "overwrite"))
+        call(
+            uri,
+            lambda fs, path: fs.pipe_file(
+                path, data, mode="create" if create_only else "overwrite"
+            ),
+        )
     elif create_only:
         call(uri, lambda _, path: local_files.create(Path(path), data))
     else:
@@ -87,7 +98,8 @@ def put_file(file: str | Path, uri: str) -> None:
 
 
 def get_file(uri: str, file: str | Path) -> None:
-    """Copy the file at `uri` to a local path, whole or not at all: what breaks off leaves nothing there.
+    """Copy the file at `uri` to a local path, whole or not at all: what breaks off leaves
+    nothing there.
 
     MissingError when there is none, DataError when it changes meanwhile.
     """
@@ -156,7 +168,12 @@ def remove_tree(uri: str) -> None:
         return
     # One by one: S3 answers the removal of many with success whatever became of each.
     with ThreadPoolExecutor(multipart.PARALLEL) as pool:
-        list(pool.map(lambda name: call(join(uri, name), lambda fs, path: fs.rm_file(path)), list_files(uri)))
+        list(
+            pool.map(
+                lambda name: call(join(uri, name), lambda fs, path: fs.rm_file(path)),
+                list_files(uri),
+            )
+        )
 
 
 def _remove_folder(path: str) -> None:
@@ -167,7 +184,9 @@ def _remove_folder(path: str) -> None:
 
 
 def open_read(uri: str, ahead: int | None = None) -> Any:
-    """A seekable binary handle that fetches ranges, not the whole object. `ahead`: bytes behind a range that are fetched with it."""
+    """A seekable binary handle that fetches ranges, not the whole object. `ahead`: bytes behind
+    a range that are fetched with it.
+    """
     if is_remote(uri):
         return Ranges(uri, ahead)
     return call(uri, lambda fs, path: fs.open(path, "rb"))
@@ -175,16 +194,20 @@ def open_read(uri: str, ahead: int | None = None) -> Any:
 
 @contextmanager
 def open_native(uri: str, ahead: int) -> Iterator[Any]:
-    """As `open_read`, but from S3 reads wait for no Python thread: for libraries that hold a lock of their own meanwhile.
+    """As `open_read`, but from S3 reads wait for no Python thread: for libraries that hold a
+    lock of their own meanwhile.
 
-    A read that fails, whatever the library made of it, leaves the block as the error of storage that it was.
+    A read that fails, whatever the library made of it, leaves the block as the error of storage
+    that it was.
     """
     with native(uri, ahead) if uri.startswith("s3://") else open_read(uri, ahead) as handle:
         yield handle
 
 
 def list_files(uri: str) -> dict[str, int]:
-    """Every file below `uri`: path relative to it -> size in bytes. Empty when there is none. Links count as the files they lead to."""
+    """Every file below `uri`: path relative to it -> size in bytes. Empty when there is none.
+    Links count as the files they lead to.
+    """
 
     def work(fs: fsspec.AbstractFileSystem, path: str) -> dict[str, int]:
         # What a local walk may not enter is no absence either.
@@ -196,11 +219,20 @@ def list_files(uri: str) -> dict[str, int]:
             if answer is not None and answer.code == "NoSuchBucket":
                 raise
             return {}
-        # Snapshots of the Hub are folders of links to files; fsspec counts a link as neither file nor folder.
-        there = {n: i for n, i in found.items() if i["type"] == "file" or (i.get("islink") and Path(n).is_file())}
-        files = {n[len(path):].lstrip("/"): int(i["size"]) for n, i in there.items()}
+        # Snapshots of the Hub are folders of links to files; fsspec counts a link as neither
+        # file nor folder.
+        there = {
+            n: i
+            for n, i in found.items()
+            if i["type"] == "file" or (i.get("islink") and Path(n).is_file())
+        }
+        files = {n[len(path) :].lstrip("/"): int(i["size"]) for n, i in there.items()}
         # Some writers leave empty objects that stand for folders.
-        return {name: size for name, size in files.items() if name and not name.endswith("/") and not is_temporary(name)}
+        return {
+            name: size
+            for name, size in files.items()
+            if name and not name.endswith("/") and not is_temporary(name)
+        }
 
     return call(uri, work)
 
@@ -211,16 +243,21 @@ def _unless_missing(error: OSError) -> None:
 
 
 def upload(folder: str | Path, uri: str) -> None:
-    """Copy every file below a local folder to `uri`, keeping relative paths. GwpError for a name that `download` would refuse."""
+    """Copy every file below a local folder to `uri`, keeping relative paths. GwpError for a
+    name that `download` would refuse.
+    """
     for file in sorted(Path(folder).rglob("*")):
         if file.is_file() and not is_temporary(file.name):
-            put_file(file, join(uri, relative_name(file.relative_to(folder).as_posix(), str(folder))))
+            put_file(
+                file, join(uri, relative_name(file.relative_to(folder).as_posix(), str(folder)))
+            )
 
 
 def download(uri: str, folder: str | Path) -> Path:
     """Copy every file below `uri` into a local folder, keeping relative paths.
 
-    GwpError, and nothing is copied, when one of the names is not plain and relative: keys of a bucket may hold `..`.
+    GwpError, and nothing is copied, when one of the names is not plain and relative: keys of a
+    bucket may hold `..`.
     """
     names = relative_names(list_files(uri), uri)
     if not names:

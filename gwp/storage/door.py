@@ -1,6 +1,8 @@
-"""The one door to storage: file systems, and calls of them that are patient and explain what fails.
+"""The one door to storage: file systems, and calls of them that are patient and explain what
+fails.
 
-Nothing but the modules of storage goes through it by itself; everybody else calls `gwp.storage`.
+Nothing but the modules of storage goes through it by itself; everybody else calls
+`gwp.storage`.
 """
 
 import math
@@ -29,7 +31,9 @@ def is_remote(uri: str) -> bool:
 
 def absolute(uri: str) -> str:
     """`uri` from wherever it is used: a local path from the root; `~` is the user's home."""
-    return uri if is_remote(uri) else os.path.abspath(Path(uri.removeprefix("file://")).expanduser())
+    return (
+        uri if is_remote(uri) else os.path.abspath(Path(uri.removeprefix("file://")).expanduser())
+    )
 
 
 def filesystem(uri: str) -> tuple[fsspec.AbstractFileSystem, str]:
@@ -39,14 +43,16 @@ def filesystem(uri: str) -> tuple[fsspec.AbstractFileSystem, str]:
         kwargs: dict[str, Any] = {
             "client_kwargs": {"endpoint_url": endpoint} if endpoint else {},
             # A mini S3 resolves no bucket.host names.
-            "config_kwargs": _client_patience() | ({"s3": {"addressing_style": "path"}} if endpoint else {}),
+            "config_kwargs": _client_patience()
+            | ({"s3": {"addressing_style": "path"}} if endpoint else {}),
             "default_block_size": 4 << 20,
             "default_fill_cache": False,
             # Another process may write between two looks.
             "use_listings_cache": False,
         }
         remote = fsspec.filesystem("s3", **kwargs)
-        # Those of s3fs would multiply with the client's and with ours, which cover all that they do.
+        # Those of s3fs would multiply with the client's and with ours, which cover all that
+        # they do.
         remote.retries = 1
         return remote, uri.removeprefix("s3://").rstrip("/")
     fs, path = fsspec.core.url_to_fs(absolute(uri))
@@ -54,10 +60,16 @@ def filesystem(uri: str) -> tuple[fsspec.AbstractFileSystem, str]:
 
 
 def _client_patience() -> dict[str, Any]:
-    """Three attempts of botocore for each request: a floor also where one takes longer than our patience. Its waits are about a second;
-    its timeouts are such that three silent attempts take about half as long again as the patience."""
+    """Three attempts of botocore for each request: a floor also where one takes longer than our
+    patience. Its waits are about a second; its timeouts are such that three silent attempts
+    take about half as long again as the patience.
+    """
     timeout = min(30.0, max(5.0, patience_s() / 2))
-    return {"retries": {"mode": "standard", "total_max_attempts": 3}, "connect_timeout": 5, "read_timeout": timeout}
+    return {
+        "retries": {"mode": "standard", "total_max_attempts": 3},
+        "connect_timeout": 5,
+        "read_timeout": timeout,
+    }
 
 
 def arrow_filesystem(uri: str) -> tuple[Any, str]:
@@ -66,10 +78,13 @@ def arrow_filesystem(uri: str) -> tuple[Any, str]:
 
     if uri.startswith("s3://"):
         endpoint = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL")
-        # Each wait is about twice as long as the one before, from half a second on: together they come near our patience.
+        # Each wait is about twice as long as the one before, from half a second on: together
+        # they come near our patience.
         attempts = 2 + int(math.log2(max(1.0, patience_s())))
-        kwargs: dict[str, Any] = {"region": os.environ.get("AWS_REGION", "us-east-1"),
-                                  "retry_strategy": pafs.AwsStandardS3RetryStrategy(max_attempts=attempts)}
+        kwargs: dict[str, Any] = {
+            "region": os.environ.get("AWS_REGION", "us-east-1"),
+            "retry_strategy": pafs.AwsStandardS3RetryStrategy(max_attempts=attempts),
+        }
         if endpoint:
             parsed = urlparse(endpoint)
             kwargs |= {"endpoint_override": parsed.netloc, "scheme": parsed.scheme}
@@ -98,9 +113,16 @@ def call(uri: str, work: Callable[[fsspec.AbstractFileSystem, str], T], patient:
 
 
 def _ask_reason(uri: str, fs: fsspec.AbstractFileSystem, path: str, error: Exception) -> None:
-    """Raise the reason of a refusal that names none: answers to HEAD have no body, those to GET do."""
+    """Raise the reason of a refusal that names none: answers to HEAD have no body, those to GET
+    do.
+    """
     refusal = answer_of(error)
-    if not uri.startswith("s3://") or refusal is None or not refusal.code.isdigit() or refusal.status not in _UNNAMED:
+    if (
+        not uri.startswith("s3://")
+        or refusal is None
+        or not refusal.code.isdigit()
+        or refusal.status not in _UNNAMED
+    ):
         return
     bucket, key, _ = fs.split_path(path)
     try:
@@ -112,12 +134,16 @@ def _ask_reason(uri: str, fs: fsspec.AbstractFileSystem, path: str, error: Excep
 
 
 def info_of(fs: fsspec.AbstractFileSystem, path: str) -> dict[str, Any] | None:
-    """`size` and `type` of what is at a path; None when nothing is. Any other failure is raised: fsspec's own `exists` and `isfile`
-    take it for an absence."""
+    """`size` and `type` of what is at a path; None when nothing is. Any other failure is
+    raised: fsspec's own `exists` and `isfile` take it for an absence.
+    """
     try:
         if isinstance(fs, LocalFileSystem):
             state = Path(path).stat()
-            return {"size": state.st_size, "type": "file" if stat.S_ISREG(state.st_mode) else "directory"}
+            return {
+                "size": state.st_size,
+                "type": "file" if stat.S_ISREG(state.st_mode) else "directory",
+            }
         info: dict[str, Any] = fs.info(path)
     except (FileNotFoundError, NotADirectoryError):
         return None

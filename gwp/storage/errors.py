@@ -20,7 +20,11 @@ from gwp.storage.retry import (
 _KEYS = "check AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY and AWS_ENDPOINT_URL"
 _MISSING = ("NoSuchKey", "NoSuchVersion", "NotFound")
 _ELSEWHERE = (
-    "AuthorizationHeaderMalformed", "IllegalLocationConstraintException", "PermanentRedirect", "Redirect", "TemporaryRedirect",
+    "AuthorizationHeaderMalformed",
+    "IllegalLocationConstraintException",
+    "PermanentRedirect",
+    "Redirect",
+    "TemporaryRedirect",
 )
 _FULL = (errno.ENOSPC, errno.EDQUOT)
 _FORBIDDEN = (errno.EACCES, errno.EPERM, errno.EROFS)
@@ -28,7 +32,8 @@ _FORBIDDEN = (errno.EACCES, errno.EPERM, errno.EROFS)
 
 @contextmanager
 def explained(uri: str) -> Iterator[None]:
-    """Turn what storage libraries raise about `uri` into an error of ours: by codes and types, whatever the texts say.
+    """Turn what storage libraries raise about `uri` into an error of ours: by codes and types,
+    whatever the texts say.
 
     FileExistsError, and what no table here knows, are raised as they came.
     """
@@ -54,7 +59,10 @@ def _explain(uri: str, error: Exception) -> GwpError | None:
         return GwpError(f"{uri}: storage does not answer ({error}); check {where}")
     if passing(error):
         return _keeps_failing(uri, error)
-    if any(type(e).__module__ == "botocore.exceptions" and type(e).__name__ == "ParamValidationError" for e in causes(error)):
+    if any(
+        type(e).__module__ == "botocore.exceptions" and type(e).__name__ == "ParamValidationError"
+        for e in causes(error)
+    ):
         return GwpError(f"{uri} is no address that S3 takes; correct the URI")
     return _explain_local(uri, error)
 
@@ -64,7 +72,9 @@ def _explain_local(uri: str, error: Exception) -> GwpError | None:
         return _missing(uri)
     number = error.errno if isinstance(error, OSError) else None
     if isinstance(error, PermissionError) or number in _FORBIDDEN:
-        return GwpError(f"{uri}: access denied; {_KEYS if uri.startswith('s3://') else 'check its owner and mode'}")
+        return GwpError(
+            f"{uri}: access denied; {_KEYS if uri.startswith('s3://') else 'check its owner and mode'}"
+        )
     if number in _FULL:
         return GwpError(f"{uri}: no space left; free some, or choose another folder")
     return None
@@ -73,36 +83,58 @@ def _explain_local(uri: str, error: Exception) -> GwpError | None:
 def _explain_answer(uri: str, error: Exception, answer: Answer) -> GwpError:
     said = f"{answer.status} {answer.code}"
     if answer.code == "NoSuchBucket":
-        return GwpError(f"{uri}: bucket '{_bucket(uri)}' does not exist; create it or correct the URI")
+        return GwpError(
+            f"{uri}: bucket '{_bucket(uri)}' does not exist; create it or correct the URI"
+        )
     if answer.code == "InvalidBucketName":
         return GwpError(f"{uri}: '{_bucket(uri)}' is no name for a bucket; correct the URI")
     if answer.code == "RequestTimeTooSkewed":
-        return GwpError(f"{uri}: the clock of this machine and that of storage differ; set the clock ({said})")
+        return GwpError(
+            f"{uri}: the clock of this machine and that of storage differ; set the clock ({said})"
+        )
     if answer.code == "InvalidObjectState":
-        return GwpError(f"{uri}: is archived; restore it to a storage class that can be read at once ({said})")
+        return GwpError(
+            f"{uri}: is archived; restore it to a storage class that can be read at once ({said})"
+        )
     if answer.code in _ELSEWHERE or answer.status in (301, 307):
-        return GwpError(f"{uri}: the bucket is elsewhere; check AWS_REGION and AWS_ENDPOINT_URL ({said})")
+        return GwpError(
+            f"{uri}: the bucket is elsewhere; check AWS_REGION and AWS_ENDPOINT_URL ({said})"
+        )
     if expired(error):
-        return GwpError(f"{uri}: credentials have expired or are wrong; renew them where the AWS_* environment finds them ({said})")
+        return GwpError(
+            f"{uri}: credentials have expired or are wrong; renew them where the AWS_* "
+            f"environment finds them ({said})"
+        )
     if denied(error):
         return GwpError(f"{uri}: access denied; {_KEYS} ({said})")
     if answer.code in _MISSING or answer.status == 404:
         return _missing(uri)
     if answer.code == "InvalidRange" or answer.status == 416:
-        return DataError(f"{uri}: ends before the bytes that were asked for; it is truncated or was replaced")
+        return DataError(
+            f"{uri}: ends before the bytes that were asked for; it is truncated or was replaced"
+        )
     if answer.code == "PreconditionFailed" or answer.status == 412:
         return DataError(f"{uri}: changed while it was read; read it again")
     if passing(error):
         return _keeps_failing(uri, error)
-    return GwpError(f"{uri}: storage refuses the request ({said} {answer.message}); see what its documentation says of this code")
+    return GwpError(
+        f"{uri}: storage refuses the request ({said} {answer.message}); see what its "
+        "documentation says of this code"
+    )
 
 
 def _missing(uri: str) -> MissingError:
-    return MissingError(f"{uri}: not found; check the URI" + (" and AWS_ENDPOINT_URL" if uri.startswith("s3://") else ""))
+    return MissingError(
+        f"{uri}: not found; check the URI"
+        + (" and AWS_ENDPOINT_URL" if uri.startswith("s3://") else "")
+    )
 
 
 def _keeps_failing(uri: str, error: Exception) -> GwpError:
-    return GwpError(f"{uri}: storage keeps failing ({type(error).__name__}: {error}); try later, or raise {PATIENCE}")
+    return GwpError(
+        f"{uri}: storage keeps failing ({type(error).__name__}: {error}); try later, or raise "
+        f"{PATIENCE}"
+    )
 
 
 def _bucket(uri: str) -> str:

@@ -13,15 +13,24 @@ from gwp.storage.retry import PATIENCE
 
 
 def read_ranges(uris: list[str], starts: list[int], ends: list[int]) -> list[bytes]:
-    """Bytes `starts[i]` to `ends[i]` of each object, all of one file system, asked for at once; short where an object ends before."""
+    """Bytes `starts[i]` to `ends[i]` of each object, all of one file system, asked for at once;
+    short where an object ends before.
+    """
     if not uris:
         return []
     paths = [filesystem(uri)[1] for uri in uris]
-    return call(uris[0], lambda fs, _: [bytes(part) for part in fs.cat_ranges(paths, starts, ends, on_error="raise")])
+    return call(
+        uris[0],
+        lambda fs, _: [
+            bytes(part) for part in fs.cat_ranges(paths, starts, ends, on_error="raise")
+        ],
+    )
 
 
 class Ranges(io.RawIOBase):
-    """A remote file whose reads survive what passes: after a failure it is opened anew where it stood."""
+    """A remote file whose reads survive what passes: after a failure it is opened anew where it
+    stood.
+    """
 
     def __init__(self, uri: str, ahead: int | None) -> None:
         self._uri = uri
@@ -34,8 +43,12 @@ class Ranges(io.RawIOBase):
         return fs.open(path, "rb", **self._options)
 
     def fetch(self, ranges: list[tuple[int, int]]) -> None:
-        """Ask for these bytes (begin, end; ascending, apart) at once; reads inside them cost nothing then, in place of earlier ones."""
-        found = read_ranges([self._uri] * len(ranges), [a for a, _ in ranges], [b for _, b in ranges])
+        """Ask for these bytes (begin, end; ascending, apart) at once; reads inside them cost
+        nothing then, in place of earlier ones.
+        """
+        found = read_ranges(
+            [self._uri] * len(ranges), [a for a, _ in ranges], [b for _, b in ranges]
+        )
         self._ready = {begin: data for (begin, _), data in zip(ranges, found, strict=True)}
 
     def read(self, size: int | None = -1) -> bytes:
@@ -50,7 +63,9 @@ class Ranges(io.RawIOBase):
         def attempt(fs: fsspec.AbstractFileSystem, path: str) -> bytes:
             if self._broken:
                 before, self._file = self._file, self._open(fs, path)
-                if version_of(getattr(self._file, "details", {})) != version_of(getattr(before, "details", {})):
+                if version_of(getattr(self._file, "details", {})) != version_of(
+                    getattr(before, "details", {})
+                ):
                     raise DataError(f"{self._uri}: changed while it was read; read it again")
                 self._file.seek(at)
             # Until it is known to have gone well.
@@ -86,7 +101,9 @@ class Ranges(io.RawIOBase):
 
 @contextmanager
 def native(uri: str, ahead: int) -> Iterator[Any]:
-    """An object of S3 through Arrow. A read that fails, whatever a library made of it, leaves the block as the error it was."""
+    """An object of S3 through Arrow. A read that fails, whatever a library made of it, leaves
+    the block as the error it was.
+    """
     failed: list[OSError] = []
     fs, path = arrow_filesystem(uri)
     try:
@@ -104,13 +121,19 @@ def native(uri: str, ahead: int) -> Iterator[Any]:
 
 
 def _explain_native(uri: str, error: OSError) -> NoReturn:
-    """Raise what ails `uri`. Arrow, which has been patient in its own way, has words only; the answer to our own client has a code."""
+    """Raise what ails `uri`. Arrow, which has been patient in its own way, has words only; the
+    answer to our own client has a code.
+    """
     call(uri, lambda fs, path: fs.cat_file(path, 0, 1))
-    raise GwpError(f"{uri}: storage keeps failing ({error}); try later, or raise {PATIENCE}") from error
+    raise GwpError(
+        f"{uri}: storage keeps failing ({error}); try later, or raise {PATIENCE}"
+    ) from error
 
 
 class _Native(io.RawIOBase):
-    """A file of Arrow's that notes what failed before a library between turns it into something else."""
+    """A file of Arrow's that notes what failed before a library between turns it into something
+    else.
+    """
 
     def __init__(self, raw: Any, failed: list[OSError]) -> None:
         self._raw, self._failed = raw, failed

@@ -22,12 +22,15 @@ _swept: dict[Path, float] = {}
 
 
 def is_temporary(name: str) -> bool:
-    """Whether a path is a file in the making, or what a killed writer left of one: part of no bundle and no checkpoint."""
+    """Whether a path is a file in the making, or what a killed writer left of one: part of no
+    bundle and no checkpoint.
+    """
     return _TEMPORARY.fullmatch(name.rpartition("/")[2]) is not None
 
 
 def create(path: Path, data: bytes) -> None:
-    """Write a file that must not be there yet, and have it on the disk; FileExistsError when it is.
+    """Write a file that must not be there yet, and have it on the disk; FileExistsError when it
+    is.
 
     A hard link is the one call that gives a whole file its name only if nobody else has it.
     """
@@ -48,7 +51,9 @@ def create(path: Path, data: bytes) -> None:
 
 
 def _claim(temporary: Path, path: Path) -> None:
-    """As a link, where there are none: the name is taken empty, then filled by renaming. A kill between the two leaves it empty."""
+    """As a link, where there are none: the name is taken empty, then filled by renaming. A kill
+    between the two leaves it empty.
+    """
     os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666))
     try:
         os.replace(temporary, path)
@@ -59,7 +64,8 @@ def _claim(temporary: Path, path: Path) -> None:
 
 @contextmanager
 def replacing(path: Path, durable: bool = True) -> Iterator[Path]:
-    """A path to write to; what is there when the block ends well takes the place of `path` at once, else nothing changes.
+    """A path to write to; what is there when the block ends well takes the place of `path` at
+    once, else nothing changes.
 
     durable: it is on the disk then, not only in memory.
     """

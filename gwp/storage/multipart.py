@@ -1,4 +1,6 @@
-"""Large objects of S3 in parts, each with a patience of its own: a hiccup costs one part, not the file."""
+"""Large objects of S3 in parts, each with a patience of its own: a hiccup costs one part, not
+the file.
+"""
 
 import logging
 import uuid
@@ -27,14 +29,19 @@ logger = logging.getLogger(__name__)
 class Call(Protocol):
     """Does something with the file system and path of an object, `patient` or once."""
 
-    def __call__(self, work: Callable[[fsspec.AbstractFileSystem, str], T], patient: bool = True) -> T: ...
+    def __call__(
+        self, work: Callable[[fsspec.AbstractFileSystem, str], T], patient: bool = True
+    ) -> T: ...
 
 
-def put(uri: str, call: Call, read: Callable[[int, int], bytes], size: int, create_only: bool = False) -> None:
-    """Write an object of `size` bytes; `read(start, end)` gives its bytes, the same ones whenever it is asked.
+def put(
+    uri: str, call: Call, read: Callable[[int, int], bytes], size: int, create_only: bool = False
+) -> None:
+    """Write an object of `size` bytes; `read(start, end)` gives its bytes, the same ones
+    whenever it is asked.
 
-    FileExistsError when it is there already and `create_only`. An object is there when the last part is: until then, and after a
-    failure, the one before stays.
+    FileExistsError when it is there already and `create_only`. An object is there when the last
+    part is: until then, and after a failure, the one before stays.
     """
     # An attempt whose answer was lost may have written the object: by this it is known again.
     token = uuid.uuid4().hex
@@ -43,7 +50,9 @@ def put(uri: str, call: Call, read: Callable[[int, int], bytes], size: int, crea
         data = _exactly(uri, read, 0, size)
 
         def put_whole(fs: Any, path: str) -> None:
-            fs.call_s3("put_object", **_object(fs, path), Body=data, Metadata={_WRITER: token}, **condition)
+            fs.call_s3(
+                "put_object", **_object(fs, path), Body=data, Metadata={_WRITER: token}, **condition
+            )
 
         call(lambda fs, path: _unless_done(uri, token, fs, path, put_whole))
         return
@@ -53,7 +62,13 @@ def put(uri: str, call: Call, read: Callable[[int, int], bytes], size: int, crea
 
         def complete(fs: Any, path: str) -> None:
             made_of = {"Parts": parts}
-            fs.call_s3("complete_multipart_upload", **_object(fs, path), UploadId=upload, MultipartUpload=made_of, **condition)
+            fs.call_s3(
+                "complete_multipart_upload",
+                **_object(fs, path),
+                UploadId=upload,
+                MultipartUpload=made_of,
+                **condition,
+            )
 
         call(lambda fs, path: _unless_done(uri, token, fs, path, complete))
     except BaseException:
@@ -67,7 +82,11 @@ def _object(fs: Any, path: str) -> dict[str, str]:
 
 
 def _begin(fs: Any, path: str, token: str) -> str:
-    return str(fs.call_s3("create_multipart_upload", **_object(fs, path), Metadata={_WRITER: token})["UploadId"])
+    return str(
+        fs.call_s3("create_multipart_upload", **_object(fs, path), Metadata={_WRITER: token})[
+            "UploadId"
+        ]
+    )
 
 
 def _exactly(uri: str, read: Callable[[int, int], bytes], start: int, end: int) -> bytes:
@@ -77,7 +96,9 @@ def _exactly(uri: str, read: Callable[[int, int], bytes], start: int, end: int) 
     return data
 
 
-def _send_parts(uri: str, call: Call, read: Callable[[int, int], bytes], size: int, upload: str) -> list[dict[str, Any]]:
+def _send_parts(
+    uri: str, call: Call, read: Callable[[int, int], bytes], size: int, upload: str
+) -> list[dict[str, Any]]:
     length = max(PART, -(-size // _MOST_PARTS))
 
     def send(number: int) -> dict[str, Any]:
@@ -85,7 +106,9 @@ def _send_parts(uri: str, call: Call, read: Callable[[int, int], bytes], size: i
 
         def put_part(fs: Any, path: str) -> dict[str, Any]:
             # Sent again, a part takes the place of itself.
-            sent = fs.call_s3("upload_part", **_object(fs, path), UploadId=upload, PartNumber=number, Body=data)
+            sent = fs.call_s3(
+                "upload_part", **_object(fs, path), UploadId=upload, PartNumber=number, Body=data
+            )
             return {"PartNumber": number, "ETag": sent["ETag"]}
 
         return call(put_part)
@@ -94,13 +117,17 @@ def _send_parts(uri: str, call: Call, read: Callable[[int, int], bytes], size: i
         return list(pool.map(send, range(1, -(-size // length) + 1)))
 
 
-def _unless_done(uri: str, token: str, fs: Any, path: str, work: Callable[[Any, str], None]) -> None:
+def _unless_done(
+    uri: str, token: str, fs: Any, path: str, work: Callable[[Any, str], None]
+) -> None:
     """`work`; it is well too when it is refused because an earlier attempt did it."""
     try:
         work(fs, path)
     except OSError as error:
         answer = answer_of(error)
-        refused = isinstance(error, FileExistsError) or (answer is not None and answer.status == 412)
+        refused = isinstance(error, FileExistsError) or (
+            answer is not None and answer.status == 412
+        )
         ended = answer is not None and answer.code == "NoSuchUpload"
         if not refused and not ended:
             raise
@@ -108,7 +135,9 @@ def _unless_done(uri: str, token: str, fs: Any, path: str, work: Callable[[Any, 
             return
         if refused:
             raise FileExistsError(uri) from error
-        raise GwpError(f"{uri}: somebody ended the upload before it was complete; write it again") from error
+        raise GwpError(
+            f"{uri}: somebody ended the upload before it was complete; write it again"
+        ) from error
 
 
 def _writer(fs: Any, path: str) -> str | None:
@@ -121,9 +150,14 @@ def _writer(fs: Any, path: str) -> str | None:
 
 def _abort(uri: str, call: Call, upload: str) -> None:
     def abort(fs: Any, path: str) -> None:
-                fs.call_s3("abort_multipart_upload", **_object(fs, path), UploadId=upload)
+        fs.call_s3("abort_multipart_upload", **_object(fs, path), UploadId=upload)
 
     try:
         call(abort, patient=False)
     except Exception as error:  # noqa: BLE001  what failed before is what matters
-        logger.warning("%s: parts of an upload that failed stay in the bucket until a lifecycle rule removes them (%s)", uri, error)
+        logger.warning(
+            "%s: parts of an upload that failed stay in the bucket until a lifecycle rule "
+            "removes them (%s)",
+            uri,
+            error,
+        )

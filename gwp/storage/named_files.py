@@ -14,7 +14,8 @@ _BLOCK, _AT_ONCE = 8 << 20, 4
 
 
 def read_manifest(uri: str, error: type[GwpError] = GwpError) -> bytes:
-    """The manifest at `uri`; `error` when it is longer than MANIFEST_BYTES, of which no more is read.
+    """The manifest at `uri`; `error` when it is longer than MANIFEST_BYTES, of which no more is
+    read.
 
     MissingError when there is none.
     """
@@ -28,10 +29,11 @@ def read_manifest(uri: str, error: type[GwpError] = GwpError) -> bytes:
 
 
 def check_files(uri: str, names: Iterable[object], error: type[GwpError] = GwpError) -> None:
-    """Refuse names that are not plain and relative, and local files that are links out of `uri`.
+    """Refuse names that are not plain and relative, and local files that are links out of
+    `uri`.
 
-    Hashes cannot tell: what a link leads to may change after it was hashed, and is not the folder's
-    own to copy or to remove.
+    Hashes cannot tell: what a link leads to may change after it was hashed, and is not the
+    folder's own to copy or to remove.
     """
     checked = relative_names(names, uri, error)
     if storage.is_remote(uri):

@@ -16,34 +16,88 @@ PATIENCE = "GWP_STORAGE_PATIENCE_S"
 """Environment variable: seconds for which one operation is tried again."""
 _PATIENCE_S = 30.0
 _FIRST_S, _LONGEST_S = 0.1, 5.0
-"""Waits grow from the first to the longest, each drawn at random up to its bound: workers that failed together must not come together."""
+"""Waits grow from the first to the longest, each drawn at random up to its bound: workers that
+failed together must not come together.
+"""
 
 # By package and name, because the libraries are loaded only where they are used.
-_UNREACHABLE = frozenset({
-    "aiohttp.ClientOSError", "aiohttp.ServerDisconnectedError", "botocore.ConnectTimeoutError",
-    "botocore.ReadTimeoutError", "botocore.EndpointConnectionError", "botocore.ConnectionClosedError",
-    "botocore.ProxyConnectionError", "fsspec.FSTimeoutError",
-})
-_BROKEN_OFF = frozenset({
-    "aiohttp.ClientPayloadError", "aiohttp.ContentLengthError", "aiohttp.TransferEncodingError",
-    "aiobotocore.AioAwsChunkedWrapperError", "botocore.AwsChunkedWrapperError", "botocore.FlexibleChecksumError",
-    "botocore.HTTPClientError", "botocore.IncompleteReadError", "botocore.ResponseStreamingError",
-    "botocore.ResponseParserError", "http.IncompleteRead", "urllib3.IncompleteRead",
-})
-_NO_CREDENTIALS = frozenset({
-    "botocore.NoCredentialsError", "botocore.PartialCredentialsError", "botocore.CredentialRetrievalError",
-    "botocore.TokenRetrievalError", "botocore.SSOTokenLoadError", "botocore.UnauthorizedSSOTokenError",
-})
-_PASSING_CODES = frozenset({
-    "SlowDown", "InternalError", "ServiceUnavailable", "RequestTimeout", "RequestTimeTooSkewed", "Throttling", "ThrottlingException",
-    "RequestLimitExceeded", "BandwidthLimitExceeded", "PriorRequestNotComplete", "OperationAborted", "ConditionalRequestConflict",
-})
+_UNREACHABLE = frozenset(
+    {
+        "aiohttp.ClientOSError",
+        "aiohttp.ServerDisconnectedError",
+        "botocore.ConnectTimeoutError",
+        "botocore.ReadTimeoutError",
+        "botocore.EndpointConnectionError",
+        "botocore.ConnectionClosedError",
+        "botocore.ProxyConnectionError",
+        "fsspec.FSTimeoutError",
+    }
+)
+_BROKEN_OFF = frozenset(
+    {
+        "aiohttp.ClientPayloadError",
+        "aiohttp.ContentLengthError",
+        "aiohttp.TransferEncodingError",
+        "aiobotocore.AioAwsChunkedWrapperError",
+        "botocore.AwsChunkedWrapperError",
+        "botocore.FlexibleChecksumError",
+        "botocore.HTTPClientError",
+        "botocore.IncompleteReadError",
+        "botocore.ResponseStreamingError",
+        "botocore.ResponseParserError",
+        "http.IncompleteRead",
+        "urllib3.IncompleteRead",
+    }
+)
+_NO_CREDENTIALS = frozenset(
+    {
+        "botocore.NoCredentialsError",
+        "botocore.PartialCredentialsError",
+        "botocore.CredentialRetrievalError",
+        "botocore.TokenRetrievalError",
+        "botocore.SSOTokenLoadError",
+        "botocore.UnauthorizedSSOTokenError",
+    }
+)
+_PASSING_CODES = frozenset(
+    {
+        "SlowDown",
+        "InternalError",
+        "ServiceUnavailable",
+        "RequestTimeout",
+        "RequestTimeTooSkewed",
+        "Throttling",
+        "ThrottlingException",
+        "RequestLimitExceeded",
+        "BandwidthLimitExceeded",
+        "PriorRequestNotComplete",
+        "OperationAborted",
+        "ConditionalRequestConflict",
+    }
+)
 _PASSING_STATES = frozenset({429, 500, 502, 503, 504})
-_EXPIRED_CODES = frozenset({"ExpiredToken", "ExpiredTokenException", "RequestExpired", "InvalidToken", "TokenRefreshRequired"})
-_DENIED_CODES = frozenset({
-    "AccessDenied", "AccountProblem", "AllAccessDisabled", "Forbidden", "InvalidAccessKeyId", "InvalidSecurity", "NotSignedUp",
-    "SignatureDoesNotMatch", "Unauthorized",
-})
+_EXPIRED_CODES = frozenset(
+    {
+        "ExpiredToken",
+        "ExpiredTokenException",
+        "RequestExpired",
+        "InvalidToken",
+        "TokenRefreshRequired",
+    }
+)
+_DENIED_CODES = frozenset(
+    {
+        "AccessDenied",
+        "AccountProblem",
+        "AllAccessDisabled",
+        "Forbidden",
+        "InvalidAccessKeyId",
+        "InvalidSecurity",
+        "NotSignedUp",
+        "SignatureDoesNotMatch",
+        "Unauthorized",
+    }
+)
 # Answered with 403, but no other credentials would help.
 _NOT_DENIED_CODES = frozenset({"RequestTimeTooSkewed", "InvalidObjectState", "QuotaExceeded"})
 
@@ -52,7 +106,9 @@ class Answer(NamedTuple):
     """What S3 said of a request that it did not fulfil."""
 
     code: str
-    """Its error code, such as `NoSuchKey`; the HTTP status in digits when the answer had no body, as all to HEAD."""
+    """Its error code, such as `NoSuchKey`; the HTTP status in digits when the answer had no
+    body, as all to HEAD.
+    """
     status: int
     """HTTP status; 0 where it is not known."""
     message: str
@@ -66,7 +122,9 @@ def causes(error: BaseException) -> Iterator[BaseException]:
     while current is not None and id(current) not in seen:
         seen.add(id(current))
         yield current
-        current = current.__cause__ or (None if current.__suppress_context__ else current.__context__)
+        current = current.__cause__ or (
+            None if current.__suppress_context__ else current.__context__
+        )
 
 
 def answer_of(error: BaseException) -> Answer | None:
@@ -74,9 +132,14 @@ def answer_of(error: BaseException) -> Answer | None:
     for e in causes(error):
         response = getattr(e, "response", None)
         if isinstance(response, dict) and isinstance(response.get("Error"), dict):
-            said, status = response["Error"], response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0)
+            said, status = (
+                response["Error"],
+                response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0),
+            )
             code = str(said.get("Code") or status)
-            return Answer(code, int(status or (code if code.isdigit() else 0)), str(said.get("Message", "")))
+            return Answer(
+                code, int(status or (code if code.isdigit() else 0)), str(said.get("Message", ""))
+            )
     return None
 
 
@@ -89,7 +152,10 @@ def unreachable(error: BaseException) -> bool:
     """Whether nobody answered: a refused, reset or silent connection."""
     if answer_of(error):
         return False
-    return any(isinstance(e, (ConnectionError, TimeoutError)) or _is_one_of(e, _UNREACHABLE) for e in causes(error))
+    return any(
+        isinstance(e, (ConnectionError, TimeoutError)) or _is_one_of(e, _UNREACHABLE)
+        for e in causes(error)
+    )
 
 
 def without_credentials(error: BaseException) -> bool:
@@ -98,7 +164,9 @@ def without_credentials(error: BaseException) -> bool:
 
 
 def passing(error: BaseException) -> bool:
-    """Whether the same call may succeed a little later: throttling, server errors, broken or slow connections."""
+    """Whether the same call may succeed a little later: throttling, server errors, broken or
+    slow connections.
+    """
     answer = answer_of(error)
     if answer:
         return answer.code in _PASSING_CODES or answer.status in _PASSING_STATES
@@ -127,10 +195,12 @@ def patience_s() -> float:
 
 
 def patiently(work: Callable[[], T], renew: Callable[[], None]) -> T:
-    """The result of `work`, tried again while what it raises is passing, for as long as the patience lasts.
+    """The result of `work`, tried again while what it raises is passing, for as long as the
+    patience lasts.
 
-    renew: forgets connections and credentials; called once when access is denied, because short-lived credentials are renewed in the
-    environment or in files under the feet of a long run. The last error is raised as it came.
+    renew: forgets connections and credentials; called once when access is denied, because
+    short-lived credentials are renewed in the environment or in files under the feet of a long
+    run. The last error is raised as it came.
     """
     deadline = time.monotonic() + patience_s()
     renewed, attempt = False, 0

@@ -1,4 +1,6 @@
-"""The stream itself, as training workers see it, and Ray's own reader of videos. A Ray cluster must be there."""
+"""The stream itself, as training workers see it, and Ray's own reader of videos. A Ray cluster
+must be there.
+"""
 
 import time
 from collections.abc import Sequence
@@ -21,7 +23,9 @@ class _Worker:
         self.rank, self.world = rank, world
 
     def take(self, shard: Any) -> tuple[np.ndarray, int]:
-        """When each batch came (monotonic seconds) and how many good samples it had, `[batches, 2]`; and bytes of pictures."""
+        """When each batch came (monotonic seconds) and how many good samples it had, `[batches,
+        2]`; and bytes of pictures.
+        """
         found, size = [], 0
         for batch in batches(shard, 0, self.rank, self.world):
             size += batch["latents" if "latents" in batch else "frames"].nbytes
@@ -30,8 +34,9 @@ class _Worker:
 
 
 def stream(prepared: PreparedRun, warm: int) -> tuple[Side, float]:
-    """All but the first and the last `warm` steps of a run, from the arrival of the first such batch to that of the first one behind
-    them; and seconds to the first batch of all."""
+    """All but the first and the last `warm` steps of a run, from the arrival of the first such
+    batch to that of the first one behind them; and seconds to the first batch of all.
+    """
     cluster = prepared.job.cluster
     workers = [_Worker.remote(rank, cluster.workers) for rank in range(cluster.workers)]
     try:
@@ -40,7 +45,9 @@ def stream(prepared: PreparedRun, warm: int) -> tuple[Side, float]:
         data = dataset(prepared, 0, 0)
         data.context.execution_options = execution_options(cluster)
         shards = data.streaming_split(cluster.workers, equal=True)
-        found = ray.get([w.take.remote(s) for w, s in zip(workers, shards, strict=True)], timeout=900)
+        found = ray.get(
+            [w.take.remote(s) for w, s in zip(workers, shards, strict=True)], timeout=900
+        )
     finally:
         for worker in workers:
             ray.kill(worker)
@@ -51,7 +58,9 @@ def stream(prepared: PreparedRun, warm: int) -> tuple[Side, float]:
 
 
 def read_videos(paths: Sequence[str], size: tuple[int, int], tasks: int) -> tuple[int, float]:
-    """Frames of these files through `ray.data.read_videos`, scaled to `size` (height, width), and seconds from the first one on."""
+    """Frames of these files through `ray.data.read_videos`, scaled to `size` (height, width),
+    and seconds from the first one on.
+    """
     from gwp import storage
 
     filesystem, _ = storage.arrow_filesystem(paths[0])

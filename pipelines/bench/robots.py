@@ -1,4 +1,6 @@
-"""How many robots one engine can hold: every robot asks at its own moments, whether it was answered or not, as a control loop does."""
+"""How many robots one engine can hold: every robot asks at its own moments, whether it was
+answered or not, as a control loop does.
+"""
 
 import itertools
 import threading
@@ -33,7 +35,8 @@ class Crowd:
 def robots_table(policy: Policy, size: Size, bound_ms: float, seconds: float) -> dict[str, object]:
     """Crowds of growing size, and the largest whose 99th percentile stays within the bound.
 
-    Each robot asks once per replan interval of the embodiment, at a random phase. seconds: of each crowd
+    Each robot asks once per replan interval of the embodiment, at a random phase. seconds: of
+    each crowd
     """
     embodiment = next(iter(policy.bundle.embodiments.values()))
     period, rows = embodiment.replan / embodiment.fps, []
@@ -51,8 +54,13 @@ def robots_table(policy: Policy, size: Size, bound_ms: float, seconds: float) ->
         while above - most > max(1, most // 8):
             middle = (most + above) // 2
             most, above = (middle, above) if holds(middle) else (most, middle)
-    return {"bound_ms": bound_ms, "robots": most, "period_s": period, "seconds": seconds,
-            "rows": [asdict(row) for row in sorted(rows, key=lambda row: row.robots)]}
+    return {
+        "bound_ms": bound_ms,
+        "robots": most,
+        "period_s": period,
+        "seconds": seconds,
+        "rows": [asdict(row) for row in sorted(rows, key=lambda row: row.robots)],
+    }
 
 
 def _crowd(engine: Engine, size: Size, robots: int, period: float, seconds: float) -> Crowd:

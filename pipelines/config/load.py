@@ -1,8 +1,9 @@
 """YAML into pydantic models: strict, with every problem at once and the line it stands on.
 
-A document is `kind: TrainJob`, `version: 1` and the fields of that model. `extends: base.yaml` (one level, relative to the file)
-merges mappings and replaces everything else; `--set a.b=value` comes last. Scalars follow YAML 1.2: `1e-4` is a number, `on`
-and `12:30` are strings. Paths are seen from the folder in which the command runs, and absolute in what is read.
+A document is `kind: TrainJob`, `version: 1` and the fields of that model. `extends: base.yaml`
+(one level, relative to the file) merges mappings and replaces everything else; `--set
+a.b=value` comes last. Scalars follow YAML 1.2: `1e-4` is a number, `on` and `12:30` are
+strings. Paths are seen from the folder in which the command runs, and absolute in what is read.
 """
 
 import hashlib
@@ -27,16 +28,23 @@ M = TypeVar("M", bound=BaseModel)
 _SCALARS = {
     "tag:yaml.org,2002:null": (re.compile(r"^(?:~|null|Null|NULL|)$"), ["~", "n", "N", ""]),
     "tag:yaml.org,2002:bool": (re.compile(r"^(?:true|True|TRUE|false|False|FALSE)$"), list("tTfF")),
-    "tag:yaml.org,2002:int": (re.compile(r"^(?:[-+]?[0-9]+|0o[0-7]+|0x[0-9a-fA-F]+)$"), list("-+0123456789")),
+    "tag:yaml.org,2002:int": (
+        re.compile(r"^(?:[-+]?[0-9]+|0o[0-7]+|0x[0-9a-fA-F]+)$"),
+        list("-+0123456789"),
+    ),
     "tag:yaml.org,2002:float": (
-        re.compile(r"^(?:[-+]?(?:\.[0-9]+|[0-9]+(?:\.[0-9]*)?)(?:[eE][-+]?[0-9]+)?|[-+]?\.(?:inf|Inf|INF)|\.(?:nan|NaN|NAN))$"),
+        re.compile(
+            r"^(?:[-+]?(?:\.[0-9]+|[0-9]+(?:\.[0-9]*)?)(?:[eE][-+]?[0-9]+)?|[-+]?\.(?:inf|Inf|INF)|\.(?:nan|NaN|NAN))$"
+        ),
         list("-+.0123456789"),
     ),
 }
 
 
 class _Loader(yaml.SafeLoader):
-    """Composes node trees with YAML 1.2 scalars. Nothing is constructed, so no tag can run code."""
+    """Composes node trees with YAML 1.2 scalars. Nothing is constructed, so no tag can run
+    code.
+    """
 
     yaml_implicit_resolvers: dict[str, list[tuple[str, re.Pattern[str]]]] = {}  # noqa: RUF012 - PyYAML's own class attribute
 
@@ -79,12 +87,19 @@ def _scalar(node: yaml.ScalarNode, problems: list[str], where: str, path: str) -
         if kind == "int":
             return int(text, {"0o": 8, "0x": 16}.get(text[:2], 10))
         return float(text.lower().replace(".inf", "inf").replace(".nan", "nan"))
-    problems.append(f"{where} {path}: the tag {node.tag} is not understood here; write a plain value")
+    problems.append(
+        f"{where} {path}: the tag {node.tag} is not understood here; write a plain value"
+    )
     return text
 
 
 def _tree(
-    node: yaml.Node, name: str, problems: list[str], path: str = "", above: tuple[yaml.Node, ...] = (), line: int = 0
+    node: yaml.Node,
+    name: str,
+    problems: list[str],
+    path: str = "",
+    above: tuple[yaml.Node, ...] = (),
+    line: int = 0,
 ) -> Node:
     line = line or node.start_mark.line + 1
     where = name if name.startswith("--set") else f"{name}:{line}"
@@ -95,7 +110,13 @@ def _tree(
     if isinstance(node, yaml.ScalarNode):
         return Node(_scalar(node, problems, where, path), where)
     if isinstance(node, yaml.SequenceNode):
-        return Node([_tree(item, name, problems, f"{path}.{i}".lstrip("."), above) for i, item in enumerate(node.value)], where)
+        return Node(
+            [
+                _tree(item, name, problems, f"{path}.{i}".lstrip("."), above)
+                for i, item in enumerate(node.value)
+            ],
+            where,
+        )
     assert isinstance(node, yaml.MappingNode)
     children: dict[str, Node] = {}
     for key_node, value_node in node.value:
@@ -106,7 +127,9 @@ def _tree(
         key, below = key_node.value, f"{path}.{key_node.value}".lstrip(".")
         child = _tree(value_node, name, problems, below, above, at)
         if key in children:
-            problems.append(f"{child.where} {below}: duplicate key, first given at {children[key].where}; keep one")
+            problems.append(
+                f"{child.where} {below}: duplicate key, first given at {children[key].where}; keep one"
+            )
         children[key] = child
     return Node(children, where)
 
@@ -151,21 +174,27 @@ def _merge(base: Node, over: Node) -> Node:
 
 
 def _put(node: Node, keys: list[str], value: Node, done: str = "") -> Node:
-    """`node` with `value` at the path `keys`; mappings on the way are made, list entries must exist. KeyError: why it cannot be."""
+    """`node` with `value` at the path `keys`; mappings on the way are made, list entries must
+    exist. KeyError: why it cannot be.
+    """
     if not keys:
         return value
     key, rest = keys[0], keys[1:]
     here = f"{done}.{key}".lstrip(".")
     if isinstance(node.value, list):
         if not (key.isdecimal() and int(key) < len(node.value)):
-            raise KeyError(f"{done} is a list of {len(node.value)}; give an index from 0 to {len(node.value) - 1}")
+            raise KeyError(
+                f"{done} is a list of {len(node.value)}; give an index from 0 to {len(node.value) - 1}"
+            )
         items = list(node.value)
         items[int(key)] = _put(items[int(key)], rest, value, here)
         return replace(node, value=items)
     if node.value is not None and not isinstance(node.value, dict):
         raise KeyError(f"{done} is the value {node.value!r} and has no keys")
     children = dict(node.value or {})
-    children[key] = _put(children.get(key, Node({} if rest else None, value.where)), rest, value, here)
+    children[key] = _put(
+        children.get(key, Node({} if rest else None, value.where)), rest, value, here
+    )
     return replace(node, value=children)
 
 
@@ -209,7 +238,11 @@ def base_of(path: str) -> str | None:
         extends = _read(path, []).value.get("extends")
     except ConfigError:
         return None
-    return _beside(path, extends.value) if extends is not None and isinstance(extends.value, str) else None
+    return (
+        _beside(path, extends.value)
+        if extends is not None and isinstance(extends.value, str)
+        else None
+    )
 
 
 def _load_tree(path: str, sets: Iterable[str], problems: list[str]) -> Node:
@@ -225,7 +258,10 @@ def _load_tree(path: str, sets: Iterable[str], problems: list[str]) -> Node:
             problems += [f"{extends.where} extends: {line}" for line in error.lines]
             base = Node({}, base_path)
         if (nested := base.value.pop("extends", None)) is not None:
-            problems.append(f"{nested.where} extends: one level only, and {path} extends this file already; write the fields out")
+            problems.append(
+                f"{nested.where} extends: one level only, and {path} extends this file "
+                "already; write the fields out"
+            )
         root = _merge(base, root)
     return _apply(root, sets, problems)
 
@@ -248,12 +284,17 @@ def _validate(root: Node, model: type[M], problems: list[str]) -> M:
 
 
 def load_config(
-    path: str | os.PathLike[str], model: type[M], sets: Sequence[str] = (), *, as_written: bool = False,
+    path: str | os.PathLike[str],
+    model: type[M],
+    sets: Sequence[str] = (),
+    *,
+    as_written: bool = False,
 ) -> M:
-    """Read `path` (local or `s3://`) as `model`, with `sets` (`a.b=value`, parsed as YAML) on top.
+    """Read `path` (local or `s3://`) as `model`, with `sets` (`a.b=value`, parsed as YAML) on
+    top.
 
-    Local paths inside become absolute, unless `as_written`. Raises ConfigError with every problem:
-    `file:line key.path: what is wrong, did you mean ...?`.
+    Local paths inside become absolute, unless `as_written`. Raises ConfigError with every
+    problem: `file:line key.path: what is wrong, did you mean ...?`.
     """
     problems: list[str] = []
     root = _load_tree(os.fspath(path), sets, problems)
@@ -263,44 +304,66 @@ def load_config(
 
 def kinds() -> dict[str, tuple[str, str]]:
     """What a document's `kind:` may be -> module and class that it configures."""
-    return {"TrainJob": ("pipelines.jobs.train_job", "TrainJob"), "ServeApp": ("serve.config", "ServeApp")}
+    return {
+        "TrainJob": ("pipelines.jobs.train_job", "TrainJob"),
+        "ServeApp": ("serve.config", "ServeApp"),
+    }
 
 
 def model_of(kind: str) -> type[BaseModel]:
     """The model class of a `kind:`; ConfigError for an unknown one."""
     if kind not in kinds():
-        raise ConfigError([f"{kind!r} is not a kind of configuration{did_you_mean(kind, kinds())}; known: {', '.join(kinds())}"])
+        raise ConfigError(
+            [
+                (
+                    f"{kind!r} is not a kind of configuration{did_you_mean(kind, kinds())}; known: "
+                    f"{', '.join(kinds())}"
+                )
+            ]
+        )
     module, name = kinds()[kind]
     found: type[BaseModel] = getattr(import_module(module), name)
     return found
 
 
 def load_any(path: str | os.PathLike[str], sets: Sequence[str] = ()) -> BaseModel:
-    """Read a document as the model that its own `kind:` names. Raises ConfigError as `load_config` does."""
+    """Read a document as the model that its own `kind:` names. Raises ConfigError as
+    `load_config` does.
+    """
     problems: list[str] = []
     root = _load_tree(os.fspath(path), sets, problems)
     kind = root.value.get("kind")
     if kind is None or kind.value not in kinds():
-        given = "missing" if kind is None else f"{kind.value!r} is unknown{did_you_mean(str(kind.value), kinds())}"
+        given = (
+            "missing"
+            if kind is None
+            else f"{kind.value!r} is unknown{did_you_mean(str(kind.value), kinds())}"
+        )
         where = root.where if kind is None else kind.where
         raise ConfigError([*problems, f"{where} kind: {given}; write one of {', '.join(kinds())}"])
     return absolute_paths(_validate(root, model_of(kind.value), problems))
 
 
 def resolved(config: BaseModel) -> dict[str, Any]:
-    """The whole configuration as plain JSON values, defaults included, with `kind` and `version` so that it loads again."""
+    """The whole configuration as plain JSON values, defaults included, with `kind` and
+    `version` so that it loads again.
+    """
     return {"kind": type(config).__name__, "version": 1} | config.model_dump(mode="json")
 
 
 def dump_resolved(config: BaseModel) -> str:
     """`resolved` as YAML text."""
-    return yaml.dump(resolved(config), Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=120)
+    return yaml.dump(
+        resolved(config), Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=120
+    )
 
 
 def config_hash(config: BaseModel, exclude: Iterable[str] = ()) -> str:
-    """sha256 (hex) of the canonical JSON of the configuration, without the run-only fields named in `exclude` (`a.b`: nested).
+    """sha256 (hex) of the canonical JSON of the configuration, without the run-only fields
+    named in `exclude` (`a.b`: nested).
 
-    KeyError when a name in `exclude` is no field, so that a renamed field cannot slip into the hash unseen.
+    KeyError when a name in `exclude` is no field, so that a renamed field cannot slip into the
+    hash unseen.
     """
     values = resolved(config)
     for name in exclude:
@@ -322,7 +385,8 @@ def schema(kind: str) -> dict[str, Any]:
         "version": {"const": 1, "description": "Version of the format."},
         "extends": {
             "type": "string",
-            "description": "Another file (relative to this one) whose values stand where this one gives none.",
+            "description": "Another file (relative to this one) whose values stand where this "
+            "one gives none.",
         },
     }
     found["properties"] = envelope | found.get("properties", {})

@@ -36,11 +36,18 @@ gwp config schema TrainJob                    # JSON Schema, for completion in e
 A field without a default must be given. Where a text says None, YAML says `null`.
 """
 _NAMES = {
-    str: "text", int: "whole number", float: "number", bool: "true or false", type(None): "null",
+    str: "text",
+    int: "whole number",
+    float: "number",
+    bool: "true or false",
+    type(None): "null",
     Any: "anything",
 }
 _BOUNDS = (
-    ("gt", "above"), ("ge", "at least"), ("lt", "below"), ("le", "at most"),
+    ("gt", "above"),
+    ("ge", "at least"),
+    ("lt", "below"),
+    ("le", "at most"),
     ("min_length", "at least"),
 )
 

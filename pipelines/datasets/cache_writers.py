@@ -1,4 +1,6 @@
-"""Shards of a cache, as tasks and actors make them: decode in tasks, encode and write in actors that hold the codec."""
+"""Shards of a cache, as tasks and actors make them: decode in tasks, encode and write in actors
+that hold the codec.
+"""
 
 import tempfile
 from collections.abc import Sequence
@@ -19,7 +21,9 @@ from gwp.model.codecs.video import VideoCodec, load_video_codec
 _TOGETHER = 8
 """Samples or texts that are encoded at a time."""
 _SAME = 0.05
-"""Share of its norm that an embedding computed elsewhere may differ by: bf16 arithmetic through 24 layers."""
+"""Share of its norm that an embedding computed elsewhere may differ by: bf16 arithmetic through
+24 layers.
+"""
 
 
 def frame_shape(row: dict[str, Any], spec: SampleSpec) -> tuple[int, int, int, int]:
@@ -29,14 +33,23 @@ def frame_shape(row: dict[str, Any], spec: SampleSpec) -> tuple[int, int, int, i
 
 
 def decode_block(table: pa.Table, spec: SampleSpec) -> pa.Table:
-    """Frames of a shard's rows as bytes, because their shapes may differ; null where they cannot be decoded."""
+    """Frames of a shard's rows as bytes, because their shapes may differ; null where they
+    cannot be decoded.
+    """
     rows = table.to_pylist()
     frames, reasons = decode_frames(rows, spec)
-    return pa.table({
-        "name": table["name"], "shard": table["shard"], "shape": pa.array([frame_shape(row, spec) for row in rows], pa.list_(pa.int32())),
-        "frames": pa.array([frames[i].tobytes() if i in frames else None for i in range(len(rows))], pa.large_binary()),
-        "reason": pa.array([reasons.get(i) for i in range(len(rows))], pa.string()),
-    })
+    return pa.table(
+        {
+            "name": table["name"],
+            "shard": table["shard"],
+            "shape": pa.array([frame_shape(row, spec) for row in rows], pa.list_(pa.int32())),
+            "frames": pa.array(
+                [frames[i].tobytes() if i in frames else None for i in range(len(rows))],
+                pa.large_binary(),
+            ),
+            "reason": pa.array([reasons.get(i) for i in range(len(rows))], pa.string()),
+        }
+    )
 
 
 class LatentWriter:
@@ -45,7 +58,9 @@ class LatentWriter:
     def __init__(self, uri: str, number_format: NumberFormat, gpu: bool) -> None:
         self.uri, self.number_format, self.device = uri, number_format, "cuda" if gpu else "cpu"
         with tempfile.TemporaryDirectory() as scratch:
-            self.codec: VideoCodec = load_video_codec(storage.download(storage.join(uri, "codec"), scratch))
+            self.codec: VideoCodec = load_video_codec(
+                storage.download(storage.join(uri, "codec"), scratch)
+            )
 
     def __call__(self, table: pa.Table) -> pa.Table:
         names, shapes, reasons = (table[n].to_pylist() for n in ("name", "shape", "reason"))
@@ -60,13 +75,21 @@ class LatentWriter:
         for shape, rows in good.items():
             for start in range(0, len(rows), _TOGETHER):
                 some = rows[start : start + _TOGETHER]
-                pictures = [np.frombuffer(table["frames"][i].as_buffer(), np.uint8).reshape(shape) for i in some]
+                pictures = [
+                    np.frombuffer(table["frames"][i].as_buffer(), np.uint8).reshape(shape)
+                    for i in some
+                ]
                 with torch.no_grad():
-                    latents = self.codec.encode(torch.from_numpy(np.stack(pictures)).to(self.device))
+                    latents = self.codec.encode(
+                        torch.from_numpy(np.stack(pictures)).to(self.device)
+                    )
                 for i, one in zip(some, latents, strict=True):
                     stored = to_stored(one, self.number_format)
                     if stored is None:
-                        failed[names[i]] = {"reason": f"latents do not fit into {self.number_format}", "shape": self._latent(shape)}
+                        failed[names[i]] = {
+                            "reason": f"latents do not fit into {self.number_format}",
+                            "shape": self._latent(shape),
+                        }
                     else:
                         arrays[names[i]] = stored
         number = table["shard"][0].as_py()
@@ -76,7 +99,12 @@ class LatentWriter:
     def _latent(self, shape: Sequence[int]) -> list[int]:
         """Shape `[C, T_lat, h, w]` of the latents of frames `[T, H, W, 3]`."""
         c = self.codec
-        return [c.channels, (shape[0] - 1) // c.temporal + 1, shape[1] // c.spatial, shape[2] // c.spatial]
+        return [
+            c.channels,
+            (shape[0] - 1) // c.temporal + 1,
+            shape[1] // c.spatial,
+            shape[2] // c.spatial,
+        ]
 
 
 class TextWriter:
@@ -86,7 +114,9 @@ class TextWriter:
         self.uri, self.number_format = uri, number_format
         # Kept while it lives: its weights are read from there as they are needed.
         self.scratch = tempfile.TemporaryDirectory()
-        self.encoder: Any = load_text_encoder(storage.download(storage.join(uri, "text"), self.scratch.name))
+        self.encoder: Any = load_text_encoder(
+            storage.download(storage.join(uri, "text"), self.scratch.name)
+        )
         self.compared = False
         if gpu and hasattr(self.encoder, "model"):
             self.encoder.model.to("cuda")
@@ -102,15 +132,26 @@ class TextWriter:
                     length = int(found.any(1).nonzero().max()) + 1 if found.any() else 0
                     stored = to_stored(found[:length], self.number_format)
                     if stored is None:
-                        raise GwpError(f"embeddings do not fit into {self.number_format}; use --number-format bfloat16 and another --out")
+                        raise GwpError(
+                            f"embeddings do not fit into {self.number_format}; use "
+                            "--number-format bfloat16 and another --out"
+                        )
                     arrays[row["name"]] = stored
         except GwpError as error:
             return _told(number, 0, 0, str(error))
-        return _told(number, len(rows), write_shard(self.uri, "texts", number, arrays, {}, self.number_format))
+        return _told(
+            number,
+            len(rows),
+            write_shard(self.uri, "texts", number, arrays, {}, self.number_format),
+        )
 
     def _embed(self, rows: list[dict[str, Any]]) -> list[torch.Tensor]:
         """fp32 `[rows, dim]` of each text, from a file where it names one."""
-        read = {i: read_t5_embedding(row["file"])[: self.encoder.rows] for i, row in enumerate(rows) if row["file"]}
+        read = {
+            i: read_t5_embedding(row["file"])[: self.encoder.rows]
+            for i, row in enumerate(rows)
+            if row["file"]
+        }
         if not self.compared:
             for i in list(read)[:1]:
                 self._compare(rows[i], read[i])
@@ -127,8 +168,11 @@ class TextWriter:
             padded[: len(found)] = found
         apart = float((padded - own).norm() / own.norm().clamp(min=1e-9))
         if apart > _SAME:
-            raise GwpError(f"{row['file']}: {apart:.0%} away from what the stage's text encoder makes of '{row['text'][:60]}'; leave "
-                           "--t5-embedding out")
+            raise GwpError(
+                f"{row['file']}: {apart:.0%} away from what the stage's text encoder makes of "
+                f"'{row['text'][:60]}'; leave "
+                "--t5-embedding out"
+            )
         self.compared = True
 
 

@@ -117,7 +117,8 @@ def corrected_starts(data: RobotSet, episodes: Sequence[Episode]) -> Iterator[Fi
 def stream_infos(
     data: RobotSet, episodes: Sequence[Episode], camera: str, check: EpisodeCheck | None
 ) -> list[VideoInfo] | str:
-    """Facts of all videos of a camera that can be read, or of its pictures, or why there are none.
+    """Facts of all videos of a camera that can be read, or of its pictures, or why there are
+    none.
 
     episodes: those that are used; check: of a LeRobot set, which holds videos
     """

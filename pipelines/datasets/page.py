@@ -31,7 +31,9 @@ _CAMERA_CANVAS = Canvas(layout="single", width=320, height=240)
 _CHUNKS = (16, 8, 4)
 """Lengths of the window that is shown; the longest that fits."""
 _SIZES: dict[Layout, tuple[int, int]] = {
-    "t": (320, 384), "horizontal": (480, 240), "single": (320, 240),
+    "t": (320, 384),
+    "horizontal": (480, 240),
+    "single": (320, 240),
 }
 """Width and height of the canvas that is shown, pixels."""
 _LAYOUTS: dict[int, Layout] = {3: "t", 2: "horizontal"}
@@ -63,7 +65,8 @@ class Part:
 def write_page(uri: str, source: Source, facts: dict[str, Any], layout: Layout | None) -> None:
     """Write one HTML file that needs nothing beside it.
 
-    facts: what `pipelines.datasets.inspect.describe` says of the source; layout: of the canvas that is
+    facts: what `pipelines.datasets.inspect.describe` says of the source; layout: of the canvas
+    that is
     shown, None: by the number of cameras
     """
     data = robots_at(source)
@@ -118,8 +121,13 @@ def _robot_facts(facts: dict[str, Any]) -> list[Part]:
     more = len(tasks) - _MAX_TASKS
     note = f"The {_MAX_TASKS} most frequent; {more} more are not shown." if more > 0 else ""
     columns = {
-        "camera": "camera", "size": "size, pixels", "fps": "rate, Hz", "codec": "codec",
-        "gop": "longest GOP, frames", "files": "files", "problem": "problem",
+        "camera": "camera",
+        "size": "size, pixels",
+        "fps": "rate, Hz",
+        "codec": "codec",
+        "gop": "longest GOP, frames",
+        "files": "files",
+        "problem": "problem",
     }
     if not any("problem" in camera for camera in facts["cameras"]):
         del columns["problem"]
@@ -136,8 +144,13 @@ def _video_facts(facts: dict[str, Any]) -> list[Part]:
     more = len(videos) - _MAX_VIDEOS
     note = f"The first {_MAX_VIDEOS}; {more} more are not shown." if more > 0 else ""
     columns = {
-        "video": "video", "size": "size, pixels", "fps": "rate, Hz", "codec": "codec",
-        "gop": "longest GOP, frames", "seconds": "seconds", "caption": "caption",
+        "video": "video",
+        "size": "size, pixels",
+        "fps": "rate, Hz",
+        "codec": "codec",
+        "gop": "longest GOP, frames",
+        "seconds": "seconds",
+        "caption": "caption",
     }
     return [Part("Videos", note, table=_table(videos[:_MAX_VIDEOS], columns))] if videos else []
 

@@ -21,16 +21,33 @@ from pipelines.console import event, table
 
 def source_of(args: argparse.Namespace, uri: str, **more: str | None) -> Source:
     """The source that the options describe. GwpError when one of them is none."""
-    columns = {name: tuple(given.split(",")) for name in ("state", "action") if (given := getattr(args, name))}
+    columns = {
+        name: tuple(given.split(","))
+        for name in ("state", "action")
+        if (given := getattr(args, name))
+    }
     try:
-        return Source.model_validate({"uri": uri, "format": args.format, "fps": args.fps, "split": args.split, **columns, **more})
+        return Source.model_validate(
+            {
+                "uri": uri,
+                "format": args.format,
+                "fps": args.fps,
+                "split": args.split,
+                **columns,
+                **more,
+            }
+        )
     except ValidationError as error:
         told = error.errors()[0]
-        raise GwpError(f"--{'.'.join(map(str, told['loc']))}: {told['msg'].removeprefix('Value error, ')}") from error
+        raise GwpError(
+            f"--{'.'.join(map(str, told['loc']))}: {told['msg'].removeprefix('Value error, ')}"
+        ) from error
 
 
 def write_stats(args: argparse.Namespace) -> None:
-    """Compute or import, and write, the statistics that the options of `gwp data stats` ask for."""
+    """Compute or import, and write, the statistics that the options of `gwp data stats` ask
+    for.
+    """
     if args.form == "openpi" and args.width:
         raise GwpError("--width pads the published form; openpi's files are not padded")
     embodiment, stats = _imported(args) if args.given else _computed(args)
@@ -38,19 +55,47 @@ def write_stats(args: argparse.Namespace) -> None:
     storage.write_bytes(args.out, (json.dumps(found, indent=1) + "\n").encode())
     mask, about = embodiment.delta, stats.metadata
     apart = [
-        f"{a} - {s}" for a, s, d in zip(embodiment.action_names, embodiment.state_names, mask, strict=False) if d and a != s
+        f"{a} - {s}"
+        for a, s, d in zip(embodiment.action_names, embodiment.state_names, mask, strict=False)
+        if d and a != s
     ]
     if apart:
-        event("warning", text="delta subtracts a state of another name; check that it is the same quantity", pairs=", ".join(apart))
-    unusable = ", ".join(d["unusable_episodes"] for d in about.get("datasets", []) if d["unusable_episodes"])
+        event(
+            "warning",
+            text="delta subtracts a state of another name; check that it is the same quantity",
+            pairs=", ".join(apart),
+        )
+    unusable = ", ".join(
+        d["unusable_episodes"] for d in about.get("datasets", []) if d["unusable_episodes"]
+    )
     if unusable:
-        event("warning", text="episodes that cannot be used do not count; `gwp data inspect` tells why", episodes=unusable)
-    counts = {"num_episodes": "episodes", "num_state_samples": "states", "num_windows_left_out": "windows left out"}
-    print(table([{"written": args.out} | {name: about[key] for key, name in counts.items() if key in about}]))
-    still = ((stats.state, embodiment.state_names, "state"), (stats.action, embodiment.action_names, "action"))
+        event(
+            "warning",
+            text="episodes that cannot be used do not count; `gwp data inspect` tells why",
+            episodes=unusable,
+        )
+    counts = {
+        "num_episodes": "episodes",
+        "num_state_samples": "states",
+        "num_windows_left_out": "windows left out",
+    }
+    print(
+        table(
+            [
+                {"written": args.out}
+                | {name: about[key] for key, name in counts.items() if key in about}
+            ]
+        )
+    )
+    still = (
+        (stats.state, embodiment.state_names, "state"),
+        (stats.action, embodiment.action_names, "action"),
+    )
     for feature, names, what in still:
         if feature.constant.any():
-            print(f"constant {what}: {', '.join(names[i] for i in np.flatnonzero(feature.constant))}")
+            print(
+                f"constant {what}: {', '.join(names[i] for i in np.flatnonzero(feature.constant))}"
+            )
 
 
 def _computed(args: argparse.Namespace) -> tuple[Embodiment, Stats]:
@@ -59,17 +104,27 @@ def _computed(args: argparse.Namespace) -> tuple[Embodiment, Stats]:
     embodiment = _embodiment(args)
     chunk = args.chunk or embodiment.chunk
     if chunk % 4:
-        raise GwpError(f"--chunk {chunk}: the frames of a chunk must be 4n+1, so give a multiple of 4")
+        raise GwpError(
+            f"--chunk {chunk}: the frames of a chunk must be 4n+1, so give a multiple of 4"
+        )
     embodiment = embodiment.model_copy(update={"chunk": chunk})
-    sources = [source_of(args, uri, embodiment=embodiment.name, episodes=args.episodes) for uri in args.uris]
+    sources = [
+        source_of(args, uri, embodiment=embodiment.name, episodes=args.episodes)
+        for uri in args.uris
+    ]
     return embodiment, compute_stats(sources, embodiment, Window(chunk=chunk, stride=chunk // 4))
 
 
 def _imported(args: argparse.Namespace) -> tuple[Embodiment, Stats]:
     if args.uris or args.episodes or args.delta:
-        raise GwpError("--import takes the numbers of a file; leave out sets, --episodes and --delta")
+        raise GwpError(
+            "--import takes the numbers of a file; leave out sets, --episodes and --delta"
+        )
     if not args.embodiment:
-        raise GwpError("--import needs --embodiment FILE: the rule that the statistics were computed under is not in every file")
+        raise GwpError(
+            "--import needs --embodiment FILE: the rule that the statistics were computed "
+            "under is not in every file"
+        )
     embodiment = load_config(args.embodiment, Embodiment)
     embodiment = embodiment.model_copy(update={"chunk": args.chunk or embodiment.chunk})
     return embodiment, import_stats(args.given, embodiment)
@@ -78,7 +133,10 @@ def _imported(args: argparse.Namespace) -> tuple[Embodiment, Stats]:
 def _embodiment(args: argparse.Namespace) -> Embodiment:
     if args.embodiment:
         if args.delta:
-            raise GwpError("--delta and --embodiment both say which actions are relative; put delta_mask into the file")
+            raise GwpError(
+                "--delta and --embodiment both say which actions are relative; put delta_mask "
+                "into the file"
+            )
         return load_config(args.embodiment, Embodiment)
     if not args.chunk:
         raise GwpError("give --chunk P, or --embodiment FILE with its chunk")
@@ -89,7 +147,9 @@ def _embodiment(args: argparse.Namespace) -> Embodiment:
     except ValueError as error:
         raise GwpError(f"--delta: {error}") from error
     if chosen and max(chosen) >= width:
-        raise GwpError(f"--delta {args.delta}: {args.uris[0]} has {width} actions, 0 to {width - 1}")
+        raise GwpError(
+            f"--delta {args.delta}: {args.uris[0]} has {width} actions, 0 to {width - 1}"
+        )
     mask = tuple(i in chosen for i in range(width))
     return embodiment_of(data, args.name, args.chunk, args.chunk, cameras={}, delta_mask=mask)
 
@@ -97,5 +157,7 @@ def _embodiment(args: argparse.Namespace) -> Embodiment:
 def _robots(args: argparse.Namespace) -> RobotSet:
     data = robots_at(source_of(args, args.uris[0]))
     if data is None:
-        raise GwpError(f"{args.uris[0]}: no robot set there (plain videos have no state and action); check the URI")
+        raise GwpError(
+            f"{args.uris[0]}: no robot set there (plain videos have no state and action); check the URI"
+        )
     return data

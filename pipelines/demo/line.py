@@ -1,7 +1,8 @@
-"""The demo: from nothing to a served policy and a report, every step the real one and every figure measured in this run.
+"""The demo: from nothing to a served policy and a report, every step the real one and every
+figure measured in this run.
 
-mini-cluster -> demonstrations -> world -> embodied -> policy (one worker killed on the way) -> bundle -> registry -> endpoint ->
-a fleet of robots in closed loop -> evaluation -> report.
+mini-cluster -> demonstrations -> world -> embodied -> policy (one worker killed on the way) ->
+bundle -> registry -> endpoint -> a fleet of robots in closed loop -> evaluation -> report.
 """
 
 import json
@@ -39,10 +40,12 @@ _PATIENCE_S, _SETTLE_S, _FLEET_S = 240.0, 90.0, 900.0
 
 
 def run_demo(folder: Path, quick: bool = False, promised_s: float = PROMISED_S) -> dict[str, Any]:
-    """Run the whole line below `folder` and return the summary, also written to `summary.json` beside `report.html`.
+    """Run the whole line below `folder` and return the summary, also written to `summary.json`
+    beside `report.html`.
 
-    promised_s: how long it may take; on a machine too slow for that, less is done (`pipelines.demo.size.CUTS`). A quick demo is never
-    cut. The summary's `shortfalls` has a line for everything that the demo set out to show and that did not happen.
+    promised_s: how long it may take; on a machine too slow for that, less is done
+    (`pipelines.demo.size.CUTS`). A quick demo is never cut. The summary's `shortfalls` has a
+    line for everything that the demo set out to show and that did not happen.
     """
     folder.mkdir(parents=True, exist_ok=True)
     begin = time.time()
@@ -52,11 +55,17 @@ def run_demo(folder: Path, quick: bool = False, promised_s: float = PROMISED_S) 
     demo = _Demo(folder, chosen.size, f"demo-{int(begin)}", seconds)
     with ExitStack() as stack:
         summary = demo.run(stack)
-    summary |= {"quick": quick, "seconds": round(time.time() - begin, 1), "phases_s": seconds} | chosen.summary()
+    summary |= {
+        "quick": quick,
+        "seconds": round(time.time() - begin, 1),
+        "phases_s": seconds,
+    } | chosen.summary()
     summary["shortfalls"] = shortfalls(summary)
     (folder / "summary.json").write_text(json.dumps(summary, indent=1))
     report = write_report(folder, summary, demo.media)
-    event("report", path=str(report), summary=str(folder / "summary.json"), seconds=summary["seconds"])
+    event(
+        "report", path=str(report), summary=str(folder / "summary.json"), seconds=summary["seconds"]
+    )
     for shortfall in summary["shortfalls"]:
         event("did not happen", what=shortfall)
     return summary
@@ -100,27 +109,51 @@ class _Demo:
             promote("gwp", version, "champion")
             policy = Policy.load("models:/gwp@champion")
         with self._phase("serve"):
-            config = ServeApp.model_validate({
-                "policy": "models:/gwp@champion", "port": _free_port(),
-                "gateway": {"pool": "serve"}, "replica": {"pool": "serve", "cpus": 0.5},
-                "autoscaling": {"min_replicas": 1, "max_replicas": 3, "target_ongoing_requests": 1.5, "upscale_delay_s": 1.0,
-                                "downscale_delay_s": 4.0, "look_back_period_s": 2.0, "metrics_interval_s": 0.5},
-                "limits": {"request_timeout_s": 30},
-            })
+            config = ServeApp.model_validate(
+                {
+                    "policy": "models:/gwp@champion",
+                    "port": _free_port(),
+                    "gateway": {"pool": "serve"},
+                    "replica": {"pool": "serve", "cpus": 0.5},
+                    "autoscaling": {
+                        "min_replicas": 1,
+                        "max_replicas": 3,
+                        "target_ongoing_requests": 1.5,
+                        "upscale_delay_s": 1.0,
+                        "downscale_delay_s": 4.0,
+                        "look_back_period_s": 2.0,
+                        "metrics_interval_s": 0.5,
+                    },
+                    "limits": {"request_timeout_s": 30},
+                }
+            )
             url = deploy(config)
-        fleet = self._fleet(url, policy.bundle.embodiments["metaworld-sawyer"].replan, lambda: replica_states(config.name))
+        fleet = self._fleet(
+            url,
+            policy.bundle.embodiments["metaworld-sawyer"].replan,
+            lambda: replica_states(config.name),
+        )
         with self._phase("evaluation"):
             labelled = storage.join(self.bucket, "data", "policy-held-out")
             open_loop = evaluate.open_loop(policy, labelled)
             self.media.actions = open_loop.trace
             self.media.imagined = evaluate.imagined(policy, labelled, clips=len(size.tasks))
-            latency = evaluate.latency(policy, evaluate.first_observation(policy, labelled), size.latency_repeats)
+            latency = evaluate.latency(
+                policy, evaluate.first_observation(policy, labelled), size.latency_repeats
+            )
             self.media.latency = {"act_ms": latency.act_ms, "joint_ms": latency.joint_ms}
-            steps, seams = steps_study(policy, labelled, (10, 4, 2, 1)), seams_study(policy, labelled)
+            steps, seams = (
+                steps_study(policy, labelled, (10, 4, 2, 1)),
+                seams_study(policy, labelled),
+            )
             self.media.steps, self.media.seams = [asdict(row) for row in steps], asdict(seams)
             baselines = {
-                "random": evaluate.random_success(list(size.tasks), size.baseline_episodes, size.max_steps),
-                "blind": evaluate.blind_success(list(size.tasks), size.baseline_episodes, size.max_steps),
+                "random": evaluate.random_success(
+                    list(size.tasks), size.baseline_episodes, size.max_steps
+                ),
+                "blind": evaluate.blind_success(
+                    list(size.tasks), size.baseline_episodes, size.max_steps
+                ),
             }
         return self._summary(results, killed, policy, version, open_loop, latency, baselines, fleet)
 
@@ -140,25 +173,45 @@ class _Demo:
         for name, tasks, episodes, seed, labelled in plan:
             total = episodes * len(tasks)
             with progress(f"record {name}", total) as bar:
-                record(storage.join(data, name), list(tasks), episodes, seed, with_actions=labelled, workers=2,
-                       max_steps=size.max_steps, progress=lambda done, bar=bar: bar.update(done))
+                record(
+                    storage.join(data, name),
+                    list(tasks),
+                    episodes,
+                    seed,
+                    with_actions=labelled,
+                    workers=2,
+                    max_steps=size.max_steps,
+                    progress=lambda done, bar=bar: bar.update(done),
+                )
 
     def _train(self) -> tuple[dict[str, StageResult], dict[str, int]]:
         from pipelines.tracking.runs import metric_history
 
         size = self.size
-        steps = {"world": size.world_steps, "embodied": size.embodied_steps, "policy": size.policy_steps}
+        steps = {
+            "world": size.world_steps,
+            "embodied": size.embodied_steps,
+            "policy": size.policy_steps,
+        }
         results: dict[str, StageResult] = {}
         killed: dict[str, int] = {}
         for stage, count in steps.items():
             sets = [
-                f"run.storage={storage.join(self.bucket, 'runs')}", f"run.steps={count}", f"run.experiment={self.name}",
-                f"run.checkpoint_every={min(size.checkpoint_every, count // 2)}", "run.log_every=5",
-                "cluster.train_pool=train", "cluster.data_pool=data",
+                f"run.storage={storage.join(self.bucket, 'runs')}",
+                f"run.steps={count}",
+                f"run.experiment={self.name}",
+                f"run.checkpoint_every={min(size.checkpoint_every, count // 2)}",
+                "run.log_every=5",
+                "cluster.train_pool=train",
+                "cluster.data_pool=data",
             ]
             job = load_config(STAGES / f"{stage}.yaml", TrainJob, sets)
-            source = job.data.sources[0].model_copy(update={"uri": storage.join(self.bucket, "data", stage)})
-            job = job.model_copy(update={"data": job.data.model_copy(update={"sources": (source,)})})
+            source = job.data.sources[0].model_copy(
+                update={"uri": storage.join(self.bucket, "data", stage)}
+            )
+            job = job.model_copy(
+                update={"data": job.data.model_copy(update={"sources": (source,)})}
+            )
             killer = _Killer(run_uri(job), job.run.checkpoint_every) if stage == "policy" else None
             with self._phase(stage), shown(job):
                 if killer:
@@ -174,9 +227,18 @@ class _Demo:
         robots = []
         for i in range(size.robots):
             seeds = tuple(range(9000 + 100 * i, 9000 + 100 * i + size.episodes_per_robot))
-            # Two robots first, then everybody, so that replicas have a reason to come; and until one has, the crowd asks.
+            # Two robots first, then everybody, so that replicas have a reason to come; and
+            # until one has, the crowd asks.
             crowd = i >= 2
-            robots.append(Robot(f"robot-{i}", size.tasks[i % len(size.tasks)], seeds, 6.0 if crowd else 0.0, gathers=crowd))
+            robots.append(
+                Robot(
+                    f"robot-{i}",
+                    size.tasks[i % len(size.tasks)],
+                    seeds,
+                    6.0 if crowd else 0.0,
+                    gathers=crowd,
+                )
+            )
         total = size.robots * size.episodes_per_robot
         with self._phase("fleet"), progress("fleet: episodes", total) as bar:
 
@@ -184,16 +246,32 @@ class _Demo:
                 running = result.samples[-1][1] if result.samples else 0
                 bar.update(len(result.episodes), requests=len(result.requests), replicas=running)
 
-            fleet = run_fleet(url, robots, replan=replan, max_steps=size.max_steps, timeout_s=_FLEET_S, replicas=replicas,
-                              patience_s=_PATIENCE_S, settle_s=_SETTLE_S, on_event=follow)
+            fleet = run_fleet(
+                url,
+                robots,
+                replan=replan,
+                max_steps=size.max_steps,
+                timeout_s=_FLEET_S,
+                replicas=replicas,
+                patience_s=_PATIENCE_S,
+                settle_s=_SETTLE_S,
+                on_event=follow,
+            )
         event("replicas", **fleet.scaling)
         self.media.replicas = fleet.replicas
         self.media.fleet = [(r["t"], r["ms"]) for r in fleet.requests if r["error"] is None]
         return fleet
 
     def _summary(
-        self, results: dict[str, StageResult], killed: dict[str, int], policy: Policy, version: Any, open_loop: Any, latency: Any,
-        baselines: dict[str, dict[str, tuple[int, int]]], fleet: FleetResult,
+        self,
+        results: dict[str, StageResult],
+        killed: dict[str, int],
+        policy: Policy,
+        version: Any,
+        open_loop: Any,
+        latency: Any,
+        baselines: dict[str, dict[str, tuple[int, int]]],
+        fleet: FleetResult,
     ) -> dict[str, Any]:
         success = fleet.success()
         closed: dict[str, dict[str, Any]] = {}
@@ -201,16 +279,29 @@ class _Demo:
             closed[task] = {"success": won / episodes, "episodes": episodes}
             self.media.closed_loop[task] = {"policy": (won, episodes)}
             for agent, result in baselines.items():
-                closed[task] |= {f"success_{agent}": result[task][0] / result[task][1], f"episodes_{agent}": result[task][1]}
+                closed[task] |= {
+                    f"success_{agent}": result[task][0] / result[task][1],
+                    f"episodes_{agent}": result[task][1],
+                }
                 self.media.closed_loop[task][agent] = result[task]
         act, joint = (float(np.percentile(x, 50)) for x in (latency.act_ms, latency.joint_ms))
         self.media.environment = environment()
         self.media.caveats = CAVEATS
         return {
-            "stages": {name: stage_figures(result, self.media.losses[name]) for name, result in results.items()},
+            "stages": {
+                name: stage_figures(result, self.media.losses[name])
+                for name, result in results.items()
+            },
             "resume": killed,
-            "policy": {"id": policy.id, "version": str(version), "alias": "champion", "family": policy.settings.family},
-            "open_loop": {k: getattr(open_loop, k) for k in ("mse", "mse_hold", "mse_mean", "windows")},
+            "policy": {
+                "id": policy.id,
+                "version": str(version),
+                "alias": "champion",
+                "family": policy.settings.family,
+            },
+            "open_loop": {
+                k: getattr(open_loop, k) for k in ("mse", "mse_hold", "mse_mean", "windows")
+            },
             "closed_loop": closed,
             "steps": self.media.steps,
             "seams": self.media.seams,
@@ -241,7 +332,9 @@ class _Killer(threading.Thread):
                 return
 
     def result(self, run: str) -> dict[str, int]:
-        """After the stage: the step of the kill and the one it resumed from; empty when either did not happen."""
+        """After the stage: the step of the kill and the one it resumed from; empty when either
+        did not happen.
+        """
         self._over.set()
         self.join()
         events = resumptions(run)

@@ -1,6 +1,8 @@
-"""How fast this machine is, in a few seconds: a start, training steps and simulator frames, in two processes as the demo has them.
+"""How fast this machine is, in a few seconds: a start, training steps and simulator frames, in
+two processes as the demo has them.
 
-It measures what the demo spends its time on, so that its steps can be sized before the first is taken.
+It measures what the demo spends its time on, so that its steps can be sized before the first is
+taken.
 """
 
 import multiprocessing as mp
@@ -27,7 +29,8 @@ _LIMIT_S = 300.0
 
 
 def measure() -> Machine:
-    """Measure with as many processes at once as train and record in the demo; some 15 seconds on two cores.
+    """Measure with as many processes at once as train and record in the demo; some 15 seconds
+    on two cores.
 
     What runs beside it counts: the demo will have to share the machine with that, too.
     """
@@ -43,7 +46,9 @@ def measure() -> Machine:
 
 @contextmanager
 def _one_thread() -> Iterator[None]:
-    """Computing threads of the processes started in the block, as workers and replicas have them. torch reads it at import."""
+    """Computing threads of the processes started in the block, as workers and replicas have
+    them. torch reads it at import.
+    """
     before = os.environ.get("OMP_NUM_THREADS")
     os.environ["OMP_NUM_THREADS"] = "1"
     try:
@@ -92,11 +97,19 @@ def _train_step_ms(job: "TrainJob") -> float:
     draw = torch.Generator().manual_seed(0)
     n, p, d = job.micro_batch, window.chunk, config.action_channels
     # Of the codec that the first stage makes: 8 pixels a latent row, 4 frames a latent frame.
-    latent = (config.in_channels, 1 + (window.frames - 1) // 4, canvas.height // 8, canvas.width // 8)
+    latent = (
+        config.in_channels,
+        1 + (window.frames - 1) // 4,
+        canvas.height // 8,
+        canvas.width // 8,
+    )
     batch = Batch(
-        latents=torch.randn(n, *latent, generator=draw), state=torch.randn(n, 1, d, generator=draw),
-        actions=torch.randn(n, p, d, generator=draw), step_valid=torch.ones(n, p, dtype=torch.bool),
-        dim_valid=torch.ones(n, d, dtype=torch.bool), text=torch.randn(n, _TEXT_ROWS, config.text_dim, generator=draw),
+        latents=torch.randn(n, *latent, generator=draw),
+        state=torch.randn(n, 1, d, generator=draw),
+        actions=torch.randn(n, p, d, generator=draw),
+        step_valid=torch.ones(n, p, dtype=torch.bool),
+        dim_valid=torch.ones(n, d, dtype=torch.bool),
+        text=torch.randn(n, _TEXT_ROWS, config.text_dim, generator=draw),
         embodiment=torch.zeros(n, dtype=torch.int64),
     )
 

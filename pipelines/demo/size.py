@@ -1,4 +1,6 @@
-"""How much of everything the demo does: its sizes, how long they take on a machine, and what is cut when that is too long."""
+"""How much of everything the demo does: its sizes, how long they take on a machine, and what is
+cut when that is too long.
+"""
 
 from dataclasses import asdict, dataclass, replace
 from typing import Any
@@ -11,7 +13,12 @@ class Size:
     """How much of everything. Other tasks teach stage 1, other seeds of the same tasks stage 2."""
 
     tasks: tuple[str, ...] = ("button-press-topdown-v3", "window-open-v3", "handle-press-v3")
-    world_tasks: tuple[str, ...] = ("drawer-open-v3", "door-open-v3", "button-press-v3", "window-close-v3")
+    world_tasks: tuple[str, ...] = (
+        "drawer-open-v3",
+        "door-open-v3",
+        "button-press-v3",
+        "window-close-v3",
+    )
     world_episodes: int = 10
     embodied_episodes: int = 24
     policy_episodes: int = 20
@@ -45,9 +52,20 @@ class Size:
 
 FULL = Size()
 QUICK = Size(
-    tasks=("button-press-topdown-v3", "window-open-v3"), world_tasks=("drawer-open-v3", "door-open-v3"), world_episodes=6,
-    embodied_episodes=8, policy_episodes=8, held_out=1, world_steps=40, embodied_steps=40, policy_steps=120, checkpoint_every=40,
-    robots=8, episodes_per_robot=1, baseline_episodes=4, latency_repeats=10,
+    tasks=("button-press-topdown-v3", "window-open-v3"),
+    world_tasks=("drawer-open-v3", "door-open-v3"),
+    world_episodes=6,
+    embodied_episodes=8,
+    policy_episodes=8,
+    held_out=1,
+    world_steps=40,
+    embodied_steps=40,
+    policy_steps=120,
+    checkpoint_every=40,
+    robots=8,
+    episodes_per_robot=1,
+    baseline_episodes=4,
+    latency_repeats=10,
 )
 
 CUTS: tuple[tuple[str, tuple[int, ...]], ...] = (
@@ -58,13 +76,17 @@ CUTS: tuple[tuple[str, tuple[int, ...]], ...] = (
     ("world_episodes", (8, 6)),
     ("policy_steps", (600, 500, 350)),
 )
-"""What is cut on a slow machine, in this order, each down to its last value, which is the floor. First the width of the intervals
-beside the baselines, then what prepares the policy, last the policy itself. What the fleet and the kill show is never cut."""
+"""What is cut on a slow machine, in this order, each down to its last value, which is the
+floor. First the width of the intervals beside the baselines, then what prepares the policy,
+last the policy itself. What the fleet and the kill show is never cut.
+"""
 
 
 @dataclass(frozen=True)
 class Machine:
-    """How fast a machine is, as `pipelines.demo.probe.measure` found it, two processes at a time."""
+    """How fast a machine is, as `pipelines.demo.probe.measure` found it, two processes at a
+    time.
+    """
 
     start_s: float
     """A new process until torch and the model are imported, seconds."""
@@ -74,9 +96,12 @@ class Machine:
     """One control step of the simulator and a frame of it, milliseconds."""
 
 
-# What a demo waits for, in units of what the probe measures; from demos on two cores of an AMD EPYC.
+# What a demo waits for, in units of what the probe measures; from demos on two cores of an AMD
+# EPYC.
 _STARTS = 30.0
-"""Starts one after another: cluster, three stages and a restart, replicas, simulators, evaluation."""
+"""Starts one after another: cluster, three stages and a restart, replicas, simulators,
+evaluation.
+"""
 _STEP = 1.0
 """A step of training while the data are decoded on the same cores."""
 _RECORDED_FRAMES = 50.0
@@ -120,19 +145,26 @@ class Plan:
         lines = [str(cut) for cut in self.cuts]
         if self.promised_s is not None and self.expected_s > self.promised_s:
             minutes, promised = self.expected_s / 60, self.promised_s / 60
-            lines.append(f"all the same it takes some {minutes:.0f} minutes on this machine, slow or busy as it is, not {promised:g}")
+            lines.append(
+                f"all the same it takes some {minutes:.0f} minutes on this machine, slow or "
+                f"busy as it is, not {promised:g}"
+            )
         return lines
 
     def summary(self) -> dict[str, Any]:
         """As `summary.json` has it."""
         return {
-            "machine": asdict(self.machine), "promised_s": self.promised_s, "expected_s": round(self.expected_s),
+            "machine": asdict(self.machine),
+            "promised_s": self.promised_s,
+            "expected_s": round(self.expected_s),
             "cut": [asdict(cut) for cut in self.cuts],
         }
 
 
 def plan(size: Size, machine: Machine, promised_s: float | None = PROMISED_S) -> Plan:
-    """`size` where it fits into `promised_s`, else with as few cuts as fit, or all of them; None: as it is."""
+    """`size` where it fits into `promised_s`, else with as few cuts as fit, or all of them;
+    None: as it is.
+    """
     chosen = size
     for name, values in CUTS:
         for value in values:

@@ -21,7 +21,8 @@ BLUE, CLAY, GREY = "#2f6f9f", "#c05f34", "#818c97"
 # Agents differ by shape as well, for readers who do not tell the colours apart.
 AGENTS = {"policy": (BLUE, "o"), "blind": (GREY, "s"), "random": (CLAY, "^")}
 
-# Width in inches of the page's text column; with _DPI pictures are twice as fine as a plain screen.
+# Width in inches of the page's text column; with _DPI pictures are twice as fine as a plain
+# screen.
 _WIDTH = 10.0
 _DPI = 200
 _Z95 = 1.959964
@@ -62,7 +63,12 @@ def _plain(axes: Axes, xlabel: str = "", ylabel: str = "", title: str = "") -> N
     axes.set_xlabel(xlabel, color=MUTED, fontsize=9)
     axes.set_ylabel(ylabel, color=MUTED, fontsize=9)
     axes.set_title(
-        name_in_chart(title), color=INK, fontsize=9, loc="left", fontweight="bold", pad=8,
+        name_in_chart(title),
+        color=INK,
+        fontsize=9,
+        loc="left",
+        fontweight="bold",
+        pad=8,
         parse_math=False,
     )
 
@@ -94,8 +100,13 @@ def _png(figure: Figure, dpi: int = _DPI) -> bytes:
 
 def _legend(axes: Axes, **kwargs: Any) -> None:
     legend = axes.legend(
-        frameon=False, fontsize=8.5, labelcolor=INK, loc="lower right", bbox_to_anchor=(1, 1),
-        borderaxespad=0.2, **kwargs,
+        frameon=False,
+        fontsize=8.5,
+        labelcolor=INK,
+        loc="lower right",
+        bbox_to_anchor=(1, 1),
+        borderaxespad=0.2,
+        **kwargs,
     )
     for text in legend.get_texts():
         text.set_parse_math(False)
@@ -120,8 +131,14 @@ def losses(
         for step in resumed.get(stage, ()):
             axes.axvline(step, color=CLAY, linestyle=(0, (4, 3)), linewidth=1.3)
             axes.annotate(
-                "worker killed,\nrun goes on", (step, 0.97), xycoords=("data", "axes fraction"),
-                xytext=(5, 0), textcoords="offset points", color=CLAY, fontsize=8, va="top",
+                "worker killed,\nrun goes on",
+                (step, 0.97),
+                xycoords=("data", "axes fraction"),
+                xytext=(5, 0),
+                textcoords="offset points",
+                color=CLAY,
+                fontsize=8,
+                va="top",
             )
         _plain(axes, "step", "loss", stage)
         axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
@@ -188,7 +205,12 @@ def _legend_of_all(figure: Figure, panel: Axes) -> None:
     """The legend of one panel above all of them."""
     handles, labels = panel.get_legend_handles_labels()
     figure.legend(
-        handles, labels, loc="outside upper right", ncols=len(labels), frameon=False, fontsize=8.5,
+        handles,
+        labels,
+        loc="outside upper right",
+        ncols=len(labels),
+        frameon=False,
+        fontsize=8.5,
         labelcolor=INK,
     )
 
@@ -210,8 +232,15 @@ def closed_loop(results: Mapping[str, Mapping[str, tuple[int, int]]]) -> bytes:
         intervals = np.array([wilson(won, episodes) for won, episodes in counts]).T
         colour, marker = AGENTS.get(agent, (MUTED, "D"))
         axes.errorbar(
-            rates, [row + offset for row in rows], xerr=np.abs(intervals - rates), fmt=marker,
-            color=colour, markersize=6, linewidth=2, label=name_in_chart(agent), clip_on=False,
+            rates,
+            [row + offset for row in rows],
+            xerr=np.abs(intervals - rates),
+            fmt=marker,
+            color=colour,
+            markersize=6,
+            linewidth=2,
+            label=name_in_chart(agent),
+            clip_on=False,
         )
     _plain(axes, "success rate, with 95 % Wilson interval")
     _named_rows(axes, list(results))
@@ -234,8 +263,14 @@ def latency(samples: Mapping[str, Sequence[float]]) -> bytes:
         median = float(np.median(values))
         axes.vlines(median, row - 0.3, row + 0.3, color=colour, linewidth=2.5)
         axes.annotate(
-            f"p50 {median:.1f} ms", (median, row - 0.33), ha="center", va="bottom", fontsize=8.5,
-            color=colour, fontweight="bold", annotation_clip=False,
+            f"p50 {median:.1f} ms",
+            (median, row - 0.33),
+            ha="center",
+            va="bottom",
+            fontsize=8.5,
+            color=colour,
+            fontweight="bold",
+            annotation_clip=False,
         )
     _plain(axes, "milliseconds per chunk")
     _named_rows(axes, list(samples))
@@ -258,7 +293,11 @@ def fleet(
         times, running, waiting = (np.array(column) for column in zip(*replicas, strict=True))
         above.fill_between(times, running, step="post", color=BLUE, alpha=0.15, linewidth=0)
         above.step(
-            times, waiting, where="post", color=CLAY, linewidth=1.2,
+            times,
+            waiting,
+            where="post",
+            color=CLAY,
+            linewidth=1.2,
             label="requests waiting or under way",
         )
         above.step(
@@ -270,9 +309,7 @@ def fleet(
     above.set_ylim(bottom=0)
     if latencies:
         times, values = np.array(latencies, dtype=np.float64).T
-        below.scatter(
-            times, values, s=6, color=GREY, alpha=0.5, linewidths=0, label="one request"
-        )
+        below.scatter(times, values, s=6, color=GREY, alpha=0.5, linewidths=0, label="one request")
         _percentiles_over_time(below, times, values)
         _legend(below, ncols=3)
         below.set_ylim(bottom=0)

@@ -1,6 +1,7 @@
 """A fleet of simulated robots: one process each, through the ordinary client, closed loop.
 
-Who calls it: `gwp bench fleet` and the demo. It knows the endpoint's address and nothing of what is behind it.
+Who calls it: `gwp bench fleet` and the demo. It knows the endpoint's address and nothing of
+what is behind it.
 """
 
 import multiprocessing as mp
@@ -20,22 +21,27 @@ from gwp.errors import GwpError
 _SPAWN = mp.get_context("spawn")
 _READY_S = 300.0
 _SAMPLE_S = 0.5
-# A robot has a computer of its own; its simulator here must not take the CPU from the endpoint. Ray's workers are niced too (15 by
-# default): at ordinary priority nine simulators left a replica that was starting 3 % of a core.
+# A robot has a computer of its own; its simulator here must not take the CPU from the endpoint.
+# Ray's workers are niced too (15 by default): at ordinary priority nine simulators left a
+# replica that was starting 3 % of a core.
 _NICENESS = 19
 _CLIENT_TIMEOUT_S = 120.0
 
 
 @dataclass(frozen=True)
 class Robot:
-    """What one robot does: episodes of one task, one per seed, starting `join_s` seconds after the fleet."""
+    """What one robot does: episodes of one task, one per seed, starting `join_s` seconds after
+    the fleet.
+    """
 
     name: str
     task: str
     seeds: tuple[int, ...]
     join_s: float = 0.0
     gathers: bool = False
-    """Before its first episode, ask from its starting pose without moving until one more replica runs (see `patience_s`)."""
+    """Before its first episode, ask from its starting pose without moving until one more
+    replica runs (see `patience_s`).
+    """
 
 
 @dataclass
@@ -43,7 +49,9 @@ class FleetResult:
     """Everything the robots saw. Times are seconds since the fleet started."""
 
     requests: list[dict[str, Any]] = field(default_factory=list)
-    """Per request: robot, t, ms, gathering (asked before the episodes), and error (None when answered)."""
+    """Per request: robot, t, ms, gathering (asked before the episodes), and error (None when
+    answered).
+    """
     episodes: list[dict[str, Any]] = field(default_factory=list)
     """Per episode: robot, task, seed, success, steps."""
     errors: list[str] = field(default_factory=list)
@@ -57,8 +65,12 @@ class FleetResult:
         return sum(r["error"] is not None for r in self.requests) + len(self.errors)
 
     def latency_ms(self, percent: float, gathering: bool = False) -> float:
-        """Percentile of answered requests, milliseconds, as the robots measured it: those of the episodes, or those before."""
-        answered = [r["ms"] for r in self.requests if r["error"] is None and r["gathering"] == gathering]
+        """Percentile of answered requests, milliseconds, as the robots measured it: those of
+        the episodes, or those before.
+        """
+        answered = [
+            r["ms"] for r in self.requests if r["error"] is None and r["gathering"] == gathering
+        ]
         return float(np.percentile(answered, percent)) if answered else float("nan")
 
     @property
@@ -71,7 +83,8 @@ class FleetResult:
 
     @property
     def scaling(self) -> dict[str, float | None]:
-        """When replicas were asked for, ran beyond those of the start, and were back at their number; None: never.
+        """When replicas were asked for, ran beyond those of the start, and were back at their
+        number; None: never.
 
         Seconds since the fleet started: asked_s, up_s, down_s.
         """
@@ -106,11 +119,13 @@ def run_fleet(
     settle_s: float = 0.0,
     on_event: Callable[[FleetResult], None] | None = None,
 ) -> FleetResult:
-    """Run all robots to the end of their episodes. Those that are not done after `timeout_s` end with an entry in `errors`.
+    """Run all robots to the end of their episodes. Those that are not done after `timeout_s`
+    end with an entry in `errors`.
 
     replicas:   how many run, and how many load; asked twice a second
-    patience_s: how long robots that gather wait for one more replica; then they begin without it. Until one runs, they ask: nothing
-                but load brings a replica, and a start takes longer than a short load lasts
+    patience_s: how long robots that gather wait for one more replica; then they begin without
+                it. Until one runs, they ask: nothing but load brings a replica, and a start
+                takes longer than a short load lasts
     settle_s:   how long to wait after the last robot until there are no more replicas than at the start
     GwpError when the robots cannot start or all died.
     """
@@ -118,7 +133,10 @@ def run_fleet(
     # Everybody imports the simulator first; the clock starts when all stand ready.
     gate, gathered = _SPAWN.Barrier(len(robots) + 1), _SPAWN.Event()
     processes: list[SpawnProcess] = [
-        _SPAWN.Process(target=_robot, args=(url, robot, replan, max_steps, gate, gathered, events), daemon=True) for robot in robots
+        _SPAWN.Process(
+            target=_robot, args=(url, robot, replan, max_steps, gate, gathered, events), daemon=True
+        )
+        for robot in robots
     ]
     for process in processes:
         process.start()
@@ -126,14 +144,18 @@ def run_fleet(
     try:
         gate.wait(timeout=min(timeout_s, _READY_S))
         start = time.monotonic()
-        sampler = threading.Thread(target=_sample, args=(result, replicas, start, patience_s, gathered, stop), daemon=True)
+        sampler = threading.Thread(
+            target=_sample, args=(result, replicas, start, patience_s, gathered, stop), daemon=True
+        )
         sampler.start()
         _collect(result, events, processes, start, timeout_s, on_event)
         _settle(result, settle_s)
         stop.set()
         sampler.join(timeout=10)
     except threading.BrokenBarrierError as error:
-        raise GwpError("the robots did not get ready; see their messages above (is the `sim` extra installed?)") from error
+        raise GwpError(
+            "the robots did not get ready; see their messages above (is the `sim` extra installed?)"
+        ) from error
     finally:
         stop.set()
         for process in processes:
@@ -144,7 +166,11 @@ def run_fleet(
 
 
 def _collect(
-    result: FleetResult, events: Any, processes: list[SpawnProcess], start: float, timeout_s: float,
+    result: FleetResult,
+    events: Any,
+    processes: list[SpawnProcess],
+    start: float,
+    timeout_s: float,
     on_event: Callable[[FleetResult], None] | None,
 ) -> None:
     open_robots = len(processes)
@@ -157,7 +183,9 @@ def _collect(
             kind, value = events.get(timeout=min(left, 1.0))
         except queue.Empty:
             if not any(p.is_alive() for p in processes):
-                raise GwpError(f"{open_robots} robots died without a word; see their messages above") from None
+                raise GwpError(
+                    f"{open_robots} robots died without a word; see their messages above"
+                ) from None
             continue
         if kind == "done":
             open_robots -= 1
@@ -170,7 +198,11 @@ def _collect(
 
 
 def _sample(
-    result: FleetResult, replicas: Callable[[], tuple[int, int]] | None, start: float, patience_s: float, gathered: Any,
+    result: FleetResult,
+    replicas: Callable[[], tuple[int, int]] | None,
+    start: float,
+    patience_s: float,
+    gathered: Any,
     stop: threading.Event,
 ) -> None:
     try:
@@ -186,11 +218,17 @@ def _sample(
 
 def _settle(result: FleetResult, settle_s: float) -> None:
     deadline = time.monotonic() + settle_s
-    while result.scaling["up_s"] is not None and result.scaling["down_s"] is None and time.monotonic() < deadline:
+    while (
+        result.scaling["up_s"] is not None
+        and result.scaling["down_s"] is None
+        and time.monotonic() < deadline
+    ):
         time.sleep(_SAMPLE_S)
 
 
-def _robot(url: str, robot: Robot, replan: int, max_steps: int, gate: Any, gathered: Any, events: Any) -> None:
+def _robot(
+    url: str, robot: Robot, replan: int, max_steps: int, gate: Any, gathered: Any, events: Any
+) -> None:
     """One robot's process."""
     from gwp.client import Client
     from gwp.protocol.messages import ActionChunk, Observation
@@ -208,11 +246,22 @@ def _robot(url: str, robot: Robot, replan: int, max_steps: int, gate: Any, gathe
 
             def act(observation: Observation) -> ActionChunk:
                 begin = time.perf_counter()
-                event = {"robot": robot.name, "t": time.monotonic() - start, "gathering": gathering, "error": None}
+                event = {
+                    "robot": robot.name,
+                    "t": time.monotonic() - start,
+                    "gathering": gathering,
+                    "error": None,
+                }
                 try:
                     chunk = client.act(observation)
                 except GwpError as error:
-                    events.put(("requests", event | {"ms": (time.perf_counter() - begin) * 1e3, "error": str(error)}))
+                    events.put(
+                        (
+                            "requests",
+                            event
+                            | {"ms": (time.perf_counter() - begin) * 1e3, "error": str(error)},
+                        )
+                    )
                     raise
                 events.put(("requests", event | {"ms": (time.perf_counter() - begin) * 1e3}))
                 return chunk
@@ -225,7 +274,13 @@ def _robot(url: str, robot: Robot, replan: int, max_steps: int, gate: Any, gathe
             gathering = False
             for seed in robot.seeds:
                 episode = run_episode(env, act, seed=seed, max_steps=max_steps, replan=replan)
-                outcome = {"robot": robot.name, "task": robot.task, "seed": seed, "success": episode.success, "steps": episode.steps}
+                outcome = {
+                    "robot": robot.name,
+                    "task": robot.task,
+                    "seed": seed,
+                    "success": episode.success,
+                    "steps": episode.steps,
+                }
                 events.put(("episodes", outcome))
         env.close()
     except Exception as error:  # noqa: BLE001  a robot's end, whatever its cause, is part of the result

@@ -122,7 +122,9 @@ def _fleet_tile(fleet: Mapping[str, Any]) -> Tile:
 
 
 def cut_table(cut: Sequence[Mapping[str, Any]]) -> Table | None:
-    """What was made smaller, each with its `name`, what was meant (`full`) and what was run (`cut`)."""
+    """What was made smaller, each with its `name`, what was meant (`full`) and what was run
+    (`cut`).
+    """
     rows = [[c["name"].replace("_", " "), f"{c['full']} → {c['cut']}"] for c in cut]
     return Table((), rows) if rows else None
 
@@ -211,7 +213,9 @@ def _latency(latency: Mapping[str, Sequence[float]]) -> Measurement | None:
 def _steps_table(steps: Sequence[Mapping[str, Any]]) -> Table:
     """What fewer solver steps cost: rows of `steps_study`, the most steps first."""
     header = [
-        "solver steps", "one chunk, ms", "error against recorded actions, squared robot units",
+        "solver steps",
+        "one chunk, ms",
+        "error against recorded actions, squared robot units",
         f"difference to {steps[0]['steps']} steps, deviations",
     ]
     rows = [
@@ -224,11 +228,15 @@ def _steps_table(steps: Sequence[Mapping[str, Any]]) -> Table:
 def _seams_table(seams: Mapping[str, Any]) -> Table:
     """Jumps where a late chunk takes over: the result of `seams_study`."""
     names = {
-        "inside": "inside a chunk", "chunked": "real-time chunking", "naive": "naive switching",
+        "inside": "inside a chunk",
+        "chunked": "real-time chunking",
+        "naive": "naive switching",
     }
     columns = {
-        "position": "position, mean", "position_p95": "position, p95",
-        "velocity": "velocity per step, mean", "velocity_p95": "velocity per step, p95",
+        "position": "position, mean",
+        "position_p95": "position, p95",
+        "velocity": "velocity per step, mean",
+        "velocity_p95": "velocity per step, p95",
     }
     header = [f"{seams['seams']} seams, {seams['delay']} steps late", *columns.values()]
     rows = []
@@ -262,8 +270,8 @@ def write_report(
     """Write `folder/report.html` and return its path.
 
     summary: what `headline` reads; any part of it may be absent. `shortfalls`: what the run set
-    out to show and did not, a list of sentences; `cut`: what was made smaller for this machine, as
-    in `cut_table`.
+    out to show and did not, a list of sentences; `cut`: what was made smaller for this machine,
+    as in `cut_table`.
     """
     studies = []
     if media.steps:

@@ -1,7 +1,8 @@
-"""What a job means before anything runs: its robots, statistics, samples, codec and text encoder.
+"""What a job means before anything runs: its robots, statistics, samples, codec and text
+encoder.
 
-Planning, caching, inspecting and measuring need this much of a job and no training; the run folder
-(`pipelines.training.prepare`) is written from it.
+Planning, caching, inspecting and measuring need this much of a job and no training; the run
+folder (`pipelines.training.prepare`) is written from it.
 """
 
 import json
@@ -34,13 +35,18 @@ def run_uri(job: TrainJob) -> str:
 
 
 def init_uri(job: TrainJob) -> str | None:
-    """Folder with `model/` (and `codec/`, `text/`) that weights start from, or a published checkpoint folder."""
+    """Folder with `model/` (and `codec/`, `text/`) that weights start from, or a published
+    checkpoint folder.
+    """
     if job.init is None:
         return None
     if "/" not in job.init:
         final = storage.join(job.run.storage, job.init, "final")
         if not storage.exists(storage.join(final, "model", "config.json")):
-            raise GwpError(f"init: run '{job.init}' has no finished weights below {job.run.storage}; run that stage first")
+            raise GwpError(
+                f"init: run '{job.init}' has no finished weights below {job.run.storage}; run "
+                "that stage first"
+            )
         return final
     return job.init
 
@@ -49,15 +55,23 @@ def cache_key(job: TrainJob, manifest: Manifest, folder: Path, number_format: Nu
     """What a cache of this job's samples depends on. `folder`: with its `codec/` and `text/`."""
     data = job.data
     return Key(
-        codec=load_video_codec(folder / "codec").digest(), text=load_text_encoder(folder / "text").digest(), canvas=data.canvas,
-        window=data.window, clip=data.clip, buckets=data.buckets, number_format=number_format, manifest=manifest.fingerprint,
+        codec=load_video_codec(folder / "codec").digest(),
+        text=load_text_encoder(folder / "text").digest(),
+        canvas=data.canvas,
+        window=data.window,
+        clip=data.clip,
+        buckets=data.buckets,
+        number_format=number_format,
+        manifest=manifest.fingerprint,
     )
 
 
 def manifest_names(manifest: Manifest, job: TrainJob) -> pa.Array:
     """`sample_names` of a whole manifest."""
     roots = [storage.absolute(s.uri) for s in job.data.sources]
-    return pa.concat_arrays([pa.array([], pa.string()), *(sample_names(rows, roots) for rows in manifest.pieces())])
+    return pa.concat_arrays(
+        [pa.array([], pa.string()), *(sample_names(rows, roots) for rows in manifest.pieces())]
+    )
 
 
 def read_embodiments(uri: str) -> dict[str, Embodiment]:
@@ -77,30 +91,54 @@ def resolve_embodiments(job: TrainJob) -> dict[str, Embodiment]:
     for name, config in job.data.embodiments.items():
         source = next((s for s in job.data.sources if s.embodiment == name), None)
         if source is None:
-            raise GwpError(f"data.embodiments.{name}: no source uses it; remove it or set `embodiment: {name}` on a source")
+            raise GwpError(
+                f"data.embodiments.{name}: no source uses it; remove it or set `embodiment: "
+                f"{name}` on a source"
+            )
         data = robots_at(source)
         if data is None:
-            raise GwpError(f"{source.uri}: plain videos cannot describe robot {name}; remove `embodiment` from this source")
+            raise GwpError(
+                f"{source.uri}: plain videos cannot describe robot {name}; remove `embodiment` "
+                "from this source"
+            )
         inferred = embodiment_of(
-            data, name, chunk=chunk, replan=config.replan or max(1, chunk // 2), cameras=config.cameras,
-            delta_mask=config.delta_mask or None, id=config.id,
+            data,
+            name,
+            chunk=chunk,
+            replan=config.replan or max(1, chunk // 2),
+            cameras=config.cameras,
+            delta_mask=config.delta_mask or None,
+            id=config.id,
         )
-        changes = {"limits": config.limits, "resample": config.resample, "fps": config.fps or inferred.fps}
+        changes = {
+            "limits": config.limits,
+            "resample": config.resample,
+            "fps": config.fps or inferred.fps,
+        }
         result[name] = Embodiment.model_validate(inferred.model_dump() | changes)
         widest = max(len(inferred.state_names), len(inferred.action_names))
         if widest > job.model_config_.action_channels:
-            raise GwpError(f"embodiment {name} has {widest} state/action dimensions, model.action_channels is "
-                           f"{job.model_config_.action_channels}; raise it to at least {widest}")
+            raise GwpError(
+                f"embodiment {name} has {widest} state/action dimensions, model.action_channels is "
+                f"{job.model_config_.action_channels}; raise it to at least {widest}"
+            )
     return result
 
 
 def compute_all_stats(job: TrainJob, embodiments: dict[str, Embodiment]) -> dict[str, Stats]:
-    """Statistics of each robot: of its file, or over all its labelled sources under the loader's own window rule."""
+    """Statistics of each robot: of its file, or over all its labelled sources under the
+    loader's own window rule.
+    """
     found = {}
     for name, embodiment in embodiments.items():
-        sources, config = [s for s in job.data.sources if s.embodiment == name and s.with_actions], job.data.embodiments[name]
+        sources, config = (
+            [s for s in job.data.sources if s.embodiment == name and s.with_actions],
+            job.data.embodiments[name],
+        )
         if config.stats is not None:
-            found[name] = stats_for(config.stats, embodiment, job.data.window, sources, config.stats_of_other_data)
+            found[name] = stats_for(
+                config.stats, embodiment, job.data.window, sources, config.stats_of_other_data
+            )
         elif sources:
             found[name] = compute_stats(sources, embodiment, job.data.window)
     return found
@@ -109,19 +147,36 @@ def compute_all_stats(job: TrainJob, embodiments: dict[str, Embodiment]) -> dict
 def manifest_of(job: TrainJob, embodiments: dict[str, Embodiment]) -> Manifest:
     """Every sample that the job may read."""
     data = job.data
-    return build_manifest(data.sources, embodiments=embodiments, window=data.window, clip=data.clip, buckets=data.buckets,
-                          curate=data.curate, max_broken=data.max_broken)
+    return build_manifest(
+        data.sources,
+        embodiments=embodiments,
+        window=data.window,
+        clip=data.clip,
+        buckets=data.buckets,
+        curate=data.curate,
+        max_broken=data.max_broken,
+    )
 
 
-def sample_spec(job: TrainJob, embodiments: dict[str, Embodiment], stats: dict[str, Stats]) -> SampleSpec:
+def sample_spec(
+    job: TrainJob, embodiments: dict[str, Embodiment], stats: dict[str, Stats]
+) -> SampleSpec:
     return SampleSpec(
-        canvas=job.data.canvas, window=job.data.window, clip=job.data.clip, embodiments=embodiments, stats=stats,
-        model_dim=job.model_config_.action_channels, augment=job.data.augment, seed=job.run.seed,
+        canvas=job.data.canvas,
+        window=job.data.window,
+        clip=job.data.clip,
+        embodiments=embodiments,
+        stats=stats,
+        model_dim=job.model_config_.action_channels,
+        augment=job.data.augment,
+        seed=job.run.seed,
         buckets=job.data.buckets,
     )
 
 
-def write_codec(job: TrainJob, init: str | None, manifest: Manifest, spec: SampleSpec, folder: Path) -> None:
+def write_codec(
+    job: TrainJob, init: str | None, manifest: Manifest, spec: SampleSpec, folder: Path
+) -> None:
     folder.mkdir()
     if job.codec is None:
         assert init is not None
@@ -130,11 +185,20 @@ def write_codec(job: TrainJob, init: str | None, manifest: Manifest, spec: Sampl
         # Fitted anew, on this run's samples, it would not be the codec of the cache.
         storage.download(storage.join(job.data.cache, "codec"), folder)
         found = load_video_codec(folder)
-        if (found.kind, found.channels, found.spatial) != ("pca", job.codec.channels, job.codec.spatial):
-            raise GwpError(f"data.cache {job.data.cache} was made with a {found.kind} codec of {found.channels} channels and blocks of "
-                           f"{found.spatial} pixels; correct codec, or make another cache with `gwp data cache`")
+        if (found.kind, found.channels, found.spatial) != (
+            "pca",
+            job.codec.channels,
+            job.codec.spatial,
+        ):
+            raise GwpError(
+                f"data.cache {job.data.cache} was made with a {found.kind} codec of "
+                f"{found.channels} channels and blocks of "
+                f"{found.spatial} pixels; correct codec, or make another cache with `gwp data cache`"
+            )
     elif job.codec.kind == "pca":
-        single = plan_slice(manifest, job.run.seed, 0, min(job.codec.fit_clips, len(manifest)), Rules.even(1))
+        single = plan_slice(
+            manifest, job.run.seed, 0, min(job.codec.fit_clips, len(manifest)), Rules.even(1)
+        )
         frames, _ = decode_frames(manifest.rows(np.concatenate(single)), spec)
         clips = (torch.from_numpy(clip)[None] for clip in frames.values())
         PcaCodec.fit(clips, channels=job.codec.channels, spatial=job.codec.spatial).save(folder)
@@ -142,7 +206,10 @@ def write_codec(job: TrainJob, init: str | None, manifest: Manifest, spec: Sampl
         build_video_codec(job.codec).save(folder)
     channels, wanted = load_video_codec(folder).channels, job.model_config_.in_channels
     if channels != wanted:
-        raise GwpError(f"the codec gives {channels} latent channels, model.in_channels is {wanted}; make them equal")
+        raise GwpError(
+            f"the codec gives {channels} latent channels, model.in_channels is {wanted}; make "
+            "them equal"
+        )
 
 
 def write_text(job: TrainJob, init: str | None, folder: Path) -> None:

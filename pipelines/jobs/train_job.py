@@ -1,6 +1,7 @@
 """The training job: one typed file per stage. A stage is configuration, not code.
 
-A job names its data mixture, modes and losses (`objective`), where its weights start (`init`), and how it runs.
+A job names its data mixture, modes and losses (`objective`), where its weights start (`init`),
+and how it runs.
 """
 
 from typing import Annotated, Any, Literal
@@ -53,13 +54,21 @@ class EmbodimentConfig(BaseModel):
     limits: Limits | None = None
     """Safety envelope of served actions."""
     fps: float | None = Field(default=None, gt=0)
-    """Control rate that the policy learns, Hz; sets of another rate need `resample: true`. None: that of the first data set."""
+    """Control rate that the policy learns, Hz; sets of another rate need `resample: true`.
+    None: that of the first data set.
+    """
     resample: tuple[Resampling, ...] = ()
-    """How each action goes to another rate: linear, hold (on/off grippers) or sum (displacements per step); empty: all linear."""
+    """How each action goes to another rate: linear, hold (on/off grippers) or sum
+    (displacements per step); empty: all linear.
+    """
     stats: Location | None = None
-    """File (path or s3://) of statistics made by `gwp data stats`; None: computed from the sources of the run."""
+    """File (path or s3://) of statistics made by `gwp data stats`; None: computed from the
+    sources of the run.
+    """
     stats_of_other_data: bool = False
-    """Take `stats` although they are of other data than the sources, or do not say of which: imported ones, those of a pre-training."""
+    """Take `stats` although they are of other data than the sources, or do not say of which:
+    imported ones, those of a pre-training.
+    """
 
     @model_validator(mode="after")
     def _of_a_file(self) -> "EmbodimentConfig":
@@ -84,26 +93,39 @@ class DataConfig(BaseModel):
     curate: CurationConfig | None = None
     """Which of those windows are used; None: all, one after another, whatever they show."""
     buckets: tuple[Bucket, ...] = ()
-    """Shapes of clips; each goes to the nearest in aspect ratio. A batch holds clips of one bucket, and as many tokens as any other.
-    Empty: every clip fills the canvas, with `clip.frames` frames."""
+    """Shapes of clips; each goes to the nearest in aspect ratio. A batch holds clips of one
+    bucket, and as many tokens as any other.
+    Empty: every clip fills the canvas, with `clip.frames` frames.
+    """
     batch_multiple: int = Field(default=8, gt=0)
-    """Batches of buckets are multiples of this many samples, so that they divide among any number of workers that divides it."""
+    """Batches of buckets are multiples of this many samples, so that they divide among any
+    number of workers that divides it.
+    """
     max_broken: float = Field(default=0.05, ge=0, le=1)
-    """Share of a source's episodes or videos, and of the samples of a run, that may be broken; above it the stage stops."""
+    """Share of a source's episodes or videos, and of the samples of a run, that may be broken;
+    above it the stage stops.
+    """
     together: int = Field(default=2, gt=0)
-    """Windows of one file that stand next to each other in the plan and are decoded together; 1: none."""
+    """Windows of one file that stand next to each other in the plan and are decoded together;
+    1: none.
+    """
     embodiments: dict[str, EmbodimentConfig] = {}
     """Robots of the mixture by name; sources refer to them."""
     augment: bool = True
     """Random crop offsets in training; off: centre crop."""
     cache: Location | None = None
-    """Folder or URI of a cache made by `gwp data cache`: latents and text embeddings are read from it, and no video is decoded. It holds
-    centre crops, so it needs `augment: false`. A linear codec is taken from it instead of fitted. None: frames are decoded and encoded."""
+    """Folder or URI of a cache made by `gwp data cache`: latents and text embeddings are read
+    from it, and no video is decoded. It holds centre crops, so it needs `augment: false`. A
+    linear codec is taken from it instead of fitted. None: frames are decoded and encoded.
+    """
 
     @model_validator(mode="after")
     def _cached_as_cropped(self) -> "DataConfig":
         if self.cache is not None and self.augment:
-            raise ValueError("data.cache holds centre crops only; set data.augment: false, or train without the cache")
+            raise ValueError(
+                "data.cache holds centre crops only; set data.augment: false, or train without "
+                "the cache"
+            )
         return self
 
 
@@ -136,7 +158,9 @@ class OptimizerConfig(BaseModel):
         if self.schedule == "constant":
             return self.lr
         done = (step - self.warmup_steps) / max(1, total - self.warmup_steps)
-        return self.final_lr + (self.lr - self.final_lr) * 0.5 * (1 + math.cos(math.pi * min(1.0, done)))
+        return self.final_lr + (self.lr - self.final_lr) * 0.5 * (
+            1 + math.cos(math.pi * min(1.0, done))
+        )
 
 
 class DeepSpeedConfig(BaseModel):
@@ -149,7 +173,9 @@ class DeepSpeedConfig(BaseModel):
     precision: Literal["fp32", "bf16"] = "fp32"
     """Arithmetic of the transformer; norms, modulation and rotary tables stay fp32."""
     global_batch: int = Field(default=32, gt=0)
-    """Samples per optimiser step over all workers; a multiple of `cluster.workers`. It stays when their number changes."""
+    """Samples per optimiser step over all workers; a multiple of `cluster.workers`. It stays
+    when their number changes.
+    """
     gradient_checkpointing: bool = False
     """Recompute blocks in the backward pass: less memory, a third more arithmetic."""
     ema_decay: float = Field(default=0.9999, ge=0, lt=1)
@@ -185,7 +211,9 @@ class RunConfig(BaseModel):
     model_config = _CONFIG
 
     name: str
-    """Run name; the folder below `storage`, so a plain relative name. Running the same name again resumes it."""
+    """Run name; the folder below `storage`, so a plain relative name. Running the same name
+    again resumes it.
+    """
     storage: Location = "runs/train"
     """Folder or `s3://bucket/prefix` for checkpoints, manifests and weights."""
     experiment: str = "gwp"
@@ -201,7 +229,9 @@ class RunConfig(BaseModel):
     log_every: int = Field(default=10, gt=0)
     """Optimiser steps between logged losses."""
     record_samples: bool = False
-    """Write which samples each worker took at each step, below `consumed/` of the run folder: one small file per step and worker."""
+    """Write which samples each worker took at each step, below `consumed/` of the run folder:
+    one small file per step and worker.
+    """
 
     @field_validator("name")
     @classmethod
@@ -222,13 +252,19 @@ class TrainJob(BaseModel):
     version: Literal[1]
     """Version of this kind."""
     stage: Literal["world", "embodied", "policy"]
-    """What the run is for; it names the MLflow run and the lineage, the behaviour is in the other fields."""
+    """What the run is for; it names the MLflow run and the lineage, the behaviour is in the
+    other fields.
+    """
     run: RunConfig
     """Name, place and length of the run."""
     init: Annotated[str, PathField(names="[^/]*")] | None = None
-    """Where weights start: the name of a run below `run.storage`, or a folder/URI of a checkpoint; None: random weights."""
+    """Where weights start: the name of a run below `run.storage`, or a folder/URI of a
+    checkpoint; None: random weights.
+    """
     model: ModelConfig | ReleasedConfig
-    """Widths, or `released: gwp05`. Must equal those of `init`; `gwp weights convert` makes other checkpoints fit."""
+    """Widths, or `released: gwp05`. Must equal those of `init`; `gwp weights convert` makes
+    other checkpoints fit.
+    """
     codec: VideoCodecConfig | None = None
     """Video codec; None: the one of `init`."""
     text: TextEncoderConfig | None = None
@@ -248,22 +284,37 @@ class TrainJob(BaseModel):
     def _consistent(self) -> "TrainJob":
         if self.init is None and (self.codec is None or self.text is None):
             raise ValueError("without init the job must name its codec and text encoder")
-        unknown = {s.embodiment for s in self.data.sources if s.embodiment} - set(self.data.embodiments)
+        unknown = {s.embodiment for s in self.data.sources if s.embodiment} - set(
+            self.data.embodiments
+        )
         if unknown:
-            raise ValueError(f"data.sources name embodiments that data.embodiments lacks: {', '.join(sorted(map(str, unknown)))}")
+            raise ValueError(
+                "data.sources name embodiments that data.embodiments lacks: "
+                f"{', '.join(sorted(map(str, unknown)))}"
+            )
         if self.engine.global_batch % self.cluster.workers:
-            raise ValueError(f"engine.global_batch {self.engine.global_batch} is not a multiple of the {self.cluster.workers} workers")
+            raise ValueError(
+                f"engine.global_batch {self.engine.global_batch} is not a multiple of the "
+                f"{self.cluster.workers} workers"
+            )
         uneven = [size for size in self.plan_rules.batch if size % self.cluster.workers]
         if uneven:
-            raise ValueError(f"batches of {uneven[0]} samples do not divide among {self.cluster.workers} workers; make data.batch_multiple "
-                             "a multiple of cluster.workers")
+            raise ValueError(
+                f"batches of {uneven[0]} samples do not divide among {self.cluster.workers} "
+                "workers; make data.batch_multiple "
+                "a multiple of cluster.workers"
+            )
         config = self.model_config_
         ids = [e.id for e in self.data.embodiments.values()]
         if any(i >= config.num_embodiments for i in ids):
-            raise ValueError(f"embodiment ids {sorted(ids)} need model.num_embodiments above {max(ids)}, it is {config.num_embodiments}")
+            raise ValueError(
+                f"embodiment ids {sorted(ids)} need model.num_embodiments above {max(ids)}, it "
+                f"is {config.num_embodiments}"
+            )
         if config.token_width > config.width:
             raise ValueError(
-                f"a visual token holds {config.token_width} numbers but the model is {config.width} wide: a velocity target wider than "
+                f"a visual token holds {config.token_width} numbers but the model is "
+                f"{config.width} wide: a velocity target wider than "
                 "the network does not train; use fewer latent channels or more heads"
             )
         return self
@@ -271,7 +322,11 @@ class TrainJob(BaseModel):
     @property
     def model_config_(self) -> ModelConfig:
         """The widths, whether given or released."""
-        return ModelConfig.released(self.model.released) if isinstance(self.model, ReleasedConfig) else self.model
+        return (
+            ModelConfig.released(self.model.released)
+            if isinstance(self.model, ReleasedConfig)
+            else self.model
+        )
 
     @property
     def micro_batch(self) -> int:
@@ -285,5 +340,3 @@ class TrainJob(BaseModel):
         main = Bucket(frames=data.window.frames, height=data.canvas.height, width=data.canvas.width)
         sizes = batch_sizes((main, *data.buckets), self.engine.global_batch, data.batch_multiple)
         return Rules(sizes, data.together)
-
-

@@ -1,6 +1,8 @@
-"""The registry: a bundle becomes a version, an alias such as `champion` moves from version to version.
+"""The registry: a bundle becomes a version, an alias such as `champion` moves from version to
+version.
 
-A version keeps the bundle's address and its policy id (the hash of everything in it); nothing is copied.
+A version keeps the bundle's address and its policy id (the hash of everything in it); nothing
+is copied.
 """
 
 from collections.abc import Mapping
@@ -31,8 +33,16 @@ class RegisteredPolicy:
     """With `policy_id`."""
 
 
-def register(bundle_uri: str, policy_id: str, name: str, run_id: str | None = None, tags: Mapping[str, str] | None = None) -> str:
-    """Record a bundle as a version of `name`; returns the version, the earlier one when this bundle is registered already."""
+def register(
+    bundle_uri: str,
+    policy_id: str,
+    name: str,
+    run_id: str | None = None,
+    tags: Mapping[str, str] | None = None,
+) -> str:
+    """Record a bundle as a version of `name`; returns the version, the earlier one when this
+    bundle is registered already.
+    """
     uri = _lasting(bundle_uri)
     with explained():
         mlflow = client()
@@ -41,31 +51,46 @@ def register(bundle_uri: str, policy_id: str, name: str, run_id: str | None = No
             if version.tags.get(POLICY_TAG) == policy_id and version.source == uri:
                 return str(version.version)
         labels = {POLICY_TAG: policy_id, **(tags or {})}
-        return str(mlflow.create_model_version(name, source=uri, run_id=run_id, tags=labels).version)
+        return str(
+            mlflow.create_model_version(name, source=uri, run_id=run_id, tags=labels).version
+        )
 
 
 def promote(name: str, version: str, alias: str = "champion") -> None:
-    """Point `models:/NAME@ALIAS` at a version. Who has resolved the alias before keeps what it has."""
+    """Point `models:/NAME@ALIAS` at a version. Who has resolved the alias before keeps what it
+    has.
+    """
     with explained():
         client().set_registered_model_alias(name, alias, version)
 
 
 def resolve_model_uri(uri: str) -> RegisteredPolicy:
-    """`models:/NAME@ALIAS` or `models:/NAME/VERSION` under any tracking URI; `gwp.policy.locate` does it without MLflow."""
+    """`models:/NAME@ALIAS` or `models:/NAME/VERSION` under any tracking URI;
+    `gwp.policy.locate` does it without MLflow.
+    """
     name, alias, version = parse_model_uri(uri)
     with explained():
         mlflow = client()
-        found = mlflow.get_model_version_by_alias(name, alias) if alias else mlflow.get_model_version(name, str(version))
+        found = (
+            mlflow.get_model_version_by_alias(name, alias)
+            if alias
+            else mlflow.get_model_version(name, str(version))
+        )
     return RegisteredPolicy(name, str(found.version), str(found.source), dict(found.tags))
 
 
 def _lasting(bundle_uri: str) -> str:
-    """The address that others will use, absolute; GwpError when a server's users could not reach it."""
+    """The address that others will use, absolute; GwpError when a server's users could not
+    reach it.
+    """
     if storage.is_remote(bundle_uri):
         return bundle_uri.rstrip("/")
     if tracking_uri().startswith(("http://", "https://")):
-        raise GwpError(f"{bundle_uri} is a folder of this machine; users of the MLflow server {tracking_uri()} cannot read it: "
-                       "export the policy to s3://BUCKET/PREFIX and promote that")
+        raise GwpError(
+            f"{bundle_uri} is a folder of this machine; users of the MLflow server "
+            f"{tracking_uri()} cannot read it: "
+            "export the policy to s3://BUCKET/PREFIX and promote that"
+        )
     return str(Path(bundle_uri.removeprefix("file://")).resolve())
 
 

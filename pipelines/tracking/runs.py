@@ -1,7 +1,9 @@
-"""MLflow: one run per stage, created where the job is submitted, written by rank 0, whole across restarts.
+"""MLflow: one run per stage, created where the job is submitted, written by rank 0, whole
+across restarts.
 
-Tracking must never stop training: metrics go through a bounded buffer and a thread; what MLflow does not take goes to a local file
-that is sent later (`replay`, or by itself at the next flush that finds the server back).
+Tracking must never stop training: metrics go through a bounded buffer and a thread; what MLflow
+does not take goes to a local file that is sent later (`replay`, or by itself at the next flush
+that finds the server back).
 """
 
 import glob
@@ -30,7 +32,7 @@ STOPPED_TAG = "gwp.stopped"
 """Why a run ended before its last step."""
 _NESTING_TAG = "mlflow.parentRunId"
 _PARAM_LENGTH = 500
-_DIGEST_LENGTH = 36   # MLflow refuses longer ones
+_DIGEST_LENGTH = 36  # MLflow refuses longer ones
 _PARAMS_PER_CALL = 100
 _METRICS_PER_CALL = 1000
 _RETRY_S = 15.0
@@ -39,7 +41,9 @@ logger = logging.getLogger(__name__)
 
 
 def tracking_uri() -> str:
-    """MLFLOW_TRACKING_URI, or the sqlite file `runs/mlflow.db` of the current folder, absolute: Ray workers run elsewhere."""
+    """MLFLOW_TRACKING_URI, or the sqlite file `runs/mlflow.db` of the current folder, absolute:
+    Ray workers run elsewhere.
+    """
     given = os.environ.get("MLFLOW_TRACKING_URI")
     if not given:
         Path("runs").mkdir(exist_ok=True)
@@ -52,7 +56,9 @@ def tracking_uri() -> str:
 
 
 def client(uri: str | None = None) -> "MlflowClient":
-    """An MLflow client of `uri` (default: `tracking_uri()`) that gives up on a dead server in seconds."""
+    """An MLflow client of `uri` (default: `tracking_uri()`) that gives up on a dead server in
+    seconds.
+    """
     # MLflow's own defaults wait about four minutes, longer than a worker's health check.
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")
@@ -74,14 +80,20 @@ def explained(uri: str | None = None) -> Iterator[None]:
     except Exception as error:
         uri, text = uri or tracking_uri(), _short(error)
         if _unanswered(error):
-            raise GwpError(f"MLflow at {uri} does not answer; start it or correct MLFLOW_TRACKING_URI") from error
+            raise GwpError(
+                f"MLflow at {uri} does not answer; start it or correct MLFLOW_TRACKING_URI"
+            ) from error
         if getattr(error, "error_code", None) == "RESOURCE_DOES_NOT_EXIST":
-            raise GwpError(f"MLflow at {uri}: {text}; check the name, and MLFLOW_TRACKING_URI") from error
+            raise GwpError(
+                f"MLflow at {uri}: {text}; check the name, and MLFLOW_TRACKING_URI"
+            ) from error
         raise
 
 
 def _unanswered(error: BaseException) -> bool:
-    """Whether the server was not reached: MLflow wraps what its HTTP client raised into an error of its own."""
+    """Whether the server was not reached: MLflow wraps what its HTTP client raised into an
+    error of its own.
+    """
     from requests import exceptions
 
     unanswered = (exceptions.ConnectionError, exceptions.RetryError, exceptions.Timeout)
@@ -93,14 +105,21 @@ def _short(error: BaseException) -> str:
 
 
 def create_run(
-    experiment: str, name: str, params: Mapping[str, Any], place: str, parents: Sequence[str] = (),
-    tags: Mapping[str, str] | None = None, key: str | None = None,
+    experiment: str,
+    name: str,
+    params: Mapping[str, Any],
+    place: str,
+    parents: Sequence[str] = (),
+    tags: Mapping[str, str] | None = None,
+    key: str | None = None,
 ) -> str:
-    """Open the run of a stage and log its parameters once; returns the run id that every attempt goes on with.
+    """Open the run of a stage and log its parameters once; returns the run id that every
+    attempt goes on with.
 
-    `place`: folder or URI of the run; a new experiment keeps its artifacts below it. `parents`: runs whose weights it starts from.
-    `key`: known before the run; what an interrupted call with the same key opened is gone on with.
-    GwpError when MLflow does not answer: a training that nobody can see should not start.
+    `place`: folder or URI of the run; a new experiment keeps its artifacts below it. `parents`:
+    runs whose weights it starts from.
+    `key`: known before the run; what an interrupted call with the same key opened is gone on
+    with. GwpError when MLflow does not answer: a training that nobody can see should not start.
     """
     with explained():
         mlflow = client()
@@ -137,11 +156,20 @@ def _opened(mlflow: "MlflowClient", experiment_id: str, key: str) -> str | None:
 def _experiment(mlflow: "MlflowClient", name: str, place: str) -> str:
     found = mlflow.get_experiment_by_name(name)
     if found is None:
-        root = place if storage.is_remote(place) else Path(place.removeprefix("file://")).resolve().as_uri()
-        return str(mlflow.create_experiment(name, artifact_location=storage.join(root, "artifacts")))
+        root = (
+            place
+            if storage.is_remote(place)
+            else Path(place.removeprefix("file://")).resolve().as_uri()
+        )
+        return str(
+            mlflow.create_experiment(name, artifact_location=storage.join(root, "artifacts"))
+        )
     if found.lifecycle_stage != "active":
-        raise GwpError(f"the MLflow experiment '{name}' was deleted; choose another run.experiment, or restore it with "
-                       f"`mlflow experiments restore -x {found.experiment_id}`")
+        raise GwpError(
+            f"the MLflow experiment '{name}' was deleted; choose another run.experiment, or "
+            "restore it with "
+            f"`mlflow experiments restore -x {found.experiment_id}`"
+        )
     return str(found.experiment_id)
 
 
@@ -159,7 +187,9 @@ def flatten(params: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
 
 
 def log_params(run_id: str, params: Mapping[str, Any]) -> None:
-    """Write parameters, flattened. MLflow keeps the first value of a key for ever and refuses another."""
+    """Write parameters, flattened. MLflow keeps the first value of a key for ever and refuses
+    another.
+    """
     from mlflow.entities import Param
 
     entries = [Param(key, value) for key, value in flatten(params).items()]
@@ -169,21 +199,36 @@ def log_params(run_id: str, params: Mapping[str, Any]) -> None:
             mlflow.log_batch(run_id, params=entries[start : start + _PARAMS_PER_CALL])
 
 
-def log_inputs(run_id: str, fingerprint: str, samples: int, skipped: int, sources: Sequence[str] = ()) -> None:
-    """Say which data a run reads: the fingerprint of its manifest, how many samples it has, and what was left out."""
+def log_inputs(
+    run_id: str, fingerprint: str, samples: int, skipped: int, sources: Sequence[str] = ()
+) -> None:
+    """Say which data a run reads: the fingerprint of its manifest, how many samples it has, and
+    what was left out.
+    """
     from mlflow.entities import Dataset, DatasetInput
 
     with explained():
         mlflow = client()
-        data = Dataset(name="manifest", digest=fingerprint[:_DIGEST_LENGTH], source_type="gwp", source=json.dumps(list(sources)),
-                       profile=json.dumps({"samples": samples, "skipped": skipped}))
+        data = Dataset(
+            name="manifest",
+            digest=fingerprint[:_DIGEST_LENGTH],
+            source_type="gwp",
+            source=json.dumps(list(sources)),
+            profile=json.dumps({"samples": samples, "skipped": skipped}),
+        )
         mlflow.log_inputs(run_id, [DatasetInput(data)])
-        for key, value in {"gwp.data_fingerprint": fingerprint, "gwp.samples": str(samples), "gwp.skipped": str(skipped)}.items():
+        for key, value in {
+            "gwp.data_fingerprint": fingerprint,
+            "gwp.samples": str(samples),
+            "gwp.skipped": str(skipped),
+        }.items():
             mlflow.set_tag(run_id, key, value)
 
 
 def finish_run(run_id: str, tags: Mapping[str, str], status: str = "FINISHED") -> None:
-    """End a run from the driver: `status` FINISHED, FAILED or KILLED; an outage is logged, the finished training counts."""
+    """End a run from the driver: `status` FINISHED, FAILED or KILLED; an outage is logged, the
+    finished training counts.
+    """
     try:
         mlflow = client()
         for key, value in tags.items():
@@ -192,26 +237,49 @@ def finish_run(run_id: str, tags: Mapping[str, str], status: str = "FINISHED") -
             mlflow.delete_tag(run_id, STOPPED_TAG)
         mlflow.set_terminated(run_id, status)
     except Exception as error:  # noqa: BLE001  whatever MLflow raises, the training is done
-        logger.warning("MLflow did not take the end of run %s (%s); its weights are safe", run_id, error)
+        logger.warning(
+            "MLflow did not take the end of run %s (%s); its weights are safe", run_id, error
+        )
 
 
 def metric_history(run_id: str, key: str) -> list[tuple[int, float]]:
-    """(step, value) of a metric in order of steps; where a resumed run wrote a step again, the last value counts."""
+    """(step, value) of a metric in order of steps; where a resumed run wrote a step again, the
+    last value counts.
+    """
     with explained():
         history = client().get_metric_history(run_id, key)
-    return sorted({m.step: float(m.value) for m in sorted(history, key=lambda m: m.timestamp)}.items())
+    return sorted(
+        {m.step: float(m.value) for m in sorted(history, key=lambda m: m.timestamp)}.items()
+    )
 
 
 class RunLog:
-    """What rank 0 tells MLflow while it trains. No call raises, and none but `flush` and `finish` waits."""
+    """What rank 0 tells MLflow while it trains. No call raises, and none but `flush` and
+    `finish` waits.
+    """
 
     def __init__(
-        self, run_id: str, uri: str, spill: str | Path | None = None, *, every_s: float = 5.0, batch: int = 100, limit: int = 10_000
+        self,
+        run_id: str,
+        uri: str,
+        spill: str | Path | None = None,
+        *,
+        every_s: float = 5.0,
+        batch: int = 100,
+        limit: int = 10_000,
     ) -> None:
-        """Sends every `every_s` seconds or `batch` records. What MLflow does not take, and what would wait beyond `limit`, goes to
-        a file in the local folder `spill` (default: in `gwp.cache_folder`)."""
+        """Sends every `every_s` seconds or `batch` records. What MLflow does not take, and what
+        would wait beyond `limit`, goes to a file in the local folder `spill` (default: in
+        `gwp.cache_folder`).
+        """
         self._folder = Path(spill) if spill else cache_folder("tracking", keep=True)
-        self._run_id, self._uri, self._every_s, self._batch, self._limit = run_id, uri, every_s, batch, limit
+        self._run_id, self._uri, self._every_s, self._batch, self._limit = (
+            run_id,
+            uri,
+            every_s,
+            batch,
+            limit,
+        )
         self.spilled = 0
         """Records that went to files so far."""
         # An earlier attempt may have left some on this machine.
@@ -244,12 +312,15 @@ class RunLog:
         self._put({"tags": dict(tags)})
 
     def flush(self, timeout_s: float = 30.0) -> None:
-        """Have everything so far in MLflow or in a local file, after `timeout_s` seconds at the latest."""
+        """Have everything so far in MLflow or in a local file, after `timeout_s` seconds at the
+        latest.
+        """
         with self._changed:
             self._flushing = True
             self._changed.notify_all()
             if not self._changed.wait_for(lambda: not self._flushing, timeout_s):
-                # The server holds the thread. What it is sending may still arrive: MLflow stores the same point once.
+                # The server holds the thread. What it is sending may still arrive: MLflow
+                # stores the same point once.
                 self._spill(self._sending + self._pending)
                 self._sending, self._pending = [], []
 
@@ -274,7 +345,10 @@ class RunLog:
     def _work(self) -> None:
         while True:
             with self._changed:
-                self._changed.wait_for(lambda: self._flushing or self._closed or len(self._pending) >= self._batch, self._every_s)
+                self._changed.wait_for(
+                    lambda: self._flushing or self._closed or len(self._pending) >= self._batch,
+                    self._every_s,
+                )
                 if self._closed and not self._pending:
                     return
                 asked, self._sending, self._pending = self._flushing, self._pending, []
@@ -290,7 +364,9 @@ class RunLog:
                     self._changed.notify_all()
 
     def _send(self, records: list[dict[str, Any]], files: list[Path], asked: bool) -> bool:
-        """Hand over files (each leaves the list when it is sent), then records; True when MLflow did not take them."""
+        """Hand over files (each leaves the list when it is sent), then records; True when
+        MLflow did not take them.
+        """
         if not records and not files:
             return False
         if not asked and time.monotonic() < self._retry_at:
@@ -304,7 +380,12 @@ class RunLog:
             _apply(self._client, records)
             return False
         except Exception as error:  # noqa: BLE001  whatever MLflow raises, training goes on
-            logger.warning("MLflow at %s takes no metrics (%s); they are kept in %s", self._uri, _short(error), self._folder)
+            logger.warning(
+                "MLflow at %s takes no metrics (%s); they are kept in %s",
+                self._uri,
+                _short(error),
+                self._folder,
+            )
             self._retry_at = time.monotonic() + _RETRY_S
             return True
 
@@ -323,7 +404,9 @@ class RunLog:
 
 
 def replay(spill: str | Path, uri: str | None = None) -> int:
-    """Send what a `RunLog` left in a file (or in every file of a folder), oldest first, and remove it; returns how many records."""
+    """Send what a `RunLog` left in a file (or in every file of a folder), oldest first, and
+    remove it; returns how many records.
+    """
     place = Path(spill)
     if not place.exists():
         raise GwpError(f"{spill}: nothing there to send")
@@ -353,7 +436,9 @@ def _apply(mlflow: "MlflowClient", records: Iterable[dict[str, Any]]) -> None:
         for start in range(0, len(points), _METRICS_PER_CALL):
             mlflow.log_batch(run_id, metrics=points[start : start + _METRICS_PER_CALL])
         if tags[run_id]:
-            mlflow.log_batch(run_id, tags=[RunTag(key, value) for key, value in tags[run_id].items()])
+            mlflow.log_batch(
+                run_id, tags=[RunTag(key, value) for key, value in tags[run_id].items()]
+            )
     for run_id, state in status.items():
         if state == "RUNNING":
             mlflow.update_run(run_id, status=state)

@@ -1,11 +1,13 @@
-"""The commit protocol of training checkpoints: files first, `MANIFEST.json` last, and a folder without it does not exist.
+"""The commit protocol of training checkpoints: files first, `MANIFEST.json` last, and a folder
+without it does not exist.
 
     <run>/checkpoints/step_000040-a1/      step 40, written by attempt 1
         <whatever the ranks wrote>
         MANIFEST.json                      created once, after every rank has uploaded
 
-Object stores commit single objects, never folders; the create-only manifest is what makes a folder whole. The attempt in the name
-keeps files that a dead attempt left behind out of every later checkpoint. Knows storage only: neither Ray nor torch.
+Object stores commit single objects, never folders; the create-only manifest is what makes a
+folder whole. The attempt in the name keeps files that a dead attempt left behind out of every
+later checkpoint. Knows storage only: neither Ray nor torch.
 """
 
 import hashlib
@@ -77,8 +79,12 @@ class CheckpointManifest(BaseModel):
     """Time of the commit, UTC, ISO 8601."""
 
 
-def installed_versions(names: Iterable[str] = ("gwp", "torch", "deepspeed", "ray")) -> dict[str, str]:
-    """Versions of the distributions whose state a checkpoint holds; those not installed are left out."""
+def installed_versions(
+    names: Iterable[str] = ("gwp", "torch", "deepspeed", "ray"),
+) -> dict[str, str]:
+    """Versions of the distributions whose state a checkpoint holds; those not installed are
+    left out.
+    """
     found = {}
     for name in names:
         try:
@@ -108,9 +114,11 @@ def sha256_file(path: Path) -> str:
 
 
 def upload_files(local_dir: str | Path, uri: str) -> dict[str, FileEntry]:
-    """Copy every file below `local_dir` to `uri` and return their entries; hashes are of the local files.
+    """Copy every file below `local_dir` to `uri` and return their entries; hashes are of the
+    local files.
 
-    Each rank calls it with its own folder. Ranks must not write the same path with different content.
+    Each rank calls it with its own folder. Ranks must not write the same path with different
+    content.
     """
     folder = Path(local_dir)
     files = [path for path in folder.rglob("*") if path.is_file() and not is_temporary(path.name)]
@@ -127,17 +135,26 @@ def upload_files(local_dir: str | Path, uri: str) -> dict[str, FileEntry]:
 def commit(uri: str, manifest: CheckpointManifest) -> None:
     """Make the checkpoint exist. Called once, by rank 0, after every rank has uploaded.
 
-    GwpError when a file of the manifest is not there in full, or when the checkpoint is committed already.
+    GwpError when a file of the manifest is not there in full, or when the checkpoint is
+    committed already.
     """
     verify(uri, manifest, deep=False)
     try:
-        storage.write_bytes(storage.join(uri, MANIFEST), manifest.model_dump_json(indent=1).encode(), create_only=True)
+        storage.write_bytes(
+            storage.join(uri, MANIFEST),
+            manifest.model_dump_json(indent=1).encode(),
+            create_only=True,
+        )
     except FileExistsError as error:
-        raise GwpError(f"{uri} is committed already; start the run again so that it takes a new attempt number") from error
+        raise GwpError(
+            f"{uri} is committed already; start the run again so that it takes a new attempt number"
+        ) from error
 
 
 def verify(uri: str, manifest: CheckpointManifest, deep: bool = True) -> None:
-    """DamagedError naming the first file that is missing or altered. `deep` reads every byte; otherwise sizes only."""
+    """DamagedError naming the first file that is missing or altered. `deep` reads every byte;
+    otherwise sizes only.
+    """
     _check_sizes(uri, manifest, storage.list_files(uri))
     if not deep:
         return
@@ -154,7 +171,9 @@ def verify(uri: str, manifest: CheckpointManifest, deep: bool = True) -> None:
 
 
 def fetch(uri: str, manifest: CheckpointManifest, folder: str | Path) -> Path:
-    """Copy a committed checkpoint into a local folder, checking every hash; DamagedError names the file that does not fit."""
+    """Copy a committed checkpoint into a local folder, checking every hash; DamagedError names
+    the file that does not fit.
+    """
     _check_sizes(uri, manifest, storage.list_files(uri))
 
     def get(name: str) -> None:
@@ -168,9 +187,11 @@ def fetch(uri: str, manifest: CheckpointManifest, folder: str | Path) -> Path:
 
 
 def find_committed(run_uri: str) -> list[tuple[str, CheckpointManifest]]:
-    """Complete checkpoints of a run, newest first. What is torn (a file missing or short) is logged and left out.
+    """Complete checkpoints of a run, newest first. What is torn (a file missing or short) is
+    logged and left out.
 
-    Storage that fails is told, not taken for damage: an older checkpoint would cost the work since.
+    Storage that fails is told, not taken for damage: an older checkpoint would cost the work
+    since.
     """
     found = []
     for name, files in _folders(run_uri).items():
@@ -190,8 +211,8 @@ def find_committed(run_uri: str) -> list[tuple[str, CheckpointManifest]]:
 def latest_committed(run_uri: str, deep: bool = False) -> tuple[str, CheckpointManifest] | None:
     """The newest whole checkpoint of a run, or None when there is none.
 
-    `deep` also reads every byte and falls back to the one before when a hash differs; without it sizes decide, and `fetch` still
-    refuses altered bytes.
+    `deep` also reads every byte and falls back to the one before when a hash differs; without
+    it sizes decide, and `fetch` still refuses altered bytes.
     """
     for uri, manifest in find_committed(run_uri):
         try:
@@ -205,21 +226,27 @@ def latest_committed(run_uri: str, deep: bool = False) -> tuple[str, CheckpointM
 
 
 def load_committed(uri: str) -> CheckpointManifest:
-    """The manifest of one checkpoint named by the user; GwpError when it was never committed or is not whole."""
+    """The manifest of one checkpoint named by the user; GwpError when it was never committed or
+    is not whole.
+    """
     files = storage.list_files(uri)
     if MANIFEST not in files:
         what = "was not committed (its writer died before the end)" if files else "does not exist"
-        raise GwpError(f"{uri} {what}: no {MANIFEST}; name another checkpoint, or the run to take its newest")
+        raise GwpError(
+            f"{uri} {what}: no {MANIFEST}; name another checkpoint, or the run to take its newest"
+        )
     manifest = _read(uri)
     _check_sizes(uri, manifest, files)
     return manifest
 
 
 def prune(run_uri: str, keep: int) -> list[str]:
-    """Remove all but the newest `keep` checkpoints, and what dead attempts left at or before the newest; returns what went.
+    """Remove all but the newest `keep` checkpoints, and what dead attempts left at or before
+    the newest; returns what went.
 
-    Only the writer of the run may call it. Uncommitted folders of later steps stay: they may be in the making. It follows a commit
-    that went well, so storage that fails does not fail it: what could not be removed is logged and left to the next call.
+    Only the writer of the run may call it. Uncommitted folders of later steps stay: they may be
+    in the making. It follows a commit that went well, so storage that fails does not fail it:
+    what could not be removed is logged and left to the next call.
     """
     if keep < 1:
         raise GwpError(f"run.keep is {keep}; keep at least one checkpoint")
@@ -236,7 +263,9 @@ def prune(run_uri: str, keep: int) -> list[str]:
 
 
 def _outdated(run_uri: str, keep: int) -> list[str]:
-    """Checkpoint folders beyond the newest `keep`, and those that dead attempts left at or before the newest."""
+    """Checkpoint folders beyond the newest `keep`, and those that dead attempts left at or
+    before the newest.
+    """
     committed = find_committed(run_uri)
     if not committed:
         return []
@@ -268,7 +297,9 @@ def _read(uri: str) -> CheckpointManifest:
     except ValidationError as error:
         first: Any = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"]) or "the file"
-        raise DamagedError(f"{uri}: {MANIFEST} cannot be read ({where}: {first['msg']}); choose an earlier checkpoint") from error
+        raise DamagedError(
+            f"{uri}: {MANIFEST} cannot be read ({where}: {first['msg']}); choose an earlier checkpoint"
+        ) from error
 
 
 def _check_sizes(uri: str, manifest: CheckpointManifest, files: dict[str, int]) -> None:
@@ -277,9 +308,15 @@ def _check_sizes(uri: str, manifest: CheckpointManifest, files: dict[str, int]) 
         if name not in files:
             raise DamagedError(f"{uri}: {name} is missing; choose an earlier checkpoint")
         if files[name] != entry.size:
-            raise DamagedError(f"{uri}: {name} has {files[name]} bytes instead of {entry.size}; choose an earlier checkpoint")
+            raise DamagedError(
+                f"{uri}: {name} has {files[name]} bytes instead of {entry.size}; choose an "
+                "earlier checkpoint"
+            )
 
 
 def _check_hash(uri: str, name: str, manifest: CheckpointManifest, digest: str) -> None:
     if digest != manifest.files[name].sha256:
-        raise DamagedError(f"{uri}: {name} was altered (its sha256 differs from the manifest); choose an earlier checkpoint")
+        raise DamagedError(
+            f"{uri}: {name} was altered (its sha256 differs from the manifest); choose an "
+            "earlier checkpoint"
+        )

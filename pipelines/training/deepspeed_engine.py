@@ -1,7 +1,9 @@
-"""DeepSpeed behind one small surface: build, step, save, load, export. The rest of the project does not know it.
+"""DeepSpeed behind one small surface: build, step, save, load, export. The rest of the project
+does not know it.
 
-Facts about DeepSpeed 0.19 on CPU and gloo that shape this file: weights must be in the module before the engine exists (the fp32
-master copies are made then); optimiser shards of another world size load only through the universal format.
+Facts about DeepSpeed 0.19 on CPU and gloo that shape this file: weights must be in the module
+before the engine exists (the fp32 master copies are made then); optimiser shards of another
+world size load only through the universal format.
 """
 
 import math
@@ -22,7 +24,9 @@ _TAG = "state"
 
 
 def deepspeed_config(job: TrainJob) -> dict[str, Any]:
-    """The DeepSpeed JSON of a job: a pure function of its typed fields, with `engine.overrides` laid over it."""
+    """The DeepSpeed JSON of a job: a pure function of its typed fields, with `engine.overrides`
+    laid over it.
+    """
     engine = job.engine
     config: dict[str, Any] = {
         "train_micro_batch_size_per_gpu": job.micro_batch,
@@ -36,7 +40,10 @@ def deepspeed_config(job: TrainJob) -> dict[str, Any]:
     if engine.precision == "bf16":
         config["bf16"] = {"enabled": True}
         if engine.zero_stage == 0:
-            raise GwpError("engine.zero_stage 0 with bf16 uses another optimiser path in DeepSpeed; use zero_stage 1")
+            raise GwpError(
+                "engine.zero_stage 0 with bf16 uses another optimiser path in DeepSpeed; use "
+                "zero_stage 1"
+            )
     return _merged(config, engine.overrides)
 
 
@@ -51,18 +58,24 @@ def _merged(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
 class Engine:
     """A model under DeepSpeed on this rank."""
 
-    def __init__(self, model: WorldActionTransformer, job: TrainJob, load_universal: bool = False) -> None:
+    def __init__(
+        self, model: WorldActionTransformer, job: TrainJob, load_universal: bool = False
+    ) -> None:
         if not job.cluster.gpu:
             os.environ.setdefault("DS_ACCELERATOR", "cpu")
         import deepspeed
 
         if not job.cluster.gpu:
-            # A CPU-only collective that training never uses; without this the first start compiles C++ for half a minute.
+            # A CPU-only collective that training never uses; without this the first start
+            # compiles C++ for half a minute.
             deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
         deepspeed.init_distributed("nccl" if job.cluster.gpu else "gloo", auto_mpi_discovery=False)
         model.gradient_checkpointing = job.engine.gradient_checkpointing
         optimizer = torch.optim.AdamW(
-            model.parameters(), lr=job.optimizer.lr, betas=job.optimizer.betas, weight_decay=job.optimizer.weight_decay
+            model.parameters(),
+            lr=job.optimizer.lr,
+            betas=job.optimizer.betas,
+            weight_decay=job.optimizer.weight_decay,
         )
         config = deepspeed_config(job)
         if load_universal:
@@ -82,7 +95,8 @@ class Engine:
     def step(self, loss: Tensor, lr: float) -> float | None:
         """Backward, all-reduce, clip, and one optimiser step at this learning rate.
 
-        Returns the norm of the whole gradient before clipping, the same on every rank; None where DeepSpeed does not say (ZeRO 0).
+        Returns the norm of the whole gradient before clipping, the same on every rank; None
+        where DeepSpeed does not say (ZeRO 0).
         """
         for group in self._engine.optimizer.param_groups:
             group["lr"] = lr
@@ -93,7 +107,9 @@ class Engine:
         return None if norm is None else float(norm) if float(norm) >= 0 else math.nan
 
     def finite(self) -> bool:
-        """Whether all weights that lie on this rank are finite numbers; under ZeRO-3 that is its share of them."""
+        """Whether all weights that lie on this rank are finite numbers; under ZeRO-3 that is
+        its share of them.
+        """
         shares = (getattr(p, "ds_tensor", p) for p in self.parameters().values())
         return all(bool(share.isfinite().all()) for share in shares)
 
@@ -106,7 +122,11 @@ class Engine:
 
         import deepspeed
 
-        return deepspeed.zero.GatheredParameters(parameters) if self._zero_stage == 3 else contextlib.nullcontext()
+        return (
+            deepspeed.zero.GatheredParameters(parameters)
+            if self._zero_stage == 3
+            else contextlib.nullcontext()
+        )
 
     def save(self, folder: Path) -> None:
         """Write this rank's share of the state below `folder`; every rank must call it."""
@@ -114,7 +134,9 @@ class Engine:
         self._engine.save_checkpoint(str(folder), tag=_TAG, client_state=info)
 
     def load(self, folder: Path) -> None:
-        """Read the state written by `save` (all ranks' files in `folder`), converted before when the world size differs."""
+        """Read the state written by `save` (all ranks' files in `folder`), converted before
+        when the world size differs.
+        """
         tag = "universal" if (folder / "universal").is_dir() else _TAG
         path, _ = self._engine.load_checkpoint(str(folder), tag=tag)
         if path is None:
@@ -129,8 +151,13 @@ def convert_to_universal(folder: Path) -> None:
     shutil.rmtree(target, ignore_errors=True)
     ds_to_universal.main(
         Namespace(
-            input_folder=str(folder / _TAG), output_folder=str(target), num_extract_workers=1, num_merge_workers=1,
-            keep_temp_folder=False, strict=True, inject_missing_state=True,
+            input_folder=str(folder / _TAG),
+            output_folder=str(target),
+            num_extract_workers=1,
+            num_merge_workers=1,
+            keep_temp_folder=False,
+            strict=True,
+            inject_missing_state=True,
         )
     )
 
@@ -141,7 +168,9 @@ def full_state(folder: Path) -> dict[str, Tensor]:
 
     if not list((folder / _TAG).glob("*zero_pp_rank_*_optim_states.pt")):
         # Stage 0 keeps the whole module in one file.
-        saved = torch.load(folder / _TAG / "mp_rank_00_model_states.pt", map_location="cpu", weights_only=False)
+        saved = torch.load(
+            folder / _TAG / "mp_rank_00_model_states.pt", map_location="cpu", weights_only=False
+        )
         return {name: tensor.float() for name, tensor in saved["module"].items()}
     state = get_fp32_state_dict_from_zero_checkpoint(str(folder), tag=_TAG)
     return {name: tensor.float() for name, tensor in state.items()}

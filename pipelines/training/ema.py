@@ -1,7 +1,7 @@
 """Moving average of weights, in fp32, sharded over ranks by parameter name.
 
-fp32 matters: increments of a slow average are below half a bf16 ulp and would vanish. Shards are safetensors keyed by name, so they
-load at any world size.
+fp32 matters: increments of a slow average are below half a bf16 ulp and would vanish. Shards
+are safetensors keyed by name, so they load at any world size.
 """
 
 from collections.abc import Callable
@@ -15,7 +15,9 @@ from pipelines.training.deepspeed_engine import Engine
 
 
 def decay_at(step: int, ceiling: float) -> float:
-    """Decay of update `step` (0 at the first): `min(ceiling, (1 + n) / (10 + n))`, the released rule."""
+    """Decay of update `step` (0 at the first): `min(ceiling, (1 + n) / (10 + n))`, the released
+    rule.
+    """
     return min(ceiling, (1 + step) / (10 + step))
 
 
@@ -59,7 +61,9 @@ class Ema:
 
 
 def load_ema(folder: Path) -> dict[str, Tensor]:
-    """All shards of a checkpoint merged: parameter name -> fp32 tensor. Empty without an average."""
+    """All shards of a checkpoint merged: parameter name -> fp32 tensor. Empty without an
+    average.
+    """
     merged: dict[str, Tensor] = {}
     for file in sorted((folder / "ema").glob("rank-*.safetensors")):
         merged |= load_file(file)

@@ -1,8 +1,9 @@
 """Which failures end a run at once, because a restart would come to the same.
 
-Ray Train starts all workers again after any error of one of them. That helps when a machine, the
-network or storage failed. It does not help against a loss that is not a number, a missing file or a
-configuration that does not fit: those are raised as `StoppedError`, and `StopForGood` ends the run.
+Ray Train starts all workers again after any error of one of them. That helps when a machine,
+the network or storage failed. It does not help against a loss that is not a number, a missing
+file or a configuration that does not fit: those are raised as `StoppedError`, and `StopForGood`
+ends the run.
 """
 
 import signal
@@ -18,7 +19,12 @@ from gwp.errors import GwpError
 from gwp.storage.retry import expired, passing
 
 PROGRAM_ERRORS = (
-    TypeError, AttributeError, NameError, ImportError, NotImplementedError, AssertionError,
+    TypeError,
+    AttributeError,
+    NameError,
+    ImportError,
+    NotImplementedError,
+    AssertionError,
 )
 """Raised by code that is wrong, and by nothing that passes."""
 
@@ -31,7 +37,8 @@ class StoppedError(GwpError):
 def lasting() -> Iterator[None]:
     """Raise what the user has to mend as StoppedError; what may pass (storage) stays as it is.
 
-    For the process in which the error arises: its causes, which tell the two apart, do not travel.
+    For the process in which the error arises: its causes, which tell the two apart, do not
+    travel.
     """
     try:
         yield
@@ -47,14 +54,17 @@ def lasting() -> Iterator[None]:
 
 
 class StopForGood(UserCallback):
-    """Ends the run on the first failure that a restart cannot mend; runs in Ray Train's controller.
+    """Ends the run on the first failure that a restart cannot mend; runs in Ray Train's
+    controller.
 
-    An error of a callback is one of the controller, and those are never tried again. All workers end with it, also those
-    that wait for the failed one.
+    An error of a callback is one of the controller, and those are never tried again. All
+    workers end with it, also those that wait for the failed one.
     """
 
     def after_exception(
-        self, run_context: Any, worker_exceptions: dict[int, Exception],  # noqa: ARG002  Ray's names
+        self,
+        run_context: Any,  # noqa: ARG002
+        worker_exceptions: dict[int, Exception],
     ) -> None:
         """Raise the first error that lasts."""
         errors = list(worker_exceptions.values())

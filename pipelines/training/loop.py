@@ -1,7 +1,8 @@
 """The one training loop, run by every rank of every stage.
 
-Order that matters: build in fp32, load weights, create the engine, then EMA, then resume. Checkpoints are committed by our own
-protocol (`pipelines.training.checkpoints`); what is reported to Ray is a pointer.
+Order that matters: build in fp32, load weights, create the engine, then EMA, then resume.
+Checkpoints are committed by our own protocol (`pipelines.training.checkpoints`); what is
+reported to Ray is a pointer.
 """
 
 import json
@@ -50,11 +51,15 @@ _NAMED = 4
 
 
 def train_loop(config: dict[str, Any]) -> None:
-    """Entry point of a Ray Train worker. `config`: {"prepared": PreparedRun, "run_id": str | None, "tracking_uri": str | None}."""
+    """Entry point of a Ray Train worker. `config`: {"prepared": PreparedRun, "run_id": str |
+    None, "tracking_uri": str | None}.
+    """
     prepared: PreparedRun = config["prepared"]
     context = ray.train.get_context()
     rank, world = context.get_world_rank(), context.get_world_size()
-    log = RunLog(config["run_id"], config["tracking_uri"]) if rank == 0 and config["run_id"] else None
+    log = (
+        RunLog(config["run_id"], config["tracking_uri"]) if rank == 0 and config["run_id"] else None
+    )
     with tempfile.TemporaryDirectory(prefix="gwp-worker-") as scratch:
         try:
             with lasting():
@@ -67,7 +72,13 @@ def train_loop(config: dict[str, Any]) -> None:
 
 class _Loop:
     def __init__(self, prepared: PreparedRun, rank: int, world: int, scratch: Path) -> None:
-        self.prepared, self.job, self.rank, self.world, self.scratch = prepared, prepared.job, rank, world, scratch
+        self.prepared, self.job, self.rank, self.world, self.scratch = (
+            prepared,
+            prepared.job,
+            rank,
+            world,
+            scratch,
+        )
         self.attempt = int(self._agreed(next_attempt(prepared.uri) if rank == 0 else 0))
         found = latest_committed(prepared.uri) if rank == 0 else None
         self.found = self._agreed(found)
@@ -98,7 +109,11 @@ class _Loop:
         if not self.prepared.init or self.found:
             return build_model(config, self.job.run.seed).train()
         uri = locate(self.prepared.init)
-        local = storage.download(uri, self.scratch / "init") if storage.is_remote(uri) else Path(uri.removeprefix("file://"))
+        local = (
+            storage.download(uri, self.scratch / "init")
+            if storage.is_remote(uri)
+            else Path(uri.removeprefix("file://"))
+        )
         require_same(open_checkpoint(local), config, uri)
         return load_model(local).train()
 
@@ -108,8 +123,17 @@ class _Loop:
         self.ema.load(self.scratch / "checkpoint" / "state")
         self.step, self.samples_seen = manifest.step, manifest.samples_seen
         if self.rank == 0:
-            event = {"event": "resumed", "step": self.step, "attempt": self.attempt, "world_size": self.world, "time": time.time()}
-            storage.write_bytes(storage.join(self.prepared.uri, "events", f"resumed-a{self.attempt}.json"), json.dumps(event).encode())
+            event = {
+                "event": "resumed",
+                "step": self.step,
+                "attempt": self.attempt,
+                "world_size": self.world,
+                "time": time.time(),
+            }
+            storage.write_bytes(
+                storage.join(self.prepared.uri, "events", f"resumed-a{self.attempt}.json"),
+                json.dumps(event).encode(),
+            )
 
     def _load_frozen(self) -> None:
         cache = self.prepared.cache
@@ -120,12 +144,16 @@ class _Loop:
                 storage.download(storage.join(self.prepared.uri, part), self.scratch / part)
             self.codec = load_video_codec(self.scratch / "codec")
             self.text = TextTable(load_text_encoder(self.scratch / "text"))
-        self.texts: dict[str, str] = json.loads(storage.read_bytes(storage.join(self.prepared.uri, "texts.json")))
+        self.texts: dict[str, str] = json.loads(
+            storage.read_bytes(storage.join(self.prepared.uri, "texts.json"))
+        )
 
     def run(self, log: RunLog | None) -> None:
         job = self.job
         total = job.run.steps
-        stream = batches(ray.train.get_dataset_shard("train"), self.samples_seen, self.rank, self.world)
+        stream = batches(
+            ray.train.get_dataset_shard("train"), self.samples_seen, self.rank, self.world
+        )
         waited, begun = 0.0, self.samples_seen
         started = time.perf_counter()
         while self.step < total:
@@ -144,28 +172,40 @@ class _Loop:
                 elapsed = time.perf_counter() - started
                 skipped = self._progress(log, losses, elapsed, waited)
                 # Every rank knows the sum, so all of them stop at the same step.
-                stop = skipped >= _FEW_BROKEN and skipped > job.data.max_broken * (self.samples_seen - begun)
+                stop = skipped >= _FEW_BROKEN and skipped > job.data.max_broken * (
+                    self.samples_seen - begun
+                )
                 started, waited = time.perf_counter(), 0.0
             if self.step % job.run.checkpoint_every == 0 or self.step == total or stop:
                 self._checkpoint(log, losses)
             if stop:
                 quarantine = storage.join(self.prepared.uri, "quarantine")
                 raise StoppedError(
-                    f"{skipped} of {self.samples_seen - begun} samples were broken by step {self.step}, "
+                    f"{skipped} of {self.samples_seen - begun} samples were broken by step "
+                    f"{self.step}, "
                     f"more than data.max_broken {job.data.max_broken:g} allows; {quarantine} names "
                     "each with its reason. Mend the data, or raise data.max_broken; the run goes on "
                     "from its last checkpoint"
                 )
 
     def _record(self, raw: dict[str, np.ndarray]) -> None:
-        place = storage.join(self.prepared.uri, "consumed", f"a{self.attempt}", f"step_{self.step:06d}-rank{self.rank}.json")
-        taken = [{"position": int(p), "sample_id": str(i)} for p, i in zip(raw["position"], raw["sample_id"], strict=True)]
+        place = storage.join(
+            self.prepared.uri,
+            "consumed",
+            f"a{self.attempt}",
+            f"step_{self.step:06d}-rank{self.rank}.json",
+        )
+        taken = [
+            {"position": int(p), "sample_id": str(i)}
+            for p, i in zip(raw["position"], raw["sample_id"], strict=True)
+        ]
         storage.write_bytes(place, json.dumps(taken).encode())
 
     def _train_step(self, raw: dict[str, np.ndarray]) -> dict[str, float]:
         job = self.job
         has_action = bool(raw["has_action"].any())
-        # One draw for all ranks, so that their graphs are the same; then one stream of noise per rank.
+        # One draw for all ranks, so that their graphs are the same; then one stream of noise
+        # per rank.
         shared = torch.Generator().manual_seed(_seed(job.run.seed, self.step, 0))
         own = torch.Generator().manual_seed(_seed(job.run.seed, self.step, 1 + self.rank))
         keep = raw["ok"].astype(bool)
@@ -176,9 +216,19 @@ class _Loop:
             # Nothing to learn here, but the other ranks wait in the all-reduce.
             loss, losses = idle_loss(self.engine.module, self._text_like()), {}
         else:
-            result = training_losses(self.engine.module, self._batch(raw, keep), job.objective, video_only, own)
-            loss = result.total + idle_loss(self.engine.module, self._text_like()) if video_only else result.total
-            parts = {"loss": loss.detach(), "loss_action": result.action, "loss_video": result.video}
+            result = training_losses(
+                self.engine.module, self._batch(raw, keep), job.objective, video_only, own
+            )
+            loss = (
+                result.total + idle_loss(self.engine.module, self._text_like())
+                if video_only
+                else result.total
+            )
+            parts = {
+                "loss": loss.detach(),
+                "loss_action": result.action,
+                "loss_video": result.video,
+            }
             losses = {k: float(v) for k, v in parts.items() if v is not None}
         self._require_finite(losses)
         norm = self.engine.step(loss, job.optimizer.lr_at(self.step, job.run.steps))
@@ -196,7 +246,9 @@ class _Loop:
         return bool(box.item())
 
     def _require_finite(self, losses: dict[str, float]) -> None:
-        """StoppedError on all ranks, before any takes the step, when a loss of any rank is not a finite number."""
+        """StoppedError on all ranks, before any takes the step, when a loss of any rank is not
+        a finite number.
+        """
         if not self._anywhere(not all(map(math.isfinite, losses.values()))):
             return
         shares: list[Any] = [losses] * self.world
@@ -224,12 +276,21 @@ class _Loop:
             return torch.from_numpy(np.ascontiguousarray(raw[name][keep])).to(device)
 
         with torch.no_grad():
-            latents = from_stored(take("latents")) if "latents" in raw else self.codec.encode(take("frames"))
+            latents = (
+                from_stored(take("latents"))
+                if "latents" in raw
+                else self.codec.encode(take("frames"))
+            )
             text = self.text.lookup([self.texts[key] for key in raw["text_key"][keep]]).to(device)
         state = take("state")
         return Batch(
-            latents=latents, state=state.reshape(state.shape[0], 1, -1), actions=take("actions"), step_valid=take("step_valid"),
-            dim_valid=take("dim_valid"), text=text, embodiment=take("embodiment_id"),
+            latents=latents,
+            state=state.reshape(state.shape[0], 1, -1),
+            actions=take("actions"),
+            step_valid=take("step_valid"),
+            dim_valid=take("dim_valid"),
+            text=text,
+            embodiment=take("embodiment_id"),
         )
 
     def _text_like(self) -> Tensor:
@@ -238,19 +299,37 @@ class _Loop:
     def _quarantine(self, raw: dict[str, np.ndarray], keep: np.ndarray) -> None:
         if keep.all():
             return
-        bad = [{"sample_id": str(i), "reason": str(r)} for i, r in zip(raw["sample_id"][~keep], raw["reason"][~keep], strict=True)]
+        bad = [
+            {"sample_id": str(i), "reason": str(r)}
+            for i, r in zip(raw["sample_id"][~keep], raw["reason"][~keep], strict=True)
+        ]
         self.skipped += len(bad)
-        uri = storage.join(self.prepared.uri, "quarantine", f"step_{self.step:06d}-rank{self.rank}.json")
+        uri = storage.join(
+            self.prepared.uri, "quarantine", f"step_{self.step:06d}-rank{self.rank}.json"
+        )
         storage.write_bytes(uri, json.dumps(bad).encode())
 
-    def _progress(self, log: RunLog | None, losses: dict[str, float], elapsed: float, waited: float) -> int:
-        """Tell how far this rank is; the number of samples that all ranks skipped since they started."""
+    def _progress(
+        self, log: RunLog | None, losses: dict[str, float], elapsed: float, waited: float
+    ) -> int:
+        """Tell how far this rank is; the number of samples that all ranks skipped since they
+        started.
+        """
         losses, skipped = self._over_ranks(losses)
-        report = {"step": self.step, "pid": os.getpid(), "attempt": self.attempt, "time": time.time(), "skipped": skipped}
+        report = {
+            "step": self.step,
+            "pid": os.getpid(),
+            "attempt": self.attempt,
+            "time": time.time(),
+            "skipped": skipped,
+        }
         uri = storage.join(self.prepared.uri, "progress", f"rank-{self.rank}.json")
         storage.write_bytes(uri, json.dumps(report | losses).encode())
         if log and losses:
-            extra = {"data_wait_share": waited / max(elapsed, 1e-9), "samples_seen": float(self.samples_seen)}
+            extra = {
+                "data_wait_share": waited / max(elapsed, 1e-9),
+                "samples_seen": float(self.samples_seen),
+            }
             extra["samples_skipped"] = float(skipped)
             extra["learning_rate"] = self.job.optimizer.lr_at(self.step - 1, self.job.run.steps)
             log.log_metrics(self.step, losses | extra)
@@ -262,7 +341,9 @@ class _Loop:
         if self.world > 1:
             dist.all_gather_object(shares, (losses, self.skipped))
         keys = dict.fromkeys(key for share, _ in shares for key in share)
-        mean = {key: float(np.mean([share[key] for share, _ in shares if key in share])) for key in keys}
+        mean = {
+            key: float(np.mean([share[key] for share, _ in shares if key in share])) for key in keys
+        }
         return mean, sum(skipped for _, skipped in shares)
 
     def _checkpoint(self, log: RunLog | None, losses: dict[str, float]) -> None:
@@ -286,18 +367,29 @@ class _Loop:
             shares = [mine]
         if self.rank == 0:
             files = {f"state/{name}": meta for share in shares for name, meta in share.items()}
-            commit(uri, CheckpointManifest(
-                files=files, step=self.step, samples_seen=self.samples_seen, world_size=self.world,
-                zero_stage=self.job.engine.zero_stage, plan_hash=self.prepared.plan_hash,
-                config_hash=self.prepared.config_hash, attempt=self.attempt,
-            ))
+            commit(
+                uri,
+                CheckpointManifest(
+                    files=files,
+                    step=self.step,
+                    samples_seen=self.samples_seen,
+                    world_size=self.world,
+                    zero_stage=self.job.engine.zero_stage,
+                    plan_hash=self.prepared.plan_hash,
+                    config_hash=self.prepared.config_hash,
+                    attempt=self.attempt,
+                ),
+            )
             prune(self.prepared.uri, self.job.run.keep)
             if log:
                 log.set_tags({"gwp.checkpoint": uri, "gwp.checkpoint_step": str(self.step)})
         self.good = f"{uri} (step {self.step})"
         with tempfile.TemporaryDirectory() as pointer:
             (Path(pointer) / "pointer.json").write_text(json.dumps({"uri": uri, "step": self.step}))
-            ray.train.report({"step": self.step, **losses}, checkpoint=ray.train.Checkpoint.from_directory(pointer))
+            ray.train.report(
+                {"step": self.step, **losses},
+                checkpoint=ray.train.Checkpoint.from_directory(pointer),
+            )
 
 
 def _seed(seed: int, step: int, stream: int) -> int:

@@ -1,7 +1,8 @@
-"""Everything a stage needs before its workers start: codec, text encoder, embodiments, statistics, manifest. Written once per run.
+"""Everything a stage needs before its workers start: codec, text encoder, embodiments,
+statistics, manifest. Written once per run.
 
-Run folder: job.json, manifest.parquet, embodiments.json, stats.json, texts.json, codec/, text/, and later checkpoints/, progress/,
-events/, quarantine/, final/.
+Run folder: job.json, manifest.parquet, embodiments.json, stats.json, texts.json, codec/, text/,
+and later checkpoints/, progress/, events/, quarantine/, final/.
 """
 
 import json
@@ -40,8 +41,16 @@ from pipelines.jobs.train_job import TrainJob
 from pipelines.training.checkpoints import Manifest as CheckpointManifest
 
 # Where a run is, how it restarts and which decay of logs it keeps do not change what it computes.
-RUN_ONLY = ("run.storage", "run.experiment", "run.keep", "run.log_every", "run.checkpoint_every", "run.record_samples", "data.max_broken",
-            "cluster")
+RUN_ONLY = (
+    "run.storage",
+    "run.experiment",
+    "run.keep",
+    "run.log_every",
+    "run.checkpoint_every",
+    "run.record_samples",
+    "data.max_broken",
+    "cluster",
+)
 
 
 @dataclass(frozen=True)
@@ -60,19 +69,31 @@ class PreparedRun:
     cached: pa.Array | None = None
     """Place of each manifest row in `cache`, as its `find` gives them."""
     plan_hash: str = ""
-    """Of the plan of the first epoch, as `gwp data plan` tells it: manifest, weights, seed, batches and the order they lead to."""
+    """Of the plan of the first epoch, as `gwp data plan` tells it: manifest, weights, seed,
+    batches and the order they lead to.
+    """
 
     def require_own(self, uri: str, checkpoint: CheckpointManifest) -> None:
-        """GwpError when a checkpoint was written by another job, or by one that took its samples in another order."""
+        """GwpError when a checkpoint was written by another job, or by one that took its
+        samples in another order.
+        """
         if checkpoint.config_hash != self.config_hash:
-            raise GwpError(f"{uri} was written by another configuration; give run.name another name")
+            raise GwpError(
+                f"{uri} was written by another configuration; give run.name another name"
+            )
         # Checkpoints of earlier versions have the fingerprint of the manifest instead.
         if checkpoint.plan_hash not in (self.plan_hash, self.fingerprint):
-            raise GwpError(f"{uri} was written with another order of samples (plan {checkpoint.plan_hash[:12]}, now "
-                           f"{self.plan_hash[:12]}): its manifest or the way of planning changed; give run.name another name")
+            raise GwpError(
+                f"{uri} was written with another order of samples (plan "
+                f"{checkpoint.plan_hash[:12]}, now "
+                f"{self.plan_hash[:12]}): its manifest or the way of planning changed; give "
+                "run.name another name"
+            )
 
     def slim(self) -> "PreparedRun":
-        """Without the samples, to be sent to many processes; those that need them call `whole`. Its manifest is empty."""
+        """Without the samples, to be sent to many processes; those that need them call `whole`.
+        Its manifest is empty.
+        """
         return replace(self, manifest=Manifest.of(SCHEMA.empty_table()), cached=None)
 
     def whole(self) -> "PreparedRun":
@@ -82,14 +103,19 @@ class PreparedRun:
 
 
 def prepare(job: TrainJob) -> PreparedRun:
-    """Build the run folder, or read it when the same job ran before; GwpError when another job has its name."""
+    """Build the run folder, or read it when the same job ran before; GwpError when another job
+    has its name.
+    """
     # Workers stand in other folders.
     job = absolute_paths(job)
     uri, digest = run_uri(job), config_hash(job, exclude=RUN_ONLY)
     if storage.exists(storage.join(uri, "job.json")):
         earlier = json.loads(storage.read_bytes(storage.join(uri, "job.json")))
         if digest not in (earlier["config_hash"], _hash_of(earlier["job"])):
-            raise GwpError(f"{uri} holds a run of another configuration; give run.name another name, or remove that folder")
+            raise GwpError(
+                f"{uri} holds a run of another configuration; give run.name another name, or "
+                "remove that folder"
+            )
         # That of its checkpoints.
         return _read(uri, job, earlier["config_hash"])
     init = init_uri(job)
@@ -106,9 +132,15 @@ def prepare(job: TrainJob) -> PreparedRun:
         write_text(job, init, folder / "text")
         if cache:
             cache.require(cache_key(job, manifest, folder, cache.key.number_format))
-            cache.find("texts", pa.array(sorted({text_hash(t) for t in manifest.by_key.values()}), pa.string()))
+            cache.find(
+                "texts",
+                pa.array(sorted({text_hash(t) for t in manifest.by_key.values()}), pa.string()),
+            )
             _write_json(folder / "cache.json", cache.key.model_dump(mode="json"))
-        _write_json(folder / "embodiments.json", {n: e.model_dump(mode="json") for n, e in embodiments.items()})
+        _write_json(
+            folder / "embodiments.json",
+            {n: e.model_dump(mode="json") for n, e in embodiments.items()},
+        )
         _write_json(folder / "stats.json", {n: s.to_json() for n, s in stats.items()})
         _write_json(folder / "texts.json", manifest.texts())
         _write_json(folder / "skipped.json", [dict(s) for s in manifest.skipped])
@@ -118,23 +150,42 @@ def prepare(job: TrainJob) -> PreparedRun:
     job_json = {"config_hash": digest, "job": job.model_dump(mode="json"), "init": init}
     storage.write_bytes(storage.join(uri, "job.json"), json.dumps(job_json, indent=1).encode())
     places = _places(job, manifest, cache)
-    return PreparedRun(uri, job, manifest, manifest.fingerprint, spec, digest, init, cache, places, plan.hash)
+    return PreparedRun(
+        uri, job, manifest, manifest.fingerprint, spec, digest, init, cache, places, plan.hash
+    )
 
 
 def _read(uri: str, job: TrainJob, digest: str) -> PreparedRun:
     embodiments, stats = read_embodiments(uri), read_stats(uri)
     manifest = Manifest.load(storage.join(uri, "manifest.parquet"))
     cache = LatentCache.open(job.data.cache) if job.data.cache else None
-    if cache and cache.key != Key.model_validate_json(storage.read_bytes(storage.join(uri, "cache.json"))):
-        raise GwpError(f"data.cache {cache.uri} is not the one that {uri} began with; give run.name another name")
+    if cache and cache.key != Key.model_validate_json(
+        storage.read_bytes(storage.join(uri, "cache.json"))
+    ):
+        raise GwpError(
+            f"data.cache {cache.uri} is not the one that {uri} began with; give run.name another name"
+        )
     places = _places(job, manifest, cache)
     spec = sample_spec(job, embodiments, stats)
     plan = make_plan(manifest, job.run.seed, 0, job.plan_rules)
-    return PreparedRun(uri, job, manifest, manifest.fingerprint, spec, digest, init_uri(job), cache, places, plan.hash)
+    return PreparedRun(
+        uri,
+        job,
+        manifest,
+        manifest.fingerprint,
+        spec,
+        digest,
+        init_uri(job),
+        cache,
+        places,
+        plan.hash,
+    )
 
 
 def _hash_of(job: dict[str, Any]) -> str | None:
-    """Hash of a job of an earlier start as it would be today, with relative paths seen from here; None when it is no job any more."""
+    """Hash of a job of an earlier start as it would be today, with relative paths seen from
+    here; None when it is no job any more.
+    """
     try:
         return config_hash(absolute_paths(TrainJob.model_validate(job)), exclude=RUN_ONLY)
     except ValidationError:

@@ -1,4 +1,6 @@
-"""Run a stage: prepare, start the workers under Ray Train, track in MLflow, leave finished weights in `final/`."""
+"""Run a stage: prepare, start the workers under Ray Train, track in MLflow, leave finished
+weights in `final/`.
+"""
 
 import json
 import os
@@ -17,7 +19,14 @@ from ray.train.torch import TorchConfig, TorchTrainer
 from gwp import storage
 from gwp.errors import GwpError
 from pipelines.jobs.train_job import POOL, TrainJob
-from pipelines.tracking.runs import STOPPED_TAG, create_run, find_run, finish_run, log_inputs, tracking_uri
+from pipelines.tracking.runs import (
+    STOPPED_TAG,
+    create_run,
+    find_run,
+    finish_run,
+    log_inputs,
+    tracking_uri,
+)
 from pipelines.training.checkpoints import latest_committed
 from pipelines.training.export import write_final
 from pipelines.training.failures import StopForGood, first, interruptible
@@ -47,7 +56,9 @@ class StageResult:
 
 
 def ensure_ray(job: TrainJob) -> None:
-    """Connect to the cluster of RAY_ADDRESS, or start Ray on this machine with enough logical CPUs."""
+    """Connect to the cluster of RAY_ADDRESS, or start Ray on this machine with enough logical
+    CPUs.
+    """
     if ray.is_initialized():
         return
     address = os.environ.get("RAY_ADDRESS")
@@ -57,27 +68,47 @@ def ensure_ray(job: TrainJob) -> None:
     # Workers hold a CPU each; decoding on a machine without a spare one would wait for ever.
     needed = int(job.cluster.workers * job.cluster.cpus_per_worker + job.cluster.decode_tasks + 1)
     os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.2")
-    ray.init(address="local", num_cpus=max(needed, os.cpu_count() or 1), include_dashboard=False, log_to_driver=False)
+    ray.init(
+        address="local",
+        num_cpus=max(needed, os.cpu_count() or 1),
+        include_dashboard=False,
+        log_to_driver=False,
+    )
 
 
 def check_resources(job: TrainJob) -> None:
-    """GwpError when the cluster can never hold the workers and one decoding task, instead of a silent wait."""
+    """GwpError when the cluster can never hold the workers and one decoding task, instead of a
+    silent wait.
+    """
     nodes = [n for n in ray.nodes() if n["Alive"]]
 
     def cpus(pool: str | None) -> float:
-        return sum(n["Resources"].get("CPU", 0.0) for n in nodes if pool is None or n["Labels"].get(POOL) == pool)
+        return sum(
+            n["Resources"].get("CPU", 0.0)
+            for n in nodes
+            if pool is None or n["Labels"].get(POOL) == pool
+        )
 
     workers = job.cluster.workers * job.cluster.cpus_per_worker
     same = job.cluster.train_pool == job.cluster.data_pool
     if cpus(job.cluster.train_pool) < workers + (1 if same else 0):
-        raise GwpError(f"the cluster has {cpus(job.cluster.train_pool):g} CPUs in pool '{job.cluster.train_pool}'; {job.cluster.workers} "
-                       f"workers{' and decoding' if same else ''} need {workers + (1 if same else 0):g}: lower cluster.cpus_per_worker")
+        raise GwpError(
+            f"the cluster has {cpus(job.cluster.train_pool):g} CPUs in pool "
+            f"'{job.cluster.train_pool}'; {job.cluster.workers} "
+            f"workers{' and decoding' if same else ''} need {workers + (1 if same else 0):g}: "
+            "lower cluster.cpus_per_worker"
+        )
     if not same and cpus(job.cluster.data_pool) < 1:
-        raise GwpError(f"no CPU in pool '{job.cluster.data_pool}' for decoding; set cluster.data_pool to a label the cluster has")
+        raise GwpError(
+            f"no CPU in pool '{job.cluster.data_pool}' for decoding; set cluster.data_pool to "
+            "a label the cluster has"
+        )
 
 
 def train(job: TrainJob) -> StageResult:
-    """Run one stage to its end and write its weights. Running it again resumes, or returns at once when it is done."""
+    """Run one stage to its end and write its weights. Running it again resumes, or returns at
+    once when it is done.
+    """
     begin = time.time()
     ensure_ray(job)
     with interruptible():
@@ -110,8 +141,8 @@ def _complete(prepared: PreparedRun) -> bool:
 def open_run(prepared: PreparedRun) -> Iterator[str]:
     """The MLflow run of this run folder, the same one on every attempt.
 
-    Whatever leaves the block ends it: errors as FAILED, interruptions as KILLED, each with the reason. What a killed process
-    left is gone on with at the next start.
+    Whatever leaves the block ends it: errors as FAILED, interruptions as KILLED, each with the
+    reason. What a killed process left is gone on with at the next start.
     """
     run_id = None
     try:
@@ -121,7 +152,9 @@ def open_run(prepared: PreparedRun) -> Iterator[str]:
         status = "FAILED" if isinstance(error, Exception) else "KILLED"
         run_id = run_id or _half_open(prepared)
         if run_id:
-            finish_run(run_id, {STOPPED_TAG: str(error)[:_REASON_LENGTH] or type(error).__name__}, status)
+            finish_run(
+                run_id, {STOPPED_TAG: str(error)[:_REASON_LENGTH] or type(error).__name__}, status
+            )
         raise
 
 
@@ -145,7 +178,9 @@ def _run_of(prepared: PreparedRun) -> str:
 
 
 def _half_open(prepared: PreparedRun) -> str | None:
-    """The run that an interrupted `_run_of` has opened; None when there is none, or MLflow does not answer."""
+    """The run that an interrupted `_run_of` has opened; None when there is none, or MLflow does
+    not answer.
+    """
     try:
         key_uri = _key_uri(prepared)
         if not storage.exists(key_uri):
@@ -171,7 +206,11 @@ def _fit(prepared: PreparedRun, run_id: str) -> None:
     job = prepared.job
     filesystem, path = storage.arrow_filesystem(prepared.uri)
     selector = {"label_selector": {POOL: job.cluster.train_pool}} if job.cluster.train_pool else {}
-    loop_config: dict[str, Any] = {"prepared": prepared.slim(), "run_id": run_id, "tracking_uri": tracking_uri()}
+    loop_config: dict[str, Any] = {
+        "prepared": prepared.slim(),
+        "run_id": run_id,
+        "tracking_uri": tracking_uri(),
+    }
     trainer = TorchTrainer(
         train_loop,
         train_loop_config=loop_config,
@@ -179,15 +218,19 @@ def _fit(prepared: PreparedRun, run_id: str) -> None:
         scaling_config=ScalingConfig(
             num_workers=job.cluster.workers,
             use_gpu=job.cluster.gpu,
-            resources_per_worker={"CPU": job.cluster.cpus_per_worker} | ({"GPU": 1} if job.cluster.gpu else {}),
+            resources_per_worker={"CPU": job.cluster.cpus_per_worker}
+            | ({"GPU": 1} if job.cluster.gpu else {}),
             **selector,
         ),
         run_config=RunConfig(
-            # Ray's own snapshots are not what we resume from, so each submission has a name of its own.
+            # Ray's own snapshots are not what we resume from, so each submission has a name of
+            # its own.
             name=f"ray-{int(time.time() * 1000)}",
             storage_path=f"{path}/ray",
             storage_filesystem=filesystem,
-            failure_config=FailureConfig(max_failures=job.cluster.max_failures, controller_failure_limit=5),
+            failure_config=FailureConfig(
+                max_failures=job.cluster.max_failures, controller_failure_limit=5
+            ),
             callbacks=[StopForGood()],
             checkpoint_config=CheckpointConfig(num_to_keep=2),
         ),

@@ -15,15 +15,23 @@ _POLL_S = 1.0
 
 
 def worker_progress(run: str) -> list[dict[str, Any]]:
-    """Newest report of each rank: step, pid, attempt, time, skipped, losses. Empty before the first step."""
+    """Newest report of each rank: step, pid, attempt, time, skipped, losses. Empty before the
+    first step.
+    """
     folder = storage.join(run, "progress")
-    return [json.loads(storage.read_bytes(storage.join(folder, name))) for name in sorted(storage.list_files(folder))]
+    return [
+        json.loads(storage.read_bytes(storage.join(folder, name)))
+        for name in sorted(storage.list_files(folder))
+    ]
 
 
 def resumptions(run: str) -> list[dict[str, Any]]:
     """Every restart from a checkpoint, oldest first: step, attempt, world_size, time."""
     folder = storage.join(run, "events")
-    events = [json.loads(storage.read_bytes(storage.join(folder, name))) for name in storage.list_files(folder)]
+    events = [
+        json.loads(storage.read_bytes(storage.join(folder, name)))
+        for name in storage.list_files(folder)
+    ]
     return sorted(events, key=lambda e: e["time"])
 
 
@@ -38,7 +46,11 @@ def shown(job: TrainJob) -> Iterator[None]:
             reports = worker_progress(run)
             if reports:
                 first = reports[0]
-                figures = {k: first[k] for k in ("loss", "loss_action", "loss_video", "attempt") if k in first}
+                figures = {
+                    k: first[k]
+                    for k in ("loss", "loss_action", "loss_video", "attempt")
+                    if k in first
+                }
                 update(min(r["step"] for r in reports), **figures)
 
     with progress(f"{job.stage}: {job.run.name}", total=job.run.steps) as bar:

@@ -12,17 +12,31 @@ def add(subparsers: Any) -> None:
     check.add_argument("files", nargs="+", metavar="FILE")
     check.set_defaults(run=run_check)
 
-    show = verbs.add_parser("show", help="print a file with everything resolved: what it extends, --set, defaults")
+    show = verbs.add_parser(
+        "show", help="print a file with everything resolved: what it extends, --set, defaults"
+    )
     show.add_argument("file", metavar="FILE")
-    show.add_argument("--set", action="append", default=[], dest="sets", metavar="A.B=VALUE", help="override a value")
+    show.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        dest="sets",
+        metavar="A.B=VALUE",
+        help="override a value",
+    )
     show.add_argument("--json", action="store_true", help="JSON instead of YAML")
     show.set_defaults(run=run_show)
 
-    schema = verbs.add_parser("schema", help="print the JSON Schema of a kind, for completion in editors")
+    schema = verbs.add_parser(
+        "schema", help="print the JSON Schema of a kind, for completion in editors"
+    )
     schema.add_argument("kind", metavar="KIND", help="TrainJob or ServeApp")
     schema.set_defaults(run=run_schema)
 
-    reference = verbs.add_parser("reference", help="print every field of every kind as a page of Markdown (docs/configuration.md)")
+    reference = verbs.add_parser(
+        "reference",
+        help="print every field of every kind as a page of Markdown (docs/configuration.md)",
+    )
     reference.set_defaults(run=run_reference)
 
 
@@ -51,7 +65,10 @@ def run_show(args: argparse.Namespace) -> None:
     from pipelines.config.load import dump_resolved, load_any, resolved
 
     config = load_any(args.file, args.sets)
-    print(json.dumps(resolved(config), indent=2) if args.json else dump_resolved(config), end="\n" if args.json else "")
+    print(
+        json.dumps(resolved(config), indent=2) if args.json else dump_resolved(config),
+        end="\n" if args.json else "",
+    )
 
 
 def run_schema(args: argparse.Namespace) -> None:

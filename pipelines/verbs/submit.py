@@ -5,10 +5,23 @@ from typing import Any
 
 
 def add(subparsers: Any) -> None:
-    parser = subparsers.add_parser("submit", help="run a stage as a job of a Ray cluster and follow it")
+    parser = subparsers.add_parser(
+        "submit", help="run a stage as a job of a Ray cluster and follow it"
+    )
     parser.add_argument("file", metavar="FILE", help="stage file")
-    parser.add_argument("--set", action="append", default=[], dest="sets", metavar="A.B=VALUE", help="override a value")
-    parser.add_argument("--address", metavar="URL", help="dashboard of the cluster (default: RAY_API_SERVER_ADDRESS)")
+    parser.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        dest="sets",
+        metavar="A.B=VALUE",
+        help="override a value",
+    )
+    parser.add_argument(
+        "--address",
+        metavar="URL",
+        help="dashboard of the cluster (default: RAY_API_SERVER_ADDRESS)",
+    )
     parser.add_argument("--no-wait", action="store_true", help="return once the job is accepted")
     parser.set_defaults(run=run_submit)
 

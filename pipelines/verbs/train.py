@@ -6,9 +6,22 @@ from typing import Any
 
 def add(subparsers: Any) -> None:
     parser = subparsers.add_parser("train", help="run one training stage, or resume it")
-    parser.add_argument("file", metavar="FILE", help="stage file, e.g. pipelines/stages/policy.yaml")
-    parser.add_argument("--set", action="append", default=[], dest="sets", metavar="A.B=VALUE", help="override a value")
-    parser.add_argument("--dry-run", action="store_true", help="show parameters and the DeepSpeed configuration, start nothing")
+    parser.add_argument(
+        "file", metavar="FILE", help="stage file, e.g. pipelines/stages/policy.yaml"
+    )
+    parser.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        dest="sets",
+        metavar="A.B=VALUE",
+        help="override a value",
+    )
+    parser.add_argument(
+        "--dry-run",
+        action="store_true",
+        help="show parameters and the DeepSpeed configuration, start nothing",
+    )
     parser.set_defaults(run=run_train)
 
 

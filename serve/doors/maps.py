@@ -1,4 +1,6 @@
-"""The request and reply maps that the websocket and the HTTP door share, and the way between them."""
+"""The request and reply maps that the websocket and the HTTP door share, and the way between
+them.
+"""
 
 import asyncio
 import io
@@ -25,7 +27,9 @@ async def infer(
     embodiment: str | None,
     previous_ms: float | None = None,
 ) -> dict[str, Any]:
-    """The reply map for one request map; RefusedError with a code and one line when there is none."""
+    """The reply map for one request map; RefusedError with a code and one line when there is
+    none.
+    """
     try:
         # In a thread: pictures are decoded and copied here, and other robots' frames are waiting.
         observation = await asyncio.to_thread(_admitted, message, dispatcher.contract, embodiment)
@@ -38,9 +42,7 @@ async def infer(
     return to_reply(chunk, (time.perf_counter() - start) * 1e3, previous_ms)
 
 
-def _admitted(
-    message: object, contract: PolicyContract, embodiment: str | None
-) -> Observation:
+def _admitted(message: object, contract: PolicyContract, embodiment: str | None) -> Observation:
     observation, _ = contract.admit(to_observation(message, contract, embodiment))
     return observation
 
@@ -50,10 +52,10 @@ def to_observation(
 ) -> Observation:
     """The observation in one request map, not yet checked against the contract.
 
-    Cameras and state are read under their full key (`observation.images.top`), under `observation/top`,
-    `images/top` or `top`, and in nested maps (`{"images": {"top": ...}}`). Images may be JPEG or PNG bytes.
-    `embodiment` is used where the request names none. Raises ProtocolError or ObservationError naming the
-    field.
+    Cameras and state are read under their full key (`observation.images.top`), under
+    `observation/top`, `images/top` or `top`, and in nested maps (`{"images": {"top": ...}}`).
+    Images may be JPEG or PNG bytes. `embodiment` is used where the request names none. Raises
+    ProtocolError or ObservationError naming the field.
     """
     if not isinstance(message, dict) or not all(isinstance(key, str) for key in message):
         raise ProtocolError("a request is one msgpack map with text keys")
@@ -67,7 +69,9 @@ def to_observation(
             state = _state(value)
         elif short in cameras or _is_image(key, value):
             if short in images:
-                raise ObservationError(f"images: camera '{short}' came twice; send each camera once")
+                raise ObservationError(
+                    f"images: camera '{short}' came twice; send each camera once"
+                )
             compressed = isinstance(value, bytes) and short in cameras
             images[short] = _decoded(short, value) if compressed else value
     if state is None:
@@ -98,7 +102,9 @@ def to_reply(chunk: ActionChunk, infer_ms: float, previous_ms: float | None) -> 
     server_timing: what the gateway saw
     """
     phases = {f"{name}_ms": ms for name, ms in chunk.timings.items() if name != "total"}
-    server = {"infer_ms": infer_ms} | ({} if previous_ms is None else {"prev_total_ms": previous_ms})
+    server = {"infer_ms": infer_ms} | (
+        {} if previous_ms is None else {"prev_total_ms": previous_ms}
+    )
     return {
         "actions": chunk.actions,
         "policy_timing": {"infer_ms": chunk.timings.get("total", infer_ms)} | phases,
@@ -152,7 +158,11 @@ def _decoded(name: str, data: bytes) -> np.ndarray:
                 )
             return np.asarray(image.convert("RGB"))
     except (
-        UnidentifiedImageError, OSError, SyntaxError, ValueError, Image.DecompressionBombError
+        UnidentifiedImageError,
+        OSError,
+        SyntaxError,
+        ValueError,
+        Image.DecompressionBombError,
     ) as error:
         raise ObservationError(
             f"images.{name}: got {len(data)} bytes that are no JPEG or PNG image"

@@ -1,4 +1,6 @@
-"""The first command of a newcomer: a stage of the repository, in a plain folder, with the defaults and relative paths."""
+"""The first command of a newcomer: a stage of the repository, in a plain folder, with the
+defaults and relative paths.
+"""
 
 import json
 import os
@@ -20,10 +22,17 @@ from tests.unit.pipelines.jobs.test_stages import STAGES
 ROOT = STAGES.parents[1]
 STEPS, EVERY = 60, 3
 SETS = [
-    "init=null", "codec={kind: pca, spatial: 8, channels: 24, fit_clips: 8}", "text={kind: hashed, dim: 64, rows: 8}",
-    "data.sources=[{uri: data/arm, embodiment: arm}]", "data.embodiments={arm: {replan: 2}}", "data.window={chunk: 4, stride: 1}",
-    "data.canvas={layout: single, width: 32, height: 32}", "engine.global_batch=4", f"run.steps={STEPS}",
-    f"run.checkpoint_every={EVERY}", "run.log_every=1",
+    "init=null",
+    "codec={kind: pca, spatial: 8, channels: 24, fit_clips: 8}",
+    "text={kind: hashed, dim: 64, rows: 8}",
+    "data.sources=[{uri: data/arm, embodiment: arm}]",
+    "data.embodiments={arm: {replan: 2}}",
+    "data.window={chunk: 4, stride: 1}",
+    "data.canvas={layout: single, width: 32, height: 32}",
+    "engine.global_batch=4",
+    f"run.steps={STEPS}",
+    f"run.checkpoint_every={EVERY}",
+    "run.log_every=1",
 ]
 
 
@@ -33,7 +42,9 @@ def test_a_stage_trains_in_a_plain_folder_and_goes_on_after_an_interruption(
 ) -> None:
     write_v30(tmp_path / "data" / "arm")
     foreign = ("RAY_ADDRESS", "MLFLOW_TRACKING_URI")
-    env = {name: value for name, value in os.environ.items() if name not in foreign} | {"PYTHONPATH": str(ROOT)}
+    env = {name: value for name, value in os.environ.items() if name not in foreign} | {
+        "PYTHONPATH": str(ROOT)
+    }
     command = [sys.executable, "-m", "pipelines.cli", "train", str(STAGES / "policy.yaml")]
     command += [word for text in SETS for word in ("--set", text)]
     run = tmp_path / "runs" / "train" / "policy"
@@ -57,7 +68,9 @@ def test_a_stage_trains_in_a_plain_folder_and_goes_on_after_an_interruption(
     reached = find_committed(str(run))[0][1].step
     assert 0 < reached < STEPS
 
-    second = subprocess.run(command, cwd=tmp_path, env=env, capture_output=True, text=True, timeout=280)
+    second = subprocess.run(
+        command, cwd=tmp_path, env=env, capture_output=True, text=True, timeout=280
+    )
     assert second.returncode == 0, second.stderr[-3000:]
     told = json.loads(second.stdout)
     assert (told["uri"], told["steps"], told["run_id"]) == (str(run), STEPS, run_id)

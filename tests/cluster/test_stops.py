@@ -1,4 +1,6 @@
-"""Training that cannot go on stops at once, says why in one line, and leaves its last good checkpoint."""
+"""Training that cannot go on stops at once, says why in one line, and leaves its last good
+checkpoint.
+"""
 
 from pathlib import Path
 
@@ -24,8 +26,15 @@ def job(mini: MiniCluster, folder: Path, name: str, *more: str) -> TrainJob:
     if not storage.list_files(uri):
         storage.upload(write_v30(folder / "set"), uri)
     sets = [
-        *SETS, f"data.sources=[{{uri: {uri}, embodiment: arm}}]", f"run.storage={mini.bucket}/stops", f"run.name={name}",
-        "run.checkpoint_every=1", "optimizer.warmup_steps=0", "cluster.train_pool=train", "cluster.data_pool=data", *more,
+        *SETS,
+        f"data.sources=[{{uri: {uri}, embodiment: arm}}]",
+        f"run.storage={mini.bucket}/stops",
+        f"run.name={name}",
+        "run.checkpoint_every=1",
+        "optimizer.warmup_steps=0",
+        "cluster.train_pool=train",
+        "cluster.data_pool=data",
+        *more,
     ]
     return load_config(STAGES / "policy.yaml", TrainJob, sets)
 
@@ -45,10 +54,18 @@ def stopped(found: TrainJob, words: str) -> str:
 
 
 @pytest.mark.timeout(280)
-def test_a_loss_that_is_no_number_stops_all_workers_at_its_step(mini: MiniCluster, tmp_path: Path) -> None:
-    """A rate of 1e30 leaves finite weights, with which no loss is finite. Afterwards the folder is damaged: no restart mends that."""
+def test_a_loss_that_is_no_number_stops_all_workers_at_its_step(
+    mini: MiniCluster, tmp_path: Path
+) -> None:
+    """A rate of 1e30 leaves finite weights, with which no loss is finite. Afterwards the folder
+    is damaged: no restart mends that.
+    """
     found = job(mini, tmp_path, "diverged", "optimizer.lr=1e30")
-    run = stopped(found, r"step 2: loss is nan on rank 0.*last good checkpoint: \S+/step_000001-a1 \(step 1\).*lower optimizer.lr")
+    run = stopped(
+        found,
+        r"step 2: loss is nan on rank 0.*"
+        r"last good checkpoint: \S+/step_000001-a1 \(step 1\).*lower optimizer.lr",
+    )
     assert [manifest.step for _, manifest in find_committed(run)] == [1]
     assert not resumptions(run)
     fs, _ = storage.filesystem(run)
@@ -59,6 +76,9 @@ def test_a_loss_that_is_no_number_stops_all_workers_at_its_step(mini: MiniCluste
 
 @pytest.mark.timeout(200)
 def test_weights_that_are_no_numbers_are_no_checkpoint(mini: MiniCluster, tmp_path: Path) -> None:
-    run = stopped(job(mini, tmp_path, "overflown", "optimizer.lr=1e39"), "step 1: a weight is not a finite number.*checkpoint: none yet")
+    run = stopped(
+        job(mini, tmp_path, "overflown", "optimizer.lr=1e39"),
+        "step 1: a weight is not a finite number.*checkpoint: none yet",
+    )
     assert not find_committed(run)
     assert not any("/state/" in name for name in storage.list_files(f"{run}/checkpoints"))

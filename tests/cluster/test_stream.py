@@ -11,26 +11,43 @@ import ray.data
 
 from clusters.mini import MiniCluster
 from pipelines.training.failures import StoppedError, lasting
-from pipelines.training.stream import dataset, decode_block, execution_options, packed_blocks, planned, unpacked
+from pipelines.training.stream import (
+    dataset,
+    decode_block,
+    execution_options,
+    packed_blocks,
+    planned,
+    unpacked,
+)
 from tests.unit.pipelines.training.test_stream import prepared
 
 
 @pytest.mark.timeout(300)
-def test_a_single_cpu_streams_a_long_plan_in_order(mini: MiniCluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """80 000 micro-batches: their splitting must leave the only CPU to decoding. The set is named relatively."""
+def test_a_single_cpu_streams_a_long_plan_in_order(
+    mini: MiniCluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """80 000 micro-batches: their splitting must leave the only CPU to decoding. The set is
+    named relatively.
+    """
     monkeypatch.chdir(tmp_path)
     found = prepared(Path("set"))
     cluster = found.job.cluster.model_copy(update={"decode_tasks": 1, "data_pool": "data"})
-    job = found.job.model_copy(update={"cluster": cluster, "run": found.job.run.model_copy(update={"steps": 40_000})})
+    job = found.job.model_copy(
+        update={"cluster": cluster, "run": found.job.run.model_copy(update={"steps": 40_000})}
+    )
     found = replace(found, job=job)
     rows = packed_blocks(found, planned(found, 0, 0)).slice(0, 12).to_pylist()
     context = ray.data.DataContext.get_current().copy()
     context.execution_options = execution_options(cluster)
     with ray.data.DataContext.current(context):
-        stream = dataset(found, 0, 0).iter_batches(batch_size=None, batch_format="numpy", prefetch_batches=1)
+        stream = dataset(found, 0, 0).iter_batches(
+            batch_size=None, batch_format="numpy", prefetch_batches=1
+        )
         begin = time.monotonic()
         for row, batch in zip(rows, stream, strict=False):
-            assert batch["position"].tolist() == [m["first"] + i for m in row["micro"] for i in range(7)]
+            assert batch["position"].tolist() == [
+                m["first"] + i for m in row["micro"] for i in range(7)
+            ]
             assert batch["ok"].all()
             assert batch["frames"].shape == (7 * len(row["micro"]), 5, 8, 8, 3)
             assert np.unique(batch["batch"]).tolist() == [14]
@@ -44,11 +61,19 @@ def test_a_single_cpu_streams_a_long_plan_in_order(mini: MiniCluster, tmp_path: 
 
 
 @pytest.mark.timeout(120)
-def test_what_no_decoding_process_can_mend_reaches_the_reader_as_one_line(mini: MiniCluster, tmp_path: Path) -> None:
+def test_what_no_decoding_process_can_mend_reaches_the_reader_as_one_line(
+    mini: MiniCluster, tmp_path: Path
+) -> None:
     found = prepared(tmp_path / "set")
     places = found.manifest.places
     moved = pc.replace_substring(places["data_file"], str(tmp_path), "s3://no-such-bucket")
     places = places.set_column(places.schema.get_field_index("data_file"), "data_file", moved)
     found = replace(found, manifest=replace(found.manifest, places=places))
-    with pytest.raises(StoppedError, match=r"^s3://no-such-bucket/set/.*bucket 'no-such-bucket' does not exist.*$"), lasting():
+    with (
+        pytest.raises(
+            StoppedError,
+            match=r"^s3://no-such-bucket/set/.*bucket 'no-such-bucket' does not exist.*$",
+        ),
+        lasting(),
+    ):
         next(iter(dataset(found, 0, 0).iter_batches(batch_size=None, batch_format="numpy")))

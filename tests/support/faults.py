@@ -23,13 +23,18 @@ from gwp.storage.retry import PATIENCE
 Fault = Literal["slow down", "error", "reset", "short", "slow", "vanished", "expired"]
 _XML = "<?xml version='1.0'?><Error><Code>{code}</Code><Message>{code}</Message></Error>"
 _ANSWERS = {
-    "slow down": (503, "SlowDown"), "error": (500, "InternalError"), "vanished": (404, "NoSuchKey"), "expired": (400, "ExpiredToken"),
+    "slow down": (503, "SlowDown"),
+    "error": (500, "InternalError"),
+    "vanished": (404, "NoSuchKey"),
+    "expired": (400, "ExpiredToken"),
 }
 
 
 @dataclass
 class FaultyProxy:
-    """`fault(method, path, key)` says what happens to a request of that access key; None: it is forwarded. Counts what passed through."""
+    """`fault(method, path, key)` says what happens to a request of that access key; None: it is
+    forwarded. Counts what passed through.
+    """
 
     target: str
     fault: Callable[[str, str, str], Fault | None] = lambda *_: None
@@ -57,10 +62,20 @@ class FaultyProxy:
                     proxy.faults += 1
                 if fault in _ANSWERS:
                     status, code = _ANSWERS[fault]
-                    return self._answer(status, {"Content-Type": "application/xml"}, _XML.format(code=code).encode(), None)
+                    return self._answer(
+                        status,
+                        {"Content-Type": "application/xml"},
+                        _XML.format(code=code).encode(),
+                        None,
+                    )
                 up = http.client.HTTPConnection(where.hostname or "", where.port or 80, timeout=20)
                 try:
-                    up.request(self.command, self.path, body, {k: v for k, v in self.headers.items() if k.lower() != "connection"})
+                    up.request(
+                        self.command,
+                        self.path,
+                        body,
+                        {k: v for k, v in self.headers.items() if k.lower() != "connection"},
+                    )
                     answer = up.getresponse()
                     data = answer.read()
                 finally:
@@ -71,7 +86,14 @@ class FaultyProxy:
                 length = answer.getheader("Content-Length") if self.command == "HEAD" else None
                 return self._answer(answer.status, headers, data, fault, length)
 
-            def _answer(self, status: int, headers: dict[str, str], data: bytes, fault: Fault | None, length: str | None = None) -> None:
+            def _answer(
+                self,
+                status: int,
+                headers: dict[str, str],
+                data: bytes,
+                fault: Fault | None,
+                length: str | None = None,
+            ) -> None:
                 self.send_response(status)
                 for name, value in headers.items():
                     self.send_header(name, value)
@@ -84,9 +106,13 @@ class FaultyProxy:
                     self.wfile.flush()
                     if fault == "reset":
                         # Closed with a lingering time of zero, a connection is reset.
-                        self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+                        self.connection.setsockopt(
+                            socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0)
+                        )
                     self.close_connection = True
-                    self.connection.shutdown(socket.SHUT_WR) if fault == "short" else self.connection.close()
+                    self.connection.shutdown(
+                        socket.SHUT_WR
+                    ) if fault == "short" else self.connection.close()
                     return
                 if fault == "slow":
                     for i in range(0, len(data), max(1, len(data) // 8)):
@@ -126,8 +152,14 @@ def faulty_s3(bucket: str) -> Iterator[FaultyProxy]:
     server.start()
     host, port = server.get_host_and_port()
     with FaultyProxy(f"http://{host}:{port}") as found, pytest.MonkeyPatch.context() as patch:
-        for name, value in (("AWS_ENDPOINT_URL", found.url), ("AWS_ACCESS_KEY_ID", "k"), ("AWS_SECRET_ACCESS_KEY", "s"),
-                            ("AWS_REGION", "us-east-1"), ("AWS_DEFAULT_REGION", "us-east-1"), (PATIENCE, "8")):
+        for name, value in (
+            ("AWS_ENDPOINT_URL", found.url),
+            ("AWS_ACCESS_KEY_ID", "k"),
+            ("AWS_SECRET_ACCESS_KEY", "s"),
+            ("AWS_REGION", "us-east-1"),
+            ("AWS_DEFAULT_REGION", "us-east-1"),
+            (PATIENCE, "8"),
+        ):
             patch.setenv(name, value)
         s3fs.S3FileSystem.clear_instance_cache()
         boto3.client("s3", endpoint_url=f"http://{host}:{port}").create_bucket(Bucket=bucket)

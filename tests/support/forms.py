@@ -1,4 +1,6 @@
-"""Checkpoints of every published form, made from a tiny model, with names written out here once more."""
+"""Checkpoints of every published form, made from a tiny model, with names written out here once
+more.
+"""
 
 import json
 from pathlib import Path
@@ -22,14 +24,29 @@ NATIVE_TOP = {
     "patch_embedding": "patch_embedding",
 }
 NATIVE_BLOCK = {
-    "norm2": "norm3", "ffn.net.0.proj": "ffn.0", "ffn.net.2": "ffn.2",
-    **{f"{ours}.{a}": f"{theirs}.{b}" for ours, theirs in (("attn1", "self_attn"), ("attn2", "cross_attn"))
-       for a, b in (("to_q", "q"), ("to_k", "k"), ("to_v", "v"), ("to_out.0", "o"), ("norm_q", "norm_q"), ("norm_k", "norm_k"))},
+    "norm2": "norm3",
+    "ffn.net.0.proj": "ffn.0",
+    "ffn.net.2": "ffn.2",
+    **{
+        f"{ours}.{a}": f"{theirs}.{b}"
+        for ours, theirs in (("attn1", "self_attn"), ("attn2", "cross_attn"))
+        for a, b in (
+            ("to_q", "q"),
+            ("to_k", "k"),
+            ("to_v", "v"),
+            ("to_out.0", "o"),
+            ("norm_q", "norm_q"),
+            ("norm_k", "norm_k"),
+        )
+    },
 }
 
 
 def published(model: WorldActionTransformer) -> dict[str, Tensor]:
-    return {published_name(n, model.config.family): p.detach().clone() for n, p in model.named_parameters()}
+    return {
+        published_name(n, model.config.family): p.detach().clone()
+        for n, p in model.named_parameters()
+    }
 
 
 def wan(model: WorldActionTransformer) -> dict[str, Tensor]:
@@ -49,7 +66,11 @@ def native(model: WorldActionTransformer) -> dict[str, Tensor]:
         else:
             _, i, rest = name.split(".", 2)
             stem, _, kind = rest.rpartition(".")
-            out[f"blocks.{i}.modulation" if rest == "scale_shift_table" else f"blocks.{i}.{NATIVE_BLOCK[stem]}.{kind}"] = tensor
+            out[
+                f"blocks.{i}.modulation"
+                if rest == "scale_shift_table"
+                else f"blocks.{i}.{NATIVE_BLOCK[stem]}.{kind}"
+            ] = tensor
     return out
 
 
@@ -59,7 +80,9 @@ def march(model: WorldActionTransformer) -> dict[str, Tensor]:
     for side, shared in (("action_encoder", 0), ("action_decoder", 4)):
         module = getattr(model, side)
         for i, part in ((0, "in_proj"), (2, "mid_proj"), (4, "out_proj")):
-            weight, bias = (getattr(getattr(module, part), kind).detach().clone() for kind in ("weight", "bias"))
+            weight, bias = (
+                getattr(getattr(module, part), kind).detach().clone() for kind in ("weight", "bias")
+            )
             if i == shared:
                 assert weight.shape[0] == bias.shape[0] == 1
                 weight, bias = weight[0].T.contiguous(), bias[0]
@@ -68,25 +91,50 @@ def march(model: WorldActionTransformer) -> dict[str, Tensor]:
 
 
 def native_config(config: ModelConfig) -> dict[str, object]:
-    return {"_class_name": "WanModel", "dim": config.width, "num_heads": config.num_attention_heads, "num_layers": config.num_layers,
-            "ffn_dim": config.ffn_dim, "freq_dim": config.freq_dim, "in_dim": config.in_channels, "out_dim": config.in_channels,
-            "eps": config.eps, "text_len": 512, "model_type": "ti2v"}
+    return {
+        "_class_name": "WanModel",
+        "dim": config.width,
+        "num_heads": config.num_attention_heads,
+        "num_layers": config.num_layers,
+        "ffn_dim": config.ffn_dim,
+        "freq_dim": config.freq_dim,
+        "in_dim": config.in_channels,
+        "out_dim": config.in_channels,
+        "eps": config.eps,
+        "text_len": 512,
+        "model_type": "ti2v",
+    }
 
 
 def wan_config(config: ModelConfig) -> dict[str, object]:
-    about = {k: v for k, v in config.to_published().items() if "action" not in k and k != "num_embodiments"}
+    about = {
+        k: v
+        for k, v in config.to_published().items()
+        if "action" not in k and k != "num_embodiments"
+    }
     return about | {"_class_name": "WanTransformer3DModel"}
 
 
-def write(folder: Path, tensors: dict[str, Tensor], about: dict[str, object] | None, suffix: str = ".safetensors", shards: int = 1,
-          index: bool = True, wrapper: str | None = None, stem: str = STEM) -> Path:
+def write(
+    folder: Path,
+    tensors: dict[str, Tensor],
+    about: dict[str, object] | None,
+    suffix: str = ".safetensors",
+    shards: int = 1,
+    index: bool = True,
+    wrapper: str | None = None,
+    stem: str = STEM,
+) -> Path:
     """A folder of one or more weight files; returns it. `about` None: no config.json."""
     folder.mkdir(parents=True, exist_ok=True)
     if about is not None:
         (folder / "config.json").write_text(json.dumps(about))
     names = list(tensors)
     parts = [{n: tensors[n] for n in names[i::shards]} for i in range(shards)]
-    files = [f"{stem}{suffix}" if shards == 1 else f"{stem}-{i:05d}-of-{shards:05d}{suffix}" for i in range(1, shards + 1)]
+    files = [
+        f"{stem}{suffix}" if shards == 1 else f"{stem}-{i:05d}-of-{shards:05d}{suffix}"
+        for i in range(1, shards + 1)
+    ]
     for file, part in zip(files, parts, strict=True):
         if suffix == ".safetensors":
             save_file({n: t.contiguous() for n, t in part.items()}, folder / file)
@@ -94,5 +142,7 @@ def write(folder: Path, tensors: dict[str, Tensor], about: dict[str, object] | N
             torch.save({wrapper: part, "step": 7} if wrapper else part, folder / file)
     if shards > 1 and index:
         where = {n: file for file, part in zip(files, parts, strict=True) for n in part}
-        (folder / f"{stem}{suffix}.index.json").write_text(json.dumps({"metadata": {}, "weight_map": where}))
+        (folder / f"{stem}{suffix}.index.json").write_text(
+            json.dumps({"metadata": {}, "weight_map": where})
+        )
     return folder

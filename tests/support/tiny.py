@@ -51,7 +51,12 @@ def tiny_tokens(
         return torch.randn(shape, generator=g)
 
     c, d = config.in_channels, config.action_channels
-    tokens = Tokens(randn(batch, 1, d), randn(batch, c, 1, 6, 4), randn(batch, actions, d), randn(batch, c, future, 6, 4))
+    tokens = Tokens(
+        randn(batch, 1, d),
+        randn(batch, c, 1, 6, 4),
+        randn(batch, actions, d),
+        randn(batch, c, future, 6, 4),
+    )
     return tokens, randn(batch, 7, config.text_dim), torch.arange(batch) % config.num_embodiments
 
 
@@ -68,18 +73,29 @@ TINY_ARM = Embodiment(
 )
 
 
-def make_tiny_bundle(folder: Path, family: Family = "gwp05", arm: Embodiment = TINY_ARM, **changes: Any) -> Path:
-    """A whole policy bundle of one robot with an untrained model: 8 actions, one camera, a canvas of 32 x 32."""
+def make_tiny_bundle(
+    folder: Path, family: Family = "gwp05", arm: Embodiment = TINY_ARM, **changes: Any
+) -> Path:
+    """A whole policy bundle of one robot with an untrained model: 8 actions, one camera, a
+    canvas of 32 x 32.
+    """
     config = tiny_config(family, **changes)
     save_weights(folder / "model", config, tiny_model(family, **changes).state_dict())
-    noise = torch.randint(0, 256, (4, 5, 32, 32, 3), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
+    noise = torch.randint(
+        0, 256, (4, 5, 32, 32, 3), generator=torch.Generator().manual_seed(0), dtype=torch.uint8
+    )
     PcaCodec.fit([noise], channels=config.in_channels, spatial=8).save(folder / "codec")
     HashedTextEncoder(dim=config.text_dim, rows=7).save(folder / "text")
-    state, action = (FeatureStats(*(np.full(len(names), value) for value in (0.0, 0.5, -1.0, 1.0, -0.9, 0.9)))
-                     for names in (arm.state_names, arm.action_names))
+    state, action = (
+        FeatureStats(*(np.full(len(names), value) for value in (0.0, 0.5, -1.0, 1.0, -0.9, 0.9)))
+        for names in (arm.state_names, arm.action_names)
+    )
     settings = PolicyConfig(
-        family=family, model_dim=config.action_channels, canvas=Canvas(layout="single", width=32, height=32),
-        window=Window(chunk=8, stride=2), steps=4,
+        family=family,
+        model_dim=config.action_channels,
+        canvas=Canvas(layout="single", width=32, height=32),
+        window=Window(chunk=8, stride=2),
+        steps=4,
     )
     parts = {
         "policy": settings.model_dump(mode="json"),

@@ -1,4 +1,6 @@
-"""Robot sets of every format: which one lies at a source, and which of its episodes can be used."""
+"""Robot sets of every format: which one lies at a source, and which of its episodes can be
+used.
+"""
 
 from collections.abc import Callable
 
@@ -13,14 +15,19 @@ from gwp.errors import DataError
 
 
 def robots_at(source: Source) -> RobotSet | None:
-    """The robot set that `source` names; None when it holds plain videos, or nothing known. DataError when it cannot be read."""
+    """The robot set that `source` names; None when it holds plain videos, or nothing known.
+    DataError when it cannot be read.
+    """
     if source.format in ("clips", "tars"):
         return None
     if source.format == "lerobot" or (source.format == "auto" and is_lerobot(source.uri)):
         data = read_set(source.uri, source.state, source.action)
         source.rate(data.fps, "")
         return data
-    read: dict[str, Callable[[Source, dict[str, int]], RobotSet]] = {"hdf5": hdf5.read_set, "rlds": rlds.read_set}
+    read: dict[str, Callable[[Source, dict[str, int]], RobotSet]] = {
+        "hdf5": hdf5.read_set,
+        "rlds": rlds.read_set,
+    }
     place, files = _listed(source)
     found = source.format if source.format != "auto" else _found(source.uri, files)
     return read[found](place, files) if found else None
@@ -28,7 +35,10 @@ def robots_at(source: Source) -> RobotSet | None:
 
 def _listed(source: Source) -> tuple[Source, dict[str, int]]:
     """Files at the source. Of one file that it names, the source becomes the folder."""
-    if source.uri.lower().endswith(hdf5.EXTENSIONS) and (size := storage.size_of(source.uri)) is not None:
+    if (
+        source.uri.lower().endswith(hdf5.EXTENSIONS)
+        and (size := storage.size_of(source.uri)) is not None
+    ):
         folder, _, name = source.uri.rpartition("/")
         return source.model_copy(update={"uri": folder or "."}), {name: size}
     return source, storage.list_files(source.uri)
@@ -41,7 +51,8 @@ def _found(uri: str, files: dict[str, int]) -> str | None:
         return None
     if videos := [n for n in files if n.lower().endswith(clips.EXTENSIONS)]:
         raise DataError(
-            f"{uri}: both HDF5 files and videos ({sorted(videos)[0]}) are there; set `format: hdf5` or `format: clips` on this source"
+            f"{uri}: both HDF5 files and videos ({sorted(videos)[0]}) are there; set `format: "
+            "hdf5` or `format: clips` on this source"
         )
     return "hdf5"
 
@@ -49,15 +60,22 @@ def _found(uri: str, files: dict[str, int]) -> str | None:
 def usable_episodes(
     data: RobotSet, source: Source, cameras: list[str], check: EpisodeCheck | None = None
 ) -> tuple[list[tuple[Episode, int]], list[tuple[Episode, str]]]:
-    """Chosen episodes with their first row in the data file, and those that cannot be used with the reason.
+    """Chosen episodes with their first row in the data file, and those that cannot be used with
+    the reason.
 
     `check`: of a LeRobot set, keeps what it sees of the files for the caller.
     """
     if data.format == "lerobot":
         return usable_in_lerobot(data, source, cameras, check)
     chosen = set(source.select([e.index for e in data.episodes]))
-    reasons = [(e, _reason(e, cameras, source.labelled, data.fps)) for e in data.episodes if e.index in chosen]
-    return [(e, 0) for e, reason in reasons if not reason], [(e, reason) for e, reason in reasons if reason]
+    reasons = [
+        (e, _reason(e, cameras, source.labelled, data.fps))
+        for e in data.episodes
+        if e.index in chosen
+    ]
+    return [(e, 0) for e, reason in reasons if not reason], [
+        (e, reason) for e, reason in reasons if reason
+    ]
 
 
 def _reason(episode: Episode, cameras: list[str], labelled: bool, fps: float) -> str:

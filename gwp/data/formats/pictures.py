@@ -1,4 +1,6 @@
-"""Frames by time, whatever holds them: a video, a part of a file that is one, or pictures one by one."""
+"""Frames by time, whatever holds them: a video, a part of a file that is one, or pictures one
+by one.
+"""
 
 import io
 from collections.abc import Callable, Iterator, Sequence
@@ -24,13 +26,20 @@ Frames = Callable[[Sequence[float]], Iterator[tuple[float, Picture]]]
 
 @contextmanager
 def open_frames(
-    uri: str, size: int | None, offset: int = 0, key: str = "", format: str = "lerobot", rate: float = 0.0,  # noqa: A002
+    uri: str,
+    size: int | None,
+    offset: int = 0,
+    key: str = "",
+    format: str = "lerobot",  # noqa: A002
+    rate: float = 0.0,
     tolerance: float | None = None,
 ) -> Iterator[Frames]:
-    """A function that gives the frames nearest to times (seconds, ascending, distinct), as `frames_at` does, of one view.
+    """A function that gives the frames nearest to times (seconds, ascending, distinct), as
+    `frames_at` does, of one view.
 
-    A view is a video, `size` bytes from `offset` of the file (None: all of it), or, where there is a `key`, pictures at `rate` Hz, the
-    k-th of row k, in a data file of `format`. `tolerance` is for videos.
+    A view is a video, `size` bytes from `offset` of the file (None: all of it), or, where there
+    is a `key`, pictures at `rate` Hz, the k-th of row k, in a data file of `format`.
+    `tolerance` is for videos.
     """
     if not key:
         with open_video(uri, size, offset) as handle:
@@ -40,7 +49,13 @@ def open_frames(
 
 
 def _pictures_at(
-    uri: str, size: int | None, offset: int, key: str, format: str, rate: float, times: Sequence[float]  # noqa: A002
+    uri: str,
+    size: int | None,
+    offset: int,
+    key: str,
+    format: str,  # noqa: A002
+    rate: float,
+    times: Sequence[float],
 ) -> Iterator[tuple[float, np.ndarray]]:
     if format == "hdf5":
         source = hdf5.pictures(uri, key)
@@ -87,7 +102,9 @@ def _parquet_pictures(uri: str, column: str) -> Iterator[tuple[int, Any]]:
 @lru_cache(maxsize=2)
 def _group(uri: str, column: str, group: int) -> Any:
     with storage.open_read(uri) as handle:
-        found = pq.ParquetFile(handle).read_row_group(group, columns=[column])[column].combine_chunks()
+        found = (
+            pq.ParquetFile(handle).read_row_group(group, columns=[column])[column].combine_chunks()
+        )
     if isinstance(found, pa.ChunkedArray):
         found = pa.concat_arrays(found.chunks)
     return found.field("bytes") if pa.types.is_struct(found.type) else found

@@ -1,6 +1,8 @@
-"""TFRecord files and the `tf.train.Example` messages in them, by position, so that what is not wanted is not read.
+"""TFRecord files and the `tf.train.Example` messages in them, by position, so that what is not
+wanted is not read.
 
-A record: length (8 bytes), masked CRC-32C of the length (4), payload, masked CRC-32C of the payload (4); all little-endian.
+A record: length (8 bytes), masked CRC-32C of the length (4), payload, masked CRC-32C of the
+payload (4); all little-endian.
 """
 
 import struct
@@ -34,8 +36,8 @@ class Field:
 class Record:
     """One record of a file.
 
-    start, size: bytes of its payload in the file. crc: the stored checksum. whole: whether the payload
-    fits it. payload: what is stored, where it is not larger than is kept in memory.
+    start, size: bytes of its payload in the file. crc: the stored checksum. whole: whether the
+    payload fits it. payload: what is stored, where it is not larger than is kept in memory.
     """
 
     start: int
@@ -78,7 +80,10 @@ def records(handle: Any, size: int) -> Iterator[Record]:
             raise DataError(f"record {number} is cut off; the file is truncated")
         length, crc = struct.unpack("<QI", head)
         if masked_crc(head[:8]) != crc:
-            raise DataError(f"record {number} has a wrong checksum; it is no (uncompressed) TFRecord file, or damaged")
+            raise DataError(
+                f"record {number} has a wrong checksum; it is no (uncompressed) TFRecord file, "
+                "or damaged"
+            )
         if at + 16 + length > size:
             raise DataError(f"record {number} is cut off; the file is truncated")
         yield _record(handle, at + 12, length, number)
@@ -86,7 +91,9 @@ def records(handle: Any, size: int) -> Iterator[Record]:
 
 
 def _record(handle: Any, start: int, size: int, number: int) -> Record:
-    """One record, read once and in one piece: asking for its parts costs more, here and in a store."""
+    """One record, read once and in one piece: asking for its parts costs more, here and in a
+    store.
+    """
     kept = size <= _KEPT
     handle.seek(start)
     payload, crc = b"", 0
@@ -161,7 +168,11 @@ def features(handle: Any, start: int, size: int) -> dict[str, Field]:
 
 def values(handle: Any, field: Field) -> list[tuple[int, int]]:
     """Start and end in the file of each value of a list of bytes; nothing of them is read."""
-    return [(a, b) for number, wire, a, b in _fields(handle, field.start, field.end) if number == 1 and wire == _GROUP]
+    return [
+        (a, b)
+        for number, wire, a, b in _fields(handle, field.start, field.end)
+        if number == 1 and wire == _GROUP
+    ]
 
 
 def count(handle: Any, field: Field) -> int:
@@ -181,7 +192,10 @@ def numbers(handle: Any, field: Field) -> np.ndarray:
         if raw[:1] == bytes([1 << 3 | _FIXED32]):
             cells = np.frombuffer(raw[: len(raw) // 5 * 5], np.uint8).reshape(-1, 5)
             return np.frombuffer(cells[:, 1:].tobytes(), "<f4").astype(np.float64)
-        parts = [np.frombuffer(raw[a - field.start : b - field.start], "<f4") for _, _, a, b in _fields(handle, field.start, field.end)]
+        parts = [
+            np.frombuffer(raw[a - field.start : b - field.start], "<f4")
+            for _, _, a, b in _fields(handle, field.start, field.end)
+        ]
         return np.concatenate([*parts, np.zeros(0)]).astype(np.float64)
     if field.kind != INTS:
         raise DataError("holds bytes where numbers are expected")

@@ -4,10 +4,11 @@ import numpy as np
 
 
 class Moments:
-    """Running statistics of `[n, d]` rows in float64; quantiles from all rows, or from a uniform sample once there are too many.
+    """Running statistics of `[n, d]` rows in float64; quantiles from all rows, or from a
+    uniform sample once there are too many.
 
-    The rows may come in any order and in any pieces: the sample is decided by the keys that they come with. At most a quarter more than
-    SAMPLE rows are held, as float32.
+    The rows may come in any order and in any pieces: the sample is decided by the keys that
+    they come with. At most a quarter more than SAMPLE rows are held, as float32.
     """
 
     SAMPLE = 2_000_000
@@ -22,7 +23,9 @@ class Moments:
         self._kept, self._limit = 0, np.inf
 
     def add(self, rows: np.ndarray, keys: np.ndarray) -> None:
-        """Add finite rows `[n, d]`. `keys` `[n]`, uniform in [0, 1): those of the lowest keys are the sample."""
+        """Add finite rows `[n, d]`. `keys` `[n]`, uniform in [0, 1): those of the lowest keys
+        are the sample.
+        """
         if not len(rows):
             return
         n, mean = len(rows), rows.mean(0)
@@ -30,7 +33,10 @@ class Moments:
         self._squares += ((rows - mean) ** 2).sum(0) + shift**2 * (self.count * n / total)
         self._mean += shift * (n / total)
         self.count = total
-        self._min, self._max = np.minimum(self._min, rows.min(0)), np.maximum(self._max, rows.max(0))
+        self._min, self._max = (
+            np.minimum(self._min, rows.min(0)),
+            np.maximum(self._max, rows.max(0)),
+        )
         # What lies above the highest key of a full sample can never be in it.
         low = keys < self._limit
         self._rows.append(rows[low].astype(np.float32))
@@ -51,7 +57,16 @@ class Moments:
         """mean, std (of the population), min, max, q01, q99 (linear), float64 `[d]` each."""
         self._prune()
         # One dimension at a time: all of them as float64 would be several times what is held.
-        quantiles = [np.quantile(column.astype(np.float64), [0.01, 0.99]) for column in self._rows[0].T]
+        quantiles = [
+            np.quantile(column.astype(np.float64), [0.01, 0.99]) for column in self._rows[0].T
+        ]
         q01, q99 = np.clip(np.stack(quantiles, 1), self._min, self._max)
         std = np.sqrt(self._squares / self.count)
-        return {"mean": self._mean, "std": std, "min": self._min, "max": self._max, "q01": q01, "q99": q99}
+        return {
+            "mean": self._mean,
+            "std": std,
+            "min": self._min,
+            "max": self._max,
+            "q01": q01,
+            "q99": q99,
+        }

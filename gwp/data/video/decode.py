@@ -1,6 +1,7 @@
 """Frames out of video files: where they are, and only the wanted ones.
 
-Times are seconds of presentation after the first frame of the stream, so that files whose clock does not start at 0 need no care.
+Times are seconds of presentation after the first frame of the stream, so that files whose clock
+does not start at 0 need no care.
 """
 
 import errno
@@ -23,13 +24,17 @@ _CONTAINERS = "mov,matroska,avi,mpegts,mpeg,flv,ogg,asf,h264,hevc,m4v,ivf"
 _WHOLE_FILE = 8 << 20
 """Remote files up to this many bytes are fetched in one request."""
 _AHEAD = 1 << 19
-"""Bytes fetched behind a range of a larger remote file: about what a store sends in the time that asking once more takes."""
+"""Bytes fetched behind a range of a larger remote file: about what a store sends in the time
+that asking once more takes.
+"""
 _GAP = 1 << 16
 """Bytes between two wanted ranges that are rather read than asked around."""
 _REORDERED = 4
 """Frames behind a wanted one that may have to be decoded before it comes out."""
 SEEK_SAVES = 2
-"""Frames that a seek must save to be worth its cost: for AV1 at VGA with key frames 2 apart, 4 take an eighth longer, 1 no less."""
+"""Frames that a seek must save to be worth its cost: for AV1 at VGA with key frames 2 apart, 4
+take an eighth longer, 1 no less.
+"""
 
 
 @dataclass
@@ -46,10 +51,12 @@ WORK = Work()
 
 @dataclass(frozen=True)
 class VideoInfo:
-    """Facts of a video stream. `width`, `height`: as it is shown, pixels. `gop`: largest distance between key frames, frames.
+    """Facts of a video stream. `width`, `height`: as it is shown, pixels. `gop`: largest
+    distance between key frames, frames.
 
-    `fps`: Hz, mean over the stream. `others`: streams beside it in the file, e.g. sound or a second picture. `uneven`: how far the k-th
-    frame is from k / fps at most, in frames; from 0.5 on the frame nearest to that time is another one.
+    `fps`: Hz, mean over the stream. `others`: streams beside it in the file, e.g. sound or a
+    second picture. `uneven`: how far the k-th frame is from k / fps at most, in frames; from
+    0.5 on the frame nearest to that time is another one.
     """
 
     width: int
@@ -69,9 +76,15 @@ class VideoInfo:
 
 @contextmanager
 def open_video(uri: str, size: int | None = None, offset: int = 0) -> Iterator[Any]:
-    """A seekable binary handle on a video; small remote ones are fetched whole. `size`: bytes, if known; `offset`: where it starts."""
+    """A seekable binary handle on a video; small remote ones are fetched whole. `size`: bytes,
+    if known; `offset`: where it starts.
+    """
     if storage.is_remote(uri) and size is not None and size <= _WHOLE_FILE:
-        yield io.BytesIO(storage.read_ranges([uri], [offset], [offset + size])[0] if offset else storage.read_bytes(uri))
+        yield io.BytesIO(
+            storage.read_ranges([uri], [offset], [offset + size])[0]
+            if offset
+            else storage.read_bytes(uri)
+        )
         return
     handle = storage.open_read(uri, _AHEAD)
     try:
@@ -120,35 +133,53 @@ def _stream(handle: Any) -> Iterator[tuple[Any, Any]]:
     handle.seek(0)
     try:
         with av.open(handle, container_options={"format_whitelist": _CONTAINERS}) as container:
-            streams = [s for s in container.streams.video if not s.disposition & av.stream.Disposition.attached_pic]
+            streams = [
+                s
+                for s in container.streams.video
+                if not s.disposition & av.stream.Disposition.attached_pic
+            ]
             if not streams:
                 raise DataError("has no video stream; it is no video, or truncated")
             stream = streams[0]
             if stream.codec_context is None:
-                raise DataError("is of a codec that cannot be decoded here; convert it to H.264, HEVC or AV1")
+                raise DataError(
+                    "is of a codec that cannot be decoded here; convert it to H.264, HEVC or AV1"
+                )
             # Decoding tasks run side by side already, one per core.
             stream.codec_context.thread_count = 1
             WORK.opened += 1
             yield container, stream
     except av.error.FFmpegError as error:
-        raise DataError(f"cannot be read as a video ({error.strerror}); it is truncated or damaged") from error
+        raise DataError(
+            f"cannot be read as a video ({error.strerror}); it is truncated or damaged"
+        ) from error
     except (ValueError, OSError) as error:
         # Sizes in a file that is no video send the reader to places that no file has.
         if isinstance(error, OSError) and error.errno != errno.EINVAL:
             raise
-        raise DataError(f"cannot be read as a video ({error}); it is something else, or damaged") from error
+        raise DataError(
+            f"cannot be read as a video ({error}); it is something else, or damaged"
+        ) from error
 
 
 def probe(handle: Any) -> VideoInfo:
-    """Facts of a video; only its first frame is decoded. Raises DataError when it is no video or its data end before its index does."""
+    """Facts of a video; only its first frame is decoded. Raises DataError when it is no video
+    or its data end before its index does.
+    """
     size = handle.seek(0, io.SEEK_END)
     with _stream(handle) as (container, stream):
         rate = stream.average_rate or stream.guessed_rate
-        entries = [(e.is_keyframe, e.pos + e.size) for e in stream.index_entries if not e.is_discard]
+        entries = [
+            (e.is_keyframe, e.pos + e.size) for e in stream.index_entries if not e.is_discard
+        ]
         stamps = [e.timestamp for e in stream.index_entries if not e.is_discard]
         if "mp4" not in container.format.name:
             # Other containers index key frames only, so their packets are counted.
-            packets = [(p.is_keyframe, p.pts) for p in container.demux(stream) if p.size and not p.is_discard]
+            packets = [
+                (p.is_keyframe, p.pts)
+                for p in container.demux(stream)
+                if p.size and not p.is_discard
+            ]
             entries = [(key, 0) for key, _ in packets]
             stamps = [pts for _, pts in packets if pts is not None]
         if not entries or not rate:
@@ -178,11 +209,15 @@ def _upright(container: Any, stream: Any) -> tuple[int, int]:
     return (height, width) if first is not None and quarter_turns(first) % 2 else (width, height)
 
 
-def frames_at(handle: Any, times: Sequence[float], tolerance: float | None) -> Iterator[tuple[float, Picture]]:
-    """The frame nearest to each of `times` (seconds, ascending, distinct), one by one; for numpy uint8 `[H, W, 3]` RGB.
+def frames_at(
+    handle: Any, times: Sequence[float], tolerance: float | None
+) -> Iterator[tuple[float, Picture]]:
+    """The frame nearest to each of `times` (seconds, ascending, distinct), one by one; for
+    numpy uint8 `[H, W, 3]` RGB.
 
-    `tolerance`: greatest allowed distance, seconds; None: any. Raises DataError at the first time that has no readable frame.
-    One pass: it seeks to a key frame where that saves decoding (short groups of pictures) and reads on where it does not.
+    `tolerance`: greatest allowed distance, seconds; None: any. Raises DataError at the first
+    time that has no readable frame. One pass: it seeks to a key frame where that saves decoding
+    (short groups of pictures) and reads on where it does not.
     """
     convert = VideoReformatter()
     with _stream(handle) as (container, stream):
@@ -192,15 +227,23 @@ def frames_at(handle: Any, times: Sequence[float], tolerance: float | None) -> I
         for wanted in times:
             frame, at, sound = walk.nearest(wanted)
             if tolerance is not None and abs(at - wanted) > tolerance:
-                raise DataError(f"has no frame within {tolerance:.4f} s of {wanted:.4f} s (nearest: {at:.4f} s)")
+                raise DataError(
+                    f"has no frame within {tolerance:.4f} s of {wanted:.4f} s (nearest: {at:.4f} s)"
+                )
             if not sound:
                 raise DataError(f"is damaged at or before {at:.4f} s")
             yield wanted, picture_of(frame, convert)
 
 
-def decode_frames(handle: Any, times: Sequence[float], tolerance: float | None = None) -> np.ndarray:
-    """The frames nearest to `times` (seconds, any order, repeats allowed): uint8 `[n, H, W, 3]`. Errors as `frames_at`."""
-    found = {t: np.asarray(picture) for t, picture in frames_at(handle, sorted(set(times)), tolerance)}
+def decode_frames(
+    handle: Any, times: Sequence[float], tolerance: float | None = None
+) -> np.ndarray:
+    """The frames nearest to `times` (seconds, any order, repeats allowed): uint8 `[n, H, W,
+    3]`. Errors as `frames_at`.
+    """
+    found = {
+        t: np.asarray(picture) for t, picture in frames_at(handle, sorted(set(times)), tolerance)
+    }
     return np.stack([found[t] for t in times])
 
 
@@ -216,13 +259,23 @@ class _Walk:
         self.container, self.stream = container, stream
         self.tick = float(stream.time_base)
         self.origin = int(stream.start_time or 0)
-        index = [e for e in stream.index_entries if not e.is_discard] if "mp4" in container.format.name else []
-        # Entries carry decoding times; the first frame to decode is a key frame and also the first to show.
+        index = (
+            [e for e in stream.index_entries if not e.is_discard]
+            if "mp4" in container.format.name
+            else []
+        )
+        # Entries carry decoding times; the first frame to decode is a key frame and also the
+        # first to show.
         shift = self.origin - index[0].timestamp if index else 0
-        self.index = np.array([(e.timestamp + shift, e.is_keyframe, e.pos, e.pos + e.size) for e in index], np.int64).reshape(-1, 4)
+        self.index = np.array(
+            [(e.timestamp + shift, e.is_keyframe, e.pos, e.pos + e.size) for e in index], np.int64
+        ).reshape(-1, 4)
         self.keys = self.index[self.index[:, 1] > 0, 0]
-        self.period = (index[-1].timestamp - index[0].timestamp) / (len(index) - 1) if len(index) > 1 else 0.0
-        # It goes on behind all seeks: PyAV leaks a packet whenever a demuxer is dropped half-way, with its `decode` around it or not.
+        self.period = (
+            (index[-1].timestamp - index[0].timestamp) / (len(index) - 1) if len(index) > 1 else 0.0
+        )
+        # It goes on behind all seeks: PyAV leaks a packet whenever a demuxer is dropped
+        # half-way, with its `decode` around it or not.
         self.packets = container.demux(stream)
         self._start()
 
@@ -238,7 +291,9 @@ class _Walk:
         self._start()
 
     def ranges(self, times: Sequence[float]) -> list[tuple[int, int]]:
-        """Bytes of the file that frames near `times` (seconds) are decoded from, as far as its index tells: begin and end, ascending."""
+        """Bytes of the file that frames near `times` (seconds) are decoded from, as far as its
+        index tells: begin and end, ascending.
+        """
         found: list[tuple[int, int]] = []
         first_of_key = np.flatnonzero(self.index[:, 1])
         for target in (self.origin + round(t / self.tick) for t in times if len(first_of_key)):
@@ -257,7 +312,8 @@ class _Walk:
     def _advance(self) -> bool:
         for frame in self.decoder:
             WORK.decoded += 1
-            # A damaged frame spoils what is predicted from it, up to the next key frame; only the first of them is marked.
+            # A damaged frame spoils what is predicted from it, up to the next key frame; only
+            # the first of them is marked.
             self.spoilt = frame.is_corrupt or (self.spoilt and not frame.key_frame)
             if frame.pts is not None:
                 self.before, self.here = self.here, (frame, not self.spoilt)
@@ -270,7 +326,9 @@ class _Walk:
         return self.origin - 1 if self.here is None else int(self.here[0].pts)
 
     def nearest(self, wanted: float) -> tuple[Any, float, bool]:
-        """The frame nearest to `wanted`, its time, and whether it is undamaged; not earlier than the last one asked for."""
+        """The frame nearest to `wanted`, its time, and whether it is undamaged; not earlier
+        than the last one asked for.
+        """
         target = self.origin + round(wanted / self.tick)
         key = int(np.searchsorted(self.keys, target, side="right")) - 1
         if key > 0 and self.keys[key] - self._pts() > SEEK_SAVES * self.period:
@@ -289,16 +347,24 @@ class _Walk:
 
 
 def small_frames(handle: Any, width: int, height: int) -> Iterator[tuple[float, np.ndarray]]:
-    """Every frame in order: time in seconds and the picture, averaged down to even `width` x `height`, as planar YUV 4:2:0.
+    """Every frame in order: time in seconds and the picture, averaged down to even `width` x
+    `height`, as planar YUV 4:2:0.
 
-    uint8 `[height * 3 / 2, width]`: rows of luma first, then both chroma planes. DataError when the stream breaks off.
+    uint8 `[height * 3 / 2, width]`: rows of luma first, then both chroma planes. DataError when
+    the stream breaks off.
     """
     convert = VideoReformatter()
     with _stream(handle) as (container, stream):
         tick, origin = float(stream.time_base), int(stream.start_time or 0)
         for frame in container.decode(stream):
             if frame.pts is not None:
-                small = convert.reformat(frame, width=width, height=height, format="yuv420p", interpolation=Interpolation.AREA)
+                small = convert.reformat(
+                    frame,
+                    width=width,
+                    height=height,
+                    format="yuv420p",
+                    interpolation=Interpolation.AREA,
+                )
                 yield (frame.pts - origin) * tick, small.to_ndarray()
 
 

@@ -1,1 +1,3 @@
-"""The transformer's weights arranged for acting: compiled layers, and torch's where those are not to be had."""
+"""The transformer's weights arranged for acting: compiled layers, and torch's where those are
+not to be had.
+"""

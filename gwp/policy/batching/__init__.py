@@ -1,8 +1,9 @@
-"""Continuous batching: many robots on one device, stepped together whatever step each of them is at.
+"""Continuous batching: many robots on one device, stepped together whatever step each of them
+is at.
 
-    schedule    who computes when (pure: no clock, no tensors)
-    slots       the rows of the batch: buffers of fixed size
-    runner      the policy's numbers on those rows: encode, step, move, read
-    job         a request and its answer to come
-    engine      the thread that joins them; the only name that others need
+schedule    who computes when (pure: no clock, no tensors)
+slots       the rows of the batch: buffers of fixed size
+runner      the policy's numbers on those rows: encode, step, move, read
+job         a request and its answer to come
+engine      the thread that joins them; the only name that others need
 """

@@ -1,18 +1,21 @@
-"""The engine: continuous batching. One thread steps all robots together, whatever step each of them is at.
+"""The engine: continuous batching. One thread steps all robots together, whatever step each of
+them is at.
 
     submit (any thread): check, compose, normalise, encode the instruction -> the waiting line
-    tick (the engine's thread): leave -> admit groups (latent and prefix) -> one Euler step of the
+    tick (the engine's thread): leave -> admit groups (latent and prefix) -> one Euler step of
+    the
                                 batch -> answer those that are done
 
-Decisions are the `Schedule`'s, numbers the `ModelRunner`'s; this file joins them to threads and clocks.
+Decisions are the `Schedule`'s, numbers the `ModelRunner`'s; this file joins them to threads and
+clocks.
 
-Every request is answered exactly once, whatever fails. `_jobs` holds all that are not answered yet. When a
-tick breaks off, nobody can say what stands in the rows, so all who hold one get the error, and rows are free
-again; those who wait go on waiting. Only when the tick answered nobody at all do they get it too: each
-failure ends somebody's wait, so none comes round for ever.
+Every request is answered exactly once, whatever fails. `_jobs` holds all that are not answered
+yet. When a tick breaks off, nobody can say what stands in the rows, so all who hold one get the
+error, and rows are free again; those who wait go on waiting. Only when the tick answered nobody
+at all do they get it too: each failure ends somebody's wait, so none comes round for ever.
 
-On the CPU no other thread of the process should compute with torch beside it (`gwp.threads` says why); load
-the policy `apart`.
+On the CPU no other thread of the process should compute with torch beside it (`gwp.threads`
+says why); load the policy `apart`.
 """
 
 import itertools
@@ -38,10 +41,11 @@ log = logging.getLogger("gwp.engine")
 
 
 class Engine:
-    """Answers any number of threads. Close it, or use it as a context manager: its thread holds the device.
+    """Answers any number of threads. Close it, or use it as a context manager: its thread holds
+    the device.
 
-    failures: failed ticks and failed observations since the last chunk that was computed; several in a row
-        mean a broken device
+    failures: failed ticks and failed observations since the last chunk that was computed;
+        several in a row mean a broken device
     """
 
     def __init__(
@@ -58,7 +62,11 @@ class Engine:
         self._clock = clock
         self._settings = settings
         self._schedule = Schedule(
-            settings.slots, settings.group, solver.steps, settings.max_delay, exact=solver.model.any_batch
+            settings.slots,
+            settings.group,
+            solver.steps,
+            settings.max_delay,
+            exact=solver.model.any_batch,
         )
         self._ids = itertools.count()
         # Guards the three below; the schedule and the rows belong to the engine's thread.
@@ -81,18 +89,21 @@ class Engine:
     def submit(
         self, observation: Observation, deadline_s: float | None = None
     ) -> "Future[ActionChunk]":
-        """The chunk to come. ObservationError at once when the observation does not fit, so that it never enters a batch.
+        """The chunk to come. ObservationError at once when the observation does not fit, so
+        that it never enters a batch.
 
-        deadline_s: seconds from now after which the answer is worthless; None: the observation's own, if any.
-        The future raises ExpiredError then, ClosedError when the engine is closed first, PolicyError when the
-        chunk must not reach a robot, and what the device raised when it failed. Cancelling it frees its row.
+        deadline_s: seconds from now after which the answer is worthless; None: the
+        observation's own, if any. The future raises ExpiredError then, ClosedError when the
+        engine is closed first, PolicyError when the chunk must not reach a robot, and what the
+        device raised when it failed. Cancelling it frees its row.
         """
         began = self._clock()
         admitted = self.policy.inputs.admit(observation)
         checked = self._clock()
         prompt = admitted.observation.prompt
         if not self.policy.text.knows(prompt):
-            # Not in the engine's thread: a new instruction must not hold up robots whose instruction is known.
+            # Not in the engine's thread: a new instruction must not hold up robots whose
+            # instruction is known.
             apart(lambda: self.policy.text.lookup([prompt]))
         timings = {"preprocess": (checked - began) * 1e3, "text": (self._clock() - checked) * 1e3}
         job = Job(admitted, Future(), began, timings)
@@ -113,7 +124,8 @@ class Engine:
         return self.submit(observation, deadline_s).result()
 
     def warm_up(self, observations: Sequence[Observation]) -> None:
-        """Answer each observation, then compute every batch shape, so that no robot pays for it, and learn what each costs.
+        """Answer each observation, then compute every batch shape, so that no robot pays for
+        it, and learn what each costs.
 
         Raises what the policy raises when it cannot act.
         """
@@ -135,7 +147,9 @@ class Engine:
 
     @property
     def busy_for(self) -> float:
-        """Seconds that the current tick has taken; 0 between ticks. A device that hangs shows here."""
+        """Seconds that the current tick has taken; 0 between ticks. A device that hangs shows
+        here.
+        """
         since = self._busy_since
         return 0.0 if since is None else self._clock() - since
 
@@ -204,14 +218,17 @@ class Engine:
             self._busy_since = None
 
     def _recover(self, error: BaseException) -> None:
-        """After a tick that broke off anywhere: answer all who held a row, and those who left one without an answer."""
+        """After a tick that broke off anywhere: answer all who held a row, and those who left
+        one without an answer.
+        """
         self.failures += 1
         waiting = self._schedule.free_rows()
         with self._lock:
             waiting |= {request.id for request in self._incoming}
             lost = self._jobs.keys() - waiting
             if not lost and not self._answered:
-                # Whatever failed comes before any row: it would fail again for as long as anybody waits.
+                # Whatever failed comes before any row: it would fail again for as long as
+                # anybody waits.
                 self._schedule.clear()
                 self._incoming.clear()
                 lost = set(self._jobs)
@@ -242,7 +259,9 @@ class Engine:
             return {key for key, job in self._jobs.items() if job.future.cancelled()}
 
     def _leave(self, cancelled: set[int]) -> None:
-        """Those who were cancelled or are too late go; the last rows move into the places they leave."""
+        """Those who were cancelled or are too late go; the last rows move into the places they
+        leave.
+        """
         expired, moves = self._schedule.sweep(self._clock(), cancelled)
         for request in expired:
             self._answer(
@@ -264,7 +283,9 @@ class Engine:
         self._runner.move(self._schedule.release(refused))
 
     def _encode(self, group: Sequence[Request], row: int) -> list[Request]:
-        """Encode a group into the rows from `row` on. Returns those that could not be, already answered."""
+        """Encode a group into the rows from `row` on. Returns those that could not be, already
+        answered.
+        """
         begin = self._clock()
         jobs = [self._jobs[request.id] for request in group]
         try:
@@ -299,7 +320,8 @@ class Engine:
             self._runner.move(self._schedule.release(done))
             self.failures = 0
         finally:
-            # Their chunks are computed and read: what happens to the rows is no longer their business.
+            # Their chunks are computed and read: what happens to the rows is no longer their
+            # business.
             for request, chunk_pd in zip(done, chunks, strict=True):
                 self._finish(request, chunk_pd)
 
@@ -321,7 +343,8 @@ class Engine:
 
     def _answer(self, key: int, answer: ActionChunk | BaseException) -> None:
         self._answered = True
-        # In this order: what breaks off in between is answered a second time, which changes nothing.
+        # In this order: what breaks off in between is answered a second time, which changes
+        # nothing.
         self._jobs[key].answer(answer)
         with self._lock:
             del self._jobs[key]

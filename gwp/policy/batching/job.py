@@ -12,9 +12,11 @@ log = logging.getLogger("gwp.engine")
 
 @dataclass
 class Job:
-    """One request on its way through the engine. `Engine.submit` makes it, the engine's thread answers it, once.
+    """One request on its way through the engine. `Engine.submit` makes it, the engine's thread
+    answers it, once.
 
-    began: when it was submitted, seconds on the engine's clock; timings: milliseconds per phase so far
+    began: when it was submitted, seconds on the engine's clock; timings: milliseconds per phase
+    so far
     """
 
     admitted: AdmittedObservation
@@ -24,7 +26,9 @@ class Job:
     _cancel_seen: bool = False
 
     def answer(self, answer: ActionChunk | BaseException) -> None:
-        """Hand over a chunk, or the reason why there is none. Never raises; nothing happens when it was answered before."""
+        """Hand over a chunk, or the reason why there is none. Never raises; nothing happens
+        when it was answered before.
+        """
         try:
             if isinstance(answer, BaseException):
                 self.future.set_exception(as_exception(answer))
@@ -33,20 +37,26 @@ class Job:
         except InvalidStateError:
             self._acknowledge_cancel()
         except BaseException:
-            # The answer was handed over; what its receiver hung onto it failed, which is not the engine's business.
+            # The answer was handed over; what its receiver hung onto it failed, which is not
+            # the engine's business.
             log.exception("a callback of a chunk failed")
 
     def _acknowledge_cancel(self) -> None:
-        # `concurrent.futures.wait` waits for ever for a cancelled future that nobody has acknowledged.
+        # `concurrent.futures.wait` waits for ever for a cancelled future that nobody has
+        # acknowledged.
         if self.future.cancelled() and not self._cancel_seen:
             self._cancel_seen = True
             self.future.set_running_or_notify_cancel()
 
 
 def as_exception(error: BaseException) -> Exception:
-    """What a caller is to see: a `SystemExit` of the engine's thread must not end the thread that waits for a chunk."""
+    """What a caller is to see: a `SystemExit` of the engine's thread must not end the thread
+    that waits for a chunk.
+    """
     if isinstance(error, Exception):
         return error
-    wrapped = RuntimeError(f"the engine's thread was interrupted by {type(error).__name__}: {error}")
+    wrapped = RuntimeError(
+        f"the engine's thread was interrupted by {type(error).__name__}: {error}"
+    )
     wrapped.__cause__ = error
     return wrapped

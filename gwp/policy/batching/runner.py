@@ -1,4 +1,6 @@
-"""The policy's numbers on the rows of the batch: encode into them, step them, move them, read them."""
+"""The policy's numbers on the rows of the batch: encode into them, step them, move them, read
+them.
+"""
 
 import time
 from collections.abc import Callable, Collection, Sequence
@@ -15,10 +17,12 @@ from gwp.policy.policy import Policy
 
 
 class ModelRunner:
-    """Buffers and recordings of one engine. It knows rows, not requests; who holds which row is the `Schedule`'s business.
+    """Buffers and recordings of one engine. It knows rows, not requests; who holds which row is
+    the `Schedule`'s business.
 
-    Made and used by the engine's thread alone, in `torch.inference_mode()`. A call that fails leaves the rows that it writes
-    in an unknown state; rows are independent of each other, and `encode` writes all of a row.
+    Made and used by the engine's thread alone, in `torch.inference_mode()`. A call that fails
+    leaves the rows that it writes in an unknown state; rows are independent of each other, and
+    `encode` writes all of a row.
     """
 
     def __init__(
@@ -28,7 +32,9 @@ class ModelRunner:
         group: int,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """sizes: numbers of rows that a batch may have; group: most observations encoded at once."""
+        """sizes: numbers of rows that a batch may have; group: most observations encoded at
+        once.
+        """
         solver, device, text_rows = policy.solver, policy.device, policy.text.rows
         self._policy, self._device, self._clock = policy, device, clock
         self._slots = Slots.empty(solver, max(sizes), text_rows)
@@ -46,7 +52,9 @@ class ModelRunner:
                 self._steps[size, committed] = recorded(euler, device, pool)
 
     def encode(self, observations: Sequence[AdmittedObservation], row: int) -> dict[str, float]:
-        """Put new observations into the rows from `row` on. Returns milliseconds of `vae` and of `prefix`."""
+        """Put new observations into the rows from `row` on. Returns milliseconds of `vae` and
+        of `prefix`.
+        """
         begin = self._clock()
         batch = self._policy.inputs.batch(observations, self._device)
         reference = self._policy.latents(batch.canvas)
@@ -60,12 +68,16 @@ class ModelRunner:
         return {"vae": (encoded - begin) * 1e3, "prefix": (done - encoded) * 1e3}
 
     def step(self, size: int, committed: bool) -> None:
-        """One Euler step of the rows `0 .. size - 1`. committed: some of them have actions that are already promised."""
+        """One Euler step of the rows `0 .. size - 1`. committed: some of them have actions that
+        are already promised.
+        """
         self._steps[size, committed]()
         self._settle()
 
     def chunks(self, rows: Sequence[int]) -> np.ndarray:
-        """Denoised actions of these rows, fp32 `[len(rows), p, d]`: a copy, and one wait for the device for all of them."""
+        """Denoised actions of these rows, fp32 `[len(rows), p, d]`: a copy, and one wait for
+        the device for all of them.
+        """
         chunks: np.ndarray = self._slots.x[list(rows)].cpu().numpy()
         return chunks
 

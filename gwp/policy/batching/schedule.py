@@ -1,12 +1,13 @@
-"""Who computes when: the scheduler of continuous batching, with no clock, no tensors and no threads.
+"""Who computes when: the scheduler of continuous batching, with no clock, no tensors and no
+threads.
 
-Requests wait, then hold a row of the batch until their steps are done. Active requests hold the rows
-`0 .. n-1` without gaps, so a batch is the first rows of some buffers; when one leaves, the last moves
-into its place.
+Requests wait, then hold a row of the batch until their steps are done. Active requests hold the
+rows `0 .. n-1` without gaps, so a batch is the first rows of some buffers; when one leaves, the
+last moves into its place.
 
-Admission is earliest deadline first. It may slow down those who are already active, but none of them
-by more than `max_delay` times what a request takes alone: a robot's latency stays near that of an idle
-machine, and whoever has to wait shares the next batch.
+Admission is earliest deadline first. It may slow down those who are already active, but none of
+them by more than `max_delay` times what a request takes alone: a robot's latency stays near
+that of an idle machine, and whoever has to wait shares the next batch.
 """
 
 import heapq
@@ -30,7 +31,9 @@ class BatchingConfig(BaseModel):
     group: int = Field(default=4, ge=1, le=BUCKETS[-1])
     """Most observations encoded at once."""
     max_delay: float = Field(default=0.3, ge=0)
-    """How much longer than alone a robot's chunk may take because others come in meanwhile, as a share of what it takes alone."""
+    """How much longer than alone a robot's chunk may take because others come in meanwhile, as
+    a share of what it takes alone.
+    """
 
 
 def bucket_of(count: int) -> int:
@@ -64,7 +67,8 @@ class Costs:
 
 @dataclass
 class Request:
-    """One request as the schedule sees it. The engine makes it and keeps its `Job` under the same id.
+    """One request as the schedule sees it. The engine makes it and keeps its `Job` under the
+    same id.
 
     deadline: time on the caller's clock after which an answer is worthless, or inf
     step:     Euler steps taken
@@ -79,7 +83,9 @@ class Request:
 
 @dataclass(frozen=True)
 class Move:
-    """Row `source` takes the place of row `target`; applied in order, before anything is admitted."""
+    """Row `source` takes the place of row `target`; applied in order, before anything is
+    admitted.
+    """
 
     source: int
     target: int
@@ -134,9 +140,9 @@ class Schedule:
         groups: list[list[Request]] = []
         while self._line and len(self.active) < self.slots:
             free = min(len(self._line), self.slots - len(self.active), self.group)
-            # Powers of two, so that prefixes have few shapes. Not fewer than could go: letting them in
-            # one by one keeps the batch small for good, while those who hold them up are done within a
-            # few steps and make place for all.
+            # Powers of two, so that prefixes have few shapes. Not fewer than could go: letting
+            # them in one by one keeps the batch small for good, while those who hold them up
+            # are done within a few steps and make place for all.
             size = max(size for size in BUCKETS if size <= free)
             if not self._bearable(size, held):
                 break
@@ -148,7 +154,9 @@ class Schedule:
         return groups
 
     def stepped(self) -> list[Request]:
-        """Every active request took one step; those that are done, still in their rows until `release`."""
+        """Every active request took one step; those that are done, still in their rows until
+        `release`.
+        """
         for request in self.active:
             request.step += 1
         return [r for r in self.active if r.step >= self.steps]
@@ -166,7 +174,9 @@ class Schedule:
         return self._free([self.row(r) for r in requests])
 
     def free_rows(self) -> set[int]:
-        """Free all rows at once, whatever a call that broke off has left. Returns the ids of those who still wait."""
+        """Free all rows at once, whatever a call that broke off has left. Returns the ids of
+        those who still wait.
+        """
         self.active.clear()
         heapq.heapify(self._line)
         return {request.id for _, _, request in self._line}

@@ -15,7 +15,8 @@ from gwp.policy.solver import Prefix, Solver
 
 @dataclass(frozen=True)
 class Slots:
-    """One row per robot. The `ModelRunner` makes it once; encoding fills rows, steps advance them.
+    """One row per robot. The `ModelRunner` makes it once; encoding fills rows, steps advance
+    them.
 
     x          fp32 `[n, p, d]`, the chunk being denoised
     given      fp32 `[n, p, d]`, actions already promised; committed bool `[n, p]` says which
@@ -57,7 +58,8 @@ class Slots:
         """Row `source` replaces row `target`."""
         for tensor in (self.x, self.given, self.committed, self.step, self.prefix.embodiment):
             tensor[target] = tensor[source]
-        # Keys of the actions are written anew by each step; those of the observation come before them.
+        # Keys of the actions are written anew by each step; those of the observation come
+        # before them.
         end = self.prefix.cache.places["A"][0]
         for tensor in (self.prefix.cache.keys, self.prefix.cache.values):
             tensor[:, target, :, :end] = tensor[:, source, :, :end]
@@ -91,6 +93,6 @@ def step(solver: Solver, slots: Slots, through: Pass, with_committed: bool) -> N
     if with_committed:
         x = torch.where(slots.committed.unsqueeze(-1), slots.given, x)
     slots.x.copy_(x)
-    # One write: a count past the last step, left by a call that broke off, would index past the noise levels
-    # in every later step that computes this row.
+    # One write: a count past the last step, left by a call that broke off, would index past the
+    # noise levels in every later step that computes this row.
     slots.step.copy_((slots.step + 1).clamp_(max=solver.steps))

@@ -147,8 +147,13 @@ def test_the_client_of_the_docs_lasts_through_a_bad_day(fleet: Fleet, tmp_path: 
     (tmp_path / "my_robot.py").write_text(MY_ROBOT)
     (tmp_path / "robot.py").write_text(the_client())
     done = subprocess.run(
-        [sys.executable, str(tmp_path / "robot.py"), f"ws://127.0.0.1:{fleet.port}"], cwd=ROOT,
-        env={"PYTHONPATH": str(ROOT)}, capture_output=True, text=True, timeout=60, check=False,
+        [sys.executable, str(tmp_path / "robot.py"), f"ws://127.0.0.1:{fleet.port}"],
+        cwd=ROOT,
+        env={"PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
     )
     assert done.returncode == 0, done.stderr
     told = json.loads((tmp_path / "told.json").read_text())
@@ -171,8 +176,13 @@ def test_the_client_of_the_docs_refuses_to_be_another_robot(fleet: Fleet, tmp_pa
     (tmp_path / "my_robot.py").write_text(another)
     (tmp_path / "robot.py").write_text(the_client())
     done = subprocess.run(
-        [sys.executable, str(tmp_path / "robot.py"), f"ws://127.0.0.1:{fleet.port}"], cwd=ROOT,
-        env={"PYTHONPATH": str(ROOT)}, capture_output=True, text=True, timeout=60, check=False,
+        [sys.executable, str(tmp_path / "robot.py"), f"ws://127.0.0.1:{fleet.port}"],
+        cwd=ROOT,
+        env={"PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
     )
     assert done.returncode == 1
     assert "the robot runs at 30 Hz, the policy at 20 Hz" in done.stderr

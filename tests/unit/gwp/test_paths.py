@@ -20,9 +20,24 @@ from tests.unit.pipelines.jobs.test_stages import STAGES
 
 # Text that names something else than a file.
 WORDS = {
-    "RunConfig.name", "RunConfig.experiment", "Source.embodiment", "Source.episodes", "Source.state", "Source.action", "Source.split",
-    "Source.task", "Source.cameras", "EmbodimentConfig.cameras", "DataConfig.embodiments", "ClusterConfig.train_pool",
-    "ClusterConfig.data_pool", "ServeApp.name", "ServeApp.host", "ServeApp.api_keys_env", "GatewaySettings.pool", "ReplicaSettings.pool",
+    "RunConfig.name",
+    "RunConfig.experiment",
+    "Source.embodiment",
+    "Source.episodes",
+    "Source.state",
+    "Source.action",
+    "Source.split",
+    "Source.task",
+    "Source.cameras",
+    "EmbodimentConfig.cameras",
+    "DataConfig.embodiments",
+    "ClusterConfig.train_pool",
+    "ClusterConfig.data_pool",
+    "ServeApp.name",
+    "ServeApp.host",
+    "ServeApp.api_keys_env",
+    "GatewaySettings.pool",
+    "ReplicaSettings.pool",
     # Handed to DeepSpeed as it is.
     "DeepSpeedConfig.overrides",
 }
@@ -31,7 +46,11 @@ WORDS = {
 def inside(annotation: Any) -> set[Any]:
     """Every type that an annotation mentions."""
     parts = get_args(annotation)
-    return {annotation} | {found for part in parts for found in inside(part)} if parts else {annotation}
+    return (
+        {annotation} | {found for part in parts for found in inside(part)}
+        if parts
+        else {annotation}
+    )
 
 
 def models(top: type[BaseModel]) -> set[type[BaseModel]]:
@@ -41,7 +60,11 @@ def models(top: type[BaseModel]) -> set[type[BaseModel]]:
         found.add(model)
         for info in model.model_fields.values():
             types = inside(info.annotation)
-            left += [t for t in types if isinstance(t, type) and issubclass(t, BaseModel) and t not in found]
+            left += [
+                t
+                for t in types
+                if isinstance(t, type) and issubclass(t, BaseModel) and t not in found
+            ]
     return found
 
 
@@ -59,8 +82,15 @@ def test_every_text_of_a_configuration_is_marked_as_a_path_or_known_as_a_word(ki
     assert texts <= WORDS, f"mark with gwp.paths.Location, or add to WORDS: {texts - WORDS}"
     assert not paths & WORDS
     expected = {
-        "TrainJob": {"RunConfig.storage", "TrainJob.init", "Source.uri", "DataConfig.cache", "EmbodimentConfig.stats",
-                     "WanCodecConfig.path", "UMT5Config.path"},
+        "TrainJob": {
+            "RunConfig.storage",
+            "TrainJob.init",
+            "Source.uri",
+            "DataConfig.cache",
+            "EmbodimentConfig.stats",
+            "WanCodecConfig.path",
+            "UMT5Config.path",
+        },
         "ServeApp": {"ServeApp.policy"},
     }
     assert paths == expected[kind]
@@ -68,8 +98,12 @@ def test_every_text_of_a_configuration_is_marked_as_a_path_or_known_as_a_word(ki
 
 SETS = [
     "data.sources=[{uri: data/a, embodiment: arm}, {uri: s3://b/x, embodiment: arm}, {uri: '../c'}]",
-    "data.cache=~/cache", "data.augment=false",
-    "data.embodiments={arm: {stats: ./stats.json}}", "init=weights/wan", "codec={kind: wan, path: w/vae}", "text={kind: umt5, path: w}",
+    "data.cache=~/cache",
+    "data.augment=false",
+    "data.embodiments={arm: {stats: ./stats.json}}",
+    "init=weights/wan",
+    "codec={kind: wan, path: w/vae}",
+    "text={kind: umt5, path: w}",
 ]
 
 
@@ -80,8 +114,13 @@ def test_what_is_read_stands_from_the_root(tmp_path: Path, monkeypatch: pytest.M
     monkeypatch.setenv("HOME", str(home))
     job = load_config(STAGES / "policy.yaml", TrainJob, SETS)
     assert local_paths(job) == {
-        "run.storage": f"{here}/runs/train", "init": f"{here}/weights/wan", "codec.path": f"{here}/w/vae", "text.path": f"{here}/w",
-        "data.sources.0.uri": f"{here}/data/a", "data.sources.2.uri": f"{tmp_path}/c", "data.cache": f"{home}/cache",
+        "run.storage": f"{here}/runs/train",
+        "init": f"{here}/weights/wan",
+        "codec.path": f"{here}/w/vae",
+        "text.path": f"{here}/w",
+        "data.sources.0.uri": f"{here}/data/a",
+        "data.sources.2.uri": f"{tmp_path}/c",
+        "data.cache": f"{home}/cache",
         "data.embodiments.arm.stats": f"{here}/stats.json",
     }
     assert job.data.sources[1].uri == "s3://b/x"
@@ -93,23 +132,34 @@ def test_what_is_read_stands_from_the_root(tmp_path: Path, monkeypatch: pytest.M
     assert set(relative_paths(written)) == set(local_paths(job))
 
 
-def test_names_of_runs_and_policies_are_no_paths(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_names_of_runs_and_policies_are_no_paths(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(tmp_path)
     assert load_config(STAGES / "policy.yaml", TrainJob).init == "embodied"
-    policies = {"models:/gwp@champion": "models:/gwp@champion", "s3://b/p": "s3://b/p", "bundle": f"{tmp_path}/bundle"}
+    policies = {
+        "models:/gwp@champion": "models:/gwp@champion",
+        "s3://b/p": "s3://b/p",
+        "bundle": f"{tmp_path}/bundle",
+    }
     for given, expected in policies.items():
         assert absolute_paths(ServeApp(policy=given)).policy == expected
     (tmp_path / "serve.yaml").write_text("kind: ServeApp\nversion: 1\npolicy: ./bundle\n")
     assert load_any("serve.yaml") == ServeApp(policy=f"{tmp_path}/bundle")
 
 
-def test_one_file_has_one_hash_however_it_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_one_file_has_one_hash_however_it_is_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def hashed(uri: str) -> str:
         sets = [f"data.sources=[{{uri: '{uri}', embodiment: metaworld-sawyer}}]"]
         return config_hash(load_config(STAGES / "policy.yaml", TrainJob, sets), exclude=RUN_ONLY)
 
     monkeypatch.chdir(tmp_path)
-    same = {hashed(uri) for uri in ("data/a", "./data/../data/a", f"{tmp_path}/data/a", f"file://{tmp_path}/data/a")}
+    same = {
+        hashed(uri)
+        for uri in ("data/a", "./data/../data/a", f"{tmp_path}/data/a", f"file://{tmp_path}/data/a")
+    }
     assert len(same) == 1
     assert hashed("data/b") not in same
     (tmp_path / "sub").mkdir()
@@ -120,17 +170,31 @@ def test_one_file_has_one_hash_however_it_is_written(tmp_path: Path, monkeypatch
 
 def test_a_cluster_elsewhere_is_not_sent_what_it_cannot_find() -> None:
     job = load_config(STAGES / "policy.yaml", TrainJob, as_written=True)
-    words = r"http://head:8265 runs on other machines and cannot find run.storage \(runs/train\), data.sources.0.uri \(data/policy\)"
+    words = (
+        r"http://head:8265 runs on other machines and cannot find "
+        r"run.storage \(runs/train\), data.sources.0.uri \(data/policy\)"
+    )
     with pytest.raises(GwpError, match=words):
         require_reachable(relative_paths(job), "http://head:8265", here=False)
     require_reachable(relative_paths(job), "http://head:8265", here=True)
-    require_reachable(relative_paths(load_config(STAGES / "policy.yaml", TrainJob)), "http://head:8265", here=False)
+    require_reachable(
+        relative_paths(load_config(STAGES / "policy.yaml", TrainJob)),
+        "http://head:8265",
+        here=False,
+    )
 
 
-@pytest.mark.parametrize(("given", "expected"), [
-    (None, "sqlite:///{here}/runs/mlflow.db"), ("sqlite:///a/b.db", "sqlite:///{here}/a/b.db"), ("./mlruns", "{here}/mlruns"),
-    ("sqlite:////a.db", "sqlite:////a.db"), ("http://host:5000", "http://host:5000"), ("databricks", "databricks"),
-])
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        (None, "sqlite:///{here}/runs/mlflow.db"),
+        ("sqlite:///a/b.db", "sqlite:///{here}/a/b.db"),
+        ("./mlruns", "{here}/mlruns"),
+        ("sqlite:////a.db", "sqlite:////a.db"),
+        ("http://host:5000", "http://host:5000"),
+        ("databricks", "databricks"),
+    ],
+)
 def test_workers_find_the_tracking_store(
     given: str | None, expected: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

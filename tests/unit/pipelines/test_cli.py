@@ -20,7 +20,9 @@ from tests.support.paths import ROOT
 
 def run_gwp(*words: str) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "pipelines.cli", *words]
-    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120, check=False)
+    return subprocess.run(
+        command, cwd=ROOT, capture_output=True, text=True, timeout=120, check=False
+    )
 
 
 def verb_that(monkeypatch: pytest.MonkeyPatch, behaviour: Any) -> None:
@@ -46,10 +48,29 @@ from pipelines.cli import build_parser
 build_parser().format_help()
 print(json.dumps(sorted({name.partition(".")[0] for name in sys.modules})))
 """
-    done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, timeout=120, check=True)
+    done = subprocess.run(
+        [sys.executable, "-c", program],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=True,
+    )
     loaded = set(json.loads(done.stdout))
     assert "pipelines" in loaded
-    assert not loaded & {"torch", "ray", "mlflow", "deepspeed", "numpy", "pydantic", "yaml", "rich", "av", "pyarrow", "fsspec"}
+    assert not loaded & {
+        "torch",
+        "ray",
+        "mlflow",
+        "deepspeed",
+        "numpy",
+        "pydantic",
+        "yaml",
+        "rich",
+        "av",
+        "pyarrow",
+        "fsspec",
+    }
 
 
 def test_help_names_every_verb(capsys: pytest.CaptureFixture[str]) -> None:
@@ -62,7 +83,9 @@ def test_help_names_every_verb(capsys: pytest.CaptureFixture[str]) -> None:
 
 def test_every_verb_module_is_listed() -> None:
     # `data_record.py` and the like are parts of a verb, `arguments.py` is what several share.
-    modules = {path.stem for path in (ROOT / "pipelines" / "verbs").glob("[!_]*.py")} - {"arguments"}
+    modules = {path.stem for path in (ROOT / "pipelines" / "verbs").glob("[!_]*.py")} - {
+        "arguments"
+    }
     assert {name for name in modules if "_" not in name} == set(cli.VERBS)
 
 
@@ -74,14 +97,18 @@ def test_every_verb_explains_itself(verb: str, capsys: pytest.CaptureFixture[str
     assert "usage: gwp" in capsys.readouterr().out
 
 
-def test_a_mistake_is_one_line_without_traceback(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_mistake_is_one_line_without_traceback(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     verb_that(monkeypatch, raising(GwpError("no such bundle; give another path")))
     assert cli.main(["doctor"]) == cli.USER_ERROR
     assert capsys.readouterr().err == "gwp: error: no such bundle; give another path\n"
 
 
 @pytest.mark.parametrize("words", [["--debug", "doctor"], ["doctor", "--debug"]])
-def test_debug_shows_the_traceback(words: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_debug_shows_the_traceback(
+    words: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     verb_that(monkeypatch, raising(GwpError("broken")))
     assert cli.main(words) == cli.USER_ERROR
     shown = capsys.readouterr().err
@@ -89,13 +116,17 @@ def test_debug_shows_the_traceback(words: list[str], monkeypatch: pytest.MonkeyP
     assert shown.endswith("gwp: error: broken\n")
 
 
-def test_every_line_of_a_long_mistake_is_marked(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_every_line_of_a_long_mistake_is_marked(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     verb_that(monkeypatch, raising(GwpError("first\nsecond")))
     cli.main(["doctor"])
     assert capsys.readouterr().err == "gwp: error: first\ngwp: error: second\n"
 
 
-@pytest.mark.parametrize(("module", "extra"), [("torch", "model"), ("ray.serve", "cluster"), ("metaworld", "sim")])
+@pytest.mark.parametrize(
+    ("module", "extra"), [("torch", "model"), ("ray.serve", "cluster"), ("metaworld", "sim")]
+)
 def test_a_missing_package_names_the_extra(
     module: str, extra: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -105,7 +136,10 @@ def test_a_missing_package_names_the_extra(
 
 
 def test_a_missing_module_of_our_own_is_not_disguised(monkeypatch: pytest.MonkeyPatch) -> None:
-    verb_that(monkeypatch, raising(ModuleNotFoundError("No module named 'gwp.nowhere'", name="gwp.nowhere")))
+    verb_that(
+        monkeypatch,
+        raising(ModuleNotFoundError("No module named 'gwp.nowhere'", name="gwp.nowhere")),
+    )
     with pytest.raises(ModuleNotFoundError):
         cli.main(["doctor"])
 
@@ -132,7 +166,9 @@ def test_config_check_tells_every_problem_of_every_file(tmp_path: Path) -> None:
     assert second.startswith(f"gwp: error: {tmp_path}/b.yaml:1 kind: ")
 
 
-def test_config_check_takes_a_base_as_part_of_what_extends_it(capsys: pytest.CaptureFixture[str]) -> None:
+def test_config_check_takes_a_base_as_part_of_what_extends_it(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
     stages = ROOT / "pipelines" / "stages"
     assert cli.main(["config", "check", *map(str, sorted(stages.glob("*.yaml")))]) == 0
     shown = capsys.readouterr().out
@@ -141,14 +177,20 @@ def test_config_check_takes_a_base_as_part_of_what_extends_it(capsys: pytest.Cap
 
 
 def test_a_reader_that_leaves_early_is_no_error() -> None:
-    command = f"set -o pipefail; {sys.executable} -m pipelines.cli config schema TrainJob | head -c 1"
-    done = subprocess.run(["bash", "-c", command], cwd=ROOT, capture_output=True, text=True, timeout=120, check=False)
+    command = (
+        f"set -o pipefail; {sys.executable} -m pipelines.cli config schema TrainJob | head -c 1"
+    )
+    done = subprocess.run(
+        ["bash", "-c", command], cwd=ROOT, capture_output=True, text=True, timeout=120, check=False
+    )
     assert (done.returncode, done.stderr) == (0, "")
 
 
 def test_every_optional_dependency_is_known_to_the_message() -> None:
     """What pyproject.toml puts into an extra, the message for a missing module sends people to."""
-    extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+    extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"][
+        "optional-dependencies"
+    ]
     modules_of: dict[str, set[str]] = {}
     for module, distributions in packages_distributions().items():
         for distribution in distributions:

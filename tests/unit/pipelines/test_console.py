@@ -14,7 +14,9 @@ class Terminal(io.StringIO):
         return True
 
 
-def test_progress_without_a_terminal_is_json_lines_on_stderr(capsys: pytest.CaptureFixture[str]) -> None:
+def test_progress_without_a_terminal_is_json_lines_on_stderr(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
     with console.progress("train", total=1000) as bar:
         for step in range(1, 1001):
             bar.update(step, loss=1 / step)
@@ -23,11 +25,19 @@ def test_progress_without_a_terminal_is_json_lines_on_stderr(capsys: pytest.Capt
     lines = [json.loads(line) for line in shown.err.splitlines()]
     assert lines[0]["done"] == 1
     assert {**lines[-1], "elapsed_s": 0} == {
-        "event": "progress", "task": "train", "done": 1000, "total": 1000, "elapsed_s": 0, "loss": 0.001}
+        "event": "progress",
+        "task": "train",
+        "done": 1000,
+        "total": 1000,
+        "elapsed_s": 0,
+        "loss": 0.001,
+    }
     assert len(lines) < 100
 
 
-def test_the_last_progress_is_told_even_when_the_work_fails(capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_last_progress_is_told_even_when_the_work_fails(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
     def work() -> None:
         with console.progress("train") as bar:
             bar.update(1)
@@ -63,5 +73,8 @@ def test_an_event_elsewhere_is_one_json_object(capsys: pytest.CaptureFixture[str
 
 
 def test_table_aligns_columns() -> None:
-    assert console.table([{"name": "act", "ms": 12.34567}, {"name": "joint", "ms": 100}]) == "name   ms\nact    12.35\njoint  100"
+    assert (
+        console.table([{"name": "act", "ms": 12.34567}, {"name": "joint", "ms": 100}])
+        == "name   ms\nact    12.35\njoint  100"
+    )
     assert console.table([]) == ""

@@ -1,4 +1,6 @@
-"""The demo's sizes on machines of every speed, what it says when something did not happen, and when replicas came and went."""
+"""The demo's sizes on machines of every speed, what it says when something did not happen, and
+when replicas came and went.
+"""
 
 import copy
 from dataclasses import asdict, replace
@@ -34,7 +36,9 @@ def test_a_machine_half_as_fast_keeps_the_time() -> None:
     chosen = plan(FULL, slower(2))
     assert chosen.expected_s == expected_s(chosen.size, slower(2)) <= PROMISED_S
     assert {cut.name: (cut.full, cut.cut) for cut in chosen.cuts} == {
-        name: (getattr(FULL, name), getattr(chosen.size, name)) for name, _ in CUTS if getattr(FULL, name) != getattr(chosen.size, name)
+        name: (getattr(FULL, name), getattr(chosen.size, name))
+        for name, _ in CUTS
+        if getattr(FULL, name) != getattr(chosen.size, name)
     }
 
 
@@ -74,11 +78,16 @@ def requests(*t_ms: tuple[float, float]) -> list[dict[str, Any]]:
 def fleet(*counts: tuple[int, int]) -> FleetResult:
     """Samples a second apart: replicas that run, and that load."""
     samples = [(float(t), running, starting) for t, (running, starting) in enumerate(counts)]
-    return FleetResult(requests=requests((0.5, 1000), (1.4, 200), (2.5, 10), (3.5, 20), (3.9, 300)), samples=samples)
+    return FleetResult(
+        requests=requests((0.5, 1000), (1.4, 200), (2.5, 10), (3.5, 20), (3.9, 300)),
+        samples=samples,
+    )
 
 
 def test_when_replicas_were_asked_for_came_and_went() -> None:
-    assert fleet((1, 0), (1, 1), (1, 2), (2, 1), (3, 0), (1, 0), (2, 0), (1, 0), (1, 0)).scaling == {"asked_s": 1, "up_s": 3, "down_s": 7}
+    assert fleet(
+        (1, 0), (1, 1), (1, 2), (2, 1), (3, 0), (1, 0), (2, 0), (1, 0), (1, 0)
+    ).scaling == {"asked_s": 1, "up_s": 3, "down_s": 7}
     assert fleet((1, 0), (1, 1), (1, 0)).scaling == {"asked_s": 1, "up_s": None, "down_s": None}
     assert fleet((1, 0), (2, 0)).scaling == {"asked_s": 1, "up_s": 1, "down_s": None}
     assert fleet((2, 0), (2, 0), (1, 0)).scaling == {"asked_s": None, "up_s": None, "down_s": None}
@@ -93,9 +102,14 @@ def test_requests_under_way_and_percentiles_are_those_of_the_requests() -> None:
 
 def summary(size: Size = FULL) -> dict[str, Any]:
     names = ("world", "embodied", "policy")
-    stages = {name: {"steps": getattr(size, f"{name}_steps"), "first_loss": 2.0, "last_loss": 0.5} for name in names}
+    stages = {
+        name: {"steps": getattr(size, f"{name}_steps"), "first_loss": 2.0, "last_loss": 0.5}
+        for name in names
+    }
     return {
-        "stages": stages, "resume": {"killed_at_step": 190, "resumed_from_step": 150}, "size": asdict(size),
+        "stages": stages,
+        "resume": {"killed_at_step": 190, "resumed_from_step": 150},
+        "size": asdict(size),
         "fleet": fleet_figures(fleet((1, 0), (1, 1), (2, 0), (1, 0)), 9),
     }
 
@@ -113,13 +127,23 @@ def test_a_demo_that_showed_everything_says_nothing_and_succeeds() -> None:
         (("stages", "policy", "last_loss"), float("nan"), "loss of stage policy did not fall"),
         (("stages", "embodied", "steps"), 12, "stage embodied ended at step 12 of 300"),
         (("resume",), {}, "no worker was killed and resumed"),
-        (("fleet", "scaling"), {"asked_s": None, "up_s": None, "down_s": None}, "none was asked for"),
-        (("fleet", "scaling"), {"asked_s": 7.5, "up_s": None, "down_s": None}, "asked for after 7.5 s and did not load in time"),
+        (
+            ("fleet", "scaling"),
+            {"asked_s": None, "up_s": None, "down_s": None},
+            "none was asked for",
+        ),
+        (
+            ("fleet", "scaling"),
+            {"asked_s": 7.5, "up_s": None, "down_s": None},
+            "asked for after 7.5 s and did not load in time",
+        ),
         (("fleet", "scaling"), {"asked_s": 7.5, "up_s": 9.0, "down_s": None}, "did not go"),
         (("fleet", "failed"), 2, "2 of 5 requests or robots of the fleet failed"),
     ],
 )
-def test_each_thing_that_did_not_happen_has_its_line(path: tuple[str, ...], value: Any, words: str) -> None:
+def test_each_thing_that_did_not_happen_has_its_line(
+    path: tuple[str, ...], value: Any, words: str
+) -> None:
     told = copy.deepcopy(summary())
     place = told
     for key in path[:-1]:

@@ -26,7 +26,9 @@ def test_python_and_versions_are_those_of_this_process() -> None:
 
 
 def test_a_missing_package_is_required_or_not_by_its_extra(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(doctor, "PACKAGES", {"gwp-no-such-package": "model", "gwp-no-such-simulator": "sim"})
+    monkeypatch.setattr(
+        doctor, "PACKAGES", {"gwp-no-such-package": "model", "gwp-no-such-simulator": "sim"}
+    )
     assert [check.status for check in doctor.packages()] == ["missing", "warn"]
 
 
@@ -52,7 +54,9 @@ def test_no_compiler_is_a_warning(monkeypatch: pytest.MonkeyPatch) -> None:
     assert doctor.compiler().status == "warn"
 
 
-def test_a_renderer_that_fails_is_a_warning_with_its_last_words(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_renderer_that_fails_is_a_warning_with_its_last_words(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setattr(doctor, "_RENDER", "raise SystemExit('no display at all')")
     check = doctor.rendering()
     assert check.status == "warn"
@@ -66,10 +70,15 @@ def test_memory_is_that_of_the_machine_or_less() -> None:
 
 
 @pytest.mark.parametrize(("status", "code"), [("ok", 0), ("warn", 0), ("missing", 1)])
-def test_exit_code_and_json(status: str, code: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_exit_code_and_json(
+    status: str, code: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     monkeypatch.setattr(doctor, "CHECKS", (lambda: Check("thing", status, "seen", "mend it"),))  # type: ignore[arg-type]
     assert cli.main(["doctor", "--json"]) == code
     told = json.loads(capsys.readouterr().out)
-    assert told == {"ok": code == 0, "checks": [{"name": "thing", "status": status, "detail": "seen", "fix": "mend it"}]}
+    assert told == {
+        "ok": code == 0,
+        "checks": [{"name": "thing", "status": status, "detail": "seen", "fix": "mend it"}],
+    }
     assert cli.main(["doctor"]) == code
     assert ("mend it" in capsys.readouterr().out) == (status != "ok")

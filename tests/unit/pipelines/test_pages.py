@@ -85,8 +85,14 @@ def hostile_report() -> tuple[dict, ReportData]:
         "policy": {"id": f"<b>{WORDS}", "version": WORDS, "alias": WORDS, "family": WORDS},
         "closed_loop": {WORDS: episodes},
         "fleet": {
-            "robots": WORDS, "requests": WORDS, "failed": WORDS, "p50_ms": 1.0, "p99_ms": 1.0,
-            "replicas_min": WORDS, "replicas_max": 1, "errors": [WORDS],
+            "robots": WORDS,
+            "requests": WORDS,
+            "failed": WORDS,
+            "p50_ms": 1.0,
+            "p99_ms": 1.0,
+            "replicas_min": WORDS,
+            "replicas_max": 1,
+            "errors": [WORDS],
         },
         "shortfalls": [WORDS],
         "cut": {WORDS: WORDS, f"{WORDS} pair": (WORDS, WORDS)},
@@ -110,7 +116,8 @@ def test_hostile_words_in_every_field_of_the_report_stay_text(tmp_path: Path) ->
     summary, media = hostile_report()
     reader = read(write_report(tmp_path, summary, media, title=WORDS).read_text())
     # Title twice; shortfall 1; cut 5 (`_` becomes a space, and there is none); tiles: fleet 5,
-    # resume 2, policy 3; clip 1; closed loop 2; latency 1; studies 4; error, environment 2, caveat.
+    # resume 2, policy 3; clip 1; closed loop 2; latency 1; studies 4; error, environment 2,
+    # caveat.
     assert occurrences(reader, WORDS) == 2 + 1 + 5 + 4 + 2 + 3 + 1 + 2 + 1 + 4 + 1 + 2 + 1
     assert sum(" ".join(WORDS.split()) in alt for alt in reader.alts()) == 4
 
@@ -124,7 +131,12 @@ def robot_set(tmp_path: Path) -> Path:
     features["action"]["names"] = [NAME, "a1"]
     features[f"{NAME} absent"] = features[NAME]
     return write_v21(
-        root, lengths=(9, 8), cameras=(NAME,), tasks=(WORDS,), robot_type=WORDS, features=features,
+        root,
+        lengths=(9, 8),
+        cameras=(NAME,),
+        tasks=(WORDS,),
+        robot_type=WORDS,
+        features=features,
         splits={WORDS: "0:9"},
     )
 
@@ -192,9 +204,22 @@ def test_names_in_charts_fit_and_are_drawn_as_they_are() -> None:
 def test_a_table_names_its_columns_and_rows() -> None:
     table = Table(["robot", "episodes"], [["arm", "3"], ["hand", "a long text " * 9]])
     page = render(
-        "report.html.j2", title="t", shortfalls=[], cut=table, headline=[], trained=[], losses=None,
-        imagined=[], actions=None, closed_loop=None, latency=None, studies=[], fleet=None,
-        fleet_errors=[], environment=Table((), []), caveats=[],
+        "report.html.j2",
+        title="t",
+        shortfalls=[],
+        cut=table,
+        headline=[],
+        trained=[],
+        losses=None,
+        imagined=[],
+        actions=None,
+        closed_loop=None,
+        latency=None,
+        studies=[],
+        fleet=None,
+        fleet_errors=[],
+        environment=Table((), []),
+        caveats=[],
     ).decode()
     assert page.count('<th scope="col">') == 2
     assert page.count('<th scope="row"') == 2

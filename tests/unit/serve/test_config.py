@@ -49,17 +49,27 @@ def test_what_makes_no_sense_is_refused(wrong: dict[str, Any]) -> None:
 def test_autoscaling_aims_at_full_batches_unless_told_otherwise() -> None:
     config = ServeApp(policy="p", engine={"slots": 6}, autoscaling={"max_replicas": 3})
     options = AutoscalingConfig(**config.autoscaling_options())
-    assert (options.min_replicas, options.max_replicas, options.target_ongoing_requests) == (1, 3, 6)
+    assert (options.min_replicas, options.max_replicas, options.target_ongoing_requests) == (
+        1,
+        3,
+        6,
+    )
     told = ServeApp(policy="p", autoscaling={"target_ongoing_requests": 2}).autoscaling_options()
     assert told["target_ongoing_requests"] == 2
 
 
 def test_the_rendered_file_is_one_that_serve_deploys_and_builds_the_same_application() -> None:
-    config = ServeApp(policy="s3://b/p", name="arms", port=9000, engine={"slots": 4}, replica={"gpus": 1})
+    config = ServeApp(
+        policy="s3://b/p", name="arms", port=9000, engine={"slots": 4}, replica={"gpus": 1}
+    )
     told = yaml.safe_load(yaml.safe_dump(render(config)))
     schema = ServeDeploySchema.model_validate(told)
     application = schema.applications[0]
-    assert (schema.http_options.port, application.name, application.route_prefix) == (9000, "arms", "/")
+    assert (schema.http_options.port, application.name, application.route_prefix) == (
+        9000,
+        "arms",
+        "/",
+    )
     assert application.import_path == "serve.app:build"
     assert ServeApp.model_validate(application.args) == config
 

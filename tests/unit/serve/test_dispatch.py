@@ -1,4 +1,6 @@
-"""Between gateway and model, without a cluster: deadlines, lost replicas, and batches with a bad member."""
+"""Between gateway and model, without a cluster: deadlines, lost replicas, and batches with a
+bad member.
+"""
 
 import asyncio
 import json
@@ -10,7 +12,12 @@ from typing import Any
 
 import numpy as np
 import pytest
-from ray.exceptions import ActorDiedError, ActorUnavailableError, TaskCancelledError, WorkerCrashedError
+from ray.exceptions import (
+    ActorDiedError,
+    ActorUnavailableError,
+    TaskCancelledError,
+    WorkerCrashedError,
+)
 from ray.serve.exceptions import BackPressureError
 from torch import Tensor
 
@@ -64,15 +71,21 @@ def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def ask(bundle: Path) -> Callable[..., Any]:
     def ask(handle: Handle, timeout_s: float = 5, **changes: Any) -> ActionChunk:
-        config = ServeApp.model_validate({"policy": str(bundle), "limits": {"request_timeout_s": timeout_s}})
+        config = ServeApp.model_validate(
+            {"policy": str(bundle), "limits": {"request_timeout_s": timeout_s}}
+        )
         dispatcher = Dispatcher(handle, PolicyContract.read(str(bundle)), config)  # type: ignore[arg-type]
         return asyncio.run(dispatcher.act(replace(OBSERVATION, **changes)))
 
     return ask
 
 
-@pytest.mark.parametrize("lost", [ActorDiedError(), ActorUnavailableError("gone", None), WorkerCrashedError()])
-def test_a_request_lost_with_its_replica_is_sent_once_more(ask: Callable[..., Any], lost: Exception) -> None:
+@pytest.mark.parametrize(
+    "lost", [ActorDiedError(), ActorUnavailableError("gone", None), WorkerCrashedError()]
+)
+def test_a_request_lost_with_its_replica_is_sent_once_more(
+    ask: Callable[..., Any], lost: Exception
+) -> None:
     handle = Handle(lost, CHUNK)
     assert ask(handle) is CHUNK
     assert handle.calls == 2
@@ -88,8 +101,12 @@ def test_a_full_queue_is_told_at_once(ask: Callable[..., Any]) -> None:
     assert (caught.value.code, handle.calls) == ("busy", 1)
 
 
-@pytest.mark.parametrize(("asked", "code"), [({"deadline_s": 0.05}, "deadline"), ({}, "unavailable")])
-def test_a_reply_out_of_time_is_given_up_and_its_work_cancelled(ask: Callable[..., Any], asked: dict[str, float], code: str) -> None:
+@pytest.mark.parametrize(
+    ("asked", "code"), [({"deadline_s": 0.05}, "deadline"), ({}, "unavailable")]
+)
+def test_a_reply_out_of_time_is_given_up_and_its_work_cancelled(
+    ask: Callable[..., Any], asked: dict[str, float], code: str
+) -> None:
     handle = Handle("never")
     with pytest.raises(RefusedError, match=r"no chunk within 0.05 s") as caught:
         ask(handle, timeout_s=5 if asked else 0.05, **asked)
@@ -104,7 +121,9 @@ def test_work_that_fails_while_it_is_given_up_changes_no_answer(ask: Callable[..
 
 
 @pytest.mark.parametrize("dropped", [asyncio.CancelledError(), TaskCancelledError()])
-def test_a_request_that_serve_drops_is_answered(ask: Callable[..., Any], dropped: BaseException) -> None:
+def test_a_request_that_serve_drops_is_answered(
+    ask: Callable[..., Any], dropped: BaseException
+) -> None:
     with pytest.raises(RefusedError, match="dropped") as caught:
         ask(Handle(dropped))
     assert caught.value.code == "unavailable"
@@ -140,7 +159,9 @@ def test_a_refusal_of_the_replica_keeps_its_code(ask: Callable[..., Any]) -> Non
 
 
 def settings(bundle: Path) -> dict[str, Any]:
-    return ServeApp.model_validate({"policy": str(bundle), "engine": {"slots": 4}}).model_dump(mode="json")
+    return ServeApp.model_validate({"policy": str(bundle), "engine": {"slots": 4}}).model_dump(
+        mode="json"
+    )
 
 
 @pytest.fixture
@@ -171,12 +192,16 @@ def test_one_bad_observation_does_not_fail_the_others_of_its_batch(engine: Engin
 
 
 def test_an_expired_observation_is_told_so(engine: Engine) -> None:
-    (refused,) = gather(GuardedEngine(engine, stuck_after_s=60), replace(OBSERVATION, deadline_s=1e-9))
+    (refused,) = gather(
+        GuardedEngine(engine, stuck_after_s=60), replace(OBSERVATION, deadline_s=1e-9)
+    )
     assert isinstance(refused, Refusal)
     assert refused.code == "deadline"
 
 
-def test_repeated_failures_are_unhealthy_and_tell_robots_nothing_of_the_inside(engine: Engine) -> None:
+def test_repeated_failures_are_unhealthy_and_tell_robots_nothing_of_the_inside(
+    engine: Engine,
+) -> None:
     guarded = GuardedEngine(engine, stuck_after_s=60)
     with pytest.MonkeyPatch.context() as patch:
         # As after a device error: the weights are there, computing fails.
@@ -193,7 +218,9 @@ def test_repeated_failures_are_unhealthy_and_tell_robots_nothing_of_the_inside(e
     guarded.check_health()
 
 
-def test_a_step_that_never_ends_is_unhealthy(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_step_that_never_ends_is_unhealthy(
+    engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
     guarded = GuardedEngine(engine, stuck_after_s=0)
     complaints: list[str] = []
     real = engine.policy.latents
@@ -210,7 +237,9 @@ def test_a_step_that_never_ends_is_unhealthy(engine: Engine, monkeypatch: pytest
     guarded.check_health()
 
 
-def test_a_robot_that_gives_up_frees_its_row(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_robot_that_gives_up_frees_its_row(
+    engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Also one that gives up while its observation is still being prepared."""
     guarded, real = GuardedEngine(engine, stuck_after_s=60), engine.submit
     submitted: list[Future[ActionChunk]] = []
@@ -253,11 +282,18 @@ def test_a_replica_that_ends_says_that_another_may_answer_and_is_unhealthy(bundl
 
 
 def test_another_bundle_at_the_same_place_is_refused(bundle: Path) -> None:
-    other = PolicyContract.read(str(bundle)).model_copy(update={"policy_id": "0" * 64}).model_dump(mode="json")
+    other = (
+        PolicyContract.read(str(bundle))
+        .model_copy(update={"policy_id": "0" * 64})
+        .model_dump(mode="json")
+    )
     with pytest.raises(GwpError, match="deploy again"):
         Replica.func_or_class(str(bundle), other, settings(bundle))  # type: ignore[attr-defined]
 
 
 def test_the_arguments_of_a_replica_are_plain_json(bundle: Path) -> None:
     contract = PolicyContract.read(str(bundle))
-    assert PolicyContract.model_validate(json.loads(json.dumps(contract.model_dump(mode="json")))) == contract
+    assert (
+        PolicyContract.model_validate(json.loads(json.dumps(contract.model_dump(mode="json"))))
+        == contract
+    )

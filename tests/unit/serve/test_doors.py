@@ -1,4 +1,6 @@
-"""The doors: what stock clients send becomes one observation, and what is wrong becomes one line."""
+"""The doors: what stock clients send becomes one observation, and what is wrong becomes one
+line.
+"""
 
 import io
 import json
@@ -29,15 +31,36 @@ STATE = np.arange(3, dtype=np.float32)
 @pytest.mark.parametrize(
     "message",
     [
-        pytest.param({"observation.images.top": IMAGE, "observation.images.wrist": IMAGE, "observation.state": STATE}, id="le"),
-        pytest.param({"observation/top": IMAGE, "observation/wrist": IMAGE, "observation/state": STATE}, id="libero"),
+        pytest.param(
+            {
+                "observation.images.top": IMAGE,
+                "observation.images.wrist": IMAGE,
+                "observation.state": STATE,
+            },
+            id="le",
+        ),
+        pytest.param(
+            {"observation/top": IMAGE, "observation/wrist": IMAGE, "observation/state": STATE},
+            id="libero",
+        ),
         pytest.param({"images/top": IMAGE, "images/wrist": IMAGE, "state": STATE}, id="flat aloha"),
         pytest.param({"images": {"top": IMAGE, "wrist": IMAGE}, "state": STATE}, id="aloha"),
-        pytest.param({"images": {"top": IMAGE.transpose(2, 0, 1), "wrist": IMAGE}, "state": STATE}, id="CHW"),
-        pytest.param({"observation": {"images": {"top": IMAGE, "wrist": IMAGE}, "state": STATE}}, id="nested"),
-        pytest.param({"top": IMAGE, "wrist": IMAGE, "state": STATE.tolist()}, id="bare, state as a list"),
-        pytest.param({"top": IMAGE, "wrist": IMAGE, "state": STATE[None]}, id="a batch of one state"),
-        pytest.param({"top": IMAGE, "wrist": IMAGE, "spare": IMAGE, "state": STATE, "reward": 1.0}, id="more than needed"),
+        pytest.param(
+            {"images": {"top": IMAGE.transpose(2, 0, 1), "wrist": IMAGE}, "state": STATE}, id="CHW"
+        ),
+        pytest.param(
+            {"observation": {"images": {"top": IMAGE, "wrist": IMAGE}, "state": STATE}}, id="nested"
+        ),
+        pytest.param(
+            {"top": IMAGE, "wrist": IMAGE, "state": STATE.tolist()}, id="bare, state as a list"
+        ),
+        pytest.param(
+            {"top": IMAGE, "wrist": IMAGE, "state": STATE[None]}, id="a batch of one state"
+        ),
+        pytest.param(
+            {"top": IMAGE, "wrist": IMAGE, "spare": IMAGE, "state": STATE, "reward": 1.0},
+            id="more than needed",
+        ),
     ],
 )
 def test_every_spelling_gives_the_same_observation(message: dict[str, Any]) -> None:
@@ -54,12 +77,29 @@ def good(**more: Any) -> dict[str, Any]:
 def test_the_fields_of_a_request_arrive() -> None:
     prefix = np.ones((3, 2), np.float32)
     told = to_observation(
-        good(task="lift", embodiment="leg", prefix_actions=prefix, delay=np.int64(2), seed=5, robot="r1", session_id="s1",
-             policy="id", deadline_s=0.5, observed_at=12.0),
+        good(
+            task="lift",
+            embodiment="leg",
+            prefix_actions=prefix,
+            delay=np.int64(2),
+            seed=5,
+            robot="r1",
+            session_id="s1",
+            policy="id",
+            deadline_s=0.5,
+            observed_at=12.0,
+        ),
         TWO,
     )
     assert told.prefix_actions is prefix
-    assert (told.prompt, told.embodiment, told.delay, told.seed, told.robot, told.session) == ("lift", "leg", 2, 5, "r1", "s1")
+    assert (told.prompt, told.embodiment, told.delay, told.seed, told.robot, told.session) == (
+        "lift",
+        "leg",
+        2,
+        5,
+        "r1",
+        "s1",
+    )
     assert (told.policy, told.deadline_s, told.observed_at) == ("id", 0.5, 12.0)
 
 
@@ -109,14 +149,18 @@ def huge() -> bytes:
         (good(embodiment="hand"), ObservationError, "'hand'"),
     ],
 )
-def test_what_is_wrong_is_told_in_one_line(message: object, error: type[GwpError], words: str) -> None:
+def test_what_is_wrong_is_told_in_one_line(
+    message: object, error: type[GwpError], words: str
+) -> None:
     with pytest.raises(error, match=words) as caught:
         ONE.admit(to_observation(message, ONE))
     assert "\n" not in str(caught.value)
 
 
 def test_a_reply_has_what_stock_clients_and_ours_read() -> None:
-    chunk = ActionChunk(np.ones((8, 2), np.float32), "id", 2, {"vae": 1.0, "total": 5.0}, ("clipped:x",))
+    chunk = ActionChunk(
+        np.ones((8, 2), np.float32), "id", 2, {"vae": 1.0, "total": 5.0}, ("clipped:x",)
+    )
     reply = unpackb(packb(to_reply(chunk, 6.0, None)))
     assert reply["actions"].shape == (8, 2)
     assert reply["policy_timing"] == {"infer_ms": 5.0, "vae_ms": 1.0}
@@ -126,8 +170,19 @@ def test_a_reply_has_what_stock_clients_and_ours_read() -> None:
 
 
 def test_what_a_robot_announces_is_read_from_the_query() -> None:
-    query = {"embodiment": "arm", "fps": "50", "action_names": "x, y", "cameras": "top", "team": "a"}
-    assert announced(query) == {"embodiment": "arm", "fps": 50.0, "action_names": ["x", "y"], "cameras": ["top"]}
+    query = {
+        "embodiment": "arm",
+        "fps": "50",
+        "action_names": "x, y",
+        "cameras": "top",
+        "team": "a",
+    }
+    assert announced(query) == {
+        "embodiment": "arm",
+        "fps": 50.0,
+        "action_names": ["x", "y"],
+        "cameras": ["top"],
+    }
     with pytest.raises(ObservationError, match="fps: 'fast' is no number"):
         announced({"fps": "fast"})
 
@@ -143,7 +198,9 @@ def test_access_by_key(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "two" not in str(vars(access))
 
 
-def test_without_a_named_variable_everyone_is_let_in_and_an_empty_one_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_a_named_variable_everyone_is_let_in_and_an_empty_one_is_an_error(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     assert Access(None).allows({})
     monkeypatch.setenv("ROBOT_KEYS", " , ")
     for name in ("ROBOT_KEYS", "NOT_SET_ANYWHERE"):
@@ -153,7 +210,10 @@ def test_without_a_named_variable_everyone_is_let_in_and_an_empty_one_is_an_erro
 
 def test_a_refusal_of_another_version_is_answered_too() -> None:
     response = refused(RefusedError("overheated", "try later"))
-    assert (response.status_code, json.loads(bytes(response.body))) == (500, {"code": "overheated", "message": "try later"})
+    assert (response.status_code, json.loads(bytes(response.body))) == (
+        500,
+        {"code": "overheated", "message": "try later"},
+    )
 
 
 def test_a_handshake_that_fails_in_the_gateway_is_answered(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -176,6 +236,15 @@ def test_a_handshake_that_fails_in_the_gateway_is_answered(monkeypatch: pytest.M
 
 
 def test_every_refusal_has_a_status() -> None:
-    codes = {"access", "observation", "policy", "protocol", "busy", "unavailable", "deadline", "internal"}
+    codes = {
+        "access",
+        "observation",
+        "policy",
+        "protocol",
+        "busy",
+        "unavailable",
+        "deadline",
+        "internal",
+    }
     assert set(STATUS) == codes
     assert all(400 <= status < 600 for status in STATUS.values())

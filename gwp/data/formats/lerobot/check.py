@@ -1,6 +1,7 @@
 """Whether the files of a LeRobot set hold what its metadata say.
 
-Only what is wrong with a file is a reason to leave an episode out. Storage that does not answer raises: the next try may find all of it.
+Only what is wrong with a file is a reason to leave an episode out. Storage that does not answer
+raises: the next try may find all of it.
 """
 
 from concurrent.futures import ThreadPoolExecutor
@@ -20,7 +21,9 @@ from gwp.data.video.decode import VideoInfo, open_video, probe
 from gwp.errors import DataError
 
 _UNEVEN, _DRIFT = 0.45, 0.1
-"""Frames by which one may lie beside an even clock, and the clock of a file beside that of the set."""
+"""Frames by which one may lie beside an even clock, and the clock of a file beside that of the
+set.
+"""
 
 
 class EpisodeCheck:
@@ -60,7 +63,9 @@ class EpisodeCheck:
             raise DataError(f"{file} is missing")
         with storage.open_read(storage.join(self.set.uri, file)) as handle:
             parquet = pq.ParquetFile(handle)
-            self._columns[file] = dict(zip(parquet.schema_arrow.names, parquet.schema_arrow.types, strict=True))
+            self._columns[file] = dict(
+                zip(parquet.schema_arrow.names, parquet.schema_arrow.types, strict=True)
+            )
             if not self.set.version.startswith("v3."):
                 return {-1: (0, parquet.metadata.num_rows)}
             if "episode_index" not in self._columns[file]:
@@ -77,10 +82,15 @@ class EpisodeCheck:
         return result
 
     def _counted(self, file: str, rows: int) -> dict[int, tuple[int, int]]:
-        """First row and number of rows of each episode of a file that does not say whose its rows are, where the counts agree."""
+        """First row and number of rows of each episode of a file that does not say whose its
+        rows are, where the counts agree.
+        """
         held = [e for e in self.set.episodes if e.data_file == file]
         if sum(e.length for e in held) != rows:
-            raise DataError(f"{file} has no column episode_index, and {rows} rows where its episodes have {sum(e.length for e in held)}")
+            raise DataError(
+                f"{file} has no column episode_index, and {rows} rows where its episodes have "
+                f"{sum(e.length for e in held)}"
+            )
         starts = np.cumsum([0, *(e.length for e in held)]).tolist()
         return {e.index: (start, e.length) for e, start in zip(held, starts, strict=False)}
 
@@ -100,7 +110,9 @@ class EpisodeCheck:
             return f"{file} {error}"
 
     def check(self, episode: Episode, cameras: list[str], vectors: bool) -> int:
-        """First row of the episode in its data file (0 without `vectors`). Raises DataError with the reason it cannot be used."""
+        """First row of the episode in its data file (0 without `vectors`). Raises DataError
+        with the reason it cannot be used.
+        """
         if episode.length <= 0:
             raise DataError("has no rows")
         # Pictures in the data file are its columns.
@@ -135,24 +147,35 @@ class EpisodeCheck:
         if abs(info.fps - fps) > 0.01 * fps:
             raise DataError(f"{span.file} runs at {info.fps:g} Hz, the set at {fps:g} Hz")
         if info.uneven > _UNEVEN:
-            raise DataError(f"{span.file}: frames lie up to {info.uneven:.1f} frames beside an even {info.fps:g} Hz, so which of them is "
-                            "of which row cannot be told; write it at a constant rate")
+            raise DataError(
+                f"{span.file}: frames lie up to {info.uneven:.1f} frames beside an even "
+                f"{info.fps:g} Hz, so which of them is "
+                "of which row cannot be told; write it at a constant rate"
+            )
         if not self.set.version.startswith("v3."):
             frames = float(info.frames)
         elif span.end is not None:
             # Seconds of the rows, or of the file, whose clock may be a little off.
-            frames = min(((span.end - span.start) * rate for rate in (fps, info.fps)), key=lambda n: abs(n - episode.length))
+            frames = min(
+                ((span.end - span.start) * rate for rate in (fps, info.fps)),
+                key=lambda n: abs(n - episode.length),
+            )
         else:
             frames = episode.length
         if abs(frames - episode.length) > 0.5:
-            raise DataError(f"{camera} has {frames:.0f} frames, the episode has {episode.length} rows")
+            raise DataError(
+                f"{camera} has {frames:.0f} frames, the episode has {episode.length} rows"
+            )
         first = _frame(span.start, fps, info.fps)
         if first + episode.length > info.frames:
-            raise DataError(f"{camera} ends at frame {first + episode.length} of {span.file}, which has {info.frames}")
-
+            raise DataError(
+                f"{camera} ends at frame {first + episode.length} of {span.file}, which has "
+                f"{info.frames}"
+            )
 
     def timed(self, episode: Episode, cameras: list[str]) -> Episode:
-        """`episode` with the places of its frames on the clocks of the files, where those run a little off the rate of the set.
+        """`episode` with the places of its frames on the clocks of the files, where those run a
+        little off the rate of the set.
 
         29.97 for 30 Hz is half a frame after 17 s, and from there on another frame.
         """
@@ -160,21 +183,36 @@ class EpisodeCheck:
         for camera in cameras:
             span = videos[camera]
             info = self.video(span.file) if not span.key else ""
-            if isinstance(info, VideoInfo) and abs(info.fps - self.set.fps) * info.frames > _DRIFT * self.set.fps:
+            if (
+                isinstance(info, VideoInfo)
+                and abs(info.fps - self.set.fps) * info.frames > _DRIFT * self.set.fps
+            ):
                 end = None if span.end is None else span.end * self.set.fps / info.fps
-                videos[camera] = replace(span, start=_frame(span.start, self.set.fps, info.fps) / info.fps, end=end, rate=info.fps)
+                videos[camera] = replace(
+                    span,
+                    start=_frame(span.start, self.set.fps, info.fps) / info.fps,
+                    end=end,
+                    rate=info.fps,
+                )
         return replace(episode, videos=videos)
 
 
 def _frame(start_s: float, fps: float, own: float) -> int:
-    """Number of the frame at a start, which is in seconds of the rows or of the file: whichever gives a whole number more nearly."""
-    return min((round(start_s * rate) for rate in (fps, own)), key=lambda n: min(abs(start_s * rate - n) for rate in (fps, own)))
+    """Number of the frame at a start, which is in seconds of the rows or of the file: whichever
+    gives a whole number more nearly.
+    """
+    return min(
+        (round(start_s * rate) for rate in (fps, own)),
+        key=lambda n: min(abs(start_s * rate - n) for rate in (fps, own)),
+    )
 
 
 def usable_episodes(
     data: RobotSet, source: Source, cameras: list[str], check: EpisodeCheck | None = None
 ) -> tuple[list[tuple[Episode, int]], list[tuple[Episode, str]]]:
-    """Chosen episodes with their first row in the data file, and those that cannot be used with the reason."""
+    """Chosen episodes with their first row in the data file, and those that cannot be used with
+    the reason.
+    """
     chosen = set(source.select([e.index for e in data.episodes]))
     episodes = [e for e in data.episodes if e.index in chosen]
     check = check or EpisodeCheck(data)
@@ -195,4 +233,7 @@ def _placed(episode: Episode, start: float) -> Episode:
     """`episode` with the start of the pictures that lie beside its rows, seconds of that file."""
     if not any(span.key for span in episode.videos.values()):
         return episode
-    return replace(episode, videos={c: replace(s, start=start) if s.key else s for c, s in episode.videos.items()})
+    return replace(
+        episode,
+        videos={c: replace(s, start=start) if s.key else s for c, s in episode.videos.items()},
+    )

@@ -35,7 +35,9 @@ def clock(length: int = 6) -> Any:
     """A policy whose row i says the control step that it was made for."""
 
     def act(observation: Observation) -> ActionChunk:
-        return ActionChunk(observation.state + np.arange(length, dtype=np.float32)[:, None], "p", observation.delay)
+        return ActionChunk(
+            observation.state + np.arange(length, dtype=np.float32)[:, None], "p", observation.delay
+        )
 
     return act
 
@@ -60,7 +62,10 @@ def test_the_request_carries_the_actions_that_are_executed_meanwhile() -> None:
     def act(observation: Observation) -> ActionChunk:
         requests.append(observation)
         # Fresh rows are marked; committed ones are what the robot was already doing.
-        rows = np.full((8, 1), 100.0 * len(requests), np.float32) + np.arange(8, dtype=np.float32)[:, None]
+        rows = (
+            np.full((8, 1), 100.0 * len(requests), np.float32)
+            + np.arange(8, dtype=np.float32)[:, None]
+        )
         if observation.prefix_actions is not None:
             rows[: observation.delay] = observation.prefix_actions[: observation.delay]
         return ActionChunk(rows, "p", observation.delay)
@@ -95,7 +100,8 @@ def test_a_late_reply_skips_the_rows_whose_time_has_passed() -> None:
         assert asked.is_set()
         assert buffer.late == 0
         answer.set()
-        # Two steps of the first chunk are left; the answer is taken when they run out at the latest.
+        # Two steps of the first chunk are left; the answer is taken when they run out at the
+        # latest.
         first += robot.run(buffer, 3)
         assert first == list(range(9))
         assert buffer.late == 1
@@ -145,7 +151,11 @@ def test_a_chunk_shorter_than_its_delay_is_an_error_with_a_fix() -> None:
     short = clock(2)
 
     def act(observation: Observation) -> ActionChunk:
-        return ActionChunk(np.zeros((1, 1), np.float32), "p") if observation.delay else short(observation)
+        return (
+            ActionChunk(np.zeros((1, 1), np.float32), "p")
+            if observation.delay
+            else short(observation)
+        )
 
     with ChunkBuffer(act, 1, 1) as buffer, pytest.raises(GwpError, match="lower the delay"):
         Robot().run(buffer, 4)

@@ -15,20 +15,38 @@ from websockets.sync.server import Server, ServerConnection, serve
 from gwp.client import Client, ClientError, Observation
 from gwp.protocol.msgpack_numpy import packb, unpackb
 
-ARM = {"action_names": ["x", "y"], "state_names": ["x", "y"], "fps": 50.0, "cameras": ["observation.images.top"], "replan": 4}
-METADATA = {"policy_id": "abc", "dialects": ["openpi", "vllm-omni"], "embodiments": {"arm": ARM}, "embodiment": "arm"} | ARM
-OBSERVATION = Observation({"top": np.zeros((8, 8, 3), np.uint8)}, np.ones(2, np.float32), "go", seed=7)
+ARM = {
+    "action_names": ["x", "y"],
+    "state_names": ["x", "y"],
+    "fps": 50.0,
+    "cameras": ["observation.images.top"],
+    "replan": 4,
+}
+METADATA = {
+    "policy_id": "abc",
+    "dialects": ["openpi", "vllm-omni"],
+    "embodiments": {"arm": ARM},
+    "embodiment": "arm",
+} | ARM
+OBSERVATION = Observation(
+    {"top": np.zeros((8, 8, 3), np.uint8)}, np.ones(2, np.float32), "go", seed=7
+)
 
 
 class Peer:
-    """An openpi server. `answer` turns a request map into a reply: a map, text, None (hang up), or a close code."""
+    """An openpi server. `answer` turns a request map into a reply: a map, text, None (hang up),
+    or a close code.
+    """
 
     def __init__(self, metadata: dict[str, Any] = METADATA) -> None:
         self.metadata = metadata
         self.requests: list[Any] = []
         self.connections: list[Request] = []
         self.refuse: tuple[int, str] | None = None
-        self.answer: Callable[[dict[str, Any]], Any] = lambda _: {"actions": np.zeros((5, 2)), "policy_id": "abc"}
+        self.answer: Callable[[dict[str, Any]], Any] = lambda _: {
+            "actions": np.zeros((5, 2)),
+            "policy_id": "abc",
+        }
         self.port = 0
         self.server: Server | None = None
 
@@ -53,7 +71,14 @@ class Peer:
         return None
 
     def start(self) -> str:
-        self.server = serve(self._talk, "127.0.0.1", self.port, compression=None, max_size=None, process_request=self._door)
+        self.server = serve(
+            self._talk,
+            "127.0.0.1",
+            self.port,
+            compression=None,
+            max_size=None,
+            process_request=self._door,
+        )
         self.port = self.server.socket.getsockname()[1]
         threading.Thread(target=self.server.serve_forever, daemon=True).start()
         return f"ws://127.0.0.1:{self.port}"
@@ -78,8 +103,12 @@ def url(peer: Peer) -> str:
 def test_one_observation_there_and_a_chunk_back(peer: Peer) -> None:
     actions = np.arange(10, dtype=np.float32).reshape(5, 2)
     peer.answer = lambda _: {
-        "actions": actions, "policy_id": "abc", "valid_from": 2, "flags": ["clipped:x"],
-        "policy_timing": {"infer_ms": 3.0, "vae_ms": 1.0}, "server_timing": {"infer_ms": 4.0},
+        "actions": actions,
+        "policy_id": "abc",
+        "valid_from": 2,
+        "flags": ["clipped:x"],
+        "policy_timing": {"infer_ms": 3.0, "vae_ms": 1.0},
+        "server_timing": {"infer_ms": 4.0},
     }
     with Client(url(peer), api_key="secret") as client:
         assert client.metadata["replan"] == 4
@@ -100,7 +129,9 @@ def test_infer_passes_maps_through_as_the_stock_client_does(peer: Peer) -> None:
     peer.answer = lambda request: {"actions": request["state"] * 2, "more": "x"}
     with Client(url(peer)) as client:
         assert client.get_server_metadata() == {}
-        reply = client.infer({"state": np.ones(3), "observation/image": np.zeros((4, 4, 3), np.uint8)})
+        reply = client.infer(
+            {"state": np.ones(3), "observation/image": np.zeros((4, 4, 3), np.uint8)}
+        )
         client.reset()
     assert reply["more"] == "x"
     assert reply["actions"].tolist() == [2, 2, 2]
@@ -108,7 +139,9 @@ def test_infer_passes_maps_through_as_the_stock_client_does(peer: Peer) -> None:
 
 
 @pytest.mark.parametrize("code", [1012, 1011, 1001, None])
-def test_a_connection_lost_under_a_request_is_opened_again_and_the_request_repeated(peer: Peer, code: int | None) -> None:
+def test_a_connection_lost_under_a_request_is_opened_again_and_the_request_repeated(
+    peer: Peer, code: int | None
+) -> None:
     def answer(_: dict[str, Any]) -> Any:
         return {"actions": np.zeros((5, 2))} if len(peer.requests) > 2 else code
 
@@ -148,7 +181,9 @@ def test_nothing_there_is_one_line_within_the_time_given() -> None:
     assert time.monotonic() - start < 5
 
 
-def test_a_reply_that_never_comes_is_bounded_and_a_late_one_is_never_taken_for_the_next(peer: Peer) -> None:
+def test_a_reply_that_never_comes_is_bounded_and_a_late_one_is_never_taken_for_the_next(
+    peer: Peer,
+) -> None:
     slow = threading.Event()
 
     def answer(request: dict[str, Any]) -> Any:
@@ -190,7 +225,10 @@ def test_a_busy_endpoint_is_asked_again_on_the_same_connection(peer: Peer) -> No
 
 def test_an_endpoint_that_stays_busy_says_so_in_the_end(peer: Peer) -> None:
     peer.answer = lambda _: {"type": "error", "code": "busy", "message": "all replicas are busy"}
-    with Client(url(peer), timeout_s=0.4) as client, pytest.raises(ClientError, match="all replicas are busy") as caught:
+    with (
+        Client(url(peer), timeout_s=0.4) as client,
+        pytest.raises(ClientError, match="all replicas are busy") as caught,
+    ):
         client.act(OBSERVATION)
     assert caught.value.code == "busy"
 
@@ -209,7 +247,9 @@ def test_the_traceback_of_a_stock_server_becomes_its_last_line(peer: Peer) -> No
         client.infer({})
 
 
-@pytest.mark.parametrize("reply", [{"status": "fine"}, {"actions": np.zeros(5)}, {"actions": [1, 2]}])
+@pytest.mark.parametrize(
+    "reply", [{"status": "fine"}, {"actions": np.zeros(5)}, {"actions": [1, 2]}]
+)
 def test_a_reply_without_a_chunk_is_an_error(peer: Peer, reply: dict[str, Any]) -> None:
     peer.answer = lambda _: reply
     with Client(url(peer)) as client, pytest.raises(ClientError, match="actions"):
@@ -238,7 +278,13 @@ def test_a_robot_that_matches_announces_itself(peer: Peer) -> None:
     with Client(url(peer) + "/?team=a", embodiment="arm", expect=expect) as client:
         client.act(OBSERVATION)
     said = dict(parse_qsl(urlsplit(peer.connections[0].path).query))
-    assert said == {"team": "a", "embodiment": "arm", "fps": "50", "action_names": "x,y", "cameras": "top,spare"}
+    assert said == {
+        "team": "a",
+        "embodiment": "arm",
+        "fps": "50",
+        "action_names": "x,y",
+        "cameras": "top,spare",
+    }
     assert peer.requests[0]["embodiment"] == "arm"
 
 
@@ -277,13 +323,17 @@ def test_health(peer: Peer) -> None:
     assert not client.healthz()
 
 
-@pytest.mark.parametrize("address", ["127.0.0.1:{port}", "ws://127.0.0.1:{port}/", "http://127.0.0.1:{port}"])
+@pytest.mark.parametrize(
+    "address", ["127.0.0.1:{port}", "ws://127.0.0.1:{port}/", "http://127.0.0.1:{port}"]
+)
 def test_addresses_may_be_written_as_people_write_them(peer: Peer, address: str) -> None:
     with Client(address.format(port=peer.port)) as client:
         client.act(OBSERVATION)
 
 
-@pytest.mark.parametrize("address", ["ftp://host", "ws://", "", "ws://host:port", "ws://:8000", "host:99999"])
+@pytest.mark.parametrize(
+    "address", ["ftp://host", "ws://", "", "ws://host:port", "ws://:8000", "host:99999"]
+)
 def test_what_is_no_address_is_refused(address: str) -> None:
     with pytest.raises(ClientError, match="write ws://host:port"):
         Client(address)
@@ -293,6 +343,7 @@ def test_threads_take_turns(peer: Peer) -> None:
     peer.answer = lambda request: {"actions": np.full((1, 1), request["n"])}
     wrong = []
     with Client(url(peer)) as client:
+
         def ask(n: int) -> None:
             wrong.extend(n for _ in range(20) if client.infer({"n": n})["actions"][0, 0] != n)
 

@@ -1,4 +1,6 @@
-"""From rows of the manifest to samples: what is seen belongs to what is done, and nothing bad is replaced."""
+"""From rows of the manifest to samples: what is seen belongs to what is done, and nothing bad
+is replaced.
+"""
 
 import pickle
 import shutil
@@ -41,14 +43,23 @@ D = 6
 
 
 def prepare(
-    uri: Path | str, canvas: Canvas = WIDE, window: Window = WINDOW, mask: Any = None, augment: bool = False, model_dim: int = D,
+    uri: Path | str,
+    canvas: Canvas = WIDE,
+    window: Window = WINDOW,
+    mask: Any = None,
+    augment: bool = False,
+    model_dim: int = D,
     **fields: Any,
 ) -> tuple[Manifest, SampleSpec, Embodiment]:
     arm = infer_embodiment(str(uri), "arm", window.chunk, 2, delta_mask=mask, id=1)
     sources = [Source(uri=str(uri), embodiment="arm", **fields)]
     manifest = build_manifest(sources, embodiments={"arm": arm}, window=window, clip=CLIP)
     stats = {"arm": compute_stats(sources, arm, window)}
-    return manifest, SampleSpec(canvas, window, CLIP, {"arm": arm}, stats, model_dim, augment, 0), arm
+    return (
+        manifest,
+        SampleSpec(canvas, window, CLIP, {"arm": arm}, stats, model_dim, augment, 0),
+        arm,
+    )
 
 
 def every(manifest: Manifest) -> list[dict[str, Any]]:
@@ -58,7 +69,9 @@ def every(manifest: Manifest) -> list[dict[str, Any]]:
 @pytest.mark.parametrize("write", [write_v21, write_v30])
 def test_frames_state_and_actions_belong_together(tmp_path: Path, write: Any) -> None:
     lengths = (12, 9)
-    manifest, spec, arm = prepare(write(tmp_path / "set", lengths, cameras=(TOP, WRIST)), mask=(True, False))
+    manifest, spec, arm = prepare(
+        write(tmp_path / "set", lengths, cameras=(TOP, WRIST)), mask=(True, False)
+    )
     rows = every(manifest)
     samples, failures = decode_samples(rows[::-1], spec)
     assert not failures
@@ -69,11 +82,17 @@ def test_frames_state_and_actions_belong_together(tmp_path: Path, write: Any) ->
         episode, k = (int(x) for x in sample["sample_id"].split("/")[1:])
         n = lengths[episode]
         seen = [min(k + i, n - 1) for i in range(5)]
-        assert [frame_number(f[:, :32]) for f in sample["frames"]] == [number(TOP, episode, s) for s in seen]
-        assert [frame_number(f[:, 32:]) for f in sample["frames"]] == [number(WRIST, episode, s) for s in seen]
+        assert [frame_number(f[:, :32]) for f in sample["frames"]] == [
+            number(TOP, episode, s) for s in seen
+        ]
+        assert [frame_number(f[:, 32:]) for f in sample["frames"]] == [
+            number(WRIST, episode, s) for s in seen
+        ]
         state, action = episode_values(episode, n)
         np.testing.assert_allclose(sample["state"][:3], normalizer.state(state[k]), atol=1e-5)
-        np.testing.assert_allclose(sample["actions"][:, :2], normalizer.actions(action[seen[:4]], state[k]), atol=1e-4)
+        np.testing.assert_allclose(
+            sample["actions"][:, :2], normalizer.actions(action[seen[:4]], state[k]), atol=1e-4
+        )
         assert sample["step_valid"].tolist() == [k + i < n for i in range(4)]
 
 
@@ -82,11 +101,18 @@ def test_a_sample_has_the_columns_of_the_contract(tmp_path: Path) -> None:
     (sample,), _ = decode_samples(manifest.rows([0]), spec)
     shapes = {k: (v.dtype.name, v.shape) for k, v in sample.items() if isinstance(v, np.ndarray)}
     assert shapes == {
-        "frames": ("uint8", (5, 32, 64, 3)), "state": ("float32", (D,)), "actions": ("float32", (4, D)),
-        "step_valid": ("bool", (4,)), "dim_valid": ("bool", (D,)), "view_valid": ("bool", (3,)),
+        "frames": ("uint8", (5, 32, 64, 3)),
+        "state": ("float32", (D,)),
+        "actions": ("float32", (4, D)),
+        "step_valid": ("bool", (4,)),
+        "dim_valid": ("bool", (D,)),
+        "view_valid": ("bool", (3,)),
     }
     assert {k: type(v) for k, v in sample.items() if k not in shapes} == {
-        "has_action": bool, "text_key": str, "embodiment_id": int, "sample_id": str,
+        "has_action": bool,
+        "text_key": str,
+        "embodiment_id": int,
+        "sample_id": str,
     }
     assert sample["embodiment_id"] == 1
     assert sample["dim_valid"].tolist() == [True, True, False, False, False, False]
@@ -95,7 +121,9 @@ def test_a_sample_has_the_columns_of_the_contract(tmp_path: Path) -> None:
     assert manifest.texts()[sample["text_key"]] == "Push the & button"
 
 
-def test_a_sample_does_not_depend_on_its_neighbours_or_the_place_of_the_data(tmp_path: Path) -> None:
+def test_a_sample_does_not_depend_on_its_neighbours_or_the_place_of_the_data(
+    tmp_path: Path,
+) -> None:
     root = write_v30(tmp_path / "set", cameras=(TOP, WRIST))
     manifest, spec, _ = prepare(root, augment=True)
     together, _ = decode_samples(every(manifest), pickle.loads(pickle.dumps(spec)))
@@ -107,12 +135,16 @@ def test_a_sample_does_not_depend_on_its_neighbours_or_the_place_of_the_data(tmp
         assert all(np.array_equal(a[k], b[k]) for k in a)
 
 
-def test_crops_change_with_the_position_in_the_plan_and_return_after_a_restart(tmp_path: Path) -> None:
+def test_crops_change_with_the_position_in_the_plan_and_return_after_a_restart(
+    tmp_path: Path,
+) -> None:
     root = write_v21(tmp_path / "set", lengths=[6])
     video = root / f"videos/chunk-000/{TOP}/episode_000000.mp4"
     ramp = np.broadcast_to(np.arange(0, 256, 2, dtype=np.uint8)[None, :, None], (48, 128, 3))
     write_pictures(video, [np.ascontiguousarray(ramp)] * 6)
-    manifest, spec, _ = prepare(root, canvas=Canvas(layout="single", width=48, height=48), augment=True)
+    manifest, spec, _ = prepare(
+        root, canvas=Canvas(layout="single", width=48, height=48), augment=True
+    )
     row = manifest.rows([2])[0]
 
     def cut_at(position: int, spec: SampleSpec = spec) -> list[int]:
@@ -130,14 +162,21 @@ def test_video_only_samples_of_a_robot_set(tmp_path: Path) -> None:
     root = write_v21(tmp_path / "set", lengths=(12, 4))
     for fields in ({"with_actions": False, "embodiment": "arm"}, {"embodiment": None}):
         arm = infer_embodiment(str(root), "arm", 4, 2, id=1)
-        manifest = build_manifest([Source(uri=str(root), **fields)], embodiments={"arm": arm}, window=WINDOW, clip=CLIP)
+        manifest = build_manifest(
+            [Source(uri=str(root), **fields)], embodiments={"arm": arm}, window=WINDOW, clip=CLIP
+        )
         # Starts whose last frame lies inside the episode.
         assert [r["start"] for r in every(manifest)] == list(range(8))
         assert [s["reason"] for s in manifest.skipped] == ["4 steps are shorter than a window of 5"]
-        samples, failures = decode_samples(every(manifest), SampleSpec(WIDE, WINDOW, CLIP, {"arm": arm}, {}, D, False, 0))
+        samples, failures = decode_samples(
+            every(manifest), SampleSpec(WIDE, WINDOW, CLIP, {"arm": arm}, {}, D, False, 0)
+        )
         assert not failures
         assert [frame_number(f) for f in samples[7]["frames"]] == [7, 8, 9, 10, 11]
-        assert not any(s["has_action"] or s["step_valid"].any() or s["dim_valid"].any() or s["actions"].any() for s in samples)
+        assert not any(
+            s["has_action"] or s["step_valid"].any() or s["dim_valid"].any() or s["actions"].any()
+            for s in samples
+        )
         assert {s["embodiment_id"] for s in samples} == {1 if fields["embodiment"] else 0}
 
 
@@ -181,7 +220,9 @@ def test_a_hole_in_a_video_costs_only_the_samples_that_see_it(tmp_path: Path) ->
         assert len(decode_samples([row], spec)[0]) == (row["start"] not in range(6, 12))
 
 
-def test_files_that_are_damaged_or_gone_later_are_named_and_the_others_go_on(tmp_path: Path) -> None:
+def test_files_that_are_damaged_or_gone_later_are_named_and_the_others_go_on(
+    tmp_path: Path,
+) -> None:
     root = write_v21(tmp_path / "set", lengths=(8, 6))
     manifest, spec, _ = prepare(root)
     video = root / f"videos/chunk-000/{TOP}/episode_000000.mp4"
@@ -223,7 +264,9 @@ def test_a_codec_that_cannot_be_decoded_is_named(tmp_path: Path) -> None:
 
 def test_a_robot_that_does_not_fit_is_refused_at_once(tmp_path: Path) -> None:
     root = write_v21(tmp_path / "set", cameras=(TOP, WRIST))
-    with pytest.raises(DataError, match="embodiment arm has 3 state dimensions, the model takes 2; widen the model"):
+    with pytest.raises(
+        DataError, match="embodiment arm has 3 state dimensions, the model takes 2; widen the model"
+    ):
         prepare(root, model_dim=2)
     with pytest.raises(DataError, match="canvas layout 't' takes front, left and right"):
         prepare(root, canvas=Canvas(layout="t", width=64, height=64))
@@ -255,8 +298,12 @@ def test_the_manifest_round_trips(tmp_path: Path) -> None:
 def test_the_fingerprint_tells_mixtures_apart(tmp_path: Path) -> None:
     root = write_v21(tmp_path / "set", cameras=(TOP, WRIST))
     variants = [
-        prepare(root)[0], prepare(root, weight=2)[0], prepare(root, episodes="0")[0], prepare(root, task="other")[0],
-        prepare(root, cameras={"front": WRIST})[0], prepare(root, window=Window(chunk=8, stride=2))[0],
+        prepare(root)[0],
+        prepare(root, weight=2)[0],
+        prepare(root, episodes="0")[0],
+        prepare(root, task="other")[0],
+        prepare(root, cameras={"front": WRIST})[0],
+        prepare(root, window=Window(chunk=8, stride=2))[0],
     ]
     assert len({m.fingerprint for m in variants}) == len(variants)
 
@@ -270,9 +317,15 @@ def test_both_versions_of_a_real_set_give_identical_samples() -> None:
     for uri in uris:
         vectors._group.cache_clear()
         manifest, spec, _ = prepare(
-            uri, Canvas(layout="single", width=64, height=48), Window(chunk=48, stride=12), mask=(True,) * 26, model_dim=32
+            uri,
+            Canvas(layout="single", width=64, height=48),
+            Window(chunk=48, stride=12),
+            mask=(True,) * 26,
+            model_dim=32,
         )
-        found.append((decode_samples(manifest.rows(ids), spec), spec.stats["arm"].to_json()["norm_stats"]))
+        found.append(
+            (decode_samples(manifest.rows(ids), spec), spec.stats["arm"].to_json()["norm_stats"])
+        )
     ((old, old_bad), old_stats), ((new, new_bad), new_stats) = found
     assert old_bad == new_bad == []
     assert old_stats == new_stats

@@ -51,28 +51,50 @@ def test_a_window_on_its_own_equals_its_part_of_the_episode(ratio: float) -> Non
 
 def test_a_set_of_twice_the_rate_in_the_stream_of_a_policy(tmp_path) -> None:
     uri = str(write_v21(tmp_path / "set", lengths=(12, 9)))
-    robot = infer_embodiment(uri, "tester", 4, 4).model_copy(update={"fps": FPS / 2, "resample": ("linear", "hold")})
+    robot = infer_embodiment(uri, "tester", 4, 4).model_copy(
+        update={"fps": FPS / 2, "resample": ("linear", "hold")}
+    )
     source = Source(uri=uri, embodiment="tester")
     with pytest.raises(DataError, match="set `resample: true` on this source"):
-        build_manifest([source], embodiments={"tester": robot}, window=WINDOW, clip=ClipWindow(frames=5, fps=5))
+        build_manifest(
+            [source], embodiments={"tester": robot}, window=WINDOW, clip=ClipWindow(frames=5, fps=5)
+        )
     source = source.model_copy(update={"resample": True})
-    found = build_manifest([source], embodiments={"tester": robot}, window=WINDOW, clip=ClipWindow(frames=5, fps=5))
+    found = build_manifest(
+        [source], embodiments={"tester": robot}, window=WINDOW, clip=ClipWindow(frames=5, fps=5)
+    )
     assert found.table["length"].to_pylist() == [6] * 6 + [5] * 5
     stats = compute_stats([source], robot, WINDOW)
     spec = SampleSpec(
-        canvas=Canvas(layout="single", width=64, height=48), window=WINDOW, clip=ClipWindow(frames=5, fps=5),
-        embodiments={"tester": robot}, stats={"tester": stats}, model_dim=4, augment=False, seed=0,
+        canvas=Canvas(layout="single", width=64, height=48),
+        window=WINDOW,
+        clip=ClipWindow(frames=5, fps=5),
+        embodiments={"tester": robot},
+        stats={"tester": stats},
+        model_dim=4,
+        augment=False,
+        seed=0,
     )
     samples, failed = decode_samples(found.table.to_pylist(), spec)
     assert not failed
     state, action = episode_values(0, 12)
     third = samples[2]
-    assert [frame_number(f) for f in third["frames"]] == [number(TOP, 0, k) for k in (4, 6, 8, 10, 10)]
+    assert [frame_number(f) for f in third["frames"]] == [
+        number(TOP, 0, k) for k in (4, 6, 8, 10, 10)
+    ]
     normal = Normalizer(stats, robot)
-    np.testing.assert_allclose(third["state"][:3], normal.state(state[4].astype(np.float32)), atol=1e-5)
-    np.testing.assert_allclose(third["actions"][:, :2], normal.actions(action[[4, 6, 8, 10]].astype(np.float32), state[4]), atol=1e-5)
+    np.testing.assert_allclose(
+        third["state"][:3], normal.state(state[4].astype(np.float32)), atol=1e-5
+    )
+    np.testing.assert_allclose(
+        third["actions"][:, :2],
+        normal.actions(action[[4, 6, 8, 10]].astype(np.float32), state[4]),
+        atol=1e-5,
+    )
     # The statistics are those of the samples themselves.
-    seen = np.concatenate([normal.inverse_actions(s["actions"][:, :2], np.zeros(3)) for s in samples])
+    seen = np.concatenate(
+        [normal.inverse_actions(s["actions"][:, :2], np.zeros(3)) for s in samples]
+    )
     np.testing.assert_allclose(seen.mean(0), stats.action.mean, atol=1e-5)
     np.testing.assert_allclose(np.quantile(seen, 0.99, axis=0), stats.action.q99, atol=1e-5)
     with pytest.raises(DataError, match="fps"):
@@ -85,17 +107,37 @@ def test_a_missing_view_is_grey_and_flagged(tmp_path) -> None:
     uri = str(write_v21(tmp_path / "set", cameras=(TOP, WRIST)))
     robot = infer_embodiment(uri, "tester", 4, 4, cameras={"front": TOP, "right": WRIST})
     canvas = Canvas(layout="t", width=64, height=96, missing="grey")
-    found = build_manifest([Source(uri=uri, embodiment="tester")], embodiments={"tester": robot}, window=WINDOW,
-                           clip=ClipWindow(frames=5, fps=5))
+    found = build_manifest(
+        [Source(uri=uri, embodiment="tester")],
+        embodiments={"tester": robot},
+        window=WINDOW,
+        clip=ClipWindow(frames=5, fps=5),
+    )
     stats = compute_stats([Source(uri=uri, embodiment="tester")], robot, WINDOW)
-    both = {"embodiments": {"tester": robot}, "stats": {"tester": stats}, "window": WINDOW, "clip": ClipWindow(frames=5, fps=5)}
+    both = {
+        "embodiments": {"tester": robot},
+        "stats": {"tester": stats},
+        "window": WINDOW,
+        "clip": ClipWindow(frames=5, fps=5),
+    }
     spec = SampleSpec(canvas=canvas, **both, model_dim=4, augment=False, seed=0)
     (sample,), _ = decode_samples(found.table.to_pylist()[:1], spec)
     assert sample["view_valid"].tolist() == [True, False, True]
     assert (sample["frames"][:, 48:, :32] == 128).all()
-    assert [frame_number(f[48:, 32:]) for f in sample["frames"]] == [number(WRIST, 0, k) for k in range(5)]
+    assert [frame_number(f[48:, 32:]) for f in sample["frames"]] == [
+        number(WRIST, 0, k) for k in range(5)
+    ]
     # A served robot sees the same canvas.
-    views = {"front": np.full((1, 48, 64, 3), 7, np.uint8), "right": np.full((1, 48, 64, 3), 9, np.uint8)}
+    views = {
+        "front": np.full((1, 48, 64, 3), 7, np.uint8),
+        "right": np.full((1, 48, 64, 3), 9, np.uint8),
+    }
     assert np.unique(compose(views, canvas, None)).tolist() == [7, 9, 128]
     with pytest.raises(DataError, match="`missing: grey` takes any"):
-        SampleSpec(canvas=canvas.model_copy(update={"missing": "refuse"}), **both, model_dim=4, augment=False, seed=0)
+        SampleSpec(
+            canvas=canvas.model_copy(update={"missing": "refuse"}),
+            **both,
+            model_dim=4,
+            augment=False,
+            seed=0,
+        )

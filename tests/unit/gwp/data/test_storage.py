@@ -22,13 +22,17 @@ WINDOW, CLIP = Window(chunk=4, stride=1), ClipWindow(frames=5, fps=5)
 def test_a_bucket_gives_the_samples_of_the_folder(bucket: str, tmp_path: Path) -> None:
     write_v30(tmp_path / "all/set", cameras=(TOP, WRIST))
     write_video(tmp_path / "all/clips/a.mp4", range(30))
-    (tmp_path / "all/clips/metadata.jsonl").write_text('{"file": "a.mp4", "caption": "a grey wall"}\n')
+    (tmp_path / "all/clips/metadata.jsonl").write_text(
+        '{"file": "a.mp4", "caption": "a grey wall"}\n'
+    )
     storage.upload(tmp_path / "all", f"{bucket}/all")
     found = []
     for root in (str(tmp_path / "all"), f"{bucket}/all"):
         arm = infer_embodiment(f"{root}/set", "arm", 4, 2)
         sources = [Source(uri=f"{root}/set", embodiment="arm"), Source(uri=f"{root}/clips")]
-        build_manifest(sources, embodiments={"arm": arm}, window=WINDOW, clip=CLIP).save(f"{root}/manifest.parquet")
+        build_manifest(sources, embodiments={"arm": arm}, window=WINDOW, clip=CLIP).save(
+            f"{root}/manifest.parquet"
+        )
         manifest = Manifest.load(f"{root}/manifest.parquet")
         stats = compute_stats(sources[:1], arm, WINDOW)
         canvas = Canvas(layout="horizontal", width=64, height=32)

@@ -3,7 +3,13 @@
 import pytest
 import torch
 
-from gwp.model.objective import Batch, ModesConfig, ObjectiveConfig, draw_video_only, training_losses
+from gwp.model.objective import (
+    Batch,
+    ModesConfig,
+    ObjectiveConfig,
+    draw_video_only,
+    training_losses,
+)
 from tests.support.tiny import tiny_model, tiny_tokens
 
 
@@ -22,7 +28,9 @@ def make_batch(**changes):
 
 
 def losses(batch, objective, video_only=False, model=None):
-    return training_losses(model or tiny_model(), batch, objective, video_only, torch.Generator().manual_seed(3))
+    return training_losses(
+        model or tiny_model(), batch, objective, video_only, torch.Generator().manual_seed(3)
+    )
 
 
 def test_padding_never_reaches_the_loss():
@@ -32,7 +40,8 @@ def test_padding_never_reaches_the_loss():
     dims[:, 4:] = False
     model = tiny_model("gwp0")
     batch = make_batch(step_valid=steps, dim_valid=dims)
-    # Targets of padded entries are changed through the mask only: the same inputs, other validity, must weigh differently.
+    # Targets of padded entries are changed through the mask only: the same inputs, other
+    # validity, must weigh differently.
     masked = losses(batch, ObjectiveConfig(), model=model)
     full = losses(make_batch(), ObjectiveConfig(), model=model)
     published = losses(batch, ObjectiveConfig(masking="published"), model=model)
@@ -70,7 +79,10 @@ def test_video_only_leaves_the_action_side_untouched():
 
 
 def test_the_same_generator_gives_the_same_loss():
-    assert losses(make_batch(), ObjectiveConfig()).total == losses(make_batch(), ObjectiveConfig()).total
+    assert (
+        losses(make_batch(), ObjectiveConfig()).total
+        == losses(make_batch(), ObjectiveConfig()).total
+    )
 
 
 def test_weights_scale_the_total():

@@ -20,7 +20,9 @@ def test_actions_never_see_the_future(family):
     with torch.no_grad():
         a = model(tokens, LEVELS, text, ids)
         b = model(other, LEVELS | {"F": LEVELS["F"] * 0.1}, text, ids)
-        alone = model(Tokens(tokens.state, tokens.reference, tokens.action), {"A": LEVELS["A"]}, text, ids)
+        alone = model(
+            Tokens(tokens.state, tokens.reference, tokens.action), {"A": LEVELS["A"]}, text, ids
+        )
     assert torch.equal(a.action, b.action)
     assert (a.future - b.future).abs().max() > 1e-3
     torch.testing.assert_close(alone.action, a.action, atol=1e-6, rtol=0)
@@ -65,7 +67,9 @@ def test_embodiment_routes(family):
 def test_video_only_needs_neither_state_nor_action(family):
     model, (tokens, text, _) = tiny_model(family), tiny_tokens()
     with torch.no_grad():
-        out = model(Tokens(reference=tokens.reference, future=tokens.future), {"F": LEVELS["F"]}, text)
+        out = model(
+            Tokens(reference=tokens.reference, future=tokens.future), {"F": LEVELS["F"]}, text
+        )
     assert out.action is None
     assert out.future.shape == tokens.future.shape
 
@@ -84,7 +88,9 @@ def test_batch_rows_are_independent(family):
 def test_mixture_with_equal_experts_is_the_dense_model():
     dense = tiny_model("gwp0")
     width, ffn = dense.config.experts["shared"]
-    mixture = WorldActionTransformer(tiny_config("gwp05", action_expert_dim=width, action_ffn_dim=ffn)).eval()
+    mixture = WorldActionTransformer(
+        tiny_config("gwp05", action_expert_dim=width, action_ffn_dim=ffn)
+    ).eval()
     source = dense.state_dict()
     target = {}
     for name in mixture.state_dict():
@@ -102,13 +108,27 @@ def test_mixture_with_equal_experts_is_the_dense_model():
 
 
 def test_solver_has_the_published_timesteps():
-    published = [1000.0, 975.743, 946.273, 909.707, 863.132, 801.786, 717.317, 593.619, 395.095, 24.414, 0.0]
+    published = [
+        1000.0,
+        975.743,
+        946.273,
+        909.707,
+        863.132,
+        801.786,
+        717.317,
+        593.619,
+        395.095,
+        24.414,
+        0.0,
+    ]
     torch.testing.assert_close(solver_sigmas(10) * 1000, torch.tensor(published), atol=6e-4, rtol=0)
 
 
 def test_euler_recovers_data_from_the_true_velocity():
     data, noise = torch.randn(3, 4), torch.randn(3, 4)
-    torch.testing.assert_close(euler(noise, lambda _x, _s: noise - data, steps=10), data, atol=1e-6, rtol=0)
+    torch.testing.assert_close(
+        euler(noise, lambda _x, _s: noise - data, steps=10), data, atol=1e-6, rtol=0
+    )
     assert shifted(torch.tensor(0.5), 5.0) == pytest.approx(5 / 6)
 
 

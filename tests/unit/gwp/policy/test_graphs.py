@@ -1,6 +1,8 @@
-"""What a GPU would record: the same numbers from fixed buffers, and nothing in it that a recording cannot hold.
+"""What a GPU would record: the same numbers from fixed buffers, and nothing in it that a
+recording cannot hold.
 
-Capturing needs a GPU; that the work stays on its device, at the released width and in bf16, is shown on the meta device.
+Capturing needs a GPU; that the work stays on its device, at the released width and in bf16, is
+shown on the meta device.
 """
 
 from concurrent.futures import ThreadPoolExecutor
@@ -53,17 +55,35 @@ def test_one_robot_by_recordings_gets_what_the_solver_gives(policy):
     prefixes = [single.observe(*case.observed) for case in cases]
     for case, prefix in zip(cases, prefixes, strict=True):
         expected = solver.observe(*case.observed)
-        plain, promised = single.act(prefix, case.noise), single.act(prefix, case.noise, case.given, case.committed)
+        plain, promised = (
+            single.act(prefix, case.noise),
+            single.act(prefix, case.noise, case.given, case.committed),
+        )
         torch.testing.assert_close(plain, solver.act(expected, case.noise), atol=1e-6, rtol=0)
-        torch.testing.assert_close(promised, solver.act(expected, case.noise, case.given, case.committed), atol=1e-6, rtol=0)
+        torch.testing.assert_close(
+            promised,
+            solver.act(expected, case.noise, case.given, case.committed),
+            atol=1e-6,
+            rtol=0,
+        )
         # The prefix goes on to the future as any other does.
         C, h, w = solver.shapes.latent
-        noise = torch.randn(1, C, solver.shapes.future, h, w, generator=torch.Generator().manual_seed(1))
-        torch.testing.assert_close(solver.imagine(prefix, plain, noise), solver.imagine(expected, plain, noise), atol=1e-6, rtol=0)
+        noise = torch.randn(
+            1, C, solver.shapes.future, h, w, generator=torch.Generator().manual_seed(1)
+        )
+        torch.testing.assert_close(
+            solver.imagine(prefix, plain, noise),
+            solver.imagine(expected, plain, noise),
+            atol=1e-6,
+            rtol=0,
+        )
 
 
 def test_threads_take_turns(policy):
-    single, cases = RecordedSingle(policy.solver, policy.text.rows), [Case(policy, seed) for seed in range(8)]
+    single, cases = (
+        RecordedSingle(policy.solver, policy.text.rows),
+        [Case(policy, seed) for seed in range(8)],
+    )
 
     @torch.inference_mode()
     def robot(case):
@@ -82,12 +102,18 @@ def test_smaller_groups_use_the_same_buffers(policy):
         case = Case(policy, 10 * count, count)
         got, expected = together(*case.observed), policy.solver.observe(*case.observed)
         end = expected.cache.places["A"][0]
-        torch.testing.assert_close(got.cache.keys[..., :end, :], expected.cache.keys[..., :end, :], atol=1e-6, rtol=0)
-        torch.testing.assert_close(got.cache.values[..., :end, :], expected.cache.values[..., :end, :], atol=1e-6, rtol=0)
+        torch.testing.assert_close(
+            got.cache.keys[..., :end, :], expected.cache.keys[..., :end, :], atol=1e-6, rtol=0
+        )
+        torch.testing.assert_close(
+            got.cache.values[..., :end, :], expected.cache.values[..., :end, :], atol=1e-6, rtol=0
+        )
 
 
 class OnDevice(TorchDispatchMode):
-    """Refuses what a CUDA graph cannot hold: tensors of the host, and questions whose answer the host would need."""
+    """Refuses what a CUDA graph cannot hold: tensors of the host, and questions whose answer
+    the host would need.
+    """
 
     def __init__(self, device):
         super().__init__()
@@ -106,7 +132,9 @@ def meta_solver(family):
     shape = replace(SIZES["released"], layers=2)
     with torch.device("meta"):
         model = WorldActionTransformer(shape.config(family)).to(torch.bfloat16)
-    return Solver(FusedTransformer(model), Shapes(shape.chunk, (shape.channels, *shape.latent), 2)), shape
+    return Solver(
+        FusedTransformer(model), Shapes(shape.chunk, (shape.channels, *shape.latent), 2)
+    ), shape
 
 
 @pytest.mark.parametrize("family", ["gwp0", "gwp05"])
@@ -117,7 +145,9 @@ def test_recorded_work_stays_on_its_device_at_full_width(family):
     single, slots = RecordedSingle(solver, shape.text[0]), Slots.empty(solver, 4, shape.text[0])
     two = slots.rows(0, 2)
     works = {
-        "prefix": lambda: observing._observe(2), "loop": lambda: single._act(False), "promised": lambda: single._act(True),
+        "prefix": lambda: observing._observe(2),
+        "loop": lambda: single._act(False),
+        "promised": lambda: single._act(True),
         "step": lambda: step(solver, two, solver.acting(two.prefix), False),
         "promised step": lambda: step(solver, slots, solver.acting(slots.prefix), True),
     }

@@ -29,7 +29,9 @@ def observe(seed=0, **changes):
     rng = np.random.default_rng(seed)
     image = rng.integers(0, 256, (48, 64, 3), np.uint8)
     state = rng.uniform(-0.5, 0.5, 4).astype(np.float32)
-    return replace(Observation({"observation.images.top": image}, state, "lift the cube", seed=seed), **changes)
+    return replace(
+        Observation({"observation.images.top": image}, state, "lift the cube", seed=seed), **changes
+    )
 
 
 def test_identity_is_the_digest_of_the_manifest(bundle, policy):
@@ -38,9 +40,16 @@ def test_identity_is_the_digest_of_the_manifest(bundle, policy):
 
 
 def test_loading_imports_no_compiler(bundle):
-    """torch's compiler takes as long to import as all the rest of a loaded policy, and every replica would pay for it."""
-    code = f"import sys; from gwp.policy.policy import Policy; Policy.load({str(bundle)!r}); print('torch._dynamo' in sys.modules)"
-    told = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=200)
+    """torch's compiler takes as long to import as all the rest of a loaded policy, and every
+    replica would pay for it.
+    """
+    code = (
+        f"import sys; from gwp.policy.policy import Policy; Policy.load({str(bundle)!r}); "
+        "print('torch._dynamo' in sys.modules)"
+    )
+    told = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=200
+    )
     assert told.stdout.strip() == "False"
 
 
@@ -50,7 +59,9 @@ def test_a_chunk_is_in_robot_units_and_says_who_made_it(policy):
     assert chunk.actions.dtype == np.float32
     assert np.abs(chunk.actions).max() <= 2
     assert chunk.policy_id == policy.id
-    assert {"preprocess", "vae", "text", "prefix", "denoise", "postprocess", "total"} <= set(chunk.timings)
+    assert {"preprocess", "vae", "text", "prefix", "denoise", "postprocess", "total"} <= set(
+        chunk.timings
+    )
 
 
 def test_the_same_observation_and_seed_give_the_same_chunk(policy):
@@ -85,7 +96,9 @@ def test_what_it_imagines_depends_on_the_actions(policy):
     video = policy.imagine(seen, chunk)
     assert video.shape == (5, 32, 32, 3)
     assert video.dtype == np.uint8
-    assert not np.array_equal(video, policy.imagine(seen, replace(chunk, actions=chunk.actions + 1)))
+    assert not np.array_equal(
+        video, policy.imagine(seen, replace(chunk, actions=chunk.actions + 1))
+    )
 
 
 @pytest.mark.parametrize(
@@ -106,7 +119,9 @@ def test_observations_that_do_not_fit_are_refused_before_any_work(policy, change
         policy.act_batch([observe(), observe(1, **changes)])
 
 
-@pytest.mark.parametrize("name", ["model/diffusion_pytorch_model.safetensors", "stats.json", "codec/codec.safetensors"])
+@pytest.mark.parametrize(
+    "name", ["model/diffusion_pytorch_model.safetensors", "stats.json", "codec/codec.safetensors"]
+)
 def test_one_changed_byte_is_refused(tmp_path, name):
     folder = make_tiny_bundle(tmp_path / "b")
     raw = bytearray((folder / name).read_bytes())

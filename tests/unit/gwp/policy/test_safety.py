@@ -1,4 +1,6 @@
-"""The safety envelope: whatever the policy computes, the robot gets something inside its limits, or nothing."""
+"""The safety envelope: whatever the policy computes, the robot gets something inside its
+limits, or nothing.
+"""
 
 from typing import Any
 
@@ -82,7 +84,10 @@ def test_every_chunk_ends_up_inside_and_a_second_pass_changes_nothing() -> None:
     rng = np.random.default_rng(0)
     embodiment = robot()
     assert embodiment.limits is not None
-    lower, upper = np.float32(list(embodiment.limits.lower)), np.float32(list(embodiment.limits.upper))
+    lower, upper = (
+        np.float32(list(embodiment.limits.lower)),
+        np.float32(list(embodiment.limits.upper)),
+    )
     velocity = np.array(embodiment.limits.velocity, np.float32)
     for _ in range(200):
         actions = rng.normal(0, rng.choice([0.1, 1, 100]), (8, 3)).astype(np.float32)

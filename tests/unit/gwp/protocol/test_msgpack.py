@@ -10,8 +10,12 @@ import pytest
 from gwp.protocol.msgpack_numpy import ProtocolError, packb, unpackb
 
 
-def array(data: bytes = b"\0" * 8, dtype: object = "<f4", shape: object = (2,), **more: object) -> bytes:
-    return msgpack.packb({b"__ndarray__": True, b"data": data, b"dtype": dtype, b"shape": shape, **more})
+def array(
+    data: bytes = b"\0" * 8, dtype: object = "<f4", shape: object = (2,), **more: object
+) -> bytes:
+    return msgpack.packb(
+        {b"__ndarray__": True, b"data": data, b"dtype": dtype, b"shape": shape, **more}
+    )
 
 
 @pytest.mark.parametrize("dtype", ["bool", "u1", "i2", "i8", "u8", "f2", "<f4", ">f4", "f8"])
@@ -25,7 +29,15 @@ def test_arrays_come_back_as_they_were(dtype: str, shape: tuple[int, ...]) -> No
 
 
 def test_scalars_text_and_nesting_come_back() -> None:
-    sent = {"f": np.float32(0.1), "i": np.int64(-3), "b": np.bool_(True), "t": "ü", "n": None, "raw": b"\xff", "m": {"l": [1, 2.5]}}
+    sent = {
+        "f": np.float32(0.1),
+        "i": np.int64(-3),
+        "b": np.bool_(True),
+        "t": "ü",
+        "n": None,
+        "raw": b"\xff",
+        "m": {"l": [1, 2.5]},
+    }
     got = unpackb(packb(sent))
     assert got == sent
     assert got["f"].dtype == np.float32
@@ -37,8 +49,14 @@ def test_non_contiguous_arrays_keep_their_values() -> None:
 
 
 def test_the_stock_openpi_codec_reads_and_writes_the_same_bytes() -> None:
-    stock = pytest.importorskip("openpi_client.msgpack_numpy", reason="openpi-client is not installed")
-    message = {"observation/image": np.arange(12, dtype=np.uint8).reshape(2, 2, 3), "x": np.float32(1.5), "prompt": "go"}
+    stock = pytest.importorskip(
+        "openpi_client.msgpack_numpy", reason="openpi-client is not installed"
+    )
+    message = {
+        "observation/image": np.arange(12, dtype=np.uint8).reshape(2, 2, 3),
+        "x": np.float32(1.5),
+        "prompt": "go",
+    }
     for got in (unpackb(stock.packb(message)), stock.unpackb(packb(message))):
         assert got.keys() == message.keys()
         assert np.array_equal(got["observation/image"], message["observation/image"])
@@ -70,9 +88,16 @@ def test_the_stock_openpi_codec_reads_and_writes_the_same_bytes() -> None:
         pytest.param(array(data="text"), id="data that is no bytes"),  # type: ignore[arg-type]
         pytest.param(msgpack.packb({b"__ndarray__": True}), id="half an array"),
         pytest.param(array(extra=1), id="an array with more"),
-        pytest.param(msgpack.packb({b"__npgeneric__": True, b"data": 300, b"dtype": "|u1"}), id="scalar overflow"),
-        pytest.param(msgpack.packb({b"__npgeneric__": True, b"data": "1", b"dtype": "<f4"}), id="scalar text"),
-        pytest.param(msgpack.packb({b"__npgeneric__": True, b"data": 1, b"dtype": "|O"}), id="scalar object"),
+        pytest.param(
+            msgpack.packb({b"__npgeneric__": True, b"data": 300, b"dtype": "|u1"}),
+            id="scalar overflow",
+        ),
+        pytest.param(
+            msgpack.packb({b"__npgeneric__": True, b"data": "1", b"dtype": "<f4"}), id="scalar text"
+        ),
+        pytest.param(
+            msgpack.packb({b"__npgeneric__": True, b"data": 1, b"dtype": "|O"}), id="scalar object"
+        ),
         pytest.param(msgpack.packb(msgpack.ExtType(5, b"x")), id="extension"),
         pytest.param(msgpack.packb({1: 2}), id="number as key"),
         pytest.param(b"", id="nothing"),
@@ -92,7 +117,13 @@ def test_what_is_no_plain_message_is_refused_in_one_line(data: bytes) -> None:
 
 def test_random_damage_never_raises_anything_else() -> None:
     rng = np.random.default_rng(0)
-    message = packb({"images": {"top": np.zeros((4, 4, 3), np.uint8)}, "state": np.zeros(3, np.float32), "prompt": "go"})
+    message = packb(
+        {
+            "images": {"top": np.zeros((4, 4, 3), np.uint8)},
+            "state": np.zeros(3, np.float32),
+            "prompt": "go",
+        }
+    )
     for _ in range(3000):
         damaged = bytearray(message)
         for at in rng.integers(len(damaged), size=rng.integers(1, 6)):
@@ -109,7 +140,10 @@ def test_a_message_over_the_limit_is_refused_before_it_is_parsed() -> None:
     assert unpackb(packb([1]), max_bytes=10) == [1]
 
 
-@pytest.mark.parametrize("value", [object(), np.array([object()]), np.zeros(2, np.complex64), {1, 2}, np.array(["a"]), 1 << 70])
+@pytest.mark.parametrize(
+    "value",
+    [object(), np.array([object()]), np.zeros(2, np.complex64), {1, 2}, np.array(["a"]), 1 << 70],
+)
 def test_what_cannot_travel_is_refused_when_sending(value: object) -> None:
     with pytest.raises(ProtocolError):
         packb({"x": value})
@@ -124,7 +158,9 @@ def test_the_robot_side_imports_no_heavy_library() -> None:
     # The best of three: another process may be using the machine.
     seconds = []
     for _ in range(3):
-        told = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+        told = subprocess.run(
+            [sys.executable, "-c", code], capture_output=True, text=True, check=True
+        ).stdout
         heavy, _, took = told.rpartition(" ")
         assert heavy == "[]"
         seconds.append(float(took))

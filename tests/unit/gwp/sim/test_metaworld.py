@@ -15,7 +15,8 @@ from gwp.sim.metaworld import CAMERA, EMBODIMENT, TASKS, Env
 # After gwp.sim, which chooses the renderer before MuJoCo is imported.
 pytest.importorskip("metaworld", reason="the sim extra is not installed")
 
-# Tasks whose objects or goals Meta-World moves without telling the simulation, and one that it leaves alone.
+# Tasks whose objects or goals Meta-World moves without telling the simulation, and one that it
+# leaves alone.
 MOVED = ("window-close-v3", "drawer-open-v3", "reach-v3", "door-open-v3")
 
 
@@ -40,8 +41,13 @@ def walk(env: Env, seed: int, steps: int = 15) -> tuple[np.ndarray, np.ndarray]:
 def test_the_embodiment_is_that_of_the_simulation(env: Env) -> None:
     assert 1 / env._env.dt == pytest.approx(EMBODIMENT.fps)
     observation = env.observe()
-    assert {k: (v.shape, v.dtype) for k, v in observation.images.items()} == {CAMERA: ((64, 64, 3), np.uint8)}
-    assert (observation.state.shape, observation.state.dtype) == ((len(EMBODIMENT.state_names),), np.float32)
+    assert {k: (v.shape, v.dtype) for k, v in observation.images.items()} == {
+        CAMERA: ((64, 64, 3), np.uint8)
+    }
+    assert (observation.state.shape, observation.state.dtype) == (
+        (len(EMBODIMENT.state_names),),
+        np.float32,
+    )
     assert (observation.prompt, observation.embodiment) == ("close the drawer", "metaworld-sawyer")
 
 
@@ -93,7 +99,9 @@ def test_the_state_is_the_gripper_and_does_not_tell_where_objects_are(env: Env) 
 
 
 def test_pictures_are_upright(env: Env) -> None:
-    """The gripper climbs in the picture when it rises: the pixels that change between low and high tell which way is up."""
+    """The gripper climbs in the picture when it rises: the pixels that change between low and
+    high tell which way is up.
+    """
     env.reset(0)
     for _ in range(5):
         env.step(np.array([0, 0, -1, 0]))
@@ -158,17 +166,33 @@ def test_unknown_tasks_are_named_with_the_known_ones() -> None:
 
 
 def run(code: str) -> subprocess.CompletedProcess[str]:
-    env = {k: v for k, v in os.environ.items() if k not in ("MUJOCO_GL", "PYOPENGL_PLATFORM", "DISPLAY")}
-    return subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True, timeout=120, check=False)
+    env = {
+        k: v
+        for k, v in os.environ.items()
+        if k not in ("MUJOCO_GL", "PYOPENGL_PLATFORM", "DISPLAY")
+    }
+    return subprocess.run(
+        [sys.executable, "-c", code],
+        env=env,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
 
 
 def test_an_environment_left_open_ends_in_silence() -> None:
-    done = run("from gwp.sim.metaworld import Env\ne = Env('reach-v3')\ne.reset(0)\ne.step(e.expert_action())\nprint(e.render().shape)")
+    done = run(
+        "from gwp.sim.metaworld import Env\ne = "
+        "Env('reach-v3')\ne.reset(0)\ne.step(e.expert_action())\nprint(e.render().shape)"
+    )
     assert (done.stdout, done.stderr) == ("(64, 64, 3)\n", "")
 
 
 def test_a_renderer_that_needs_a_display_is_refused_in_one_line() -> None:
-    """MuJoCo chooses its renderer when it is imported, so too early an import takes the one that needs a display."""
+    """MuJoCo chooses its renderer when it is imported, so too early an import takes the one
+    that needs a display.
+    """
     done = run("import mujoco\nfrom gwp.sim.metaworld import Env\nEnv('reach-v3')")
     assert done.returncode == 1
     assert done.stderr.splitlines()[-1].endswith("which there is none; set MUJOCO_GL=egl")

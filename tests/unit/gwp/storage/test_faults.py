@@ -1,4 +1,6 @@
-"""Storage on a bad day: what passes is waited for, what does not is told at once, and no byte is made up."""
+"""Storage on a bad day: what passes is waited for, what does not is told at once, and no byte
+is made up.
+"""
 
 import random
 from collections.abc import Iterator
@@ -59,7 +61,9 @@ def test_what_passes_is_tried_again_and_the_bytes_are_right(proxy: FaultyProxy, 
 
 
 @pytest.mark.parametrize("fault", TRANSIENT)
-def test_a_walk_through_a_video_survives_every_kind_of_fault(proxy: FaultyProxy, tmp_path, fault: str) -> None:
+def test_a_walk_through_a_video_survives_every_kind_of_fault(
+    proxy: FaultyProxy, tmp_path, fault: str
+) -> None:
     path = write_video(tmp_path / "a.mp4", range(60), gop=4)
     storage.write_bytes("s3://bad-day/v.mp4", path.read_bytes())
     proxy.fault = every_other(fault)
@@ -72,21 +76,32 @@ def test_a_few_frames_of_a_large_file_are_a_few_ranges(proxy: FaultyProxy, tmp_p
     path = write_video(tmp_path / "a.mp4", [k % 80 for k in range(400)], gop=10)
     data = path.read_bytes()
     # A free box of 40 MB between index and frames stands for the rest of a long recording.
-    storage.write_bytes("s3://bad-day/big.mp4", data + (40_000_000).to_bytes(4, "big") + b"free" + bytes(40_000_000 - 8))
+    storage.write_bytes(
+        "s3://bad-day/big.mp4",
+        data + (40_000_000).to_bytes(4, "big") + b"free" + bytes(40_000_000 - 8),
+    )
     before = proxy.bytes_out
     with open_video("s3://bad-day/big.mp4", len(data) + 40_000_000) as handle:
         decode_frames(handle, [0.0, 1.0])
     assert proxy.bytes_out - before < 14_000_000
 
 
-def test_storage_that_keeps_failing_is_told_and_not_taken_for_bad_data(proxy: FaultyProxy, tmp_path, monkeypatch) -> None:
+def test_storage_that_keeps_failing_is_told_and_not_taken_for_bad_data(
+    proxy: FaultyProxy, tmp_path, monkeypatch
+) -> None:
     write_video(tmp_path / "set/a.mp4", range(30))
     storage.upload(tmp_path / "set", "s3://bad-day/set")
-    found = build_manifest([Source(uri="s3://bad-day/set")], embodiments={}, window=WINDOW, clip=CLIP)
-    spec = SampleSpec(Canvas(layout="single", width=64, height=48), WINDOW, CLIP, {}, {}, 4, False, 0)
+    found = build_manifest(
+        [Source(uri="s3://bad-day/set")], embodiments={}, window=WINDOW, clip=CLIP
+    )
+    spec = SampleSpec(
+        Canvas(layout="single", width=64, height=48), WINDOW, CLIP, {}, {}, 4, False, 0
+    )
     monkeypatch.setenv(PATIENCE, "0.5")
     proxy.fault = lambda *_: "slow down"
-    with pytest.raises(GwpError, match=r"storage keeps failing .*; try later, or raise GWP_STORAGE_PATIENCE_S"):
+    with pytest.raises(
+        GwpError, match=r"storage keeps failing .*; try later, or raise GWP_STORAGE_PATIENCE_S"
+    ):
         decode_samples(found.table.to_pylist(), spec)
     proxy.fault = lambda _, path, __: "vanished" if "a.mp4" in path else None
     samples, failed = decode_samples(found.table.to_pylist(), spec)

@@ -23,7 +23,9 @@ def endpoint():
         patch.setenv("AWS_ACCESS_KEY_ID", "test")
         patch.setenv("AWS_SECRET_ACCESS_KEY", "test")
         patch.setenv("AWS_REGION", "us-east-1")
-        boto3.client("s3", endpoint_url=f"http://{host}:{port}", region_name="us-east-1").create_bucket(Bucket="bucket")
+        boto3.client(
+            "s3", endpoint_url=f"http://{host}:{port}", region_name="us-east-1"
+        ).create_bucket(Bucket="bucket")
         yield f"http://{host}:{port}"
     server.stop()
 
@@ -84,7 +86,12 @@ def test_a_missing_bucket_is_named(endpoint):
 
 
 def _actions_without_auth(endpoint, count):
-    request = Request(f"{endpoint}/moto-api/reset-auth", data=count, headers={"Content-Type": "text/plain"}, method="POST")
+    request = Request(
+        f"{endpoint}/moto-api/reset-auth",
+        data=count,
+        headers={"Content-Type": "text/plain"},
+        method="POST",
+    )
     urlopen(request, timeout=10).read()
 
 

@@ -1,4 +1,6 @@
-"""`gwp bench ingest` measures what it says, at its smallest and without Ray; and what makes the stream fast gives the same samples."""
+"""`gwp bench ingest` measures what it says, at its smallest and without Ray; and what makes the
+stream fast gives the same samples.
+"""
 
 import numpy as np
 import pyarrow as pa
@@ -12,9 +14,25 @@ from pipelines.bench.ingest_jobs import job_for, made_set, prepared_for
 from pipelines.bench.ingest_show import soak_table, table
 from pipelines.bench.ingest_sides import _Blocks, _Samples, bare_block, wanted_of
 from pipelines.bench.s3 import counted_s3
-from pipelines.training.stream import batches, blocks, decode_block, packed_blocks, planned, unpacked
+from pipelines.training.stream import (
+    batches,
+    blocks,
+    decode_block,
+    packed_blocks,
+    planned,
+    unpacked,
+)
 
-SHAPE = {"canvas": (48, 64), "chunk": 8, "stride": 2, "clip": {"frames": 5, "fps": 5}, "batch": 4, "workers": 2, "tasks": 2, "steps": 3}
+SHAPE = {
+    "canvas": (48, 64),
+    "chunk": 8,
+    "stride": 2,
+    "clip": {"frames": 5, "fps": 5},
+    "batch": 4,
+    "workers": 2,
+    "tasks": 2,
+    "steps": 3,
+}
 
 
 @pytest.fixture(scope="module")
@@ -62,7 +80,10 @@ def test_every_side_gets_the_samples_of_the_stream(sets):
 def test_small_micro_batches_travel_together_and_come_out_one_by_one(sets):
     prepared = prepared_for(job_for(sets[2], **SHAPE))
     micro = blocks(prepared, 0, 0)
-    together = [unpacked(prepared.manifest, None, row) for row in packed_blocks(prepared, planned(prepared, 0, 0)).to_pylist()]
+    together = [
+        unpacked(prepared.manifest, None, row)
+        for row in packed_blocks(prepared, planned(prepared, 0, 0)).to_pylist()
+    ]
     assert [b.num_rows for b in together] == [12, 12]
     for rank, some in enumerate(together):
         columns = {name: np.array(some[name]) for name in ("position", "batch", "sample_id")}
@@ -71,7 +92,9 @@ def test_small_micro_batches_travel_together_and_come_out_one_by_one(sets):
         assert got == [b["sample_id"].to_pylist() for b in micro[rank::2]]
     # A large picture is worth a block of its own.
     large = prepared_for(job_for(sets[2], **(SHAPE | {"canvas": (1600, 1600)})))
-    assert [len(row["micro"]) for row in packed_blocks(large, planned(large, 0, 0)).to_pylist()] == [1] * 6
+    assert [
+        len(row["micro"]) for row in packed_blocks(large, planned(large, 0, 0)).to_pylist()
+    ] == [1] * 6
 
 
 def test_a_block_that_was_given_away_is_not_written_to_again(sets):
@@ -81,7 +104,11 @@ def test_a_block_that_was_given_away_is_not_written_to_again(sets):
     for some, columns in zip(blocks(prepared, 0, 0), given, strict=True):
         again = decode_block(some, prepared.spec, None)
         assert all(np.array_equal(columns[k], again[k]) for k in columns)
-        assert not any(np.shares_memory(columns["frames"], other["frames"]) for other in given if other is not columns)
+        assert not any(
+            np.shares_memory(columns["frames"], other["frames"])
+            for other in given
+            if other is not columns
+        )
 
 
 def test_a_broken_sample_is_empty(sets):
@@ -97,9 +124,17 @@ def test_a_broken_sample_is_empty(sets):
 
 
 def test_the_whole_of_the_videos_is_every_frame_once(sets):
-    prepared = prepared_for(job_for(sets[2], **(SHAPE | {"clip": {"frames": 9, "fps": 30}}), whole=True))
-    shown = [time for row in prepared.manifest.table.to_pylist() for v in row["views"] for time in wanted_of(
-        pa.Table.from_pylist([row], schema=prepared.manifest.table.schema), prepared.spec)[v["uri"]]]
+    prepared = prepared_for(
+        job_for(sets[2], **(SHAPE | {"clip": {"frames": 9, "fps": 30}}), whole=True)
+    )
+    shown = [
+        time
+        for row in prepared.manifest.table.to_pylist()
+        for v in row["views"]
+        for time in wanted_of(
+            pa.Table.from_pylist([row], schema=prepared.manifest.table.schema), prepared.spec
+        )[v["uri"]]
+    ]
     assert len(shown) == 9 * prepared.manifest.table.num_rows == 9 * 3 * (180 // 9)
     assert len(set(shown)) == 180
 
@@ -122,14 +157,42 @@ def test_a_few_frames_of_a_large_file_cost_a_few_ranges(tmp_path, monkeypatch):
 
 
 def test_the_tables_show_every_figure():
-    figures = {"samples_per_s": 10.0, "samples_per_s_per_core": 5.0, "frames_per_s_per_core": 25.0, "decoded_per_used": 1.5}
-    one = {"set": "a", "videos": {"files": 1, "codec": ["h264"], "gop": [2], "size": ["64x48"]}, "frames_per_sample": 4.5,
-           "sides": {"stream disk": figures}, "read_videos": "left out: no decord", "ratios": {"disk": {"vs_pyav": 0.9}}}
-    made_with = {"hardware": "x", "cores": 2, "workers": 2, "versions": {"ray": "1"}, "canvas": [48, 64], "batch": 4, "samples": 8,
-                 "window": {"chunk": 8, "stride": 2}, "clip": {"frames": 5, "fps": 5.0}, "warm_up": 4, "cached": "nothing"}
+    figures = {
+        "samples_per_s": 10.0,
+        "samples_per_s_per_core": 5.0,
+        "frames_per_s_per_core": 25.0,
+        "decoded_per_used": 1.5,
+    }
+    one = {
+        "set": "a",
+        "videos": {"files": 1, "codec": ["h264"], "gop": [2], "size": ["64x48"]},
+        "frames_per_sample": 4.5,
+        "sides": {"stream disk": figures},
+        "read_videos": "left out: no decord",
+        "ratios": {"disk": {"vs_pyav": 0.9}},
+    }
+    made_with = {
+        "hardware": "x",
+        "cores": 2,
+        "workers": 2,
+        "versions": {"ray": "1"},
+        "canvas": [48, 64],
+        "batch": 4,
+        "samples": 8,
+        "window": {"chunk": 8, "stride": 2},
+        "clip": {"frames": 5, "fps": 5.0},
+        "warm_up": 4,
+        "cached": "nothing",
+    }
     shown = table(made_with | {"sets": [one]})
     assert "vs_pyav 0.90" in shown
     assert "left out: no decord" in shown
     store = {"used_mb": 0, "spilled_mb": 0}
-    soaked = {"samples": 9, "seconds": 1.0, "samples_per_s": 9.0, "mb_by_tenth": [{"driver": 1.0}], "store": store}
+    soaked = {
+        "samples": 9,
+        "seconds": 1.0,
+        "samples_per_s": 9.0,
+        "mb_by_tenth": [{"driver": 1.0}],
+        "store": store,
+    }
     assert "driver" in soak_table(soaked)

@@ -18,8 +18,22 @@ def test_inspect_a_set(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> No
     write_video(root / f"videos/{WRIST}/chunk-000/file-001.mp4", range(3))
     assert main(["data", "inspect", str(root), "--json"]) == 1
     found = json.loads(capsys.readouterr().out)
-    assert (found["format"], found["episodes"], found["usable"], found["frames"], found["fps"]) == ("LeRobot v3.0", 2, 1, 21, 10)
-    assert found["cameras"][0] == {"camera": TOP, "width": 64, "height": 48, "fps": 10, "codec": "h264", "gop": 4, "files": 1}
+    assert (found["format"], found["episodes"], found["usable"], found["frames"], found["fps"]) == (
+        "LeRobot v3.0",
+        2,
+        1,
+        21,
+        10,
+    )
+    assert found["cameras"][0] == {
+        "camera": TOP,
+        "width": 64,
+        "height": 48,
+        "fps": 10,
+        "codec": "h264",
+        "gop": 4,
+        "files": 1,
+    }
     assert (found["shortest"], found["longest"]) == (9, 12)
     assert found["state"] == ["x", "y", "grip"]
     assert list(found["tasks"].values()) == [2]
@@ -51,26 +65,45 @@ def test_inspect_what_is_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[s
 
 def _findings(root: Path, capsys: pytest.CaptureFixture[str]) -> tuple[int, dict[str, str]]:
     code = main(["data", "inspect", str(root), "--json"])
-    return code, {f["what"]: f["consequence"] for f in json.loads(capsys.readouterr().out)["findings"]}
+    return code, {
+        f["what"]: f["consequence"] for f in json.loads(capsys.readouterr().out)["findings"]
+    }
 
 
-def test_what_is_ignored_or_repaired_costs_nothing_and_is_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    root = write_v21(tmp_path / "set", cameras=(TOP, WRIST), total_episodes=7, total_chunks=0, splits={"train": "0:9"})
+def test_what_is_ignored_or_repaired_costs_nothing_and_is_told(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    root = write_v21(
+        tmp_path / "set",
+        cameras=(TOP, WRIST),
+        total_episodes=7,
+        total_chunks=0,
+        splits={"train": "0:9"},
+    )
     late = {"does not start at 0 in 2 of 2 episodes": "ignored"}
-    assert _findings(write_v21(tmp_path / "fine", total_episodes=2, total_frames=21, total_chunks=1, total_videos=2), capsys) == (0, late)
+    assert _findings(
+        write_v21(
+            tmp_path / "fine", total_episodes=2, total_frames=21, total_chunks=1, total_videos=2
+        ),
+        capsys,
+    ) == (0, late)
     (root / "videos").rename(root / "video")
     for file in root.rglob(f"*{WRIST}*/*.mp4"):
         file.unlink()
     code, told = _findings(root, capsys)
     assert code == 0
     assert told == late | {
-        "declared, but there is no file of it": "ignored", "total_episodes is 7, the set has 2": "ignored",
-        "total_chunks is 0, the set has 1": "ignored", "split 'train' goes to 9, the set has 2 episodes": "ignored",
+        "declared, but there is no file of it": "ignored",
+        "total_episodes is 7, the set has 2": "ignored",
+        "total_chunks is 0, the set has 1": "ignored",
+        "split 'train' goes to 9, the set has 2 episodes": "ignored",
         "videos do not lie in 'videos/'": "repaired",
     }
 
 
-def test_a_start_that_was_mended_is_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_start_that_was_mended_is_told(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     root = write_v30(tmp_path / "set")
     place = root / "meta/episodes/chunk-000/file-000.parquet"
     table = pq.read_table(place)
@@ -80,7 +113,10 @@ def test_a_start_that_was_mended_is_told(tmp_path: Path, capsys: pytest.CaptureF
     pq.write_table(pa.Table.from_pylist(rows, table.schema), place)
     code, told = _findings(root, capsys)
     assert code == 0
-    assert any("starts at 1.200 s" in what and "say 47.200 s" in what and then == "repaired" for what, then in told.items())
+    assert any(
+        "starts at 1.200 s" in what and "say 47.200 s" in what and then == "repaired"
+        for what, then in told.items()
+    )
 
 
 def test_numbers_are_looked_at(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -97,11 +133,15 @@ def test_numbers_are_looked_at(tmp_path: Path, capsys: pytest.CaptureFixture[str
     assert code == 1
     notes = {row["name"]: row["note"] for row in found["dimensions"] if row["of"] == "action"}
     assert notes == {"dx": "constant", "grip": "near-binary"}
-    assert {"NaN or Inf in 1 rows, first in row 0", "never moves"} <= {f["what"] for f in found["findings"]}
+    assert {"NaN or Inf in 1 rows, first in row 0", "never moves"} <= {
+        f["what"] for f in found["findings"]
+    }
 
 
 @pytest.mark.parametrize("kind", ["robots", "clips"])
-def test_the_page_needs_nothing_beside_it(tmp_path: Path, capsys: pytest.CaptureFixture[str], kind: str) -> None:
+def test_the_page_needs_nothing_beside_it(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], kind: str
+) -> None:
     if kind == "robots":
         root = write_v30(tmp_path / "set", lengths=(24, 20), cameras=(TOP, WRIST))
     else:
@@ -117,35 +157,58 @@ def test_the_page_needs_nothing_beside_it(tmp_path: Path, capsys: pytest.Capture
 
 def test_stats(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     root, out = write_v21(tmp_path / "set"), tmp_path / "out/stats.json"
-    assert main(["data", "stats", str(root), "--chunk", "4", "--delta", "0", "--out", str(out)]) == 0
+    assert (
+        main(["data", "stats", str(root), "--chunk", "4", "--delta", "0", "--out", str(out)]) == 0
+    )
     stats = Stats.from_json(json.loads(out.read_text()))
     assert stats.metadata["delta_mask"] == [True, False]
     # dx is no x: subtracting one from the other deserves a look.
     assert "dx - x" in capsys.readouterr().err
     file = tmp_path / "arm.yaml"
-    file.write_text("{name: arm, fps: 10, state_names: [x, y, grip], action_names: [dx, grip], delta_mask: [true, false],"
-                    " cameras: {front: c}, chunk: 4, replan: 2}")
+    file.write_text(
+        "{name: arm, fps: 10, state_names: [x, y, grip], action_names: [dx, grip], delta_mask: "
+        "[true, false],"
+        " cameras: {front: c}, chunk: 4, replan: 2}"
+    )
     assert main(["data", "stats", str(root), "--embodiment", str(file), "--out", str(out)]) == 0
-    np.testing.assert_array_equal(Stats.from_json(json.loads(out.read_text())).action.q99, stats.action.q99)
+    np.testing.assert_array_equal(
+        Stats.from_json(json.loads(out.read_text())).action.q99, stats.action.q99
+    )
 
 
 @pytest.mark.parametrize(
     ("words", "message"),
-    [([], "give --chunk P"), (["--chunk", "6"], "multiple of 4"), (["--chunk", "4", "--delta", "x"], "cannot read 'x'"),
-     (["--chunk", "4", "--delta", "0:9"], "has 2 actions")],
+    [
+        ([], "give --chunk P"),
+        (["--chunk", "6"], "multiple of 4"),
+        (["--chunk", "4", "--delta", "x"], "cannot read 'x'"),
+        (["--chunk", "4", "--delta", "0:9"], "has 2 actions"),
+    ],
 )
-def test_stats_says_what_is_wrong(tmp_path: Path, capsys: pytest.CaptureFixture[str], words: list[str], message: str) -> None:
+def test_stats_says_what_is_wrong(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], words: list[str], message: str
+) -> None:
     root = write_v21(tmp_path / "set", lengths=[5])
     assert main(["data", "stats", str(root), "--out", str(tmp_path / "s.json"), *words]) == 2
     assert message in capsys.readouterr().err
 
 
-ARM = ("{name: arm, fps: 10, state_names: [x, y, grip], action_names: [dx, grip], delta_mask: [true, false], cameras: {front: c}, chunk: 4,"
-       " replan: 2}")
+ARM = (
+    "{name: arm, fps: 10, state_names: [x, y, grip], action_names: [dx, grip], delta_mask: "
+    "[true, false], cameras: {front: c}, chunk: 4,"
+    " replan: 2}"
+)
 
 
-def test_stats_go_to_openpi_and_come_back(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    root, ours, theirs, back = write_v21(tmp_path / "set"), tmp_path / "ours.json", tmp_path / "norm_stats.json", tmp_path / "back.json"
+def test_stats_go_to_openpi_and_come_back(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    root, ours, theirs, back = (
+        write_v21(tmp_path / "set"),
+        tmp_path / "ours.json",
+        tmp_path / "norm_stats.json",
+        tmp_path / "back.json",
+    )
     arm = tmp_path / "arm.yaml"
     arm.write_text(ARM)
     robot = ["--embodiment", str(arm)]
@@ -159,15 +222,21 @@ def test_stats_go_to_openpi_and_come_back(tmp_path: Path, capsys: pytest.Capture
     found, stats = (Stats.from_json(json.loads(p.read_text())) for p in (back, ours))
     assert found.metadata["imported"]["form"] == "openpi"
     np.testing.assert_array_equal(found.action.q99, stats.action.q99[:2])
-    arm.write_text(ARM.replace("[dx, grip]", "[dx, dy, grip]").replace("[true, false]", "[true, true, false]"))
+    arm.write_text(
+        ARM.replace("[dx, grip]", "[dx, dy, grip]").replace("[true, false]", "[true, true, false]")
+    )
     assert main(["data", "stats", "--import", str(theirs), *robot, "--out", str(back)]) == 2
     assert "statistics have 2 action dimensions, embodiment arm has 3" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
     ("words", "message"),
-    [([], "give the sets of the robot, or --import FILE"), (["--import", "x.json"], "--import needs --embodiment"),
-     (["set", "--import", "x.json"], "leave out sets"), (["set", "--form", "openpi", "--width", "32"], "not padded")],
+    [
+        ([], "give the sets of the robot, or --import FILE"),
+        (["--import", "x.json"], "--import needs --embodiment"),
+        (["set", "--import", "x.json"], "leave out sets"),
+        (["set", "--form", "openpi", "--width", "32"], "not padded"),
+    ],
 )
 def test_stats_says_which_options_do_not_go_together(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], words: list[str], message: str
@@ -180,5 +249,7 @@ def test_stats_says_which_options_do_not_go_together(
 def test_unusable_episodes_are_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     root = write_v21(tmp_path / "set")
     (root / "data/chunk-000/episode_000001.parquet").unlink()
-    assert main(["data", "stats", str(root), "--chunk", "4", "--out", str(tmp_path / "s.json")]) == 0
+    assert (
+        main(["data", "stats", str(root), "--chunk", "4", "--out", str(tmp_path / "s.json")]) == 0
+    )
     assert "episodes that cannot be used do not count" in capsys.readouterr().err

@@ -13,8 +13,18 @@ from PIL import Image
 from pipelines.evaluation.charts import strip, wilson
 from pipelines.evaluation.report import ReportData, psnr, write_report
 
-SECTIONS = ("The line", "Losses of the stages", "Imagined and real futures", "Predicted and recorded actions", "Closed loop",
-            "Latency of a chunk", "What speed costs", "The fleet", "Environment", "Caveats")
+SECTIONS = (
+    "The line",
+    "Losses of the stages",
+    "Imagined and real futures",
+    "Predicted and recorded actions",
+    "Closed loop",
+    "Latency of a chunk",
+    "What speed costs",
+    "The fleet",
+    "Environment",
+    "Caveats",
+)
 SUMMARY = {
     "stages": {"world": {"steps": 80, "seconds": 30.0}, "policy": {"steps": 120, "seconds": 40.0}},
     "resume": {"killed_at_step": 52, "resumed_from_step": 40},
@@ -25,7 +35,15 @@ SUMMARY = {
         "push": {"success": 0.3, "episodes": 10, "success_random": 0.0, "episodes_random": 2},
     },
     "latency": {"act_ms_p50": 22.0, "joint_ms_p50": 88.0, "ratio": 4.0},
-    "fleet": {"robots": 8, "requests": 240, "failed": 0, "p50_ms": 50.0, "p99_ms": 90.0, "replicas_min": 1, "replicas_max": 3},
+    "fleet": {
+        "robots": 8,
+        "requests": 240,
+        "failed": 0,
+        "p50_ms": 50.0,
+        "p99_ms": 90.0,
+        "replicas_min": 1,
+        "replicas_max": 3,
+    },
     "seconds": 252.0,
 }
 rng = np.random.default_rng(0)
@@ -39,9 +57,18 @@ def full() -> ReportData:
         imagined=[("reach <1>", frames, frames[::-1])],
         actions=(("x", "y"), rng.normal(size=(20, 2)), rng.normal(size=(20, 2))),
         closed_loop={"reach": {"policy": (9, 10), "random": (0, 10)}, "push": {"policy": (3, 10)}},
-        steps=[{"steps": 10, "ms": 20.0, "mse": 0.031, "rms": 0.0}, {"steps": 1, "ms": 6.0, "mse": 0.027, "rms": 0.162}],
-        seams={"delay": 4, "seams": 104} | {
-            name: {"position": jump, "position_p95": 3 * jump, "velocity": 2 * jump, "velocity_p95": 4 * jump}
+        steps=[
+            {"steps": 10, "ms": 20.0, "mse": 0.031, "rms": 0.0},
+            {"steps": 1, "ms": 6.0, "mse": 0.027, "rms": 0.162},
+        ],
+        seams={"delay": 4, "seams": 104}
+        | {
+            name: {
+                "position": jump,
+                "position_p95": 3 * jump,
+                "velocity": 2 * jump,
+                "velocity_p95": 4 * jump,
+            }
             for name, jump in (("inside", 0.061), ("chunked", 0.092), ("naive", 0.129))
         },
         latency={"act_ms": [10.0, 11.0, 12.0], "joint_ms": [40.0, 44.0, 48.0]},
@@ -65,7 +92,10 @@ def test_the_file_needs_nothing_beside_it(page: str) -> None:
 
 
 def test_every_picture_is_a_picture(page: str) -> None:
-    pictures = [Image.open(io.BytesIO(base64.b64decode(data))) for data in re.findall(r"base64,([^\"]*)", page)]
+    pictures = [
+        Image.open(io.BytesIO(base64.b64decode(data)))
+        for data in re.findall(r"base64,([^\"]*)", page)
+    ]
     assert len(pictures) == 7
     for picture in pictures:
         assert np.asarray(picture.convert("L")).std() > 0
@@ -73,14 +103,31 @@ def test_every_picture_is_a_picture(page: str) -> None:
 
 def test_every_section_is_there_and_none_is_empty(page: str) -> None:
     assert re.findall(r"<h2>(.*?)</h2>", page) == list(SECTIONS)
-    assert "class=\"empty\"" not in page
+    assert 'class="empty"' not in page
 
 
 def test_numbers_appear_as_measured(page: str) -> None:
-    for text in ("12 of 20", "acting at random: 1 of 4", "0.0123", "22.0 ms", "4.00 times as long", "0 of 240", "1 to 3 replicas",
-                 "resumed from step 40", "200", "version 2", "id 0123456789ab<", "4.2 min", "9 of 10 (60 to 98 %)",
-                 "0 of 10 (0 to 28 %)", "not run",
-                 "takes 4.00 times as long", "at most 3", "3 answered", "Tiny model."):
+    for text in (
+        "12 of 20",
+        "acting at random: 1 of 4",
+        "0.0123",
+        "22.0 ms",
+        "4.00 times as long",
+        "0 of 240",
+        "1 to 3 replicas",
+        "resumed from step 40",
+        "200",
+        "version 2",
+        "id 0123456789ab<",
+        "4.2 min",
+        "9 of 10 (60 to 98 %)",
+        "0 of 10 (0 to 28 %)",
+        "not run",
+        "takes 4.00 times as long",
+        "at most 3",
+        "3 answered",
+        "Tiny model.",
+    ):
         assert text in page, text
     assert page.count('class="trained"') == 2
 
@@ -99,12 +146,16 @@ def test_what_was_not_measured_is_said(tmp_path: Path) -> None:
 
 
 def test_partial_data_still_makes_a_page(tmp_path: Path) -> None:
-    page = write_report(tmp_path, {}, ReportData(latency={"act_ms": [1.0], "joint_ms": []}, fleet=[(0.0, 5.0)])).read_text()
+    page = write_report(
+        tmp_path, {}, ReportData(latency={"act_ms": [1.0], "joint_ms": []}, fleet=[(0.0, 5.0)])
+    ).read_text()
     assert "times as long" not in page
     assert page.count("<img") == 2
 
 
-@pytest.mark.parametrize(("successes", "low", "high"), [(0, 0.0, 0.2775), (5, 0.2366, 0.7634), (10, 0.7225, 1.0)])
+@pytest.mark.parametrize(
+    ("successes", "low", "high"), [(0, 0.0, 0.2775), (5, 0.2366, 0.7634), (10, 0.7225, 1.0)]
+)
 def test_wilson_interval(successes: int, low: float, high: float) -> None:
     """Reference values of the published formula without continuity correction."""
     assert wilson(successes, 10) == pytest.approx((low, high), abs=1e-4)
@@ -130,13 +181,24 @@ def test_strip_keeps_the_frames() -> None:
 
 
 def test_what_fell_short_and_what_was_cut_stand_above_everything(tmp_path: Path) -> None:
-    cut = [{"name": "policy_steps", "full": 700, "cut": 420}, {"name": "robots", "full": 9, "cut": 6}]
+    cut = [
+        {"name": "policy_steps", "full": 700, "cut": 420},
+        {"name": "robots", "full": 9, "cut": 6},
+    ]
     summary = SUMMARY | {"shortfalls": ["No second replica came.", "Nothing resumed."], "cut": cut}
     page = write_report(tmp_path, summary, full()).read_text()
     body = page.split("<main>")[1]
     wanted = [
-        "set out to show and did not", "No second replica came.", "Nothing resumed.",
-        "Made smaller", "policy steps", "700 → 420", "robots", "9 → 6", 'class="tiles"', "The line",
+        "set out to show and did not",
+        "No second replica came.",
+        "Nothing resumed.",
+        "Made smaller",
+        "policy steps",
+        "700 → 420",
+        "robots",
+        "9 → 6",
+        'class="tiles"',
+        "The line",
     ]
     positions = [body.index(text) for text in wanted]
     assert positions == sorted(positions)
@@ -156,15 +218,34 @@ def test_a_run_that_fell_short_still_has_its_report(tmp_path: Path) -> None:
     summary = SUMMARY | {
         "resume": {"killed_at_step": 52, "resumed_from_step": None},
         "closed_loop": {"reach": {"success": 0.9, "episodes": 10}},
-        "fleet": {"robots": 8, "requests": 3, "failed": 3, "p50_ms": float("nan"), "p99_ms": None,
-                  "replicas_min": 1, "replicas_max": 1, "errors": ["robot-1: no answer"]},
+        "fleet": {
+            "robots": 8,
+            "requests": 3,
+            "failed": 3,
+            "p50_ms": float("nan"),
+            "p99_ms": None,
+            "replicas_min": 1,
+            "replicas_max": 1,
+            "errors": ["robot-1: no answer"],
+        },
     }
     page = write_report(tmp_path, summary, ReportData()).read_text()
-    for text in ("nothing resumed", "9 of 10", "p50 not measured, p99 not measured; replicas: 1",
-                 "robot-1: no answer"):
+    for text in (
+        "nothing resumed",
+        "9 of 10",
+        "p50 not measured, p99 not measured; replicas: 1",
+        "robot-1: no answer",
+    ):
         assert text in page, text
 
 
 def test_what_speed_costs_is_shown(page: str) -> None:
-    for text in ("0.162", "104 seams, 4 steps late", "real-time chunking", "0.092", "naive switching", "0.129"):
+    for text in (
+        "0.162",
+        "104 seams, 4 steps late",
+        "real-time chunking",
+        "0.092",
+        "naive switching",
+        "0.129",
+    ):
         assert text in page

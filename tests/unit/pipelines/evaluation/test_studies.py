@@ -1,4 +1,6 @@
-"""What speed costs, on recorded episodes; and that real-time chunking joins chunks of a policy that has several ways to go."""
+"""What speed costs, on recorded episodes; and that real-time chunking joins chunks of a policy
+that has several ways to go.
+"""
 
 import json
 from dataclasses import asdict
@@ -18,8 +20,15 @@ from pipelines.evaluation.studies import seams_study, steps_study
 from tests.support.sets import ACTION_NAMES, FPS, STATE_NAMES, TOP, write_v30
 from tests.support.tiny import make_tiny_bundle, tiny_model
 
-ARM = Embodiment(name="tester", fps=FPS, state_names=tuple(STATE_NAMES), action_names=tuple(ACTION_NAMES), cameras={"front": TOP},
-                 chunk=8, replan=4)
+ARM = Embodiment(
+    name="tester",
+    fps=FPS,
+    state_names=tuple(STATE_NAMES),
+    action_names=tuple(ACTION_NAMES),
+    cameras={"front": TOP},
+    chunk=8,
+    replan=4,
+)
 
 
 @pytest.fixture(scope="module")
@@ -55,7 +64,11 @@ def test_seams_are_counted_once_and_the_same_each_time(policy, recorded):
     assert seams == seams_study(policy, recorded, delay=2)
     assert seams_study(policy, recorded).delay == 4
     assert seams_study(policy, recorded, delay=2, episodes="0").seams == 2
-    assert all(value > 0 for side in ("chunked", "naive", "inside") for value in asdict(seams)[side].values())
+    assert all(
+        value > 0
+        for side in ("chunked", "naive", "inside")
+        for value in asdict(seams)[side].values()
+    )
 
 
 @pytest.mark.parametrize("delay", [0, 5])
@@ -75,28 +88,46 @@ def test_the_verbs_print_figures_and_one_clear_error(tmp_path, recorded, capsys)
 
 
 def test_real_time_chunking_stays_with_the_way_that_was_begun():
-    """Swings to the left or to the right, which nothing in the observation tells: a second chunk that knows nothing of the first takes
-    the other way half of the time."""
+    """Swings to the left or to the right, which nothing in the observation tells: a second
+    chunk that knows nothing of the first takes the other way half of the time.
+    """
     torch.manual_seed(0)
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     model, B, p, late = tiny_model("gwp05").train(), 48, 8, 4
     objective = ObjectiveConfig(chunk_prefix=0.5, max_prefix=4, video_weight=0.0)
-    optimizer, generator = torch.optim.AdamW(model.parameters(), 3e-3), torch.Generator().manual_seed(1)
+    optimizer, generator = (
+        torch.optim.AdamW(model.parameters(), 3e-3),
+        torch.Generator().manual_seed(1),
+    )
     way = torch.sin(torch.linspace(0.4, 2.0, p))[:, None].expand(p, 6)
-    same = {"latents": torch.zeros(B, 4, 1, 2, 2), "state": torch.zeros(B, 1, 6), "text": torch.zeros(B, 2, 16),
-            "step_valid": torch.ones(B, p, dtype=torch.bool), "dim_valid": torch.ones(B, 6, dtype=torch.bool),
-            "embodiment": torch.zeros(B, dtype=torch.long)}
+    same = {
+        "latents": torch.zeros(B, 4, 1, 2, 2),
+        "state": torch.zeros(B, 1, 6),
+        "text": torch.zeros(B, 2, 16),
+        "step_valid": torch.ones(B, p, dtype=torch.bool),
+        "dim_valid": torch.ones(B, 6, dtype=torch.bool),
+        "embodiment": torch.zeros(B, dtype=torch.long),
+    }
     try:
         for _ in range(250):
             side = torch.randint(0, 2, (B, 1, 1), generator=generator) * 2.0 - 1
-            training_losses(model, Batch(actions=side * way, **same), objective, False, generator).total.backward()
+            training_losses(
+                model, Batch(actions=side * way, **same), objective, False, generator
+            ).total.backward()
             optimizer.step()
             optimizer.zero_grad()
         with torch.inference_mode():
             solver = Solver(FusedTransformer(model.eval()), Shapes(p, (4, 2, 2), 0))
-            seen = solver.observe(same["state"], same["latents"], solver.model.text_keys(same["text"]), same["embodiment"])
-            first, naive = (solver.act(seen, torch.randn(B, p, 6, generator=generator)) for _ in range(2))
+            seen = solver.observe(
+                same["state"],
+                same["latents"],
+                solver.model.text_keys(same["text"]),
+                same["embodiment"],
+            )
+            first, naive = (
+                solver.act(seen, torch.randn(B, p, 6, generator=generator)) for _ in range(2)
+            )
             given = torch.zeros_like(first)
             # The robot has not moved: the rows that it promised are those of the same swing.
             given[:, :late] = first[:, :late]

@@ -18,7 +18,12 @@ from tests.support.sets import write_v21
 
 STAGES = ROOT / "pipelines" / "stages"
 TINY = ["world", "embodied", "policy"]
-FULL = {"world": 6_021_560_928, "embodied": 6_021_560_928, "policy": 6_021_560_928, "policy-gwp0": 5_001_438_304}
+FULL = {
+    "world": 6_021_560_928,
+    "embodied": 6_021_560_928,
+    "policy": 6_021_560_928,
+    "policy-gwp0": 5_001_438_304,
+}
 
 
 def parameters(job: TrainJob) -> int:
@@ -57,7 +62,11 @@ def test_each_stage_starts_from_the_one_before():
 
 
 def test_overrides_reach_deepspeed_and_keep_the_rest():
-    job = load_config(STAGES / "world.yaml", TrainJob, ["engine.overrides={zero_optimization: {overlap_comm: true}}"])
+    job = load_config(
+        STAGES / "world.yaml",
+        TrainJob,
+        ["engine.overrides={zero_optimization: {overlap_comm: true}}"],
+    )
     assert deepspeed_config(job)["zero_optimization"] == {"stage": 2, "overlap_comm": True}
 
 
@@ -80,7 +89,10 @@ def test_learning_rate_warms_up_and_decays():
         (["objective.chunk_prefix=0.5", "objective.max_prefix=0"], "max_prefix"),
         (["data.window={chunk: 12, stride: 5}"], r"4n \+ 1|chunk"),
         (["optimizer.learning_rate=1"], "learning_rate"),
-        (["data.embodiments={metaworld-sawyer: {stats_of_other_data: true}}"], "stats_of_other_data speaks of a file; give `stats`"),
+        (
+            ["data.embodiments={metaworld-sawyer: {stats_of_other_data: true}}"],
+            "stats_of_other_data speaks of a file; give `stats`",
+        ),
     ],
 )
 def test_jobs_that_cannot_train_are_refused_with_the_reason(sets, words):
@@ -103,7 +115,9 @@ def test_a_stage_takes_statistics_of_a_file_or_says_why_not(tmp_path):
         sets = [f"data.sources=[{source}]", robots, "data.window={chunk: 4, stride: 1}"]
         job = load_config(STAGES / "policy.yaml", TrainJob, sets)
         robots = resolve_embodiments(job)
-        return compute_all_stats(job, robots)["arm"], compute_stats(job.data.sources[:1], robots["arm"], job.data.window)
+        return compute_all_stats(job, robots)["arm"], compute_stats(
+            job.data.sources[:1], robots["arm"], job.data.window
+        )
 
     computed, wanted = stats()
     assert computed.to_json() == wanted.to_json()
@@ -116,6 +130,8 @@ def test_a_stage_takes_statistics_of_a_file_or_says_why_not(tmp_path):
     assert len(given.action.q99) == 2
     part = json.loads(json.dumps(stats(episodes="'0'")[0].to_json()))
     file.write_text(json.dumps(part))
-    with pytest.raises(DataError, match=r"computed without 1 episodes of .*set that are trained on, from 1"):
+    with pytest.raises(
+        DataError, match=r"computed without 1 episodes of .*set that are trained on, from 1"
+    ):
         stats(f", stats: {file}")
     assert stats(f", stats: {file}, stats_of_other_data: true")[0].metadata["of_other_data"] is True

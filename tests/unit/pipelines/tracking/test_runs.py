@@ -1,4 +1,6 @@
-"""A run is written once and whole; an MLflow that is down or hangs costs training nothing and loses no metric."""
+"""A run is written once and whole; an MLflow that is down or hangs costs training nothing and
+loses no metric.
+"""
 
 import base64
 import json
@@ -34,7 +36,9 @@ def silent() -> Iterator[str]:
         yield f"http://127.0.0.1:{server.getsockname()[1]}"
 
 
-def _run(place: Path, name: str = "a", parents: tuple[str, ...] = (), params: dict | None = None) -> str:
+def _run(
+    place: Path, name: str = "a", parents: tuple[str, ...] = (), params: dict | None = None
+) -> str:
     return tracking.create_run("gwp", name, params or {}, str(place), parents)
 
 
@@ -43,7 +47,13 @@ def _history(run_id: str, key: str) -> list[tuple[int, float]]:
 
 
 def test_nested_settings_become_short_dotted_params(store: str, tmp_path: Path) -> None:
-    settings = {"engine": {"zero_stage": 2}, "sources": ["a", "b"], "init": None, "long": "x" * 900, "none": {}}
+    settings = {
+        "engine": {"zero_stage": 2},
+        "sources": ["a", "b"],
+        "init": None,
+        "long": "x" * 900,
+        "none": {},
+    }
     run_id = _run(tmp_path, params=settings)
     params = tracking.client().get_run(run_id).data.params
     assert params["engine.zero_stage"] == "2"
@@ -136,13 +146,17 @@ def test_versions_are_per_bundle_and_aliases_move(store: str, tmp_path: Path) ->
         promote.resolve_model_uri("models:/nobody/1")
 
 
-def test_a_local_bundle_is_no_use_to_a_server(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_a_local_bundle_is_no_use_to_a_server(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
     with pytest.raises(GwpError, match="export the policy to s3://"):
         promote.register(str(tmp_path), "id", "arm")
 
 
-def test_finding_a_policy_needs_a_server_and_shows_credentials(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_finding_a_policy_needs_a_server_and_shows_credentials(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     assert locate("s3://b/bundle") == ("s3://b/bundle", {})
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "sqlite:///x.db")
     with pytest.raises(GwpError, match="needs an MLflow server"):
@@ -150,10 +164,19 @@ def test_finding_a_policy_needs_a_server_and_shows_credentials(monkeypatch: pyte
 
     class Registry(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
-            known = self.headers["Authorization"] in ("Bearer secret", "Basic " + base64.b64encode(b"me:secret").decode())
-            self.send_response(200 if known and self.path.endswith("alias?name=my+arm&alias=champion") else 401)
+            known = self.headers["Authorization"] in (
+                "Bearer secret",
+                "Basic " + base64.b64encode(b"me:secret").decode(),
+            )
+            self.send_response(
+                200 if known and self.path.endswith("alias?name=my+arm&alias=champion") else 401
+            )
             self.end_headers()
-            self.wfile.write(json.dumps({"model_version": {"version": "7", "source": "s3://b/seven", "tags": []}}).encode())
+            self.wfile.write(
+                json.dumps(
+                    {"model_version": {"version": "7", "source": "s3://b/seven", "tags": []}}
+                ).encode()
+            )
 
         def log_message(self, *args: object) -> None:
             """Quiet."""
@@ -163,8 +186,10 @@ def test_finding_a_policy_needs_a_server_and_shows_credentials(monkeypatch: pyte
         monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://127.0.0.1:{server.server_port}/")
         with pytest.raises(GwpError, match="set MLFLOW_TRACKING_USERNAME"):
             locate("models:/my arm@champion")
-        for credentials in ({"MLFLOW_TRACKING_TOKEN": "secret"},
-                            {"MLFLOW_TRACKING_USERNAME": "me", "MLFLOW_TRACKING_PASSWORD": "secret"}):
+        for credentials in (
+            {"MLFLOW_TRACKING_TOKEN": "secret"},
+            {"MLFLOW_TRACKING_USERNAME": "me", "MLFLOW_TRACKING_PASSWORD": "secret"},
+        ):
             for name, value in credentials.items():
                 monkeypatch.setenv(name, value)
             found, known = locate("models:/my arm@champion")

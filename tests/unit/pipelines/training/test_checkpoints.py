@@ -31,8 +31,16 @@ def _write(run: str, tmp_path: Path, step: int, attempt: int = 1, committed: boo
 
 
 def _manifest(step: int, attempt: int, files: dict) -> CheckpointManifest:
-    return CheckpointManifest(files=files, step=step, samples_seen=step * 16, world_size=2, zero_stage=2, attempt=attempt, plan_hash="p",
-                    config_hash="c")
+    return CheckpointManifest(
+        files=files,
+        step=step,
+        samples_seen=step * 16,
+        world_size=2,
+        zero_stage=2,
+        attempt=attempt,
+        plan_hash="p",
+        config_hash="c",
+    )
 
 
 @pytest.fixture
@@ -51,7 +59,11 @@ def test_newest_committed_wins_and_round_trips(run: str, tmp_path: Path) -> None
     found = checkpoints.latest_committed(run, deep=True)
     assert found is not None
     assert found[0] == uri
-    assert (found[1].step, found[1].samples_seen, set(found[1].files)) == (80, 1280, {"ds/rank_0.pt", "ds/rank_1.pt"})
+    assert (found[1].step, found[1].samples_seen, set(found[1].files)) == (
+        80,
+        1280,
+        {"ds/rank_0.pt", "ds/rank_1.pt"},
+    )
     folder = checkpoints.fetch(uri, found[1], tmp_path / "back")
     assert (folder / "ds" / "rank_1.pt").read_bytes() == bytes([1, 80]) * 500
 
@@ -78,7 +90,9 @@ def test_orphans_of_a_dead_attempt_are_never_adopted(run: str, tmp_path: Path) -
 
 
 @pytest.mark.parametrize("damage", ["missing", "short", "unreadable manifest"])
-def test_torn_newest_falls_back_to_the_one_before(run: str, tmp_path: Path, damage: str, caplog: pytest.LogCaptureFixture) -> None:
+def test_torn_newest_falls_back_to_the_one_before(
+    run: str, tmp_path: Path, damage: str, caplog: pytest.LogCaptureFixture
+) -> None:
     first, second = _write(run, tmp_path, 40), _write(run, tmp_path, 80)
     victim = Path(second) / ("MANIFEST.json" if damage == "unreadable manifest" else "ds/rank_1.pt")
     victim.unlink() if damage == "missing" else victim.write_bytes(victim.read_bytes()[:-1])
@@ -92,7 +106,10 @@ def test_altered_bytes_of_the_same_size_are_refused(run: str, tmp_path: Path) ->
     first, second = _write(run, tmp_path, 40), _write(run, tmp_path, 80)
     (Path(second) / "ds" / "rank_0.pt").write_bytes(b"x" * 1000)
     manifest = checkpoints.load_committed(second)
-    for attempt in (lambda: checkpoints.verify(second, manifest), lambda: checkpoints.fetch(second, manifest, tmp_path / "back")):
+    for attempt in (
+        lambda: checkpoints.verify(second, manifest),
+        lambda: checkpoints.fetch(second, manifest, tmp_path / "back"),
+    ):
         with pytest.raises(GwpError, match=r"ds/rank_0\.pt was altered"):
             attempt()
     found = checkpoints.latest_committed(run, deep=True)

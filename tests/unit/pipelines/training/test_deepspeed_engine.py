@@ -1,4 +1,6 @@
-"""DeepSpeed behind our surface, in one process on gloo; each case in a process of its own, since the group is global."""
+"""DeepSpeed behind our surface, in one process on gloo; each case in a process of its own,
+since the group is global.
+"""
 
 import os
 import socket
@@ -31,7 +33,8 @@ def steps(engine, ema, numbers):
     losses = []
     for s in numbers:
         video_only = s % 2 == 0
-        result = training_losses(engine.module, batch, ObjectiveConfig(), video_only, torch.Generator().manual_seed(s))
+        noise = torch.Generator().manual_seed(s)
+        result = training_losses(engine.module, batch, ObjectiveConfig(), video_only, noise)
         total = result.total + idle_loss(engine.module, text) if video_only else result.total
         engine.step(total, 1e-2)
         ema.update(s)
@@ -59,9 +62,22 @@ def run(stage: int, folder) -> list[float]:
     with socket.socket() as s:
         s.bind(("127.0.0.1", 0))
         port = s.getsockname()[1]
-    env = os.environ | {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port),
-                        "DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": "1"}
-    done = subprocess.run([sys.executable, "-c", SCRIPT, str(stage), str(folder)], env=env, capture_output=True, text=True, timeout=120)
+    env = os.environ | {
+        "RANK": "0",
+        "WORLD_SIZE": "1",
+        "LOCAL_RANK": "0",
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(port),
+        "DS_ACCELERATOR": "cpu",
+        "OMP_NUM_THREADS": "1",
+    }
+    done = subprocess.run(
+        [sys.executable, "-c", SCRIPT, str(stage), str(folder)],
+        env=env,
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
     assert done.returncode == 0, done.stderr[-3000:]
     line = next(x for x in done.stdout.splitlines() if x.startswith("LOSSES"))
     return [float(x) for x in line.split()[1:]]

@@ -26,7 +26,10 @@ def slow_down() -> GwpError:
         return error
 
 
-@pytest.mark.parametrize("error", [GwpError("of another configuration"), DataError("too wide"), MissingError("not found")])
+@pytest.mark.parametrize(
+    "error",
+    [GwpError("of another configuration"), DataError("too wide"), MissingError("not found")],
+)
 def test_what_the_user_has_to_mend_is_not_tried_again(error: GwpError) -> None:
     with pytest.raises(StoppedError, match=str(error)), lasting():
         raise error
@@ -34,7 +37,15 @@ def test_what_the_user_has_to_mend_is_not_tried_again(error: GwpError) -> None:
         raise GwpError("once")
 
 
-@pytest.mark.parametrize("error", [slow_down(), RuntimeError("Connection closed by peer"), ConnectionResetError(), OSError("disk")])
+@pytest.mark.parametrize(
+    "error",
+    [
+        slow_down(),
+        RuntimeError("Connection closed by peer"),
+        ConnectionResetError(),
+        OSError("disk"),
+    ],
+)
 def test_what_may_pass_is_worth_a_restart(error: Exception) -> None:
     with pytest.raises(type(error)) as caught, lasting():
         raise error
@@ -61,7 +72,9 @@ def test_one_lasting_failure_ends_the_run_whatever_the_others_say() -> None:
     callback.after_exception(None, {0: TypeError("x"), 1: RuntimeError("y")})
     told = first(ControllerError(stopped), GwpError)
     assert str(told) == "step 3: loss is nan"
-    assert first(WorkerGroupError("x", {0: RuntimeError("y"), 1: DataError("z")}), GwpError).args == ("z",)
+    assert first(
+        WorkerGroupError("x", {0: RuntimeError("y"), 1: DataError("z")}), GwpError
+    ).args == ("z",)
     assert first(WorkerGroupError("x", {0: RuntimeError("y")}), GwpError) is None
 
 
@@ -109,7 +122,12 @@ except StoppedError as error:
 def test_all_workers_stop_at_the_loss_of_one(tmp_path: Path) -> None:
     env = os.environ | {"OMP_NUM_THREADS": "1"}
     both = [
-        subprocess.Popen([sys.executable, "-c", TWO, str(rank), str(tmp_path / "meet")], env=env, stdout=subprocess.PIPE, text=True)
+        subprocess.Popen(
+            [sys.executable, "-c", TWO, str(rank), str(tmp_path / "meet")],
+            env=env,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
         for rank in (0, 1)
     ]
     told = [process.communicate(timeout=200)[0] for process in both]

@@ -1,4 +1,6 @@
-"""A training run is one run in MLflow, and never RUNNING for ever, wherever its start was cut off."""
+"""A training run is one run in MLflow, and never RUNNING for ever, wherever its start was cut
+off.
+"""
 
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -23,7 +25,9 @@ class Killed(BaseException):
 def store(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """One sqlite store for all tests: creating its schema takes seconds."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path_factory.mktemp('mlflow')}/mlflow.db")
+        patch.setenv(
+            "MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path_factory.mktemp('mlflow')}/mlflow.db"
+        )
         yield "here"
 
 
@@ -33,9 +37,13 @@ def ready(tmp_path_factory: pytest.TempPathFactory) -> PreparedRun:
 
 
 class Cut:
-    """Every call to MLflow and every write to storage, cut off at the one with this number. dead: and so are all later ones."""
+    """Every call to MLflow and every write to storage, cut off at the one with this number.
+    dead: and so are all later ones.
+    """
 
-    def __init__(self, patch: pytest.MonkeyPatch, at: int, error: BaseException, dead: bool) -> None:
+    def __init__(
+        self, patch: pytest.MonkeyPatch, at: int, error: BaseException, dead: bool
+    ) -> None:
         self.calls: list[str] = []
         self._at, self._error, self._dead = at, error, dead
         real, write = tracking.client, storage.write_bytes
@@ -65,7 +73,11 @@ class Cut:
 def runs_of(found: PreparedRun) -> list[Any]:
     mlflow = tracking.client()
     experiment = mlflow.get_experiment_by_name(found.job.run.experiment)
-    return list(mlflow.search_runs([experiment.experiment_id], f"tags.`gwp.place` = '{found.uri}'")) if experiment else []
+    return (
+        list(mlflow.search_runs([experiment.experiment_id], f"tags.`gwp.place` = '{found.uri}'"))
+        if experiment
+        else []
+    )
 
 
 def calls(ready: PreparedRun, folder: Path) -> list[str]:
@@ -77,9 +89,13 @@ def calls(ready: PreparedRun, folder: Path) -> list[str]:
     return cut.calls
 
 
-def test_a_start_that_was_killed_anywhere_is_gone_on_with(store: str, ready: PreparedRun, tmp_path: Path) -> None:
+def test_a_start_that_was_killed_anywhere_is_gone_on_with(
+    store: str, ready: PreparedRun, tmp_path: Path
+) -> None:
     every = calls(ready, tmp_path)
-    assert {"write", "search_runs", "create_run", "log_batch", "log_inputs", "set_tag"} <= set(every)
+    assert {"write", "search_runs", "create_run", "log_batch", "log_inputs", "set_tag"} <= set(
+        every
+    )
     for at in range(len(every)):
         found = replace(ready, uri=str(tmp_path / f"killed-{at}"))
         with pytest.MonkeyPatch.context() as patch:
@@ -95,7 +111,9 @@ def test_a_start_that_was_killed_anywhere_is_gone_on_with(store: str, ready: Pre
         assert len(run.inputs.dataset_inputs) == 1
 
 
-@pytest.mark.parametrize(("error", "status"), [(KeyboardInterrupt(), "KILLED"), (GwpError("no such bucket"), "FAILED")])
+@pytest.mark.parametrize(
+    ("error", "status"), [(KeyboardInterrupt(), "KILLED"), (GwpError("no such bucket"), "FAILED")]
+)
 def test_a_start_that_was_interrupted_anywhere_ends_its_run(
     error: BaseException, status: str, store: str, ready: PreparedRun, tmp_path: Path
 ) -> None:
@@ -109,15 +127,22 @@ def test_a_start_that_was_interrupted_anywhere_ends_its_run(
     assert runs_of(found)
 
 
-def test_what_ends_the_training_is_told_and_what_finishes_it_untold(store: str, ready: PreparedRun, tmp_path: Path) -> None:
+def test_what_ends_the_training_is_told_and_what_finishes_it_untold(
+    store: str, ready: PreparedRun, tmp_path: Path
+) -> None:
     found = replace(ready, uri=str(tmp_path / "run"))
     for error, status, reason in (
-        (GwpError("step 3: loss is nan"), "FAILED", "step 3: loss is nan"), (KeyboardInterrupt(), "KILLED", "KeyboardInterrupt"),
+        (GwpError("step 3: loss is nan"), "FAILED", "step 3: loss is nan"),
+        (KeyboardInterrupt(), "KILLED", "KeyboardInterrupt"),
     ):
         with pytest.raises(type(error)), open_run(found) as run_id:
             raise error
         (run,) = runs_of(found)
-        assert (run.info.run_id, run.info.status, run.data.tags[tracking.STOPPED_TAG]) == (run_id, status, reason)
+        assert (run.info.run_id, run.info.status, run.data.tags[tracking.STOPPED_TAG]) == (
+            run_id,
+            status,
+            reason,
+        )
     with open_run(found) as again:
         tracking.finish_run(again, {})
     (run,) = runs_of(found)
@@ -125,7 +150,9 @@ def test_what_ends_the_training_is_told_and_what_finishes_it_untold(store: str, 
     assert tracking.STOPPED_TAG not in run.data.tags
 
 
-def test_a_folder_that_is_made_anew_is_a_new_run(store: str, ready: PreparedRun, tmp_path: Path) -> None:
+def test_a_folder_that_is_made_anew_is_a_new_run(
+    store: str, ready: PreparedRun, tmp_path: Path
+) -> None:
     found = replace(ready, uri=str(tmp_path / "run"))
     with open_run(found) as first:
         pass

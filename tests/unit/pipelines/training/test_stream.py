@@ -1,4 +1,6 @@
-"""Blocks of decoded samples, and the check that the stream stands where the checkpoint says. No Ray is started."""
+"""Blocks of decoded samples, and the check that the stream stands where the checkpoint says. No
+Ray is started.
+"""
 
 import pickle
 from dataclasses import replace
@@ -22,26 +24,43 @@ from tests.support.sets import TOP, write_pictures, write_v30
 from tests.unit.pipelines.jobs.test_stages import STAGES
 
 SPEC = SampleSpec(
-    canvas=Canvas(layout="single", width=8, height=8), window=Window(chunk=4, stride=1), clip=ClipWindow(frames=5, fps=5.0),
-    embodiments={}, stats={}, model_dim=3, augment=False, seed=0,
+    canvas=Canvas(layout="single", width=8, height=8),
+    window=Window(chunk=4, stride=1),
+    clip=ClipWindow(frames=5, fps=5.0),
+    embodiments={},
+    stats={},
+    model_dim=3,
+    augment=False,
+    seed=0,
 )
 
 
 def sample(name, value):
     return {
         "view_valid": np.array([True, False, False]),
-        "frames": np.full((5, 8, 8, 3), value, np.uint8), "state": np.full(3, value, np.float32),
-        "actions": np.zeros((4, 3), np.float32), "step_valid": np.ones(4, bool), "dim_valid": np.ones(3, bool), "has_action": True,
-        "text_key": "k", "embodiment_id": 1, "sample_id": name,
+        "frames": np.full((5, 8, 8, 3), value, np.uint8),
+        "state": np.full(3, value, np.float32),
+        "actions": np.zeros((4, 3), np.float32),
+        "step_valid": np.ones(4, bool),
+        "dim_valid": np.ones(3, bool),
+        "has_action": True,
+        "text_key": "k",
+        "embodiment_id": 1,
+        "sample_id": name,
     }
 
 
 def rows(*names):
-    return [{"sample_id": n, "position": 10 + i, "batch": 8, "kind": "robot", "bucket": 0} for i, n in enumerate(names)]
+    return [
+        {"sample_id": n, "position": 10 + i, "batch": 8, "kind": "robot", "bucket": 0}
+        for i, n in enumerate(names)
+    ]
 
 
 def test_failed_samples_hold_their_place_and_say_why():
-    columns = batch_columns(rows("a", "b", "c"), [sample("a", 1), sample("c", 3)], {"b": "truncated"}, SPEC)
+    columns = batch_columns(
+        rows("a", "b", "c"), [sample("a", 1), sample("c", 3)], {"b": "truncated"}, SPEC
+    )
     assert columns["ok"].tolist() == [True, False, True]
     assert columns["reason"].tolist() == ["", "truncated", ""]
     assert columns["position"].tolist() == [10, 11, 12]
@@ -53,7 +72,9 @@ def test_a_block_without_any_good_sample_has_the_same_columns():
     bad = batch_columns(rows("a", "b"), [], {"a": "x", "b": "y"}, SPEC)
     good = batch_columns(rows("a", "b"), [sample("a", 1), sample("b", 2)], {}, SPEC)
     assert not bad["ok"].any()
-    assert {k: (v.shape, v.dtype.kind) for k, v in bad.items()} == {k: (v.shape, v.dtype.kind) for k, v in good.items()}
+    assert {k: (v.shape, v.dtype.kind) for k, v in bad.items()} == {
+        k: (v.shape, v.dtype.kind) for k, v in good.items()
+    }
 
 
 class Shard:
@@ -64,7 +85,10 @@ class Shard:
 
     def iter_batches(self, **_):
         for start, size in self.blocks:
-            yield {"position": np.arange(start, start + size // 2), "batch": np.full(size // 2, size)}
+            yield {
+                "position": np.arange(start, start + size // 2),
+                "batch": np.full(size // 2, size),
+            }
 
 
 def test_each_rank_gets_its_share_of_batches_of_any_size():
@@ -82,13 +106,25 @@ def test_a_stream_out_of_step_stops_instead_of_repeating_samples():
 def prepared(root, rows=(12, 9), **fields):
     uri = str(write_v30(root, lengths=rows))
     arm = infer_embodiment(uri, "arm", 4, 2)
-    manifest = build_manifest([Source(uri=uri, embodiment="arm", weight=2)], embodiments={"arm": arm}, window=SPEC.window, clip=SPEC.clip)
+    manifest = build_manifest(
+        [Source(uri=uri, embodiment="arm", weight=2)],
+        embodiments={"arm": arm},
+        window=SPEC.window,
+        clip=SPEC.clip,
+    )
     stats = compute_stats([Source(uri=uri, embodiment="arm")], arm, SPEC.window)
     spec = replace(SPEC, embodiments={"arm": arm}, stats={"arm": stats}, augment=True, **fields)
-    job = load_config(STAGES / "policy.yaml", TrainJob, [
-        "run.steps=9", "engine.global_batch=14", "cluster.workers=2", f"data.sources=[{{uri: {uri}, embodiment: arm, weight: 2}}]",
-        "data.embodiments={arm: {replan: 2}}",
-    ])
+    job = load_config(
+        STAGES / "policy.yaml",
+        TrainJob,
+        [
+            "run.steps=9",
+            "engine.global_batch=14",
+            "cluster.workers=2",
+            f"data.sources=[{{uri: {uri}, embodiment: arm, weight: 2}}]",
+            "data.embodiments={arm: {replan: 2}}",
+        ],
+    )
     return PreparedRun("nowhere", job, manifest, manifest.fingerprint, spec, "", None)
 
 
@@ -98,7 +134,9 @@ def test_what_is_planned_for_the_ranks_is_the_plan(tmp_path):
     ids = found.manifest.table["sample_id"].to_pylist()
     for step in (0, 4, 8):
         rows = planned(found, step, 14 * step).to_pylist()
-        assert [(r["first"], r["batch"], len(r["ids"])) for r in rows] == [(7 * k, 14, 7) for k in range(2 * step, 18)]
+        assert [(r["first"], r["batch"], len(r["ids"])) for r in rows] == [
+            (7 * k, 14, 7) for k in range(2 * step, 18)
+        ]
         assert [i for r in rows for i in r["ids"]] == np.concatenate(steps[step:]).tolist()
     tables = blocks(found, 3, 42)
     for table, row in zip(tables, planned(found, 3, 42).to_pylist(), strict=True):
@@ -109,14 +147,20 @@ def test_what_is_planned_for_the_ranks_is_the_plan(tmp_path):
 def test_a_sample_that_comes_twice_in_a_batch_comes_under_two_crops(tmp_path):
     found = prepared(tmp_path / "set", canvas=Canvas(layout="single", width=32, height=48))
     slope = np.broadcast_to(np.arange(64, dtype=np.uint8)[None, :, None] * 3, (48, 64, 3))
-    write_pictures(tmp_path / f"set/videos/{TOP}/chunk-000/file-000.mp4", [np.ascontiguousarray(slope)] * 21, gop=4)
+    write_pictures(
+        tmp_path / f"set/videos/{TOP}/chunk-000/file-000.mp4",
+        [np.ascontiguousarray(slope)] * 21,
+        gop=4,
+    )
     row = {"ids": [3, 3, 5], "first": 20, "batch": 6}
     table = block(found.manifest, None, row)
     rows = table.to_pylist()
     columns = decode_block(table, found.spec, None)
     assert columns["sample_id"].tolist() == [r["sample_id"] for r in rows]
     alone = [decode_block(table.slice(i, 1), found.spec, None)["frames"][0] for i in range(3)]
-    assert all(np.array_equal(got, want) for got, want in zip(columns["frames"], alone, strict=True))
+    assert all(
+        np.array_equal(got, want) for got, want in zip(columns["frames"], alone, strict=True)
+    )
     assert not np.array_equal(alone[0], alone[1])
 
 

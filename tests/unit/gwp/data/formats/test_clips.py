@@ -22,21 +22,36 @@ SPEC = SampleSpec(Canvas(layout="single", width=32, height=32), WINDOW, CLIP, {}
 
 
 def build(uri: Path | str, **fields: Any) -> Manifest:
-    return build_manifest([Source(uri=str(uri), **fields)], embodiments={}, window=WINDOW, clip=CLIP)
+    return build_manifest(
+        [Source(uri=str(uri), **fields)], embodiments={}, window=WINDOW, clip=CLIP
+    )
 
 
 def test_captions_by_any_name_of_the_file(tmp_path: Path) -> None:
     for name in ("a.mp4", "sub/b.mp4", "c.mkv", "d.mp4"):
         write_video(tmp_path / name, range(10))
     lines = [
-        '{"file": "a.mp4", "path": "where/it/came/from.mp4", "caption": "first"}', "",
-        '{"path": "sub/b.mp4", "text": "second"}', '{"file_name": "elsewhere/c.mkv", "caption": "third"}', '{"file": "gone.mp4"}',
+        '{"file": "a.mp4", "path": "where/it/came/from.mp4", "caption": "first"}',
+        "",
+        '{"path": "sub/b.mp4", "text": "second"}',
+        '{"file_name": "elsewhere/c.mkv", "caption": "third"}',
+        '{"file": "gone.mp4"}',
     ]
     (tmp_path / "metadata.jsonl").write_text("\n".join(lines))
     found = read_clips(str(tmp_path))
-    assert {c.name: c.caption for c in found.clips} == {"a.mp4": "first", "sub/b.mp4": "second", "c.mkv": "third", "d.mp4": ""}
+    assert {c.name: c.caption for c in found.clips} == {
+        "a.mp4": "first",
+        "sub/b.mp4": "second",
+        "c.mkv": "third",
+        "d.mp4": "",
+    }
     assert build(tmp_path).skipped == (
-        {"uri": str(tmp_path), "item": "gone.mp4", "reason": "named in metadata.jsonl, but there is no such video", "broken": False},
+        {
+            "uri": str(tmp_path),
+            "item": "gone.mp4",
+            "reason": "named in metadata.jsonl, but there is no such video",
+            "broken": False,
+        },
     )
     assert [c.caption for c in read_clips(str(tmp_path / "a.mp4")).clips] == ["first"]
 
@@ -54,8 +69,13 @@ def test_clips_follow_one_another_at_the_common_rate(tmp_path: Path) -> None:
     manifest = build(tmp_path)
     samples, failures = decode_samples(manifest.rows(range(manifest.table.num_rows)), SPEC)
     assert not failures
-    # 5 frames at 5 Hz of a video at 10 Hz: every second frame, the next clip 1 s later; the fourth would end at frame 38.
-    assert [[frame_number(f) for f in s["frames"]] for s in samples] == [[0, 2, 4, 6, 8], [10, 12, 14, 16, 18], [20, 22, 24, 26, 28]]
+    # 5 frames at 5 Hz of a video at 10 Hz: every second frame, the next clip 1 s later; the
+    # fourth would end at frame 38.
+    assert [[frame_number(f) for f in s["frames"]] for s in samples] == [
+        [0, 2, 4, 6, 8],
+        [10, 12, 14, 16, 18],
+        [20, 22, 24, 26, 28],
+    ]
     ids = [s["sample_id"].rsplit("/", 2)[1:] for s in samples]
     assert ids == [["a.mp4", "00000000"], ["a.mp4", "00001000"], ["a.mp4", "00002000"]]
 
@@ -83,7 +103,9 @@ def test_samples_of_plain_videos_have_no_actions(tmp_path: Path) -> None:
 def test_what_cannot_be_used_is_left_out_and_named(tmp_path: Path) -> None:
     write_video(tmp_path / "good.mp4", range(12))
     write_video(tmp_path / "short.mp4", range(5))
-    raw = write_video(tmp_path / "cut.mp4", np.random.default_rng(0).integers(0, 80, 30).tolist()).read_bytes()
+    raw = write_video(
+        tmp_path / "cut.mp4", np.random.default_rng(0).integers(0, 80, 30).tolist()
+    ).read_bytes()
     (tmp_path / "cut.mp4").write_bytes(raw[: len(raw) // 2])
     reasons = {s["item"]: s["reason"] for s in build(tmp_path).skipped}
     assert set(reasons) == {"short.mp4", "cut.mp4"}
@@ -113,7 +135,9 @@ def test_clips_and_robot_samples_of_one_mixture_have_equal_lengths(tmp_path: Pat
     sources = [Source(uri=str(tmp_path / "clips")), Source(uri=str(write_v21(tmp_path / "set")))]
     with pytest.raises(DataError, match=r"set clip.frames to 5"):
         build_manifest(sources, embodiments={}, window=WINDOW, clip=ClipWindow(frames=9, fps=5))
-    assert set(build_manifest(sources, embodiments={}, window=WINDOW, clip=CLIP).table["kind"].to_pylist()) == {"clip", "robot"}
+    assert set(
+        build_manifest(sources, embodiments={}, window=WINDOW, clip=CLIP).table["kind"].to_pylist()
+    ) == {"clip", "robot"}
 
 
 @pytest.mark.parametrize("folder", ["clips", "embodied"])
@@ -123,7 +147,11 @@ def test_real_videos(folder: str) -> None:
     manifest = build(SHARED / folder)
     assert not manifest.skipped
     assert all(manifest.texts().values())
-    last = [i for i, v in enumerate(manifest.table["views"].to_pylist()) if i % 9 == 8 or "mkv" in v[0]["uri"]]
+    last = [
+        i
+        for i, v in enumerate(manifest.table["views"].to_pylist())
+        if i % 9 == 8 or "mkv" in v[0]["uri"]
+    ]
     samples, failures = decode_samples(manifest.rows(last), SPEC)
     assert not failures
     assert all(s["frames"].std() > 1 for s in samples)
@@ -135,7 +163,14 @@ def test_too_large_a_share_of_broken_videos_is_an_error(tmp_path: Path) -> None:
     (tmp_path / "d.mp4").write_bytes(b"no video")
     # An entry without a video and a clip that is too short are no broken data.
     (tmp_path / "metadata.jsonl").write_text('{"file": "gone.mp4", "caption": "x"}\n')
-    found = build_manifest([Source(uri=str(tmp_path))], embodiments={}, window=WINDOW, clip=CLIP, max_broken=0.25)
+    found = build_manifest(
+        [Source(uri=str(tmp_path))], embodiments={}, window=WINDOW, clip=CLIP, max_broken=0.25
+    )
     assert [s["broken"] for s in found.skipped] == [False, True]
-    with pytest.raises(DataError, match=r"1 of 4 episodes or videos are broken, .* 0.2 allows \(d.mp4: .*raise data.max"):
-        build_manifest([Source(uri=str(tmp_path))], embodiments={}, window=WINDOW, clip=CLIP, max_broken=0.2)
+    with pytest.raises(
+        DataError,
+        match=r"1 of 4 episodes or videos are broken, .* 0.2 allows \(d.mp4: .*raise data.max",
+    ):
+        build_manifest(
+            [Source(uri=str(tmp_path))], embodiments={}, window=WINDOW, clip=CLIP, max_broken=0.2
+        )

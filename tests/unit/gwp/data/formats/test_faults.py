@@ -1,4 +1,6 @@
-"""Every format on a bad day of storage: what passes changes no sample, what lasts is no broken data, what vanishes is named."""
+"""Every format on a bad day of storage: what passes changes no sample, what lasts is no broken
+data, what vanishes is named.
+"""
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -53,7 +55,15 @@ def _calm(proxy: FaultyProxy) -> Iterator[None]:
 
 def forget() -> None:
     """What readers remember of files, so that all of it is asked for again."""
-    for kept in (hdf5._look, rlds._look, tars._look, vectors._columns, vectors._group, vectors.row_groups, pictures._group):
+    for kept in (
+        hdf5._look,
+        rlds._look,
+        tars._look,
+        vectors._columns,
+        vectors._group,
+        vectors.row_groups,
+        pictures._group,
+    ):
         kept.cache_clear()
 
 
@@ -62,12 +72,23 @@ def prepare(name: str) -> tuple[Manifest, SampleSpec]:
     data = robots_at(source)
     if data is None:
         manifest = build_manifest([source], embodiments={}, window=WINDOW, clip=CLIP)
-        return manifest, SampleSpec(Canvas(layout="single", width=32, height=32), WINDOW, CLIP, {}, {}, 4, False, 0)
+        return manifest, SampleSpec(
+            Canvas(layout="single", width=32, height=32), WINDOW, CLIP, {}, {}, 4, False, 0
+        )
     arm = embodiment_of(data, "arm", 4, 2)
     source = source.model_copy(update={"embodiment": "arm"})
     manifest = build_manifest([source], embodiments={"arm": arm}, window=WINDOW, clip=CLIP)
     stats = {"arm": compute_stats([source], arm, WINDOW)}
-    return manifest, SampleSpec(Canvas(layout="horizontal", width=64, height=32), WINDOW, CLIP, {"arm": arm}, stats, 6, False, 0)
+    return manifest, SampleSpec(
+        Canvas(layout="horizontal", width=64, height=32),
+        WINDOW,
+        CLIP,
+        {"arm": arm},
+        stats,
+        6,
+        False,
+        0,
+    )
 
 
 @pytest.mark.parametrize("name", FORMATS)
@@ -81,7 +102,11 @@ def test_what_passes_changes_no_sample(proxy: FaultyProxy, name: str) -> None:
     def decide(method: str, *_: str) -> Any:
         """Each fifth look at an object fails, in turn in every way."""
         turn[0] += method == "GET"
-        return TRANSIENT[turn[0] // 5 % len(TRANSIENT)] if method == "GET" and turn[0] % 5 == 2 else None
+        return (
+            TRANSIENT[turn[0] // 5 % len(TRANSIENT)]
+            if method == "GET" and turn[0] % 5 == 2
+            else None
+        )
 
     forget()
     before, proxy.fault = proxy.faults, decide
@@ -96,15 +121,24 @@ def test_what_passes_changes_no_sample(proxy: FaultyProxy, name: str) -> None:
 
 
 @pytest.mark.parametrize("name", FORMATS)
-def test_what_lasts_is_no_broken_data(proxy: FaultyProxy, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
-    """Objects are listed and their metadata read; then storage answers no more. Nothing may be left out for that."""
+def test_what_lasts_is_no_broken_data(
+    proxy: FaultyProxy, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    """Objects are listed and their metadata read; then storage answers no more. Nothing may be
+    left out for that.
+    """
     forget()
     manifest, spec = prepare(name)
     monkeypatch.setenv(PATIENCE, "0.2")
     metadata = ("list-type", "/meta/", ".json")
-    proxy.fault = lambda method, path, _: None if method != "GET" or any(m in path for m in metadata) else "slow down"
+    proxy.fault = lambda method, path, _: (
+        None if method != "GET" or any(m in path for m in metadata) else "slow down"
+    )
     forget()
-    for work in (lambda: prepare(name), lambda: decode_samples(manifest.rows(range(len(manifest))), spec)):
+    for work in (
+        lambda: prepare(name),
+        lambda: decode_samples(manifest.rows(range(len(manifest))), spec),
+    ):
         with pytest.raises(GwpError, match=r"storage (keeps failing|does not answer)"):
             work()
 
@@ -114,7 +148,9 @@ def test_what_vanishes_is_named(proxy: FaultyProxy, name: str) -> None:
     forget()
     manifest, spec = prepare(name)
     forget()
-    proxy.fault = lambda method, path, _: "vanished" if method in ("GET", "HEAD") and "list-type" not in path else None
+    proxy.fault = lambda method, path, _: (
+        "vanished" if method in ("GET", "HEAD") and "list-type" not in path else None
+    )
     samples, failed = decode_samples(manifest.rows(range(len(manifest))), spec)
     assert not samples
     assert len(failed) == len(manifest)

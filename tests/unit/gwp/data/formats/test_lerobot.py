@@ -16,14 +16,28 @@ from gwp.data.plan.manifest import Manifest, build_manifest
 from gwp.data.source import Source
 from gwp.data.window import ClipWindow, Window
 from gwp.errors import DataError
-from tests.support.sets import SHARED, TOP, WRIST, columns, episode_values, write_v21, write_v30, write_video
+from tests.support.sets import (
+    SHARED,
+    TOP,
+    WRIST,
+    columns,
+    episode_values,
+    write_v21,
+    write_v30,
+    write_video,
+)
 
 WINDOW, CLIP = Window(chunk=4, stride=1), ClipWindow(frames=5, fps=5)
 
 
 def build(uri: Path | str, embodiment: Embodiment | None = None, **fields: Any) -> Manifest:
     source = Source(uri=str(uri), embodiment=embodiment.name if embodiment else None, **fields)
-    return build_manifest([source], embodiments={embodiment.name: embodiment} if embodiment else {}, window=WINDOW, clip=CLIP)
+    return build_manifest(
+        [source],
+        embodiments={embodiment.name: embodiment} if embodiment else {},
+        window=WINDOW,
+        clip=CLIP,
+    )
 
 
 def robot(uri: Path, **fields: Any) -> Embodiment:
@@ -52,18 +66,27 @@ def test_every_camera_has_its_own_file_and_start(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("pandas_tasks", [False, True])
-def test_tasks_by_number_and_both_names_of_the_text_column(tmp_path: Path, pandas_tasks: bool) -> None:
+def test_tasks_by_number_and_both_names_of_the_text_column(
+    tmp_path: Path, pandas_tasks: bool
+) -> None:
     root = write_v30(tmp_path / "set", pandas_tasks=pandas_tasks, tasks=["reach", "push"])
     file = root / "meta/episodes/chunk-000/file-000.parquet"
     table = pq.read_table(file)
-    pq.write_table(table.set_column(table.column_names.index("tasks"), "tasks", pa.array([[1], [0]])), file)
+    pq.write_table(
+        table.set_column(table.column_names.index("tasks"), "tasks", pa.array([[1], [0]])), file
+    )
     assert [e.text for e in read_set(str(root)).episodes] == ["push", "reach"]
 
 
 @pytest.mark.parametrize(
     ("names", "read"),
-    [([["a", "b", "c"]], ("a", "b", "c")), ({"motors": ["a", "b", "c"]}, ("a", "b", "c")), ({"c": 2, "a": 0, "b": 1}, ("a", "b", "c")),
-     (None, ("state_0", "state_1", "state_2")), (["a"], ("state_0", "state_1", "state_2"))],
+    [
+        ([["a", "b", "c"]], ("a", "b", "c")),
+        ({"motors": ["a", "b", "c"]}, ("a", "b", "c")),
+        ({"c": 2, "a": 0, "b": 1}, ("a", "b", "c")),
+        (None, ("state_0", "state_1", "state_2")),
+        (["a"], ("state_0", "state_1", "state_2")),
+    ],
 )
 def test_names_in_every_spelling(tmp_path: Path, names: Any, read: tuple[str, ...]) -> None:
     root = write_v21(tmp_path / "set")
@@ -102,7 +125,13 @@ def test_the_robot_of_a_set(tmp_path: Path) -> None:
     root = write_v30(tmp_path / "set", cameras=(TOP, WRIST))
     found = robot(root, delta_mask=(True, False), id=3)
     assert found.cameras == {"front": TOP, "left": WRIST}
-    assert (found.id, found.fps, found.chunk, found.replan, found.delta) == (3, 10, 4, 2, (True, False))
+    assert (found.id, found.fps, found.chunk, found.replan, found.delta) == (
+        3,
+        10,
+        4,
+        2,
+        (True, False),
+    )
     assert robot(root, cameras={"front": WRIST}).cameras == {"front": WRIST}
     with pytest.raises(DataError, match=r"delta_mask has 3 entries, action_names 2"):
         robot(root, delta_mask=(True,) * 3)
@@ -110,15 +139,22 @@ def test_the_robot_of_a_set(tmp_path: Path) -> None:
 
 def test_a_camera_that_is_not_there(tmp_path: Path) -> None:
     root = write_v21(tmp_path / "set", cameras=(TOP, WRIST))
-    with pytest.raises(DataError, match=r"no camera '.*tops'; did you mean 'observation.images.top'\? The set has .*wrist"):
+    with pytest.raises(
+        DataError,
+        match=r"no camera '.*tops'; did you mean 'observation.images.top'\? The set has .*wrist",
+    ):
         robot(root, cameras={"front": "observation.images.tops"})
     with pytest.raises(DataError, match="no camera 'nose'; The set has"):
         build(root, cameras={"front": "nose"})
     stills = tmp_path / "set/meta/info.json"
     stills.write_text(stills.read_text().replace('"dtype": "video"', '"dtype": "image"'))
-    with pytest.raises(DataError, match=r"episode_000000.parquet has no column observation.images.top"):
+    with pytest.raises(
+        DataError, match=r"episode_000000.parquet has no column observation.images.top"
+    ):
         build(root, cameras={"front": TOP})
-    many = write_v21(tmp_path / "many", cameras=[f"observation.images.{c}" for c in "abcd"], lengths=[5])
+    many = write_v21(
+        tmp_path / "many", cameras=[f"observation.images.{c}" for c in "abcd"], lengths=[5]
+    )
     with pytest.raises(DataError, match="name up to 3 `cameras`"):
         robot(many)
 
@@ -165,7 +201,9 @@ def test_an_episode_whose_video_is_short_is_left_out_and_named(tmp_path: Path) -
 def test_an_episode_whose_rows_are_short_is_left_out_and_named(tmp_path: Path) -> None:
     root = write_v21(tmp_path / "set", lengths=[6, 7])
     pq.write_table(pa.table(columns(0, 4)), root / "data/chunk-000/episode_000000.parquet")
-    assert skipped(build(root, robot(root))) == {"episode 0": "metadata say 6 rows, data/chunk-000/episode_000000.parquet has 4"}
+    assert skipped(build(root, robot(root))) == {
+        "episode 0": "metadata say 6 rows, data/chunk-000/episode_000000.parquet has 4"
+    }
     # Without labels the rows do not matter.
     assert not build(root).skipped
 
@@ -182,8 +220,12 @@ def test_a_span_of_another_length_than_the_rows(tmp_path: Path) -> None:
     root = write_v30(tmp_path / "set", lengths=[10, 8])
     file = root / "meta/episodes/chunk-000/file-000.parquet"
     table, name = pq.read_table(file), f"videos/{TOP}/to_timestamp"
-    pq.write_table(table.set_column(table.column_names.index(name), name, pa.array([0.8, 1.8])), file)
-    assert skipped(build(root, robot(root))) == {"episode 0": f"{TOP} has 8 frames, the episode has 10 rows"}
+    pq.write_table(
+        table.set_column(table.column_names.index(name), name, pa.array([0.8, 1.8])), file
+    )
+    assert skipped(build(root, robot(root))) == {
+        "episode 0": f"{TOP} has 8 frames, the episode has 10 rows"
+    }
 
 
 def test_damaged_and_missing_files_are_named(tmp_path: Path) -> None:
@@ -206,7 +248,9 @@ def test_damaged_and_missing_files_are_named(tmp_path: Path) -> None:
 def test_nothing_usable_is_an_error_that_says_why(tmp_path: Path) -> None:
     root = write_v21(tmp_path / "set", lengths=[6])
     (root / f"videos/chunk-000/{TOP}/episode_000000.mp4").unlink()
-    with pytest.raises(DataError, match=r"nothing usable in 1 episodes or videos \(episode 0: .* is missing"):
+    with pytest.raises(
+        DataError, match=r"nothing usable in 1 episodes or videos \(episode 0: .* is missing"
+    ):
         build(root, robot(root))
 
 
@@ -221,7 +265,12 @@ def test_a_set_of_another_robot_is_refused(tmp_path: Path) -> None:
         with pytest.raises(DataError, match=message):
             build(root, arm.model_copy(update=change))
     with pytest.raises(DataError, match="embodiment 'leg' is not described; known: arm"):
-        build_manifest([Source(uri=str(root), embodiment="leg")], embodiments={"arm": arm}, window=WINDOW, clip=CLIP)
+        build_manifest(
+            [Source(uri=str(root), embodiment="leg")],
+            embodiments={"arm": arm},
+            window=WINDOW,
+            clip=CLIP,
+        )
 
 
 @pytest.mark.parametrize("version", ["g1_bottle_v21", "g1_bottle_v30"])

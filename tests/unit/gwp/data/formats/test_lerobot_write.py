@@ -1,4 +1,6 @@
-"""The LeRobot writer: what goes in comes out through our reader, and the files are what other readers expect."""
+"""The LeRobot writer: what goes in comes out through our reader, and the files are what other
+readers expect.
+"""
 
 import json
 from pathlib import Path
@@ -24,10 +26,17 @@ LENGTHS = (7, 12, 1, 9)
 TASKS = ("open the door", "push", "open the door", "schließe die Tür")
 
 
-def writer(uri: object, fps: float = 10, cameras: tuple[str, ...] = (TOP,), **options: object) -> LeRobotWriter:
+def writer(
+    uri: object, fps: float = 10, cameras: tuple[str, ...] = (TOP,), **options: object
+) -> LeRobotWriter:
     return LeRobotWriter(
-        str(uri), fps=fps, robot_type="dot", cameras=dict.fromkeys(cameras, (48, 64)), state_names=STATE_NAMES,
-        action_names=ACTION_NAMES, **options,  # type: ignore[arg-type]
+        str(uri),
+        fps=fps,
+        robot_type="dot",
+        cameras=dict.fromkeys(cameras, (48, 64)),
+        state_names=STATE_NAMES,
+        action_names=ACTION_NAMES,
+        **options,  # type: ignore[arg-type]
     )
 
 
@@ -36,27 +45,47 @@ def pictures(first: int, count: int) -> np.ndarray:
     return np.stack([np.full((48, 64, 3), level(n), np.uint8) for n in range(first, first + count)])
 
 
-def write(uri: object, fps: float = 10, cameras: tuple[str, ...] = (TOP,), with_actions: bool = True, **options: object) -> None:
+def write(
+    uri: object,
+    fps: float = 10,
+    cameras: tuple[str, ...] = (TOP,),
+    with_actions: bool = True,
+    **options: object,
+) -> None:
     with writer(uri, fps, cameras, with_actions=with_actions, **options) as out:
         first = 0
         for i, (length, task) in enumerate(zip(LENGTHS, TASKS, strict=True)):
-            vectors = [v.astype(np.float32) for v in episode_values(i, length)] if with_actions else []
-            # The second camera counts from 40, so that cameras cannot be mistaken for one another.
-            out.add_episode({c: pictures(first + 40 * n, length) for n, c in enumerate(cameras)}, task, *vectors)
+            vectors = (
+                [v.astype(np.float32) for v in episode_values(i, length)] if with_actions else []
+            )
+            # The second camera counts from 40, so that cameras cannot be mistaken for one
+            # another.
+            out.add_episode(
+                {c: pictures(first + 40 * n, length) for n, c in enumerate(cameras)}, task, *vectors
+            )
             first += length
 
 
 def frames(data: RobotSet, episode: Episode, camera: str) -> list[int]:
     span = episode.videos[camera]
     with storage.open_read(storage.join(data.uri, span.file)) as handle:
-        found = decode_frames(handle, [span.start + k / data.fps for k in range(episode.length)], tolerance=0.5 / data.fps)
+        found = decode_frames(
+            handle,
+            [span.start + k / data.fps for k in range(episode.length)],
+            tolerance=0.5 / data.fps,
+        )
     return [frame_number(f) for f in found]
 
 
 def test_positions_vectors_and_tasks_come_back(tmp_path: Path) -> None:
     write(tmp_path, cameras=(TOP, WRIST))
     data = read_set(str(tmp_path))
-    assert (data.version, data.fps, data.state_names, data.action_names) == ("v3.0", 10, STATE_NAMES, ACTION_NAMES)
+    assert (data.version, data.fps, data.state_names, data.action_names) == (
+        "v3.0",
+        10,
+        STATE_NAMES,
+        ACTION_NAMES,
+    )
     good, bad = usable_episodes(data, Source(uri=str(tmp_path), embodiment="dot"), [TOP, WRIST])
     assert not bad
     assert [(e.length, e.text) for e, _ in good] == list(zip(LENGTHS, TASKS, strict=True))
@@ -64,8 +93,11 @@ def test_positions_vectors_and_tasks_come_back(tmp_path: Path) -> None:
     for i, (episode, row) in enumerate(good):
         assert frames(data, episode, TOP) == list(range(first, first + episode.length))
         assert frames(data, episode, WRIST) == list(range(first + 40, first + 40 + episode.length))
-        for found, written in zip(read_vectors(f"{tmp_path}/{episode.data_file}", row, episode.length), episode_values(i, LENGTHS[i]),
-                                  strict=True):
+        for found, written in zip(
+            read_vectors(f"{tmp_path}/{episode.data_file}", row, episode.length),
+            episode_values(i, LENGTHS[i]),
+            strict=True,
+        ):
             np.testing.assert_array_equal(found, written.astype(np.float32))
         first += episode.length
 
@@ -83,7 +115,8 @@ def test_files_roll_over_between_episodes(tmp_path: Path) -> None:
     write(tmp_path, video_mb=1e-6)
     data = read_set(str(tmp_path))
     files = [e.videos[TOP].file[-12:-4] for e in data.episodes]
-    # The encoder holds back the single frame of the third episode, so its file is not seen to be full yet.
+    # The encoder holds back the single frame of the third episode, so its file is not seen to
+    # be full yet.
     assert files == ["file-000", "file-001", "file-002", "file-002"]
     assert [e.videos[TOP].start for e in data.episodes] == [0.0, 0.0, 0.0, 0.1]
     assert not usable_episodes(data, Source(uri=str(tmp_path)), [TOP])[1]
@@ -113,12 +146,23 @@ def test_statistics_are_those_of_the_rows_and_pictures(tmp_path: Path) -> None:
     write(tmp_path)
     stats = json.loads((tmp_path / "meta/stats.json").read_text())
     action = np.concatenate([episode_values(i, n)[1] for i, n in enumerate(LENGTHS)])
-    for name, expected in {"min": action.min(0), "max": action.max(0), "mean": action.mean(0), "std": action.std(0),
-                           "q10": np.quantile(action, 0.1, 0)}.items():
+    for name, expected in {
+        "min": action.min(0),
+        "max": action.max(0),
+        "mean": action.mean(0),
+        "std": action.std(0),
+        "q10": np.quantile(action, 0.1, 0),
+    }.items():
         np.testing.assert_allclose(stats["action"][name], expected, atol=1e-5)
     # Every tenth picture of each episode counts: 0, 7 and 17, 19, 20.
     seen = np.array([level(n) for n in (0, 7, 17, 19, 20)]) / 255
-    for name, value in {"min": seen[0], "max": seen[-1], "mean": seen.mean(), "std": seen.std(), "q50": seen[2]}.items():
+    for name, value in {
+        "min": seen[0],
+        "max": seen[-1],
+        "mean": seen.mean(),
+        "std": seen.std(),
+        "q50": seen[2],
+    }.items():
         np.testing.assert_allclose(stats[TOP][name], np.full((3, 1, 1), value), atol=1e-6)
     assert (stats["action"]["count"], stats[TOP]["count"]) == ([29], [5])
 
@@ -160,17 +204,22 @@ def action(rows: int = 5) -> np.ndarray:
     return np.zeros((rows, 2), np.float32)
 
 
-@pytest.mark.parametrize(("episode", "message"), [
-    (({TOP: pictures(0, 5)}, "push"), "the set has"),
-    (({WRIST: pictures(0, 5)}, "push", state(), action()), "the set has"),
-    (({TOP: pictures(0, 5)}, "push", state(4), action()), "expected .5, 3."),
-    (({TOP: pictures(0, 5)}, "push", state(), state()), "expected .5, 2."),
-    (({TOP: pictures(0, 5)[:, :40]}, "push", state(), action()), "expected .5, 48, 64, 3."),
-    (({TOP: pictures(0, 5) / 255}, "push", state(), action()), "expected uint8"),
-    (({TOP: pictures(0, 5)}, "push", state() * np.nan, action()), "not finite"),
-    (({TOP: pictures(0, 1)[:0]}, "push", state(0), action(0)), "without frames"),
-])
-def test_an_episode_that_does_not_fit_is_refused_and_leaves_nothing(tmp_path: Path, episode: tuple[object, ...], message: str) -> None:
+@pytest.mark.parametrize(
+    ("episode", "message"),
+    [
+        (({TOP: pictures(0, 5)}, "push"), "the set has"),
+        (({WRIST: pictures(0, 5)}, "push", state(), action()), "the set has"),
+        (({TOP: pictures(0, 5)}, "push", state(4), action()), "expected .5, 3."),
+        (({TOP: pictures(0, 5)}, "push", state(), state()), "expected .5, 2."),
+        (({TOP: pictures(0, 5)[:, :40]}, "push", state(), action()), "expected .5, 48, 64, 3."),
+        (({TOP: pictures(0, 5) / 255}, "push", state(), action()), "expected uint8"),
+        (({TOP: pictures(0, 5)}, "push", state() * np.nan, action()), "not finite"),
+        (({TOP: pictures(0, 1)[:0]}, "push", state(0), action(0)), "without frames"),
+    ],
+)
+def test_an_episode_that_does_not_fit_is_refused_and_leaves_nothing(
+    tmp_path: Path, episode: tuple[object, ...], message: str
+) -> None:
     with writer(tmp_path) as out:
         with pytest.raises(DataError, match=message):
             out.add_episode(*episode)  # type: ignore[arg-type]

@@ -33,14 +33,24 @@ def test_messages_of_another_writer_are_read() -> None:
     def message(name: str, *fields: tuple[str, int, int, bool, str]) -> Any:
         made = file.message_type.add(name=name)
         for field, at, kind, repeated, of in fields:
-            made.field.add(name=field, number=at, type=kind, label=3 if repeated else 1, type_name=of or None)
+            made.field.add(
+                name=field, number=at, type=kind, label=3 if repeated else 1, type_name=of or None
+            )
         return made
 
     message("BytesList", ("value", 1, 12, True, ""))
     message("FloatList", ("value", 1, 2, True, ""))
     message("Int64List", ("value", 1, 3, True, ""))
-    message("Feature", *((f"{k.lower()}_list", i, 11, False, f".t.{k}List") for i, k in ((1, "Bytes"), (2, "Float"), (3, "Int64"))))
-    entry = message("Features", ("feature", 1, 11, True, ".t.Features.FeatureEntry")).nested_type.add(name="FeatureEntry")
+    message(
+        "Feature",
+        *(
+            (f"{k.lower()}_list", i, 11, False, f".t.{k}List")
+            for i, k in ((1, "Bytes"), (2, "Float"), (3, "Int64"))
+        ),
+    )
+    entry = message(
+        "Features", ("feature", 1, 11, True, ".t.Features.FeatureEntry")
+    ).nested_type.add(name="FeatureEntry")
     entry.options.map_entry = True
     entry.field.add(name="key", number=1, type=9, label=1)
     entry.field.add(name="value", number=2, type=11, label=1, type_name=".t.Feature")
@@ -55,7 +65,11 @@ def test_messages_of_another_writer_are_read() -> None:
     raw = made.SerializeToString()
     handle = io.BytesIO(b"before" + raw)
     there = features(handle, 6, len(raw))
-    assert {n: count(handle, f) for n, f in there.items() if n != "d/none"} == {"a/floats": 3, "b/ints": 4, "c/bytes": 2}
+    assert {n: count(handle, f) for n, f in there.items() if n != "d/none"} == {
+        "a/floats": 3,
+        "b/ints": 4,
+        "c/bytes": 2,
+    }
     np.testing.assert_array_equal(numbers(handle, there["a/floats"]), np.float32(floats))
     assert numbers(handle, there["b/ints"]).tolist() == ints
     assert [handle.getvalue()[a:b] for a, b in values(handle, there["c/bytes"])] == texts

@@ -1,4 +1,6 @@
-"""What is wrong in real sets: each trap on a set made for it. Others stand in test_data_lerobot.py, test_data_stats.py."""
+"""What is wrong in real sets: each trap on a set made for it. Others stand in
+test_data_lerobot.py, test_data_stats.py.
+"""
 
 import json
 from fractions import Fraction
@@ -18,7 +20,17 @@ from gwp.data.source import Source
 from gwp.data.stats.normalise import compute_stats
 from gwp.data.window import ClipWindow, Window
 from gwp.errors import DataError
-from tests.support.sets import FPS, TOP, WRIST, frame_number, level, number, write_v21, write_v30, write_video
+from tests.support.sets import (
+    FPS,
+    TOP,
+    WRIST,
+    frame_number,
+    level,
+    number,
+    write_v21,
+    write_v30,
+    write_video,
+)
 
 WINDOW, CLIP = Window(chunk=4, stride=1), ClipWindow(frames=5, fps=5)
 EPISODES = "meta/episodes/chunk-000/file-000.parquet"
@@ -31,12 +43,24 @@ def first_frames(root: Path, cameras: dict[str, str] | None = None) -> dict[str,
     source = Source(uri=uri, embodiment="arm")
     found = build_manifest([source], embodiments={"arm": robot}, window=WINDOW, clip=CLIP)
     stats = compute_stats([source], robot, WINDOW)
-    spec = SampleSpec(Canvas(layout="horizontal", width=64, height=48), WINDOW, CLIP, {"arm": robot}, {"arm": stats}, 6, False, 0)
+    spec = SampleSpec(
+        Canvas(layout="horizontal", width=64, height=48),
+        WINDOW,
+        CLIP,
+        {"arm": robot},
+        {"arm": stats},
+        6,
+        False,
+        0,
+    )
     rows = [row for row in found.table.to_pylist() if row["start"] == 0]
     samples, failed = decode_samples(rows, spec)
     assert not failed
     half = 64 // len(robot.cameras)
-    return {s["sample_id"].split("/")[1]: [frame_number(f[:, :half]) for f in s["frames"]] for s in samples}
+    return {
+        s["sample_id"].split("/")[1]: [frame_number(f[:, :half]) for f in s["frames"]]
+        for s in samples
+    }
 
 
 RIGHT = {f"{e:06d}": [number(TOP, e, k) for k in range(5)] for e in (0, 1)}
@@ -67,12 +91,19 @@ def test_a_wrong_start_in_a_file_with_other_frames_is_not_guessed(tmp_path: Path
     root = write_v30(tmp_path / "set")
     # Three frames more than rows: where they stand nobody knows.
     write_video(root / f"videos/{TOP}/chunk-000/file-000.mp4", range(24), gop=4)
-    change_episodes(root, lambda row: row.update({f"videos/{TOP}/from_timestamp": row[f"videos/{TOP}/from_timestamp"] + 46.0}))
+    change_episodes(
+        root,
+        lambda row: row.update(
+            {f"videos/{TOP}/from_timestamp": row[f"videos/{TOP}/from_timestamp"] + 46.0}
+        ),
+    )
     with pytest.raises(DataError, match="nothing usable in 2 episodes"):
         first_frames(root)
 
 
-@pytest.mark.parametrize("missing", ["timestamp", "frame_index", "episode_index", "index", "task_index"])
+@pytest.mark.parametrize(
+    "missing", ["timestamp", "frame_index", "episode_index", "index", "task_index"]
+)
 def test_columns_that_nothing_depends_on_may_be_missing(tmp_path: Path, missing: str) -> None:
     root = write_v21(tmp_path / "set")
     for file in (root / "data").rglob("*.parquet"):
@@ -82,7 +113,9 @@ def test_columns_that_nothing_depends_on_may_be_missing(tmp_path: Path, missing:
 
 def test_a_clock_that_does_not_start_at_zero_moves_no_frame(tmp_path: Path) -> None:
     root = write_v21(tmp_path / "set")
-    assert pq.read_table(root / "data/chunk-000/episode_000000.parquet")["timestamp"][0].as_py() == pytest.approx(1 / FPS)
+    assert pq.read_table(root / "data/chunk-000/episode_000000.parquet")["timestamp"][
+        0
+    ].as_py() == pytest.approx(1 / FPS)
     assert first_frames(root) == RIGHT
 
 
@@ -94,13 +127,23 @@ def test_a_camera_that_is_declared_and_absent(tmp_path: Path) -> None:
     assert list(data.cameras) == [TOP]
     assert data.absent == (WRIST,)
     assert first_frames(root) == RIGHT
-    with pytest.raises(DataError, match=f"camera '{WRIST}' is declared, but there is no file of it"):
+    with pytest.raises(
+        DataError, match=f"camera '{WRIST}' is declared, but there is no file of it"
+    ):
         first_frames(root, {"front": WRIST})
 
 
-@pytest.mark.parametrize("wrong", [
-    {"total_episodes": 7}, {"total_frames": 1}, {"total_chunks": 0}, {"total_videos": 99}, {"splits": {"train": "0:100"}}, {"splits": None},
-])
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"total_episodes": 7},
+        {"total_frames": 1},
+        {"total_chunks": 0},
+        {"total_videos": 99},
+        {"splits": {"train": "0:100"}},
+        {"splits": None},
+    ],
+)
 def test_counts_of_the_metadata_decide_nothing(tmp_path: Path, wrong: dict[str, Any]) -> None:
     assert first_frames(write_v21(tmp_path / "set", **wrong)) == RIGHT
 
@@ -116,15 +159,22 @@ def test_two_pictures_and_sound_in_one_file(tmp_path: Path) -> None:
     for e, n in enumerate((12, 9)):
         path = root / f"videos/chunk-000/{TOP}/episode_{e:06d}.mp4"
         with av.open(str(path), "w") as container:
-            streams = [container.add_stream("libx264", rate=Fraction(FPS), options={"crf": "4", "g": "4"}) for _ in range(2)]
+            streams = [
+                container.add_stream("libx264", rate=Fraction(FPS), options={"crf": "4", "g": "4"})
+                for _ in range(2)
+            ]
             sound = container.add_stream("aac", rate=8000)
             for stream in streams:
                 stream.width, stream.height, stream.pix_fmt = 64, 48, "yuv420p"
             for k in range(n):
                 for stream, shown in zip(streams, (number(TOP, e, k), 80 - k), strict=True):
                     picture = np.full((48, 64, 3), level(shown), np.uint8)
-                    container.mux(stream.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")))
-                tone = av.AudioFrame.from_ndarray(np.zeros((1, 800), np.float32), format="fltp", layout="mono")
+                    container.mux(
+                        stream.encode(av.VideoFrame.from_ndarray(picture, format="rgb24"))
+                    )
+                tone = av.AudioFrame.from_ndarray(
+                    np.zeros((1, 800), np.float32), format="fltp", layout="mono"
+                )
                 tone.sample_rate = 8000
                 container.mux(sound.encode(tone))
             for stream in (*streams, sound):
@@ -144,7 +194,9 @@ def test_the_stream_counts_and_not_the_declared_shape(tmp_path: Path, shape: lis
 
 @pytest.mark.parametrize("write", [write_v21, write_v30])
 @pytest.mark.parametrize("fps", [10.09, 9.92])
-def test_a_clock_a_little_off_the_rate_of_the_set_moves_no_frame(tmp_path: Path, write: Any, fps: float) -> None:
+def test_a_clock_a_little_off_the_rate_of_the_set_moves_no_frame(
+    tmp_path: Path, write: Any, fps: float
+) -> None:
     """As 29.97 Hz for 30: within the tolerance at first, another frame half a minute later."""
     lengths = (61, 14) if write is write_v30 else (75,)
     shown = list(range(75))
@@ -153,12 +205,21 @@ def test_a_clock_a_little_off_the_rate_of_the_set_moves_no_frame(tmp_path: Path,
         write_video(file, shown, fps=fps, gop=4)
     if write is write_v30:
         # As its clock says, not as the rows do.
-        change_episodes(root, lambda row: row.update({f"videos/{TOP}/{end}_timestamp": row[f"videos/{TOP}/{end}_timestamp"] * 10 / fps
-                                                      for end in ("from", "to")}))
+        change_episodes(
+            root,
+            lambda row: row.update(
+                {
+                    f"videos/{TOP}/{end}_timestamp": row[f"videos/{TOP}/{end}_timestamp"] * 10 / fps
+                    for end in ("from", "to")
+                }
+            ),
+        )
     uri = str(root)
     found = build_manifest([Source(uri=uri)], embodiments={}, window=WINDOW, clip=CLIP)
     assert not found.skipped
-    spec = SampleSpec(Canvas(layout="single", width=64, height=48), WINDOW, CLIP, {}, {}, 6, False, 0)
+    spec = SampleSpec(
+        Canvas(layout="single", width=64, height=48), WINDOW, CLIP, {}, {}, 6, False, 0
+    )
     rows = found.rows(range(len(found)))
     samples, failed = decode_samples(rows, spec)
     assert not failed
@@ -171,11 +232,15 @@ def test_frames_without_an_even_clock_are_left_out_and_named(tmp_path: Path) -> 
     root = write_v21(tmp_path / "set")
     path = root / f"videos/chunk-000/{TOP}/episode_000001.mp4"
     with av.open(str(path), "w") as container:
-        stream = container.add_stream("libx264", rate=Fraction(FPS), options={"crf": "4", "bf": "0"})
+        stream = container.add_stream(
+            "libx264", rate=Fraction(FPS), options={"crf": "4", "bf": "0"}
+        )
         stream.width, stream.height, stream.pix_fmt = 64, 48, "yuv420p"
         stream.codec_context.time_base = Fraction(1, 1000)
         for k in range(9):
-            frame = av.VideoFrame.from_ndarray(np.full((48, 64, 3), level(k), np.uint8), format="rgb24")
+            frame = av.VideoFrame.from_ndarray(
+                np.full((48, 64, 3), level(k), np.uint8), format="rgb24"
+            )
             # As a phone records: slower in the dark, then faster.
             frame.pts, frame.time_base = 150 * min(k, 4) + 50 * max(0, k - 4), Fraction(1, 1000)
             container.mux(stream.encode(frame))

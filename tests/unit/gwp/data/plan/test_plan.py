@@ -12,10 +12,28 @@ from gwp.errors import DataError
 
 
 def manifest(*sources: tuple[int, float, bool], per_file: int = 1, buckets: int = 1) -> Manifest:
-    """Sources given as number of samples, weight, labelled; so many samples in a row per file, buckets in turn."""
+    """Sources given as number of samples, weight, labelled; so many samples in a row per file,
+    buckets in turn.
+    """
     rows = [
-        {"sample_id": f"s{i}/{k // per_file}/{k}", "source": i, "weight": w, "has_action": labelled, "text_key": "", "kind": "robot",
-         "bucket": k % buckets, "views": [{"slot": "front", "uri": f"{i}/{k // per_file}", "bytes": 1, "start_s": 0.0, "offset": 0}]}
+        {
+            "sample_id": f"s{i}/{k // per_file}/{k}",
+            "source": i,
+            "weight": w,
+            "has_action": labelled,
+            "text_key": "",
+            "kind": "robot",
+            "bucket": k % buckets,
+            "views": [
+                {
+                    "slot": "front",
+                    "uri": f"{i}/{k // per_file}",
+                    "bytes": 1,
+                    "start_s": 0.0,
+                    "offset": 0,
+                }
+            ],
+        }
         for i, (n, w, labelled) in enumerate(sources)
         for k in range(n)
     ]
@@ -23,7 +41,9 @@ def manifest(*sources: tuple[int, float, bool], per_file: int = 1, buckets: int 
 
 
 def counts(found: Manifest, epochs: int, batch: int = 1, seed: int = 0) -> Counter[int]:
-    return Counter(int(i) for e in range(epochs) for i in make_plan(found, seed, e, Rules.even(batch)).order)
+    return Counter(
+        int(i) for e in range(epochs) for i in make_plan(found, seed, e, Rules.even(batch)).order
+    )
 
 
 def test_weight_one_shows_every_sample_once_per_epoch() -> None:
@@ -39,14 +59,27 @@ def test_the_plan_is_a_pure_function() -> None:
     assert first.order.tolist() == again.order.tolist()
     assert first.hash == again.hash
     even, more = Rules.even(4), manifest((51, 1, True))
-    others = [make_plan(found, 4, 1, even), make_plan(found, 3, 2, even), make_plan(found, 3, 1, Rules.even(5)),
-              make_plan(more, 3, 1, even)]
+    others = [
+        make_plan(found, 4, 1, even),
+        make_plan(found, 3, 2, even),
+        make_plan(found, 3, 1, Rules.even(5)),
+        make_plan(more, 3, 1, even),
+    ]
     assert len({first.hash, *(p.hash for p in others)}) == 5
     assert first.order.tolist() != others[1].order.tolist()
 
 
 def test_the_order_does_not_change_between_versions() -> None:
-    assert make_plan(manifest((8, 1, True)), 0, 0, Rules.even(4)).order.tolist() == [5, 0, 7, 2, 4, 1, 3, 6]
+    assert make_plan(manifest((8, 1, True)), 0, 0, Rules.even(4)).order.tolist() == [
+        5,
+        0,
+        7,
+        2,
+        4,
+        1,
+        3,
+        6,
+    ]
 
 
 @pytest.mark.parametrize("weight", [0.25, 0.5, 1.5, 2, 2 / 3])
@@ -62,10 +95,14 @@ def test_what_fills_no_batch_comes_first_in_the_next_epoch(samples: int, batch: 
     found = manifest((samples, 1, True), (3, 1, False))
     labelled = Rules.even(batch, 2)
     for epochs in range(1, 9):
-        shown = Counter(np.concatenate([make_plan(found, 0, e, labelled).order for e in range(epochs)]).tolist())
+        shown = Counter(
+            np.concatenate([make_plan(found, 0, e, labelled).order for e in range(epochs)]).tolist()
+        )
         assert all(epochs - 1 <= shown[i] <= epochs for i in range(samples))
         assert all(abs(shown[samples + i] - shown[samples]) <= 1 for i in range(3))
-        assert sum(shown.values()) == epochs * samples // batch * batch + epochs * 3 // batch * batch
+        assert (
+            sum(shown.values()) == epochs * samples // batch * batch + epochs * 3 // batch * batch
+        )
 
 
 def test_batches_are_of_one_kind_and_mixed_in_order() -> None:
@@ -93,9 +130,15 @@ def test_resuming_is_a_slice() -> None:
 
 
 def test_too_few_samples_of_a_kind_are_an_error_not_a_silence() -> None:
-    with pytest.raises(DataError, match=r"no global batch is filled in an epoch .*: 2 of 4, 3 of 4\); .* lower engine.global_batch"):
+    with pytest.raises(
+        DataError,
+        match=r"no global batch is filled in an epoch .*: 2 of 4, 3 of 4\); .* lower engine.global_batch",
+    ):
         make_plan(manifest((2, 1, True), (3, 1, False)), 0, 0, Rules.even(4))
-    for call in (lambda: make_plan(manifest(), 0, 0, Rules.even(1)), lambda: plan_slice(manifest(), 0, 0, 5, Rules.even(1))):
+    for call in (
+        lambda: make_plan(manifest(), 0, 0, Rules.even(1)),
+        lambda: plan_slice(manifest(), 0, 0, 5, Rules.even(1)),
+    ):
         with pytest.raises(DataError, match="no samples"):
             call()
 
@@ -116,7 +159,9 @@ def test_windows_of_a_file_stand_together_and_files_are_drawn_anew(together: int
 
 def test_mixing_is_a_count_of_episodes_and_files() -> None:
     found = manifest((400, 1, True), per_file=4)
-    loose, tight = (mixing(found, make_plan(found, 0, 0, Rules.even(20, n)), workers=2) for n in (1, 4))
+    loose, tight = (
+        mixing(found, make_plan(found, 0, 0, Rules.even(20, n)), workers=2) for n in (1, 4)
+    )
     assert tight.episodes_per_batch == 5
     assert tight.opens_per_thousand == pytest.approx(1000 * (3 + 3) / 20)
     assert loose.episodes_per_batch == pytest.approx(loose.episodes_if_independent, rel=0.05)
@@ -133,7 +178,9 @@ def test_a_batch_is_of_one_bucket_and_of_its_size() -> None:
     for step, batch in enumerate(whole):
         assert len(set(bucket[batch])) == len(set(labelled[batch])) == 1
         assert len(batch) == rules.batch[bucket[batch[0]]]
-        assert [b.tolist() for b in plan_slice(found, 0, seen, 60 - step, rules)] == [b.tolist() for b in whole[step:]]
+        assert [b.tolist() for b in plan_slice(found, 0, seen, 60 - step, rules)] == [
+            b.tolist() for b in whole[step:]
+        ]
         seen += len(batch)
     epoch = make_plan(found, 0, 0, rules)
     assert sum(epoch.batches) == len(epoch.order) == len(set(epoch.order.tolist()))
@@ -145,4 +192,6 @@ def test_any_number_of_workers_sees_the_same_batches(workers: int) -> None:
     found = manifest((64, 1, True), per_file=8)
     batches = plan_slice(found, 3, 0, 20, Rules.even(8, 2))
     ranks = [[b.reshape(workers, -1)[r] for b in batches] for r in range(workers)]
-    assert [np.concatenate(parts).tolist() for parts in zip(*ranks, strict=True)] == [b.tolist() for b in batches]
+    assert [np.concatenate(parts).tolist() for parts in zip(*ranks, strict=True)] == [
+        b.tolist() for b in batches
+    ]

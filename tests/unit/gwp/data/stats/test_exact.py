@@ -1,4 +1,6 @@
-"""Statistics are those of the samples that training sees, to the last digit, whatever order and pieces the rows come in."""
+"""Statistics are those of the samples that training sees, to the last digit, whatever order and
+pieces the rows come in.
+"""
 
 import tracemalloc
 from pathlib import Path
@@ -26,8 +28,14 @@ NAMES = ("mean", "std", "min", "max", "q01", "q99")
 
 def arm(**changes: Any) -> Embodiment:
     fields: dict[str, Any] = {
-        "name": "arm", "fps": 10, "state_names": ("x", "y", "grip"), "action_names": ("dx", "grip"), "delta_mask": (True, False),
-        "cameras": {"front": TOP}, "chunk": 4, "replan": 2,
+        "name": "arm",
+        "fps": 10,
+        "state_names": ("x", "y", "grip"),
+        "action_names": ("dx", "grip"),
+        "delta_mask": (True, False),
+        "cameras": {"front": TOP},
+        "chunk": 4,
+        "replan": 2,
     }
     return Embodiment(**(fields | changes))
 
@@ -58,24 +66,43 @@ def random_set(root: Path, seed: int, lengths: tuple[int, ...]) -> str:
 
 def seen(source: Source, robot: Embodiment, window: Window) -> tuple[np.ndarray, np.ndarray, int]:
     """States and delta actions of every sample of the loader, and how many samples it skips."""
-    unit = [FeatureStats(*(np.full(d, v) for v in (0.0, 1.0, -1.0, 1.0, -1.0, 1.0))) for d in (3, 2)]
+    unit = [
+        FeatureStats(*(np.full(d, v) for v in (0.0, 1.0, -1.0, 1.0, -1.0, 1.0))) for d in (3, 2)
+    ]
     manifest = build_manifest([source], embodiments={robot.name: robot}, window=window, clip=CLIP)
     spec = SampleSpec(
-        canvas=Canvas(layout="single", width=16, height=16), window=window, clip=CLIP, embodiments={robot.name: robot},
-        stats={robot.name: Stats(*unit)}, model_dim=3, augment=False, seed=0,
+        canvas=Canvas(layout="single", width=16, height=16),
+        window=window,
+        clip=CLIP,
+        embodiments={robot.name: robot},
+        stats={robot.name: Stats(*unit)},
+        model_dim=3,
+        augment=False,
+        seed=0,
     )
     samples, skipped = decode_samples(manifest.table.to_pylist(), spec)
-    return np.array([s["state"] for s in samples]), np.concatenate([s["actions"][:, :2] for s in samples]), len(skipped)
+    return (
+        np.array([s["state"] for s in samples]),
+        np.concatenate([s["actions"][:, :2] for s in samples]),
+        len(skipped),
+    )
 
 
 CASES = [
-    (0, 4, {}), (1, 8, {}), (2, 12, {"delta_mask": ()}), (3, 4, {"delta_mask": (True, True)}),
-    (4, 4, {"fps": 5}), (5, 8, {"fps": 20, "resample": ("linear", "hold")}), (6, 4, {"fps": 4, "resample": ("linear", "sum")}),
+    (0, 4, {}),
+    (1, 8, {}),
+    (2, 12, {"delta_mask": ()}),
+    (3, 4, {"delta_mask": (True, True)}),
+    (4, 4, {"fps": 5}),
+    (5, 8, {"fps": 20, "resample": ("linear", "hold")}),
+    (6, 4, {"fps": 4, "resample": ("linear", "sum")}),
 ]
 
 
 @pytest.mark.parametrize(("seed", "chunk", "changes"), CASES)
-def test_statistics_are_those_of_every_sample_of_the_loader(tmp_path: Path, seed: int, chunk: int, changes: dict[str, Any]) -> None:
+def test_statistics_are_those_of_every_sample_of_the_loader(
+    tmp_path: Path, seed: int, chunk: int, changes: dict[str, Any]
+) -> None:
     rng = np.random.default_rng(seed)
     uri = random_set(tmp_path / "set", seed, (*(int(n) for n in rng.integers(2, 16, 2)), 14))
     robot, window = arm(chunk=chunk, **changes), Window(chunk=chunk, stride=chunk // 4)
@@ -84,7 +111,10 @@ def test_statistics_are_those_of_every_sample_of_the_loader(tmp_path: Path, seed
     stats = compute_stats([source], robot, window)
     assert skipped > 0
     assert stats.metadata["num_windows_left_out"] == skipped
-    assert (stats.metadata["num_state_samples"], stats.metadata["num_action_samples"]) == (len(states), len(actions))
+    assert (stats.metadata["num_state_samples"], stats.metadata["num_action_samples"]) == (
+        len(states),
+        len(actions),
+    )
     for found, rows in ((stats.state, states), (stats.action, actions)):
         x = rows.astype(np.float64)
         np.testing.assert_allclose(found.mean, x.mean(0), rtol=0, atol=1e-12)
@@ -102,14 +132,23 @@ def test_an_episode_whose_rows_the_loader_cannot_read_does_not_count(tmp_path: P
     table["action"] = pa.array([[0.0] * (2 + k % 2) for k in range(9)], pa.list_(pa.float32()))
     pq.write_table(pa.table(table), root / "data/chunk-000/episode_000001.parquet")
     (root / "data/chunk-000/episode_000002.parquet").unlink()
-    stats = compute_stats([Source(uri=str(root), embodiment="arm")], arm(), Window(chunk=4, stride=1))
+    stats = compute_stats(
+        [Source(uri=str(root), embodiment="arm")], arm(), Window(chunk=4, stride=1)
+    )
     assert stats.metadata["num_state_samples"] == 12
     (of,) = stats.metadata["datasets"]
-    assert (of["episodes"], of["unusable_episodes"], of["num_episodes"], stats.metadata["num_episodes"]) == ("0:3", "1:3", 1, 1)
+    assert (
+        of["episodes"],
+        of["unusable_episodes"],
+        of["num_episodes"],
+        stats.metadata["num_episodes"],
+    ) == ("0:3", "1:3", 1, 1)
 
 
 @pytest.mark.parametrize("sample", [500, 2_000_000])
-def test_order_and_pieces_do_not_matter(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, sample: int) -> None:
+def test_order_and_pieces_do_not_matter(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, sample: int
+) -> None:
     monkeypatch.setattr(Moments, "SAMPLE", sample)
     rng = np.random.default_rng(0)
     for name in "ab":
@@ -117,17 +156,30 @@ def test_order_and_pieces_do_not_matter(tmp_path: Path, monkeypatch: pytest.Monk
         for i, n in enumerate((200, 90)):
             fill(root, i, rng.normal(size=(n, 3)), rng.normal(size=(n, 2)))
     # One set twice, by halves: the same episodes in another order.
-    parts = [Source(uri=str(tmp_path / n), embodiment="arm", episodes=e) for n, e in (("a", "0"), ("b", None), ("a", "1"))]
+    parts = [
+        Source(uri=str(tmp_path / n), embodiment="arm", episodes=e)
+        for n, e in (("a", "0"), ("b", None), ("a", "1"))
+    ]
     window = Window(chunk=4, stride=1)
     first = compute_stats(parts, arm(), window)
     monkeypatch.setattr(stats_module, "_PIECE", 7 * 4 * 2)
     again = compute_stats(parts[::-1], arm(), window)
     assert first.metadata["num_action_samples"] == 2 * 290 * 4
     for a, b in ((first.state, again.state), (first.action, again.action)):
-        np.testing.assert_array_equal([getattr(a, n) for n in NAMES[2:]], [getattr(b, n) for n in NAMES[2:]])
-        np.testing.assert_allclose([getattr(a, n) for n in NAMES[:2]], [getattr(b, n) for n in NAMES[:2]], rtol=0, atol=1e-12)
+        np.testing.assert_array_equal(
+            [getattr(a, n) for n in NAMES[2:]], [getattr(b, n) for n in NAMES[2:]]
+        )
+        np.testing.assert_allclose(
+            [getattr(a, n) for n in NAMES[:2]],
+            [getattr(b, n) for n in NAMES[:2]],
+            rtol=0,
+            atol=1e-12,
+        )
     assert first.metadata["fingerprint"] == again.metadata["fingerprint"]
-    others = (compute_stats(parts[:2], arm(), window), compute_stats(parts, arm(chunk=8), Window(chunk=8, stride=2)))
+    others = (
+        compute_stats(parts[:2], arm(), window),
+        compute_stats(parts, arm(chunk=8), Window(chunk=8, stride=2)),
+    )
     assert len({s.metadata["fingerprint"] for s in (first, *others)}) == 3
 
 
@@ -136,7 +188,11 @@ def test_rows_in_any_order_give_the_same_fair_sample(monkeypatch: pytest.MonkeyP
     x, keys = rng.normal(3, 2, (5000, 2)) + 1000, rng.random(5000)
     monkeypatch.setattr(Moments, "SAMPLE", 2000)
     found = []
-    for order, cuts in ((np.arange(5000), [1, 10, 1500, 4900]), (rng.permutation(5000), [2400, 2400, 2600]), (np.argsort(-keys), [4000])):
+    for order, cuts in (
+        (np.arange(5000), [1, 10, 1500, 4900]),
+        (rng.permutation(5000), [2400, 2400, 2600]),
+        (np.argsort(-keys), [4000]),
+    ):
         running = Moments(2)
         for rows, k in zip(np.split(x[order], cuts), np.split(keys[order], cuts), strict=True):
             running.add(rows, k)
@@ -146,7 +202,9 @@ def test_rows_in_any_order_give_the_same_fair_sample(monkeypatch: pytest.MonkeyP
         np.testing.assert_allclose(got["mean"], x.mean(0), rtol=1e-12)
         np.testing.assert_array_equal((got["min"], got["max"]), (x.min(0), x.max(0)))
         np.testing.assert_array_equal((got["q01"], got["q99"]), (found[0]["q01"], found[0]["q99"]))
-        np.testing.assert_allclose((got["q01"], got["q99"]), np.quantile(x, [0.01, 0.99], axis=0), atol=0.5)
+        np.testing.assert_allclose(
+            (got["q01"], got["q99"]), np.quantile(x, [0.01, 0.99], axis=0), atol=0.5
+        )
     lowest = x[np.argsort(keys)[:2000]].astype(np.float32).astype(np.float64)
     np.testing.assert_array_equal(found[0]["q99"], np.quantile(lowest, 0.99, axis=0))
 
@@ -159,7 +217,9 @@ def test_a_value_that_never_changes_has_no_width() -> None:
     assert found["q01"] == found["q99"] == found["min"] == found["max"] == 0.1
 
 
-def test_the_windows_are_never_in_memory_together(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_windows_are_never_in_memory_together(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     rows, chunk = 15_000, 96
     root = write_v21(tmp_path / "set", lengths=(rows,), cameras=())
     robot, window = arm(chunk=chunk), Window(chunk=chunk, stride=24)

@@ -21,10 +21,18 @@ def numbers(path: Path, times: list[float], tolerance: float | None = 0.05) -> l
 
 @pytest.mark.parametrize(
     ("gop", "options"),
-    [(2, {}), (250, {}), (10, {"bf": "3"}), (250, {"bf": "3"}), (10, {"bf": "3", "x264-params": "open-gop=1"})],
+    [
+        (2, {}),
+        (250, {}),
+        (10, {"bf": "3"}),
+        (250, {"bf": "3"}),
+        (10, {"bf": "3", "x264-params": "open-gop=1"}),
+    ],
 )
 @pytest.mark.parametrize("suffix", [".mp4", ".mkv"])
-def test_every_frame_is_found_at_its_time(tmp_path: Path, gop: int, options: dict[str, str], suffix: str) -> None:
+def test_every_frame_is_found_at_its_time(
+    tmp_path: Path, gop: int, options: dict[str, str], suffix: str
+) -> None:
     path = write_video(tmp_path / f"a{suffix}", range(80), gop=gop, **options)
     assert numbers(path, [k / FPS for k in range(80)]) == list(range(80))
     for start in (0, 1, 37, 60, 78):
@@ -39,14 +47,25 @@ def test_any_order_repeats_and_the_nearest(tmp_path: Path) -> None:
 
 def test_probe_tells_the_facts(tmp_path: Path) -> None:
     for suffix in (".mp4", ".mkv"):
-        with open_video(str(write_video(tmp_path / f"a{suffix}", range(50), gop=20, sc_threshold="0"))) as handle:
+        with open_video(
+            str(write_video(tmp_path / f"a{suffix}", range(50), gop=20, sc_threshold="0"))
+        ) as handle:
             info = probe(handle)
-        assert (info.width, info.height, info.fps, info.frames, info.codec, info.gop) == (64, 48, FPS, 50, "h264", 20)
+        assert (info.width, info.height, info.fps, info.frames, info.codec, info.gop) == (
+            64,
+            48,
+            FPS,
+            50,
+            "h264",
+            20,
+        )
         assert info.duration_s == 5
 
 
 def test_seeking_keeps_no_memory(tmp_path: Path) -> None:
-    """PyAV leaks a packet with each demuxer that is dropped half-way, and a decoder lives until Python collects what goes in circles."""
+    """PyAV leaks a packet with each demuxer that is dropped half-way, and a decoder lives until
+    Python collects what goes in circles.
+    """
 
     class Counted:
         demuxers = 0
@@ -84,7 +103,9 @@ def test_seeking_keeps_no_memory(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("degrees", [0, 90, 180, 270])
 def test_turned_videos_come_upright(tmp_path: Path, degrees: int) -> None:
-    """Telephones film lying frames and note how they are to be turned. Checked against another reader that turns them."""
+    """Telephones film lying frames and note how they are to be turned. Checked against another
+    reader that turns them.
+    """
     decord = pytest.importorskip("decord")
     corner = np.zeros((48, 64, 3), np.uint8)
     corner[:16, :24, 0] = 255
@@ -101,7 +122,12 @@ def test_turned_videos_come_upright(tmp_path: Path, degrees: int) -> None:
     height, width = (64, 48) if degrees % 180 else (48, 64)
     assert found.shape == (info.height, info.width, 3) == (height, width, 3)
     # Its turned pictures are padded rows of three bytes a pixel, which it calls four.
-    theirs = decord.VideoReader(str(path))[1].asnumpy().reshape(height, -1)[:, : 3 * width].reshape(height, width, 3)
+    theirs = (
+        decord.VideoReader(str(path))[1]
+        .asnumpy()
+        .reshape(height, -1)[:, : 3 * width]
+        .reshape(height, width, 3)
+    )
     assert abs(found.astype(int) - theirs).mean() < 3
     assert found[..., 0].mean() > 20
 
@@ -132,7 +158,10 @@ def test_a_truncated_file_is_told_apart(tmp_path: Path, flags: str) -> None:
     path = write_video(tmp_path / "a.mp4", rng.integers(0, 80, 90).tolist(), gop=5)
     raw = path.read_bytes()
     if flags:
-        with av.open(str(path)) as source, av.open(str(tmp_path / "b.mp4"), "w", options={"movflags": flags}) as target:
+        with (
+            av.open(str(path)) as source,
+            av.open(str(tmp_path / "b.mp4"), "w", options={"movflags": flags}) as target,
+        ):
             stream = target.add_stream_from_template(source.streams.video[0])
             for packet in source.demux(video=0):
                 if packet.dts is not None:

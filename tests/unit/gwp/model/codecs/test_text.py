@@ -1,4 +1,6 @@
-"""Text encoders and the table of embeddings by their properties; the real umT5 architecture with tiny random weights."""
+"""Text encoders and the table of embeddings by their properties; the real umT5 architecture
+with tiny random weights.
+"""
 
 import threading
 from concurrent.futures import ThreadPoolExecutor
@@ -12,7 +14,12 @@ from gwp import storage
 from gwp.data.text import text_hash
 from gwp.errors import GwpError
 from gwp.model.codecs.hashed import HashedTextEncoder
-from gwp.model.codecs.text import TextEncoderConfig, TextTable, build_text_encoder, load_text_encoder
+from gwp.model.codecs.text import (
+    TextEncoderConfig,
+    TextTable,
+    build_text_encoder,
+    load_text_encoder,
+)
 from gwp.model.codecs.umt5 import UMT5TextEncoder
 
 WORDS = ["<pad>", "<unk>", "open", "the", "door", "now"]
@@ -24,9 +31,13 @@ def tiny_umt5(words=WORDS, vocab_size=6, rows=4, padding_side="right"):
 
     raw = Tokenizer(models.WordLevel({w: i for i, w in enumerate(words)}, unk_token="<unk>"))
     raw.pre_tokenizer = pre_tokenizers.Whitespace()
-    tokenizer = PreTrainedTokenizerFast(tokenizer_object=raw, pad_token="<pad>", unk_token="<unk>", padding_side=padding_side)
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=raw, pad_token="<pad>", unk_token="<unk>", padding_side=padding_side
+    )
     torch.manual_seed(0)
-    model = UMT5EncoderModel(UMT5Config(vocab_size=vocab_size, d_model=16, d_kv=8, d_ff=32, num_layers=1, num_heads=2))
+    model = UMT5EncoderModel(
+        UMT5Config(vocab_size=vocab_size, d_model=16, d_kv=8, d_ff=32, num_layers=1, num_heads=2)
+    )
     return UMT5TextEncoder(model, tokenizer, rows=rows)
 
 
@@ -44,7 +55,9 @@ def test_hashed_text_tells_instructions_apart_by_words_and_places():
     assert not padded[1:].any()
     assert not empty.any()
     assert (encoder.encode(["door open"])[0, 1] - a[0]).abs().max() > 0.1
-    assert torch.equal(encoder.encode(["one two three four five six"]), encoder.encode(["one two three four"]))
+    assert torch.equal(
+        encoder.encode(["one two three four five six"]), encoder.encode(["one two three four"])
+    )
 
 
 def test_hashed_text_is_cleaned_first():
@@ -54,7 +67,9 @@ def test_hashed_text_is_cleaned_first():
 
 def test_hashed_text_is_the_same_on_every_machine(tmp_path):
     encoder = HashedTextEncoder(4, 2)
-    known = torch.tensor([[0.401904, -1.306507, 0.985605, 0.922948], [2.737634, 0.801635, -0.562908, 2.025527]])
+    known = torch.tensor(
+        [[0.401904, -1.306507, 0.985605, 0.922948], [2.737634, 0.801635, -0.562908, 2.025527]]
+    )
     torch.testing.assert_close(encoder.encode(["open door"])[0], known, atol=1e-5, rtol=0)
     encoder.save(tmp_path)
     again = load_text_encoder(tmp_path)
@@ -65,7 +80,9 @@ def test_hashed_text_is_the_same_on_every_machine(tmp_path):
 def test_umt5_rows_are_states_cut_and_zero_padded(umt5):
     long, short = umt5.encode(["open the door now open", " open &amp;amp; "])
     ids = umt5.tokenizer("open the door now open", return_tensors="pt")["input_ids"]
-    torch.testing.assert_close(long, umt5.model(input_ids=ids).last_hidden_state[0, :4], atol=1e-5, rtol=0)
+    torch.testing.assert_close(
+        long, umt5.model(input_ids=ids).last_hidden_state[0, :4], atol=1e-5, rtol=0
+    )
     assert short[:2].any(dim=1).all()
     assert not short[2:].any()
     assert umt5.encode([]).shape == (0, 4, 16)
@@ -78,7 +95,9 @@ def test_umt5_keeps_the_64_rows_that_published_weights_were_trained_with(umt5):
     long, short = encoder.encode([" ".join(words), "open the door"])
     ids = encoder.tokenizer(" ".join(words[:512]), return_tensors="pt")["input_ids"]
     # The whole text, 512 tokens of it, shapes the rows that are kept.
-    torch.testing.assert_close(long, encoder.model(input_ids=ids).last_hidden_state[0, :64], atol=1e-5, rtol=0)
+    torch.testing.assert_close(
+        long, encoder.model(input_ids=ids).last_hidden_state[0, :64], atol=1e-5, rtol=0
+    )
     assert (long - encoder.encode([" ".join(words[:64])])[0]).abs().max() > 1e-4
     assert long.shape == (64, 16)
     assert short[:3].any(dim=1).all()
@@ -90,7 +109,9 @@ def test_umt5_embeds_a_text_alike_in_any_company(umt5):
     together = umt5.encode(texts)
     for text, rows in zip(texts, together, strict=True):
         torch.testing.assert_close(umt5.encode([text])[0], rows, atol=1e-5, rtol=0)
-    torch.testing.assert_close(tiny_umt5(padding_side="left").encode(texts), together, atol=1e-5, rtol=0)
+    torch.testing.assert_close(
+        tiny_umt5(padding_side="left").encode(texts), together, atol=1e-5, rtol=0
+    )
 
 
 def test_umt5_comes_back_the_same_from_either_form_of_its_folder(umt5, tmp_path):
@@ -110,14 +131,18 @@ def test_umt5_digest_notices_weights_words_and_rows(umt5):
     with torch.no_grad():
         other.model.encoder.final_layer_norm.weight[0] += 1e-3
     swapped = [*WORDS[:4], WORDS[5], WORDS[4]]
-    assert len({e.digest() for e in (umt5, other, tiny_umt5(words=swapped), tiny_umt5(rows=5))}) == 4
+    assert (
+        len({e.digest() for e in (umt5, other, tiny_umt5(words=swapped), tiny_umt5(rows=5))}) == 4
+    )
 
 
 def test_umt5_folders_that_are_not_whole_are_refused(umt5, tmp_path):
     umt5.save(tmp_path)
     file = tmp_path / "text_encoder" / "model.safetensors"
     whole = load_file(file)
-    save_file(whole | {"decoder.final_layer_norm.weight": torch.ones(16)}, file, metadata={"format": "pt"})
+    save_file(
+        whole | {"decoder.final_layer_norm.weight": torch.ones(16)}, file, metadata={"format": "pt"}
+    )
     assert load_text_encoder(tmp_path).digest() == umt5.digest()
     name = "encoder.final_layer_norm.weight"
     save_file({n: t for n, t in whole.items() if n != name}, file, metadata={"format": "pt"})
@@ -186,7 +211,9 @@ def test_stored_embeddings_serve_the_next_process_of_the_same_encoder(tmp_path):
     first, texts = Counting(), ["a b", ""]
     rows = TextTable(first, cache=str(tmp_path)).lookup(texts)
     (where,) = {name.split("/")[0] for name in storage.list_files(str(tmp_path))}
-    assert {f"{where}/{text_hash(text)}.safetensors" for text in texts} == set(storage.list_files(str(tmp_path)))
+    assert {f"{where}/{text_hash(text)}.safetensors" for text in texts} == set(
+        storage.list_files(str(tmp_path))
+    )
     second = Counting()
     assert torch.equal(TextTable(second, cache=str(tmp_path)).lookup(texts), rows)
     assert not second.seen

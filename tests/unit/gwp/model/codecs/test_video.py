@@ -1,4 +1,6 @@
-"""Video codecs by their properties; the real Wan architecture with tiny random weights, the linear codec also on real clips."""
+"""Video codecs by their properties; the real Wan architecture with tiny random weights, the
+linear codec also on real clips.
+"""
 
 import json
 import subprocess
@@ -23,20 +25,35 @@ def clips(count=6, T=9, size=32, seed=0):
     """Smooth moving pictures, uint8 `[B, T, H, W, 3]`."""
     g = torch.Generator().manual_seed(seed)
     base = torch.rand(count, 3, 6, 6, generator=g)
-    picture = torch.nn.functional.interpolate(base, (size + T, size + T), mode="bicubic", align_corners=True).clamp(0, 1)
+    picture = torch.nn.functional.interpolate(
+        base, (size + T, size + T), mode="bicubic", align_corners=True
+    ).clamp(0, 1)
     frames = [picture[:, :, t : t + size, t : t + size] for t in range(T)]
     return (torch.stack(frames, 1).permute(0, 1, 3, 4, 2) * 255).to(torch.uint8)
 
 
 def tiny_vae(**changes):
-    """Wan 2.2's architecture: residual, patched by 2, so 16 pixels a side and 4 frames make one latent."""
+    """Wan 2.2's architecture: residual, patched by 2, so 16 pixels a side and 4 frames make one
+    latent.
+    """
     from diffusers import AutoencoderKLWan
 
     torch.manual_seed(0)
     fields = {
-        "base_dim": 8, "decoder_base_dim": 8, "z_dim": 4, "dim_mult": [1, 1, 1, 1], "num_res_blocks": 1, "attn_scales": [],
-        "temperal_downsample": [False, True, True], "is_residual": True, "in_channels": 12, "out_channels": 12, "patch_size": 2,
-        "scale_factor_spatial": 16, "latents_mean": [0.1, -0.2, 0.3, 0.0], "latents_std": [0.5, 1.0, 2.0, 1.5],
+        "base_dim": 8,
+        "decoder_base_dim": 8,
+        "z_dim": 4,
+        "dim_mult": [1, 1, 1, 1],
+        "num_res_blocks": 1,
+        "attn_scales": [],
+        "temperal_downsample": [False, True, True],
+        "is_residual": True,
+        "in_channels": 12,
+        "out_channels": 12,
+        "patch_size": 2,
+        "scale_factor_spatial": 16,
+        "latents_mean": [0.1, -0.2, 0.3, 0.0],
+        "latents_std": [0.5, 1.0, 2.0, 1.5],
     }
     return AutoencoderKLWan(**(fields | changes))
 
@@ -72,8 +89,12 @@ def test_no_latent_frame_sees_later_frames(name, request):
     for k, seen in enumerate((1, 5)):
         changed = frames.clone()
         changed[:, seen:] = 255 - changed[:, seen:]
-        torch.testing.assert_close(codec.encode(changed)[:, :, : k + 1], z[:, :, : k + 1], atol=1e-5, rtol=0)
-        torch.testing.assert_close(codec.encode(frames[:, :seen]), z[:, :, : k + 1], atol=1e-5, rtol=0)
+        torch.testing.assert_close(
+            codec.encode(changed)[:, :, : k + 1], z[:, :, : k + 1], atol=1e-5, rtol=0
+        )
+        torch.testing.assert_close(
+            codec.encode(frames[:, :seen]), z[:, :, : k + 1], atol=1e-5, rtol=0
+        )
         assert (codec.encode(changed)[:, :, k + 1] - z[:, :, k + 1]).abs().max() > 0.01
 
 
@@ -103,7 +124,11 @@ def test_the_digest_notices_one_changed_number(name, request, tmp_path):
 @both
 def test_wrong_input_is_refused_with_the_fix(name, request):
     codec = request.getfixturevalue(name)
-    for frames, word in [(clips(1, T=4), "4n"), (clips(1, size=36), "divisible"), (clips(1).float(), "uint8")]:
+    for frames, word in [
+        (clips(1, T=4), "4n"),
+        (clips(1, size=36), "divisible"),
+        (clips(1).float(), "uint8"),
+    ]:
         with pytest.raises(GwpError, match=word):
             codec.encode(frames)
     with pytest.raises(GwpError, match=rf"expected \[B, {codec.channels}"):
@@ -117,7 +142,9 @@ def test_threads_get_what_one_caller_gets(name, request):
     alone = [codec.encode(f) for f in frames]
     seen = [codec.decode(z) for z in alone]
     with ThreadPoolExecutor(3) as pool:
-        together = [pool.submit(lambda i: codec.decode(codec.encode(frames[i])), i % 3) for i in range(9)]
+        together = [
+            pool.submit(lambda i: codec.decode(codec.encode(frames[i])), i % 3) for i in range(9)
+        ]
         for i, future in enumerate(together):
             assert torch.equal(future.result(), seen[i % 3])
 
@@ -125,20 +152,42 @@ def test_threads_get_what_one_caller_gets(name, request):
 def test_wan_latents_use_the_codecs_own_statistics(wan):
     frames = clips(1)
     raw = wan.vae.encode(frames.permute(0, 4, 1, 2, 3).float() / 127.5 - 1).latent_dist.mode()
-    mean, std = (torch.tensor(x).view(1, -1, 1, 1, 1) for x in (wan.vae.config.latents_mean, wan.vae.config.latents_std))
+    mean, std = (
+        torch.tensor(x).view(1, -1, 1, 1, 1)
+        for x in (wan.vae.config.latents_mean, wan.vae.config.latents_std)
+    )
     torch.testing.assert_close(wan.encode(frames), (raw - mean) / std, atol=1e-5, rtol=0)
 
 
 def test_wan_decodes_as_diffusers_does(wan):
     z = torch.randn(2, 4, 3, 2, 2, generator=torch.Generator().manual_seed(0))
-    mean, std = (torch.tensor(x).view(1, -1, 1, 1, 1) for x in (wan.vae.config.latents_mean, wan.vae.config.latents_std))
+    mean, std = (
+        torch.tensor(x).view(1, -1, 1, 1, 1)
+        for x in (wan.vae.config.latents_mean, wan.vae.config.latents_std)
+    )
     pixels = wan.vae.decode(z * std + mean).sample
-    torch.testing.assert_close(wan.decode(z).float(), ((pixels + 1) * 127.5).permute(0, 2, 3, 4, 1).clamp(0, 255), atol=0.51, rtol=0)
+    torch.testing.assert_close(
+        wan.decode(z).float(),
+        ((pixels + 1) * 127.5).permute(0, 2, 3, 4, 1).clamp(0, 255),
+        atol=0.51,
+        rtol=0,
+    )
 
 
-@pytest.mark.parametrize("changes", [
-    {}, {"is_residual": False, "patch_size": None, "in_channels": 3, "out_channels": 3, "temperal_downsample": [True, True, False]},
-], ids=["2.2", "2.1"])
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {
+            "is_residual": False,
+            "patch_size": None,
+            "in_channels": 3,
+            "out_channels": 3,
+            "temperal_downsample": [True, True, False],
+        },
+    ],
+    ids=["2.2", "2.1"],
+)
 def test_wan_encodes_one_picture_without_temporal_work(changes):
     """Of a causal kernel's three time slices only one meets a single picture."""
     codec, frames = WanCodec(tiny_vae(**changes)), clips(2)
@@ -153,7 +202,9 @@ def test_wan_encodes_one_picture_without_temporal_work(changes):
         work[name] = counter.get_total_flops()
     assert work["still"] < 0.4 * work["chunk"]
     assert work["still"] < 0.1 * work["clip"]
-    torch.testing.assert_close(codec.encode(frames[:, :1]), codec.encode(frames)[:, :, :1], atol=1e-5, rtol=0)
+    torch.testing.assert_close(
+        codec.encode(frames[:, :1]), codec.encode(frames)[:, :, :1], atol=1e-5, rtol=0
+    )
 
 
 def test_wan_encodes_one_picture_with_the_weights_it_has_now():
@@ -170,11 +221,14 @@ def test_wan_encodes_one_picture_with_the_weights_it_has_now():
     assert sum(p.numel() for p in codec.vae.parameters()) == count
 
 
-@pytest.mark.parametrize(("changes", "word"), [
-    ({"latents_mean": [0.0] * 16, "latents_std": [1.0] * 16}, "z_dim is 4"),
-    ({"latents_std": [1.0, 0.0, 1.0, 1.0]}, "latents_std holds 0"),
-    ({"temperal_downsample": [False, False, True]}, "2 frames make one"),
-])
+@pytest.mark.parametrize(
+    ("changes", "word"),
+    [
+        ({"latents_mean": [0.0] * 16, "latents_std": [1.0] * 16}, "z_dim is 4"),
+        ({"latents_std": [1.0, 0.0, 1.0, 1.0]}, "latents_std holds 0"),
+        ({"temperal_downsample": [False, False, True]}, "2 frames make one"),
+    ],
+)
 def test_wan_configurations_that_would_give_garbage_are_refused(changes, word):
     with pytest.raises(GwpError, match=word):
         WanCodec(tiny_vae(**changes))
@@ -241,18 +295,24 @@ def test_pca_decodes_by_the_transpose(pca):
     for name in ("first", "later"):
         basis = pca.tensors[f"{name}.basis"]
         torch.testing.assert_close(basis.T @ basis, torch.eye(pca.channels), atol=1e-5, rtol=0)
-    # Small latents decode to greys that no rounding to [0, 255] clips, so encoding finds them again.
+    # Small latents decode to greys that no rounding to [0, 255] clips, so encoding finds them
+    # again.
     z = 0.1 * torch.randn(2, 12, 3, 4, 4, generator=torch.Generator().manual_seed(0))
     assert (pca.encode(pca.decode(z)) - z).abs().max() < 0.05
 
 
 def test_pca_is_deterministic_and_partly_whitened(pca):
-    assert PcaCodec.fit(iter(clips().split(2)), channels=12, spatial=8).digest() == PcaCodec.fit(clips().split(2), 12, 8).digest()
+    assert (
+        PcaCodec.fit(iter(clips().split(2)), channels=12, spatial=8).digest()
+        == PcaCodec.fit(clips().split(2), 12, 8).digest()
+    )
     z = pca.encode(clips())
     for name, frames in (("first", z[:, :, :1]), ("later", z[:, :, 1:])):
         variance = frames.var(dim=(0, 2, 3, 4))
         spread = variance * pca.tensors[f"{name}.scale"] ** 2
-        torch.testing.assert_close(variance[0] / variance[-1], (spread[0] / spread[-1]).sqrt(), atol=0, rtol=0.05)
+        torch.testing.assert_close(
+            variance[0] / variance[-1], (spread[0] / spread[-1]).sqrt(), atol=0, rtol=0.05
+        )
         torch.testing.assert_close(variance.mean(), torch.tensor(1.0), atol=0.05, rtol=0)
         assert (variance.diff() < 1e-3).all()
 
@@ -291,13 +351,19 @@ def test_pca_folders_that_are_not_whole_are_refused(pca, tmp_path):
 
 
 def test_pca_on_real_clips():
-    files = [SHARED / "data" / name for name in ("clips/intel_bottle.mp4", "embodied/droid_wrist.mp4")]
+    files = [
+        SHARED / "data" / name for name in ("clips/intel_bottle.mp4", "embodied/droid_wrist.mp4")
+    ]
     if not all(f.is_file() for f in files):
         pytest.skip("needs the sample clips in shared/data")
     frames = []
     for file in files:
         with open_video(str(file)) as handle:
-            pixels = torch.from_numpy(decode_frames(handle, [i / 5 for i in range(25)])).permute(0, 3, 1, 2).float()
+            pixels = (
+                torch.from_numpy(decode_frames(handle, [i / 5 for i in range(25)]))
+                .permute(0, 3, 1, 2)
+                .float()
+            )
         small = torch.nn.functional.interpolate(pixels, (64, 64), mode="bilinear", antialias=True)
         frames.append(small.round().to(torch.uint8).permute(0, 2, 3, 1).reshape(5, 5, 64, 64, 3))
     codec = PcaCodec.fit(frames, channels=24, spatial=8)
@@ -309,7 +375,11 @@ def test_unknown_kinds_and_places_are_named(tmp_path):
         load_video_codec(tmp_path)
     with pytest.raises(GwpError, match="download it first"):
         load_video_codec("s3://bucket/codec")
-    for text, word in [('{"kind": "cubist"}', "'cubist'; known: pca, wan"), ("{}", "names no 'kind'"), ("{", "not JSON")]:
+    for text, word in [
+        ('{"kind": "cubist"}', "'cubist'; known: pca, wan"),
+        ("{}", "names no 'kind'"),
+        ("{", "not JSON"),
+    ]:
         (tmp_path / "codec.json").write_text(text)
         with pytest.raises(GwpError, match=word):
             load_video_codec(tmp_path)
@@ -319,13 +389,23 @@ def test_a_stage_file_names_a_codec_by_kind():
     config = TypeAdapter(VideoCodecConfig)
     assert config.validate_python({"kind": "pca"}).channels == 24
     assert config.validate_python({"kind": "wan", "path": "x"}).dtype == "float32"
-    for wrong in ({"kind": "cubist"}, {"kind": "wan"}, {"kind": "pca", "path": "x"}, {"kind": "wan", "path": "x", "dtype": "int8"}):
+    for wrong in (
+        {"kind": "cubist"},
+        {"kind": "wan"},
+        {"kind": "pca", "path": "x"},
+        {"kind": "wan", "path": "x", "dtype": "int8"},
+    ):
         with pytest.raises(ValidationError):
             config.validate_python(wrong)
 
 
 def test_importing_codecs_imports_no_model_library():
-    code = ("import sys, gwp.model.codecs.text, gwp.model.codecs.video; "
-            "sys.exit(', '.join(m for m in ('diffusers', 'transformers', 'accelerate') if m in sys.modules) or None)")
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=False)
+    code = (
+        "import sys, gwp.model.codecs.text, gwp.model.codecs.video; "
+        "sys.exit(', '.join(m for m in ('diffusers', 'transformers', 'accelerate') if m in "
+        "sys.modules) or None)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=False
+    )
     assert done.returncode == 0, done.stderr

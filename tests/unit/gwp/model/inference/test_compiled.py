@@ -1,4 +1,6 @@
-"""Compiled layers: the numbers of torch's operators at any shape, on any processor and number of threads; and how they are built."""
+"""Compiled layers: the numbers of torch's operators at any shape, on any processor and number
+of threads; and how they are built.
+"""
 
 import ctypes
 import logging
@@ -18,7 +20,9 @@ from gwp.policy.solver import Shapes, Solver
 
 @dataclass(frozen=True)
 class Shape:
-    """Numbers that divide nothing evenly: rows of a product, vectors of a tile, tokens of a vector."""
+    """Numbers that divide nothing evenly: rows of a product, vectors of a tile, tokens of a
+    vector.
+    """
 
     heads: int
     head: int
@@ -46,19 +50,45 @@ def chunks(model, shape):
         return torch.randn(shape.batch, *size, generator=g)
 
     solver = Solver(FusedTransformer(model), Shapes(shape.chunk, (config.in_channels, 6, 4), 2), 3)
-    state, reference, text = randn(1, config.action_channels), randn(config.in_channels, 1, 6, 4), randn(shape.text, config.text_dim)
+    state, reference, text = (
+        randn(1, config.action_channels),
+        randn(config.in_channels, 1, 6, 4),
+        randn(shape.text, config.text_dim),
+    )
     noise, future = randn(shape.chunk, config.action_channels), randn(config.in_channels, 2, 6, 4)
-    committed = torch.arange(shape.chunk).expand(shape.batch, -1) < torch.arange(shape.batch)[:, None]
+    committed = (
+        torch.arange(shape.chunk).expand(shape.batch, -1) < torch.arange(shape.batch)[:, None]
+    )
     with torch.inference_mode():
-        prefix = solver.observe(state, reference, solver.model.text_keys(text), torch.zeros(shape.batch, dtype=torch.long))
+        prefix = solver.observe(
+            state,
+            reference,
+            solver.model.text_keys(text),
+            torch.zeros(shape.batch, dtype=torch.long),
+        )
         actions = solver.act(prefix, noise, noise.flip(0), committed)
-        return solver, torch.cat([actions.flatten(), solver.imagine(prefix, actions, future).flatten()])
+        return solver, torch.cat(
+            [actions.flatten(), solver.imagine(prefix, actions, future).flatten()]
+        )
 
 
 def model_of(shape, family):
-    mixture = {"action_expert_dim": shape.narrow[0], "action_ffn_dim": shape.narrow[1]} if family == "gwp05" else {}
-    config = ModelConfig(family=family, num_layers=2, num_attention_heads=shape.heads, attention_head_dim=shape.head, ffn_dim=shape.ffn,
-                         in_channels=4, action_channels=5, text_dim=12, **mixture)
+    mixture = (
+        {"action_expert_dim": shape.narrow[0], "action_ffn_dim": shape.narrow[1]}
+        if family == "gwp05"
+        else {}
+    )
+    config = ModelConfig(
+        family=family,
+        num_layers=2,
+        num_attention_heads=shape.heads,
+        attention_head_dim=shape.head,
+        ffn_dim=shape.ffn,
+        in_channels=4,
+        action_channels=5,
+        text_dim=12,
+        **mixture,
+    )
     torch.manual_seed(0)
     model = WorldActionTransformer(config).eval()
     with torch.no_grad():
@@ -88,11 +118,20 @@ def test_the_number_of_threads_changes_no_bit():
     try:
         with torch.inference_mode():
             prefix = solver.empty(3, 8, config.experts)
-            for tensor in (prefix.cache.keys, prefix.cache.values, *prefix.text.keys.values(), *prefix.text.values.values()):
+            for tensor in (
+                prefix.cache.keys,
+                prefix.cache.values,
+                *prefix.text.keys.values(),
+                *prefix.text.values.values(),
+            ):
                 tensor.copy_(torch.randn(tensor.shape, generator=g))
             for threads in (1, 2, 5):
                 torch.set_num_threads(threads)
-                found.append(solver.acting(prefix).layers({"action": x.clone()}, {"A": solver.level(1)}, True)["action"])
+                found.append(
+                    solver.acting(prefix).layers(
+                        {"action": x.clone()}, {"A": solver.level(1)}, True
+                    )["action"]
+                )
     finally:
         torch.set_num_threads(before)
     assert isinstance(model.layers, NativeLayers)
@@ -122,7 +161,10 @@ def test_a_pass_serves_fewer_observations_than_it_was_made_for():
     noise = torch.randn(3, 17, 5, generator=g)
     with torch.inference_mode():
         text = solver.model.text_keys(torch.randn(3, 8, 12, generator=g))
-        state, reference = torch.randn(3, 1, 5, generator=g), torch.randn(3, 4, 1, 6, 4, generator=g)
+        state, reference = (
+            torch.randn(3, 1, 5, generator=g),
+            torch.randn(3, 4, 1, 6, 4, generator=g),
+        )
         prefix = solver.observe(state, reference, text, torch.zeros(3, dtype=torch.long))
         through = solver.acting(prefix)
         steps = solver.levels(torch.tensor([[0], [2], [1]]))
@@ -130,7 +172,9 @@ def test_a_pass_serves_fewer_observations_than_it_was_made_for():
             some, index = prefix.rows(0, count), solver.levels(steps.index[:count])
             alone = solver.velocity(solver.acting(some), noise[:count], index)
             # What stands around the layers is torch's, whose sums depend on the size of a batch.
-            torch.testing.assert_close(solver.velocity(through, noise[:count], index), alone, atol=2e-6, rtol=0)
+            torch.testing.assert_close(
+                solver.velocity(through, noise[:count], index), alone, atol=2e-6, rtol=0
+            )
         with pytest.raises(ValueError, match="2 observations in a pass for 1"):
             solver.velocity(solver.acting(prefix.rows(0, 1)), noise[:2], solver.level(0))
 
@@ -159,10 +203,17 @@ def test_compiling_at_the_same_time_leaves_one_whole_library(monkeypatch, tmp_pa
     assert ctypes.CDLL(str(paths[0])).gwp_run
 
 
-@pytest.mark.parametrize(("environment", "said"), [
-    ({"CXX": "false"}, "false: exit code 1"), ({"CXX": "no-such-compiler"}, "no-such-compiler"), ({"PATH": "", "CXX": ""}, "install g++"),
-])
-def test_without_a_compiler_the_reason_is_told_and_the_operators_act(monkeypatch, tmp_path, caplog, environment, said):
+@pytest.mark.parametrize(
+    ("environment", "said"),
+    [
+        ({"CXX": "false"}, "false: exit code 1"),
+        ({"CXX": "no-such-compiler"}, "no-such-compiler"),
+        ({"PATH": "", "CXX": ""}, "install g++"),
+    ],
+)
+def test_without_a_compiler_the_reason_is_told_and_the_operators_act(
+    monkeypatch, tmp_path, caplog, environment, said
+):
     for name, value in {"GWP_CACHE": str(tmp_path), **environment}.items():
         monkeypatch.setenv(name, value)
     with caplog.at_level(logging.WARNING):

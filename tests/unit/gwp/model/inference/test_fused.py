@@ -1,4 +1,6 @@
-"""Inference by compiled layers and by torch's operators is the model itself: every mode, both families."""
+"""Inference by compiled layers and by torch's operators is the model itself: every mode, both
+families.
+"""
 
 import pytest
 import torch
@@ -30,10 +32,14 @@ class Case:
         self.fused = FusedTransformer(self.model)
         self.solver = Solver(self.fused, Shapes(self.tokens.action.shape[1], (C, h, w), T), STEPS)
         with torch.inference_mode():
-            self.context = sample.observe(self.model, self.tokens.state, self.tokens.reference, self.text, self.ids)
+            self.context = sample.observe(
+                self.model, self.tokens.state, self.tokens.reference, self.text, self.ids
+            )
 
     def observe(self):
-        return self.solver.observe(self.tokens.state, self.tokens.reference, self.fused.text_keys(self.text), self.ids)
+        return self.solver.observe(
+            self.tokens.state, self.tokens.reference, self.fused.text_keys(self.text), self.ids
+        )
 
 
 @pytest.fixture(scope="module", params=["gwp0", "gwp05", "gwp0 eager", "gwp05 eager"])
@@ -53,7 +59,10 @@ def same(ours, theirs):
 
 @torch.inference_mode()
 def test_acting_is_the_models(case):
-    same(case.solver.act(case.observe(), case.tokens.action), sample.act(case.model, case.context, case.tokens.action, STEPS))
+    same(
+        case.solver.act(case.observe(), case.tokens.action),
+        sample.act(case.model, case.context, case.tokens.action, STEPS),
+    )
 
 
 @torch.inference_mode()
@@ -61,7 +70,9 @@ def test_committed_actions_are_clean_tokens(case):
     given = case.tokens.action.flip(0)
     committed = torch.zeros(given.shape[:2], dtype=torch.bool)
     committed[1, :3] = True
-    theirs = sample.act(case.model, case.context, case.tokens.action, STEPS, prefix=given, committed=committed)
+    theirs = sample.act(
+        case.model, case.context, case.tokens.action, STEPS, prefix=given, committed=committed
+    )
     ours = case.solver.act(case.observe(), case.tokens.action, given, committed)
     same(ours, theirs)
     assert torch.equal(ours[1, :3], given[1, :3])
@@ -79,8 +90,12 @@ def test_imagining_after_acting_goes_on_from_the_cached_prefix(case):
 @pytest.mark.parametrize("use_prefix", [False, True])
 def test_joint_decoding_is_the_models_with_and_without_the_prefix(case, use_prefix):
     given = Tokens(case.tokens.state, case.tokens.reference)
-    theirs = sample.joint(case.model, given, case.text, case.tokens.action, case.tokens.future, case.ids, STEPS)
-    ours = case.solver.joint(case.observe(), given, case.tokens.action, case.tokens.future, use_prefix)
+    theirs = sample.joint(
+        case.model, given, case.text, case.tokens.action, case.tokens.future, case.ids, STEPS
+    )
+    ours = case.solver.joint(
+        case.observe(), given, case.tokens.action, case.tokens.future, use_prefix
+    )
     same(ours[0], theirs[0])
     same(ours[1], theirs[1])
 
@@ -91,7 +106,9 @@ def test_rows_at_different_steps_share_a_pass(case):
     index = torch.tensor([[3], [0], [1]])
     together = case.solver.velocity(through, case.tokens.action, case.solver.levels(index))
     for row in range(BATCH):
-        alone = case.solver.velocity(through, case.tokens.action, case.solver.level(int(index[row])))
+        alone = case.solver.velocity(
+            through, case.tokens.action, case.solver.level(int(index[row]))
+        )
         same(together[row], alone[row])
 
 
@@ -112,9 +129,15 @@ def test_bfloat16_stays_near_full_precision():
     C, T, h, w = tokens.future.shape[1:]
     velocities = []
     for model in (exact, rough):
-        solver = Solver(FusedTransformer(model), Shapes(tokens.action.shape[1], (C, h, w), T), STEPS)
+        solver = Solver(
+            FusedTransformer(model), Shapes(tokens.action.shape[1], (C, h, w), T), STEPS
+        )
         ids = torch.zeros(2, dtype=torch.long)
         dtype = model.proj_out.weight.dtype
-        prefix: Prefix = solver.observe(tokens.state, tokens.reference.to(dtype), solver.model.text_keys(text), ids)
-        velocities.append(solver.velocity(solver.acting(prefix), tokens.action, solver.level(1)).flatten())
+        prefix: Prefix = solver.observe(
+            tokens.state, tokens.reference.to(dtype), solver.model.text_keys(text), ids
+        )
+        velocities.append(
+            solver.velocity(solver.acting(prefix), tokens.action, solver.level(1)).flatten()
+        )
     assert torch.cosine_similarity(*velocities, dim=0) > 0.999

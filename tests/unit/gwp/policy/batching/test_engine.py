@@ -39,11 +39,15 @@ def observe(seed=0, **changes):
     image = rng.integers(0, 256, (48, 64, 3), np.uint8)
     state = rng.uniform(-0.5, 0.5, 4).astype(np.float32)
     prompt = f"lift cube {seed % 3}"
-    return replace(Observation({"observation.images.top": image}, state, prompt, seed=seed), **changes)
+    return replace(
+        Observation({"observation.images.top": image}, state, prompt, seed=seed), **changes
+    )
 
 
 def committed(seed):
-    return observe(seed, prefix_actions=np.linspace(-0.5, 0.5, 12, dtype=np.float32).reshape(3, 4), delay=2)
+    return observe(
+        seed, prefix_actions=np.linspace(-0.5, 0.5, 12, dtype=np.float32).reshape(3, 4), delay=2
+    )
 
 
 @pytest.mark.parametrize("warm", [False, True])
@@ -57,8 +61,19 @@ def test_the_engine_answers_as_a_direct_call_does(engine, policy, warm):
         chunk = future.result(LIMIT)
         np.testing.assert_allclose(chunk.actions, policy.act(observation).actions, atol=1e-5)
         assert chunk.valid_from == observation.delay
-        assert {"preprocess", "queue", "vae", "text", "prefix", "denoise", "postprocess", "total"} <= set(chunk.timings)
-        assert sum(v for k, v in chunk.timings.items() if k != "total") == pytest.approx(chunk.timings["total"], abs=0.1)
+        assert {
+            "preprocess",
+            "queue",
+            "vae",
+            "text",
+            "prefix",
+            "denoise",
+            "postprocess",
+            "total",
+        } <= set(chunk.timings)
+        assert sum(v for k, v in chunk.timings.items() if k != "total") == pytest.approx(
+            chunk.timings["total"], abs=0.1
+        )
 
 
 def test_robots_that_come_and_go_at_any_moment_get_their_own_answers(policy):
@@ -69,7 +84,10 @@ def test_robots_that_come_and_go_at_any_moment_get_their_own_answers(policy):
             engine.warm_up([observe()])
 
             def robot(seed, engine=engine):
-                return all(np.allclose(engine.act(observe(seed)).actions, expected[seed], atol=1e-5) for _ in range(20))
+                return all(
+                    np.allclose(engine.act(observe(seed)).actions, expected[seed], atol=1e-5)
+                    for _ in range(20)
+                )
 
             with ThreadPoolExecutor(6) as pool:
                 assert all(pool.map(robot, range(6)))
@@ -92,7 +110,9 @@ def test_threads_get_their_own_answers(engine, policy):
 
 
 @torch.inference_mode()
-@pytest.mark.parametrize("others", [[observe(1), observe(2), observe(3)], [committed(7), observe(8), committed(9)]])
+@pytest.mark.parametrize(
+    "others", [[observe(1), observe(2), observe(3)], [committed(7), observe(8), committed(9)]]
+)
 def test_a_row_depends_on_nobody_else_to_the_last_bit(policy, others):
     """Same batch shape, other neighbours at other steps."""
 
@@ -104,7 +124,11 @@ def test_a_row_depends_on_nobody_else_to_the_last_bit(policy, others):
             admitted = policy.inputs.admit(observation)
             batch = policy.inputs.batch([admitted], policy.device)
             reference, text = policy.latents(batch.canvas), policy.text_keys([observation.prompt])
-            fill(slots.rows(row, row + 1), batch, solver.observe(batch.state, reference, text, batch.embodiment))
+            fill(
+                slots.rows(row, row + 1),
+                batch,
+                solver.observe(batch.state, reference, text, batch.embodiment),
+            )
 
         for row, neighbour in enumerate(neighbours):
             put(row + 1, neighbour)
@@ -124,7 +148,9 @@ def test_a_bad_observation_is_refused_before_it_enters_a_batch(engine, policy):
     with pytest.raises(ObservationError, match="state"):
         engine.submit(observe(state=np.full(4, np.nan, np.float32)))
     for seed, future in enumerate(good):
-        np.testing.assert_allclose(future.result(LIMIT).actions, policy.act(observe(seed)).actions, atol=1e-5)
+        np.testing.assert_allclose(
+            future.result(LIMIT).actions, policy.act(observe(seed)).actions, atol=1e-5
+        )
 
 
 def test_an_observation_that_breaks_the_encoder_costs_the_others_nothing(policy, monkeypatch):
@@ -144,7 +170,9 @@ def test_an_observation_that_breaks_the_encoder_costs_the_others_nothing(policy,
             futures[2].result()
         monkeypatch.undo()
         for seed in (0, 1, 3):
-            np.testing.assert_allclose(futures[seed].result().actions, policy.act(observe(seed)).actions, atol=1e-5)
+            np.testing.assert_allclose(
+                futures[seed].result().actions, policy.act(observe(seed)).actions, atol=1e-5
+            )
 
 
 def test_a_request_past_its_deadline_is_told_so(engine):
@@ -234,7 +262,9 @@ def test_warming_up_learns_every_batch_shape(policy):
 
 
 def test_only_the_engines_thread_keeps_workers(tmp_path):
-    """Two sets of OpenMP workers on the same cores halve its speed, so loading, warming up and submitting must leave none behind."""
+    """Two sets of OpenMP workers on the same cores halve its speed, so loading, warming up and
+    submitting must leave none behind.
+    """
     program = f"""
 import os, numpy as np, torch
 from gwp.policy.batching.engine import Engine
@@ -244,13 +274,16 @@ from gwp.threads import apart
 torch.set_num_threads(2)
 before = len(os.listdir("/proc/self/task"))
 policy = apart(lambda: Policy.load({str(make_tiny_bundle(tmp_path))!r}))
-seen = Observation({{"observation.images.top": np.zeros((48, 64, 3), np.uint8)}}, np.zeros(4, np.float32), "lift", seed=1)
+image = np.zeros((48, 64, 3), np.uint8)
+seen = Observation({{"observation.images.top": image}}, np.zeros(4, np.float32), "lift", seed=1)
 with Engine(policy) as engine:
     engine.warm_up([seen])
     engine.act(seen)
     print(len(os.listdir("/proc/self/task")) - before)
 """
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=120, check=False)
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, timeout=120, check=False
+    )
     assert done.returncode == 0, done.stderr
     # The engine's thread, and at most one worker beside it.
     assert int(done.stdout) <= 2

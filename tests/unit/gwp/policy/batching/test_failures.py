@@ -1,7 +1,9 @@
-"""The engine under failures: at every line of a tick, once and for ever, each request is answered once and rightly.
+"""The engine under failures: at every line of a tick, once and for ever, each request is
+answered once and rightly.
 
-A trace function raises in the engine's thread before a line of the engine, its schedule, its rows or its recordings is run.
-One engine lives through all of it, so each round also shows that the one before left nothing behind.
+A trace function raises in the engine's thread before a line of the engine, its schedule, its
+rows or its recordings is run. One engine lives through all of it, so each round also shows that
+the one before left nothing behind.
 """
 
 import linecache
@@ -27,7 +29,14 @@ from gwp.protocol.messages import ActionChunk, Observation
 from tests.tiny import make_tiny_bundle
 
 LIMIT = 60
-TRACED = ("batching/engine.py", "batching/runner.py", "batching/schedule.py", "batching/slots.py", "policy/graphs.py", "policy/solver.py")
+TRACED = (
+    "batching/engine.py",
+    "batching/runner.py",
+    "batching/schedule.py",
+    "batching/slots.py",
+    "policy/graphs.py",
+    "policy/solver.py",
+)
 # What answers after a failure; it is beneath the promise, so it cannot be held to it.
 HANDLERS = ("_recover", "_answer", "_end", "free_rows", "clear", "_wait", "_run_tick")
 
@@ -40,9 +49,11 @@ class Injected(RuntimeError):
 
 @dataclass
 class Faults:
-    """Raises in the engine's thread before `line` is run, at its `at`-th run (from 0), or at every run.
+    """Raises in the engine's thread before `line` is run, at its `at`-th run (from 0), or at
+    every run.
 
-    The engine asks its clock first in every tick, which is where the trace is armed again: Python drops it when it raises.
+    The engine asks its clock first in every tick, which is where the trace is armed again:
+    Python drops it when it raises.
     """
 
     error: type[BaseException] = Injected
@@ -54,7 +65,9 @@ class Faults:
     ticks: int = 0
     on: bool = False
 
-    def inject(self, error: type[BaseException], line: Line | None, at: int = 0, always: bool = False) -> None:
+    def inject(
+        self, error: type[BaseException], line: Line | None, at: int = 0, always: bool = False
+    ) -> None:
         self.error, self.line, self.at, self.always = error, line, at, always
         self.seen = {}
 
@@ -73,7 +86,8 @@ class Faults:
         if event == "line":
             here = (frame.f_code.co_filename, frame.f_lineno)
             if linecache.getline(*here).lstrip().startswith("with "):
-                # Also visited on the way out, where raising would skip what the `with` is there for.
+                # Also visited on the way out, where raising would skip what the `with` is there
+                # for.
                 return self._line
             count = self.seen[here] = self.seen.get(here, -1) + 1
             if here == self.line and (self.always or count == self.at):
@@ -91,11 +105,16 @@ def observe(seed: int, **changes: Any) -> Observation:
     rng = np.random.default_rng(seed)
     image = rng.integers(0, 256, (48, 64, 3), np.uint8)
     state = rng.uniform(-0.5, 0.5, 4).astype(np.float32)
-    return replace(Observation({"observation.images.top": image}, state, f"lift cube {seed % 3}", seed=seed), **changes)
+    return replace(
+        Observation({"observation.images.top": image}, state, f"lift cube {seed % 3}", seed=seed),
+        **changes,
+    )
 
 
 def promised(seed: int) -> Observation:
-    return observe(seed, prefix_actions=np.linspace(-0.5, 0.5, 12, dtype=np.float32).reshape(3, 4), delay=2)
+    return observe(
+        seed, prefix_actions=np.linspace(-0.5, 0.5, 12, dtype=np.float32).reshape(3, 4), delay=2
+    )
 
 
 GOOD = [observe(0), promised(1), observe(2), observe(3), promised(4), observe(5)]
@@ -120,7 +139,12 @@ class Crowd:
 def join(engine: Engine) -> Crowd:
     with engine._lock:
         first = [engine.submit(o) for o in GOOD[:3]]
-        bad = engine.submit(UNENCODABLE), engine.submit(UNUSABLE), engine.submit(observe(8), deadline_s=-1.0), engine.submit(observe(9))
+        bad = (
+            engine.submit(UNENCODABLE),
+            engine.submit(UNUSABLE),
+            engine.submit(observe(8), deadline_s=-1.0),
+            engine.submit(observe(9)),
+        )
         rest = [engine.submit(o) for o in GOOD[3:]]
         assert bad[3].cancel()
     return Crowd(first + rest, *bad)
@@ -128,7 +152,9 @@ def join(engine: Engine) -> Crowd:
 
 @dataclass
 class House:
-    """One engine, its faults, what robots get when nothing fails, and how many ticks that takes."""
+    """One engine, its faults, what robots get when nothing fails, and how many ticks that
+    takes.
+    """
 
     engine: Engine
     faults: Faults
@@ -151,9 +177,17 @@ class House:
             assert error is None or self._injected(error), error
             if error is None:
                 actions = future.result().actions
-                same = np.array_equal(actions, expected) if exact else np.allclose(actions, expected, atol=1e-5)
+                same = (
+                    np.array_equal(actions, expected)
+                    if exact
+                    else np.allclose(actions, expected, atol=1e-5)
+                )
                 assert same, "another robot's chunk"
-        for future, kinds in ((crowd.unencodable, OSError), (crowd.unusable, ArithmeticError), (crowd.late, ExpiredError)):
+        for future, kinds in (
+            (crowd.unencodable, OSError),
+            (crowd.unusable, ArithmeticError),
+            (crowd.late, ExpiredError),
+        ):
             error = future.exception()
             assert isinstance(error, kinds) or self._injected(error), error
         with pytest.raises(CancelledError):
@@ -161,12 +195,16 @@ class House:
         return crowd
 
     def _injected(self, error: BaseException | None) -> bool:
-        return isinstance(error, self.faults.error) or isinstance(getattr(error, "__cause__", None), self.faults.error)
+        return isinstance(error, self.faults.error) or isinstance(
+            getattr(error, "__cause__", None), self.faults.error
+        )
 
 
 @contextmanager
 def house(policy: Policy, settings: BatchingConfig, patch: pytest.MonkeyPatch) -> Iterator[House]:
-    """A running engine. Two robots are broken by themselves: one cannot be encoded, one gets no chunk."""
+    """A running engine. Two robots are broken by themselves: one cannot be encoded, one gets no
+    chunk.
+    """
     encode, chunk = policy.codec.encode, policy.chunk
     unencodable = policy.inputs.admit(UNENCODABLE).canvas
 
@@ -211,7 +249,12 @@ def quiet() -> Iterator[None]:
     ],
 )
 def test_a_failure_at_any_line_of_a_tick_leaves_nobody_unanswered(
-    policy: Policy, monkeypatch: pytest.MonkeyPatch, always: bool, error: type[BaseException], group: int, where: tuple[str, ...]
+    policy: Policy,
+    monkeypatch: pytest.MonkeyPatch,
+    always: bool,
+    error: type[BaseException],
+    group: int,
+    where: tuple[str, ...],
 ) -> None:
     wrong = []
     with house(policy, BatchingConfig(slots=4, group=group, max_delay=5.0), monkeypatch) as here:
@@ -230,7 +273,9 @@ def test_a_failure_at_any_line_of_a_tick_leaves_nobody_unanswered(
     assert here.engine.load == (0, 0)
 
 
-def test_what_answers_failing_itself_closes_the_engine_and_answers_all(policy: Policy, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_answers_failing_itself_closes_the_engine_and_answers_all(
+    policy: Policy, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(threading, "excepthook", lambda _: None)
     with Engine(policy, BatchingConfig(slots=2)) as engine:
         monkeypatch.setattr(engine, "_tick", raises(Injected))
@@ -245,9 +290,15 @@ def test_what_answers_failing_itself_closes_the_engine_and_answers_all(policy: P
             engine.submit(GOOD[0])
 
 
-@pytest.mark.parametrize(("error", "seen"), [(Injected, Injected), (MemoryError, MemoryError), (SystemExit, RuntimeError)])
+@pytest.mark.parametrize(
+    ("error", "seen"),
+    [(Injected, Injected), (MemoryError, MemoryError), (SystemExit, RuntimeError)],
+)
 def test_an_engine_that_cannot_start_says_so(
-    policy: Policy, monkeypatch: pytest.MonkeyPatch, error: type[BaseException], seen: type[Exception]
+    policy: Policy,
+    monkeypatch: pytest.MonkeyPatch,
+    error: type[BaseException],
+    seen: type[Exception],
 ) -> None:
     monkeypatch.setattr(runner_module, "recorded", raises(error))
     before = set(threading.enumerate())

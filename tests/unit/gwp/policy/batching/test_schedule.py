@@ -11,11 +11,15 @@ STEPS = 10
 
 def costs(prefix=0.3, step=0.1):
     """Seconds that grow less than in proportion, as batches do."""
-    return Costs({n: prefix * (0.5 + 0.5 * n) for n in BUCKETS}, {n: step * (0.8 + 0.2 * n) for n in BUCKETS})
+    return Costs(
+        {n: prefix * (0.5 + 0.5 * n) for n in BUCKETS}, {n: step * (0.8 + 0.2 * n) for n in BUCKETS}
+    )
 
 
 class Machine:
-    """Runs a schedule as the engine does, in virtual time, and checks what must hold at every moment."""
+    """Runs a schedule as the engine does, in virtual time, and checks what must hold at every
+    moment.
+    """
 
     def __init__(self, schedule):
         self.schedule, self.now = schedule, 0.0
@@ -33,7 +37,7 @@ class Machine:
     def follow(self, moves):
         for move in moves:
             self.rows[move.target] = self.rows[move.source]
-        del self.rows[len(self.schedule.active):]
+        del self.rows[len(self.schedule.active) :]
         assert [r.id for r in self.rows] == [r.id for r in self.schedule.active]
 
     def tick(self, cancelled=()):
@@ -71,7 +75,15 @@ class Machine:
 @pytest.mark.parametrize("seed", range(5))
 def test_a_thousand_random_arrivals_each_end_exactly_once(seed):
     rng = random.Random(seed)
-    machine = Machine(Schedule(rng.choice([1, 3, 8, 16]), rng.choice([1, 2, 4]), STEPS, rng.choice([0.0, 0.3, 2.0]), costs()))
+    machine = Machine(
+        Schedule(
+            rng.choice([1, 3, 8, 16]),
+            rng.choice([1, 2, 4]),
+            STEPS,
+            rng.choice([0.0, 0.3, 2.0]),
+            costs(),
+        )
+    )
     arrivals, now = [], 0.0
     for i in range(1000):
         now += rng.expovariate(rng.choice([0.5, 2.0, 10.0]))
@@ -84,7 +96,9 @@ def test_a_thousand_random_arrivals_each_end_exactly_once(seed):
         while waiting and waiting[0][0] <= machine.now:
             _, request = waiting.pop(0)
             machine.schedule.add(request)
-        now_cancelled = {i for i in cancelled - told if arrivals[i][0] <= machine.now and rng.random() < 0.3}
+        now_cancelled = {
+            i for i in cancelled - told if arrivals[i][0] <= machine.now and rng.random() < 0.3
+        }
         told |= now_cancelled
         machine.tick(now_cancelled)
     assert machine.ended.keys() == set(range(1000))
@@ -121,7 +135,9 @@ def test_those_who_wait_when_nobody_is_active_go_in_together():
 
 
 def test_a_crowd_behind_one_robot_soon_shares_a_batch():
-    """One more can be borne at almost any moment, four cannot; let in one by one, they would never share a batch."""
+    """One more can be borne at almost any moment, four cannot; let in one by one, they would
+    never share a batch.
+    """
     # Milliseconds of a small model on two cores.
     measured = Costs({1: 9.4, 2: 11.7, 4: 16.5}, {1: 3.8, 2: 4.8, 4: 6.8, 8: 10.0, 16: 17.0})
     machine = Machine(Schedule(16, 4, STEPS, 0.3, measured))
