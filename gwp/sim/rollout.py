@@ -1,6 +1,5 @@
 """Closed loop: a policy drives a simulated robot."""
 
-import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
@@ -82,25 +81,3 @@ def random_policy(seed: int) -> Act:
         )
 
     return act
-
-
-def expert_episode(env: Env, *, seed: int, max_steps: int = 150) -> EpisodeResult:
-    """The scripted expert, which sees the privileged state, asked at every step: the most that
-    a policy could reach.
-    """
-    env.reset(seed)
-    for step in range(1, max_steps + 1):
-        if env.step(env.expert_action()):
-            return EpisodeResult(True, step, 0, [])
-    return EpisodeResult(False, max_steps, 0, [])
-
-
-def wilson_interval(successes: int, episodes: int, z: float = 1.96) -> tuple[float, float]:
-    """95 % interval of a success rate; honest at 0 and at 1, where few episodes prove little."""
-    if not episodes:
-        return 0.0, 1.0
-    p, n = successes / episodes, episodes
-    centre, spread = p + z * z / (2 * n), z * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n))
-    return max(0.0, (centre - spread) / (1 + z * z / n)), min(
-        1.0, (centre + spread) / (1 + z * z / n)
-    )

@@ -86,7 +86,10 @@ class _Demo:
         self.media = ReportData()
 
     def run(self, stack: ExitStack) -> dict[str, Any]:
-        from pipelines.evaluation import evaluate
+        from pipelines.bench.latency import latency
+        from pipelines.evaluation.open_loop import imagined, open_loop
+        from pipelines.evaluation.recordings import first_observation
+        from pipelines.evaluation.simulation import blind_success, random_success
         from pipelines.evaluation.studies import seams_study, steps_study
         from pipelines.tracking.registry import promote, register
         from pipelines.training.export import export
@@ -135,27 +138,19 @@ class _Demo:
         )
         with self._phase("evaluation"):
             labelled = storage.join(self.bucket, "data", "policy-held-out")
-            open_loop = evaluate.open_loop(policy, labelled)
-            self.media.actions = open_loop.trace
-            self.media.imagined = evaluate.imagined(policy, labelled, clips=len(size.tasks))
-            latency = evaluate.latency(
-                policy, evaluate.first_observation(policy, labelled), size.latency_repeats
-            )
-            self.media.latency = {"act_ms": latency.act_ms, "joint_ms": latency.joint_ms}
-            steps, seams = (
-                steps_study(policy, labelled, (10, 4, 2, 1)),
-                seams_study(policy, labelled),
-            )
-            self.media.steps, self.media.seams = [asdict(row) for row in steps], asdict(seams)
+            judged = open_loop(policy, labelled)
+            self.media.actions = judged.trace
+            self.media.imagined = imagined(policy, labelled, clips=len(size.tasks))
+            times = latency(policy, first_observation(policy, labelled), size.latency_repeats)
+            self.media.latency = {"act_ms": times.act_ms, "joint_ms": times.joint_ms}
+            self.media.steps = [asdict(row) for row in steps_study(policy, labelled, (10, 4, 2, 1))]
+            self.media.seams = asdict(seams_study(policy, labelled))
+            tasks = list(size.tasks)
             baselines = {
-                "random": evaluate.random_success(
-                    list(size.tasks), size.baseline_episodes, size.max_steps
-                ),
-                "blind": evaluate.blind_success(
-                    list(size.tasks), size.baseline_episodes, size.max_steps
-                ),
+                "random": random_success(tasks, size.baseline_episodes, size.max_steps),
+                "blind": blind_success(tasks, size.baseline_episodes, size.max_steps),
             }
-        return self._summary(results, killed, policy, version, open_loop, latency, baselines, fleet)
+        return self._summary(results, killed, policy, version, judged, times, baselines, fleet)
 
     def _phase(self, name: str) -> Any:
         return _timed(name, self.seconds)

@@ -15,7 +15,7 @@ from gwp.data.stats.normalise import Stats
 from gwp.errors import DataError, GwpError
 from gwp.policy.policy import Policy
 from gwp.protocol.messages import Observation
-from pipelines.evaluation.evaluate import recordings
+from pipelines.evaluation.recordings import recordings
 
 # Chunks computed at once; the same for every side of a comparison.
 _BATCH = 8

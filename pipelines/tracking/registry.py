@@ -6,31 +6,17 @@ is copied.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from gwp import storage
 from gwp.errors import GwpError
-from gwp.policy.locate import parse_model_uri
 from pipelines.tracking.runs import client, explained, tracking_uri
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
 
 POLICY_TAG = "policy_id"
-
-
-@dataclass(frozen=True)
-class RegisteredPolicy:
-    """One version in the registry, which does not move."""
-
-    name: str
-    version: str
-    uri: str
-    """Bundle."""
-    tags: dict[str, str]
-    """With `policy_id`."""
 
 
 def register(
@@ -62,21 +48,6 @@ def promote(name: str, version: str, alias: str = "champion") -> None:
     """
     with explained():
         client().set_registered_model_alias(name, alias, version)
-
-
-def resolve_model_uri(uri: str) -> RegisteredPolicy:
-    """`models:/NAME@ALIAS` or `models:/NAME/VERSION` under any tracking URI;
-    `gwp.policy.locate` does it without MLflow.
-    """
-    name, alias, version = parse_model_uri(uri)
-    with explained():
-        mlflow = client()
-        found = (
-            mlflow.get_model_version_by_alias(name, alias)
-            if alias
-            else mlflow.get_model_version(name, str(version))
-        )
-    return RegisteredPolicy(name, str(found.version), str(found.source), dict(found.tags))
 
 
 def _lasting(bundle_uri: str) -> str:

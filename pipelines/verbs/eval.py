@@ -73,7 +73,7 @@ def _load(uri: str) -> Any:
 def run_open_loop(args: argparse.Namespace) -> None:
     import json
 
-    from pipelines.evaluation.evaluate import open_loop
+    from pipelines.evaluation.open_loop import open_loop
 
     r = open_loop(_load(args.policy), args.data, args.episodes)
     print(
@@ -95,7 +95,7 @@ def run_video(args: argparse.Namespace) -> None:
 
     import numpy as np
 
-    from pipelines.evaluation.evaluate import imagined
+    from pipelines.evaluation.open_loop import imagined
     from pipelines.evaluation.report import psnr
 
     rows = imagined(_load(args.policy), args.data, args.clips)
@@ -146,7 +146,7 @@ def run_seams(args: argparse.Namespace) -> None:
 def run_closed_loop(args: argparse.Namespace) -> None:
     import json
 
-    from pipelines.evaluation.evaluate import blind_success, closed_loop, random_success
+    from pipelines.evaluation.simulation import blind_success, closed_loop, random_success
 
     tasks = [t.strip() for t in args.tasks.split(",")]
     won = closed_loop(_load(args.policy), tasks, args.episodes, args.max_steps)

@@ -13,6 +13,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from gwp.data.embodiment import Embodiment, Slot
+from gwp.data.formats.lerobot.read import read_set
+from gwp.data.formats.robot_set import embodiment_of
 from tests.support import paths
 
 SHARED = paths.SHARED / "data"
@@ -215,3 +218,16 @@ def write_v30(
         ):
             write_video(root / f"videos/{c}/chunk-000/file-{f:03d}.mp4", shown, gop=4)
     return root
+
+
+def infer_embodiment(
+    uri: str,
+    name: str,
+    chunk: int,
+    replan: int,
+    cameras: dict[Slot, str] | None = None,
+    delta_mask: tuple[bool, ...] | None = None,
+    id: int = 0,  # noqa: A002
+) -> Embodiment:
+    """`embodiment_of` a LeRobot set."""
+    return embodiment_of(read_set(uri), name, chunk, replan, cameras, delta_mask, id)

@@ -82,15 +82,6 @@ def similarity(checkpoint: Checkpoint, reference: Checkpoint) -> list[Likeness]:
     return sorted(rows, key=lambda row: (row.verdict == "ok", not row.matrix, row.same))
 
 
-def unmatched(checkpoint: Checkpoint, reference: Checkpoint) -> list[str]:
-    """Tensors that the reference has no counterpart of, or one of which it could not be a
-    slice.
-    """
-    return [
-        name for name in checkpoint.tensors if _counterpart(name, checkpoint, reference) is None
-    ]
-
-
 def _counterpart(name: str, checkpoint: Checkpoint, reference: Checkpoint) -> str | None:
     if (checkpoint.family == "gwp05") == (reference.family == "gwp05"):
         other = name

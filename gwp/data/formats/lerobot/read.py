@@ -19,7 +19,6 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from gwp import storage
-from gwp.data.embodiment import Embodiment, Slot
 from gwp.data.formats.lerobot.repair import absent_cameras, mend_paths
 from gwp.data.formats.robot_set import (
     ACTION,
@@ -28,7 +27,6 @@ from gwp.data.formats.robot_set import (
     RobotSet,
     VideoSpan,
     choose_columns,
-    embodiment_of,
 )
 from gwp.errors import DataError
 from gwp.storage.names import relative_name, shown
@@ -275,16 +273,3 @@ def _span_v3(uri: str, row: dict[str, Any], key: str, info: dict[str, Any]) -> V
     return VideoSpan(
         path, float(row[f"videos/{key}/from_timestamp"]), row.get(f"videos/{key}/to_timestamp")
     )
-
-
-def infer_embodiment(
-    uri: str,
-    name: str,
-    chunk: int,
-    replan: int,
-    cameras: dict[Slot, str] | None = None,
-    delta_mask: tuple[bool, ...] | None = None,
-    id: int = 0,  # noqa: A002
-) -> Embodiment:
-    """`embodiment_of` a LeRobot set."""
-    return embodiment_of(read_set(uri), name, chunk, replan, cameras, delta_mask, id)

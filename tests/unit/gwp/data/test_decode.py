@@ -17,7 +17,6 @@ from gwp.data.canvas import Canvas
 from gwp.data.decode import SampleSpec, decode_samples
 from gwp.data.embodiment import Embodiment
 from gwp.data.formats import vectors
-from gwp.data.formats.lerobot.read import infer_embodiment
 from gwp.data.plan.manifest import Manifest, build_manifest
 from gwp.data.source import Source
 from gwp.data.stats.normalise import Normalizer, compute_stats
@@ -30,6 +29,7 @@ from tests.support.sets import (
     columns,
     episode_values,
     frame_number,
+    infer_embodiment,
     number,
     write_pictures,
     write_v21,

@@ -5,14 +5,22 @@ import pytest
 
 from gwp.data.canvas import Canvas, compose
 from gwp.data.decode import SampleSpec, decode_samples
-from gwp.data.formats.lerobot.read import infer_embodiment
 from gwp.data.plan.build import build_manifest
 from gwp.data.rates import at_steps, row_span, steps_of
 from gwp.data.source import Source
 from gwp.data.stats.normalise import Normalizer, compute_stats
 from gwp.data.window import ClipWindow, Window
 from gwp.errors import DataError
-from tests.support.sets import FPS, TOP, WRIST, episode_values, frame_number, number, write_v21
+from tests.support.sets import (
+    FPS,
+    TOP,
+    WRIST,
+    episode_values,
+    frame_number,
+    infer_embodiment,
+    number,
+    write_v21,
+)
 
 VALUES = np.stack([np.arange(12.0), np.arange(12.0) % 3, np.ones(12)], 1)
 RULES = ("linear", "hold", "sum")

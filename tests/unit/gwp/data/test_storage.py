@@ -8,13 +8,13 @@ import pytest
 from gwp import storage
 from gwp.data.canvas import Canvas
 from gwp.data.decode import SampleSpec, decode_samples
-from gwp.data.formats.lerobot.read import infer_embodiment, read_set
+from gwp.data.formats.lerobot.read import read_set
 from gwp.data.plan.manifest import Manifest, build_manifest
 from gwp.data.source import Source
 from gwp.data.stats.normalise import compute_stats
 from gwp.data.window import ClipWindow, Window
 from gwp.errors import GwpError
-from tests.support.sets import TOP, WRIST, write_v30, write_video
+from tests.support.sets import TOP, WRIST, infer_embodiment, write_v30, write_video
 
 WINDOW, CLIP = Window(chunk=4, stride=1), ClipWindow(frames=5, fps=5)
 

@@ -19,7 +19,7 @@ from gwp.errors import GwpError
 from gwp.sim import record as room
 from gwp.sim.metaworld import CAMERA, EMBODIMENT, Env
 from gwp.sim.record import RecordSummary, record
-from gwp.sim.rollout import expert_episode
+from tests.support.experts import expert_episode
 
 # After gwp.sim, which chooses the renderer before MuJoCo is imported.
 pytest.importorskip("metaworld", reason="the sim extra is not installed")

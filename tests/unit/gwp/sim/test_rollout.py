@@ -8,7 +8,8 @@ import pytest
 from gwp.errors import GwpError
 from gwp.protocol.messages import ActionChunk, Observation
 from gwp.sim.metaworld import Env
-from gwp.sim.rollout import expert_episode, random_policy, run_episode, wilson_interval
+from gwp.sim.rollout import random_policy, run_episode
+from tests.support.experts import expert_episode
 
 # After gwp.sim, which chooses the renderer before MuJoCo is imported.
 pytest.importorskip("metaworld", reason="the sim extra is not installed")
@@ -84,13 +85,3 @@ def test_random_actions_repeat_with_the_seed_and_fill_the_limits(env: Env) -> No
     assert first.min() < -0.8
     assert first.max() > 0.8
     assert np.abs(first).max() <= 1
-
-
-@pytest.mark.parametrize(
-    ("won", "n", "low", "high"),
-    [(0, 10, 0.0, 0.2775), (5, 10, 0.2366, 0.7634), (10, 10, 0.7225, 1.0), (0, 0, 0, 1)],
-)
-def test_wilson_interval_matches_published_values(
-    won: int, n: int, low: float, high: float
-) -> None:
-    assert wilson_interval(won, n) == pytest.approx((low, high), abs=1e-4)

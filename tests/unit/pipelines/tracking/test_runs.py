@@ -139,11 +139,11 @@ def test_versions_are_per_bundle_and_aliases_move(store: str, tmp_path: Path) ->
     assert promote.register("s3://b/two/", "id2", "arm") == second != first
     for version, policy_id in ((first, "id1"), (second, "id2")):
         promote.promote("arm", version)
-        found = promote.resolve_model_uri("models:/arm@champion")
-        assert (found.version, found.tags["policy_id"]) == (version, policy_id)
-    assert promote.resolve_model_uri(f"models:/arm/{first}").uri == str(tmp_path / "one")
+        entry = tracking.client().get_model_version_by_alias("arm", "champion")
+        assert (str(entry.version), entry.tags["policy_id"]) == (version, policy_id)
+    assert tracking.client().get_model_version("arm", first).source == str(tmp_path / "one")
     with pytest.raises(GwpError, match="check the name"):
-        promote.resolve_model_uri("models:/nobody/1")
+        promote.promote("nobody", first)
 
 
 def test_a_local_bundle_is_no_use_to_a_server(

@@ -10,7 +10,6 @@ import pytest
 
 from gwp.data.canvas import Canvas
 from gwp.data.decode import SampleSpec
-from gwp.data.formats.lerobot.read import infer_embodiment
 from gwp.data.plan.build import build_manifest
 from gwp.data.plan.plan import plan_slice
 from gwp.data.source import Source
@@ -20,7 +19,7 @@ from pipelines.config.load import load_config
 from pipelines.jobs.train_job import TrainJob
 from pipelines.training.prepare import PreparedRun
 from pipelines.training.stream import batch_columns, batches, block, blocks, decode_block, planned
-from tests.support.sets import TOP, write_pictures, write_v30
+from tests.support.sets import TOP, infer_embodiment, write_pictures, write_v30
 from tests.unit.pipelines.jobs.test_stages import STAGES
 
 SPEC = SampleSpec(

@@ -10,7 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from gwp.data.embodiment import Embodiment
-from gwp.data.formats.lerobot.read import infer_embodiment, read_set
+from gwp.data.formats.lerobot.read import read_set
 from gwp.data.formats.vectors import matrix, read_vectors
 from gwp.data.plan.manifest import Manifest, build_manifest
 from gwp.data.source import Source
@@ -22,6 +22,7 @@ from tests.support.sets import (
     WRIST,
     columns,
     episode_values,
+    infer_embodiment,
     write_v21,
     write_v30,
     write_video,

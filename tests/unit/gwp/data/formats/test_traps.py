@@ -14,7 +14,7 @@ import pytest
 
 from gwp.data.canvas import Canvas
 from gwp.data.decode import SampleSpec, decode_samples
-from gwp.data.formats.lerobot.read import infer_embodiment, read_set
+from gwp.data.formats.lerobot.read import read_set
 from gwp.data.plan.build import build_manifest
 from gwp.data.source import Source
 from gwp.data.stats.normalise import compute_stats
@@ -25,6 +25,7 @@ from tests.support.sets import (
     TOP,
     WRIST,
     frame_number,
+    infer_embodiment,
     level,
     number,
     write_v21,

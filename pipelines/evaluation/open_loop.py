@@ -1,0 +1,151 @@
+"""Open loop on recorded episodes: predicted chunks against recorded actions, imagined frames
+against real ones.
+"""
+
+from collections import Counter
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from gwp.data.canvas import compose
+from gwp.data.embodiment import Embodiment
+from gwp.data.formats.lerobot.read import read_set
+from gwp.data.stats.normalise import Stats
+from gwp.errors import DataError
+from gwp.policy.policy import Policy
+from pipelines.evaluation.recordings import Recording, embodiment_for, recordings
+
+
+@dataclass(frozen=True)
+class OpenLoop:
+    """Errors of whole predicted chunks against recorded actions, over every replan step of the
+    episodes; squared robot units.
+    """
+
+    mse: float
+    """The policy."""
+    mse_hold: float
+    """Standing still: repeat the state where action and state are the same quantity, else the
+    action before (0 at the start).
+    """
+    mse_mean: float
+    """The mean chunk of the training data."""
+    per_dim: dict[str, float]
+    """The policy's error of each action dimension."""
+    windows: int
+    """Chunks compared."""
+    trace: tuple[tuple[str, ...], np.ndarray, np.ndarray] = field(repr=False)
+    """Action names, recorded and executed-part predictions `[n, d]` of the first episode."""
+
+
+def open_loop(policy: Policy, uri: str, episodes: str | None = None, batch: int = 8) -> OpenLoop:
+    """Predict a chunk at every replan step of each episode from the true observation, and
+    compare.
+    """
+    errors: dict[str, list[np.ndarray]] = {"policy": [], "hold": [], "mean": []}
+    trace: tuple[np.ndarray, np.ndarray] | None = None
+    embodiment = embodiment_for(policy, read_set(uri))
+    mean = mean_chunk(policy, embodiment)
+    for recording in recordings(policy, uri, episodes):
+        T, p = len(recording.action), embodiment.chunk
+        steps = list(range(0, T, embodiment.replan))
+        executed = []
+        for first in range(0, len(steps), batch):
+            some = steps[first : first + batch]
+            chunks = policy.act_batch(recording.observations(some))
+            for step, chunk in zip(some, chunks, strict=True):
+                n = min(p, T - step)
+                true = recording.action[step : step + n]
+                executed.append(chunk.actions[: min(embodiment.replan, n)])
+                guesses = {
+                    "policy": chunk.actions[:n],
+                    "hold": hold_chunk(recording, step, embodiment)[:n],
+                }
+                guesses["mean"] = np.tile(mean + _offset(recording.state[step], embodiment), (n, 1))
+                for name, guess in guesses.items():
+                    errors[name].append((guess - true) ** 2)
+        if trace is None:
+            predicted = np.concatenate(executed)
+            trace = recording.action[: len(predicted)], predicted
+    if trace is None:
+        raise DataError(f"{uri}: no episode chosen")
+    whole = {name: np.concatenate(e) for name, e in errors.items()}
+    per_dim = dict(zip(embodiment.action_names, map(float, whole["policy"].mean(0)), strict=True))
+    mse = {name: float(e.mean()) for name, e in whole.items()}
+    return OpenLoop(
+        mse["policy"],
+        mse["hold"],
+        mse["mean"],
+        per_dim,
+        len(errors["policy"]),
+        (embodiment.action_names, *trace),
+    )
+
+
+def _offset(state: np.ndarray, embodiment: Embodiment) -> np.ndarray:
+    """The state on delta dimensions, 0 elsewhere, `[d]`."""
+    delta = np.asarray(embodiment.delta)
+    offset = np.zeros(len(delta), np.float32)
+    offset[delta] = state[: len(delta)][delta]
+    return offset
+
+
+def mean_chunk(policy: Policy, embodiment: Embodiment) -> np.ndarray:
+    """Mean (delta) action of the training data, `[d]`."""
+    stats = Stats.from_json(policy.bundle.stats[embodiment.name])
+    return np.asarray(stats.action.mean, np.float32)[: len(embodiment.action_names)]
+
+
+def hold_chunk(recording: Recording, step: int, embodiment: Embodiment) -> np.ndarray:
+    """The *hold* baseline at a step, `[p, d]`."""
+    before = recording.action[step - 1] if step else np.zeros(recording.action.shape[1], np.float32)
+    delta = np.asarray(embodiment.delta)
+    same = delta | np.asarray(
+        [a == s for a, s in zip(embodiment.action_names, embodiment.state_names, strict=False)]
+        + [False] * max(0, len(delta) - len(embodiment.state_names))
+    )
+    held = np.where(same, _same_quantity(recording.state[step], len(delta)), before)
+    return np.tile(held.astype(np.float32), (embodiment.chunk, 1))
+
+
+def _same_quantity(state: np.ndarray, width: int) -> np.ndarray:
+    out = np.zeros(width, np.float32)
+    n = min(width, len(state))
+    out[:n] = state[:n]
+    return out
+
+
+def imagined(policy: Policy, uri: str, clips: int = 3) -> list[tuple[str, np.ndarray, np.ndarray]]:
+    """Title, real and imagined canvas frames uint8 `[T, H, W, 3]`, given the recorded actions,
+    from the middle of some episodes.
+    """
+    window = policy.settings.window
+    found, result = list(recordings(policy, uri)), []
+    # One of each instruction before a second of any.
+    turns: Counter[str] = Counter()
+    order = []
+    for i, recording in enumerate(found):
+        order.append((turns[recording.episode.text], i))
+        turns[recording.episode.text] += 1
+    for _, i in sorted(order)[:clips]:
+        recording = found[i]
+        embodiment = embodiment_for(policy, read_set(uri))
+        start = max(0, (recording.episode.length - window.chunk) // 2)
+        views = recording.views([start + o for o in window.offsets])
+        real = compose(
+            {s: views[k] for s, k in embodiment.cameras.items()}, policy.settings.canvas, None
+        )
+        rows = [min(start + i, len(recording.action) - 1) for i in range(window.chunk)]
+        observation = recording.observations([start])[0]
+        guess = policy.imagine_given(observation, recording.action[rows])
+        result.append(
+            (
+                (
+                    f"{recording.episode.text or 'episode'} (episode {recording.episode.index}, "
+                    f"step {start})"
+                ),
+                real,
+                guess,
+            )
+        )
+    return result

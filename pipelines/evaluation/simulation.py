@@ -1,0 +1,65 @@
+"""Closed loop in simulation: the policy, and what chance and blind replay reach."""
+
+from gwp.policy.policy import Policy
+
+
+def random_success(tasks: list[str], episodes: int, max_steps: int) -> dict[str, tuple[int, int]]:
+    """Task -> (successes, episodes) of uniformly random actions: what chance alone reaches."""
+    from gwp.sim.metaworld import Env
+    from gwp.sim.rollout import random_policy, run_episode
+
+    result = {}
+    for task in tasks:
+        env = Env(task)
+        won = sum(
+            run_episode(
+                env, random_policy(seed), seed=7000 + seed, max_steps=max_steps, replan=6
+            ).success
+            for seed in range(episodes)
+        )
+        env.close()
+        result[task] = (int(won), episodes)
+    return result
+
+
+def blind_success(tasks: list[str], episodes: int, max_steps: int) -> dict[str, tuple[int, int]]:
+    """Task -> (successes, episodes) of replaying an expert's actions from another start: what
+    can be won without looking.
+    """
+    from gwp.sim.metaworld import Env
+
+    result = {}
+    for task in tasks:
+        env, won = Env(task), 0
+        for i in range(episodes):
+            env.reset(6000 + i)
+            actions, done = [], False
+            while not done and len(actions) < max_steps:
+                actions.append(env.expert_action())
+                done = env.step(actions[-1])
+            env.reset(7000 + i)
+            won += any(env.step(action) for action in actions)
+        env.close()
+        result[task] = (won, episodes)
+    return result
+
+
+def closed_loop(
+    policy: Policy, tasks: list[str], episodes: int, max_steps: int
+) -> dict[str, tuple[int, int]]:
+    """Task -> (successes, episodes) of the policy in this process, on seeds that no recording
+    uses.
+    """
+    from gwp.sim.metaworld import Env
+    from gwp.sim.rollout import run_episode
+
+    result = {}
+    for task in tasks:
+        env, replan = Env(task), next(iter(policy.bundle.embodiments.values())).replan
+        won = sum(
+            run_episode(env, policy.act, seed=9000 + i, max_steps=max_steps, replan=replan).success
+            for i in range(episodes)
+        )
+        env.close()
+        result[task] = (int(won), episodes)
+    return result
