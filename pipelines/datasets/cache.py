@@ -137,7 +137,7 @@ def build_cache(
     if storage.exists(storage.join(uri, CACHE)):
         return _summary(uri, 0, begin)
     # Here, because a finished cache needs no cluster, and what trains is slow to import.
-    from pipelines.training.train import check_resources, ensure_ray
+    from pipelines.jobs.ray_start import check_resources, ensure_ray
 
     ensure_ray(job)
     check_resources(job)

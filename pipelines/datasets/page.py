@@ -19,7 +19,7 @@ from gwp.data.plan.build import build_manifest
 from gwp.data.source import Source
 from gwp.data.window import ClipWindow, Window
 from gwp.errors import DataError
-from pipelines.evaluation import charts
+from pipelines.pages import charts
 from pipelines.pages.render import Picture, Table, Tile, render
 
 Layout = Literal["t", "horizontal", "single"]

@@ -10,8 +10,8 @@ from typing import Any
 
 import numpy as np
 
-from pipelines.evaluation import charts
-from pipelines.evaluation.charts import wilson
+from pipelines.pages import charts
+from pipelines.pages.charts import wilson
 from pipelines.pages.render import Picture, Table, Tile, render
 
 

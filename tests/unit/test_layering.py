@@ -42,6 +42,22 @@ FORBIDDEN = {
 }
 
 
+# Room of pipelines -> the other rooms that it may know. `verbs` and `demo` sit on top and know all.
+MAY_KNOW: dict[str, set[str]] = {
+    "config": set(),
+    "console": set(),
+    "doctor": set(),
+    "jobs": {"config"},
+    "pages": set(),
+    "tracking": {"config", "jobs"},
+    "training": {"config", "console", "jobs", "tracking"},
+    "datasets": {"config", "console", "jobs", "pages"},
+    "evaluation": {"config", "console", "jobs", "pages"},
+    "bench": {"config", "console", "datasets", "evaluation", "jobs", "pages", "training"},
+}
+PACKAGES = ("gwp", "gwp/data", "gwp/model", "gwp/policy", "pipelines", "serve", "clusters")
+
+
 def python_files(*tops: str) -> list[Path]:
     return sorted(path for top in tops for path in (ROOT / top).rglob("*.py"))
 
@@ -76,6 +92,43 @@ def test_imports_point_down(room: str) -> None:
         if within(module, package)
     ]
     assert not upward, "\n".join(upward)
+
+
+def arrows(package: str) -> dict[str, set[str]]:
+    """Room -> the other rooms of the same package that it imports; a room is a folder or a file."""
+    base = ROOT / package
+    rooms = {path.stem for path in base.iterdir() if path.suffix == ".py" or path.is_dir()}
+    knows: dict[str, set[str]] = {}
+    for path in python_files(package):
+        room = path.relative_to(base).parts[0].removesuffix(".py")
+        for _, module in imports(path):
+            if within(module, package.replace("/", ".")):
+                other = module.split(".")[package.count("/") + 1 :][:1]
+                knows.setdefault(room, set()).update({*other} & rooms - {room, "__init__"})
+    knows.pop("__init__", None)
+    return knows
+
+
+@pytest.mark.parametrize("package", PACKAGES)
+def test_rooms_know_each_other_in_one_direction(package: str) -> None:
+    left = arrows(package)
+    while free := [room for room, known in left.items() if not known & left.keys()]:
+        for room in free:
+            del left[room]
+    assert not left, f"circle among {left}"
+
+
+def test_rooms_of_pipelines_know_what_they_may() -> None:
+    beyond = {
+        room: known - MAY_KNOW[room]
+        for room, known in arrows("pipelines").items()
+        if room in MAY_KNOW and known - MAY_KNOW[room]
+    }
+    assert not beyond
+
+
+def test_every_room_of_pipelines_is_a_known_one() -> None:
+    assert set(arrows("pipelines")) <= {*MAY_KNOW, "verbs", "demo", "cli"}
 
 
 def test_the_check_sees_imports_of_every_form(

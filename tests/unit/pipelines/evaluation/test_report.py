@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from pipelines.evaluation.charts import strip, wilson
 from pipelines.evaluation.report import ReportData, psnr, write_report
+from pipelines.pages.charts import strip, wilson
 
 SECTIONS = (
     "The line",

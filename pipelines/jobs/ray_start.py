@@ -1,0 +1,58 @@
+"""Ray for a job: connect or start it, and say at once when it can never hold the job."""
+
+import os
+
+import ray
+
+from gwp.errors import GwpError
+from pipelines.jobs.train_job import POOL, TrainJob
+
+
+def ensure_ray(job: TrainJob) -> None:
+    """Connect to the cluster of RAY_ADDRESS, or start Ray on this machine with enough logical
+    CPUs.
+    """
+    if ray.is_initialized():
+        return
+    address = os.environ.get("RAY_ADDRESS")
+    if address:
+        ray.init(address=address, log_to_driver=False)
+        return
+    # Workers hold a CPU each; decoding on a machine without a spare one would wait for ever.
+    needed = int(job.cluster.workers * job.cluster.cpus_per_worker + job.cluster.decode_tasks + 1)
+    os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.2")
+    ray.init(
+        address="local",
+        num_cpus=max(needed, os.cpu_count() or 1),
+        include_dashboard=False,
+        log_to_driver=False,
+    )
+
+
+def check_resources(job: TrainJob) -> None:
+    """GwpError when the cluster can never hold the workers and one decoding task, instead of a
+    silent wait.
+    """
+    nodes = [n for n in ray.nodes() if n["Alive"]]
+
+    def cpus(pool: str | None) -> float:
+        return sum(
+            n["Resources"].get("CPU", 0.0)
+            for n in nodes
+            if pool is None or n["Labels"].get(POOL) == pool
+        )
+
+    workers = job.cluster.workers * job.cluster.cpus_per_worker
+    same = job.cluster.train_pool == job.cluster.data_pool
+    if cpus(job.cluster.train_pool) < workers + (1 if same else 0):
+        raise GwpError(
+            f"the cluster has {cpus(job.cluster.train_pool):g} CPUs in pool "
+            f"'{job.cluster.train_pool}'; {job.cluster.workers} "
+            f"workers{' and decoding' if same else ''} need {workers + (1 if same else 0):g}: "
+            "lower cluster.cpus_per_worker"
+        )
+    if not same and cpus(job.cluster.data_pool) < 1:
+        raise GwpError(
+            f"no CPU in pool '{job.cluster.data_pool}' for decoding; set cluster.data_pool to "
+            "a label the cluster has"
+        )
