@@ -19,7 +19,6 @@ from pathlib import Path
 from typing import Any
 
 import fsspec
-from fsspec.implementations.local import LocalFileSystem
 
 from gwp.errors import DataError, GwpError
 from gwp.storage import local_files, multipart
@@ -80,8 +79,11 @@ def write_bytes(uri: str, data: bytes, create_only: bool = False) -> None:
 
 
 def _replace(path: str, data: bytes) -> None:
-    with local_files.replacing(Path(path)) as temporary:
+    with local_files.replacing(Path(path), durable=False) as temporary:
         temporary.write_bytes(data)
+        # So that a power cut leaves the old file or the new one whole; which of them is all the
+        # same.
+        local_files.sync(temporary)
 
 
 def put_file(file: str | Path, uri: str) -> None:
@@ -124,7 +126,7 @@ def get_file(uri: str, file: str | Path) -> None:
 def _get_parts(uri: str, size: int, file: Path) -> None:
     def get(start: int) -> None:
         end = min(start + multipart.PART, size)
-        data = call(uri, lambda fs, path: fs.cat_file(path, start, end))
+        data = call(uri, lambda fs, path: fs.cat_file(path, start=start, end=end))
         if len(data) != end - start:
             raise DataError(f"{uri}: changed while it was read; read it again")
         os.pwrite(handle, data, start)
@@ -210,10 +212,10 @@ def list_files(uri: str) -> dict[str, int]:
     """
 
     def work(fs: fsspec.AbstractFileSystem, path: str) -> dict[str, int]:
-        # What a local walk may not enter is no absence either.
-        options = {"on_error": _unless_missing} if isinstance(fs, LocalFileSystem) else {}
+        if not is_remote(uri):
+            return local_files.sizes_below(Path(path))
         try:
-            found = fs.find(path, detail=True, **options)
+            found = fs.find(path, detail=True)
         except FileNotFoundError as error:
             answer = answer_of(error)
             if answer is not None and answer.code == "NoSuchBucket":
@@ -228,18 +230,9 @@ def list_files(uri: str) -> dict[str, int]:
         }
         files = {n[len(path) :].lstrip("/"): int(i["size"]) for n, i in there.items()}
         # Some writers leave empty objects that stand for folders.
-        return {
-            name: size
-            for name, size in files.items()
-            if name and not name.endswith("/") and not is_temporary(name)
-        }
+        return {name: size for name, size in files.items() if name and not name.endswith("/")}
 
     return call(uri, work)
-
-
-def _unless_missing(error: OSError) -> None:
-    if not isinstance(error, (FileNotFoundError, NotADirectoryError)):
-        raise error
 
 
 def upload(folder: str | Path, uri: str) -> None:

@@ -126,7 +126,9 @@ def _ask_reason(uri: str, fs: fsspec.AbstractFileSystem, path: str, error: Excep
         return
     bucket, key, _ = fs.split_path(path)
     try:
-        fs.cat_file(path, 0, 1) if key else fs.call_s3("list_objects_v2", Bucket=bucket, MaxKeys=1)
+        fs.cat_file(path, start=0, end=1) if key else fs.call_s3(
+            "list_objects_v2", Bucket=bucket, MaxKeys=1
+        )
     except Exception as named:
         reason = answer_of(named)
         if passing(named) or (reason is not None and reason.status == refusal.status):

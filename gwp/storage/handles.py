@@ -124,7 +124,7 @@ def _explain_native(uri: str, error: OSError) -> NoReturn:
     """Raise what ails `uri`. Arrow, which has been patient in its own way, has words only; the
     answer to our own client has a code.
     """
-    call(uri, lambda fs, path: fs.cat_file(path, 0, 1))
+    call(uri, lambda fs, path: fs.cat_file(path, start=0, end=1))
     raise GwpError(
         f"{uri}: storage keeps failing ({error}); try later, or raise {PATIENCE}"
     ) from error

@@ -3,6 +3,7 @@
 import errno
 import os
 import re
+import stat
 import time
 import uuid
 from collections.abc import Iterator
@@ -36,7 +37,7 @@ def create(path: Path, data: bytes) -> None:
     """
     with _temporary(path) as temporary:
         temporary.write_bytes(data)
-        _sync(temporary)
+        sync(temporary)
         try:
             os.link(temporary, path)
         except FileExistsError as error:
@@ -47,7 +48,7 @@ def create(path: Path, data: bytes) -> None:
             if error.errno not in _NO_LINKS:
                 raise
             _claim(temporary, path)
-        _sync(path.parent)
+        sync(path.parent)
 
 
 def _claim(temporary: Path, path: Path) -> None:
@@ -67,15 +68,39 @@ def replacing(path: Path, durable: bool = True) -> Iterator[Path]:
     """A path to write to; what is there when the block ends well takes the place of `path` at
     once, else nothing changes.
 
-    durable: it is on the disk then, not only in memory.
+    durable: it is on the disk then, under its name.
     """
     with _temporary(path) as temporary:
         yield temporary
         if durable:
-            _sync(temporary)
+            sync(temporary)
         os.replace(temporary, path)
         if durable:
-            _sync(path.parent)
+            sync(path.parent)
+
+
+def sizes_below(folder: Path) -> dict[str, int]:
+    """Path relative to `folder` -> bytes, of every whole file below it, in order of their
+    names; links are none of them.
+
+    Empty when there is no such folder. OSError when one may not be looked into: that is no
+    absence.
+    """
+    sizes = {}
+    for root, _, names in os.walk(folder, onerror=_unless_missing):
+        for name in names:
+            file = Path(root, name)
+            # Somebody may remove it meanwhile.
+            with suppress(FileNotFoundError):
+                state = file.lstat()
+                if stat.S_ISREG(state.st_mode) and not is_temporary(name):
+                    sizes[file.relative_to(folder).as_posix()] = state.st_size
+    return dict(sorted(sizes.items()))
+
+
+def _unless_missing(error: OSError) -> None:
+    if not isinstance(error, (FileNotFoundError, NotADirectoryError)):
+        raise error
 
 
 @contextmanager
@@ -95,10 +120,10 @@ def _make_folder(folder: Path) -> None:
         return
     _make_folder(folder.parent)
     folder.mkdir(exist_ok=True)
-    _sync(folder.parent)
+    sync(folder.parent)
 
 
-def _sync(path: Path) -> None:
+def sync(path: Path) -> None:
     """Have a file's bytes, or a folder's names, on the disk."""
     handle = os.open(path, os.O_RDONLY)
     try:

@@ -20,7 +20,11 @@ from moto.server import ThreadedMotoServer
 
 from gwp.storage.retry import PATIENCE
 
-Fault = Literal["slow down", "error", "reset", "short", "slow", "vanished", "expired"]
+Fault = (
+    Literal["slow down", "error", "reset", "lost", "short", "slow", "vanished", "expired"]
+    | tuple[int, str]
+)
+"""`lost`: the request is done and its answer never comes. A pair: the answer's status and code."""
 _XML = "<?xml version='1.0'?><Error><Code>{code}</Code><Message>{code}</Message></Error>"
 _ANSWERS = {
     "slow down": (503, "SlowDown"),
@@ -28,6 +32,25 @@ _ANSWERS = {
     "vanished": (404, "NoSuchKey"),
     "expired": (400, "ExpiredToken"),
 }
+
+
+def _body_of(request: BaseHTTPRequestHandler) -> bytes:
+    if request.headers.get("Transfer-Encoding") != "chunked":
+        return request.rfile.read(int(request.headers.get("Content-Length") or 0))
+    parts = []
+    while size := int(request.rfile.readline().partition(b";")[0], 16):
+        parts.append(request.rfile.read(size))
+        request.rfile.readline()
+    while request.rfile.readline().strip():
+        pass
+    return b"".join(parts)
+
+
+def _reset(request: BaseHTTPRequestHandler) -> None:
+    # Closed with a lingering time of zero, a connection is reset.
+    request.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    request.close_connection = True
+    request.connection.close()
 
 
 @dataclass
@@ -54,14 +77,14 @@ class FaultyProxy:
                 pass
 
             def _do(self) -> None:
-                body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
+                body = _body_of(self)
                 proxy.requests.append(f"{self.command} {self.path}")
                 key = re.search(r"Credential=([^/]+)/", self.headers.get("Authorization") or "")
                 fault = proxy.fault(self.command, self.path, key[1] if key else "")
                 if fault:
                     proxy.faults += 1
-                if fault in _ANSWERS:
-                    status, code = _ANSWERS[fault]
+                if isinstance(fault, tuple) or fault in _ANSWERS:
+                    status, code = fault if isinstance(fault, tuple) else _ANSWERS[fault]
                     return self._answer(
                         status,
                         {"Content-Type": "application/xml"},
@@ -70,16 +93,20 @@ class FaultyProxy:
                     )
                 up = http.client.HTTPConnection(where.hostname or "", where.port or 80, timeout=20)
                 try:
+                    # With a length of its own, however the body came.
+                    own = {"connection", "content-length", "transfer-encoding"}
                     up.request(
                         self.command,
                         self.path,
                         body,
-                        {k: v for k, v in self.headers.items() if k.lower() != "connection"},
+                        {k: v for k, v in self.headers.items() if k.lower() not in own},
                     )
                     answer = up.getresponse()
                     data = answer.read()
                 finally:
                     up.close()
+                if fault == "lost":
+                    return _reset(self)
                 # A length of its own, also for the answer to HEAD.
                 skip = {"transfer-encoding", "connection", "content-length"}
                 headers = {k: v for k, v in answer.getheaders() if k.lower() not in skip}
@@ -105,14 +132,10 @@ class FaultyProxy:
                     self.wfile.write(data[: len(data) // 2])
                     self.wfile.flush()
                     if fault == "reset":
-                        # Closed with a lingering time of zero, a connection is reset.
-                        self.connection.setsockopt(
-                            socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0)
-                        )
+                        _reset(self)
+                        return
                     self.close_connection = True
-                    self.connection.shutdown(
-                        socket.SHUT_WR
-                    ) if fault == "short" else self.connection.close()
+                    self.connection.shutdown(socket.SHUT_WR)
                     return
                 if fault == "slow":
                     for i in range(0, len(data), max(1, len(data) // 8)):
@@ -147,7 +170,9 @@ class FaultyProxy:
 
 @contextmanager
 def faulty_s3(bucket: str) -> Iterator[FaultyProxy]:
-    """An empty bucket behind a proxy that the environment leads to, with 8 s of patience."""
+    """An empty bucket behind a proxy that the environment leads to, with 8 s of patience. The
+    client's own waits are left out.
+    """
     server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
     server.start()
     host, port = server.get_host_and_port()
@@ -161,6 +186,7 @@ def faulty_s3(bucket: str) -> Iterator[FaultyProxy]:
             (PATIENCE, "8"),
         ):
             patch.setenv(name, value)
+        patch.setattr("botocore.retries.standard.ExponentialBackoff.delay_amount", lambda *_: 0.0)
         s3fs.S3FileSystem.clear_instance_cache()
         boto3.client("s3", endpoint_url=f"http://{host}:{port}").create_bucket(Bucket=bucket)
         yield found

@@ -156,3 +156,81 @@ def test_files_read_in_one_sitting(top: str) -> None:
         for path in python_files(top)
     }
     assert not {name: length for name, length in lengths.items() if length > LONGEST}
+
+
+# Only these ask file systems themselves; everybody else's calls are patient because they go
+# through gwp.storage.
+STORAGE = {
+    "gwp/storage.py",
+    "gwp/storage/door.py",
+    "gwp/storage/handles.py",
+    "gwp/storage/multipart.py",
+}
+CLIENTS = {
+    "fsspec",
+    "s3fs",
+    "boto3",
+    "botocore",
+    "aiobotocore",
+    "aiohttp",
+    "pyarrow.fs",
+    "gwp.storage.door",
+    "gwp.storage.handles",
+    "gwp.storage.multipart",
+    "gwp.storage.filesystem",
+    "gwp.storage.arrow_filesystem",
+    "gwp.storage.call",
+}
+DIRECT = {"filesystem", "arrow_filesystem", "call"}
+# Ray takes a file system of Arrow's, which is patient by itself.
+RAY_READS = {
+    "pipelines/training/train.py": "arrow_filesystem",
+    "pipelines/bench/ingest_stream.py": "arrow_filesystem",
+}
+
+
+def asks_storage_directly(path: Path) -> list[str]:
+    """Imports of storage clients, and uses of `storage.filesystem` and the like, in one file."""
+    name = path.relative_to(ROOT).as_posix()
+    found = [
+        f"{name}:{line} imports {module}"
+        for line, module in imports(path)
+        for client in CLIENTS
+        if within(module, client)
+    ]
+    for node in ast.walk(ast.parse(path.read_text(), name)):
+        if not isinstance(node, ast.Attribute) or ast.unparse(node.value) != "storage":
+            continue
+        if node.attr in DIRECT and RAY_READS.get(name) != node.attr:
+            found.append(f"{name}:{node.lineno} uses storage.{node.attr}")
+    return found
+
+
+def test_there_is_one_door_to_storage() -> None:
+    files = [
+        path
+        for path in python_files("gwp", "pipelines", "serve", "clusters")
+        if path.relative_to(ROOT).as_posix() not in STORAGE
+    ]
+    direct = [line for path in files for line in asks_storage_directly(path)]
+    assert not direct, "\n".join(direct)
+
+
+def test_the_check_of_the_door_sees_every_way_past_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(globals(), "ROOT", tmp_path)
+    path = tmp_path / "module.py"
+    for line in (
+        "import s3fs",
+        "from fsspec.core import url_to_fs",
+        "from pyarrow import fs",
+        "import pyarrow.fs as pafs",
+        "from gwp.storage import filesystem",
+        "fs, path = storage.filesystem(uri)",
+        "storage.call(uri, work)",
+    ):
+        path.write_text(line)
+        assert len(asks_storage_directly(path)) == 1, line
+    path.write_text("from gwp import storage\nimport pyarrow\nstorage.read_bytes(uri)")
+    assert asks_storage_directly(path) == []

@@ -127,7 +127,9 @@ def test_expired_credentials_are_taken_anew_once(proxy: FaultyProxy, monkeypatch
     count = len(proxy.requests)
     with pytest.raises(GwpError, match="credentials have expired or are wrong; renew them"):
         storage.read_bytes("s3://bad-day/secret")
-    assert len(proxy.requests) - count <= 4
+    # A look at the object, the client's at the bucket's region, and the question why; all once
+    # more with credentials read anew.
+    assert len(proxy.requests) - count <= 6
 
 
 def test_a_lost_answer_to_a_write_is_not_taken_for_anothers_file(proxy: FaultyProxy) -> None:
