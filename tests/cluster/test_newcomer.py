@@ -20,7 +20,7 @@ from tests.support.sets import write_v30
 from tests.unit.pipelines.jobs.test_stages import STAGES
 
 ROOT = STAGES.parents[1]
-STEPS, EVERY = 60, 3
+STEPS, EVERY = 30, 2
 SETS = [
     "init=null",
     "codec={kind: pca, spatial: 8, channels: 24, fit_clips: 8}",
