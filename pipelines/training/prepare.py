@@ -17,7 +17,7 @@ from pydantic import ValidationError
 from gwp import storage
 from gwp.data.decode import SampleSpec
 from gwp.data.latent_cache import Key, LatentCache
-from gwp.data.plan.build import SCHEMA, Manifest
+from gwp.data.plan.manifest import SCHEMA, Manifest
 from gwp.data.plan.plan import make_plan
 from gwp.data.text import text_hash
 from gwp.errors import GwpError
@@ -38,7 +38,7 @@ from pipelines.jobs.resolve import (
     write_text,
 )
 from pipelines.jobs.train_job import TrainJob
-from pipelines.training.checkpoints import Manifest as CheckpointManifest
+from pipelines.training.checkpoints import CheckpointManifest
 
 # Where a run is, how it restarts and which decay of logs it keeps do not change what it computes.
 RUN_ONLY = (

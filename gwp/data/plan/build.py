@@ -14,14 +14,12 @@ from gwp.data.formats.clips import Clip, ClipSet, read_clips
 from gwp.data.formats.find import robots_at, usable_episodes
 from gwp.data.formats.robot_set import RobotSet, check_embodiment, rows_per_step
 from gwp.data.plan.curate import CurationConfig, Curator
-from gwp.data.plan.manifest import SCHEMA, Manifest, Rows
+from gwp.data.plan.manifest import Manifest, Rows
 from gwp.data.rates import steps_of
 from gwp.data.source import Source
 from gwp.data.text import normalise, text_hash
 from gwp.data.window import ClipWindow, Window
 from gwp.errors import DataError
-
-__all__ = ["SCHEMA", "Manifest", "build_manifest"]
 
 
 class _Builder:

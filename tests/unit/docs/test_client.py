@@ -20,7 +20,7 @@ from gwp.client import Observation
 from gwp.policy.batching.engine import Engine
 from gwp.policy.policy import Policy
 from serve.config import ServeApp
-from serve.dispatch import Desk, Refusal
+from serve.dispatch import Dispatcher, Refusal
 from serve.doors import openpi
 from serve.guarded import GuardedEngine
 from serve.warmup import observation_for
@@ -74,7 +74,7 @@ class Fleet:
         self.act = self
         self.requests = self.connections = 0
         config = ServeApp.model_validate({"policy": str(folder)})
-        desk = Desk(self, self.policy.contract, config)  # type: ignore[arg-type]
+        desk = Dispatcher(self, self.policy.contract, config)  # type: ignore[arg-type]
         self._app = FastAPI()
 
         @self._app.websocket("/")

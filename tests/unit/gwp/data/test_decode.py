@@ -17,7 +17,8 @@ from gwp.data.canvas import Canvas
 from gwp.data.decode import SampleSpec, decode_samples
 from gwp.data.embodiment import Embodiment
 from gwp.data.formats import vectors
-from gwp.data.plan.manifest import Manifest, build_manifest
+from gwp.data.plan.build import build_manifest
+from gwp.data.plan.manifest import Manifest
 from gwp.data.source import Source
 from gwp.data.stats.normalise import Normalizer, compute_stats
 from gwp.data.window import ClipWindow, Window

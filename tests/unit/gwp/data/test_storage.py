@@ -9,7 +9,8 @@ from gwp import storage
 from gwp.data.canvas import Canvas
 from gwp.data.decode import SampleSpec, decode_samples
 from gwp.data.formats.lerobot.read import read_set
-from gwp.data.plan.manifest import Manifest, build_manifest
+from gwp.data.plan.build import build_manifest
+from gwp.data.plan.manifest import Manifest
 from gwp.data.source import Source
 from gwp.data.stats.normalise import compute_stats
 from gwp.data.window import ClipWindow, Window

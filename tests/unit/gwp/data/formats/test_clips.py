@@ -10,7 +10,8 @@ from pydantic import ValidationError
 from gwp.data.canvas import Canvas
 from gwp.data.decode import SampleSpec, decode_samples
 from gwp.data.formats.clips import read_clips
-from gwp.data.plan.manifest import Manifest, build_manifest
+from gwp.data.plan.build import build_manifest
+from gwp.data.plan.manifest import Manifest
 from gwp.data.source import Source
 from gwp.data.text import text_hash
 from gwp.data.window import ClipWindow, Window

@@ -15,7 +15,8 @@ from gwp.data.decode import SampleSpec, decode_samples
 from gwp.data.formats import hdf5, pictures, rlds, tars, vectors
 from gwp.data.formats.find import robots_at
 from gwp.data.formats.robot_set import embodiment_of
-from gwp.data.plan.manifest import Manifest, build_manifest
+from gwp.data.plan.build import build_manifest
+from gwp.data.plan.manifest import Manifest
 from gwp.data.source import Source
 from gwp.data.stats.normalise import compute_stats
 from gwp.data.window import ClipWindow, Window

@@ -22,7 +22,8 @@ from gwp.data.formats.clips import read_clips
 from gwp.data.formats.find import robots_at, usable_episodes
 from gwp.data.formats.robot_set import RobotSet, embodiment_of
 from gwp.data.formats.vectors import episode_vectors
-from gwp.data.plan.manifest import Manifest, build_manifest
+from gwp.data.plan.build import build_manifest
+from gwp.data.plan.manifest import Manifest
 from gwp.data.source import Source
 from gwp.data.stats.normalise import Normalizer, compute_stats
 from gwp.data.window import ClipWindow, Window

@@ -12,7 +12,8 @@ import pytest
 from gwp.data.embodiment import Embodiment
 from gwp.data.formats.lerobot.read import read_set
 from gwp.data.formats.vectors import matrix, read_vectors
-from gwp.data.plan.manifest import Manifest, build_manifest
+from gwp.data.plan.build import build_manifest
+from gwp.data.plan.manifest import Manifest
 from gwp.data.source import Source
 from gwp.data.window import ClipWindow, Window
 from gwp.errors import DataError

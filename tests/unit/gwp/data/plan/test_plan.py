@@ -6,7 +6,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from gwp.data.plan.build import SCHEMA, Manifest
+from gwp.data.plan.manifest import SCHEMA, Manifest
 from gwp.data.plan.plan import Rules, make_plan, mixing, plan_slice
 from gwp.errors import DataError
 

@@ -11,8 +11,9 @@ import pytest
 from pydantic import ValidationError
 
 from gwp.data.buckets import Bucket
+from gwp.data.plan.build import build_manifest
 from gwp.data.plan.curate import CurationConfig, Curator
-from gwp.data.plan.manifest import Manifest, build_manifest
+from gwp.data.plan.manifest import Manifest
 from gwp.data.source import Source
 from gwp.data.video.decode import decode_frames, open_video
 from gwp.data.video.shots import Look, look

@@ -26,7 +26,7 @@ from gwp.policy.batching.engine import Engine
 from gwp.policy.batching.schedule import BatchingConfig, Schedule
 from gwp.policy.policy import Policy
 from gwp.protocol.messages import ActionChunk, Observation
-from tests.tiny import make_tiny_bundle
+from tests.support.tiny import make_tiny_bundle
 
 LIMIT = 60
 TRACED = (
