@@ -119,15 +119,15 @@ def run_fleet(
     settle_s: float = 0.0,
     on_event: Callable[[FleetResult], None] | None = None,
 ) -> FleetResult:
-    """Run all robots to the end of their episodes. Those that are not done after `timeout_s`
-    end with an entry in `errors`.
+    """Run all robots to the end of their episodes. Those that are not done `timeout_s` after
+    all were ready end with an entry in `errors`.
 
     replicas:   how many run, and how many load; asked twice a second
     patience_s: how long robots that gather wait for one more replica; then they begin without
                 it. Until one runs, they ask: nothing but load brings a replica, and a start
                 takes longer than a short load lasts
     settle_s:   how long to wait after the last robot until there are no more replicas than at the start
-    GwpError when the robots cannot start or all died.
+    GwpError when the robots cannot start.
     """
     result, events = FleetResult(), _SPAWN.Queue()
     # Everybody imports the simulator first; the clock starts when all stand ready.
@@ -142,7 +142,7 @@ def run_fleet(
         process.start()
     stop = threading.Event()
     try:
-        gate.wait(timeout=min(timeout_s, _READY_S))
+        gate.wait(timeout=_READY_S)
         start = time.monotonic()
         sampler = threading.Thread(
             target=_sample, args=(result, replicas, start, patience_s, gathered, stop), daemon=True
@@ -178,14 +178,17 @@ def _collect(
         left = timeout_s - (time.monotonic() - start)
         if left <= 0:
             result.errors.append(f"{open_robots} robots were not done after {timeout_s:.0f} s")
+            for process in processes:
+                process.terminate()
             return
         try:
             kind, value = events.get(timeout=min(left, 1.0))
         except queue.Empty:
             if not any(p.is_alive() for p in processes):
-                raise GwpError(
+                result.errors.append(
                     f"{open_robots} robots died without a word; see their messages above"
-                ) from None
+                )
+                return
             continue
         if kind == "done":
             open_robots -= 1
