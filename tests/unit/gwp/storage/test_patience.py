@@ -16,7 +16,7 @@ from gwp import storage
 from gwp.errors import GwpError
 from gwp.storage import multipart, retry
 from pipelines.training import checkpoints
-from pipelines.training.checkpoints import Manifest
+from pipelines.training.checkpoints import CheckpointManifest
 from tests.support.faults import Fault, FaultyProxy, faulty_s3
 
 BUCKET = "s3://bad-day"
@@ -224,7 +224,7 @@ def write_checkpoint(run: str, folder: Path, step: int) -> str:
     (folder / f"{step}/small").write_bytes(SMALL)
     (folder / f"{step}/large").write_bytes(LARGE)
     files = checkpoints.upload_files(folder / f"{step}", uri)
-    manifest = Manifest(
+    manifest = CheckpointManifest(
         files=files,
         step=step,
         samples_seen=step,
@@ -238,7 +238,7 @@ def write_checkpoint(run: str, folder: Path, step: int) -> str:
     return uri
 
 
-def steps(found: list[tuple[str, Manifest]]) -> list[int]:
+def steps(found: list[tuple[str, CheckpointManifest]]) -> list[int]:
     return [manifest.step for _, manifest in found]
 
 

@@ -12,7 +12,13 @@ from gwp.data.plan.plan import make_plan
 from gwp.errors import GwpError
 from pipelines.config.load import config_hash, load_config
 from pipelines.jobs.train_job import TrainJob
-from pipelines.training.checkpoints import FileEntry, Manifest, checkpoint_uri, commit, sha256_file
+from pipelines.training.checkpoints import (
+    CheckpointManifest,
+    FileEntry,
+    checkpoint_uri,
+    commit,
+    sha256_file,
+)
 from pipelines.training.prepare import RUN_ONLY, prepare
 from pipelines.training.train import _complete
 from tests.support.sets import write_v21
@@ -85,7 +91,7 @@ def test_a_checkpoint_of_another_order_is_not_gone_on_with(here: Path) -> None:
     uri = checkpoint_uri(began.uri, 2, 1)
     storage.write_bytes(f"{uri}/x", b"weights")
     files = {"x": FileEntry(size=7, sha256=sha256_file(here / "x"))}
-    own = Manifest(
+    own = CheckpointManifest(
         files=files,
         step=2,
         samples_seen=8,
