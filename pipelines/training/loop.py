@@ -27,7 +27,7 @@ from gwp.model.objective import Batch, draw_video_only, idle_loss, training_loss
 from gwp.model.transformer import WorldActionTransformer
 from gwp.model.weights import build_model, load_model, locate, open_checkpoint
 from gwp.model.weights.derive import require_same
-from pipelines.tracking.runs import RunLog
+from pipelines.tracking.run_log import RunLog
 from pipelines.training.checkpoints import (
     CheckpointManifest,
     checkpoint_uri,

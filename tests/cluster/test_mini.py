@@ -24,7 +24,7 @@ from gwp.policy.locate import locate
 from pipelines.cli import main
 from pipelines.tracking import registry as promote
 from pipelines.tracking import runs as tracking
-from pipelines.tracking.runs import RunLog
+from pipelines.tracking.run_log import RunLog
 from pipelines.training import checkpoints
 
 WITHIN_S = 180.0

@@ -17,7 +17,7 @@ from gwp.errors import GwpError
 from gwp.policy.locate import locate
 from pipelines.tracking import registry as promote
 from pipelines.tracking import runs as tracking
-from pipelines.tracking.runs import RunLog
+from pipelines.tracking.run_log import RunLog, replay
 
 
 @pytest.fixture(scope="module")
@@ -97,7 +97,7 @@ def test_a_dead_server_loses_nothing(store: str, tmp_path: Path) -> None:
     log.finish()
     assert log.spilled == 7
     assert tracking.client().get_run(run_id).info.status == "RUNNING"
-    assert tracking.replay(tmp_path / "spill") == 7
+    assert replay(tmp_path / "spill") == 7
     assert _history(run_id, "loss") == [(s, float(s)) for s in range(5)]
     assert tracking.client().get_run(run_id).info.status == "FINISHED"
     assert not list((tmp_path / "spill").iterdir())
