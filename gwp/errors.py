@@ -1,26 +1,26 @@
 """Errors that a caller may catch: one clear line each that says what to do.
 
     GwpError                    whatever the user can mend
-    ├── ObservationError        an observation does not fit the policy (`Policy.act`, `Engine.submit`)
+    ├── ObservationError        an observation does not fit the policy (`act`, `submit`)
     ├── BundleError             a policy bundle is incomplete, altered, or no bundle (`Policy.load`)
     ├── PolicyError             the policy gave what must not reach a robot (`Policy.act`)
     ├── ExpiredError            the deadline passed before the chunk was ready (`Engine.act`)
     ├── ClosedError             the engine was closed before the chunk was ready (`Engine.act`)
     ├── DataError               a data set cannot be read as what it claims to be
     │   └── MissingError        a file is not there
-    ├── ProtocolError           bytes that are no message      (`gwp.protocol.msgpack_numpy`)
-    ├── ClientError             no answer, or a refusal; has a `code`      (`gwp.client`)
-    ├── ConfigError             a configuration file has mistakes      (`pipelines.config.load`)
-    └── RefusedError            why the endpoint gives no chunk; has a `code`      (`serve.dispatch`)
+    ├── ProtocolError           bytes that are no message (`gwp.protocol.msgpack_numpy`)
+    ├── ClientError             no answer, or a refusal; has a `code` (`gwp.client`)
+    ├── ConfigError             a configuration file has mistakes (`pipelines.config.load`)
+    └── RefusedError            why the endpoint gives no chunk; has a `code` (`serve.dispatch`)
 
-Anything else that is raised is a fault of this project or of the machine: a bug, a lost device,
-no memory.
+Anything else that is raised is a fault of this project or of the machine: a bug, a lost device.
 """
 
 
 class GwpError(Exception):
-    """Something the user can mend. The command line prints it without a traceback and exits
-    with 2.
+    """Something the user can mend.
+
+    The command line prints it without a traceback and exits with 2.
     """
 
 
@@ -47,8 +47,7 @@ class ClosedError(GwpError):
 class DataError(GwpError):
     """A data set that cannot be read as what it claims to be.
 
-    One line, whatever libraries say of damaged files: their bytes and line breaks are not
-    passed on.
+    One line, whatever libraries say of damaged files: bytes and line breaks are left out.
     """
 
     def __init__(self, message: str) -> None:

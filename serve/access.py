@@ -9,11 +9,10 @@ from gwp.errors import GwpError
 
 
 class Access:
-    """The accepted API keys, kept only as hashes. The `Dispatcher` holds it, every door asks
-    it.
+    """The accepted API keys, kept only as hashes. The `Dispatcher` holds it, every door asks it.
 
-    api_keys_env: name of the variable that holds the keys, separated by commas; None: everyone
-    is let in
+    api_keys_env: name of the variable that holds the keys, separated by commas; None: everyone is
+        let in
     """
 
     def __init__(self, api_keys_env: str | None) -> None:

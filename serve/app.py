@@ -1,6 +1,4 @@
-"""The Ray Serve application: gateways in front of autoscaled replicas, deployed from one
-`ServeApp`.
-"""
+"""The Ray Serve application: gateways in front of autoscaled replicas, from one `ServeApp`."""
 
 import os
 import time
@@ -73,16 +71,12 @@ def build_app(config: ServeApp) -> Application:
 
 
 def build(args: dict[str, Any]) -> Application:
-    """Entry point for `serve deploy`: `import_path: serve.app:build`, `args`: the fields of
-    `ServeApp`.
-    """
+    """Entry point for `serve deploy` (`serve.app:build`). args: the fields of `ServeApp`."""
     return build_app(ServeApp.model_validate(args))
 
 
 def render(config: ServeApp) -> dict[str, Any]:
-    """The configuration file of Ray Serve (`serve deploy`, RayService `serveConfigV2`) for
-    `config`.
-    """
+    """The configuration file of Ray Serve for `config`: `serve deploy`, `serveConfigV2`."""
     return {
         "proxy_location": config.proxy_location,
         "http_options": {"host": config.host, "port": config.port},
@@ -98,8 +92,8 @@ def render(config: ServeApp) -> dict[str, Any]:
 
 
 def deploy(config: ServeApp) -> str:
-    """Deploy on the connected Ray cluster, wait until the policy answers, return the robots'
-    address, `ws://...`.
+    """Deploy on the connected Ray cluster; once the policy answers, return its `ws://...`
+    address.
 
     Deploying again under the same name is a rolling update; when the new version does not
     start, the old one goes on. Raises GwpError when the replicas do not come up within
@@ -116,7 +110,8 @@ def deploy(config: ServeApp) -> str:
         wait_for_applications_running=False,
     )
     _await_running(config.name, config.start_timeout_s)
-    host = "127.0.0.1" if config.host in ("0.0.0.0", "::") else config.host  # noqa: S104 - an address to compare with
+    anywhere = config.host in ("0.0.0.0", "::")  # noqa: S104 - an address to compare with
+    host = "127.0.0.1" if anywhere else config.host
     _await_answer(f"http://{host}:{config.port}/healthz")
     return f"ws://{host}:{config.port}/"
 
@@ -183,8 +178,7 @@ def _await_answer(url: str) -> None:
         except (URLError, OSError) as error:
             if time.monotonic() > deadline:
                 raise GwpError(
-                    f"{url} does not answer ({error}); if Serve already listens on another "
-                    "port of this cluster, "
-                    "use that host and port or stop it with `serve shutdown`"
+                    f"{url} does not answer ({error}); if Serve already listens on another port of "
+                    "this cluster, use that host and port or stop it with `serve shutdown`"
                 ) from error
         time.sleep(0.1)

@@ -1,6 +1,4 @@
-"""From an admitted observation to a chunk: deadline, one retry, and refusals that say what to
-do.
-"""
+"""From an admitted observation to a chunk: deadline, one retry, refusals that say what to do."""
 
 import asyncio
 import contextlib
@@ -81,8 +79,8 @@ class Dispatcher:
     async def act(self, observation: Observation) -> ActionChunk:
         """The chunk for an admitted observation, from whichever replica is free.
 
-        A request lost with its replica is sent once more: it carries all that the answer
-        depends on. Raises RefusedError when there is no chunk in time.
+        A request lost with its replica is sent once more: it carries all that the answer depends
+        on. Raises RefusedError when there is no chunk in time.
         """
         allowed_s = observation.deadline_s
         budget_s = self._timeout_s if allowed_s is None else min(allowed_s, self._timeout_s)

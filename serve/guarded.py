@@ -25,8 +25,9 @@ class GuardedEngine:
         self._stuck_after_s = stuck_after_s
 
     async def act(self, observation: Observation) -> ActionChunk | Refusal:
-        """The chunk, or the reason why there is none. Cancelling frees the observation's row in
-        the batch.
+        """The chunk, or the reason why there is none.
+
+        Cancelling frees the observation's row in the batch.
         """
         try:
             return await asyncio.wrap_future(await self._submit(observation))
@@ -45,9 +46,7 @@ class GuardedEngine:
             )
 
     def check_health(self) -> None:
-        """Raises after repeated failures (a broken device), when a tick never ends, or without
-        a thread.
-        """
+        """Raises after repeated failures (a broken device), or when no tick ends or begins."""
         if not self._engine.alive:
             raise RuntimeError("the engine has ended")
         if self._engine.failures >= MAX_FAILURES:

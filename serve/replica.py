@@ -16,8 +16,7 @@ from serve.warmup import observation_for
 
 @serve.deployment
 class Replica:
-    """Holds a `gwp.Policy` loaded from an immutable URI. Gateways ask it, through a handle of
-    Serve.
+    """Holds a `gwp.Policy` from an immutable URI. Gateways ask it, through a handle of Serve.
 
     uri:      the bundle, as resolved when the endpoint was deployed
     expected: the contract that the gateways announce; another bundle at the same URI is refused

@@ -105,7 +105,9 @@ class ChunkBuffer:
             return
         elapsed = self._row - self._asked_at
         if left <= 0 or (elapsed >= self._delay and self._pending.done()):
-            fresh, self._pending = self._pending.result(), None
+            pending, self._pending = self._pending, None
+            # When it failed, this step raises why, and the next one asks anew.
+            fresh = pending.result()
             self.late += elapsed > self._delay
             self._take(fresh, elapsed)
 

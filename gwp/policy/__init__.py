@@ -5,9 +5,11 @@
     with Engine(policy) as engine:                   many robots: continuous batching
         future = engine.submit(observation)
 
-Rooms: `bundle`, `locate` (the artefact), `contract`, `inputs`, `safety` (what a robot sends and
-gets), `solver`, `graphs` (numbers), `policy` (one robot), `batching` (many). The solver stands
-beneath both ways to act and knows of neither.
+    bundle, locate              the artefact, and where it is
+    contract, inputs, safety    what a robot sends and gets, checked
+    solver, graphs              the numbers; they know of neither way to act
+    policy                      acting for one robot
+    batching                    acting for many
 
 Names are imported on first use: a gateway reads `gwp.policy.contract` without torch.
 """

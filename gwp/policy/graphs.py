@@ -1,5 +1,4 @@
-"""Work on fixed buffers, recorded once and replayed: on a GPU as a CUDA graph, elsewhere as the
-call that it is.
+"""Work on fixed buffers, recorded once and replayed: a CUDA graph, or the call that it is.
 
 An eager pass launches some forty kernels per layer, which takes the host longer than the GPU
 takes to run them for one robot. A graph launches all of them at once. What is recorded may read
@@ -102,8 +101,7 @@ class RecordedPrefix:
 
 
 class RecordedSingle:
-    """`Solver.observe` and `Solver.act` for one robot, each as one recording: the prefix, and
-    all steps of a chunk.
+    """`Solver.observe` and `Solver.act` for one robot, each as one recording.
 
     The policy makes one where recording pays. Results are tensors of their own, so that they
     outlive later calls; threads take turns.

@@ -1,5 +1,4 @@
-"""From an admitted observation to numbers for the model, and from the model's numbers back to
-robot units.
+"""From an observation to numbers for the model, and from its numbers back to robot units.
 
 Shape legend: B observations, p actions, d model channels.
 """
@@ -22,8 +21,8 @@ from gwp.protocol.messages import Observation
 
 @dataclass(frozen=True)
 class AdmittedObservation:
-    """One observation that was checked and put into the model's numbers: from here on nothing
-    about it can be wrong.
+    """One observation, checked and put into the model's numbers: nothing about it can be wrong
+    now.
 
     `Inputs.admit` makes it in the caller's thread; `Inputs.batch` stacks several,
     `Inputs.finish` reads it for the answer.
@@ -44,8 +43,9 @@ class AdmittedObservation:
 
 @dataclass(frozen=True)
 class Batch:
-    """Admitted observations, stacked on the device. `Inputs.batch` makes it; policy and engine
-    encode it.
+    """Admitted observations, stacked on the device.
+
+    `Inputs.batch` makes it; policy and engine encode it.
 
     canvas      uint8 `[B, 1, H, W, 3]`
     state       fp32 `[B, 1, d]`
@@ -63,8 +63,9 @@ class Batch:
 
 
 class Inputs:
-    """Contract, canvas and normalisation of one policy. No model, no device work; safe for any
-    number of threads.
+    """Contract, canvas and normalisation of one policy.
+
+    No model, no device work; safe for any number of threads.
 
     The policy makes it; policy and engine use it before and after the model.
     """

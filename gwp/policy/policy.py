@@ -36,8 +36,9 @@ TEXTS_KEPT = 16
 
 
 class Timer:
-    """Milliseconds per phase of one call of `Policy`; waits for the device only at phase
-    borders.
+    """Milliseconds per phase of one call of `Policy`.
+
+    It waits for the device only at phase borders.
     """
 
     def __init__(self, device: torch.device) -> None:
@@ -59,8 +60,7 @@ class Timer:
 
 @dataclass(frozen=True)
 class Observed:
-    """Observations as the model keeps them: what follows from them is computed once, whatever
-    is asked afterwards.
+    """Observations as the model keeps them: what follows from them alone is computed once.
 
     `Policy.observe` makes it; `act` and `imagine` take it in place of observations. A pass over
     actions or future writes into the prefix's buffers behind the observation, so it is for one
@@ -76,15 +76,14 @@ class Observed:
 
 
 class Policy:
-    """A policy ready to act. It holds no per-request state, so one instance may serve many
-    robots and threads.
+    """A policy ready to act.
 
-    `act` answers one robot at once; to share a device among many, hand it to
-    `gwp.policy.Engine`.
+    It holds no per-request state, so one instance may serve many robots and threads.
+
+    `act` answers one robot at once; to share a device among many, hand it to `gwp.policy.Engine`.
 
     model: not kept; its weights live on, arranged for inference, on its device and in its dtype
-    steps: Euler steps of the solver instead of the bundle's own; fewer are faster and less
-    exact
+    steps: Euler steps of the solver instead of the bundle's own; fewer are faster and less exact
     """
 
     def __init__(
@@ -101,26 +100,18 @@ class Policy:
         self.codec, self.text = codec, TextTable(text)
         self.inputs = Inputs(bundle, self.contract)
         config = model.config
-        if (
-            config.action_channels != self.settings.model_dim
-            or self.codec.channels != config.in_channels
-        ):
+        widths = (self.settings.model_dim, self.codec.channels)
+        if widths != (config.action_channels, config.in_channels):
             raise BundleError(
                 f"{bundle.folder}: model takes {config.action_channels} action and "
-                f"{config.in_channels} latent channels, the bundle "
-                f"states {self.settings.model_dim} and its codec gives {self.codec.channels}; "
+                f"{config.in_channels} latent channels, the bundle states "
+                f"{self.settings.model_dim} and its codec gives {self.codec.channels}; "
                 "export the policy again"
             )
         canvas, window = self.settings.canvas, self.settings.window
-        shapes = Shapes(
-            window.chunk,
-            (
-                config.in_channels,
-                canvas.height // self.codec.spatial,
-                canvas.width // self.codec.spatial,
-            ),
-            (window.frames - 1) // self.codec.temporal,
-        )
+        spatial, temporal = self.codec.spatial, self.codec.temporal
+        latent = (config.in_channels, canvas.height // spatial, canvas.width // spatial)
+        shapes = Shapes(window.chunk, latent, (window.frames - 1) // temporal)
         self.solver = Solver(
             FusedTransformer(model), shapes, steps or self.settings.steps, self.settings.shift
         )
@@ -140,8 +131,9 @@ class Policy:
         dtype: torch.dtype = torch.float32,
         steps: int | None = None,
     ) -> "Policy":
-        """From a path, `s3://bucket/bundle`, or `models:/name@alias`. Every hash, shape and
-        width is checked.
+        """From a path, `s3://bucket/bundle`, or `models:/name@alias`.
+
+        Every hash, shape and width is checked.
         """
         bundle_uri, registered = locate(str(uri))
         bundle = read_bundle(bundle_uri)
@@ -162,9 +154,7 @@ class Policy:
         )
 
     def with_steps(self, steps: int) -> "Policy":
-        """The same policy with another number of Euler steps; weights and everything else are
-        shared.
-        """
+        """The same policy with another number of Euler steps; all else is shared, weights too."""
         other = copy.copy(self)
         other.solver = Solver(self.solver.model, self.solver.shapes, steps, self.settings.shift)
         other._single = RecordedSingle(other.solver, self.text.rows) if self._single else None
@@ -175,16 +165,15 @@ class Policy:
         return self.bundle.id
 
     def act(self, observation: Observation | Observed) -> ActionChunk:
-        """The next action chunk of one robot; ObservationError when the observation does not
-        fit.
-        """
+        """The next action chunk of one robot. ObservationError when what it sends does not fit."""
         return self.act_batch(
             [observation] if isinstance(observation, Observation) else observation
         )[0]
 
     def act_batch(self, observations: Sequence[Observation] | Observed) -> list[ActionChunk]:
-        """One chunk per observation, computed together. All are checked first; one that does
-        not fit raises before any work.
+        """One chunk per observation, computed together.
+
+        All are checked first; one that does not fit raises before any work.
         """
         timer = Timer(self.device)
         seen = (
@@ -213,8 +202,9 @@ class Policy:
         )
 
     def imagine(self, observation: Observation | Observed, chunk: ActionChunk) -> np.ndarray:
-        """What the model expects the cameras to see while `chunk` is executed: uint8 `[T, H, W,
-        3]`, frame 0 is now.
+        """What the model expects the cameras to see while `chunk` is executed.
+
+        uint8 `[T, H, W, 3]`; frame 0 is now.
         """
         return self.imagine_given(observation, chunk.actions)
 
@@ -232,8 +222,9 @@ class Policy:
             return self._video(seen, future)
 
     def act_joint(self, observation: Observation) -> tuple[ActionChunk, np.ndarray]:
-        """Actions and video decoded together, every token at every step: what acting alone
-        saves is measured against this.
+        """Actions and video decoded together, every token at every step.
+
+        What acting alone saves is measured against this.
         """
         timer = Timer(self.device)
         with torch.inference_mode():
@@ -250,8 +241,9 @@ class Policy:
         return replace(chunk, timings=timer.total()), video
 
     def text_keys(self, prompts: Sequence[str]) -> TextKeys:
-        """Cross-attention keys and values `[layers, B, L_t, H, h]`; those of the last
-        instructions are kept.
+        """Cross-attention keys and values `[layers, B, H, L_t, h]` of instructions.
+
+        Those of the last instructions are kept.
         """
         rows = [self._text_keys(prompt) for prompt in prompts]
         keys = _stacked([row.keys for row in rows], same=len(set(prompts)) == 1)

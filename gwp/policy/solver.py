@@ -1,5 +1,4 @@
-"""The Euler solver over a fused model: prefix, action steps, imagined futures, and the joint
-baseline.
+"""The Euler solver over a fused model: prefix, action steps, imagined futures, joint baseline.
 
 It stands beneath `policy` (one robot) and `batching` (many) and knows of neither.
 
@@ -27,8 +26,7 @@ _FUTURE: tuple[Group, ...] = ("F",)
 
 @dataclass(frozen=True)
 class Shapes:
-    """Token counts, fixed by the policy: canvas, chunk and imagined frames never change between
-    requests.
+    """Token counts, fixed by the policy: they never change between requests.
 
     chunk:  actions, p
     latent: (C, h, w) of one latent frame
@@ -68,8 +66,10 @@ class Prefix:
         )
 
     def take(self, text: TextKeys, embodiment: Tensor, cache: KVCache | None = None) -> None:
-        """Copy these into the buffers: the text of the experts that have a buffer here, the
-        embodiment, and of `cache` what comes before the actions.
+        """Copy these into the buffers.
+
+        Of the text what the experts with a buffer here see; of `cache` what stands before
+        actions.
         """
         self.embodiment.copy_(embodiment)
         for buffers, given in ((self.text.keys, text.keys), (self.text.values, text.values)):
@@ -83,8 +83,9 @@ class Prefix:
 
 
 class Solver:
-    """`steps` Euler steps at the noise levels of `gwp.model.flow.solver_sigmas`. It holds no
-    per-request state.
+    """`steps` Euler steps at the noise levels of `gwp.model.flow.solver_sigmas`.
+
+    It holds no per-request state.
 
     The policy makes one; policy, recordings and engine share it. Call its methods in
     `torch.inference_mode()`.
@@ -107,9 +108,7 @@ class Solver:
         self._delta_host = [float(x) for x in delta]
 
     def cache(self, batch: int, future: bool = True) -> KVCache:
-        """Zeros for the keys and values of `batch` observations, of their actions, and of a
-        future.
-        """
+        """Zeros for keys and values of `batch` observations, of their actions, and of a future."""
         _, h, w = self.shapes.latent
         _, ph, pw = self.model.config.patch_size
         tokens = (h // ph) * (w // pw)
@@ -121,9 +120,7 @@ class Solver:
     def empty(
         self, batch: int, text_rows: int, experts: Collection[str], future: bool = True
     ) -> Prefix:
-        """Buffers for `batch` observations, with instructions of `text_rows` rows as these
-        experts see them.
-        """
+        """Buffers for `batch` observations; instructions have `text_rows` rows, for `experts`."""
         model, config = self.model, self.model.config
         heads, head_width = config.num_attention_heads, config.attention_head_dim
         shape = (config.num_layers, batch, heads, text_rows, head_width)
@@ -165,7 +162,7 @@ class Solver:
         """Actions `[B, p, d]` from noise; all rows take their steps together.
 
         given, committed (bool): actions already promised to the robot are clean tokens and come
-        back as given
+            back as given
         """
         x_Bpd, through = noise_Bpd, self.acting(prefix)
         for step in range(self.steps):
@@ -181,8 +178,7 @@ class Solver:
         return self._noise[step]
 
     def levels(self, steps: Tensor) -> Noise:
-        """The noise of rows or tokens that are each at a step of their own, int64 `[B, 1]` or
-        `[B, p]`.
+        """The noise of rows or tokens, each at a step of its own, int64 `[B, 1]` or `[B, p]`.
 
         After the last step: clean.
         """
@@ -195,15 +191,11 @@ class Solver:
         return velocity_Bpd.float()
 
     def advance(self, x_Bpd: Tensor, velocity_Bpd: Tensor, step_B: Tensor) -> Tensor:
-        """Euler update `[B, p, d]` of rows that are each at a step of their own, int64; rows
-        that are done stay.
-        """
+        """Euler update `[B, p, d]` of rows, each at a step of its own, int64; done ones stay."""
         return x_Bpd + self._delta[step_B][:, None, None] * velocity_Bpd
 
     def imagine(self, prefix: Prefix, actions_Bpd: Tensor, noise_BCThw: Tensor) -> Tensor:
-        """Future latents `[B, C, T, h, w]` from noise, given clean actions; the prefix is not
-        run again.
-        """
+        """Future latents `[B, C, T, h, w]` from noise, given clean actions and the prefix."""
         self.model.run(Tokens(action=actions_Bpd), {"A": self.clean}, self.acting(prefix))
         x_BCThw, through = noise_BCThw, self._prepare(prefix, Tokens(future=noise_BCThw))
         for step in range(self.steps):

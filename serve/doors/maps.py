@@ -1,6 +1,4 @@
-"""The request and reply maps that the websocket and the HTTP door share, and the way between
-them.
-"""
+"""The request and reply maps that both doors share, and the way from one to the other."""
 
 import asyncio
 import io
@@ -27,9 +25,7 @@ async def infer(
     embodiment: str | None,
     previous_ms: float | None = None,
 ) -> dict[str, Any]:
-    """The reply map for one request map; RefusedError with a code and one line when there is
-    none.
-    """
+    """The reply map for one request map. RefusedError when there is none."""
     try:
         # In a thread: pictures are decoded and copied here, and other robots' frames are waiting.
         observation = await asyncio.to_thread(_admitted, message, dispatcher.contract, embodiment)
@@ -102,9 +98,9 @@ def to_reply(chunk: ActionChunk, infer_ms: float, previous_ms: float | None) -> 
     server_timing: what the gateway saw
     """
     phases = {f"{name}_ms": ms for name, ms in chunk.timings.items() if name != "total"}
-    server = {"infer_ms": infer_ms} | (
-        {} if previous_ms is None else {"prev_total_ms": previous_ms}
-    )
+    server = {"infer_ms": infer_ms}
+    if previous_ms is not None:
+        server["prev_total_ms"] = previous_ms
     return {
         "actions": chunk.actions,
         "policy_timing": {"infer_ms": chunk.timings.get("total", infer_ms)} | phases,

@@ -1,5 +1,4 @@
-"""The openpi websocket, which most robot code already speaks, with the `endpoint` field of
-vLLM-Omni.
+"""The openpi websocket, which most robot code speaks, with the `endpoint` field of vLLM-Omni.
 
 The server speaks first: one binary frame with its metadata. Then one binary map per observation
 in, one binary map out. An error is a text frame for a client that sends plain openpi maps, and

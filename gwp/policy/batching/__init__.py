@@ -1,5 +1,4 @@
-"""Continuous batching: many robots on one device, stepped together whatever step each of them
-is at.
+"""Continuous batching: many robots on one device, stepped together whatever step each is at.
 
 schedule    who computes when (pure: no clock, no tensors)
 slots       the rows of the batch: buffers of fixed size

@@ -1,5 +1,6 @@
-"""The engine: continuous batching. One thread steps all robots together, whatever step each of
-them is at.
+"""The engine: continuous batching.
+
+One thread steps all robots together, whatever step each of them is at.
 
     submit (any thread): check, compose, normalise, encode the instruction -> the waiting line
     tick (the engine's thread): leave -> admit groups (latent and prefix) -> one Euler step of
@@ -41,11 +42,13 @@ log = logging.getLogger("gwp.engine")
 
 
 class Engine:
-    """Answers any number of threads. Close it, or use it as a context manager: its thread holds
-    the device.
+    """Answers any number of threads.
 
-    failures: failed ticks and failed observations since the last chunk that was computed;
-        several in a row mean a broken device
+    Close it, or use it as a context manager: its thread holds the device.
+
+    failures: failed ticks and failed observations since the last chunk that was computed; several
+        in a row
+        mean a broken device
     """
 
     def __init__(
@@ -89,13 +92,17 @@ class Engine:
     def submit(
         self, observation: Observation, deadline_s: float | None = None
     ) -> "Future[ActionChunk]":
-        """The chunk to come. ObservationError at once when the observation does not fit, so
-        that it never enters a batch.
+        """The chunk to come.
+
+        ObservationError at once when the observation does not fit, so that it never enters a
+        batch.
+
+        The future raises ExpiredError when its deadline passes, ClosedError when the engine
+        closes first, PolicyError when the chunk must not reach a robot, and what the device
+        raised when it failed. Cancelling it frees its row.
 
         deadline_s: seconds from now after which the answer is worthless; None: the
-        observation's own, if any. The future raises ExpiredError then, ClosedError when the
-        engine is closed first, PolicyError when the chunk must not reach a robot, and what the
-        device raised when it failed. Cancelling it frees its row.
+            observation's own, if any
         """
         began = self._clock()
         admitted = self.policy.inputs.admit(observation)
@@ -124,10 +131,9 @@ class Engine:
         return self.submit(observation, deadline_s).result()
 
     def warm_up(self, observations: Sequence[Observation]) -> None:
-        """Answer each observation, then compute every batch shape, so that no robot pays for
-        it, and learn what each costs.
+        """Answer each observation, then compute every batch shape, and learn what each costs.
 
-        Raises what the policy raises when it cannot act.
+        No robot pays for it then. Raises what the policy raises when it cannot act.
         """
         if not observations:
             raise GwpError("warming up needs at least one observation that fits the policy")
@@ -147,8 +153,9 @@ class Engine:
 
     @property
     def busy_for(self) -> float:
-        """Seconds that the current tick has taken; 0 between ticks. A device that hangs shows
-        here.
+        """Seconds that the current tick has taken; 0 between ticks.
+
+        A device that hangs shows here.
         """
         since = self._busy_since
         return 0.0 if since is None else self._clock() - since
@@ -218,17 +225,15 @@ class Engine:
             self._busy_since = None
 
     def _recover(self, error: BaseException) -> None:
-        """After a tick that broke off anywhere: answer all who held a row, and those who left
-        one without an answer.
-        """
+        """A tick broke off: answer all who hold a row, or left one without an answer."""
         self.failures += 1
         waiting = self._schedule.free_rows()
         with self._lock:
             waiting |= {request.id for request in self._incoming}
             lost = self._jobs.keys() - waiting
             if not lost and not self._answered:
-                # Whatever failed comes before any row: it would fail again for as long as
-                # anybody waits.
+                # Whatever failed comes before any row: it would fail again for as long as anybody
+                # waits.
                 self._schedule.clear()
                 self._incoming.clear()
                 lost = set(self._jobs)
@@ -259,15 +264,14 @@ class Engine:
             return {key for key, job in self._jobs.items() if job.future.cancelled()}
 
     def _leave(self, cancelled: set[int]) -> None:
-        """Those who were cancelled or are too late go; the last rows move into the places they
-        leave.
-        """
+        """Those who were cancelled or are too late go; the last rows move into theirs."""
         expired, moves = self._schedule.sweep(self._clock(), cancelled)
         for request in expired:
             self._answer(
                 request.id,
                 ExpiredError(
-                    "the deadline passed before the chunk was ready; allow more time or add replicas"
+                    "the deadline passed before the chunk was ready; "
+                    "allow more time or add replicas"
                 ),
             )
         for key in cancelled:
@@ -283,8 +287,9 @@ class Engine:
         self._runner.move(self._schedule.release(refused))
 
     def _encode(self, group: Sequence[Request], row: int) -> list[Request]:
-        """Encode a group into the rows from `row` on. Returns those that could not be, already
-        answered.
+        """Encode a group into the rows from `row` on.
+
+        Returns those that could not be, already answered.
         """
         begin = self._clock()
         jobs = [self._jobs[request.id] for request in group]

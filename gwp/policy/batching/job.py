@@ -12,11 +12,12 @@ log = logging.getLogger("gwp.engine")
 
 @dataclass
 class Job:
-    """One request on its way through the engine. `Engine.submit` makes it, the engine's thread
-    answers it, once.
+    """One request on its way through the engine.
 
-    began: when it was submitted, seconds on the engine's clock; timings: milliseconds per phase
-    so far
+    `Engine.submit` makes it, the engine's thread answers it, once.
+
+    began:   when it was submitted, seconds on the engine's clock
+    timings: milliseconds per phase so far
     """
 
     admitted: AdmittedObservation
@@ -26,8 +27,9 @@ class Job:
     _cancel_seen: bool = False
 
     def answer(self, answer: ActionChunk | BaseException) -> None:
-        """Hand over a chunk, or the reason why there is none. Never raises; nothing happens
-        when it was answered before.
+        """Hand over a chunk, or the reason why there is none.
+
+        Never raises; nothing happens when it was answered before.
         """
         try:
             if isinstance(answer, BaseException):
@@ -37,8 +39,8 @@ class Job:
         except InvalidStateError:
             self._acknowledge_cancel()
         except BaseException:
-            # The answer was handed over; what its receiver hung onto it failed, which is not
-            # the engine's business.
+            # The answer was handed over; what its receiver hung onto it failed, which is not the
+            # engine's business.
             log.exception("a callback of a chunk failed")
 
     def _acknowledge_cancel(self) -> None:
@@ -50,13 +52,10 @@ class Job:
 
 
 def as_exception(error: BaseException) -> Exception:
-    """What a caller is to see: a `SystemExit` of the engine's thread must not end the thread
-    that waits for a chunk.
-    """
+    """What a caller is to see: a `SystemExit` of the engine's thread must not end the caller's."""
     if isinstance(error, Exception):
         return error
-    wrapped = RuntimeError(
-        f"the engine's thread was interrupted by {type(error).__name__}: {error}"
-    )
+    name = type(error).__name__
+    wrapped = RuntimeError(f"the engine's thread was interrupted by {name}: {error}")
     wrapped.__cause__ = error
     return wrapped

@@ -1,6 +1,4 @@
-"""The policy's numbers on the rows of the batch: encode into them, step them, move them, read
-them.
-"""
+"""The policy's numbers on the rows of the batch: encode into them, step, move, read them."""
 
 import time
 from collections.abc import Callable, Collection, Sequence
@@ -17,8 +15,9 @@ from gwp.policy.policy import Policy
 
 
 class ModelRunner:
-    """Buffers and recordings of one engine. It knows rows, not requests; who holds which row is
-    the `Schedule`'s business.
+    """Buffers and recordings of one engine.
+
+    It knows rows, not requests; who holds which row is the `Schedule`'s business.
 
     Made and used by the engine's thread alone, in `torch.inference_mode()`. A call that fails
     leaves the rows that it writes in an unknown state; rows are independent of each other, and
@@ -52,8 +51,9 @@ class ModelRunner:
                 self._steps[size, committed] = recorded(euler, device, pool)
 
     def encode(self, observations: Sequence[AdmittedObservation], row: int) -> dict[str, float]:
-        """Put new observations into the rows from `row` on. Returns milliseconds of `vae` and
-        of `prefix`.
+        """Put new observations into the rows from `row` on.
+
+        Returns milliseconds of `vae` and of `prefix`.
         """
         begin = self._clock()
         batch = self._policy.inputs.batch(observations, self._device)
@@ -68,16 +68,15 @@ class ModelRunner:
         return {"vae": (encoded - begin) * 1e3, "prefix": (done - encoded) * 1e3}
 
     def step(self, size: int, committed: bool) -> None:
-        """One Euler step of the rows `0 .. size - 1`. committed: some of them have actions that
-        are already promised.
+        """One Euler step of the rows `0 .. size - 1`.
+
+        committed: some of them have actions that are already promised
         """
         self._steps[size, committed]()
         self._settle()
 
     def chunks(self, rows: Sequence[int]) -> np.ndarray:
-        """Denoised actions of these rows, fp32 `[len(rows), p, d]`: a copy, and one wait for
-        the device for all of them.
-        """
+        """Denoised actions of these rows, fp32 `[len(rows), p, d]`: one copy, one wait."""
         chunks: np.ndarray = self._slots.x[list(rows)].cpu().numpy()
         return chunks
 

@@ -1,5 +1,4 @@
-"""Who computes when: the scheduler of continuous batching, with no clock, no tensors and no
-threads.
+"""Who computes when: the scheduler of continuous batching. No clock, no tensors, no threads.
 
 Requests wait, then hold a row of the batch until their steps are done. Active requests hold the
 rows `0 .. n-1` without gaps, so a batch is the first rows of some buffers; when one leaves, the
@@ -31,9 +30,7 @@ class BatchingConfig(BaseModel):
     group: int = Field(default=4, ge=1, le=BUCKETS[-1])
     """Most observations encoded at once."""
     max_delay: float = Field(default=0.3, ge=0)
-    """How much longer than alone a robot's chunk may take because others come in meanwhile, as
-    a share of what it takes alone.
-    """
+    """How much longer a chunk may take because others come in, as a share of its time alone."""
 
 
 def bucket_of(count: int) -> int:
@@ -67,8 +64,9 @@ class Costs:
 
 @dataclass
 class Request:
-    """One request as the schedule sees it. The engine makes it and keeps its `Job` under the
-    same id.
+    """One request as the schedule sees it.
+
+    The engine makes it and keeps its `Job` under the same id.
 
     deadline: time on the caller's clock after which an answer is worthless, or inf
     step:     Euler steps taken
@@ -83,9 +81,7 @@ class Request:
 
 @dataclass(frozen=True)
 class Move:
-    """Row `source` takes the place of row `target`; applied in order, before anything is
-    admitted.
-    """
+    """Row `source` replaces row `target`; applied in order, before anything is admitted."""
 
     source: int
     target: int
@@ -154,9 +150,7 @@ class Schedule:
         return groups
 
     def stepped(self) -> list[Request]:
-        """Every active request took one step; those that are done, still in their rows until
-        `release`.
-        """
+        """Everyone active took one step; those that are done hold their rows until `release`."""
         for request in self.active:
             request.step += 1
         return [r for r in self.active if r.step >= self.steps]
@@ -174,8 +168,9 @@ class Schedule:
         return self._free([self.row(r) for r in requests])
 
     def free_rows(self) -> set[int]:
-        """Free all rows at once, whatever a call that broke off has left. Returns the ids of
-        those who still wait.
+        """Free all rows at once, whatever a call that broke off has left.
+
+        Returns the ids of those who still wait.
         """
         self.active.clear()
         heapq.heapify(self._line)

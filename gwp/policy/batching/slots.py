@@ -58,8 +58,8 @@ class Slots:
         """Row `source` replaces row `target`."""
         for tensor in (self.x, self.given, self.committed, self.step, self.prefix.embodiment):
             tensor[target] = tensor[source]
-        # Keys of the actions are written anew by each step; those of the observation come
-        # before them.
+        # Keys of the actions are written anew by each step; those of the observation come before
+        # them.
         end = self.prefix.cache.places["A"][0]
         for tensor in (self.prefix.cache.keys, self.prefix.cache.values):
             tensor[:, target, :, :end] = tensor[:, source, :, :end]

@@ -136,6 +136,24 @@ def test_an_error_of_the_policy_reaches_the_control_loop() -> None:
         robot.run(buffer, 9)
 
 
+@pytest.mark.parametrize("delay", [0, 1, 2])
+def test_a_robot_that_goes_on_after_an_error_is_not_told_it_again(delay: int) -> None:
+    answers, asked = clock(6), []
+
+    def act(observation: Observation) -> ActionChunk:
+        asked.append(observation)
+        if len(asked) == 2:
+            raise GwpError("no answer within 30 s")
+        return answers(observation)
+
+    with ChunkBuffer(act, replan=2, delay=delay) as buffer:
+        robot = Robot()
+        with pytest.raises(GwpError, match="no answer"):
+            robot.run(buffer, 6)
+        step = robot.step
+        assert robot.run(buffer, 3) == [step, step + 1, step + 2]
+
+
 @pytest.mark.parametrize("delay", [0, 2])
 def test_reset_asks_anew(delay: int) -> None:
     robot = Robot()

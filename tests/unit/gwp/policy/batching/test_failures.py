@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import CancelledError, Future, wait
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from functools import cache
 from types import FrameType
 from typing import Any
 
@@ -85,7 +86,7 @@ class Faults:
     def _line(self, frame: FrameType, event: str, arg: Any) -> Callable[..., Any]:
         if event == "line":
             here = (frame.f_code.co_filename, frame.f_lineno)
-            if linecache.getline(*here).lstrip().startswith("with "):
+            if _is_with(*here):
                 # Also visited on the way out, where raising would skip what the `with` is there
                 # for.
                 return self._line
@@ -94,6 +95,15 @@ class Faults:
                 self.raised += 1
                 raise self.error("injected")
         return self._line
+
+
+def _is_move(file: str, line: int) -> bool:
+    return "tensor[target] = tensor[source]" in linecache.getline(file, line)
+
+
+@cache
+def _is_with(file: str, line: int) -> bool:
+    return linecache.getline(file, line).lstrip().startswith("with ")
 
 
 @pytest.fixture(scope="module")
@@ -118,7 +128,7 @@ def promised(seed: int) -> Observation:
 
 
 GOOD = [observe(0), promised(1), observe(2), observe(3), promised(4), observe(5)]
-UNENCODABLE, UNUSABLE = observe(6), observe(7)
+UNENCODABLE, UNUSABLE, LEAVER = observe(6), observe(7), observe(10)
 
 
 @dataclass
@@ -130,24 +140,25 @@ class Crowd:
     unusable: "Future[ActionChunk]"
     late: "Future[ActionChunk]"
     cancelled: "Future[ActionChunk]"
+    leaver: "Future[ActionChunk]"
 
     @property
     def all(self) -> "list[Future[ActionChunk]]":
-        return [*self.good, self.unencodable, self.unusable, self.late, self.cancelled]
+        return [*self.good, self.unencodable, self.unusable, self.late, self.cancelled, self.leaver]
 
 
 def join(engine: Engine) -> Crowd:
+    """Rows 0 .. 3 first hold the leaver, a good one, the unencodable one and another good one."""
     with engine._lock:
-        first = [engine.submit(o) for o in GOOD[:3]]
-        bad = (
-            engine.submit(UNENCODABLE),
-            engine.submit(UNUSABLE),
-            engine.submit(observe(8), deadline_s=-1.0),
-            engine.submit(observe(9)),
-        )
+        leaver = engine.submit(LEAVER)
+        first = engine.submit(GOOD[0])
+        unencodable = engine.submit(UNENCODABLE)
+        second = engine.submit(GOOD[1])
+        late, cancelled = engine.submit(observe(8), deadline_s=-1.0), engine.submit(observe(9))
+        third, unusable = engine.submit(GOOD[2]), engine.submit(UNUSABLE)
         rest = [engine.submit(o) for o in GOOD[3:]]
-        assert bad[3].cancel()
-    return Crowd(first + rest, *bad)
+        assert cancelled.cancel()
+    return Crowd([first, second, third, *rest], unencodable, unusable, late, cancelled, leaver)
 
 
 @dataclass
@@ -161,11 +172,12 @@ class House:
     expected: list[np.ndarray]
     baseline_ticks: int
     lines: dict[Line, int]
+    crowd: Crowd | None = None
 
     def round(self, exact: bool) -> Crowd:
         """A crowd joins; everyone is answered once, with the right value or a reason."""
         self.faults.ticks, self.faults.raised, self.faults.on = 0, 0, True
-        crowd = join(self.engine)
+        crowd = self.crowd = join(self.engine)
         _, waiting = wait(crowd.all, LIMIT)
         self.faults.on = False
         assert not waiting, "not answered"
@@ -192,6 +204,11 @@ class House:
             assert isinstance(error, kinds) or self._injected(error), error
         with pytest.raises(CancelledError):
             crowd.cancelled.result()
+        assert (
+            crowd.leaver.cancelled()
+            or crowd.leaver.exception() is None
+            or self._injected(crowd.leaver.exception())
+        )
         return crowd
 
     def _injected(self, error: BaseException | None) -> bool:
@@ -202,15 +219,22 @@ class House:
 
 @contextmanager
 def house(policy: Policy, settings: BatchingConfig, patch: pytest.MonkeyPatch) -> Iterator[House]:
-    """A running engine. Two robots are broken by themselves: one cannot be encoded, one gets no
-    chunk.
+    """A running engine, with rows that are taken over while others are at work.
+
+    One robot cannot be encoded, one gets no chunk, and one gives up when the third good one is
+    encoded.
     """
     encode, chunk = policy.codec.encode, policy.chunk
-    unencodable = policy.inputs.admit(UNENCODABLE).canvas
+    unencodable, third = (
+        policy.inputs.admit(UNENCODABLE).canvas,
+        policy.inputs.admit(GOOD[2]).canvas,
+    )
 
     def broken_encode(frames: Any) -> Any:
         if any(np.array_equal(frame, unencodable) for frame in frames.numpy()):
             raise OSError("no latents for this one")
+        if here.crowd and any(np.array_equal(frame, third) for frame in frames.numpy()):
+            here.crowd.leaver.cancel()
         return encode(frames)
 
     def broken_chunk(admitted: Any, chunk_pd: np.ndarray) -> ActionChunk:
@@ -230,6 +254,9 @@ def house(policy: Policy, settings: BatchingConfig, patch: pytest.MonkeyPatch) -
         here.round(exact=settings.group == 1)
         here.baseline_ticks, here.lines = faults.ticks, dict(faults.seen)
         assert len(here.lines) > 100
+        assert any(
+            file.endswith("slots.py") and _is_move(file, line) for file, line in here.lines
+        ), "no row has moved"
         yield here
 
 
