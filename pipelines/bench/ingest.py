@@ -96,7 +96,7 @@ def start_ray(shape: Shape) -> None:
     os.environ["RAY_AUTH_MODE"] = "disabled"
     os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
     ray.init(address="local", num_cpus=shape.workers + shape.cores + 1, include_dashboard=False, log_to_driver=False,
-             logging_level="warning")
+             logging_level=logging.WARNING)
     logging.getLogger("ray.data").setLevel(logging.WARNING)
     ray.data.DataContext.get_current().enable_progress_bars = False
 

@@ -20,6 +20,7 @@ def add(subparsers: Any) -> None:
 def run_cache(args: argparse.Namespace) -> None:
     import json
     from dataclasses import asdict
+    from typing import Literal
 
     from pipelines.cache import build_cache
     from pipelines.config import load_config
@@ -28,6 +29,7 @@ def run_cache(args: argparse.Namespace) -> None:
 
     job = load_config(args.file, TrainJob, args.sets)
     with progress(f"cache {args.out}") as bar:
+        texts_from: Literal["encoder", "t5_embedding"]
         texts_from = "t5_embedding" if args.t5_embedding else "encoder"
         result = build_cache(job, args.out, args.number_format, args.shard_mb, bar.update, texts_from)
     if result.left_out:
