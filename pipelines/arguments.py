@@ -9,3 +9,8 @@ def numbers(text: str) -> list[int]:
     if min(found) < 1:
         raise argparse.ArgumentTypeError(f"{text}: give numbers from 1, such as 1,4,16")
     return found
+
+
+def words(text: str) -> list[str]:
+    """Names separated by commas."""
+    return [part for part in text.split(",") if part]

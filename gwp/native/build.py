@@ -5,6 +5,7 @@ import hashlib
 import logging
 import os
 import platform
+import shlex
 import shutil
 import subprocess
 import tempfile
@@ -14,7 +15,9 @@ from pathlib import Path
 
 SWITCH = "GWP_NATIVE"
 """Environment variable: 0 does without compiled code."""
-_LIMIT_S = 120
+FLAGS = "GWP_NATIVE_FLAGS"
+"""Environment variable: more flags for the compiler, after the others; a library of its own."""
+_LIMIT_S = 300
 # Numbers as written: no reordering of sums, no assumption that there is no NaN.
 _FLAGS = ("-O3", "-march=native", "-std=c++17", "-shared", "-fPIC")
 
@@ -56,7 +59,7 @@ def compiled(name: str, flags: tuple[str, ...] = _FLAGS) -> Path:
     if compiler is None:
         raise OSError("no C++ compiler; install g++")
     here, code = Path(__file__).parent, CODE[name]
-    flags = (*flags, *code.flags)
+    flags = (*flags, *code.flags, *shlex.split(os.environ.get(FLAGS, "")))
     about = [*((here / source).read_text() for source in code.sources), *flags, compiler, platform.machine(), _processor()]
     file = f"{name}-{hashlib.sha256(chr(0).join(about).encode()).hexdigest()[:16]}.so"
     folder = _folder()

@@ -3,7 +3,9 @@
 import argparse
 from typing import Any
 
-from pipelines.arguments import numbers
+from pipelines.arguments import numbers, words
+
+_ENGINES = ("ours", "eager", "openvino", "aoti-aten", "aoti", "compile")
 
 
 def add(subparsers: Any) -> None:
@@ -30,7 +32,26 @@ def add(subparsers: Any) -> None:
     act.add_argument("--json", metavar="FILE", help="write the figures there too")
     act.add_argument("--plot", metavar="FILE", help="write a picture (PNG) there")
     act.set_defaults(run=run_act)
+    _add_compilers(verbs)
     _add_ingest(verbs)
+
+
+def _add_compilers(verbs: Any) -> None:
+    compilers = verbs.add_parser(
+        "compilers", help="the compiled layers of acting against torch.compile, AOTInductor and OpenVINO, on this CPU"
+    )
+    compilers.add_argument("--size", type=words, default=["mid", "small", "tiny"], metavar="SIZE,SIZE",
+                           help="of mid, small, tiny (default: all)")
+    compilers.add_argument("--family", choices=("gwp0", "gwp05", "both"), default="both")
+    compilers.add_argument("--engines", type=words, default=list(_ENGINES), metavar="NAME,NAME",
+                           help=f"the first is what others are compared with (default: {','.join(_ENGINES)})")
+    compilers.add_argument("--repeats", type=int, default=30, help="rounds in which every engine runs (default: 30)")
+    compilers.add_argument("--threads", type=int, default=2, help="of each engine (default: 2)")
+    compilers.add_argument("--artefacts", default="runs/compilers", metavar="FOLDER",
+                           help="where compiled passes are kept for the next time (default: runs/compilers)")
+    compilers.add_argument("--json", metavar="FILE", help="write the figures there too")
+    compilers.add_argument("--markdown", metavar="FILE", help="write the table there too")
+    compilers.set_defaults(run=run_compilers)
 
 
 def _add_ingest(verbs: Any) -> None:
@@ -81,6 +102,31 @@ def run_act(args: argparse.Namespace) -> None:
         Path(args.json).write_text(json.dumps({r["family"]: r for r in results}, indent=1))
     if args.plot:
         Path(args.plot).write_bytes(draw(results))
+
+
+def run_compilers(args: argparse.Namespace) -> None:
+    import json
+    from pathlib import Path
+
+    from gwp.errors import GwpError
+    from pipelines.bench.compilers import bench_compilers, markdown
+
+    for given, known, option in (
+        (args.size, ("mid", "small", "tiny"), "--size"),
+        (args.engines, _ENGINES, "--engines"),
+    ):
+        unknown = [word for word in given if word not in known]
+        if unknown or not given or len(set(given)) < len(given):
+            raise GwpError(f"{option} {','.join(given)}: give some of {', '.join(known)}, each once")
+    if args.repeats < 1 or args.threads < 1:
+        raise GwpError("--repeats and --threads: give 1 or more")
+    families = ("gwp0", "gwp05") if args.family == "both" else (args.family,)
+    result = bench_compilers(args.size, families, args.engines, args.repeats, args.threads, Path(args.artefacts).absolute())
+    print(markdown(result))
+    if args.json:
+        Path(args.json).write_text(json.dumps(result, indent=1))
+    if args.markdown:
+        Path(args.markdown).write_text(markdown(result))
 
 
 def run_ingest(args: argparse.Namespace) -> None:
