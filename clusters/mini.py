@@ -1,13 +1,17 @@
-"""A whole cluster on one machine: labelled Ray nodes, an S3 and an MLflow server, all on this machine, for demos and tests.
+"""A whole cluster on one machine: labelled Ray nodes, an S3 and an MLflow server, all on this
+machine, for demos and tests.
 
     with MiniCluster("runs/mini") as mini:
         mini.connect()
         ...                            # Ray, s3://gwp and MLflow are in the environment
 
-* Ray: a head without work CPUs and one node per pool, labelled `gwp/pool`. CPUs are logical: training workers hold theirs for the
-  whole run, so a pool that decodes must have CPUs of its own, or both wait for each other for ever.
-* S3 is moto and keeps objects in memory: they go when the cluster stops. MLflow is sqlite in the folder and stays.
-* Ray binds the machine's own address, so it asks for a token, made anew for each cluster; S3 and MLflow bind loopback.
+* Ray: a head without work CPUs and one node per pool, labelled `gwp/pool`. CPUs are logical:
+  training workers hold theirs for the whole run, so a pool that decodes must have CPUs of its
+  own, or both wait for each other for ever.
+* S3 is moto and keeps objects in memory: they go when the cluster stops. MLflow is sqlite in
+  the folder and stays.
+* Ray binds the machine's own address, so it asks for a token, made anew for each cluster; S3
+  and MLflow bind loopback.
 * Everything ends with the process that started it, also when that is killed.
 """
 
@@ -40,17 +44,32 @@ _OBJECT_STORE = {HEAD: 150 * _MB, "data": 300 * _MB, "train": 300 * _MB}
 _OBJECT_STORE_DEFAULT = 150 * _MB
 _START_S = 90.0
 # Of the user's own accounts; they would lead past the mini-cluster.
-_FOREIGN = ("AWS_ENDPOINT_URL_S3", "AWS_SESSION_TOKEN", "AWS_PROFILE", "AWS_DEFAULT_PROFILE", "MLFLOW_REGISTRY_URI",
-            "MLFLOW_TRACKING_TOKEN", "MLFLOW_TRACKING_USERNAME", "MLFLOW_TRACKING_PASSWORD", "RAY_AUTH_TOKEN_PATH")
+_FOREIGN = (
+    "AWS_ENDPOINT_URL_S3",
+    "AWS_SESSION_TOKEN",
+    "AWS_PROFILE",
+    "AWS_DEFAULT_PROFILE",
+    "MLFLOW_REGISTRY_URI",
+    "MLFLOW_TRACKING_TOKEN",
+    "MLFLOW_TRACKING_USERNAME",
+    "MLFLOW_TRACKING_PASSWORD",
+    "RAY_AUTH_TOKEN_PATH",
+)
 
 
 class MiniCluster:
     """Start with `with` or `start()`, from the main thread."""
 
     def __init__(
-        self, folder: str | Path = "runs/mini", *, cpus: Mapping[str, int] = CPUS, buckets: Sequence[str] = ("gwp",)
+        self,
+        folder: str | Path = "runs/mini",
+        *,
+        cpus: Mapping[str, int] = CPUS,
+        buckets: Sequence[str] = ("gwp",),
     ) -> None:
-        """`folder`: MLflow's store, logs and `env.sh`. `cpus`: pool -> logical CPUs of its node. `buckets`: made at the start."""
+        """`folder`: MLflow's store, logs and `env.sh`. `cpus`: pool -> logical CPUs of its
+        node. `buckets`: made at the start.
+        """
         self.folder = Path(folder).resolve()
         self.bucket = f"s3://{buckets[0]}"
         self.cluster: Any = None
@@ -62,26 +81,56 @@ class MiniCluster:
         self._undo = contextlib.ExitStack()
         s3_port, mlflow_port, self._dashboard_port = free_ports(3)
         self.s3 = Service(
-            "S3 (moto)", [sys.executable, "-m", "moto.server", "-H", LOOPBACK, "-p", str(s3_port)], s3_port, "/moto-api/",
-            self.folder / "logs" / "s3.log", {},
+            "S3 (moto)",
+            [sys.executable, "-m", "moto.server", "-H", LOOPBACK, "-p", str(s3_port)],
+            s3_port,
+            "/moto-api/",
+            self.folder / "logs" / "s3.log",
+            {},
         )
         self.mlflow = Service(
             "MLflow",
-            [sys.executable, "-m", "mlflow", "server", "--backend-store-uri", f"sqlite:///{self.folder / 'mlflow.db'}",
-             "--artifacts-destination", str(self.folder / "mlartifacts"), "--host", LOOPBACK, "--port", str(mlflow_port),
-             "--workers", "1"],
-            mlflow_port, "/health", self.folder / "logs" / "mlflow.log",
+            [
+                sys.executable,
+                "-m",
+                "mlflow",
+                "server",
+                "--backend-store-uri",
+                f"sqlite:///{self.folder / 'mlflow.db'}",
+                "--artifacts-destination",
+                str(self.folder / "mlartifacts"),
+                "--host",
+                LOOPBACK,
+                "--port",
+                str(mlflow_port),
+                "--workers",
+                "1",
+            ],
+            mlflow_port,
+            "/health",
+            self.folder / "logs" / "mlflow.log",
             # Its job runner alone is eight processes and a gigabyte.
             {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"},
         )
 
     def start(self) -> Self:
-        """Bring everything up; what did come up is taken down again when something does not, or on Ctrl-C."""
+        """Bring everything up; what did come up is taken down again when something does not, or
+        on Ctrl-C.
+        """
         if threading.current_thread() is not threading.main_thread():
-            raise RuntimeError("start the mini-cluster from the main thread: Ray ends its nodes with the thread that started them")
+            raise RuntimeError(
+                "start the mini-cluster from the main thread: Ray ends its nodes with the "
+                "thread that started them"
+            )
         with contextlib.ExitStack() as undo:
             self._lock(undo)
-            undo.callback(self._restore, {name: os.environ.get(name) for name in (*self._settings(), *_FOREIGN, "RAY_ADDRESS")})
+            undo.callback(
+                self._restore,
+                {
+                    name: os.environ.get(name)
+                    for name in (*self._settings(), *_FOREIGN, "RAY_ADDRESS")
+                },
+            )
             for name in (*_FOREIGN, "RAY_ADDRESS"):
                 os.environ.pop(name, None)
             # Before anything starts: servers, nodes and their workers inherit it.
@@ -107,7 +156,12 @@ class MiniCluster:
     def __enter__(self) -> Self:
         return self.start()
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
         self.stop()
 
     @property
@@ -128,7 +182,11 @@ class MiniCluster:
         """Make this process a Ray driver of the cluster; `options` go to `ray.init`."""
         import ray
 
-        settings: dict[str, Any] = {"namespace": NAMESPACE, "log_to_driver": False, "logging_level": "warning"}
+        settings: dict[str, Any] = {
+            "namespace": NAMESPACE,
+            "log_to_driver": False,
+            "logging_level": "warning",
+        }
         ray.init(address=self.address, **(settings | options))
 
     def node_ids(self, pool: str) -> list[str]:
@@ -137,8 +195,11 @@ class MiniCluster:
 
     def add_node(self, pool: str) -> str:
         """Start one more node of a pool, from the main thread; returns its id."""
-        node = self._add(num_cpus=self._cpus[pool], labels={LABEL: pool},
-                         object_store_memory=_OBJECT_STORE.get(pool, _OBJECT_STORE_DEFAULT))
+        node = self._add(
+            num_cpus=self._cpus[pool],
+            labels={LABEL: pool},
+            object_store_memory=_OBJECT_STORE.get(pool, _OBJECT_STORE_DEFAULT),
+        )
         self._nodes[pool].append(node)
         return str(node.node_id)
 
@@ -156,7 +217,12 @@ class MiniCluster:
         return ", ".join(dead) or None
 
     def _settings(self) -> dict[str, str]:
-        no_proxy = ",".join(filter(None, [os.environ.get("NO_PROXY") or os.environ.get("no_proxy"), LOOPBACK, "localhost"]))
+        no_proxy = ",".join(
+            filter(
+                None,
+                [os.environ.get("NO_PROXY") or os.environ.get("no_proxy"), LOOPBACK, "localhost"],
+            )
+        )
         programs = str(Path(sys.executable).parent)
         path = os.environ.get("PATH", os.defpath)
         return {
@@ -169,13 +235,15 @@ class MiniCluster:
             "MLFLOW_TRACKING_URI": self.mlflow.url,
             "RAY_AUTH_MODE": "token",
             "RAY_AUTH_TOKEN": self._token,
-            # Ray Train asks the dashboard whether its controller lives; unpinned, it may ask another cluster on this machine
-            # and then remove our placement group.
+            # Ray Train asks the dashboard whether its controller lives; unpinned, it may ask
+            # another cluster on this machine and then remove our placement group.
             "RAY_API_SERVER_ADDRESS": self.dashboard,
-            # The defaults (2 s, 60 s) are for large clusters; every report and every recovery waits for them.
+            # The defaults (2 s, 60 s) are for large clusters; every report and every recovery
+            # waits for them.
             "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2",
             "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "10",
-            # A killed node counts as lost after five failed looks; by default three seconds apart.
+            # A killed node counts as lost after five failed looks; by default three seconds
+            # apart.
             "RAY_health_check_period_ms": "1000",
             "RAY_USAGE_STATS_ENABLED": "0",
             "DS_ACCELERATOR": "cpu",
@@ -192,22 +260,33 @@ class MiniCluster:
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
-            raise GwpError(f"another mini-cluster runs from {self.folder}; use it (`. {self.folder}/env.sh`), stop it, "
-                           "or give another --folder") from error
+            raise GwpError(
+                f"another mini-cluster runs from {self.folder}; use it (`. "
+                f"{self.folder}/env.sh`), stop it, "
+                "or give another --folder"
+            ) from error
 
     def _start_ray(self, undo: contextlib.ExitStack) -> None:
         import ray
         from ray.cluster_utils import Cluster
 
         if ray.is_initialized():
-            raise GwpError("this process uses another Ray cluster already; call ray.shutdown() first")
+            raise GwpError(
+                "this process uses another Ray cluster already; call ray.shutdown() first"
+            )
         _reread_access()
         self._sweeper = Sweeper()
         undo.callback(self._sweeper.dismiss)
         self.cluster = Cluster()
         undo.callback(self._stop_ray)
-        self._add(num_cpus=0, labels={LABEL: HEAD}, object_store_memory=_OBJECT_STORE[HEAD], include_dashboard=True,
-                  dashboard_host=LOOPBACK, dashboard_port=self._dashboard_port)
+        self._add(
+            num_cpus=0,
+            labels={LABEL: HEAD},
+            object_store_memory=_OBJECT_STORE[HEAD],
+            include_dashboard=True,
+            dashboard_host=LOOPBACK,
+            dashboard_port=self._dashboard_port,
+        )
         for pool in self._cpus:
             self.add_node(pool)
 
@@ -218,7 +297,8 @@ class MiniCluster:
         finally:
             # Ray puts its own handler there.
             signal.signal(signal.SIGTERM, previous or signal.SIG_DFL)
-        # Nodes end with us by themselves, however we end; their agents would look for the dead head for a minute first.
+        # Nodes end with us by themselves, however we end; their agents would look for the dead
+        # head for a minute first.
         self._sweeper.tell(process.pid for process in _node_processes())
         return node
 
@@ -244,7 +324,9 @@ class MiniCluster:
             try:
                 urllib.request.urlopen(request, timeout=10).close()  # noqa: S310
             except urllib.error.HTTPError as error:
-                raise GwpError(f"no bucket can be named '{name}' ({error}); use lower-case letters") from error
+                raise GwpError(
+                    f"no bucket can be named '{name}' ({error}); use lower-case letters"
+                ) from error
 
     def _write_env(self, undo: contextlib.ExitStack) -> None:
         path = self.folder / "env.sh"
@@ -252,7 +334,9 @@ class MiniCluster:
         path.unlink(missing_ok=True)
         # The token in it gives full access to Ray.
         with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
-            file.writelines(f"export {name}={shlex.quote(value)}\n" for name, value in self.env().items())
+            file.writelines(
+                f"export {name}={shlex.quote(value)}\n" for name, value in self.env().items()
+            )
             file.write(f"unset {' '.join(_FOREIGN)}\n")
 
     @staticmethod
@@ -278,7 +362,8 @@ def _node_processes() -> list[Any]:
 
 
 def _reread_access() -> None:
-    # Private: Ray reads RAY_AUTH_* once, at import, and has no public way to look again. It does the same in its own `ray.init`.
+    # Private: Ray reads RAY_AUTH_* once, at import, and has no public way to look again. It
+    # does the same in its own `ray.init`.
     from ray._raylet import AuthenticationTokenLoader, Config
 
     Config.initialize("")
@@ -289,6 +374,8 @@ def read_env(folder: str | Path = "runs/mini") -> dict[str, str]:
     """The environment of the mini-cluster that runs from `folder`; GwpError when there is none."""
     path = Path(folder) / "env.sh"
     if not path.exists():
-        raise GwpError(f"no mini-cluster runs from {folder}; start one with `gwp mini start --folder {folder}`")
+        raise GwpError(
+            f"no mini-cluster runs from {folder}; start one with `gwp mini start --folder {folder}`"
+        )
     words = shlex.split(path.read_text().rpartition("unset ")[0])
     return dict(word.split("=", 1) for word in words if word != "export")

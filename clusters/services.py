@@ -1,8 +1,9 @@
 """Programs that live exactly as long as we want them.
 
-A server runs under a small keeper process (this file as a program) that holds the reading end of a pipe from its owner. When the
-owner closes the pipe or dies, however it dies, the keeper ends the server and everything the server started. A sweeper does the same
-for processes that others started.
+A server runs under a small keeper process (this file as a program) that holds the reading end
+of a pipe from its owner. When the owner closes the pipe or dies, however it dies, the keeper
+ends the server and everything the server started. A sweeper does the same for processes that
+others started.
 """
 
 import contextlib
@@ -28,7 +29,9 @@ _DISMISSED = "dismissed\n"
 
 
 def free_ports(count: int) -> list[int]:
-    """Ports of this machine that nobody listens on. Below the range that the kernel hands out by itself, so they stay free."""
+    """Ports of this machine that nobody listens on. Below the range that the kernel hands out
+    by itself, so they stay free.
+    """
     found: list[int] = []
     for port in random.sample(range(20_000, 32_000), 2_000):
         with socket.socket() as probe, contextlib.suppress(OSError):
@@ -42,8 +45,18 @@ def free_ports(count: int) -> list[int]:
 class Service:
     """One HTTP server on loopback."""
 
-    def __init__(self, name: str, command: Sequence[str], port: int, health: str, log: Path, env: Mapping[str, str]) -> None:
-        """`health`: path that answers 200 once the server is ready. `log`: file for what it prints. `env`: beside our own."""
+    def __init__(
+        self,
+        name: str,
+        command: Sequence[str],
+        port: int,
+        health: str,
+        log: Path,
+        env: Mapping[str, str],
+    ) -> None:
+        """`health`: path that answers 200 once the server is ready. `log`: file for what it
+        prints. `env`: beside our own.
+        """
         self.name, self.port, self.url, self.log = name, port, f"http://{LOOPBACK}:{port}", log
         self._command, self._health, self._env = list(command), health, dict(env)
         self._keeper: subprocess.Popen[bytes] | None = None
@@ -52,17 +65,27 @@ class Service:
         """Start the program; `wait` says when it answers."""
         self.log.parent.mkdir(parents=True, exist_ok=True)
         with self.log.open("ab") as log:
-            # A session of its own: Ctrl-C in the terminal is for the owner, who then ends the server in order.
+            # A session of its own: Ctrl-C in the terminal is for the owner, who then ends the
+            # server in order.
             self._keeper = subprocess.Popen(
-                [sys.executable, __file__, *self._command], stdin=subprocess.PIPE, stdout=log, stderr=log,
-                env=os.environ | self._env, start_new_session=True,
+                [sys.executable, __file__, *self._command],
+                stdin=subprocess.PIPE,
+                stdout=log,
+                stderr=log,
+                env=os.environ | self._env,
+                start_new_session=True,
             )
 
     def wait(self, timeout_s: float) -> None:
-        """Return when the server answers; GwpError with the end of its log when it ended or stays silent."""
+        """Return when the server answers; GwpError with the end of its log when it ended or
+        stays silent.
+        """
         deadline = time.monotonic() + timeout_s
         while self.alive():
-            with contextlib.suppress(urllib.error.URLError, OSError), urllib.request.urlopen(self.url + self._health, timeout=5):  # noqa: S310
+            with (
+                contextlib.suppress(urllib.error.URLError, OSError),
+                urllib.request.urlopen(self.url + self._health, timeout=5),  # noqa: S310
+            ):
                 return
             if time.monotonic() > deadline:
                 break
@@ -95,7 +118,12 @@ class Sweeper:
     """Ends the processes it was told of if its owner dies without calling `dismiss`."""
 
     def __init__(self) -> None:
-        self._process = subprocess.Popen([sys.executable, __file__, _SWEEP], stdin=subprocess.PIPE, start_new_session=True, text=True)
+        self._process = subprocess.Popen(
+            [sys.executable, __file__, _SWEEP],
+            stdin=subprocess.PIPE,
+            start_new_session=True,
+            text=True,
+        )
 
     def tell(self, pids: Iterable[int]) -> None:
         """These processes must not outlive the owner."""
@@ -156,7 +184,8 @@ def _signal_family(leader: int, number: int) -> bool:
 
 if __name__ == "__main__":
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-        # Only the pipe decides, so that no stray signal leaves the program without its keeper. Not SIG_IGN: programs inherit that.
+        # Only the pipe decides, so that no stray signal leaves the program without its keeper.
+        # Not SIG_IGN: programs inherit that.
         signal.signal(number, lambda *_: None)
     if sys.argv[1] == _SWEEP:
         _sweep()

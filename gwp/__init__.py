@@ -1,6 +1,7 @@
 """GigaWorld-Policy: train, serve and talk to an action-centred world-action model.
 
-`gwp.Policy` is imported on first use, so that `gwp.client` and `gwp.protocol` work on a robot without torch.
+`gwp.Policy` is imported on first use, so that `gwp.client` and `gwp.protocol` work on a robot
+without torch.
 """
 
 from typing import TYPE_CHECKING, Any

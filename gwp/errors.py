@@ -2,7 +2,9 @@
 
 
 class GwpError(Exception):
-    """Something the user can mend. The command line prints it without a traceback and exits with 2."""
+    """Something the user can mend. The command line prints it without a traceback and exits
+    with 2.
+    """
 
 
 class ObservationError(GwpError):
@@ -16,7 +18,8 @@ class BundleError(GwpError):
 class DataError(GwpError):
     """A data set that cannot be read as what it claims to be.
 
-    One line, whatever libraries say of damaged files: their bytes and line breaks are not passed on.
+    One line, whatever libraries say of damaged files: their bytes and line breaks are not
+    passed on.
     """
 
     def __init__(self, message: str) -> None:

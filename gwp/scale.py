@@ -1,6 +1,8 @@
-"""Scaling pictures: the same numbers for training and serving, from planes and from RGB, compiled and not.
+"""Scaling pictures: the same numbers for training and serving, from planes and from RGB,
+compiled and not.
 
-They are Pillow's (at most a grey level or two off) and, to the bit, those of torch's kernel for bytes where it uses AVX2.
+They are Pillow's (at most a grey level or two off) and, to the bit, those of torch's kernel for
+bytes where it uses AVX2.
 """
 
 import ctypes
@@ -21,9 +23,11 @@ Part = tuple[int, int, int, int]
 
 
 def scale_part(picture: Picture, size: tuple[int, int], part: Part, out: np.ndarray) -> None:
-    """Write a part of a scaled picture: uint8 `[H, W, 3]` into `out` `[height, width, 3]`. Bilinear, anti-aliased.
+    """Write a part of a scaled picture: uint8 `[H, W, 3]` into `out` `[height, width, 3]`.
+    Bilinear, anti-aliased.
 
-    `size`: width and height of the whole when scaled; `part`: inside it. Little more than the part is computed.
+    `size`: width and height of the whole when scaled; `part`: inside it. Little more than the
+    part is computed.
     """
     compiled = library("pictures")
     if compiled is not None and out.strides[1:] == (3, 1):
@@ -33,18 +37,31 @@ def scale_part(picture: Picture, size: tuple[int, int], part: Part, out: np.ndar
 
 
 class _Taps(Structure):
-    _fields_ = [("count", c_int64), ("most", c_int64), ("bits", c_int64), ("first", POINTER(c_int32)), ("weights", POINTER(c_float))]
+    _fields_ = [
+        ("count", c_int64),
+        ("most", c_int64),
+        ("bits", c_int64),
+        ("first", POINTER(c_int32)),
+        ("weights", POINTER(c_float)),
+    ]
 
 
 class _Picture(Structure):
-    _fields_ = [*((name, c_void_p) for name in ("luma", "u", "v")),
-                *((name, c_int64) for name in ("luma_step", "chroma_step", "width", "height")),
-                *((name, c_int16) for name in ("black", "luma_gain", "red_v", "green_u", "green_v", "blue_u"))]
+    _fields_ = [
+        *((name, c_void_p) for name in ("luma", "u", "v")),
+        *((name, c_int64) for name in ("luma_step", "chroma_step", "width", "height")),
+        *(
+            (name, c_int16)
+            for name in ("black", "luma_gain", "red_v", "green_u", "green_v", "blue_u")
+        ),
+    ]
 
 
 @dataclass(frozen=True)
 class _Side:
-    """What makes up a part of a scaled side: values `begin` to `end` (even `begin`), and `taps` counted from there."""
+    """What makes up a part of a scaled side: values `begin` to `end` (even `begin`), and `taps`
+    counted from there.
+    """
 
     begin: int
     end: int
@@ -54,7 +71,9 @@ class _Side:
 
 @lru_cache(maxsize=1024)
 def _side(length: int, scaled: int, first: int, count: int) -> _Side:
-    """For `count` places from `first` on of a side of `length` values that becomes `scaled` long."""
+    """For `count` places from `first` on of a side of `length` values that becomes `scaled`
+    long.
+    """
     scale = length / scaled
     reach = max(scale, 1.0)
     centres = scale * (np.arange(scaled) + 0.5)
@@ -62,20 +81,32 @@ def _side(length: int, scaled: int, first: int, count: int) -> _Side:
     high = np.minimum((centres + reach + 0.5).astype(int), length)
     most = int((high - low).max())
     places = low[:, None] + np.arange(most)
-    shares = np.maximum(0.0, 1.0 - np.abs(places - centres[:, None] + 0.5) / reach) * (places < high[:, None])
+    shares = np.maximum(0.0, 1.0 - np.abs(places - centres[:, None] + 0.5) / reach) * (
+        places < high[:, None]
+    )
     shares /= shares.sum(1, keepdims=True)
     # As many bits as leave the largest share a positive number of 16.
-    bits = next(b for b in range(22) if b == 21 or int(0.5 + shares.max() * (1 << (b + 1))) >= 1 << 15)
+    bits = next(
+        b for b in range(22) if b == 21 or int(0.5 + shares.max() * (1 << (b + 1))) >= 1 << 15
+    )
     weights = np.floor(0.5 + shares * (1 << bits))[first : first + count]
     # Nothing behind the end is looked at: weights that begin earlier are 0 there.
     start = np.minimum(low, length - most)[first : first + count]
     moved = np.zeros((count, most), np.float32)
-    for row, (shift, mine) in enumerate(zip(low[first : first + count] - start, weights, strict=True)):
+    for row, (shift, mine) in enumerate(
+        zip(low[first : first + count] - start, weights, strict=True)
+    ):
         moved[row, shift:] = mine[: most - shift]
     # Colour has half as many values, so what is looked at begins with an even one.
     begin = int(start.min()) // 2 * 2
     starts = (start - begin).astype(np.int32)
-    taps = _Taps(count, most, bits, starts.ctypes.data_as(POINTER(c_int32)), moved.ctypes.data_as(POINTER(c_float)))
+    taps = _Taps(
+        count,
+        most,
+        bits,
+        starts.ctypes.data_as(POINTER(c_int32)),
+        moved.ctypes.data_as(POINTER(c_float)),
+    )
     return _Side(begin, int(start.max()) + most, taps, (starts, moved))
 
 
@@ -95,9 +126,14 @@ class _Room(threading.local):
 _room = _Room()
 
 
-def _by_compiled(compiled: ctypes.CDLL, picture: Picture, size: tuple[int, int], part: Part, out: np.ndarray) -> None:
+def _by_compiled(
+    compiled: ctypes.CDLL, picture: Picture, size: tuple[int, int], part: Part, out: np.ndarray
+) -> None:
     x, y, width, height = part
-    across, down = _side(picture.shape[1], size[0], x, width), _side(picture.shape[0], size[1], y, height)
+    across, down = (
+        _side(picture.shape[1], size[0], x, width),
+        _side(picture.shape[0], size[1], y, height),
+    )
     seen = (across.end - across.begin, down.end - down.begin)
     if isinstance(picture, YuvFrame):
         (luma, u, v), (step, half) = picture.address, picture.step
@@ -111,7 +147,9 @@ def _by_compiled(compiled: ctypes.CDLL, picture: Picture, size: tuple[int, int],
     compiled.gwp_picture_room.restype = c_int64
     given = (byref(what), byref(across.taps), byref(down.taps))
     memory = _room.of(compiled.gwp_picture_room(*given))
-    compiled.gwp_picture(*given, c_void_p(out.ctypes.data), c_int64(out.strides[0]), c_void_p(memory))
+    compiled.gwp_picture(
+        *given, c_void_p(out.ctypes.data), c_int64(out.strides[0]), c_void_p(memory)
+    )
 
 
 def _by_torch(picture: np.ndarray, size: tuple[int, int], part: Part, out: np.ndarray) -> None:
@@ -121,16 +159,20 @@ def _by_torch(picture: np.ndarray, size: tuple[int, int], part: Part, out: np.nd
     x, y, width, height = part
     left, right, x0, x1 = _needed(picture.shape[1], size[0], x, width)
     top, bottom, y0, y1 = _needed(picture.shape[0], size[1], y, height)
-    # A dense copy: torch takes neither read-only nor mirrored memory, and would make its own with OpenMP's help. Whoever scales may be a
-    # robot's thread, and workers of its own would slow the one that computes (`gwp.threads`).
+    # A dense copy: torch takes neither read-only nor mirrored memory, and would make its own
+    # with OpenMP's help. Whoever scales may be a robot's thread, and workers of its own would
+    # slow the one that computes (`gwp.threads`).
     pixels = torch.from_numpy(np.array(picture[top:bottom, left:right]))[None].permute(0, 3, 1, 2)
-    found = interpolate(pixels, size=(y1 - y0, x1 - x0), mode="bilinear", antialias=True)[0].permute(1, 2, 0)
+    found = interpolate(pixels, size=(y1 - y0, x1 - x0), mode="bilinear", antialias=True)[
+        0
+    ].permute(1, 2, 0)
     out[:] = found[y - y0 : y - y0 + height, x - x0 : x - x0 + width].numpy()
 
 
 @lru_cache(maxsize=1024)
 def _needed(length: int, scaled: int, first: int, count: int) -> tuple[int, int, int, int]:
-    """Along one side: what to scale, and what it becomes, so that `count` pixels from `first` are as if all had been scaled.
+    """Along one side: what to scale, and what it becomes, so that `count` pixels from `first`
+    are as if all had been scaled.
 
     A part can be scaled alone where its edges fall between pixels both before and after.
     """

@@ -1,4 +1,6 @@
-"""Frames as video decoders give them: a plane of brightness and two of colour at half its width and height."""
+"""Frames as video decoders give them: a plane of brightness and two of colour at half its width
+and height.
+"""
 
 from dataclasses import dataclass
 from functools import lru_cache
@@ -10,21 +12,33 @@ if TYPE_CHECKING:
     from av.video.reformatter import VideoReformatter
 
 _PRIMARIES = {
-    0: (0.299, 0.114), 1: (0.2126, 0.0722), 2: (0.299, 0.114), 4: (0.3, 0.11), 5: (0.299, 0.114), 6: (0.299, 0.114), 7: (0.212, 0.087),
+    0: (0.299, 0.114),
+    1: (0.2126, 0.0722),
+    2: (0.299, 0.114),
+    4: (0.3, 0.11),
+    5: (0.299, 0.114),
+    6: (0.299, 0.114),
+    7: (0.212, 0.087),
     9: (0.2627, 0.0593),
 }
-"""Shares of red and blue in brightness by the number that streams name their colour space with (ITU-T H.273, table 4); 0 and 2 say that
-it is not known, and swscale takes BT.601 then. Those that are no such matrix are left out."""
+"""Shares of red and blue in brightness by the number that streams name their colour space with
+(ITU-T H.273, table 4); 0 and 2 say that it is not known, and swscale takes BT.601 then. Those
+that are no such matrix are left out.
+"""
 _FULL = 2
 """Of `color_range`: brightness from 0 to 255, not from 16 to 235."""
 _FORMATS = {"yuv420p": None, "yuvj420p": True}
-"""Pixel formats that are such planes of 8 bits; whether brightness has the full range, None: the frame says it."""
+"""Pixel formats that are such planes of 8 bits; whether brightness has the full range, None:
+the frame says it.
+"""
 
 
 class Colours(NamedTuple):
-    """From planes to RGB, as swscale does it on x86. All but `black` in units of 2^-13, for differences in units of 1/8.
+    """From planes to RGB, as swscale does it on x86. All but `black` in units of 2^-13, for
+    differences in units of 1/8.
 
-    red = (8 (y - black) luma_gain >> 16) + (8 (v - 128) red_v >> 16), cut to 0..255; blue with u; green with both.
+    red = (8 (y - black) luma_gain >> 16) + (8 (v - 128) red_v >> 16), cut to 0..255; blue with
+    u; green with both.
     """
 
     black: int
@@ -44,7 +58,12 @@ def colours_of(space: int, full: bool) -> Colours | None:
     green = 1 - red - blue
     # Of 16 bits behind the point, for colour from 16 to 240.
     unit = 65536 * 255 / 224
-    shares = [2 * (1 - red) * unit, -2 * (1 - blue) * blue / green * unit, -2 * (1 - red) * red / green * unit, 2 * (1 - blue) * unit]
+    shares = [
+        2 * (1 - red) * unit,
+        -2 * (1 - blue) * blue / green * unit,
+        -2 * (1 - red) * red / green * unit,
+        2 * (1 - blue) * unit,
+    ]
     whole = [round(share) for share in shares]
     gain = 65536 if full else 65536 * 255 // 219
     if full:
@@ -54,9 +73,11 @@ def colours_of(space: int, full: bool) -> Colours | None:
 
 @dataclass(frozen=True)
 class YuvFrame:
-    """Decoded planes; to numpy an array uint8 `[H, W, 3]`, RGB, converted whenever it is asked for.
+    """Decoded planes; to numpy an array uint8 `[H, W, 3]`, RGB, converted whenever it is asked
+    for.
 
-    address: of the first value of the three planes; step: bytes from row to row of brightness and of colour.
+    address: of the first value of the three planes; step: bytes from row to row of brightness
+    and of colour.
     """
 
     frame: Any
@@ -83,12 +104,16 @@ def rgb(frame: Any, convert: "VideoReformatter") -> np.ndarray:
 
 
 def quarter_turns(frame: Any) -> int:
-    """How often a decoded frame is turned counterclockwise by 90 degrees before it is shown; telephones film that way."""
+    """How often a decoded frame is turned counterclockwise by 90 degrees before it is shown;
+    telephones film that way.
+    """
     return round(frame.rotation / 90) % 4
 
 
 def picture_of(frame: Any, convert: "VideoReformatter") -> Picture:
-    """A decoded frame, upright: its planes where that is what it has, else RGB. swscale converts odd sizes in another way."""
+    """A decoded frame, upright: its planes where that is what it has, else RGB. swscale
+    converts odd sizes in another way.
+    """
     kind = frame.format.name
     if turns := quarter_turns(frame):
         return np.rot90(rgb(frame, convert), turns)
@@ -100,4 +125,10 @@ def picture_of(frame: Any, convert: "VideoReformatter") -> Picture:
     y, u, v = frame.planes
     if u.line_size != v.line_size or min(y.line_size, u.line_size) < 0:
         return rgb(frame, convert)
-    return YuvFrame(frame, convert, colours, (y.buffer_ptr, u.buffer_ptr, v.buffer_ptr), (y.line_size, u.line_size))
+    return YuvFrame(
+        frame,
+        convert,
+        colours,
+        (y.buffer_ptr, u.buffer_ptr, v.buffer_ptr),
+        (y.line_size, u.line_size),
+    )

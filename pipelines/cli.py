@@ -1,4 +1,6 @@
-"""The `gwp` command: finds the verb, runs it, and turns errors that a user can mend into one line."""
+"""The `gwp` command: finds the verb, runs it, and turns errors that a user can mend into one
+line.
+"""
 
 import argparse
 import os
@@ -10,13 +12,54 @@ from importlib import import_module
 from gwp import __version__
 from gwp.errors import GwpError
 
-VERBS = ("data", "train", "export", "promote", "eval", "weights", "serve", "act", "mini", "demo", "bench", "submit",
-         "config", "doctor")
+VERBS = (
+    "data",
+    "train",
+    "export",
+    "promote",
+    "eval",
+    "weights",
+    "serve",
+    "act",
+    "mini",
+    "demo",
+    "bench",
+    "submit",
+    "config",
+    "doctor",
+)
 
 EXTRAS = {
-    "model": ("accelerate", "av", "diffusers", "fsspec", "h5py", "numpy", "PIL", "pyarrow", "pydantic", "rich", "s3fs", "safetensors",
-              "sentencepiece", "torch", "transformers", "yaml"),
-    "cluster": ("deepspeed", "fastapi", "jinja2", "matplotlib", "mlflow", "moto", "psutil", "ray", "starlette", "uvicorn"),
+    "model": (
+        "accelerate",
+        "av",
+        "diffusers",
+        "fsspec",
+        "h5py",
+        "numpy",
+        "PIL",
+        "pyarrow",
+        "pydantic",
+        "rich",
+        "s3fs",
+        "safetensors",
+        "sentencepiece",
+        "torch",
+        "transformers",
+        "yaml",
+    ),
+    "cluster": (
+        "deepspeed",
+        "fastapi",
+        "jinja2",
+        "matplotlib",
+        "mlflow",
+        "moto",
+        "psutil",
+        "ray",
+        "starlette",
+        "uvicorn",
+    ),
     "sim": ("gymnasium", "imageio", "metaworld", "mujoco", "packaging"),
     "dev": ("httpx", "pytest"),
 }
@@ -29,11 +72,19 @@ INTERRUPTED = 130
 def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="gwp",
-        description="Train and serve GigaWorld-Policy: from videos and robot episodes to action chunks for a fleet.",
-        epilog="`gwp VERB --help` explains a verb; `gwp doctor` looks at this machine; `gwp demo` runs the whole line.",
+        description=(
+            "Train and serve GigaWorld-Policy: from videos and robot episodes to "
+            "action chunks for a fleet."
+        ),
+        epilog=(
+            "`gwp VERB --help` explains a verb; `gwp doctor` looks at this machine; `gwp "
+            "demo` runs the whole line."
+        ),
     )
     parser.add_argument("--version", action="version", version=f"gwp {__version__}")
-    parser.add_argument("--debug", action="store_true", help="show the traceback of an error (anywhere on the line)")
+    parser.add_argument(
+        "--debug", action="store_true", help="show the traceback of an error (anywhere on the line)"
+    )
     subparsers = parser.add_subparsers(title="verbs", dest="verb", metavar="VERB", required=True)
     for verb in VERBS:
         import_module(f"pipelines.verbs.{verb}").add(subparsers)
@@ -51,7 +102,9 @@ def _complain(text: str) -> None:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command line; returns the exit code: 0 done, 1 a check failed, 2 the user can mend it, 130 interrupted."""
+    """Run one command line; returns the exit code: 0 done, 1 a check failed, 2 the user can
+    mend it, 130 interrupted.
+    """
     words = list(sys.argv[1:] if argv is None else argv)
     debug = "--debug" in words
     args = build_parser().parse_args([word for word in words if word != "--debug"])
@@ -70,7 +123,10 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise
         if debug:
             traceback.print_exc()
-        _complain(f"`gwp {args.verb}` needs {error.name}, which is not installed; run: pip install 'gwp[{extra}]'")
+        _complain(
+            f"`gwp {args.verb}` needs {error.name}, which is not installed; run: pip install "
+            f"'gwp[{extra}]'"
+        )
         return USER_ERROR
     except KeyboardInterrupt:
         if debug:

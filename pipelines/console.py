@@ -1,4 +1,6 @@
-"""What long work shows: a progress bar on a terminal, JSON lines anywhere else. Always on stderr: stdout is for results."""
+"""What long work shows: a progress bar on a terminal, JSON lines anywhere else. Always on
+stderr: stdout is for results.
+"""
 
 import json
 import sys
@@ -22,7 +24,10 @@ def _json_line(kind: str, **fields: Any) -> None:
 
 
 def _shown(fields: dict[str, Any]) -> str:
-    return "  ".join(f"{key} {value:.4g}" if isinstance(value, float) else f"{key} {value}" for key, value in fields.items())
+    return "  ".join(
+        f"{key} {value:.4g}" if isinstance(value, float) else f"{key} {value}"
+        for key, value in fields.items()
+    )
 
 
 def event(name: str, **fields: Any) -> None:
@@ -43,7 +48,13 @@ class _Lines:
 
     def update(self, done: float, **fields: Any) -> None:
         elapsed = time.monotonic() - self.start
-        self.latest = {"task": self.task, "done": done, "total": self.total, "elapsed_s": round(elapsed, 2), **fields}
+        self.latest = {
+            "task": self.task,
+            "done": done,
+            "total": self.total,
+            "elapsed_s": round(elapsed, 2),
+            **fields,
+        }
         if elapsed - self.written >= _LINE_EVERY_S:
             self.written = elapsed
             self.flush()
@@ -65,11 +76,23 @@ def progress(task: str, total: float | None = None) -> Iterator[Progress]:
             lines.flush()
         return
     from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+    from rich.progress import (
+        BarColumn,
+        MofNCompleteColumn,
+        TextColumn,
+        TimeElapsedColumn,
+        TimeRemainingColumn,
+    )
     from rich.progress import Progress as Bar
 
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn(),
-               TextColumn("{task.fields[figures]}"))
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+        TextColumn("{task.fields[figures]}"),
+    )
     with Bar(*columns, console=Console(stderr=True)) as bar:
         handle = bar.add_task(task, total=total, figures="")
 
@@ -85,6 +108,12 @@ def table(rows: list[dict[str, Any]]) -> str:
     if not rows:
         return ""
     cells = [list(rows[0])]
-    cells += [[f"{value:.4g}" if isinstance(value, float) else str(value) for value in row.values()] for row in rows]
+    cells += [
+        [f"{value:.4g}" if isinstance(value, float) else str(value) for value in row.values()]
+        for row in rows
+    ]
     widths = [max(len(line[i]) for line in cells) for i in range(len(cells[0]))]
-    return "\n".join("  ".join(text.ljust(width) for text, width in zip(line, widths, strict=True)).rstrip() for line in cells)
+    return "\n".join(
+        "  ".join(text.ljust(width) for text, width in zip(line, widths, strict=True)).rstrip()
+        for line in cells
+    )

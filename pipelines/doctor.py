@@ -1,4 +1,6 @@
-"""Checks of the machine. Each answers ok, warn (something works less well) or missing (required), with the fix."""
+"""Checks of the machine. Each answers ok, warn (something works less well) or missing
+(required), with the fix.
+"""
 
 import importlib.metadata
 import os
@@ -17,8 +19,18 @@ from typing import Literal
 GIB = 1 << 30
 
 # Distributions whose version matters, and the extra that brings them.
-PACKAGES = {"torch": "model", "transformers": "model", "diffusers": "model", "av": "model", "pyarrow": "model", "ray": "cluster",
-            "deepspeed": "cluster", "mlflow": "cluster", "moto": "cluster", "metaworld": "sim"}
+PACKAGES = {
+    "torch": "model",
+    "transformers": "model",
+    "diffusers": "model",
+    "av": "model",
+    "pyarrow": "model",
+    "ray": "cluster",
+    "deepspeed": "cluster",
+    "mlflow": "cluster",
+    "moto": "cluster",
+    "metaworld": "sim",
+}
 OPTIONAL_EXTRAS = {"sim"}
 
 PORTS = {8000: "Ray Serve", 8265: "the Ray dashboard", 6379: "the Ray head", 5000: "MLflow"}
@@ -46,18 +58,27 @@ class Check:
     """What to do; empty when the status is ok."""
 
 
-def _ok_or(good: bool, otherwise: Literal["warn", "missing"], name: str, detail: str, fix: str) -> Check:
+def _ok_or(
+    good: bool, otherwise: Literal["warn", "missing"], name: str, detail: str, fix: str
+) -> Check:
     return Check(name, "ok", detail) if good else Check(name, otherwise, detail, fix)
 
 
 def python() -> Check:
     version = sys.version_info
-    return _ok_or((3, 11) <= version[:2] < (3, 13), "missing", "python", f"{platform.python_version()} on {platform.machine()}",
-                  "use Python 3.11 or 3.12, for example: make setup PYTHON=python3.11")
+    return _ok_or(
+        (3, 11) <= version[:2] < (3, 13),
+        "missing",
+        "python",
+        f"{platform.python_version()} on {platform.machine()}",
+        "use Python 3.11 or 3.12, for example: make setup PYTHON=python3.11",
+    )
 
 
 def packages() -> list[Check]:
-    """Installed version of each package that matters, against the range the distribution asks for."""
+    """Installed version of each package that matters, against the range the distribution asks
+    for.
+    """
     wanted: dict[str, str] = {}
     try:
         requires = importlib.metadata.requires("gwp") or []
@@ -97,50 +118,106 @@ def accelerator() -> Check:
         return Check("gpu", "warn", f"torch does not import ({error})", "pip install 'gwp[model]'")
     if torch.cuda.is_available():
         devices = [torch.cuda.get_device_properties(i) for i in range(torch.cuda.device_count())]
-        listed = ", ".join(f"{device.name} {device.total_memory / GIB:.0f} GiB" for device in devices)
+        listed = ", ".join(
+            f"{device.name} {device.total_memory / GIB:.0f} GiB" for device in devices
+        )
         return Check("gpu", "ok", f"{listed}; torch built for CUDA {torch.version.cuda}")
     if torch.version.cuda is None and shutil.which("nvidia-smi"):
-        return Check("gpu", "warn", "there is a driver, but torch is a CPU build", "install the CUDA build of the same version")
+        return Check(
+            "gpu",
+            "warn",
+            "there is a driver, but torch is a CPU build",
+            "install the CUDA build of the same version",
+        )
     build = f"CUDA {torch.version.cuda}" if torch.version.cuda else "CPU"
-    return Check("gpu", "warn", f"none visible; torch is a {build} build", "none for tiny models; full-size ones need a GPU")
+    return Check(
+        "gpu",
+        "warn",
+        f"none visible; torch is a {build} build",
+        "none for tiny models; full-size ones need a GPU",
+    )
 
 
 def codecs() -> Check:
-    """What the av wheel decodes and encodes: data sets come as H.264, HEVC or AV1; recordings are written with libx264."""
+    """What the av wheel decodes and encodes: data sets come as H.264, HEVC or AV1; recordings
+    are written with libx264.
+    """
     try:
         import av.codec
     except ImportError as error:
-        return Check("video codecs", "missing", f"av does not import ({error})", "pip install 'gwp[model]'")
+        return Check(
+            "video codecs", "missing", f"av does not import ({error})", "pip install 'gwp[model]'"
+        )
     lacking = []
     for name, mode in (("h264", "r"), ("hevc", "r"), ("libdav1d", "r"), ("libx264", "w")):
         try:
             av.codec.Codec(name, mode)
         except ValueError:
             lacking.append(f"{name} {'decoder' if mode == 'r' else 'encoder'}")
-    detail = f"lacking {', '.join(lacking)}" if lacking else "h264, hevc and av1 decode, libx264 encodes"
-    return _ok_or(not lacking, "missing", "video codecs", detail, "pip install --force-reinstall --only-binary av av")
+    detail = (
+        f"lacking {', '.join(lacking)}" if lacking else "h264, hevc and av1 decode, libx264 encodes"
+    )
+    return _ok_or(
+        not lacking,
+        "missing",
+        "video codecs",
+        detail,
+        "pip install --force-reinstall --only-binary av av",
+    )
 
 
 def rendering(timeout_s: float = 60.0) -> Check:
-    """Off-screen rendering for Meta-World, in a process of its own: a broken driver can take the process down."""
+    """Off-screen rendering for Meta-World, in a process of its own: a broken driver can take
+    the process down.
+    """
     backend = os.environ.get("MUJOCO_GL", "egl")
     try:
-        done = subprocess.run([sys.executable, "-c", _RENDER], env=os.environ | {"MUJOCO_GL": backend}, timeout=timeout_s,
-                              capture_output=True, text=True, check=False)
+        done = subprocess.run(
+            [sys.executable, "-c", _RENDER],
+            env=os.environ | {"MUJOCO_GL": backend},
+            timeout=timeout_s,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
     except subprocess.TimeoutExpired:
-        return Check("rendering", "warn", f"MUJOCO_GL={backend} gave no picture in {timeout_s:.0f} s", "try MUJOCO_GL=osmesa")
+        return Check(
+            "rendering",
+            "warn",
+            f"MUJOCO_GL={backend} gave no picture in {timeout_s:.0f} s",
+            "try MUJOCO_GL=osmesa",
+        )
     if "No module named 'mujoco'" in done.stderr:
         return Check("rendering", "warn", "mujoco is not installed", "pip install 'gwp[sim]'")
-    outcome = "renders" if done.returncode == 0 else (done.stderr.strip().splitlines() or ["fails"])[-1]
-    return _ok_or(done.returncode == 0, "warn", "rendering", f"MUJOCO_GL={backend}: {outcome}",
-                  "install libegl1 and Mesa's drivers, or libosmesa6 and set MUJOCO_GL=osmesa")
+    outcome = (
+        "renders" if done.returncode == 0 else (done.stderr.strip().splitlines() or ["fails"])[-1]
+    )
+    return _ok_or(
+        done.returncode == 0,
+        "warn",
+        "rendering",
+        f"MUJOCO_GL={backend}: {outcome}",
+        "install libegl1 and Mesa's drivers, or libosmesa6 and set MUJOCO_GL=osmesa",
+    )
 
 
 def compiler() -> Check:
     named = os.environ.get("CXX")
-    found = next((path for name in ([named] if named else ["c++", "g++", "clang++"]) if (path := shutil.which(name))), None)
-    return _ok_or(found is not None, "warn", "c++ compiler", found or "none",
-                  "install g++: acting on a CPU and DeepSpeed's CPU Adam build code when they start")
+    found = next(
+        (
+            path
+            for name in ([named] if named else ["c++", "g++", "clang++"])
+            if (path := shutil.which(name))
+        ),
+        None,
+    )
+    return _ok_or(
+        found is not None,
+        "warn",
+        "c++ compiler",
+        found or "none",
+        "install g++: acting on a CPU and DeepSpeed's CPU Adam build code when they start",
+    )
 
 
 def compiled_code() -> Check:
@@ -150,17 +227,29 @@ def compiled_code() -> Check:
     try:
         return Check("compiled code", "ok", ", ".join(str(compiled(name)) for name in CODE))
     except (OSError, subprocess.SubprocessError) as error:
-        return Check("compiled code", "warn", str(error), "see that g++ works; without it acting on a CPU takes about twice as long")
+        return Check(
+            "compiled code",
+            "warn",
+            str(error),
+            "see that g++ works; without it acting on a CPU takes about twice as long",
+        )
 
 
 def shared_memory() -> Check:
-    """Ray keeps decoded frames in shared memory; where that is small it falls back to files on disk."""
+    """Ray keeps decoded frames in shared memory; where that is small it falls back to files on
+    disk.
+    """
     mount = Path("/dev", "shm")
     if not mount.is_dir():
         return Check("shared memory", "ok", f"{mount} is not used on this system")
     free = shutil.disk_usage(mount).free
-    return _ok_or(free >= 2 * GIB, "warn", "shared memory", f"{mount}: {free / GIB:.1f} GiB free",
-                  "give the container more, for example --shm-size=8g")
+    return _ok_or(
+        free >= 2 * GIB,
+        "warn",
+        "shared memory",
+        f"{mount}: {free / GIB:.1f} GiB free",
+        "give the container more, for example --shm-size=8g",
+    )
 
 
 def memory() -> Check:
@@ -168,24 +257,45 @@ def memory() -> Check:
     limit = Path("/sys/fs/cgroup/memory.max")
     if limit.is_file() and (text := limit.read_text().strip()).isdecimal():
         total = min(total, int(text))
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return _ok_or(total >= 8 * GIB, "warn", "cpu and memory", f"{cores} cores, {total / GIB:.0f} GiB",
-                  "use a machine with 8 GiB or more for the demo")
+    cores = (
+        len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    )
+    return _ok_or(
+        total >= 8 * GIB,
+        "warn",
+        "cpu and memory",
+        f"{cores} cores, {total / GIB:.0f} GiB",
+        "use a machine with 8 GiB or more for the demo",
+    )
 
 
 def disk() -> list[Check]:
-    """Room for checkpoints, and for Ray's spilling: Ray stops writing to a disk that is 95 % full."""
+    """Room for checkpoints, and for Ray's spilling: Ray stops writing to a disk that is 95 %
+    full.
+    """
     checks = []
-    for name, folder in (("disk (here)", Path.cwd()), ("disk (temporary)", Path(tempfile.gettempdir()))):
+    for name, folder in (
+        ("disk (here)", Path.cwd()),
+        ("disk (temporary)", Path(tempfile.gettempdir())),
+    ):
         usage = shutil.disk_usage(folder)
         roomy = usage.free >= 10 * GIB and usage.free >= 0.05 * usage.total
-        checks.append(_ok_or(roomy, "warn", name, f"{folder}: {usage.free / GIB:.0f} of {usage.total / GIB:.0f} GiB free",
-                             "free 10 GiB and at least 5 % of the disk"))
+        checks.append(
+            _ok_or(
+                roomy,
+                "warn",
+                name,
+                f"{folder}: {usage.free / GIB:.0f} of {usage.total / GIB:.0f} GiB free",
+                "free 10 GiB and at least 5 % of the disk",
+            )
+        )
     return checks
 
 
 def ports() -> Check:
-    """Usual ports on loopback. A taken one is often another Ray cluster, and two on one machine disturb each other."""
+    """Usual ports on loopback. A taken one is often another Ray cluster, and two on one machine
+    disturb each other.
+    """
     taken = []
     for port, owner in PORTS.items():
         with socket.socket() as probe:
@@ -194,12 +304,28 @@ def ports() -> Check:
                 probe.bind(("127.0.0.1", port))
             except OSError:
                 taken.append(f"{port} ({owner})")
-    return _ok_or(not taken, "warn", "ports", f"in use: {', '.join(taken)}" if taken else "free: " + ", ".join(map(str, PORTS)),
-                  "stop what runs there (`ray stop` for a forgotten cluster), or give other ports")
+    return _ok_or(
+        not taken,
+        "warn",
+        "ports",
+        f"in use: {', '.join(taken)}" if taken else "free: " + ", ".join(map(str, PORTS)),
+        "stop what runs there (`ray stop` for a forgotten cluster), or give other ports",
+    )
 
 
 CHECKS: tuple[Callable[[], Check | list[Check]], ...] = (
-    python, packages, accelerator, codecs, rendering, compiler, compiled_code, memory, shared_memory, disk, ports)
+    python,
+    packages,
+    accelerator,
+    codecs,
+    rendering,
+    compiler,
+    compiled_code,
+    memory,
+    shared_memory,
+    disk,
+    ports,
+)
 
 
 def examine() -> list[Check]:

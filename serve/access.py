@@ -9,14 +9,21 @@ from gwp.errors import GwpError
 
 
 class Access:
-    """The accepted API keys, kept only as hashes; no environment variable named: everyone is let in."""
+    """The accepted API keys, kept only as hashes; no environment variable named: everyone is
+    let in.
+    """
 
     def __init__(self, api_keys_env: str | None) -> None:
         self._hashes: tuple[bytes, ...] | None = None
         if api_keys_env is not None:
-            keys = [key.strip() for key in os.environ.get(api_keys_env, "").split(",") if key.strip()]
+            keys = [
+                key.strip() for key in os.environ.get(api_keys_env, "").split(",") if key.strip()
+            ]
             if not keys:
-                raise GwpError(f"api_keys_env: {api_keys_env} is empty or not set where the gateway runs; set it on every node")
+                raise GwpError(
+                    f"api_keys_env: {api_keys_env} is empty or not set where the gateway runs; "
+                    "set it on every node"
+                )
             self._hashes = tuple(_hash(key) for key in keys)
 
     def allows(self, headers: Mapping[str, str]) -> bool:

@@ -1,4 +1,6 @@
-"""The Ray Serve application: gateways in front of autoscaled replicas, deployed from one `ServeApp`."""
+"""The Ray Serve application: gateways in front of autoscaled replicas, deployed from one
+`ServeApp`.
+"""
 
 import os
 import time
@@ -23,7 +25,8 @@ _ANSWER_S = 15.0
 
 
 def build_app(config: ServeApp) -> Application:
-    """The application of `config`. An alias in `policy` is resolved here, once: every replica loads the same bundle.
+    """The application of `config`. An alias in `policy` is resolved here, once: every replica
+    loads the same bundle.
 
     Raises GwpError or BundleError when the policy cannot be found or is no bundle.
     """
@@ -33,7 +36,10 @@ def build_app(config: ServeApp) -> Application:
     found = PolicyContract.read(uri)
     if registered.get("policy_id", found.policy_id) != found.policy_id:
         named = registered["policy_id"]
-        raise GwpError(f"{config.policy}: registered as policy {named}, {uri} holds {found.policy_id}; promote it again")
+        raise GwpError(
+            f"{config.policy}: registered as policy {named}, {uri} holds {found.policy_id}; "
+            "promote it again"
+        )
     contract = found.model_dump(mode="json")
     settings = config.model_dump(mode="json")
     replica = Replica.options(
@@ -60,12 +66,16 @@ def build_app(config: ServeApp) -> Application:
 
 
 def build(args: dict[str, Any]) -> Application:
-    """Entry point for `serve deploy`: `import_path: serve.app:build`, `args`: the fields of `ServeApp`."""
+    """Entry point for `serve deploy`: `import_path: serve.app:build`, `args`: the fields of
+    `ServeApp`.
+    """
     return build_app(ServeApp.model_validate(args))
 
 
 def render(config: ServeApp) -> dict[str, Any]:
-    """The configuration file of Ray Serve (`serve deploy`, RayService `serveConfigV2`) for `config`."""
+    """The configuration file of Ray Serve (`serve deploy`, RayService `serveConfigV2`) for
+    `config`.
+    """
     return {
         "proxy_location": config.proxy_location,
         "http_options": {"host": config.host, "port": config.port},
@@ -81,18 +91,23 @@ def render(config: ServeApp) -> dict[str, Any]:
 
 
 def deploy(config: ServeApp) -> str:
-    """Deploy on the connected Ray cluster, wait until the policy answers, return the address for robots (`ws://...`).
+    """Deploy on the connected Ray cluster, wait until the policy answers, return the address
+    for robots (`ws://...`).
 
-    Deploying again under the same name is a rolling update; when the new version does not start, the old one goes on.
-    Raises GwpError when the replicas do not come up within `start_timeout_s`, with their reason, or when Serve already
-    listens elsewhere on this cluster.
+    Deploying again under the same name is a rolling update; when the new version does not
+    start, the old one goes on. Raises GwpError when the replicas do not come up within
+    `start_timeout_s`, with their reason, or when Serve already listens elsewhere on this
+    cluster.
     """
     app = build_app(config)
     serve.start(
         proxy_location=config.proxy_location,
         http_options=HTTPOptions(host=config.host, port=config.port),
     )
-    serve.run_many([serve.RunTarget(app, name=config.name, route_prefix="/")], wait_for_applications_running=False)
+    serve.run_many(
+        [serve.RunTarget(app, name=config.name, route_prefix="/")],
+        wait_for_applications_running=False,
+    )
     _await_running(config.name, config.start_timeout_s)
     host = "127.0.0.1" if config.host in ("0.0.0.0", "::") else config.host  # noqa: S104 - an address to compare with
     _await_answer(f"http://{host}:{config.port}/healthz")
@@ -118,9 +133,14 @@ def _await_running(app_name: str, timeout_s: float) -> None:
         if app is not None and app.status == ApplicationStatus.RUNNING:
             return
         if app is not None and app.status == ApplicationStatus.DEPLOY_FAILED:
-            raise GwpError(f"{app_name}: the policy did not start: {_reason(app_name) or app.message}")
+            raise GwpError(
+                f"{app_name}: the policy did not start: {_reason(app_name) or app.message}"
+            )
         if time.monotonic() > deadline:
-            raise GwpError(f"{app_name}: not ready after {timeout_s:g} s: {_reason(app_name) or 'still loading'}; see start_timeout_s")
+            raise GwpError(
+                f"{app_name}: not ready after {timeout_s:g} s: "
+                f"{_reason(app_name) or 'still loading'}; see start_timeout_s"
+            )
         time.sleep(0.2)
 
 
@@ -144,7 +164,8 @@ def _await_answer(url: str) -> None:
         except (URLError, OSError) as error:
             if time.monotonic() > deadline:
                 raise GwpError(
-                    f"{url} does not answer ({error}); if Serve already listens on another port of this cluster, "
+                    f"{url} does not answer ({error}); if Serve already listens on another "
+                    "port of this cluster, "
                     "use that host and port or stop it with `serve shutdown`"
                 ) from error
         time.sleep(0.1)

@@ -4,7 +4,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from gwp.policy.engine.schedule import EngineSettings
+from gwp.policy.engine.schedule import BatchingConfig
 
 _LOOPBACK = ("127.0.0.1", "localhost", "::1")
 
@@ -23,7 +23,9 @@ class GatewaySettings(_Strict):
     connections: int = Field(default=1000, ge=1)
     """Open connections and requests per gateway process."""
     drain_s: float = Field(default=5, ge=0)
-    """How long connections go on at a gateway that is being replaced, seconds; then robots have to reconnect."""
+    """How long connections go on at a gateway that is being replaced, seconds; then robots have
+    to reconnect.
+    """
     pool: str | None = None
     """Run gateways only on nodes labelled `gwp/pool=<pool>`; None: anywhere."""
 
@@ -42,14 +44,18 @@ class ReplicaSettings(_Strict):
     torch_threads: int = Field(default=1, ge=1)
     """Threads that one replica computes with on the CPU."""
     surge_percent: int = Field(default=100, ge=0, le=100)
-    """Replicas of a new version started before old ones stop, in percent of those running. It needs room for them on the
-    cluster; 0 stops old ones first, so capacity is lower while a new version is rolled out."""
+    """Replicas of a new version started before old ones stop, in percent of those running. It
+    needs room for them on the cluster; 0 stops old ones first, so capacity is lower while a new
+    version is rolled out.
+    """
     pool: str | None = None
     """Run replicas only on nodes labelled `gwp/pool=<pool>`; None: anywhere."""
 
 
 class Autoscaling(_Strict):
-    """How many replicas run. Set `min_replicas` so that a whole fleet that joins at once still meets its deadlines."""
+    """How many replicas run. Set `min_replicas` so that a whole fleet that joins at once still
+    meets its deadlines.
+    """
 
     min_replicas: int = Field(default=1, ge=1)
     """Replicas that always run."""
@@ -69,7 +75,9 @@ class Autoscaling(_Strict):
     @model_validator(mode="after")
     def _ordered(self) -> "Autoscaling":
         if self.max_replicas < self.min_replicas:
-            raise ValueError(f"max_replicas {self.max_replicas} is below min_replicas {self.min_replicas}")
+            raise ValueError(
+                f"max_replicas {self.max_replicas} is below min_replicas {self.min_replicas}"
+            )
         return self
 
 
@@ -88,7 +96,9 @@ class ServeApp(_Strict):
     """One endpoint that serves one policy to a fleet."""
 
     policy: str
-    """Bundle to serve: a path, `s3://bucket/bundle`, or `models:/name@alias` (resolved once, when the endpoint is deployed)."""
+    """Bundle to serve: a path, `s3://bucket/bundle`, or `models:/name@alias` (resolved once,
+    when the endpoint is deployed).
+    """
     name: str = Field(default="gwp", min_length=1)
     """Name of the Ray Serve application."""
     host: str = "127.0.0.1"
@@ -100,7 +110,9 @@ class ServeApp(_Strict):
     start_timeout_s: float = Field(default=900, gt=0)
     """Longest wait for the policy to be loaded and ready, seconds."""
     api_keys_env: str | None = None
-    """Name of the environment variable with the accepted keys, comma-separated. It must be set where the gateways run."""
+    """Name of the environment variable with the accepted keys, comma-separated. It must be set
+    where the gateways run.
+    """
     allow_anonymous: bool = False
     """Listen beyond loopback without keys, because something in front checks access."""
     gateway: GatewaySettings = GatewaySettings()
@@ -109,7 +121,7 @@ class ServeApp(_Strict):
     """The part that holds the model."""
     autoscaling: Autoscaling = Autoscaling()
     """How many replicas run."""
-    engine: EngineSettings = EngineSettings()
+    engine: BatchingConfig = BatchingConfig()
     """How observations are computed together."""
     limits: RequestLimits = RequestLimits()
     """What one request may cost."""
@@ -117,7 +129,10 @@ class ServeApp(_Strict):
     @model_validator(mode="after")
     def _guarded(self) -> "ServeApp":
         if self.host not in _LOOPBACK and self.api_keys_env is None and not self.allow_anonymous:
-            raise ValueError(f"host {self.host} is reachable from the network: set api_keys_env, or allow_anonymous: true")
+            raise ValueError(
+                f"host {self.host} is reachable from the network: set api_keys_env, or "
+                "allow_anonymous: true"
+            )
         return self
 
     def autoscaling_options(self) -> dict[str, Any]:

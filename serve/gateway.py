@@ -1,7 +1,7 @@
 """The process that robots connect to: access, decoding and checks here, the model elsewhere.
 
-Every observation goes through the handle on its own, so a robot's long-lived connection still spreads its load over all
-replicas, new ones included.
+Every observation goes through the handle on its own, so a robot's long-lived connection still
+spreads its load over all replicas, new ones included.
 """
 
 from typing import Any
@@ -24,8 +24,12 @@ app = FastAPI(openapi_url=None)
 class Gateway:
     """The routes; what they do stands in `serve.doors`."""
 
-    def __init__(self, replica: DeploymentHandle, contract: dict[str, Any], config: dict[str, Any]) -> None:
-        self._desk = Desk(replica, PolicyContract.model_validate(contract), ServeApp.model_validate(config))
+    def __init__(
+        self, replica: DeploymentHandle, contract: dict[str, Any], config: dict[str, Any]
+    ) -> None:
+        self._desk = Desk(
+            replica, PolicyContract.model_validate(contract), ServeApp.model_validate(config)
+        )
 
     @app.websocket("/")
     async def openpi_root(self, socket: WebSocket) -> None:

@@ -23,9 +23,12 @@ class GuardedEngine:
         self._engine, self._stuck_after_s = engine, stuck_after_s
 
     async def act(self, observation: Observation) -> ActionChunk | Refusal:
-        """The chunk, or the reason why there is none. Cancelling frees the observation's place in the batch."""
+        """The chunk, or the reason why there is none. Cancelling frees the observation's place
+        in the batch.
+        """
         try:
-            # Composing the canvas takes milliseconds: health checks and other requests have to be answered meanwhile.
+            # Composing the canvas takes milliseconds: health checks and other requests have to
+            # be answered meanwhile.
             future = await asyncio.to_thread(self._engine.submit, observation)
             return await asyncio.wrap_future(future)
         except ObservationError as error:
@@ -36,7 +39,9 @@ class GuardedEngine:
             return Refusal("policy", str(error))
         except Exception:
             log.exception("the policy failed on one observation")
-            return Refusal("internal", "the policy failed on this observation; see the log of the replica")
+            return Refusal(
+                "internal", "the policy failed on this observation; see the log of the replica"
+            )
 
     def check_health(self) -> None:
         """Raises after repeated failures (a broken device) or when a tick never ends."""

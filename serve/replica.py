@@ -1,4 +1,6 @@
-"""One copy of the model on Ray Serve: the engine steps all its robots together, off the event loop."""
+"""One copy of the model on Ray Serve: the engine steps all its robots together, off the event
+loop.
+"""
 
 from typing import Any
 
@@ -30,14 +32,22 @@ class Replica:
 
         settings = ServeApp.model_validate(config)
         torch.set_num_threads(settings.replica.torch_threads)
-        device, dtype = "cuda" if settings.replica.gpus else "cpu", getattr(torch, settings.replica.dtype)
+        device, dtype = (
+            "cuda" if settings.replica.gpus else "cpu",
+            getattr(torch, settings.replica.dtype),
+        )
         policy = apart(lambda: Policy.load(uri, device, dtype, settings.replica.steps))
         contract = PolicyContract.model_validate(expected)
         if policy.id != contract.policy_id:
-            raise GwpError(f"{uri}: holds policy {policy.id}, {contract.policy_id} was deployed; deploy again")
+            raise GwpError(
+                f"{uri}: holds policy {policy.id}, {contract.policy_id} was deployed; deploy again"
+            )
         engine = Engine(policy, settings.engine)
-        # A policy that cannot act must never take traffic, and the first robot must not pay for lazy start-up.
-        engine.warm_up([observation_for(embodiment) for embodiment in contract.embodiments.values()])
+        # A policy that cannot act must never take traffic, and the first robot must not pay for
+        # lazy start-up.
+        engine.warm_up(
+            [observation_for(embodiment) for embodiment in contract.embodiments.values()]
+        )
         self._engine = GuardedEngine(engine, stuck_after_s=5 * settings.limits.request_timeout_s)
 
     async def act(self, observation: Observation) -> ActionChunk | Refusal:

@@ -1,4 +1,6 @@
-"""What all tests share: markers by folder, cheap tests first, and one mini-cluster per session for those that ask for it."""
+"""What all tests share: markers by folder, cheap tests first, and one mini-cluster per session
+for those that ask for it.
+"""
 
 import os
 from collections.abc import Iterator
@@ -27,7 +29,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker(_room(item))
 
     def when(item: pytest.Item) -> tuple[int, bool]:
-        # Tests that start clusters of their own come before the shared one exists: two at a time are more than small machines hold.
+        # Tests that start clusters of their own come before the shared one exists: two at a
+        # time are more than small machines hold.
         return ORDER.index(_room(item)), "mini" in getattr(item, "fixturenames", ())
 
     items.sort(key=when)
@@ -45,7 +48,9 @@ def _own_places(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 
 @pytest.fixture(scope="session")
 def mini(tmp_path_factory: pytest.TempPathFactory) -> Iterator[MiniCluster]:
-    """The session's mini-cluster; this process is a Ray driver of it, and its environment points at its S3 and MLflow."""
+    """The session's mini-cluster; this process is a Ray driver of it, and its environment
+    points at its S3 and MLflow.
+    """
     with MiniCluster(tmp_path_factory.mktemp("mini")) as cluster:
         cluster.connect()
         yield cluster

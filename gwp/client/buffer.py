@@ -1,4 +1,6 @@
-"""Chunks in, one action per control step out: the receding horizon, with or without waiting for the network."""
+"""Chunks in, one action per control step out: the receding horizon, with or without waiting for
+the network.
+"""
 
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -17,17 +19,24 @@ class ChunkBuffer:
 
     act:     gives a chunk for an observation: `Client.act`, or `Policy.act` in the same process
     replan:  control steps between two observations
-    delay:   0: the control loop waits for each chunk. Above 0: real-time chunking. The next chunk is fetched in a thread
-             while the current one goes on for `delay` more steps; those steps travel with the request as committed
-             actions, so the new chunk continues them and the robot never stops. Take the reply time in control steps.
+    delay:   0: the control loop waits for each chunk. Above 0: real-time chunking. The next
+             chunk is fetched in a thread while the current one goes on for `delay` more steps;
+             those steps travel with the request as committed actions, so the new chunk
+             continues them and the robot never stops. Take the reply time in control steps.
 
-    Row i of a chunk belongs to the control step i after its observation. A reply later than `delay` steps skips the rows
-    whose time has passed (counted in `late`); when the current chunk runs out first, `next_action` waits.
+    Row i of a chunk belongs to the control step i after its observation. A reply later than
+    `delay` steps skips the rows whose time has passed (counted in `late`); when the current
+    chunk runs out first, `next_action` waits.
     """
 
-    def __init__(self, act: Callable[[Observation], ActionChunk], replan: int, delay: int = 0) -> None:
+    def __init__(
+        self, act: Callable[[Observation], ActionChunk], replan: int, delay: int = 0
+    ) -> None:
         if replan < 1 or delay < 0:
-            raise GwpError(f"replan {replan} and delay {delay}: replan must be at least 1, delay at least 0 control steps")
+            raise GwpError(
+                f"replan {replan} and delay {delay}: replan must be at least 1, delay at least "
+                "0 control steps"
+            )
         self._act, self._replan, self._delay = act, replan, delay
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="gwp-chunk") if delay else None
         self.late = 0
@@ -39,8 +48,8 @@ class ChunkBuffer:
     def next_action(self, observe: Callable[[], Observation]) -> np.ndarray:
         """The action of this control step, float32 `[d]`, robot units. Call it once a step.
 
-        observe: gives the observation of this moment; called here, in the caller's thread, only when a chunk is asked for.
-        Raises what `act` raises.
+        observe: gives the observation of this moment; called here, in the caller's thread, only
+        when a chunk is asked for. Raises what `act` raises.
         """
         if self.chunk is None:
             self._take(self._act(observe()), 0)
@@ -55,7 +64,9 @@ class ChunkBuffer:
         return action
 
     def reset(self) -> None:
-        """Forget the current chunk, e.g. at the start of an episode. Waits for a request under way and drops its answer."""
+        """Forget the current chunk, e.g. at the start of an episode. Waits for a request under
+        way and drops its answer.
+        """
         if self._pending is not None:
             self._pending.exception()
         self.chunk, self._pending, self._row = None, None, 0
@@ -68,15 +79,25 @@ class ChunkBuffer:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
         self.close()
 
-    def _overlap(self, observe: Callable[[], Observation], chunk: ActionChunk, pool: ThreadPoolExecutor) -> None:
+    def _overlap(
+        self, observe: Callable[[], Observation], chunk: ActionChunk, pool: ThreadPoolExecutor
+    ) -> None:
         left = len(chunk.actions) - self._row
         if self._pending is None and self._row >= self._replan and left > 0:
-            # Near the end of a chunk fewer rows are left than the reply needs; only those can be promised.
+            # Near the end of a chunk fewer rows are left than the reply needs; only those can
+            # be promised.
             delay = min(self._delay, left)
-            request = replace(observe(), prefix_actions=chunk.actions[self._row :].copy(), delay=delay)
+            request = replace(
+                observe(), prefix_actions=chunk.actions[self._row :].copy(), delay=delay
+            )
             self._pending, self._asked_at = pool.submit(self._act, request), self._row
         if self._pending is None:
             if left <= 0:
@@ -90,5 +111,8 @@ class ChunkBuffer:
 
     def _take(self, chunk: ActionChunk, row: int) -> None:
         if row >= len(chunk.actions):
-            raise GwpError(f"the reply came at step {row} of {len(chunk.actions)} actions; lower the delay or use longer chunks")
+            raise GwpError(
+                f"the reply came at step {row} of {len(chunk.actions)} actions; lower the "
+                "delay or use longer chunks"
+            )
         self.chunk, self._row = chunk, row

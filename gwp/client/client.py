@@ -1,4 +1,6 @@
-"""One robot's connection to the endpoint, kept alive through restarts, lost replicas and bad networks."""
+"""One robot's connection to the endpoint, kept alive through restarts, lost replicas and bad
+networks.
+"""
 
 import random
 import threading
@@ -28,13 +30,16 @@ class Client:
     url:               `ws://host:port`, `wss://...`, or just `host:port`
     api_key:           sent as `Authorization: Api-Key ...`
     embodiment:        name of this robot; needed when the policy serves several
-    expect:            what this robot is: any of `fps` (Hz), `action_names`, `state_names`, `cameras`. Both sides compare
-                       it with the policy at every (re)connection and refuse a robot that does not match.
+    expect:            what this robot is: any of `fps` (Hz), `action_names`, `state_names`,
+                       `cameras`. Both sides compare it with the policy at every (re)connection
+                       and refuse a robot that does not match.
     timeout_s:         longest time one call may take, reconnections included
-    reply_timeout_s:   longest wait for one reply before the connection is given up and the observation sent again.
-                       Requests carry all that the answer depends on, so sending one twice is harmless.
+    reply_timeout_s:   longest wait for one reply before the connection is given up and the
+                       observation sent again. Requests carry all that the answer depends on, so
+                       sending one twice is harmless.
 
-    Every method raises ClientError with one line that says what to do. Safe to use from several threads; they take turns.
+    Every method raises ClientError with one line that says what to do. Safe to use from several
+    threads; they take turns.
     """
 
     def __init__(
@@ -50,7 +55,10 @@ class Client:
         self._robot = dict(expect or {}) | ({"embodiment": embodiment} if embodiment else {})
         unknown = set(self._robot) - set(FIELDS)
         if unknown:
-            raise ClientError(f"expect: unknown {', '.join(sorted(unknown))}; known: {', '.join(FIELDS)}", "handshake")
+            raise ClientError(
+                f"expect: unknown {', '.join(sorted(unknown))}; known: {', '.join(FIELDS)}",
+                "handshake",
+            )
         self.url = _websocket_url(url)
         self.embodiment: str | None = self._robot.get("embodiment")
         self._headers = {"Authorization": f"Api-Key {api_key}"} if api_key else {}
@@ -62,20 +70,26 @@ class Client:
 
     @property
     def metadata(self) -> dict[str, Any]:
-        """What the endpoint said of itself at the last handshake: `policy_id`, `action_names`, `fps`, `replan`, `cameras`, ..."""
+        """What the endpoint said of itself at the last handshake: `policy_id`, `action_names`,
+        `fps`, `replan`, `cameras`, ...
+        """
         return self._metadata
 
     def act(self, observation: Observation) -> ActionChunk:
-        """The next chunk for `observation`. Reconnects and sends again until `timeout_s` is over.
+        """The next chunk for `observation`. Reconnects and sends again until `timeout_s` is
+        over.
 
-        Raises ClientError when the observation is refused (no retry: it would be refused again) or no answer came in time.
+        Raises ClientError when the observation is refused (no retry: it would be refused again)
+        or no answer came in time.
         """
         if observation.embodiment is None and self.embodiment:
             observation = replace(observation, embodiment=self.embodiment)
         return to_chunk(self._request(to_message(observation)))
 
     def infer(self, obs: Mapping[str, Any]) -> dict[str, Any]:
-        """As openpi's client: the raw observation map in, the raw reply map out. For code written against that client."""
+        """As openpi's client: the raw observation map in, the raw reply map out. For code
+        written against that client.
+        """
         return self._request(dict(obs))
 
     def get_server_metadata(self) -> dict[str, Any]:
@@ -91,7 +105,9 @@ class Client:
         from urllib.request import urlopen
 
         parts = urlsplit(self.url)
-        url = urlunsplit(({"ws": "http", "wss": "https"}[parts.scheme], parts.netloc, "/healthz", "", ""))
+        url = urlunsplit(
+            ({"ws": "http", "wss": "https"}[parts.scheme], parts.netloc, "/healthz", "", "")
+        )
         try:
             with urlopen(url, timeout=self._reply_timeout_s) as reply:  # noqa: S310 - the scheme was chosen above
                 return int(reply.status) == 200
@@ -105,7 +121,12 @@ class Client:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
         self.close()
 
     def _request(self, message: dict[str, Any]) -> dict[str, Any]:
@@ -114,7 +135,10 @@ class Client:
     def _retrying(self, attempt: Callable[[float], dict[str, Any]]) -> dict[str, Any]:
         deadline = time.monotonic() + self._timeout_s
         if not self._lock.acquire(timeout=self._timeout_s):
-            raise ClientError(f"{self.url}: another call still waits after {self._timeout_s:g} s; give each robot its own Client")
+            raise ClientError(
+                f"{self.url}: another call still waits after {self._timeout_s:g} s; give each "
+                "robot its own Client"
+            )
         try:
             backoff = _BACKOFF_S
             while True:
@@ -123,7 +147,8 @@ class Client:
                 except (OSError, WebSocketException, ProtocolError) as error:
                     self._drop()
                     last = ClientError(
-                        f"{self.url}: no answer within {self._timeout_s:g} s (last: {type(error).__name__}: {error}); "
+                        f"{self.url}: no answer within {self._timeout_s:g} s (last: "
+                        f"{type(error).__name__}: {error}); "
                         "check that `gwp serve` runs there and that the address and port are right"
                     )
                 except ClientError as error:
@@ -142,7 +167,8 @@ class Client:
     def _exchange(self, message: dict[str, Any], deadline: float) -> dict[str, Any]:
         self._connected(deadline)
         assert self._socket is not None
-        # With `endpoint`, our gateway says in the error whether trying again makes sense; a stock server knows no such key.
+        # With `endpoint`, our gateway says in the error whether trying again makes sense; a
+        # stock server knows no such key.
         ours = "vllm-omni" in self._metadata.get("dialects", ())
         try:
             data = packb({"endpoint": "infer"} | message if ours else message)
@@ -151,13 +177,17 @@ class Client:
         self._socket.send(data)
         reply = self._receive(deadline)
         if reply.get("type") == "error":
-            raise ClientError(f"{self.url}: {reply.get('message')}", str(reply.get("code", "internal")))
+            raise ClientError(
+                f"{self.url}: {reply.get('message')}", str(reply.get("code", "internal"))
+            )
         return reply
 
     def _connected(self, deadline: float) -> dict[str, Any]:
         if self._socket is not None:
             return self._metadata
-        query = parse_qsl(urlsplit(self.url).query) + [(name, _text(value)) for name, value in self._robot.items()]
+        query = parse_qsl(urlsplit(self.url).query) + [
+            (name, _text(value)) for name, value in self._robot.items()
+        ]
         target = urlunsplit(urlsplit(self.url)._replace(query=urlencode(query)))
         wait = max(0.1, min(self._reply_timeout_s, deadline - time.monotonic()))
         try:
@@ -187,13 +217,20 @@ class Client:
 
     def _receive(self, deadline: float) -> dict[str, Any]:
         assert self._socket is not None
-        frame = self._socket.recv(timeout=max(0.0, min(self._reply_timeout_s, deadline - time.monotonic())))
+        frame = self._socket.recv(
+            timeout=max(0.0, min(self._reply_timeout_s, deadline - time.monotonic()))
+        )
         if isinstance(frame, str):
             # A stock server sends a traceback; its last line is what went wrong.
-            raise ClientError(f"{self.url}: {(frame.strip().splitlines() or ['error without text'])[-1]}", "internal")
+            raise ClientError(
+                f"{self.url}: {(frame.strip().splitlines() or ['error without text'])[-1]}",
+                "internal",
+            )
         message = unpackb(frame)
         if not isinstance(message, dict):
-            raise ClientError(f"{self.url}: the reply is no map; is this an openpi endpoint?", "protocol")
+            raise ClientError(
+                f"{self.url}: the reply is no map; is this an openpi endpoint?", "protocol"
+            )
         return message
 
     def _drop(self) -> None:
@@ -222,15 +259,27 @@ def _websocket_url(url: str) -> str:
 
 
 def _text(value: Any) -> str:
-    return value if isinstance(value, str) else ",".join(value) if isinstance(value, (list, tuple)) else str(value)
+    return (
+        value
+        if isinstance(value, str)
+        else ",".join(value)
+        if isinstance(value, (list, tuple))
+        else str(value)
+    )
 
 
 def _refused(url: str, error: InvalidStatus) -> ClientError:
-    status, body = error.response.status_code, (error.response.body or b"").decode(errors="replace").strip()
+    status, body = (
+        error.response.status_code,
+        (error.response.body or b"").decode(errors="replace").strip(),
+    )
     if status in (401, 403):
         return ClientError(f"{url}: {body or 'access refused'}; check the API key", "handshake")
     if status in (404, 405, 426):
-        return ClientError(f"{url}: nothing speaks openpi at this path (HTTP {status}); use ws://host:port/", "handshake")
+        return ClientError(
+            f"{url}: nothing speaks openpi at this path (HTTP {status}); use ws://host:port/",
+            "handshake",
+        )
     if status in (400, 409):
         return ClientError(f"{url}: {body or 'the endpoint refused this robot'}", "handshake")
     return ClientError(f"{url}: HTTP {status} {body}".strip(), "unavailable")

@@ -13,8 +13,8 @@ _OPTIONAL = ("embodiment", "prefix_actions", "seed", "policy", "deadline_s", "ob
 class ClientError(GwpError):
     """The endpoint could not be reached, or refused what was sent. The line says what to do.
 
-    code: `observation`, `policy`, `busy`, `unavailable`, `deadline`, `protocol`, `internal` from the endpoint;
-          `connection`, `handshake` from this side.
+    code: `observation`, `policy`, `busy`, `unavailable`, `deadline`, `protocol`, `internal`
+          from the endpoint; `connection`, `handshake` from this side.
     """
 
     def __init__(self, message: str, code: str = "connection") -> None:
@@ -29,18 +29,35 @@ def to_message(observation: Observation) -> dict[str, Any]:
         "state": np.asarray(observation.state),
         "prompt": observation.prompt,
     }
-    message |= {name: getattr(observation, name) for name in _OPTIONAL if getattr(observation, name) is not None}
-    message |= {name: getattr(observation, name) for name in ("delay", "robot", "session") if getattr(observation, name)}
+    message |= {
+        name: getattr(observation, name)
+        for name in _OPTIONAL
+        if getattr(observation, name) is not None
+    }
+    message |= {
+        name: getattr(observation, name)
+        for name in ("delay", "robot", "session")
+        if getattr(observation, name)
+    }
     return message
 
 
 def to_chunk(reply: dict[str, Any]) -> ActionChunk:
-    """The chunk of one reply; also of a stock openpi server, which names no policy. ClientError when it holds no actions."""
+    """The chunk of one reply; also of a stock openpi server, which names no policy. ClientError
+    when it holds no actions.
+    """
     actions = reply.get("actions")
     if not isinstance(actions, np.ndarray) or actions.ndim != 2:
-        raise ClientError(f"the reply has no `actions` array [p, d], only: {', '.join(map(str, reply)) or 'nothing'}", "protocol")
+        raise ClientError(
+            f"the reply has no `actions` array [p, d], only: {', '.join(map(str, reply)) or 'nothing'}",
+            "protocol",
+        )
     timing = reply.get("policy_timing")
-    timings = {str(name).removesuffix("_ms"): float(ms) for name, ms in timing.items()} if isinstance(timing, dict) else {}
+    timings = (
+        {str(name).removesuffix("_ms"): float(ms) for name, ms in timing.items()}
+        if isinstance(timing, dict)
+        else {}
+    )
     if "infer" in timings:
         timings["total"] = timings.pop("infer")
     if isinstance(reply.get("server_timing"), dict) and "infer_ms" in reply["server_timing"]:

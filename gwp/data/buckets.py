@@ -37,31 +37,40 @@ class Bucket(BaseModel):
 
 
 def batch_sizes(buckets: Sequence[Bucket], global_batch: int, multiple: int) -> tuple[int, ...]:
-    """Samples of a global batch of each bucket; the first one's is `global_batch`, no other costs more tokens.
+    """Samples of a global batch of each bucket; the first one's is `global_batch`, no other
+    costs more tokens.
 
-    The others are multiples of `multiple`, so that they divide among workers. ValueError when a bucket is too large for that.
+    The others are multiples of `multiple`, so that they divide among workers. ValueError when a
+    bucket is too large for that.
     """
     budget, sizes = buckets[0].cost * global_batch, [global_batch]
     for bucket in buckets[1:]:
         size = budget // bucket.cost // multiple * multiple
         if not size:
             raise ValueError(
-                f"bucket {bucket}: {budget // bucket.cost} samples fit into the tokens of a batch ({global_batch} of {buckets[0]}), fewer "
-                f"than batch_multiple {multiple}; raise engine.global_batch, lower data.batch_multiple, or make the bucket smaller"
+                f"bucket {bucket}: {budget // bucket.cost} samples fit into the tokens of a "
+                f"batch ({global_batch} of {buckets[0]}), fewer "
+                f"than batch_multiple {multiple}; raise engine.global_batch, lower "
+                "data.batch_multiple, or make the bucket smaller"
             )
         sizes.append(size)
     return tuple(sizes)
 
 
-def tile(buckets: Sequence[Bucket], width: int, height: int, seconds: float, fps: float) -> list[tuple[float, int]]:
-    """Clips one after another in `seconds` of a video of that many pixels: where each starts, seconds, and its bucket.
+def tile(
+    buckets: Sequence[Bucket], width: int, height: int, seconds: float, fps: float
+) -> list[tuple[float, int]]:
+    """Clips one after another in `seconds` of a video of that many pixels: where each starts,
+    seconds, and its bucket.
 
-    The buckets nearest in aspect ratio; of those the largest picture that needs no enlargement, else the smallest; of those the longest
-    that still fits, and shorter ones behind it.
+    The buckets nearest in aspect ratio; of those the largest picture that needs no enlargement,
+    else the smallest; of those the longest that still fits, and shorter ones behind it.
     """
     aspect = log(width / height)
     near = min(abs(log(b.width / b.height) - aspect) for b in buckets)
-    fitting = [i for i, b in enumerate(buckets) if abs(log(b.width / b.height) - aspect) < near + 1e-6]
+    fitting = [
+        i for i, b in enumerate(buckets) if abs(log(b.width / b.height) - aspect) < near + 1e-6
+    ]
     areas = {i: buckets[i].width * buckets[i].height for i in fitting}
     sharp = [a for a in areas.values() if a <= width * height]
     area = max(sharp) if sharp else min(areas.values())
@@ -69,7 +78,10 @@ def tile(buckets: Sequence[Bucket], width: int, height: int, seconds: float, fps
     clips: list[tuple[float, int]] = []
     at = 0.0
     while True:
-        found = next(((frames, i) for frames, i in lengths if at + (frames - 1) / fps <= seconds + 1e-9), None)
+        found = next(
+            ((frames, i) for frames, i in lengths if at + (frames - 1) / fps <= seconds + 1e-9),
+            None,
+        )
         if found is None:
             return clips
         clips.append((at, found[1]))

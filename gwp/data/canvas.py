@@ -22,9 +22,10 @@ Box = tuple[int, int, int, int]
 class Canvas(BaseModel):
     """How the views of one moment are composed.
 
-    `t`: front over the whole width on the upper half, left and right below, side by side. `horizontal`: the views side by side.
-    `single`: one view. In every layout a sample that has the front view alone (a plain video, a robot with one camera) fills the
-    canvas with it.
+    `t`: front over the whole width on the upper half, left and right below, side by side.
+    `horizontal`: the views side by side.
+    `single`: one view. In every layout a sample that has the front view alone (a plain video, a
+    robot with one camera) fills the canvas with it.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
@@ -36,10 +37,13 @@ class Canvas(BaseModel):
     height: int = Field(gt=0)
     """Height of the whole canvas, pixels."""
     missing: Literal["refuse", "grey"] = "refuse"
-    """What a `t` does with a robot that lacks a view (and has more than the front alone): refuse it, or leave that part an even grey."""
+    """What a `t` does with a robot that lacks a view (and has more than the front alone):
+    refuse it, or leave that part an even grey.
+    """
 
     def boxes(self, views: Iterable[Slot] | None = None) -> dict[Slot, Box]:
-        """Where each view goes. `views`: the slots that a sample has; None: all that the layout can hold.
+        """Where each view goes. `views`: the slots that a sample has; None: all that the layout
+        can hold.
 
         DataError when the layout has no place for these views.
         """
@@ -51,18 +55,28 @@ class Canvas(BaseModel):
             return {"front": (0, 0, w, h)}
         incomplete = self.layout == "t" and given != SLOTS and self.missing == "refuse"
         if not given or self.layout == "single" or incomplete:
-            wanted = {"single": "front", "horizontal": "at least one view",
-                      "t": "front, left and right, or front alone (`missing: grey` takes any)"}
+            wanted = {
+                "single": "front",
+                "horizontal": "at least one view",
+                "t": "front, left and right, or front alone (`missing: grey` takes any)",
+            }
             raise DataError(
-                f"canvas layout '{self.layout}' takes {wanted[self.layout]}; the cameras given are {', '.join(given) or 'none'}. "
+                f"canvas layout '{self.layout}' takes {wanted[self.layout]}; the cameras given "
+                f"are {', '.join(given) or 'none'}. "
                 "Name other `cameras`, or choose another layout"
             )
         if self.layout == "t":
             top, left = h // 2, w // 2
-            every_box = {"front": (0, 0, w, top), "left": (0, top, left, h - top), "right": (left, top, w - left, h - top)}
+            every_box = {
+                "front": (0, 0, w, top),
+                "left": (0, top, left, h - top),
+                "right": (left, top, w - left, h - top),
+            }
             return {slot: every_box[slot] for slot in given}
         edges = [i * w // len(given) for i in range(len(given) + 1)]
-        return {slot: (x, 0, end - x, h) for slot, (x, end) in zip(given, pairwise(edges), strict=True)}
+        return {
+            slot: (x, 0, end - x, h) for slot, (x, end) in zip(given, pairwise(edges), strict=True)
+        }
 
     def empty(self, frames: int) -> np.ndarray:
         """Canvases uint8 `[frames, height, width, 3]` to be filled with views."""
@@ -79,9 +93,11 @@ class Canvas(BaseModel):
 
 
 def crop_positions(rng: np.random.Generator | None) -> dict[Slot, tuple[float, float]]:
-    """Where each view is cropped, as a share of its horizontal and vertical slack in [0, 1); `rng` None: the centre.
+    """Where each view is cropped, as a share of its horizontal and vertical slack in [0, 1);
+    `rng` None: the centre.
 
-    All slots draw, whether a sample has them or not, so that a view's crop does not depend on the other cameras.
+    All slots draw, whether a sample has them or not, so that a view's crop does not depend on
+    the other cameras.
     """
     if rng is None:
         return dict.fromkeys(SLOTS, (0.5, 0.5))
@@ -90,12 +106,16 @@ def crop_positions(rng: np.random.Generator | None) -> dict[Slot, tuple[float, f
 
 
 def fit_view(frames: np.ndarray, width: int, height: int, at: tuple[float, float]) -> np.ndarray:
-    """Scale uint8 `[T, H, W, 3]` until it covers width x height, then crop: uint8 `[T, height, width, 3]`.
+    """Scale uint8 `[T, H, W, 3]` until it covers width x height, then crop: uint8 `[T, height,
+    width, 3]`.
 
-    `at`: shares of the slack that are cut on the left and on top; the same for all frames. Bilinear, anti-aliased.
+    `at`: shares of the slack that are cut on the left and on top; the same for all frames.
+    Bilinear, anti-aliased.
     """
     if frames.ndim != 4 or frames.shape[-1] != 3 or frames.dtype != np.uint8 or 0 in frames.shape:
-        raise DataError(f"camera frames must be uint8 [T, H, W, 3], got {frames.dtype} {list(frames.shape)}")
+        raise DataError(
+            f"camera frames must be uint8 [T, H, W, 3], got {frames.dtype} {list(frames.shape)}"
+        )
     out = np.empty((len(frames), height, width, 3), np.uint8)
     for frame, place in zip(frames, out, strict=True):
         fit_into(place, frame, at)
@@ -118,17 +138,21 @@ def fit_into(out: np.ndarray, frame: Picture, at: tuple[float, float]) -> None:
     scale_part(frame, (new_w, new_h), (x, y, width, height), out)
 
 
-def compose(views: dict[Slot, np.ndarray], canvas: Canvas, rng: np.random.Generator | None) -> np.ndarray:
+def compose(
+    views: dict[Slot, np.ndarray], canvas: Canvas, rng: np.random.Generator | None
+) -> np.ndarray:
     """Canvases uint8 `[T, height, width, 3]` from views uint8 `[T, H, W, 3]` of any sizes.
 
-    `rng` draws one crop offset per view, shared by its frames; None crops the centre (serving, evaluation).
-    DataError when the layout has no place for these views or their lengths differ.
+    `rng` draws one crop offset per view, shared by its frames; None crops the centre (serving,
+    evaluation). DataError when the layout has no place for these views or their lengths differ.
     """
     at = crop_positions(rng)
     boxes = canvas.boxes(views)
     lengths = {len(v) for v in views.values()}
     if len(lengths) != 1:
-        raise DataError(f"views of one sample have {sorted(lengths)} frames; they must have equally many")
+        raise DataError(
+            f"views of one sample have {sorted(lengths)} frames; they must have equally many"
+        )
     out = canvas.empty(lengths.pop())
     for slot, (x, y, w, h) in boxes.items():
         out[:, y : y + h, x : x + w] = fit_view(views[slot], w, h, at[slot])

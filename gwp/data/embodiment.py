@@ -18,11 +18,15 @@ class Limits(BaseModel):
     upper: tuple[float, ...]
     """Highest allowed value of each action dimension (robot units)."""
     velocity: tuple[float, ...] | None = None
-    """Largest allowed change of each action dimension between two control steps (robot units); None: no limit."""
+    """Largest allowed change of each action dimension between two control steps (robot units);
+    None: no limit.
+    """
 
 
 class Embodiment(BaseModel):
-    """One kind of robot. Training, statistics, the bundle and the endpoint all read this one record."""
+    """One kind of robot. Training, statistics, the bundle and the endpoint all read this one
+    record.
+    """
 
     model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
 
@@ -37,10 +41,14 @@ class Embodiment(BaseModel):
     action_names: tuple[str, ...]
     """Name of each action dimension."""
     delta_mask: tuple[bool, ...] = ()
-    """True where the action is learnt relative to the state at the start of the chunk. Empty: all absolute."""
+    """True where the action is learnt relative to the state at the start of the chunk. Empty:
+    all absolute.
+    """
     resample: tuple[Resampling, ...] = ()
-    """How each action goes to another rate: `linear` between rows (targets, velocities), `hold` the last row (on/off grippers), `sum` of
-    the rows of a step (displacements per step). Empty: all linear."""
+    """How each action goes to another rate: `linear` between rows (targets, velocities), `hold`
+    the last row (on/off grippers), `sum` of the rows of a step (displacements per step). Empty:
+    all linear.
+    """
     action_units: tuple[str, ...] = ()
     """Unit of each action dimension, e.g. `rad`, `m`; empty: not stated."""
     cameras: dict[Slot, str]
@@ -56,11 +64,18 @@ class Embodiment(BaseModel):
     def _consistent(self) -> "Embodiment":
         d = len(self.action_names)
         if self.delta_mask and len(self.delta_mask) != d:
-            raise ValueError(f"delta_mask has {len(self.delta_mask)} entries, action_names {d}; give one per action")
+            raise ValueError(
+                f"delta_mask has {len(self.delta_mask)} entries, action_names {d}; give one per action"
+            )
         if self.resample and len(self.resample) != d:
-            raise ValueError(f"resample has {len(self.resample)} entries, action_names {d}; give one per action")
+            raise ValueError(
+                f"resample has {len(self.resample)} entries, action_names {d}; give one per action"
+            )
         if any(self.delta_mask) and len(self.state_names) < d:
-            raise ValueError("delta_mask needs a state entry for every action; set delta_mask to all false or extend the state")
+            raise ValueError(
+                "delta_mask needs a state entry for every action; set delta_mask to all false "
+                "or extend the state"
+            )
         if self.limits and not len(self.limits.lower) == len(self.limits.upper) == d:
             raise ValueError(f"limits.lower and limits.upper need {d} entries, one per action")
         if self.limits and self.limits.velocity is not None and len(self.limits.velocity) != d:

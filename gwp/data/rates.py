@@ -13,7 +13,9 @@ def steps_of(rows: int, rows_per_step: float) -> int:
 
 
 def row_span(first: int, steps: int, rows_per_step: float, rows: int) -> tuple[int, int]:
-    """First row and end of what `at_steps` needs for `steps` steps from `first`, in an episode of `rows` rows."""
+    """First row and end of what `at_steps` needs for `steps` steps from `first`, in an episode
+    of `rows` rows.
+    """
     if rows_per_step == 1:
         return first, min(rows, first + steps)
     begin = int(first * rows_per_step + 1e-6)
@@ -21,12 +23,18 @@ def row_span(first: int, steps: int, rows_per_step: float, rows: int) -> tuple[i
 
 
 def at_steps(
-    values: np.ndarray, start: float, steps: int, rows_per_step: float, rules: Sequence[Resampling] | None = None
+    values: np.ndarray,
+    start: float,
+    steps: int,
+    rows_per_step: float,
+    rules: Sequence[Resampling] | None = None,
 ) -> np.ndarray:
-    """Values float64 `[steps, d]` at rows start, start + rows_per_step, ... of `values` `[rows, d]`, one rule per dimension (None: linear).
+    """Values float64 `[steps, d]` at rows start, start + rows_per_step, ... of `values` `[rows,
+    d]`, one rule per dimension (None: linear).
 
-    `linear` between the two rows, `hold` the row before, `sum` what the rows of a step add up to. Behind the last row it stands.
-    NaN and Inf stay what is no number in the steps that read them.
+    `linear` between the two rows, `hold` the row before, `sum` what the rows of a step add up
+    to. Behind the last row it stands. NaN and Inf stay what is no number in the steps that read
+    them.
     """
     at = start + np.arange(steps + 1) * rows_per_step
     # Sums of a ratio must not fall just short of the row that they mean.
@@ -36,10 +44,13 @@ def at_steps(
     high = np.minimum(low + 1, len(values) - 1)
     share = (begin - low)[:, None]
     out: np.ndarray = values[low]
-    # A step that falls onto a row is that row, whatever stands in the next one: Inf times zero would be NaN.
+    # A step that falls onto a row is that row, whatever stands in the next one: Inf times zero
+    # would be NaN.
     between = share[:, 0] > 0
     with np.errstate(invalid="ignore"):
-        out[between] = values[low[between]] * (1 - share[between]) + values[high[between]] * share[between]
+        out[between] = (
+            values[low[between]] * (1 - share[between]) + values[high[between]] * share[between]
+        )
     if rules is None:
         return out
     hold = np.array([r == "hold" for r in rules])

@@ -39,26 +39,38 @@ class Source(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
 
     uri: str
-    """Folder or `s3://bucket/prefix` of a robot set or of plain videos; a single video, HDF5 or tar file works too."""
+    """Folder or `s3://bucket/prefix` of a robot set or of plain videos; a single video, HDF5 or
+    tar file works too.
+    """
     format: Literal["auto", "lerobot", "hdf5", "rlds", "clips", "tars"] = "auto"
-    """What is there: a LeRobot set (v2.0, v2.1, v3.0; meta/info.json), HDF5 episodes (ALOHA, robomimic, LIBERO; *.hdf5), a TFDS/RLDS set
-    (features.json beside *.tfrecord*), plain videos, or webdataset shards of videos (*.tar); auto: the first of these that is there."""
+    """What is there: a LeRobot set (v2.0, v2.1, v3.0; meta/info.json), HDF5 episodes (ALOHA,
+    robomimic, LIBERO; *.hdf5), a TFDS/RLDS set (features.json beside *.tfrecord*), plain
+    videos, or webdataset shards of videos (*.tar); auto: the first of these that is there.
+    """
     embodiment: str | None = None
     """Name of the robot that recorded it; None: video only."""
     weight: float = Field(default=1.0, gt=0)
     """How often an epoch shows each sample: 1 once, 2 twice, 0.5 every second epoch."""
     episodes: str | None = None
-    """Which episodes (of plain videos: files in name order): `0:100` (end excluded), `0,3,5`, or both mixed; None: all."""
+    """Which episodes (of plain videos: files in name order): `0:100` (end excluded), `0,3,5`,
+    or both mixed; None: all.
+    """
     with_actions: bool = True
     """Use the action labels; off: video only, even where there are labels."""
     cameras: dict[Slot, str] | None = None
-    """Canvas slot -> camera key of this set; None: those of the embodiment, or the first camera where there is none."""
+    """Canvas slot -> camera key of this set; None: those of the embodiment, or the first camera
+    where there is none.
+    """
     state: tuple[str, ...] | None = None
     """Columns that make up the state, joined in this order; None: the usual ones of the format."""
     action: tuple[str, ...] | None = None
-    """Columns that make up the action, joined in this order; None: the usual ones of the format."""
+    """Columns that make up the action, joined in this order; None: the usual ones of the
+    format.
+    """
     fps: float | None = Field(default=None, gt=0)
-    """Rate that the set was recorded at, Hz, where it does not say so itself (HDF5 mostly, RLDS)."""
+    """Rate that the set was recorded at, Hz, where it does not say so itself (HDF5 mostly,
+    RLDS).
+    """
     split: str | None = None
     """Split of an RLDS set; None: the only one it has."""
     resample: bool = False
@@ -75,14 +87,26 @@ class Source(BaseModel):
     @property
     def labelled(self) -> bool:
         """Whether its samples carry actions."""
-        return self.embodiment is not None and self.with_actions and self.format not in ("clips", "tars")
+        return (
+            self.embodiment is not None
+            and self.with_actions
+            and self.format not in ("clips", "tars")
+        )
 
     def rate(self, stated: float | None, hint: str) -> float:
-        """Rate of the set, Hz: the one it states, else `fps`. DataError when there is none, with `hint`, or when the two differ."""
+        """Rate of the set, Hz: the one it states, else `fps`. DataError when there is none,
+        with `hint`, or when the two differ.
+        """
         if stated is None and self.fps is None:
-            raise DataError(f"{self.uri}: the set does not say at what rate it was recorded; set `fps` on this source ({hint})")
+            raise DataError(
+                f"{self.uri}: the set does not say at what rate it was recorded; set `fps` on "
+                f"this source ({hint})"
+            )
         if stated is not None and self.fps is not None and abs(stated - self.fps) > 1e-3 * stated:
-            raise DataError(f"{self.uri}: the set was recorded at {stated:g} Hz, `fps` says {self.fps:g}; remove `fps`")
+            raise DataError(
+                f"{self.uri}: the set was recorded at {stated:g} Hz, `fps` says {self.fps:g}; "
+                "remove `fps`"
+            )
         return float(stated if stated is not None else self.fps or 0.0)
 
     def select(self, available: list[int]) -> list[int]:
@@ -94,6 +118,8 @@ class Source(BaseModel):
             hits = {i for i in available if i in part}
             if not hits:
                 have = f"{available[0]} to {available[-1]}" if available else "none"
-                raise DataError(f"{self.uri}: no episode in {part.start}:{part.stop}; there are {have}")
+                raise DataError(
+                    f"{self.uri}: no episode in {part.start}:{part.stop}; there are {have}"
+                )
             chosen |= hits
         return [i for i in available if i in chosen]

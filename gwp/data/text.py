@@ -5,7 +5,9 @@ import html
 
 
 def normalise(text: str) -> str:
-    """Markup entities resolved (twice: captions are often escaped twice) and white space collapsed; case is kept."""
+    """Markup entities resolved (twice: captions are often escaped twice) and white space
+    collapsed; case is kept.
+    """
     return " ".join(html.unescape(html.unescape(text)).split())
 
 

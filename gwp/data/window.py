@@ -10,8 +10,8 @@ def of_codec_length(frames: int) -> bool:
 class Window(BaseModel):
     """A sample of a robot set: a chunk of actions and the frames that are seen meanwhile.
 
-    From start k: actions k .. k+chunk-1 and frames k, k+stride, ..., k+chunk. Past the end of the episode the last row stands in
-    (`step_valid` tells).
+    From start k: actions k .. k+chunk-1 and frames k, k+stride, ..., k+chunk. Past the end of
+    the episode the last row stands in (`step_valid` tells).
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
@@ -24,9 +24,20 @@ class Window(BaseModel):
     @model_validator(mode="after")
     def _fits_the_codec(self) -> "Window":
         if self.chunk % self.stride or not of_codec_length(self.frames):
-            fits = [s for s in range(1, self.chunk) if self.chunk % s == 0 and (self.chunk // s) % 4 == 0]
-            hint = f"strides that fit: {', '.join(map(str, fits))}" if fits else "make chunk a multiple of 4"
-            raise ValueError(f"chunk {self.chunk} with stride {self.stride} does not give 4n+1 frames (5, 9, ...); {hint}")
+            fits = [
+                s
+                for s in range(1, self.chunk)
+                if self.chunk % s == 0 and (self.chunk // s) % 4 == 0
+            ]
+            hint = (
+                f"strides that fit: {', '.join(map(str, fits))}"
+                if fits
+                else "make chunk a multiple of 4"
+            )
+            raise ValueError(
+                f"chunk {self.chunk} with stride {self.stride} does not give 4n+1 frames (5, "
+                f"9, ...); {hint}"
+            )
         return self
 
     @property
@@ -41,7 +52,9 @@ class Window(BaseModel):
 
 
 class ClipWindow(BaseModel):
-    """A sample of a plain video: equally spaced frames, resampled to a common rate (nearest frame)."""
+    """A sample of a plain video: equally spaced frames, resampled to a common rate (nearest
+    frame).
+    """
 
     model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
 

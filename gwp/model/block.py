@@ -1,4 +1,5 @@
-"""One transformer block: per-expert projections around one joint, block-causal self-attention without a mask tensor.
+"""One transformer block: per-expert projections around one joint, block-causal self-attention
+without a mask tensor.
 
 Shape legend: B batch, L tokens, n keys, H heads, h head width, D expert width.
 """
@@ -13,7 +14,7 @@ from gwp.model.layers import RMSNorm, rotate
 
 
 @dataclass(frozen=True)
-class Layout:
+class TokenOrder:
     """Where the tokens of one forward pass stand. Built once per pass, shared by all layers.
 
     streams: expert -> number of tokens in its stream (its groups in canonical order)
@@ -47,7 +48,8 @@ class Layout:
 class Modulation:
     """Six fp32 modulation vectors per noise level of a stream, and which level each token has.
 
-    levels: `[B, m, 6, D]`; index: `[L]` token -> level, or None when all tokens share one level (m = 1).
+    levels: `[B, m, 6, D]`; index: `[L]` token -> level, or None when all tokens share one level
+    (m = 1).
     """
 
     levels: Tensor
@@ -59,7 +61,9 @@ class Modulation:
 
 
 class ModulationTable(nn.Module):
-    """Learnt offsets `[1, slots, D]` of the modulation vectors. A module, so that sharding engines gather it where it is used."""
+    """Learnt offsets `[1, slots, D]` of the modulation vectors. A module, so that sharding
+    engines gather it where it is used.
+    """
 
     def __init__(self, slots: int, width: int) -> None:
         super().__init__()
@@ -75,7 +79,9 @@ class ModulationTable(nn.Module):
 
 
 class Attention(nn.Module):
-    """Projections of one attention: q, k, v, out with bias, RMS norms of q and k over the whole inner width."""
+    """Projections of one attention: q, k, v, out with bias, RMS norms of q and k over the whole
+    inner width.
+    """
 
     def __init__(self, width: int, heads: int, head_dim: int, eps: float) -> None:
         super().__init__()
@@ -100,7 +106,9 @@ class Attention(nn.Module):
 
 
 class GeluProjection(nn.Module):
-    """`proj` and tanh-GELU: first half of the feed-forward, named as in the published checkpoints."""
+    """`proj` and tanh-GELU: first half of the feed-forward, named as in the published
+    checkpoints.
+    """
 
     def __init__(self, width: int, ffn_dim: int) -> None:
         super().__init__()
@@ -114,17 +122,23 @@ class FeedForward(nn.Module):
     def __init__(self, width: int, ffn_dim: int) -> None:
         super().__init__()
         # Index 1 is the dropout of the published module; it has no parameters.
-        self.net = nn.ModuleList([GeluProjection(width, ffn_dim), nn.Identity(), nn.Linear(ffn_dim, width)])
+        self.net = nn.ModuleList(
+            [GeluProjection(width, ffn_dim), nn.Identity(), nn.Linear(ffn_dim, width)]
+        )
 
     def forward(self, x: Tensor) -> Tensor:
         return self.net[2](self.net[0](x))
 
 
 class Fp32LayerNorm(nn.LayerNorm):
-    """Affine layer norm computed in fp32. A module of its own, so that sharding engines gather its weight in both directions."""
+    """Affine layer norm computed in fp32. A module of its own, so that sharding engines gather
+    its weight in both directions.
+    """
 
     def forward(self, x: Tensor) -> Tensor:
-        return F.layer_norm(x.float(), self.normalized_shape, self.weight.float(), self.bias.float(), self.eps).to(x.dtype)
+        return F.layer_norm(
+            x.float(), self.normalized_shape, self.weight.float(), self.bias.float(), self.eps
+        ).to(x.dtype)
 
 
 class ExpertBlock(nn.Module):
@@ -140,25 +154,37 @@ class ExpertBlock(nn.Module):
         self.scale_shift_table = ModulationTable(6, width)
 
     def modulated_norm(self, x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
-        return (F.layer_norm(x.float(), (self.width,), eps=self.eps) * (1 + scale) + shift).to(x.dtype)
+        return (F.layer_norm(x.float(), (self.width,), eps=self.eps) * (1 + scale) + shift).to(
+            x.dtype
+        )
 
     def cross_attention(self, x_BLD: Tensor, text_kv: tuple[Tensor, Tensor]) -> Tensor:
         q = self.attn2.query(self.norm2(x_BLD))
         k, v = text_kv
-        out = F.scaled_dot_product_attention(q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2))
+        out = F.scaled_dot_product_attention(
+            q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)
+        )
         return self.attn2.output(out.transpose(1, 2))
 
 
 class Block(nn.Module):
     """Experts of one layer around joint self-attention.
 
-    `forward` takes one stream `[B, L_e, D_e]` per expert and returns the streams and this layer's keys and values
-    `[B, n, H, h]` (cached ones first), which a later pass may take as its cache.
+    `forward` takes one stream `[B, L_e, D_e]` per expert and returns the streams and this
+    layer's keys and values `[B, n, H, h]` (cached ones first), which a later pass may take as
+    its cache.
     """
 
-    def __init__(self, experts: dict[str, tuple[int, int]], heads: int, head_dim: int, eps: float) -> None:
+    def __init__(
+        self, experts: dict[str, tuple[int, int]], heads: int, head_dim: int, eps: float
+    ) -> None:
         super().__init__()
-        self.experts = nn.ModuleDict({n: ExpertBlock(width, ffn, heads, head_dim, eps) for n, (width, ffn) in experts.items()})
+        self.experts = nn.ModuleDict(
+            {
+                n: ExpertBlock(width, ffn, heads, head_dim, eps)
+                for n, (width, ffn) in experts.items()
+            }
+        )
 
     def text_kv(self, text: dict[str, Tensor]) -> dict[str, tuple[Tensor, Tensor]]:
         """Cross-attention keys and values `[B, L_t, H, h]` of each expert's projected text."""
@@ -175,10 +201,12 @@ class Block(nn.Module):
         streams: dict[str, Tensor],
         modulation: dict[str, Modulation],
         text_kv: dict[str, tuple[Tensor, Tensor]],
-        layout: Layout,
+        layout: TokenOrder,
         cache: tuple[Tensor, Tensor] | None = None,
     ) -> tuple[dict[str, Tensor], tuple[Tensor, Tensor]]:
-        slots = {name: modulation[name].slots(self.expert(name).scale_shift_table) for name in streams}
+        slots = {
+            name: modulation[name].slots(self.expert(name).scale_shift_table) for name in streams
+        }
         qkv: dict[str, tuple[Tensor, Tensor, Tensor]] = {}
         for name, x in streams.items():
             expert = self.expert(name)
@@ -199,8 +227,15 @@ class Block(nn.Module):
         return result, (k, v)
 
 
-def _block_causal(q_BLHh: Tensor, k_BnHh: Tensor, v_BnHh: Tensor, bounds: tuple[tuple[int, int, int], ...]) -> Tensor:
-    """Each segment of queries sees the keys up to its own end; slices instead of a mask keep fast kernels usable."""
+def _block_causal(
+    q_BLHh: Tensor, k_BnHh: Tensor, v_BnHh: Tensor, bounds: tuple[tuple[int, int, int], ...]
+) -> Tensor:
+    """Each segment of queries sees the keys up to its own end; slices instead of a mask keep
+    fast kernels usable.
+    """
     q, k, v = q_BLHh.transpose(1, 2), k_BnHh.transpose(1, 2), v_BnHh.transpose(1, 2)
-    parts = [F.scaled_dot_product_attention(q[:, :, a:b], k[:, :, :end], v[:, :, :end]) for a, b, end in bounds]
+    parts = [
+        F.scaled_dot_product_attention(q[:, :, a:b], k[:, :, :end], v[:, :, :end])
+        for a, b, end in bounds
+    ]
     return (parts[0] if len(parts) == 1 else torch.cat(parts, dim=2)).transpose(1, 2)

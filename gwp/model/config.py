@@ -1,7 +1,8 @@
 """Shape of a world-action transformer, and the two released ones.
 
-Groups of tokens, in canonical order: S state, R reference, A action, F future. An *expert* is a set of weights; a family is a
-mapping from group to expert. GWP-0 ("dense") has one expert, GWP-0.5 ("mixture") a wide visual and a narrow action expert.
+Groups of tokens, in canonical order: S state, R reference, A action, F future. An *expert* is a
+set of weights; a family is a mapping from group to expert. GWP-0 ("dense") has one expert,
+GWP-0.5 ("mixture") a wide visual and a narrow action expert.
 """
 
 from typing import Any, Literal
@@ -13,7 +14,10 @@ Family = Literal["gwp0", "gwp05"]
 GROUPS: tuple[Group, ...] = ("S", "R", "A", "F")
 
 # The spelling is the published one; checkpoints carry it.
-CLASS_NAMES: dict[str, Family] = {"CasualWorldActionTransformer": "gwp0", "CasualWorldActionTransformer_MoT": "gwp05"}
+CLASS_NAMES: dict[str, Family] = {
+    "CasualWorldActionTransformer": "gwp0",
+    "CasualWorldActionTransformer_MoT": "gwp05",
+}
 _FAMILY_CLASS = {family: name for name, family in CLASS_NAMES.items()}
 
 
@@ -23,7 +27,9 @@ class ModelConfig(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
 
     family: Family = "gwp05"
-    """`gwp0`: one expert for all tokens. `gwp05`: visual expert for R and F, action expert for S and A."""
+    """`gwp0`: one expert for all tokens. `gwp05`: visual expert for R and F, action expert for
+    S and A.
+    """
     num_layers: int = Field(gt=0)
     """Transformer blocks."""
     num_attention_heads: int = Field(gt=0)
@@ -56,12 +62,16 @@ class ModelConfig(BaseModel):
     @model_validator(mode="after")
     def _consistent(self) -> "ModelConfig":
         if self.attention_head_dim % 2 or self.attention_head_dim < 6:
-            raise ValueError(f"attention_head_dim {self.attention_head_dim} must be even and at least 6")
+            raise ValueError(
+                f"attention_head_dim {self.attention_head_dim} must be even and at least 6"
+            )
         expert = (self.action_expert_dim, self.action_ffn_dim)
         if self.family == "gwp05" and None in expert:
             raise ValueError("family gwp05 needs action_expert_dim and action_ffn_dim")
         if self.family == "gwp0" and expert != (None, None):
-            raise ValueError("family gwp0 has one expert; remove action_expert_dim and action_ffn_dim")
+            raise ValueError(
+                "family gwp0 has one expert; remove action_expert_dim and action_ffn_dim"
+            )
         if self.patch_size[0] != 1:
             raise ValueError("patch_size[0] must be 1: a visual token belongs to one latent frame")
         return self
@@ -76,7 +86,10 @@ class ModelConfig(BaseModel):
         """Expert name -> (width, feed-forward width)."""
         if self.action_expert_dim is None or self.action_ffn_dim is None:
             return {"shared": (self.width, self.ffn_dim)}
-        return {"action": (self.action_expert_dim, self.action_ffn_dim), "visual": (self.width, self.ffn_dim)}
+        return {
+            "action": (self.action_expert_dim, self.action_ffn_dim),
+            "visual": (self.width, self.ffn_dim),
+        }
 
     @property
     def expert_of(self) -> dict[Group, str]:
@@ -87,15 +100,27 @@ class ModelConfig(BaseModel):
 
     @property
     def token_width(self) -> int:
-        """Numbers in one visual token's target. Wider than the network, a velocity target does not train."""
+        """Numbers in one visual token's target. Wider than the network, a velocity target does
+        not train.
+        """
         return self.in_channels * self.patch_size[1] * self.patch_size[2]
 
     @classmethod
     def released(cls, family: Family) -> "ModelConfig":
         """The published shapes: GWP-0 (July, 5.0 B parameters) and GWP-0.5 (6.0 B)."""
         mixture = {"action_expert_dim": 1024, "action_ffn_dim": 4096} if family == "gwp05" else {}
-        return cls(family=family, num_layers=30, num_attention_heads=24, attention_head_dim=128, ffn_dim=14336, in_channels=48,
-                   action_channels=16, num_embodiments=2, text_dim=4096, **mixture)
+        return cls(
+            family=family,
+            num_layers=30,
+            num_attention_heads=24,
+            attention_head_dim=128,
+            ffn_dim=14336,
+            in_channels=48,
+            action_channels=16,
+            num_embodiments=2,
+            text_dim=4096,
+            **mixture,
+        )
 
     def to_published(self) -> dict[str, Any]:
         """The `config.json` of the published checkpoint form."""
@@ -122,5 +147,8 @@ class ModelConfig(BaseModel):
             "num_embodiments": self.num_embodiments,
         }
         if self.family == "gwp05":
-            config |= {"action_expert_dim": self.action_expert_dim, "action_ffn_dim": self.action_ffn_dim}
+            config |= {
+                "action_expert_dim": self.action_expert_dim,
+                "action_ffn_dim": self.action_ffn_dim,
+            }
         return config

@@ -1,7 +1,8 @@
-"""Flow matching: noise levels, the mix of data and noise, velocity targets, and the Euler solver.
+"""Flow matching: noise levels, the mix of data and noise, velocity targets, and the Euler
+solver.
 
-sigma is the noise fraction: `x_sigma = sigma * noise + (1 - sigma) * data`, and the target velocity is `noise - data`.
-Shift and solver follow the released GigaWorld-Policy configuration.
+sigma is the noise fraction: `x_sigma = sigma * noise + (1 - sigma) * data`, and the target
+velocity is `noise - data`. Shift and solver follow the released GigaWorld-Policy configuration.
 """
 
 import itertools
@@ -17,7 +18,9 @@ def shifted(u: Tensor, shift: float) -> Tensor:
 
 
 def draw_sigma(count: int, shift: float, generator: torch.Generator) -> Tensor:
-    """Training noise levels fp32 `[count]`: uniform, shifted, on the grid of 1/1000 that the model was trained on."""
+    """Training noise levels fp32 `[count]`: uniform, shifted, on the grid of 1/1000 that the
+    model was trained on.
+    """
     return (shifted(torch.rand(count, generator=generator), shift) * 1000).round() / 1000
 
 
@@ -30,8 +33,9 @@ def add_noise(data: Tensor, noise: Tensor, sigma: Tensor) -> Tensor:
 def solver_sigmas(steps: int, shift: float = 5.0) -> Tensor:
     """Noise levels `[steps + 1]` of the Euler solver, from 1 to 0.
 
-    The shift is applied twice to the end point, as in diffusers' `FlowMatchEulerDiscreteScheduler`; published weights were
-    sampled so, and with 10 steps at shift 5 the last level before 0 is 0.024414.
+    The shift is applied twice to the end point, as in diffusers'
+    `FlowMatchEulerDiscreteScheduler`; published weights were sampled so, and with 10 steps at
+    shift 5 the last level before 0 is 0.024414.
     """
     low = shift * 0.001 / (1 + (shift - 1) * 0.001)
     grid = torch.linspace(1.0, low, steps, dtype=torch.float64)
@@ -41,7 +45,9 @@ def solver_sigmas(steps: int, shift: float = 5.0) -> Tensor:
 def euler(
     x: Tensor, velocity: Callable[[Tensor, Tensor], Tensor], steps: int, shift: float = 5.0
 ) -> Tensor:
-    """Integrate from noise `x` (any shape) to data; `velocity(x, sigma)` gets a 0-d fp32 sigma. State stays in fp32."""
+    """Integrate from noise `x` (any shape) to data; `velocity(x, sigma)` gets a 0-d fp32 sigma.
+    State stays in fp32.
+    """
     sigmas = solver_sigmas(steps, shift).to(x.device)
     for now, after in itertools.pairwise(sigmas):
         x = x + (after - now) * velocity(x, now).float()

@@ -1,6 +1,8 @@
-"""Parts of the transformer: embodiment-specific projections, conditioning on noise level and text, rotary positions.
+"""Parts of the transformer: embodiment-specific projections, conditioning on noise level and
+text, rotary positions.
 
-Shape legend: B batch, L tokens, m noise levels of a stream, D expert width, H heads, h head width, E embodiments, d channels.
+Shape legend: B batch, L tokens, m noise levels of a stream, D expert width, H heads, h head
+width, E embodiments, d channels.
 Sources: Wan 2.2 blocks and GigaWorld-Policy as published (parameter names are theirs).
 """
 
@@ -12,7 +14,9 @@ from torch.nn import functional as F
 
 
 class EmbodimentLinear(nn.Module):
-    """A linear map with one weight per embodiment, `y = x W[e] + b[e]`; weights are stored `[E, in, out]`."""
+    """A linear map with one weight per embodiment, `y = x W[e] + b[e]`; weights are stored `[E,
+    in, out]`.
+    """
 
     def __init__(self, embodiments: int, in_features: int, out_features: int) -> None:
         super().__init__()
@@ -30,7 +34,9 @@ class EmbodimentLinear(nn.Module):
 
 
 class ActionEncoder(nn.Module):
-    """State or action vectors `[B, L, d]` to tokens `[B, L, D]`; only the first layer is embodiment-specific."""
+    """State or action vectors `[B, L, d]` to tokens `[B, L, D]`; only the first layer is
+    embodiment-specific.
+    """
 
     def __init__(self, embodiments: int, channels: int, width: int) -> None:
         super().__init__()
@@ -45,7 +51,9 @@ class ActionEncoder(nn.Module):
 
 
 class ActionDecoder(nn.Module):
-    """Action tokens `[B, L, D]` to velocities `[B, L, d]`; only the last layer is embodiment-specific."""
+    """Action tokens `[B, L, D]` to velocities `[B, L, d]`; only the last layer is
+    embodiment-specific.
+    """
 
     def __init__(self, embodiments: int, channels: int, width: int) -> None:
         super().__init__()
@@ -60,7 +68,9 @@ class ActionDecoder(nn.Module):
 
 
 class TwoLayer(nn.Module):
-    """Linear, activation, linear; the names `linear_1`, `linear_2` are those of the published checkpoints."""
+    """Linear, activation, linear; the names `linear_1`, `linear_2` are those of the published
+    checkpoints.
+    """
 
     def __init__(self, in_features: int, width: int) -> None:
         super().__init__()
@@ -71,7 +81,8 @@ class TwoLayer(nn.Module):
 class ConditionEmbedder(nn.Module):
     """Noise level and text of one expert.
 
-    `time(timestep [B, m])` gives `temb [B, m, D]` and `mod [B, m, 6, D]` in fp32; `text([B, L_t, text_dim])` gives `[B, L_t, D]`.
+    `time(timestep [B, m])` gives `temb [B, m, D]` and `mod [B, m, 6, D]` in fp32; `text([B,
+    L_t, text_dim])` gives `[B, L_t, D]`.
     """
 
     def __init__(self, width: int, freq_dim: int, text_dim: int) -> None:
@@ -83,7 +94,11 @@ class ConditionEmbedder(nn.Module):
 
     def time(self, timestep_Bm: Tensor) -> tuple[Tensor, Tensor]:
         half = self.freq_dim // 2
-        frequency = torch.exp(-math.log(10000.0) * torch.arange(half, dtype=torch.float32, device=timestep_Bm.device) / half)
+        frequency = torch.exp(
+            -math.log(10000.0)
+            * torch.arange(half, dtype=torch.float32, device=timestep_Bm.device)
+            / half
+        )
         angle = timestep_Bm.float().unsqueeze(-1) * frequency
         wave = torch.cat([angle.cos(), angle.sin()], dim=-1).to(self.time_proj.weight.dtype)
         temb = self.time_embedder.linear_2(F.silu(self.time_embedder.linear_1(wave)))
@@ -96,7 +111,9 @@ class ConditionEmbedder(nn.Module):
 
 
 class PatchEmbedding(nn.Module):
-    """Latent patches to tokens. Weights have the shape of the published Conv3d; kernel equals stride, so it is a matrix product."""
+    """Latent patches to tokens. Weights have the shape of the published Conv3d; kernel equals
+    stride, so it is a matrix product.
+    """
 
     def __init__(self, in_channels: int, width: int, patch_size: tuple[int, int, int]) -> None:
         super().__init__()
@@ -117,15 +134,21 @@ class PatchEmbedding(nn.Module):
         return F.linear(patches, self.weight.flatten(1), self.bias)
 
 
-def unpatchify(tokens_BLp: Tensor, frames: int, rows: int, columns: int, patch_size: tuple[int, int, int]) -> Tensor:
-    """Head output `[B, T * rows * columns, ph * pw * C]` (channel fastest) to latents `[B, C, T, rows * ph, columns * pw]`."""
+def unpatchify(
+    tokens_BLp: Tensor, frames: int, rows: int, columns: int, patch_size: tuple[int, int, int]
+) -> Tensor:
+    """Head output `[B, T * rows * columns, ph * pw * C]` (channel fastest) to latents `[B, C,
+    T, rows * ph, columns * pw]`.
+    """
     _, ph, pw = patch_size
     x = tokens_BLp.unflatten(1, (frames, rows, columns)).unflatten(-1, (ph, pw, -1))
     return x.permute(0, 6, 1, 2, 4, 3, 5).flatten(3, 4).flatten(4, 5)
 
 
 class RMSNorm(nn.Module):
-    """Root-mean-square norm over the whole inner width, before the split into heads; computed in fp32."""
+    """Root-mean-square norm over the whole inner width, before the split into heads; computed
+    in fp32.
+    """
 
     def __init__(self, width: int, eps: float) -> None:
         super().__init__()
@@ -147,11 +170,15 @@ def rotary_axis(dim: int, positions: Tensor) -> Tensor:
 
 
 def visual_rotary(head_dim: int, frames: range, rows: int, columns: int) -> tuple[Tensor, Tensor]:
-    """cos, sin `[T * rows * columns, h / 2]` fp32; axes (frame, row, column) take h - 4 (h // 6), 2 (h // 6), 2 (h // 6) dims."""
+    """cos, sin `[T * rows * columns, h / 2]` fp32; axes (frame, row, column) take h - 4 (h //
+    6), 2 (h // 6), 2 (h // 6) dims.
+    """
     side = 2 * (head_dim // 6)
     T = len(frames)
     angles = [
-        rotary_axis(head_dim - 2 * side, torch.arange(frames.start, frames.stop))[:, None, None].expand(T, rows, columns, -1),
+        rotary_axis(head_dim - 2 * side, torch.arange(frames.start, frames.stop))[
+            :, None, None
+        ].expand(T, rows, columns, -1),
         rotary_axis(side, torch.arange(rows))[None, :, None].expand(T, rows, columns, -1),
         rotary_axis(side, torch.arange(columns))[None, None].expand(T, rows, columns, -1),
     ]
@@ -160,7 +187,9 @@ def visual_rotary(head_dim: int, frames: range, rows: int, columns: int) -> tupl
 
 
 def action_rotary(head_dim: int, positions: range) -> tuple[Tensor, Tensor]:
-    """cos, sin `[n, h / 2]` fp32 over the full head width; the state is position 0, actions count from 1."""
+    """cos, sin `[n, h / 2]` fp32 over the full head width; the state is position 0, actions
+    count from 1.
+    """
     angle = rotary_axis(head_dim, torch.arange(positions.start, positions.stop))
     return angle.cos().float(), angle.sin().float()
 
@@ -170,4 +199,8 @@ def rotate(x_BLHh: Tensor, cos_Lh: Tensor, sin_Lh: Tensor) -> Tensor:
     pairs = x_BLHh.float().unflatten(-1, (-1, 2))
     even, odd = pairs.unbind(-1)
     cos, sin = cos_Lh[:, None], sin_Lh[:, None]
-    return torch.stack([even * cos - odd * sin, even * sin + odd * cos], dim=-1).flatten(-2).to(x_BLHh.dtype)
+    return (
+        torch.stack([even * cos - odd * sin, even * sin + odd * cos], dim=-1)
+        .flatten(-2)
+        .to(x_BLHh.dtype)
+    )

@@ -1,7 +1,9 @@
-"""What a training step optimises: which groups are present, their noise levels, and the masked losses.
+"""What a training step optimises: which groups are present, their noise levels, and the masked
+losses.
 
-A stage is a distribution over modes (video, ac-wm, wam) plus loss weights; nothing here knows stages by name.
-Shape legend: B batch, p actions, d channels, C latent channels, T latent frames (reference first), h w latent rows and columns.
+A stage is a distribution over modes (video, ac-wm, wam) plus loss weights; nothing here knows
+stages by name. Shape legend: B batch, p actions, d channels, C latent channels, T latent frames
+(reference first), h w latent rows and columns.
 """
 
 from dataclasses import dataclass
@@ -18,31 +20,37 @@ from gwp.model.transformer import Tokens, WorldActionTransformer
 _CONFIG = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
 
 
-class Modes(BaseModel):
-    """Shares of the training modes, relative to each other. Samples without actions are always `video`."""
+class ModesConfig(BaseModel):
+    """Shares of the training modes, relative to each other. Samples without actions are always
+    `video`.
+    """
 
     model_config = _CONFIG
 
     video: float = Field(default=0.0, ge=0)
-    """Future video from the reference alone; no state or action tokens. Drawn for a whole global batch."""
+    """Future video from the reference alone; no state or action tokens. Drawn for a whole
+    global batch.
+    """
     ac_wm: float = Field(default=0.0, ge=0)
-    """Action-conditioned world model: clean actions, only the future is learnt. Drawn per sample."""
+    """Action-conditioned world model: clean actions, only the future is learnt. Drawn per
+    sample.
+    """
     wam: float = Field(default=1.0, ge=0)
     """World-action model: noisy actions and noisy future, both learnt. Drawn per sample."""
 
     @model_validator(mode="after")
-    def _some(self) -> "Modes":
+    def _some(self) -> "ModesConfig":
         if self.video + self.ac_wm + self.wam <= 0:
             raise ValueError("at least one of video, ac_wm, wam must be above 0")
         return self
 
 
-class Objective(BaseModel):
+class ObjectiveConfig(BaseModel):
     """Modes, noise and loss weights of a stage."""
 
     model_config = _CONFIG
 
-    modes: Modes = Modes()
+    modes: ModesConfig = ModesConfig()
     """Which tokens are present and clean, as shares."""
     action_weight: float = Field(default=1.0, ge=0)
     """Weight of the action loss. The GWP-0 paper states 5 : 1, the released trainers use 1 : 1."""
@@ -59,13 +67,17 @@ class Objective(BaseModel):
     max_prefix: int = Field(default=0, ge=0)
     """Longest clean action prefix, control steps."""
     masking: Literal["valid", "published"] = "valid"
-    """`valid`: losses only over real steps and dimensions. `published`: over padding too, with the clean reference frame in the
-    denominator of the video loss, as the released trainers do; for continuing published weights."""
+    """`valid`: losses only over real steps and dimensions. `published`: over padding too, with
+    the clean reference frame in the denominator of the video loss, as the released trainers do;
+    for continuing published weights.
+    """
 
     @model_validator(mode="after")
-    def _prefix(self) -> "Objective":
+    def _prefix(self) -> "ObjectiveConfig":
         if self.chunk_prefix > 0 and self.max_prefix == 0:
-            raise ValueError("chunk_prefix needs max_prefix, the longest clean prefix in control steps")
+            raise ValueError(
+                "chunk_prefix needs max_prefix, the longest clean prefix in control steps"
+            )
         return self
 
 
@@ -73,8 +85,9 @@ class Objective(BaseModel):
 class Batch:
     """One micro-batch on the model's device.
 
-    latents fp32 `[B, C, T, h, w]` (reference first) · state `[B, 1, d]` · actions `[B, p, d]` · step_valid bool `[B, p]` ·
-    dim_valid bool `[B, d]` · text `[B, L_t, text_dim]` · embodiment int64 `[B]`
+    latents fp32 `[B, C, T, h, w]` (reference first) · state `[B, 1, d]` · actions `[B, p, d]` ·
+    step_valid bool `[B, p]` · dim_valid bool `[B, d]` · text `[B, L_t, text_dim]` · embodiment
+    int64 `[B]`
     """
 
     latents: Tensor
@@ -88,21 +101,29 @@ class Batch:
 
 @dataclass(frozen=True)
 class Losses:
-    """`total` carries the gradient; `action` and `video` are detached means, None when the group was absent."""
+    """`total` carries the gradient; `action` and `video` are detached means, None when the
+    group was absent.
+    """
 
     total: Tensor
     action: Tensor | None
     video: Tensor | None
 
 
-def draw_video_only(modes: Modes, has_action: bool, generator: torch.Generator) -> bool:
-    """Whether a whole global batch trains video only. One draw for all ranks: their graphs must be the same."""
+def draw_video_only(modes: ModesConfig, has_action: bool, generator: torch.Generator) -> bool:
+    """Whether a whole global batch trains video only. One draw for all ranks: their graphs must
+    be the same.
+    """
     share = modes.video / (modes.video + modes.ac_wm + modes.wam)
     return bool(torch.rand((), generator=generator) < share) or not has_action
 
 
 def training_losses(
-    model: WorldActionTransformer, batch: Batch, objective: Objective, video_only: bool, generator: torch.Generator
+    model: WorldActionTransformer,
+    batch: Batch,
+    objective: ObjectiveConfig,
+    video_only: bool,
+    generator: torch.Generator,
 ) -> Losses:
     """Losses of one micro-batch; all randomness comes from `generator` (CPU)."""
     B, device = batch.latents.shape[0], batch.latents.device
@@ -124,12 +145,20 @@ def training_losses(
         tokens = Tokens(reference=reference, future=future)
         out = model(tokens, noise, batch.text, batch.embodiment, heads=("F",))
         video = _video_loss(out.future, future_noise - clean_future, objective)
-        return Losses(objective.video_weight * video if objective.video_weight else video, None, video.detach())
+        return Losses(
+            objective.video_weight * video if objective.video_weight else video,
+            None,
+            video.detach(),
+        )
 
     level, learnt = _action_levels(batch, objective, sigma_a, generator)
-    tokens = Tokens(batch.state, reference, add_noise(batch.actions, action_noise, level.to(device)), future)
+    tokens = Tokens(
+        batch.state, reference, add_noise(batch.actions, action_noise, level.to(device)), future
+    )
     out = model(tokens, {"A": level.to(device), **noise}, batch.text, batch.embodiment)
-    action = _action_loss(out.action, action_noise - batch.actions, batch, learnt.to(device), objective)
+    action = _action_loss(
+        out.action, action_noise - batch.actions, batch, learnt.to(device), objective
+    )
     total = objective.action_weight * action
     if with_future:
         video = _video_loss(out.future, future_noise - clean_future, objective)
@@ -137,7 +166,9 @@ def training_losses(
     return Losses(total, action.detach(), None)
 
 
-def _action_levels(batch: Batch, objective: Objective, sigma: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+def _action_levels(
+    batch: Batch, objective: ObjectiveConfig, sigma: Tensor, generator: torch.Generator
+) -> tuple[Tensor, Tensor]:
     """Noise level per action `[B, p]` and which of them are learnt bool `[B, p]` (CPU)."""
     B, p = batch.actions.shape[:2]
     modes = objective.modes
@@ -151,7 +182,13 @@ def _action_levels(batch: Batch, objective: Objective, sigma: Tensor, generator:
     return level, learnt & ~committed
 
 
-def _action_loss(predicted: Tensor | None, target: Tensor, batch: Batch, learnt: Tensor, objective: Objective) -> Tensor:
+def _action_loss(
+    predicted: Tensor | None,
+    target: Tensor,
+    batch: Batch,
+    learnt: Tensor,
+    objective: ObjectiveConfig,
+) -> Tensor:
     assert predicted is not None
     error = (predicted.float() - target).square()
     if objective.masking == "published":
@@ -161,7 +198,7 @@ def _action_loss(predicted: Tensor | None, target: Tensor, batch: Batch, learnt:
     return (error * weight).sum() / weight.sum().clamp(min=1.0)
 
 
-def _video_loss(predicted: Tensor | None, target: Tensor, objective: Objective) -> Tensor:
+def _video_loss(predicted: Tensor | None, target: Tensor, objective: ObjectiveConfig) -> Tensor:
     assert predicted is not None
     loss = (predicted.float() - target).square().mean()
     if objective.masking == "published":
@@ -171,8 +208,9 @@ def _video_loss(predicted: Tensor | None, target: Tensor, objective: Objective) 
 
 
 def idle_loss(model: WorldActionTransformer, batch_text: Tensor) -> Tensor:
-    """Zero, through every parameter. Added where a step leaves some unused: sharding engines need the same graph on all ranks,
-    and ZeRO-3 would otherwise apply the gradient of an earlier step again.
+    """Zero, through every parameter. Added where a step leaves some unused: sharding engines
+    need the same graph on all ranks, and ZeRO-3 would otherwise apply the gradient of an
+    earlier step again.
 
     batch_text: `[*, L_t, text_dim]`, only its last two sizes and device matter.
     """
@@ -180,7 +218,11 @@ def idle_loss(model: WorldActionTransformer, batch_text: Tensor) -> Tensor:
     _, ph, pw = config.patch_size
     vector = torch.zeros(1, 1, config.action_channels, device=device)
     latent = torch.zeros(1, config.in_channels, 1, ph, pw, device=device)
-    out = model(Tokens(vector, latent, vector, latent), {}, torch.zeros(1, *batch_text.shape[-2:], device=device))
+    out = model(
+        Tokens(vector, latent, vector, latent),
+        {},
+        torch.zeros(1, *batch_text.shape[-2:], device=device),
+    )
     assert out.action is not None
     assert out.future is not None
     return (out.action.float().sum() + out.future.float().sum()) * 0.0

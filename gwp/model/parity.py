@@ -1,7 +1,8 @@
 """Compare a checkpoint with reference tensors, so that a user can trust a port.
 
-A parity folder holds `inputs.safetensors` and one checkpoint folder per model with an `outputs.safetensors` beside its weights;
-it may also be one such checkpoint folder. Shapes, heads, widths, future latents and embodiments are read from the files.
+A parity folder holds `inputs.safetensors` and one checkpoint folder per model with an
+`outputs.safetensors` beside its weights; it may also be one such checkpoint folder. Shapes,
+heads, widths, future latents and embodiments are read from the files.
 """
 
 from pathlib import Path
@@ -11,9 +12,9 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from gwp.errors import GwpError
+from gwp.model.denoise import act, observe
 from gwp.model.flow import solver_sigmas
 from gwp.model.layers import ConditionEmbedder, action_rotary, visual_rotary
-from gwp.model.sample import act, observe
 from gwp.model.transformer import Tokens, WorldActionTransformer
 from gwp.model.weights import load_model
 
@@ -22,12 +23,17 @@ _NOT_COMPUTED = frozenset({"mask"})
 
 
 def check_folder(folder: str | Path) -> dict[str, dict[str, float]]:
-    """Largest absolute error of every output of every model below `folder`: model name -> output name -> error."""
+    """Largest absolute error of every output of every model below `folder`: model name ->
+    output name -> error.
+    """
     folder = Path(folder)
     alone = (folder / "outputs.safetensors").is_file()
     models = [folder] if alone else sorted(p.parent for p in folder.glob("*/outputs.safetensors"))
     if not models:
-        raise GwpError(f"{folder}: no outputs.safetensors here or one level below; see `gwp weights parity --help` for the form")
+        raise GwpError(
+            f"{folder}: no outputs.safetensors here or one level below; see `gwp weights "
+            "parity --help` for the form"
+        )
     report = {}
     for model_folder in models:
         places = (model_folder / "inputs.safetensors", model_folder.parent / "inputs.safetensors")
@@ -39,22 +45,31 @@ def check_folder(folder: str | Path) -> dict[str, dict[str, float]]:
     return report
 
 
-def _check(model: WorldActionTransformer, inputs: dict[str, Tensor], expected: dict[str, Tensor]) -> dict[str, float]:
+def _check(
+    model: WorldActionTransformer, inputs: dict[str, Tensor], expected: dict[str, Tensor]
+) -> dict[str, float]:
     with torch.no_grad():
         ours = _outputs(model, inputs)
     unknown = sorted(set(expected) - set(ours) - _NOT_COMPUTED)
     if unknown:
-        raise GwpError(f"outputs that this check does not know: {', '.join(unknown)}; known: {', '.join(sorted(ours))}")
+        raise GwpError(
+            f"outputs that this check does not know: {', '.join(unknown)}; known: "
+            f"{', '.join(sorted(ours))}"
+        )
     errors = {}
     for name, reference in expected.items():
         if name in _NOT_COMPUTED:
             continue
         if ours[name].shape != reference.shape:
-            raise GwpError(f"{name}: reference shape {tuple(reference.shape)}, ours {tuple(ours[name].shape)}")
+            raise GwpError(
+                f"{name}: reference shape {tuple(reference.shape)}, ours {tuple(ours[name].shape)}"
+            )
         errors[name] = float((ours[name].double() - reference.double()).abs().max())
     if "sched.sigmas" in inputs:
         sigmas = inputs["sched.sigmas"]
-        errors["sched.sigmas"] = float((solver_sigmas(len(sigmas) - 1).double() - sigmas.double()).abs().max())
+        errors["sched.sigmas"] = float(
+            (solver_sigmas(len(sigmas) - 1).double() - sigmas.double()).abs().max()
+        )
     return errors
 
 
@@ -76,7 +91,9 @@ def _outputs(model: WorldActionTransformer, x: dict[str, Tensor]) -> dict[str, T
     assert joint.reference is not None
     assert joint.future is not None
     assert joint.action is not None
-    only = model(Tokens(x["state"], x["ref_latents"], x["action"]), {"A": noise["A"]}, x["text"], embodiment)
+    only = model(
+        Tokens(x["state"], x["ref_latents"], x["action"]), {"A": noise["A"]}, x["text"], embodiment
+    )
     context = observe(model, x["state"], x["ref_latents"], x["text"], row0)
     steps = len(x["sched.sigmas"]) - 1 if "sched.sigmas" in x else 10
     out = {
@@ -105,7 +122,9 @@ def _token_counts(model: WorldActionTransformer, tokens: Tokens) -> list[int]:
 
 
 def _tables(model: WorldActionTransformer, x: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Rotary tables over the whole head width, and the conditioning of each expert at its own noise level."""
+    """Rotary tables over the whole head width, and the conditioning of each expert at its own
+    noise level.
+    """
     config = model.config
     _, ph, pw = config.patch_size
     frames = 1 + x["future_latents"].shape[2]
@@ -116,7 +135,11 @@ def _tables(model: WorldActionTransformer, x: dict[str, Tensor]) -> dict[str, Te
     for name, tables in (("visual", visual), ("action", action)):
         for kind, table in zip(("cos", "sin"), tables, strict=True):
             out[f"rope.{name}.{kind}"] = table.repeat_interleave(2, dim=-1)[None, :, None]
-    for expert, label, level in (("shared", "cond", "t_visual"), ("visual", "cond", "t_visual"), ("action", "acond", "t_action")):
+    for expert, label, level in (
+        ("shared", "cond", "t_visual"),
+        ("visual", "cond", "t_visual"),
+        ("action", "acond", "t_action"),
+    ):
         if expert in model.conditions:
             embedder = model.conditions[expert]
             assert isinstance(embedder, ConditionEmbedder)
@@ -124,5 +147,3 @@ def _tables(model: WorldActionTransformer, x: dict[str, Tensor]) -> dict[str, Te
             out |= {f"{label}.temb": temb[:, 0], f"{label}.timestep_proj": mod[:, 0].flatten(1)}
             out[f"{label}.text"] = embedder.text(x["text"])
     return out
-
-

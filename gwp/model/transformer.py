@@ -1,7 +1,10 @@
-"""The world-action transformer: token groups with their own noise levels, experts as a mapping from group to weights.
+"""The world-action transformer: token groups with their own noise levels, experts as a mapping
+from group to weights.
 
-Shape legend: B batch, L tokens, D width, C latent channels, T latent frames, h w latent rows and columns, p actions, d channels.
-Sources: block-causal visibility and heads as in the GWP-0 and GWP-0.5 papers; Wan 2.2 transformer for the visual part.
+Shape legend: B batch, L tokens, D width, C latent channels, T latent frames, h w latent rows
+and columns, p actions, d channels.
+Sources: block-causal visibility and heads as in the GWP-0 and GWP-0.5 papers; Wan 2.2
+transformer for the visual part.
 """
 
 from collections.abc import Collection, Sequence
@@ -13,7 +16,7 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 from gwp.errors import GwpError
-from gwp.model.block import Block, Layout, Modulation, ModulationTable
+from gwp.model.block import Block, Modulation, ModulationTable, TokenOrder
 from gwp.model.config import GROUPS, Group, ModelConfig
 from gwp.model.layers import (
     ActionDecoder,
@@ -45,13 +48,19 @@ class Tokens:
     future: Tensor | None = None
 
     def present(self) -> dict[Group, Tensor]:
-        pairs: dict[Group, Tensor | None] = {"S": self.state, "R": self.reference, "A": self.action, "F": self.future}
+        pairs: dict[Group, Tensor | None] = {
+            "S": self.state,
+            "R": self.reference,
+            "A": self.action,
+            "F": self.future,
+        }
         return {group: x for group, x in pairs.items() if x is not None}
 
 
 @dataclass(frozen=True)
 class Context:
-    """Keys and values of tokens that no later token can change, per layer, and the projected text.
+    """Keys and values of tokens that no later token can change, per layer, and the projected
+    text.
 
     kv:     per layer (k, v) `[B, n, H, h]`
     text:   per layer expert -> (k, v) `[B, L_t, H, h]`
@@ -80,7 +89,7 @@ class _Pass:
     streams: dict[str, Tensor]
     modulation: dict[str, Modulation]
     temb: dict[Group, Tensor]
-    layout: Layout
+    layout: TokenOrder
     spans: dict[Group, tuple[str, int, int]] = field(default_factory=dict)
 
 
@@ -96,18 +105,25 @@ class WorldActionTransformer(nn.Module):
         widths = {name: width for name, (width, _) in config.experts.items()}
         expert = config.expert_of
         heads, head_dim, eps = config.num_attention_heads, config.attention_head_dim, config.eps
-        self.patch_embedding = PatchEmbedding(config.in_channels, widths[expert["F"]], config.patch_size)
-        self.conditions = nn.ModuleDict({n: ConditionEmbedder(w, config.freq_dim, config.text_dim) for n, w in widths.items()})
+        self.patch_embedding = PatchEmbedding(
+            config.in_channels, widths[expert["F"]], config.patch_size
+        )
+        self.conditions = nn.ModuleDict(
+            {n: ConditionEmbedder(w, config.freq_dim, config.text_dim) for n, w in widths.items()}
+        )
         io = (config.num_embodiments, config.action_channels, widths[expert["A"]])
         self.action_encoder = ActionEncoder(*io)
         self.action_decoder = ActionDecoder(*io)
         # GWP-0 passes the state through the action encoder; GWP-0.5 has an encoder of its own.
         self.state_encoder = ActionEncoder(*io) if config.family == "gwp05" else None
-        self.blocks = nn.ModuleList([Block(config.experts, heads, head_dim, eps) for _ in range(config.num_layers)])
+        self.blocks = nn.ModuleList(
+            [Block(config.experts, heads, head_dim, eps) for _ in range(config.num_layers)]
+        )
         self.out_tables = nn.ModuleDict({n: ModulationTable(2, w) for n, w in widths.items()})
         self.proj_out = nn.Linear(widths[expert["F"]], config.token_width)
         self.gradient_checkpointing = False
-        # Plain attribute, not a buffer: an engine that casts the module to bf16 must leave the tables in fp32.
+        # Plain attribute, not a buffer: an engine that casts the module to bf16 must leave the
+        # tables in fp32.
         self._rotary: dict[tuple[object, ...], tuple[Tensor, Tensor]] = {}
 
     def forward(
@@ -137,10 +153,16 @@ class WorldActionTransformer(nn.Module):
         embodiment: Tensor | None = None,
         context: Context | None = None,
     ) -> Context:
-        """The context after these tokens: keys and values that later passes reuse (the prefix S, R; then clean actions)."""
-        _, _, (kv, text_kv) = self._run(tokens, noise or {}, text, embodiment, context, every_text=True)
+        """The context after these tokens: keys and values that later passes reuse (the prefix
+        S, R; then clean actions).
+        """
+        _, _, (kv, text_kv) = self._run(
+            tokens, noise or {}, text, embodiment, context, every_text=True
+        )
         groups = (*(context.groups if context else ()), *tokens.present())
-        return Context(tuple(kv), tuple(text_kv), groups, self._embodiment(tokens, embodiment, context))
+        return Context(
+            tuple(kv), tuple(text_kv), groups, self._embodiment(tokens, embodiment, context)
+        )
 
     def _run(
         self,
@@ -150,7 +172,11 @@ class WorldActionTransformer(nn.Module):
         embodiment: Tensor | None,
         context: Context | None,
         every_text: bool,
-    ) -> tuple[_Pass, dict[str, Tensor], tuple[list[tuple[Tensor, Tensor]], list[dict[str, tuple[Tensor, Tensor]]]]]:
+    ) -> tuple[
+        _Pass,
+        dict[str, Tensor],
+        tuple[list[tuple[Tensor, Tensor]], list[dict[str, tuple[Tensor, Tensor]]]],
+    ]:
         run = self._embed(tokens, noise, self._embodiment(tokens, embodiment, context), context)
         if (text is None) == (context is None):
             raise ValueError("give text or a context, one of the two")
@@ -171,25 +197,46 @@ class WorldActionTransformer(nn.Module):
             text_kv.append(layer_text)
         return run, streams, (kv, text_kv)
 
-    def _embodiment(self, tokens: Tokens, embodiment: Tensor | None, context: Context | None) -> Tensor:
+    def _embodiment(
+        self, tokens: Tokens, embodiment: Tensor | None, context: Context | None
+    ) -> Tensor:
         if embodiment is None and context is not None:
             return context.embodiment
         x = next(iter(tokens.present().values()))
         if embodiment is None:
             return torch.zeros(x.shape[0], dtype=torch.long, device=x.device)
-        if embodiment.device.type == "cpu" and embodiment.numel() and int(embodiment.max()) >= self.config.num_embodiments:
-            raise GwpError(f"embodiment id {int(embodiment.max())} is out of range; the model has {self.config.num_embodiments}")
+        if (
+            embodiment.device.type == "cpu"
+            and embodiment.numel()
+            and int(embodiment.max()) >= self.config.num_embodiments
+        ):
+            raise GwpError(
+                f"embodiment id {int(embodiment.max())} is out of range; the model has "
+                f"{self.config.num_embodiments}"
+            )
         return embodiment.expand(x.shape[0])
 
-    def _embed(self, tokens: Tokens, noise: dict[Group, Tensor], embodiment: Tensor, context: Context | None) -> _Pass:
+    def _embed(
+        self,
+        tokens: Tokens,
+        noise: dict[Group, Tensor],
+        embodiment: Tensor,
+        context: Context | None,
+    ) -> _Pass:
         config, present = self.config, tokens.present()
         cached = context.groups if context else ()
         if cached and GROUPS.index(next(iter(present))) <= GROUPS.index(cached[-1]):
-            raise ValueError(f"groups {tuple(present)} must follow the context's {cached} in the order {GROUPS}")
+            raise ValueError(
+                f"groups {tuple(present)} must follow the context's {cached} in the order {GROUPS}"
+            )
         embedded: dict[Group, Tensor] = {}
         for group, x in present.items():
             if group in ("S", "A"):
-                encoder = self.state_encoder if group == "S" and self.state_encoder is not None else self.action_encoder
+                encoder = (
+                    self.state_encoder
+                    if group == "S" and self.state_encoder is not None
+                    else self.action_encoder
+                )
                 embedded[group] = encoder(x.to(self.proj_out.weight.dtype), embodiment)
             else:
                 embedded[group] = self.patch_embedding(x)
@@ -205,7 +252,11 @@ class WorldActionTransformer(nn.Module):
             for g in members:
                 n = order[g].shape[1]
                 level = noise.get(g)
-                level = torch.zeros(order[g].shape[0], 1, device=order[g].device) if level is None else level.float()
+                level = (
+                    torch.zeros(order[g].shape[0], 1, device=order[g].device)
+                    if level is None
+                    else level.float()
+                )
                 level = level.unsqueeze(1) if level.ndim == 1 else level
                 first = sum(x.shape[1] for x in levels)
                 index += [first] * n if level.shape[1] == 1 else range(first, first + n)
@@ -226,7 +277,9 @@ class WorldActionTransformer(nn.Module):
         assert isinstance(embedder, ConditionEmbedder)
         return embedder
 
-    def _layout(self, tokens: Tokens, spans: dict[Group, tuple[str, int, int]], context: Context | None) -> Layout:
+    def _layout(
+        self, tokens: Tokens, spans: dict[Group, tuple[str, int, int]], context: Context | None
+    ) -> TokenOrder:
         order = [g for g in GROUPS if g in spans]
         cached = context.kv[0][0].shape[1] if context else 0
         bounds, position = [], 0
@@ -236,7 +289,7 @@ class WorldActionTransformer(nn.Module):
                 bounds.append((position, position + n, cached + position + n))
                 position += n
         tables = [self._rotary_of(tokens, g) for g in order]
-        return Layout(
+        return TokenOrder(
             streams={expert: 0 for expert, _, _ in spans.values()},
             pieces=tuple(spans[g] for g in order),
             bounds=tuple(bounds),
@@ -253,7 +306,12 @@ class WorldActionTransformer(nn.Module):
         return self._rotary[key]
 
     def _heads(
-        self, tokens: Tokens, run: _Pass, out: dict[str, Tensor], embodiment: Tensor, heads: Collection[Group]
+        self,
+        tokens: Tokens,
+        run: _Pass,
+        out: dict[str, Tensor],
+        embodiment: Tensor,
+        heads: Collection[Group],
     ) -> Velocity:
         result: dict[Group, Tensor] = {}
         for group in heads:
@@ -269,20 +327,29 @@ class WorldActionTransformer(nn.Module):
             else:
                 T, h, w = tokens.present()[group].shape[2:]
                 _, ph, pw = self.config.patch_size
-                result[group] = unpatchify(self.proj_out(y), T, h // ph, w // pw, self.config.patch_size)
+                result[group] = unpatchify(
+                    self.proj_out(y), T, h // ph, w // pw, self.config.patch_size
+                )
         return Velocity(action=result.get("A"), future=result.get("F"), reference=result.get("R"))
 
 
 def rotary(config: ModelConfig, group: Group, shape: Sequence[int]) -> tuple[Tensor, Tensor]:
-    """cos, sin `[L, h / 2]` fp32 of the positions of a group whose tensor in `Tokens` has this shape; GwpError past the model's reach."""
+    """cos, sin `[L, h / 2]` fp32 of the positions of a group whose tensor in `Tokens` has this
+    shape; GwpError past the model's reach.
+    """
     head_dim, limit = config.attention_head_dim, config.rope_max_seq_len
     if group in ("S", "A"):
-        extent, (cos, sin) = shape[1] + 1, action_rotary(head_dim, range(1) if group == "S" else range(1, shape[1] + 1))
+        extent, (cos, sin) = (
+            shape[1] + 1,
+            action_rotary(head_dim, range(1) if group == "S" else range(1, shape[1] + 1)),
+        )
     else:
         first, (T, h, w) = (0 if group == "R" else 1), shape[2:]
         rows, columns = h // config.patch_size[1], w // config.patch_size[2]
         extent = max(first + T, rows, columns)
         cos, sin = visual_rotary(head_dim, range(first, first + T), rows, columns)
     if extent > limit:
-        raise GwpError(f"{extent} positions on one axis of group {group}; rope_max_seq_len of the model is {limit}")
+        raise GwpError(
+            f"{extent} positions on one axis of group {group}; rope_max_seq_len of the model is {limit}"
+        )
     return cos, sin

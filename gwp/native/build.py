@@ -21,7 +21,9 @@ _FLAGS = ("-O3", "-march=native", "-std=c++17", "-shared", "-fPIC")
 
 @dataclass(frozen=True)
 class _Code:
-    """sources: the last is what is compiled, the others it includes; flags: beside the common ones; without: what is done without it."""
+    """sources: the last is what is compiled, the others it includes; flags: beside the common
+    ones; without: what is done without it.
+    """
 
     sources: tuple[str, ...]
     flags: tuple[str, ...]
@@ -29,7 +31,11 @@ class _Code:
 
 
 CODE = {
-    "passes": _Code(("vectors.h", "meeting.h", "passes.cpp"), ("-fopenmp",), "a CPU acts at about half the speed"),
+    "passes": _Code(
+        ("vectors.h", "meeting.h", "passes.cpp"),
+        ("-fopenmp",),
+        "a CPU acts at about half the speed",
+    ),
     "pictures": _Code(("pictures.cpp",), (), "frames are scaled at about half the speed"),
 }
 """What there is."""
@@ -37,35 +43,54 @@ CODE = {
 
 @lru_cache(maxsize=len(CODE))
 def library(name: str) -> ctypes.CDLL | None:
-    """Compiled code of CODE; None, with the reason on the log, where it is switched off or cannot be had. The first call compiles (5 s)."""
+    """Compiled code of CODE; None, with the reason on the log, where it is switched off or
+    cannot be had. The first call compiles (5 s).
+    """
     if os.environ.get(SWITCH) == "0":
         return None
     try:
         return ctypes.CDLL(str(compiled(name)))
     except (OSError, subprocess.SubprocessError) as error:
-        logging.getLogger(__name__).warning("no compiled %s, so %s: %s", name, CODE[name].without, error)
+        logging.getLogger(__name__).warning(
+            "no compiled %s, so %s: %s", name, CODE[name].without, error
+        )
         return None
 
 
 def compiled(name: str, flags: tuple[str, ...] = _FLAGS) -> Path:
-    """The library for this processor, from the user's cache or made now. OSError or SubprocessError with what the compiler said."""
+    """The library for this processor, from the user's cache or made now. OSError or
+    SubprocessError with what the compiler said.
+    """
     compiler = os.environ.get("CXX") or next((c for c in ("g++", "c++") if shutil.which(c)), None)
     if compiler is None:
         raise OSError("no C++ compiler; install g++")
     here, code = Path(__file__).parent, CODE[name]
     flags = (*flags, *code.flags)
-    about = [*((here / source).read_text() for source in code.sources), *flags, compiler, platform.machine(), _processor()]
+    about = [
+        *((here / source).read_text() for source in code.sources),
+        *flags,
+        compiler,
+        platform.machine(),
+        _processor(),
+    ]
     file = f"{name}-{hashlib.sha256(chr(0).join(about).encode()).hexdigest()[:16]}.so"
     folder = _folder()
     target = folder / file
     if not target.exists():
         with tempfile.TemporaryDirectory(dir=folder) as scratch:
             fresh = Path(scratch) / file
-            done = subprocess.run([compiler, *flags, "-o", str(fresh), str(here / code.sources[-1])], capture_output=True, text=True,
-                                  timeout=_LIMIT_S, check=False)
+            done = subprocess.run(
+                [compiler, *flags, "-o", str(fresh), str(here / code.sources[-1])],
+                capture_output=True,
+                text=True,
+                timeout=_LIMIT_S,
+                check=False,
+            )
             if done.returncode:
                 lines = done.stderr.strip().splitlines() or [f"exit code {done.returncode}"]
-                raise subprocess.SubprocessError(f"{compiler}: {next((x for x in lines if 'error' in x), lines[-1])}")
+                raise subprocess.SubprocessError(
+                    f"{compiler}: {next((x for x in lines if 'error' in x), lines[-1])}"
+                )
             # Whole or not there, whoever else compiles at the same time.
             fresh.replace(target)
     return target

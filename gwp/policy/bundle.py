@@ -8,7 +8,8 @@
     stats.json         name -> normalisation statistics with the rule they were computed under
     lineage.json       where it comes from
 
-No pickle anywhere. Reading verifies every hash. Knows nothing of torch, so a gateway can read it too.
+No pickle anywhere. Reading verifies every hash. Knows nothing of torch, so a gateway can read
+it too.
 """
 
 import hashlib
@@ -31,7 +32,7 @@ MANIFEST = "MANIFEST.json"
 FORMAT = 1
 
 
-class PolicySettings(BaseModel):
+class PolicyConfig(BaseModel):
     """How observations become tokens and tokens become actions."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -56,7 +57,7 @@ class Bundle:
 
     folder: Path
     id: str
-    settings: PolicySettings
+    settings: PolicyConfig
     embodiments: dict[str, Embodiment]
     stats: dict[str, Any]
     lineage: dict[str, Any]
@@ -73,17 +74,26 @@ def sha256_file(path: Path) -> str:
 def seal(folder: str | Path) -> str:
     """Write MANIFEST.json over everything in `folder` and return the policy id."""
     folder = Path(folder)
-    names = sorted(p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_file() and p.name != MANIFEST)
-    files = {name: {"sha256": sha256_file(folder / name), "size": (folder / name).stat().st_size} for name in names}
+    names = sorted(
+        p.relative_to(folder).as_posix()
+        for p in folder.rglob("*")
+        if p.is_file() and p.name != MANIFEST
+    )
+    files = {
+        name: {"sha256": sha256_file(folder / name), "size": (folder / name).stat().st_size}
+        for name in names
+    }
     text = json.dumps({"format": FORMAT, "files": files}, indent=1, sort_keys=True)
     (folder / MANIFEST).write_text(text)
     return hashlib.sha256(text.encode()).hexdigest()
 
 
 def read_bundle(uri: str | Path) -> Bundle:
-    """Read and verify a bundle from a path or `s3://`; BundleError names the first file that does not fit.
+    """Read and verify a bundle from a path or `s3://`; BundleError names the first file that
+    does not fit.
 
-    Remote bundles are kept under `GWP_CACHE` (default `~/.cache/gwp`) by their id, so replicas of one machine fetch once.
+    Remote bundles are kept under `GWP_CACHE` (default `~/.cache/gwp`) by their id, so replicas
+    of one machine fetch once.
     """
     uri = str(uri)
     folder = _fetch(uri) if storage.is_remote(uri) else Path(uri.removeprefix("file://"))
@@ -92,17 +102,24 @@ def read_bundle(uri: str | Path) -> Bundle:
         return Bundle(
             folder=folder,
             id=policy_id,
-            settings=PolicySettings.model_validate_json((folder / "policy.json").read_text()),
-            embodiments={n: Embodiment.model_validate(e) for n, e in _json(folder / "embodiments.json").items()},
+            settings=PolicyConfig.model_validate_json((folder / "policy.json").read_text()),
+            embodiments={
+                n: Embodiment.model_validate(e)
+                for n, e in _json(folder / "embodiments.json").items()
+            },
             stats=_json(folder / "stats.json"),
             lineage=_json(folder / "lineage.json"),
         )
     except FileNotFoundError as error:
-        raise BundleError(f"{uri}: {Path(error.filename).name} is missing; export the policy again") from error
+        raise BundleError(
+            f"{uri}: {Path(error.filename).name} is missing; export the policy again"
+        ) from error
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"])
-        raise BundleError(f"{uri}: {error.title} does not fit at {where}: {first['msg']}; export the policy again") from error
+        raise BundleError(
+            f"{uri}: {error.title} does not fit at {where}: {first['msg']}; export the policy again"
+        ) from error
 
 
 def read_id(uri: str | Path) -> str:
@@ -111,7 +128,9 @@ def read_id(uri: str | Path) -> str:
         return hashlib.sha256(storage.read_bytes(storage.join(str(uri), MANIFEST))).hexdigest()
     except GwpError as error:
         if "not found" in str(error):
-            raise BundleError(f"{uri}: no {MANIFEST}; this is not a policy bundle (make one with `gwp export`)") from error
+            raise BundleError(
+                f"{uri}: no {MANIFEST}; this is not a policy bundle (make one with `gwp export`)"
+            ) from error
         raise
 
 
@@ -123,24 +142,41 @@ def _json(path: Path) -> dict[str, Any]:
 def _verify(folder: Path, uri: str) -> str:
     path = folder / MANIFEST
     if not path.is_file():
-        raise BundleError(f"{uri}: no {MANIFEST}; this is not a policy bundle (make one with `gwp export`)")
+        raise BundleError(
+            f"{uri}: no {MANIFEST}; this is not a policy bundle (make one with `gwp export`)"
+        )
     raw = path.read_bytes()
     try:
         manifest = json.loads(raw)
         files = manifest["files"]
     except (ValueError, KeyError, TypeError) as error:
-        raise BundleError(f"{uri}: {MANIFEST} cannot be read ({error}); export or copy the policy again") from error
+        raise BundleError(
+            f"{uri}: {MANIFEST} cannot be read ({error}); export or copy the policy again"
+        ) from error
     if manifest.get("format") != FORMAT:
-        raise BundleError(f"{uri}: bundle format {manifest.get('format')}, this version reads {FORMAT}; export the policy again")
+        raise BundleError(
+            f"{uri}: bundle format {manifest.get('format')}, this version reads {FORMAT}; "
+            "export the policy again"
+        )
     for name, expected in files.items():
         file = folder / name
         if not file.is_file():
             raise BundleError(f"{uri}: {name} is missing; copy the bundle again")
         if file.stat().st_size != expected["size"] or sha256_file(file) != expected["sha256"]:
-            raise BundleError(f"{uri}: {name} was altered (its sha256 differs from the manifest); copy or export the bundle again")
-    extra = {p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_file()} - set(files) - {MANIFEST}
+            raise BundleError(
+                f"{uri}: {name} was altered (its sha256 differs from the manifest); copy or "
+                "export the bundle again"
+            )
+    extra = (
+        {p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_file()}
+        - set(files)
+        - {MANIFEST}
+    )
     if extra:
-        raise BundleError(f"{uri}: files that the manifest does not name: {', '.join(sorted(extra))}; remove them or export again")
+        raise BundleError(
+            f"{uri}: files that the manifest does not name: {', '.join(sorted(extra))}; remove "
+            "them or export again"
+        )
     return hashlib.sha256(raw).hexdigest()
 
 

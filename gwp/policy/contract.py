@@ -1,4 +1,6 @@
-"""What a policy asks of a robot, and the check of everything a robot sends. Without torch: a gateway runs it."""
+"""What a policy asks of a robot, and the check of everything a robot sends. Without torch: a
+gateway runs it.
+"""
 
 import hashlib
 import json
@@ -12,7 +14,7 @@ from gwp import storage
 from gwp.data.canvas import Canvas
 from gwp.data.embodiment import Embodiment
 from gwp.errors import BundleError, ObservationError
-from gwp.policy.bundle import MANIFEST, PolicySettings
+from gwp.policy.bundle import MANIFEST, PolicyConfig
 from gwp.protocol.handshake import mismatch, short_name
 from gwp.protocol.messages import Observation
 
@@ -53,24 +55,38 @@ class PolicyContract(BaseModel):
     def read(cls, uri: str) -> "PolicyContract":
         """The contract of the bundle at `uri` (path or `s3://`), without fetching its weights.
 
-        Raises BundleError when there is no bundle or the files read here differ from its manifest.
+        Raises BundleError when there is no bundle or the files read here differ from its
+        manifest.
         """
         try:
             raw = storage.read_bytes(storage.join(uri, MANIFEST))
             files = json.loads(raw)["files"]
-            texts = {name: storage.read_bytes(storage.join(uri, name)) for name in ("policy.json", "embodiments.json")}
+            texts = {
+                name: storage.read_bytes(storage.join(uri, name))
+                for name in ("policy.json", "embodiments.json")
+            }
             for name, text in texts.items():
                 if hashlib.sha256(text).hexdigest() != files[name]["sha256"]:
-                    raise BundleError(f"{uri}: {name} was altered (its sha256 differs from the manifest); copy the bundle again")
-            embodiments = {n: Embodiment.model_validate(e) for n, e in json.loads(texts["embodiments.json"]).items()}
-            settings = PolicySettings.model_validate_json(texts["policy.json"])
+                    raise BundleError(
+                        f"{uri}: {name} was altered (its sha256 differs from the manifest); "
+                        "copy the bundle again"
+                    )
+            embodiments = {
+                n: Embodiment.model_validate(e)
+                for n, e in json.loads(texts["embodiments.json"]).items()
+            }
+            settings = PolicyConfig.model_validate_json(texts["policy.json"])
         except (ValueError, KeyError, TypeError, ValidationError) as error:
             why = type(error).__name__
-            raise BundleError(f"{uri}: not a policy bundle of this version ({why}); export the policy again") from error
+            raise BundleError(
+                f"{uri}: not a policy bundle of this version ({why}); export the policy again"
+            ) from error
         return cls._of(hashlib.sha256(raw).hexdigest(), settings, embodiments)
 
     @classmethod
-    def _of(cls, policy_id: str, settings: PolicySettings, embodiments: dict[str, Embodiment]) -> "PolicyContract":
+    def _of(
+        cls, policy_id: str, settings: PolicyConfig, embodiments: dict[str, Embodiment]
+    ) -> "PolicyContract":
         return cls(
             policy_id=policy_id,
             family=settings.family,
@@ -81,49 +97,70 @@ class PolicyContract(BaseModel):
         )
 
     def embodiment(self, name: str | None) -> Embodiment:
-        """The embodiment called `name`; None picks the only one. ObservationError when it is unknown or the choice is open."""
+        """The embodiment called `name`; None picks the only one. ObservationError when it is
+        unknown or the choice is open.
+        """
         known = ", ".join(sorted(self.embodiments))
         if name is None:
             if len(self.embodiments) == 1:
                 return next(iter(self.embodiments.values()))
-            raise ObservationError(f"embodiment: missing; this policy serves several, name one of: {known}")
+            raise ObservationError(
+                f"embodiment: missing; this policy serves several, name one of: {known}"
+            )
         if name not in self.embodiments:
-            raise ObservationError(f"embodiment: '{name[:64]}' is not one this policy was trained for; use one of: {known}")
+            raise ObservationError(
+                f"embodiment: '{name[:64]}' is not one this policy was trained for; use one of: {known}"
+            )
         return self.embodiments[name]
 
     def check(self, observation: Observation) -> Embodiment:
-        """The embodiment that `observation` belongs to; ObservationError naming the field and the fix when it does not fit."""
+        """The embodiment that `observation` belongs to; ObservationError naming the field and
+        the fix when it does not fit.
+        """
         return self.admit(observation)[1]
 
     def admit(self, observation: Observation) -> tuple[Observation, Embodiment]:
         """Check everything and give the observation in the one form that the model code reads.
 
-        Given back: `images` only of the embodiment's cameras, under its camera keys, uint8 `[H, W, 3]` (CHW is transposed);
-        `state` float32 `[d_state]`; `prefix_actions` float32 `[k, d_action]` or None; `embodiment` and `seed` filled in.
-        Cameras that the policy does not use are left out: robots publish what they have.
+        Given back: `images` only of the embodiment's cameras, under its camera keys, uint8 `[H,
+        W, 3]` (CHW is transposed); `state` float32 `[d_state]`; `prefix_actions` float32 `[k,
+        d_action]` or None; `embodiment` and `seed` filled in. Cameras that the policy does not
+        use are left out: robots publish what they have.
 
         Raises ObservationError: one line with the field, what came, what is expected.
         """
         embodiment = self.embodiment(observation.embodiment)
         if observation.policy is not None and observation.policy != self.policy_id:
             raise ObservationError(
-                f"policy: {observation.policy[:64]} is asked for, this endpoint serves {self.policy_id}; reconnect or drop the pin"
+                f"policy: {observation.policy[:64]} is asked for, this endpoint serves "
+                f"{self.policy_id}; reconnect or drop the pin"
             )
         if not isinstance(observation.prompt, str) or len(observation.prompt) > MAX_PROMPT:
             raise ObservationError(f"prompt: expected text of up to {MAX_PROMPT} characters")
         images = self._images(observation.images, embodiment)
-        state = _vector("state", observation.state, (len(embodiment.state_names),), embodiment.state_names)
+        state = _vector(
+            "state", observation.state, (len(embodiment.state_names),), embodiment.state_names
+        )
         prefix = self._prefix(observation, embodiment)
         seed = 0 if observation.seed is None else observation.seed
         if not 0 <= seed < 1 << 32:
             raise ObservationError(f"seed: {seed} is outside 0..2^32-1")
-        admitted = replace(observation, images=images, state=state, prefix_actions=prefix, embodiment=embodiment.name, seed=seed)
+        admitted = replace(
+            observation,
+            images=images,
+            state=state,
+            prefix_actions=prefix,
+            embodiment=embodiment.name,
+            seed=seed,
+        )
         return admitted, embodiment
 
     def metadata(self, embodiment: str | None = None) -> dict[str, Any]:
-        """What the endpoint says of itself when a robot connects: plain numbers, text, lists and maps.
+        """What the endpoint says of itself when a robot connects: plain numbers, text, lists
+        and maps.
 
-        With one embodiment, or when `embodiment` names one, its fields also stand at the top, where stock clients look.
+        With one embodiment, or when `embodiment` names one, its fields also stand at the top,
+        where stock clients look.
         """
         told = {name: self._describe(e) for name, e in self.embodiments.items()}
         about = {
@@ -139,9 +176,11 @@ class PolicyContract(BaseModel):
         return about | {"embodiment": chosen.name} | told[chosen.name]
 
     def agree(self, robot: dict[str, Any]) -> Embodiment | None:
-        """Check what a robot announces at the handshake: `embodiment`, `fps`, `action_names`, `state_names`, `cameras`.
+        """Check what a robot announces at the handshake: `embodiment`, `fps`, `action_names`,
+        `state_names`, `cameras`.
 
-        Returns its embodiment, None when it announced nothing and there are several. ObservationError when they do not match.
+        Returns its embodiment, None when it announced nothing and there are several.
+        ObservationError when they do not match.
         """
         if not robot and len(self.embodiments) > 1:
             return None
@@ -164,17 +203,22 @@ class PolicyContract(BaseModel):
             "cameras": list(embodiment.cameras.values()),
         }
 
-    def _images(self, images: dict[str, np.ndarray], embodiment: Embodiment) -> dict[str, np.ndarray]:
+    def _images(
+        self, images: dict[str, np.ndarray], embodiment: Embodiment
+    ) -> dict[str, np.ndarray]:
         # Robots and data sets disagree on prefixes; the last part is what they share.
         given: dict[str, np.ndarray] = {}
         for name, image in images.items():
             if short_name(name) in given:
-                raise ObservationError(f"images: camera '{short_name(name)}' came twice; send each camera once")
+                raise ObservationError(
+                    f"images: camera '{short_name(name)}' came twice; send each camera once"
+                )
             given[short_name(name)] = image
         missing = [key for key in embodiment.cameras.values() if short_name(key) not in given]
         if missing:
             raise ObservationError(
-                f"images: camera {', '.join(missing)} is missing (came: {', '.join(sorted(given)) or 'none'}); "
+                f"images: camera {', '.join(missing)} is missing (came: "
+                f"{', '.join(sorted(given)) or 'none'}); "
                 f"{embodiment.name} needs {', '.join(embodiment.cameras.values())}"
             )
         return {key: _image(key, given[short_name(key)]) for key in embodiment.cameras.values()}
@@ -182,30 +226,54 @@ class PolicyContract(BaseModel):
     def _prefix(self, observation: Observation, embodiment: Embodiment) -> np.ndarray | None:
         delay, prefix = observation.delay, observation.prefix_actions
         if delay < 0 or delay >= self.chunk:
-            raise ObservationError(f"delay: {delay} control steps, expected 0..{self.chunk - 1}, less than a chunk of actions")
+            raise ObservationError(
+                f"delay: {delay} control steps, expected 0..{self.chunk - 1}, less than a "
+                "chunk of actions"
+            )
         rows = 0
         if prefix is not None:
-            prefix = _vector("prefix_actions", prefix, (-1, len(embodiment.action_names)), embodiment.action_names)
+            prefix = _vector(
+                "prefix_actions",
+                prefix,
+                (-1, len(embodiment.action_names)),
+                embodiment.action_names,
+            )
             rows = len(prefix)
         if rows > self.chunk:
-            raise ObservationError(f"prefix_actions: {rows} rows, expected at most {self.chunk}; send what is not executed yet")
+            raise ObservationError(
+                f"prefix_actions: {rows} rows, expected at most {self.chunk}; send what is not "
+                "executed yet"
+            )
         if delay > rows:
-            raise ObservationError(f"delay: {delay} is more than the {rows} rows of prefix_actions; send the committed actions")
+            raise ObservationError(
+                f"delay: {delay} is more than the {rows} rows of prefix_actions; send the "
+                "committed actions"
+            )
         return prefix
 
 
 def _image(name: str, image: object) -> np.ndarray:
     if not isinstance(image, np.ndarray):
-        _fail(f"images.{name}", f"a {type(image).__name__}", "a uint8 array [height, width, 3], RGB")
+        _fail(
+            f"images.{name}", f"a {type(image).__name__}", "a uint8 array [height, width, 3], RGB"
+        )
     if image.dtype != np.uint8:
         fix = "; multiply by 255 and convert" if image.dtype.kind == "f" else ""
         _fail(f"images.{name}", f"dtype {image.dtype}", f"uint8 values 0..255, RGB{fix}")
     if image.ndim == 3 and image.shape[2] != 3 and image.shape[0] == 3:
         image = image.transpose(1, 2, 0)
     if image.ndim != 3 or image.shape[2] != 3:
-        _fail(f"images.{name}", f"shape {list(image.shape)}", "[height, width, 3] or [3, height, width], without a batch axis")
+        _fail(
+            f"images.{name}",
+            f"shape {list(image.shape)}",
+            "[height, width, 3] or [3, height, width], without a batch axis",
+        )
     if not (MIN_SIDE <= image.shape[0] <= MAX_SIDE and MIN_SIDE <= image.shape[1] <= MAX_SIDE):
-        _fail(f"images.{name}", f"{image.shape[1]}x{image.shape[0]} pixels", f"{MIN_SIDE} to {MAX_SIDE} on each side")
+        _fail(
+            f"images.{name}",
+            f"{image.shape[1]}x{image.shape[0]} pixels",
+            f"{MIN_SIDE} to {MAX_SIDE} on each side",
+        )
     return np.ascontiguousarray(image)
 
 
@@ -221,7 +289,11 @@ def _vector(field: str, value: Any, shape: tuple[int, ...], names: tuple[str, ..
         value = np.array(value, np.float32)
     broken = (~np.isfinite(value)).reshape(-1, shape[-1]).any(axis=0)
     if broken.any():
-        _fail(field, f"NaN or infinity in {', '.join(names[i] for i in np.flatnonzero(broken))}", "finite robot units")
+        _fail(
+            field,
+            f"NaN or infinity in {', '.join(names[i] for i in np.flatnonzero(broken))}",
+            "finite robot units",
+        )
     return value
 
 

@@ -1,7 +1,9 @@
-"""From the name of a policy to the address of its bundle: `models:/gwp@champion` -> `s3://bucket/bundles/...`.
+"""From the name of a policy to the address of its bundle: `models:/gwp@champion` ->
+`s3://bucket/bundles/...`.
 
-Speaks MLflow's REST interface with the standard library, so robots' gateways and laptops need no MLflow installed. An alias is
-resolved once, here; what comes back is a version that does not move.
+Speaks MLflow's REST interface with the standard library, so robots' gateways and laptops need
+no MLflow installed. An alias is resolved once, here; what comes back is a version that does not
+move.
 """
 
 import base64
@@ -21,18 +23,22 @@ _TIMEOUT_S = 20.0
 
 
 def parse_model_uri(uri: str) -> tuple[str, str | None, str | None]:
-    """`models:/NAME@ALIAS` or `models:/NAME/VERSION` -> (name, alias, version), one of the last two None; GwpError otherwise."""
+    """`models:/NAME@ALIAS` or `models:/NAME/VERSION` -> (name, alias, version), one of the last
+    two None; GwpError otherwise.
+    """
     match = _URI.fullmatch(uri)
     if match is None:
         raise GwpError(
-            f"'{uri}' is not the name of a registered policy; write models:/NAME@ALIAS (models:/gwp@champion) "
+            f"'{uri}' is not the name of a registered policy; write models:/NAME@ALIAS "
+            "(models:/gwp@champion) "
             "or models:/NAME/VERSION (models:/gwp/3)"
         )
     return urllib.parse.unquote(match["name"]), match["alias"], match["version"]
 
 
 def locate(uri: str) -> tuple[str, dict[str, str]]:
-    """The bundle behind `uri` and what the registry says of it: `name`, `version`, `alias`, `policy_id`, `run_id` where known.
+    """The bundle behind `uri` and what the registry says of it: `name`, `version`, `alias`,
+    `policy_id`, `run_id` where known.
 
     A path or any other URI is its own bundle and comes back as it is, with nothing known.
     """
@@ -42,8 +48,10 @@ def locate(uri: str) -> tuple[str, dict[str, str]]:
     tracking = os.environ.get("MLFLOW_TRACKING_URI", "")
     if not tracking.startswith(("http://", "https://")):
         raise GwpError(
-            f"{uri}: finding a registered policy needs an MLflow server and MLFLOW_TRACKING_URI is '{tracking}'; "
-            "start one (`mlflow server`, `gwp mini start`) and set it to http://HOST:PORT, or give the bundle's own URI"
+            f"{uri}: finding a registered policy needs an MLflow server and "
+            f"MLFLOW_TRACKING_URI is '{tracking}'; "
+            "start one (`mlflow server`, `gwp mini start`) and set it to http://HOST:PORT, or "
+            "give the bundle's own URI"
         )
     if alias is not None:
         found = _get(tracking, "registered-models/alias", uri, name=name, alias=alias)
@@ -51,8 +59,13 @@ def locate(uri: str) -> tuple[str, dict[str, str]]:
         found = _get(tracking, "model-versions/get", uri, name=name, version=str(version))
     entry = found["model_version"]
     tags = {tag["key"]: tag.get("value", "") for tag in entry.get("tags", [])}
-    known = {"name": name, "version": str(entry["version"]), "alias": alias or "", "policy_id": tags.get("policy_id", ""),
-             "run_id": entry.get("run_id", "")}
+    known = {
+        "name": name,
+        "version": str(entry["version"]),
+        "alias": alias or "",
+        "policy_id": tags.get("policy_id", ""),
+        "run_id": entry.get("run_id", ""),
+    }
     return entry["source"], {key: value for key, value in known.items() if value}
 
 
@@ -67,26 +80,43 @@ def _get(tracking: str, path: str, uri: str, **query: str) -> dict[str, Any]:
         raise GwpError(_explained(uri, tracking, error)) from error
     except (urllib.error.URLError, TimeoutError, ConnectionError) as error:
         reason = getattr(error, "reason", error)
-        raise GwpError(f"{uri}: the MLflow server at {tracking} does not answer ({reason}); check MLFLOW_TRACKING_URI") from error
+        raise GwpError(
+            f"{uri}: the MLflow server at {tracking} does not answer ({reason}); check "
+            "MLFLOW_TRACKING_URI"
+        ) from error
     except ValueError as error:
-        raise GwpError(f"{uri}: {tracking} answers, but not as an MLflow server; check MLFLOW_TRACKING_URI") from error
+        raise GwpError(
+            f"{uri}: {tracking} answers, but not as an MLflow server; check MLFLOW_TRACKING_URI"
+        ) from error
 
 
 def _explained(uri: str, tracking: str, error: urllib.error.HTTPError) -> str:
     if error.code in (401, 403):
-        return (f"{uri}: {tracking} refuses access ({error.code}); set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, "
-                "or MLFLOW_TRACKING_TOKEN")
+        return (
+            f"{uri}: {tracking} refuses access ({error.code}); set MLFLOW_TRACKING_USERNAME "
+            "and MLFLOW_TRACKING_PASSWORD, "
+            "or MLFLOW_TRACKING_TOKEN"
+        )
     try:
         body = json.loads(error.read())
     except ValueError:
         body = {}
     if body.get("error_code") in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
-        return f"{uri}: the registry at {tracking} has no such policy ({body.get('message', '')}); register one with `gwp promote`"
-    return f"{uri}: {tracking} answers {error.code} {body.get('message', error.reason)}; check MLFLOW_TRACKING_URI"
+        return (
+            f"{uri}: the registry at {tracking} has no such policy "
+            f"({body.get('message', '')}); register one with `gwp promote`"
+        )
+    return (
+        f"{uri}: {tracking} answers {error.code} {body.get('message', error.reason)}; check "
+        "MLFLOW_TRACKING_URI"
+    )
 
 
 def _credentials() -> dict[str, str]:
-    user, token = os.environ.get("MLFLOW_TRACKING_USERNAME"), os.environ.get("MLFLOW_TRACKING_TOKEN")
+    user, token = (
+        os.environ.get("MLFLOW_TRACKING_USERNAME"),
+        os.environ.get("MLFLOW_TRACKING_TOKEN"),
+    )
     if user is not None:
         pair = f"{user}:{os.environ.get('MLFLOW_TRACKING_PASSWORD', '')}"
         return {"Authorization": "Basic " + base64.b64encode(pair.encode()).decode()}

@@ -17,18 +17,26 @@ def apply_limits(
 
     actions:   `[p, d]`, robot units, absolute
     state:     `[ds]`, robot units, where the robot is now
-    committed: leading rows that the robot already executes (real-time chunking); they are left as they are
+    committed: leading rows that the robot already executes (real-time chunking); they are left
+    as they are
 
-    Returns float32 `[p, d]` and flags: `clipped:<action>` where the position limit took hold, `slowed:<action>` where the
-    velocity limit did. Every free row lies within `lower..upper` and within `velocity` of the row before it. The first row
-    is held against the state where `delta_mask` says that the state entry is the same quantity, otherwise against nothing.
+    Returns float32 `[p, d]` and flags: `clipped:<action>` where the position limit took hold,
+    `slowed:<action>` where the velocity limit did. Every free row lies within `lower..upper`
+    and within `velocity` of the row before it. The first row is held against the state where
+    `delta_mask` says that the state entry is the same quantity, otherwise against nothing.
 
-    Raises PolicyError when a value is not finite: there is no safe replacement for a chunk that was never computed.
+    Raises PolicyError when a value is not finite: there is no safe replacement for a chunk that
+    was never computed.
     """
     actions = np.array(actions, np.float32)
     if not np.isfinite(actions).all():
-        names = [embodiment.action_names[i] for i in np.flatnonzero(~np.isfinite(actions).all(axis=0))]
-        raise PolicyError(f"the policy gave a non-finite action for {', '.join(names)}; nothing was sent, check its weights")
+        names = [
+            embodiment.action_names[i] for i in np.flatnonzero(~np.isfinite(actions).all(axis=0))
+        ]
+        raise PolicyError(
+            f"the policy gave a non-finite action for {', '.join(names)}; nothing was sent, "
+            "check its weights"
+        )
     limits = embodiment.limits
     if limits is None or committed >= len(actions):
         return actions, ()
@@ -42,7 +50,11 @@ def apply_limits(
         previous = _before(actions, state, embodiment, committed)
         for i in range(len(free)):
             # Both ends lie within lower..upper, so the slower step does too.
-            held = np.where(np.isnan(previous), free[i], np.clip(free[i], previous - velocity, previous + velocity))
+            held = np.where(
+                np.isnan(previous),
+                free[i],
+                np.clip(free[i], previous - velocity, previous + velocity),
+            )
             slowed |= held != free[i]
             free[i] = previous = held
     actions[committed:] = free
@@ -51,7 +63,9 @@ def apply_limits(
     return actions, tuple(flags)
 
 
-def _before(actions: np.ndarray, state: np.ndarray, embodiment: Embodiment, committed: int) -> np.ndarray:
+def _before(
+    actions: np.ndarray, state: np.ndarray, embodiment: Embodiment, committed: int
+) -> np.ndarray:
     """What each action dimension was before the first free row, `[d]`; NaN where unknown."""
     assert embodiment.limits is not None
     if committed:
@@ -61,4 +75,8 @@ def _before(actions: np.ndarray, state: np.ndarray, embodiment: Embodiment, comm
         same = np.asarray(embodiment.delta)
         before[same] = np.asarray(state, np.float32)[: len(same)][same]
     # A sensor may read slightly past a limit; the limit still binds.
-    return np.clip(before, np.asarray(embodiment.limits.lower, np.float32), np.asarray(embodiment.limits.upper, np.float32))
+    return np.clip(
+        before,
+        np.asarray(embodiment.limits.lower, np.float32),
+        np.asarray(embodiment.limits.upper, np.float32),
+    )

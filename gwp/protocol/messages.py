@@ -1,4 +1,6 @@
-"""The one internal request and reply. Every door of the endpoint is a thin translation onto these two."""
+"""The one internal request and reply. Every door of the endpoint is a thin translation onto
+these two.
+"""
 
 from dataclasses import dataclass, field
 
@@ -12,7 +14,8 @@ class Observation:
     images:         camera name (as in the embodiment) -> uint8 `[H, W, 3]`, RGB
     state:          float32 `[d_state]`, robot units
     prompt:         the instruction; "" means none
-    prefix_actions: float32 `[k, d_action]`, robot units: actions already committed (real-time chunking), or None
+    prefix_actions: float32 `[k, d_action]`, robot units: actions already committed (real-time
+    chunking), or None
     delay:          control steps until the reply can take effect; the first `delay` rows of `prefix_actions` are kept
     seed:           noise seed; the same seed and observation give the same chunk. None: 0
     """
@@ -33,9 +36,11 @@ class Observation:
 
 @dataclass(frozen=True)
 class ActionChunk:
-    """The answer: `actions` float32 `[p, d_action]` in robot units, one row per control step from `valid_from` on.
+    """The answer: `actions` float32 `[p, d_action]` in robot units, one row per control step
+    from `valid_from` on.
 
-    timings: milliseconds per phase (preprocess, vae, text, prefix, denoise, postprocess, total).
+    timings: milliseconds per phase (preprocess, vae, text, prefix, denoise, postprocess,
+    total).
     flags:   what the safety envelope changed, e.g. "clipped:gripper"; empty when nothing.
     """
 

@@ -1,8 +1,8 @@
 """NumPy arrays in msgpack, in the dialect of openpi, decoded strictly.
 
-An array travels as a map with bytes keys `__ndarray__`, `data`, `dtype` (`"<f4"`), `shape`; a NumPy scalar as
-`__npgeneric__`, `data`, `dtype`. What arrives may come from anyone: only plain numbers are let through, and the
-announced shape has to fit the bytes that came with it.
+An array travels as a map with bytes keys `__ndarray__`, `data`, `dtype` (`"<f4"`), `shape`; a
+NumPy scalar as `__npgeneric__`, `data`, `dtype`. What arrives may come from anyone: only plain
+numbers are let through, and the announced shape has to fit the bytes that came with it.
 """
 
 import math
@@ -20,7 +20,9 @@ _SCALAR = frozenset((b"__npgeneric__", b"data", b"dtype"))
 
 
 class ProtocolError(GwpError):
-    """A message that is not what the protocol promises: broken msgpack, a refused dtype, a shape that does not fit."""
+    """A message that is not what the protocol promises: broken msgpack, a refused dtype, a
+    shape that does not fit.
+    """
 
 
 def _dtype(text: object) -> np.dtype[Any]:
@@ -29,40 +31,65 @@ def _dtype(text: object) -> np.dtype[Any]:
     try:
         dtype = np.dtype(text)
     except (TypeError, ValueError, SyntaxError) as error:
-        raise ProtocolError(f"array dtype {text[:32]!r} is unknown; send bool, integers or floats") from error
-    # Structured, object and extended-precision types mean code paths nobody tests, or memory nobody expects.
+        raise ProtocolError(
+            f"array dtype {text[:32]!r} is unknown; send bool, integers or floats"
+        ) from error
+    # Structured, object and extended-precision types mean code paths nobody tests, or memory
+    # nobody expects.
     if dtype.kind not in _KINDS or dtype.itemsize > 8 or dtype.subdtype is not None:
-        raise ProtocolError(f"array dtype {text[:32]!r} is refused; send bool, integers or floats of up to 64 bits")
+        raise ProtocolError(
+            f"array dtype {text[:32]!r} is refused; send bool, integers or floats of up to 64 bits"
+        )
     return dtype
 
 
 def _encode(value: object) -> object:
-    if isinstance(value, (np.ndarray, np.generic)) and (value.dtype.kind not in _KINDS or value.dtype.itemsize > 8):
-        raise ProtocolError(f"cannot send dtype {value.dtype}; send bool, integers or floats of up to 64 bits")
+    if isinstance(value, (np.ndarray, np.generic)) and (
+        value.dtype.kind not in _KINDS or value.dtype.itemsize > 8
+    ):
+        raise ProtocolError(
+            f"cannot send dtype {value.dtype}; send bool, integers or floats of up to 64 bits"
+        )
     if isinstance(value, np.ndarray):
-        return {b"__ndarray__": True, b"data": value.tobytes(), b"dtype": value.dtype.str, b"shape": list(value.shape)}
+        return {
+            b"__ndarray__": True,
+            b"data": value.tobytes(),
+            b"dtype": value.dtype.str,
+            b"shape": list(value.shape),
+        }
     if isinstance(value, np.generic):
         return {b"__npgeneric__": True, b"data": value.item(), b"dtype": value.dtype.str}
-    raise ProtocolError(f"cannot send a {type(value).__name__}; send arrays, numbers, text, bytes, lists and maps")
+    raise ProtocolError(
+        f"cannot send a {type(value).__name__}; send arrays, numbers, text, bytes, lists and maps"
+    )
 
 
 def _decode(found: dict[Any, Any]) -> Any:
     if b"__ndarray__" in found:
         if found.keys() != _ARRAY:
-            raise ProtocolError("an array needs exactly the keys __ndarray__, data, dtype, shape (as bytes)")
+            raise ProtocolError(
+                "an array needs exactly the keys __ndarray__, data, dtype, shape (as bytes)"
+            )
         dtype, shape, data = _dtype(found[b"dtype"]), found[b"shape"], found[b"data"]
-        if not isinstance(shape, list) or len(shape) > MAX_DIMS or not all(type(n) is int and n >= 0 for n in shape):
+        if (
+            not isinstance(shape, list)
+            or len(shape) > MAX_DIMS
+            or not all(type(n) is int and n >= 0 for n in shape)
+        ):
             raise ProtocolError(f"array shape must be a list of up to {MAX_DIMS} sizes")
         if not isinstance(data, bytes):
             raise ProtocolError(f"array data is {type(data).__name__}, expected bytes")
         if len(data) != math.prod(shape) * dtype.itemsize:
             raise ProtocolError(
-                f"array of shape {shape} and dtype {dtype.str} needs {math.prod(shape) * dtype.itemsize} bytes, {len(data)} came"
+                f"array of shape {shape} and dtype {dtype.str} needs "
+                f"{math.prod(shape) * dtype.itemsize} bytes, {len(data)} came"
             )
         return np.frombuffer(data, dtype).reshape(shape)
     if b"__npgeneric__" in found:
         if found.keys() != _SCALAR:
-            raise ProtocolError("a scalar needs exactly the keys __npgeneric__, data, dtype (as bytes)")
+            raise ProtocolError(
+                "a scalar needs exactly the keys __npgeneric__, data, dtype (as bytes)"
+            )
         dtype, number = _dtype(found[b"dtype"]), found[b"data"]
         if not isinstance(number, (bool, int, float)):
             raise ProtocolError(f"scalar data is {type(number).__name__}, expected a number")
@@ -78,9 +105,11 @@ def _refuse_extension(code: int, _data: bytes) -> Any:
 
 
 def packb(message: Any) -> bytes:
-    """One message as bytes. Arrays of bool, integers and floats may sit anywhere in maps and lists.
+    """One message as bytes. Arrays of bool, integers and floats may sit anywhere in maps and
+    lists.
 
-    Raises ProtocolError for what has no place in a message (objects, complex numbers, structured arrays).
+    Raises ProtocolError for what has no place in a message (objects, complex numbers,
+    structured arrays).
     """
     try:
         return bytes(msgpack.packb(message, default=_encode, use_bin_type=True))
@@ -91,14 +120,20 @@ def packb(message: Any) -> bytes:
 def unpackb(data: bytes, max_bytes: int | None = None) -> Any:
     """The message in `data`; arrays come back read-only, without a copy.
 
-    Raises ProtocolError when the bytes are longer than `max_bytes`, are no msgpack, or hold an array of a refused dtype or
-    of another size than it announces. Never runs code from the message.
+    Raises ProtocolError when the bytes are longer than `max_bytes`, are no msgpack, or hold an
+    array of a refused dtype or of another size than it announces. Never runs code from the
+    message.
     """
     if max_bytes is not None and len(data) > max_bytes:
-        raise ProtocolError(f"message of {len(data)} bytes is over the limit of {max_bytes}; send smaller or JPEG images")
+        raise ProtocolError(
+            f"message of {len(data)} bytes is over the limit of {max_bytes}; send smaller or "
+            "JPEG images"
+        )
     try:
         return msgpack.unpackb(data, object_hook=_decode, ext_hook=_refuse_extension, raw=False)
     except ProtocolError:
         raise
     except (msgpack.exceptions.UnpackException, ValueError, TypeError, RecursionError) as error:
-        raise ProtocolError(f"not a msgpack message ({type(error).__name__}); send one msgpack map per binary frame") from error
+        raise ProtocolError(
+            f"not a msgpack message ({type(error).__name__}); send one msgpack map per binary frame"
+        ) from error

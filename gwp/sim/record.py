@@ -11,7 +11,7 @@ from itertools import islice
 
 import numpy as np
 
-from gwp.data.lerobot_write import LeRobotWriter
+from gwp.data.formats.lerobot.write import LeRobotWriter
 from gwp.errors import GwpError
 from gwp.sim.metaworld import CAMERA, EMBODIMENT, MAX_STEPS, TASKS, Env
 
@@ -44,25 +44,43 @@ class _Demo:
 
 
 def record(
-    uri: str, tasks: list[str], episodes: int, seed: int, *, noise: float = 0.2, size: int = 64, max_steps: int = 150,
-    with_actions: bool = True, workers: int = 2, progress: Callable[[int], None] | None = None,
+    uri: str,
+    tasks: list[str],
+    episodes: int,
+    seed: int,
+    *,
+    noise: float = 0.2,
+    size: int = 64,
+    max_steps: int = 150,
+    with_actions: bool = True,
+    workers: int = 2,
+    progress: Callable[[int], None] | None = None,
 ) -> RecordSummary:
     """Record `episodes` successful demonstrations of each task below `uri`.
 
-    noise: std of what is added to each executed action; the clean action is recorded, so that a policy sees how to come back.
-    size: side of the pictures, pixels. max_steps: control steps after which an attempt has failed. progress: gets the number of
-    episodes written so far. A set without actions has neither state nor action columns. The same arguments give the same episodes
-    for any number of workers; they use seeds from `seed` up to `seed + 4 * episodes - 1`, so keep the seeds of other sets and of
-    evaluations apart. Workers are new processes: a script that calls this needs `if __name__ == "__main__"`.
+    noise: std of what is added to each executed action; the clean action is recorded, so that a
+    policy sees how to come back.
+    size: side of the pictures, pixels. max_steps: control steps after which an attempt has
+    failed. progress: gets the number of episodes written so far. A set without actions has
+    neither state nor action columns. The same arguments give the same episodes for any number
+    of workers; they use seeds from `seed` up to `seed + 4 * episodes - 1`, so keep the seeds of
+    other sets and of evaluations apart. Workers are new processes: a script that calls this
+    needs `if __name__ == "__main__"`.
 
-    GwpError for arguments out of range, a task whose expert keeps failing, or a set that is there already.
+    GwpError for arguments out of range, a task whose expert keeps failing, or a set that is
+    there already.
     """
     _check(tasks, episodes, seed, noise, size, max_steps, workers)
     begin = time.monotonic()
     count = frames = attempts = 0
     writer = LeRobotWriter(
-        uri, fps=EMBODIMENT.fps, robot_type=EMBODIMENT.name, cameras={CAMERA: (size, size)},
-        state_names=EMBODIMENT.state_names, action_names=EMBODIMENT.action_names, with_actions=with_actions,
+        uri,
+        fps=EMBODIMENT.fps,
+        robot_type=EMBODIMENT.name,
+        cameras={CAMERA: (size, size)},
+        state_names=EMBODIMENT.state_names,
+        action_names=EMBODIMENT.action_names,
+        with_actions=with_actions,
     )
     with writer:
         for demo in _demos(tasks, episodes, seed, noise, size, max_steps, workers):
@@ -74,33 +92,57 @@ def record(
     return RecordSummary(count, frames, attempts, time.monotonic() - begin)
 
 
-def _check(tasks: list[str], episodes: int, seed: int, noise: float, size: int, max_steps: int, workers: int) -> None:
+def _check(
+    tasks: list[str],
+    episodes: int,
+    seed: int,
+    noise: float,
+    size: int,
+    max_steps: int,
+    workers: int,
+) -> None:
     unknown = [t for t in tasks if t not in TASKS]
     if unknown or not tasks:
         raise GwpError(f"tasks {', '.join(unknown) or '(none)'}: choose from {', '.join(TASKS)}")
     if len(set(tasks)) < len(tasks):
-        raise GwpError(f"tasks {', '.join(tasks)}: name each task once; `episodes` says how many of each")
-    wrong = [f"{name} is {value}, needs {rule}" for name, value, fits, rule in (
-        ("episodes", episodes, episodes > 0, "at least 1"),
-        ("seed", seed, seed >= 0, "0 or more"),
-        ("noise", noise, 0 <= noise <= 1, "0 to 1"),
-        ("size", size, size >= 16 and size % 2 == 0, "an even number of at least 16"),
-        ("max_steps", max_steps, 1 <= max_steps <= MAX_STEPS, f"1 to {MAX_STEPS}"),
-        ("workers", workers, workers > 0, "at least 1"),
-    ) if not fits]
+        raise GwpError(
+            f"tasks {', '.join(tasks)}: name each task once; `episodes` says how many of each"
+        )
+    wrong = [
+        f"{name} is {value}, needs {rule}"
+        for name, value, fits, rule in (
+            ("episodes", episodes, episodes > 0, "at least 1"),
+            ("seed", seed, seed >= 0, "0 or more"),
+            ("noise", noise, 0 <= noise <= 1, "0 to 1"),
+            ("size", size, size >= 16 and size % 2 == 0, "an even number of at least 16"),
+            ("max_steps", max_steps, 1 <= max_steps <= MAX_STEPS, f"1 to {MAX_STEPS}"),
+            ("workers", workers, workers > 0, "at least 1"),
+        )
+        if not fits
+    ]
     if wrong:
         raise GwpError("; ".join(wrong))
 
 
 def _demos(
-    tasks: list[str], episodes: int, seed: int, noise: float, size: int, max_steps: int, workers: int
+    tasks: list[str],
+    episodes: int,
+    seed: int,
+    noise: float,
+    size: int,
+    max_steps: int,
+    workers: int,
 ) -> Iterator[_Demo]:
     """Demonstrations in a fixed order, tasks alternating, whichever worker is faster."""
     context = mp.get_context("spawn")  # an EGL context does not survive a fork
-    jobs = ((task, seed + _TRIES * i, noise, size, max_steps) for i in range(episodes) for task in tasks)
+    jobs = (
+        (task, seed + _TRIES * i, noise, size, max_steps) for i in range(episodes) for task in tasks
+    )
     pool = ProcessPoolExecutor(workers, mp_context=context)
     try:
-        waiting: deque[Future[_Demo]] = deque(pool.submit(_demo, *job) for job in islice(jobs, _AHEAD * workers))
+        waiting: deque[Future[_Demo]] = deque(
+            pool.submit(_demo, *job) for job in islice(jobs, _AHEAD * workers)
+        )
         while waiting:
             demo = waiting.popleft().result()
             waiting.extend(pool.submit(_demo, *job) for job in islice(jobs, 1))
@@ -113,7 +155,9 @@ _ENVS: dict[tuple[str, int], Env] = {}
 
 
 def _demo(task: str, seed: int, noise: float, size: int, max_steps: int) -> _Demo:
-    """One successful demonstration in a worker process, trying further seeds when the expert fails."""
+    """One successful demonstration in a worker process, trying further seeds when the expert
+    fails.
+    """
     if (task, size) not in _ENVS:
         _ENVS[task, size] = Env(task, size)
     env = _ENVS[task, size]
@@ -134,4 +178,7 @@ def _demo(task: str, seed: int, noise: float, size: int, max_steps: int) -> _Dem
                 break
         if done:
             return _Demo(task, np.stack(frames), np.stack(states), np.stack(actions), attempt + 1)
-    raise GwpError(f"the expert of {task} failed on seeds {seed} to {seed + _TRIES - 1}; lower noise or raise max_steps")
+    raise GwpError(
+        f"the expert of {task} failed on seeds {seed} to {seed + _TRIES - 1}; lower noise or "
+        "raise max_steps"
+    )

@@ -16,7 +16,9 @@ Act = Callable[[Observation], ActionChunk]
 
 @dataclass(frozen=True)
 class EpisodeResult:
-    """One episode. `latencies_ms`: time of each request as the robot waited for it. `frames`: what it saw, one per request."""
+    """One episode. `latencies_ms`: time of each request as the robot waited for it. `frames`:
+    what it saw, one per request.
+    """
 
     success: bool
     steps: int
@@ -25,11 +27,14 @@ class EpisodeResult:
     frames: list[np.ndarray] = field(default_factory=list, repr=False)
 
 
-def run_episode(env: Env, act: Act, *, seed: int, max_steps: int = 150, replan: int, keep_frames: bool = False) -> EpisodeResult:
-    """Receding horizon: observe, execute the first `replan` actions of the chunk, observe again, until success or `max_steps`.
+def run_episode(
+    env: Env, act: Act, *, seed: int, max_steps: int = 150, replan: int, keep_frames: bool = False
+) -> EpisodeResult:
+    """Receding horizon: observe, execute the first `replan` actions of the chunk, observe
+    again, until success or `max_steps`.
 
-    Request k of the episode carries the noise seed k, so that a run can be repeated exactly. GwpError when `replan` or an answer
-    holds no action that the robot could execute.
+    Request k of the episode carries the noise seed k, so that a run can be repeated exactly.
+    GwpError when `replan` or an answer holds no action that the robot could execute.
     """
     if replan < 1:
         raise GwpError(f"replan is {replan}; execute at least one action of each chunk")
@@ -45,8 +50,16 @@ def run_episode(env: Env, act: Act, *, seed: int, max_steps: int = 150, replan: 
         chunk = act(observation)
         latencies.append((time.perf_counter() - begin) * 1e3)
         width = len(EMBODIMENT.action_names)
-        if chunk.actions.ndim != 2 or chunk.actions.shape[1] != width or not len(chunk.actions) or not np.isfinite(chunk.actions).all():
-            raise GwpError(f"the policy answered with actions {list(chunk.actions.shape)}; {env.task} needs finite [p, {width}], p > 0")
+        if (
+            chunk.actions.ndim != 2
+            or chunk.actions.shape[1] != width
+            or not len(chunk.actions)
+            or not np.isfinite(chunk.actions).all()
+        ):
+            raise GwpError(
+                f"the policy answered with actions {list(chunk.actions.shape)}; {env.task} "
+                f"needs finite [p, {width}], p > 0"
+            )
         for action in chunk.actions[: min(replan, max_steps - step)]:
             step += 1
             if env.step(action):
@@ -61,13 +74,20 @@ def random_policy(seed: int) -> Act:
     assert limits is not None
 
     def act(_observation: Observation) -> ActionChunk:
-        return ActionChunk(rng.uniform(limits.lower, limits.upper, (EMBODIMENT.chunk, len(limits.lower))).astype(np.float32), "random")
+        return ActionChunk(
+            rng.uniform(limits.lower, limits.upper, (EMBODIMENT.chunk, len(limits.lower))).astype(
+                np.float32
+            ),
+            "random",
+        )
 
     return act
 
 
 def expert_episode(env: Env, *, seed: int, max_steps: int = 150) -> EpisodeResult:
-    """The scripted expert, which sees the privileged state, asked at every step: the most that a policy could reach."""
+    """The scripted expert, which sees the privileged state, asked at every step: the most that
+    a policy could reach.
+    """
     env.reset(seed)
     for step in range(1, max_steps + 1):
         if env.step(env.expert_action()):
@@ -81,4 +101,6 @@ def wilson_interval(successes: int, episodes: int, z: float = 1.96) -> tuple[flo
         return 0.0, 1.0
     p, n = successes / episodes, episodes
     centre, spread = p + z * z / (2 * n), z * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n))
-    return max(0.0, (centre - spread) / (1 + z * z / n)), min(1.0, (centre + spread) / (1 + z * z / n))
+    return max(0.0, (centre - spread) / (1 + z * z / n)), min(
+        1.0, (centre + spread) / (1 + z * z / n)
+    )

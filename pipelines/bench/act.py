@@ -1,6 +1,8 @@
-"""`gwp bench act`: what acting costs against decoding actions and video together, side by side in one run.
+"""`gwp bench act`: what acting costs against decoding actions and video together, side by side
+in one run.
 
-All sides use the same kernels, weights and dtype; cases are interleaved, so that a slow moment of the machine meets every one.
+All sides use the same kernels, weights and dtype; cases are interleaved, so that a slow moment
+of the machine meets every one.
 """
 
 import os
@@ -16,11 +18,11 @@ import torch
 from torch import Tensor
 
 from gwp.model.config import Family, Group, ModelConfig
-from gwp.model.layout import Noise
+from gwp.model.inference.layout import Noise
 from gwp.model.transformer import Tokens, WorldActionTransformer
 from gwp.policy.engine.engine import Engine
 from gwp.policy.engine.graphs import graph_pool, recorded
-from gwp.policy.engine.schedule import EngineSettings
+from gwp.policy.engine.schedule import BatchingConfig
 from gwp.policy.engine.solver import Prefix, Solver
 from gwp.policy.policy import Policy
 from gwp.threads import apart
@@ -34,21 +36,40 @@ _ACTION: tuple[Group, ...] = ("A",)
 
 
 def bench_act(
-    size: str, family: Family, batches: Sequence[int], steps: Sequence[int], repeats: int, threads: int, device: str = "cpu",
-    dtype: str = "float32", robots: int = 16, codec: str = "pca", p99_ms: float | None = None, seconds: float = 10.0,
+    size: str,
+    family: Family,
+    batches: Sequence[int],
+    steps: Sequence[int],
+    repeats: int,
+    threads: int,
+    device: str = "cpu",
+    dtype: str = "float32",
+    robots: int = 16,
+    codec: str = "pca",
+    p99_ms: float | None = None,
+    seconds: float = 10.0,
     trace_to: str | None = None,
 ) -> dict[str, Any]:
-    """Everything that `gwp bench act` prints for one family. The first of `batches` and of `steps` is the one of the comparisons.
+    """Everything that `gwp bench act` prints for one family. The first of `batches` and of
+    `steps` is the one of the comparisons.
 
-    p99_ms: also find how many robots one engine answers within it, `seconds` per crowd; trace_to: file for a profile of requests
+    p99_ms: also find how many robots one engine answers within it, `seconds` per crowd;
+    trace_to: file for a profile of requests
     """
     torch.set_num_threads(threads)
     shape = SIZES[size]
     config = shape.config(family)
-    policy = apart(lambda: random_policy(shape, family, steps[0], device, getattr(torch, dtype), codec))
+    policy = apart(
+        lambda: random_policy(shape, family, steps[0], device, getattr(torch, dtype), codec)
+    )
     solver = policy.solver
     rows, columns = shape.latent
-    tokens = {"prefix": 1 + rows * columns // 4, "action": shape.chunk, "future": rows * columns // 4, "text": shape.text[0]}
+    tokens = {
+        "prefix": 1 + rows * columns // 4,
+        "action": shape.chunk,
+        "future": rows * columns // 4,
+        "text": shape.text[0],
+    }
 
     def passes() -> tuple[Machine, dict[str, Any], dict[str, Any], dict[str, Any]]:
         with torch.inference_mode():
@@ -57,34 +78,64 @@ def bench_act(
             first = given[batches[0]]
             solvers = {n: Solver(solver.model, solver.shapes, n) for n in steps}
             return (
-                machine, _measure(_cases(solver, first), repeats, policy.device),
-                _measure({str(b): _acting(solver, given[b]) for b in batches}, repeats, policy.device),
-                _measure({str(n): _acting(solvers[n], first) for n in steps}, repeats, policy.device),
+                machine,
+                _measure(_cases(solver, first), repeats, policy.device),
+                _measure(
+                    {str(b): _acting(solver, given[b]) for b in batches}, repeats, policy.device
+                ),
+                _measure(
+                    {str(n): _acting(solvers[n], first) for n in steps}, repeats, policy.device
+                ),
             )
 
     machine, ms, by_batch, by_steps = apart(passes)
     prefix_tokens = {config.expert_of["S"]: 1}
-    prefix_tokens[config.expert_of["R"]] = prefix_tokens.get(config.expert_of["R"], 0) + tokens["prefix"] - 1
-    floor = acting_floor(solver.model, prefix_tokens, shape.chunk, shape.text[0], batches[0], steps[0], machine)
+    prefix_tokens[config.expert_of["R"]] = (
+        prefix_tokens.get(config.expert_of["R"], 0) + tokens["prefix"] - 1
+    )
+    floor = acting_floor(
+        solver.model, prefix_tokens, shape.chunk, shape.text[0], batches[0], steps[0], machine
+    )
     p50 = {name: value["p50"] for name, value in ms.items()}
     phases, request = apart(lambda: _requests(policy, shape, repeats))
     traced = apart(lambda: trace(policy, shape, trace_to)) if trace_to else None
     engine = _engine(policy, shape, robots, max(5, repeats // 2))
     return {
-        "size": size, "family": family, "parameters": _parameters(config), "batch": batches[0], "steps": steps[0], "tokens": tokens,
-        "hardware": hardware(policy.device), "device": str(policy.device), "dtype": dtype, "threads": threads, "torch": torch.__version__,
-        "warm_up": WARM_UP, "repeats": repeats, "cached": "prefix keys in act, step, imagine, joint_cached; text keys everywhere",
-        "ms": ms, "by_batch": by_batch, "by_steps": by_steps, "phases_ms": phases,
-        "request_ms": request, "engine": engine, "codec": codec,
-        "crowds": robots_table(policy, shape, p99_ms, seconds) if p99_ms else None, "trace": traced,
+        "size": size,
+        "family": family,
+        "parameters": _parameters(config),
+        "batch": batches[0],
+        "steps": steps[0],
+        "tokens": tokens,
+        "hardware": hardware(policy.device),
+        "device": str(policy.device),
+        "dtype": dtype,
+        "threads": threads,
+        "torch": torch.__version__,
+        "warm_up": WARM_UP,
+        "repeats": repeats,
+        "cached": "prefix keys in act, step, imagine, joint_cached; text keys everywhere",
+        "ms": ms,
+        "by_batch": by_batch,
+        "by_steps": by_steps,
+        "phases_ms": phases,
+        "request_ms": request,
+        "engine": engine,
+        "codec": codec,
+        "crowds": robots_table(policy, shape, p99_ms, seconds) if p99_ms else None,
+        "trace": traced,
         "ratios": {
             "act_vs_joint": p50["joint"] / p50["act"],
             "act_vs_joint_cached": p50["joint_cached"] / p50["act"],
             "cached_vs_uncached": p50["act_uncached"] / p50["act"],
-            "step_vs_matmul": p50["step"] / p50["bare_step"], "engine_vs_sequential": engine["throughput_ratio"],
+            "step_vs_matmul": p50["step"] / p50["bare_step"],
+            "engine_vs_sequential": engine["throughput_ratio"],
         },
-        "floors": floor | {
-            "distance": p50["act"] / floor["ms"], "gflops_per_s": machine.flops_per_s / 1e9, "gb_per_s": machine.bytes_per_s / 1e9,
+        "floors": floor
+        | {
+            "distance": p50["act"] / floor["ms"],
+            "gflops_per_s": machine.flops_per_s / 1e9,
+            "gb_per_s": machine.bytes_per_s / 1e9,
         },
     }
 
@@ -108,15 +159,31 @@ class _Given:
             return torch.randn(batch, *shape, generator=g).to(model.device)
 
         d = model.config.action_channels
-        state, reference, text = randn(1, d), randn(C, 1, h, w), randn(text_rows, model.config.text_dim)
+        state, reference, text = (
+            randn(1, d),
+            randn(C, 1, h, w),
+            randn(text_rows, model.config.text_dim),
+        )
         ids = torch.zeros(batch, dtype=torch.long, device=model.device)
         prefix = solver.observe(state, reference, model.text_keys(text), ids)
-        return cls(state, reference, randn(solver.shapes.chunk, d), randn(C, solver.shapes.future, h, w), prefix)
+        return cls(
+            state,
+            reference,
+            randn(solver.shapes.chunk, d),
+            randn(C, solver.shapes.future, h, w),
+            prefix,
+        )
 
 
 def _acting(solver: Solver, given: _Given) -> Callable[[], Tensor]:
     def act() -> Tensor:
-        solver.observe(given.state, given.reference, given.prefix.text, given.prefix.embodiment, given.prefix.cache)
+        solver.observe(
+            given.state,
+            given.reference,
+            given.prefix.text,
+            given.prefix.embodiment,
+            given.prefix.cache,
+        )
         return solver.act(given.prefix, given.action)
 
     return act
@@ -128,14 +195,24 @@ def _cases(solver: Solver, given: _Given) -> dict[str, Callable[[], object]]:
     through = solver.acting(prefix)
 
     def observe() -> Prefix:
-        return solver.observe(given.state, given.reference, prefix.text, prefix.embodiment, prefix.cache)
+        return solver.observe(
+            given.state, given.reference, prefix.text, prefix.embodiment, prefix.cache
+        )
 
     def uncached() -> object:
         x = given.action
-        through = solver.model.prepare(Tokens(given.state, given.reference, x), prefix.cache, prefix.text, prefix.embodiment)
+        through = solver.model.prepare(
+            Tokens(given.state, given.reference, x), prefix.cache, prefix.text, prefix.embodiment
+        )
         for step in range(solver.steps):
-            noise: dict[Group, Noise] = {"S": solver.clean, "R": solver.clean, "A": solver.level(step)}
-            out = solver.model.run(Tokens(given.state, given.reference, x), noise, through, _ACTION).action
+            noise: dict[Group, Noise] = {
+                "S": solver.clean,
+                "R": solver.clean,
+                "A": solver.level(step),
+            }
+            out = solver.model.run(
+                Tokens(given.state, given.reference, x), noise, through, _ACTION
+            ).action
             assert out is not None
             x = x - out.float() / solver.steps
         return x
@@ -144,15 +221,20 @@ def _cases(solver: Solver, given: _Given) -> dict[str, Callable[[], object]]:
         return solver.joint(observe(), observed, given.action, given.future, use_prefix=True)
 
     return {
-        "act": _acting(solver, given), "act_uncached": uncached,
-        "joint": lambda: solver.joint(prefix, observed, given.action, given.future), "joint_cached": joint_cached,
-        "imagine": lambda: solver.imagine(prefix, given.action, given.future), "prefix": observe,
+        "act": _acting(solver, given),
+        "act_uncached": uncached,
+        "joint": lambda: solver.joint(prefix, observed, given.action, given.future),
+        "joint_cached": joint_cached,
+        "imagine": lambda: solver.imagine(prefix, given.action, given.future),
+        "prefix": observe,
         "step": lambda: solver.velocity(through, given.action, solver.level(0)),
         "bare_step": bare_step(solver, prefix),
     }
 
 
-def _measure(cases: Mapping[str, Callable[[], object]], repeats: int, device: torch.device) -> dict[str, dict[str, float]]:
+def _measure(
+    cases: Mapping[str, Callable[[], object]], repeats: int, device: torch.device
+) -> dict[str, dict[str, float]]:
     times: dict[str, list[float]] = {name: [] for name in cases}
     # On a GPU every side is one graph.
     runs, pool = {}, graph_pool(device)
@@ -173,9 +255,15 @@ def _percentiles(values: Sequence[float]) -> dict[str, float]:
     return {f"p{q}": float(np.percentile(values, q)) for q in (50, 95, 99)}
 
 
-def _requests(policy: Policy, shape: Size, repeats: int) -> tuple[dict[str, float], dict[str, float]]:
-    """Whole requests, from image to actions in robot units: the median of each phase, and percentiles of the whole."""
-    seen = [policy.act(observation(shape, seed)).timings for seed in range(WARM_UP + repeats)][WARM_UP:]
+def _requests(
+    policy: Policy, shape: Size, repeats: int
+) -> tuple[dict[str, float], dict[str, float]]:
+    """Whole requests, from image to actions in robot units: the median of each phase, and
+    percentiles of the whole.
+    """
+    seen = [policy.act(observation(shape, seed)).timings for seed in range(WARM_UP + repeats)][
+        WARM_UP:
+    ]
     phases = {name: float(np.median([timings[name] for timings in seen])) for name in seen[0]}
     return phases, _percentiles([timings["total"] for timings in seen])
 
@@ -187,16 +275,33 @@ def _engine(policy: Policy, shape: Size, robots: int, rounds: int) -> dict[str, 
     def one_by_one() -> tuple[float, float]:
         policy.act(observations[0])
         times = [_seconds(lambda: [policy.act(o) for o in observations]) for _ in range(rounds)]
-        return float(np.median(times)), float(np.median([_seconds(lambda: policy.act(observations[0])) for _ in range(rounds)]))
+        return float(np.median(times)), float(
+            np.median([_seconds(lambda: policy.act(observations[0])) for _ in range(rounds)])
+        )
 
     sequential, direct = apart(one_by_one)
-    with Engine(policy, EngineSettings(slots=min(32, robots))) as engine, ThreadPoolExecutor(robots) as pool:
+    with (
+        Engine(policy, BatchingConfig(slots=min(32, robots))) as engine,
+        ThreadPoolExecutor(robots) as pool,
+    ):
         engine.warm_up(observations[:1])
-        together = float(np.median([_seconds(lambda: list(pool.map(engine.act, observations))) for _ in range(rounds)]))
-        alone = float(np.median([_seconds(lambda: engine.act(observations[0])) for _ in range(rounds)]))
+        together = float(
+            np.median(
+                [_seconds(lambda: list(pool.map(engine.act, observations))) for _ in range(rounds)]
+            )
+        )
+        alone = float(
+            np.median([_seconds(lambda: engine.act(observations[0])) for _ in range(rounds)])
+        )
     return {
-        "robots": robots, "sequential_s": sequential, "engine_s": together, "throughput_ratio": sequential / together,
-        "chunks_per_s": robots / together, "direct_ms": direct * 1e3, "alone_ms": alone * 1e3, "alone_ratio": alone / direct,
+        "robots": robots,
+        "sequential_s": sequential,
+        "engine_s": together,
+        "throughput_ratio": sequential / together,
+        "chunks_per_s": robots / together,
+        "direct_ms": direct * 1e3,
+        "alone_ms": alone * 1e3,
+        "alone_ratio": alone / direct,
     }
 
 
@@ -215,7 +320,10 @@ def hardware(device: torch.device) -> str:
     """What a measurement was made on."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
-    model = next((line.split(":")[1].strip() for line in _cpuinfo() if line.startswith("model name")), platform.machine())
+    model = next(
+        (line.split(":")[1].strip() for line in _cpuinfo() if line.startswith("model name")),
+        platform.machine(),
+    )
     return f"{model}, {os.cpu_count()} cores"
 
 

@@ -6,12 +6,18 @@ from typing import Any
 import numpy as np
 
 from gwp import storage
-from gwp.data.lerobot import INFO
-from gwp.data.lerobot_write import LeRobotWriter
-from gwp.data.robots import robots_at
+from gwp.data.formats.find import robots_at
+from gwp.data.formats.lerobot.read import INFO
+from gwp.data.formats.lerobot.write import LeRobotWriter
 from gwp.data.source import Source
-from pipelines.prepare import Prepared, compute_all_stats, manifest_of, resolve_embodiments, sample_spec
-from pipelines.stage import TrainJob
+from pipelines.jobs.train_job import TrainJob
+from pipelines.training.prepare import (
+    PreparedRun,
+    compute_all_stats,
+    manifest_of,
+    resolve_embodiments,
+    sample_spec,
+)
 
 ROBOT = "bench"
 _FROM_END_TO_END = 64
@@ -19,31 +25,69 @@ _FROM_END_TO_END = 64
 CAMERAS = tuple(f"observation.images.{name}" for name in ("front", "left", "right"))
 
 
-def made_set(folder: Path, gop: int, size: tuple[int, int], episodes: int = 6, rows: int = 100, cameras: int = 3) -> str:
-    """A LeRobot set of moving textures: H.264, key frames `gop` apart, pictures of `size` (height, width). Returns its URI."""
+def made_set(
+    folder: Path,
+    gop: int,
+    size: tuple[int, int],
+    episodes: int = 6,
+    rows: int = 100,
+    cameras: int = 3,
+) -> str:
+    """A LeRobot set of moving textures: H.264, key frames `gop` apart, pictures of `size`
+    (height, width). Returns its URI.
+    """
     rng = np.random.default_rng(0)
     h, w = size
     names = CAMERAS[:cameras]
     grain = rng.integers(0, 256, (2 * h, 2 * w, 3), np.uint8)
-    coarse = np.kron(rng.integers(0, 200, (2 * h // 16 + 1, 2 * w // 16 + 1, 3), np.uint8), np.ones((16, 16, 1), np.uint8))
+    coarse = np.kron(
+        rng.integers(0, 200, (2 * h // 16 + 1, 2 * w // 16 + 1, 3), np.uint8),
+        np.ones((16, 16, 1), np.uint8),
+    )
     world = coarse[: 2 * h, : 2 * w] // 2 + grain // 32
     middle = np.array([h // 2, w // 2])
     axes = tuple(f"j{i}" for i in range(7))
     uri = str(folder / f"made_gop{gop}")
-    with LeRobotWriter(uri, fps=30.0, robot_type=ROBOT, cameras=dict.fromkeys(names, size), state_names=axes, action_names=axes,
-                       gop=gop) as writer:
+    with LeRobotWriter(
+        uri,
+        fps=30.0,
+        robot_type=ROBOT,
+        cameras=dict.fromkeys(names, size),
+        state_names=axes,
+        action_names=axes,
+        gop=gop,
+    ) as writer:
         for _ in range(episodes):
-            paths = {name: np.clip(middle + np.cumsum(rng.integers(-3, 4, (rows, 2)), 0), 0, 2 * middle) for name in names}
-            frames = {name: np.stack([world[y : y + h, x : x + w] for y, x in path]) for name, path in paths.items()}
+            paths = {
+                name: np.clip(middle + np.cumsum(rng.integers(-3, 4, (rows, 2)), 0), 0, 2 * middle)
+                for name in names
+            }
+            frames = {
+                name: np.stack([world[y : y + h, x : x + w] for y, x in path])
+                for name, path in paths.items()
+            }
             state = np.cumsum(rng.normal(0, 0.02, (rows, 7)), 0).astype(np.float32)
             writer.add_episode(frames, "follow the texture", state, state + np.float32(0.01))
     return uri
 
 
-def job_for(uri: str, *, canvas: tuple[int, int], chunk: int, stride: int, clip: dict[str, Any], batch: int, workers: int, tasks: int,
-            steps: int, whole: bool = False) -> TrainJob:
-    """A stage that reads this set. canvas: width and height; batch: samples per worker and step; whole: its videos as plain clips, every
-    sample of which begins where the one before ended."""
+def job_for(
+    uri: str,
+    *,
+    canvas: tuple[int, int],
+    chunk: int,
+    stride: int,
+    clip: dict[str, Any],
+    batch: int,
+    workers: int,
+    tasks: int,
+    steps: int,
+    whole: bool = False,
+) -> TrainJob:
+    """A stage that reads this set. canvas: width and height; batch: samples per worker and
+    step; whole: its videos as plain clips, every sample of which begins where the one before
+    ended.
+    """
     robots = None if whole else robots_at(Source(uri=uri))
     if whole and storage.exists(storage.join(uri, INFO)):
         uri = storage.join(uri, "videos")
@@ -53,27 +97,55 @@ def job_for(uri: str, *, canvas: tuple[int, int], chunk: int, stride: int, clip:
         source, embodiments = {"uri": uri, "embodiment": ROBOT}, {ROBOT: {}}
         layout = "single" if len(robots.cameras) == 1 else "t"
         widest = max(len(robots.state_names), len(robots.action_names))
-    return TrainJob.model_validate({
-        "kind": "TrainJob", "version": 1, "stage": "policy" if robots else "world",
-        "run": {"name": "bench", "steps": steps},
-        # Never built: what matters is what it asks of the data. The codec has the shape of the published one.
-        "model": {"family": "gwp05", "num_layers": 1, "num_attention_heads": 8, "attention_head_dim": 32, "ffn_dim": 256,
-                  "action_expert_dim": 64, "action_ffn_dim": 128, "in_channels": 48, "action_channels": widest, "num_embodiments": 1,
-                  "text_dim": 64, "freq_dim": 64},
-        "codec": {"kind": "pca", "spatial": 16, "channels": 48, "fit_clips": 16}, "text": {"kind": "hashed", "dim": 64, "rows": 8},
-        "data": {
-            "sources": [source], "canvas": {"layout": layout, "width": canvas[0], "height": canvas[1], "missing": "grey"},
-            "window": {"chunk": chunk, "stride": stride}, "clip": clip, "embodiments": embodiments,
-            # Whoever wants every frame once reads a file from end to end.
-            "together": _FROM_END_TO_END if whole else 1,
-        },
-        "engine": {"global_batch": batch * workers},
-        "cluster": {"workers": workers, "decode_tasks": tasks},
-    })
+    return TrainJob.model_validate(
+        {
+            "kind": "TrainJob",
+            "version": 1,
+            "stage": "policy" if robots else "world",
+            "run": {"name": "bench", "steps": steps},
+            # Never built: what matters is what it asks of the data. The codec has the shape of
+            # the published one.
+            "model": {
+                "family": "gwp05",
+                "num_layers": 1,
+                "num_attention_heads": 8,
+                "attention_head_dim": 32,
+                "ffn_dim": 256,
+                "action_expert_dim": 64,
+                "action_ffn_dim": 128,
+                "in_channels": 48,
+                "action_channels": widest,
+                "num_embodiments": 1,
+                "text_dim": 64,
+                "freq_dim": 64,
+            },
+            "codec": {"kind": "pca", "spatial": 16, "channels": 48, "fit_clips": 16},
+            "text": {"kind": "hashed", "dim": 64, "rows": 8},
+            "data": {
+                "sources": [source],
+                "canvas": {
+                    "layout": layout,
+                    "width": canvas[0],
+                    "height": canvas[1],
+                    "missing": "grey",
+                },
+                "window": {"chunk": chunk, "stride": stride},
+                "clip": clip,
+                "embodiments": embodiments,
+                # Whoever wants every frame once reads a file from end to end.
+                "together": _FROM_END_TO_END if whole else 1,
+            },
+            "engine": {"global_batch": batch * workers},
+            "cluster": {"workers": workers, "decode_tasks": tasks},
+        }
+    )
 
 
-def prepared_for(job: TrainJob) -> Prepared:
+def prepared_for(job: TrainJob) -> PreparedRun:
     """What a stage hands to its stream, without a run folder."""
     embodiments = resolve_embodiments(job)
-    manifest, spec = manifest_of(job, embodiments), sample_spec(job, embodiments, compute_all_stats(job, embodiments))
-    return Prepared("", job, manifest, manifest.fingerprint, spec, "", None)
+    manifest, spec = (
+        manifest_of(job, embodiments),
+        sample_spec(job, embodiments, compute_all_stats(job, embodiments)),
+    )
+    return PreparedRun("", job, manifest, manifest.fingerprint, spec, "", None)

@@ -1,6 +1,8 @@
-"""What the stream is measured against: bare PyAV, and torch's DataLoader over the same reader. No Ray.
+"""What the stream is measured against: bare PyAV, and torch's DataLoader over the same reader.
+No Ray.
 
-Both use as many processes as the stream has decoding tasks, and warm up before their clocks start.
+Both use as many processes as the stream has decoding tasks, and warm up before their clocks
+start.
 """
 
 import multiprocessing as mp
@@ -19,10 +21,10 @@ import torch
 from av.video.reformatter import VideoReformatter
 from torch.utils.data import DataLoader, Dataset
 
-from gwp.data.cached import Cache
-from gwp.data.sample import SampleSpec, frame_times
-from gwp.data.video import SEEK_SAVES, WORK
-from pipelines.ingest import decode_block
+from gwp.data.decode import SampleSpec, frame_times
+from gwp.data.latent_cache import LatentCache
+from gwp.data.video.decode import SEEK_SAVES, WORK
+from pipelines.training.stream import decode_block
 
 _START_S = 120.0
 
@@ -32,7 +34,9 @@ Wanted = dict[str, list[float]]
 
 @dataclass(frozen=True)
 class Side:
-    """What one side did after its warm-up: samples and seconds; over all blocks: frames decoded and files opened, where it tells."""
+    """What one side did after its warm-up: samples and seconds; over all blocks: frames decoded
+    and files opened, where it tells.
+    """
 
     samples: int
     seconds: float
@@ -50,20 +54,30 @@ def wanted_of(table: pa.Table, spec: SampleSpec) -> Wanted:
     found: dict[str, set[float]] = {}
     for row in table.to_pylist():
         for view in row["views"]:
-            found.setdefault(view["uri"], set()).update(round(t, 6) for t in frame_times(row, view, spec))
+            found.setdefault(view["uri"], set()).update(
+                round(t, 6) for t in frame_times(row, view, spec)
+            )
     return {uri: sorted(times) for uri, times in found.items()}
 
 
 @lru_cache(maxsize=256)
 def _keys(path: str) -> tuple[list[int], float]:
-    """Presentation times of the key frames, and the distance between two frames, both in ticks; empty without an index."""
+    """Presentation times of the key frames, and the distance between two frames, both in ticks;
+    empty without an index.
+    """
     with av.open(path) as container:
         stream = container.streams.video[0]
-        index = [e for e in stream.index_entries if not e.is_discard] if "mp4" in container.format.name else []
+        index = (
+            [e for e in stream.index_entries if not e.is_discard]
+            if "mp4" in container.format.name
+            else []
+        )
         if len(index) < 2:
             return [], 0.0
         shift = int(stream.start_time or 0) - index[0].timestamp
-        return [e.timestamp + shift for e in index if e.is_keyframe], (index[-1].timestamp - index[0].timestamp) / (len(index) - 1)
+        return [e.timestamp + shift for e in index if e.is_keyframe], (
+            index[-1].timestamp - index[0].timestamp
+        ) / (len(index) - 1)
 
 
 def bare_block(wanted: Wanted) -> tuple[int, int]:
@@ -89,31 +103,47 @@ def bare_block(wanted: Wanted) -> tuple[int, int]:
     return given, decoded
 
 
-def _bare(number: int, barrier: Any, warm: Sequence[Wanted], blocks: Sequence[Wanted]) -> tuple[float, int, int]:
+def _bare(
+    number: int, barrier: Any, warm: Sequence[Wanted], blocks: Sequence[Wanted]
+) -> tuple[float, int, int]:
     for wanted in warm:
         bare_block(wanted)
     barrier.wait(_START_S)
     begin = time.perf_counter()
-    counts = np.array([bare_block(wanted) for wanted in blocks[number:: barrier.parties]]).reshape(-1, 2).sum(0)
+    counts = (
+        np.array([bare_block(wanted) for wanted in blocks[number :: barrier.parties]])
+        .reshape(-1, 2)
+        .sum(0)
+    )
     return time.perf_counter() - begin, int(counts[0]), int(counts[1])
 
 
-def bare(warm: Sequence[pa.Table], blocks: Sequence[pa.Table], spec: SampleSpec, processes: int) -> tuple[Side, int]:
-    """One loop per process, all at once, over blocks of local files; and the number of frames wanted."""
+def bare(
+    warm: Sequence[pa.Table], blocks: Sequence[pa.Table], spec: SampleSpec, processes: int
+) -> tuple[Side, int]:
+    """One loop per process, all at once, over blocks of local files; and the number of frames
+    wanted.
+    """
     first, rest = ([wanted_of(b, spec) for b in some] for some in (warm, blocks))
     context = mp.get_context("spawn")
     with context.Manager() as manager, ProcessPoolExecutor(processes, context) as pool:
         barrier = manager.Barrier(processes)
-        done = list(pool.map(partial(_bare, barrier=barrier, warm=first, blocks=rest), range(processes)))
+        done = list(
+            pool.map(partial(_bare, barrier=barrier, warm=first, blocks=rest), range(processes))
+        )
     # Shares differ by a block or two: the time of all work, spread evenly.
     seconds = sum(s for s, _, _ in done) / processes
-    return Side(sum(len(b) for b in blocks), seconds, sum(d for _, _, d in done)), sum(w for _, w, _ in done)
+    return Side(sum(len(b) for b in blocks), seconds, sum(d for _, _, d in done)), sum(
+        w for _, w, _ in done
+    )
 
 
 class _Blocks(Dataset[dict[str, Any]]):
     """Micro-batches as the stream cuts them."""
 
-    def __init__(self, blocks: Sequence[pa.Table], spec: SampleSpec, cache: Cache | None) -> None:
+    def __init__(
+        self, blocks: Sequence[pa.Table], spec: SampleSpec, cache: LatentCache | None
+    ) -> None:
         self.blocks, self.spec, self.cache = blocks, spec, cache
 
     def __len__(self) -> int:
@@ -123,7 +153,10 @@ class _Blocks(Dataset[dict[str, Any]]):
         before = (WORK.decoded, WORK.opened)
         columns = decode_block(self.blocks[index], self.spec, self.cache)
         work = (WORK.decoded - before[0], WORK.opened - before[1])
-        return {k: torch.from_numpy(v) if v.dtype.kind in "biuf" else v.tolist() for k, v in columns.items()} | {"work": work}
+        return {
+            k: torch.from_numpy(v) if v.dtype.kind in "biuf" else v.tolist()
+            for k, v in columns.items()
+        } | {"work": work}
 
 
 class _Samples(Dataset[dict[str, Any]]):
@@ -142,18 +175,30 @@ class _Samples(Dataset[dict[str, Any]]):
 
 def _loaded(data: Dataset[dict[str, Any]], batch: int | None, processes: int) -> Iterator[Any]:
     context = mp.get_context("spawn")
-    yield from DataLoader(data, batch_size=batch, num_workers=processes, multiprocessing_context=context)
+    yield from DataLoader(
+        data, batch_size=batch, num_workers=processes, multiprocessing_context=context
+    )
 
 
 def dataloader(
-    every: Sequence[pa.Table], measured: tuple[int, int], spec: SampleSpec, processes: int, by_sample: bool = False
+    every: Sequence[pa.Table],
+    measured: tuple[int, int],
+    spec: SampleSpec,
+    processes: int,
+    by_sample: bool = False,
 ) -> Side:
-    """A DataLoader whose items are micro-batches, decoded as the stream does it, or (`by_sample`) single samples.
+    """A DataLoader whose items are micro-batches, decoded as the stream does it, or
+    (`by_sample`) single samples.
 
-    measured: number of the first micro-batch that counts and of the first that does not any more.
+    measured: number of the first micro-batch that counts and of the first that does not any
+    more.
     """
     size, (first, end) = every[0].num_rows, measured
-    stream = _loaded(_Samples(every, spec), size, processes) if by_sample else _loaded(_Blocks(every, spec, None), None, processes)
+    stream = (
+        _loaded(_Samples(every, spec), size, processes)
+        if by_sample
+        else _loaded(_Blocks(every, spec, None), None, processes)
+    )
     decoded = opened = 0
     times = []
     for number, batch in enumerate(stream):

@@ -1,4 +1,6 @@
-"""The stream itself, as training workers see it, and Ray's own reader of videos. A Ray cluster must be there."""
+"""The stream itself, as training workers see it, and Ray's own reader of videos. A Ray cluster
+must be there.
+"""
 
 import time
 from collections.abc import Sequence
@@ -9,19 +11,21 @@ import ray
 import ray.data
 
 from pipelines.bench.ingest_sides import Side
-from pipelines.ingest import batches, dataset, execution_options
-from pipelines.prepare import Prepared
+from pipelines.training.prepare import PreparedRun
+from pipelines.training.stream import batches, dataset, execution_options
 
 
 @ray.remote(num_cpus=1)
 class _Worker:
-    """A training worker without training: it takes batches as `pipelines.worker` does."""
+    """A training worker without training: it takes batches as `pipelines.training.loop` does."""
 
     def __init__(self, rank: int, world: int) -> None:
         self.rank, self.world = rank, world
 
     def take(self, shard: Any) -> tuple[np.ndarray, int]:
-        """When each batch came (monotonic seconds) and how many good samples it had, `[batches, 2]`; and bytes of pictures."""
+        """When each batch came (monotonic seconds) and how many good samples it had, `[batches,
+        2]`; and bytes of pictures.
+        """
         found, size = [], 0
         for batch in batches(shard, 0, self.rank, self.world):
             size += batch["latents" if "latents" in batch else "frames"].nbytes
@@ -29,9 +33,10 @@ class _Worker:
         return np.array(found).reshape(-1, 2), size
 
 
-def stream(prepared: Prepared, warm: int) -> tuple[Side, float]:
-    """All but the first and the last `warm` steps of a run, from the arrival of the first such batch to that of the first one behind
-    them; and seconds to the first batch of all."""
+def stream(prepared: PreparedRun, warm: int) -> tuple[Side, float]:
+    """All but the first and the last `warm` steps of a run, from the arrival of the first such
+    batch to that of the first one behind them; and seconds to the first batch of all.
+    """
     cluster = prepared.job.cluster
     workers = [_Worker.remote(rank, cluster.workers) for rank in range(cluster.workers)]
     try:
@@ -40,7 +45,9 @@ def stream(prepared: Prepared, warm: int) -> tuple[Side, float]:
         data = dataset(prepared, 0, 0)
         data.context.execution_options = execution_options(cluster)
         shards = data.streaming_split(cluster.workers, equal=True)
-        found = ray.get([w.take.remote(s) for w, s in zip(workers, shards, strict=True)], timeout=900)
+        found = ray.get(
+            [w.take.remote(s) for w, s in zip(workers, shards, strict=True)], timeout=900
+        )
     finally:
         for worker in workers:
             ray.kill(worker)
@@ -51,7 +58,9 @@ def stream(prepared: Prepared, warm: int) -> tuple[Side, float]:
 
 
 def read_videos(paths: Sequence[str], size: tuple[int, int], tasks: int) -> tuple[int, float]:
-    """Frames of these files through `ray.data.read_videos`, scaled to `size` (height, width), and seconds from the first one on."""
+    """Frames of these files through `ray.data.read_videos`, scaled to `size` (height, width),
+    and seconds from the first one on.
+    """
     from gwp import storage
 
     filesystem, _ = storage.arrow_filesystem(paths[0])

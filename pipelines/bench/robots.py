@@ -1,4 +1,6 @@
-"""How many robots one engine can hold: every robot asks at its own moments, whether it was answered or not, as a control loop does."""
+"""How many robots one engine can hold: every robot asks at its own moments, whether it was
+answered or not, as a control loop does.
+"""
 
 import itertools
 import threading
@@ -10,7 +12,7 @@ from dataclasses import asdict, dataclass
 import numpy as np
 
 from gwp.policy.engine.engine import Engine
-from gwp.policy.engine.schedule import BUCKETS, EngineSettings
+from gwp.policy.engine.schedule import BUCKETS, BatchingConfig
 from gwp.policy.policy import Policy
 from gwp.protocol.messages import ActionChunk
 from pipelines.bench.sizes import Size, observation
@@ -33,11 +35,12 @@ class Crowd:
 def robots_table(policy: Policy, size: Size, bound_ms: float, seconds: float) -> dict[str, object]:
     """Crowds of growing size, and the largest whose 99th percentile stays within the bound.
 
-    Each robot asks once per replan interval of the embodiment, at a random phase. seconds: of each crowd
+    Each robot asks once per replan interval of the embodiment, at a random phase. seconds: of
+    each crowd
     """
     embodiment = next(iter(policy.bundle.embodiments.values()))
     period, rows = embodiment.replan / embodiment.fps, []
-    with Engine(policy, EngineSettings(slots=BUCKETS[-1])) as engine:
+    with Engine(policy, BatchingConfig(slots=BUCKETS[-1])) as engine:
         engine.warm_up([observation(size, 0)])
 
         def holds(robots: int) -> bool:
@@ -51,8 +54,13 @@ def robots_table(policy: Policy, size: Size, bound_ms: float, seconds: float) ->
         while above - most > max(1, most // 8):
             middle = (most + above) // 2
             most, above = (middle, above) if holds(middle) else (most, middle)
-    return {"bound_ms": bound_ms, "robots": most, "period_s": period, "seconds": seconds,
-            "rows": [asdict(row) for row in sorted(rows, key=lambda row: row.robots)]}
+    return {
+        "bound_ms": bound_ms,
+        "robots": most,
+        "period_s": period,
+        "seconds": seconds,
+        "rows": [asdict(row) for row in sorted(rows, key=lambda row: row.robots)],
+    }
 
 
 def _crowd(engine: Engine, size: Size, robots: int, period: float, seconds: float) -> Crowd:

@@ -1,4 +1,6 @@
-"""An S3 server on loopback that counts what it gives out. Moto's, in a process of its own, with objects in its memory."""
+"""An S3 server on loopback that counts what it gives out. Moto's, in a process of its own, with
+objects in its memory.
+"""
 
 import contextlib
 import json
@@ -45,14 +47,26 @@ def counted_s3() -> Iterator[CountedS3]:
 
     (port,) = free_ports(1)
     settings = {
-        "AWS_ENDPOINT_URL": f"http://{LOOPBACK}:{port}", "AWS_ACCESS_KEY_ID": "bench", "AWS_SECRET_ACCESS_KEY": "bench",
-        "AWS_REGION": "us-east-1", "AWS_DEFAULT_REGION": "us-east-1", "AWS_EC2_METADATA_DISABLED": "true",
-        "NO_PROXY": LOOPBACK, "no_proxy": LOOPBACK,
+        "AWS_ENDPOINT_URL": f"http://{LOOPBACK}:{port}",
+        "AWS_ACCESS_KEY_ID": "bench",
+        "AWS_SECRET_ACCESS_KEY": "bench",
+        "AWS_REGION": "us-east-1",
+        "AWS_DEFAULT_REGION": "us-east-1",
+        "AWS_EC2_METADATA_DISABLED": "true",
+        "NO_PROXY": LOOPBACK,
+        "no_proxy": LOOPBACK,
     }
     foreign = ("AWS_ENDPOINT_URL_S3", "AWS_SESSION_TOKEN", "AWS_PROFILE", "AWS_DEFAULT_PROFILE")
     before = {name: os.environ.get(name) for name in (*settings, *foreign)}
     with tempfile.TemporaryDirectory(prefix="gwp-bench-") as folder:
-        server = Service("S3 (moto)", [sys.executable, __file__, str(port)], port, "/moto-api/", Path(folder) / "s3.log", {})
+        server = Service(
+            "S3 (moto)",
+            [sys.executable, __file__, str(port)],
+            port,
+            "/moto-api/",
+            Path(folder) / "s3.log",
+            {},
+        )
         server.start()
         try:
             server.wait(60)
@@ -89,7 +103,9 @@ def _serve(port: int) -> None:
         def started(status: str, headers: list[tuple[str, str]], *rest: Any) -> Any:
             # Listings and the like have other keys in their query.
             if environ["REQUEST_METHOD"] == "GET" and not environ["QUERY_STRING"]:
-                size = next((int(value) for name, value in headers if name.lower() == "content-length"), 0)
+                size = next(
+                    (int(value) for name, value in headers if name.lower() == "content-length"), 0
+                )
                 with lock:
                     counts["requests"] += 1
                     counts["bytes"] += size

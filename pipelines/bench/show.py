@@ -6,52 +6,96 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
-from pipelines.report_charts import BLUE, CLAY, GREY, MUTED
+from pipelines.evaluation.charts import BLUE, CLAY, GREY, MUTED
 
 
 def table(r: dict[str, Any]) -> str:
     """Everything that was measured, with what it was measured on."""
     floors, engine = r["floors"], r["engine"]
-    made_with = (r["hardware"], r["device"], r["dtype"], f"{r['threads']} threads", f"torch {r['torch']}", f"warm-up {r['warm_up']}",
-                 f"{r['repeats']} interleaved calls")
+    made_with = (
+        r["hardware"],
+        r["device"],
+        r["dtype"],
+        f"{r['threads']} threads",
+        f"torch {r['torch']}",
+        f"warm-up {r['warm_up']}",
+        f"{r['repeats']} interleaved calls",
+    )
     together, one_by_one = engine["engine_s"] * 1e3, engine["sequential_s"] * 1e3
-    return "\n".join([
-        f"{r['family']} {r['size']}: {r['parameters'] / 1e6:.1f} M parameters, batch {r['batch']}, {r['steps']} steps",
-        f"  tokens: {', '.join(f'{name} {count}' for name, count in r['tokens'].items())}",
-        f"  {', '.join(made_with)}",
-        f"  cached: {r['cached']}",
-        *(f"  {name:14} p50 {ms['p50']:9.2f}  p95 {ms['p95']:9.2f}  p99 {ms['p99']:9.2f} ms" for name, ms in r["ms"].items()),
-        "  acting by batch: " + ", ".join(
-            f"{b}: {ms['p50']:.1f} ms ({int(b) * 1e3 / ms['p50']:.1f} chunks/s)" for b, ms in r["by_batch"].items()),
-        "  acting by steps: " + ", ".join(f"{n}: {ms['p50']:.1f} ms" for n, ms in r["by_steps"].items()),
-        f"  whole request: p50 {r['request_ms']['p50']:.1f}  p95 {r['request_ms']['p95']:.1f}  p99 {r['request_ms']['p99']:.1f} ms",
-        "  of which: " + ", ".join(f"{name} {ms:.1f}" for name, ms in r["phases_ms"].items()) + " ms",
-        f"  engine: {engine['robots']} robots at once {together:.0f} ms, in turn {one_by_one:.0f} ms ({engine['throughput_ratio']:.2f}x)",
-        f"  engine: one robot {engine['alone_ms']:.1f} ms, without the engine {engine['direct_ms']:.1f} ms ({engine['alone_ratio']:.2f}x)",
-        f"  this machine: {floors['gflops_per_s']:.0f} GFLOP/s in one large product, {floors['gb_per_s']:.1f} GB/s reading",
-        f"  floor of acting: {floors['gflop']:.1f} GFLOP, {floors['weights_gb']:.2f} GB of weights: {floors['ms']:.1f} ms",
-        f"  acting is {floors['distance']:.2f}x its floor",
-        *_crowds(r["crowds"]),
-        *_trace(r["trace"]),
-        "  ratios: " + ", ".join(f"{name} {value:.2f}" for name, value in r["ratios"].items()),
-    ])
+    return "\n".join(
+        [
+            (
+                f"{r['family']} {r['size']}: {r['parameters'] / 1e6:.1f} M parameters, batch "
+                f"{r['batch']}, {r['steps']} steps"
+            ),
+            f"  tokens: {', '.join(f'{name} {count}' for name, count in r['tokens'].items())}",
+            f"  {', '.join(made_with)}",
+            f"  cached: {r['cached']}",
+            *(
+                f"  {name:14} p50 {ms['p50']:9.2f}  p95 {ms['p95']:9.2f}  p99 {ms['p99']:9.2f} ms"
+                for name, ms in r["ms"].items()
+            ),
+            "  acting by batch: "
+            + ", ".join(
+                f"{b}: {ms['p50']:.1f} ms ({int(b) * 1e3 / ms['p50']:.1f} chunks/s)"
+                for b, ms in r["by_batch"].items()
+            ),
+            "  acting by steps: "
+            + ", ".join(f"{n}: {ms['p50']:.1f} ms" for n, ms in r["by_steps"].items()),
+            (
+                f"  whole request: p50 {r['request_ms']['p50']:.1f}  p95 "
+                f"{r['request_ms']['p95']:.1f}  p99 {r['request_ms']['p99']:.1f} ms"
+            ),
+            "  of which: "
+            + ", ".join(f"{name} {ms:.1f}" for name, ms in r["phases_ms"].items())
+            + " ms",
+            (
+                f"  engine: {engine['robots']} robots at once {together:.0f} ms, in turn "
+                f"{one_by_one:.0f} ms ({engine['throughput_ratio']:.2f}x)"
+            ),
+            (
+                f"  engine: one robot {engine['alone_ms']:.1f} ms, without the engine "
+                f"{engine['direct_ms']:.1f} ms ({engine['alone_ratio']:.2f}x)"
+            ),
+            (
+                f"  this machine: {floors['gflops_per_s']:.0f} GFLOP/s in one large product, "
+                f"{floors['gb_per_s']:.1f} GB/s reading"
+            ),
+            (
+                f"  floor of acting: {floors['gflop']:.1f} GFLOP, {floors['weights_gb']:.2f} GB of "
+                f"weights: {floors['ms']:.1f} ms"
+            ),
+            f"  acting is {floors['distance']:.2f}x its floor",
+            *_crowds(r["crowds"]),
+            *_trace(r["trace"]),
+            "  ratios: " + ", ".join(f"{name} {value:.2f}" for name, value in r["ratios"].items()),
+        ]
+    )
 
 
 def _crowds(crowds: dict[str, Any] | None) -> list[str]:
     if crowds is None:
         return []
     rows = [
-        f"    {row['robots']:4} robots  p50 {row['p50']:8.1f}  p95 {row['p95']:8.1f}  p99 {row['p99']:8.1f} ms  {row['requests']} requests"
+        (
+            f"    {row['robots']:4} robots  p50 {row['p50']:8.1f}  p95 {row['p95']:8.1f}  p99 "
+            f"{row['p99']:8.1f} ms  {row['requests']} requests"
+        )
         for row in crowds["rows"]
     ]
-    return [f"  robots that ask every {crowds['period_s']:.2f} s, {crowds['seconds']:g} s each:", *rows,
-            f"  robots with p99 within {crowds['bound_ms']:g} ms: {crowds['robots']}"]
+    return [
+        f"  robots that ask every {crowds['period_s']:.2f} s, {crowds['seconds']:g} s each:",
+        *rows,
+        f"  robots with p99 within {crowds['bound_ms']:g} ms: {crowds['robots']}",
+    ]
 
 
 def _trace(rows: list[dict[str, Any]] | None) -> list[str]:
     if rows is None:
         return []
-    lines = [f"    {row['ms']:8.3f} ms  {row['calls']:7.1f} calls  {row['name'][:80]}" for row in rows]
+    lines = [
+        f"    {row['ms']:8.3f} ms  {row['calls']:7.1f} calls  {row['name'][:80]}" for row in rows
+    ]
     return ["  most of a request:", *lines]
 
 
@@ -63,17 +107,37 @@ def draw(results: Sequence[dict[str, Any]]) -> bytes:
         p50 = [r["ms"][name]["p50"] for name in names]
         p95 = [r["ms"][name]["p95"] for name in names]
         axes.barh(names, p50, color=[BLUE, GREY, GREY, CLAY, CLAY], height=0.6)
-        axes.errorbar(p50, names, xerr=[[0] * len(names), [max(0, b - a) for a, b in zip(p50, p95, strict=True)]], fmt="none", ecolor=MUTED)
+        axes.errorbar(
+            p50,
+            names,
+            xerr=[[0] * len(names), [max(0, b - a) for a, b in zip(p50, p95, strict=True)]],
+            fmt="none",
+            ecolor=MUTED,
+        )
         for name, value in zip(names, p50, strict=True):
-            axes.annotate(f"{value:.1f} ms ({value / p50[0]:.1f}x)", (max(value, p95[names.index(name)]), name), (6, 0),
-                          textcoords="offset points", va="center", fontsize=8.5, color=MUTED)
+            axes.annotate(
+                f"{value:.1f} ms ({value / p50[0]:.1f}x)",
+                (max(value, p95[names.index(name)]), name),
+                (6, 0),
+                textcoords="offset points",
+                va="center",
+                fontsize=8.5,
+                color=MUTED,
+            )
         axes.axvline(r["floors"]["ms"], color=MUTED, linestyle=":", linewidth=1)
         axes.invert_yaxis()
         axes.set_xlim(0, max(p95) * 1.2)
         axes.spines[["top", "right"]].set_visible(False)
-        title = f"{r['family']}, {r['size']}, batch {r['batch']}, {r['steps']} steps, {r['dtype']}, {r['hardware']}"
+        title = (
+            f"{r['family']}, {r['size']}, batch {r['batch']}, {r['steps']} steps, "
+            f"{r['dtype']}, {r['hardware']}"
+        )
         axes.set_title(title, loc="left", fontsize=9)
-    axes.set_xlabel("milliseconds per chunk; dotted: floor of acting by arithmetic and weight traffic", fontsize=9, color=MUTED)
+    axes.set_xlabel(
+        "milliseconds per chunk; dotted: floor of acting by arithmetic and weight traffic",
+        fontsize=9,
+        color=MUTED,
+    )
     picture = io.BytesIO()
     figure.savefig(picture, format="png")
     return picture.getvalue()

@@ -1,4 +1,6 @@
-"""Models to measure: time does not depend on the values of weights, so they are random; shapes are what counts."""
+"""Models to measure: time does not depend on the values of weights, so they are random; shapes
+are what counts.
+"""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -8,21 +10,23 @@ import torch
 
 from gwp.data.canvas import Canvas
 from gwp.data.embodiment import Embodiment
-from gwp.data.stats import FeatureStats, Stats
+from gwp.data.stats.normalise import FeatureStats, Stats
 from gwp.data.window import Window
 from gwp.model.codecs.hashed import HashedTextEncoder
 from gwp.model.codecs.pca import PcaCodec
 from gwp.model.codecs.wan import WanCodec
 from gwp.model.config import Family, ModelConfig
 from gwp.model.transformer import WorldActionTransformer
-from gwp.policy.bundle import Bundle, PolicySettings
+from gwp.policy.bundle import Bundle, PolicyConfig
 from gwp.policy.policy import Policy
 from gwp.protocol.messages import Observation
 
 
 @dataclass(frozen=True)
 class Size:
-    """Shape of a policy. `latent`: rows and columns of one latent frame; `spatial`: pixels per latent row; `text`: rows and width."""
+    """Shape of a policy. `latent`: rows and columns of one latent frame; `spatial`: pixels per
+    latent row; `text`: rows and width.
+    """
 
     layers: int
     heads: int
@@ -41,8 +45,15 @@ class Size:
         width, ffn = self.action_expert
         mixture = {"action_expert_dim": width, "action_ffn_dim": ffn} if family == "gwp05" else {}
         return ModelConfig(
-            family=family, num_layers=self.layers, num_attention_heads=self.heads, attention_head_dim=self.head_dim, ffn_dim=self.ffn,
-            in_channels=self.channels, action_channels=self.dims, text_dim=self.text[1], **mixture,
+            family=family,
+            num_layers=self.layers,
+            num_attention_heads=self.heads,
+            attention_head_dim=self.head_dim,
+            ffn_dim=self.ffn,
+            in_channels=self.channels,
+            action_channels=self.dims,
+            text_dim=self.text[1],
+            **mixture,
         )
 
 
@@ -66,20 +77,41 @@ def random_policy(
     codec: `pca`, or `wan` for the released architecture, which takes its time
     """
     (rows, columns), names = size.latent, tuple(f"joint {i}" for i in range(size.dims))
-    arm = Embodiment(name="arm", fps=30, state_names=names, action_names=names, cameras={"front": "front"}, chunk=size.chunk,
-                     replan=size.chunk // 2)
-    feature = FeatureStats(*(np.full(size.dims, value) for value in (0.0, 0.5, -1.0, 1.0, -0.9, 0.9)))
-    settings = PolicySettings(
-        family=family, model_dim=size.dims, canvas=Canvas(layout="single", width=columns * size.spatial, height=rows * size.spatial),
-        window=Window(chunk=size.chunk, stride=size.chunk // 4), steps=steps,
+    arm = Embodiment(
+        name="arm",
+        fps=30,
+        state_names=names,
+        action_names=names,
+        cameras={"front": "front"},
+        chunk=size.chunk,
+        replan=size.chunk // 2,
     )
-    bundle = Bundle(Path(f"random {family}"), "random", settings, {"arm": arm}, {"arm": Stats(feature, feature).to_json()}, {})
+    feature = FeatureStats(
+        *(np.full(size.dims, value) for value in (0.0, 0.5, -1.0, 1.0, -0.9, 0.9))
+    )
+    settings = PolicyConfig(
+        family=family,
+        model_dim=size.dims,
+        canvas=Canvas(layout="single", width=columns * size.spatial, height=rows * size.spatial),
+        window=Window(chunk=size.chunk, stride=size.chunk // 4),
+        steps=steps,
+    )
+    bundle = Bundle(
+        Path(f"random {family}"),
+        "random",
+        settings,
+        {"arm": arm},
+        {"arm": Stats(feature, feature).to_json()},
+        {},
+    )
     model = _random_model(size.config(family), torch.device(device), dtype)
     made = _random_wan(size.channels, dtype) if codec == "wan" else _random_pca(size)
     return Policy(bundle, model, made, HashedTextEncoder(dim=size.text[1], rows=size.text[0]))
 
 
-def _random_model(config: ModelConfig, device: torch.device, dtype: torch.dtype) -> WorldActionTransformer:
+def _random_model(
+    config: ModelConfig, device: torch.device, dtype: torch.dtype
+) -> WorldActionTransformer:
     with torch.device("meta"):
         model = WorldActionTransformer(config)
     model = model.to(dtype).to_empty(device=device)
@@ -102,9 +134,19 @@ def _random_wan(channels: int, dtype: torch.dtype) -> WanCodec:
     from diffusers import AutoencoderKLWan
 
     vae = AutoencoderKLWan(
-        base_dim=160, decoder_base_dim=256, z_dim=channels, dim_mult=[1, 2, 4, 4], num_res_blocks=2, attn_scales=[],
-        temperal_downsample=[False, True, True], is_residual=True, in_channels=12, out_channels=12, patch_size=2,
-        latents_mean=[0.0] * channels, latents_std=[1.0] * channels,
+        base_dim=160,
+        decoder_base_dim=256,
+        z_dim=channels,
+        dim_mult=[1, 2, 4, 4],
+        num_res_blocks=2,
+        attn_scales=[],
+        temperal_downsample=[False, True, True],
+        is_residual=True,
+        in_channels=12,
+        out_channels=12,
+        patch_size=2,
+        latents_mean=[0.0] * channels,
+        latents_std=[1.0] * channels,
     )
     return WanCodec(vae, str(dtype).removeprefix("torch."))
 
@@ -113,4 +155,6 @@ def observation(size: Size, seed: int, prompt: str = "put it there") -> Observat
     """What a robot of `random_policy` would send."""
     rng = np.random.default_rng(seed)
     image = rng.integers(0, 256, (240, 320, 3), np.uint8)
-    return Observation({"front": image}, rng.uniform(-0.5, 0.5, size.dims).astype(np.float32), prompt, seed=seed)
+    return Observation(
+        {"front": image}, rng.uniform(-0.5, 0.5, size.dims).astype(np.float32), prompt, seed=seed
+    )

@@ -1,4 +1,6 @@
-"""Memory of this process and of everything it started, looked at now and then while something runs."""
+"""Memory of this process and of everything it started, looked at now and then while something
+runs.
+"""
 
 import threading
 import time
@@ -12,15 +14,22 @@ _MB = 1 << 20
 
 
 def memory() -> dict[str, float]:
-    """MiB by kind of process: this one (`driver`), Ray's servers (`ray`), all others that it started (`workers`).
+    """MiB by kind of process: this one (`driver`), Ray's servers (`ray`), all others that it
+    started (`workers`).
 
-    Without shared pages, so that the object store is not counted once for each process that maps it.
+    Without shared pages, so that the object store is not counted once for each process that
+    maps it.
     """
     me = psutil.Process()
     found = {"driver": _private(me), "ray": 0.0, "workers": 0.0}
     for child in me.children(recursive=True):
         try:
-            kind = "workers" if child.name().startswith(("ray::", "python", "pt_")) and "agent" not in " ".join(child.cmdline()) else "ray"
+            kind = (
+                "workers"
+                if child.name().startswith(("ray::", "python", "pt_"))
+                and "agent" not in " ".join(child.cmdline())
+                else "ray"
+            )
             found[kind] += _private(child)
         except psutil.NoSuchProcess:
             continue
@@ -45,7 +54,12 @@ class Watch:
         self._thread.start()
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
         self._ended.set()
         self._thread.join()
 
@@ -63,10 +77,17 @@ class Watch:
 
 
 def store() -> dict[str, Any]:
-    """Of Ray's object store on this node: MiB in use now, and MiB that were ever spilled to disk."""
+    """Of Ray's object store on this node: MiB in use now, and MiB that were ever spilled to
+    disk.
+    """
     # Private, but the only way to the counters without a dashboard.
     import ray
     from ray._private.internal_api import get_memory_info_reply, get_state_from_address
 
-    stats = get_memory_info_reply(get_state_from_address(ray.get_runtime_context().gcs_address)).store_stats
-    return {"used_mb": stats.object_store_bytes_used / _MB, "spilled_mb": stats.spilled_bytes_total / _MB}
+    stats = get_memory_info_reply(
+        get_state_from_address(ray.get_runtime_context().gcs_address)
+    ).store_stats
+    return {
+        "used_mb": stats.object_store_bytes_used / _MB,
+        "spilled_mb": stats.spilled_bytes_total / _MB,
+    }

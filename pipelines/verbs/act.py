@@ -16,13 +16,32 @@ def add(subparsers: Any) -> None:
     where = parser.add_mutually_exclusive_group(required=True)
     where.add_argument("--url", metavar="URL", help="a running endpoint, ws://host:port")
     where.add_argument("--policy", metavar="URI", help="load this bundle here instead")
-    parser.add_argument("--image", action="append", default=[], metavar="CAMERA=FILE", help="picture of one camera (repeatable)")
+    parser.add_argument(
+        "--image",
+        action="append",
+        default=[],
+        metavar="CAMERA=FILE",
+        help="picture of one camera (repeatable)",
+    )
     parser.add_argument("--state", metavar="X,Y,...", help="robot state, in robot units")
     parser.add_argument("--prompt", default="", help="the instruction")
-    parser.add_argument("--embodiment", metavar="NAME", help="which robot, when the policy knows several")
+    parser.add_argument(
+        "--embodiment", metavar="NAME", help="which robot, when the policy knows several"
+    )
     parser.add_argument("--seed", type=int, default=0, help="noise seed (default 0)")
-    parser.add_argument("--api-key-env", metavar="VAR", default="GWP_API_KEY", help="variable with the API key (default GWP_API_KEY)")
-    parser.add_argument("--timeout", type=float, default=30.0, metavar="S", help="longest wait for the endpoint, seconds")
+    parser.add_argument(
+        "--api-key-env",
+        metavar="VAR",
+        default="GWP_API_KEY",
+        help="variable with the API key (default GWP_API_KEY)",
+    )
+    parser.add_argument(
+        "--timeout",
+        type=float,
+        default=30.0,
+        metavar="S",
+        help="longest wait for the endpoint, seconds",
+    )
     parser.add_argument("--json", action="store_true", help="the whole answer as JSON")
     parser.set_defaults(run=run_act)
 
@@ -36,7 +55,12 @@ def run_act(args: argparse.Namespace) -> None:
     wanted = _images(args.image)
     state = None if args.state is None else _numbers(args.state)
     if args.url:
-        client = Client(args.url, api_key=os.environ.get(args.api_key_env), embodiment=args.embodiment, timeout_s=args.timeout)
+        client = Client(
+            args.url,
+            api_key=os.environ.get(args.api_key_env),
+            embodiment=args.embodiment,
+            timeout_s=args.timeout,
+        )
         metadata, act = client.metadata, client.act
     else:
         from gwp.policy.policy import Policy
@@ -58,16 +82,25 @@ def run_act(args: argparse.Namespace) -> None:
     chunk = act(observation)
     names = metadata.get("action_names") or metadata["embodiments"][args.embodiment]["action_names"]
     if args.json:
-        answer = {"policy_id": chunk.policy_id, "valid_from": chunk.valid_from, "flags": chunk.flags, "timings_ms": chunk.timings}
+        answer = {
+            "policy_id": chunk.policy_id,
+            "valid_from": chunk.valid_from,
+            "flags": chunk.flags,
+            "timings_ms": chunk.timings,
+        }
         print(json.dumps(answer | {"action_names": names, "actions": chunk.actions.tolist()}))
         return
     from pipelines.console import table
 
     rows: list[dict[str, Any]] = [
-        {"step": step} | dict(zip(names, row, strict=True)) for step, row in enumerate(chunk.actions.tolist())
+        {"step": step} | dict(zip(names, row, strict=True))
+        for step, row in enumerate(chunk.actions.tolist())
     ]
     print(table(rows))
-    print(f"policy {chunk.policy_id[:12]}  flags {', '.join(chunk.flags) or 'none'}  {chunk.timings.get('total', 0):.0f} ms")
+    print(
+        f"policy {chunk.policy_id[:12]}  flags {', '.join(chunk.flags) or 'none'}  "
+        f"{chunk.timings.get('total', 0):.0f} ms"
+    )
 
 
 def _images(given: list[str]) -> "dict[str, np.ndarray]":
@@ -86,7 +119,9 @@ def _images(given: list[str]) -> "dict[str, np.ndarray]":
             with Image.open(path) as image:
                 images[camera] = np.asarray(image.convert("RGB"))
         except OSError as error:
-            raise GwpError(f"--image {text}: {path} cannot be read as a picture ({error})") from error
+            raise GwpError(
+                f"--image {text}: {path} cannot be read as a picture ({error})"
+            ) from error
     return images
 
 
@@ -98,4 +133,6 @@ def _numbers(text: str) -> "np.ndarray":
     try:
         return np.array([float(part) for part in text.split(",")], np.float32)
     except ValueError as error:
-        raise GwpError(f"--state {text}: write numbers separated by commas, e.g. --state 0.1,0.2,0.3") from error
+        raise GwpError(
+            f"--state {text}: write numbers separated by commas, e.g. --state 0.1,0.2,0.3"
+        ) from error

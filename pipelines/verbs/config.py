@@ -12,19 +12,30 @@ def add(subparsers: Any) -> None:
     check.add_argument("files", nargs="+", metavar="FILE")
     check.set_defaults(run=run_check)
 
-    show = verbs.add_parser("show", help="print a file with everything resolved: what it extends, --set, defaults")
+    show = verbs.add_parser(
+        "show", help="print a file with everything resolved: what it extends, --set, defaults"
+    )
     show.add_argument("file", metavar="FILE")
-    show.add_argument("--set", action="append", default=[], dest="sets", metavar="A.B=VALUE", help="override a value")
+    show.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        dest="sets",
+        metavar="A.B=VALUE",
+        help="override a value",
+    )
     show.add_argument("--json", action="store_true", help="JSON instead of YAML")
     show.set_defaults(run=run_show)
 
-    schema = verbs.add_parser("schema", help="print the JSON Schema of a kind, for completion in editors")
+    schema = verbs.add_parser(
+        "schema", help="print the JSON Schema of a kind, for completion in editors"
+    )
     schema.add_argument("kind", metavar="KIND", help="TrainJob or ServeApp")
     schema.set_defaults(run=run_schema)
 
 
 def run_check(args: argparse.Namespace) -> None:
-    from pipelines.config import ConfigError, base_of, load_any
+    from pipelines.config.load import ConfigError, base_of, load_any
 
     problems: list[str] = []
     # A file that others extend need not be complete; it is checked as part of them.
@@ -45,15 +56,18 @@ def run_check(args: argparse.Namespace) -> None:
 def run_show(args: argparse.Namespace) -> None:
     import json
 
-    from pipelines.config import dump_resolved, load_any, resolved
+    from pipelines.config.load import dump_resolved, load_any, resolved
 
     config = load_any(args.file, args.sets)
-    print(json.dumps(resolved(config), indent=2) if args.json else dump_resolved(config), end="\n" if args.json else "")
+    print(
+        json.dumps(resolved(config), indent=2) if args.json else dump_resolved(config),
+        end="\n" if args.json else "",
+    )
 
 
 def run_schema(args: argparse.Namespace) -> None:
     import json
 
-    from pipelines.config import schema
+    from pipelines.config.load import schema
 
     print(json.dumps(schema(args.kind), indent=2))

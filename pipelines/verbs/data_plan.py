@@ -5,21 +5,32 @@ from typing import Any
 
 
 def add(subparsers: Any) -> None:
-    plan = subparsers.add_parser("plan", help="samples, skips and the hashed plan of a stage file; starts nothing")
+    plan = subparsers.add_parser(
+        "plan", help="samples, skips and the hashed plan of a stage file; starts nothing"
+    )
     plan.add_argument("file", metavar="FILE", help="stage file")
-    plan.add_argument("--set", action="append", default=[], dest="sets", metavar="A.B=VALUE", help="override a value")
+    plan.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        dest="sets",
+        metavar="A.B=VALUE",
+        help="override a value",
+    )
     plan.add_argument("--epoch", type=int, default=0, help="epoch to plan (default: 0)")
-    plan.add_argument("--out", metavar="FILE", help="write the manifest there (Parquet, path or s3://)")
+    plan.add_argument(
+        "--out", metavar="FILE", help="write the manifest there (Parquet, path or s3://)"
+    )
     plan.set_defaults(run=run_plan)
 
 
 def run_plan(args: argparse.Namespace) -> None:
     import json
 
-    from gwp.data.plan import make_plan, mixing
-    from pipelines.config import load_config
-    from pipelines.prepare import manifest_of, resolve_embodiments
-    from pipelines.stage import TrainJob
+    from gwp.data.plan.plan import make_plan, mixing
+    from pipelines.config.load import load_config
+    from pipelines.jobs.train_job import TrainJob
+    from pipelines.training.prepare import manifest_of, resolve_embodiments
 
     job = load_config(args.file, TrainJob, args.sets)
     embodiments = resolve_embodiments(job)
@@ -29,13 +40,25 @@ def run_plan(args: argparse.Namespace) -> None:
     if args.out:
         manifest.save(args.out)
     labelled = int(manifest.column("has_action").sum())
-    print(json.dumps({
-        "samples": len(manifest), "with_actions": labelled, "fingerprint": manifest.fingerprint,
-        "global_batch": job.engine.global_batch, "batches_per_epoch": len(plan.batches), "epoch": args.epoch,
-        "batch_of_bucket": dict(zip(["canvas", *map(str, job.data.buckets)], job.plan_rules.batch, strict=True)),
-        "episodes_per_batch": round(mixed.episodes_per_batch, 2),
-        "episodes_per_batch_if_independent": round(mixed.episodes_if_independent, 2),
-        "file_opens_per_1000_samples": round(mixed.opens_per_thousand, 1),
-        "plan_hash": plan.hash, "epochs_of_the_run": round(job.run.steps / len(plan.batches), 2),
-        "skipped": list(manifest.skipped),
-    }, indent=1))
+    print(
+        json.dumps(
+            {
+                "samples": len(manifest),
+                "with_actions": labelled,
+                "fingerprint": manifest.fingerprint,
+                "global_batch": job.engine.global_batch,
+                "batches_per_epoch": len(plan.batches),
+                "epoch": args.epoch,
+                "batch_of_bucket": dict(
+                    zip(["canvas", *map(str, job.data.buckets)], job.plan_rules.batch, strict=True)
+                ),
+                "episodes_per_batch": round(mixed.episodes_per_batch, 2),
+                "episodes_per_batch_if_independent": round(mixed.episodes_if_independent, 2),
+                "file_opens_per_1000_samples": round(mixed.opens_per_thousand, 1),
+                "plan_hash": plan.hash,
+                "epochs_of_the_run": round(job.run.steps / len(plan.batches), 2),
+                "skipped": list(manifest.skipped),
+            },
+            indent=1,
+        )
+    )

@@ -5,7 +5,9 @@ from typing import Any
 
 
 def add(subparsers: Any) -> None:
-    parser = subparsers.add_parser("doctor", help="look at this machine: what is there, what is missing, and the fix")
+    parser = subparsers.add_parser(
+        "doctor", help="look at this machine: what is there, what is missing, and the fix"
+    )
     parser.add_argument("--json", action="store_true", help="machine-readable")
     parser.set_defaults(run=run_doctor)
 

@@ -3,16 +3,22 @@
 import argparse
 from typing import Any
 
-from pipelines.arguments import numbers
+from pipelines.verbs.arguments import numbers
 
 
 def add(subparsers: Any) -> None:
-    parser = subparsers.add_parser("eval", help="judge a policy on recorded episodes or in simulation")
+    parser = subparsers.add_parser(
+        "eval", help="judge a policy on recorded episodes or in simulation"
+    )
     verbs = parser.add_subparsers(title="verbs", metavar="VERB", required=True)
 
-    open_loop = verbs.add_parser("open-loop", help="predicted against recorded actions, beside the hold and mean baselines")
+    open_loop = verbs.add_parser(
+        "open-loop", help="predicted against recorded actions, beside the hold and mean baselines"
+    )
     open_loop.set_defaults(run=run_open_loop)
-    video = verbs.add_parser("video", help="imagined against recorded frames: PSNR beside copying the first frame")
+    video = verbs.add_parser(
+        "video", help="imagined against recorded frames: PSNR beside copying the first frame"
+    )
     video.add_argument("--clips", type=int, default=8, help="windows compared (default: 8)")
     video.set_defaults(run=run_video)
     for verb in (open_loop, video):
@@ -20,22 +26,42 @@ def add(subparsers: Any) -> None:
     open_loop.add_argument("--episodes", help="which episodes: 0:5 or 0,3 (default: all)")
 
     steps = verbs.add_parser("steps", help="action error and time against the solver's steps")
-    steps.add_argument("--steps", type=numbers, default=[10, 4, 2, 1], metavar="N,N", help="Euler steps to compare (default: 10,4,2,1)")
+    steps.add_argument(
+        "--steps",
+        type=numbers,
+        default=[10, 4, 2, 1],
+        metavar="N,N",
+        help="Euler steps to compare (default: 10,4,2,1)",
+    )
     steps.set_defaults(run=run_steps)
-    seams = verbs.add_parser("seams", help="jumps between chunks: real-time chunking beside naive switching")
-    seams.add_argument("--delay", type=int, help="control steps from observation to chunk (default: as many as fit, at most 4)")
+    seams = verbs.add_parser(
+        "seams", help="jumps between chunks: real-time chunking beside naive switching"
+    )
+    seams.add_argument(
+        "--delay",
+        type=int,
+        help="control steps from observation to chunk (default: as many as fit, at most 4)",
+    )
     seams.set_defaults(run=run_seams)
     for verb in (steps, seams):
         verb.add_argument("data", metavar="URI", help="LeRobot set")
         verb.add_argument("--episodes", help="which episodes: 0:5 or 0,3 (default: all)")
 
     closed = verbs.add_parser("closed-loop", help="success in Meta-World, beside random actions")
-    closed.add_argument("--tasks", required=True, help="comma-separated, e.g. reach-v3,door-open-v3")
-    closed.add_argument("--episodes", type=int, default=20, help="fresh seeds per task (default: 20)")
-    closed.add_argument("--max-steps", type=int, default=150, help="control steps per episode (default: 150)")
+    closed.add_argument(
+        "--tasks", required=True, help="comma-separated, e.g. reach-v3,door-open-v3"
+    )
+    closed.add_argument(
+        "--episodes", type=int, default=20, help="fresh seeds per task (default: 20)"
+    )
+    closed.add_argument(
+        "--max-steps", type=int, default=150, help="control steps per episode (default: 150)"
+    )
     closed.set_defaults(run=run_closed_loop)
     for verb in (open_loop, video, steps, seams, closed):
-        verb.add_argument("--policy", required=True, metavar="URI", help="bundle, or models:/name@alias")
+        verb.add_argument(
+            "--policy", required=True, metavar="URI", help="bundle, or models:/name@alias"
+        )
 
 
 def _load(uri: str) -> Any:
@@ -47,10 +73,21 @@ def _load(uri: str) -> Any:
 def run_open_loop(args: argparse.Namespace) -> None:
     import json
 
-    from pipelines.evaluate import open_loop
+    from pipelines.evaluation.evaluate import open_loop
 
     r = open_loop(_load(args.policy), args.data, args.episodes)
-    print(json.dumps({"mse": r.mse, "mse_hold": r.mse_hold, "mse_mean": r.mse_mean, "windows": r.windows, "per_dim": r.per_dim}, indent=1))
+    print(
+        json.dumps(
+            {
+                "mse": r.mse,
+                "mse_hold": r.mse_hold,
+                "mse_mean": r.mse_mean,
+                "windows": r.windows,
+                "per_dim": r.per_dim,
+            },
+            indent=1,
+        )
+    )
 
 
 def run_video(args: argparse.Namespace) -> None:
@@ -58,45 +95,70 @@ def run_video(args: argparse.Namespace) -> None:
 
     import numpy as np
 
-    from pipelines.evaluate import imagined
-    from pipelines.report import psnr
+    from pipelines.evaluation.evaluate import imagined
+    from pipelines.evaluation.report import psnr
 
     rows = imagined(_load(args.policy), args.data, args.clips)
     ours = [psnr(real[1:], guess[1:]) for _, real, guess in rows]
     copy = [psnr(real[1:], np.repeat(real[:1], len(real) - 1, axis=0)) for _, real, _ in rows]
-    print(json.dumps({"psnr": float(np.mean(ours)), "psnr_copy_first_frame": float(np.mean(copy)), "windows": len(rows)}, indent=1))
+    print(
+        json.dumps(
+            {
+                "psnr": float(np.mean(ours)),
+                "psnr_copy_first_frame": float(np.mean(copy)),
+                "windows": len(rows),
+            },
+            indent=1,
+        )
+    )
 
 
 def run_steps(args: argparse.Namespace) -> None:
     import json
     from dataclasses import asdict
 
-    from pipelines.studies import steps_study
+    from pipelines.evaluation.studies import steps_study
 
-    print(json.dumps([asdict(row) for row in steps_study(_load(args.policy), args.data, args.steps, args.episodes)], indent=1))
+    print(
+        json.dumps(
+            [
+                asdict(row)
+                for row in steps_study(_load(args.policy), args.data, args.steps, args.episodes)
+            ],
+            indent=1,
+        )
+    )
 
 
 def run_seams(args: argparse.Namespace) -> None:
     import json
     from dataclasses import asdict
 
-    from pipelines.studies import seams_study
+    from pipelines.evaluation.studies import seams_study
 
-    print(json.dumps(asdict(seams_study(_load(args.policy), args.data, args.delay, args.episodes)), indent=1))
+    print(
+        json.dumps(
+            asdict(seams_study(_load(args.policy), args.data, args.delay, args.episodes)), indent=1
+        )
+    )
 
 
 def run_closed_loop(args: argparse.Namespace) -> None:
     import json
 
-    from pipelines.evaluate import blind_success, closed_loop, random_success
+    from pipelines.evaluation.evaluate import blind_success, closed_loop, random_success
 
     tasks = [t.strip() for t in args.tasks.split(",")]
     won = closed_loop(_load(args.policy), tasks, args.episodes, args.max_steps)
     chance = random_success(tasks, args.episodes, args.max_steps)
     blind = blind_success(tasks, args.episodes, args.max_steps)
     rates = {
-        t: {"success": won[t][0] / won[t][1], "episodes": won[t][1], "success_random": chance[t][0] / chance[t][1],
-            "success_blind": blind[t][0] / blind[t][1]}
+        t: {
+            "success": won[t][0] / won[t][1],
+            "episodes": won[t][1],
+            "success_random": chance[t][0] / chance[t][1],
+            "success_blind": blind[t][0] / blind[t][1],
+        }
         for t in tasks
     }
     print(json.dumps(rates, indent=1))

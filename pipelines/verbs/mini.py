@@ -8,16 +8,32 @@ _FOLDER = "runs/mini"
 
 
 def add(subparsers: Any) -> None:
-    parser = subparsers.add_parser("mini", help="a whole cluster on this machine: Ray, S3 and MLflow")
+    parser = subparsers.add_parser(
+        "mini", help="a whole cluster on this machine: Ray, S3 and MLflow"
+    )
     actions = parser.add_subparsers(dest="action", metavar="ACTION", required=True)
-    start = actions.add_parser("start", help="run it until Ctrl-C; S3 objects are in memory and go with it, MLflow runs stay")
-    start.add_argument("--folder", default=_FOLDER, help="for the MLflow store, logs and env.sh (default: %(default)s)")
-    start.add_argument("--bucket", action="append", metavar="NAME", help="bucket to make, repeatable (default: gwp)")
+    start = actions.add_parser(
+        "start",
+        help="run it until Ctrl-C; S3 objects are in memory and go with it, MLflow runs stay",
+    )
+    start.add_argument(
+        "--folder",
+        default=_FOLDER,
+        help="for the MLflow store, logs and env.sh (default: %(default)s)",
+    )
+    start.add_argument(
+        "--bucket",
+        action="append",
+        metavar="NAME",
+        help="bucket to make, repeatable (default: gwp)",
+    )
     start.set_defaults(run=run_start)
     put = actions.add_parser("put", help="copy a file or folder into its S3")
     put.add_argument("path", type=Path, metavar="PATH")
     put.add_argument("uri", metavar="s3://BUCKET/PREFIX")
-    put.add_argument("--folder", default=_FOLDER, help="folder the mini-cluster runs from (default: %(default)s)")
+    put.add_argument(
+        "--folder", default=_FOLDER, help="folder the mini-cluster runs from (default: %(default)s)"
+    )
     put.set_defaults(run=run_put)
 
 
@@ -33,12 +49,18 @@ def run_start(args: argparse.Namespace) -> int:
             signal.signal(number, lambda *_: ended.set())
         print((mini.folder / "env.sh").read_text(), end="")
         print(f"# dashboard {mini.dashboard}   MLflow {mini.mlflow.url}   S3 {mini.bucket}")
-        print(f"# in another shell: . {mini.folder / 'env.sh'}   (Ctrl-C here ends everything)", flush=True)
+        print(
+            f"# in another shell: . {mini.folder / 'env.sh'}   (Ctrl-C here ends everything)",
+            flush=True,
+        )
         while not ended.wait(1.0):
             if dead := mini.alive():
                 from gwp.errors import GwpError
 
-                raise GwpError(f"{dead} ended by itself; see {mini.folder / 'logs'} and /tmp/ray/session_latest/logs")
+                raise GwpError(
+                    f"{dead} ended by itself; see {mini.folder / 'logs'} and "
+                    "/tmp/ray/session_latest/logs"  # noqa: S108
+                )
     return 0
 
 
@@ -54,7 +76,9 @@ def run_put(args: argparse.Namespace) -> None:
     if not args.path.exists():
         raise GwpError(f"{args.path}: not found")
     os.environ.pop("AWS_ENDPOINT_URL_S3", None)
-    os.environ.update({name: value for name, value in read_env(args.folder).items() if name.startswith("AWS_")})
+    os.environ.update(
+        {name: value for name, value in read_env(args.folder).items() if name.startswith("AWS_")}
+    )
     if args.path.is_dir():
         storage.upload(args.path, args.uri)
     else:

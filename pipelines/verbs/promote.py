@@ -5,10 +5,20 @@ from typing import Any
 
 
 def add(subparsers: Any) -> None:
-    parser = subparsers.add_parser("promote", help="register a policy bundle and point an alias at it")
-    parser.add_argument("bundle", metavar="BUNDLE_URI", help="bundle made by `gwp export`: a folder or s3://bucket/prefix")
-    parser.add_argument("--name", default="gwp", help="name of the policy in the registry (default: %(default)s)")
-    parser.add_argument("--alias", default="champion", help="alias to move to this version (default: %(default)s)")
+    parser = subparsers.add_parser(
+        "promote", help="register a policy bundle and point an alias at it"
+    )
+    parser.add_argument(
+        "bundle",
+        metavar="BUNDLE_URI",
+        help="bundle made by `gwp export`: a folder or s3://bucket/prefix",
+    )
+    parser.add_argument(
+        "--name", default="gwp", help="name of the policy in the registry (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--alias", default="champion", help="alias to move to this version (default: %(default)s)"
+    )
     parser.set_defaults(run=run_promote)
 
 
@@ -16,7 +26,7 @@ def run_promote(args: argparse.Namespace) -> None:
     import json
 
     from gwp.policy.bundle import read_bundle
-    from pipelines.promote import promote, register
+    from pipelines.tracking.registry import promote, register
 
     # Reading verifies every hash: what cannot be served is never promoted.
     bundle = read_bundle(args.bundle)
@@ -25,5 +35,10 @@ def run_promote(args: argparse.Namespace) -> None:
     tags = {"family": bundle.settings.family, "embodiments": ",".join(sorted(bundle.embodiments))}
     version = register(args.bundle, bundle.id, args.name, run_id, tags)
     promote(args.name, version, args.alias)
-    promoted = {"uri": f"models:/{args.name}@{args.alias}", "version": version, "policy_id": bundle.id, "bundle": args.bundle}
+    promoted = {
+        "uri": f"models:/{args.name}@{args.alias}",
+        "version": version,
+        "policy_id": bundle.id,
+        "bundle": args.bundle,
+    }
     print(json.dumps(promoted, indent=1))

@@ -8,12 +8,32 @@ def add(subparsers: Any) -> None:
     parser = subparsers.add_parser(
         "serve",
         help="serve a policy to robots until interrupted",
-        description="Deploys on the Ray cluster of RAY_ADDRESS, or on a local one that it starts and stops.",
+        description=(
+            "Deploys on the Ray cluster of RAY_ADDRESS, or on a local one that it starts and stops."
+        ),
     )
-    parser.add_argument("file", nargs="?", metavar="FILE", help="a ServeApp file; without one, the defaults with --policy")
-    parser.add_argument("--policy", metavar="URI", help="bundle to serve: path, s3://..., models:/name@alias")
-    parser.add_argument("--set", action="append", default=[], dest="sets", metavar="A.B=VALUE", help="override a value")
-    parser.add_argument("--render", action="store_true", help="print the file for `serve deploy` or a RayService, and stop")
+    parser.add_argument(
+        "file",
+        nargs="?",
+        metavar="FILE",
+        help="a ServeApp file; without one, the defaults with --policy",
+    )
+    parser.add_argument(
+        "--policy", metavar="URI", help="bundle to serve: path, s3://..., models:/name@alias"
+    )
+    parser.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        dest="sets",
+        metavar="A.B=VALUE",
+        help="override a value",
+    )
+    parser.add_argument(
+        "--render",
+        action="store_true",
+        help="print the file for `serve deploy` or a RayService, and stop",
+    )
     parser.set_defaults(run=run_serve)
 
 
@@ -28,13 +48,17 @@ def run_serve(args: argparse.Namespace) -> None:
 
     import serve as package
     from gwp.errors import GwpError
-    from pipelines.config import load_config
+    from pipelines.config.load import load_config
     from serve.config import ServeApp
 
     if args.file is None and args.policy is None:
-        raise GwpError("what to serve? give a file (`gwp serve serve.yaml`) or a policy (`gwp serve --policy URI`)")
+        raise GwpError(
+            "what to serve? give a file (`gwp serve serve.yaml`) or a policy (`gwp serve --policy URI`)"
+        )
     sets = list(args.sets) + ([f"policy={args.policy}"] if args.policy else [])
-    config = load_config(args.file or Path(package.__file__).with_name("serve.yaml"), ServeApp, sets)
+    config = load_config(
+        args.file or Path(package.__file__).with_name("serve.yaml"), ServeApp, sets
+    )
     if args.render:
         import yaml
 
@@ -56,17 +80,32 @@ def run_serve(args: argparse.Namespace) -> None:
     if address:
         ray.init(address=address, log_to_driver=False, configure_logging=False)
     else:
-        # A machine with one core must have room for a gateway beside the replicas; CPUs are a count here, not a limit.
-        replicas = config.autoscaling.max_replicas * config.replica.cpus + config.gateway.replicas * config.gateway.cpus
+        # A machine with one core must have room for a gateway beside the replicas; CPUs are a
+        # count here, not a limit.
+        replicas = (
+            config.autoscaling.max_replicas * config.replica.cpus
+            + config.gateway.replicas * config.gateway.cpus
+        )
         cpus = max(os.cpu_count() or 1, math.ceil(replicas))
-        ray.init(address="local", num_cpus=cpus, include_dashboard=False, log_to_driver=False, configure_logging=False)
+        ray.init(
+            address="local",
+            num_cpus=cpus,
+            include_dashboard=False,
+            log_to_driver=False,
+            configure_logging=False,
+        )
     # After ray.init, which puts its own there.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     event("deploying", policy=config.policy, cluster=address or "local")
     try:
         url = deploy(config)
         scale = config.autoscaling
-        event("serving", url=url, policy=config.policy, replicas=f"{scale.min_replicas}-{scale.max_replicas}")
+        event(
+            "serving",
+            url=url,
+            policy=config.policy,
+            replicas=f"{scale.min_replicas}-{scale.max_replicas}",
+        )
         with suppress(KeyboardInterrupt):
             threading.Event().wait()
     finally:

@@ -6,17 +6,30 @@ from typing import Any
 
 def add(subparsers: Any) -> None:
     parser = subparsers.add_parser("train", help="run one training stage, or resume it")
-    parser.add_argument("file", metavar="FILE", help="stage file, e.g. pipelines/stages/policy.yaml")
-    parser.add_argument("--set", action="append", default=[], dest="sets", metavar="A.B=VALUE", help="override a value")
-    parser.add_argument("--dry-run", action="store_true", help="show parameters and the DeepSpeed configuration, start nothing")
+    parser.add_argument(
+        "file", metavar="FILE", help="stage file, e.g. pipelines/stages/policy.yaml"
+    )
+    parser.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        dest="sets",
+        metavar="A.B=VALUE",
+        help="override a value",
+    )
+    parser.add_argument(
+        "--dry-run",
+        action="store_true",
+        help="show parameters and the DeepSpeed configuration, start nothing",
+    )
     parser.set_defaults(run=run_train)
 
 
 def run_train(args: argparse.Namespace) -> None:
     import json
 
-    from pipelines.config import load_config
-    from pipelines.stage import TrainJob
+    from pipelines.config.load import load_config
+    from pipelines.jobs.train_job import TrainJob
 
     job = load_config(args.file, TrainJob, args.sets)
     if args.dry_run:
@@ -24,8 +37,8 @@ def run_train(args: argparse.Namespace) -> None:
         return
     from dataclasses import asdict
 
-    from pipelines.train import train
-    from pipelines.watch import shown
+    from pipelines.training.train import train
+    from pipelines.training.watch import shown
 
     with shown(job):
         result = train(job)
@@ -36,7 +49,7 @@ def _dry(job: Any) -> dict[str, Any]:
     import torch
 
     from gwp.model.transformer import WorldActionTransformer
-    from pipelines.engine import deepspeed_config
+    from pipelines.training.deepspeed_engine import deepspeed_config
 
     with torch.device("meta"):
         parameters = dict(WorldActionTransformer(job.model_config_).named_parameters())

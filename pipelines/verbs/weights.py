@@ -21,44 +21,104 @@ _WORST = 12
 
 
 def add(subparsers: Any) -> None:
-    parser = subparsers.add_parser("weights", help="look at checkpoints, convert them, check them against reference tensors")
+    parser = subparsers.add_parser(
+        "weights", help="look at checkpoints, convert them, check them against reference tensors"
+    )
     verbs = parser.add_subparsers(title="verbs", metavar="VERB", required=True)
     plain = argparse.RawDescriptionHelpFormatter
     inspect = verbs.add_parser(
-        "inspect", help="family, widths, and every tensor that does not fit", description=_SOURCES, formatter_class=plain,
+        "inspect",
+        help="family, widths, and every tensor that does not fit",
+        description=_SOURCES,
+        formatter_class=plain,
     )
     inspect.add_argument("checkpoint", metavar="CHECKPOINT")
-    inspect.add_argument("--reference", metavar="CHECKPOINT", help="another one: cosine of each tensor with the same-named one there, and "
-                         "with that of the next layer (catches transposes and layers off by one)")
+    inspect.add_argument(
+        "--reference",
+        metavar="CHECKPOINT",
+        help="another one: cosine of each tensor with the same-named one there, and "
+        "with that of the next layer (catches transposes and layers off by one)",
+    )
     inspect.add_argument("--json", action="store_true", help="everything, as one JSON object")
     _allowances(inspect)
     inspect.set_defaults(run=run_inspect)
-    convert = verbs.add_parser("convert", help="make a folder that `init` takes", description=_SOURCES, formatter_class=plain)
+    convert = verbs.add_parser(
+        "convert",
+        help="make a folder that `init` takes",
+        description=_SOURCES,
+        formatter_class=plain,
+    )
     convert.add_argument("checkpoint", metavar="CHECKPOINT")
-    convert.add_argument("--out", required=True, metavar="DIR", help="an empty place, local or s3://")
-    convert.add_argument("--to", choices=("gwp05", "gwp0"), help="family to make (default: its own; gwp05 of Wan)")
-    convert.add_argument("--action-expert-dim", type=int, metavar="N", help="width of a new action expert (default: 1024)")
-    convert.add_argument("--action-ffn-dim", type=int, metavar="N", help="its feed-forward width (default: 4096)")
-    convert.add_argument("--action-channels", type=int, metavar="N", help="grow to N action channels (default: its own, else 16)")
-    convert.add_argument("--embodiments", type=int, metavar="N", help="grow to N embodiments (default: its own, else 2)")
-    convert.add_argument("--time-proj", choices=("leading", "per-slot"), default="leading", help="how the action expert's slice of the "
-                         "modulation projection is taken: its first rows as published, or those of each of the six slots")
+    convert.add_argument(
+        "--out", required=True, metavar="DIR", help="an empty place, local or s3://"
+    )
+    convert.add_argument(
+        "--to", choices=("gwp05", "gwp0"), help="family to make (default: its own; gwp05 of Wan)"
+    )
+    convert.add_argument(
+        "--action-expert-dim",
+        type=int,
+        metavar="N",
+        help="width of a new action expert (default: 1024)",
+    )
+    convert.add_argument(
+        "--action-ffn-dim", type=int, metavar="N", help="its feed-forward width (default: 4096)"
+    )
+    convert.add_argument(
+        "--action-channels",
+        type=int,
+        metavar="N",
+        help="grow to N action channels (default: its own, else 16)",
+    )
+    convert.add_argument(
+        "--embodiments",
+        type=int,
+        metavar="N",
+        help="grow to N embodiments (default: its own, else 2)",
+    )
+    convert.add_argument(
+        "--time-proj",
+        choices=("leading", "per-slot"),
+        default="leading",
+        help="how the action expert's slice of the "
+        "modulation projection is taken: its first rows as published, or those of each of the "
+        "six slots",
+    )
     convert.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
-    convert.add_argument("--seed", type=int, default=0, metavar="N", help="for what the checkpoint does not have (default: 0)")
+    convert.add_argument(
+        "--seed",
+        type=int,
+        default=0,
+        metavar="N",
+        help="for what the checkpoint does not have (default: 0)",
+    )
     _allowances(convert)
     convert.set_defaults(run=run_convert)
     parity = verbs.add_parser(
-        "parity", help="largest error per output against reference tensors", description=_FORM, formatter_class=plain,
+        "parity",
+        help="largest error per output against reference tensors",
+        description=_FORM,
+        formatter_class=plain,
     )
     parity.add_argument("folder", metavar="DIR")
-    parity.add_argument("--tolerance", type=float, default=5e-6, help="largest absolute error allowed (default: 5e-6)")
+    parity.add_argument(
+        "--tolerance",
+        type=float,
+        default=5e-6,
+        help="largest absolute error allowed (default: 5e-6)",
+    )
     parity.set_defaults(run=run_parity)
 
 
 def _allowances(parser: argparse.ArgumentParser) -> None:
     for what in ("missing", "unexpected"):
-        parser.add_argument(f"--allow-{what}", action="append", default=[], metavar="PATTERN",
-                            help=f"published names that may be {what}, with * and ?; may be given again")
+        parser.add_argument(
+            f"--allow-{what}",
+            action="append",
+            default=[],
+            metavar="PATTERN",
+            help=f"published names that may be {what}, with * and ?; may be given again",
+        )
 
 
 @contextmanager
@@ -105,21 +165,31 @@ def run_inspect(args: argparse.Namespace) -> int:
         _print_report(report)
         if rows is not None:
             _print_similarity(rows)
-    # `unlike` is for people to judge: training moves weights. A transpose or a shift of layers is an error whatever was trained.
+    # `unlike` is for people to judge: training moves weights. A transpose or a shift of layers
+    # is an error whatever was trained.
     wrong = [row for row in rows or () if row.verdict in ("transposed", "next layer")]
     return 1 if problems or wrong else 0
 
 
 def _print_report(report: dict[str, Any]) -> None:
-    print(f"{report['form']}: {report['tensors']} tensors, {report['parameters']:,} parameters, {', '.join(report['dtypes'])}")
+    print(
+        f"{report['form']}: {report['tensors']} tensors, {report['parameters']:,} parameters, "
+        f"{', '.join(report['dtypes'])}"
+    )
     print("  " + "  ".join(f"{key} {value}" for key, value in report["widths"].items()))
     if report["assumed"]:
-        print(f"  assumed, since neither config.json nor the tensors tell: {', '.join(report['assumed'])}")
+        print(
+            f"  assumed, since neither config.json nor the tensors tell: {', '.join(report['assumed'])}"
+        )
     for line in report["problems"]:
         print(f"  {line}")
     if report["family"] == "wan":
         print("  no action projections: `gwp weights convert` makes a model of it")
-    print("whole" if not report["problems"] else f"{len(report['problems'])} problems: it would be refused")
+    print(
+        "whole"
+        if not report["problems"]
+        else f"{len(report['problems'])} problems: it would be refused"
+    )
 
 
 def _print_similarity(rows: list[Any]) -> None:
@@ -131,12 +201,31 @@ def _print_similarity(rows: list[Any]) -> None:
         return
     following = [row.following for row in judged if row.following is not None]
     beside = f"; with the next layer's {sum(following) / len(following):.3f}" if following else ""
-    print(f"reference: {len(rows)} tensors in common; mean cosine of {len(judged)} matrices "
-          f"{sum(row.same for row in judged) / len(judged):.3f}, least {min(row.same for row in judged):.3f}{beside}")
-    print(table([{"least alike": row.name, "same": row.same, "next layer": "" if row.following is None else row.following,
-                  "transposed": "" if row.transposed is None else row.transposed, "verdict": row.verdict} for row in judged[:_WORST]]))
+    print(
+        f"reference: {len(rows)} tensors in common; mean cosine of {len(judged)} matrices "
+        f"{sum(row.same for row in judged) / len(judged):.3f}, least "
+        f"{min(row.same for row in judged):.3f}{beside}"
+    )
+    print(
+        table(
+            [
+                {
+                    "least alike": row.name,
+                    "same": row.same,
+                    "next layer": "" if row.following is None else row.following,
+                    "transposed": "" if row.transposed is None else row.transposed,
+                    "verdict": row.verdict,
+                }
+                for row in judged[:_WORST]
+            ]
+        )
+    )
     suspicious = sum(row.verdict != "ok" for row in judged)
-    print(f"{suspicious} of {len(judged)} matrices are suspicious" if suspicious else "every matrix is most like its namesake")
+    print(
+        f"{suspicious} of {len(judged)} matrices are suspicious"
+        if suspicious
+        else "every matrix is most like its namesake"
+    )
 
 
 def run_convert(args: argparse.Namespace) -> int:
@@ -151,20 +240,42 @@ def run_convert(args: argparse.Namespace) -> int:
 
     if storage.is_remote(args.out) and storage.list_files(args.out):
         raise GwpError(f"{args.out}: not empty; choose another place")
-    with _local(args.checkpoint) as place, tempfile.TemporaryDirectory(prefix="gwp-convert-") as scratch:
+    with (
+        _local(args.checkpoint) as place,
+        tempfile.TemporaryDirectory(prefix="gwp-convert-") as scratch,
+    ):
         source = open_checkpoint(place)
         config = target_config(
-            source, args.to, action_channels=args.action_channels, embodiments=args.embodiments,
-            action_expert_dim=args.action_expert_dim, action_ffn_dim=args.action_ffn_dim,
+            source,
+            args.to,
+            action_channels=args.action_channels,
+            embodiments=args.embodiments,
+            action_expert_dim=args.action_expert_dim,
+            action_ffn_dim=args.action_ffn_dim,
         )
         total = len(parameters(config))
-        out = Path(scratch) / "out" if storage.is_remote(args.out) else Path(args.out.removeprefix("file://"))
+        out = (
+            Path(scratch) / "out"
+            if storage.is_remote(args.out)
+            else Path(args.out.removeprefix("file://"))
+        )
         with progress("convert", total) as shown:
-            convert(source, out, config, time_proj=args.time_proj, dtype=getattr(torch, args.dtype), seed=args.seed,
-                    allow_missing=args.allow_missing, allow_unexpected=args.allow_unexpected, progress=shown.update)
+            convert(
+                source,
+                out,
+                config,
+                time_proj=args.time_proj,
+                dtype=getattr(torch, args.dtype),
+                seed=args.seed,
+                allow_missing=args.allow_missing,
+                allow_unexpected=args.allow_unexpected,
+                progress=shown.update,
+            )
         if storage.is_remote(args.out):
             storage.upload(out, args.out)
-    widths = "  ".join(f"{key} {value}" for key, value in config.model_dump(exclude_none=True).items())
+    widths = "  ".join(
+        f"{key} {value}" for key, value in config.model_dump(exclude_none=True).items()
+    )
     print(f"{args.out}: {total} tensors of {source.form.title} to {widths}")
     return 0
 

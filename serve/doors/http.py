@@ -1,4 +1,6 @@
-"""One observation per HTTP request, for those who do not want to hold a connection: the same maps as on the websocket."""
+"""One observation per HTTP request, for those who do not want to hold a connection: the same
+maps as on the websocket.
+"""
 
 import json
 import logging
@@ -27,7 +29,9 @@ MSGPACK = "application/msgpack"
 
 
 async def act(request: Request, desk: Desk) -> Response:
-    """`POST /v1/act`: a msgpack observation in, a msgpack chunk out; an error is JSON `{"code", "message"}`."""
+    """`POST /v1/act`: a msgpack observation in, a msgpack chunk out; an error is JSON `{"code",
+    "message"}`.
+    """
     try:
         if not desk.access.allows(request.headers):
             raise RefusedError("access", "API key missing or unknown")
@@ -53,14 +57,20 @@ def policy(request: Request, desk: Desk) -> Response:
 def refused(error: RefusedError) -> Response:
     """A refusal as an HTTP response."""
     headers = {"Retry-After": "1"} if error.code in ("busy", "unavailable") else {}
-    return JSONResponse({"code": error.code, "message": str(error)}, status_code=STATUS[error.code], headers=headers)
+    return JSONResponse(
+        {"code": error.code, "message": str(error)}, status_code=STATUS[error.code], headers=headers
+    )
 
 
 async def _body(request: Request, max_bytes: int) -> bytes:
-    """The body, cut off as soon as it is too long: nothing over the limit is ever held in memory."""
+    """The body, cut off as soon as it is too long: nothing over the limit is ever held in
+    memory.
+    """
     body = bytearray()
     async for part in request.stream():
         body += part
         if len(body) > max_bytes:
-            raise ProtocolError(f"message is over the limit of {max_bytes} bytes; send smaller or JPEG images")
+            raise ProtocolError(
+                f"message is over the limit of {max_bytes} bytes; send smaller or JPEG images"
+            )
     return bytes(body)

@@ -1,4 +1,6 @@
-"""The request and reply maps that the websocket and the HTTP door share, and the way from one to the other."""
+"""The request and reply maps that the websocket and the HTTP door share, and the way from one
+to the other.
+"""
 
 import asyncio
 import io
@@ -19,11 +21,17 @@ _MAX_NAME = 256
 _MAX_DEPTH = 3
 
 
-async def infer(message: object, desk: Desk, embodiment: str | None, previous_ms: float | None = None) -> dict[str, Any]:
-    """The reply map for one request map; RefusedError with a code and one line when there is none."""
+async def infer(
+    message: object, desk: Desk, embodiment: str | None, previous_ms: float | None = None
+) -> dict[str, Any]:
+    """The reply map for one request map; RefusedError with a code and one line when there is
+    none.
+    """
     try:
         # In a thread: pictures are decoded and copied here, and other robots' frames are waiting.
-        observation, _ = await asyncio.to_thread(lambda: desk.contract.admit(to_observation(message, desk.contract, embodiment)))
+        observation, _ = await asyncio.to_thread(
+            lambda: desk.contract.admit(to_observation(message, desk.contract, embodiment))
+        )
     except ObservationError as error:
         raise RefusedError("observation", str(error)) from error
     except ProtocolError as error:
@@ -33,12 +41,15 @@ async def infer(message: object, desk: Desk, embodiment: str | None, previous_ms
     return to_reply(chunk, (time.perf_counter() - start) * 1e3, previous_ms)
 
 
-def to_observation(message: object, contract: PolicyContract, embodiment: str | None = None) -> Observation:
+def to_observation(
+    message: object, contract: PolicyContract, embodiment: str | None = None
+) -> Observation:
     """The observation in one request map, not yet checked against the contract.
 
-    Cameras and state are found under their full key (`observation.images.top`), under `observation/top`, `images/top` or
-    `top`, and in nested maps (`{"images": {"top": ...}}`). Images may be JPEG or PNG bytes. `embodiment` is used where
-    the request names none. Raises ProtocolError or ObservationError naming the field.
+    Cameras and state are found under their full key (`observation.images.top`), under
+    `observation/top`, `images/top` or `top`, and in nested maps (`{"images": {"top": ...}}`).
+    Images may be JPEG or PNG bytes. `embodiment` is used where the request names none. Raises
+    ProtocolError or ObservationError naming the field.
     """
     if not isinstance(message, dict) or not all(isinstance(key, str) for key in message):
         raise ProtocolError("a request is one msgpack map with text keys")
@@ -50,13 +61,21 @@ def to_observation(message: object, contract: PolicyContract, embodiment: str | 
         short = short_name(key)
         if short == "state":
             state = _state(value)
-        elif short in cameras or (isinstance(value, np.ndarray) and value.ndim >= 2 and key != "prefix_actions"):
+        elif short in cameras or (
+            isinstance(value, np.ndarray) and value.ndim >= 2 and key != "prefix_actions"
+        ):
             if short in images:
-                raise ObservationError(f"images: camera '{short}' came twice; send each camera once")
-            images[short] = _decoded(short, value) if isinstance(value, bytes) and short in cameras else value
+                raise ObservationError(
+                    f"images: camera '{short}' came twice; send each camera once"
+                )
+            images[short] = (
+                _decoded(short, value) if isinstance(value, bytes) and short in cameras else value
+            )
     if state is None:
         came = ", ".join(sorted(message))[:200]
-        raise ObservationError(f"state: missing (came: {came}); send it as `state` or `observation.state`")
+        raise ObservationError(
+            f"state: missing (came: {came}); send it as `state` or `observation.state`"
+        )
     return Observation(
         images=images,
         state=state,
@@ -76,10 +95,13 @@ def to_observation(message: object, contract: PolicyContract, embodiment: str | 
 def to_reply(chunk: ActionChunk, infer_ms: float, previous_ms: float | None) -> dict[str, Any]:
     """The reply map of one chunk, with the keys of openpi first.
 
-    policy_timing: `infer_ms` of the policy as a whole and one entry per phase; server_timing: what the gateway saw.
+    policy_timing: `infer_ms` of the policy as a whole and one entry per phase; server_timing:
+    what the gateway saw.
     """
     phases = {f"{name}_ms": ms for name, ms in chunk.timings.items() if name != "total"}
-    server = {"infer_ms": infer_ms} | ({} if previous_ms is None else {"prev_total_ms": previous_ms})
+    server = {"infer_ms": infer_ms} | (
+        {} if previous_ms is None else {"prev_total_ms": previous_ms}
+    )
     return {
         "actions": chunk.actions,
         "policy_timing": {"infer_ms": chunk.timings.get("total", infer_ms)} | phases,
@@ -107,9 +129,13 @@ def _state(value: object) -> Any:
         try:
             value = np.asarray(value, np.float32)
         except (ValueError, TypeError) as error:
-            raise ObservationError("state: got a list that is not all numbers; send float32 in robot units") from error
+            raise ObservationError(
+                "state: got a list that is not all numbers; send float32 in robot units"
+            ) from error
     # A batch of one, as LeRobot sends it.
-    return value[0] if isinstance(value, np.ndarray) and value.ndim == 2 and len(value) == 1 else value
+    return (
+        value[0] if isinstance(value, np.ndarray) and value.ndim == 2 and len(value) == 1 else value
+    )
 
 
 def _decoded(name: str, data: bytes) -> np.ndarray:
@@ -118,11 +144,25 @@ def _decoded(name: str, data: bytes) -> np.ndarray:
     try:
         with Image.open(io.BytesIO(data), formats=("JPEG", "PNG")) as image:
             # The header's size is checked before a pixel is decoded.
-            if max(image.size) > MAX_SIDE or image.size[0] * image.size[1] > MAX_SIDE * MAX_SIDE // 4:
-                raise ObservationError(f"images.{name}: got {image.size[0]}x{image.size[1]} pixels, expected less; scale it down")
+            if (
+                max(image.size) > MAX_SIDE
+                or image.size[0] * image.size[1] > MAX_SIDE * MAX_SIDE // 4
+            ):
+                raise ObservationError(
+                    f"images.{name}: got {image.size[0]}x{image.size[1]} pixels, expected "
+                    "less; scale it down"
+                )
             return np.asarray(image.convert("RGB"))
-    except (UnidentifiedImageError, OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise ObservationError(f"images.{name}: got {len(data)} bytes that are no JPEG or PNG image") from error
+    except (
+        UnidentifiedImageError,
+        OSError,
+        SyntaxError,
+        ValueError,
+        Image.DecompressionBombError,
+    ) as error:
+        raise ObservationError(
+            f"images.{name}: got {len(data)} bytes that are no JPEG or PNG image"
+        ) from error
 
 
 def _text(message: Mapping[str, Any], key: str, longest: int = _MAX_NAME) -> str | None:
@@ -130,7 +170,9 @@ def _text(message: Mapping[str, Any], key: str, longest: int = _MAX_NAME) -> str
     if value is None:
         return None
     if not isinstance(value, str) or len(value) > longest:
-        raise ObservationError(f"{key}: got {type(value).__name__}, expected text of up to {longest} characters")
+        raise ObservationError(
+            f"{key}: got {type(value).__name__}, expected text of up to {longest} characters"
+        )
     return value
 
 
@@ -147,6 +189,10 @@ def _seconds(message: Mapping[str, Any], key: str) -> float | None:
     value = message.get(key)
     if value is None:
         return None
-    if isinstance(value, bool) or not isinstance(value, (int, float, np.number)) or not 0 < float(value) < float("inf"):
+    if (
+        isinstance(value, bool)
+        or not isinstance(value, (int, float, np.number))
+        or not 0 < float(value) < float("inf")
+    ):
         raise ObservationError(f"{key}: expected a positive number of seconds")
     return float(value)

@@ -1,8 +1,10 @@
-"""The openpi websocket, which most robot code already speaks, with the `endpoint` field of vLLM-Omni.
+"""The openpi websocket, which most robot code already speaks, with the `endpoint` field of
+vLLM-Omni.
 
-The server speaks first: one binary frame with its metadata. Then one binary map per observation in, one binary map out. An
-error is a text frame for a client that sends plain openpi maps, and a map `{"type": "error", "code", "message"}` for one
-that sends `endpoint`; either way the connection stays open. Arrays travel as in `gwp.protocol.msgpack_numpy`.
+The server speaks first: one binary frame with its metadata. Then one binary map per observation
+in, one binary map out. An error is a text frame for a client that sends plain openpi maps, and
+a map `{"type": "error", "code", "message"}` for one that sends `endpoint`; either way the
+connection stays open. Arrays travel as in `gwp.protocol.msgpack_numpy`.
 """
 
 import logging
@@ -54,24 +56,33 @@ async def _serve(socket: WebSocket, desk: Desk, embodiment: str | None) -> None:
 
 
 def announced(query: Mapping[str, str]) -> dict[str, Any]:
-    """What a robot says of itself in the query of its URL: `?embodiment=...&fps=50&action_names=a,b&cameras=top,wrist`."""
+    """What a robot says of itself in the query of its URL:
+    `?embodiment=...&fps=50&action_names=a,b&cameras=top,wrist`.
+    """
     robot: dict[str, Any] = {name: query[name] for name in FIELDS if name in query}
     if "fps" in robot:
         try:
             robot["fps"] = float(robot["fps"])
         except ValueError as error:
-            raise ObservationError(f"fps: '{robot['fps'][:32]}' is no number; write the control rate in Hz") from error
+            raise ObservationError(
+                f"fps: '{robot['fps'][:32]}' is no number; write the control rate in Hz"
+            ) from error
     for name in ("cameras", "action_names", "state_names"):
         if name in robot:
             robot[name] = [part.strip() for part in robot[name].split(",") if part.strip()]
     return robot
 
 
-async def _answer(data: bytes | None, desk: Desk, embodiment: str | None, previous_ms: float | None) -> bytes | str:
+async def _answer(
+    data: bytes | None, desk: Desk, embodiment: str | None, previous_ms: float | None
+) -> bytes | str:
     mapped = False
     try:
         if data is None:
-            raise RefusedError("protocol", "text frames are not understood; send one binary msgpack map per observation")
+            raise RefusedError(
+                "protocol",
+                "text frames are not understood; send one binary msgpack map per observation",
+            )
         try:
             message = unpackb(data, desk.max_bytes)
         except ProtocolError as error:
@@ -81,7 +92,9 @@ async def _answer(data: bytes | None, desk: Desk, embodiment: str | None, previo
         if endpoint == "reset":
             return packb({"status": "reset successful"})
         if endpoint not in (None, "infer"):
-            raise RefusedError("protocol", f"endpoint {str(endpoint)[:32]!r} is unknown; use infer or reset")
+            raise RefusedError(
+                "protocol", f"endpoint {str(endpoint)[:32]!r} is unknown; use infer or reset"
+            )
         return packb(await infer(message, desk, embodiment, previous_ms))
     except RefusedError as error:
         code, text = error.code, str(error)

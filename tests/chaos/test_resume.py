@@ -1,4 +1,6 @@
-"""A training worker dies for good; the stage goes on from the last committed checkpoint and ends where it would have ended."""
+"""A training worker dies for good; the stage goes on from the last committed checkpoint and
+ends where it would have ended.
+"""
 
 import json
 import os
@@ -13,17 +15,17 @@ from safetensors.numpy import load
 
 from clusters.mini import MiniCluster
 from gwp import storage
-from gwp.data.lerobot_write import LeRobotWriter
-from gwp.data.manifest import Manifest
-from gwp.data.plan import make_plan, plan_slice
-from pipelines.checkpoints import find_committed
-from pipelines.config import load_config
-from pipelines.prepare import run_uri
-from pipelines.stage import TrainJob
-from pipelines.tracking import metric_history
-from pipelines.train import StageResult, train
-from pipelines.watch import resumptions, worker_progress
-from tests.unit.test_stages import STAGES
+from gwp.data.formats.lerobot.write import LeRobotWriter
+from gwp.data.plan.manifest import Manifest
+from gwp.data.plan.plan import make_plan, plan_slice
+from pipelines.config.load import load_config
+from pipelines.jobs.train_job import TrainJob
+from pipelines.tracking.runs import metric_history
+from pipelines.training.checkpoints import find_committed
+from pipelines.training.prepare import run_uri
+from pipelines.training.train import StageResult, train
+from pipelines.training.watch import resumptions, worker_progress
+from tests.unit.pipelines.jobs.test_stages import STAGES
 
 STEPS, EVERY = 60, 15
 
@@ -34,7 +36,14 @@ def recordings(mini: MiniCluster) -> str:
     uri = f"{mini.bucket}/chaos/set"
     rng = np.random.default_rng(0)
     names = ("a", "b")
-    with LeRobotWriter(uri, fps=20, robot_type="dot", cameras={"top": (32, 32)}, state_names=names, action_names=names) as writer:
+    with LeRobotWriter(
+        uri,
+        fps=20,
+        robot_type="dot",
+        cameras={"top": (32, 32)},
+        state_names=names,
+        action_names=names,
+    ) as writer:
         for _ in range(4):
             action = np.cumsum(rng.normal(0, 0.05, (40, 2)), axis=0).astype(np.float32)
             frames = np.full((40, 32, 32, 3), 30, np.uint8)
@@ -46,11 +55,22 @@ def recordings(mini: MiniCluster) -> str:
 
 def job(mini: MiniCluster, uri: str, name: str, *more: str) -> TrainJob:
     sets = [
-        f"run.storage={mini.bucket}/chaos", f"run.name={name}", f"run.steps={STEPS}", f"run.checkpoint_every={EVERY}", "run.log_every=1",
-        "cluster.train_pool=train", "cluster.data_pool=data", "engine.global_batch=8", "init=null",
-        "codec={kind: pca, spatial: 8, channels: 24, fit_clips: 32}", "text={kind: hashed, dim: 64, rows: 8}",
-        "data.canvas={layout: single, width: 32, height: 32}", "data.window={chunk: 8, stride: 2}",
-        f"data.sources=[{{uri: {uri}, embodiment: dot}}]", "data.embodiments={dot: {replan: 4}}", *more,
+        f"run.storage={mini.bucket}/chaos",
+        f"run.name={name}",
+        f"run.steps={STEPS}",
+        f"run.checkpoint_every={EVERY}",
+        "run.log_every=1",
+        "cluster.train_pool=train",
+        "cluster.data_pool=data",
+        "engine.global_batch=8",
+        "init=null",
+        "codec={kind: pca, spatial: 8, channels: 24, fit_clips: 32}",
+        "text={kind: hashed, dim: 64, rows: 8}",
+        "data.canvas={layout: single, width: 32, height: 32}",
+        "data.window={chunk: 8, stride: 2}",
+        f"data.sources=[{{uri: {uri}, embodiment: dot}}]",
+        "data.embodiments={dot: {replan: 4}}",
+        *more,
     ]
     return load_config(STAGES / "policy.yaml", TrainJob, sets)
 
@@ -75,7 +95,9 @@ def test_a_killed_worker_changes_nothing_but_the_time(mini: MiniCluster, recordi
     calm = train(job(mini, recordings, "calm"))
     shaken = job(mini, recordings, "shaken", "run.record_samples=true")
     killed: list[int] = []
-    killer = threading.Thread(target=kill_after, args=(run_uri(shaken), EVERY + 3, killed), daemon=True)
+    killer = threading.Thread(
+        target=kill_after, args=(run_uri(shaken), EVERY + 3, killed), daemon=True
+    )
     killer.start()
     result = train(shaken)
     killer.join(timeout=10)
@@ -84,7 +106,8 @@ def test_a_killed_worker_changes_nothing_but_the_time(mini: MiniCluster, recordi
     assert event["step"] in {EVERY, 2 * EVERY, 3 * EVERY}
     assert event["step"] <= killed[0] + 2
     assert (result.steps, result.samples) == (STEPS, STEPS * 8)
-    # No sample lost or repeated, no random draw out of place: the weights are those of the calm run, to the last bit.
+    # No sample lost or repeated, no random draw out of place: the weights are those of the calm
+    # run, to the last bit.
     ours, theirs = weights(result), weights(calm)
     assert ours.keys() == theirs.keys()
     assert all(np.array_equal(ours[name], theirs[name]) for name in ours)
@@ -92,7 +115,9 @@ def test_a_killed_worker_changes_nothing_but_the_time(mini: MiniCluster, recordi
 
 
 def _consumed_as_planned(shaken: TrainJob, uri: str, resumed: int) -> None:
-    """Every sample that a worker took, in either attempt, was the plan's; what a checkpoint covered was not read again."""
+    """Every sample that a worker took, in either attempt, was the plan's; what a checkpoint
+    covered was not read again.
+    """
     manifest = Manifest.load(f"{uri}/manifest.parquet")
     planned = np.concatenate(plan_slice(manifest, shaken.run.seed, 0, STEPS, shaken.plan_rules))
     ids = manifest.table["sample_id"].take(pa.array(planned)).to_pylist()
@@ -113,7 +138,9 @@ def _consumed_as_planned(shaken: TrainJob, uri: str, resumed: int) -> None:
 
 @pytest.mark.timeout(300)
 def test_a_run_goes_on_with_another_number_of_workers(mini: MiniCluster, recordings: str) -> None:
-    """Stop in the middle of the first epoch by losing every checkpoint but the first, then finish with one worker instead of two."""
+    """Stop in the middle of the first epoch by losing every checkpoint but the first, then
+    finish with one worker instead of two.
+    """
     first = job(mini, recordings, "two-then-one", "run.keep=10", "run.record_samples=true")
     whole = train(first)
     fs, _ = storage.filesystem(whole.uri)
@@ -121,7 +148,16 @@ def test_a_run_goes_on_with_another_number_of_workers(mini: MiniCluster, recordi
     for uri, manifest in found:
         if manifest.step > EVERY:
             fs.rm(storage.filesystem(uri)[1], recursive=True)
-    again = train(job(mini, recordings, "two-then-one", "run.keep=10", "run.record_samples=true", "cluster.workers=1"))
+    again = train(
+        job(
+            mini,
+            recordings,
+            "two-then-one",
+            "run.keep=10",
+            "run.record_samples=true",
+            "cluster.workers=1",
+        )
+    )
     _consumed_as_planned(first, again.uri, EVERY)
     manifest = Manifest.load(f"{again.uri}/manifest.parquet")
     assert len(make_plan(manifest, first.run.seed, 0, first.plan_rules).order) > EVERY * 8
@@ -131,5 +167,8 @@ def test_a_run_goes_on_with_another_number_of_workers(mini: MiniCluster, recordi
     assert newest.world_size == 1
     # Ranks draw their own noise, so the weights differ; the losses go on where they were.
     losses = dict(metric_history(again.run_id, "loss"))
-    before, after = (float(np.mean([losses[s] for s in span])) for span in (range(EVERY - 4, EVERY + 1), range(EVERY + 1, EVERY + 6)))
+    before, after = (
+        float(np.mean([losses[s] for s in span]))
+        for span in (range(EVERY - 4, EVERY + 1), range(EVERY + 1, EVERY + 6))
+    )
     assert after < 1.5 * before

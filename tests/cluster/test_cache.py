@@ -1,4 +1,6 @@
-"""A stage is cached on the cluster, survives a kill, and trains from the cache as it does from video."""
+"""A stage is cached on the cluster, survives a kill, and trains from the cache as it does from
+video.
+"""
 
 import json
 import subprocess
@@ -10,14 +12,14 @@ import pytest
 
 from clusters.mini import MiniCluster
 from gwp import storage
-from gwp.data.cached import CACHE, shards_there
-from gwp.data.lerobot_write import LeRobotWriter
+from gwp.data.formats.lerobot.write import LeRobotWriter
+from gwp.data.latent_cache import CACHE, shards_there
 from pipelines.cli import main
-from pipelines.config import load_config
-from pipelines.stage import TrainJob
-from pipelines.tracking import metric_history
-from pipelines.train import train
-from tests.unit.test_stages import STAGES
+from pipelines.config.load import load_config
+from pipelines.jobs.train_job import TrainJob
+from pipelines.tracking.runs import metric_history
+from pipelines.training.train import train
+from tests.unit.pipelines.jobs.test_stages import STAGES
 
 FILE = str(STAGES / "policy.yaml")
 STEPS, EPISODES, LENGTH = 3, 5, 40
@@ -27,16 +29,37 @@ def fields(mini: MiniCluster) -> list[str]:
     uri = f"{mini.bucket}/cached/set"
     rng = np.random.default_rng(0)
     names = ("a", "b")
-    with LeRobotWriter(uri, fps=20, robot_type="dot", cameras={"top": (32, 32)}, state_names=names, action_names=names) as writer:
+    with LeRobotWriter(
+        uri,
+        fps=20,
+        robot_type="dot",
+        cameras={"top": (32, 32)},
+        state_names=names,
+        action_names=names,
+    ) as writer:
         for _ in range(EPISODES):
             action = np.cumsum(rng.normal(0, 0.05, (LENGTH, 2)), axis=0).astype(np.float32)
-            writer.add_episode({"top": rng.integers(0, 256, (LENGTH, 32, 32, 3), np.uint8)}, "follow", action * 0.9, action)
+            writer.add_episode(
+                {"top": rng.integers(0, 256, (LENGTH, 32, 32, 3), np.uint8)},
+                "follow",
+                action * 0.9,
+                action,
+            )
     return [
-        f"run.storage={mini.bucket}/cached", f"run.steps={STEPS}", "run.log_every=1", "cluster.train_pool=train",
-        "cluster.data_pool=data", "cluster.workers=1", "engine.global_batch=8", "init=null",
-        "codec={kind: pca, spatial: 8, channels: 24, fit_clips: 32}", "text={kind: hashed, dim: 64, rows: 8}",
+        f"run.storage={mini.bucket}/cached",
+        f"run.steps={STEPS}",
+        "run.log_every=1",
+        "cluster.train_pool=train",
+        "cluster.data_pool=data",
+        "cluster.workers=1",
+        "engine.global_batch=8",
+        "init=null",
+        "codec={kind: pca, spatial: 8, channels: 24, fit_clips: 32}",
+        "text={kind: hashed, dim: 64, rows: 8}",
         "data.canvas={layout: single, width: 32, height: 32}",
-        "data.window={chunk: 8, stride: 2}", f"data.sources=[{{uri: {uri}, embodiment: dot}}]", "data.embodiments={dot: {replan: 4}}",
+        "data.window={chunk: 8, stride: 2}",
+        f"data.sources=[{{uri: {uri}, embodiment: dot}}]",
+        "data.embodiments={dot: {replan: 4}}",
         "data.augment=false",
     ]
 
@@ -44,16 +67,32 @@ def fields(mini: MiniCluster) -> list[str]:
 def written(out: str) -> dict[int, object]:
     """When each shard was written."""
     fs, path = storage.filesystem(out)
-    return {n: fs.info(f"{path}/latents/{n:06d}.safetensors")["LastModified"] for n in shards_there(out, "latents")}
+    return {
+        n: fs.info(f"{path}/latents/{n:06d}.safetensors")["LastModified"]
+        for n in shards_there(out, "latents")
+    }
 
 
 @pytest.mark.timeout(280)
-def test_a_cache_survives_a_kill_and_trains_as_video_does(mini: MiniCluster, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_cache_survives_a_kill_and_trains_as_video_does(
+    mini: MiniCluster, capsys: pytest.CaptureFixture[str]
+) -> None:
     sets = fields(mini)
     out = f"{mini.bucket}/cached/latents"
     # A shard per sample, so that there is a middle to be killed in.
-    words = ["data", "cache", FILE, "--out", out, "--shard-mb", "0.01", *(w for s in sets for w in ("--set", s))]
-    killed = subprocess.Popen([sys.executable, "-m", "pipelines.cli", *words], stderr=subprocess.DEVNULL)
+    words = [
+        "data",
+        "cache",
+        FILE,
+        "--out",
+        out,
+        "--shard-mb",
+        "0.01",
+        *(w for s in sets for w in ("--set", s)),
+    ]
+    killed = subprocess.Popen(
+        [sys.executable, "-m", "pipelines.cli", *words], stderr=subprocess.DEVNULL
+    )
     try:
         limit = time.monotonic() + 90
         while len(shards_there(out, "latents")) < 3:
@@ -69,7 +108,12 @@ def test_a_cache_survives_a_kill_and_trains_as_video_does(mini: MiniCluster, cap
     assert main(words) == 0
     told = json.loads(capsys.readouterr().out)
     total = EPISODES * LENGTH
-    assert (told["samples"], told["left_out"], told["shards"], told["texts"]) == (total, 0, total, 1)
+    assert (told["samples"], told["left_out"], told["shards"], told["texts"]) == (
+        total,
+        0,
+        total,
+        1,
+    )
     assert 0 < told["encoded"] <= total - len(before)
     after = written(out)
     assert {n: after[n] for n in before} == before
@@ -78,7 +122,9 @@ def test_a_cache_survives_a_kill_and_trains_as_video_does(mini: MiniCluster, cap
 
     losses = {}
     for name, cache in (("video", "null"), ("cache", out)):
-        result = train(load_config(FILE, TrainJob, [*sets, f"run.name={name}", f"data.cache={cache}"]))
+        result = train(
+            load_config(FILE, TrainJob, [*sets, f"run.name={name}", f"data.cache={cache}"])
+        )
         losses[name] = [value for _, value in metric_history(result.run_id, "loss")]
     assert len(losses["cache"]) == STEPS
     # Latents are rounded to eight bits of mantissa.

@@ -1,31 +1,34 @@
-"""The line on real recordings: sets in object storage -> stages -> bundle -> registry -> endpoint -> the stock robot client."""
+"""The line on real recordings: sets in object storage -> stages -> bundle -> registry ->
+endpoint -> the stock robot client.
+"""
 
 import json
 import socket
-from pathlib import Path
 
 import numpy as np
 import pytest
 
 from clusters.mini import MiniCluster
 from gwp import storage
-from gwp.data.manifest import Manifest
-from gwp.data.plan import plan_slice
+from gwp.data.plan.manifest import Manifest
+from gwp.data.plan.plan import plan_slice
 from gwp.errors import GwpError
 from gwp.policy.policy import Policy
-from pipelines import evaluate
-from pipelines.checkpoints import latest_committed
 from pipelines.cli import main
-from pipelines.config import load_config
-from pipelines.export import export
-from pipelines.prepare import prepare, run_uri
-from pipelines.promote import promote, register
-from pipelines.stage import TrainJob
-from pipelines.tracking import PARENT_TAG, client, metric_history
-from pipelines.train import StageResult, train
+from pipelines.config.load import load_config
+from pipelines.evaluation import evaluate
+from pipelines.jobs.train_job import TrainJob
+from pipelines.tracking.registry import promote, register
+from pipelines.tracking.runs import PARENT_TAG, client, metric_history
+from pipelines.training.checkpoints import latest_committed
+from pipelines.training.export import export
+from pipelines.training.prepare import prepare, run_uri
+from pipelines.training.train import StageResult, train
+from tests.support import paths
+from tests.support.paths import ROOT
 
-SHARED = Path(__file__).resolve().parents[3] / "shared" / "data"
-STAGES = Path(__file__).resolve().parents[2] / "pipelines" / "stages"
+SHARED = paths.SHARED / "data"
+STAGES = ROOT / "pipelines" / "stages"
 G1_FIELDS = [
     "model.action_channels=32",
     "data.window={chunk: 16, stride: 4}",
@@ -40,13 +43,22 @@ pytestmark = [
 
 def sets_of(mini: MiniCluster, steps: int, sources: str, extra: list[str]) -> list[str]:
     return [
-        f"run.storage={mini.bucket}/line", f"run.steps={steps}", f"run.checkpoint_every={steps}", "run.log_every=2",
-        "engine.global_batch=8", "cluster.train_pool=train", "cluster.data_pool=data", f"data.sources={sources}", *extra,
+        f"run.storage={mini.bucket}/line",
+        f"run.steps={steps}",
+        f"run.checkpoint_every={steps}",
+        "run.log_every=2",
+        "engine.global_batch=8",
+        "cluster.train_pool=train",
+        "cluster.data_pool=data",
+        f"data.sources={sources}",
+        *extra,
     ]
 
 
 def stage(name: str, mini: MiniCluster, steps: int, sources: str, extra: list[str]) -> StageResult:
-    return train(load_config(STAGES / f"{name}.yaml", TrainJob, sets_of(mini, steps, sources, extra)))
+    return train(
+        load_config(STAGES / f"{name}.yaml", TrainJob, sets_of(mini, steps, sources, extra))
+    )
 
 
 def world_job(mini: MiniCluster) -> tuple[int, str, list[str]]:
@@ -63,9 +75,17 @@ def world(mini: MiniCluster) -> StageResult:
 
 @pytest.fixture(scope="module")
 def policy_run(mini: MiniCluster, world: StageResult) -> StageResult:
-    """Stage 3 on five real episodes of the G1 (26 dimensions, one camera); the sixth is held out."""
+    """Stage 3 on five real episodes of the G1 (26 dimensions, one camera); the sixth is held
+    out.
+    """
     storage.upload(SHARED / "g1_bottle_v30", f"{mini.bucket}/g1")
-    return stage("policy", mini, 8, f"[{{uri: {mini.bucket}/g1, embodiment: g1, episodes: '0:5'}}]", ["init=world", *G1_FIELDS])
+    return stage(
+        "policy",
+        mini,
+        8,
+        f"[{{uri: {mini.bucket}/g1, embodiment: g1, episodes: '0:5'}}]",
+        ["init=world", *G1_FIELDS],
+    )
 
 
 @pytest.fixture(scope="module")
@@ -77,7 +97,9 @@ def bundle(mini: MiniCluster, policy_run: StageResult) -> str:
     return policy_id
 
 
-def test_inspect_tells_what_the_set_holds(mini: MiniCluster, policy_run: StageResult, capsys: pytest.CaptureFixture[str]) -> None:
+def test_inspect_tells_what_the_set_holds(
+    mini: MiniCluster, policy_run: StageResult, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert main(["data", "inspect", f"{mini.bucket}/g1", "--json"]) == 0
     told = json.loads(capsys.readouterr().out)
     assert told["episodes"] == 6
@@ -97,60 +119,119 @@ def test_stages_are_linked_and_tracked(world: StageResult, policy_run: StageResu
     assert run.data.tags["gwp.data_fingerprint"]
 
 
-def test_workers_take_the_same_bucket_at_the_same_step(mini: MiniCluster, world: StageResult) -> None:
+def test_workers_take_the_same_bucket_at_the_same_step(
+    mini: MiniCluster, world: StageResult
+) -> None:
     """Clips of two shapes, batches of 10 and 8 samples; both ranks share each of them."""
     steps, sources, fields = world_job(mini)
     shapes = "[{frames: 9, height: 32, width: 64}, {frames: 5, height: 64, width: 64}]"
-    sets = sets_of(mini, 2 * steps, sources, [
-        *fields[:1], "codec=null", "text=null", "init=world", "run.name=shapes", "run.record_samples=true", f"data.buckets={shapes}",
-        "data.batch_multiple=2",
-    ])
+    sets = sets_of(
+        mini,
+        2 * steps,
+        sources,
+        [
+            *fields[:1],
+            "codec=null",
+            "text=null",
+            "init=world",
+            "run.name=shapes",
+            "run.record_samples=true",
+            f"data.buckets={shapes}",
+            "data.batch_multiple=2",
+        ],
+    )
     job = load_config(STAGES / "world.yaml", TrainJob, sets)
     result = train(job)
-    planned = plan_slice(Manifest.load(f"{result.uri}/manifest.parquet"), job.run.seed, 0, 2 * steps, job.plan_rules)
+    planned = plan_slice(
+        Manifest.load(f"{result.uri}/manifest.parquet"), job.run.seed, 0, 2 * steps, job.plan_rules
+    )
     assert len({len(batch) for batch in planned}) > 1
     assert result.samples == sum(map(len, planned))
-    took = {name: json.loads(storage.read_bytes(f"{result.uri}/consumed/{name}")) for name in storage.list_files(f"{result.uri}/consumed")}
+    took = {
+        name: json.loads(storage.read_bytes(f"{result.uri}/consumed/{name}"))
+        for name in storage.list_files(f"{result.uri}/consumed")
+    }
     for step, batch in enumerate(planned):
         halves = [took[f"a1/step_{step:06d}-rank{rank}.json"] for rank in (0, 1)]
         assert [len(half) for half in halves] == [len(batch) // 2] * 2
     assert not storage.list_files(f"{result.uri}/quarantine")
 
 
-def test_a_run_stops_when_too_many_samples_are_broken(mini: MiniCluster, world: StageResult) -> None:
-    """All videos but one vanish after the run was prepared; the checkpoint stays, so that mended data go on from there."""
+def test_a_run_stops_when_too_many_samples_are_broken(
+    mini: MiniCluster, world: StageResult
+) -> None:
+    """All videos but one vanish after the run was prepared; the checkpoint stays, so that
+    mended data go on from there.
+    """
     steps, _, fields = world_job(mini)
     storage.upload(SHARED / "clips", f"{mini.bucket}/leaky")
-    job = load_config(STAGES / "world.yaml", TrainJob, sets_of(mini, 8 * steps, f"[{{uri: {mini.bucket}/leaky}}]", [
-        *fields[:1], "codec=null", "text=null", "init=world", "run.name=leaky", "data.max_broken=0.5",
-    ]))
+    job = load_config(
+        STAGES / "world.yaml",
+        TrainJob,
+        sets_of(
+            mini,
+            8 * steps,
+            f"[{{uri: {mini.bucket}/leaky}}]",
+            [
+                *fields[:1],
+                "codec=null",
+                "text=null",
+                "init=world",
+                "run.name=leaky",
+                "data.max_broken=0.5",
+            ],
+        ),
+    )
     prepare(job)
     for name in storage.list_files(f"{mini.bucket}/leaky"):
         if "sintel" not in name:
             storage.remove(f"{mini.bucket}/leaky/{name}")
-    with pytest.raises(GwpError, match=r"of \d+ samples were broken by step \d+, more than data.max_broken 0.5 .*quarantine names each"):
+    with pytest.raises(
+        GwpError,
+        match=r"of \d+ samples were broken by step \d+, more than data.max_broken 0.5 .*quarantine names each",
+    ):
         train(job)
     found = latest_committed(run_uri(job))
     assert found is not None
     assert 0 < found[1].step < 8 * steps
     names = storage.list_files(f"{run_uri(job)}/quarantine")
-    reasons = [entry["reason"] for name in names for entry in json.loads(storage.read_bytes(f"{run_uri(job)}/quarantine/{name}"))]
+    reasons = [
+        entry["reason"]
+        for name in names
+        for entry in json.loads(storage.read_bytes(f"{run_uri(job)}/quarantine/{name}"))
+    ]
     assert len(reasons) >= 20
     assert all("not found" in reason and "leaky" in reason for reason in reasons)
 
 
-def test_running_a_finished_stage_again_returns_at_once(mini: MiniCluster, world: StageResult) -> None:
+def test_running_a_finished_stage_again_returns_at_once(
+    mini: MiniCluster, world: StageResult
+) -> None:
     again = stage("world", mini, *world_job(mini))
     assert (again.run_id, again.steps) == (world.run_id, world.steps)
 
 
 def test_a_submitted_job_is_the_same_run(mini: MiniCluster, world: StageResult) -> None:
-    """The job finds the run finished, says so and succeeds; a job that cannot start fails and is reported as failed."""
+    """The job finds the run finished, says so and succeeds; a job that cannot start fails and
+    is reported as failed.
+    """
     words = [w for s in sets_of(mini, *world_job(mini)) for w in ("--set", s)]
     assert main(["submit", str(STAGES / "world.yaml"), *words]) == 0
     assert len(metric_history(world.run_id, "loss")) == 3
-    assert main(["submit", str(STAGES / "world.yaml"), *words, "--set", "data.sources=[{uri: s3://no-such-bucket/x}]", "--set",
-                 "run.name=nowhere"]) == 1
+    assert (
+        main(
+            [
+                "submit",
+                str(STAGES / "world.yaml"),
+                *words,
+                "--set",
+                "data.sources=[{uri: s3://no-such-bucket/x}]",
+                "--set",
+                "run.name=nowhere",
+            ]
+        )
+        == 1
+    )
 
 
 def test_the_registered_policy_acts_on_a_held_out_episode(mini: MiniCluster, bundle: str) -> None:
@@ -170,8 +251,12 @@ def test_imagined_frames_have_the_canvas(mini: MiniCluster, bundle: str) -> None
     np.testing.assert_array_less(np.abs(real[0].astype(float) - guess[0]).mean(), 40)
 
 
-def test_the_stock_client_is_answered_by_the_deployed_policy(mini: MiniCluster, bundle: str) -> None:
-    openpi = pytest.importorskip("openpi_client.websocket_client_policy", reason="install openpi-client with --no-deps")
+def test_the_stock_client_is_answered_by_the_deployed_policy(
+    mini: MiniCluster, bundle: str
+) -> None:
+    openpi = pytest.importorskip(
+        "openpi_client.websocket_client_policy", reason="install openpi-client with --no-deps"
+    )
     from ray import serve
 
     from serve.app import deploy
@@ -181,17 +266,26 @@ def test_the_stock_client_is_answered_by_the_deployed_policy(mini: MiniCluster, 
         s.bind(("127.0.0.1", 0))
         port = s.getsockname()[1]
     config = ServeApp.model_validate(
-        {"policy": "models:/g1@champion", "name": "g1", "port": port,
-         "replica": {"pool": "serve", "cpus": 0.5}, "gateway": {"pool": "serve"}}
+        {
+            "policy": "models:/g1@champion",
+            "name": "g1",
+            "port": port,
+            "replica": {"pool": "serve", "cpus": 0.5},
+            "gateway": {"pool": "serve"},
+        }
     )
     try:
         deploy(config)
         robot = openpi.WebsocketClientPolicy("127.0.0.1", port)
         assert robot.get_server_metadata()["policy_id"] == bundle
         policy = Policy.load("models:/g1@champion")
-        observation = next(evaluate.recordings(policy, f"{mini.bucket}/g1", "5")).observations([0])[0]
+        observation = next(evaluate.recordings(policy, f"{mini.bucket}/g1", "5")).observations([0])[
+            0
+        ]
         camera, image = next(iter(observation.images.items()))
-        reply = robot.infer({camera: image, "observation.state": observation.state, "prompt": observation.prompt})
+        reply = robot.infer(
+            {camera: image, "observation.state": observation.state, "prompt": observation.prompt}
+        )
         assert reply["policy_id"] == bundle
         assert reply["actions"].shape == (16, 26)
         np.testing.assert_allclose(reply["actions"], policy.act(observation).actions, atol=1e-3)

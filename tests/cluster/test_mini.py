@@ -1,4 +1,6 @@
-"""The mini-cluster is a cluster: pools, storage, tracking, jobs, access; and nothing of it outlives its owner."""
+"""The mini-cluster is a cluster: pools, storage, tracking, jobs, access; and nothing of it
+outlives its owner.
+"""
 
 import os
 import signal
@@ -19,9 +21,11 @@ from clusters.mini import CPUS, LABEL, MiniCluster, read_env
 from gwp import storage
 from gwp.errors import GwpError
 from gwp.policy.locate import locate
-from pipelines import checkpoints, promote, tracking
 from pipelines.cli import main
-from pipelines.tracking import RunLog
+from pipelines.tracking import registry as promote
+from pipelines.tracking import runs as tracking
+from pipelines.tracking.runs import RunLog
+from pipelines.training import checkpoints
 
 WITHIN_S = 60.0
 
@@ -63,9 +67,21 @@ def _gone(process: psutil.Process) -> bool:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL], ids=lambda number: number.name)
-def test_nothing_outlives_the_owner(number: signal.Signals, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_nothing_outlives_the_owner(
+    number: signal.Signals, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     folder = tmp_path / "mini"
-    command = [sys.executable, "-m", "pipelines.cli", "mini", "start", "--folder", str(folder), "--bucket", "own"]
+    command = [
+        sys.executable,
+        "-m",
+        "pipelines.cli",
+        "mini",
+        "start",
+        "--folder",
+        str(folder),
+        "--bucket",
+        "own",
+    ]
     with (tmp_path / "out").open("wb") as out:
         owner = subprocess.Popen(command, stdout=out, stderr=subprocess.STDOUT)
     try:
@@ -73,14 +89,19 @@ def test_nothing_outlives_the_owner(number: signal.Signals, tmp_path: Path, monk
         assert owner.poll() is None, (tmp_path / "out").read_text()
         family = _family(psutil.Process(owner.pid))
         names = " ".join(" ".join(process.cmdline()) for process in family)
-        assert all(name in names for name in ("raylet", "gcs_server", "moto.server", "mlflow")), names
+        assert all(name in names for name in ("raylet", "gcs_server", "moto.server", "mlflow")), (
+            names
+        )
         assert main(["mini", "start", "--folder", str(folder)]) == 2
 
         for key, value in read_env(folder).items():
             monkeypatch.setenv(key, value)
         (tmp_path / "set" / "a").mkdir(parents=True)
         (tmp_path / "set" / "a" / "b.txt").write_text("hello")
-        assert main(["mini", "put", str(tmp_path / "set"), "s3://own/set", "--folder", str(folder)]) == 0
+        assert (
+            main(["mini", "put", str(tmp_path / "set"), "s3://own/set", "--folder", str(folder)])
+            == 0
+        )
         assert storage.read_bytes("s3://own/set/a/b.txt") == b"hello"
         owner.send_signal(number)
         code = owner.wait(WITHIN_S)
@@ -96,33 +117,56 @@ def test_nothing_outlives_the_owner(number: signal.Signals, tmp_path: Path, monk
 
 
 def test_every_pool_runs_its_tasks_and_the_head_none(mini: MiniCluster) -> None:
-    found = ray.get([_labels.options(label_selector={LABEL: pool}).remote() for pool in CPUS], timeout=WITHIN_S)
+    found = ray.get(
+        [_labels.options(label_selector={LABEL: pool}).remote() for pool in CPUS], timeout=WITHIN_S
+    )
     assert [labels[LABEL] for labels in found] == list(CPUS)
-    nodes = {node["Labels"][LABEL]: node["Resources"].get("CPU", 0) for node in ray.nodes() if node["Alive"]}
+    nodes = {
+        node["Labels"][LABEL]: node["Resources"].get("CPU", 0)
+        for node in ray.nodes()
+        if node["Alive"]
+    }
     assert nodes == {"head": 0, **CPUS}
     driver = ray.get_runtime_context().get_node_id()
-    assert driver not in [node for pool in CPUS for node in mini.node_ids(pool)], "killing a pool's node must not end the driver"
+    assert driver not in [node for pool in CPUS for node in mini.node_ids(pool)], (
+        "killing a pool's node must not end the driver"
+    )
 
 
 def test_tasks_reach_storage_and_tracking(mini: MiniCluster) -> None:
     uri = storage.join(mini.bucket, "visit", "a.bin")
     storage.write_bytes(uri, b"abc")
     run_id = tracking.create_run("visit", "a", {"x": 1}, storage.join(mini.bucket, "visit"))
-    assert ray.get(_visit.options(label_selector={LABEL: "train"}).remote(uri, run_id), timeout=WITHIN_S) == b"abc"
+    assert (
+        ray.get(
+            _visit.options(label_selector={LABEL: "train"}).remote(uri, run_id), timeout=WITHIN_S
+        )
+        == b"abc"
+    )
     assert storage.read_bytes(f"{uri}.reply") == b"cba"
     run = tracking.client().get_run(run_id)
     assert (run.data.metrics["loss"], run.info.status) == (0.5, "FINISHED")
     assert run.info.artifact_uri.startswith("s3://gwp/visit/artifacts/")
 
 
-def test_a_torn_checkpoint_in_object_storage_is_never_loaded(mini: MiniCluster, tmp_path: Path) -> None:
+def test_a_torn_checkpoint_in_object_storage_is_never_loaded(
+    mini: MiniCluster, tmp_path: Path
+) -> None:
     run = storage.join(mini.bucket, "torn")
     for step in (10, 20):
         (tmp_path / "state").mkdir(exist_ok=True)
         (tmp_path / "state" / "rank_0.pt").write_bytes(os.urandom(1 << 20))
         uri = checkpoints.checkpoint_uri(run, step, 1)
-        manifest = checkpoints.Manifest(files=checkpoints.upload_files(tmp_path, uri), step=step, samples_seen=step, world_size=1,
-                                        zero_stage=2, attempt=1, plan_hash="p", config_hash="c")
+        manifest = checkpoints.CheckpointManifest(
+            files=checkpoints.upload_files(tmp_path, uri),
+            step=step,
+            samples_seen=step,
+            world_size=1,
+            zero_stage=2,
+            attempt=1,
+            plan_hash="p",
+            config_hash="c",
+        )
         checkpoints.commit(uri, manifest)
     with pytest.raises(GwpError, match="committed already"):
         checkpoints.commit(uri, manifest)
@@ -139,7 +183,9 @@ def test_a_torn_checkpoint_in_object_storage_is_never_loaded(mini: MiniCluster, 
     assert checkpoints.next_attempt(run) == 2
 
 
-def test_policies_are_found_by_name_without_mlflow(mini: MiniCluster, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_policies_are_found_by_name_without_mlflow(
+    mini: MiniCluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
     uri = storage.join(mini.bucket, "bundles", "one")
     version = promote.register(uri, "id1", "located")
     promote.promote("located", version)
@@ -165,7 +211,10 @@ def test_the_control_plane_wants_its_token(mini: MiniCluster) -> None:
 
 def test_a_submitted_job_finds_everything(mini: MiniCluster) -> None:
     jobs = JobSubmissionClient(mini.dashboard)
-    script = "import ray; from gwp import storage; ray.init(); storage.write_bytes('s3://gwp/job', str(len(ray.nodes())).encode())"
+    script = (
+        "import ray; from gwp import storage; ray.init(); "
+        "storage.write_bytes('s3://gwp/job', str(len(ray.nodes())).encode())"
+    )
     submitted: list[str] = []
 
     def submit() -> bool:
@@ -181,7 +230,9 @@ def test_a_submitted_job_finds_everything(mini: MiniCluster) -> None:
     _until(submit, "submit")
     _until(lambda: jobs.get_job_status(submitted[0]).is_terminal(), "job")
     assert jobs.get_job_status(submitted[0]).value == "SUCCEEDED", jobs.get_job_logs(submitted[0])
-    assert int(storage.read_bytes("s3://gwp/job")) == len([node for node in ray.nodes() if node["Alive"]])
+    assert int(storage.read_bytes("s3://gwp/job")) == len(
+        [node for node in ray.nodes() if node["Alive"]]
+    )
 
 
 def test_an_mlflow_outage_costs_no_metric(mini: MiniCluster, tmp_path: Path) -> None:
@@ -200,7 +251,11 @@ def test_an_mlflow_outage_costs_no_metric(mini: MiniCluster, tmp_path: Path) -> 
     log.log_metrics(3, {"loss": 3.0})
     log.finish()
     assert log.unsent == []
-    assert [(m.step, m.value) for m in tracking.client().get_metric_history(run_id, "loss")] == [(1, 1.0), (2, 2.0), (3, 3.0)]
+    assert [(m.step, m.value) for m in tracking.client().get_metric_history(run_id, "loss")] == [
+        (1, 1.0),
+        (2, 2.0),
+        (3, 3.0),
+    ]
 
 
 def test_a_lost_node_leaves_and_a_new_one_joins(mini: MiniCluster) -> None:
@@ -212,4 +267,7 @@ def test_a_lost_node_leaves_and_a_new_one_joins(mini: MiniCluster) -> None:
     _until(lambda: lost not in alive(), "death of the node")
     new = mini.add_node("data")
     assert new in alive()
-    assert ray.get(_labels.options(label_selector={LABEL: "data"}).remote(), timeout=WITHIN_S)[LABEL] == "data"
+    assert (
+        ray.get(_labels.options(label_selector={LABEL: "data"}).remote(), timeout=WITHIN_S)[LABEL]
+        == "data"
+    )

@@ -1,4 +1,6 @@
-"""The endpoint on a real Ray cluster, under the clients that robots use and under what happens to fleets."""
+"""The endpoint on a real Ray cluster, under the clients that robots use and under what happens
+to fleets.
+"""
 
 import os
 import signal
@@ -29,7 +31,7 @@ from gwp.protocol.msgpack_numpy import packb, unpackb
 from serve.app import deploy, replica_counts
 from serve.config import ServeApp
 from serve.warmup import observation_for
-from tests.tiny import make_tiny_bundle
+from tests.support.tiny import make_tiny_bundle
 
 KEY = "robot-key"
 WAIT_S = 60
@@ -54,8 +56,16 @@ class Endpoint:
 
     def raw(self) -> dict[str, object]:
         """The observation as a stock client would write it."""
-        images = {f"observation/{short_name(name)}": image for name, image in self.observation.images.items()}
-        return {**images, "observation/state": self.observation.state.astype(np.float64), "prompt": "go", "seed": 3}
+        images = {
+            f"observation/{short_name(name)}": image
+            for name, image in self.observation.images.items()
+        }
+        return {
+            **images,
+            "observation/state": self.observation.state.astype(np.float64),
+            "prompt": "go",
+            "seed": 3,
+        }
 
 
 @pytest.fixture(scope="module")
@@ -64,28 +74,40 @@ def endpoint(mini: MiniCluster, tmp_path_factory: pytest.TempPathFactory) -> Ite
     uri = f"{mini.bucket}/serve/bundle"
     storage.upload(folder, uri)
     policy = Policy.load(folder)
-    config = ServeApp.model_validate({
-        "policy": uri,
-        "port": free_ports(1)[0],
-        "api_keys_env": "GWP_TEST_KEYS",
-        "gateway": {"pool": "serve"},
-        "replica": {"pool": "serve", "cpus": 0.5},
-        "autoscaling": {"min_replicas": 2, "max_replicas": 2, "metrics_interval_s": 0.5},
-        "engine": {"slots": 4},
-        "limits": {"request_timeout_s": 20},
-    })
+    config = ServeApp.model_validate(
+        {
+            "policy": uri,
+            "port": free_ports(1)[0],
+            "api_keys_env": "GWP_TEST_KEYS",
+            "gateway": {"pool": "serve"},
+            "replica": {"pool": "serve", "cpus": 0.5},
+            "autoscaling": {"min_replicas": 2, "max_replicas": 2, "metrics_interval_s": 0.5},
+            "engine": {"slots": 4},
+            "limits": {"request_timeout_s": 20},
+        }
+    )
     embodiment = next(iter(policy.contract.embodiments.values()))
-    yield Endpoint(config, deploy(config), folder, policy, replace(observation_for(embodiment), prompt="go", seed=3))
+    yield Endpoint(
+        config,
+        deploy(config),
+        folder,
+        policy,
+        replace(observation_for(embodiment), prompt="go", seed=3),
+    )
     serve.shutdown()
 
 
 def kill_one(deployment: str) -> None:
-    names = [a for a in ray.util.list_named_actors(all_namespaces=True) if f"#{deployment}#" in a["name"]]
+    names = [
+        a for a in ray.util.list_named_actors(all_namespaces=True) if f"#{deployment}#" in a["name"]
+    ]
     ray.kill(ray.get_actor(names[0]["name"], namespace=names[0]["namespace"]), no_restart=True)
 
 
 def test_the_stock_openpi_client_works_unchanged(endpoint: Endpoint) -> None:
-    stock = pytest.importorskip("openpi_client.websocket_client_policy", reason="openpi-client is not installed")
+    stock = pytest.importorskip(
+        "openpi_client.websocket_client_policy", reason="openpi-client is not installed"
+    )
     client = stock.WebsocketClientPolicy("127.0.0.1", endpoint.config.port, api_key=KEY)
     assert client.get_server_metadata()["policy_id"] == endpoint.policy.id
     first, second = client.infer(endpoint.raw()), client.infer(endpoint.raw())
@@ -101,26 +123,42 @@ def test_the_stock_openpi_client_works_unchanged(endpoint: Endpoint) -> None:
 
 def test_a_chunk_from_afar_is_the_chunk_computed_here(endpoint: Endpoint) -> None:
     embodiment = endpoint.policy.contract.embodiment(None)
-    expect = {"fps": embodiment.fps, "action_names": embodiment.action_names, "cameras": list(embodiment.cameras.values())}
+    expect = {
+        "fps": embodiment.fps,
+        "action_names": embodiment.action_names,
+        "cameras": list(embodiment.cameras.values()),
+    }
     with endpoint.client(embodiment=embodiment.name, expect=expect) as client:
         chunk = client.act(endpoint.observation)
         assert client.healthz()
     here = endpoint.policy.act(endpoint.observation)
     assert np.allclose(chunk.actions, here.actions, atol=1e-5)
-    assert (chunk.policy_id, chunk.flags, chunk.valid_from) == (here.policy_id, here.flags, here.valid_from)
+    assert (chunk.policy_id, chunk.flags, chunk.valid_from) == (
+        here.policy_id,
+        here.flags,
+        here.valid_from,
+    )
     assert {"vae", "denoise", "total", "server"} <= chunk.timings.keys()
 
 
-def test_robots_in_one_batch_get_their_own_answers_also_beside_a_bad_one(endpoint: Endpoint) -> None:
+def test_robots_in_one_batch_get_their_own_answers_also_beside_a_bad_one(
+    endpoint: Endpoint,
+) -> None:
     def robot(seed: int) -> bool:
         with endpoint.client() as client:
             for _ in range(5):
                 if seed == 0:
                     with pytest.raises(ClientError, match="state: got NaN"):
-                        client.act(replace(endpoint.observation, state=endpoint.observation.state * np.nan))
+                        client.act(
+                            replace(endpoint.observation, state=endpoint.observation.state * np.nan)
+                        )
                     continue
                 expected = endpoint.policy.act(replace(endpoint.observation, seed=seed)).actions
-                assert np.allclose(client.act(replace(endpoint.observation, seed=seed)).actions, expected, atol=1e-4)
+                assert np.allclose(
+                    client.act(replace(endpoint.observation, seed=seed)).actions,
+                    expected,
+                    atol=1e-4,
+                )
         return True
 
     with ThreadPoolExecutor(6) as pool:
@@ -142,9 +180,16 @@ def test_real_time_chunking_over_the_wire_keeps_what_was_committed(endpoint: End
 
 @pytest.mark.parametrize(
     ("query", "words"),
-    [("?fps=1", "at 1 Hz"), ("?embodiment=hand", "'hand'"), ("?action_names=a,b", "action_names"), ("?cameras=none", "needs camera")],
+    [
+        ("?fps=1", "at 1 Hz"),
+        ("?embodiment=hand", "'hand'"),
+        ("?action_names=a,b", "action_names"),
+        ("?cameras=none", "needs camera"),
+    ],
 )
-def test_a_robot_that_does_not_match_is_refused_at_the_handshake(endpoint: Endpoint, query: str, words: str) -> None:
+def test_a_robot_that_does_not_match_is_refused_at_the_handshake(
+    endpoint: Endpoint, query: str, words: str
+) -> None:
     with pytest.raises(ClientError, match=words):
         Client(endpoint.url + query, api_key=KEY, timeout_s=10)
 
@@ -156,7 +201,12 @@ def test_without_a_key_nothing_but_health_is_told(endpoint: Endpoint, key: str |
     headers = {"Authorization": f"Api-Key {key}"} if key else {}
     assert httpx.get(f"{endpoint.http}/healthz").text == "OK\n"
     assert httpx.get(f"{endpoint.http}/v1/policy", headers=headers).status_code == 401
-    assert httpx.post(f"{endpoint.http}/v1/act", content=packb(endpoint.raw()), headers=headers).status_code == 401
+    assert (
+        httpx.post(
+            f"{endpoint.http}/v1/act", content=packb(endpoint.raw()), headers=headers
+        ).status_code
+        == 401
+    )
 
 
 def test_the_http_door_gives_the_same_chunk_and_clear_refusals(endpoint: Endpoint) -> None:
@@ -164,7 +214,11 @@ def test_the_http_door_gives_the_same_chunk_and_clear_refusals(endpoint: Endpoin
         assert http.get(f"{endpoint.http}/v1/policy").json()["policy_id"] == endpoint.policy.id
         reply = http.post(f"{endpoint.http}/v1/act", content=packb(endpoint.raw()))
         assert reply.status_code == 200
-        assert np.allclose(unpackb(reply.content)["actions"], endpoint.policy.act(endpoint.observation).actions, atol=1e-5)
+        assert np.allclose(
+            unpackb(reply.content)["actions"],
+            endpoint.policy.act(endpoint.observation).actions,
+            atol=1e-5,
+        )
         for body, status, code in [
             (b"\xc1", 400, "protocol"),
             (packb([1]), 400, "protocol"),
@@ -179,16 +233,25 @@ def test_the_http_door_gives_the_same_chunk_and_clear_refusals(endpoint: Endpoin
 
 def test_the_fields_of_vllm_omni_are_understood(endpoint: Endpoint) -> None:
     with Client(endpoint.url + "v1/realtime/robot/openpi", api_key=KEY) as omni:
-        assert omni.infer({"endpoint": "reset", "session_id": "s"}) == {"status": "reset successful"}
-        assert omni.infer({"endpoint": "infer", "session_id": "s"} | endpoint.raw())["policy_id"] == endpoint.policy.id
+        assert omni.infer({"endpoint": "reset", "session_id": "s"}) == {
+            "status": "reset successful"
+        }
+        assert (
+            omni.infer({"endpoint": "infer", "session_id": "s"} | endpoint.raw())["policy_id"]
+            == endpoint.policy.id
+        )
         with pytest.raises(ClientError, match="this endpoint serves"):
             omni.act(replace(endpoint.observation, policy="another"))
 
 
 @pytest.mark.parametrize("deployment", ["Replica", "Gateway"])
-def test_no_request_is_lost_when_a_process_is_killed_under_load(endpoint: Endpoint, deployment: str) -> None:
+def test_no_request_is_lost_when_a_process_is_killed_under_load(
+    endpoint: Endpoint, deployment: str
+) -> None:
     stop, answered = threading.Event(), [0] * 4
-    expected = [endpoint.policy.act(replace(endpoint.observation, seed=seed)).actions for seed in range(4)]
+    expected = [
+        endpoint.policy.act(replace(endpoint.observation, seed=seed)).actions for seed in range(4)
+    ]
 
     def robot(seed: int) -> None:
         with endpoint.client(timeout_s=WAIT_S) as client:
@@ -199,7 +262,9 @@ def test_no_request_is_lost_when_a_process_is_killed_under_load(endpoint: Endpoi
 
     def reached(count: int) -> None:
         goal, deadline = [n + count for n in answered], time.monotonic() + WAIT_S
-        while any(n < g for n, g in zip(answered, goal, strict=True)) and not any(r.done() for r in robots):
+        while any(n < g for n, g in zip(answered, goal, strict=True)) and not any(
+            r.done() for r in robots
+        ):
             assert time.monotonic() < deadline, f"{answered} of {goal}"
             time.sleep(0.02)
 
@@ -219,13 +284,17 @@ def test_no_request_is_lost_when_a_process_is_killed_under_load(endpoint: Endpoi
         time.sleep(0.1)
 
 
-def test_altered_weights_never_take_traffic_and_the_reason_is_told(endpoint: Endpoint, mini: MiniCluster, tmp_path: Path) -> None:
+def test_altered_weights_never_take_traffic_and_the_reason_is_told(
+    endpoint: Endpoint, mini: MiniCluster, tmp_path: Path
+) -> None:
     folder = storage.download(endpoint.config.policy, tmp_path / "altered")
     (folder / "lineage.json").write_text('{"note": "another id, so that no cached copy is used"}')
     seal(folder)
     uri = f"{mini.bucket}/serve/altered"
     storage.upload(folder, uri)
-    name = next(n for n in storage.list_files(uri) if n.startswith("model/") and n.endswith(".safetensors"))
+    name = next(
+        n for n in storage.list_files(uri) if n.startswith("model/") and n.endswith(".safetensors")
+    )
     storage.write_bytes(f"{uri}/{name}", storage.read_bytes(f"{uri}/{name}")[:-1] + b"\xff")
     with endpoint.client(timeout_s=WAIT_S) as client:
         with pytest.raises(GwpError, match="was altered"):
@@ -236,7 +305,9 @@ def test_altered_weights_never_take_traffic_and_the_reason_is_told(endpoint: End
     assert replica_counts(endpoint.config.name) == 2
 
 
-def test_another_policy_is_rolled_out_under_running_robots(endpoint: Endpoint, mini: MiniCluster, tmp_path: Path) -> None:
+def test_another_policy_is_rolled_out_under_running_robots(
+    endpoint: Endpoint, mini: MiniCluster, tmp_path: Path
+) -> None:
     folder = storage.download(endpoint.config.policy, tmp_path / "next")
     (folder / "lineage.json").write_text('{"note": "the next version"}')
     new_id = seal(folder)
@@ -268,10 +339,26 @@ def test_another_policy_is_rolled_out_under_running_robots(endpoint: Endpoint, m
         assert client.metadata["policy_id"] == new_id
 
 
-def test_the_verb_serves_until_interrupted_and_leaves_nothing(endpoint: Endpoint, tmp_path: Path) -> None:
+def test_the_verb_serves_until_interrupted_and_leaves_nothing(
+    endpoint: Endpoint, tmp_path: Path
+) -> None:
     serve.delete(endpoint.config.name)
-    command = [sys.executable, "-m", "pipelines.cli", "serve", "--policy", str(endpoint.folder), "--set", f"port={endpoint.config.port}",
-               "--set", "name=verb", "--set", "replica.cpus=0.5", "--set", "autoscaling.max_replicas=1"]
+    command = [
+        sys.executable,
+        "-m",
+        "pipelines.cli",
+        "serve",
+        "--policy",
+        str(endpoint.folder),
+        "--set",
+        f"port={endpoint.config.port}",
+        "--set",
+        "name=verb",
+        "--set",
+        "replica.cpus=0.5",
+        "--set",
+        "autoscaling.max_replicas=1",
+    ]
     process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
     assert process.stderr is not None
     try:
@@ -280,7 +367,10 @@ def test_the_verb_serves_until_interrupted_and_leaves_nothing(endpoint: Endpoint
         with Client(endpoint.url, timeout_s=WAIT_S) as client:
             assert client.act(endpoint.observation).policy_id == endpoint.policy.id
         act = [sys.executable, "-m", "pipelines.cli", "act", "--url", endpoint.url]
-        assert endpoint.policy.id in subprocess.run(act, capture_output=True, text=True, check=True).stdout
+        assert (
+            endpoint.policy.id
+            in subprocess.run(act, capture_output=True, text=True, check=True).stdout
+        )
         process.send_signal(signal.SIGTERM)
         _, rest = process.communicate(timeout=WAIT_S)
         assert process.returncode == 0, rest

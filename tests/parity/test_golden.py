@@ -1,13 +1,14 @@
 """Reference tensors of the two families, loaded through the ordinary loader."""
 
-from pathlib import Path
-
 import pytest
 
 from gwp.model.parity import check_folder
+from tests.support.paths import SHARED
 
-GOLDEN = Path(__file__).resolve().parents[3] / "shared" / "golden"
-pytestmark = pytest.mark.skipif(not GOLDEN.is_dir(), reason=f"reference tensors are not at {GOLDEN}")
+GOLDEN = SHARED / "golden"
+pytestmark = pytest.mark.skipif(
+    not GOLDEN.is_dir(), reason=f"reference tensors are not at {GOLDEN}"
+)
 
 
 @pytest.fixture(scope="module")
@@ -19,7 +20,12 @@ def errors() -> dict[str, dict[str, float]]:
 def test_every_output_matches(errors: dict[str, dict[str, float]], family: str) -> None:
     worst = {name: error for name, error in errors[family].items() if not error <= 5e-6}
     assert not worst
-    assert {"joint.video_pred", "joint.action_pred", "action_only.action_pred", "sample10.action"} <= set(errors[family])
+    assert {
+        "joint.video_pred",
+        "joint.action_pred",
+        "action_only.action_pred",
+        "sample10.action",
+    } <= set(errors[family])
 
 
 def test_solver_levels_are_the_published_ones(errors: dict[str, dict[str, float]]) -> None:

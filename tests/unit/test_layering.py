@@ -1,4 +1,6 @@
-"""The house: imports point down only, also those inside functions, and files read in one sitting."""
+"""The house: imports point down only, also those inside functions, and files read in one
+sitting.
+"""
 
 import ast
 from collections.abc import Iterator
@@ -6,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).resolve().parents[2]
+from tests.support.paths import ROOT
+
 LONGEST = 400
 
 # Room -> packages that no file of it may import, directly and anywhere in the file.
@@ -14,8 +17,25 @@ FORBIDDEN = {
     "gwp": {"ray", "mlflow", "deepspeed", "serve", "clusters", "pipelines", "tests"},
     "gwp/data": {"torch", "gwp.model", "gwp.policy", "gwp.sim"},
     "gwp/model": {"gwp.policy", "gwp.sim"},
-    "gwp/protocol": {"torch", "pydantic", "gwp.data", "gwp.model", "gwp.policy", "gwp.sim", "gwp.storage", "gwp.client"},
-    "gwp/client": {"torch", "pydantic", "gwp.data", "gwp.model", "gwp.policy", "gwp.sim", "gwp.storage"},
+    "gwp/protocol": {
+        "torch",
+        "pydantic",
+        "gwp.data",
+        "gwp.model",
+        "gwp.policy",
+        "gwp.sim",
+        "gwp.storage",
+        "gwp.client",
+    },
+    "gwp/client": {
+        "torch",
+        "pydantic",
+        "gwp.data",
+        "gwp.model",
+        "gwp.policy",
+        "gwp.sim",
+        "gwp.storage",
+    },
     "serve": {"pipelines", "clusters", "tests"},
     "clusters": {"pipelines", "serve", "tests"},
     "pipelines": {"tests"},
@@ -27,7 +47,9 @@ def python_files(*tops: str) -> list[Path]:
 
 
 def imports(path: Path) -> Iterator[tuple[int, str]]:
-    """Line and full module name of every import; `from a import b` may name a module, so it counts as `a.b` too."""
+    """Line and full module name of every import; `from a import b` may name a module, so it
+    counts as `a.b` too.
+    """
     package = path.relative_to(ROOT).with_suffix("").parts[:-1]
     for node in ast.walk(ast.parse(path.read_text(), str(path))):
         if isinstance(node, ast.Import):
@@ -56,15 +78,28 @@ def test_imports_point_down(room: str) -> None:
     assert not upward, "\n".join(upward)
 
 
-def test_the_check_sees_imports_of_every_form(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_check_sees_imports_of_every_form(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setitem(globals(), "ROOT", tmp_path)
     (tmp_path / "gwp" / "client").mkdir(parents=True)
     file = tmp_path / "gwp" / "client" / "x.py"
-    file.write_text("import ray.serve as s\ndef f():\n  from gwp import model\n  from ..model import flow\n  from . import y\n")
-    assert list(imports(file)) == [(1, "ray.serve"), (3, "gwp.model"), (4, "gwp.model.flow"), (5, "gwp.client.y")]
+    file.write_text(
+        "import ray.serve as s\ndef f():\n  from gwp import model\n  from ..model import "
+        "flow\n  from . import y\n"
+    )
+    assert list(imports(file)) == [
+        (1, "ray.serve"),
+        (3, "gwp.model"),
+        (4, "gwp.model.flow"),
+        (5, "gwp.client.y"),
+    ]
 
 
 @pytest.mark.parametrize("top", ["gwp", "serve", "clusters", "pipelines", "tests"])
 def test_files_read_in_one_sitting(top: str) -> None:
-    lengths = {str(path.relative_to(ROOT)): len(path.read_text().splitlines()) for path in python_files(top)}
+    lengths = {
+        str(path.relative_to(ROOT)): len(path.read_text().splitlines())
+        for path in python_files(top)
+    }
     assert not {name: length for name, length in lengths.items() if length > LONGEST}

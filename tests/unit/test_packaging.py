@@ -1,9 +1,9 @@
 """What an installed package has: everything that the code reads beside itself."""
 
 import tomllib
-from pathlib import Path
 
-ROOT = Path(__file__).resolve().parents[2]
+from tests.support.paths import ROOT
+
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
 TOPS = ("gwp", "pipelines", "serve", "clusters")
 # Notes for readers of the code; nothing reads them.

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from gwp import storage
-from gwp.data.cached import Cache, NumberFormat
+from gwp.data.latent_cache import LatentCache, NumberFormat
 from gwp.data.text import text_hash
 from gwp.errors import GwpError
 
@@ -18,7 +18,9 @@ _DTYPES: dict[NumberFormat, torch.dtype] = {"float16": torch.float16, "bfloat16"
 
 
 def to_stored(tensor: Tensor, number_format: NumberFormat) -> np.ndarray | None:
-    """float16, or the bits of bfloat16 as uint16; None when a number is not finite in that format."""
+    """float16, or the bits of bfloat16 as uint16; None when a number is not finite in that
+    format.
+    """
     cast = tensor.detach().to(_DTYPES[number_format]).cpu().contiguous()
     if not torch.isfinite(cast).all():
         return None
@@ -31,13 +33,22 @@ def from_stored(stored: Tensor) -> Tensor:
 
 
 def read_t5_embedding(uri: str) -> Tensor:
-    """fp32 `[n, dim]` from the released `t5_embedding/episode_XXXXXX.pt`: a tensor, or a dict that holds one. Nothing in it is executed."""
+    """fp32 `[n, dim]` from the released `t5_embedding/episode_XXXXXX.pt`: a tensor, or a dict
+    that holds one. Nothing in it is executed.
+    """
     try:
-        found: Any = torch.load(io.BytesIO(storage.read_bytes(uri)), map_location="cpu", weights_only=True)
+        found: Any = torch.load(
+            io.BytesIO(storage.read_bytes(uri)), map_location="cpu", weights_only=True
+        )
     except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
-        raise GwpError(f"{uri}: not a file of tensors ({type(error).__name__}); leave --t5-embedding out") from error
+        raise GwpError(
+            f"{uri}: not a file of tensors ({type(error).__name__}); leave --t5-embedding out"
+        ) from error
     if isinstance(found, dict) and found:
-        found = next((found[name] for name in ("t5_embedding", "prompt_embeds") if name in found), next(iter(found.values())))
+        found = next(
+            (found[name] for name in ("t5_embedding", "prompt_embeds") if name in found),
+            next(iter(found.values())),
+        )
     if isinstance(found, Tensor) and found.ndim == 3 and len(found) == 1:
         found = found[0]
     if not isinstance(found, Tensor) or found.ndim != 2:
@@ -48,13 +59,15 @@ def read_t5_embedding(uri: str) -> Tensor:
 class CachedTextEncoder:
     """Looks texts up that were encoded when the cache was made; no weights are loaded."""
 
-    def __init__(self, cache: Cache) -> None:
+    def __init__(self, cache: LatentCache) -> None:
         self._cache, self._index = cache, cache.index("texts")
         self.dim, self.rows = cache.text_dim, cache.text_rows
 
     def encode(self, texts: list[str]) -> Tensor:
         """fp32 `[n, rows, dim]`; DataError when a text is not in the cache."""
-        places = self._cache.find("texts", pa.array([text_hash(t) for t in texts], pa.string()), self._index).to_pylist()
+        places = self._cache.find(
+            "texts", pa.array([text_hash(t) for t in texts], pa.string()), self._index
+        ).to_pylist()
         out = torch.zeros(len(texts), self.rows, self.dim)
         for row, kept in zip(out, self._cache.read("texts", places), strict=True):
             # A copy: what was read may not be written to.

@@ -1,4 +1,6 @@
-"""A text encoder without weights: every word has a fixed random direction. Enough to tell instructions apart."""
+"""A text encoder without weights: every word has a fixed random direction. Enough to tell
+instructions apart.
+"""
 
 import hashlib
 import json
@@ -47,7 +49,9 @@ class HashedTextEncoder:
 
     def _direction(self, key: str) -> np.ndarray:
         seed = int.from_bytes(hashlib.sha256(key.encode()).digest()[:8], "big")
-        return np.random.Generator(np.random.PCG64(seed)).standard_normal(self.dim).astype(np.float32)
+        return (
+            np.random.Generator(np.random.PCG64(seed)).standard_normal(self.dim).astype(np.float32)
+        )
 
     def digest(self) -> str:
         """sha256 over everything that changes an embedding."""
@@ -56,4 +60,6 @@ class HashedTextEncoder:
     def save(self, folder: str | Path) -> None:
         """text.json; there are no weights."""
         Path(folder).mkdir(parents=True, exist_ok=True)
-        (Path(folder) / "text.json").write_text(json.dumps({"kind": self.kind, "dim": self.dim, "rows": self.rows}))
+        (Path(folder) / "text.json").write_text(
+            json.dumps({"kind": self.kind, "dim": self.dim, "rows": self.rows})
+        )

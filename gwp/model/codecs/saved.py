@@ -14,7 +14,9 @@ from gwp.errors import GwpError
 
 
 def describe(folder: str | Path, name: str) -> dict[str, Any]:
-    """What `codec.json` or `text.json` says about the codec in a local folder; GwpError when it is not there or says no `kind`."""
+    """What `codec.json` or `text.json` says about the codec in a local folder; GwpError when it
+    is not there or says no `kind`.
+    """
     if storage.is_remote(str(folder)):
         raise GwpError(f"{folder}: codecs load from a local folder; download it first")
     path = Path(folder) / name
@@ -30,15 +32,26 @@ def describe(folder: str | Path, name: str) -> dict[str, Any]:
 
 
 def pretrained(load: Callable[..., Any], folder: Path, all_used: bool, **options: Any) -> Any:
-    """A diffusers or transformers model from a local folder of safetensors, every weight of it from there.
+    """A diffusers or transformers model from a local folder of safetensors, every weight of it
+    from there.
 
-    Both libraries only warn about weights that are absent and leave them random. `all_used`: weights that the model does not take are
-    refused too. GwpError for anything that is not a whole checkpoint.
+    Both libraries only warn about weights that are absent and leave them random. `all_used`:
+    weights that the model does not take are refused too. GwpError for anything that is not a
+    whole checkpoint.
     """
     try:
-        model, found = load(str(folder), output_loading_info=True, local_files_only=True, use_safetensors=True, **options)
+        model, found = load(
+            str(folder),
+            output_loading_info=True,
+            local_files_only=True,
+            use_safetensors=True,
+            **options,
+        )
     except (OSError, ValueError, RuntimeError) as error:
-        raise GwpError(f"{folder}: does not load ({_first_line(error)}); copy config.json and its safetensors again") from error
+        raise GwpError(
+            f"{folder}: does not load ({_first_line(error)}); copy config.json and its "
+            "safetensors again"
+        ) from error
     _refuse(folder, found["missing_keys"], "lack")
     if all_used:
         _refuse(folder, found["unexpected_keys"], "do not belong to config.json:")
@@ -47,8 +60,11 @@ def pretrained(load: Callable[..., Any], folder: Path, all_used: bool, **options
 
 def _refuse(folder: Path, names: Iterable[str], what: str) -> None:
     if wrong := sorted(names):
-        raise GwpError(f"{folder}: the weights {what} {wrong[0]}" + (f" and {len(wrong) - 1} more" if wrong[1:] else "")
-                       + "; copy config.json and its safetensors again")
+        raise GwpError(
+            f"{folder}: the weights {what} {wrong[0]}"
+            + (f" and {len(wrong) - 1} more" if wrong[1:] else "")
+            + "; copy config.json and its safetensors again"
+        )
 
 
 def _first_line(error: Exception) -> str:
@@ -57,7 +73,9 @@ def _first_line(error: Exception) -> str:
 
 
 def weights_digest(about: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> str:
-    """sha256 hex over a description and tensors with names, dtypes and shapes; independent of device and of order."""
+    """sha256 hex over a description and tensors with names, dtypes and shapes; independent of
+    device and of order.
+    """
     state = hashlib.sha256(json.dumps(about, sort_keys=True).encode())
     for name, tensor in sorted(tensors.items()):
         state.update(f"{name} {tensor.dtype} {list(tensor.shape)}".encode())

@@ -31,7 +31,9 @@ def build_text_encoder(config: HashedConfig | UMT5Config) -> TextEncoder:
 
 
 def load_text_encoder(folder: str | Path) -> TextEncoder:
-    """An encoder from the local folder that `save` wrote; GwpError when there is none, or of a kind not known here."""
+    """An encoder from the local folder that `save` wrote; GwpError when there is none, or of a
+    kind not known here.
+    """
     about = describe(folder, "text.json")
     if about["kind"] == "hashed":
         return HashedTextEncoder(about["dim"], about["rows"])
@@ -41,17 +43,25 @@ def load_text_encoder(folder: str | Path) -> TextEncoder:
 
 
 class TextTable:
-    """Embeddings keyed by text hash: in memory (least recently used go first) and, when `cache` is given, below a folder or URI.
+    """Embeddings keyed by text hash: in memory (least recently used go first) and, when `cache`
+    is given, below a folder or URI.
 
-    Kept without the zero rows at their end, which are most of a umT5 embedding. Safe to use from several threads.
+    Kept without the zero rows at their end, which are most of a umT5 embedding. Safe to use
+    from several threads.
     """
 
-    def __init__(self, encoder: TextEncoder | CachedTextEncoder, capacity: int = 4096, cache: str | None = None) -> None:
+    def __init__(
+        self,
+        encoder: TextEncoder | CachedTextEncoder,
+        capacity: int = 4096,
+        cache: str | None = None,
+    ) -> None:
         self._encoder, self._capacity = encoder, capacity
         self._cache = storage.join(cache, encoder.digest()[:16]) if cache else None
         self._kept: OrderedDict[str, Tensor] = OrderedDict()
         self._lock = threading.Lock()
-        # Held while texts are encoded, so that none is encoded twice at once; those that are known never wait for it.
+        # Held while texts are encoded, so that none is encoded twice at once; those that are
+        # known never wait for it.
         self._filling = threading.Lock()
         self.dim, self.rows = encoder.dim, encoder.rows
 
@@ -84,11 +94,17 @@ class TextTable:
         """Add to `found` and to memory what is stored; encode and store the rest."""
         new = {key: kept for key in missing if (kept := self._stored(key)) is not None}
         fresh = [key for key in missing if key not in new]
-        for key, rows in zip(fresh, self._encoder.encode([missing[key] for key in fresh]) if fresh else (), strict=True):
+        for key, rows in zip(
+            fresh,
+            self._encoder.encode([missing[key] for key in fresh]) if fresh else (),
+            strict=True,
+        ):
             length = max((i + 1 for i, row in enumerate(rows) if row.any()), default=0)
             new[key] = rows[:length].clone()
             if self._cache:
-                storage.write_bytes(storage.join(self._cache, f"{key}.safetensors"), save({"text": new[key]}))
+                storage.write_bytes(
+                    storage.join(self._cache, f"{key}.safetensors"), save({"text": new[key]})
+                )
         found |= new
         with self._lock:
             self._kept |= new

@@ -20,7 +20,9 @@ def build_video_codec(config: WanCodecConfig) -> WanCodec:
 
 
 def load_video_codec(folder: str | Path) -> VideoCodec:
-    """A codec from the local folder that `save` wrote; GwpError when there is none, or of a kind not known here."""
+    """A codec from the local folder that `save` wrote; GwpError when there is none, or of a
+    kind not known here.
+    """
     about = describe(folder, "codec.json")
     if about["kind"] == "pca":
         return PcaCodec.load(folder)

@@ -1,7 +1,8 @@
-"""The real video codec: `AutoencoderKLWan` of diffusers, deterministic and normalised by its own statistics.
+"""The real video codec: `AutoencoderKLWan` of diffusers, deterministic and normalised by its
+own statistics.
 
-The causal convolutions see no future, so the first latent frame of a clip equals the encoding of its first frame alone, which takes
-a third of the work (`wan_still`).
+The causal convolutions see no future, so the first latent frame of a clip equals the encoding
+of its first frame alone, which takes a third of the work (`wan_still`).
 """
 
 import json
@@ -27,13 +28,16 @@ class WanCodecConfig(BaseModel):
     kind: Literal["wan"]
     """Which video codec this is."""
     path: str
-    """Folder of the diffusers checkpoint (config.json and safetensors), or a pipeline folder with `vae/`."""
+    """Folder of the diffusers checkpoint (config.json and safetensors), or a pipeline folder
+    with `vae/`.
+    """
     dtype: Literal["float32", "bfloat16"] = "float32"
     """Arithmetic of encoder and decoder; latents come out in fp32."""
 
 
 class WanCodec:
-    """Posterior mode, `(z - mean) / std` per channel with the statistics of the codec's own configuration. Never tiled.
+    """Posterior mode, `(z - mean) / std` per channel with the statistics of the codec's own
+    configuration. Never tiled.
 
     Safe to use from several threads, which take turns.
     """
@@ -46,22 +50,35 @@ class WanCodec:
         mean, std, z = list(config.latents_mean), list(config.latents_std), config.z_dim
         if len(mean) != z or len(std) != z:
             # The class defaults are those of the 16-channel codec and would give silent garbage.
-            raise GwpError(f"codec config: latents_mean/latents_std have {len(mean)}/{len(std)} numbers, z_dim is {z}; take the "
-                           "config.json that belongs to the weights")
+            raise GwpError(
+                f"codec config: latents_mean/latents_std have {len(mean)}/{len(std)} numbers, "
+                f"z_dim is {z}; take the "
+                "config.json that belongs to the weights"
+            )
         if min(std) <= 0:
-            raise GwpError(f"codec config: latents_std holds {min(std)}; take the config.json that belongs to the weights")
+            raise GwpError(
+                f"codec config: latents_std holds {min(std)}; take the config.json that "
+                "belongs to the weights"
+            )
         temporal = 2 ** sum(config.temperal_downsample)
         if temporal != TEMPORAL:
-            raise GwpError(f"codec config: {temporal} frames make one latent frame; only codecs with {TEMPORAL} are supported")
+            raise GwpError(
+                f"codec config: {temporal} frames make one latent frame; only codecs with "
+                f"{TEMPORAL} are supported"
+            )
         self.vae = vae.eval().requires_grad_(False)
         if self.vae.dtype != getattr(torch, dtype):
             self.vae.to(getattr(torch, dtype))
         self.dtype, self.channels = dtype, z
-        # From the layers: scale_factor_spatial is absent from older configurations, and its default is that of the 16-channel codec.
+        # From the layers: scale_factor_spatial is absent from older configurations, and its
+        # default is that of the 16-channel codec.
         self.spatial: int = 2 ** (len(config.dim_mult) - 1) * (config.patch_size or 1)
-        self._mean, self._std = (torch.tensor(x, dtype=torch.float32).view(1, -1, 1, 1, 1) for x in (mean, std))
+        self._mean, self._std = (
+            torch.tensor(x, dtype=torch.float32).view(1, -1, 1, 1, 1) for x in (mean, std)
+        )
         self._still = StillEncoder(self.vae)
-        # The model keeps the frames it has passed in attributes of its own: two calls at once would read each other's.
+        # The model keeps the frames it has passed in attributes of its own: two calls at once
+        # would read each other's.
         self._alone = threading.Lock()
 
     @classmethod
@@ -73,15 +90,29 @@ class WanCodec:
         if (folder / "vae" / "config.json").is_file():
             folder = folder / "vae"
         if not (folder / "config.json").is_file():
-            raise GwpError(f"{folder}: no config.json; codec.path must be a diffusers AutoencoderKLWan folder")
+            raise GwpError(
+                f"{folder}: no config.json; codec.path must be a diffusers AutoencoderKLWan folder"
+            )
         name = json.loads((folder / "config.json").read_text()).get("_class_name")
         if name != "AutoencoderKLWan":
-            raise GwpError(f"{folder}: holds {name}; codec.path must be a diffusers AutoencoderKLWan folder")
-        return cls(pretrained(AutoencoderKLWan.from_pretrained, folder, all_used=True, torch_dtype=getattr(torch, dtype)), dtype)
+            raise GwpError(
+                f"{folder}: holds {name}; codec.path must be a diffusers AutoencoderKLWan folder"
+            )
+        return cls(
+            pretrained(
+                AutoencoderKLWan.from_pretrained,
+                folder,
+                all_used=True,
+                torch_dtype=getattr(torch, dtype),
+            ),
+            dtype,
+        )
 
     @torch.no_grad()
     def encode(self, frames: Tensor) -> Tensor:
-        """uint8 `[B, T, H, W, 3]`, T = 4n + 1, to fp32 `[B, C, n + 1, H / spatial, W / spatial]`."""
+        """uint8 `[B, T, H, W, 3]`, T = 4n + 1, to fp32 `[B, C, n + 1, H / spatial, W /
+        spatial]`.
+        """
         check_frames(frames, self.spatial)
         # Scaled before the cast: in bf16 the subtraction would cost a bit of every bright pixel.
         x = frames.permute(0, 4, 1, 2, 3).float() / 127.5 - 1
@@ -115,5 +146,9 @@ class WanCodec:
     def digest(self) -> str:
         """sha256 over weights, architecture, statistics and arithmetic."""
         # Names with an underscore tell where a configuration came from.
-        config = {name: value for name, value in self.vae.config.items() if not name.startswith("_")}
-        return weights_digest({"kind": self.kind, "dtype": self.dtype, "config": config}, self.vae.state_dict())
+        config = {
+            name: value for name, value in self.vae.config.items() if not name.startswith("_")
+        }
+        return weights_digest(
+            {"kind": self.kind, "dtype": self.dtype, "config": config}, self.vae.state_dict()
+        )

@@ -1,7 +1,8 @@
 """The Wan encoder for one picture, without the work that only later frames need.
 
-A causal convolution pads the past with zeros, so of its kernel's three time slices only the last one meets a single picture: a plain
-2-D convolution with a third of the arithmetic. The result is the first latent frame of any clip that begins with the picture.
+A causal convolution pads the past with zeros, so of its kernel's three time slices only the
+last one meets a single picture: a plain 2-D convolution with a third of the arithmetic. The
+result is the first latent frame of any clip that begins with the picture.
 """
 
 import copy
@@ -13,7 +14,9 @@ from torch.nn import functional as F
 
 
 class _LastSlice(nn.Module):
-    """A causal convolution of one frame `[B, C, 1, H, W]`; reads the weights of the one it stands for."""
+    """A causal convolution of one frame `[B, C, 1, H, W]`; reads the weights of the one it
+    stands for.
+    """
 
     def __init__(self, conv: nn.Conv3d) -> None:
         super().__init__()
@@ -27,21 +30,27 @@ class _LastSlice(nn.Module):
 
 
 class StillEncoder:
-    """Raw posterior means of single pictures by the encoder of a diffusers `AutoencoderKLWan`, whose parameters it shares."""
+    """Raw posterior means of single pictures by the encoder of a diffusers `AutoencoderKLWan`,
+    whose parameters it shares.
+    """
 
     def __init__(self, vae: Any) -> None:
         from diffusers.models.autoencoders.autoencoder_kl_wan import WanCausalConv3d, patchify
 
         self._vae, self._patchify = vae, patchify
-        # What stands in the memo is taken in place of a copy: parameters are shared, causal convolutions replaced.
+        # What stands in the memo is taken in place of a copy: parameters are shared, causal
+        # convolutions replaced.
         memo: dict[int, Any] = {id(p): p for p in vae.encoder.parameters()}
-        memo |= {id(m): _LastSlice(m) for m in vae.encoder.modules() if isinstance(m, WanCausalConv3d)}
+        memo |= {
+            id(m): _LastSlice(m) for m in vae.encoder.modules() if isinstance(m, WanCausalConv3d)
+        }
         self._encoder = copy.deepcopy(vae.encoder, memo)
 
     def mode(self, x_BC1HW: Tensor) -> Tensor:
         """Pixels in [-1, 1] `[B, 3, 1, H, W]` to `[B, z, 1, h, w]`, in the codec's arithmetic."""
         size = self._vae.config.patch_size
         x = x_BC1HW if size is None else self._patchify(x_BC1HW, patch_size=size)
-        # Without the cache that carries frames from chunk to chunk, the temporal downsampling is left out too.
+        # Without the cache that carries frames from chunk to chunk, the temporal downsampling
+        # is left out too.
         moments: Tensor = self._vae.quant_conv(self._encoder(x))
         return torch.chunk(moments, 2, dim=1)[0]

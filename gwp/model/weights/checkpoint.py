@@ -1,7 +1,7 @@
 """A checkpoint as found: its family, its widths, and how it fits the key set of a model.
 
-Widths come from the tensors. What tensors cannot tell (width of a head, epsilon, rotary extent) comes from config.json, else from the
-released models, and is named as assumed.
+Widths come from the tensors. What tensors cannot tell (width of a head, epsilon, rotary extent)
+comes from config.json, else from the released models, and is named as assumed.
 """
 
 import json
@@ -24,11 +24,28 @@ from gwp.model.weights.names import ACTION_IO, Form, SourceFamily, canonical, de
 
 _RELEASED_HEAD = 128
 _UNSEEN = {"attention_head_dim": _RELEASED_HEAD, "eps": 1e-6, "rope_max_seq_len": 1024}
-_SEEN = ("num_layers", "num_attention_heads", "ffn_dim", "in_channels", "text_dim", "freq_dim", "patch_size", "action_channels",
-         "num_embodiments", "action_expert_dim", "action_ffn_dim")
+_SEEN = (
+    "num_layers",
+    "num_attention_heads",
+    "ffn_dim",
+    "in_channels",
+    "text_dim",
+    "freq_dim",
+    "patch_size",
+    "action_channels",
+    "num_embodiments",
+    "action_expert_dim",
+    "action_ffn_dim",
+)
 # Names of the same widths in config.json, published and native Wan.
-_ALIASES = {"in_action_channels": "action_channels", "num_heads": "num_attention_heads", "in_dim": "in_channels"}
-_BLOCK = re.compile(r"blocks\.(\d+)\.(?:(?:visual|action)_expert\.)?(?:attn[12]|norm2|ffn|scale_shift_table)\b")
+_ALIASES = {
+    "in_action_channels": "action_channels",
+    "num_heads": "num_attention_heads",
+    "in_dim": "in_channels",
+}
+_BLOCK = re.compile(
+    r"blocks\.(\d+)\.(?:(?:visual|action)_expert\.)?(?:attn[12]|norm2|ffn|scale_shift_table)\b"
+)
 
 
 @dataclass(frozen=True)
@@ -56,33 +73,49 @@ class Checkpoint:
 
     @property
     def config(self) -> ModelConfig:
-        """Configuration of the model in it; GwpError for plain Wan, which is none, and when config.json contradicts the weights."""
+        """Configuration of the model in it; GwpError for plain Wan, which is none, and when
+        config.json contradicts the weights.
+        """
         self.require_model()
         if self.disagreements:
-            raise GwpError(f"{self.place}: config.json does not belong to the weights; correct it:\n  " + "\n  ".join(self.disagreements))
+            raise GwpError(
+                f"{self.place}: config.json does not belong to the weights; correct it:\n  "
+                + "\n  ".join(self.disagreements)
+            )
         return model_config(self.form.family, self.widths, str(self.place))
 
     def require_model(self) -> None:
         """GwpError when this is plain Wan, which cannot act."""
         if self.family == "wan":
-            raise GwpError(f"{self.place}: plain Wan has no action projections; make a model of it: "
-                           f"gwp weights convert {self.place} --out DIR --to gwp05")
+            raise GwpError(
+                f"{self.place}: plain Wan has no action projections; make a model of it: "
+                f"gwp weights convert {self.place} --out DIR --to gwp05"
+            )
 
     def read(self, name: str) -> Tensor:
         """One tensor by its published name, in the published layout, on the CPU."""
         file, name_there = self._origin[name]
         return canonical(self.form, name_there, file.read(name_there))[1]
 
-    def problems(self, allow_missing: Collection[str] = (), allow_unexpected: Collection[str] = ()) -> list[str]:
-        """Everything that keeps this checkpoint from being a whole one of its family; see `misfits` for the patterns."""
+    def problems(
+        self, allow_missing: Collection[str] = (), allow_unexpected: Collection[str] = ()
+    ) -> list[str]:
+        """Everything that keeps this checkpoint from being a whole one of its family; see
+        `misfits` for the patterns.
+        """
         wanted = key_set(self.family, self.widths, str(self.place))
-        return [*self.disagreements, *misfits(wanted, self.tensors, allow_missing, allow_unexpected)]
+        return [
+            *self.disagreements,
+            *misfits(wanted, self.tensors, allow_missing, allow_unexpected),
+        ]
 
 
 def open_checkpoint(place: str | Path) -> Checkpoint:
-    """Look at a local checkpoint: a folder (config.json and weights) or a weight file. Reads headers only.
+    """Look at a local checkpoint: a folder (config.json and weights) or a weight file. Reads
+    headers only.
 
-    GwpError for damaged or absent files, an unknown class, a tensor that is there twice, or widths that nothing tells.
+    GwpError for damaged or absent files, an unknown class, a tensor that is there twice, or
+    widths that nothing tells.
     """
     place = Path(place)
     files = open_files(weight_files(place))
@@ -94,9 +127,14 @@ def open_checkpoint(place: str | Path) -> Checkpoint:
         for name_there, meta in file.tensors.items():
             name, tensor = canonical(form, name_there, meta)
             if name in tensors:
-                raise GwpError(f"{place}: {name} is there twice, in {origin[name][0].path.name} and {file.path.name}; remove one")
+                raise GwpError(
+                    f"{place}: {name} is there twice, in {origin[name][0].path.name} and "
+                    f"{file.path.name}; remove one"
+                )
             tensors[name], origin[name] = tensor, (file, name_there)
-    widths, assumed, disagreements = _widths(form.family, tensors, _claimed(about, str(place)), str(place))
+    widths, assumed, disagreements = _widths(
+        form.family, tensors, _claimed(about, str(place)), str(place)
+    )
     return Checkpoint(place, form, tensors, widths, assumed, disagreements, origin)
 
 
@@ -106,15 +144,23 @@ def read_config(place: str | Path) -> ModelConfig:
 
 
 def model_config(family: SourceFamily, widths: Mapping[str, Any], place: str) -> ModelConfig:
-    """`ModelConfig` of these widths; a Wan trunk counts as dense. GwpError when they are impossible."""
+    """`ModelConfig` of these widths; a Wan trunk counts as dense. GwpError when they are
+    impossible.
+    """
     try:
         return ModelConfig(family="gwp05" if family == "gwp05" else "gwp0", **widths)
     except ValidationError as error:
-        raise GwpError(f"{place}: impossible widths; {'; '.join(e['msg'] for e in error.errors())}") from error
+        raise GwpError(
+            f"{place}: impossible widths; {'; '.join(e['msg'] for e in error.errors())}"
+        ) from error
 
 
-def key_set(family: SourceFamily, widths: Mapping[str, Any], place: str = "widths") -> dict[str, Tensor]:
-    """Every tensor of a whole checkpoint: published name -> tensor on the meta device. Wan is GWP-0 without action projections."""
+def key_set(
+    family: SourceFamily, widths: Mapping[str, Any], place: str = "widths"
+) -> dict[str, Tensor]:
+    """Every tensor of a whole checkpoint: published name -> tensor on the meta device. Wan is
+    GWP-0 without action projections.
+    """
     if family != "wan":
         return parameters(model_config(family, widths, place))
     dense = parameters(model_config(family, {**widths, "action_channels": 1}, place))
@@ -129,11 +175,15 @@ def parameters(config: ModelConfig) -> dict[str, Tensor]:
 
 
 def misfits(
-    wanted: Mapping[str, Tensor], found: Mapping[str, Tensor], allow_missing: Collection[str] = (), allow_unexpected: Collection[str] = ()
+    wanted: Mapping[str, Tensor],
+    found: Mapping[str, Tensor],
+    allow_missing: Collection[str] = (),
+    allow_unexpected: Collection[str] = (),
 ) -> list[str]:
     """Every tensor that is unexpected, missing, misshapen or no floating point, one line each.
 
-    allow_missing, allow_unexpected: patterns (`*`, `?`) of published names to be let through. A misshapen tensor never is.
+    allow_missing, allow_unexpected: patterns (`*`, `?`) of published names to be let through. A
+    misshapen tensor never is.
     """
     lines = []
     for name, tensor in found.items():
@@ -141,7 +191,9 @@ def misfits(
             if not matches(name, allow_unexpected):
                 lines.append(f"unexpected {name} {tuple(tensor.shape)}")
         elif wanted[name].shape != tensor.shape:
-            lines.append(f"misshapen {name}: file {tuple(tensor.shape)}, model {tuple(wanted[name].shape)}")
+            lines.append(
+                f"misshapen {name}: file {tuple(tensor.shape)}, model {tuple(wanted[name].shape)}"
+            )
         elif not tensor.is_floating_point():
             lines.append(f"quantised {name}: {tensor.dtype}; take the weights in floating point")
     absent = [n for n in wanted if n not in found and not matches(n, allow_missing)]
@@ -162,7 +214,9 @@ def _about(place: Path) -> dict[str, Any]:
     except ValueError as error:
         raise GwpError(f"{path}: not JSON ({error}); copy it again") from error
     if not isinstance(about, dict):
-        raise GwpError(f"{path}: holds a {type(about).__name__}, not the configuration of a model; copy it again")
+        raise GwpError(
+            f"{path}: holds a {type(about).__name__}, not the configuration of a model; copy it again"
+        )
     return about
 
 
@@ -190,16 +244,27 @@ def _widths(
     assumed = tuple(f"{key} {value}" for key, value in _UNSEEN.items() if key not in claimed)
     widths: dict[str, Any] = {key: claimed.get(key, value) for key, value in _UNSEEN.items()}
     seen = _seen(family, tensors, widths["attention_head_dim"], place)
-    # Layers that config.json counts and the weights lack are missing tensors, each of which will be named.
+    # Layers that config.json counts and the weights lack are missing tensors, each of which
+    # will be named.
     if claimed.get("num_layers", 0) > seen.get("num_layers", 0):
         seen["num_layers"] = claimed["num_layers"]
-    disagreements = [f"{key}: config.json says {claimed[key]}, the weights {value}" for key, value in seen.items()
-                     if claimed.get(key, value) != value]
+    disagreements = [
+        f"{key}: config.json says {claimed[key]}, the weights {value}"
+        for key, value in seen.items()
+        if claimed.get(key, value) != value
+    ]
     foreign = set(_SEEN) - set(_expected_widths(family))
-    disagreements += [f"{key}: config.json says {claimed[key]}, the weights have none" for key in _SEEN if key in foreign & claimed.keys()]
+    disagreements += [
+        f"{key}: config.json says {claimed[key]}, the weights have none"
+        for key in _SEEN
+        if key in foreign & claimed.keys()
+    ]
     widths |= {key: value for key, value in claimed.items() if key not in foreign} | seen
     if lost := [key for key in _expected_widths(family) if key not in widths]:
-        raise GwpError(f"{place}: neither config.json nor the tensors tell {', '.join(lost)}; are these all the weights?")
+        raise GwpError(
+            f"{place}: neither config.json nor the tensors tell {', '.join(lost)}; are these "
+            "all the weights?"
+        )
     return widths, assumed, tuple(disagreements)
 
 
@@ -207,7 +272,9 @@ def _expected_widths(family: SourceFamily) -> tuple[str, ...]:
     return _SEEN if family == "gwp05" else _SEEN[:-2] if family == "gwp0" else _SEEN[:-4]
 
 
-def _seen(family: SourceFamily, tensors: Mapping[str, Tensor], head: int, place: str) -> dict[str, Any]:
+def _seen(
+    family: SourceFamily, tensors: Mapping[str, Tensor], head: int, place: str
+) -> dict[str, Any]:
     """The widths that tensors tell, each from one of them; the others must then fit."""
     shape = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
     expert = ".visual_expert" if family == "gwp05" else ""
@@ -218,7 +285,10 @@ def _seen(family: SourceFamily, tensors: Mapping[str, Tensor], head: int, place:
         seen |= {"in_channels": patch[1], "patch_size": patch[2:]}
     if len(inner := shape.get(f"blocks.0{expert}.attn1.norm_q.weight", ())) == 1:
         if inner[0] % head:
-            raise GwpError(f"{place}: width {inner[0]} is no multiple of attention_head_dim {head}; state the right one in config.json")
+            raise GwpError(
+                f"{place}: width {inner[0]} is no multiple of attention_head_dim {head}; state "
+                "the right one in config.json"
+            )
         seen["num_attention_heads"] = inner[0] // head
     for key, name, axis in (
         ("ffn_dim", f"blocks.0{expert}.ffn.net.0.proj.weight", 0),

@@ -1,7 +1,9 @@
-"""Is this the checkpoint that it claims to be? Cosines against a reference catch transposes and layers off by one.
+"""Is this the checkpoint that it claims to be? Cosines against a reference catch transposes and
+layers off by one.
 
-Matrices of two unrelated layers are nearly orthogonal (cosine about 0), so a matrix must be closer to the same-named one than to that of
-the next layer. Norms and biases are alike everywhere and prove nothing; they are listed, not judged.
+Matrices of two unrelated layers are nearly orthogonal (cosine about 0), so a matrix must be
+closer to the same-named one than to that of the next layer. Norms and biases are alike
+everywhere and prove nothing; they are listed, not judged.
 """
 
 import re
@@ -13,8 +15,8 @@ from torch import Tensor
 from gwp.model.weights.checkpoint import Checkpoint
 from gwp.model.weights.names import dense_name, visual_name
 
-# Fine-tuned matrices stay close to what they began as: an audit of the released GWP-0.5 against Wan 2.2 found 0.975 on average and
-# 0.75 at least.
+# Fine-tuned matrices stay close to what they began as: an audit of the released GWP-0.5 against
+# Wan 2.2 found 0.975 on average and 0.75 at least.
 _ALIKE = 0.5
 # Linear layers, and the patch embedding.
 _MATRIX_DIMS = (2, 5)
@@ -39,7 +41,9 @@ class Likeness:
 
     @property
     def verdict(self) -> str:
-        """`ok`, or what is suspicious: `transposed`, `next layer`, `unlike`. Only matrices are judged."""
+        """`ok`, or what is suspicious: `transposed`, `next layer`, `unlike`. Only matrices are
+        judged.
+        """
         if not self.matrix:
             return "ok"
         if self.transposed is not None and self.transposed > self.same:
@@ -50,9 +54,11 @@ class Likeness:
 
 
 def similarity(checkpoint: Checkpoint, reference: Checkpoint) -> list[Likeness]:
-    """Every tensor that both hold, least alike first; a wider reference is cut to its leading slices. Reads both, tensor by tensor.
+    """Every tensor that both hold, least alike first; a wider reference is cut to its leading
+    slices. Reads both, tensor by tensor.
 
-    A mixture is compared with a dense reference expert by expert, a dense model with a mixture's visual expert.
+    A mixture is compared with a dense reference expert by expert, a dense model with a
+    mixture's visual expert.
     """
     rows = []
     for name in checkpoint.tensors:
@@ -62,16 +68,26 @@ def similarity(checkpoint: Checkpoint, reference: Checkpoint) -> list[Likeness]:
         tensor = checkpoint.read(name).float()
         other = _cut(reference.read(counterpart).float(), tensor)
         square = tensor.ndim == 2 and tensor.shape[0] == tensor.shape[1]
-        rows.append(Likeness(
-            name, counterpart, _cosine(tensor, other), _following(tensor, counterpart, reference),
-            _cosine(tensor, other.T) if square else None, name.endswith(".weight") and tensor.ndim in _MATRIX_DIMS,
-        ))
+        rows.append(
+            Likeness(
+                name,
+                counterpart,
+                _cosine(tensor, other),
+                _following(tensor, counterpart, reference),
+                _cosine(tensor, other.T) if square else None,
+                name.endswith(".weight") and tensor.ndim in _MATRIX_DIMS,
+            )
+        )
     return sorted(rows, key=lambda row: (row.verdict == "ok", not row.matrix, row.same))
 
 
 def unmatched(checkpoint: Checkpoint, reference: Checkpoint) -> list[str]:
-    """Tensors that the reference has no counterpart of, or one of which it could not be a slice."""
-    return [name for name in checkpoint.tensors if _counterpart(name, checkpoint, reference) is None]
+    """Tensors that the reference has no counterpart of, or one of which it could not be a
+    slice.
+    """
+    return [
+        name for name in checkpoint.tensors if _counterpart(name, checkpoint, reference) is None
+    ]
 
 
 def _counterpart(name: str, checkpoint: Checkpoint, reference: Checkpoint) -> str | None:
@@ -84,7 +100,9 @@ def _counterpart(name: str, checkpoint: Checkpoint, reference: Checkpoint) -> st
 
 
 def _contains(whole: Tensor, part: Tensor) -> bool:
-    return whole.ndim == part.ndim and all(a >= b for a, b in zip(whole.shape, part.shape, strict=True))
+    return whole.ndim == part.ndim and all(
+        a >= b for a, b in zip(whole.shape, part.shape, strict=True)
+    )
 
 
 def _cut(whole: Tensor, part: Tensor) -> Tensor:
@@ -94,7 +112,7 @@ def _cut(whole: Tensor, part: Tensor) -> Tensor:
 def _following(tensor: Tensor, counterpart: str, reference: Checkpoint) -> float | None:
     if not (found := _BLOCK.match(counterpart)):
         return None
-    name = f"blocks.{int(found[1]) + 1}.{counterpart[found.end():]}"
+    name = f"blocks.{int(found[1]) + 1}.{counterpart[found.end() :]}"
     if name not in reference.tensors or not _contains(reference.tensors[name], tensor):
         return None
     return _cosine(tensor, _cut(reference.read(name).float(), tensor))

@@ -1,6 +1,8 @@
-"""One checkpoint from another: dense to mixture, Wan to a world-action model, more action channels or embodiments.
+"""One checkpoint from another: dense to mixture, Wan to a world-action model, more action
+channels or embodiments.
 
-Sources: the GWP-0.5 report (action expert by leading slices of the visual one) and the released weights' layout.
+Sources: the GWP-0.5 report (action expert by leading slices of the visual one) and the released
+weights' layout.
 """
 
 import itertools
@@ -29,28 +31,46 @@ _PER_EMBODIMENT = ("action_encoder.in_proj.", "state_encoder.in_proj.", "action_
 
 
 def target_config(
-    source: Checkpoint, to: Family | None = None, *, action_channels: int | None = None, embodiments: int | None = None,
-    action_expert_dim: int | None = None, action_ffn_dim: int | None = None,
+    source: Checkpoint,
+    to: Family | None = None,
+    *,
+    action_channels: int | None = None,
+    embodiments: int | None = None,
+    action_expert_dim: int | None = None,
+    action_ffn_dim: int | None = None,
 ) -> ModelConfig:
     """Configuration of the model that can be made of `source`.
 
-    to: default the source's own family, GWP-0.5 for Wan. A width left out is the source's; where the source has none, that of the
-    released models (16 channels, 2 embodiments, action expert 1024 and 4096).
-    GwpError for what cannot be made: fewer channels or embodiments, other experts of a mixture, a dense model of a mixture.
+    to: default the source's own family, GWP-0.5 for Wan. A width left out is the source's;
+    where the source has none, that of the released models (16 channels, 2 embodiments, action
+    expert 1024 and 4096). GwpError for what cannot be made: fewer channels or embodiments,
+    other experts of a mixture, a dense model of a mixture.
     """
     family: Family = to or ("gwp05" if source.family == "wan" else source.family)
     asked = {"action_channels": action_channels, "num_embodiments": embodiments}
     if family == "gwp05":
         asked |= {"action_expert_dim": action_expert_dim, "action_ffn_dim": action_ffn_dim}
     elif action_expert_dim or action_ffn_dim:
-        raise GwpError("GWP-0 has one expert; leave out --action-expert-dim and --action-ffn-dim, or say --to gwp05")
+        raise GwpError(
+            "GWP-0 has one expert; leave out --action-expert-dim and --action-ffn-dim, or say "
+            "--to gwp05"
+        )
     if source.family == "gwp05" and family == "gwp0":
-        raise GwpError(f"{source.place}: a mixture has no one expert for all tokens; start a GWP-0 from a dense checkpoint")
-    defaults: dict[str, Any] = {**_NEW_MODEL, **(_NEW_EXPERT if family == "gwp05" else {}), **source.widths}
+        raise GwpError(
+            f"{source.place}: a mixture has no one expert for all tokens; start a GWP-0 from a "
+            "dense checkpoint"
+        )
+    defaults: dict[str, Any] = {
+        **_NEW_MODEL,
+        **(_NEW_EXPERT if family == "gwp05" else {}),
+        **source.widths,
+    }
     widths = defaults | {key: value for key, value in asked.items() if value is not None}
     for key in _NEW_MODEL:
         if widths[key] < source.widths.get(key, 1):
-            raise GwpError(f"{source.place}: has {key} {source.widths[key]}, which cannot shrink to {widths[key]}")
+            raise GwpError(
+                f"{source.place}: has {key} {source.widths[key]}, which cannot shrink to {widths[key]}"
+            )
     config = model_config(family, widths, str(source.place))
     if family == "gwp05":
         _check_expert(source, config)
@@ -62,21 +82,34 @@ def _check_expert(source: Checkpoint, config: ModelConfig) -> None:
     if source.family == "gwp05":
         own = (source.widths["action_expert_dim"], source.widths["action_ffn_dim"])
         if own != expert:
-            raise GwpError(f"{source.place}: its action expert is {own[0]} wide (feed-forward {own[1]}) and keeps these widths")
+            raise GwpError(
+                f"{source.place}: its action expert is {own[0]} wide (feed-forward {own[1]}) "
+                "and keeps these widths"
+            )
     elif expert[0] > visual[0] or expert[1] > visual[1]:
-        raise GwpError(f"{source.place}: an action expert {expert[0]} wide (feed-forward {expert[1]}) cannot be sliced from {visual[0]} "
-                       f"({visual[1]}); give a smaller --action-expert-dim and --action-ffn-dim")
+        raise GwpError(
+            f"{source.place}: an action expert {expert[0]} wide (feed-forward {expert[1]}) "
+            f"cannot be sliced from {visual[0]} "
+            f"({visual[1]}); give a smaller --action-expert-dim and --action-ffn-dim"
+        )
 
 
 class Derived:
     """Tensors of a new model by their published names, each made from `source` when asked for.
 
-    time_proj: the action expert's slice of the modulation projection. `leading` takes its first rows, as published, so that of a wide
-        model's six slots (shift, scale, gate, twice) only the first ones are used; `per-slot` takes the leading rows of every slot.
+    time_proj: the action expert's slice of the modulation projection. `leading` takes its first
+        rows, as published, so that of a wide model's six slots (shift, scale, gate, twice) only
+        the first ones are used; `per-slot` takes the leading rows of every slot.
     seed: for what the source does not have.
     """
 
-    def __init__(self, source: Checkpoint, config: ModelConfig, time_proj: TimeProj = "leading", seed: int = 0) -> None:
+    def __init__(
+        self,
+        source: Checkpoint,
+        config: ModelConfig,
+        time_proj: TimeProj = "leading",
+        seed: int = 0,
+    ) -> None:
         self.source, self.config, self.time_proj, self.seed = source, config, time_proj, seed
         self.plan = parameters(config)
         self._to_mixture = config.family == "gwp05" and source.family != "gwp05"
@@ -95,14 +128,18 @@ class Derived:
             return self._grown(name, tensor)
         if self.time_proj == "per-slot" and ".time_proj." in name:
             slots = tensor.unflatten(0, (_MODULATION_SLOTS, -1))
-            return _leading(slots, (_MODULATION_SLOTS, shape[0] // _MODULATION_SLOTS, *shape[1:])).flatten(0, 1)
+            return _leading(
+                slots, (_MODULATION_SLOTS, shape[0] // _MODULATION_SLOTS, *shape[1:])
+            ).flatten(0, 1)
         return _leading(tensor, shape)
 
     def _grown(self, name: str, old: Tensor) -> Tensor:
-        """A projection with more channels or embodiments: what exists is kept, new embodiments start as new models do.
+        """A projection with more channels or embodiments: what exists is kept, new embodiments
+        start as new models do.
 
-        New channels of an embodiment that exists are read with weight zero, so that whatever they carry (noise, in padded channels) the
-        old channels come out as before; they are written by freshly initialised weights.
+        New channels of an embodiment that exists are read with weight zero, so that whatever
+        they carry (noise, in padded channels) the old channels come out as before; they are
+        written by freshly initialised weights.
         """
         new = fresh(self._skeleton, name, self.seed).to(old.dtype)
         embodiments = old.shape[0]
@@ -117,16 +154,28 @@ def _leading(tensor: Tensor, shape: tuple[int, ...]) -> Tensor:
 
 
 def convert(
-    source: Checkpoint, out: Path, config: ModelConfig, *, time_proj: TimeProj = "leading", dtype: torch.dtype = torch.float32,
-    seed: int = 0, allow_missing: Collection[str] = (), allow_unexpected: Collection[str] = (),
+    source: Checkpoint,
+    out: Path,
+    config: ModelConfig,
+    *,
+    time_proj: TimeProj = "leading",
+    dtype: torch.dtype = torch.float32,
+    seed: int = 0,
+    allow_missing: Collection[str] = (),
+    allow_unexpected: Collection[str] = (),
     progress: Callable[[float], None] = lambda _done: None,
 ) -> None:
-    """Write the model `config` made of `source` as a published folder; holds one tensor at a time. `progress` gets the number written.
+    """Write the model `config` made of `source` as a published folder; holds one tensor at a
+    time. `progress` gets the number written.
 
-    GwpError, before anything is written, when the source is not whole, `out` holds files already, or the disk is too full.
+    GwpError, before anything is written, when the source is not whole, `out` holds files
+    already, or the disk is too full.
     """
     if problems := source.problems(allow_missing, allow_unexpected):
-        raise GwpError(f"{source.place} is no whole {source.form.title} checkpoint:\n  " + "\n  ".join(problems))
+        raise GwpError(
+            f"{source.place} is no whole {source.form.title} checkpoint:\n  "
+            + "\n  ".join(problems)
+        )
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise GwpError(f"{out}: not an empty folder; choose another place")
     derived = Derived(source, config, time_proj, seed)
@@ -134,7 +183,10 @@ def convert(
     out.mkdir(parents=True, exist_ok=True)
     needed, free = sum(t.nbytes for t in plan.values()), shutil.disk_usage(out).free
     if needed > free:
-        raise GwpError(f"{out}: the weights take {needed / 1e9:.1f} GB and {free / 1e9:.1f} GB are free; make room or choose another disk")
+        raise GwpError(
+            f"{out}: the weights take {needed / 1e9:.1f} GB and {free / 1e9:.1f} GB are free; "
+            "make room or choose another disk"
+        )
     written = itertools.count(1)
 
     def value(name: str) -> Tensor:
@@ -145,27 +197,47 @@ def convert(
 
 
 def require_same(source: Checkpoint, config: ModelConfig, place: str) -> None:
-    """GwpError unless the checkpoint is a model of exactly this configuration; says what differs and how to get there.
+    """GwpError unless the checkpoint is a model of exactly this configuration; says what
+    differs and how to get there.
 
     place: where the user said that `source` is
     """
-    found = {**source.widths, "family": source.family} if source.family == "wan" else source.config.model_dump()
-    different = [f"{key} is {found.get(key, 'none')}, the job's `model` says {value}" for key, value in config.model_dump().items()
-                 if found.get(key) != value]
+    found = (
+        {**source.widths, "family": source.family}
+        if source.family == "wan"
+        else source.config.model_dump()
+    )
+    different = [
+        f"{key} is {found.get(key, 'none')}, the job's `model` says {value}"
+        for key, value in config.model_dump().items()
+        if found.get(key) != value
+    ]
     if different:
         line = command(source, config, place)
-        remedy = f"run: {line}\n  and start from DIR" if line else "copy its widths into the job's `model`"
+        remedy = (
+            f"run: {line}\n  and start from DIR"
+            if line
+            else "copy its widths into the job's `model`"
+        )
         raise GwpError(f"{place}: {'; '.join(different)}; {remedy}")
 
 
 def command(source: Checkpoint, config: ModelConfig, place: str) -> str | None:
-    """The `gwp weights convert` line that makes a folder for `config` of `source`; None when no conversion gets there."""
-    asked = {"action_channels": config.action_channels, "embodiments": config.num_embodiments,
-             "action_expert_dim": config.action_expert_dim, "action_ffn_dim": config.action_ffn_dim}
+    """The `gwp weights convert` line that makes a folder for `config` of `source`; None when no
+    conversion gets there.
+    """
+    asked = {
+        "action_channels": config.action_channels,
+        "embodiments": config.num_embodiments,
+        "action_expert_dim": config.action_expert_dim,
+        "action_ffn_dim": config.action_ffn_dim,
+    }
     try:
         if target_config(source, config.family, **asked) != config:
             return None
     except GwpError:
         return None
-    flags = " ".join(f"--{key.replace('_', '-')} {value}" for key, value in asked.items() if value is not None)
+    flags = " ".join(
+        f"--{key.replace('_', '-')} {value}" for key, value in asked.items() if value is not None
+    )
     return f"gwp weights convert {shlex.quote(place)} --out DIR --to {config.family} {flags}"

@@ -33,17 +33,19 @@ def load_model(
 ) -> WorldActionTransformer:
     """A model in eval mode from a checkpoint folder or file of GWP-0 or GWP-0.5.
 
-    Memory stays near the model plus one tensor (`.bin`: one shard): the model is built without memory, given it once in `dtype`, and
-    filled tensor by tensor.
+    Memory stays near the model plus one tensor (`.bin`: one shard): the model is built without
+    memory, given it once in `dtype`, and filled tensor by tensor.
     allow_missing:    patterns of published names that may be absent; they are initialised from `seed`
-    allow_unexpected: patterns of names that are left out
-    GwpError lists every tensor that does not fit, and every width on which config.json and weights disagree.
+    allow_unexpected: patterns of names that are left out GwpError lists every tensor that does
+    not fit, and every width on which config.json and weights disagree.
     """
     checkpoint = open_checkpoint(place)
     checkpoint.require_model()
     _refuse(checkpoint, checkpoint.problems(allow_missing, allow_unexpected))
     with torch.device("meta"):
-        model = WorldActionTransformer(model_config(checkpoint.family, checkpoint.widths, str(place)))
+        model = WorldActionTransformer(
+            model_config(checkpoint.family, checkpoint.widths, str(place))
+        )
     model = model.to(dtype).to_empty(device=device)
     absent = [n for n in named_parameters(model) if n not in checkpoint.tensors]
     for path, module in _owners(model, absent).items():
@@ -62,27 +64,42 @@ def fresh(skeleton: WorldActionTransformer, name: str, seed: int) -> Tensor:
     ((path, module),) = _owners(skeleton, [name]).items()
     made = copy.deepcopy(module).to_empty(device="cpu")
     reset(made, path, seed)
-    attribute = next(a for a, _ in made.named_parameters() if published_name(f"{path}.{a}", skeleton.config.family) == name)
+    attribute = next(
+        a
+        for a, _ in made.named_parameters()
+        if published_name(f"{path}.{a}", skeleton.config.family) == name
+    )
     return made.get_parameter(attribute).detach()
 
 
 def reset(module: nn.Module, path: str, seed: int) -> None:
-    """Initialise one module from (seed, its place in the model), whatever else is initialised or not."""
+    """Initialise one module from (seed, its place in the model), whatever else is initialised
+    or not.
+    """
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(int.from_bytes(hashlib.sha256(f"{seed} {path}".encode()).digest()[:7], "big"))
+        torch.manual_seed(
+            int.from_bytes(hashlib.sha256(f"{seed} {path}".encode()).digest()[:7], "big")
+        )
         module.reset_parameters()  # type: ignore[operator]  # every module that owns parameters has it
 
 
 def _owners(model: WorldActionTransformer, names: Collection[str]) -> dict[str, nn.Module]:
     """The modules that own these parameters (published names), by their path in the model."""
     wanted = set(names)
-    paths = [n.rpartition(".")[0] for n, _ in model.named_parameters() if published_name(n, model.config.family) in wanted]
+    paths = [
+        n.rpartition(".")[0]
+        for n, _ in model.named_parameters()
+        if published_name(n, model.config.family) in wanted
+    ]
     return {path: model.get_submodule(path) for path in paths}
 
 
 def _refuse(checkpoint: Checkpoint, problems: list[str]) -> None:
     if problems:
-        raise GwpError(f"{checkpoint.place} is no whole {checkpoint.form.title} checkpoint of these widths:\n  " + "\n  ".join(problems))
+        raise GwpError(
+            f"{checkpoint.place} is no whole {checkpoint.form.title} checkpoint of these widths:\n  "
+            + "\n  ".join(problems)
+        )
 
 
 def _fill(model: WorldActionTransformer, checkpoint: Checkpoint) -> None:

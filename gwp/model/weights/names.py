@@ -1,7 +1,8 @@
 """Names of tensors: ours, the published ones, and those of older and other releases.
 
-The published July names are the common tongue: every checkpoint is read into them. Sources: the released GWP-0.5, the two releases of
-GWP-0 (March: plain action projections; July: one per embodiment), Wan 2.2 in diffusers' and in its authors' names.
+The published July names are the common tongue: every checkpoint is read into them. Sources: the
+released GWP-0.5, the two releases of GWP-0 (March: plain action projections; July: one per
+embodiment), Wan 2.2 in diffusers' and in its authors' names.
 """
 
 import re
@@ -15,11 +16,19 @@ from gwp.errors import GwpError
 from gwp.model.config import CLASS_NAMES, Family
 
 SourceFamily = Literal["gwp05", "gwp0", "wan"]
-SOURCE_CLASSES: dict[str, SourceFamily] = {**CLASS_NAMES, "WanTransformer3DModel": "wan", "WanModel": "wan"}
+SOURCE_CLASSES: dict[str, SourceFamily] = {
+    **CLASS_NAMES,
+    "WanTransformer3DModel": "wan",
+    "WanModel": "wan",
+}
 ACTION_IO = ("action_encoder.", "action_decoder.")
 
 _OURS: dict[Family, tuple[tuple[str, str], ...]] = {
-    "gwp0": (("conditions.shared.", "condition_embedder."), (".experts.shared.", "."), ("out_tables.shared.value", "scale_shift_table")),
+    "gwp0": (
+        ("conditions.shared.", "condition_embedder."),
+        (".experts.shared.", "."),
+        ("out_tables.shared.value", "scale_shift_table"),
+    ),
     "gwp05": (
         ("conditions.visual.", "condition_embedder."),
         ("conditions.action.", "action_condition_embedder."),
@@ -48,7 +57,8 @@ _NATIVE = (
     (r"^(blocks\.\d+\.)modulation$", r"\1scale_shift_table"),
 )
 _MARCH = {".0.": ".in_proj.", ".2.": ".mid_proj.", ".4.": ".out_proj."}
-# Those that July made embodiment-specific: stored [E, in, out], where a plain linear layer is [out, in].
+# Those that July made embodiment-specific: stored [E, in, out], where a plain linear layer is
+# [out, in].
 _MARCH_SHARED = ("action_encoder.in_proj.", "action_decoder.out_proj.")
 
 
@@ -78,7 +88,8 @@ def published_name(name: str, family: Family) -> str:
 
 
 def detect(about: dict[str, Any], names: Collection[str], place: str) -> Form:
-    """Family by `_class_name` of config.json (`about`, may be empty), else by the names; naming by the names.
+    """Family by `_class_name` of config.json (`about`, may be empty), else by the names; naming
+    by the names.
 
     GwpError for a class that is not known, or when class and names contradict each other.
     """
@@ -89,13 +100,19 @@ def detect(about: dict[str, Any], names: Collection[str], place: str) -> Form:
     by_names: SourceFamily = "gwp05" if mixture else "gwp0" if march or july else "wan"
     name = about.get("_class_name")
     if name is None and not any(n.startswith("blocks.") for n in names):
-        raise GwpError(f"{place}: no transformer blocks among its {len(names)} tensors; is this the transformer's folder?")
+        raise GwpError(
+            f"{place}: no transformer blocks among its {len(names)} tensors; is this the "
+            "transformer's folder?"
+        )
     if name is not None and name not in SOURCE_CLASSES:
         raise GwpError(f"{place}: _class_name {name!r} is not one of {', '.join(SOURCE_CLASSES)}")
     family = by_names if name is None else SOURCE_CLASSES[name]
     if mixture != (family == "gwp05"):
-        raise GwpError(f"{place}: config.json says {name}, but the weights {'hold' if mixture else 'do not hold'} two experts a layer; "
-                       "put the config.json that belongs to the weights beside them")
+        raise GwpError(
+            f"{place}: config.json says {name}, but the weights "
+            f"{'hold' if mixture else 'do not hold'} two experts a layer; "
+            "put the config.json that belongs to the weights beside them"
+        )
     return Form(family, "march" if march else "native" if native else "published")
 
 
@@ -115,7 +132,10 @@ def canonical(form: Form, name: str, tensor: Tensor) -> tuple[str, Tensor]:
 def dense_name(name: str) -> str:
     """Name, in a dense checkpoint, of the tensor that a mixture's tensor is made from."""
     name = re.sub(r"\.(visual|action)_expert\.", ".", name)
-    for mixture, dense in (("action_condition_embedder.", "condition_embedder."), ("state_encoder.", "action_encoder.")):
+    for mixture, dense in (
+        ("action_condition_embedder.", "condition_embedder."),
+        ("state_encoder.", "action_encoder."),
+    ):
         if name.startswith(mixture):
             return dense + name.removeprefix(mixture)
     return "scale_shift_table" if name == "action_scale_shift_table" else name

@@ -25,7 +25,11 @@ def save_weights(folder: str | Path, config: ModelConfig, tensors: Mapping[str, 
 
 
 def write_folder(
-    folder: str | Path, config: ModelConfig, plan: Mapping[str, Tensor], value: Callable[[str], Tensor], shard_bytes: int = _SHARD_BYTES
+    folder: str | Path,
+    config: ModelConfig,
+    plan: Mapping[str, Tensor],
+    value: Callable[[str], Tensor],
+    shard_bytes: int = _SHARD_BYTES,
 ) -> None:
     """Write config.json and safetensors, in shards of `shard_bytes` at most.
 
@@ -52,19 +56,29 @@ def write_folder(
         _write_file(folder / name, shard, value)
         weight_map |= dict.fromkeys(shard, name)
     total = sum(t.nbytes for t in plan.values())
-    (folder / f"{FILE}.index.json").write_text(json.dumps({"metadata": {"total_size": total}, "weight_map": weight_map}, indent=1))
+    (folder / f"{FILE}.index.json").write_text(
+        json.dumps({"metadata": {"total_size": total}, "weight_map": weight_map}, indent=1)
+    )
 
 
 def _write_file(path: Path, plan: Mapping[str, Tensor], value: Callable[[str], Tensor]) -> None:
-    """One safetensors file. The library's own writer wants all tensors at once; the format is a length, a JSON header and the bytes."""
+    """One safetensors file. The library's own writer wants all tensors at once; the format is a
+    length, a JSON header and the bytes.
+    """
     # Widest numbers first: each tensor then starts at a multiple of its own width.
     ordered = dict(sorted(plan.items(), key=lambda item: -item[1].element_size()))
     header: dict[str, object] = {"__metadata__": {"format": "pt"}}
     offset = 0
     for name, tensor in ordered.items():
         if tensor.dtype not in _DTYPES:
-            raise GwpError(f"{path}: {name} is {tensor.dtype}; checkpoints hold floating point only")
-        header[name] = {"dtype": _DTYPES[tensor.dtype], "shape": list(tensor.shape), "data_offsets": [offset, offset + tensor.nbytes]}
+            raise GwpError(
+                f"{path}: {name} is {tensor.dtype}; checkpoints hold floating point only"
+            )
+        header[name] = {
+            "dtype": _DTYPES[tensor.dtype],
+            "shape": list(tensor.shape),
+            "data_offsets": [offset, offset + tensor.nbytes],
+        }
         offset += tensor.nbytes
     text = json.dumps(header).encode()
     text += b" " * (-len(text) % 8)
@@ -74,6 +88,8 @@ def _write_file(path: Path, plan: Mapping[str, Tensor], value: Callable[[str], T
         for name, planned in ordered.items():
             tensor = value(name).detach().to(device="cpu", dtype=planned.dtype).contiguous()
             if tensor.shape != planned.shape:
-                raise ValueError(f"{name}: planned {tuple(planned.shape)}, got {tuple(tensor.shape)}")
+                raise ValueError(
+                    f"{name}: planned {tuple(planned.shape)}, got {tuple(tensor.shape)}"
+                )
             file.write(tensor.reshape(-1).view(torch.uint8).numpy().data)
     scratch.replace(path)

@@ -1,11 +1,14 @@
-"""The engine: one thread that steps all waiting robots together, whatever step each of them is at.
+"""The engine: one thread that steps all waiting robots together, whatever step each of them is
+at.
 
     submit (any thread): check, compose, normalise, encode the instruction     -> the waiting line
     tick (the engine's thread): leave -> admit groups (latent and prefix) -> one Euler step of the batch -> answer those that are done
 
-Decisions are the `Schedule`'s, numbers the `Solver`'s and the `Slots`'; this file joins them to threads and clocks.
+Decisions are the `Schedule`'s, numbers the `Solver`'s and the `Slots`'; this file joins them to
+threads and clocks.
 
-On the CPU no other thread of the process should compute with torch beside it (`gwp.threads` says why); load the policy `apart`.
+On the CPU no other thread of the process should compute with torch beside it (`gwp.threads`
+says why); load the policy `apart`.
 """
 
 import itertools
@@ -22,7 +25,7 @@ import torch
 
 from gwp.errors import GwpError
 from gwp.policy.engine.graphs import RecordedPrefix, graph_pool, recorded
-from gwp.policy.engine.schedule import BUCKETS, EngineSettings, Move, Request, Schedule
+from gwp.policy.engine.schedule import BUCKETS, BatchingConfig, Move, Request, Schedule
 from gwp.policy.engine.slots import Slots, fill, step
 from gwp.policy.inputs import Prepared
 from gwp.policy.policy import Policy
@@ -51,14 +54,23 @@ class _Job:
 
 
 class Engine:
-    """Answers any number of threads. Close it, or use it as a context manager: its thread holds the device."""
+    """Answers any number of threads. Close it, or use it as a context manager: its thread holds
+    the device.
+    """
 
-    def __init__(self, policy: Policy, settings: EngineSettings | None = None, clock: Callable[[], float] = time.monotonic) -> None:
-        settings = settings or EngineSettings()
+    def __init__(
+        self,
+        policy: Policy,
+        settings: BatchingConfig | None = None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        settings = settings or BatchingConfig()
         self.policy, self._clock = policy, clock
         self._solver = policy.solver
         exact = self._solver.model.any_batch
-        self._schedule = Schedule(settings.slots, settings.group, self._solver.steps, settings.max_delay, exact=exact)
+        self._schedule = Schedule(
+            settings.slots, settings.group, self._solver.steps, settings.max_delay, exact=exact
+        )
         self._jobs: dict[int, _Job] = {}
         self._ids = itertools.count()
         self._incoming: list[tuple[Request, _Job]] = []
@@ -71,22 +83,34 @@ class Engine:
         self._thread.start()
         self._ready.result()
 
-    def submit(self, observation: Observation, deadline_s: float | None = None) -> "Future[ActionChunk]":
-        """The chunk to come. ObservationError at once when the observation does not fit, so that it never enters a batch.
+    def submit(
+        self, observation: Observation, deadline_s: float | None = None
+    ) -> "Future[ActionChunk]":
+        """The chunk to come. ObservationError at once when the observation does not fit, so
+        that it never enters a batch.
 
-        deadline_s: seconds from now after which the answer is worthless; None: the observation's own, if any. Then the future
-        raises ExpiredError. Cancelling the future frees its place.
+        deadline_s: seconds from now after which the answer is worthless; None: the
+        observation's own, if any. Then the future raises ExpiredError. Cancelling the future
+        frees its place.
         """
         began = self._clock()
         prepared = self.policy.inputs.prepare(observation)
         checked = self._clock()
         prompt = prepared.observation.prompt
         if not self.policy.text.knows(prompt):
-            # Not in the engine's thread: a new instruction must not hold up robots whose instruction is known.
+            # Not in the engine's thread: a new instruction must not hold up robots whose
+            # instruction is known.
             apart(lambda: self.policy.text.lookup([prompt]))
-        job = _Job(prepared, Future(), began, {"preprocess": (checked - began) * 1e3, "text": (self._clock() - checked) * 1e3})
+        job = _Job(
+            prepared,
+            Future(),
+            began,
+            {"preprocess": (checked - began) * 1e3, "text": (self._clock() - checked) * 1e3},
+        )
         asked = observation.deadline_s if deadline_s is None else deadline_s
-        request = Request(next(self._ids)) if asked is None else Request(next(self._ids), began + asked)
+        request = (
+            Request(next(self._ids)) if asked is None else Request(next(self._ids), began + asked)
+        )
         with self._lock:
             if self._closed:
                 raise ClosedError("the engine is closed")
@@ -99,7 +123,8 @@ class Engine:
         return self.submit(observation, deadline_s).result()
 
     def warm_up(self, observations: Sequence[Observation]) -> None:
-        """Answer each observation, then compute every batch shape, so that no robot pays for it, and learn what each costs.
+        """Answer each observation, then compute every batch shape, so that no robot pays for
+        it, and learn what each costs.
 
         Raises what the policy raises when it cannot act.
         """
@@ -114,7 +139,9 @@ class Engine:
 
     @property
     def busy_for(self) -> float:
-        """Seconds that the current tick has taken; 0 between ticks. A device that hangs shows here."""
+        """Seconds that the current tick has taken; 0 between ticks. A device that hangs shows
+        here.
+        """
         since = self._busy_since
         return 0.0 if since is None else self._clock() - since
 
@@ -149,7 +176,9 @@ class Engine:
             try:
                 with torch.inference_mode():
                     self._tick()
-            except Exception as error:  # a broken device fails whoever was being computed, not the engine
+            except (
+                Exception
+            ) as error:  # a broken device fails whoever was being computed, not the engine
                 log.exception("a tick failed")
                 self.failures += 1
                 self._fail(list(self._schedule.active), error)
@@ -159,8 +188,14 @@ class Engine:
 
     @torch.inference_mode()
     def _record(self) -> None:
-        """Buffers; a prefix per size of a group, and a step per batch shape, with promised actions or without."""
-        slots, group, rows = self._settings.slots, min(self._settings.group, self._settings.slots), self.policy.text.rows
+        """Buffers; a prefix per size of a group, and a step per batch shape, with promised
+        actions or without.
+        """
+        slots, group, rows = (
+            self._settings.slots,
+            min(self._settings.group, self._settings.slots),
+            self.policy.text.rows,
+        )
         pool = graph_pool(self.policy.device)
         self._slots = Slots.empty(self._solver, self._schedule.rows(slots), rows)
         self._observe = RecordedPrefix(self._solver, group, rows, future=False)
@@ -172,7 +207,9 @@ class Engine:
             part = self._slots.rows(0, size)
             through = whole if self._solver.model.any_batch else self._solver.acting(part.prefix)
             for promised in (False, True):
-                self._steps[size, promised] = recorded(partial(step, self._solver, part, through, promised), self.policy.device, pool)
+                self._steps[size, promised] = recorded(
+                    partial(step, self._solver, part, through, promised), self.policy.device, pool
+                )
 
     def _take_in(self) -> bool:
         """Wait for something to do; False when the engine is closed."""
@@ -192,7 +229,12 @@ class Engine:
         for key in cancelled:
             del self._jobs[key]
         for request in expired:
-            _answer(self._pop(request), ExpiredError("the deadline passed before the chunk was ready; allow more time or add replicas"))
+            _answer(
+                self._pop(request),
+                ExpiredError(
+                    "the deadline passed before the chunk was ready; allow more time or add replicas"
+                ),
+            )
         row = len(self._schedule.active)
         for group in self._schedule.admit():
             self._admit(group, row)
@@ -224,12 +266,19 @@ class Engine:
         self._settle()
         encoded = self._clock()
         text = policy.text_keys([job.prepared.observation.prompt for job in jobs])
-        fill(self._slots.rows(row, row + len(jobs)), batch, self._observe(batch.state, reference, text, batch.embodiment))
+        fill(
+            self._slots.rows(row, row + len(jobs)),
+            batch,
+            self._observe(batch.state, reference, text, batch.embodiment),
+        )
         self._settle()
         done = self._clock()
         for job in jobs:
-            job.timings |= {"queue": (begin - job.began) * 1e3 - sum(job.timings.values()), "vae": (encoded - begin) * 1e3,
-                            "prefix": (done - encoded) * 1e3}
+            job.timings |= {
+                "queue": (begin - job.began) * 1e3 - sum(job.timings.values()),
+                "vae": (encoded - begin) * 1e3,
+                "prefix": (done - encoded) * 1e3,
+            }
 
     def _step(self) -> None:
         begin = self._clock()
@@ -243,7 +292,8 @@ class Engine:
         done = self._schedule.stepped()
         if not done:
             return
-        # A copy, and one wait for the device for all who are done: their rows are taken by others now.
+        # A copy, and one wait for the device for all who are done: their rows are taken by
+        # others now.
         chunks = self._slots.x[[self._schedule.row(r) for r in done]].cpu().numpy()
         answers = [(self._pop(r), y) for r, y in zip(done, chunks, strict=True)]
         self._move(self._schedule.release(done))
@@ -261,11 +311,18 @@ class Engine:
             return
         now = self._clock()
         before = sum(job.timings.values())
-        timings = job.timings | {"denoise": (begin - job.began) * 1e3 - before, "postprocess": (now - begin) * 1e3}
+        timings = job.timings | {
+            "denoise": (begin - job.began) * 1e3 - before,
+            "postprocess": (now - begin) * 1e3,
+        }
         _answer(job, replace(chunk, timings=timings | {"total": (now - job.began) * 1e3}))
 
     def _drop_failed(self) -> None:
-        failed = [r for r in self._schedule.active if self._job(r).future.done() and not self._job(r).future.cancelled()]
+        failed = [
+            r
+            for r in self._schedule.active
+            if self._job(r).future.done() and not self._job(r).future.cancelled()
+        ]
         self._move(self._schedule.release(failed))
         for request in failed:
             self._pop(request)

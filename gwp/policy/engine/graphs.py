@@ -1,8 +1,10 @@
-"""Work on fixed buffers, recorded once and replayed: on a GPU as a CUDA graph, elsewhere as the call that it is.
+"""Work on fixed buffers, recorded once and replayed: on a GPU as a CUDA graph, elsewhere as the
+call that it is.
 
-An eager pass launches some forty kernels per layer, which takes the host longer than the GPU takes to run them for one robot. A graph
-launches all of them at once. What is recorded may read nothing back, allocate nothing that outlives it, and finds its inputs where
-they were when it was recorded.
+An eager pass launches some forty kernels per layer, which takes the host longer than the GPU
+takes to run them for one robot. A graph launches all of them at once. What is recorded may read
+nothing back, allocate nothing that outlives it, and finds its inputs where they were when it
+was recorded.
 """
 
 import threading
@@ -13,16 +15,20 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from gwp.model.layout import TextKeys
+from gwp.model.inference.layout import TextKeys
 from gwp.policy.engine.solver import Prefix, Solver
 
 _WARM_UP = 3
 
 
-def recorded(work: Callable[[], object], device: torch.device, pool: Any = None) -> Callable[[], object]:
-    """`work` as something to call again and again. On a GPU it is run a few times now, so it must do no harm to its buffers.
+def recorded(
+    work: Callable[[], object], device: torch.device, pool: Any = None
+) -> Callable[[], object]:
+    """`work` as something to call again and again. On a GPU it is run a few times now, so it
+    must do no harm to its buffers.
 
-    pool: of `graph_pool`; graphs that never run at the same time may share one, because nothing they allocate outlives them
+    pool: of `graph_pool`; graphs that never run at the same time may share one, because nothing
+    they allocate outlives them
     """
     if device.type != "cuda":
         return work
@@ -46,7 +52,8 @@ def graph_pool(device: torch.device) -> Any:
 
 
 class RecordedPrefix:
-    """Prefixes of up to `count` observations in buffers of its own; a recording per number of them.
+    """Prefixes of up to `count` observations in buffers of its own; a recording per number of
+    them.
 
     One thread at a time; what it returns is overwritten by the next call.
     """
@@ -62,9 +69,13 @@ class RecordedPrefix:
     def record(self, count: int) -> None:
         """Prepare for `count` observations at once."""
         if count not in self._passes:
-            self._passes[count] = recorded(partial(self._observe, count), self._solver.model.device, self._pool)
+            self._passes[count] = recorded(
+                partial(self._observe, count), self._solver.model.device, self._pool
+            )
 
-    def __call__(self, state: Tensor, reference: Tensor, text: TextKeys, embodiment: Tensor) -> Prefix:
+    def __call__(
+        self, state: Tensor, reference: Tensor, text: TextKeys, embodiment: Tensor
+    ) -> Prefix:
         """As `Solver.observe`; views of the buffers."""
         count = state.shape[0]
         self.record(count)
@@ -77,11 +88,18 @@ class RecordedPrefix:
 
     def _observe(self, count: int) -> None:
         prefix = self._prefix.rows(0, count)
-        self._solver.observe(self._state[:count], self._reference[:count], prefix.text, prefix.embodiment, prefix.cache)
+        self._solver.observe(
+            self._state[:count],
+            self._reference[:count],
+            prefix.text,
+            prefix.embodiment,
+            prefix.cache,
+        )
 
 
 class RecordedSingle:
-    """`Solver.observe` and `Solver.act` for one robot, each as one recording: the prefix, and all steps of a chunk.
+    """`Solver.observe` and `Solver.act` for one robot, each as one recording: the prefix, and
+    all steps of a chunk.
 
     Results are tensors of their own, so that they outlive later calls; threads take turns.
     """
@@ -92,24 +110,36 @@ class RecordedSingle:
         self._solver, self._rows, self._pool = solver, text_rows, graph_pool(model.device)
         self._observing = RecordedPrefix(solver, 1, text_rows, future=False)
         self._prefix = solver.empty(1, text_rows, {model.config.expert_of["A"]}, future=False)
-        self._noise, self._given, self._out = (torch.zeros(shape, device=model.device) for _ in range(3))
+        self._noise, self._given, self._out = (
+            torch.zeros(shape, device=model.device) for _ in range(3)
+        )
         self._committed = torch.zeros(shape[:2], dtype=torch.bool, device=model.device)
         self._loops: dict[bool, Callable[[], object]] = {}
         self._alone = threading.Lock()
 
-    def observe(self, state: Tensor, reference: Tensor, text: TextKeys, embodiment: Tensor) -> Prefix:
+    def observe(
+        self, state: Tensor, reference: Tensor, text: TextKeys, embodiment: Tensor
+    ) -> Prefix:
         """State `[1, 1, d]`, reference latent `[1, C, 1, h, w]`; with room for a future."""
         prefix = self._solver.empty(1, self._rows, self._solver.model.config.experts)
         with self._alone:
             prefix.take(text, embodiment, self._observing(state, reference, text, embodiment).cache)
         return prefix
 
-    def act(self, prefix: Prefix, noise: Tensor, given: Tensor | None = None, committed: Tensor | None = None) -> Tensor:
+    def act(
+        self,
+        prefix: Prefix,
+        noise: Tensor,
+        given: Tensor | None = None,
+        committed: Tensor | None = None,
+    ) -> Tensor:
         """Actions fp32 `[1, p, d]` from `noise`, with or without promised ones."""
         promised = given is not None and committed is not None
         with self._alone:
             if promised not in self._loops:
-                self._loops[promised] = recorded(partial(self._act, promised), self._solver.model.device, self._pool)
+                self._loops[promised] = recorded(
+                    partial(self._act, promised), self._solver.model.device, self._pool
+                )
             self._prefix.take(prefix.text, prefix.embodiment, prefix.cache)
             self._noise.copy_(noise)
             if given is not None and committed is not None:

@@ -1,10 +1,12 @@
 """Who computes when: a pure scheduler with no clock, no tensors and no threads of its own.
 
-Requests wait, then hold a row of the batch until their steps are done. Active requests hold the rows `0 .. n-1` without gaps, so a
-batch is the first rows of some buffers; when one leaves, the last moves into its place.
+Requests wait, then hold a row of the batch until their steps are done. Active requests hold the
+rows `0 .. n-1` without gaps, so a batch is the first rows of some buffers; when one leaves, the
+last moves into its place.
 
-Admission is earliest deadline first. It may slow down those who are already active, but none of them by more than `max_delay` times
-what a request takes alone: a robot's latency stays near that of an idle machine, and whoever has to wait shares the next batch.
+Admission is earliest deadline first. It may slow down those who are already active, but none of
+them by more than `max_delay` times what a request takes alone: a robot's latency stays near
+that of an idle machine, and whoever has to wait shares the next batch.
 """
 
 import heapq
@@ -17,7 +19,7 @@ from pydantic import BaseModel, ConfigDict, Field
 BUCKETS = (1, 2, 4, 8, 16, 32)
 
 
-class EngineSettings(BaseModel):
+class BatchingConfig(BaseModel):
     """Robots stepped together, whatever step each of them is at."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
@@ -27,7 +29,9 @@ class EngineSettings(BaseModel):
     group: int = Field(default=4, ge=1, le=BUCKETS[-1])
     """Most observations encoded at once."""
     max_delay: float = Field(default=0.3, ge=0)
-    """How much longer than alone a robot's chunk may take because others come in meanwhile, as a share of what it takes alone."""
+    """How much longer than alone a robot's chunk may take because others come in meanwhile, as
+    a share of what it takes alone.
+    """
 
 
 def bucket_of(count: int) -> int:
@@ -37,7 +41,9 @@ def bucket_of(count: int) -> int:
 
 @dataclass
 class Costs:
-    """Seconds of a prefix for n observations and of one step of a bucket, as running means of what was measured."""
+    """Seconds of a prefix for n observations and of one step of a bucket, as running means of
+    what was measured.
+    """
 
     prefix: dict[int, float] = field(default_factory=dict)
     step: dict[int, float] = field(default_factory=dict)
@@ -57,7 +63,9 @@ class Costs:
 
 @dataclass
 class Request:
-    """One request as the schedule sees it. `deadline`: time on the caller's clock after which an answer is worthless, or inf."""
+    """One request as the schedule sees it. `deadline`: time on the caller's clock after which
+    an answer is worthless, or inf.
+    """
 
     id: int
     deadline: float = math.inf
@@ -67,7 +75,9 @@ class Request:
 
 @dataclass(frozen=True)
 class Move:
-    """Row `source` takes the place of row `target`; applied in order, before anything is admitted."""
+    """Row `source` takes the place of row `target`; applied in order, before anything is
+    admitted.
+    """
 
     source: int
     target: int
@@ -77,7 +87,13 @@ class Schedule:
     """State of the waiting line and the rows. Not thread-safe: one thread owns it."""
 
     def __init__(
-        self, slots: int, group: int, steps: int, max_delay: float = 0.3, costs: Costs | None = None, exact: bool = False
+        self,
+        slots: int,
+        group: int,
+        steps: int,
+        max_delay: float = 0.3,
+        costs: Costs | None = None,
+        exact: bool = False,
     ) -> None:
         """`exact`: a batch may have any number of rows, else those of BUCKETS."""
         if not 1 <= slots <= BUCKETS[-1]:
@@ -98,10 +114,16 @@ class Schedule:
     def sweep(self, now: float, cancelled: set[int]) -> tuple[list[Request], list[Move]]:
         """Take out those past their deadline (returned) and those cancelled, waiting or active."""
         expired = [r for _, _, r in self._line if r.deadline <= now and r.id not in cancelled]
-        self._line = [entry for entry in self._line if entry[2].deadline > now and entry[2].id not in cancelled]
+        self._line = [
+            entry
+            for entry in self._line
+            if entry[2].deadline > now and entry[2].id not in cancelled
+        ]
         heapq.heapify(self._line)
         expired += [r for r in self.active if r.deadline <= now and r.id not in cancelled]
-        return expired, self._leave([i for i, r in enumerate(self.active) if r.deadline <= now or r.id in cancelled])
+        return expired, self._leave(
+            [i for i, r in enumerate(self.active) if r.deadline <= now or r.id in cancelled]
+        )
 
     def admit(self) -> list[list[Request]]:
         """Groups that go in now, in the order of their rows, which follow the active ones."""
@@ -109,8 +131,9 @@ class Schedule:
         groups: list[list[Request]] = []
         while self._line and len(self.active) < self.slots:
             room = min(len(self._line), self.slots - len(self.active), self.group)
-            # Powers of two, so that prefixes have few shapes. Not fewer than could go: letting them in one by one keeps the batch small
-            # for good, while those who hold them up are done within a few steps and make room for all.
+            # Powers of two, so that prefixes have few shapes. Not fewer than could go: letting
+            # them in one by one keeps the batch small for good, while those who hold them up
+            # are done within a few steps and make room for all.
             size = max(size for size in BUCKETS if size <= room)
             if not self._bearable(size, held):
                 break
@@ -121,7 +144,9 @@ class Schedule:
         return groups
 
     def stepped(self) -> list[Request]:
-        """Every active request took one step; those that are done, still in their rows until `release`."""
+        """Every active request took one step; those that are done, still in their rows until
+        `release`.
+        """
         for request in self.active:
             request.step += 1
         return [r for r in self.active if r.step >= self.steps]
@@ -154,5 +179,7 @@ class Schedule:
 
     def _delay(self, size: int, request: Request) -> float:
         count = len(self.active)
-        slower = self.costs.of("step", self.rows(count + size)) - self.costs.of("step", self.rows(count))
+        slower = self.costs.of("step", self.rows(count + size)) - self.costs.of(
+            "step", self.rows(count)
+        )
         return self.costs.of("prefix", size) + (self.steps - request.step) * max(0.0, slower)

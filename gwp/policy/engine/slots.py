@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from gwp.model.fused import Pass
+from gwp.model.inference.fused import Pass
 from gwp.policy.engine.solver import Prefix, Solver
 from gwp.policy.inputs import Batch
 
@@ -43,13 +43,20 @@ class Slots:
     def rows(self, start: int, stop: int) -> "Slots":
         """Some rows, as views."""
         part = self.prefix.rows(start, stop)
-        return Slots(self.x[start:stop], self.given[start:stop], self.committed[start:stop], self.step[start:stop], part)
+        return Slots(
+            self.x[start:stop],
+            self.given[start:stop],
+            self.committed[start:stop],
+            self.step[start:stop],
+            part,
+        )
 
     def move(self, source: int, target: int) -> None:
         """Row `source` replaces row `target`."""
         for tensor in (self.x, self.given, self.committed, self.step, self.prefix.embodiment):
             tensor[target] = tensor[source]
-        # Keys of the actions are written anew by each step; those of the observation come before them.
+        # Keys of the actions are written anew by each step; those of the observation come
+        # before them.
         end = self.prefix.cache.places["A"][0]
         for tensor in (self.prefix.cache.keys, self.prefix.cache.values):
             tensor[:, target, :, :end] = tensor[:, source, :, :end]
@@ -70,10 +77,18 @@ def fill(slots: Slots, batch: Batch, prefix: Prefix) -> None:
 
 
 def step(solver: Solver, slots: Slots, through: Pass, with_committed: bool) -> None:
-    """One Euler step of every row, whatever step each is at. Rows that are done stay as they are. through: `Solver.acting` of the rows"""
+    """One Euler step of every row, whatever step each is at. Rows that are done stay as they
+    are. through: `Solver.acting` of the rows
+    """
     at = slots.step.unsqueeze(1)
     level = solver.levels(torch.where(slots.committed, solver.steps, at) if with_committed else at)
-    x = torch.where(slots.committed.unsqueeze(-1), slots.given, slots.x) if with_committed else slots.x
+    x = (
+        torch.where(slots.committed.unsqueeze(-1), slots.given, slots.x)
+        if with_committed
+        else slots.x
+    )
     x = solver.advance(x, solver.velocity(through, x, level), slots.step)
-    slots.x.copy_(torch.where(slots.committed.unsqueeze(-1), slots.given, x) if with_committed else x)
+    slots.x.copy_(
+        torch.where(slots.committed.unsqueeze(-1), slots.given, x) if with_committed else x
+    )
     slots.step.add_(1).clamp_(max=solver.steps)

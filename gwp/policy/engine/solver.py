@@ -1,6 +1,8 @@
-"""The Euler solver over a fused model: prefix, action steps, imagined futures, and the joint baseline.
+"""The Euler solver over a fused model: prefix, action steps, imagined futures, and the joint
+baseline.
 
-Shape legend: B batch, p actions, d channels, C latent channels, T future latent frames, h w latent rows and columns.
+Shape legend: B batch, p actions, d channels, C latent channels, T future latent frames, h w
+latent rows and columns.
 """
 
 from collections.abc import Collection
@@ -11,8 +13,8 @@ from torch import Tensor
 
 from gwp.model.config import Group
 from gwp.model.flow import solver_sigmas
-from gwp.model.fused import FusedTransformer, Pass
-from gwp.model.layout import Cache, Noise, TextKeys
+from gwp.model.inference.fused import FusedTransformer, Pass
+from gwp.model.inference.layout import KVCache, Noise, TextKeys
 from gwp.model.transformer import Tokens
 
 _ACTION: tuple[Group, ...] = ("A",)
@@ -21,7 +23,8 @@ _FUTURE: tuple[Group, ...] = ("F",)
 
 @dataclass(frozen=True)
 class Shapes:
-    """Token counts are fixed by the policy: canvas, chunk and imagined frames never change between requests.
+    """Token counts are fixed by the policy: canvas, chunk and imagined frames never change
+    between requests.
 
     latent: (C, h, w) of one latent frame; future: latent frames after the reference
     """
@@ -33,9 +36,11 @@ class Shapes:
 
 @dataclass(frozen=True)
 class Prefix:
-    """What a policy knows of B observations: keys and values of state and reference, with room for actions and future."""
+    """What a policy knows of B observations: keys and values of state and reference, with room
+    for actions and future.
+    """
 
-    cache: Cache
+    cache: KVCache
     text: TextKeys
     embodiment: Tensor
 
@@ -43,13 +48,20 @@ class Prefix:
         """Some observations, as views."""
         cache, text = self.cache, self.text
         return Prefix(
-            Cache(cache.keys[:, start:stop], cache.values[:, start:stop], cache.places),
-            TextKeys(*({e: t[:, start:stop] for e, t in side.items()} for side in (text.keys, text.values))),
+            KVCache(cache.keys[:, start:stop], cache.values[:, start:stop], cache.places),
+            TextKeys(
+                *(
+                    {e: t[:, start:stop] for e, t in side.items()}
+                    for side in (text.keys, text.values)
+                )
+            ),
             self.embodiment[start:stop],
         )
 
-    def take(self, text: TextKeys, embodiment: Tensor, cache: Cache | None = None) -> None:
-        """Copy these into the buffers: the text of the experts that have room here, and of `cache` what comes before the actions."""
+    def take(self, text: TextKeys, embodiment: Tensor, cache: KVCache | None = None) -> None:
+        """Copy these into the buffers: the text of the experts that have room here, and of
+        `cache` what comes before the actions.
+        """
         self.embodiment.copy_(embodiment)
         for mine, theirs in ((self.text.keys, text.keys), (self.text.values, text.values)):
             for expert, tensor in mine.items():
@@ -62,9 +74,13 @@ class Prefix:
 
 
 class Solver:
-    """`steps` Euler steps at the noise levels of `gwp.model.flow.solver_sigmas`. It holds no per-request state."""
+    """`steps` Euler steps at the noise levels of `gwp.model.flow.solver_sigmas`. It holds no
+    per-request state.
+    """
 
-    def __init__(self, model: FusedTransformer, shapes: Shapes, steps: int = 10, shift: float = 5.0) -> None:
+    def __init__(
+        self, model: FusedTransformer, shapes: Shapes, steps: int = 10, shift: float = 5.0
+    ) -> None:
         self.model, self.shapes, self.steps = model, shapes, steps
         sigmas = solver_sigmas(steps, shift)
         with torch.inference_mode():
@@ -75,26 +91,55 @@ class Solver:
         delta = torch.cat([sigmas[1:] - sigmas[:-1], torch.zeros(1)])
         self._delta, self._delta_host = delta.to(model.device), [float(x) for x in delta]
 
-    def cache(self, batch: int, future: bool = True) -> Cache:
+    def cache(self, batch: int, future: bool = True) -> KVCache:
         """Room for the keys and values of `batch` observations."""
         _, h, w = self.shapes.latent
         _, ph, pw = self.model.config.patch_size
         tokens = (h // ph) * (w // pw)
         counts: dict[Group, int] = {"S": 1, "R": tokens, "A": self.shapes.chunk}
-        return self.model.cache(batch, counts | ({"F": tokens * self.shapes.future} if future else {}))
+        return self.model.cache(
+            batch, counts | ({"F": tokens * self.shapes.future} if future else {})
+        )
 
-    def empty(self, batch: int, text_rows: int, experts: Collection[str], future: bool = True) -> Prefix:
-        """Buffers for `batch` observations, with instructions of `text_rows` rows as these experts see them."""
+    def empty(
+        self, batch: int, text_rows: int, experts: Collection[str], future: bool = True
+    ) -> Prefix:
+        """Buffers for `batch` observations, with instructions of `text_rows` rows as these
+        experts see them.
+        """
         model, config = self.model, self.model.config
-        shape = (config.num_layers, batch, config.num_attention_heads, text_rows, config.attention_head_dim)
-        sides = [{e: torch.zeros(shape, dtype=model.dtype, device=model.device) for e in experts} for _ in range(2)]
+        shape = (
+            config.num_layers,
+            batch,
+            config.num_attention_heads,
+            text_rows,
+            config.attention_head_dim,
+        )
+        sides = [
+            {e: torch.zeros(shape, dtype=model.dtype, device=model.device) for e in experts}
+            for _ in range(2)
+        ]
         ids = torch.zeros(batch, dtype=torch.long, device=model.device)
         return Prefix(self.cache(batch, future), TextKeys(*sides), ids)
 
-    def observe(self, state: Tensor, reference: Tensor, text: TextKeys, embodiment: Tensor, cache: Cache | None = None) -> Prefix:
+    def observe(
+        self,
+        state: Tensor,
+        reference: Tensor,
+        text: TextKeys,
+        embodiment: Tensor,
+        cache: KVCache | None = None,
+    ) -> Prefix:
         """State `[B, 1, d]` and reference latent `[B, C, 1, h, w]`, once per observation."""
-        cache, tokens = cache or self.cache(state.shape[0]), Tokens(state=state, reference=reference)
-        self.model.run(tokens, {"S": self.clean, "R": self.clean}, self.model.prepare(tokens, cache, text, embodiment))
+        cache, tokens = (
+            cache or self.cache(state.shape[0]),
+            Tokens(state=state, reference=reference),
+        )
+        self.model.run(
+            tokens,
+            {"S": self.clean, "R": self.clean},
+            self.model.prepare(tokens, cache, text, embodiment),
+        )
         return Prefix(cache, text, embodiment)
 
     def acting(self, prefix: Prefix) -> Pass:
@@ -102,10 +147,17 @@ class Solver:
         B, p, d = len(prefix.embodiment), self.shapes.chunk, self.model.config.action_channels
         return self._prepare(prefix, Tokens(action=torch.empty(B, p, d, device="meta")))
 
-    def act(self, prefix: Prefix, noise: Tensor, given: Tensor | None = None, committed: Tensor | None = None) -> Tensor:
+    def act(
+        self,
+        prefix: Prefix,
+        noise: Tensor,
+        given: Tensor | None = None,
+        committed: Tensor | None = None,
+    ) -> Tensor:
         """Actions fp32 `[B, p, d]` from `noise`; all rows take their steps together.
 
-        given `[B, p, d]`, committed bool `[B, p]`: actions already promised to the robot are clean tokens and come back as given.
+        given `[B, p, d]`, committed bool `[B, p]`: actions already promised to the robot are
+        clean tokens and come back as given.
         """
         x, through = noise, self.acting(prefix)
         for step in range(self.steps):
@@ -121,7 +173,9 @@ class Solver:
         return self._noise[step]
 
     def levels(self, steps: Tensor) -> Noise:
-        """The noise of rows or tokens that are each at a step of their own: int64 `[B, 1]` or `[B, L]`; after the last step: clean."""
+        """The noise of rows or tokens that are each at a step of their own: int64 `[B, 1]` or
+        `[B, L]`; after the last step: clean.
+        """
         return Noise(self._levels, steps)
 
     def velocity(self, through: Pass, x: Tensor, noise: Noise) -> Tensor:
@@ -131,11 +185,15 @@ class Solver:
         return out.float()
 
     def advance(self, x: Tensor, velocity: Tensor, step: Tensor) -> Tensor:
-        """Euler update of rows that are each at a step of their own, int64 `[B]`; rows that are done stay."""
+        """Euler update of rows that are each at a step of their own, int64 `[B]`; rows that are
+        done stay.
+        """
         return x + self._delta[step][:, None, None] * velocity
 
     def imagine(self, prefix: Prefix, actions: Tensor, noise: Tensor) -> Tensor:
-        """Future latents fp32 `[B, C, T, h, w]` from `noise`, given clean actions `[B, p, d]`; the prefix is not run again."""
+        """Future latents fp32 `[B, C, T, h, w]` from `noise`, given clean actions `[B, p, d]`;
+        the prefix is not run again.
+        """
         self.model.run(Tokens(action=actions), {"A": self.clean}, self.acting(prefix))
         x, through = noise, self._prepare(prefix, Tokens(future=noise))
         for step in range(self.steps):
@@ -145,11 +203,17 @@ class Solver:
         return x
 
     def joint(
-        self, prefix: Prefix, tokens: Tokens, action_noise: Tensor, future_noise: Tensor, use_prefix: bool = False
+        self,
+        prefix: Prefix,
+        tokens: Tokens,
+        action_noise: Tensor,
+        future_noise: Tensor,
+        use_prefix: bool = False,
     ) -> tuple[Tensor, Tensor]:
         """Actions and future denoised together, for comparison.
 
-        As the field does it, state and reference in `tokens` are run again at every step; `use_prefix` takes them from the prefix.
+        As the field does it, state and reference in `tokens` are run again at every step;
+        `use_prefix` takes them from the prefix.
         """
         action, future = action_noise, future_noise
         state, reference = (None, None) if use_prefix else (tokens.state, tokens.reference)
@@ -157,7 +221,9 @@ class Solver:
         for step in range(self.steps):
             level = self.level(step)
             noise: dict[Group, Noise] = {"S": self.clean, "R": self.clean, "A": level, "F": level}
-            out = self.model.run(Tokens(state, reference, action, future), noise, through, (*_ACTION, *_FUTURE))
+            out = self.model.run(
+                Tokens(state, reference, action, future), noise, through, (*_ACTION, *_FUTURE)
+            )
             assert out.action is not None
             assert out.future is not None
             action = action + self._delta_host[step] * out.action.float()
@@ -169,4 +235,6 @@ class Solver:
 
 
 def _keep(x: Tensor, given: Tensor | None, committed: Tensor | None) -> Tensor:
-    return x if given is None or committed is None else torch.where(committed.unsqueeze(-1), given, x)
+    return (
+        x if given is None or committed is None else torch.where(committed.unsqueeze(-1), given, x)
+    )

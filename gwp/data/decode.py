@@ -1,0 +1,365 @@
+"""Manifest rows to samples: decode, compose, take differences, normalise, pad."""
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from gwp.data.buckets import Bucket
+from gwp.data.canvas import SLOTS, Box, Canvas, crop_positions, fit_into
+from gwp.data.embodiment import Embodiment
+from gwp.data.formats.pictures import Frames, open_frames
+from gwp.data.formats.vectors import read_vectors
+from gwp.data.latent_cache import LatentCache
+from gwp.data.rates import at_steps, row_span
+from gwp.data.stats.normalise import Normalizer, Stats
+from gwp.data.video.decode import explained
+from gwp.data.window import ClipWindow, Window
+from gwp.errors import DataError, MissingError
+
+
+@dataclass(frozen=True)
+class SampleSpec:
+    """How samples look; it travels to the decoding tasks. `stats`: by embodiment name, for
+    those with actions.
+
+    `buckets`: shapes of clips, numbered from 1; 0 is the canvas with the frames of `window` or
+    `clip`.
+    `model_dim`: width of state and action vectors in the model. `augment`: random crops, else
+    the centre. `seed`: of those crops. DataError when an embodiment does not fit the model, the
+    canvas, the window or its statistics.
+    """
+
+    canvas: Canvas
+    window: Window
+    clip: ClipWindow
+    embodiments: dict[str, Embodiment]
+    stats: dict[str, Stats]
+    model_dim: int
+    augment: bool
+    seed: int
+    buckets: tuple[Bucket, ...] = ()
+
+    def __post_init__(self) -> None:
+        for name, e in self.embodiments.items():
+            for what, names in (("state", e.state_names), ("action", e.action_names)):
+                if len(names) > self.model_dim:
+                    raise DataError(
+                        f"embodiment {name} has {len(names)} {what} dimensions, the model "
+                        f"takes {self.model_dim}; widen the model"
+                    )
+            if e.chunk != self.window.chunk:
+                raise DataError(
+                    f"embodiment {name} has chunks of {e.chunk} actions, the window "
+                    f"{self.window.chunk}; make them equal"
+                )
+            self.canvas.boxes(e.cameras)
+            if name in self.stats:
+                self.stats[name].check(e, self.window)
+
+    def frames_of(self, row: dict[str, Any]) -> int:
+        """Frames of a manifest row's sample."""
+        if row["kind"] != "clip":
+            return self.window.frames
+        return self.buckets[row["bucket"] - 1].frames if row["bucket"] else self.clip.frames
+
+    def canvas_of(self, row: dict[str, Any]) -> Canvas:
+        """Picture of a manifest row's sample."""
+        if not row["bucket"]:
+            return self.canvas
+        bucket = self.buckets[row["bucket"] - 1]
+        return self.canvas.model_copy(update={"width": bucket.width, "height": bucket.height})
+
+    @cached_property
+    def normalizers(self) -> dict[str, Normalizer]:
+        return {
+            name: Normalizer(stats, self.embodiments[name]) for name, stats in self.stats.items()
+        }
+
+
+@dataclass(frozen=True)
+class _Place:
+    """A frame that a row wants from a file: number of the row, frame of the sample, box on the
+    canvas, crop.
+    """
+
+    row: int
+    frame: int
+    box: Box
+    at: tuple[float, float]
+
+
+class _View(NamedTuple):
+    """What frames come from, as `open_frames` takes it."""
+
+    uri: str
+    size: int | None
+    offset: int
+    key: str
+    format: str
+    rate: float
+    tolerance: float | None
+
+
+class Room:
+    """Memory for pictures that is used again and again: fresh pages cost as much as filling them.
+
+    Whoever hands it to `decode_samples` is done with the pictures of the call before.
+    """
+
+    def __init__(self) -> None:
+        self._memory = np.empty(0, np.uint8)
+
+    def take(self, shape: tuple[int, ...]) -> np.ndarray:
+        """Anything uint8 of this shape, over whatever was there."""
+        size = int(np.prod(shape))
+        if size > len(self._memory):
+            self._memory = np.empty(size, np.uint8)
+        return self._memory[:size].reshape(shape)
+
+
+def decode_frames(
+    rows: list[dict[str, Any]], spec: SampleSpec
+) -> tuple[dict[int, np.ndarray], dict[int, str]]:
+    """Frames uint8 `[T, H, W, 3]` by number of the row, and the reason by number of each row
+    that cannot be decoded.
+    """
+    reasons: dict[int, str] = {}
+    canvases = _canvases(rows, spec, reasons)
+    return {i: canvas for i, canvas in canvases.items() if i not in reasons}, reasons
+
+
+def decode_samples(
+    rows: list[dict[str, Any]],
+    spec: SampleSpec,
+    cache: LatentCache | None = None,
+    room: Room | None = None,
+) -> tuple[list[dict[str, Any]], list[tuple[str, str]]]:
+    """Samples of the rows that can be decoded, in row order, and (sample_id, reason) of those
+    that cannot.
+
+    A sample: frames uint8 `[T, H, W, 3]`, view_valid bool `[3]` (which cameras it has, in the
+    order of SLOTS), state float32 `[d]`, actions float32 `[p, d]`, step_valid bool `[p]`,
+    dim_valid bool `[d]`, has_action, text_key, embodiment_id, sample_id. Each file is opened
+    and walked once, whatever the number of rows that want it; a sample does not depend on the
+    rows beside it. Storage that does not answer raises: that is no property of a sample. With
+    `cache`, latents `[C, T_lat, h, w]` from the place in the row's `cached` stand for frames,
+    as `LatentCache.read` gives them, and no video is opened. Frames of equal shape lie behind
+    each other in one array, in `room` where there is one.
+    """
+    reasons: dict[int, str] = {}
+    vectors: dict[int, dict[str, np.ndarray]] = {}
+    for i, row in enumerate(rows):
+        try:
+            vectors[i] = _vectors(row, spec)
+        except DataError as error:
+            reasons[i] = str(error)
+    what = "latents" if cache else "frames"
+    pictures = _latents(rows, cache, reasons) if cache else _canvases(rows, spec, reasons, room)
+    samples = [
+        {
+            what: pictures[i],
+            "view_valid": _views(row),
+            **vectors[i],
+            "has_action": bool(row["has_action"]),
+            "text_key": row["text_key"],
+            "embodiment_id": int(row["embodiment_id"]),
+            "sample_id": row["sample_id"],
+        }
+        for i, row in enumerate(rows)
+        if i not in reasons
+    ]
+    return samples, [(rows[i]["sample_id"], reason) for i, reason in sorted(reasons.items())]
+
+
+def _latents(
+    rows: list[dict[str, Any]], cache: LatentCache, reasons: dict[int, str]
+) -> dict[int, np.ndarray]:
+    """Latents by row number; rows that could not be decoded when the cache was made are added
+    to `reasons`.
+    """
+    for i, row in enumerate(rows):
+        if row["cached"]["shard"] < 0:
+            reasons.setdefault(i, row["cached"]["reason"])
+    good = [i for i in range(len(rows)) if i not in reasons]
+    return dict(zip(good, cache.read("latents", [rows[i]["cached"] for i in good]), strict=True))
+
+
+def _views(row: dict[str, Any]) -> np.ndarray:
+    have = {view["slot"] for view in row["views"]}
+    return np.array([slot in have for slot in SLOTS])
+
+
+def _crop_rng(row: dict[str, Any], spec: SampleSpec) -> np.random.Generator | None:
+    """Seeded by sample and, where the row has one, its `position` in the plan: other crops each
+    epoch, the same after a restart.
+    """
+    if not spec.augment:
+        return None
+    name = int.from_bytes(hashlib.sha256(row["sample_id"].encode()).digest()[:8], "big")
+    return np.random.default_rng(
+        np.random.SeedSequence((spec.seed, int(row.get("position") or 0), name))
+    )
+
+
+def frame_times(row: dict[str, Any], view: dict[str, Any], spec: SampleSpec) -> list[float]:
+    """Where the frames of a sample are in the file of one of its views, seconds."""
+    if row["kind"] == "clip":
+        return [view["start_s"] + t for t in spec.clip.offsets_s(spec.frames_of(row))]
+    # Positions are those of the rows; the clock of the file may run a little off theirs.
+    stretch = row["fps"] * row["rows_per_step"] / view["rate"] if view["rate"] else 1.0
+    # Past the end the last frame stands still.
+    return [
+        view["start_s"] + min(row["start"] + k, row["length"] - 1) / row["fps"] * stretch
+        for k in spec.window.offsets
+    ]
+
+
+def _empty_canvases(
+    rows: list[dict[str, Any]], spec: SampleSpec, wanted: list[int], room: Room | None
+) -> dict[int, np.ndarray]:
+    """Canvases by number of the wanted rows, grey where no view will come."""
+    shapes: dict[tuple[int, int, int], list[int]] = {}
+    for i in wanted:
+        canvas = spec.canvas_of(rows[i])
+        shapes.setdefault((spec.frames_of(rows[i]), canvas.height, canvas.width), []).append(i)
+    canvases: dict[int, np.ndarray] = {}
+    for number, (shape, some) in enumerate(shapes.items()):
+        whole = (len(some), *shape, 3)
+        # The room holds one shape; the others of a mixed call are few.
+        memory = room.take(whole) if room and number == 0 else np.empty(whole, np.uint8)
+        for i, place in zip(some, memory, strict=True):
+            canvas = spec.canvas_of(rows[i])
+            if not canvas.filled_by(v["slot"] for v in rows[i]["views"]):
+                place[:] = canvas.grey
+            canvases[i] = place
+    return canvases
+
+
+def _canvases(
+    rows: list[dict[str, Any]], spec: SampleSpec, reasons: dict[int, str], room: Room | None = None
+) -> dict[int, np.ndarray]:
+    """Canvases by row number; rows that fail are added to `reasons`."""
+    canvases = _empty_canvases(rows, spec, [i for i in range(len(rows)) if i not in reasons], room)
+    files: dict[_View, dict[float, list[_Place]]] = {}
+    for i, row in enumerate(rows):
+        if i in reasons:
+            continue
+        at = crop_positions(_crop_rng(row, spec))
+        boxes = spec.canvas_of(row).boxes(v["slot"] for v in row["views"])
+        rate = row["fps"] * row["rows_per_step"]
+        # Positions of robot rows are exact; a plain video is resampled and gives the nearest
+        # frame it has. At another rate than the recorded one, steps fall between frames.
+        tolerance = None if row["kind"] == "clip" else 0.5 / rate + 1e-6
+        for view in row["views"]:
+            origin = _View(
+                view["uri"],
+                view["bytes"],
+                view["offset"],
+                view["key"],
+                row["format"],
+                rate,
+                tolerance,
+            )
+            wanted = files.setdefault(origin, {})
+            for k, t in enumerate(frame_times(row, view, spec)):
+                # Microseconds: equal positions reached by different sums must be one request.
+                wanted.setdefault(round(t, 6), []).append(
+                    _Place(i, k, boxes[view["slot"]], at[view["slot"]])
+                )
+    for origin, wanted in files.items():
+        try:
+            with open_frames(*origin) as frames:
+                _fill(canvases, frames, origin.uri, wanted, reasons)
+        except MissingError as error:
+            for place in (p for places in wanted.values() for p in places):
+                reasons.setdefault(place.row, str(error))
+    return canvases
+
+
+def _fill(
+    canvases: dict[int, np.ndarray],
+    frames: Frames,
+    uri: str,
+    wanted: dict[float, list[_Place]],
+    reasons: dict[int, str],
+) -> None:
+    """Put the wanted frames of one file into their boxes. A bad place fails its rows only, so
+    it goes on behind it.
+    """
+    left: Sequence[float] = sorted(wanted)
+    while left:
+        done = 0
+        try:
+            for t, frame in frames(left):
+                for place in wanted[t]:
+                    x, y, w, h = place.box
+                    fit_into(
+                        canvases[place.row][place.frame, y : y + h, x : x + w], frame, place.at
+                    )
+                done += 1
+            return
+        except DataError as error:
+            for place in wanted[left[done]]:
+                reasons.setdefault(place.row, str(explained(uri, error)))
+            left = [t for t in left[done + 1 :] if any(p.row not in reasons for p in wanted[t])]
+
+
+def _vectors(row: dict[str, Any], spec: SampleSpec) -> dict[str, np.ndarray]:
+    """State, actions and masks of a row, padded to the model; zeros and False without labels."""
+    p, d = spec.window.chunk, spec.model_dim
+    out = {
+        "state": np.zeros(d, np.float32),
+        "actions": np.zeros((p, d), np.float32),
+        "step_valid": np.zeros(p, bool),
+        "dim_valid": np.zeros(d, bool),
+    }
+    if not row["has_action"]:
+        return out
+    name = row["embodiment"]
+    if name not in spec.normalizers:
+        raise KeyError(f"no statistics of embodiment {name}; give them in SampleSpec.stats")
+    ds, da = len(spec.embodiments[name].state_names), len(spec.embodiments[name].action_names)
+    k, real = row["start"], min(p, row["length"] - row["start"])
+    ratio = row["rows_per_step"]
+    begin, end = row_span(k, real, ratio, row["rows"])
+    states, actions = read_vectors(
+        row["data_file"],
+        row["first_row"] + begin,
+        end - begin,
+        row["format"],
+        tuple(row["state_keys"]),
+        tuple(row["action_keys"]),
+        row["data_offset"],
+        row["data_bytes"],
+    )
+    if (states.shape[1], actions.shape[1]) != (ds, da):
+        raise DataError(
+            f"{row['data_file']}: state and action are {states.shape[1]} and "
+            f"{actions.shape[1]} wide, {name} has {ds} and {da}"
+        )
+    bad = np.argwhere(~np.isfinite(actions))
+    if not np.isfinite(at_steps(states, k * ratio - begin, 1, ratio)).all():
+        raise DataError(
+            f"{row['data_file']}: NaN or Inf in the state of row {row['first_row'] + begin}"
+        )
+    if len(bad):
+        step, dim = (int(x) for x in bad[0])
+        raise DataError(
+            f"{row['data_file']}: NaN or Inf in the action of row "
+            f"{row['first_row'] + begin + step}, dimension {dim}"
+        )
+    if ratio != 1:
+        states = at_steps(states, k * ratio - begin, 1, ratio)
+        actions = at_steps(
+            actions, k * ratio - begin, real, ratio, spec.embodiments[name].resampling
+        )
+    chunk = actions[np.minimum(np.arange(p), real - 1)]
+    out["state"][:ds] = spec.normalizers[name].state(states[0])
+    out["actions"][:, :da] = spec.normalizers[name].actions(chunk, states[0])
+    out["step_valid"][:real] = True
+    out["dim_valid"][:da] = True
+    return out

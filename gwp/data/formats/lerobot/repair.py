@@ -1,0 +1,91 @@
+"""What is wrong in many LeRobot sets and can be set right without a guess."""
+
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
+
+from gwp.data.formats.robot_set import Episode, VideoSpan
+from gwp.data.video.decode import VideoInfo
+
+_OFF = 0.25
+"""Share of a frame by which a start may differ from a whole number of frames before it is taken
+for wrong.
+"""
+
+
+def mend_paths(episodes: Iterable[Episode], files: dict[str, int]) -> list[Episode]:
+    """Videos in a folder of another name than info.json says (`video/` for `videos/`): what
+    lies below it decides.
+    """
+    below = defaultdict(list)
+    for name in files:
+        below[name.partition("/")[2]].append(name)
+
+    def found(span: VideoSpan) -> VideoSpan:
+        others = below[span.file.partition("/")[2]] if span.file not in files else []
+        return replace(span, file=others[0]) if len(others) == 1 else span
+
+    return [
+        replace(e, videos={camera: found(span) for camera, span in e.videos.items()})
+        for e in episodes
+    ]
+
+
+def absent_cameras(
+    episodes: Sequence[Episode], cameras: Iterable[str], files: dict[str, int]
+) -> tuple[str, ...]:
+    """Cameras that are declared, but of which there is no file at all, where others have some."""
+    have = {c: any(e.videos[c].file in files for e in episodes if c in e.videos) for c in cameras}
+    return tuple(c for c, there in have.items() if not there) if any(have.values()) else ()
+
+
+def start_frames(episodes: Sequence[Episode], camera: str) -> dict[int, tuple[str, int]]:
+    """Episode -> video file and frame of it where the episode starts, if episodes lie in it one
+    after another without gaps.
+    """
+    by_file: dict[str, list[Episode]] = defaultdict(list)
+    for episode in episodes:
+        if camera in episode.videos:
+            by_file[episode.videos[camera].file].append(episode)
+    starts = {}
+    for file, held in by_file.items():
+        at = 0
+        for episode in sorted(held, key=lambda e: (e.videos[camera].start, e.index)):
+            starts[episode.index] = file, at
+            at += episode.length
+    return starts
+
+
+def mend_starts(
+    every: Sequence[Episode],
+    chosen: Sequence[Episode],
+    cameras: Iterable[str],
+    fps: float,
+    video: Callable[[str], VideoInfo | str],
+) -> list[Episode]:
+    """Episodes of v3 files whose `from_timestamp` has drifted or is wrong, at the place that
+    counting rows gives.
+
+    Only in files that hold exactly as many frames as their episodes have rows, so that there is
+    no other reading of them.
+    """
+    mended = {e.index: e for e in chosen}
+    for camera in cameras:
+        starts = start_frames(every, camera)
+        rows: dict[str, int] = defaultdict(int)
+        for episode in every:
+            if camera in episode.videos:
+                rows[starts[episode.index][0]] += episode.length
+        for episode in chosen:
+            span = episode.videos.get(camera)
+            info = video(span.file) if span and not span.key else ""
+            if span is None or isinstance(info, str) or info.frames != rows[span.file]:
+                continue
+            frame = starts[episode.index][1]
+            if abs(span.start * fps - frame) > _OFF:
+                end = None if span.end is None else (frame + episode.length) / fps
+                videos = mended[episode.index].videos | {
+                    camera: replace(span, start=frame / fps, end=end)
+                }
+                mended[episode.index] = replace(mended[episode.index], videos=videos)
+    return [mended[e.index] for e in chosen]

@@ -1,0 +1,334 @@
+"""RLDS sets as TFDS writes them: one record per episode in TFRecord files, described by
+features.json. No TensorFlow.
+
+Values of all steps of an episode lie one after another in one list per feature; pictures are
+encoded each for itself.
+"""
+
+import hashlib
+import io
+import json
+import re
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import lru_cache
+from math import prod
+from typing import Any
+
+import numpy as np
+
+from gwp import storage
+from gwp.data.formats.robot_set import Episode, RobotSet, VideoSpan, choose_columns, vector_names
+from gwp.data.formats.tfrecord import BYTES, Field, count, features, numbers, records, values
+from gwp.data.source import Source
+from gwp.errors import DataError
+
+FEATURES = "features.json"
+_SHARD = re.compile(r"(?:.+-)?([^-/]+)\.tfrecord(?:-(\d+)-of-(\d+))?")
+_STEPS = "steps/"
+_COUNTED = ("steps/is_first", "steps/is_last", "steps/is_terminal")
+"""Scalars that every step has."""
+_STATES, _ACTIONS = [("observation/state",), ("observation/proprio",)], [("action",)]
+_TEXTS = (
+    "steps/language_instruction",
+    "steps/observation/natural_language_instruction",
+    "steps/observation/language_instruction",
+)
+_AHEAD = 64 << 10
+"""Bytes that are fetched at a time where large features are stepped over."""
+
+
+@dataclass(frozen=True)
+class _Record:
+    """What the index keeps of a record. `counts`: values of each feature of the steps;
+    `pictures`: where the lists of images lie.
+    """
+
+    offset: int
+    size: int
+    counts: dict[str, int]
+    pictures: dict[str, Field]
+    text: str
+    crc: bytes
+
+
+def folder_of(uri: str, files: dict[str, int]) -> str | None:
+    """Folder of the version below `uri` ("" for itself), None when there is no RLDS set.
+    DataError when there are several.
+    """
+    found = sorted(
+        n[: -len(FEATURES)].rstrip("/")
+        for n in files
+        if n == FEATURES or n.endswith("/" + FEATURES)
+    )
+    found = [f for f in found if any(n.startswith(f) and ".tfrecord" in n for n in files)]
+    if len(found) > 1 and "" not in found:
+        raise DataError(f"{uri}: RLDS sets in {', '.join(found)}; name one of these folders")
+    return found[0] if found else None
+
+
+def read_set(source: Source, files: dict[str, int]) -> RobotSet:
+    """The set at `source`, whose `files` are given. DataError when it cannot be read.
+
+    Every shard is walked once, record by record; a shard that breaks off gives the episodes
+    before that.
+    """
+    folder = folder_of(source.uri, files)
+    if folder is None:
+        raise DataError(
+            f"{source.uri}: not an RLDS set ({FEATURES} beside *.tfrecord* is missing); name "
+            "the folder of the version"
+        )
+    uri = storage.join(source.uri, folder) if folder else source.uri
+    files = {
+        n[len(folder) :].lstrip("/"): size for n, size in files.items() if n.startswith(folder)
+    }
+    fps = source.rate(None, "e.g. 5 for BridgeData V2, 15 for DROID")
+    raw = storage.read_bytes(storage.join(uri, FEATURES))
+    try:
+        leaves = dict(_leaves(json.loads(raw), ""))
+        info = (
+            json.loads(storage.read_bytes(storage.join(uri, "dataset_info.json")))
+            if "dataset_info.json" in files
+            else {}
+        )
+        expected = {
+            str(s["name"]): [int(n) for n in s.get("shardLengths", [])]
+            for s in info.get("splits", [])
+        }
+        widths = {
+            n.removeprefix(_STEPS): w
+            for n, leaf in leaves.items()
+            if n.startswith(_STEPS) and (w := _width(leaf))
+        }
+        images = [n for n, leaf in leaves.items() if n.startswith(_STEPS) and _is_picture(leaf)]
+        named = str(info.get("version", "")), str(info.get("name") or "unknown")
+    except (KeyError, ValueError, TypeError, AttributeError) as error:
+        raise DataError(
+            f"{uri}: broken metadata ({type(error).__name__}: {error}); write the set again"
+        ) from error
+    state = choose_columns(uri, "state", source.state, _STATES, list(widths))
+    action = choose_columns(uri, "action", source.action, _ACTIONS, list(widths))
+    cameras = {
+        n.removeprefix(_STEPS).removeprefix("observation/"): n.removeprefix(_STEPS) for n in images
+    }
+    digest = hashlib.sha256(raw)
+    chosen = {k: widths[k] for k in (*state, *action)}
+    episodes = tuple(
+        _episodes(
+            uri, files, _shards(source, files, expected), expected, fps, cameras, chosen, digest
+        )
+    )
+    return RobotSet(
+        uri,
+        "rlds",
+        *named,
+        fps,
+        vector_names(state, widths),
+        vector_names(action, widths),
+        False,
+        {c: leaves[_STEPS + n]["image"] for c, n in cameras.items()},
+        episodes,
+        files,
+        digest.hexdigest()[:12],
+        state,
+        action,
+        tuple(widths),
+    )
+
+
+def _leaves(feature: dict[str, Any], name: str) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Path and description of each feature that is stored; of sequences only the steps, whose
+    values lie one after another.
+    """
+    if "featuresDict" in feature:
+        for key, inner in feature["featuresDict"]["features"].items():
+            yield from _leaves(inner, f"{name}/{key}" if name else key)
+    elif "sequence" in feature:
+        if name == "steps":
+            yield from _leaves(feature["sequence"]["feature"], name)
+    else:
+        yield name, feature
+
+
+def _dimensions(about: dict[str, Any]) -> list[int]:
+    return [int(d) for d in (about.get("shape") or {}).get("dimensions", [])]
+
+
+def _width(leaf: dict[str, Any]) -> int:
+    """Numbers per step; 0 for what is no vector of a fixed width."""
+    about = leaf.get("tensor")
+    if (
+        not isinstance(about, dict)
+        or about.get("encoding", "none") != "none"
+        or about.get("dtype") == "string"
+    ):
+        return 0
+    return max(0, prod(_dimensions(about)))
+
+
+def _is_picture(leaf: dict[str, Any]) -> bool:
+    about = leaf.get("image")
+    return (
+        isinstance(about, dict)
+        and about.get("dtype", "uint8") == "uint8"
+        and _dimensions(about)[2:] in ([], [3])
+    )
+
+
+def _shards(source: Source, files: dict[str, int], expected: dict[str, list[int]]) -> list[str]:
+    """Shards of the chosen split in order, those that should be there included."""
+    splits: dict[str, dict[int, str]] = {}
+    for name in sorted(files):
+        if found := _SHARD.fullmatch(name):
+            shards = splits.setdefault(found[1], {})
+            shards[int(found[2] or 0)] = name
+            for i in range(int(found[3] or 0)):
+                shards.setdefault(i, re.sub(r"\d+(-of-\d+)$", rf"{i:05d}\1", name))
+    if len(splits) > 1 if source.split is None else source.split not in splits:
+        raise DataError(
+            f"{source.uri}: the set has splits {', '.join(splits)}; name one of them in `split`"
+        )
+    if not splits:
+        raise DataError(
+            f"{source.uri}: no *.tfrecord* files there; the set has splits "
+            f"{', '.join(expected) or 'none'}"
+        )
+    chosen = splits[source.split or next(iter(splits))]
+    return [chosen[i] for i in sorted(chosen)]
+
+
+def _episodes(
+    uri: str,
+    files: dict[str, int],
+    shards: list[str],
+    expected: dict[str, list[int]],
+    fps: float,
+    cameras: dict[str, str],
+    widths: dict[str, int],
+    digest: Any,
+) -> Iterator[Episode]:
+    def look(name: str) -> tuple[tuple[_Record, ...], str]:
+        return _look(storage.join(uri, name), files[name]) if name in files else ((), "is missing")
+
+    lengths = next((n for n in expected.values() if len(n) == len(shards)), [])
+    first = 0
+    with ThreadPoolExecutor(8 if storage.is_remote(uri) else 1) as pool:
+        for number, (name, (found, broken)) in enumerate(
+            zip(shards, pool.map(look, shards), strict=True)
+        ):
+            for i, record in enumerate(found):
+                digest.update(record.crc)
+                yield _episode(first + i, name, record, fps, cameras, widths)
+            wanted = lengths[number] if lengths else len(found) + bool(broken)
+            if len(found) != wanted or broken:
+                reason = broken or f"has {len(found)} records, dataset_info.json says {wanted}"
+                more = f" ({wanted - len(found)} episodes)" if wanted > len(found) + 1 else ""
+                yield Episode(first + len(found), 0, name, {}, "", problem=f"{name} {reason}{more}")
+            first += max(wanted, len(found) + bool(broken))
+
+
+def _episode(
+    index: int,
+    file: str,
+    record: _Record,
+    fps: float,
+    cameras: dict[str, str],
+    widths: dict[str, int],
+) -> Episode:
+    length = next((record.counts[n] for n in _COUNTED if n in record.counts), 0)
+    videos = {
+        camera: VideoSpan(
+            file, 0.0, record.counts[_STEPS + key] / fps, key, part.start, part.end - part.start
+        )
+        for camera, key in cameras.items()
+        if (part := record.pictures.get(_STEPS + key))
+    }
+    wrong = [
+        (
+            f"{key} has {record.counts.get(_STEPS + key, 0)} numbers, {length} steps of {width} "
+            f"need {length * width}"
+        )
+        for key, width in widths.items()
+        if record.counts.get(_STEPS + key, 0) != length * width
+    ]
+    problem = "" if length else f"no step: the record has none of {', '.join(_COUNTED)}"
+    return Episode(
+        index,
+        length,
+        file,
+        videos,
+        record.text,
+        record.offset,
+        record.size,
+        _STEPS,
+        problem=problem,
+        label_problem="; ".join(wrong),
+    )
+
+
+@lru_cache(maxsize=65536)
+def _look(uri: str, size: int) -> tuple[tuple[_Record, ...], str]:
+    """Records of a shard, and what is wrong behind the last of them."""
+    found: list[_Record] = []
+    with storage.open_read(uri) as handle:
+        try:
+            for offset, length, crc in records(handle, size):
+                there = {
+                    n: f
+                    for n, f in features(handle, offset, length).items()
+                    if n.startswith(_STEPS)
+                }
+                counts = {n: count(handle, f) for n, f in there.items()}
+                # Only encoded pictures are lists of bytes worth a place of their own.
+                lists = {n: f for n, f in there.items() if f.kind == BYTES and n not in _TEXTS}
+                found.append(_Record(offset, length, counts, lists, _text(handle, there), crc))
+        except DataError as error:
+            return tuple(found), str(error)
+    return tuple(found), ""
+
+
+def _text(handle: Any, there: dict[str, Field]) -> str:
+    """The first instruction that says something; every step repeats it."""
+    for name in _TEXTS:
+        for start, end in values(handle, there[name])[:1] if name in there else ():
+            handle.seek(start)
+            if text := bytes(handle.read(end - start)).decode("utf-8", "replace").strip():
+                return text
+    return ""
+
+
+def read_columns(uri: str, offset: int, size: int, keys: tuple[str, ...]) -> dict[str, np.ndarray]:
+    """Columns of the record at `offset` by full name, float64 `[rows, width]`. Pictures are
+    stepped over. DataError.
+    """
+    with storage.open_read(uri, _AHEAD) as handle:
+        try:
+            there = features(handle, offset, size)
+            rows = next((count(handle, there[n]) for n in _COUNTED if n in there), 0)
+            return {k: numbers(handle, there[k]).reshape(rows, -1) for k in keys}
+        except (DataError, KeyError, ValueError) as error:
+            raise DataError(
+                f"{uri}: the record at byte {offset} cannot be read ({error})"
+            ) from error
+
+
+@contextmanager
+def pictures(uri: str, offset: int, size: int) -> Iterator[tuple[int, Any]]:
+    """Number of pictures in the list at `offset`, and a function that gives the bytes of one.
+    Errors as `open_read`.
+    """
+    if storage.is_remote(uri):
+        handle, shift = io.BytesIO(storage.read_ranges([uri], [offset], [offset + size])[0]), offset
+    else:
+        handle, shift = storage.open_read(uri), 0
+    with handle:
+        places = values(handle, Field(BYTES, offset - shift, offset - shift + size))
+
+        def get(i: int) -> bytes:
+            handle.seek(places[i][0])
+            return bytes(handle.read(places[i][1] - places[i][0]))
+
+        yield len(places), get

@@ -1,0 +1,173 @@
+"""TFRecord files and the `tf.train.Example` messages in them, by position, so that what is not
+wanted is not read.
+
+A record: length (8 bytes), masked CRC-32C of the length (4), payload, masked CRC-32C of the
+payload (4); all little-endian.
+"""
+
+import struct
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from gwp.errors import DataError
+
+BYTES, FLOATS, INTS = 1, 2, 3
+"""Kinds of a feature: field numbers of `Feature`."""
+_VARINT, _FIXED64, _GROUP, _FIXED32 = 0, 1, 2, 5
+_HEADER = 20
+"""Bytes that hold a tag and a length."""
+
+
+@dataclass(frozen=True)
+class Field:
+    """A feature: its kind and where the list of its values lies in the file."""
+
+    kind: int
+    start: int
+    end: int
+
+
+def _table() -> list[int]:
+    table = []
+    for value in range(256):
+        for _ in range(8):
+            value = (value >> 1) ^ (0x82F63B78 if value & 1 else 0)
+        table.append(value)
+    return table
+
+
+_CRC = _table()
+
+
+def masked_crc(data: bytes) -> int:
+    """CRC-32C (Castagnoli), rotated and shifted as TFRecord files store it."""
+    crc = 0xFFFFFFFF
+    for byte in data:
+        crc = _CRC[(crc ^ byte) & 0xFF] ^ (crc >> 8)
+    crc ^= 0xFFFFFFFF
+    return ((crc >> 15 | crc << 17) + 0xA282EAD8) & 0xFFFFFFFF
+
+
+def records(handle: Any, size: int) -> Iterator[tuple[int, int, bytes]]:
+    """Start and bytes of each payload, and its stored checksum. DataError at the first record
+    that is not whole.
+    """
+    at = number = 0
+    while at < size:
+        head = _read(handle, at, 12) if at + 12 <= size else b""
+        if len(head) < 12:
+            raise DataError(f"record {number} is cut off; the file is truncated")
+        length, crc = struct.unpack("<QI", head)
+        if masked_crc(head[:8]) != crc:
+            raise DataError(
+                f"record {number} has a wrong checksum; it is no (uncompressed) TFRecord file, "
+                "or damaged"
+            )
+        if at + 16 + length > size:
+            raise DataError(f"record {number} is cut off; the file is truncated")
+        yield at + 12, length, _read(handle, at + 12 + length, 4)
+        at, number = at + 16 + length, number + 1
+
+
+def _read(handle: Any, at: int, count: int) -> bytes:
+    handle.seek(at)
+    return bytes(handle.read(count))
+
+
+def _varint(data: bytes, at: int) -> tuple[int, int]:
+    """Value and where it ends."""
+    value = shift = 0
+    while True:
+        if at >= len(data) or shift > 63:
+            raise DataError("holds no tf.train.Example")
+        byte = data[at]
+        value |= (byte & 0x7F) << shift
+        at, shift = at + 1, shift + 7
+        if not byte & 0x80:
+            return value, at
+
+
+def _fields(handle: Any, start: int, end: int) -> Iterator[tuple[int, int, int, int]]:
+    """Number, wire type, start and end of each field of a message."""
+    at = start
+    while at < end:
+        head = _read(handle, at, min(_HEADER, end - at))
+        tag, here = _varint(head, 0)
+        number, wire = tag >> 3, tag & 7
+        if wire == _GROUP:
+            length, here = _varint(head, here)
+        elif wire == _VARINT:
+            length = _varint(head, here)[1] - here
+        elif wire in (_FIXED32, _FIXED64):
+            length = 4 if wire == _FIXED32 else 8
+        else:
+            raise DataError("holds no tf.train.Example")
+        begin, at = at + here, at + here + length
+        if at > end:
+            raise DataError("holds no tf.train.Example")
+        yield number, wire, begin, at
+
+
+def features(handle: Any, start: int, size: int) -> dict[str, Field]:
+    """Features of the Example at `start`, by name. DataError when it is none."""
+    found: dict[str, Field] = {}
+    for number, _, a, b in _fields(handle, start, start + size):
+        if number != 1:
+            continue
+        for entry, _, c, d in _fields(handle, a, b):
+            if entry != 1:
+                continue
+            name, value = "", (c, c)
+            for part, _, e, f in _fields(handle, c, d):
+                if part == 1:
+                    name = _read(handle, e, f - e).decode("utf-8", "replace")
+                elif part == 2:
+                    value = (e, f)
+            for kind, _, g, h in _fields(handle, *value):
+                found[name] = Field(kind, g, h)
+    return found
+
+
+def values(handle: Any, field: Field) -> list[tuple[int, int]]:
+    """Start and end in the file of each value of a list of bytes; nothing of them is read."""
+    return [
+        (a, b)
+        for number, wire, a, b in _fields(handle, field.start, field.end)
+        if number == 1 and wire == _GROUP
+    ]
+
+
+def count(handle: Any, field: Field) -> int:
+    """Number of values."""
+    if field.kind == BYTES:
+        return len(values(handle, field))
+    if field.kind == INTS:
+        return len(numbers(handle, field))
+    return sum((b - a) // 4 for _, _, a, b in _fields(handle, field.start, field.end))
+
+
+def numbers(handle: Any, field: Field) -> np.ndarray:
+    """Values of a list of floats or integers, packed or not: float64 `[n]`."""
+    raw = _read(handle, field.start, field.end - field.start)
+    if field.kind == FLOATS:
+        # Unpacked, each value has a tag of one byte.
+        if raw[:1] == bytes([1 << 3 | _FIXED32]):
+            cells = np.frombuffer(raw[: len(raw) // 5 * 5], np.uint8).reshape(-1, 5)
+            return np.frombuffer(cells[:, 1:].tobytes(), "<f4").astype(np.float64)
+        parts = [
+            np.frombuffer(raw[a - field.start : b - field.start], "<f4")
+            for _, _, a, b in _fields(handle, field.start, field.end)
+        ]
+        return np.concatenate([*parts, np.zeros(0)]).astype(np.float64)
+    if field.kind != INTS:
+        raise DataError("holds bytes where numbers are expected")
+    found = []
+    for _, _, a, b in _fields(handle, field.start, field.end):
+        at = a - field.start
+        while at < b - field.start:
+            value, at = _varint(raw, at)
+            found.append(value - (1 << 64) if value >> 63 else value)
+    return np.array(found, np.float64)

@@ -1,0 +1,1 @@
+"""From sources to the order of training: manifest, plan, curation."""

@@ -1,0 +1,257 @@
+"""The manifest: one row per sample that a stage may read. Made once per run; every file is
+looked at once.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from gwp import storage
+from gwp.data.buckets import Bucket
+from gwp.data.embodiment import Embodiment, Slot
+from gwp.data.formats.clips import Clip, ClipSet, read_clips
+from gwp.data.formats.find import robots_at, usable_episodes
+from gwp.data.formats.robot_set import RobotSet, check_embodiment, rows_per_step
+from gwp.data.plan.curate import CurationConfig, Curator
+from gwp.data.plan.manifest import SCHEMA, Manifest, Rows
+from gwp.data.rates import steps_of
+from gwp.data.source import Source
+from gwp.data.text import normalise, text_hash
+from gwp.data.window import ClipWindow, Window
+from gwp.errors import DataError
+
+__all__ = ["SCHEMA", "Manifest", "build_manifest"]
+
+
+class _Builder:
+    """A manifest while it is built."""
+
+    def __init__(self) -> None:
+        self.rows = Rows()
+        self.skipped: list[dict[str, Any]] = []
+        self.texts: dict[str, str] = {}
+        self.looked = 0
+
+    def skip(self, uri: str, item: str, reason: str, broken: bool = True) -> None:
+        self.skipped.append({"uri": uri, "item": item, "reason": reason, "broken": broken})
+
+    def key_of(self, text: str) -> str:
+        """Key of an instruction or caption, which is remembered."""
+        key = text_hash(text)
+        self.texts[key] = normalise(text)
+        return key
+
+
+def build_manifest(
+    sources: Sequence[Source],
+    *,
+    embodiments: dict[str, Embodiment],
+    window: Window,
+    clip: ClipWindow,
+    buckets: Sequence[Bucket] = (),
+    curate: CurationConfig | None = None,
+    max_broken: float = 1.0,
+) -> Manifest:
+    """Look at every source and list its samples.
+
+    Of a labelled robot set every row starts a sample (the end of the episode is clamped and
+    masked); of an unlabelled one every row whose frames lie inside the episode. A plain video
+    gives clips one after another, without overlap; `curate` may drop some. Episodes and videos
+    that cannot be used are left out and named in `skipped`, dropped clips by video and reason
+    with their number. `buckets`: shapes of clips, numbered from 1; robot samples are of bucket
+    0, and clips too where there are none. DataError when a source has nothing usable, more than
+    a share `max_broken` of it is broken, or it does not fit its embodiment.
+    """
+    build, kinds = _Builder(), set()
+    curator = Curator(clip, buckets, curate)
+    for number, source in enumerate(sources):
+        # Who decodes may stand in another folder.
+        source = source.model_copy(update={"uri": storage.absolute(source.uri)})
+        known, broken = build.rows.count, len(build.skipped)
+        robots = robots_at(source)
+        kinds.add("clip" if robots is None else "robot")
+        if robots is not None:
+            _add_robot(build, number, source, robots, embodiments, window)
+        else:
+            _add_clips(build, number, source, curator)
+        if build.rows.count == known:
+            first = "; ".join(
+                f"{s['item']}: {s['reason']}" for s in build.skipped[broken : broken + 3]
+            )
+            raise DataError(
+                f"{source.uri}: nothing usable in {len(build.skipped) - broken} episodes or "
+                f"videos ({first})"
+            )
+        bad, build.looked, looked = (
+            [s for s in build.skipped[broken:] if s["broken"]],
+            0,
+            build.looked,
+        )
+        if len(bad) > max_broken * looked:
+            first = "; ".join(f"{s['item']}: {s['reason']}" for s in bad[:3])
+            raise DataError(
+                f"{source.uri}: {len(bad)} of {looked} episodes or videos are broken, more "
+                f"than data.max_broken {max_broken:g} "
+                f"allows ({first}); mend them, choose others with `episodes`, or raise data.max_broken"
+            )
+    if len(kinds) == 2 and not buckets and window.frames != clip.frames:
+        raise DataError(
+            f"robot samples have {window.frames} frames, clips {clip.frames}: one batch needs "
+            "equally many; "
+            f"set clip.frames to {window.frames}, or give `buckets`"
+        )
+    rule = {
+        "window": window.model_dump(mode="json"),
+        "clip": clip.model_dump(mode="json"),
+        "sources": [s.model_dump(mode="json", exclude={"uri"}) for s in sources],
+        "embodiments": {n: e.model_dump(mode="json") for n, e in sorted(embodiments.items())},
+        "buckets": [b.model_dump(mode="json") for b in buckets],
+    }
+    if curate is not None:
+        rule["curate"] = curate.model_dump(mode="json")
+    return Manifest(*build.rows.tables(), tuple(build.skipped), build.texts, rule)
+
+
+def _add_robot(
+    build: _Builder,
+    number: int,
+    source: Source,
+    data: RobotSet,
+    embodiments: dict[str, Embodiment],
+    window: Window,
+) -> None:
+    embodiment = None
+    if source.embodiment is not None:
+        if source.embodiment not in embodiments:
+            raise DataError(
+                f"{source.uri}: embodiment '{source.embodiment}' is not described; known: "
+                f"{', '.join(embodiments) or 'none'}"
+            )
+        embodiment = embodiments[source.embodiment]
+    if embodiment and source.labelled:
+        check_embodiment(data, embodiment, source.resample)
+    ratio = rows_per_step(data, embodiment) if source.resample else 1.0
+    wanted = source.cameras or (embodiment.cameras if embodiment else None)
+    cameras: dict[Slot, str] = (
+        data.slots(wanted) if wanted or not data.cameras else {"front": next(iter(data.cameras))}
+    )
+    if not cameras:
+        raise DataError(f"{source.uri}: the set has no video")
+    good, bad = usable_episodes(data, source, list(cameras.values()))
+    build.looked += len(good) + len(bad)
+    for episode, reason in bad:
+        build.skip(source.uri, f"episode {episode.index}", reason)
+    shared = {
+        "source": number,
+        "kind": "robot",
+        "weight": source.weight,
+        "has_action": source.labelled,
+        "fps": data.fps / ratio,
+        "embodiment": embodiment.name if embodiment else None,
+        "embodiment_id": embodiment.id if embodiment else 0,
+        "rows_per_step": ratio,
+        "format": data.format,
+    }
+    for episode, first_row in good:
+        # Without labels there is no mask that would tell the still picture after the end from a
+        # robot that stands still.
+        steps = steps_of(episode.length, ratio)
+        starts = np.arange(steps if source.labelled else steps - window.chunk)
+        if len(starts) == 0:
+            build.skip(
+                source.uri,
+                f"episode {episode.index}",
+                f"{steps} steps are shorter than a window of {window.chunk + 1}",
+                False,
+            )
+            continue
+        spans = [(slot, episode.videos[camera]) for slot, camera in cameras.items()]
+        views = [
+            {
+                "slot": slot,
+                "uri": storage.join(data.uri, v.file),
+                "bytes": data.files[v.file] if v.bytes is None else v.bytes,
+                "start_s": v.start,
+                "key": v.key,
+                "offset": v.offset,
+                "rate": v.rate,
+            }
+            for slot, v in spans
+        ]
+        ids = [f"{data.fingerprint}/{episode.index:06d}/{k:06d}" for k in range(len(starts))]
+        state_keys, action_keys = data.keys(episode)
+        place = {
+            "state_keys": state_keys,
+            "action_keys": action_keys,
+            "length": steps,
+            "data_file": storage.join(data.uri, episode.data_file),
+            "first_row": first_row,
+            "rows": episode.length,
+            "data_offset": episode.offset,
+            "data_bytes": episode.bytes,
+        }
+        key = build.key_of(episode.text if source.task is None else source.task)
+        nothing = np.zeros(len(ids))
+        build.rows.add(
+            ids, shared | place | {"views": views, "text_key": key}, starts, nothing, nothing
+        )
+
+
+def _add_clips(build: _Builder, number: int, source: Source, curator: Curator) -> None:
+    found = read_clips(source.uri, source.format)
+    for name in found.missing:
+        build.skip(source.uri, name, "named in metadata.jsonl, but there is no such video", False)
+    for name, reason in found.broken:
+        build.looked += 1
+        build.skip(source.uri, name, reason)
+    chosen = source.select(list(range(len(found.clips))))
+    build.looked += len(chosen)
+    for video in (found.clips[i] for i in chosen):
+        try:
+            _add_clip(build, number, source, curator, found, video)
+        except DataError as error:
+            build.skip(source.uri, video.name, str(error))
+
+
+def _add_clip(
+    build: _Builder, number: int, source: Source, curator: Curator, found: ClipSet, video: Clip
+) -> None:
+    cut = curator.cut(video.uri, video.size, video.offset)
+    for reason in cut.left_out:
+        build.skip(source.uri, video.name, reason, False)
+    info, clips = cut.info, cut.clips
+    if not clips:
+        return
+    ids = [f"{found.fingerprint}/{video.name}/{round(s * 1000):08d}" for s, _ in clips]
+    view = {
+        "slot": "front",
+        "uri": video.uri,
+        "bytes": video.size,
+        "key": "",
+        "offset": video.offset,
+        "start_s": 0.0,
+    }
+    place = {
+        "source": number,
+        "kind": "clip",
+        "weight": source.weight,
+        "has_action": False,
+        "embodiment": None,
+        "embodiment_id": 0,
+        "fps": info.fps,
+        "length": info.frames,
+        "rows_per_step": 1.0,
+        "format": "clips",
+        "data_file": None,
+        "first_row": 0,
+        "rows": 0,
+        "data_offset": 0,
+        "data_bytes": None,
+        "state_keys": (),
+        "action_keys": (),
+        "text_key": build.key_of(video.caption if source.task is None else source.task),
+        "views": [view],
+    }
+    at_s, buckets = np.array(clips, np.float64).T
+    build.rows.add(ids, place, np.zeros(len(ids)), at_s, buckets)

@@ -1,0 +1,72 @@
+"""Mean, spread, extremes and quantiles of rows that do not fit into memory together."""
+
+import numpy as np
+
+
+class Moments:
+    """Running statistics of `[n, d]` rows in float64; quantiles from all rows, or from a
+    uniform sample once there are too many.
+
+    The rows may come in any order and in any pieces: the sample is decided by the keys that
+    they come with. At most a quarter more than SAMPLE rows are held, as float32.
+    """
+
+    SAMPLE = 2_000_000
+    """Rows that quantiles are taken from at most."""
+
+    def __init__(self, width: int) -> None:
+        self.count = 0
+        self._mean, self._squares = np.zeros(width), np.zeros(width)
+        self._min, self._max = np.full(width, np.inf), np.full(width, -np.inf)
+        self._rows: list[np.ndarray] = []
+        self._keys: list[np.ndarray] = []
+        self._kept, self._limit = 0, np.inf
+
+    def add(self, rows: np.ndarray, keys: np.ndarray) -> None:
+        """Add finite rows `[n, d]`. `keys` `[n]`, uniform in [0, 1): those of the lowest keys
+        are the sample.
+        """
+        if not len(rows):
+            return
+        n, mean = len(rows), rows.mean(0)
+        shift, total = mean - self._mean, self.count + n
+        self._squares += ((rows - mean) ** 2).sum(0) + shift**2 * (self.count * n / total)
+        self._mean += shift * (n / total)
+        self.count = total
+        self._min, self._max = (
+            np.minimum(self._min, rows.min(0)),
+            np.maximum(self._max, rows.max(0)),
+        )
+        # What lies above the highest key of a full sample can never be in it.
+        low = keys < self._limit
+        self._rows.append(rows[low].astype(np.float32))
+        self._keys.append(keys[low])
+        self._kept += int(low.sum())
+        if self._kept > self.SAMPLE + self.SAMPLE // 4:
+            self._prune()
+
+    def _prune(self) -> None:
+        rows, keys = np.concatenate(self._rows), np.concatenate(self._keys)
+        if len(keys) > self.SAMPLE:
+            lowest = np.argpartition(keys, self.SAMPLE - 1)[: self.SAMPLE]
+            rows, keys = rows[lowest], keys[lowest]
+            self._limit = float(keys.max())
+        self._rows, self._keys, self._kept = [rows], [keys], len(keys)
+
+    def result(self) -> dict[str, np.ndarray]:
+        """mean, std (of the population), min, max, q01, q99 (linear), float64 `[d]` each."""
+        self._prune()
+        # One dimension at a time: all of them as float64 would be several times what is held.
+        quantiles = [
+            np.quantile(column.astype(np.float64), [0.01, 0.99]) for column in self._rows[0].T
+        ]
+        q01, q99 = np.clip(np.stack(quantiles, 1), self._min, self._max)
+        std = np.sqrt(self._squares / self.count)
+        return {
+            "mean": self._mean,
+            "std": std,
+            "min": self._min,
+            "max": self._max,
+            "q01": q01,
+            "q99": q99,
+        }

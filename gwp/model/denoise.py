@@ -1,0 +1,120 @@
+"""Denoising: act (actions only), imagine (future given actions), joint (both, the slow
+baseline).
+
+Shape legend: B batch, p actions, d channels, C latent channels, T future latent frames, h w
+latent rows and columns.
+"""
+
+import itertools
+
+import torch
+from torch import Tensor
+
+from gwp.model.flow import euler, solver_sigmas
+from gwp.model.transformer import Context, Tokens, WorldActionTransformer
+
+
+def observe(
+    model: WorldActionTransformer,
+    state: Tensor,
+    reference: Tensor,
+    text: Tensor,
+    embodiment: Tensor | None = None,
+) -> Context:
+    """The prefix: state `[B, 1, d]` and reference latent `[B, C, 1, h, w]` with text, computed
+    once per observation.
+    """
+    return model.extend(Tokens(state=state, reference=reference), text=text, embodiment=embodiment)
+
+
+def _prefix_noise(sigma: Tensor, noise: Tensor, committed: Tensor | None) -> Tensor:
+    """Noise level per action `[B, p]`: 0 on committed actions (real-time chunking), sigma
+    elsewhere.
+    """
+    level = sigma.expand(noise.shape[:2])
+    return level if committed is None else torch.where(committed, torch.zeros_like(level), level)
+
+
+def act(
+    model: WorldActionTransformer,
+    context: Context,
+    noise: Tensor,
+    steps: int = 10,
+    shift: float = 5.0,
+    prefix: Tensor | None = None,
+    committed: Tensor | None = None,
+) -> Tensor:
+    """Denoise an action chunk from `noise` fp32 `[B, p, d]`; the future is absent.
+
+    prefix `[B, p, d]` and committed bool `[B, p]`: actions already given to the robot are clean
+    tokens and are returned as given.
+    """
+
+    def clamp(x: Tensor) -> Tensor:
+        return (
+            x
+            if committed is None or prefix is None
+            else torch.where(committed.unsqueeze(-1), prefix, x)
+        )
+
+    def velocity(x: Tensor, sigma: Tensor) -> Tensor:
+        level = (
+            sigma.expand(x.shape[0])
+            if committed is None
+            else _prefix_noise(sigma, noise, committed)
+        )
+        out = model(Tokens(action=clamp(x)), {"A": level}, context=context).action
+        assert out is not None
+        return out
+
+    return clamp(euler(clamp(noise), velocity, steps, shift))
+
+
+def imagine(
+    model: WorldActionTransformer,
+    context: Context,
+    actions: Tensor | None,
+    noise: Tensor,
+    steps: int = 10,
+    shift: float = 5.0,
+) -> Tensor:
+    """Denoise future latents from `noise` `[B, C, T, h, w]`, given the prefix and clean actions
+    `[B, p, d]` (or none).
+    """
+    if actions is not None:
+        context = model.extend(Tokens(action=actions), context=context)
+
+    def velocity(x: Tensor, sigma: Tensor) -> Tensor:
+        out = model(Tokens(future=x), {"F": sigma.expand(x.shape[0])}, context=context).future
+        assert out is not None
+        return out
+
+    return euler(noise, velocity, steps, shift)
+
+
+def joint(
+    model: WorldActionTransformer,
+    tokens: Tokens,
+    text: Tensor,
+    action_noise: Tensor,
+    future_noise: Tensor,
+    embodiment: Tensor | None = None,
+    steps: int = 10,
+    shift: float = 5.0,
+    context: Context | None = None,
+) -> tuple[Tensor, Tensor]:
+    """Denoise actions and future together. `tokens` holds state and reference; with a context
+    they are not run again.
+    """
+    action, future = action_noise, future_noise
+    sigmas = solver_sigmas(steps, shift).to(action.device)
+    for now, after in itertools.pairwise(sigmas):
+        level = now.expand(action.shape[0])
+        given = Tokens() if context else tokens
+        full = Tokens(given.state, given.reference, action, future)
+        out = model(full, {"A": level, "F": level}, None if context else text, embodiment, context)
+        assert out.action is not None
+        assert out.future is not None
+        action = action + (after - now) * out.action.float()
+        future = future + (after - now) * out.future.float()
+    return action, future

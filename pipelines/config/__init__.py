@@ -1,0 +1,1 @@
+"""Configuration: YAML files into typed models, with every mistake told at once."""

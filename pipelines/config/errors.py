@@ -1,0 +1,197 @@
+"""What pydantic found wrong, in words a reader of the YAML file understands: file, line, key
+path, fix.
+"""
+
+import difflib
+import re
+import types
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Annotated, Any, Protocol, Union, get_args, get_origin
+
+from pydantic import BaseModel, ValidationError
+from pydantic_core import ErrorDetails
+
+_LONGEST_VALUE = 60
+
+
+class Located(Protocol):
+    """A value with the place it was written at."""
+
+    @property
+    def value(self) -> Any: ...
+    @property
+    def where(self) -> str: ...
+
+
+def did_you_mean(word: str, known: Iterable[str]) -> str:
+    """`, did you mean X?` for the closest known word, else nothing."""
+    known = list(known)
+    folded = {name.lower().replace("_", "").replace("-", ""): name for name in known}
+    close = difflib.get_close_matches(
+        word.lower().replace("_", "").replace("-", ""), folded, n=1, cutoff=0.6
+    )
+    return f", did you mean {folded[close[0]]}?" if close else ""
+
+
+def _members(annotation: Any) -> list[Any]:
+    """An annotation without Annotated and Union around it."""
+    origin = get_origin(annotation)
+    if origin is Annotated:
+        return _members(get_args(annotation)[0])
+    if origin in (Union, types.UnionType):
+        return [member for part in get_args(annotation) for member in _members(part)]
+    return [annotation]
+
+
+def _is_model(annotation: Any) -> bool:
+    return isinstance(annotation, type) and issubclass(annotation, BaseModel)
+
+
+def _names(model: type[BaseModel]) -> dict[str, Any]:
+    """Key as written in YAML -> annotation."""
+    return {field.alias or name: field.annotation for name, field in model.model_fields.items()}
+
+
+def _is_member(annotation: Any, name: str | int) -> bool:
+    """Whether pydantic calls this member of a union by that name: its class, or the value of
+    its discriminator.
+    """
+    if not _is_model(annotation):
+        return False
+    return annotation.__name__ == name or any(
+        name in get_args(field) for field in _names(annotation).values()
+    )
+
+
+def _below(annotations: list[Any], part: str | int) -> list[Any]:
+    """The annotations one step down; where the step names a member of a union, that member."""
+    found: list[Any] = []
+    for annotation in annotations:
+        args, origin = get_args(annotation), get_origin(annotation)
+        if _is_model(annotation) and part in _names(annotation):
+            found += _members(_names(annotation)[str(part)])
+        elif isinstance(part, int) and origin in (list, tuple, set, frozenset, Sequence):
+            found += [member for arg in args if arg is not Ellipsis for member in _members(arg)]
+        elif isinstance(part, str) and origin in (dict, Mapping):
+            found += _members(args[1])
+    return (
+        found
+        or [annotation for annotation in annotations if _is_member(annotation, part)]
+        or annotations
+    )
+
+
+def _keys(annotations: list[Any]) -> list[str]:
+    return [
+        name for annotation in annotations if _is_model(annotation) for name in _names(annotation)
+    ]
+
+
+def _walk(root: Located, loc: Sequence[str | int], missing: bool) -> tuple[str, str, list[int]]:
+    """Key path as the user wrote it; the place of that value (or of the nearest above); which
+    steps name a member of a union.
+    """
+    node, path, members = root, [], []
+    for i, part in enumerate(loc):
+        children = dict(enumerate(node.value)) if isinstance(node.value, list) else node.value
+        if isinstance(children, dict) and part in children:
+            node = children[part]
+        elif not (missing and i == len(loc) - 1):
+            members.append(i)
+            continue
+        path.append(str(part))
+    return ".".join(path), node.where, members
+
+
+def _closest(found: list[tuple[tuple[str | int, ...], list[int]]]) -> list[int]:
+    """Which errors to tell: of the members of a union that were entered, only the one with the
+    fewest errors was meant.
+
+    Each of `found` is a pydantic location and the steps in it that name a member of a union.
+    """
+    unions: dict[tuple[str | int, ...], dict[str | int, list[int]]] = {}
+    for index, (loc, members) in enumerate(found):
+        for step in members:
+            unions.setdefault(loc[:step], {}).setdefault(loc[step], []).append(index)
+    dropped: set[int] = set()
+    for prefix, by_member in unions.items():
+        entered = [
+            indices
+            for indices in by_member.values()
+            if any(len(found[i][0]) > len(prefix) + 1 for i in indices)
+        ]
+        if entered:
+            meant = min(entered, key=len)
+            dropped |= {
+                i for indices in by_member.values() if indices is not meant for i in indices
+            }
+    return [i for i in range(len(found)) if i not in dropped]
+
+
+def _quoted(text: str) -> list[str]:
+    return re.findall(r"'([^']*)'", text)
+
+
+def _what(error: ErrorDetails, known: list[str]) -> str:
+    kind, context, given = error["type"], error.get("ctx", {}), error["input"]
+    if kind == "missing":
+        return "missing; it has no default"
+    if kind == "extra_forbidden":
+        key = str(error["loc"][-1])
+        return f"unknown key{did_you_mean(key, known) or '; known here: ' + (', '.join(known) or 'nothing')}"
+    if kind == "union_tag_invalid":
+        return f"is {context['tag']!r}, should be one of {context['expected_tags']}" + did_you_mean(
+            context["tag"], _quoted(context["expected_tags"])
+        )
+    if kind == "union_tag_not_found":
+        return "missing; it says which of the variants this is"
+    if kind == "value_error":
+        return error["msg"].removeprefix("Value error, ")
+    if kind in ("model_type", "model_attributes_type", "dict_type"):
+        return "should be a mapping of `key: value` lines" + (
+            "" if isinstance(given, (dict, list)) else f" (got {given!r})"
+        )
+    text = error["msg"].replace("Input should", "should", 1)
+    if isinstance(given, (str, int, float, bool, type(None))):
+        shown = repr(given)
+        text += (
+            f" (got {shown if len(shown) <= _LONGEST_VALUE else shown[:_LONGEST_VALUE] + '...'})"
+        )
+    if kind in ("literal_error", "enum") and isinstance(given, str):
+        text += did_you_mean(given, _quoted(context["expected"]))
+    return text
+
+
+def explain(error: ValidationError, model: type[BaseModel], root: Located) -> list[str]:
+    """One line for every problem: `file:line key.path: what is wrong, did you mean ...?`.
+
+    `root` is the tree of located values that was validated; a missing key is reported at the
+    mapping that should hold it.
+    """
+    found = []
+    told: list[tuple[str, str, str]] = []
+    for details in error.errors(include_url=False):
+        if details["type"] == "too_short" and len(details["input"]) >= details["ctx"]["min_length"]:
+            # Only short because entries were refused, and those are told themselves.
+            continue
+        loc: tuple[str | int, ...] = details["loc"]
+        if details["type"] in ("union_tag_invalid", "union_tag_not_found"):
+            loc = (*loc, *_quoted(str(details["ctx"]["discriminator"])))
+        annotations: list[Any] = [model]
+        for part in loc[:-1]:
+            annotations = _below(annotations, part)
+        path, where, members = _walk(
+            root, loc, missing=details["type"] in ("missing", "union_tag_not_found")
+        )
+        found.append((loc, members))
+        told.append((where, path, _what(details, _keys(annotations))))
+    lines: dict[tuple[str, str], list[str]] = {}
+    for index in _closest(found):
+        where, path, what = told[index]
+        lines.setdefault((where, path), []).append(what)
+    return [
+        f"{where} {path}: {'; or '.join(dict.fromkeys(whats))}"
+        if path
+        else f"{where}: {'; or '.join(dict.fromkeys(whats))}"
+        for (where, path), whats in lines.items()
+    ]

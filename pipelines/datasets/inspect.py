@@ -1,0 +1,230 @@
+"""What `gwp data inspect` tells of a data set.
+
+What is there, and everything that is wrong with it, with the consequence.
+"""
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import asdict
+from typing import Any
+
+from gwp.data.formats.clips import Clip, read_clips
+from gwp.data.formats.find import robots_at, usable_episodes
+from gwp.data.formats.lerobot.check import EpisodeCheck
+from gwp.data.formats.robot_set import RobotSet
+from gwp.data.source import Source
+from gwp.data.video.decode import VideoInfo, open_video, probe
+from gwp.errors import DataError
+from pipelines.console import table
+from pipelines.datasets.findings import (
+    Finding,
+    check_columns,
+    check_metadata,
+    check_streams,
+    corrected_starts,
+    stream_infos,
+)
+from pipelines.datasets.vectors import check_vectors
+
+_MAX_ROWS = 20
+"""Entries of a list that people are shown; --json has all."""
+_FORMATS = {"lerobot": "LeRobot", "rlds": "RLDS", "hdf5": "HDF5"}
+
+
+def describe(source: Source) -> dict[str, Any]:
+    """Facts of a data set as plain JSON values.
+
+    `findings`: as in `Finding`; `usable`: episodes or videos that are left
+    """
+    data = robots_at(source)
+    facts = _describe_clips(source) if data is None else _describe_robots(data, source)
+    if not facts["usable"]:
+        nothing = Finding("the set", "nothing in it can be used", "fatal", "see the reasons below")
+        facts["findings"].insert(0, asdict(nothing))
+    return facts
+
+
+def exit_code(facts: dict[str, Any]) -> int:
+    """0: nothing is lost; 1: something is left out; 2: nothing can be used."""
+    consequences = {finding["consequence"] for finding in facts["findings"]}
+    return 2 if "fatal" in consequences else 1 if "left out" in consequences else 0
+
+
+def _describe_robots(data: RobotSet, source: Source) -> dict[str, Any]:
+    labelled = bool(data.state_names and data.action_names)
+    cameras = list(data.cameras)
+    check = EpisodeCheck(data) if data.format == "lerobot" else None
+    as_any = source.model_copy(update={"embodiment": "any" if labelled else None})
+    usable, unusable = usable_episodes(data, as_any, cameras, check)
+    episodes = [episode for episode, _ in usable]
+    findings = [
+        Finding(f"episode {episode.index}", reason, "left out", "mend or remove it")
+        for episode, reason in unusable
+    ]
+    findings += [*corrected_starts(data, episodes), *check_metadata(data)]
+    streams = {camera: stream_infos(data, episodes, camera, check) for camera in cameras}
+    for camera, infos in streams.items():
+        if not isinstance(infos, str):
+            findings += check_streams(data, camera, infos)
+    if labelled and check:
+        findings += check_columns(data, usable, check)
+    dimensions: list[dict[str, Any]] = []
+    if labelled:
+        vectors = check_vectors(data, usable)
+        findings += vectors.findings
+        dimensions = vectors.dimensions
+    else:
+        advice = "usable as video only; --state and --action name columns"
+        findings.append(Finding("the set", "no state or no action", "ignored", advice))
+    lengths = [episode.length for episode in data.episodes]
+    tasks = Counter(episode.text for episode in data.episodes)
+    return {
+        "uri": data.uri,
+        "format": f"{_FORMATS[data.format]} {data.version}".rstrip(),
+        "robot": data.robot_type,
+        "fps": data.fps,
+        "fingerprint": data.fingerprint,
+        "episodes": len(data.episodes),
+        "usable": len(usable),
+        "frames": sum(lengths),
+        "hours": sum(lengths) / data.fps / 3600,
+        "shortest": min(lengths),
+        "longest": max(lengths),
+        "cameras": [{"camera": camera} | _camera_facts(infos) for camera, infos in streams.items()],
+        "state": list(data.state_names),
+        "action": list(data.action_names),
+        "dimensions": dimensions,
+        "tasks": dict(tasks.most_common()),
+        "findings": [asdict(finding) for finding in findings],
+    }
+
+
+def _video_facts(info: VideoInfo) -> dict[str, Any]:
+    """Size in pixels, rate in Hz, codec and the largest distance of key frames in frames."""
+    return {
+        "width": info.width,
+        "height": info.height,
+        "fps": round(info.fps, 3),
+        "codec": info.codec,
+        "gop": info.gop,
+    }
+
+
+def _camera_facts(infos: list[VideoInfo] | str) -> dict[str, Any]:
+    """Those of most of a camera's videos, and the largest distance of key frames in any.
+
+    infos: of its videos, or why there are none
+    """
+    if isinstance(infos, str):
+        return {"problem": infos}
+    kinds = Counter((info.width, info.height, round(info.fps, 3), info.codec) for info in infos)
+    width, height, fps, codec = kinds.most_common(1)[0][0]
+    gop = max(info.gop for info in infos)
+    facts = {"width": width, "height": height, "fps": fps, "codec": codec, "gop": gop}
+    return facts | {"files": len(infos)}
+
+
+def _describe_clips(source: Source) -> dict[str, Any]:
+    clip_set = read_clips(source.uri, source.format)
+    absent = "named in metadata.jsonl, but there is no such video"
+    findings = [Finding(name, absent, "ignored", "correct the entry") for name in clip_set.missing]
+    findings += [
+        Finding(name, reason, "left out", "write the shard again")
+        for name, reason in clip_set.broken
+    ]
+    videos = []
+    seconds, frames = 0.0, 0
+    for clip in clip_set.clips:
+        try:
+            with open_video(clip.uri, clip.size, clip.offset) as handle:
+                info = probe(handle)
+        except DataError as error:
+            findings.append(Finding(clip.name, str(error), "left out", "mend or remove it"))
+            continue
+        findings += _clip_findings(clip, info)
+        seconds += info.duration_s
+        frames += info.frames
+        duration = {"seconds": round(info.duration_s, 2)}
+        facts = {"video": clip.name} | _video_facts(info) | duration | {"caption": clip.caption}
+        videos.append(facts)
+    return {
+        "uri": source.uri,
+        "format": "videos in shards" if _are_shards(clip_set.clips) else "plain videos",
+        "fingerprint": clip_set.fingerprint,
+        "episodes": len(clip_set.clips),
+        "usable": len(videos),
+        "frames": frames,
+        "hours": seconds / 3600,
+        "videos": videos,
+        "captions": sum(bool(clip.caption) for clip in clip_set.clips),
+        "findings": [asdict(finding) for finding in findings],
+    }
+
+
+def _clip_findings(clip: Clip, info: VideoInfo) -> list[Finding]:
+    findings = []
+    if info.others:
+        what = f"{info.others} more streams in the file"
+        findings.append(Finding(clip.name, what, "ignored", "the first picture is read"))
+    if not clip.caption:
+        advice = "learnt without a text; metadata.jsonl takes one"
+        findings.append(Finding(clip.name, "no caption", "ignored", advice))
+    return findings
+
+
+def _are_shards(clips: Sequence[Clip]) -> bool:
+    return any(clip.offset for clip in clips)
+
+
+def as_text(facts: dict[str, Any]) -> str:
+    """`describe`'s facts as text for people."""
+    hours = f"{facts['frames']} frames, {facts['hours']:.3g} h"
+    usable = f"{facts['usable']} of {facts['episodes']}"
+    if "robot" in facts:
+        lengths = f"episodes of {facts['shortest']} to {facts['longest']} rows"
+        lines = [
+            f"{facts['uri']}: {facts['format']}, robot {facts['robot']}, {facts['fps']:g} Hz",
+            f"{usable} episodes usable, {hours}, {lengths}",
+            *_robot_lines(facts),
+        ]
+    else:
+        lines = [
+            f"{facts['uri']}: {facts['format']}",
+            f"{usable} videos usable, {hours}",
+            f"{facts['captions']} with a caption",
+            *_table_lines(facts["videos"]),
+        ]
+    findings = [
+        {
+            "what follows": finding["consequence"],
+            "where": finding["item"],
+            "what": finding["what"],
+            "advice": finding["advice"],
+        }
+        for finding in facts["findings"]
+    ]
+    lines += _table_lines(findings) if findings else ["", "nothing wrong was found"]
+    return "\n".join(lines)
+
+
+def _robot_lines(facts: dict[str, Any]) -> list[str]:
+    """Names of the dimensions, then tables of cameras and tasks."""
+    keys = ("camera", "width", "height", "fps", "codec", "gop", "files")
+    cameras = [{key: camera.get(key, "?") for key in keys} for camera in facts["cameras"]]
+    noted = [row for row in facts["dimensions"] if row["note"]]
+    notes = [f"{row['of']} {row['name']}: {row['note']}" for row in noted]
+    tasks = [{"episodes": n, "task": text or "(none)"} for text, n in facts["tasks"].items()]
+    return [
+        *(f"{of:<7} {len(facts[of])}: {', '.join(facts[of])}" for of in ("state", "action")),
+        "",
+        table(cameras),
+        *(["", "; ".join(notes)] if notes else []),
+        *_table_lines(tasks),
+    ]
+
+
+def _table_lines(rows: list[dict[str, Any]]) -> list[str]:
+    """A blank line, the first rows, and how many more there are."""
+    more = len(rows) - _MAX_ROWS
+    lines = ["", table(rows[:_MAX_ROWS])]
+    return [*lines, f"... and {more} more (--json lists all)"] if more > 0 else lines

@@ -1,0 +1,163 @@
+"""What `gwp data stats` does, and how its options and those of `inspect` describe a set."""
+
+import argparse
+import json
+
+import numpy as np
+from pydantic import ValidationError
+
+from gwp import storage
+from gwp.data.embodiment import Embodiment
+from gwp.data.formats.find import robots_at
+from gwp.data.formats.robot_set import RobotSet, embodiment_of
+from gwp.data.source import Source, parse_ranges
+from gwp.data.stats.files import import_stats, to_openpi
+from gwp.data.stats.normalise import Stats, compute_stats
+from gwp.data.window import Window
+from gwp.errors import GwpError
+from pipelines.config.load import load_config
+from pipelines.console import event, table
+
+
+def source_of(args: argparse.Namespace, uri: str, **more: str | None) -> Source:
+    """The source that the options describe. GwpError when one of them is none."""
+    columns = {
+        name: tuple(given.split(","))
+        for name in ("state", "action")
+        if (given := getattr(args, name))
+    }
+    try:
+        return Source.model_validate(
+            {
+                "uri": uri,
+                "format": args.format,
+                "fps": args.fps,
+                "split": args.split,
+                **columns,
+                **more,
+            }
+        )
+    except ValidationError as error:
+        told = error.errors()[0]
+        raise GwpError(
+            f"--{'.'.join(map(str, told['loc']))}: {told['msg'].removeprefix('Value error, ')}"
+        ) from error
+
+
+def write_stats(args: argparse.Namespace) -> None:
+    """Compute or import, and write, the statistics that the options of `gwp data stats` ask
+    for.
+    """
+    if args.form == "openpi" and args.width:
+        raise GwpError("--width pads the published form; openpi's files are not padded")
+    embodiment, stats = _imported(args) if args.given else _computed(args)
+    found = to_openpi(stats) if args.form == "openpi" else stats.to_json(args.width)
+    storage.write_bytes(args.out, (json.dumps(found, indent=1) + "\n").encode())
+    mask, about = embodiment.delta, stats.metadata
+    apart = [
+        f"{a} - {s}"
+        for a, s, d in zip(embodiment.action_names, embodiment.state_names, mask, strict=False)
+        if d and a != s
+    ]
+    if apart:
+        event(
+            "warning",
+            text="delta subtracts a state of another name; check that it is the same quantity",
+            pairs=", ".join(apart),
+        )
+    unusable = ", ".join(
+        d["unusable_episodes"] for d in about.get("datasets", []) if d["unusable_episodes"]
+    )
+    if unusable:
+        event(
+            "warning",
+            text="episodes that cannot be used do not count; `gwp data inspect` tells why",
+            episodes=unusable,
+        )
+    counts = {
+        "num_episodes": "episodes",
+        "num_state_samples": "states",
+        "num_windows_left_out": "windows left out",
+    }
+    print(
+        table(
+            [
+                {"written": args.out}
+                | {name: about[key] for key, name in counts.items() if key in about}
+            ]
+        )
+    )
+    still = (
+        (stats.state, embodiment.state_names, "state"),
+        (stats.action, embodiment.action_names, "action"),
+    )
+    for feature, names, what in still:
+        if feature.constant.any():
+            print(
+                f"constant {what}: {', '.join(names[i] for i in np.flatnonzero(feature.constant))}"
+            )
+
+
+def _computed(args: argparse.Namespace) -> tuple[Embodiment, Stats]:
+    if not args.uris:
+        raise GwpError("give the sets of the robot, or --import FILE")
+    embodiment = _embodiment(args)
+    chunk = args.chunk or embodiment.chunk
+    if chunk % 4:
+        raise GwpError(
+            f"--chunk {chunk}: the frames of a chunk must be 4n+1, so give a multiple of 4"
+        )
+    embodiment = embodiment.model_copy(update={"chunk": chunk})
+    sources = [
+        source_of(args, uri, embodiment=embodiment.name, episodes=args.episodes)
+        for uri in args.uris
+    ]
+    return embodiment, compute_stats(sources, embodiment, Window(chunk=chunk, stride=chunk // 4))
+
+
+def _imported(args: argparse.Namespace) -> tuple[Embodiment, Stats]:
+    if args.uris or args.episodes or args.delta:
+        raise GwpError(
+            "--import takes the numbers of a file; leave out sets, --episodes and --delta"
+        )
+    if not args.embodiment:
+        raise GwpError(
+            "--import needs --embodiment FILE: the rule that the statistics were computed "
+            "under is not in every file"
+        )
+    embodiment = load_config(args.embodiment, Embodiment)
+    embodiment = embodiment.model_copy(update={"chunk": args.chunk or embodiment.chunk})
+    return embodiment, import_stats(args.given, embodiment)
+
+
+def _embodiment(args: argparse.Namespace) -> Embodiment:
+    if args.embodiment:
+        if args.delta:
+            raise GwpError(
+                "--delta and --embodiment both say which actions are relative; put delta_mask "
+                "into the file"
+            )
+        return load_config(args.embodiment, Embodiment)
+    if not args.chunk:
+        raise GwpError("give --chunk P, or --embodiment FILE with its chunk")
+    data = _robots(args)
+    width = len(data.action_names)
+    try:
+        chosen = {i for part in parse_ranges(args.delta) for i in part} if args.delta else set()
+    except ValueError as error:
+        raise GwpError(f"--delta: {error}") from error
+    if chosen and max(chosen) >= width:
+        raise GwpError(
+            f"--delta {args.delta}: {args.uris[0]} has {width} actions, 0 to {width - 1}"
+        )
+    mask = tuple(i in chosen for i in range(width))
+    return embodiment_of(data, args.name, args.chunk, args.chunk, cameras={}, delta_mask=mask)
+
+
+def _robots(args: argparse.Namespace) -> RobotSet:
+    data = robots_at(source_of(args, args.uris[0]))
+    if data is None:
+        raise GwpError(
+            f"{args.uris[0]}: no robot set there (plain videos have no state and action); check the URI"
+        )
+    return data

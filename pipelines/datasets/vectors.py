@@ -1,0 +1,98 @@
+"""What the numbers of a robot set look like, and which of them are none."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+
+from gwp.data.formats.robot_set import Episode, RobotSet
+from gwp.data.formats.vectors import episode_vectors
+from gwp.errors import DataError
+from pipelines.datasets.findings import Finding
+
+_STILL = 1e-4
+"""Range below which a dimension does not move, robot units."""
+_BINARY_SHARE = 0.9
+"""Share of rows at one of the two ends from which on a dimension is called near-binary."""
+_END_SHARE = 0.05
+"""Share of a dimension's range that counts as its end."""
+
+
+@dataclass(frozen=True)
+class VectorCheck:
+    """The states and actions of a set: what is wrong, and the range of every dimension.
+
+    dimensions: `of` (state or action), `name`, `min`, `max`, `mean` in robot units, `note`
+    (constant, near-binary or ""), and on actions that move `off_state`: mean distance from the
+    state of the same number, as a share of the action's range
+    """
+
+    findings: list[Finding]
+    dimensions: list[dict[str, Any]]
+
+
+def check_vectors(data: RobotSet, episodes: Sequence[tuple[Episode, int]]) -> VectorCheck:
+    """The numbers of all usable episodes, and the rows that are not numbers.
+
+    episodes: each with its first row in its file
+    """
+    findings, states, actions = [], [], []
+    declared = (len(data.state_names), len(data.action_names))
+    for episode, first_row in episodes:
+        item = f"episode {episode.index}"
+        try:
+            state, action = episode_vectors(data, episode, first_row)
+        except DataError as error:
+            findings.append(Finding(item, str(error), "left out", "write it again"))
+            continue
+        widths = (state.shape[1], action.shape[1])
+        if widths != declared:
+            what = (
+                f"state and action are {widths[0]} and {widths[1]} wide, "
+                f"the set says {declared[0]} and {declared[1]}"
+            )
+            advice = "correct the metadata, or leave it out with `episodes`"
+            findings.append(Finding(item, what, "fatal", advice))
+            continue
+        finite = np.isfinite(state).all(1) & np.isfinite(action).all(1)
+        if not finite.all():
+            broken = ~finite
+            what = f"NaN or Inf in {int(broken.sum())} rows, first in row {int(broken.argmax())}"
+            advice = "samples that need these rows are skipped"
+            findings.append(Finding(item, what, "left out", advice))
+        states.append(state[finite])
+        actions.append(action[finite])
+    if not sum(map(len, states)):
+        return VectorCheck(findings, [])
+    dimensions = _dimensions(data, np.concatenate(states), np.concatenate(actions))
+    advice = "normalised it is 0, and comes back as its mean"
+    still = [f"{row['of']} {row['name']}" for row in dimensions if row["note"] == "constant"]
+    findings += [Finding(item, "never moves", "ignored", advice) for item in still]
+    return VectorCheck(findings, dimensions)
+
+
+def _dimensions(data: RobotSet, state: np.ndarray, action: np.ndarray) -> list[dict[str, Any]]:
+    """The rows of `VectorCheck.dimensions`. state: [n,s], action: [n,d], all of them finite."""
+    columns = zip(data.action_names, action.T, strict=True)
+    action_rows = [_dimension("action", name, column) for name, column in columns]
+    for i, row in enumerate(action_rows[: state.shape[1]]):
+        if row["note"] != "constant":
+            distance = np.abs(action[:, i] - state[:, i]).mean()
+            row["off_state"] = float(distance / max(np.ptp(action[:, i]), 1e-9))
+    columns = zip(data.state_names, state.T, strict=True)
+    return [*(_dimension("state", name, column) for name, column in columns), *action_rows]
+
+
+def _dimension(of: Literal["state", "action"], name: str, values: np.ndarray) -> dict[str, Any]:
+    """values: [n], robot units."""
+    low, high = float(values.min()), float(values.max())
+    margin = _END_SHARE * max(high - low, 1e-12)
+    at_ends = float(((values < low + margin) | (values > high - margin)).mean())
+    note = ""
+    if high - low < _STILL:
+        note = "constant"
+    elif at_ends > _BINARY_SHARE:
+        note = "near-binary"
+    mean = float(values.mean())
+    return {"of": of, "name": name, "min": low, "max": high, "mean": mean, "note": note}

@@ -1,0 +1,1 @@
+"""The demo: the whole line on one machine, sized to the time it promises."""

@@ -1,0 +1,3 @@
+"""How good a policy is: against recordings, in simulation, as a fleet; and the report that
+shows it.
+"""

@@ -1,0 +1,184 @@
+"""What a policy pays for speed, on recorded episodes: fewer solver steps, and chunks that join
+while the robot moves on.
+
+Shape legend: d actions, p chunk length. Differences are in units of each action's standard
+deviation in the training data.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from gwp.data.embodiment import Embodiment
+from gwp.data.stats.normalise import Stats
+from gwp.errors import DataError, GwpError
+from gwp.policy.policy import Policy
+from gwp.protocol.messages import Observation
+from pipelines.evaluation.evaluate import recordings
+
+# Chunks computed at once; the same for every side of a comparison.
+_BATCH = 8
+
+
+@dataclass(frozen=True)
+class StepsRow:
+    """One number of Euler steps.
+
+    mse: of whole chunks against recorded actions, squared robot units; rms: difference to the
+    answer with the most steps;
+    ms: one act call, median
+    """
+
+    steps: int
+    mse: float
+    rms: float
+    ms: float
+
+
+@dataclass(frozen=True)
+class Jump:
+    """Of position, and of velocity (per control step), where one chunk gives way to the next:
+    mean and 95th percentile.
+    """
+
+    position: float
+    position_p95: float
+    velocity: float
+    velocity_p95: float
+
+
+@dataclass(frozen=True)
+class Seams:
+    """Chunks that arrive `delay` control steps after their observation.
+
+    chunked: the next chunk continues the actions already promised (real-time chunking); naive:
+    it knows nothing of them;
+    inside: between neighbouring actions of one chunk, the smoothness that a seam can have at
+    best
+    """
+
+    delay: int
+    seams: int
+    chunked: Jump
+    naive: Jump
+    inside: Jump
+
+
+def steps_study(
+    policy: Policy, uri: str, steps: Sequence[int], episodes: str | None = None
+) -> list[StepsRow]:
+    """Same observations and same noise for each number of steps; the most steps first."""
+    counts = sorted(set(steps), reverse=True)
+    sides = [policy.with_steps(n) for n in counts]
+    answers: list[list[np.ndarray]] = [[] for _ in sides]
+    times: list[list[float]] = [[] for _ in sides]
+    recorded, scale = [], None
+    for embodiment, truth, observations in _windows(policy, uri, episodes):
+        scale = _spread(policy, embodiment)
+        recorded += truth
+        for observation in observations:
+            # In turn, so that a slow moment of the machine meets all of them.
+            for side, chunks, ms in zip(sides, answers, times, strict=True):
+                chunk = side.act(observation)
+                chunks.append(chunk.actions)
+                ms.append(chunk.timings["total"])
+    if scale is None:
+        raise DataError(f"{uri}: no episode chosen")
+    rows = []
+    for count, chunks, ms in zip(counts, answers, times, strict=True):
+        errors = [
+            ((chunk[: len(true)] - true) ** 2).ravel()
+            for chunk, true in zip(chunks, recorded, strict=True)
+        ]
+        apart = (np.stack(chunks) - np.stack(answers[0])) / scale
+        rows.append(
+            StepsRow(
+                count,
+                float(np.concatenate(errors).mean()),
+                float(np.sqrt((apart**2).mean())),
+                float(np.median(ms)),
+            )
+        )
+    return rows
+
+
+def seams_study(
+    policy: Policy, uri: str, delay: int | None = None, episodes: str | None = None
+) -> Seams:
+    """Jumps where a robot goes over from the chunk of one observation to that of the next,
+    `replan` steps later.
+
+    Both next chunks come from the same observation and noise. delay: control steps; None: what
+    the chunk has room for, 4 at most
+    """
+    jumps: dict[str, list[np.ndarray]] = {"chunked": [], "naive": [], "inside": []}
+    for embodiment, _, observations in _windows(policy, uri, episodes):
+        p, replan = embodiment.chunk, embodiment.replan
+        room = p - replan
+        delay = min(4, room) if delay is None else delay
+        if not 2 <= replan + delay <= p or delay < 1:
+            raise GwpError(
+                f"delay {delay}: chunks of {p} actions, asked for every {replan}, have room "
+                f"for 1 to {room} more steps"
+            )
+        scale = _spread(policy, embodiment)
+        first = [c.actions for some in _batches(observations) for c in policy.act_batch(some)]
+        later = list(zip(observations[1:], first, strict=False))
+        promised = [replace(o, prefix_actions=chunk[replan:], delay=delay) for o, chunk in later]
+        joined = [c.actions for some in _batches(promised) for c in policy.act_batch(some)]
+        for old, naive, chunked in zip(first, first[1:], joined, strict=False):
+            left = old[replan + delay - 2 : replan + delay]
+            jumps["naive"].append(np.concatenate([left, naive[delay : delay + 1]]) / scale)
+            jumps["chunked"].append(np.concatenate([left, chunked[delay : delay + 1]]) / scale)
+            jumps["inside"] += [old[i : i + 3] / scale for i in range(p - 2)]
+    if delay is None or not jumps["naive"]:
+        raise DataError(f"{uri}: no episode is long enough for a second chunk")
+    return Seams(
+        delay,
+        len(jumps["naive"]),
+        *(_jump(np.stack(jumps[name])) for name in ("chunked", "naive", "inside")),
+    )
+
+
+def _jump(triples: np.ndarray) -> Jump:
+    """From `[n, 3, d]`: the two last actions of the old chunk and the first that is executed of
+    the new.
+    """
+    position = np.abs(triples[:, 2] - triples[:, 1])
+    velocity = np.abs((triples[:, 2] - triples[:, 1]) - (triples[:, 1] - triples[:, 0]))
+    return Jump(
+        *(
+            float(x)
+            for values in (position, velocity)
+            for x in (values.mean(), np.percentile(values, 95))
+        )
+    )
+
+
+def _windows(
+    policy: Policy, uri: str, episodes: str | None
+) -> Iterator[tuple[Embodiment, list[np.ndarray], list[Observation]]]:
+    """Per episode: recorded chunks `[<= p, d]` and observations with a seed of their own, at
+    every replan step.
+    """
+    for recording in recordings(policy, uri, episodes):
+        embodiment = recording.embodiment
+        at = list(range(0, len(recording.action), embodiment.replan))
+        seeded = [
+            replace(o, seed=1000 * recording.episode.index + i)
+            for i, o in enumerate(recording.observations(at))
+        ]
+        yield embodiment, [recording.action[s : s + embodiment.chunk] for s in at], seeded
+
+
+def _spread(policy: Policy, embodiment: Embodiment) -> np.ndarray:
+    std = np.asarray(Stats.from_json(policy.bundle.stats[embodiment.name]).action.std, np.float32)[
+        : len(embodiment.action_names)
+    ]
+    return np.where(std > 0, std, 1.0).astype(np.float32)
+
+
+def _batches(observations: Sequence[Observation]) -> Iterator[Sequence[Observation]]:
+    for first in range(0, len(observations), _BATCH):
+        yield observations[first : first + _BATCH]

@@ -1,0 +1,326 @@
+"""The training job: one typed file per stage. A stage is configuration, not code.
+
+A job names its data mixture, modes and losses (`objective`), where its weights start (`init`),
+and how it runs.
+"""
+
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from gwp.data.buckets import Bucket, batch_sizes
+from gwp.data.canvas import Canvas
+from gwp.data.embodiment import Limits, Resampling, Slot
+from gwp.data.plan.curate import CurationConfig
+from gwp.data.plan.plan import Rules
+from gwp.data.source import Source
+from gwp.data.window import ClipWindow, Window
+from gwp.model.codecs.text import TextEncoderConfig
+from gwp.model.codecs.video import VideoCodecConfig
+from gwp.model.config import Family, ModelConfig
+from gwp.model.objective import ObjectiveConfig
+
+_CONFIG = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+
+
+class ReleasedConfig(BaseModel):
+    """A published shape instead of widths."""
+
+    model_config = _CONFIG
+
+    released: Family
+    """`gwp05` (6.0 B parameters) or `gwp0` (5.0 B)."""
+
+
+class EmbodimentConfig(BaseModel):
+    """One robot of the mixture. What is left out is read from the first data set that uses it."""
+
+    model_config = _CONFIG
+
+    id: int = Field(default=0, ge=0)
+    """Row of the embodiment-specific projections."""
+    replan: int | None = Field(default=None, gt=0)
+    """Actions executed before asking again, control steps; None: half a chunk."""
+    cameras: dict[Slot, str] | None = None
+    """Canvas slot -> camera key of the data set; None: in the order of the data set."""
+    delta_mask: tuple[bool, ...] = ()
+    """True where the action is learnt relative to the state; empty: all absolute."""
+    limits: Limits | None = None
+    """Safety envelope of served actions."""
+    fps: float | None = Field(default=None, gt=0)
+    """Control rate that the policy learns, Hz; sets of another rate need `resample: true`.
+    None: that of the first data set.
+    """
+    resample: tuple[Resampling, ...] = ()
+    """How each action goes to another rate: linear, hold (on/off grippers) or sum
+    (displacements per step); empty: all linear.
+    """
+    stats: str | None = None
+    """File (path or s3://) of statistics made by `gwp data stats`; None: computed from the
+    sources of the run.
+    """
+    stats_of_other_data: bool = False
+    """Take `stats` although they are of other data than the sources, or do not say of which:
+    imported ones, those of a pre-training.
+    """
+
+    @model_validator(mode="after")
+    def _of_a_file(self) -> "EmbodimentConfig":
+        if self.stats_of_other_data and self.stats is None:
+            raise ValueError("stats_of_other_data speaks of a file; give `stats`, or remove it")
+        return self
+
+
+class DataConfig(BaseModel):
+    """What a stage reads and how a sample looks."""
+
+    model_config = _CONFIG
+
+    sources: tuple[Source, ...] = Field(min_length=1)
+    """Data sets of the mixture, with weights."""
+    canvas: Canvas
+    """How camera views are composed into one picture."""
+    window: Window
+    """Actions per chunk and stride of the future frames, for robot sets."""
+    clip: ClipWindow = ClipWindow(frames=5, fps=5.0)
+    """Frames and rate of windows cut from plain videos."""
+    curate: CurationConfig | None = None
+    """Which of those windows are used; None: all, one after another, whatever they show."""
+    buckets: tuple[Bucket, ...] = ()
+    """Shapes of clips; each goes to the nearest in aspect ratio. A batch holds clips of one
+    bucket, and as many tokens as any other.
+    Empty: every clip fills the canvas, with `clip.frames` frames.
+    """
+    batch_multiple: int = Field(default=8, gt=0)
+    """Batches of buckets are multiples of this many samples, so that they divide among any
+    number of workers that divides it.
+    """
+    max_broken: float = Field(default=0.05, ge=0, le=1)
+    """Share of a source's episodes or videos, and of the samples of a run, that may be broken;
+    above it the stage stops.
+    """
+    together: int = Field(default=2, gt=0)
+    """Windows of one file that stand next to each other in the plan and are decoded together;
+    1: none.
+    """
+    embodiments: dict[str, EmbodimentConfig] = {}
+    """Robots of the mixture by name; sources refer to them."""
+    augment: bool = True
+    """Random crop offsets in training; off: centre crop."""
+    cache: str | None = None
+    """Folder or URI of a cache made by `gwp data cache`: latents and text embeddings are read
+    from it, and no video is decoded. It holds centre crops, so it needs `augment: false`. A
+    linear codec is taken from it instead of fitted. None: frames are decoded and encoded.
+    """
+
+    @model_validator(mode="after")
+    def _cached_as_cropped(self) -> "DataConfig":
+        if self.cache is not None and self.augment:
+            raise ValueError(
+                "data.cache holds centre crops only; set data.augment: false, or train without "
+                "the cache"
+            )
+        return self
+
+
+class OptimizerConfig(BaseModel):
+    """AdamW and its learning rate."""
+
+    model_config = _CONFIG
+
+    lr: float = Field(default=6e-5, gt=0)
+    """Peak learning rate (released fine-tuning: 6e-5)."""
+    betas: tuple[float, float] = (0.9, 0.999)
+    """Decay of the two moments."""
+    weight_decay: float = Field(default=0.01, ge=0)
+    """Decoupled weight decay."""
+    warmup_steps: int = Field(default=0, ge=0)
+    """Linear warm-up, optimiser steps."""
+    schedule: Literal["constant", "cosine"] = "constant"
+    """Learning rate after the warm-up."""
+    final_lr: float = Field(default=0.0, ge=0)
+    """Learning rate at the last step of the cosine."""
+    clip: float = Field(default=1.0, ge=0)
+    """Largest gradient norm; 0: no clipping."""
+
+    def lr_at(self, step: int, total: int) -> float:
+        """Learning rate of optimiser step `step` (from 0) of `total`."""
+        import math
+
+        if step < self.warmup_steps:
+            return self.lr * (step + 1) / self.warmup_steps
+        if self.schedule == "constant":
+            return self.lr
+        done = (step - self.warmup_steps) / max(1, total - self.warmup_steps)
+        return self.final_lr + (self.lr - self.final_lr) * 0.5 * (
+            1 + math.cos(math.pi * min(1.0, done))
+        )
+
+
+class DeepSpeedConfig(BaseModel):
+    """DeepSpeed, rendered from these fields."""
+
+    model_config = _CONFIG
+
+    zero_stage: Literal[0, 1, 2, 3] = 2
+    """What is sharded over ranks: 1 optimiser states, 2 and gradients, 3 and parameters."""
+    precision: Literal["fp32", "bf16"] = "fp32"
+    """Arithmetic of the transformer; norms, modulation and rotary tables stay fp32."""
+    global_batch: int = Field(default=32, gt=0)
+    """Samples per optimiser step over all workers; a multiple of `cluster.workers`. It stays
+    when their number changes.
+    """
+    gradient_checkpointing: bool = False
+    """Recompute blocks in the backward pass: less memory, a third more arithmetic."""
+    ema_decay: float = Field(default=0.9999, ge=0, lt=1)
+    """Ceiling of the moving average of weights (fp32); 0: none."""
+    overrides: dict[str, Any] = {}
+    """Raw DeepSpeed settings laid over the rendered ones."""
+
+
+class ClusterConfig(BaseModel):
+    """Where the job's processes run."""
+
+    model_config = _CONFIG
+
+    workers: int = Field(default=2, gt=0)
+    """Training processes."""
+    cpus_per_worker: float = Field(default=1.0, gt=0)
+    """Logical CPUs of a training process."""
+    gpu: bool = False
+    """One GPU per training process, NCCL instead of gloo."""
+    train_pool: str | None = None
+    """Value of the node label `gwp/pool` that training needs; None: any node."""
+    data_pool: str | None = None
+    """Value of the node label `gwp/pool` that decoding needs; None: any node."""
+    max_failures: int = Field(default=3, ge=-1)
+    """Restarts after worker failures; -1: without end."""
+    decode_tasks: int = Field(default=2, gt=0)
+    """Decoding tasks at a time."""
+
+
+class RunConfig(BaseModel):
+    """Length, places and names of a run."""
+
+    model_config = _CONFIG
+
+    name: str
+    """Run name; the folder below `storage`. Running the same name again resumes it."""
+    storage: str = "runs/train"
+    """Folder or `s3://bucket/prefix` for checkpoints, manifests and weights."""
+    experiment: str = "gwp"
+    """MLflow experiment."""
+    steps: int = Field(gt=0)
+    """Optimiser steps."""
+    seed: int = 0
+    """Seed of weights, plan, noise and crops."""
+    checkpoint_every: int = Field(default=100, gt=0)
+    """Optimiser steps between checkpoints; the last step always writes one."""
+    keep: int = Field(default=2, gt=0)
+    """Committed checkpoints to keep."""
+    log_every: int = Field(default=10, gt=0)
+    """Optimiser steps between logged losses."""
+    record_samples: bool = False
+    """Write which samples each worker took at each step, below `consumed/` of the run folder:
+    one small file per step and worker.
+    """
+
+
+class TrainJob(BaseModel):
+    """One stage of training."""
+
+    model_config = _CONFIG
+
+    kind: Literal["TrainJob"]
+    """Kind of this document."""
+    version: Literal[1]
+    """Version of this kind."""
+    stage: Literal["world", "embodied", "policy"]
+    """What the run is for; it names the MLflow run and the lineage, the behaviour is in the
+    other fields.
+    """
+    run: RunConfig
+    """Name, place and length of the run."""
+    init: str | None = None
+    """Where weights start: the name of a run below `run.storage`, or a folder/URI of a
+    checkpoint; None: random weights.
+    """
+    model: ModelConfig | ReleasedConfig
+    """Widths, or `released: gwp05`. Must equal those of `init`; `gwp weights convert` makes
+    other checkpoints fit.
+    """
+    codec: VideoCodecConfig | None = None
+    """Video codec; None: the one of `init`."""
+    text: TextEncoderConfig | None = None
+    """Text encoder; None: the one of `init`."""
+    data: DataConfig
+    """What is read and how a sample looks."""
+    objective: ObjectiveConfig = ObjectiveConfig()
+    """Training modes, noise and weights of the losses."""
+    optimizer: OptimizerConfig = OptimizerConfig()
+    """AdamW and its schedule."""
+    engine: DeepSpeedConfig = DeepSpeedConfig()
+    """Batch, number format and sharding."""
+    cluster: ClusterConfig = ClusterConfig()
+    """Workers and what each of them needs."""
+
+    @model_validator(mode="after")
+    def _consistent(self) -> "TrainJob":
+        if self.init is None and (self.codec is None or self.text is None):
+            raise ValueError("without init the job must name its codec and text encoder")
+        unknown = {s.embodiment for s in self.data.sources if s.embodiment} - set(
+            self.data.embodiments
+        )
+        if unknown:
+            raise ValueError(
+                "data.sources name embodiments that data.embodiments lacks: "
+                f"{', '.join(sorted(map(str, unknown)))}"
+            )
+        if self.engine.global_batch % self.cluster.workers:
+            raise ValueError(
+                f"engine.global_batch {self.engine.global_batch} is not a multiple of the "
+                f"{self.cluster.workers} workers"
+            )
+        uneven = [size for size in self.plan_rules.batch if size % self.cluster.workers]
+        if uneven:
+            raise ValueError(
+                f"batches of {uneven[0]} samples do not divide among {self.cluster.workers} "
+                "workers; make data.batch_multiple "
+                "a multiple of cluster.workers"
+            )
+        config = self.model_config_
+        ids = [e.id for e in self.data.embodiments.values()]
+        if any(i >= config.num_embodiments for i in ids):
+            raise ValueError(
+                f"embodiment ids {sorted(ids)} need model.num_embodiments above {max(ids)}, it "
+                f"is {config.num_embodiments}"
+            )
+        if config.token_width > config.width:
+            raise ValueError(
+                f"a visual token holds {config.token_width} numbers but the model is "
+                f"{config.width} wide: a velocity target wider than "
+                "the network does not train; use fewer latent channels or more heads"
+            )
+        return self
+
+    @property
+    def model_config_(self) -> ModelConfig:
+        """The widths, whether given or released."""
+        return (
+            ModelConfig.released(self.model.released)
+            if isinstance(self.model, ReleasedConfig)
+            else self.model
+        )
+
+    @property
+    def micro_batch(self) -> int:
+        """Samples per worker and optimiser step, of the canvas's shape."""
+        return self.engine.global_batch // self.cluster.workers
+
+    @property
+    def plan_rules(self) -> Rules:
+        """How the samples of an epoch are put into batches."""
+        data = self.data
+        main = Bucket(frames=data.window.frames, height=data.canvas.height, width=data.canvas.width)
+        sizes = batch_sizes((main, *data.buckets), self.engine.global_batch, data.batch_multiple)
+        return Rules(sizes, data.together)

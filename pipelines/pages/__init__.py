@@ -1,0 +1,1 @@
+"""HTML pages for people: templates, and what fills them."""

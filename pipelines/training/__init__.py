@@ -1,0 +1,1 @@
+"""A stage as a run: its job, run folder, stream, loop, engine, checkpoints and weights."""

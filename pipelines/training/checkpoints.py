@@ -1,0 +1,315 @@
+"""The commit protocol of training checkpoints: files first, `MANIFEST.json` last, and a folder
+without it does not exist.
+
+    <run>/checkpoints/step_000040-a1/      step 40, written by attempt 1
+        <whatever the ranks wrote>
+        MANIFEST.json                      created once, after every rank has uploaded
+
+Object stores commit single objects, never folders; the create-only manifest is what makes a
+folder whole. The attempt in the name keeps files that a dead attempt left behind out of every
+later checkpoint. Knows storage only: neither Ray nor torch.
+"""
+
+import hashlib
+import logging
+import re
+from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
+from datetime import UTC, datetime
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from gwp import storage
+from gwp.errors import GwpError
+
+MANIFEST = "MANIFEST.json"
+_FOLDER = "checkpoints"
+_NAME = re.compile(r"step_(\d+)-a(\d+)")
+_BLOCK = 8 << 20
+# Enough to keep a link busy; each holds one block.
+_PARALLEL = 4
+
+logger = logging.getLogger(__name__)
+
+
+class FileEntry(BaseModel):
+    """One file of a checkpoint."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    size: int = Field(ge=0)
+    """Bytes."""
+    sha256: str = Field(pattern=r"^[0-9a-f]{64}$")
+    """Hex digest of the content."""
+
+
+class CheckpointManifest(BaseModel):
+    """What a committed checkpoint holds and where in the run it stands."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    files: dict[str, FileEntry] = Field(min_length=1)
+    """Path relative to the checkpoint -> size and hash, over all ranks."""
+    step: int = Field(ge=0)
+    """Optimiser steps done."""
+    samples_seen: int = Field(ge=0)
+    """Samples consumed over all ranks: where the plan goes on."""
+    world_size: int = Field(gt=0)
+    """Ranks that wrote it."""
+    zero_stage: int = Field(ge=0, le=3)
+    """ZeRO stage of the optimiser state."""
+    attempt: int = Field(ge=1)
+    """Start of the run that wrote it, from 1."""
+    plan_hash: str
+    """Identity of the sample order."""
+    config_hash: str
+    """Identity of the resolved job."""
+    versions: dict[str, str] = Field(default_factory=lambda: installed_versions())
+    """Distribution -> version that wrote it."""
+    created: str = Field(default_factory=lambda: datetime.now(UTC).isoformat(timespec="seconds"))
+    """Time of the commit, UTC, ISO 8601."""
+
+
+def installed_versions(
+    names: Iterable[str] = ("gwp", "torch", "deepspeed", "ray"),
+) -> dict[str, str]:
+    """Versions of the distributions whose state a checkpoint holds; those not installed are
+    left out.
+    """
+    found = {}
+    for name in names:
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            continue
+    return found
+
+
+def checkpoint_uri(run_uri: str, step: int, attempt: int) -> str:
+    """Where attempt `attempt` writes step `step`."""
+    return storage.join(run_uri, _FOLDER, f"step_{step:06d}-a{attempt}")
+
+
+def next_attempt(run_uri: str) -> int:
+    """A number that no folder of the run carries yet, committed or not; the first is 1."""
+    names = {name.split("/")[0] for name in storage.list_files(storage.join(run_uri, _FOLDER))}
+    return 1 + max((int(match[2]) for match in map(_NAME.fullmatch, names) if match), default=0)
+
+
+def sha256_file(path: Path) -> str:
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(_BLOCK):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def upload_files(local_dir: str | Path, uri: str) -> dict[str, FileEntry]:
+    """Copy every file below `local_dir` to `uri` and return their entries; hashes are of the
+    local files.
+
+    Each rank calls it with its own folder. Ranks must not write the same path with different
+    content.
+    """
+    folder = Path(local_dir)
+    names = sorted(
+        path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()
+    )
+    fs, root = storage.filesystem(uri)
+
+    def send(name: str) -> FileEntry:
+        target = storage.join(root, name)
+        if not storage.is_remote(uri):
+            Path(target).parent.mkdir(parents=True, exist_ok=True)
+        with storage.explained(storage.join(uri, name)):
+            fs.put_file(str(folder / name), target)
+        return FileEntry(size=(folder / name).stat().st_size, sha256=sha256_file(folder / name))
+
+    with ThreadPoolExecutor(_PARALLEL) as pool:
+        return dict(zip(names, pool.map(send, names), strict=True))
+
+
+def commit(uri: str, manifest: CheckpointManifest) -> None:
+    """Make the checkpoint exist. Called once, by rank 0, after every rank has uploaded.
+
+    GwpError when a file of the manifest is not there in full, or when the checkpoint is
+    committed already.
+    """
+    verify(uri, manifest, deep=False)
+    try:
+        storage.write_bytes(
+            storage.join(uri, MANIFEST),
+            manifest.model_dump_json(indent=1).encode(),
+            create_only=True,
+        )
+    except FileExistsError as error:
+        raise GwpError(
+            f"{uri} is committed already; start the run again so that it takes a new attempt number"
+        ) from error
+
+
+def verify(uri: str, manifest: CheckpointManifest, deep: bool = True) -> None:
+    """GwpError naming the first file that is missing or altered. `deep` reads every byte;
+    otherwise sizes only.
+    """
+    _check_sizes(uri, manifest, storage.list_files(uri))
+    if not deep:
+        return
+    fs, root = storage.filesystem(uri)
+
+    def check(name: str) -> None:
+        digest = hashlib.sha256()
+        with (
+            storage.explained(storage.join(uri, name)),
+            fs.open(storage.join(root, name), "rb") as file,
+        ):
+            while block := file.read(_BLOCK):
+                digest.update(block)
+        _check_hash(uri, name, manifest, digest.hexdigest())
+
+    with ThreadPoolExecutor(_PARALLEL) as pool:
+        list(pool.map(check, sorted(manifest.files)))
+
+
+def fetch(uri: str, manifest: CheckpointManifest, folder: str | Path) -> Path:
+    """Copy a committed checkpoint into a local folder, checking every hash; GwpError names the
+    file that does not fit.
+    """
+    _check_sizes(uri, manifest, storage.list_files(uri))
+    fs, root = storage.filesystem(uri)
+
+    def get(name: str) -> None:
+        target = Path(folder) / name
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with storage.explained(storage.join(uri, name)):
+            fs.get_file(storage.join(root, name), str(target))
+        _check_hash(uri, name, manifest, sha256_file(target))
+
+    with ThreadPoolExecutor(_PARALLEL) as pool:
+        list(pool.map(get, sorted(manifest.files)))
+    return Path(folder)
+
+
+def find_committed(run_uri: str) -> list[tuple[str, CheckpointManifest]]:
+    """Complete checkpoints of a run, newest first. What is torn (a file missing or short) is
+    logged and left out.
+    """
+    found = []
+    for name, files in _folders(run_uri).items():
+        uri = storage.join(run_uri, _FOLDER, name)
+        if MANIFEST not in files:
+            continue
+        try:
+            manifest = _read(uri)
+            _check_sizes(uri, manifest, files)
+        except GwpError as error:
+            logger.warning("checkpoint left out: %s", error)
+            continue
+        found.append((uri, manifest))
+    return sorted(found, key=lambda item: (item[1].step, item[1].attempt), reverse=True)
+
+
+def latest_committed(run_uri: str, deep: bool = False) -> tuple[str, CheckpointManifest] | None:
+    """The newest whole checkpoint of a run, or None when there is none.
+
+    `deep` also reads every byte and falls back to the one before when a hash differs; without
+    it sizes decide, and `fetch` still refuses altered bytes.
+    """
+    for uri, manifest in find_committed(run_uri):
+        try:
+            if deep:
+                verify(uri, manifest)
+        except GwpError as error:
+            logger.warning("checkpoint left out: %s", error)
+            continue
+        return uri, manifest
+    return None
+
+
+def load_committed(uri: str) -> CheckpointManifest:
+    """The manifest of one checkpoint named by the user; GwpError when it was never committed or
+    is not whole.
+    """
+    files = storage.list_files(uri)
+    if MANIFEST not in files:
+        what = "was not committed (its writer died before the end)" if files else "does not exist"
+        raise GwpError(
+            f"{uri} {what}: no {MANIFEST}; name another checkpoint, or the run to take its newest"
+        )
+    manifest = _read(uri)
+    _check_sizes(uri, manifest, files)
+    return manifest
+
+
+def prune(run_uri: str, keep: int) -> list[str]:
+    """Remove all but the newest `keep` checkpoints, and what dead attempts left at or before
+    the newest; returns what went.
+
+    Only the writer of the run may call it. Uncommitted folders of later steps stay: they may be
+    in the making.
+    """
+    if keep < 1:
+        raise GwpError(f"run.keep is {keep}; keep at least one checkpoint")
+    committed = find_committed(run_uri)
+    if not committed:
+        return []
+    newest, kept = committed[0][1].step, {uri for uri, _ in committed[:keep]}
+    gone = []
+    for name, files in sorted(_folders(run_uri).items()):
+        uri = storage.join(run_uri, _FOLDER, name)
+        step = int(_NAME.fullmatch(name)[1])  # type: ignore[index]
+        if uri in kept or step > newest:
+            continue
+        with storage.explained(uri):
+            fs, path = storage.filesystem(uri)
+            if MANIFEST in files:
+                # First, so that a removal cut short leaves no checkpoint that looks whole.
+                fs.rm_file(storage.join(path, MANIFEST))
+            if set(files) != {MANIFEST} or not storage.is_remote(uri):
+                fs.rm(path, recursive=True)
+        gone.append(uri)
+    return gone
+
+
+def _folders(run_uri: str) -> dict[str, dict[str, int]]:
+    """Checkpoint folder -> its files and sizes, from one listing."""
+    folders: dict[str, dict[str, int]] = {}
+    for path, size in storage.list_files(storage.join(run_uri, _FOLDER)).items():
+        name, _, file = path.partition("/")
+        if file and _NAME.fullmatch(name):
+            folders.setdefault(name, {})[file] = size
+    return folders
+
+
+def _read(uri: str) -> CheckpointManifest:
+    raw = storage.read_bytes(storage.join(uri, MANIFEST))
+    try:
+        return CheckpointManifest.model_validate_json(raw)
+    except ValidationError as error:
+        first: Any = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"]) or "the file"
+        raise GwpError(
+            f"{uri}: {MANIFEST} cannot be read ({where}: {first['msg']}); choose an earlier checkpoint"
+        ) from error
+
+
+def _check_sizes(uri: str, manifest: CheckpointManifest, files: dict[str, int]) -> None:
+    for name, entry in sorted(manifest.files.items()):
+        if name not in files:
+            raise GwpError(f"{uri}: {name} is missing; choose an earlier checkpoint")
+        if files[name] != entry.size:
+            raise GwpError(
+                f"{uri}: {name} has {files[name]} bytes instead of {entry.size}; choose an "
+                "earlier checkpoint"
+            )
+
+
+def _check_hash(uri: str, name: str, manifest: CheckpointManifest, digest: str) -> None:
+    if digest != manifest.files[name].sha256:
+        raise GwpError(
+            f"{uri}: {name} was altered (its sha256 differs from the manifest); choose an "
+            "earlier checkpoint"
+        )

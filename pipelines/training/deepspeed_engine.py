@@ -1,0 +1,161 @@
+"""DeepSpeed behind one small surface: build, step, save, load, export. The rest of the project
+does not know it.
+
+Facts about DeepSpeed 0.19 on CPU and gloo that shape this file: weights must be in the module
+before the engine exists (the fp32 master copies are made then); optimiser shards of another
+world size load only through the universal format.
+"""
+
+import os
+import shutil
+from argparse import Namespace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from gwp.errors import GwpError
+from gwp.model.transformer import WorldActionTransformer
+from pipelines.jobs.train_job import TrainJob
+
+_TAG = "state"
+
+
+def deepspeed_config(job: TrainJob) -> dict[str, Any]:
+    """The DeepSpeed JSON of a job: a pure function of its typed fields, with `engine.overrides`
+    laid over it.
+    """
+    engine = job.engine
+    config: dict[str, Any] = {
+        "train_micro_batch_size_per_gpu": job.micro_batch,
+        "train_batch_size": engine.global_batch,
+        "gradient_accumulation_steps": 1,
+        "gradient_clipping": job.optimizer.clip,
+        "zero_allow_untested_optimizer": True,
+        "zero_optimization": {"stage": engine.zero_stage},
+        "steps_per_print": 1_000_000_000,
+    }
+    if engine.precision == "bf16":
+        config["bf16"] = {"enabled": True}
+        if engine.zero_stage == 0:
+            raise GwpError(
+                "engine.zero_stage 0 with bf16 uses another optimiser path in DeepSpeed; use "
+                "zero_stage 1"
+            )
+    return _merged(config, engine.overrides)
+
+
+def _merged(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
+    result = dict(base)
+    for key, value in over.items():
+        nested = isinstance(value, dict) and isinstance(result.get(key), dict)
+        result[key] = _merged(result[key], value) if nested else value
+    return result
+
+
+class Engine:
+    """A model under DeepSpeed on this rank."""
+
+    def __init__(
+        self, model: WorldActionTransformer, job: TrainJob, load_universal: bool = False
+    ) -> None:
+        if not job.cluster.gpu:
+            os.environ.setdefault("DS_ACCELERATOR", "cpu")
+        import deepspeed
+
+        if not job.cluster.gpu:
+            # A CPU-only collective that training never uses; without this the first start
+            # compiles C++ for half a minute.
+            deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+        deepspeed.init_distributed("nccl" if job.cluster.gpu else "gloo", auto_mpi_discovery=False)
+        model.gradient_checkpointing = job.engine.gradient_checkpointing
+        optimizer = torch.optim.AdamW(
+            model.parameters(),
+            lr=job.optimizer.lr,
+            betas=job.optimizer.betas,
+            weight_decay=job.optimizer.weight_decay,
+        )
+        config = deepspeed_config(job)
+        if load_universal:
+            config["checkpoint"] = {"load_universal": True}
+        self._engine, *_ = deepspeed.initialize(model=model, optimizer=optimizer, config=config)
+        self._zero_stage = job.engine.zero_stage
+
+    @property
+    def module(self) -> WorldActionTransformer:
+        """The model to call; forward hooks of the engine are inside."""
+        return self._engine  # type: ignore[no-any-return]
+
+    @property
+    def device(self) -> torch.device:
+        return torch.device(self._engine.device)
+
+    def step(self, loss: Tensor, lr: float) -> None:
+        """Backward, all-reduce, clip, and one optimiser step at this learning rate."""
+        for group in self._engine.optimizer.param_groups:
+            group["lr"] = lr
+        self._engine.backward(loss)
+        self._engine.step()
+
+    def parameters(self) -> dict[str, torch.nn.Parameter]:
+        return dict(self._engine.module.named_parameters())
+
+    def gathered(self, parameters: list[torch.nn.Parameter]) -> Any:
+        """A context in which sharded parameters (ZeRO-3) are whole on every rank."""
+        import contextlib
+
+        import deepspeed
+
+        return (
+            deepspeed.zero.GatheredParameters(parameters)
+            if self._zero_stage == 3
+            else contextlib.nullcontext()
+        )
+
+    def save(self, folder: Path) -> None:
+        """Write this rank's share of the state below `folder`; every rank must call it."""
+        info = {"universal_checkpoint_info": {"universal_checkpoint_version": 0.2}}
+        self._engine.save_checkpoint(str(folder), tag=_TAG, client_state=info)
+
+    def load(self, folder: Path) -> None:
+        """Read the state written by `save` (all ranks' files in `folder`), converted before
+        when the world size differs.
+        """
+        tag = "universal" if (folder / "universal").is_dir() else _TAG
+        path, _ = self._engine.load_checkpoint(str(folder), tag=tag)
+        if path is None:
+            raise GwpError(f"DeepSpeed found no state in {folder}; choose another checkpoint")
+
+
+def convert_to_universal(folder: Path) -> None:
+    """Make the state in `folder` loadable by any world size."""
+    from deepspeed.checkpoint import ds_to_universal
+
+    target = folder / "universal"
+    shutil.rmtree(target, ignore_errors=True)
+    ds_to_universal.main(
+        Namespace(
+            input_folder=str(folder / _TAG),
+            output_folder=str(target),
+            num_extract_workers=1,
+            num_merge_workers=1,
+            keep_temp_folder=False,
+            strict=True,
+            inject_missing_state=True,
+        )
+    )
+
+
+def full_state(folder: Path) -> dict[str, Tensor]:
+    """The fp32 weights of a saved state, gathered without running DeepSpeed."""
+    from deepspeed.utils.zero_to_fp32 import get_fp32_state_dict_from_zero_checkpoint
+
+    if not list((folder / _TAG).glob("*zero_pp_rank_*_optim_states.pt")):
+        # Stage 0 keeps the whole module in one file.
+        saved = torch.load(
+            folder / _TAG / "mp_rank_00_model_states.pt", map_location="cpu", weights_only=False
+        )
+        return {name: tensor.float() for name, tensor in saved["module"].items()}
+    state = get_fp32_state_dict_from_zero_checkpoint(str(folder), tag=_TAG)
+    return {name: tensor.float() for name, tensor in state.items()}

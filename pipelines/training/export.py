@@ -1,0 +1,146 @@
+"""From a committed checkpoint to weights, and from weights to a policy bundle."""
+
+import json
+import tempfile
+from pathlib import Path
+from typing import Any, Literal
+
+from gwp import storage
+from gwp.errors import GwpError
+from gwp.model.weights import save_weights
+from gwp.policy.bundle import PolicyConfig, read_bundle, seal
+from pipelines.jobs.train_job import TrainJob
+from pipelines.training.checkpoints import fetch, latest_committed, load_committed
+from pipelines.training.ema import load_ema
+from pipelines.training.prepare import PreparedRun
+
+Weights = Literal["ema", "raw"]
+
+
+def write_final(
+    prepared: PreparedRun, checkpoint: str, run_id: str, weights: Weights = "ema"
+) -> str:
+    """Finished weights of a run with its codec and text encoder under `final/`; the form that
+    `init` takes.
+    """
+    final = storage.join(prepared.uri, "final")
+    with tempfile.TemporaryDirectory(prefix="gwp-final-") as scratch:
+        folder = Path(scratch)
+        state = _state(checkpoint, folder / "checkpoint")
+        out = folder / "final"
+        save_weights(
+            out / "model",
+            prepared.job.model_config_,
+            _weights(state, weights if prepared.job.engine.ema_decay else "raw"),
+        )
+        for part in ("codec", "text"):
+            storage.download(storage.join(prepared.uri, part), out / part)
+        (out / "run.json").write_text(
+            json.dumps({"run_id": run_id, "checkpoint": checkpoint, "weights": weights}, indent=1)
+        )
+        storage.upload(out, final)
+    return final
+
+
+def _state(checkpoint: str, folder: Path) -> Path:
+    """Local copy of a committed checkpoint, verified; GwpError without a complete manifest."""
+    return fetch(checkpoint, load_committed(checkpoint), folder) / "state"
+
+
+def _weights(state: Path, weights: Weights) -> dict[str, Any]:
+    if weights == "ema":
+        averaged = load_ema(state)
+        if not averaged:
+            raise GwpError(
+                f"{state}: the checkpoint holds no average of weights; export with --weights raw"
+            )
+        return averaged
+    from pipelines.training.deepspeed_engine import full_state
+
+    return full_state(state)
+
+
+def export(
+    run: str, out: str, *, weights: Weights = "ema", steps: int = 10, shift: float = 5.0
+) -> str:
+    """Make a policy bundle of a finished run folder and return the policy id. Nothing is left
+    behind when it fails.
+    """
+    if not storage.exists(storage.join(run, "job.json")):
+        raise GwpError(
+            f"{run}: no job.json; give the folder of a training run (its storage and name)"
+        )
+    if storage.exists(storage.join(out, "MANIFEST.json")):
+        raise GwpError(
+            f"{out}: a bundle is there already, and bundles never change; choose another place"
+        )
+    record = json.loads(storage.read_bytes(storage.join(run, "job.json")))
+    job = TrainJob.model_validate(record["job"])
+    found = latest_committed(run)
+    if found is None:
+        raise GwpError(f"{run}: no committed checkpoint yet; train first")
+    stats = json.loads(storage.read_bytes(storage.join(run, "stats.json")))
+    embodiments = json.loads(storage.read_bytes(storage.join(run, "embodiments.json")))
+    labelled = {n: e for n, e in embodiments.items() if n in stats}
+    if not labelled:
+        raise GwpError(
+            f"{run}: the run saw no actions, so there is no policy to export; run the policy stage"
+        )
+    with tempfile.TemporaryDirectory(prefix="gwp-export-") as scratch:
+        folder = Path(scratch)
+        state = _state(found[0], folder / "checkpoint")
+        bundle = folder / "bundle"
+        save_weights(bundle / "model", job.model_config_, _weights(state, weights))
+        for part in ("codec", "text"):
+            storage.download(storage.join(run, part), bundle / part)
+        settings = PolicyConfig(
+            family=job.model_config_.family,
+            model_dim=job.model_config_.action_channels,
+            canvas=job.data.canvas,
+            window=job.data.window,
+            steps=steps,
+            shift=shift,
+        )
+        (bundle / "policy.json").write_text(settings.model_dump_json(indent=1))
+        (bundle / "embodiments.json").write_text(json.dumps(labelled, indent=1))
+        (bundle / "stats.json").write_text(json.dumps(stats, indent=1))
+        (bundle / "lineage.json").write_text(
+            json.dumps(_lineage(run, found[0], found[1].samples_seen, record), indent=1)
+        )
+        policy_id = seal(bundle)
+        read_bundle(bundle)
+        # The manifest goes last: a bundle without it does not exist.
+        manifest = (bundle / "MANIFEST.json").read_bytes()
+        (bundle / "MANIFEST.json").unlink()
+        storage.upload(bundle, out)
+        storage.write_bytes(storage.join(out, "MANIFEST.json"), manifest, create_only=True)
+    return policy_id
+
+
+def _lineage(run: str, checkpoint: str, samples: int, record: dict[str, Any]) -> dict[str, Any]:
+    """The run, its checkpoint, and the runs before it, oldest last."""
+    chain = []
+    place: str | None = run
+    while place:
+        job = json.loads(storage.read_bytes(storage.join(place, "job.json")))
+        run_id = storage.join(place, "run_id")
+        chain.append(
+            {
+                "run": place,
+                "stage": job["job"]["stage"],
+                "config_hash": job["config_hash"],
+                "mlflow_run_id": storage.read_bytes(run_id).decode()
+                if storage.exists(run_id)
+                else None,
+                "sources": [s["uri"] for s in job["job"]["data"]["sources"]],
+            }
+        )
+        init = job["init"]
+        parent = init.removesuffix("/final") if init and init.endswith("/final") else None
+        place = parent if parent and storage.exists(storage.join(parent, "job.json")) else None
+    return {
+        "checkpoint": checkpoint,
+        "samples_seen": samples,
+        "config_hash": record["config_hash"],
+        "stages": chain,
+    }

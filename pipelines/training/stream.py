@@ -1,0 +1,342 @@
+"""Plan slice to batches: Ray Data decodes in actors on the data pool and streams to the
+training workers in plan order.
+
+What is planned is a row per micro-batch of one rank, with the positions of its samples; the
+whole rows of the manifest are taken where they are decoded. So a run of millions of steps costs
+the driver little more than its order. A block is one micro-batch, or a few of consecutive steps
+where they are small, so the k-th blocks of all ranks are exactly the next global batches of the
+plan. A sample that cannot be decoded keeps its place as an empty row (`ok` False) that never
+reaches the model.
+"""
+
+import gc
+from collections.abc import Callable, Iterator
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import ray.data
+from ray.data import ActorPoolStrategy, ExecutionOptions, ExecutionResources, TaskPoolStrategy
+
+from gwp.data.canvas import SLOTS
+from gwp.data.decode import Room, SampleSpec, decode_samples
+from gwp.data.latent_cache import LatentCache
+from gwp.data.plan.manifest import Manifest
+from gwp.data.plan.plan import plan_slice
+from pipelines.jobs.train_job import ClusterConfig
+from pipelines.training.checkpoints import latest_committed
+from pipelines.training.prepare import PreparedRun
+
+POOL = "gwp/pool"
+_TOGETHER = 256
+"""Blocks whose positions lie in one object: handing out objects costs the driver milliseconds
+each.
+"""
+_CARRIED = 128 << 20
+"""Bytes of pictures that a block may have before another micro-batch gets one of its own. A
+block costs Ray about 25 ms of a core.
+"""
+_MOST = 8
+"""Micro-batches of a block of pictures: the first batch waits until all of the first block is
+decoded.
+"""
+_READ = 32 << 20
+"""Bytes of cached latents that a block may have, likewise; however many micro-batches, they are
+read in no time.
+"""
+_AT_HAND = 3
+"""Blocks that a decoding process has been given, the one in work included."""
+
+
+def execution_options(cluster: ClusterConfig) -> ExecutionOptions:
+    """Order kept, decoding on the data pool, bounded."""
+    options = ExecutionOptions(preserve_order=True)
+    if cluster.data_pool is not None:
+        options.label_selector = {POOL: cluster.data_pool}
+    options.resource_limits = ExecutionResources.for_limits(cpu=float(cluster.decode_tasks))
+    return options
+
+
+def remaining_dataset(prepared: PreparedRun) -> Callable[[], Any]:
+    """What Ray Train asks for at every start of the workers: the plan after the last committed
+    checkpoint.
+    """
+    slim = prepared.slim()
+
+    def build() -> Any:
+        whole, found = slim.whole(), latest_committed(slim.uri)
+        return (
+            dataset(whole, found[1].step, found[1].samples_seen) if found else dataset(whole, 0, 0)
+        )
+
+    return build
+
+
+def planned(prepared: PreparedRun, step: int, samples_seen: int) -> pa.Table:
+    """The rest of a run from optimiser step `step`, at plan position `samples_seen`: a row per
+    micro-batch, those of one step in a row.
+
+    Columns: first (plan position int64), batch (samples of the global batch, int64), ids
+    (manifest positions, list of int64).
+    """
+    job = prepared.job
+    steps = plan_slice(
+        prepared.manifest, job.run.seed, samples_seen, job.run.steps - step, job.plan_rules
+    )
+    ids = np.concatenate([np.empty(0, np.int64), *steps])
+    sizes = np.array([len(batch) for batch in steps], np.int64)
+    micro = np.repeat(sizes // job.cluster.workers, job.cluster.workers)
+    edges = np.concatenate([[0], np.cumsum(micro)])
+    return pa.table(
+        {
+            "first": samples_seen + edges[:-1],
+            "batch": np.repeat(sizes, job.cluster.workers),
+            "ids": pa.LargeListArray.from_arrays(pa.array(edges), pa.array(ids)),
+        }
+    )
+
+
+def dataset(prepared: PreparedRun, step: int, samples_seen: int) -> Any:
+    """Ray dataset of decoded micro-batches from optimiser step `step`, at plan position
+    `samples_seen`, to the end of the run.
+    """
+    rows = packed_blocks(prepared, planned(prepared, step, samples_seen))
+    context = ray.data.DataContext.get_current()
+    # A block is a micro-batch, however large.
+    context.target_max_block_size = None
+    # A long evaluation or a slow checkpoint is no reason to end the stream.
+    context.execution_no_progress_timeout_s = -1
+    # Once in the object store of a node, and read there by all that decode without a copy.
+    samples = ray.put((prepared.manifest, prepared.cached))
+    some = ray.data.from_arrow(
+        [rows.slice(start, _TOGETHER) for start in range(0, max(1, rows.num_rows), _TOGETHER)]
+    )
+    single = some.repartition(target_num_rows_per_block=1)
+    # Ray Data has no public way to say that splitting costs no CPU. With one, a small pool
+    # splits all of a long plan before it decodes anything; and one such task keeps ahead of any
+    # number that decode. tests/cluster/test_stream.py notices when this changes.
+    splitting = single._logical_plan.dag
+    splitting.ray_remote_args["num_cpus"] = 0
+    object.__setattr__(splitting, "compute", TaskPoolStrategy(size=1))
+    return single.map_batches(
+        Decoder,
+        fn_constructor_args=(samples, prepared.spec, prepared.cache),
+        batch_size=None,
+        batch_format="pyarrow",
+        zero_copy_batch=True,
+        # Actors have their next blocks at hand; between two tasks a core would be idle for a
+        # good part of the time of one.
+        compute=ActorPoolStrategy(
+            size=prepared.job.cluster.decode_tasks, max_tasks_in_flight_per_actor=_AT_HAND
+        ),
+    )
+
+
+class Decoder:
+    """A decoding process. What it has read of data files and its memory for pictures stay from
+    block to block.
+    """
+
+    def __init__(self, samples: ray.ObjectRef, spec: SampleSpec, cache: LatentCache | None) -> None:
+        self.manifest, self.cached = ray.get(samples)
+        self.spec, self.cache, self.room = spec, cache, Room()
+        # Ray collects garbage often, and what was imported is none.
+        gc.freeze()
+
+    def __call__(self, table: pa.Table) -> dict[str, np.ndarray]:
+        """The micro-batches that the only row of a block names."""
+        (row,) = table.to_pylist()
+        # Ray has copied the block before to its store when it asks for this one.
+        return decode_block(
+            unpacked(self.manifest, self.cached, row), self.spec, self.cache, self.room
+        )
+
+
+def packed_blocks(prepared: PreparedRun, rows: pa.Table) -> pa.Table:
+    """A row per block, whose `micro` are rows of `planned`: as many of one rank, of consecutive
+    steps and of one shape, as Ray's work for a block is worth.
+    """
+    ranks, ids = prepared.job.cluster.workers, rows["ids"].combine_chunks()
+    first = ids.values.to_numpy()[ids.offsets.to_numpy()[:-1:ranks]]
+    buckets, places = (
+        prepared.manifest.samples["bucket"].to_numpy()[first],
+        prepared.manifest.place[first],
+    )
+    clips = (prepared.manifest.places["kind"].to_numpy(zero_copy_only=False) == "clip")[places]
+    sizes = rows["batch"].to_numpy()[::ranks] // ranks
+    most: dict[tuple[bool, int, int], int] = {}
+    edges, run, before = [0], 0, (False, 0, 0)
+    for step, shape in enumerate(
+        zip(clips.tolist(), buckets.tolist(), sizes.tolist(), strict=True)
+    ):
+        if shape not in most:
+            size = shape[2] * _bytes_of(prepared, int(first[step]))
+            most[shape] = max(
+                1, min(_MOST, _CARRIED // size) if prepared.cache is None else _READ // size
+            )
+        if step and (shape != before or run == most[shape]):
+            edges.append(step)
+            run = 0
+        run, before = run + 1, shape
+    edges.append(len(first))
+    groups = [
+        np.arange(a * ranks + rank, b * ranks, ranks)
+        for a, b in pairwise(edges)
+        for rank in range(ranks)
+        if b > a
+    ]
+    order = np.concatenate([np.empty(0, np.int64), *groups])
+    offsets = np.concatenate([[0], np.cumsum([len(g) for g in groups], dtype=np.int64)])
+    micro = rows.take(pa.array(order)).to_struct_array()
+    return pa.table(
+        {"micro": pa.LargeListArray.from_arrays(pa.array(offsets), pa.concat_arrays(micro.chunks))}
+    )
+
+
+def unpacked(manifest: Manifest, cached: pa.Array | None, row: dict[str, Any]) -> pa.Table:
+    """Manifest rows of a row of `packed_blocks`."""
+    return pa.concat_tables([block(manifest, cached, micro) for micro in row["micro"]])
+
+
+def _bytes_of(prepared: PreparedRun, sample: int) -> int:
+    """What the pictures of a sample take."""
+    if prepared.cache is not None and prepared.cached is not None:
+        return int(np.prod(prepared.cached[sample].as_py()["shape"])) * int(
+            prepared.cache.dtype.itemsize
+        )
+    (row,) = prepared.manifest.rows([sample])
+    canvas = prepared.spec.canvas_of(row)
+    return prepared.spec.frames_of(row) * canvas.height * canvas.width * 3
+
+
+def block(manifest: Manifest, cached: pa.Array | None, row: dict[str, Any]) -> pa.Table:
+    """Manifest rows of a row of `planned`, each with its `position` in the plan, the size of
+    its `batch` and where it is `cached`.
+    """
+    ids = np.array(row["ids"], np.int64)
+    table = manifest.take(ids)
+    if cached is not None:
+        table = table.append_column("cached", cached.take(pa.array(ids)))
+    table = table.append_column("position", pa.array(row["first"] + np.arange(len(ids))))
+    return table.append_column("batch", pa.array(np.full(len(ids), row["batch"])))
+
+
+def blocks(prepared: PreparedRun, step: int, samples_seen: int) -> list[pa.Table]:
+    """All of `planned` as `decode_block` takes it: for short runs, and for looking at."""
+    rows = planned(prepared, step, samples_seen).to_pylist()
+    return [block(prepared.manifest, prepared.cached, row) for row in rows]
+
+
+def decode_block(
+    table: pa.Table, spec: SampleSpec, cache: LatentCache | None, room: Room | None = None
+) -> dict[str, np.ndarray]:
+    """Columns of micro-batches, as `batch_columns` names them; pictures in `room` where there
+    is one.
+    """
+    rows = table.to_pylist()
+    samples, failures = decode_samples(rows, spec, cache, room)
+    return batch_columns(rows, samples, dict(failures), spec, cache)
+
+
+def batch_columns(
+    rows: list[dict[str, Any]],
+    samples: list[dict[str, Any]],
+    failures: dict[str, str],
+    spec: SampleSpec,
+    cache: LatentCache | None = None,
+) -> dict[str, np.ndarray]:
+    """Columns of one block in row order; failed samples hold their place with `ok` False and
+    the reason.
+    """
+    # In order and not by id: a source of weight 2 may show a sample twice in one batch, under
+    # another crop.
+    left = iter(samples)
+    template = samples[0] if samples else None
+    columns: dict[str, list[Any]] = {}
+    for row in rows:
+        sample = None if row["sample_id"] in failures else next(left)
+        values = sample or (_empty_like(template) if template else _empty(row, spec, cache))
+        values = {
+            **values,
+            "sample_id": row["sample_id"],
+            "position": row["position"],
+            "batch": row["batch"],
+        }
+        values |= {"ok": sample is not None, "reason": failures.get(row["sample_id"], "")}
+        for key, value in values.items():
+            columns.setdefault(key, []).append(value)
+    return {
+        key: _stacked(v) if isinstance(v[0], np.ndarray) else np.array(v)
+        for key, v in columns.items()
+    }
+
+
+def _stacked(arrays: list[np.ndarray]) -> np.ndarray:
+    """`np.stack`, without a copy where they lie behind each other in one array already."""
+    first, size = arrays[0], arrays[0].nbytes
+    begin = first.__array_interface__["data"][0]
+    for i, a in enumerate(arrays):
+        if (
+            a.base is None
+            or a.base is not first.base
+            or not a.flags.c_contiguous
+            or a.shape != first.shape
+            or (a.__array_interface__["data"][0] != begin + i * size)
+        ):
+            return np.stack(arrays)
+    return np.lib.stride_tricks.as_strided(
+        first, (len(arrays), *first.shape), (size, *first.strides)
+    )
+
+
+def _empty_like(sample: dict[str, Any]) -> dict[str, Any]:
+    return {
+        k: np.zeros_like(v) if isinstance(v, np.ndarray) else type(v)() for k, v in sample.items()
+    }
+
+
+def _empty(row: dict[str, Any], spec: SampleSpec, cache: LatentCache | None) -> dict[str, Any]:
+    p, d = spec.window.chunk, spec.model_dim
+    pictures = (
+        {"latents": np.zeros(row["cached"]["shape"], cache.dtype)}
+        if cache
+        else {"frames": spec.canvas_of(row).empty(spec.frames_of(row))}
+    )
+    return {
+        **pictures,
+        "view_valid": np.zeros(len(SLOTS), bool),
+        "state": np.zeros(d, np.float32),
+        "actions": np.zeros((p, d), np.float32),
+        "step_valid": np.zeros(p, bool),
+        "dim_valid": np.zeros(d, bool),
+        "has_action": False,
+        "text_key": "",
+        "embodiment_id": 0,
+    }
+
+
+def batches(
+    shard: Any, samples_seen: int, rank: int, world: int
+) -> Iterator[dict[str, np.ndarray]]:
+    """This rank's micro-batches, checked against the plan: each must be its share of the global
+    batch that begins at `samples_seen`.
+
+    A stream out of step with the checkpoint would repeat or lose samples silently, so it stops
+    the attempt instead.
+    """
+    for some in shard.iter_batches(batch_size=None, batch_format="numpy", prefetch_batches=2):
+        start = 0
+        while start < len(some["position"]):
+            size = int(some["batch"][start])
+            share = size // world
+            batch = {name: column[start : start + share] for name, column in some.items()}
+            got, first = batch["position"].tolist(), samples_seen + rank * share
+            if got != list(range(first, first + share)):
+                raise RuntimeError(
+                    f"data stream at plan positions {got[0]}..{got[-1]}, expected "
+                    f"{first}..{first + share - 1}"
+                )
+            yield batch
+            samples_seen += size
+            start += share

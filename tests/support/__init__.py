@@ -1,0 +1,1 @@
+"""What tests share: small models, data sets, faults of storage, paths."""

@@ -1,0 +1,82 @@
+"""TFRecord files and the messages in them, against other writers of the format."""
+
+import io
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from gwp.data.formats.tfrecord import count, features, masked_crc, numbers, records, values
+
+
+def test_checksums_are_those_of_the_format() -> None:
+    # The standard's check value of CRC-32C, masked as TensorFlow does.
+    crc = 0xE3069283
+    assert masked_crc(b"123456789") == ((crc >> 15 | crc << 17) + 0xA282EAD8) & 0xFFFFFFFF
+
+
+def test_messages_of_another_writer_are_read() -> None:
+    """Against the protobuf library, whose maps come in any order and whose lists are packed."""
+    pool = pytest.importorskip("google.protobuf.descriptor_pool").DescriptorPool()
+    from google.protobuf import descriptor_pb2, message_factory
+
+    file = descriptor_pb2.FileDescriptorProto(name="example.proto", package="t", syntax="proto3")
+
+    def message(name: str, *fields: tuple[str, int, int, bool, str]) -> Any:
+        made = file.message_type.add(name=name)
+        for field, at, kind, repeated, of in fields:
+            made.field.add(
+                name=field, number=at, type=kind, label=3 if repeated else 1, type_name=of or None
+            )
+        return made
+
+    message("BytesList", ("value", 1, 12, True, ""))
+    message("FloatList", ("value", 1, 2, True, ""))
+    message("Int64List", ("value", 1, 3, True, ""))
+    message(
+        "Feature",
+        *(
+            (f"{k.lower()}_list", i, 11, False, f".t.{k}List")
+            for i, k in ((1, "Bytes"), (2, "Float"), (3, "Int64"))
+        ),
+    )
+    entry = message(
+        "Features", ("feature", 1, 11, True, ".t.Features.FeatureEntry")
+    ).nested_type.add(name="FeatureEntry")
+    entry.options.map_entry = True
+    entry.field.add(name="key", number=1, type=9, label=1)
+    entry.field.add(name="value", number=2, type=11, label=1, type_name=".t.Feature")
+    message("Example", ("features", 1, 11, False, ".t.Features"))
+    pool.Add(file)
+    made = message_factory.GetMessageClass(pool.FindMessageTypeByName("t.Example"))()
+    floats, ints, texts = [0.5, -2.25, 1e30], [0, -1, 300, 2**40], [b"", b"x" * 300]
+    made.features.feature["a/floats"].float_list.value.extend(floats)
+    made.features.feature["b/ints"].int64_list.value.extend(ints)
+    made.features.feature["c/bytes"].bytes_list.value.extend(texts)
+    made.features.feature["d/none"].float_list.value.extend([])
+    raw = made.SerializeToString()
+    handle = io.BytesIO(b"before" + raw)
+    there = features(handle, 6, len(raw))
+    assert {n: count(handle, f) for n, f in there.items() if n != "d/none"} == {
+        "a/floats": 3,
+        "b/ints": 4,
+        "c/bytes": 2,
+    }
+    np.testing.assert_array_equal(numbers(handle, there["a/floats"]), np.float32(floats))
+    assert numbers(handle, there["b/ints"]).tolist() == ints
+    assert [handle.getvalue()[a:b] for a, b in values(handle, there["c/bytes"])] == texts
+
+
+def test_records_of_another_writer_are_read(tmp_path: Path) -> None:
+    writer = pytest.importorskip("tensorboardX.record_writer").RecordWriter(str(tmp_path / "a"))
+    for payload in (b"first", b"", b"third" * 100):
+        writer.write(payload)
+    writer.close()
+    with (tmp_path / "a").open("rb") as handle:
+        raw = handle.read()
+        assert [raw[at : at + n] for at, n, _ in records(handle, len(raw))] == [
+            b"first",
+            b"",
+            b"third" * 100,
+        ]

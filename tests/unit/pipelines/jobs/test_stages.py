@@ -1,0 +1,137 @@
+"""The stage files of the repository, and what is rendered from them."""
+
+import itertools
+import json
+
+import pytest
+import torch
+
+from gwp.data.stats.normalise import compute_stats
+from gwp.errors import DataError, GwpError
+from gwp.model.transformer import WorldActionTransformer
+from pipelines.config.load import load_config
+from pipelines.jobs.train_job import OptimizerConfig, TrainJob
+from pipelines.training.deepspeed_engine import deepspeed_config
+from pipelines.training.prepare import compute_all_stats, init_uri, resolve_embodiments
+from tests.support.paths import ROOT
+from tests.support.sets import write_v21
+
+STAGES = ROOT / "pipelines" / "stages"
+TINY = ["world", "embodied", "policy"]
+FULL = {
+    "world": 6_021_560_928,
+    "embodied": 6_021_560_928,
+    "policy": 6_021_560_928,
+    "policy-gwp0": 5_001_438_304,
+}
+
+
+def parameters(job: TrainJob) -> int:
+    with torch.device("meta"):
+        return sum(p.numel() for p in WorldActionTransformer(job.model_config_).parameters())
+
+
+@pytest.mark.parametrize("name", TINY)
+def test_tiny_stages_are_tiny_and_share_one_model(name):
+    job = load_config(STAGES / f"{name}.yaml", TrainJob)
+    assert parameters(job) < 5_000_000
+    assert job.model == load_config(STAGES / "policy.yaml", TrainJob).model
+    assert deepspeed_config(job)["zero_optimization"] == {"stage": 2}
+    assert job.cluster.workers == 2
+
+
+@pytest.mark.parametrize("name", list(FULL))
+def test_full_stages_have_the_released_shapes(name):
+    job = load_config(STAGES / "full" / f"{name}.yaml", TrainJob)
+    assert parameters(job) == FULL[name]
+    assert deepspeed_config(job) == {
+        "train_micro_batch_size_per_gpu": 16,
+        "train_batch_size": 128,
+        "gradient_accumulation_steps": 1,
+        "gradient_clipping": 1.0,
+        "zero_allow_untested_optimizer": True,
+        "zero_optimization": {"stage": 2},
+        "steps_per_print": 1_000_000_000,
+        "bf16": {"enabled": True},
+    }
+
+
+def test_each_stage_starts_from_the_one_before():
+    jobs = [load_config(STAGES / f"{name}.yaml", TrainJob) for name in TINY]
+    assert [job.init for job in jobs] == [None, jobs[0].run.name, jobs[1].run.name]
+
+
+def test_overrides_reach_deepspeed_and_keep_the_rest():
+    job = load_config(
+        STAGES / "world.yaml",
+        TrainJob,
+        ["engine.overrides={zero_optimization: {overlap_comm: true}}"],
+    )
+    assert deepspeed_config(job)["zero_optimization"] == {"stage": 2, "overlap_comm": True}
+
+
+def test_learning_rate_warms_up_and_decays():
+    optimizer = OptimizerConfig(lr=1.0, warmup_steps=10, schedule="cosine", final_lr=0.1)
+    rates = [optimizer.lr_at(step, 100) for step in range(101)]
+    assert rates[0] == pytest.approx(0.1)
+    assert max(rates) == pytest.approx(1.0)
+    assert rates[100] == pytest.approx(0.1)
+    assert all(a >= b for a, b in itertools.pairwise(rates[10:]))
+
+
+@pytest.mark.parametrize(
+    ("sets", "words"),
+    [
+        (["model.in_channels=64"], "256 numbers but the model is 128 wide"),
+        (["init=null"], "must name its codec and text encoder"),
+        (["data.sources=[{uri: x, embodiment: nobody}]"], "nobody"),
+        (["data.embodiments={metaworld-sawyer: {id: 7}}"], r"model\.num_embodiments above 7"),
+        (["objective.chunk_prefix=0.5", "objective.max_prefix=0"], "max_prefix"),
+        (["data.window={chunk: 12, stride: 5}"], r"4n \+ 1|chunk"),
+        (["optimizer.learning_rate=1"], "learning_rate"),
+        (
+            ["data.embodiments={metaworld-sawyer: {stats_of_other_data: true}}"],
+            "stats_of_other_data speaks of a file; give `stats`",
+        ),
+    ],
+)
+def test_jobs_that_cannot_train_are_refused_with_the_reason(sets, words):
+    with pytest.raises(GwpError, match=words):
+        load_config(STAGES / "policy.yaml", TrainJob, sets)
+
+
+def test_a_stage_whose_parent_has_not_finished_says_so(tmp_path):
+    job = load_config(STAGES / "embodied.yaml", TrainJob, [f"run.storage={tmp_path}"])
+    with pytest.raises(GwpError, match="run 'world' has no finished weights"):
+        init_uri(job)
+
+
+def test_a_stage_takes_statistics_of_a_file_or_says_why_not(tmp_path):
+    root, file = write_v21(tmp_path / "set"), tmp_path / "stats.json"
+
+    def stats(more: str = "", episodes: str = "'0:2'"):
+        source = f"{{uri: {root}, embodiment: arm, episodes: {episodes}}}"
+        robots = f"data.embodiments={{arm: {{delta_mask: [true, false]{more}}}}}"
+        sets = [f"data.sources=[{source}]", robots, "data.window={chunk: 4, stride: 1}"]
+        job = load_config(STAGES / "policy.yaml", TrainJob, sets)
+        robots = resolve_embodiments(job)
+        return compute_all_stats(job, robots)["arm"], compute_stats(
+            job.data.sources[:1], robots["arm"], job.data.window
+        )
+
+    computed, wanted = stats()
+    assert computed.to_json() == wanted.to_json()
+    # Told from those that the stage would compute by one number.
+    raw = json.loads(json.dumps(wanted.to_json(width=32)))
+    raw["norm_stats"]["action"]["q99"][0] += 1
+    file.write_text(json.dumps(raw))
+    given, _ = stats(f", stats: {file}")
+    assert given.action.q99[0] == wanted.action.q99[0] + 1
+    assert len(given.action.q99) == 2
+    part = json.loads(json.dumps(stats(episodes="'0'")[0].to_json()))
+    file.write_text(json.dumps(part))
+    with pytest.raises(
+        DataError, match=r"computed without 1 episodes of .*set that are trained on, from 1"
+    ):
+        stats(f", stats: {file}")
+    assert stats(f", stats: {file}, stats_of_other_data: true")[0].metadata["of_other_data"] is True

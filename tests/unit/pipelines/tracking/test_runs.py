@@ -1,0 +1,199 @@
+"""A run is written once and whole; an MLflow that is down or hangs costs training nothing and
+loses no metric.
+"""
+
+import base64
+import json
+import socket
+import threading
+import time
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import pytest
+
+from gwp.errors import GwpError
+from gwp.policy.locate import locate
+from pipelines.tracking import registry as promote
+from pipelines.tracking import runs as tracking
+from pipelines.tracking.runs import RunLog
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """One sqlite store for all tests: creating its schema takes seconds."""
+    uri = f"sqlite:///{tmp_path_factory.mktemp('mlflow')}/mlflow.db"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("MLFLOW_TRACKING_URI", uri)
+        yield uri
+
+
+@pytest.fixture
+def silent() -> Iterator[str]:
+    """A server that takes connections and never answers."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        yield f"http://127.0.0.1:{server.getsockname()[1]}"
+
+
+def _run(
+    place: Path, name: str = "a", parents: tuple[str, ...] = (), params: dict | None = None
+) -> str:
+    return tracking.create_run("gwp", name, params or {}, str(place), parents)
+
+
+def _history(run_id: str, key: str) -> list[tuple[int, float]]:
+    return [(m.step, m.value) for m in tracking.client().get_metric_history(run_id, key)]
+
+
+def test_nested_settings_become_short_dotted_params(store: str, tmp_path: Path) -> None:
+    settings = {
+        "engine": {"zero_stage": 2},
+        "sources": ["a", "b"],
+        "init": None,
+        "long": "x" * 900,
+        "none": {},
+    }
+    run_id = _run(tmp_path, params=settings)
+    params = tracking.client().get_run(run_id).data.params
+    assert params["engine.zero_stage"] == "2"
+    assert params["sources"] == '["a", "b"]'
+    assert params["init"] == "null"
+    assert params["none"] == "{}"
+    assert len(params["long"]) == 500
+
+
+def test_a_run_says_where_it_comes_from_and_what_it_reads(store: str, tmp_path: Path) -> None:
+    parent = _run(tmp_path, "world")
+    child = _run(tmp_path, "policy", (parent,))
+    tracking.log_inputs(child, "f" * 64, samples=10, skipped=1, sources=["s3://b/set"])
+    tracking.finish_run(child, {"checkpoint_uri": "s3://b/c"})
+    run = tracking.client().get_run(child)
+    assert run.data.tags["gwp.parent_run"] == run.data.tags["mlflow.parentRunId"] == parent
+    assert run.data.tags["gwp.data_fingerprint"] == "f" * 64
+    assert run.inputs.dataset_inputs[0].dataset.source == '["s3://b/set"]'
+    assert (run.info.status, run.data.tags["checkpoint_uri"]) == ("FINISHED", "s3://b/c")
+
+
+def test_metrics_of_two_attempts_make_one_run(store: str, tmp_path: Path) -> None:
+    run_id = _run(tmp_path)
+    for attempt in range(2):
+        log = RunLog(run_id, store, tmp_path / "spill")
+        for step in range(3):
+            log.log_metrics(attempt * 3 + step, {"loss": float(step)})
+        log.set_tags({"attempt": str(attempt)})
+        log.finish("FAILED" if attempt == 0 else "FINISHED")
+        assert log.unsent == []
+    assert _history(run_id, "loss") == [(s, float(s % 3)) for s in range(6)]
+    run = tracking.client().get_run(run_id)
+    assert (run.info.status, run.data.tags["attempt"]) == ("FINISHED", "1")
+
+
+def test_a_dead_server_loses_nothing(store: str, tmp_path: Path) -> None:
+    run_id = _run(tmp_path)
+    log = RunLog(run_id, "http://127.0.0.1:9", tmp_path / "spill", batch=2)
+    for step in range(5):
+        log.log_metrics(step, {"loss": float(step)})
+    log.finish()
+    assert log.spilled == 7
+    assert tracking.client().get_run(run_id).info.status == "RUNNING"
+    assert tracking.replay(tmp_path / "spill") == 7
+    assert _history(run_id, "loss") == [(s, float(s)) for s in range(5)]
+    assert tracking.client().get_run(run_id).info.status == "FINISHED"
+    assert not list((tmp_path / "spill").iterdir())
+
+
+def test_the_next_attempt_sends_what_the_last_could_not(store: str, tmp_path: Path) -> None:
+    run_id = _run(tmp_path)
+    before = RunLog(run_id, "http://127.0.0.1:9", tmp_path / "spill")
+    before.log_metrics(1, {"loss": 1.0})
+    before.finish("FAILED")
+    after = RunLog(run_id, store, tmp_path / "spill")
+    after.log_metrics(2, {"loss": 2.0})
+    after.finish()
+    assert after.unsent == []
+    assert _history(run_id, "loss") == [(1, 1.0), (2, 2.0)]
+    assert tracking.client().get_run(run_id).info.status == "FINISHED"
+
+
+def test_a_hanging_server_holds_nobody_up(silent: str, store: str, tmp_path: Path) -> None:
+    log = RunLog("0" * 32, silent, tmp_path / "spill", batch=1, limit=50)
+    start = time.monotonic()
+    for step in range(200):
+        log.log_metrics(step, {"loss": 0.0})
+    log.finish(timeout_s=0.5)
+    assert time.monotonic() - start < 5.0
+    kept = [json.loads(line) for file in log.unsent for line in file.read_text().splitlines()]
+    assert {point[3] for record in kept for point in record.get("metrics", ())} == set(range(200))
+
+
+def test_a_training_does_not_start_unseen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
+    with pytest.raises(GwpError, match="does not answer; start it"):
+        _run(tmp_path)
+
+
+def test_versions_are_per_bundle_and_aliases_move(store: str, tmp_path: Path) -> None:
+    first = promote.register(str(tmp_path / "one"), "id1", "arm", tags={"family": "gwp0"})
+    second = promote.register("s3://b/two", "id2", "arm")
+    assert promote.register("s3://b/two/", "id2", "arm") == second != first
+    for version, policy_id in ((first, "id1"), (second, "id2")):
+        promote.promote("arm", version)
+        found = promote.resolve_model_uri("models:/arm@champion")
+        assert (found.version, found.tags["policy_id"]) == (version, policy_id)
+    assert promote.resolve_model_uri(f"models:/arm/{first}").uri == str(tmp_path / "one")
+    with pytest.raises(GwpError, match="check the name"):
+        promote.resolve_model_uri("models:/nobody/1")
+
+
+def test_a_local_bundle_is_no_use_to_a_server(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
+    with pytest.raises(GwpError, match="export the policy to s3://"):
+        promote.register(str(tmp_path), "id", "arm")
+
+
+def test_finding_a_policy_needs_a_server_and_shows_credentials(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    assert locate("s3://b/bundle") == ("s3://b/bundle", {})
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "sqlite:///x.db")
+    with pytest.raises(GwpError, match="needs an MLflow server"):
+        locate("models:/gwp@champion")
+
+    class Registry(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            known = self.headers["Authorization"] in (
+                "Bearer secret",
+                "Basic " + base64.b64encode(b"me:secret").decode(),
+            )
+            self.send_response(
+                200 if known and self.path.endswith("alias?name=my+arm&alias=champion") else 401
+            )
+            self.end_headers()
+            self.wfile.write(
+                json.dumps(
+                    {"model_version": {"version": "7", "source": "s3://b/seven", "tags": []}}
+                ).encode()
+            )
+
+        def log_message(self, *args: object) -> None:
+            """Quiet."""
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Registry) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://127.0.0.1:{server.server_port}/")
+        with pytest.raises(GwpError, match="set MLFLOW_TRACKING_USERNAME"):
+            locate("models:/my arm@champion")
+        for credentials in (
+            {"MLFLOW_TRACKING_TOKEN": "secret"},
+            {"MLFLOW_TRACKING_USERNAME": "me", "MLFLOW_TRACKING_PASSWORD": "secret"},
+        ):
+            for name, value in credentials.items():
+                monkeypatch.setenv(name, value)
+            found, known = locate("models:/my arm@champion")
+            assert (found, known["version"]) == ("s3://b/seven", "7")
+        server.shutdown()
+    with pytest.raises(GwpError, match="does not answer"):
+        locate("models:/my arm@champion")

@@ -1,0 +1,140 @@
+"""A checkpoint exists when its manifest does, and only whole ones are ever handed out."""
+
+from pathlib import Path
+
+import pytest
+
+from gwp import storage
+from gwp.errors import GwpError
+from pipelines.training import checkpoints
+from pipelines.training.checkpoints import CheckpointManifest
+
+
+def _ranks(tmp_path: Path, step: int, world: int = 2) -> list[Path]:
+    folders = []
+    for rank in range(world):
+        folder = tmp_path / f"local-{step}-{rank}"
+        (folder / "ds").mkdir(parents=True)
+        (folder / "ds" / f"rank_{rank}.pt").write_bytes(bytes([rank, step % 256]) * 500)
+        folders.append(folder)
+    return folders
+
+
+def _write(run: str, tmp_path: Path, step: int, attempt: int = 1, committed: bool = True) -> str:
+    uri = checkpoints.checkpoint_uri(run, step, attempt)
+    files = {}
+    for folder in _ranks(tmp_path / f"a{attempt}", step):
+        files |= checkpoints.upload_files(folder, uri)
+    if committed:
+        checkpoints.commit(uri, _manifest(step, attempt, files))
+    return uri
+
+
+def _manifest(step: int, attempt: int, files: dict) -> CheckpointManifest:
+    return CheckpointManifest(
+        files=files,
+        step=step,
+        samples_seen=step * 16,
+        world_size=2,
+        zero_stage=2,
+        attempt=attempt,
+        plan_hash="p",
+        config_hash="c",
+    )
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> str:
+    return str(tmp_path / "run")
+
+
+def test_a_new_run_has_no_checkpoint(run: str) -> None:
+    assert checkpoints.latest_committed(run) is None
+    assert checkpoints.next_attempt(run) == 1
+
+
+def test_newest_committed_wins_and_round_trips(run: str, tmp_path: Path) -> None:
+    _write(run, tmp_path, 40)
+    uri = _write(run, tmp_path, 80)
+    found = checkpoints.latest_committed(run, deep=True)
+    assert found is not None
+    assert found[0] == uri
+    assert (found[1].step, found[1].samples_seen, set(found[1].files)) == (
+        80,
+        1280,
+        {"ds/rank_0.pt", "ds/rank_1.pt"},
+    )
+    folder = checkpoints.fetch(uri, found[1], tmp_path / "back")
+    assert (folder / "ds" / "rank_1.pt").read_bytes() == bytes([1, 80]) * 500
+
+
+def test_without_manifest_a_folder_does_not_exist(run: str, tmp_path: Path) -> None:
+    first = _write(run, tmp_path, 40)
+    orphan = _write(run, tmp_path, 80, committed=False)
+    assert [uri for uri, _ in checkpoints.find_committed(run)] == [first]
+    with pytest.raises(GwpError, match="was not committed"):
+        checkpoints.load_committed(orphan)
+    with pytest.raises(GwpError, match="does not exist"):
+        checkpoints.load_committed(checkpoints.checkpoint_uri(run, 120, 1))
+    assert checkpoints.load_committed(first).step == 40
+
+
+def test_orphans_of_a_dead_attempt_are_never_adopted(run: str, tmp_path: Path) -> None:
+    _write(run, tmp_path, 80, attempt=1, committed=False)
+    assert checkpoints.next_attempt(run) == 2
+    uri = _write(run, tmp_path, 80, attempt=2)
+    found = checkpoints.latest_committed(run)
+    assert found is not None
+    assert found[0] == uri
+    assert checkpoints.next_attempt(run) == 3
+
+
+@pytest.mark.parametrize("damage", ["missing", "short", "unreadable manifest"])
+def test_torn_newest_falls_back_to_the_one_before(
+    run: str, tmp_path: Path, damage: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    first, second = _write(run, tmp_path, 40), _write(run, tmp_path, 80)
+    victim = Path(second) / ("MANIFEST.json" if damage == "unreadable manifest" else "ds/rank_1.pt")
+    victim.unlink() if damage == "missing" else victim.write_bytes(victim.read_bytes()[:-1])
+    found = checkpoints.latest_committed(run)
+    assert found is not None
+    assert found[0] == first
+    assert second in caplog.text
+
+
+def test_altered_bytes_of_the_same_size_are_refused(run: str, tmp_path: Path) -> None:
+    first, second = _write(run, tmp_path, 40), _write(run, tmp_path, 80)
+    (Path(second) / "ds" / "rank_0.pt").write_bytes(b"x" * 1000)
+    manifest = checkpoints.load_committed(second)
+    for attempt in (
+        lambda: checkpoints.verify(second, manifest),
+        lambda: checkpoints.fetch(second, manifest, tmp_path / "back"),
+    ):
+        with pytest.raises(GwpError, match=r"ds/rank_0\.pt was altered"):
+            attempt()
+    found = checkpoints.latest_committed(run, deep=True)
+    assert found is not None
+    assert found[0] == first
+
+
+def test_a_commit_needs_all_its_files_and_happens_once(run: str, tmp_path: Path) -> None:
+    uri = _write(run, tmp_path, 40)
+    manifest = checkpoints.load_committed(uri)
+    with pytest.raises(GwpError, match="committed already"):
+        checkpoints.commit(uri, manifest)
+    partial = checkpoints.checkpoint_uri(run, 80, 1)
+    checkpoints.upload_files(_ranks(tmp_path / "one", 80)[0], partial)
+    with pytest.raises(GwpError, match=r"rank_1\.pt is missing"):
+        checkpoints.commit(partial, manifest)
+    assert not storage.exists(storage.join(partial, checkpoints.MANIFEST))
+
+
+def test_prune_keeps_the_newest_and_what_is_in_the_making(run: str, tmp_path: Path) -> None:
+    uris = [_write(run, tmp_path, step) for step in (10, 20, 30)]
+    dead = _write(run, tmp_path, 20, attempt=2, committed=False)
+    in_the_making = _write(run, tmp_path, 40, attempt=2, committed=False)
+    assert checkpoints.prune(run, keep=2) == sorted([uris[0], dead])
+    assert [uri for uri, _ in checkpoints.find_committed(run)] == [uris[2], uris[1]]
+    assert storage.list_files(in_the_making)
+    with pytest.raises(GwpError, match="at least one"):
+        checkpoints.prune(run, keep=0)

@@ -1,0 +1,170 @@
+"""Blocks of decoded samples, and the check that the stream stands where the checkpoint says. No
+Ray is started.
+"""
+
+import pickle
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from gwp.data.canvas import Canvas
+from gwp.data.decode import SampleSpec
+from gwp.data.formats.lerobot.read import infer_embodiment
+from gwp.data.plan.build import build_manifest
+from gwp.data.plan.plan import plan_slice
+from gwp.data.source import Source
+from gwp.data.stats.normalise import compute_stats
+from gwp.data.window import ClipWindow, Window
+from pipelines.config.load import load_config
+from pipelines.jobs.train_job import TrainJob
+from pipelines.training.prepare import PreparedRun
+from pipelines.training.stream import batch_columns, batches, block, blocks, decode_block, planned
+from tests.support.sets import TOP, write_pictures, write_v30
+from tests.unit.pipelines.jobs.test_stages import STAGES
+
+SPEC = SampleSpec(
+    canvas=Canvas(layout="single", width=8, height=8),
+    window=Window(chunk=4, stride=1),
+    clip=ClipWindow(frames=5, fps=5.0),
+    embodiments={},
+    stats={},
+    model_dim=3,
+    augment=False,
+    seed=0,
+)
+
+
+def sample(name, value):
+    return {
+        "view_valid": np.array([True, False, False]),
+        "frames": np.full((5, 8, 8, 3), value, np.uint8),
+        "state": np.full(3, value, np.float32),
+        "actions": np.zeros((4, 3), np.float32),
+        "step_valid": np.ones(4, bool),
+        "dim_valid": np.ones(3, bool),
+        "has_action": True,
+        "text_key": "k",
+        "embodiment_id": 1,
+        "sample_id": name,
+    }
+
+
+def rows(*names):
+    return [
+        {"sample_id": n, "position": 10 + i, "batch": 8, "kind": "robot", "bucket": 0}
+        for i, n in enumerate(names)
+    ]
+
+
+def test_failed_samples_hold_their_place_and_say_why():
+    columns = batch_columns(
+        rows("a", "b", "c"), [sample("a", 1), sample("c", 3)], {"b": "truncated"}, SPEC
+    )
+    assert columns["ok"].tolist() == [True, False, True]
+    assert columns["reason"].tolist() == ["", "truncated", ""]
+    assert columns["position"].tolist() == [10, 11, 12]
+    assert columns["frames"][[0, 2], 0, 0, 0, 0].tolist() == [1, 3]
+    assert columns["embodiment_id"].tolist() == [1, 0, 1]
+
+
+def test_a_block_without_any_good_sample_has_the_same_columns():
+    bad = batch_columns(rows("a", "b"), [], {"a": "x", "b": "y"}, SPEC)
+    good = batch_columns(rows("a", "b"), [sample("a", 1), sample("b", 2)], {}, SPEC)
+    assert not bad["ok"].any()
+    assert {k: (v.shape, v.dtype.kind) for k, v in bad.items()} == {
+        k: (v.shape, v.dtype.kind) for k, v in good.items()
+    }
+
+
+class Shard:
+    """What Ray hands to a worker: blocks as batches."""
+
+    def __init__(self, *blocks):
+        self.blocks = blocks
+
+    def iter_batches(self, **_):
+        for start, size in self.blocks:
+            yield {
+                "position": np.arange(start, start + size // 2),
+                "batch": np.full(size // 2, size),
+            }
+
+
+def test_each_rank_gets_its_share_of_batches_of_any_size():
+    got = [b["position"].tolist() for b in batches(Shard((4, 8), (10, 4), (16, 8)), 0, 1, 2)]
+    assert got == [[4, 5, 6, 7], [10, 11], [16, 17, 18, 19]]
+
+
+def test_a_stream_out_of_step_stops_instead_of_repeating_samples():
+    stream = batches(Shard((0, 8), (4, 8)), 0, 0, 2)
+    next(stream)
+    with pytest.raises(RuntimeError, match=r"positions 4\.\.7, expected 8\.\.11"):
+        next(stream)
+
+
+def prepared(root, rows=(12, 9), **fields):
+    uri = str(write_v30(root, lengths=rows))
+    arm = infer_embodiment(uri, "arm", 4, 2)
+    manifest = build_manifest(
+        [Source(uri=uri, embodiment="arm", weight=2)],
+        embodiments={"arm": arm},
+        window=SPEC.window,
+        clip=SPEC.clip,
+    )
+    stats = compute_stats([Source(uri=uri, embodiment="arm")], arm, SPEC.window)
+    spec = replace(SPEC, embodiments={"arm": arm}, stats={"arm": stats}, augment=True, **fields)
+    job = load_config(
+        STAGES / "policy.yaml",
+        TrainJob,
+        [
+            "run.steps=9",
+            "engine.global_batch=14",
+            "cluster.workers=2",
+            f"data.sources=[{{uri: {uri}, embodiment: arm, weight: 2}}]",
+            "data.embodiments={arm: {replan: 2}}",
+        ],
+    )
+    return PreparedRun("nowhere", job, manifest, manifest.fingerprint, spec, "", None)
+
+
+def test_what_is_planned_for_the_ranks_is_the_plan(tmp_path):
+    found = prepared(tmp_path / "set")
+    steps = plan_slice(found.manifest, found.job.run.seed, 0, 9, found.job.plan_rules)
+    ids = found.manifest.table["sample_id"].to_pylist()
+    for step in (0, 4, 8):
+        rows = planned(found, step, 14 * step).to_pylist()
+        assert [(r["first"], r["batch"], len(r["ids"])) for r in rows] == [
+            (7 * k, 14, 7) for k in range(2 * step, 18)
+        ]
+        assert [i for r in rows for i in r["ids"]] == np.concatenate(steps[step:]).tolist()
+    tables = blocks(found, 3, 42)
+    for table, row in zip(tables, planned(found, 3, 42).to_pylist(), strict=True):
+        assert table["sample_id"].to_pylist() == [ids[i] for i in row["ids"]]
+        assert table["position"].to_pylist() == list(range(row["first"], row["first"] + 7))
+
+
+def test_a_sample_that_comes_twice_in_a_batch_comes_under_two_crops(tmp_path):
+    found = prepared(tmp_path / "set", canvas=Canvas(layout="single", width=32, height=48))
+    slope = np.broadcast_to(np.arange(64, dtype=np.uint8)[None, :, None] * 3, (48, 64, 3))
+    write_pictures(
+        tmp_path / f"set/videos/{TOP}/chunk-000/file-000.mp4",
+        [np.ascontiguousarray(slope)] * 21,
+        gop=4,
+    )
+    row = {"ids": [3, 3, 5], "first": 20, "batch": 6}
+    table = block(found.manifest, None, row)
+    rows = table.to_pylist()
+    columns = decode_block(table, found.spec, None)
+    assert columns["sample_id"].tolist() == [r["sample_id"] for r in rows]
+    alone = [decode_block(table.slice(i, 1), found.spec, None)["frames"][0] for i in range(3)]
+    assert all(
+        np.array_equal(got, want) for got, want in zip(columns["frames"], alone, strict=True)
+    )
+    assert not np.array_equal(alone[0], alone[1])
+
+
+def test_what_is_sent_to_workers_holds_no_sample(tmp_path):
+    few, many = prepared(tmp_path / "few"), prepared(tmp_path / "many", rows=(40, 40))
+    assert abs(len(pickle.dumps(many.slim())) - len(pickle.dumps(few.slim()))) < 500
+    assert many.slim().fingerprint == many.manifest.fingerprint
