@@ -24,7 +24,6 @@ import torch
 from ray.data import ActorPoolStrategy, TaskPoolStrategy
 
 from gwp import storage
-from gwp.data.decode import SampleSpec
 from gwp.data.latent_cache import (
     CACHE,
     PLAN,
@@ -37,18 +36,17 @@ from gwp.data.latent_cache import (
     write_index,
 )
 from gwp.data.plan.manifest import Manifest
-from gwp.data.text import text_hash
 from gwp.errors import GwpError
 from gwp.model.codecs.pca import check_frames
 from gwp.model.codecs.text import load_text_encoder
 from gwp.model.codecs.video import load_video_codec
 from gwp.paths import absolute_paths
 from pipelines.config.load import config_hash
-from pipelines.datasets.cache_writers import LatentWriter, TextWriter, decode_block, frame_shape
+from pipelines.datasets.cache_rows import missing_shards, shapes, shard_rows, text_rows
+from pipelines.datasets.cache_writers import LatentWriter, TextWriter, decode_block
 from pipelines.jobs.resolve import (
     cache_key,
     init_uri,
-    manifest_names,
     manifest_of,
     read_embodiments,
     resolve_embodiments,
@@ -70,8 +68,6 @@ _NOT_CACHED = (
     "data.together",
     "data.max_broken",
 )
-_TEXTS = 128
-"""Texts of a shard."""
 _ROUND = 4096
 """Shards that Ray is given at a time: their manifest rows lie in the object store."""
 _PARALLEL = 16
@@ -204,7 +200,7 @@ def plan_cache(
                 )
             return earlier
         codec, text = load_video_codec(folder / "codec"), load_text_encoder(folder / "text")
-        shapes = _shapes(manifest, spec)
+        shapes = shapes(manifest, spec)
         for shape in shapes:
             check_frames(torch.empty(1, *shape, dtype=torch.uint8, device="meta"), codec.spatial)
         largest = max(int(np.prod(shape)) for shape in shapes)
@@ -223,78 +219,6 @@ def plan_cache(
     }
     storage.write_bytes(place, json.dumps(plan, indent=1).encode())
     return plan
-
-
-def _shapes(manifest: Manifest, spec: SampleSpec) -> set[tuple[int, int, int, int]]:
-    """Shapes `(T, H, W, 3)` of the frames that the manifest's samples have."""
-    kinds = manifest.places["kind"].to_pylist()
-    pairs = np.unique(np.stack([manifest.place, manifest.column("bucket")], 1), axis=0).tolist()
-    return {
-        frame_shape({"kind": kind, "bucket": bucket}, spec)
-        for kind, bucket in {(kinds[place], bucket) for place, bucket in pairs}
-    }
-
-
-def shard_rows(manifest: Manifest, job: TrainJob, samples_per_shard: int) -> pa.Table:
-    """Manifest rows with `name` and `shard`, each name once, in the order of the manifest."""
-    names = manifest_names(manifest, job)
-    once = np.sort(
-        np.unique(names.to_numpy(zero_copy_only=False).astype(str), return_index=True)[1]
-    )
-    table = manifest.take(once).append_column("name", names.take(pa.array(once)))
-    return table.append_column(
-        "shard", pa.array(np.arange(len(once)) // samples_per_shard, pa.int64())
-    )
-
-
-def text_rows(manifest: Manifest, job: TrainJob, files: bool = False) -> pa.Table:
-    """Texts with `name`, `text`, `shard` and, with `files`, the released embedding of the first
-    episode that has the text, else null.
-    """
-    texts = sorted({text_hash(t): t for t in manifest.texts().values()}.items())
-    return pa.table(
-        {
-            "name": pa.array([key for key, _ in texts], pa.string()),
-            "text": pa.array([text for _, text in texts], pa.string()),
-            "shard": pa.array(np.arange(len(texts)) // _TEXTS, pa.int64()),
-            "file": pa.array(
-                map(_embeddings(manifest, job).get, (key for key, _ in texts))
-                if files
-                else [None] * len(texts),
-                pa.string(),
-            ),
-        }
-    )
-
-
-def _embeddings(manifest: Manifest, job: TrainJob) -> dict[str, str]:
-    """Name of a text -> its `t5_embedding/episode_XXXXXX.pt`, where the set of the first
-    episode with that text has one.
-    """
-    of_places = manifest.take(np.unique(manifest.place, return_index=True)[1])
-    first = of_places.group_by("text_key", use_threads=False).aggregate(
-        [(n, "first") for n in ("sample_id", "source", "kind")]
-    )
-    there = [storage.list_files(storage.join(s.uri, "t5_embedding")) for s in job.data.sources]
-    found = {}
-    for row in first.to_pylist():
-        name = f"episode_{row['sample_id_first'].split('/')[1]}.pt"
-        if row["kind_first"] == "robot" and name in there[row["source_first"]]:
-            place = storage.join(job.data.sources[row["source_first"]].uri, "t5_embedding", name)
-            found[text_hash(manifest.by_key[row["text_key"]])] = place
-    return found
-
-
-def missing_shards(table: pa.Table, there: set[int]) -> list[pa.Table]:
-    """One block per shard that is not written."""
-    numbers, starts, counts = np.unique(
-        table["shard"].to_numpy(), return_index=True, return_counts=True
-    )
-    return [
-        table.slice(s, c)
-        for n, s, c in zip(numbers.tolist(), starts.tolist(), counts.tolist(), strict=True)
-        if n not in there
-    ]
 
 
 def _streamed(

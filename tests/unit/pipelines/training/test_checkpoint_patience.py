@@ -21,7 +21,9 @@ from tests.unit.gwp.storage.test_patience import (
     PURE,
     PURE_CHECKPOINTS,
     SMALL,
+    _calm,  # noqa: F401
     plan,
+    proxy,  # noqa: F401
 )
 
 

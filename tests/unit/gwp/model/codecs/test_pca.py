@@ -10,7 +10,7 @@ from gwp.errors import GwpError
 from gwp.model.codecs.pca import PcaCodec
 from gwp.model.codecs.video import load_video_codec
 from tests.support.paths import SHARED
-from tests.unit.gwp.model.codecs.test_video import clips
+from tests.unit.gwp.model.codecs.test_video import clips, pca  # noqa: F401
 
 
 def error(codec, frames):

@@ -19,16 +19,6 @@ from tests.support.tiny import tiny_config, tiny_model, tiny_tokens
 LEVELS = {"A": torch.tensor([0.5, 0.04]), "F": torch.tensor([0.3, 0.9])}
 
 
-@pytest.fixture(scope="module")
-def mixture():
-    return tiny_model("gwp05")
-
-
-@pytest.fixture(scope="module")
-def dense():
-    return tiny_model("gwp0", num_embodiments=1)
-
-
 def same(checkpoint, tensors):
     assert set(checkpoint.tensors) == set(tensors)
     for name, tensor in tensors.items():
