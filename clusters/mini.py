@@ -367,7 +367,7 @@ def _node_processes() -> list[Any]:
 def _reread_access() -> None:
     # Private: Ray reads RAY_AUTH_* once, at import, and has no public way to look again. It
     # does the same in its own `ray.init`.
-    from ray._raylet import AuthenticationTokenLoader, Config
+    from ray._raylet import AuthenticationTokenLoader, Config  # type: ignore[attr-defined]  # compiled; its stub lacks them
 
     Config.initialize("")
     AuthenticationTokenLoader.instance().reset_cache()

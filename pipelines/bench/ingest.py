@@ -133,7 +133,7 @@ def start_ray(shape: Shape) -> None:
         num_cpus=shape.workers + shape.cores + 1,
         include_dashboard=False,
         log_to_driver=False,
-        logging_level="warning",
+        logging_level=logging.WARNING,
     )
     logging.getLogger("ray.data").setLevel(logging.WARNING)
     ray.data.DataContext.get_current().enable_progress_bars = False

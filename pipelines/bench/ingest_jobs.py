@@ -87,7 +87,8 @@ def job_for(
     if whole and storage.exists(storage.join(uri, INFO)):
         uri = storage.join(uri, "videos")
     source: dict[str, Any] = {"uri": uri, "format": "clips"}
-    layout, embodiments, widest = "single", {}, 8
+    embodiments: dict[str, dict[str, Any]] = {}
+    layout, widest = "single", 8
     if robots is not None:
         source, embodiments = {"uri": uri, "embodiment": ROBOT}, {ROBOT: {}}
         layout = "single" if len(robots.cameras) == 1 else "t"

@@ -98,6 +98,7 @@ def bare_block(wanted: Wanted) -> tuple[int, int]:
                     frames, at = container.decode(stream), keys[0] - period - 1
                 while at < target - period / 2 and (following := next(frames, None)) is not None:
                     frame, at, decoded = following, following.pts, decoded + 1
+                assert frame is not None, f"no frame at {t} s"
                 convert.reformat(frame, format="rgb24").to_ndarray()
                 given += 1
     return given, decoded

@@ -15,7 +15,6 @@ from pipelines.training.prepare import PreparedRun
 from pipelines.training.stream import batches, dataset, execution_options
 
 
-@ray.remote(num_cpus=1)
 class _Worker:
     """A training worker without training: it takes batches as `pipelines.training.loop` does."""
 
@@ -33,12 +32,16 @@ class _Worker:
         return np.array(found).reshape(-1, 2), size
 
 
+# Ray's decorator is typed to return the class itself, which has no `remote`.
+_RemoteWorker: Any = ray.remote(num_cpus=1)(_Worker)
+
+
 def stream(prepared: PreparedRun, warm: int) -> tuple[Side, float]:
     """All but the first and the last `warm` steps of a run, from the arrival of the first such
     batch to that of the first one behind them; and seconds to the first batch of all.
     """
     cluster = prepared.job.cluster
-    workers = [_Worker.remote(rank, cluster.workers) for rank in range(cluster.workers)]
+    workers = [_RemoteWorker.remote(rank, cluster.workers) for rank in range(cluster.workers)]
     try:
         ray.get([w.__ray_ready__.remote() for w in workers], timeout=120)
         begin = time.monotonic()

@@ -200,10 +200,10 @@ def plan_cache(
                 )
             return earlier
         codec, text = load_video_codec(folder / "codec"), load_text_encoder(folder / "text")
-        shapes = shapes(manifest, spec)
-        for shape in shapes:
+        sizes = shapes(manifest, spec)
+        for shape in sizes:
             check_frames(torch.empty(1, *shape, dtype=torch.uint8, device="meta"), codec.spatial)
-        largest = max(int(np.prod(shape)) for shape in shapes)
+        largest = max(int(np.prod(shape)) for shape in sizes)
         (folder / "embodiments.json").write_text(
             json.dumps({n: e.model_dump(mode="json") for n, e in embodiments.items()}, indent=1)
         )

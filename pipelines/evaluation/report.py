@@ -44,6 +44,10 @@ class ReportData:
     """What the run ran on and with: hardware, versions, configuration hashes."""
     caveats: list[str] = field(default_factory=list)
     """What the numbers do not say."""
+    shortfalls: list[str] = field(default_factory=list)
+    """What the run set out to show and did not; stands first. Empty: the summary's."""
+    cut: list[str] = field(default_factory=list)
+    """What was left out so that the run kept its time on this machine. Empty: the summary's."""
 
 
 @dataclass(frozen=True)
@@ -121,12 +125,13 @@ def _fleet_tile(fleet: Mapping[str, Any]) -> Tile:
     return Tile("requests of the fleet failed", failed, remark)
 
 
-def cut_table(cut: Sequence[Mapping[str, Any]]) -> Table | None:
-    """What was made smaller, each with its `name`, what was meant (`full`) and what was run
-    (`cut`).
+def cut_lines(cuts: Sequence[Mapping[str, Any]]) -> list[str]:
+    """What was made smaller, in words.
+
+    cuts: each with the `name` of a size, its `full` value and the value that it was `cut` to
     """
-    rows = [[c["name"].replace("_", " "), f"{c['full']} → {c['cut']}"] for c in cut]
-    return Table((), rows) if rows else None
+    lines = [f"{cut['name']} {cut['cut']} instead of {cut['full']}" for cut in cuts]
+    return [line.replace("_", " ") for line in lines]
 
 
 def _losses(media: ReportData) -> Picture | None:
@@ -269,9 +274,8 @@ def write_report(
 ) -> Path:
     """Write `folder/report.html` and return its path.
 
-    summary: what `headline` reads; any part of it may be absent. `shortfalls`: what the run set
-    out to show and did not, a list of sentences; `cut`: what was made smaller for this machine,
-    as in `cut_table`.
+    summary: what `headline` reads, and where `media` has none, `shortfalls` (sentences) and `cut`
+    (as in `cut_lines`); any part of it may be absent
     """
     studies = []
     if media.steps:
@@ -281,8 +285,8 @@ def write_report(
     page = render(
         "report.html.j2",
         title=title,
-        shortfalls=summary.get("shortfalls", []),
-        cut=cut_table(summary.get("cut", [])),
+        shortfalls=media.shortfalls or summary.get("shortfalls", []),
+        cut=media.cut or cut_lines(summary.get("cut", [])),
         headline=headline(summary),
         trained=[stage for stage, points in media.losses.items() if points],
         losses=_losses(media),

@@ -1,5 +1,7 @@
 """Closed loop in simulation: the policy, and what chance and blind replay reach."""
 
+import numpy as np
+
 from gwp.policy.policy import Policy
 
 
@@ -33,7 +35,8 @@ def blind_success(tasks: list[str], episodes: int, max_steps: int) -> dict[str, 
         env, won = Env(task), 0
         for i in range(episodes):
             env.reset(6000 + i)
-            actions, done = [], False
+            actions: list[np.ndarray] = []
+            done = False
             while not done and len(actions) < max_steps:
                 actions.append(env.expert_action())
                 done = env.step(actions[-1])

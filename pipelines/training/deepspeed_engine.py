@@ -86,7 +86,7 @@ class Engine:
     @property
     def module(self) -> WorldActionTransformer:
         """The model to call; forward hooks of the engine are inside."""
-        return self._engine  # type: ignore[no-any-return]
+        return self._engine
 
     @property
     def device(self) -> torch.device:

@@ -153,6 +153,7 @@ def run_act(args: argparse.Namespace) -> None:
     import torch
 
     from gwp.errors import GwpError
+    from gwp.model.config import Family
     from pipelines.bench.act import bench_act
     from pipelines.bench.show import draw, table
     from pipelines.bench.sizes import SIZES, WAN_SPATIAL
@@ -167,6 +168,7 @@ def run_act(args: argparse.Namespace) -> None:
             f"--codec wan: its latents have {WAN_SPATIAL} pixels a side, those of --size {args.size} "
             f"{SIZES[args.size].spatial}; take --size mid or released"
         )
+    families: tuple[Family, ...]
     families = ("gwp0", "gwp05") if args.family == "both" else (args.family,)
     results = []
     how = (

@@ -52,6 +52,7 @@ def add(subparsers: Any) -> None:
 def run_cache(args: argparse.Namespace) -> None:
     import json
     from dataclasses import asdict
+    from typing import Literal
 
     from pipelines.config.load import load_config
     from pipelines.console import event, progress
@@ -60,6 +61,7 @@ def run_cache(args: argparse.Namespace) -> None:
 
     job = load_config(args.file, TrainJob, args.sets)
     with progress(f"cache {args.out}") as bar:
+        texts_from: Literal["encoder", "t5_embedding"]
         texts_from = "t5_embedding" if args.t5_embedding else "encoder"
         result = build_cache(
             job, args.out, args.number_format, args.shard_mb, bar.update, texts_from
