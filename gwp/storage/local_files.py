@@ -81,7 +81,7 @@ def replacing(path: Path, durable: bool = True) -> Iterator[Path]:
 
 def sizes_below(folder: Path) -> dict[str, int]:
     """Path relative to `folder` -> bytes, of every whole file below it, in order of their
-    names; links are none of them.
+    names. A link to a file counts as that file: snapshots of the Hub are folders of links.
 
     Empty when there is no such folder. OSError when one may not be looked into: that is no
     absence.
@@ -92,7 +92,7 @@ def sizes_below(folder: Path) -> dict[str, int]:
             file = Path(root, name)
             # Somebody may remove it meanwhile.
             with suppress(FileNotFoundError):
-                state = file.lstat()
+                state = file.stat()
                 if stat.S_ISREG(state.st_mode) and not is_temporary(name):
                     sizes[file.relative_to(folder).as_posix()] = state.st_size
     return dict(sorted(sizes.items()))

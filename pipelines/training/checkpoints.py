@@ -303,7 +303,7 @@ def _read(uri: str) -> CheckpointManifest:
 
 
 def _check_sizes(uri: str, manifest: CheckpointManifest, files: dict[str, int]) -> None:
-    check_files(uri, manifest.files)
+    check_files(uri, manifest.files, DamagedError)
     for name, entry in sorted(manifest.files.items()):
         if name not in files:
             raise DamagedError(f"{uri}: {name} is missing; choose an earlier checkpoint")

@@ -134,7 +134,7 @@ def removed(remove: Callable[[str], None], uri: str) -> dict[str, int]:
 
 
 SIZES = {"small": len(SMALL), "deep/large": len(LARGE)}
-SET, AWAY = f"{BUCKET}/set", f"{BUCKET}/away"
+SET, AWAY = f"{BUCKET}/patience", f"{BUCKET}/away"
 # Call -> what it gives, and what it should.
 CALLS: dict[str, tuple[Callable[[str, Path], object], object]] = {
     "exists": (
