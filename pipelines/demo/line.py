@@ -176,7 +176,7 @@ class _Demo:
                     with_actions=labelled,
                     workers=2,
                     max_steps=size.max_steps,
-                    progress=lambda done, bar=bar: bar.update(done),
+                    progress=bar.update,
                 )
 
     def _train(self) -> tuple[dict[str, StageResult], dict[str, int]]:

@@ -85,7 +85,8 @@ class _Loop:
         model = self._model()
         universal = False
         if self.found:
-            state = fetch(*self.found, self.scratch / "checkpoint") / "state"
+            uri, manifest = self.found
+            state = fetch(uri, manifest, self.scratch / "checkpoint") / "state"
             universal = self.found[1].world_size != world
             if universal:
                 convert_to_universal(state)

@@ -119,7 +119,7 @@ def dataset(prepared: PreparedRun, step: int, samples_seen: int) -> Any:
     # Ray Data has no public way to say that splitting costs no CPU. With one, a small pool
     # splits all of a long plan before it decodes anything; and one such task keeps ahead of any
     # number that decode. tests/cluster/test_stream.py notices when this changes.
-    splitting = single._logical_plan.dag
+    splitting: Any = single._logical_plan.dag
     splitting.ray_remote_args["num_cpus"] = 0
     object.__setattr__(splitting, "compute", TaskPoolStrategy(size=1))
     return single.map_batches(
@@ -139,9 +139,11 @@ def dataset(prepared: PreparedRun, step: int, samples_seen: int) -> Any:
 class Decoder:
     """A decoding process. What it has read of data files stays from block to block; what it
     gave away is never written to again.
+
+    samples: reference to the manifest and the place of each sample in `cache`.
     """
 
-    def __init__(self, samples: ray.ObjectRef, spec: SampleSpec, cache: LatentCache | None) -> None:
+    def __init__(self, samples: Any, spec: SampleSpec, cache: LatentCache | None) -> None:
         self.manifest, self.cached = ray.get(samples)
         self.spec, self.cache = spec, cache
         # Ray collects garbage often, and what was imported is none.

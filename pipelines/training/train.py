@@ -155,7 +155,8 @@ def _parents(prepared: PreparedRun) -> tuple[str, ...]:
 def _fit(prepared: PreparedRun, run_id: str) -> None:
     job = prepared.job
     filesystem, path = storage.arrow_filesystem(prepared.uri)
-    selector = {"label_selector": {POOL: job.cluster.train_pool}} if job.cluster.train_pool else {}
+    pool = job.cluster.train_pool
+    selector: dict[str, Any] = {"label_selector": {POOL: pool}} if pool else {}
     loop_config: dict[str, Any] = {
         "prepared": prepared.slim(),
         "run_id": run_id,
@@ -178,10 +179,12 @@ def _fit(prepared: PreparedRun, run_id: str) -> None:
             name=f"ray-{int(time.time() * 1000)}",
             storage_path=f"{path}/ray",
             storage_filesystem=filesystem,
+            # Type checkers see the interface that Ray had before; at run time it is the new one.
             failure_config=FailureConfig(
-                max_failures=job.cluster.max_failures, controller_failure_limit=5
+                max_failures=job.cluster.max_failures,
+                controller_failure_limit=5,  # type: ignore[call-arg]
             ),
-            callbacks=[StopForGood()],
+            callbacks=[StopForGood()],  # type: ignore[list-item]
             checkpoint_config=CheckpointConfig(num_to_keep=2),
         ),
         datasets={"train": remaining_dataset(prepared)},

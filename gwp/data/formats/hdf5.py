@@ -197,7 +197,7 @@ def _look(uri: str, size: int) -> tuple[tuple[_Demo, ...], float | None] | str: 
         with _opened(uri) as file:
             group = _member(file, _DEMOS) if _DEMOS in file else None
             parents = [file]
-            if hasattr(group, "keys"):
+            if group is not None and hasattr(group, "keys"):
                 members = [_member(group, n) for n in sorted(group, key=_natural)]
                 parents = [member for member in members if hasattr(member, "keys")]
             found = tuple(

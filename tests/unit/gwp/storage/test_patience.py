@@ -46,8 +46,8 @@ def proxy() -> Iterator[FaultyProxy]:
         # S3 takes no parts below 5 MiB; these are smaller, so that the tests are fast.
         patch.setattr("moto.s3.models.S3_UPLOAD_PART_MIN_SIZE", 1)
         patch.setattr(retry, "_FIRST_S", 0.01)
-        storage.write_bytes(f"{BUCKET}/set/small", SMALL)
-        storage.write_bytes(f"{BUCKET}/set/deep/large", LARGE)
+        storage.write_bytes(f"{BUCKET}/patience/small", SMALL)
+        storage.write_bytes(f"{BUCKET}/patience/deep/large", LARGE)
         storage.write_bytes(f"{BUCKET}/huge", HUGE)
         yield running
 

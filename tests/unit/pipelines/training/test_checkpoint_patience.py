@@ -26,7 +26,6 @@ from tests.unit.gwp.storage.test_patience import (
     proxy,  # noqa: F401
 )
 
-
 DOORS = {
     "gwp.storage",
     "gwp.storage.door",
