@@ -241,7 +241,7 @@ class MiniCluster:
             # The defaults (2 s, 60 s) are for large clusters; every report and every recovery
             # waits for them.
             "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2",
-            "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "10",
+            "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "45",
             # A killed node counts as lost after five failed looks; by default three seconds
             # apart.
             "RAY_health_check_period_ms": "1000",

@@ -50,7 +50,8 @@ def lasting() -> Iterator[None]:
             stopped = StoppedError(str(error))
         if stopped is None or stopped is error:
             raise
-        raise stopped from error
+        # Ray Data adds lines of its own to what a decoding process raised.
+        raise StoppedError(str(stopped).splitlines()[0]) from error
 
 
 class StopForGood(UserCallback):

@@ -348,6 +348,9 @@ class _Loop:
         return mean, sum(skipped for _, skipped in shares)
 
     def _checkpoint(self, log: RunLog | None, losses: dict[str, float]) -> None:
+        if log:
+            # What a committed step measured must not be lost with a killed worker.
+            log.flush(timeout_s=2.0)
         uri = checkpoint_uri(self.prepared.uri, self.step, self.attempt)
         if self._anywhere(not self.engine.finite()):
             # A finite loss and gradient may still have led here.
