@@ -60,6 +60,9 @@ class RefusedError(GwpError):
         super().__init__(message)
         self.code = code
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (self.code, str(self))
+
 
 class Dispatcher:
     """What every door needs: the contract, who may come in, and the way to a replica.

@@ -65,6 +65,9 @@ class ConfigError(GwpError):
         super().__init__("\n".join(lines))
         self.lines = list(lines)
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (self.lines,)
+
 
 @dataclass(frozen=True)
 class Node:

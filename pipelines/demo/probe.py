@@ -20,7 +20,7 @@ from pipelines.demo.size import Machine
 if TYPE_CHECKING:
     from pipelines.jobs.train_job import TrainJob
 
-POLICY = Path(__file__).parent / "stages" / "policy.yaml"
+POLICY = Path(__file__).parents[1] / "stages" / "policy.yaml"
 PROCESSES = 2
 TASK = "window-open-v3"
 _STEPS, _FRAMES = 8, 60

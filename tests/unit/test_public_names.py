@@ -2,6 +2,7 @@
 
 import ast
 import importlib
+import pickle
 import subprocess
 import sys
 from pathlib import Path
@@ -9,6 +10,9 @@ from pathlib import Path
 import pytest
 
 import gwp.errors
+from gwp.client.wire import ClientError
+from pipelines.config.load import ConfigError
+from serve.dispatch import RefusedError
 from tests.unit.test_layering import ROOT, imports, python_files, within
 
 PUBLIC = {
@@ -119,3 +123,18 @@ def test_the_tree_of_errors_can_be_read_from_any_folder(tmp_path: Path) -> None:
         ).returncode
         == 0
     )
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        ConfigError(["a.yaml:1 x: wrong", "a.yaml:2 y: wrong"]),
+        RefusedError("busy", "try later"),
+        ClientError("no answer", "unavailable"),
+        gwp.errors.MissingError("s3://b/x: not found"),
+    ],
+    ids=lambda error: type(error).__name__,
+)
+def test_an_error_says_the_same_in_another_process(error: gwp.errors.GwpError) -> None:
+    again = pickle.loads(pickle.dumps(error))
+    assert (type(again), str(again), vars(again)) == (type(error), str(error), vars(error))
