@@ -30,6 +30,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
+from clusters.compat import reread_access
 from clusters.services import LOOPBACK, Service, Sweeper, free_ports
 from gwp.errors import GwpError
 
@@ -277,7 +278,7 @@ class MiniCluster:
             raise GwpError(
                 "this process uses another Ray cluster already; call ray.shutdown() first"
             )
-        _reread_access()
+        reread_access()
         self._sweeper = Sweeper()
         undo.callback(self._sweeper.dismiss)
         self.cluster = Cluster()
@@ -349,7 +350,7 @@ class MiniCluster:
                 os.environ.pop(name, None)
             else:
                 os.environ[name] = value
-        _reread_access()
+        reread_access()
 
 
 def _node_processes() -> list[Any]:
@@ -362,15 +363,6 @@ def _node_processes() -> list[Any]:
             if child.name() == "raylet":
                 found += [child, *child.children(recursive=True)]
     return found
-
-
-def _reread_access() -> None:
-    # Private: Ray reads RAY_AUTH_* once, at import, and has no public way to look again. It
-    # does the same in its own `ray.init`.
-    from ray._raylet import AuthenticationTokenLoader, Config  # type: ignore[attr-defined]  # compiled; its stub lacks them
-
-    Config.initialize("")
-    AuthenticationTokenLoader.instance().reset_cache()
 
 
 def read_env(folder: str | Path = "runs/mini") -> dict[str, str]:
