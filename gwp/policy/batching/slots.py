@@ -60,7 +60,7 @@ class Slots:
             tensor[target] = tensor[source]
         # Keys of the actions are written anew by each step; those of the observation come before
         # them.
-        end = self.prefix.cache.places["A"][0]
+        end = self.prefix.cache.spans["A"][0]
         for tensor in (self.prefix.cache.keys, self.prefix.cache.values):
             tensor[:, target, :, :end] = tensor[:, source, :, :end]
         for side in (self.prefix.text.keys, self.prefix.text.values):
