@@ -36,8 +36,8 @@ def check_folder(folder: str | Path) -> dict[str, dict[str, float]]:
         )
     report = {}
     for model_folder in models:
-        places = (model_folder / "inputs.safetensors", model_folder.parent / "inputs.safetensors")
-        inputs = next((p for p in places if p.is_file()), None)
+        candidates = [f / "inputs.safetensors" for f in (model_folder, model_folder.parent)]
+        inputs = next((p for p in candidates if p.is_file()), None)
         if inputs is None:
             raise GwpError(f"{model_folder}: no inputs.safetensors beside it or one level up")
         expected = load_file(model_folder / "outputs.safetensors")
