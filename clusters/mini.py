@@ -356,12 +356,13 @@ def _node_processes() -> list[Any]:
     """This process's Ray nodes with their agents and workers, as `psutil.Process`."""
     import psutil
 
-    found = []
+    processes: list[Any] = []
     for child in psutil.Process().children():
+        # Any of them may end while they are looked at.
         with contextlib.suppress(psutil.NoSuchProcess):
             if child.name() == "raylet":
-                found += [child, *child.children(recursive=True)]
-    return found
+                processes += [child, *child.children(recursive=True)]
+    return processes
 
 
 def _reread_access() -> None:
