@@ -74,7 +74,8 @@ class MiniCluster:
         self.bucket = f"s3://{buckets[0]}"
         self.cluster: Any = None
         """The `ray.cluster_utils.Cluster`."""
-        self._cpus, self._buckets = dict(cpus), tuple(buckets)
+        self._cpus = dict(cpus)
+        self._buckets = tuple(buckets)
         self._nodes: dict[str, list[Any]] = {pool: [] for pool in cpus}
         self._token = secrets.token_hex(32)
         self._sweeper: Sweeper

@@ -131,7 +131,8 @@ def training_losses(
     generator: torch.Generator,
 ) -> Losses:
     """Losses of one micro-batch; all randomness comes from `generator` (CPU)."""
-    B, device = batch.latents.shape[0], batch.latents.device
+    B = batch.latents.shape[0]
+    device = batch.latents.device
 
     # Drawn on the CPU and in this order, whatever the mode uses of it: one seed then gives the
     # same numbers on every device and in every mode.
@@ -223,7 +224,9 @@ def idle_loss(model: WorldActionTransformer, batch_text: Tensor) -> Tensor:
 
     batch_text: `[*, L_t, text_dim]`, only its last two sizes and device matter.
     """
-    config, device = _config(model), batch_text.device
+    config = _config(model)
+    device = batch_text.device
+    # The smallest pass that has every group: one token of each.
     _, ph, pw = config.patch_size
     vector = torch.zeros(1, 1, config.action_channels, device=device)
     latent = torch.zeros(1, config.in_channels, 1, ph, pw, device=device)

@@ -84,6 +84,7 @@ def _outputs(model: WorldActionTransformer, x: dict[str, Tensor]) -> dict[str, T
     levels = (x["timestep"].double() / 1000).float().split(counts, dim=1)
     noise = dict(zip(("S", "R", "A", "F"), levels, strict=True))
 
+    # Of the first block, for an error there shows before later blocks cover it.
     hidden: list[dict[str, Tensor]] = []
     hook = model.blocks[0].register_forward_hook(lambda _m, _a, out: hidden.append(out[0]))
     joint = model(tokens, noise, x["text"], embodiment, heads=("R", "A", "F"))

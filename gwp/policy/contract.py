@@ -177,6 +177,7 @@ class PolicyContract(BaseModel):
             "canvas": self.canvas.model_dump(mode="json"),
             "embodiments": embodiments,
         }
+        # With several, nobody knows yet which of them connects.
         if embodiment is None and len(embodiments) > 1:
             return metadata
         chosen = self.embodiment(embodiment)

@@ -211,7 +211,8 @@ def compute_stats(sources: Sequence[Source], embodiment: Embodiment, window: Win
     the data sets and their chosen episodes, whatever order those are given in. DataError when
     no usable row is left.
     """
-    states, actions = Moments(len(embodiment.state_names)), Moments(len(embodiment.action_names))
+    states = Moments(len(embodiment.state_names))
+    actions = Moments(len(embodiment.action_names))
     datasets: list[dict[str, Any]] = []
     left_out = 0
     for source in sources:

@@ -56,6 +56,7 @@ def pretrained(load: Callable[..., Any], folder: Path, all_used: bool, **options
             f"{folder}: does not load ({_first_line(error)}); copy config.json and its "
             "safetensors again"
         ) from error
+    # Missing weights are random now; the model must not leave this function with them.
     _refuse(folder, loading["missing_keys"], "lack")
     if all_used:
         _refuse(folder, loading["unexpected_keys"], "do not belong to config.json:")

@@ -66,8 +66,10 @@ def similarity(checkpoint: Checkpoint, reference: Checkpoint) -> list[Likeness]:
         counterpart = _counterpart(name, checkpoint, reference)
         if counterpart is None:
             continue
+        # One pair at a time: neither checkpoint has to fit into memory.
         tensor = checkpoint.read(name).float()
         other = _cut(reference.read(counterpart).float(), tensor)
+        # Of the others a transpose would not have been loaded.
         square = tensor.ndim == 2 and tensor.shape[0] == tensor.shape[1]
         rows.append(
             Likeness(

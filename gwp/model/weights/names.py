@@ -80,6 +80,7 @@ class Form:
 
 def published_name(name: str, family: Family) -> str:
     """Name of a parameter of ours in published checkpoints."""
+    # Ours is a module around the tensor (`ModulationTable`), theirs the tensor.
     name = name.replace("scale_shift_table.value", "scale_shift_table")
     for ours, theirs in _OURS[family]:
         if ours in name:
