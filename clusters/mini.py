@@ -75,7 +75,8 @@ class MiniCluster:
         self.bucket = f"s3://{buckets[0]}"
         self.cluster: Any = None
         """The `ray.cluster_utils.Cluster`."""
-        self._cpus, self._buckets = dict(cpus), tuple(buckets)
+        self._cpus = dict(cpus)
+        self._buckets = tuple(buckets)
         self._nodes: dict[str, list[Any]] = {pool: [] for pool in cpus}
         self._token = secrets.token_hex(32)
         self._sweeper: Sweeper
@@ -357,12 +358,13 @@ def _node_processes() -> list[Any]:
     """This process's Ray nodes with their agents and workers, as `psutil.Process`."""
     import psutil
 
-    found = []
+    processes: list[Any] = []
     for child in psutil.Process().children():
+        # Any of them may end while they are looked at.
         with contextlib.suppress(psutil.NoSuchProcess):
             if child.name() == "raylet":
-                found += [child, *child.children(recursive=True)]
-    return found
+                processes += [child, *child.children(recursive=True)]
+    return processes
 
 
 def read_env(folder: str | Path = "runs/mini") -> dict[str, str]:

@@ -25,6 +25,7 @@ class _LastSlice(nn.Module):
         self.conv = conv
 
     def forward(self, x_BC1HW: Tensor) -> Tensor:
+        """`[B, C, 1, H, W]` to `[B, C', 1, H', W']`, in the codec's arithmetic."""
         weight, stride = self.conv.weight[:, :, -1], self.conv.stride[1:]
         # Every spatial kernel of the encoder is centred.
         padding = [side // 2 for side in weight.shape[2:]]
