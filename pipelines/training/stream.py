@@ -21,6 +21,7 @@ from ray.data import ActorPoolStrategy, ExecutionOptions, ExecutionResources
 
 from gwp.data.canvas import SLOTS
 from gwp.data.decode import SampleSpec, decode_samples
+from gwp.data.formats.reader import FileReader
 from gwp.data.latent_cache import LatentCache
 from gwp.data.plan.manifest import Manifest
 from gwp.data.plan.plan import plan_slice
@@ -142,6 +143,7 @@ class Decoder:
     def __init__(self, samples: Any, spec: SampleSpec, cache: LatentCache | None) -> None:
         self.manifest, self.cached = ray.get(samples)
         self.spec, self.cache = spec, cache
+        self.reader = FileReader()
         # Ray collects garbage often, and what was imported is none.
         gc.freeze()
 
@@ -149,7 +151,8 @@ class Decoder:
         """The micro-batches that the only row of a block names."""
         (row,) = table.to_pylist()
         with lasting():
-            return decode_block(unpacked(self.manifest, self.cached, row), self.spec, self.cache)
+            rows = unpacked(self.manifest, self.cached, row)
+            return decode_block(rows, self.spec, self.cache, self.reader)
 
 
 def packed_blocks(prepared: PreparedRun, rows: pa.Table) -> pa.Table:
@@ -228,11 +231,11 @@ def blocks(prepared: PreparedRun, step: int, samples_seen: int) -> list[pa.Table
 
 
 def decode_block(
-    table: pa.Table, spec: SampleSpec, cache: LatentCache | None
+    table: pa.Table, spec: SampleSpec, cache: LatentCache | None, reader: FileReader
 ) -> dict[str, np.ndarray]:
     """Columns of micro-batches, as `batch_columns` names them."""
     rows = table.to_pylist()
-    samples, failures = decode_samples(rows, spec, cache)
+    samples, failures = decode_samples(rows, spec, reader, cache)
     return batch_columns(rows, samples, dict(failures), spec, cache)
 
 

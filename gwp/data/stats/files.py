@@ -13,6 +13,7 @@ from typing import Any
 from gwp import storage
 from gwp.data.embodiment import Embodiment
 from gwp.data.formats.find import robots_at
+from gwp.data.formats.reader import FileReader
 from gwp.data.formats.robot_set import ACTION, STATE
 from gwp.data.source import Source, parse_ranges
 from gwp.data.stats.normalise import FeatureStats, Stats, rule
@@ -158,20 +159,21 @@ def stats_for(
     window: Window,
     sources: Sequence[Source],
     other_data: bool = False,
+    reader: FileReader | None = None,
 ) -> Stats:
     """Statistics of a file for a run of this robot over labelled `sources`.
 
     DataError when they were computed under another rule or, unless `other_data`, on data that
-    do not cover the sources.
+    do not cover the sources. `reader`: keeps what is read of files; None: one for this call.
     """
     stats = _fitting(read_stats_file(uri, embodiment.name), uri, embodiment, window)
     if other_data:
         return Stats(stats.state, stats.action, stats.metadata | {"of_other_data": True})
-    _check_cover(stats, uri, sources)
+    _check_cover(stats, uri, sources, reader or FileReader())
     return stats
 
 
-def _check_cover(stats: Stats, uri: str, sources: Sequence[Source]) -> None:
+def _check_cover(stats: Stats, uri: str, sources: Sequence[Source], reader: FileReader) -> None:
     covered: dict[str, set[int]] = {}
     try:
         for entry in stats.metadata.get("datasets") or []:
@@ -188,7 +190,7 @@ def _check_cover(stats: Stats, uri: str, sources: Sequence[Source]) -> None:
             f"stats`, or {_OTHER}"
         )
     for source in sources:
-        data = robots_at(source)
+        data = robots_at(source, reader)
         if data is None:
             continue
         if data.fingerprint not in covered:

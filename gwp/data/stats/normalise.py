@@ -16,6 +16,7 @@ import numpy as np
 
 from gwp.data.embodiment import Embodiment
 from gwp.data.formats.find import robots_at, usable_episodes
+from gwp.data.formats.reader import FileReader
 from gwp.data.formats.robot_set import ACTION, STATE, check_embodiment, rows_per_step
 from gwp.data.formats.vectors import episode_vectors
 from gwp.data.rates import at_steps, row_span, steps_of
@@ -202,32 +203,39 @@ def delta_base(state: np.ndarray, delta: Sequence[bool]) -> np.ndarray:
     return base
 
 
-def compute_stats(sources: Sequence[Source], embodiment: Embodiment, window: Window) -> Stats:
+def compute_stats(
+    sources: Sequence[Source],
+    embodiment: Embodiment,
+    window: Window,
+    reader: FileReader | None = None,
+) -> Stats:
     """Statistics of one robot over its labelled sources, pooled without weights. Reads rows
     only, no pictures.
 
     Samples that the loader would skip (broken episodes, NaN or Inf) do not count. Quantiles are
     exact up to 2 M rows per feature, above that of a uniform sample of so many. They depend on
-    the data sets and their chosen episodes, whatever order those are given in. DataError when
+    the data sets and their chosen episodes, whatever order those are given in. `reader`: keeps
+    what is read of files; None: one for this call. DataError when
     no usable row is left.
     """
     states = Moments(len(embodiment.state_names))
     actions = Moments(len(embodiment.action_names))
     datasets: list[dict[str, Any]] = []
+    reader = reader or FileReader()
     left_out = 0
     for source in sources:
-        data = robots_at(source)
+        data = robots_at(source, reader)
         if data is None:
             raise DataError(f"{source.uri}: plain videos have no actions to compute statistics of")
         check_embodiment(data, embodiment, source.resample)
         ratio = rows_per_step(data, embodiment)
         labelled = source.model_copy(update={"embodiment": embodiment.name, "with_actions": True})
         # Some are known to be broken from the index, others only when their rows are read.
-        good, bad = usable_episodes(data, labelled, [])
+        good, bad = usable_episodes(data, labelled, [], reader)
         unusable = [e.index for e, _ in bad]
         for episode, first in good:
             try:
-                state, action = episode_vectors(data, episode, first)
+                state, action = episode_vectors(data, episode, first, reader)
                 _check_widths(state, action, embodiment, episode.data_file)
             except DataError:
                 unusable.append(episode.index)
