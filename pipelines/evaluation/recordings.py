@@ -4,12 +4,14 @@ import io
 from collections.abc import Iterator
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from gwp import storage
 from gwp.data.embodiment import Embodiment
 from gwp.data.formats.lerobot.read import read_set
+from gwp.data.formats.reader import FileReader
 from gwp.data.formats.robot_set import ACTION, STATE, Episode, RobotSet
 from gwp.data.source import Source
 from gwp.data.video.decode import decode_frames, open_video
@@ -18,14 +20,24 @@ from gwp.policy.policy import Policy
 from gwp.protocol.messages import Observation
 
 
-class Recording:
-    """One recorded episode as the robot would have seen it."""
+_FILES = 1
+"""Data files that stay in memory: episodes come in order."""
 
-    def __init__(self, data: RobotSet, episode: Episode, embodiment: Embodiment) -> None:
+
+def _read_table(uri: str) -> pa.Table:
+    return pq.read_table(io.BytesIO(storage.read_bytes(uri)))
+
+
+class Recording:
+    """One recorded episode as the robot would have seen it. `reader`: that of its set, whose
+    files hold many episodes.
+    """
+
+    def __init__(
+        self, data: RobotSet, episode: Episode, embodiment: Embodiment, reader: FileReader
+    ) -> None:
         self._data, self.episode, self.embodiment = data, episode, embodiment
-        table = pq.read_table(
-            io.BytesIO(storage.read_bytes(storage.join(data.uri, episode.data_file)))
-        )
+        table = reader.once(_FILES, _read_table, storage.join(data.uri, episode.data_file))
         if "episode_index" in table.column_names:
             table = table.filter(pc.equal(table["episode_index"], episode.index))
         missing = {STATE, ACTION} - set(table.column_names)
@@ -73,12 +85,12 @@ def recordings(policy: Policy, uri: str, episodes: str | None = None) -> Iterato
     """Recordings of a LeRobot set for the policy's robot. DataError when widths or cameras do
     not fit.
     """
-    data = read_set(uri)
+    data, reader = read_set(uri), FileReader()
     embodiment = embodiment_for(policy, data)
     chosen = set(Source(uri=uri, episodes=episodes).select([e.index for e in data.episodes]))
     for episode in data.episodes:
         if episode.index in chosen:
-            yield Recording(data, episode, embodiment)
+            yield Recording(data, episode, embodiment, reader)
 
 
 def embodiment_for(policy: Policy, data: RobotSet) -> Embodiment:
