@@ -19,7 +19,6 @@ from gwp.errors import DataError
 from gwp.policy.policy import Policy
 from gwp.protocol.messages import Observation
 
-
 _FILES = 1
 """Data files that stay in memory: episodes come in order."""
 
