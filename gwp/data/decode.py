@@ -4,7 +4,7 @@ import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
@@ -17,6 +17,7 @@ from gwp.data.formats.reader import FileReader
 from gwp.data.formats.vectors import read_vectors
 from gwp.data.latent_cache import LatentCache
 from gwp.data.rates import at_steps, row_span, step_times
+from gwp.data.records import Pictured, Row, Sample, Shaped, Vectors, View
 from gwp.data.stats.normalise import Normalizer, Stats
 from gwp.data.video.decode import explained
 from gwp.data.window import ClipWindow, Window
@@ -62,13 +63,13 @@ class SampleSpec:
             if name in self.stats:
                 self.stats[name].check(e, self.window)
 
-    def frames_of(self, row: dict[str, Any]) -> int:
+    def frames_of(self, row: Shaped) -> int:
         """Frames of a manifest row's sample."""
         if row["kind"] != "clip":
             return self.window.frames
         return self.buckets[row["bucket"] - 1].frames if row["bucket"] else self.clip.frames
 
-    def canvas_of(self, row: dict[str, Any]) -> Canvas:
+    def canvas_of(self, row: Shaped) -> Canvas:
         """Picture of a manifest row's sample."""
         if not row["bucket"]:
             return self.canvas
@@ -105,7 +106,7 @@ class _View(NamedTuple):
 
 
 def decode_frames(
-    rows: list[dict[str, Any]], spec: SampleSpec, reader: FileReader
+    rows: Sequence[Row], spec: SampleSpec, reader: FileReader
 ) -> tuple[dict[int, np.ndarray], dict[int, str]]:
     """Frames uint8 `[T, H, W, 3]` by number of the row, and the reason by number of each row
     that cannot be decoded. `reader`: of the process that decodes.
@@ -116,68 +117,67 @@ def decode_frames(
 
 
 def decode_samples(
-    rows: list[dict[str, Any]],
+    rows: Sequence[Row],
     spec: SampleSpec,
     reader: FileReader,
     cache: LatentCache | None = None,
-) -> tuple[list[dict[str, Any]], list[tuple[str, str]]]:
+) -> tuple[list[Sample], list[tuple[str, str]]]:
     """Samples of the rows that can be decoded, in row order, and (sample_id, reason) of those
     that cannot.
 
-    A sample: frames uint8 `[T, H, W, 3]`, view_valid bool `[3]` (which cameras it has, in the
-    order of SLOTS), state float32 `[d]`, actions float32 `[p, d]`, step_valid bool `[p]`,
-    dim_valid bool `[d]`, has_action, text_key, embodiment_id, sample_id. Each file is opened
-    and walked once, whatever the number of rows that want it, and what `reader`, which belongs to
-    the process that decodes, has read of it is not read again; a sample does not depend on the
-    rows beside it. Storage that does not answer raises: that is no property of a sample. With
-    `cache`, latents `[C, T_lat, h, w]` from the place in the row's `cached` stand for frames,
-    as `LatentCache.read` gives them, and no video is opened. Frames of equal shape lie behind
-    each other in one array.
+    Each file is opened and walked once, whatever the number of rows that want it, and what
+    `reader`, which belongs to the process that decodes, has read of it is not read again; a
+    sample does not depend on the rows beside it. Storage that does not answer raises: that is
+    no property of a sample. With `cache`, latents from the place in the row's `cached` stand
+    for frames, as `LatentCache.read` gives them, and no video is opened. Frames of equal shape
+    lie behind each other in one array.
     """
     reasons: dict[int, str] = {}
-    vectors: dict[int, dict[str, np.ndarray]] = {}
+    vectors: dict[int, Vectors] = {}
     for i, row in enumerate(rows):
         try:
             vectors[i] = _vectors(row, spec, reader)
         except DataError as error:
             reasons[i] = str(error)
-    what = "latents" if cache else "frames"
     pictures = _latents(rows, cache, reasons) if cache else _canvases(rows, spec, reasons, reader)
-    samples = [
-        {
-            what: pictures[i],
-            "view_valid": _views(row),
-            **vectors[i],
-            "has_action": bool(row["has_action"]),
-            "text_key": row["text_key"],
-            "embodiment_id": int(row["embodiment_id"]),
-            "sample_id": row["sample_id"],
-        }
-        for i, row in enumerate(rows)
-        if i not in reasons
-    ]
+    samples: list[Sample] = []
+    for i, row in enumerate(rows):
+        if i in reasons:
+            continue
+        pictured: Pictured = {"latents": pictures[i]} if cache else {"frames": pictures[i]}
+        samples.append(
+            {
+                **pictured,
+                "view_valid": _views(row),
+                **vectors[i],
+                "has_action": bool(row["has_action"]),
+                "text_key": row["text_key"],
+                "embodiment_id": int(row["embodiment_id"]),
+                "sample_id": row["sample_id"],
+            }
+        )
     return samples, [(rows[i]["sample_id"], reason) for i, reason in sorted(reasons.items())]
 
 
 def _latents(
-    rows: list[dict[str, Any]], cache: LatentCache, reasons: dict[int, str]
+    rows: Sequence[Row], cache: LatentCache, reasons: dict[int, str]
 ) -> dict[int, np.ndarray]:
     """Latents by row number; rows that could not be decoded when the cache was made are added
     to `reasons`.
     """
     for i, row in enumerate(rows):
         if row["cached"]["shard"] < 0:
-            reasons.setdefault(i, row["cached"]["reason"])
+            reasons.setdefault(i, row["cached"]["reason"] or "not in the cache")
     good = [i for i in range(len(rows)) if i not in reasons]
     return dict(zip(good, cache.read("latents", [rows[i]["cached"] for i in good]), strict=True))
 
 
-def _views(row: dict[str, Any]) -> np.ndarray:
+def _views(row: Row) -> np.ndarray:
     have = {view["slot"] for view in row["views"]}
     return np.array([slot in have for slot in SLOTS])
 
 
-def _crop_rng(row: dict[str, Any], spec: SampleSpec) -> np.random.Generator | None:
+def _crop_rng(row: Row, spec: SampleSpec) -> np.random.Generator | None:
     """Seeded by sample and, where the row has one, its `position` in the plan: other crops each
     epoch, the same after a restart.
     """
@@ -189,7 +189,7 @@ def _crop_rng(row: dict[str, Any], spec: SampleSpec) -> np.random.Generator | No
     )
 
 
-def frame_times(row: dict[str, Any], view: dict[str, Any], spec: SampleSpec) -> list[float]:
+def frame_times(row: Row, view: View, spec: SampleSpec) -> list[float]:
     """Where the frames of a sample are in the file of one of its views, seconds."""
     if row["kind"] == "clip":
         return [view["start_s"] + t for t in spec.clip.offsets_s(spec.frames_of(row))]
@@ -200,7 +200,7 @@ def frame_times(row: dict[str, Any], view: dict[str, Any], spec: SampleSpec) -> 
 
 
 def _empty_canvases(
-    rows: list[dict[str, Any]], spec: SampleSpec, wanted: list[int]
+    rows: Sequence[Row], spec: SampleSpec, wanted: list[int]
 ) -> dict[int, np.ndarray]:
     """Canvases by number of the wanted rows, grey where no view will come."""
     shapes: dict[tuple[int, int, int], list[int]] = {}
@@ -219,7 +219,7 @@ def _empty_canvases(
 
 
 def _canvases(
-    rows: list[dict[str, Any]], spec: SampleSpec, reasons: dict[int, str], reader: FileReader
+    rows: Sequence[Row], spec: SampleSpec, reasons: dict[int, str], reader: FileReader
 ) -> dict[int, np.ndarray]:
     """Canvases by row number; rows that fail are added to `reasons`."""
     canvases = _empty_canvases(rows, spec, [i for i in range(len(rows)) if i not in reasons])
@@ -282,10 +282,10 @@ def _fill(
             left = [t for t in left[done + 1 :] if any(p.row not in reasons for p in wanted[t])]
 
 
-def _vectors(row: dict[str, Any], spec: SampleSpec, reader: FileReader) -> dict[str, np.ndarray]:
+def _vectors(row: Row, spec: SampleSpec, reader: FileReader) -> Vectors:
     """State, actions and masks of a row, padded to the model; zeros and False without labels."""
     p, d = spec.window.chunk, spec.model_dim
-    out = {
+    out: Vectors = {
         "state": np.zeros(d, np.float32),
         "actions": np.zeros((p, d), np.float32),
         "step_valid": np.zeros(p, bool),
@@ -293,7 +293,8 @@ def _vectors(row: dict[str, Any], spec: SampleSpec, reader: FileReader) -> dict[
     }
     if not row["has_action"]:
         return out
-    name = row["embodiment"]
+    name, data_file = row["embodiment"], row["data_file"]
+    assert data_file is not None
     if name not in spec.normalizers:
         raise KeyError(f"no statistics of embodiment {name}; give them in SampleSpec.stats")
     ds, da = len(spec.embodiments[name].state_names), len(spec.embodiments[name].action_names)
@@ -302,7 +303,7 @@ def _vectors(row: dict[str, Any], spec: SampleSpec, reader: FileReader) -> dict[
     begin, end = row_span(k, real, ratio, row["rows"])
     states, actions = read_vectors(
         row["format"],
-        FilePart(row["data_file"], row["data_offset"], row["data_bytes"]),
+        FilePart(data_file, row["data_offset"], row["data_bytes"]),
         row["first_row"] + begin,
         end - begin,
         reader,
@@ -311,18 +312,16 @@ def _vectors(row: dict[str, Any], spec: SampleSpec, reader: FileReader) -> dict[
     )
     if (states.shape[1], actions.shape[1]) != (ds, da):
         raise DataError(
-            f"{row['data_file']}: state and action are {states.shape[1]} and "
+            f"{data_file}: state and action are {states.shape[1]} and "
             f"{actions.shape[1]} wide, {name} has {ds} and {da}"
         )
     bad = np.argwhere(~np.isfinite(actions))
     if not np.isfinite(at_steps(states, k * ratio - begin, 1, ratio)).all():
-        raise DataError(
-            f"{row['data_file']}: NaN or Inf in the state of row {row['first_row'] + begin}"
-        )
+        raise DataError(f"{data_file}: NaN or Inf in the state of row {row['first_row'] + begin}")
     if len(bad):
         step, dim = (int(x) for x in bad[0])
         raise DataError(
-            f"{row['data_file']}: NaN or Inf in the action of row "
+            f"{data_file}: NaN or Inf in the action of row "
             f"{row['first_row'] + begin + step}, dimension {dim}"
         )
     if ratio != 1:

@@ -28,6 +28,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from gwp import storage
 from gwp.data.buckets import Bucket
 from gwp.data.canvas import Canvas
+from gwp.data.records import CachedPlace, Missing
 from gwp.data.window import ClipWindow, Window
 from gwp.errors import DataError
 
@@ -38,7 +39,7 @@ VERSION = 2
 """Raise it when frames of the same row come out different."""
 
 _TAGS: dict[NumberFormat, str] = {"float16": "F16", "bfloat16": "BF16"}
-_PLACE = pa.struct(
+PLACE = pa.struct(
     [
         # shard -1: not there, for that reason
         ("shard", pa.int32()),
@@ -146,13 +147,13 @@ def write_shard(
     part: Part,
     number: int,
     arrays: Mapping[str, np.ndarray],
-    failed: Mapping[str, dict[str, Any]],
+    failed: Mapping[str, Missing],
     number_format: NumberFormat,
 ) -> int:
     """Write one shard and return its bytes. It is a safetensors file, and whole or not there.
 
-    `arrays`: float16, or uint16 that holds the bits of bfloat16. `failed`: name -> {"reason",
-    "shape"} of what is missing.
+    `arrays`: float16, or uint16 that holds the bits of bfloat16. `failed`: by name, what is
+    missing.
     """
     header: dict[str, Any] = {"__metadata__": {"failed": json.dumps(dict(failed))}}
     at = 0
@@ -201,7 +202,7 @@ def read_header(uri: str, part: Part, number: int) -> pa.Table:
             (head,) = storage.read_ranges([place], [0], [length + 8])
         header = json.loads(head[8 : 8 + length])
         failed = json.loads(header.pop("__metadata__")["failed"])
-        rows = [
+        rows: list[CachedPlace] = [
             {
                 "shard": number,
                 "offset": 8 + length + v["data_offsets"][0],
@@ -220,7 +221,7 @@ def read_header(uri: str, part: Part, number: int) -> pa.Table:
         for f in failed.values()
     ]
     return pa.table(
-        {"name": pa.array([*header, *failed], pa.string()), "place": pa.array(rows, _PLACE)}
+        {"name": pa.array([*header, *failed], pa.string()), "place": pa.array(rows, PLACE)}
     )
 
 
@@ -321,7 +322,7 @@ class LatentCache:
             )
         return pa.concat_arrays(index["place"].take(at).chunks)
 
-    def read(self, part: Part, places: Sequence[dict[str, Any]]) -> list[np.ndarray]:
+    def read(self, part: Part, places: Sequence[CachedPlace]) -> list[np.ndarray]:
         """Arrays at these places, none of them with a reason: float16, or uint16 that holds the
         bits of bfloat16.
         """
@@ -351,7 +352,7 @@ class LatentCache:
         """numpy dtype of what `read` returns."""
         return np.dtype(np.float16 if self.key.number_format == "float16" else np.uint16)
 
-    def _cut(self, data: bytes, place: dict[str, Any], begin: int) -> np.ndarray:
+    def _cut(self, data: bytes, place: CachedPlace, begin: int) -> np.ndarray:
         first = place["offset"] - begin
         return np.frombuffer(data[first : first + place["bytes"]], self.dtype).reshape(
             place["shape"]

@@ -12,7 +12,7 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property, lru_cache, partial
-from typing import Any
+from typing import Any, cast
 
 import av
 import numpy as np
@@ -24,6 +24,7 @@ from torch.utils.data import DataLoader, Dataset
 from gwp.data.decode import SampleSpec, frame_times
 from gwp.data.formats.reader import FileReader
 from gwp.data.latent_cache import LatentCache
+from gwp.data.records import StreamBatch
 from gwp.data.video.decode import SEEK_SAVES, WORK
 from pipelines.training.stream import decode_block
 
@@ -140,6 +141,11 @@ def bare(
     )
 
 
+def _arrays(batch: StreamBatch) -> dict[str, np.ndarray]:
+    """Its columns, whatever they are called."""
+    return cast(dict[str, np.ndarray], batch)
+
+
 class _Blocks(Dataset[dict[str, Any]]):
     """Micro-batches as the stream cuts them."""
 
@@ -158,7 +164,7 @@ class _Blocks(Dataset[dict[str, Any]]):
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         before = (WORK.decoded, WORK.opened)
-        columns = decode_block(self.blocks[index], self.spec, self.cache, self.reader)
+        columns = _arrays(decode_block(self.blocks[index], self.spec, self.cache, self.reader))
         work = (WORK.decoded - before[0], WORK.opened - before[1])
         return {
             k: torch.from_numpy(v) if v.dtype.kind in "biuf" else v.tolist()
@@ -181,7 +187,7 @@ class _Samples(Dataset[dict[str, Any]]):
         return int(self.table.num_rows)
 
     def __getitem__(self, index: int) -> dict[str, Any]:
-        columns = decode_block(self.table.slice(index, 1), self.spec, None, self.reader)
+        columns = _arrays(decode_block(self.table.slice(index, 1), self.spec, None, self.reader))
         return {k: torch.from_numpy(v[0]) if v[0].ndim else v[0].item() for k, v in columns.items()}
 
 

@@ -14,6 +14,7 @@ from gwp import storage
 from gwp.data.decode import SampleSpec, decode_frames
 from gwp.data.formats.reader import FileReader
 from gwp.data.latent_cache import NumberFormat, write_shard
+from gwp.data.records import Missing, Row, Shaped
 from gwp.errors import GwpError
 from gwp.model.codecs.cached import read_t5_embedding, to_stored
 from gwp.model.codecs.text import load_text_encoder
@@ -27,7 +28,7 @@ _SAME = 0.05
 """
 
 
-def frame_shape(row: dict[str, Any], spec: SampleSpec) -> tuple[int, int, int, int]:
+def frame_shape(row: Shaped, spec: SampleSpec) -> tuple[int, int, int, int]:
     """Shape `(T, H, W, 3)` of the frames of a manifest row's sample."""
     canvas = spec.canvas_of(row)
     return spec.frames_of(row), canvas.height, canvas.width, 3
@@ -37,7 +38,7 @@ def decode_block(table: pa.Table, spec: SampleSpec) -> pa.Table:
     """Frames of a shard's rows as bytes, because their shapes may differ; null where they
     cannot be decoded. A shard is decoded by a task, which has a reader of its own.
     """
-    rows = table.to_pylist()
+    rows: list[Row] = table.to_pylist()
     frames, reasons = decode_frames(rows, spec, FileReader())
     return pa.table(
         {
@@ -66,7 +67,7 @@ class LatentWriter:
     def __call__(self, table: pa.Table) -> pa.Table:
         names, shapes, reasons = (table[n].to_pylist() for n in ("name", "shape", "reason"))
         arrays: dict[str, np.ndarray] = {}
-        failed: dict[str, dict[str, Any]] = {}
+        failed: dict[str, Missing] = {}
         good: dict[tuple[int, ...], list[int]] = {}
         for i, (shape, reason) in enumerate(zip(shapes, reasons, strict=True)):
             if reason is None:

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from gwp import storage
+from gwp.data.records import StreamBatch
 from gwp.model.codecs.cached import CachedTextEncoder, from_stored
 from gwp.model.codecs.text import TextTable, load_text_encoder
 from gwp.model.codecs.video import load_video_codec
@@ -34,30 +35,30 @@ class Encoders:
         texts = storage.read_bytes(storage.join(prepared.uri, "texts.json"))
         self._texts: dict[str, str] = json.loads(texts)
 
-    def batch(self, raw: dict[str, np.ndarray], keep: np.ndarray) -> Batch:
+    def batch(self, raw: StreamBatch, keep: np.ndarray) -> Batch:
         """The samples of a batch that are whole, encoded, on this rank's device.
 
         `raw`: columns of the stream, one row a sample. `keep`: bool `[batch]`, at least one.
         """
 
-        def column(name: str) -> Tensor:
-            return torch.from_numpy(np.ascontiguousarray(raw[name][keep])).to(self._device)
+        def kept(column: np.ndarray) -> Tensor:
+            return torch.from_numpy(np.ascontiguousarray(column[keep])).to(self._device)
 
         with torch.no_grad():
             if "latents" in raw:
-                latents = from_stored(column("latents"))
+                latents = from_stored(kept(raw["latents"]))
             else:
-                latents = self._codec.encode(column("frames"))
+                latents = self._codec.encode(kept(raw["frames"]))
             text = self._text.lookup([self._texts[key] for key in raw["text_key"][keep]])
-        state = column("state")
+        state = kept(raw["state"])
         return Batch(
             latents=latents,
             state=state.reshape(state.shape[0], 1, -1),
-            actions=column("actions"),
-            step_valid=column("step_valid"),
-            dim_valid=column("dim_valid"),
+            actions=kept(raw["actions"]),
+            step_valid=kept(raw["step_valid"]),
+            dim_valid=kept(raw["dim_valid"]),
             text=text.to(self._device),
-            embodiment=column("embodiment_id"),
+            embodiment=kept(raw["embodiment_id"]),
         )
 
     def text_like(self) -> Tensor:

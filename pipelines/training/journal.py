@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from gwp import storage
+from gwp.data.records import StreamBatch
 
 
 class Journal:
@@ -36,7 +37,7 @@ class Journal:
         }
         self._write(event, "events", f"resumed-a{self._attempt}.json")
 
-    def consumed(self, step: int, raw: dict[str, np.ndarray]) -> None:
+    def consumed(self, step: int, raw: StreamBatch) -> None:
         """Note which samples this rank takes at `step`, with their positions in the plan."""
         taken = [
             {"position": int(position), "sample_id": str(sample_id)}
@@ -45,7 +46,7 @@ class Journal:
         name = f"step_{step:06d}-rank{self._rank}.json"
         self._write(taken, "consumed", f"a{self._attempt}", name)
 
-    def quarantine(self, step: int, raw: dict[str, np.ndarray], keep: np.ndarray) -> int:
+    def quarantine(self, step: int, raw: StreamBatch, keep: np.ndarray) -> int:
         """Note the samples of `step` that are broken, with the reason; how many they are.
 
         `keep`: bool `[batch]`.

@@ -17,6 +17,7 @@ import ray.train
 import torch
 
 from gwp import storage
+from gwp.data.records import StreamBatch
 from gwp.model.objective import draw_video_only, idle_loss, training_losses
 from gwp.model.transformer import WorldActionTransformer
 from gwp.model.weights import build_model, load_model, locate, open_checkpoint
@@ -174,7 +175,7 @@ class _Loop:
                     "from its last checkpoint"
                 )
 
-    def _train_step(self, raw: dict[str, np.ndarray]) -> dict[str, float]:
+    def _train_step(self, raw: StreamBatch) -> dict[str, float]:
         job = self.job
         # One draw for all ranks, so that their graphs are the same; then one stream of noise
         # per rank.

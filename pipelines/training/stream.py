@@ -10,9 +10,9 @@ reaches the model.
 """
 
 import gc
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from itertools import pairwise
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pyarrow as pa
@@ -25,6 +25,7 @@ from gwp.data.formats.reader import FileReader
 from gwp.data.latent_cache import LatentCache
 from gwp.data.plan.manifest import Manifest
 from gwp.data.plan.plan import plan_slice
+from gwp.data.records import MicroBatch, PackedBlock, Pictured, Row, Sample, StreamBatch
 from pipelines.compat import split_without_cpu
 from pipelines.jobs.train_job import POOL, ClusterConfig
 from pipelines.training.checkpoints import latest_committed
@@ -147,7 +148,7 @@ class Decoder:
         # Ray collects garbage often, and what was imported is none.
         gc.freeze()
 
-    def __call__(self, table: pa.Table) -> dict[str, np.ndarray]:
+    def __call__(self, table: pa.Table) -> StreamBatch:
         """The micro-batches that the only row of a block names."""
         (row,) = table.to_pylist()
         with lasting():
@@ -196,7 +197,7 @@ def packed_blocks(prepared: PreparedRun, rows: pa.Table) -> pa.Table:
     )
 
 
-def unpacked(manifest: Manifest, cached: pa.Array | None, row: dict[str, Any]) -> pa.Table:
+def unpacked(manifest: Manifest, cached: pa.Array | None, row: PackedBlock) -> pa.Table:
     """Manifest rows of a row of `packed_blocks`."""
     return pa.concat_tables([block(manifest, cached, micro) for micro in row["micro"]])
 
@@ -212,7 +213,7 @@ def _bytes_of(prepared: PreparedRun, sample: int) -> int:
     return prepared.spec.frames_of(row) * canvas.height * canvas.width * 3
 
 
-def block(manifest: Manifest, cached: pa.Array | None, row: dict[str, Any]) -> pa.Table:
+def block(manifest: Manifest, cached: pa.Array | None, row: MicroBatch) -> pa.Table:
     """Manifest rows of a row of `planned`, each with its `position` in the plan, the size of
     its `batch` and where it is `cached`.
     """
@@ -232,20 +233,20 @@ def blocks(prepared: PreparedRun, step: int, samples_seen: int) -> list[pa.Table
 
 def decode_block(
     table: pa.Table, spec: SampleSpec, cache: LatentCache | None, reader: FileReader
-) -> dict[str, np.ndarray]:
-    """Columns of micro-batches, as `batch_columns` names them."""
-    rows = table.to_pylist()
+) -> StreamBatch:
+    """Columns of micro-batches, whose manifest rows these are."""
+    rows: list[Row] = table.to_pylist()
     samples, failures = decode_samples(rows, spec, reader, cache)
     return batch_columns(rows, samples, dict(failures), spec, cache)
 
 
 def batch_columns(
-    rows: list[dict[str, Any]],
-    samples: list[dict[str, Any]],
+    rows: Sequence[Row],
+    samples: Sequence[Sample],
     failures: dict[str, str],
     spec: SampleSpec,
     cache: LatentCache | None = None,
-) -> dict[str, np.ndarray]:
+) -> StreamBatch:
     """Columns of one block in row order; failed samples hold their place with `ok` False and
     the reason.
     """
@@ -256,20 +257,21 @@ def batch_columns(
     columns: dict[str, list[Any]] = {}
     for row in rows:
         sample = None if row["sample_id"] in failures else next(left)
-        values = sample or (_empty_like(template) if template else _empty(row, spec, cache))
-        values = {
-            **values,
+        values: dict[str, Any] = {
+            **(sample or (_empty_like(template) if template else _empty(row, spec, cache))),
             "sample_id": row["sample_id"],
             "position": row["position"],
             "batch": row["batch"],
+            "ok": sample is not None,
+            "reason": failures.get(row["sample_id"], ""),
         }
-        values |= {"ok": sample is not None, "reason": failures.get(row["sample_id"], "")}
         for key, value in values.items():
             columns.setdefault(key, []).append(value)
-    return {
+    stacked = {
         key: _stacked(v) if isinstance(v[0], np.ndarray) else np.array(v)
         for key, v in columns.items()
     }
+    return cast(StreamBatch, stacked)
 
 
 def _stacked(arrays: list[np.ndarray]) -> np.ndarray:
@@ -290,21 +292,22 @@ def _stacked(arrays: list[np.ndarray]) -> np.ndarray:
     )
 
 
-def _empty_like(sample: dict[str, Any]) -> dict[str, Any]:
-    return {
+def _empty_like(sample: Sample) -> Sample:
+    zeros = {
         k: np.zeros_like(v) if isinstance(v, np.ndarray) else type(v)() for k, v in sample.items()
     }
+    return cast(Sample, zeros)
 
 
-def _empty(row: dict[str, Any], spec: SampleSpec, cache: LatentCache | None) -> dict[str, Any]:
+def _empty(row: Row, spec: SampleSpec, cache: LatentCache | None) -> Sample:
     p, d = spec.window.chunk, spec.model_dim
-    pictures = (
+    pictured: Pictured = (
         {"latents": np.zeros(row["cached"]["shape"], cache.dtype)}
         if cache
         else {"frames": spec.canvas_of(row).empty(spec.frames_of(row))}
     )
     return {
-        **pictures,
+        **pictured,
         "view_valid": np.zeros(len(SLOTS), bool),
         "state": np.zeros(d, np.float32),
         "actions": np.zeros((p, d), np.float32),
@@ -313,12 +316,11 @@ def _empty(row: dict[str, Any], spec: SampleSpec, cache: LatentCache | None) -> 
         "has_action": False,
         "text_key": "",
         "embodiment_id": 0,
+        "sample_id": "",
     }
 
 
-def batches(
-    shard: Any, samples_seen: int, rank: int, world: int
-) -> Iterator[dict[str, np.ndarray]]:
+def batches(shard: Any, samples_seen: int, rank: int, world: int) -> Iterator[StreamBatch]:
     """This rank's micro-batches, checked against the plan: each must be its share of the global
     batch that begins at `samples_seen`.
 
@@ -337,6 +339,6 @@ def batches(
                     f"data stream at plan positions {got[0]}..{got[-1]}, expected "
                     f"{first}..{first + share - 1}"
                 )
-            yield batch
+            yield cast(StreamBatch, batch)
             samples_seen += size
             start += share

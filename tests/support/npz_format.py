@@ -5,6 +5,7 @@
 import io
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import numpy as np
 
@@ -38,7 +39,7 @@ def read_set(uri: str, files: dict[str, int], source: SetSource, reader: FileRea
         top = VideoSpan(name, 0.0, length / 10, key="top")
         episodes.append(Episode(i, length, name, {"top": top}, "push"))
     names = ("x", "y", "grip"), ("dx", "grip")
-    cameras = {"top": {"shape": []}}
+    cameras: dict[str, dict[str, Any]] = {"top": {}}
     about = (uri, "npz", "", "toy", source.rate(10.0, ""), *names, True, cameras)
     return RobotSet(*about, tuple(episodes), files, "a0", ("state",), ("action",))
 

@@ -3,7 +3,6 @@ looked at once.
 """
 
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 
@@ -17,6 +16,7 @@ from gwp.data.formats.robot_set import RobotSet, check_embodiment, rows_per_step
 from gwp.data.plan.curate import CurationConfig, Curator
 from gwp.data.plan.manifest import Manifest, Rows
 from gwp.data.rates import steps_of
+from gwp.data.records import Place, Skipped, View
 from gwp.data.source import Source
 from gwp.data.text import normalise, text_hash
 from gwp.data.window import ClipWindow, Window
@@ -28,7 +28,7 @@ class _Builder:
 
     def __init__(self) -> None:
         self.rows = Rows()
-        self.skipped: list[dict[str, Any]] = []
+        self.skipped: list[Skipped] = []
         self.texts: dict[str, str] = {}
         self.looked = 0
 
@@ -146,17 +146,6 @@ def _add_robot(
     build.looked += len(good) + len(bad)
     for episode, reason in bad:
         build.skip(source.uri, f"episode {episode.index}", reason)
-    shared = {
-        "source": number,
-        "kind": "robot",
-        "weight": source.weight,
-        "has_action": source.labelled,
-        "fps": data.fps / ratio,
-        "embodiment": embodiment.name if embodiment else None,
-        "embodiment_id": embodiment.id if embodiment else 0,
-        "rows_per_step": ratio,
-        "format": data.format,
-    }
     for episode, first_row in good:
         # Without labels there is no mask that would tell the still picture after the end from a
         # robot that stands still.
@@ -171,7 +160,7 @@ def _add_robot(
             )
             continue
         spans = [(slot, episode.videos[camera]) for slot, camera in cameras.items()]
-        views = [
+        views: list[View] = [
             {
                 "slot": slot,
                 "uri": storage.join(data.uri, v.file),
@@ -185,21 +174,29 @@ def _add_robot(
         ]
         ids = [f"{data.fingerprint}/{episode.index:06d}/{k:06d}" for k in range(len(starts))]
         state_keys, action_keys = data.keys(episode)
-        place = {
-            "state_keys": state_keys,
-            "action_keys": action_keys,
+        place: Place = {
+            "source": number,
+            "kind": "robot",
+            "weight": source.weight,
+            "has_action": source.labelled,
+            "embodiment": embodiment.name if embodiment else None,
+            "embodiment_id": embodiment.id if embodiment else 0,
+            "text_key": build.key_of(episode.text if source.task is None else source.task),
+            "fps": data.fps / ratio,
             "length": steps,
+            "rows_per_step": ratio,
+            "format": data.format,
             "data_file": storage.join(data.uri, episode.data_file),
             "first_row": first_row,
             "rows": episode.length,
             "data_offset": episode.offset,
             "data_bytes": episode.bytes,
+            "state_keys": state_keys,
+            "action_keys": action_keys,
+            "views": views,
         }
-        key = build.key_of(episode.text if source.task is None else source.task)
         nothing = np.zeros(len(ids))
-        build.rows.add(
-            ids, shared | place | {"views": views, "text_key": key}, starts, nothing, nothing
-        )
+        build.rows.add(ids, place, starts, nothing, nothing)
 
 
 def _add_clips(
@@ -229,15 +226,16 @@ def _add_clip(
     if not clips:
         return
     ids = [f"{found.fingerprint}/{video.name}/{round(s * 1000):08d}" for s, _ in clips]
-    view = {
+    view: View = {
         "slot": "front",
         "uri": video.uri,
         "bytes": video.size,
         "key": "",
         "offset": video.offset,
         "start_s": 0.0,
+        "rate": None,
     }
-    place = {
+    place: Place = {
         "source": number,
         "kind": "clip",
         "weight": source.weight,

@@ -16,9 +16,10 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from gwp import storage
+from gwp.data.records import Place, Row, Skipped
 from gwp.errors import DataError
 
-_VIEW = pa.struct(
+VIEW = pa.struct(
     [
         ("slot", pa.string()),
         ("uri", pa.string()),
@@ -55,10 +56,10 @@ PLACE = pa.schema(
         ("state_keys", pa.list_(pa.string())),
         ("action_keys", pa.list_(pa.string())),
         # Start in seconds: of the episode in that file (kind robot), of the sample (kind clip).
-        ("views", pa.list_(_VIEW)),
+        ("views", pa.list_(VIEW)),
     ]
 )
-"""An episode or video: what its samples share."""
+"""An episode or video: what its samples share, as `gwp.data.records.Place` describes it."""
 OWN = pa.schema(
     [
         # data set fingerprint / episode / row, or / file / milliseconds
@@ -89,7 +90,7 @@ class Manifest:
 
     samples: pa.Table
     places: pa.Table
-    skipped: tuple[dict[str, Any], ...]
+    skipped: tuple[Skipped, ...]
     by_key: dict[str, str]
     rule: dict[str, Any]
 
@@ -97,7 +98,7 @@ class Manifest:
     def of(
         cls,
         table: pa.Table,
-        skipped: Iterable[dict[str, Any]] = (),
+        skipped: Iterable[Skipped] = (),
         by_key: dict[str, str] | None = None,
         rule: dict[str, Any] | None = None,
     ) -> Self:
@@ -153,7 +154,7 @@ class Manifest:
     def files(self) -> np.ndarray:
         """int64 `[samples]`: number of the file that each sample's first view lies in."""
         views = self.places["views"].combine_chunks()
-        first = pc.list_element(views, 0) if len(views) else pa.array([], _VIEW)
+        first = pc.list_element(views, 0) if len(views) else pa.array([], VIEW)
         uris = (
             pc.fill_null(pc.struct_field(first, "uri"), "")
             .dictionary_encode()
@@ -194,9 +195,9 @@ class Manifest:
         """All whole rows, some at a time."""
         yield from (self._whole(np.arange(piece.start, piece.stop)) for piece in _pieces(len(self)))
 
-    def rows(self, ids: Iterable[int]) -> list[dict[str, Any]]:
+    def rows(self, ids: Iterable[int]) -> list[Row]:
         """Rows by position, as `decode_samples` takes them."""
-        rows: list[dict[str, Any]] = self.take(np.fromiter(ids, np.int64)).to_pylist()
+        rows: list[Row] = self.take(np.fromiter(ids, np.int64)).to_pylist()
         return rows
 
     def texts(self) -> dict[str, str]:
@@ -243,12 +244,12 @@ def _pieces(count: int) -> list[slice]:
 def _later(views: pa.Array, shift: np.ndarray) -> pa.Array:
     """Views whose starts are that many seconds later."""
     flat, owner = views.flatten(), pc.list_parent_indices(views).to_numpy()
-    fields = {f.name: flat.field(f.name) for f in _VIEW}
+    fields = {f.name: flat.field(f.name) for f in VIEW}
     fields["start_s"] = pc.add(fields["start_s"], pa.array(shift[owner]))
     lengths = pc.fill_null(pc.list_value_length(views), 0).to_numpy(zero_copy_only=False)
     offsets = pa.array(np.concatenate([[0], np.cumsum(lengths)]), pa.int32())
     return pa.ListArray.from_arrays(
-        offsets, pa.StructArray.from_arrays(list(fields.values()), fields=list(_VIEW))
+        offsets, pa.StructArray.from_arrays(list(fields.values()), fields=list(VIEW))
     )
 
 
@@ -282,12 +283,12 @@ class Rows:
         self._numbers: dict[str, list[np.ndarray]] = {
             name: [] for name in ("bucket", "start", "place", "at_s")
         }
-        self._places: list[dict[str, Any]] = []
+        self._places: list[Place] = []
 
     def add(
         self,
         ids: list[str],
-        place: dict[str, Any],
+        place: Place,
         starts: np.ndarray,
         at_s: np.ndarray,
         buckets: np.ndarray,
