@@ -62,9 +62,8 @@ def bench_act(
     shape = SIZES[size]
     # Each part computes in a thread of its own: OpenMP workers of one that idles would slow the
     # next one down.
-    policy = apart(
-        lambda: random_policy(shape, family, steps[0], device, getattr(torch, dtype), codec)
-    )
+    torch_dtype = getattr(torch, dtype)
+    policy = apart(lambda: random_policy(shape, family, steps[0], device, torch_dtype, codec))
     passes = apart(lambda: _Passes.measure(policy.solver, shape, batches, steps, repeats))
     phases, request = apart(lambda: _requests(policy, shape, repeats))
     operations = apart(lambda: trace(policy, shape, trace_to)) if trace_to else None
