@@ -24,10 +24,11 @@ def _json_line(kind: str, **fields: Any) -> None:
 
 
 def _shown(fields: dict[str, Any]) -> str:
-    return "  ".join(
-        f"{key} {value:.4g}" if isinstance(value, float) else f"{key} {value}"
-        for key, value in fields.items()
-    )
+    return "  ".join(f"{key} {_text(value)}" for key, value in fields.items())
+
+
+def _text(value: Any) -> str:
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
 def event(name: str, **fields: Any) -> None:
@@ -42,7 +43,10 @@ class _Lines:
     """Progress as JSON lines: at most one every two seconds, and always the last."""
 
     def __init__(self, task: str, total: float | None) -> None:
-        self.task, self.total, self.start = task, total, time.monotonic()
+        self.task = task
+        self.total = total
+        self.start = time.monotonic()
+        # So that the first update is written at once.
         self.written = -_LINE_EVERY_S
         self.latest: dict[str, Any] | None = None
 
@@ -97,6 +101,8 @@ def progress(task: str, total: float | None = None) -> Iterator[Progress]:
         handle = bar.add_task(task, total=total, figures="")
 
         class _Bar:
+            """Progress as a bar, with the newest figures behind it."""
+
             def update(self, done: float, **fields: Any) -> None:
                 bar.update(handle, completed=done, figures=_shown(fields))
 
@@ -107,13 +113,10 @@ def table(rows: list[dict[str, Any]]) -> str:
     """Rows of equal keys as aligned text with a header line."""
     if not rows:
         return ""
-    cells = [list(rows[0])]
-    cells += [
-        [f"{value:.4g}" if isinstance(value, float) else str(value) for value in row.values()]
-        for row in rows
-    ]
-    widths = [max(len(line[i]) for line in cells) for i in range(len(cells[0]))]
-    return "\n".join(
-        "  ".join(text.ljust(width) for text, width in zip(line, widths, strict=True)).rstrip()
-        for line in cells
-    )
+    cells = [list(rows[0]), *(list(map(_text, row.values())) for row in rows)]
+    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
+    lines = []
+    for line in cells:
+        padded = (text.ljust(width) for text, width in zip(line, widths, strict=True))
+        lines.append("  ".join(padded).rstrip())
+    return "\n".join(lines)

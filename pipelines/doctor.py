@@ -189,33 +189,27 @@ def rendering(timeout_s: float = 60.0) -> Check:
         )
     if "No module named 'mujoco'" in done.stderr:
         return Check("rendering", "warn", "mujoco is not installed", "pip install 'gwp[sim]'")
-    outcome = (
-        "renders" if done.returncode == 0 else (done.stderr.strip().splitlines() or ["fails"])[-1]
-    )
+    renders = done.returncode == 0
+    # The last line of a traceback is the error itself.
+    *_, last = ["fails", *done.stderr.strip().splitlines()]
     return _ok_or(
-        done.returncode == 0,
+        renders,
         "warn",
         "rendering",
-        f"MUJOCO_GL={backend}: {outcome}",
+        f"MUJOCO_GL={backend}: {'renders' if renders else last}",
         "install libegl1 and Mesa's drivers, or libosmesa6 and set MUJOCO_GL=osmesa",
     )
 
 
 def compiler() -> Check:
     named = os.environ.get("CXX")
-    found = next(
-        (
-            path
-            for name in ([named] if named else ["c++", "g++", "clang++"])
-            if (path := shutil.which(name))
-        ),
-        None,
-    )
+    names = [named] if named else ["c++", "g++", "clang++"]
+    paths = [path for name in names if (path := shutil.which(name))]
     return _ok_or(
-        found is not None,
+        bool(paths),
         "warn",
         "c++ compiler",
-        found or "none",
+        paths[0] if paths else "none",
         "install g++: acting on a CPU and DeepSpeed's CPU Adam build code when they start",
     )
 
@@ -240,7 +234,8 @@ def cache() -> Check:
     from gwp.cache_folder import problem_of, root
 
     try:
-        folder, problem = root(), problem_of("native")
+        folder = root()
+        problem = problem_of("native")
     except RuntimeError:
         return Check("cache", "warn", "no home folder", "set GWP_CACHE to a folder of your own")
     return _ok_or(
@@ -271,19 +266,24 @@ def shared_memory() -> Check:
 
 def memory() -> Check:
     total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    # In a container the machine's memory is not what may be used. Without a limit it says `max`.
     limit = Path("/sys/fs/cgroup/memory.max")
     if limit.is_file() and (text := limit.read_text().strip()).isdecimal():
         total = min(total, int(text))
-    cores = (
-        len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    )
     return _ok_or(
         total >= 8 * GIB,
         "warn",
         "cpu and memory",
-        f"{cores} cores, {total / GIB:.0f} GiB",
+        f"{_cores()} cores, {total / GIB:.0f} GiB",
         "use a machine with 8 GiB or more for the demo",
     )
+
+
+def _cores() -> int:
+    # Of those that the machine has, a container may be given a few; macOS cannot say.
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
 
 
 def disk() -> list[Check]:
@@ -316,6 +316,7 @@ def ports() -> Check:
     taken = []
     for port, owner in PORTS.items():
         with socket.socket() as probe:
+            # As servers do: connections that just ended are no reason to call a port taken.
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             try:
                 probe.bind(("127.0.0.1", port))
@@ -348,8 +349,8 @@ CHECKS: tuple[Callable[[], Check | list[Check]], ...] = (
 
 def examine() -> list[Check]:
     """Run every check."""
-    found: list[Check] = []
+    results: list[Check] = []
     for check in CHECKS:
         result = check()
-        found += result if isinstance(result, list) else [result]
-    return found
+        results += result if isinstance(result, list) else [result]
+    return results

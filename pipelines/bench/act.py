@@ -15,24 +15,26 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
 
-from gwp.model.config import Family, Group, ModelConfig
-from gwp.model.inference.layout import Noise
-from gwp.model.transformer import Tokens, WorldActionTransformer
+from gwp.model.config import Family, ModelConfig
+from gwp.model.transformer import WorldActionTransformer
 from gwp.policy.batching.engine import Engine
 from gwp.policy.batching.schedule import BatchingConfig
 from gwp.policy.graphs import graph_pool, recorded
 from gwp.policy.policy import Policy
-from gwp.policy.solver import Prefix, Solver
+from gwp.policy.solver import Solver
 from gwp.threads import apart
-from pipelines.bench.floor import Machine, acting_floor, bare_step
+from pipelines.bench.act_cases import Inputs, acting, cases
+from pipelines.bench.floor import Machine, acting_floor
 from pipelines.bench.robots import robots_table
 from pipelines.bench.sizes import SIZES, Size, observation, random_policy
 from pipelines.bench.trace import trace
 
 WARM_UP = 2
-_ACTION: tuple[Group, ...] = ("A",)
+
+
+Percentiles = dict[str, float]
+"""Milliseconds by `p50`, `p95` and `p99`."""
 
 
 def bench_act(
@@ -58,55 +60,22 @@ def bench_act(
     """
     torch.set_num_threads(threads)
     shape = SIZES[size]
-    config = shape.config(family)
-    policy = apart(
-        lambda: random_policy(shape, family, steps[0], device, getattr(torch, dtype), codec)
-    )
-    solver = policy.solver
-    rows, columns = shape.latent
-    tokens = {
-        "prefix": 1 + rows * columns // 4,
-        "action": shape.chunk,
-        "future": rows * columns // 4,
-        "text": shape.text[0],
-    }
-
-    def passes() -> tuple[Machine, dict[str, Any], dict[str, Any], dict[str, Any]]:
-        with torch.inference_mode():
-            machine = Machine.measure(policy.device, solver.model.dtype)
-            given = {b: _Given.draw(solver, b, shape.text[0]) for b in batches}
-            first = given[batches[0]]
-            solvers = {n: Solver(solver.model, solver.shapes, n) for n in steps}
-            return (
-                machine,
-                _measure(_cases(solver, first), repeats, policy.device),
-                _measure(
-                    {str(b): _acting(solver, given[b]) for b in batches}, repeats, policy.device
-                ),
-                _measure(
-                    {str(n): _acting(solvers[n], first) for n in steps}, repeats, policy.device
-                ),
-            )
-
-    machine, ms, by_batch, by_steps = apart(passes)
-    prefix_tokens = {config.expert_of["S"]: 1}
-    prefix_tokens[config.expert_of["R"]] = (
-        prefix_tokens.get(config.expert_of["R"], 0) + tokens["prefix"] - 1
-    )
-    floor = acting_floor(
-        solver.model, prefix_tokens, shape.chunk, shape.text[0], batches[0], steps[0], machine
-    )
-    p50 = {name: value["p50"] for name, value in ms.items()}
+    # Each part computes in a thread of its own: OpenMP workers of one that idles would slow the
+    # next one down.
+    torch_dtype = getattr(torch, dtype)
+    policy = apart(lambda: random_policy(shape, family, steps[0], device, torch_dtype, codec))
+    passes = apart(lambda: _Passes.measure(policy.solver, shape, batches, steps, repeats))
     phases, request = apart(lambda: _requests(policy, shape, repeats))
-    traced = apart(lambda: trace(policy, shape, trace_to)) if trace_to else None
+    operations = apart(lambda: trace(policy, shape, trace_to)) if trace_to else None
     engine = _engine(policy, shape, robots, max(5, repeats // 2))
+    crowds = robots_table(policy, shape, p99_ms, seconds) if p99_ms else None
     return {
         "size": size,
         "family": family,
-        "parameters": _parameters(config),
+        "parameters": _parameters(shape.config(family)),
         "batch": batches[0],
         "steps": steps[0],
-        "tokens": tokens,
+        "tokens": _tokens(shape),
         "hardware": hardware(policy.device),
         "device": str(policy.device),
         "dtype": dtype,
@@ -115,184 +84,158 @@ def bench_act(
         "warm_up": WARM_UP,
         "repeats": repeats,
         "cached": "prefix keys in act, step, imagine, joint_cached; text keys everywhere",
-        "ms": ms,
-        "by_batch": by_batch,
-        "by_steps": by_steps,
+        "ms": passes.ms,
+        "by_batch": passes.by_batch,
+        "by_steps": passes.by_steps,
         "phases_ms": phases,
         "request_ms": request,
         "engine": engine,
         "codec": codec,
-        "crowds": robots_table(policy, shape, p99_ms, seconds) if p99_ms else None,
-        "trace": traced,
-        "ratios": {
-            "act_vs_joint": p50["joint"] / p50["act"],
-            "act_vs_joint_cached": p50["joint_cached"] / p50["act"],
-            "cached_vs_uncached": p50["act_uncached"] / p50["act"],
-            "step_vs_matmul": p50["step"] / p50["bare_step"],
-            "engine_vs_sequential": engine["throughput_ratio"],
-        },
-        "floors": floor
-        | {
-            "distance": p50["act"] / floor["ms"],
-            "gflops_per_s": machine.flops_per_s / 1e9,
-            "gb_per_s": machine.bytes_per_s / 1e9,
-        },
+        "crowds": crowds,
+        "trace": operations,
+        "ratios": _ratios(passes.ms) | {"engine_vs_sequential": engine["throughput_ratio"]},
+        "floors": _floors(policy.solver, shape, batches[0], steps[0], passes),
+    }
+
+
+def _tokens(shape: Size) -> dict[str, int]:
+    """Tokens of one observation by what they stand for."""
+    rows, columns = shape.latent
+    # The model takes 2 x 2 latents as one token.
+    picture = rows * columns // 4
+    return {
+        "prefix": 1 + picture,
+        "action": shape.chunk,
+        "future": picture,
+        "text": shape.text[0],
     }
 
 
 @dataclass(frozen=True)
-class _Given:
-    """What a case starts from, random: every tensor of `batch` observations."""
+class _Passes:
+    """What the solver alone takes, from `measure`, for `bench_act`.
 
-    state: Tensor
-    reference: Tensor
-    action: Tensor
-    future: Tensor
-    prefix: Prefix
+    machine:  what this machine does at best, measured just before
+    ms:       milliseconds by case of `cases`
+    by_batch: of acting, by number of observations
+    by_steps: of acting, by number of Euler steps
+    """
+
+    machine: Machine
+    ms: dict[str, Percentiles]
+    by_batch: dict[str, Percentiles]
+    by_steps: dict[str, Percentiles]
 
     @classmethod
-    def draw(cls, solver: Solver, batch: int, text_rows: int) -> "_Given":
-        model, g = solver.model, torch.Generator().manual_seed(0)
-        C, h, w = solver.shapes.latent
-
-        def randn(*shape: int) -> Tensor:
-            return torch.randn(batch, *shape, generator=g).to(model.device)
-
-        d = model.config.action_channels
-        state, reference, text = (
-            randn(1, d),
-            randn(C, 1, h, w),
-            randn(text_rows, model.config.text_dim),
-        )
-        ids = torch.zeros(batch, dtype=torch.long, device=model.device)
-        prefix = solver.observe(state, reference, model.text_keys(text), ids)
+    @torch.inference_mode()
+    def measure(
+        cls, solver: Solver, shape: Size, batches: Sequence[int], steps: Sequence[int], repeats: int
+    ) -> "_Passes":
+        """The cases and the steps are measured at the first of `batches`."""
+        device = solver.model.device
+        machine = Machine.measure(device, solver.model.dtype)
+        starts = {batch: Inputs.draw(solver, batch, shape.text[0]) for batch in batches}
+        first = starts[batches[0]]
+        by_batch = {str(batch): acting(solver, start) for batch, start in starts.items()}
+        by_steps = {
+            str(count): acting(Solver(solver.model, solver.shapes, count), first) for count in steps
+        }
         return cls(
-            state,
-            reference,
-            randn(solver.shapes.chunk, d),
-            randn(C, solver.shapes.future, h, w),
-            prefix,
+            machine,
+            _measure(cases(solver, first), repeats, device),
+            _measure(by_batch, repeats, device),
+            _measure(by_steps, repeats, device),
         )
 
 
-def _acting(solver: Solver, given: _Given) -> Callable[[], Tensor]:
-    def act() -> Tensor:
-        solver.observe(
-            given.state,
-            given.reference,
-            given.prefix.text,
-            given.prefix.embodiment,
-            given.prefix.cache,
-        )
-        return solver.act(given.prefix, given.action)
-
-    return act
-
-
-def _cases(solver: Solver, given: _Given) -> dict[str, Callable[[], object]]:
-    prefix, observed = given.prefix, Tokens(given.state, given.reference)
-
-    through = solver.acting(prefix)
-
-    def observe() -> Prefix:
-        return solver.observe(
-            given.state, given.reference, prefix.text, prefix.embodiment, prefix.cache
-        )
-
-    def uncached() -> object:
-        x = given.action
-        through = solver.model.prepare(
-            Tokens(given.state, given.reference, x), prefix.cache, prefix.text, prefix.embodiment
-        )
-        for step in range(solver.steps):
-            noise: dict[Group, Noise] = {
-                "S": solver.clean,
-                "R": solver.clean,
-                "A": solver.level(step),
-            }
-            out = solver.model.run(
-                Tokens(given.state, given.reference, x), noise, through, _ACTION
-            ).action
-            assert out is not None
-            x = x - out.float() / solver.steps
-        return x
-
-    def joint_cached() -> object:
-        return solver.joint(observe(), observed, given.action, given.future, use_prefix=True)
-
+def _ratios(ms: Mapping[str, Percentiles]) -> dict[str, float]:
+    """Of medians: how often the first goes into the second."""
+    p50 = {case: percentiles["p50"] for case, percentiles in ms.items()}
     return {
-        "act": _acting(solver, given),
-        "act_uncached": uncached,
-        "joint": lambda: solver.joint(prefix, observed, given.action, given.future),
-        "joint_cached": joint_cached,
-        "imagine": lambda: solver.imagine(prefix, given.action, given.future),
-        "prefix": observe,
-        "step": lambda: solver.velocity(through, given.action, solver.level(0)),
-        "bare_step": bare_step(solver, prefix),
+        "act_vs_joint": p50["joint"] / p50["act"],
+        "act_vs_joint_cached": p50["joint_cached"] / p50["act"],
+        "cached_vs_uncached": p50["act_uncached"] / p50["act"],
+        "step_vs_matmul": p50["step"] / p50["bare_step"],
+    }
+
+
+def _floors(
+    solver: Solver, shape: Size, batch: int, steps: int, passes: _Passes
+) -> dict[str, float]:
+    """What acting cannot go below on this machine, and how far it is from there."""
+    expert_of = solver.model.config.expert_of
+    # State and reference picture may share an expert, so their tokens are added up.
+    prefix = dict.fromkeys((expert_of["S"], expert_of["R"]), 0)
+    prefix[expert_of["S"]] += 1
+    prefix[expert_of["R"]] += _tokens(shape)["prefix"] - 1
+    machine = passes.machine
+    floor = acting_floor(solver.model, prefix, shape.chunk, shape.text[0], batch, steps, machine)
+    return floor | {
+        "distance": passes.ms["act"]["p50"] / floor["ms"],
+        "gflops_per_s": machine.flops_per_s / 1e9,
+        "gb_per_s": machine.bytes_per_s / 1e9,
     }
 
 
 def _measure(
-    cases: Mapping[str, Callable[[], object]], repeats: int, device: torch.device
-) -> dict[str, dict[str, float]]:
-    times: dict[str, list[float]] = {name: [] for name in cases}
+    sides: Mapping[str, Callable[[], object]], repeats: int, device: torch.device
+) -> dict[str, Percentiles]:
+    """Time `repeats` calls of every side, after some that do not count."""
+    times: dict[str, list[float]] = {name: [] for name in sides}
     # On a GPU every side is one graph.
-    runs, pool = {}, graph_pool(device)
-    for name, case in cases.items():
-        runs[name] = recorded(case, device, pool)
+    pool = graph_pool(device)
+    runs = {name: recorded(side, device, pool) for name, side in sides.items()}
+    # Cases take turns, so that a slow moment of the machine meets every one.
     for turn in range(WARM_UP + repeats):
         for name, run in runs.items():
             begin = time.perf_counter()
             run()
             if device.type == "cuda":
+                # A replay returns before the GPU is through.
                 torch.cuda.synchronize(device)
             if turn >= WARM_UP:
                 times[name].append((time.perf_counter() - begin) * 1e3)
     return {name: _percentiles(values) for name, values in times.items()}
 
 
-def _percentiles(values: Sequence[float]) -> dict[str, float]:
+def _percentiles(values: Sequence[float]) -> Percentiles:
     return {f"p{q}": float(np.percentile(values, q)) for q in (50, 95, 99)}
 
 
-def _requests(
-    policy: Policy, shape: Size, repeats: int
-) -> tuple[dict[str, float], dict[str, float]]:
+def _requests(policy: Policy, shape: Size, repeats: int) -> tuple[dict[str, float], Percentiles]:
     """Whole requests, from image to actions in robot units: the median of each phase, and
-    percentiles of the whole.
+    percentiles of the whole. Milliseconds.
     """
-    seen = [policy.act(observation(shape, seed)).timings for seed in range(WARM_UP + repeats)][
-        WARM_UP:
-    ]
-    phases = {name: float(np.median([timings[name] for timings in seen])) for name in seen[0]}
-    return phases, _percentiles([timings["total"] for timings in seen])
+    times: dict[str, list[float]] = {}
+    for seed in range(WARM_UP + repeats):
+        timings = policy.act(observation(shape, seed)).timings
+        if seed >= WARM_UP:
+            for phase, ms in timings.items():
+                times.setdefault(phase, []).append(ms)
+    phases = {phase: float(np.median(ms)) for phase, ms in times.items()}
+    return phases, _percentiles(times["total"])
 
 
 def _engine(policy: Policy, shape: Size, robots: int, rounds: int) -> dict[str, float]:
     """As many robots at once through the engine, against the same requests one after the other."""
     observations = [observation(shape, seed) for seed in range(robots)]
 
-    def one_by_one() -> tuple[float, float]:
-        policy.act(observations[0])
-        times = [_seconds(lambda: [policy.act(o) for o in observations]) for _ in range(rounds)]
-        return float(np.median(times)), float(
-            np.median([_seconds(lambda: policy.act(observations[0])) for _ in range(rounds)])
-        )
+    def in_turn() -> None:
+        for one in observations:
+            policy.act(one)
 
-    sequential, direct = apart(one_by_one)
+    def without_engine() -> tuple[float, float]:
+        policy.act(observations[0])
+        return _median_s(in_turn, rounds), _median_s(lambda: policy.act(observations[0]), rounds)
+
+    sequential, direct = apart(without_engine)
     with (
         Engine(policy, BatchingConfig(slots=min(32, robots))) as engine,
         ThreadPoolExecutor(robots) as pool,
     ):
         engine.warm_up(observations[:1])
-        together = float(
-            np.median(
-                [_seconds(lambda: list(pool.map(engine.act, observations))) for _ in range(rounds)]
-            )
-        )
-        alone = float(
-            np.median([_seconds(lambda: engine.act(observations[0])) for _ in range(rounds)])
-        )
+        together = _median_s(lambda: list(pool.map(engine.act, observations)), rounds)
+        alone = _median_s(lambda: engine.act(observations[0]), rounds)
     return {
         "robots": robots,
         "sequential_s": sequential,
@@ -305,13 +248,18 @@ def _engine(policy: Policy, shape: Size, robots: int, rounds: int) -> dict[str, 
     }
 
 
-def _seconds(run: Callable[[], object]) -> float:
-    begin = time.perf_counter()
-    run()
-    return time.perf_counter() - begin
+def _median_s(run: Callable[[], object], rounds: int) -> float:
+    """Seconds of one call, the median of `rounds`."""
+    times = []
+    for _ in range(rounds):
+        begin = time.perf_counter()
+        run()
+        times.append(time.perf_counter() - begin)
+    return float(np.median(times))
 
 
 def _parameters(config: ModelConfig) -> int:
+    # On the meta device nothing is allocated, however large the model.
     with torch.device("meta"):
         return sum(p.numel() for p in WorldActionTransformer(config).parameters())
 

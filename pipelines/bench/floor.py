@@ -20,43 +20,38 @@ def bare_step(solver: Solver, prefix: Prefix) -> Callable[[], object]:
     """The matrix and attention products of one action step, with the model's own weights and
     kernels and nothing between them.
     """
-    model, batch = solver.model, len(prefix.embodiment)
+    model = solver.model
+    batch = len(prefix.embodiment)
     expert = model.config.expert_of["A"]
-    x0 = torch.randn(
-        batch, solver.shapes.chunk, model.config.experts[expert][0], device=model.device
-    ).to(model.dtype)
+    width, _ = model.config.experts[expert]
+    x0 = torch.randn(batch, solver.shapes.chunk, width, device=model.device).to(model.dtype)
     if isinstance(model.layers, NativeLayers):
-        layers, noise = (
-            model.layers.prepare(
-                solver.acting(prefix).layout, prefix.cache, prefix.text, bare=True
-            ),
-            solver.level(0),
-        )
+        order = solver.acting(prefix).layout
+        layers = model.layers.prepare(order, prefix.cache, prefix.text, bare=True)
+        noise = solver.level(0)
         return lambda: layers({expert: x0}, {"A": noise}, True)
-    blocks, heads, end = (
-        model.layers.layers,
-        model.config.num_attention_heads,
-        prefix.cache.spans["A"][1],
-    )
+    blocks = model.layers.layers
+    heads = model.config.num_attention_heads
+    inner = model.config.width
+    cache = prefix.cache
+    text = prefix.text
+    # Actions see everything up to their own end; the room for the future lies behind it.
+    end = cache.spans["A"][1]
 
     def products(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         return attention(q.unflatten(-1, (heads, -1)).transpose(1, 2), k, v)
 
     def run() -> Tensor:
-        x, inner = x0, model.config.width
+        x = x0
         for index, layers in enumerate(blocks):
-            layer, cache, text = layers[expert], prefix.cache, prefix.text
+            layer = layers[expert]
+            # Keys and values are computed too, but attention reads those in the cache.
             q = F.linear(x, *layer.qkv)[..., :inner]
-            x = F.linear(
-                products(q, cache.keys[index][:, :, :end], cache.values[index][:, :, :end]),
-                *layer.out,
-            )
-            x = F.linear(
-                products(
-                    F.linear(x, *layer.text_q), text.keys[expert][index], text.values[expert][index]
-                ),
-                *layer.text_out,
-            )
+            seen = products(q, cache.keys[index][:, :, :end], cache.values[index][:, :, :end])
+            x = F.linear(seen, *layer.out)
+            q = F.linear(x, *layer.text_q)
+            seen = products(q, text.keys[expert][index], text.values[expert][index])
+            x = F.linear(seen, *layer.text_out)
             x = F.linear(F.linear(x, *layer.up), *layer.down)
         return x
 
@@ -65,7 +60,12 @@ def bare_step(solver: Solver, prefix: Prefix) -> Callable[[], object]:
 
 @dataclass(frozen=True)
 class Machine:
-    """Measured in the same run: arithmetic of one large product, and reading of memory."""
+    """What this machine does at best, from `measure` in the same run as what is compared with
+    it; `acting_floor` uses it.
+
+    flops_per_s: operations per second of one large product, in the model's dtype
+    bytes_per_s: bytes per second read from memory
+    """
 
     flops_per_s: float
     bytes_per_s: float
@@ -78,15 +78,18 @@ class Machine:
         if device.type == "cpu":
             # The same product as a convolution goes to another library, which on some
             # processors is twice as fast.
-            picture, kernel = a.view(1, n, 32, n // 32), b.view(n, n, 1, 1)
+            picture = a.view(1, n, 32, n // 32)
+            kernel = b.view(n, n, 1, 1)
             seconds = min(seconds, _best(lambda: F.conv2d(picture, kernel), device))
         flops = 2 * n**3 / seconds
         # Written once: untouched memory is one page of zeros, and reading it says nothing.
+        # Larger than any cache: 4 GiB on a GPU, 256 MiB elsewhere.
         big = torch.ones(1 << (30 if device.type == "cuda" else 26), device=device)
         return cls(flops, big.nbytes / _best(big.sum, device))
 
 
 def _best(run: Callable[[], object], device: torch.device) -> float:
+    """Seconds of the fastest of ten calls: what the machine can do, not what it mostly does."""
     times = []
     for _ in range(10):
         begin = time.perf_counter()
@@ -111,25 +114,32 @@ def acting_floor(
 
     `ms` is the larger of the two times at this machine's own best rates, added over the passes.
     """
-    config, inner = model.config, model.config.width
+    config = model.config
+    inner = config.width
     item = torch.empty(0, dtype=model.dtype).element_size()
 
     def a_pass(tokens: dict[str, int], seen: int) -> tuple[float, float]:
+        """Operations, and bytes of weights, of one pass whose tokens attend to `seen` ones."""
         flops = bytes_ = 0.0
         for expert, count in tokens.items():
             width, ffn = config.experts[expert]
+            # q, k, v and out of the self-attention, q and out of the text's (its keys are
+            # cached), then the two products of the feed-forward layer.
             weights = width * inner * 6 + 2 * width * ffn
-            flops += 2 * weights * count * batch + 4 * inner * count * (seen + text) * batch
+            products = 2 * weights * count
+            # Scores, and the sum of values: a multiplication and an addition each.
+            attended = 4 * inner * count * (seen + text)
+            flops += (products + attended) * batch
+            # Weights are read once for all rows of the batch.
             bytes_ += weights * item
         return flops * config.num_layers, bytes_ * config.num_layers
 
     total = sum(prefix_tokens.values())
-    passes = [a_pass(prefix_tokens, total)] + [
-        a_pass({config.expert_of["A"]: actions}, total + actions)
-    ] * steps
-    ms = sum(max(f / machine.flops_per_s, b / machine.bytes_per_s) for f, b in passes) * 1e3
+    step = a_pass({config.expert_of["A"]: actions}, total + actions)
+    passes = [a_pass(prefix_tokens, total), *[step] * steps]
+    seconds = sum(max(f / machine.flops_per_s, b / machine.bytes_per_s) for f, b in passes)
     return {
         "gflop": sum(f for f, _ in passes) / 1e9,
         "weights_gb": sum(b for _, b in passes) / 1e9,
-        "ms": ms,
+        "ms": seconds * 1e3,
     }

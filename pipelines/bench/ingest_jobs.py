@@ -1,5 +1,6 @@
 """Sets and jobs that `gwp bench ingest` reads: given ones, or small ones that it writes."""
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +17,25 @@ from pipelines.jobs.train_job import TrainJob
 from pipelines.training.prepare import PreparedRun
 
 ROBOT = "bench"
+WHOLE_FRAMES = 17
+"""Frames of the samples that are compared with `read_videos`, which gives every frame."""
 _FROM_END_TO_END = 64
 """Windows of a file that are decoded together where all of it is wanted."""
+# Never built: what matters is what it asks of the data. The codec below has the shape of the
+# published one, 48 channels a latent.
+_MODEL = {
+    "family": "gwp05",
+    "num_layers": 1,
+    "num_attention_heads": 8,
+    "attention_head_dim": 32,
+    "ffn_dim": 256,
+    "action_expert_dim": 64,
+    "action_ffn_dim": 128,
+    "in_channels": 48,
+    "num_embodiments": 1,
+    "text_dim": 64,
+    "freq_dim": 64,
+}
 CAMERAS = tuple(f"observation.images.{name}" for name in ("front", "left", "right"))
 
 
@@ -35,6 +53,7 @@ def made_set(
     rng = np.random.default_rng(0)
     h, w = size
     names = CAMERAS[:cameras]
+    # Coarse squares that an encoder follows, and grain that keeps files as large as a camera's.
     grain = rng.integers(0, 256, (2 * h, 2 * w, 3), np.uint8)
     coarse = np.kron(
         rng.integers(0, 200, (2 * h // 16 + 1, 2 * w // 16 + 1, 3), np.uint8),
@@ -54,14 +73,12 @@ def made_set(
         gop=gop,
     ) as writer:
         for _ in range(episodes):
-            paths = {
-                name: np.clip(middle + np.cumsum(rng.integers(-3, 4, (rows, 2)), 0), 0, 2 * middle)
-                for name in names
-            }
-            frames = {
-                name: np.stack([world[y : y + h, x : x + w] for y, x in path])
-                for name, path in paths.items()
-            }
+            frames = {}
+            for name in names:
+                # The camera wanders over the texture, a few pixels a frame.
+                steps = rng.integers(-3, 4, (rows, 2))
+                path = np.clip(middle + np.cumsum(steps, 0), 0, 2 * middle)
+                frames[name] = np.stack([world[y : y + h, x : x + w] for y, x in path])
             state = np.cumsum(rng.normal(0, 0.02, (rows, 7)), 0).astype(np.float32)
             writer.add_episode(frames, "follow the texture", state, state + np.float32(0.01))
     return uri
@@ -89,9 +106,11 @@ def job_for(
         uri = storage.join(uri, "videos")
     source: dict[str, Any] = {"uri": uri, "format": "clips"}
     embodiments: dict[str, dict[str, Any]] = {}
-    layout, widest = "single", 8
+    layout = "single"
+    widest = 8
     if robots is not None:
-        source, embodiments = {"uri": uri, "embodiment": ROBOT}, {ROBOT: {}}
+        source = {"uri": uri, "embodiment": ROBOT}
+        embodiments = {ROBOT: {}}
         layout = "single" if len(robots.cameras) == 1 else "t"
         widest = max(len(robots.state_names), len(robots.action_names))
     return TrainJob.model_validate(
@@ -100,22 +119,7 @@ def job_for(
             "version": 1,
             "stage": "policy" if robots else "world",
             "run": {"name": "bench", "steps": steps},
-            # Never built: what matters is what it asks of the data. The codec has the shape of
-            # the published one.
-            "model": {
-                "family": "gwp05",
-                "num_layers": 1,
-                "num_attention_heads": 8,
-                "attention_head_dim": 32,
-                "ffn_dim": 256,
-                "action_expert_dim": 64,
-                "action_ffn_dim": 128,
-                "in_channels": 48,
-                "action_channels": widest,
-                "num_embodiments": 1,
-                "text_dim": 64,
-                "freq_dim": 64,
-            },
+            "model": _MODEL | {"action_channels": widest},
             "codec": {"kind": "pca", "spatial": 16, "channels": 48, "fit_clips": 16},
             "text": {"kind": "hashed", "dim": 64, "rows": 8},
             "data": {
@@ -145,3 +149,41 @@ def prepared_for(job: TrainJob) -> PreparedRun:
     manifest = manifest_of(job, embodiments, reader)
     spec = sample_spec(job, embodiments, compute_all_stats(job, embodiments, reader))
     return PreparedRun("", job, manifest, manifest.fingerprint, spec, "", None)
+
+
+@dataclass(frozen=True)
+class Shape:
+    """What is read. canvas: width and height, pixels; chunk, stride, clip_frames, clip_fps:
+    windows of robots and of plain videos; batch: samples per micro-batch; steps: measured
+    micro-batches of each worker; warm: those before them, and again behind them, so that as
+    many are in work when the clock stops as when it starts; cores: decoding processes.
+    """
+
+    canvas: tuple[int, int] = (320, 384)
+    chunk: int = 48
+    stride: int = 12
+    clip_frames: int = 5
+    clip_fps: float = 5.0
+    batch: int = 16
+    steps: int = 40
+    warm: int = 6
+    workers: int = 2
+    cores: int = 2
+
+    def prepared(self, uri: str, whole: bool = False, fps: float | None = None) -> PreparedRun:
+        """Its stream from the set at `uri`; `whole`: every frame of its videos once, at `fps`."""
+        clip = {"frames": WHOLE_FRAMES if whole else self.clip_frames, "fps": fps or self.clip_fps}
+        return prepared_for(
+            job_for(
+                uri,
+                canvas=self.canvas,
+                chunk=self.chunk,
+                stride=self.stride,
+                clip=clip,
+                batch=self.batch,
+                workers=self.workers,
+                tasks=self.cores,
+                steps=self.steps + 2 * self.warm,
+                whole=whole,
+            )
+        )

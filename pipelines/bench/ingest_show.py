@@ -6,7 +6,9 @@ from typing import Any
 def table(r: dict[str, Any]) -> str:
     """Everything that was measured, with what it was measured on."""
     versions = ", ".join(f"{name} {version}" for name, version in r["versions"].items())
-    (width, height), window, clip = r["canvas"], r["window"], r["clip"]
+    width, height = r["canvas"]
+    window = r["window"]
+    clip = r["clip"]
     cut = (
         f"chunk {window['chunk']} stride {window['stride']}, clips of {clip['frames']} "
         f"frames at {clip['fps']:g} Hz"
@@ -29,18 +31,16 @@ def table(r: dict[str, Any]) -> str:
 
 def _set(one: dict[str, Any]) -> list[str]:
     videos = one["videos"]
-    about = f"{videos['files']} videos, {'/'.join(videos['codec'])}, {'/'.join(videos['size'])}"
+    kind = f"{videos['files']} videos, {'/'.join(videos['codec'])}, {'/'.join(videos['size'])}"
     keys = f"key frames at most {'/'.join(map(str, videos['gop']))} apart"
     lines = [
-        f"{one['set']}: {about}, {keys}; {one['frames_per_sample']:.2f} different frames a sample"
+        f"{one['set']}: {kind}, {keys}; {one['frames_per_sample']:.2f} different frames a sample"
     ]
     lines += [f"  {name:25}{_side(figures)}" for name, figures in one["sides"].items()]
     lines.append(f"  read_videos: {one['read_videos']}")
-    for place, ratios in one["ratios"].items():
-        lines.append(
-            f"  ratios from {place}: "
-            + ", ".join(f"{name} {value:.2f}" for name, value in ratios.items())
-        )
+    for origin, ratios in one["ratios"].items():
+        shown = ", ".join(f"{name} {value:.2f}" for name, value in ratios.items())
+        lines.append(f"  ratios from {origin}: {shown}")
     return lines
 
 
@@ -69,9 +69,7 @@ def _side(f: dict[str, Any]) -> str:
 
 def soak_table(r: dict[str, Any]) -> str:
     """Memory by tenth of the run."""
-    rows = [
-        ", ".join(f"{kind} {mb:7.1f}" for kind, mb in tenth.items()) for tenth in r["mb_by_tenth"]
-    ]
+    rows = [_memory(tenth) for tenth in r["mb_by_tenth"]]
     return "\n".join(
         [
             (
@@ -85,3 +83,7 @@ def soak_table(r: dict[str, Any]) -> str:
             ),
         ]
     )
+
+
+def _memory(mb_by_kind: dict[str, float]) -> str:
+    return ", ".join(f"{kind} {mb:7.1f}" for kind, mb in mb_by_kind.items())

@@ -53,13 +53,14 @@ class Side:
 
 def wanted_of(table: pa.Table, spec: SampleSpec) -> Wanted:
     """Distinct frames that the rows of a micro-batch take from videos."""
-    found: dict[str, set[float]] = {}
+    wanted: dict[str, set[float]] = {}
     for row in table.to_pylist():
         for view in row["views"]:
-            found.setdefault(view["uri"], set()).update(
-                round(t, 6) for t in frame_times(row, view, spec)
-            )
-    return {uri: sorted(times) for uri, times in found.items()}
+            # To a microsecond: windows that overlap ask for the same frame by times that
+            # differ in their last digits.
+            times = {round(t, 6) for t in frame_times(row, view, spec)}
+            wanted.setdefault(view["uri"], set()).update(times)
+    return {uri: sorted(times) for uri, times in wanted.items()}
 
 
 @lru_cache(maxsize=256)
@@ -69,37 +70,49 @@ def _keys(path: str) -> tuple[list[int], float]:
     """
     with av.open(path) as container:
         stream = container.streams.video[0]
-        index = (
-            [e for e in stream.index_entries if not e.is_discard]
-            if "mp4" in container.format.name
-            else []
-        )
+        # Other containers have no whole index before they were read to the end.
+        if "mp4" not in container.format.name:
+            return [], 0.0
+        index = [e for e in stream.index_entries if not e.is_discard]
         if len(index) < 2:
             return [], 0.0
-        shift = int(stream.start_time or 0) - index[0].timestamp
-        return [e.timestamp + shift for e in index if e.is_keyframe], (
-            index[-1].timestamp - index[0].timestamp
-        ) / (len(index) - 1)
+        first = index[0].timestamp
+        # The index holds decoding times, which begin before presentation where frames are
+        # stored out of order.
+        shift = int(stream.start_time or 0) - first
+        period = (index[-1].timestamp - first) / (len(index) - 1)
+        return [e.timestamp + shift for e in index if e.is_keyframe], period
 
 
 def bare_block(wanted: Wanted) -> tuple[int, int]:
     """Decode the wanted frames to RGB and drop them: frames wanted and frames decoded."""
-    convert, given, decoded = VideoReformatter(), 0, 0
+    convert = VideoReformatter()
+    given = 0
+    decoded = 0
     for path, times in wanted.items():
         keys, period = _keys(path)
         with av.open(path) as container:
             stream = container.streams.video[0]
+            # One core per process, as every side has it.
             stream.codec_context.thread_count = 1
-            tick, origin = float(stream.time_base), int(stream.start_time or 0)
-            frames, at, frame = container.decode(stream), origin - period - 1, None
+            tick = float(stream.time_base)
+            origin = int(stream.start_time or 0)
+            frames = container.decode(stream)
+            frame = None
+            # Presentation time of `frame`; before the first one, earlier than any.
+            at = origin - period - 1
             for t in times:
                 target = origin + round(t / tick)
+                # Jump where the nearest key frame lies far enough ahead to pay for it, else scan.
                 key = bisect_right(keys, target) - 1
                 if key > 0 and keys[key] - at > SEEK_SAVES * period:
                     container.seek(keys[key], stream=stream, backward=True)
-                    frames, at = container.decode(stream), keys[0] - period - 1
+                    frames = container.decode(stream)
+                    at = keys[0] - period - 1
                 while at < target - period / 2 and (following := next(frames, None)) is not None:
-                    frame, at, decoded = following, following.pts, decoded + 1
+                    frame = following
+                    at = frame.pts
+                    decoded += 1
                 assert frame is not None, f"no frame at {t} s"
                 convert.reformat(frame, format="rgb24").to_ndarray()
                 given += 1
@@ -109,16 +122,19 @@ def bare_block(wanted: Wanted) -> tuple[int, int]:
 def _bare(
     number: int, barrier: Any, warm: Sequence[Wanted], blocks: Sequence[Wanted]
 ) -> tuple[float, int, int]:
+    """The share of process `number`: seconds, frames wanted, frames decoded."""
     for wanted in warm:
         bare_block(wanted)
+    # Processes start seconds apart; the clock of all starts when the last one is warm.
     barrier.wait(_START_S)
+    given = 0
+    decoded = 0
     begin = time.perf_counter()
-    counts = (
-        np.array([bare_block(wanted) for wanted in blocks[number :: barrier.parties]])
-        .reshape(-1, 2)
-        .sum(0)
-    )
-    return time.perf_counter() - begin, int(counts[0]), int(counts[1])
+    for wanted in blocks[number :: barrier.parties]:
+        of_block = bare_block(wanted)
+        given += of_block[0]
+        decoded += of_block[1]
+    return time.perf_counter() - begin, given, decoded
 
 
 def bare(
@@ -127,18 +143,19 @@ def bare(
     """One loop per process, all at once, over blocks of local files; and the number of frames
     wanted.
     """
-    first, rest = ([wanted_of(b, spec) for b in some] for some in (warm, blocks))
+    first = [wanted_of(block, spec) for block in warm]
+    rest = [wanted_of(block, spec) for block in blocks]
+    # Spawned and not forked: FFmpeg and Ray have threads in this process already.
     context = mp.get_context("spawn")
     with context.Manager() as manager, ProcessPoolExecutor(processes, context) as pool:
         barrier = manager.Barrier(processes)
-        done = list(
-            pool.map(partial(_bare, barrier=barrier, warm=first, blocks=rest), range(processes))
-        )
+        share = partial(_bare, barrier=barrier, warm=first, blocks=rest)
+        shares = list(pool.map(share, range(processes)))
     # Shares differ by a block or two: the time of all work, spread evenly.
-    seconds = sum(s for s, _, _ in done) / processes
-    return Side(sum(len(b) for b in blocks), seconds, sum(d for _, _, d in done)), sum(
-        w for _, w, _ in done
-    )
+    seconds = sum(s for s, _, _ in shares) / processes
+    given = sum(count for _, count, _ in shares)
+    decoded = sum(count for _, _, count in shares)
+    return Side(sum(len(block) for block in blocks), seconds, decoded), given
 
 
 def _arrays(batch: StreamBatch) -> dict[str, np.ndarray]:
@@ -152,7 +169,9 @@ class _Blocks(Dataset[dict[str, Any]]):
     def __init__(
         self, blocks: Sequence[pa.Table], spec: SampleSpec, cache: LatentCache | None
     ) -> None:
-        self.blocks, self.spec, self.cache = blocks, spec, cache
+        self.blocks = blocks
+        self.spec = spec
+        self.cache = cache
 
     @cached_property
     def reader(self) -> FileReader:
@@ -176,7 +195,8 @@ class _Samples(Dataset[dict[str, Any]]):
     """One sample at a time, to be put together by torch: how a DataLoader is commonly used."""
 
     def __init__(self, blocks: Sequence[pa.Table], spec: SampleSpec) -> None:
-        self.table, self.spec = pa.concat_tables(blocks), spec
+        self.table = pa.concat_tables(blocks)
+        self.spec = spec
 
     @cached_property
     def reader(self) -> FileReader:
@@ -211,18 +231,21 @@ def dataloader(
     measured: number of the first micro-batch that counts and of the first that does not any
     more.
     """
-    size, (first, end) = every[0].num_rows, measured
-    stream = (
-        _loaded(_Samples(every, spec), size, processes)
-        if by_sample
-        else _loaded(_Blocks(every, spec, None), None, processes)
-    )
-    decoded = opened = 0
+    first, end = measured
+    if by_sample:
+        batches = _loaded(_Samples(every, spec), every[0].num_rows, processes)
+    else:
+        batches = _loaded(_Blocks(every, spec, None), None, processes)
+    decoded = 0
+    opened = 0
     times = []
-    for number, batch in enumerate(stream):
+    for number, batch in enumerate(batches):
         assert bool(torch.as_tensor(batch["ok"]).all())
         times.append(time.perf_counter())
         if first <= number < end and not by_sample:
-            decoded, opened = decoded + int(batch["work"][0]), opened + int(batch["work"][1])
-    seconds, samples = times[end] - times[first], sum(b.num_rows for b in every[first:end])
+            decoded += int(batch["work"][0])
+            opened += int(batch["work"][1])
+    seconds = times[end] - times[first]
+    samples = sum(block.num_rows for block in every[first:end])
+    # Items of one sample have no count of the work beside them, as micro-batches do.
     return Side(samples, seconds) if by_sample else Side(samples, seconds, decoded, opened)

@@ -25,11 +25,12 @@ class _Worker:
         """When each batch came (monotonic seconds) and how many good samples it had, `[batches,
         2]`; and bytes of pictures.
         """
-        found, size = [], 0
+        arrivals = []
+        size = 0
         for batch in batches(shard, 0, self.rank, self.world):
             size += batch["latents" if "latents" in batch else "frames"].nbytes
-            found.append((time.monotonic(), float(batch["ok"].sum())))
-        return np.array(found).reshape(-1, 2), size
+            arrivals.append((time.monotonic(), float(batch["ok"].sum())))
+        return np.array(arrivals).reshape(-1, 2), size
 
 
 # Ray's decorator is typed to return the class itself, which has no `remote`.
@@ -48,16 +49,19 @@ def stream(prepared: PreparedRun, warm: int) -> tuple[Side, float]:
         data = dataset(prepared, 0, 0)
         data.context.execution_options = execution_options(cluster)
         shards = data.streaming_split(cluster.workers, equal=True)
-        found = ray.get(
+        taken = ray.get(
             [w.take.remote(s) for w, s in zip(workers, shards, strict=True)], timeout=900
         )
     finally:
         for worker in workers:
             ray.kill(worker)
-    times = [rows for rows, _ in found]
-    started, ended = (max(rows[at, 0] for rows in times) for at in (warm, -warm))
-    samples = int(sum(rows[warm:-warm, 1].sum() for rows in times))
-    return Side(samples, ended - started), min(rows[0, 0] for rows in times) - begin
+    arrivals = [rows for rows, _ in taken]
+    # A global batch is there when its last worker has its part.
+    started = max(rows[warm, 0] for rows in arrivals)
+    ended = max(rows[-warm, 0] for rows in arrivals)
+    samples = int(sum(rows[warm:-warm, 1].sum() for rows in arrivals))
+    first = min(rows[0, 0] for rows in arrivals)
+    return Side(samples, ended - started), first - begin
 
 
 def read_videos(paths: Sequence[str], size: tuple[int, int], tasks: int) -> tuple[int, float]:
@@ -69,8 +73,10 @@ def read_videos(paths: Sequence[str], size: tuple[int, int], tasks: int) -> tupl
     filesystem, _ = storage.arrow_filesystem(paths[0])
     names = [storage.arrow_filesystem(path)[1] for path in paths]
     data = ray.data.read_videos(names, filesystem=filesystem, resize=size, concurrency=tasks)
-    frames, begin = 0, None
+    frames = 0
+    begin = None
     for batch in data.iter_batches(batch_size=None, batch_format="numpy", prefetch_batches=2):
+        # The clock starts at the first block, which does not count: before it, Ray starts up.
         if begin is None:
             begin = time.monotonic()
         else:

@@ -18,12 +18,16 @@ from gwp.protocol.messages import ActionChunk
 from pipelines.bench.sizes import Size, observation
 
 _PROMPTS = 4
+"""Different instructions of a crowd: robots of a fleet share tasks."""
 _SUBMITTERS = 8
+"""Threads that prepare requests."""
 
 
 @dataclass(frozen=True)
 class Crowd:
-    """Milliseconds from the moment a robot asks to its chunk."""
+    """So many robots and what they waited, from `_crowd`: milliseconds from the moment when a
+    robot should have asked to its chunk.
+    """
 
     robots: int
     requests: int
@@ -39,7 +43,8 @@ def robots_table(policy: Policy, size: Size, bound_ms: float, seconds: float) ->
     each crowd
     """
     embodiment = next(iter(policy.bundle.embodiments.values()))
-    period, rows = embodiment.replan / embodiment.fps, []
+    period = embodiment.replan / embodiment.fps
+    rows: list[Crowd] = []
     with Engine(policy, BatchingConfig(slots=BUCKETS[-1])) as engine:
         engine.warm_up([observation(size, 0)])
 
@@ -47,13 +52,19 @@ def robots_table(policy: Policy, size: Size, bound_ms: float, seconds: float) ->
             rows.append(_crowd(engine, size, robots, period, seconds))
             return rows[-1].p99 <= bound_ms
 
-        most, above = 0, 1
+        # The largest crowd that held, and the smallest that did not.
+        most = 0
+        above = 1
         while holds(above):
-            most, above = above, above * 2
-        # Between the last that held and the first that did not, to about an eighth.
+            most = above
+            above *= 2
+        # Halve what lies between them, until it is about an eighth.
         while above - most > max(1, most // 8):
             middle = (most + above) // 2
-            most, above = (middle, above) if holds(middle) else (most, middle)
+            if holds(middle):
+                most = middle
+            else:
+                above = middle
     return {
         "bound_ms": bound_ms,
         "robots": most,
@@ -65,6 +76,7 @@ def robots_table(policy: Policy, size: Size, bound_ms: float, seconds: float) ->
 
 def _crowd(engine: Engine, size: Size, robots: int, period: float, seconds: float) -> Crowd:
     seen = [observation(size, i, f"put it at place {i % _PROMPTS}") for i in range(min(robots, 64))]
+    # Every instruction once, so that its text is encoded before the clock starts.
     for one in seen[:_PROMPTS]:
         engine.act(one)
     latencies: list[float] = []
@@ -85,6 +97,7 @@ def _crowd(engine: Engine, size: Size, robots: int, period: float, seconds: floa
         asked = []
         for offset, robot in _moments(robots, period, seconds):
             time.sleep(max(0.0, begin + offset - time.monotonic()))
+            # Not from here: preparing a request would delay the robots after it.
             asked.append(pool.submit(ask, robot, begin + offset))
             if engine.load[0] > 2 * robots:
                 # Each waits twice already: more of the same would only make the run longer.

@@ -17,14 +17,14 @@ _COUNTS = "/moto-api/gwp-counts"
 
 
 @dataclass(frozen=True)
-class Given:
+class Traffic:
     """What a server gave out: requests for objects or parts of them, and their bytes."""
 
     requests: int
     bytes: int
 
-    def __sub__(self, other: "Given") -> "Given":
-        return Given(self.requests - other.requests, self.bytes - other.bytes)
+    def __sub__(self, other: "Traffic") -> "Traffic":
+        return Traffic(self.requests - other.requests, self.bytes - other.bytes)
 
 
 @dataclass(frozen=True)
@@ -34,10 +34,10 @@ class CountedS3:
     url: str
     uri: str = f"s3://{BUCKET}"
 
-    def given(self) -> Given:
+    def traffic(self) -> Traffic:
         """Since it started."""
         with urllib.request.urlopen(self.url + _COUNTS, timeout=10) as answer:  # noqa: S310  loopback
-            return Given(**json.load(answer))
+            return Traffic(**json.load(answer))
 
 
 @contextlib.contextmanager
@@ -56,6 +56,7 @@ def counted_s3() -> Iterator[CountedS3]:
         "NO_PROXY": LOOPBACK,
         "no_proxy": LOOPBACK,
     }
+    # These would win over the settings above, and send what is measured elsewhere.
     foreign = ("AWS_ENDPOINT_URL_S3", "AWS_SESSION_TOKEN", "AWS_PROFILE", "AWS_DEFAULT_PROFILE")
     before = {name: os.environ.get(name) for name in (*settings, *foreign)}
     with tempfile.TemporaryDirectory(prefix="gwp-bench-") as folder:
@@ -92,7 +93,8 @@ def _serve(port: int) -> None:
     from moto.server import DomainDispatcherApplication, create_backend_app
     from werkzeug.serving import run_simple
 
-    app, lock = DomainDispatcherApplication(create_backend_app), threading.Lock()
+    app = DomainDispatcherApplication(create_backend_app)
+    lock = threading.Lock()
     counts = {"requests": 0, "bytes": 0}
 
     def counting(environ: dict[str, Any], start_response: Any) -> Any:

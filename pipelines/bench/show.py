@@ -11,7 +11,6 @@ from pipelines.pages.charts import BLUE, CLAY, GREY, MUTED
 
 def table(r: dict[str, Any]) -> str:
     """Everything that was measured, with what it was measured on."""
-    floors, engine = r["floors"], r["engine"]
     made_with = (
         r["hardware"],
         r["device"],
@@ -21,7 +20,6 @@ def table(r: dict[str, Any]) -> str:
         f"warm-up {r['warm_up']}",
         f"{r['repeats']} interleaved calls",
     )
-    together, one_by_one = engine["engine_s"] * 1e3, engine["sequential_s"] * 1e3
     return "\n".join(
         [
             (
@@ -35,42 +33,62 @@ def table(r: dict[str, Any]) -> str:
                 f"  {name:14} p50 {ms['p50']:9.2f}  p95 {ms['p95']:9.2f}  p99 {ms['p99']:9.2f} ms"
                 for name, ms in r["ms"].items()
             ),
-            "  acting by batch: "
-            + ", ".join(
-                f"{b}: {ms['p50']:.1f} ms ({int(b) * 1e3 / ms['p50']:.1f} chunks/s)"
-                for b, ms in r["by_batch"].items()
-            ),
-            "  acting by steps: "
-            + ", ".join(f"{n}: {ms['p50']:.1f} ms" for n, ms in r["by_steps"].items()),
-            (
-                f"  whole request: p50 {r['request_ms']['p50']:.1f}  p95 "
-                f"{r['request_ms']['p95']:.1f}  p99 {r['request_ms']['p99']:.1f} ms"
-            ),
-            "  of which: "
-            + ", ".join(f"{name} {ms:.1f}" for name, ms in r["phases_ms"].items())
-            + " ms",
-            (
-                f"  engine: {engine['robots']} robots at once {together:.0f} ms, in turn "
-                f"{one_by_one:.0f} ms ({engine['throughput_ratio']:.2f}x)"
-            ),
-            (
-                f"  engine: one robot {engine['alone_ms']:.1f} ms, without the engine "
-                f"{engine['direct_ms']:.1f} ms ({engine['alone_ratio']:.2f}x)"
-            ),
-            (
-                f"  this machine: {floors['gflops_per_s']:.0f} GFLOP/s in one large product, "
-                f"{floors['gb_per_s']:.1f} GB/s reading"
-            ),
-            (
-                f"  floor of acting: {floors['gflop']:.1f} GFLOP, {floors['weights_gb']:.2f} GB of "
-                f"weights: {floors['ms']:.1f} ms"
-            ),
-            f"  acting is {floors['distance']:.2f}x its floor",
+            *_acting(r),
+            *_engine(r["engine"]),
+            *_floors(r["floors"]),
             *_crowds(r["crowds"]),
             *_trace(r["trace"]),
             "  ratios: " + ", ".join(f"{name} {value:.2f}" for name, value in r["ratios"].items()),
         ]
     )
+
+
+def _acting(r: dict[str, Any]) -> list[str]:
+    by_batch = ", ".join(
+        f"{b}: {ms['p50']:.1f} ms ({int(b) * 1e3 / ms['p50']:.1f} chunks/s)"
+        for b, ms in r["by_batch"].items()
+    )
+    by_steps = ", ".join(f"{n}: {ms['p50']:.1f} ms" for n, ms in r["by_steps"].items())
+    whole = r["request_ms"]
+    phases = ", ".join(f"{name} {ms:.1f}" for name, ms in r["phases_ms"].items())
+    return [
+        f"  acting by batch: {by_batch}",
+        f"  acting by steps: {by_steps}",
+        (
+            f"  whole request: p50 {whole['p50']:.1f}  p95 {whole['p95']:.1f}  "
+            f"p99 {whole['p99']:.1f} ms"
+        ),
+        f"  of which: {phases} ms",
+    ]
+
+
+def _engine(engine: dict[str, Any]) -> list[str]:
+    together = engine["engine_s"] * 1e3
+    in_turn = engine["sequential_s"] * 1e3
+    return [
+        (
+            f"  engine: {engine['robots']} robots at once {together:.0f} ms, in turn "
+            f"{in_turn:.0f} ms ({engine['throughput_ratio']:.2f}x)"
+        ),
+        (
+            f"  engine: one robot {engine['alone_ms']:.1f} ms, without the engine "
+            f"{engine['direct_ms']:.1f} ms ({engine['alone_ratio']:.2f}x)"
+        ),
+    ]
+
+
+def _floors(floors: dict[str, Any]) -> list[str]:
+    return [
+        (
+            f"  this machine: {floors['gflops_per_s']:.0f} GFLOP/s in one large product, "
+            f"{floors['gb_per_s']:.1f} GB/s reading"
+        ),
+        (
+            f"  floor of acting: {floors['gflop']:.1f} GFLOP, {floors['weights_gb']:.2f} GB of "
+            f"weights: {floors['ms']:.1f} ms"
+        ),
+        f"  acting is {floors['distance']:.2f}x its floor",
+    ]
 
 
 def _crowds(crowds: dict[str, Any] | None) -> list[str]:

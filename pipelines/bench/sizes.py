@@ -76,7 +76,8 @@ def random_policy(
 
     codec: `pca`, or `wan` for the released architecture, which takes its time
     """
-    (rows, columns), names = size.latent, tuple(f"joint {i}" for i in range(size.dims))
+    rows, columns = size.latent
+    names = tuple(f"joint {i}" for i in range(size.dims))
     arm = Embodiment(
         name="arm",
         fps=30,
@@ -105,19 +106,21 @@ def random_policy(
         {},
     )
     model = _random_model(size.config(family), torch.device(device), dtype)
-    made = _random_wan(size.channels, dtype) if codec == "wan" else _random_pca(size)
-    return Policy(bundle, model, made, HashedTextEncoder(dim=size.text[1], rows=size.text[0]))
+    video = _random_wan(size.channels, dtype) if codec == "wan" else _random_pca(size)
+    return Policy(bundle, model, video, HashedTextEncoder(dim=size.text[1], rows=size.text[0]))
 
 
 def _random_model(
     config: ModelConfig, device: torch.device, dtype: torch.dtype
 ) -> WorldActionTransformer:
+    # On the meta device first: initialising billions of weights on the CPU takes minutes.
     with torch.device("meta"):
         model = WorldActionTransformer(config)
     model = model.to(dtype).to_empty(device=device)
     generator = torch.Generator(device).manual_seed(0)
     for name, parameter in model.named_parameters():
         with torch.no_grad():
+            # Scaled by their width, so that activations stay of ordinary size.
             if parameter.ndim > 1:
                 parameter.normal_(std=parameter.shape[-1] ** -0.5, generator=generator)
             else:

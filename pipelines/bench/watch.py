@@ -23,19 +23,23 @@ def memory() -> dict[str, float]:
     maps it.
     """
     me = psutil.Process()
-    found = {"driver": _private(me), "ray": 0.0, "workers": 0.0}
+    mb = {"driver": _private(me), "ray": 0.0, "workers": 0.0}
     for child in me.children(recursive=True):
         try:
-            kind = (
-                "workers"
-                if child.name().startswith(("ray::", "python", "pt_"))
-                and "agent" not in " ".join(child.cmdline())
-                else "ray"
-            )
-            found[kind] += _private(child)
+            mb["workers" if _works(child) else "ray"] += _private(child)
         except psutil.NoSuchProcess:
+            # It ended since it was listed.
             continue
-    return found
+    return mb
+
+
+def _works(process: psutil.Process) -> bool:
+    """Whether it is a worker of Ray or of torch, and not one of Ray's servers: the agents of a
+    node are Python too, and only their command line says so.
+    """
+    if not process.name().startswith(("ray::", "python", "pt_")):
+        return False
+    return "agent" not in " ".join(process.cmdline())
 
 
 def _private(process: psutil.Process) -> float:
@@ -68,6 +72,7 @@ class Watch:
     def _look(self) -> None:
         begin = time.monotonic()
         while True:
+            # At once and again at the end of each wait, so that a short run has a figure too.
             self.seen.append((time.monotonic() - begin, memory()))
             if self._ended.wait(self.every_s):
                 return

@@ -12,10 +12,17 @@ from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
 _LONGEST_VALUE = 60
+"""Characters of a wrong value that are shown: a line of an error stays a line."""
+_Location = tuple[str | int, ...]
+"""Where pydantic says an error is: keys, indices, and the names of union members entered."""
 
 
 class Located(Protocol):
-    """A value with the place it was written at."""
+    """A value and where it was written, as `pipelines.config.load` reads them.
+
+    value: a mapping or list of other located values, or a plain one
+    where: `file:line`
+    """
 
     @property
     def value(self) -> Any: ...
@@ -65,20 +72,20 @@ def _is_member(annotation: Any, name: str | int) -> bool:
 
 def _below(annotations: list[Any], part: str | int) -> list[Any]:
     """The annotations one step down; where the step names a member of a union, that member."""
-    found: list[Any] = []
+    children: list[Any] = []
     for annotation in annotations:
-        args, origin = get_args(annotation), get_origin(annotation)
+        args = get_args(annotation)
+        origin = get_origin(annotation)
         if _is_model(annotation) and part in _names(annotation):
-            found += _members(_names(annotation)[str(part)])
+            children += _members(_names(annotation)[str(part)])
         elif isinstance(part, int) and origin in (list, tuple, set, frozenset, Sequence):
-            found += [member for arg in args if arg is not Ellipsis for member in _members(arg)]
+            children += [member for arg in args if arg is not Ellipsis for member in _members(arg)]
         elif isinstance(part, str) and origin in (dict, Mapping):
-            found += _members(args[1])
-    return (
-        found
-        or [annotation for annotation in annotations if _is_member(annotation, part)]
-        or annotations
-    )
+            children += _members(args[1])
+    if children:
+        return children
+    members = [annotation for annotation in annotations if _is_member(annotation, part)]
+    return members or annotations
 
 
 def _keys(annotations: list[Any]) -> list[str]:
@@ -91,41 +98,43 @@ def _walk(root: Located, loc: Sequence[str | int], missing: bool) -> tuple[str, 
     """Key path as the user wrote it; the place of that value (or of the nearest above); which
     steps name a member of a union.
     """
-    node, path, members = root, [], []
+    node = root
+    path: list[str] = []
+    members: list[int] = []
     for i, part in enumerate(loc):
         children = dict(enumerate(node.value)) if isinstance(node.value, list) else node.value
         if isinstance(children, dict) and part in children:
             node = children[part]
         elif not (missing and i == len(loc) - 1):
+            # Pydantic's own step: nobody wrote it.
             members.append(i)
             continue
         path.append(str(part))
     return ".".join(path), node.where, members
 
 
-def _closest(found: list[tuple[tuple[str | int, ...], list[int]]]) -> list[int]:
+def _closest(errors: list[tuple[_Location, list[int]]]) -> list[int]:
     """Which errors to tell: of the members of a union that were entered, only the one with the
     fewest errors was meant.
 
-    Each of `found` is a pydantic location and the steps in it that name a member of a union.
+    Each of `errors` is a pydantic location and the steps in it that name a member of a union.
     """
-    unions: dict[tuple[str | int, ...], dict[str | int, list[int]]] = {}
-    for index, (loc, members) in enumerate(found):
+    unions: dict[_Location, dict[str | int, list[int]]] = {}
+    for index, (loc, members) in enumerate(errors):
         for step in members:
             unions.setdefault(loc[:step], {}).setdefault(loc[step], []).append(index)
     dropped: set[int] = set()
     for prefix, by_member in unions.items():
-        entered = [
-            indices
-            for indices in by_member.values()
-            if any(len(found[i][0]) > len(prefix) + 1 for i in indices)
-        ]
-        if entered:
-            meant = min(entered, key=len)
-            dropped |= {
-                i for indices in by_member.values() if indices is not meant for i in indices
-            }
-    return [i for i in range(len(found)) if i not in dropped]
+        # An error at the member itself says only that the value has another form.
+        inside = {i for i, (loc, _) in enumerate(errors) if len(loc) > len(prefix) + 1}
+        entered = [indices for indices in by_member.values() if not inside.isdisjoint(indices)]
+        if not entered:
+            continue
+        meant = min(entered, key=len)
+        for indices in by_member.values():
+            if indices is not meant:
+                dropped.update(indices)
+    return [i for i in range(len(errors)) if i not in dropped]
 
 
 def _quoted(text: str) -> list[str]:
@@ -133,30 +142,33 @@ def _quoted(text: str) -> list[str]:
 
 
 def _what(error: ErrorDetails, known: list[str]) -> str:
-    kind, context, given = error["type"], error.get("ctx", {}), error["input"]
+    kind = error["type"]
+    context = error.get("ctx", {})
+    given = error["input"]
     if kind == "missing":
         return "missing; it has no default"
     if kind == "extra_forbidden":
         key = str(error["loc"][-1])
-        return f"unknown key{did_you_mean(key, known) or '; known here: ' + (', '.join(known) or 'nothing')}"
+        hint = did_you_mean(key, known) or f"; known here: {', '.join(known) or 'nothing'}"
+        return f"unknown key{hint}"
     if kind == "union_tag_invalid":
-        return f"is {context['tag']!r}, should be one of {context['expected_tags']}" + did_you_mean(
-            context["tag"], _quoted(context["expected_tags"])
-        )
+        expected = context["expected_tags"]
+        hint = did_you_mean(context["tag"], _quoted(expected))
+        return f"is {context['tag']!r}, should be one of {expected}{hint}"
     if kind == "union_tag_not_found":
         return "missing; it says which of the variants this is"
     if kind == "value_error":
         return error["msg"].removeprefix("Value error, ")
     if kind in ("model_type", "model_attributes_type", "dict_type"):
-        return "should be a mapping of `key: value` lines" + (
-            "" if isinstance(given, (dict, list)) else f" (got {given!r})"
-        )
+        # A whole mapping or list would not fit into a line.
+        shown = "" if isinstance(given, (dict, list)) else f" (got {given!r})"
+        return f"should be a mapping of `key: value` lines{shown}"
     text = error["msg"].replace("Input should", "should", 1)
     if isinstance(given, (str, int, float, bool, type(None))):
         shown = repr(given)
-        text += (
-            f" (got {shown if len(shown) <= _LONGEST_VALUE else shown[:_LONGEST_VALUE] + '...'})"
-        )
+        if len(shown) > _LONGEST_VALUE:
+            shown = shown[:_LONGEST_VALUE] + "..."
+        text += f" (got {shown})"
     if kind in ("literal_error", "enum") and isinstance(given, str):
         text += did_you_mean(given, _quoted(context["expected"]))
     return text
@@ -168,14 +180,15 @@ def explain(error: ValidationError, model: type[BaseModel], root: Located) -> li
     `root` is the tree of located values that was validated; a missing key is reported at the
     mapping that should hold it.
     """
-    found = []
-    told: list[tuple[str, str, str]] = []
+    locations: list[tuple[_Location, list[int]]] = []
+    texts: list[tuple[str, str, str]] = []
     for details in error.errors(include_url=False):
         if details["type"] == "too_short" and len(details["input"]) >= details["ctx"]["min_length"]:
             # Only short because entries were refused, and those are told themselves.
             continue
-        loc: tuple[str | int, ...] = details["loc"]
+        loc: _Location = details["loc"]
         if details["type"] in ("union_tag_invalid", "union_tag_not_found"):
+            # Pydantic locates these at the mapping; the discriminator in it is what is wrong.
             loc = (*loc, *_quoted(str(details["ctx"]["discriminator"])))
         annotations: list[Any] = [model]
         for part in loc[:-1]:
@@ -183,15 +196,15 @@ def explain(error: ValidationError, model: type[BaseModel], root: Located) -> li
         path, where, members = _walk(
             root, loc, missing=details["type"] in ("missing", "union_tag_not_found")
         )
-        found.append((loc, members))
-        told.append((where, path, _what(details, _keys(annotations))))
+        locations.append((loc, members))
+        texts.append((where, path, _what(details, _keys(annotations))))
     lines: dict[tuple[str, str], list[str]] = {}
-    for index in _closest(found):
-        where, path, what = told[index]
+    for index in _closest(locations):
+        where, path, what = texts[index]
         lines.setdefault((where, path), []).append(what)
-    return [
-        f"{where} {path}: {'; or '.join(dict.fromkeys(whats))}"
-        if path
-        else f"{where}: {'; or '.join(dict.fromkeys(whats))}"
-        for (where, path), whats in lines.items()
-    ]
+    explained = []
+    for (where, path), whats in lines.items():
+        subject = f"{where} {path}" if path else where
+        # Members of a union often say the same.
+        explained.append(f"{subject}: {'; or '.join(dict.fromkeys(whats))}")
+    return explained

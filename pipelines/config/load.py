@@ -79,7 +79,8 @@ class Node:
 
 
 def _scalar(node: yaml.ScalarNode, problems: list[str], where: str, path: str) -> Any:
-    text, kind = node.value, node.tag.rpartition(":")[2]
+    text = node.value
+    kind = node.tag.rpartition(":")[2]
     if kind == "str":
         return text
     if kind in ("null", "bool", "int", "float") and _SCALARS[node.tag][0].match(text):
@@ -106,6 +107,7 @@ def _tree(
 ) -> Node:
     line = line or node.start_mark.line + 1
     where = name if name.startswith("--set") else f"{name}:{line}"
+    # An anchor in its own value is legal YAML, and would be walked for ever.
     if any(node is other for other in above):
         problems.append(f"{where} {path}: an anchor that contains itself; write the value out")
         return Node(None, where)
@@ -113,13 +115,11 @@ def _tree(
     if isinstance(node, yaml.ScalarNode):
         return Node(_scalar(node, problems, where, path), where)
     if isinstance(node, yaml.SequenceNode):
-        return Node(
-            [
-                _tree(item, name, problems, f"{path}.{i}".lstrip("."), above)
-                for i, item in enumerate(node.value)
-            ],
-            where,
-        )
+        items = [
+            _tree(item, name, problems, f"{path}.{i}".lstrip("."), above)
+            for i, item in enumerate(node.value)
+        ]
+        return Node(items, where)
     assert isinstance(node, yaml.MappingNode)
     children: dict[str, Node] = {}
     for key_node, value_node in node.value:
@@ -127,7 +127,8 @@ def _tree(
         if not isinstance(key_node, yaml.ScalarNode):
             problems.append(f"{name}:{at} {path}: a key must be a plain word")
             continue
-        key, below = key_node.value, f"{path}.{key_node.value}".lstrip(".")
+        key = key_node.value
+        below = f"{path}.{key}".lstrip(".")
         child = _tree(value_node, name, problems, below, above, at)
         if key in children:
             problems.append(
@@ -241,11 +242,9 @@ def base_of(path: str) -> str | None:
         extends = _read(path, []).value.get("extends")
     except ConfigError:
         return None
-    return (
-        _beside(path, extends.value)
-        if extends is not None and isinstance(extends.value, str)
-        else None
-    )
+    if extends is None or not isinstance(extends.value, str):
+        return None
+    return _beside(path, extends.value)
 
 
 def _load_tree(path: str, sets: Iterable[str], problems: list[str]) -> Node:
@@ -325,8 +324,8 @@ def model_of(kind: str) -> type[BaseModel]:
             ]
         )
     module, name = kinds()[kind]
-    found: type[BaseModel] = getattr(import_module(module), name)
-    return found
+    model: type[BaseModel] = getattr(import_module(module), name)
+    return model
 
 
 def load_any(path: str | os.PathLike[str], sets: Sequence[str] = ()) -> BaseModel:
@@ -336,14 +335,13 @@ def load_any(path: str | os.PathLike[str], sets: Sequence[str] = ()) -> BaseMode
     problems: list[str] = []
     root = _load_tree(os.fspath(path), sets, problems)
     kind = root.value.get("kind")
-    if kind is None or kind.value not in kinds():
-        given = (
-            "missing"
-            if kind is None
-            else f"{kind.value!r} is unknown{did_you_mean(str(kind.value), kinds())}"
-        )
-        where = root.where if kind is None else kind.where
-        raise ConfigError([*problems, f"{where} kind: {given}; write one of {', '.join(kinds())}"])
+    known = ", ".join(kinds())
+    if kind is None:
+        raise ConfigError([*problems, f"{root.where} kind: missing; write one of {known}"])
+    if kind.value not in kinds():
+        hint = did_you_mean(str(kind.value), kinds())
+        unknown = f"{kind.where} kind: {kind.value!r} is unknown{hint}; write one of {known}"
+        raise ConfigError([*problems, unknown])
     return absolute_paths(_validate(root, model_of(kind.value), problems))
 
 
@@ -381,8 +379,7 @@ def config_hash(config: BaseModel, exclude: Iterable[str] = ()) -> str:
 
 def schema(kind: str) -> dict[str, Any]:
     """JSON Schema of the documents of a `kind:`, with the keys that the loader itself reads."""
-    model = model_of(kind)
-    found = model.model_json_schema()
+    document = model_of(kind).model_json_schema()
     envelope = {
         "kind": {"const": kind, "description": "What this file configures."},
         "version": {"const": 1, "description": "Version of the format."},
@@ -392,6 +389,7 @@ def schema(kind: str) -> dict[str, Any]:
             "one gives none.",
         },
     }
-    found["properties"] = envelope | found.get("properties", {})
-    found["required"] = ["kind", *(name for name in found.get("required", []) if name != "kind")]
-    return found
+    required = [name for name in document.get("required", []) if name != "kind"]
+    document["properties"] = envelope | document.get("properties", {})
+    document["required"] = ["kind", *required]
+    return document

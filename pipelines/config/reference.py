@@ -100,7 +100,8 @@ def _models(annotation: Any) -> list[type[BaseModel]]:
 
 def _value(annotation: Any, page: str) -> str:
     """What may be written there."""
-    origin, inner = get_origin(annotation), get_args(annotation)
+    origin = get_origin(annotation)
+    inner = get_args(annotation)
     if origin is Annotated:
         return _value(inner[0], page)
     if origin in (Union, types.UnionType):
@@ -119,13 +120,13 @@ def _value(annotation: Any, page: str) -> str:
 
 
 def _bounds(field: FieldInfo) -> str:
-    found = [
+    bounds = [
         f"{words} {getattr(mark, name):g}"
         for mark in field.metadata
         for name, words in _BOUNDS
         if getattr(mark, name, None) is not None
     ]
-    return f", {', '.join(found)}" if found else ""
+    return f", {', '.join(bounds)}" if bounds else ""
 
 
 def _default(field: FieldInfo) -> str:

@@ -39,8 +39,11 @@ _SIZES: dict[Layout, tuple[int, int]] = {
 """Width and height of the canvas that is shown, pixels."""
 _LAYOUTS: dict[int, Layout] = {3: "t", 2: "horizontal"}
 """By the number of cameras; any other number: the first camera alone."""
-_MAX_CURVES, _MAX_VIDEOS, _MAX_TASKS, _MAX_FINDINGS = 24, 40, 20, 200
-"""Shown at most; the text output with --json has all."""
+# Shown at most; the text output with --json has all.
+_MAX_CURVES = 24
+_MAX_VIDEOS = 40
+_MAX_TASKS = 20
+_MAX_FINDINGS = 200
 _DIMENSIONS = (
     "off_state: mean distance of an action from the state of the same number, as a share of its "
     "range; small where the two are one quantity, as deltas need it. Other columns: robot units."
@@ -50,7 +53,10 @@ _DIMENSIONS = (
 @dataclass(frozen=True)
 class Part:
     """A section of the page: whatever it has of pictures, strips of frames, a chart and a table.
+    Made here, drawn by the template `inspect.html.j2`.
 
+    note:     a sentence under the title
+    strips:   frames of one sample side by side
     problems: what could not be shown, with the reason
     """
 
@@ -72,9 +78,9 @@ def write_page(
 ) -> None:
     """Write one HTML file that needs nothing beside it.
 
-    facts: what `pipelines.datasets.inspect.describe` says of the source; layout: of the canvas
-    that is
-    shown, None: by the number of cameras; reader: that `describe` had, None: one for this call
+    facts:  what `pipelines.datasets.inspect.describe` says of the source
+    layout: of the canvas that is shown; None: by the number of cameras
+    reader: that `describe` had; None: one for this call
     """
     reader = reader or FileReader()
     data = robots_at(source, reader)
@@ -106,7 +112,8 @@ def _headline(facts: dict[str, Any]) -> list[Tile]:
         Tile("long", _duration(facts["hours"]), f"{facts['frames']} frames"),
     ]
     if of_robots:
-        state, action = len(facts["state"]), len(facts["action"])
+        state = len(facts["state"])
+        action = len(facts["action"])
         tiles += [
             Tile("robot", facts["robot"] or "not named"),
             Tile("control rate", f"{facts['fps']:g} Hz"),
@@ -173,11 +180,11 @@ def _with_size(stream: dict[str, Any]) -> dict[str, Any]:
 def _table(rows: Sequence[dict[str, Any]], columns: dict[str, str]) -> Table:
     """columns: key of a row -> its header. A row may lack keys."""
 
-    def cell(value: Any) -> str:
-        return f"{value:.4g}" if isinstance(value, float) else str(value)
+    def cells(row: dict[str, Any]) -> list[str]:
+        values = [row.get(key, "") for key in columns]
+        return [f"{value:.4g}" if isinstance(value, float) else str(value) for value in values]
 
-    cells = [[cell(row.get(key, "")) for key in columns] for row in rows]
-    return Table(list(columns.values()), cells)
+    return Table(list(columns.values()), [cells(row) for row in rows])
 
 
 def _robots(
@@ -185,6 +192,7 @@ def _robots(
 ) -> list[Part]:
     """The longest episode: its cameras, what the model sees of it, its numbers."""
     labelled = bool(data.state_names and data.action_names)
+    # Any name will do: it says only that episodes without numbers are not usable.
     as_video = source.model_copy(update={"embodiment": "any" if labelled else None})
     usable, _ = usable_episodes(data, as_video, list(data.cameras), reader)
     episode, first_row = max(usable, key=lambda entry: entry[0].length)
@@ -262,18 +270,21 @@ def _spec(canvas: Canvas, window: Window) -> SampleSpec:
 
 def _clips(source: Source, reader: FileReader) -> Part:
     """The first clip of each video."""
-    title, note = "Clips", "The first clip of each video as the model sees it, 5 frames at 5 Hz."
+    title = "Clips"
+    note = "The first clip of each video as the model sees it, 5 frames at 5 Hz."
     try:
         manifest = build_manifest(
             [source], embodiments={}, window=_CLIP_CHUNK, clip=_CLIP, reader=reader
         )
     except DataError as error:
         return Part(title, note, problems=[str(error)])
+    # A sample's name is that of its video and a number.
     first_of_video: dict[str, int] = {}
     for position, sample_id in enumerate(manifest.samples["sample_id"].to_pylist()):
         first_of_video.setdefault(sample_id.rsplit("/", 1)[0], position)
     texts = manifest.texts()
-    strips, problems = [], []
+    strips = []
+    problems = []
     for row in manifest.rows(list(first_of_video.values())[:_MAX_VIDEOS]):
         samples, failures = decode_samples([row], _spec(_CLIP_CANVAS, _CLIP_CHUNK), reader)
         name = row["sample_id"].split("/", 1)[1].rsplit("/", 1)[0]

@@ -2,6 +2,7 @@
 
 import argparse
 import json
+from typing import Any
 
 import numpy as np
 
@@ -27,51 +28,45 @@ def write_stats(args: argparse.Namespace) -> None:
     if args.form == "openpi" and args.width:
         raise GwpError("--width pads the published form; openpi's files are not padded")
     embodiment, stats = _imported(args) if args.given else _computed(args)
-    found = to_openpi(stats) if args.form == "openpi" else stats.to_json(args.width)
-    storage.write_bytes(args.out, (json.dumps(found, indent=1) + "\n").encode())
-    mask, about = embodiment.delta, stats.metadata
-    apart = [
-        f"{a} - {s}"
-        for a, s, d in zip(embodiment.action_names, embodiment.state_names, mask, strict=False)
-        if d and a != s
-    ]
-    if apart:
+    document = to_openpi(stats) if args.form == "openpi" else stats.to_json(args.width)
+    storage.write_bytes(args.out, (json.dumps(document, indent=1) + "\n").encode())
+    _warn(embodiment, stats.metadata)
+    counts = {
+        "num_episodes": "episodes",
+        "num_state_samples": "states",
+        "num_windows_left_out": "windows left out",
+    }
+    # The statistics of another program count less than ours.
+    row = {name: stats.metadata[key] for key, name in counts.items() if key in stats.metadata}
+    print(table([{"written": args.out} | row]))
+    features = (
+        (stats.state, embodiment.state_names, "state"),
+        (stats.action, embodiment.action_names, "action"),
+    )
+    for feature, names, kind in features:
+        constant = [names[i] for i in np.flatnonzero(feature.constant)]
+        if constant:
+            print(f"constant {kind}: {', '.join(constant)}")
+
+
+def _warn(embodiment: Embodiment, metadata: dict[str, Any]) -> None:
+    """Events for what may be meant, and mostly is not. metadata: of the statistics."""
+    names = zip(embodiment.action_names, embodiment.state_names, embodiment.delta, strict=False)
+    pairs = [f"{action} - {state}" for action, state, delta in names if delta and action != state]
+    if pairs:
         event(
             "warning",
             text="delta subtracts a state of another name; check that it is the same quantity",
-            pairs=", ".join(apart),
+            pairs=", ".join(pairs),
         )
-    unusable = ", ".join(
-        d["unusable_episodes"] for d in about.get("datasets", []) if d["unusable_episodes"]
-    )
+    datasets = metadata.get("datasets", [])
+    unusable = ", ".join(d["unusable_episodes"] for d in datasets if d["unusable_episodes"])
     if unusable:
         event(
             "warning",
             text="episodes that cannot be used do not count; `gwp data inspect` tells why",
             episodes=unusable,
         )
-    counts = {
-        "num_episodes": "episodes",
-        "num_state_samples": "states",
-        "num_windows_left_out": "windows left out",
-    }
-    print(
-        table(
-            [
-                {"written": args.out}
-                | {name: about[key] for key, name in counts.items() if key in about}
-            ]
-        )
-    )
-    still = (
-        (stats.state, embodiment.state_names, "state"),
-        (stats.action, embodiment.action_names, "action"),
-    )
-    for feature, names, what in still:
-        if feature.constant.any():
-            print(
-                f"constant {what}: {', '.join(names[i] for i in np.flatnonzero(feature.constant))}"
-            )
 
 
 def _computed(args: argparse.Namespace) -> tuple[Embodiment, Stats]:

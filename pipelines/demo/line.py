@@ -6,10 +6,7 @@ bundle -> registry -> endpoint -> a fleet of robots in closed loop -> evaluation
 """
 
 import json
-import os
-import signal
 import socket
-import threading
 import time
 from contextlib import ExitStack
 from dataclasses import asdict
@@ -22,22 +19,34 @@ from clusters.mini import MiniCluster
 from gwp import storage
 from gwp.data.source import Source
 from gwp.policy.policy import Policy
+from pipelines.bench.latency import Latency, latency
 from pipelines.config.load import load_config
 from pipelines.console import event, progress
+from pipelines.demo.killer import Killer
 from pipelines.demo.probe import measure
 from pipelines.demo.size import FULL, PROMISED_S, QUICK, Plan, Size, plan
 from pipelines.demo.summary import CAVEATS, environment, fleet_figures, shortfalls, stage_figures
 from pipelines.evaluation.fleet import FleetResult, Robot, run_fleet
+from pipelines.evaluation.open_loop import OpenLoop, imagined, open_loop
 from pipelines.evaluation.report import ReportData, write_report
 from pipelines.jobs.resolve import run_uri
 from pipelines.jobs.train_job import TrainJob
 from pipelines.training.train import StageResult, train
-from pipelines.training.watch import resumptions, shown, worker_progress
+from pipelines.training.watch import shown
 
 STAGES = Path(__file__).parents[1] / "stages"
-CAMERA = "observation.images.corner2"
+CHAMPION = "models:/gwp@champion"
+"""Where the registry keeps the policy that is served."""
 # Loading a replica takes seconds, beside a crowd on two slow cores more than a minute.
-_PATIENCE_S, _SETTLE_S, _FLEET_S = 240.0, 90.0, 900.0
+_PATIENCE_S = 240.0
+"""So long the crowd asks for a second replica."""
+_SETTLE_S = 90.0
+"""So long the fleet may take to become small again."""
+_FLEET_S = 900.0
+"""So long all episodes together may take."""
+
+Baselines = dict[str, dict[str, tuple[int, int]]]
+"""Agent -> task -> (successes, episodes)."""
 
 
 def run_demo(folder: Path, quick: bool = False, promised_s: float = PROMISED_S) -> dict[str, Any]:
@@ -82,22 +91,26 @@ def _sized(quick: bool, promised_s: float) -> Plan:
 
 
 class _Demo:
+    """One demo on its way, made and run by `run_demo`.
+
+    folder:  of the report and of the mini-cluster
+    size:    how much is recorded, trained and driven
+    name:    of the experiment, and of the folder in the bucket
+    seconds: phase -> how long it took; filled while it runs
+    media:   what the report draws; filled while it runs
+    """
+
     def __init__(self, folder: Path, size: Size, name: str, seconds: dict[str, float]) -> None:
-        self.folder, self.size, self.name, self.seconds = folder, size, name, seconds
+        self.folder = folder
+        self.size = size
+        self.name = name
+        self.seconds = seconds
         self.media = ReportData()
 
     def run(self, stack: ExitStack) -> dict[str, Any]:
-        from pipelines.bench.latency import latency
-        from pipelines.evaluation.open_loop import imagined, open_loop
-        from pipelines.evaluation.recordings import first_observation
-        from pipelines.evaluation.simulation import blind_success, random_success
-        from pipelines.evaluation.studies import seams_study, steps_study
-        from pipelines.tracking.registry import promote, register
-        from pipelines.training.export import export
-        from serve.app import deploy, replica_states
-        from serve.config import ServeApp
+        """The whole line; returns the summary. What runs until the end goes onto `stack`."""
+        from serve.app import replica_states
 
-        size = self.size
         with self._phase("mini-cluster"):
             mini = stack.enter_context(MiniCluster(folder=self.folder / "mini"))
             mini.connect()
@@ -105,61 +118,60 @@ class _Demo:
         with self._phase("demonstrations"):
             self._record()
         results, killed = self._train()
-        run = results["policy"].uri
         with self._phase("export and promote"):
-            bundle = storage.join(self.bucket, "bundles", "policy")
-            policy_id = export(run, bundle)
-            version = register(bundle, policy_id, "gwp", results["policy"].run_id, {})
-            promote("gwp", version, "champion")
-            policy = Policy.load("models:/gwp@champion")
+            policy, version = self._promote(results["policy"])
         with self._phase("serve"):
-            config = ServeApp.model_validate(
-                {
-                    "policy": "models:/gwp@champion",
-                    "port": _free_port(),
-                    "gateway": {"pool": "serve"},
-                    "replica": {"pool": "serve", "cpus": 0.5},
-                    "autoscaling": {
-                        "min_replicas": 1,
-                        "max_replicas": 3,
-                        "target_ongoing_requests": 1.5,
-                        "upscale_delay_s": 1.0,
-                        "downscale_delay_s": 4.0,
-                        "look_back_period_s": 2.0,
-                        "metrics_interval_s": 0.5,
-                    },
-                    "limits": {"request_timeout_s": 30},
-                }
-            )
-            url = deploy(config)
-        fleet = self._fleet(
-            url,
-            policy.bundle.embodiments["metaworld-sawyer"].replan,
-            lambda: replica_states(config.name),
-        )
+            name, url = _serve()
+        replan = policy.bundle.embodiments["metaworld-sawyer"].replan
+        fleet = self._fleet(url, replan, lambda: replica_states(name))
         with self._phase("evaluation"):
-            labelled = Source(uri=storage.join(self.bucket, "data", "policy-held-out"))
-            judged = open_loop(policy, labelled)
-            self.media.actions = judged.trace
-            self.media.imagined = imagined(policy, labelled, clips=len(size.tasks))
-            times = latency(policy, first_observation(policy, labelled), size.latency_repeats)
-            self.media.latency = {"act_ms": times.act_ms, "joint_ms": times.joint_ms}
-            self.media.steps = [asdict(row) for row in steps_study(policy, labelled, (10, 4, 2, 1))]
-            self.media.seams = asdict(seams_study(policy, labelled))
-            tasks = list(size.tasks)
-            baselines = {
-                "random": random_success(tasks, size.baseline_episodes, size.max_steps),
-                "blind": blind_success(tasks, size.baseline_episodes, size.max_steps),
-            }
+            judged, times, baselines = self._evaluate(policy)
         return self._summary(results, killed, policy, version, judged, times, baselines, fleet)
 
-    def _phase(self, name: str) -> Any:
+    def _phase(self, name: str) -> "_timed":
         return _timed(name, self.seconds)
+
+    def _promote(self, result: StageResult) -> tuple[Policy, Any]:
+        """The stage's bundle as the registry's champion, read back from there, and its version."""
+        from pipelines.tracking.registry import promote, register
+        from pipelines.training.export import export
+
+        bundle = storage.join(self.bucket, "bundles", "policy")
+        policy_id = export(result.uri, bundle)
+        version = register(bundle, policy_id, "gwp", result.run_id, {})
+        promote("gwp", version, "champion")
+        return Policy.load(CHAMPION), version
+
+    def _evaluate(self, policy: Policy) -> tuple[OpenLoop, Latency, Baselines]:
+        """Errors on held-out recordings, milliseconds of a request, and what those who know
+        nothing reach in closed loop. The studies go into the report alone.
+        """
+        from pipelines.evaluation.recordings import first_observation
+        from pipelines.evaluation.simulation import blind_success, random_success
+        from pipelines.evaluation.studies import seams_study, steps_study
+
+        size = self.size
+        labelled = Source(uri=storage.join(self.bucket, "data", "policy-held-out"))
+        judged = open_loop(policy, labelled)
+        self.media.actions = judged.trace
+        self.media.imagined = imagined(policy, labelled, clips=len(size.tasks))
+        times = latency(policy, first_observation(policy, labelled), size.latency_repeats)
+        self.media.latency = {"act_ms": times.act_ms, "joint_ms": times.joint_ms}
+        self.media.steps = [asdict(row) for row in steps_study(policy, labelled, (10, 4, 2, 1))]
+        self.media.seams = asdict(seams_study(policy, labelled))
+        tasks = list(size.tasks)
+        baselines = {
+            "random": random_success(tasks, size.baseline_episodes, size.max_steps),
+            "blind": blind_success(tasks, size.baseline_episodes, size.max_steps),
+        }
+        return judged, times, baselines
 
     def _record(self) -> None:
         from gwp.sim.record import record
 
-        size, data = self.size, storage.join(self.bucket, "data")
+        size = self.size
+        data = storage.join(self.bucket, "data")
+        # Seeds of the sets lie apart, so that none holds an episode of another.
         plan = [
             ("world", size.world_tasks, size.world_episodes, 1000, False),
             ("embodied", size.tasks, size.embodied_episodes, 2000, False),
@@ -202,13 +214,11 @@ class _Demo:
                 "cluster.data_pool=data",
             ]
             job = load_config(STAGES / f"{stage}.yaml", TrainJob, sets)
-            source = job.data.sources[0].model_copy(
-                update={"uri": storage.join(self.bucket, "data", stage)}
-            )
-            job = job.model_copy(
-                update={"data": job.data.model_copy(update={"sources": (source,)})}
-            )
-            killer = _Killer(run_uri(job), job.run.checkpoint_every) if stage == "policy" else None
+            recorded = {"uri": storage.join(self.bucket, "data", stage)}
+            source = job.data.sources[0].model_copy(update=recorded)
+            data = job.data.model_copy(update={"sources": (source,)})
+            job = job.model_copy(update={"data": data})
+            killer = Killer(run_uri(job), job.run.checkpoint_every) if stage == "policy" else None
             with self._phase(stage), shown(job):
                 if killer:
                     killer.start()
@@ -222,7 +232,8 @@ class _Demo:
         size = self.size
         robots = []
         for i in range(size.robots):
-            seeds = tuple(range(9000 + 100 * i, 9000 + 100 * i + size.episodes_per_robot))
+            first = 9000 + 100 * i
+            seeds = tuple(range(first, first + size.episodes_per_robot))
             # Two robots first, then everybody, so that replicas have a reason to come; and
             # until one has, the crowd asks.
             crowd = i >= 2
@@ -264,9 +275,9 @@ class _Demo:
         killed: dict[str, int],
         policy: Policy,
         version: Any,
-        open_loop: Any,
-        latency: Any,
-        baselines: dict[str, dict[str, tuple[int, int]]],
+        judged: OpenLoop,
+        times: Latency,
+        baselines: Baselines,
         fleet: FleetResult,
     ) -> dict[str, Any]:
         success = fleet.success()
@@ -275,12 +286,12 @@ class _Demo:
             closed[task] = {"success": won / episodes, "episodes": episodes}
             self.media.closed_loop[task] = {"policy": (won, episodes)}
             for agent, result in baselines.items():
-                closed[task] |= {
-                    f"success_{agent}": result[task][0] / result[task][1],
-                    f"episodes_{agent}": result[task][1],
-                }
+                agent_won, agent_episodes = result[task]
+                closed[task][f"success_{agent}"] = agent_won / agent_episodes
+                closed[task][f"episodes_{agent}"] = agent_episodes
                 self.media.closed_loop[task][agent] = result[task]
-        act, joint = (float(np.percentile(x, 50)) for x in (latency.act_ms, latency.joint_ms))
+        act = float(np.percentile(times.act_ms, 50))
+        joint = float(np.percentile(times.joint_ms, 50))
         self.media.environment = environment()
         self.media.caveats = CAVEATS
         return {
@@ -296,7 +307,7 @@ class _Demo:
                 "family": policy.settings.family,
             },
             "open_loop": {
-                k: getattr(open_loop, k) for k in ("mse", "mse_hold", "mse_mean", "windows")
+                k: getattr(judged, k) for k in ("mse", "mse_hold", "mse_mean", "windows")
             },
             "closed_loop": closed,
             "steps": self.media.steps,
@@ -308,40 +319,14 @@ class _Demo:
         }
 
 
-class _Killer(threading.Thread):
-    """Kills one training worker for good (SIGKILL), once, midway between two checkpoints."""
-
-    def __init__(self, run: str, checkpoint_every: int) -> None:
-        super().__init__(daemon=True)
-        self._run, self._after = run, checkpoint_every + max(1, checkpoint_every // 4)
-        self._killed: int | None = None
-        self._over = threading.Event()
-
-    def run(self) -> None:
-        while not self._over.wait(0.2):
-            reports = worker_progress(self._run)
-            if len(reports) > 1 and reports[-1]["step"] >= self._after:
-                victim = reports[-1]
-                os.kill(victim["pid"], signal.SIGKILL)
-                self._killed = victim["step"]
-                event("killed a training worker", pid=victim["pid"], step=victim["step"])
-                return
-
-    def result(self, run: str) -> dict[str, int]:
-        """After the stage: the step of the kill and the one it resumed from; empty when either
-        did not happen.
-        """
-        self._over.set()
-        self.join()
-        events = resumptions(run)
-        if self._killed is None or not events:
-            return {}
-        return {"killed_at_step": self._killed, "resumed_from_step": int(events[-1]["step"])}
-
-
 class _timed:  # noqa: N801  used as a function
+    """Context manager of one phase: tells that it begins, and notes in `seconds` how long it
+    took, also when it fails.
+    """
+
     def __init__(self, name: str, seconds: dict[str, float]) -> None:
-        self.name, self.seconds = name, seconds
+        self.name = name
+        self.seconds = seconds
 
     def __enter__(self) -> None:
         event(self.name)
@@ -349,6 +334,33 @@ class _timed:  # noqa: N801  used as a function
 
     def __exit__(self, *_: object) -> None:
         self.seconds[self.name] = round(time.monotonic() - self.begin, 1)
+
+
+def _serve() -> tuple[str, str]:
+    """Deploy the champion with up to three replicas; the application's name and its URL."""
+    from serve.app import deploy
+    from serve.config import ServeApp
+
+    config = ServeApp.model_validate(
+        {
+            "policy": CHAMPION,
+            "port": _free_port(),
+            "gateway": {"pool": "serve"},
+            "replica": {"pool": "serve", "cpus": 0.5},
+            # Quick up and down: a crowd of the demo is there for a minute, not for an hour.
+            "autoscaling": {
+                "min_replicas": 1,
+                "max_replicas": 3,
+                "target_ongoing_requests": 1.5,
+                "upscale_delay_s": 1.0,
+                "downscale_delay_s": 4.0,
+                "look_back_period_s": 2.0,
+                "metrics_interval_s": 0.5,
+            },
+            "limits": {"request_timeout_s": 30},
+        }
+    )
+    return config.name, deploy(config)
 
 
 def _free_port() -> int:

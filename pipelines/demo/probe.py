@@ -91,11 +91,15 @@ def _train_step_ms(job: "TrainJob") -> float:
     from gwp.model.objective import Batch, training_losses
     from gwp.model.weights import build_model
 
-    config, window, canvas = job.model_config_, job.data.window, job.data.canvas
+    config = job.model_config_
+    window = job.data.window
+    canvas = job.data.canvas
     model = build_model(config, 0).train()
     optimizer = torch.optim.AdamW(model.parameters())
     draw = torch.Generator().manual_seed(0)
-    n, p, d = job.micro_batch, window.chunk, config.action_channels
+    n = job.micro_batch
+    p = window.chunk
+    d = config.action_channels
     # Of the codec that the first stage makes: 8 pixels a latent row, 4 frames a latent frame.
     latent = (
         config.in_channels,

@@ -92,7 +92,7 @@ def _add_ingest(verbs: Any) -> None:
     ingest.add_argument(
         "--from",
         default="disk,s3",
-        dest="places",
+        dest="origins",
         metavar="PLACE,PLACE",
         help="disk, and S3 (a server on loopback that holds a copy of the set) (default: disk,s3)",
     )
@@ -171,26 +171,27 @@ def run_act(args: argparse.Namespace) -> None:
     families: tuple[Family, ...]
     families = ("gwp0", "gwp05") if args.family == "both" else (args.family,)
     results = []
-    how = (
-        args.batch,
-        args.steps,
-        args.repeats,
-        args.threads,
-        args.device,
-        args.dtype,
-        args.robots,
-        codec,
-        args.p99,
-        args.seconds,
-    )
     for family in families:
-        trace_to = args.trace and str(
-            Path(args.trace).with_stem(f"{Path(args.trace).stem}-{family}")
-            if len(families) > 1
-            else args.trace
+        trace_to = args.trace
+        if trace_to and len(families) > 1:
+            trace_to = str(Path(trace_to).with_stem(f"{Path(trace_to).stem}-{family}"))
+        result = bench_act(
+            args.size,
+            family,
+            args.batch,
+            args.steps,
+            args.repeats,
+            args.threads,
+            device=args.device,
+            dtype=args.dtype,
+            robots=args.robots,
+            codec=codec,
+            p99_ms=args.p99,
+            seconds=args.seconds,
+            trace_to=trace_to,
         )
-        results.append(bench_act(args.size, family, *how, trace_to))
-        print(table(results[-1]), flush=True)
+        results.append(result)
+        print(table(result), flush=True)
     if args.json:
         Path(args.json).write_text(json.dumps({r["family"]: r for r in results}, indent=1))
     if args.plot:
@@ -202,14 +203,16 @@ def run_ingest(args: argparse.Namespace) -> None:
     from pathlib import Path
 
     from gwp.errors import GwpError
-    from pipelines.bench.ingest import Shape, bench_ingest, soak
+    from pipelines.bench.ingest import bench_ingest, soak
+    from pipelines.bench.ingest_jobs import Shape
     from pipelines.bench.ingest_show import soak_table, table
 
-    sides, places = args.canvas.split("x"), args.places.split(",")
+    sides = args.canvas.split("x")
+    origins = args.origins.split(",")
     if len(sides) != 2 or not all(s.isdigit() for s in sides):
         raise GwpError(f"--canvas {args.canvas}: give width and height, such as 320x384")
-    if not places or not set(places) <= {"disk", "s3"}:
-        raise GwpError(f"--from {args.places}: give disk, s3 or both")
+    if not origins or not set(origins) <= {"disk", "s3"}:
+        raise GwpError(f"--from {args.origins}: give disk, s3 or both")
     if len(args.window) != 2 or len(args.clip) != 2:
         raise GwpError("--window and --clip take two numbers each, such as 48,12 and 5,5")
     shape = Shape(
@@ -228,7 +231,7 @@ def run_ingest(args: argparse.Namespace) -> None:
         result = soak(args.soak, shape)
         print(soak_table(result))
     else:
-        result = bench_ingest(args.sets, shape, places, cache=not args.no_cache)
+        result = bench_ingest(args.sets, shape, origins, cache=not args.no_cache)
         print(table(result))
     if args.json:
         Path(args.json).write_text(json.dumps(result, indent=1))

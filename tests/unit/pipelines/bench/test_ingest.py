@@ -154,11 +154,11 @@ def test_a_few_frames_of_a_large_file_cost_a_few_ranges(tmp_path, monkeypatch):
         prepared = prepared_for(job_for(f"{s3.uri}/set", **(SHAPE | {"batch": 1, "steps": 1})))
         size = prepared.manifest.table["views"][0][0]["bytes"].as_py()
         assert size > 1 << 20
-        before = s3.given()
+        before = s3.traffic()
         columns = decode_block(blocks(prepared, 0, 0)[0], prepared.spec, None, FileReader())
-        given = s3.given() - before
+        traffic = s3.traffic() - before
     assert columns["ok"].all()
-    assert 0 < given.bytes < size / 3
+    assert 0 < traffic.bytes < size / 3
 
 
 def test_the_tables_show_every_figure():

@@ -1,0 +1,41 @@
+"""The accident of the demo: a training worker dies on the way, and the stage resumes."""
+
+import os
+import signal
+import threading
+
+from pipelines.console import event
+from pipelines.training.watch import resumptions, worker_progress
+
+
+class Killer(threading.Thread):
+    """Kills one training worker for good (SIGKILL), once, between two checkpoints."""
+
+    def __init__(self, run: str, checkpoint_every: int) -> None:
+        super().__init__(daemon=True)
+        self._run = run
+        # Steps behind a checkpoint, so that some are lost and done again.
+        self._after = checkpoint_every + max(1, checkpoint_every // 4)
+        self._killed: int | None = None
+        self._over = threading.Event()
+
+    def run(self) -> None:
+        while not self._over.wait(0.2):
+            reports = worker_progress(self._run)
+            if len(reports) > 1 and reports[-1]["step"] >= self._after:
+                victim = reports[-1]
+                os.kill(victim["pid"], signal.SIGKILL)
+                self._killed = victim["step"]
+                event("killed a training worker", pid=victim["pid"], step=victim["step"])
+                return
+
+    def result(self, run: str) -> dict[str, int]:
+        """After the stage: the step of the kill and the one it resumed from; empty when either
+        did not happen.
+        """
+        self._over.set()
+        self.join()
+        events = resumptions(run)
+        if self._killed is None or not events:
+            return {}
+        return {"killed_at_step": self._killed, "resumed_from_step": int(events[-1]["step"])}
