@@ -16,7 +16,7 @@ from gwp.data.formats.pictures import Frames, open_frames
 from gwp.data.formats.reader import FileReader
 from gwp.data.formats.vectors import read_vectors
 from gwp.data.latent_cache import LatentCache
-from gwp.data.rates import at_steps, row_span
+from gwp.data.rates import at_steps, row_span, step_times
 from gwp.data.records import Pictured, Row, Sample, Shaped, Vectors, View
 from gwp.data.stats.normalise import Normalizer, Stats
 from gwp.data.video.decode import explained
@@ -195,11 +195,8 @@ def frame_times(row: Row, view: View, spec: SampleSpec) -> list[float]:
         return [view["start_s"] + t for t in spec.clip.offsets_s(spec.frames_of(row))]
     # Positions are those of the rows; the clock of the file may run a little off theirs.
     stretch = row["fps"] * row["rows_per_step"] / view["rate"] if view["rate"] else 1.0
-    # Past the end the last frame stands still.
-    return [
-        view["start_s"] + min(row["start"] + k, row["length"] - 1) / row["fps"] * stretch
-        for k in spec.window.offsets
-    ]
+    steps = [row["start"] + k for k in spec.window.offsets]
+    return step_times(steps, row["length"], view["start_s"], row["fps"], stretch)
 
 
 def _empty_canvases(

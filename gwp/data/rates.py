@@ -22,6 +22,18 @@ def row_span(first: int, steps: int, rows_per_step: float, rows: int) -> tuple[i
     return begin, min(rows, int((first + steps) * rows_per_step + 1e-6) + 2)
 
 
+def step_times(
+    steps: Sequence[int], length: int, start_s: float, rate: float, stretch: float = 1.0
+) -> list[float]:
+    """Where the frames of control steps are in a file, seconds.
+
+    length: steps of the episode; past its end the last frame stands still. start_s: of the
+    episode in the file. rate: steps per second. stretch: seconds of the file per second of the
+    episode, whose clock may run a little off that of the rows.
+    """
+    return [start_s + min(step, length - 1) / rate * stretch for step in steps]
+
+
 def at_steps(
     values: np.ndarray,
     start: float,

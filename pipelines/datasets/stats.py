@@ -1,48 +1,23 @@
-"""What `gwp data stats` does, and how its options and those of `inspect` describe a set."""
+"""What `gwp data stats` does."""
 
 import argparse
 import json
 
 import numpy as np
-from pydantic import ValidationError
 
 from gwp import storage
 from gwp.data.embodiment import Embodiment
 from gwp.data.formats.find import robots_at
 from gwp.data.formats.reader import FileReader
 from gwp.data.formats.robot_set import RobotSet, embodiment_of
-from gwp.data.source import Source, parse_ranges
+from gwp.data.source import parse_ranges
 from gwp.data.stats.files import import_stats, to_openpi
 from gwp.data.stats.normalise import Stats, compute_stats
 from gwp.data.window import Window
 from gwp.errors import GwpError
 from pipelines.config.load import load_config
+from pipelines.config.source import source_of
 from pipelines.console import event, table
-
-
-def source_of(args: argparse.Namespace, uri: str, **more: str | None) -> Source:
-    """The source that the options describe. GwpError when one of them is none."""
-    columns = {
-        name: tuple(given.split(","))
-        for name in ("state", "action")
-        if (given := getattr(args, name))
-    }
-    try:
-        return Source.model_validate(
-            {
-                "uri": uri,
-                "format": args.format,
-                "fps": args.fps,
-                "split": args.split,
-                **columns,
-                **more,
-            }
-        )
-    except ValidationError as error:
-        told = error.errors()[0]
-        raise GwpError(
-            f"--{'.'.join(map(str, told['loc']))}: {told['msg'].removeprefix('Value error, ')}"
-        ) from error
 
 
 def write_stats(args: argparse.Namespace) -> None:

@@ -20,6 +20,7 @@ import numpy as np
 
 from clusters.mini import MiniCluster
 from gwp import storage
+from gwp.data.source import Source
 from gwp.policy.policy import Policy
 from pipelines.config.load import load_config
 from pipelines.console import event, progress
@@ -137,7 +138,7 @@ class _Demo:
             lambda: replica_states(config.name),
         )
         with self._phase("evaluation"):
-            labelled = storage.join(self.bucket, "data", "policy-held-out")
+            labelled = Source(uri=storage.join(self.bucket, "data", "policy-held-out"))
             judged = open_loop(policy, labelled)
             self.media.actions = judged.trace
             self.media.imagined = imagined(policy, labelled, clips=len(size.tasks))

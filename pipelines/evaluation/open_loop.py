@@ -9,11 +9,10 @@ import numpy as np
 
 from gwp.data.canvas import compose
 from gwp.data.embodiment import Embodiment
-from gwp.data.formats.lerobot.read import read_set
+from gwp.data.source import Source
 from gwp.data.stats.normalise import Stats
-from gwp.errors import DataError
 from gwp.policy.policy import Policy
-from pipelines.evaluation.recordings import Recording, embodiment_for, recordings
+from pipelines.evaluation.recordings import RecordedSet, Recording
 
 
 @dataclass(frozen=True)
@@ -38,15 +37,16 @@ class OpenLoop:
     """Action names, recorded and executed-part predictions `[n, d]` of the first episode."""
 
 
-def open_loop(policy: Policy, uri: str, episodes: str | None = None, batch: int = 8) -> OpenLoop:
-    """Predict a chunk at every replan step of each episode from the true observation, and
-    compare.
+def open_loop(policy: Policy, source: Source, batch: int = 8) -> OpenLoop:
+    """Predict a chunk at every replan step of each episode of `source` from the true
+    observation, and compare.
     """
     errors: dict[str, list[np.ndarray]] = {"policy": [], "hold": [], "mean": []}
     trace: tuple[np.ndarray, np.ndarray] | None = None
-    embodiment = embodiment_for(policy, read_set(uri))
+    recorded = RecordedSet.of(policy.bundle.embodiments, source)
+    embodiment = recorded.embodiment
     mean = mean_chunk(policy, embodiment)
-    for recording in recordings(policy, uri, episodes):
+    for recording in recorded:
         T, p = len(recording.action), embodiment.chunk
         steps = list(range(0, T, embodiment.replan))
         executed = []
@@ -67,8 +67,7 @@ def open_loop(policy: Policy, uri: str, episodes: str | None = None, batch: int 
         if trace is None:
             predicted = np.concatenate(executed)
             trace = recording.action[: len(predicted)], predicted
-    if trace is None:
-        raise DataError(f"{uri}: no episode chosen")
+    assert trace is not None
     whole = {name: np.concatenate(e) for name, e in errors.items()}
     per_dim = dict(zip(embodiment.action_names, map(float, whole["policy"].mean(0)), strict=True))
     mse = {name: float(e.mean()) for name, e in whole.items()}
@@ -115,22 +114,26 @@ def _same_quantity(state: np.ndarray, width: int) -> np.ndarray:
     return out
 
 
-def imagined(policy: Policy, uri: str, clips: int = 3) -> list[tuple[str, np.ndarray, np.ndarray]]:
+def imagined(
+    policy: Policy, source: Source, clips: int = 3
+) -> list[tuple[str, np.ndarray, np.ndarray]]:
     """Title, real and imagined canvas frames uint8 `[T, H, W, 3]`, given the recorded actions,
     from the middle of some episodes.
     """
     window = policy.settings.window
-    found, result = list(recordings(policy, uri)), []
+    recorded = RecordedSet.of(policy.bundle.embodiments, source)
+    embodiment = recorded.embodiment
+    recordings = list(recorded)
     # One of each instruction before a second of any.
     turns: Counter[str] = Counter()
     order = []
-    for i, recording in enumerate(found):
-        order.append((turns[recording.episode.text], i))
-        turns[recording.episode.text] += 1
+    for i, recording in enumerate(recordings):
+        order.append((turns[recording.text], i))
+        turns[recording.text] += 1
+    result = []
     for _, i in sorted(order)[:clips]:
-        recording = found[i]
-        embodiment = embodiment_for(policy, read_set(uri))
-        start = max(0, (recording.episode.length - window.chunk) // 2)
+        recording = recordings[i]
+        start = max(0, (len(recording.action) - window.chunk) // 2)
         views = recording.views([start + o for o in window.offsets])
         real = compose(
             {s: views[k] for s, k in embodiment.cameras.items()}, policy.settings.canvas, None
@@ -140,10 +143,7 @@ def imagined(policy: Policy, uri: str, clips: int = 3) -> list[tuple[str, np.nda
         guess = policy.imagine_given(observation, recording.action[rows])
         result.append(
             (
-                (
-                    f"{recording.episode.text or 'episode'} (episode {recording.episode.index}, "
-                    f"step {start})"
-                ),
+                f"{recording.text or 'episode'} (episode {recording.episode.index}, step {start})",
                 real,
                 guess,
             )

@@ -1,110 +1,166 @@
-"""Recorded episodes as a robot would have seen them: what policies are judged on."""
+"""Recorded episodes as a robot would have seen them: what policies are judged on.
 
-import io
-from collections.abc import Iterator
+They are read as training reads them, whatever their format: the same reader, columns, rates and
+positions of frames.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
 from gwp import storage
-from gwp.data.embodiment import Embodiment
-from gwp.data.formats.lerobot.read import read_set
+from gwp.data.canvas import SLOTS
+from gwp.data.embodiment import Embodiment, Slot
+from gwp.data.formats.find import robots_at, usable_episodes
+from gwp.data.formats.format import FilePart
+from gwp.data.formats.pictures import open_frames
 from gwp.data.formats.reader import FileReader
-from gwp.data.formats.robot_set import ACTION, STATE, Episode, RobotSet
+from gwp.data.formats.robot_set import Episode, RobotSet, check_embodiment, rows_per_step
+from gwp.data.formats.vectors import episode_vectors
+from gwp.data.rates import at_steps, step_times, steps_of
 from gwp.data.source import Source
-from gwp.data.video.decode import decode_frames, open_video
 from gwp.errors import DataError
 from gwp.policy.policy import Policy
 from gwp.protocol.messages import Observation
+from pipelines.console import event
 
-_FILES = 1
-"""Data files that stay in memory: episodes come in order."""
+# Episodes that a message names.
+_NAMED = 3
 
 
-def _read_table(uri: str) -> pa.Table:
-    return pq.read_table(io.BytesIO(storage.read_bytes(uri)))
+@dataclass(frozen=True)
+class RecordedSet:
+    """Recorded episodes of one robot of a policy; `RecordedSet.of` opens them.
+
+    data:       the set
+    source:     which of its episodes, and what the set does not say of itself
+    embodiment: the robot of the policy that recorded it
+    cameras:    slot -> camera key of the set
+    episodes:   the chosen episodes that can be used, each with its first row in its data file
+    reader:     what was read of the files
+    """
+
+    data: RobotSet
+    source: Source
+    embodiment: Embodiment
+    cameras: dict[Slot, str]
+    episodes: tuple[tuple[Episode, int], ...]
+    reader: FileReader
+
+    @classmethod
+    def of(cls, robots: Mapping[str, Embodiment], source: Source) -> "RecordedSet":
+        """The recordings that `source` names, of one of these robots of a policy.
+
+        Episodes that cannot be used are told as a warning. DataError when the set is of no
+        robot, lacks one of its cameras, or no chosen episode can be used.
+        """
+        reader = FileReader()
+        data = robots_at(source, reader)
+        if data is None:
+            raise DataError(
+                f"{source.uri}: no robot set there; a policy is judged on recorded states and actions"
+            )
+        embodiment = _robot_of(robots, data, source)
+        labelled = source.model_copy(update={"embodiment": embodiment.name, "with_actions": True})
+        cameras = data.slots(source.cameras or embodiment.cameras)
+        good, bad = usable_episodes(data, labelled, list(cameras.values()), reader)
+        reasons = "; ".join(f"episode {episode.index}: {why}" for episode, why in bad[:_NAMED])
+        if not good:
+            raise DataError(f"{source.uri}: no chosen episode can be used ({reasons})")
+        if bad:
+            event("warning", text=f"{len(bad)} episodes of {source.uri} left out", reasons=reasons)
+        return cls(data, source, embodiment, cameras, tuple(good), reader)
+
+    def __iter__(self) -> Iterator["Recording"]:
+        """One after another, so that the rows of one at a time are in memory."""
+        for episode, first_row in self.episodes:
+            yield Recording(self, episode, first_row)
 
 
 class Recording:
-    """One recorded episode as the robot would have seen it. `reader`: that of its set, whose
-    files hold many episodes.
+    """One recorded episode as the robot would have seen it, at the rate of the robot.
+
+    state:  float32 `[steps, ds]`, robot units
+    action: float32 `[steps, da]`, robot units
     """
 
-    def __init__(
-        self, data: RobotSet, episode: Episode, embodiment: Embodiment, reader: FileReader
-    ) -> None:
-        self._data, self.episode, self.embodiment = data, episode, embodiment
-        table = reader.once(_FILES, _read_table, storage.join(data.uri, episode.data_file))
-        if "episode_index" in table.column_names:
-            table = table.filter(pc.equal(table["episode_index"], episode.index))
-        missing = {STATE, ACTION} - set(table.column_names)
-        if missing:
-            raise DataError(
-                f"{data.uri}: no column {' and '.join(sorted(missing))}; open-loop evaluation "
-                "needs recorded actions"
-            )
-        self.state, self.action = (
-            np.asarray(table[c].to_pylist(), np.float32) for c in (STATE, ACTION)
-        )
+    def __init__(self, recorded: RecordedSet, episode: Episode, first_row: int) -> None:
+        self._set = recorded
+        self.episode = episode
+        self.embodiment = recorded.embodiment
+        self.text = episode.text if recorded.source.task is None else recorded.source.task
+        states, actions = episode_vectors(recorded.data, episode, first_row, recorded.reader)
+        self._ratio = rows_per_step(recorded.data, self.embodiment)
+        steps = steps_of(episode.length, self._ratio)
+        rules = self.embodiment.resampling
+        self.state = at_steps(states, 0, steps, self._ratio).astype(np.float32)
+        self.action = at_steps(actions, 0, steps, self._ratio, rules).astype(np.float32)
 
-    def views(self, steps: list[int]) -> dict[str, np.ndarray]:
-        """Camera key -> uint8 `[n, H, W, 3]` at these steps; steps past the end show the last
-        frame.
+    def views(self, steps: Sequence[int]) -> dict[str, np.ndarray]:
+        """Camera key of the robot -> uint8 `[n, H, W, 3]` at these steps; steps past the end
+        show the last frame.
         """
         result = {}
-        for key in self.embodiment.cameras.values():
-            if key not in self.episode.videos:
-                raise DataError(
-                    f"{self._data.uri}: no camera {key}; the set has {', '.join(self._data.cameras)}"
-                )
-            span = self.episode.videos[key]
-            times = [span.start + min(s, self.episode.length - 1) / self._data.fps for s in steps]
-            uri = storage.join(self._data.uri, span.file)
-            with open_video(uri, self._data.files.get(span.file)) as handle:
-                result[key] = decode_frames(handle, times, 0.5 / self._data.fps + 1e-3)
+        for slot in SLOTS:
+            if slot in self._set.cameras:
+                camera = self.embodiment.cameras.get(slot, self._set.cameras[slot])
+                result[camera] = self._frames(self._set.cameras[slot], steps)
         return result
 
-    def observations(self, steps: list[int]) -> list[Observation]:
+    def _frames(self, camera: str, steps: Sequence[int]) -> np.ndarray:
+        data = self._set.data
+        span = self.episode.videos[camera]
+        size = data.files[span.file] if span.bytes is None else span.bytes
+        part = FilePart(storage.join(data.uri, span.file), span.offset, size)
+        rate = data.fps / self._ratio
+        stretch = data.fps / span.rate if span.rate else 1.0
+        exact = step_times(steps, len(self.action), span.start, rate, stretch)
+        # As in training: sums that differ by less than a microsecond are one position.
+        times = [round(t, 6) for t in exact]
+        # Half a row: between two steps of another rate the nearest frame is shown.
+        tolerance = 0.5 / data.fps + 1e-6
+        reader = self._set.reader
+        with open_frames(data.format, part, span.key, data.fps, reader, tolerance) as frames:
+            pictures = {t: np.asarray(picture) for t, picture in frames(sorted(set(times)))}
+        return np.stack([pictures[t] for t in times])
+
+    def observations(self, steps: Sequence[int]) -> list[Observation]:
         """What the robot would have sent at these steps."""
         views = self.views(steps)
-        return [
-            Observation(
-                {k: v[i] for k, v in views.items()},
-                self.state[s],
-                self.episode.text,
-                self.embodiment.name,
-            )
-            for i, s in enumerate(steps)
-        ]
+        observations = []
+        for i, step in enumerate(steps):
+            images = {camera: frames[i] for camera, frames in views.items()}
+            state = self.state[step]
+            observations.append(Observation(images, state, self.text, self.embodiment.name))
+        return observations
 
 
-def recordings(policy: Policy, uri: str, episodes: str | None = None) -> Iterator[Recording]:
-    """Recordings of a LeRobot set for the policy's robot. DataError when widths or cameras do
-    not fit.
+def _robot_of(robots: Mapping[str, Embodiment], data: RobotSet, source: Source) -> Embodiment:
+    """The robot of the policy that the source names, else the one whose actions have the names
+    of the set's. DataError when none fits.
     """
-    data, reader = read_set(uri), FileReader()
-    embodiment = embodiment_for(policy, data)
-    chosen = set(Source(uri=uri, episodes=episodes).select([e.index for e in data.episodes]))
-    for episode in data.episodes:
-        if episode.index in chosen:
-            yield Recording(data, episode, embodiment, reader)
+    widths = {name: len(robot.action_names) for name, robot in robots.items()}
+    if source.embodiment is not None:
+        if source.embodiment not in robots:
+            raise DataError(
+                f"robot '{source.embodiment}' is not one of this policy; it knows (name: actions) "
+                f"{widths}"
+            )
+        robot = robots[source.embodiment]
+    else:
+        alike = [robot for robot in robots.values() if robot.action_names == data.action_names]
+        if not alike:
+            raise DataError(
+                f"{source.uri}: its {len(data.action_names)} actions "
+                f"({', '.join(data.action_names[:4])}, ...) are of no robot of this policy; it knows "
+                f"(name: actions) {widths}"
+            )
+        robot = alike[0]
+    check_embodiment(data, robot, source.resample)
+    return robot
 
 
-def embodiment_for(policy: Policy, data: RobotSet) -> Embodiment:
-    """The robot of the policy whose action names are those of the set. DataError when none fits."""
-    fits = [e for e in policy.bundle.embodiments.values() if e.action_names == data.action_names]
-    if not fits:
-        known = {n: len(e.action_names) for n, e in policy.bundle.embodiments.items()}
-        raise DataError(
-            f"{data.uri}: its {len(data.action_names)} actions "
-            f"({', '.join(data.action_names[:4])}, ...) are of no robot of "
-            f"this policy; it knows (name: actions) {known}"
-        )
-    return fits[0]
-
-
-def first_observation(policy: Policy, uri: str) -> Observation:
+def first_observation(policy: Policy, source: Source) -> Observation:
     """An observation to time the policy with."""
-    return next(recordings(policy, uri)).observations([0])[0]
+    return next(iter(RecordedSet.of(policy.bundle.embodiments, source))).observations([0])[0]

@@ -11,11 +11,12 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from gwp.data.embodiment import Embodiment
+from gwp.data.source import Source
 from gwp.data.stats.normalise import Stats
 from gwp.errors import DataError, GwpError
 from gwp.policy.policy import Policy
 from gwp.protocol.messages import Observation
-from pipelines.evaluation.recordings import recordings
+from pipelines.evaluation.recordings import RecordedSet
 
 # Chunks computed at once; the same for every side of a comparison.
 _BATCH = 8
@@ -65,16 +66,14 @@ class Seams:
     inside: Jump
 
 
-def steps_study(
-    policy: Policy, uri: str, steps: Sequence[int], episodes: str | None = None
-) -> list[StepsRow]:
+def steps_study(policy: Policy, source: Source, steps: Sequence[int]) -> list[StepsRow]:
     """Same observations and same noise for each number of steps; the most steps first."""
     counts = sorted(set(steps), reverse=True)
     sides = [policy.with_steps(n) for n in counts]
     answers: list[list[np.ndarray]] = [[] for _ in sides]
     times: list[list[float]] = [[] for _ in sides]
     recorded, scale = [], None
-    for embodiment, truth, observations in _windows(policy, uri, episodes):
+    for embodiment, truth, observations in _windows(policy, source):
         scale = _spread(policy, embodiment)
         recorded += truth
         for observation in observations:
@@ -83,8 +82,6 @@ def steps_study(
                 chunk = side.act(observation)
                 chunks.append(chunk.actions)
                 ms.append(chunk.timings["total"])
-    if scale is None:
-        raise DataError(f"{uri}: no episode chosen")
     rows = []
     for count, chunks, ms in zip(counts, answers, times, strict=True):
         errors = [
@@ -103,9 +100,7 @@ def steps_study(
     return rows
 
 
-def seams_study(
-    policy: Policy, uri: str, delay: int | None = None, episodes: str | None = None
-) -> Seams:
+def seams_study(policy: Policy, source: Source, delay: int | None = None) -> Seams:
     """Jumps where a robot goes over from the chunk of one observation to that of the next,
     `replan` steps later.
 
@@ -113,7 +108,7 @@ def seams_study(
     the chunk has room for, 4 at most
     """
     jumps: dict[str, list[np.ndarray]] = {"chunked": [], "naive": [], "inside": []}
-    for embodiment, _, observations in _windows(policy, uri, episodes):
+    for embodiment, _, observations in _windows(policy, source):
         p, replan = embodiment.chunk, embodiment.replan
         room = p - replan
         delay = min(4, room) if delay is None else delay
@@ -133,7 +128,7 @@ def seams_study(
             jumps["chunked"].append(np.concatenate([left, chunked[delay : delay + 1]]) / scale)
             jumps["inside"] += [old[i : i + 3] / scale for i in range(p - 2)]
     if delay is None or not jumps["naive"]:
-        raise DataError(f"{uri}: no episode is long enough for a second chunk")
+        raise DataError(f"{source.uri}: no episode is long enough for a second chunk")
     return Seams(
         delay,
         len(jumps["naive"]),
@@ -157,12 +152,12 @@ def _jump(triples: np.ndarray) -> Jump:
 
 
 def _windows(
-    policy: Policy, uri: str, episodes: str | None
+    policy: Policy, source: Source
 ) -> Iterator[tuple[Embodiment, list[np.ndarray], list[Observation]]]:
     """Per episode: recorded chunks `[<= p, d]` and observations with a seed of their own, at
     every replan step.
     """
-    for recording in recordings(policy, uri, episodes):
+    for recording in RecordedSet.of(policy.bundle.embodiments, source):
         embodiment = recording.embodiment
         at = list(range(0, len(recording.action), embodiment.replan))
         seeded = [

@@ -17,7 +17,7 @@ from typing import Any, cast
 import numpy as np
 import pyarrow as pa
 import ray.data
-from ray.data import ActorPoolStrategy, ExecutionOptions, ExecutionResources, TaskPoolStrategy
+from ray.data import ActorPoolStrategy, ExecutionOptions, ExecutionResources
 
 from gwp.data.canvas import SLOTS
 from gwp.data.decode import SampleSpec, decode_samples
@@ -26,6 +26,7 @@ from gwp.data.latent_cache import LatentCache
 from gwp.data.plan.manifest import Manifest
 from gwp.data.plan.plan import plan_slice
 from gwp.data.records import MicroBatch, PackedBlock, Pictured, Row, Sample, StreamBatch
+from pipelines.compat import split_without_cpu
 from pipelines.jobs.train_job import POOL, ClusterConfig
 from pipelines.training.checkpoints import latest_committed
 from pipelines.training.failures import lasting
@@ -118,12 +119,7 @@ def dataset(prepared: PreparedRun, step: int, samples_seen: int) -> Any:
         [rows.slice(start, _TOGETHER) for start in range(0, max(1, rows.num_rows), _TOGETHER)]
     )
     single = some.repartition(target_num_rows_per_block=1)
-    # Ray Data has no public way to say that splitting costs no CPU. With one, a small pool
-    # splits all of a long plan before it decodes anything; and one such task keeps ahead of any
-    # number that decode. tests/cluster/test_stream.py notices when this changes.
-    splitting: Any = single._logical_plan.dag
-    splitting.ray_remote_args["num_cpus"] = 0
-    object.__setattr__(splitting, "compute", TaskPoolStrategy(size=1))
+    split_without_cpu(single)
     return single.map_batches(
         Decoder,
         fn_constructor_args=(samples, prepared.spec, prepared.cache),

@@ -3,9 +3,9 @@ simulated ones.
 """
 
 import argparse
-from collections.abc import Sequence
 from typing import Any
 
+from pipelines.config.source import add_source_options
 from pipelines.verbs import data_cache, data_plan, data_record
 
 
@@ -24,7 +24,7 @@ def add(subparsers: Any) -> None:
         ),
     )
     inspect.add_argument("uri", metavar="URI", help="folder, video file or s3://bucket/prefix")
-    _add_source(inspect)
+    add_source_options(inspect)
     inspect.add_argument("--json", action="store_true", help="machine-readable")
     inspect.add_argument(
         "--html",
@@ -57,7 +57,7 @@ def add(subparsers: Any) -> None:
     stats.add_argument(
         "--name", default="robot", help="name of the robot when there is no --embodiment"
     )
-    _add_source(stats)
+    add_source_options(stats)
     stats.add_argument(
         "--delta",
         metavar="DIMS",
@@ -92,49 +92,12 @@ def add(subparsers: Any) -> None:
     data_record.add(verbs)
 
 
-class _FormatNames(Sequence[str]):
-    """Names of the table of formats, which is imported when one is asked for: other verbs start
-    faster without.
-    """
-
-    def __getitem__(self, index: Any) -> Any:
-        from gwp.data.formats.table import format_names
-
-        return format_names()[index]
-
-    def __len__(self) -> int:
-        return len(self[:])
-
-
-def _add_source(parser: argparse.ArgumentParser) -> None:
-    """What a set does not say of itself, as in a source of a stage file."""
-    parser.add_argument(
-        "--format",
-        choices=_FormatNames(),
-        default="auto",
-        metavar="FORMAT",
-        help="what lies there: %(choices)s (default: auto)",
-    )
-    parser.add_argument(
-        "--fps", type=float, help="rate of a set that does not state it (ALOHA HDF5, RLDS), Hz"
-    )
-    parser.add_argument("--split", help="split of an RLDS set that has several")
-    parser.add_argument(
-        "--state",
-        metavar="COLUMNS",
-        help="columns that make up the state, comma-separated (default: the usual ones)",
-    )
-    parser.add_argument(
-        "--action", metavar="COLUMNS", help="columns that make up the action, comma-separated"
-    )
-
-
 def run_inspect(args: argparse.Namespace) -> int:
     import json
 
     from gwp.data.formats.reader import FileReader
+    from pipelines.config.source import source_of
     from pipelines.datasets.inspect import as_text, describe, exit_code
-    from pipelines.datasets.stats import source_of
 
     source = source_of(args, args.uri)
     reader = FileReader()

@@ -3,6 +3,7 @@
 import argparse
 from typing import Any
 
+from pipelines.config.source import add_source_options, source_of
 from pipelines.verbs.arguments import numbers
 
 
@@ -21,10 +22,6 @@ def add(subparsers: Any) -> None:
     )
     video.add_argument("--clips", type=int, default=8, help="windows compared (default: 8)")
     video.set_defaults(run=run_video)
-    for verb in (open_loop, video):
-        verb.add_argument("data", metavar="URI", help="LeRobot set")
-    open_loop.add_argument("--episodes", help="which episodes: 0:5 or 0,3 (default: all)")
-
     steps = verbs.add_parser("steps", help="action error and time against the solver's steps")
     steps.add_argument(
         "--steps",
@@ -43,9 +40,8 @@ def add(subparsers: Any) -> None:
         help="control steps from observation to chunk (default: as many as fit, at most 4)",
     )
     seams.set_defaults(run=run_seams)
-    for verb in (steps, seams):
-        verb.add_argument("data", metavar="URI", help="LeRobot set")
-        verb.add_argument("--episodes", help="which episodes: 0:5 or 0,3 (default: all)")
+    for verb in (open_loop, video, steps, seams):
+        _add_recordings(verb)
 
     closed = verbs.add_parser("closed-loop", help="success in Meta-World, beside random actions")
     closed.add_argument(
@@ -64,6 +60,32 @@ def add(subparsers: Any) -> None:
         )
 
 
+def _add_recordings(verb: argparse.ArgumentParser) -> None:
+    verb.add_argument("data", metavar="URI", help="robot set, in any format that training reads")
+    verb.add_argument("--episodes", help="which episodes: 0:5 or 0,3 (default: all)")
+    verb.add_argument(
+        "--embodiment",
+        metavar="NAME",
+        help="which robot of the policy recorded it (default: the one with the same actions)",
+    )
+    verb.add_argument(
+        "--resample",
+        action="store_true",
+        help="bring a set of another rate to the rate of the robot",
+    )
+    add_source_options(verb)
+
+
+def _recordings(args: argparse.Namespace) -> Any:
+    return source_of(
+        args,
+        args.data,
+        episodes=args.episodes,
+        embodiment=args.embodiment,
+        resample=args.resample,
+    )
+
+
 def _load(uri: str) -> Any:
     from gwp.policy.policy import Policy
 
@@ -75,7 +97,7 @@ def run_open_loop(args: argparse.Namespace) -> None:
 
     from pipelines.evaluation.open_loop import open_loop
 
-    r = open_loop(_load(args.policy), args.data, args.episodes)
+    r = open_loop(_load(args.policy), _recordings(args))
     print(
         json.dumps(
             {
@@ -98,7 +120,7 @@ def run_video(args: argparse.Namespace) -> None:
     from pipelines.evaluation.open_loop import imagined
     from pipelines.evaluation.report import psnr
 
-    rows = imagined(_load(args.policy), args.data, args.clips)
+    rows = imagined(_load(args.policy), _recordings(args), args.clips)
     ours = [psnr(real[1:], guess[1:]) for _, real, guess in rows]
     copy = [psnr(real[1:], np.repeat(real[:1], len(real) - 1, axis=0)) for _, real, _ in rows]
     print(
@@ -121,10 +143,7 @@ def run_steps(args: argparse.Namespace) -> None:
 
     print(
         json.dumps(
-            [
-                asdict(row)
-                for row in steps_study(_load(args.policy), args.data, args.steps, args.episodes)
-            ],
+            [asdict(row) for row in steps_study(_load(args.policy), _recordings(args), args.steps)],
             indent=1,
         )
     )
@@ -137,9 +156,7 @@ def run_seams(args: argparse.Namespace) -> None:
     from pipelines.evaluation.studies import seams_study
 
     print(
-        json.dumps(
-            asdict(seams_study(_load(args.policy), args.data, args.delay, args.episodes)), indent=1
-        )
+        json.dumps(asdict(seams_study(_load(args.policy), _recordings(args), args.delay)), indent=1)
     )
 
 

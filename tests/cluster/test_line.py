@@ -12,12 +12,13 @@ from clusters.mini import MiniCluster
 from gwp import storage
 from gwp.data.plan.manifest import Manifest
 from gwp.data.plan.plan import plan_slice
+from gwp.data.source import Source
 from gwp.errors import GwpError
 from gwp.policy.policy import Policy
 from pipelines.cli import main
 from pipelines.config.load import load_config
 from pipelines.evaluation.open_loop import imagined, open_loop
-from pipelines.evaluation.recordings import recordings
+from pipelines.evaluation.recordings import first_observation
 from pipelines.jobs.resolve import run_uri
 from pipelines.jobs.train_job import TrainJob
 from pipelines.tracking.registry import promote, register
@@ -235,7 +236,7 @@ def test_the_registered_policy_acts_on_a_held_out_episode(mini: MiniCluster, bun
     policy = Policy.load("models:/g1@champion")
     assert policy.id == bundle
     assert [s["stage"] for s in policy.bundle.lineage["stages"]] == ["policy", "world"]
-    result = open_loop(policy, f"{mini.bucket}/g1", "5")
+    result = open_loop(policy, Source(uri=f"{mini.bucket}/g1", episodes="5"))
     assert result.windows > 5
     assert all(np.isfinite(x) and x > 0 for x in (result.mse, result.mse_hold, result.mse_mean))
     assert set(result.per_dim) == set(policy.bundle.embodiments["g1"].action_names)
@@ -243,7 +244,7 @@ def test_the_registered_policy_acts_on_a_held_out_episode(mini: MiniCluster, bun
 
 def test_imagined_frames_have_the_canvas(mini: MiniCluster, bundle: str) -> None:
     policy = Policy.load("models:/g1@champion")
-    (_, real, guess), *_ = imagined(policy, f"{mini.bucket}/g1", 1)
+    (_, real, guess), *_ = imagined(policy, Source(uri=f"{mini.bucket}/g1"), 1)
     assert real.shape == guess.shape == (5, 64, 64, 3)
     np.testing.assert_array_less(np.abs(real[0].astype(float) - guess[0]).mean(), 40)
 
@@ -276,7 +277,7 @@ def test_the_stock_client_is_answered_by_the_deployed_policy(
         robot = openpi.WebsocketClientPolicy("127.0.0.1", port)
         assert robot.get_server_metadata()["policy_id"] == bundle
         policy = Policy.load("models:/g1@champion")
-        observation = next(recordings(policy, f"{mini.bucket}/g1", "5")).observations([0])[0]
+        observation = first_observation(policy, Source(uri=f"{mini.bucket}/g1", episodes="5"))
         camera, image = next(iter(observation.images.items()))
         reply = robot.infer(
             {camera: image, "observation.state": observation.state, "prompt": observation.prompt}

@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from gwp.data.embodiment import Embodiment
+from gwp.data.source import Source
 from gwp.errors import GwpError
 from gwp.model.inference.fused import FusedTransformer
 from gwp.model.objective import Batch, ObjectiveConfig, training_losses
@@ -42,12 +43,12 @@ def recorded(tmp_path_factory):
 
 
 def test_fewer_steps_are_measured_against_the_most(policy, recorded):
-    rows = steps_study(policy, recorded, (1, 4, 2, 4))
+    rows = steps_study(policy, Source(uri=recorded), (1, 4, 2, 4))
     assert [row.steps for row in rows] == [4, 2, 1]
     assert rows[0].rms == 0
     assert 0 < rows[1].rms < rows[2].rms
     assert all(row.mse > 0 < row.ms for row in rows)
-    again = steps_study(policy, recorded, (4, 2))
+    again = steps_study(policy, Source(uri=recorded), (4, 2))
     assert [(row.mse, row.rms) for row in again] == [(row.mse, row.rms) for row in rows[:2]]
 
 
@@ -58,12 +59,12 @@ def test_another_number_of_steps_shares_the_weights(policy):
 
 
 def test_seams_are_counted_once_and_the_same_each_time(policy, recorded):
-    seams = seams_study(policy, recorded, delay=2)
+    seams = seams_study(policy, Source(uri=recorded), delay=2)
     # 12 and 9 rows, asked for at every fourth: 3 chunks each, 2 seams between them.
     assert (seams.delay, seams.seams) == (2, 4)
-    assert seams == seams_study(policy, recorded, delay=2)
-    assert seams_study(policy, recorded).delay == 4
-    assert seams_study(policy, recorded, delay=2, episodes="0").seams == 2
+    assert seams == seams_study(policy, Source(uri=recorded), delay=2)
+    assert seams_study(policy, Source(uri=recorded)).delay == 4
+    assert seams_study(policy, Source(uri=recorded, episodes="0"), delay=2).seams == 2
     assert all(
         value > 0
         for side in ("chunked", "naive", "inside")
@@ -74,7 +75,7 @@ def test_seams_are_counted_once_and_the_same_each_time(policy, recorded):
 @pytest.mark.parametrize("delay", [0, 5])
 def test_a_delay_that_a_chunk_has_no_room_for_is_refused(policy, recorded, delay):
     with pytest.raises(GwpError, match="1 to 4 more"):
-        seams_study(policy, recorded, delay=delay)
+        seams_study(policy, Source(uri=recorded), delay=delay)
 
 
 def test_the_verbs_print_figures_and_one_clear_error(tmp_path, recorded, capsys):

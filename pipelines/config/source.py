@@ -1,0 +1,68 @@
+"""Options of verbs that describe a set of recordings, and the source that they make."""
+
+import argparse
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from gwp.data.source import Source
+
+
+class _FormatNames(Sequence[str]):
+    """Names of the table of formats, which is imported when one is asked for: other verbs start
+    faster without.
+    """
+
+    def __getitem__(self, index: Any) -> Any:
+        from gwp.data.formats.table import format_names
+
+        return format_names()[index]
+
+    def __len__(self) -> int:
+        return len(self[:])
+
+
+def add_source_options(parser: argparse.ArgumentParser) -> None:
+    """What a set does not say of itself, as in a source of a stage file."""
+    parser.add_argument(
+        "--format",
+        choices=_FormatNames(),
+        default="auto",
+        metavar="FORMAT",
+        help="what lies there: %(choices)s (default: auto)",
+    )
+    parser.add_argument(
+        "--fps", type=float, help="rate of a set that does not state it (ALOHA HDF5, RLDS), Hz"
+    )
+    parser.add_argument("--split", help="split of an RLDS set that has several")
+    parser.add_argument(
+        "--state",
+        metavar="COLUMNS",
+        help="columns that make up the state, comma-separated (default: the usual ones)",
+    )
+    parser.add_argument(
+        "--action", metavar="COLUMNS", help="columns that make up the action, comma-separated"
+    )
+
+
+def source_of(args: argparse.Namespace, uri: str, **more: Any) -> "Source":
+    """The source that the options describe. GwpError when one of them is none.
+
+    more: other fields of the source.
+    """
+    from pydantic import ValidationError
+
+    from gwp.data.source import Source
+    from gwp.errors import GwpError
+
+    fields = {"uri": uri, "format": args.format, "fps": args.fps, "split": args.split} | more
+    for name in ("state", "action"):
+        columns = getattr(args, name)
+        if columns:
+            fields[name] = tuple(columns.split(","))
+    try:
+        return Source.model_validate(fields)
+    except ValidationError as error:
+        first = error.errors()[0]
+        option = ".".join(map(str, first["loc"]))
+        raise GwpError(f"--{option}: {first['msg'].removeprefix('Value error, ')}") from error

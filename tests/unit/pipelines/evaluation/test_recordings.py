@@ -1,0 +1,114 @@
+"""What a policy is judged on is what it was trained on, whatever the format and the rate."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from gwp.data.canvas import Canvas, compose
+from gwp.data.decode import SampleSpec, decode_samples
+from gwp.data.embodiment import Embodiment
+from gwp.data.formats.find import robots_at
+from gwp.data.formats.reader import FileReader
+from gwp.data.formats.robot_set import embodiment_of
+from gwp.data.plan.build import build_manifest
+from gwp.data.source import Source
+from gwp.data.stats.normalise import compute_stats
+from gwp.data.window import ClipWindow, Window
+from gwp.errors import DataError
+from pipelines.evaluation.recordings import RecordedSet
+from tests.support.other_sets import write_aloha, write_libero, write_rlds, write_stills
+from tests.support.sets import FPS, TOP, WRIST, write_v21, write_v30
+
+WINDOW = Window(chunk=4, stride=1)
+CLIP = ClipWindow(frames=5, fps=5)
+CANVAS = Canvas(layout="single", width=32, height=32)
+
+SETS: dict[str, tuple[Callable[[Path], Path], dict[str, Any]]] = {
+    "LeRobot v2.1": (lambda root: write_v21(root, cameras=(TOP, WRIST)), {}),
+    "LeRobot v3.0": (lambda root: write_v30(root, cameras=(TOP, WRIST)), {}),
+    "pictures in LeRobot": (lambda root: write_stills(root, "v3.0"), {}),
+    "aloha": (write_aloha, {"fps": FPS}),
+    "libero": (lambda root: write_libero(root / "demo.hdf5"), {}),
+    "rlds": (write_rlds, {"fps": FPS}),
+}
+
+
+def robot_of(source: Source, **changes: Any) -> Embodiment:
+    data = robots_at(source)
+    assert data is not None
+    camera = next(iter(data.cameras))
+    robot = embodiment_of(data, "arm", WINDOW.chunk, 2, cameras={"front": camera})
+    return Embodiment.model_validate(robot.model_dump() | changes)
+
+
+@pytest.mark.parametrize("ratio", [1, 2])
+@pytest.mark.parametrize("name", SETS)
+def test_a_recording_is_what_training_sees(tmp_path: Path, name: str, ratio: int) -> None:
+    write, fields = SETS[name]
+    source = Source(uri=str(write(tmp_path / "set")), resample=ratio > 1, **fields)
+    robot = robot_of(source)
+    robot = robot.model_copy(update={"fps": robot.fps / ratio})
+    labelled = source.model_copy(update={"embodiment": "arm"})
+    manifest = build_manifest([labelled], embodiments={"arm": robot}, window=WINDOW, clip=CLIP)
+    width = max(len(robot.state_names), len(robot.action_names))
+    stats = {"arm": compute_stats([labelled], robot, WINDOW)}
+    spec = SampleSpec(CANVAS, WINDOW, CLIP, {"arm": robot}, stats, width, False, 0)
+    rows = manifest.rows(range(manifest.table.num_rows))
+    samples, failures = decode_samples(rows, spec, FileReader())
+    assert not failures
+
+    normalizer = spec.normalizers["arm"]
+    left = iter(samples)
+    for recording in RecordedSet.of({"arm": robot}, source):
+        for start in range(len(recording.action)):
+            sample = next(left)
+            views = recording.views([start + offset for offset in WINDOW.offsets])
+            seen = {slot: views[camera] for slot, camera in robot.cameras.items()}
+            assert np.array_equal(compose(seen, CANVAS, None), sample["frames"])
+            state, chunk = recording.state[start], recording.action[start : start + WINDOW.chunk]
+            # A robot sends float32; files may hold more.
+            np.testing.assert_allclose(
+                normalizer.state(state), sample["state"][: len(state)], atol=1e-6
+            )
+            steps = normalizer.actions(chunk, state)
+            learnt = sample["actions"][: len(chunk), : chunk.shape[1]]
+            np.testing.assert_allclose(steps, learnt, atol=1e-6)
+            assert sample["step_valid"].sum() == len(chunk)
+    assert next(left, None) is None
+
+
+def test_the_robot_is_found_by_its_actions_or_named(tmp_path: Path) -> None:
+    source = Source(uri=str(write_v30(tmp_path / "set")))
+    ours = robot_of(source)
+    other = ours.model_copy(update={"name": "other", "action_names": ("a", "b", "c")})
+    robots = {"other": other, "arm": ours}
+    assert RecordedSet.of(robots, source).embodiment == ours
+    named = source.model_copy(update={"embodiment": "other"})
+    with pytest.raises(DataError, match="2 action dimensions, embodiment other has 3"):
+        RecordedSet.of(robots, named)
+    with pytest.raises(DataError, match="'leg' is not one of this policy"):
+        RecordedSet.of(robots, source.model_copy(update={"embodiment": "leg"}))
+    with pytest.raises(DataError, match="are of no robot of this policy"):
+        RecordedSet.of({"other": other}, source)
+
+
+def test_another_rate_is_an_error_unless_it_is_asked_for(tmp_path: Path) -> None:
+    source = Source(uri=str(write_v30(tmp_path / "set")))
+    robot = robot_of(source, fps=FPS / 2)
+    with pytest.raises(DataError, match="set `resample: true`"):
+        RecordedSet.of({"arm": robot}, source)
+
+
+def test_a_broken_episode_is_left_out_and_named(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    source = Source(uri=str(write_aloha(tmp_path / "set", lost=1)), fps=FPS)
+    robot = robot_of(source)
+    wrist = robot.model_copy(update={"cameras": {"front": WRIST}})
+    assert [r.episode.index for r in RecordedSet.of({"arm": wrist}, source)] == [0]
+    assert "episode 1" in capsys.readouterr().err
+    with pytest.raises(DataError, match=r"no chosen episode can be used \(episode 1"):
+        RecordedSet.of({"arm": wrist}, source.model_copy(update={"episodes": "1"}))
