@@ -104,14 +104,15 @@ def random_policy(
         {"arm": Stats(feature, feature).to_json()},
         {},
     )
-    model = _random_model(size.config(family), torch.device(device), dtype)
+    model = random_model(size.config(family), torch.device(device), dtype)
     made = _random_wan(size.channels, dtype) if codec == "wan" else _random_pca(size)
     return Policy(bundle, model, made, HashedTextEncoder(dim=size.text[1], rows=size.text[0]))
 
 
-def _random_model(
+def random_model(
     config: ModelConfig, device: torch.device, dtype: torch.dtype
 ) -> WorldActionTransformer:
+    """A model with random weights, the same at each call, made where it will be used."""
     with torch.device("meta"):
         model = WorldActionTransformer(config)
     model = model.to(dtype).to_empty(device=device)
