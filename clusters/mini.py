@@ -30,6 +30,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
+from clusters.compat import reread_access
 from clusters.services import LOOPBACK, Service, Sweeper, free_ports
 from gwp.errors import GwpError
 
@@ -74,7 +75,8 @@ class MiniCluster:
         self.bucket = f"s3://{buckets[0]}"
         self.cluster: Any = None
         """The `ray.cluster_utils.Cluster`."""
-        self._cpus, self._buckets = dict(cpus), tuple(buckets)
+        self._cpus = dict(cpus)
+        self._buckets = tuple(buckets)
         self._nodes: dict[str, list[Any]] = {pool: [] for pool in cpus}
         self._token = secrets.token_hex(32)
         self._sweeper: Sweeper
@@ -277,7 +279,7 @@ class MiniCluster:
             raise GwpError(
                 "this process uses another Ray cluster already; call ray.shutdown() first"
             )
-        _reread_access()
+        reread_access()
         self._sweeper = Sweeper()
         undo.callback(self._sweeper.dismiss)
         self.cluster = Cluster()
@@ -349,28 +351,20 @@ class MiniCluster:
                 os.environ.pop(name, None)
             else:
                 os.environ[name] = value
-        _reread_access()
+        reread_access()
 
 
 def _node_processes() -> list[Any]:
     """This process's Ray nodes with their agents and workers, as `psutil.Process`."""
     import psutil
 
-    found = []
+    processes: list[Any] = []
     for child in psutil.Process().children():
+        # Any of them may end while they are looked at.
         with contextlib.suppress(psutil.NoSuchProcess):
             if child.name() == "raylet":
-                found += [child, *child.children(recursive=True)]
-    return found
-
-
-def _reread_access() -> None:
-    # Private: Ray reads RAY_AUTH_* once, at import, and has no public way to look again. It
-    # does the same in its own `ray.init`.
-    from ray._raylet import AuthenticationTokenLoader, Config  # type: ignore[attr-defined]  # compiled; its stub lacks them
-
-    Config.initialize("")
-    AuthenticationTokenLoader.instance().reset_cache()
+                processes += [child, *child.children(recursive=True)]
+    return processes
 
 
 def read_env(folder: str | Path = "runs/mini") -> dict[str, str]:

@@ -32,13 +32,14 @@ def free_ports(count: int) -> list[int]:
     """Ports of this machine that nobody listens on. Below the range that the kernel hands out
     by itself, so they stay free.
     """
-    found: list[int] = []
+    ports: list[int] = []
+    # At random, so that clusters that start at the same time rarely try the same ones.
     for port in random.sample(range(20_000, 32_000), 2_000):
         with socket.socket() as probe, contextlib.suppress(OSError):
             probe.bind((LOOPBACK, port))
-            found.append(port)
-        if len(found) == count:
-            return found
+            ports.append(port)
+        if len(ports) == count:
+            return ports
     raise GwpError(f"no {count} free ports between 20000 and 32000 on {LOOPBACK}")
 
 
@@ -57,8 +58,13 @@ class Service:
         """`health`: path that answers 200 once the server is ready. `log`: file for what it
         prints. `env`: beside our own.
         """
-        self.name, self.port, self.url, self.log = name, port, f"http://{LOOPBACK}:{port}", log
-        self._command, self._health, self._env = list(command), health, dict(env)
+        self.name = name
+        self.port = port
+        self.url = f"http://{LOOPBACK}:{port}"
+        self.log = log
+        self._command = list(command)
+        self._health = health
+        self._env = dict(env)
         self._keeper: subprocess.Popen[bytes] | None = None
 
     def start(self) -> None:
@@ -106,6 +112,7 @@ class Service:
         """Stop the program and what it started."""
         self.end()
         if self._keeper:
+            # The keeper waits for the program twice: once until it ends, once for its children.
             try:
                 self._keeper.wait(2 * _GRACE_S + 5)
             except subprocess.TimeoutExpired:
@@ -140,13 +147,14 @@ class Sweeper:
 def _sweep() -> None:
     import psutil
 
-    told = []
+    processes: list[psutil.Process] = []
+    # Standard input ends when the owner does.
     for line in sys.stdin:
         if line == _DISMISSED:
             return
         with contextlib.suppress(psutil.NoSuchProcess):
-            told.append(psutil.Process(int(line)))
-    for process in told:
+            processes.append(psutil.Process(int(line)))
+    for process in processes:
         # Checks that the number still belongs to the same process.
         with contextlib.suppress(psutil.NoSuchProcess):
             process.kill()
@@ -154,9 +162,11 @@ def _sweep() -> None:
 
 def _keep(command: Sequence[str]) -> int:
     """Run `command` until it ends or our standard input does; then end its whole family."""
+    # A session, and so a process group, of its own: what it starts can be signalled with it.
     program = subprocess.Popen(command, stdin=subprocess.DEVNULL, start_new_session=True)
 
     def watch() -> None:
+        # Returns when the owner closes its end of the pipe, or is gone.
         sys.stdin.buffer.read()
         _signal_family(program.pid, signal.SIGTERM)
         time.sleep(_GRACE_S)

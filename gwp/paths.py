@@ -52,9 +52,10 @@ def absolute_paths(config: M) -> M:
 
 def local_paths(config: BaseModel) -> dict[str, str]:
     """Dotted name -> value as written of every field that holds a path of this machine."""
-    found: dict[str, str] = {}
-    _changed(config, lambda name, path: found.setdefault(name, path))
-    return found
+    paths: dict[str, str] = {}
+    # It walks over all fields; `setdefault` gives each path back as it is.
+    _changed(config, lambda name, path: paths.setdefault(name, path))
+    return paths
 
 
 def relative_paths(config: BaseModel) -> dict[str, str]:
@@ -70,8 +71,9 @@ def _changed(config: M, change: Callable[[str, str], str], name: str = "") -> M:
     updates = {}
     for field, info in type(config).model_fields.items():
         before = getattr(config, field)
-        marks = (*info.metadata, info.annotation)
-        mark = next((found for part in marks if (found := marker(part))), None)
+        # pydantic takes a mark on the field itself out of the annotation.
+        marks = map(marker, (*info.metadata, info.annotation))
+        mark = next((mark for mark in marks if mark), None)
         after = _value(before, mark, change, f"{name}.{field}".lstrip("."))
         if after != before:
             updates[field] = after

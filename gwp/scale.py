@@ -37,6 +37,12 @@ def scale_part(picture: Picture, size: tuple[int, int], part: Part, out: np.ndar
 
 
 class _Taps(Structure):
+    """What each value of a scaled side is made of; as `gwp/native/pictures.cpp` has it.
+
+    count: values; most: weights of each at most; bits: behind the point of a weight; first:
+    of the values that each begins at, int32 `[count]`; weights: `[count, most]`
+    """
+
     _fields_ = [
         ("count", c_int64),
         ("most", c_int64),
@@ -47,6 +53,10 @@ class _Taps(Structure):
 
 
 class _Picture(Structure):
+    """Planes, or RGB in place of `luma` with the others null; as `gwp/native/pictures.cpp` has
+    it. Steps: bytes from row to row.
+    """
+
     _fields_ = [
         *((name, c_void_p) for name in ("luma", "u", "v")),
         *((name, c_int64) for name in ("luma_step", "chroma_step", "width", "height")),
@@ -61,12 +71,14 @@ class _Picture(Structure):
 class _Side:
     """What makes up a part of a scaled side: values `begin` to `end` (even `begin`), and `taps`
     counted from there.
+
+    memory: what the taps point to, kept alive
     """
 
     begin: int
     end: int
     taps: _Taps
-    held: tuple[Any, ...]
+    memory: tuple[Any, ...]
 
 
 @lru_cache(maxsize=1024)
@@ -74,16 +86,17 @@ def _side(length: int, scaled: int, first: int, count: int) -> _Side:
     """For `count` places from `first` on of a side of `length` values that becomes `scaled`
     long.
     """
+    # A triangle around each centre, as wide as the scale: torch's own formulas, in their order,
+    # so that roundings are the same.
     scale = length / scaled
     reach = max(scale, 1.0)
     centres = scale * (np.arange(scaled) + 0.5)
     low = np.maximum((centres - reach + 0.5).astype(int), 0)
     high = np.minimum((centres + reach + 0.5).astype(int), length)
     most = int((high - low).max())
-    places = low[:, None] + np.arange(most)
-    shares = np.maximum(0.0, 1.0 - np.abs(places - centres[:, None] + 0.5) / reach) * (
-        places < high[:, None]
-    )
+    positions = low[:, None] + np.arange(most)
+    triangle = np.maximum(0.0, 1.0 - np.abs(positions - centres[:, None] + 0.5) / reach)
+    shares = triangle * (positions < high[:, None])
     shares /= shares.sum(1, keepdims=True)
     # As many bits as leave the largest share a positive number of 16.
     bits = next(
@@ -92,11 +105,10 @@ def _side(length: int, scaled: int, first: int, count: int) -> _Side:
     weights = np.floor(0.5 + shares * (1 << bits))[first : first + count]
     # Nothing behind the end is looked at: weights that begin earlier are 0 there.
     start = np.minimum(low, length - most)[first : first + count]
+    shifts = low[first : first + count] - start
     moved = np.zeros((count, most), np.float32)
-    for row, (shift, mine) in enumerate(
-        zip(low[first : first + count] - start, weights, strict=True)
-    ):
-        moved[row, shift:] = mine[: most - shift]
+    for row, (shift, row_weights) in enumerate(zip(shifts, weights, strict=True)):
+        moved[row, shift:] = row_weights[: most - shift]
     # Colour has half as many values, so what is looked at begins with an even one.
     begin = int(start.min()) // 2 * 2
     starts = (start - begin).astype(np.int32)
@@ -130,25 +142,30 @@ def _by_compiled(
     compiled: ctypes.CDLL, picture: Picture, size: tuple[int, int], part: Part, out: np.ndarray
 ) -> None:
     x, y, width, height = part
-    across, down = (
-        _side(picture.shape[1], size[0], x, width),
-        _side(picture.shape[0], size[1], y, height),
-    )
+    across = _side(picture.shape[1], size[0], x, width)
+    down = _side(picture.shape[0], size[1], y, height)
     seen = (across.end - across.begin, down.end - down.begin)
+
+    # Addresses of what is looked at: the rest of the picture is not touched.
     if isinstance(picture, YuvFrame):
-        (luma, u, v), (step, half) = picture.address, picture.step
-        start, middle = down.begin * step + across.begin, down.begin // 2 * half + across.begin // 2
-        what = _Picture(luma + start, u + middle, v + middle, step, half, *seen, *picture.colours)
+        luma, u, v = picture.address
+        luma_step, chroma_step = picture.step
+        luma_start = down.begin * luma_step + across.begin
+        chroma_start = down.begin // 2 * chroma_step + across.begin // 2
+        planes = (luma + luma_start, u + chroma_start, v + chroma_start)
+        source = _Picture(*planes, luma_step, chroma_step, *seen, *picture.colours)
     else:
         if picture.dtype != np.uint8 or picture.strides[1:] != (3, 1) or picture.strides[0] < 0:
             picture = np.ascontiguousarray(picture, np.uint8)
         start = picture.ctypes.data + down.begin * picture.strides[0] + 3 * across.begin
-        what = _Picture(start, None, None, picture.strides[0], 0, *seen)
+        source = _Picture(start, None, None, picture.strides[0], 0, *seen)
+
+    # ctypes takes a result for an int of 32 bits unless told otherwise.
     compiled.gwp_picture_workspace_size.restype = c_int64
-    given = (byref(what), byref(across.taps), byref(down.taps))
-    memory = _workspace.of(compiled.gwp_picture_workspace_size(*given))
+    arguments = (byref(source), byref(across.taps), byref(down.taps))
+    memory = _workspace.of(compiled.gwp_picture_workspace_size(*arguments))
     compiled.gwp_picture(
-        *given, c_void_p(out.ctypes.data), c_int64(out.strides[0]), c_void_p(memory)
+        *arguments, c_void_p(out.ctypes.data), c_int64(out.strides[0]), c_void_p(memory)
     )
 
 
@@ -163,10 +180,10 @@ def _by_torch(picture: np.ndarray, size: tuple[int, int], part: Part, out: np.nd
     # with OpenMP's help. Whoever scales may be a robot's thread, and workers of its own would
     # slow the one that computes (`gwp.threads`).
     pixels = torch.from_numpy(np.array(picture[top:bottom, left:right]))[None].permute(0, 3, 1, 2)
-    found = interpolate(pixels, size=(y1 - y0, x1 - x0), mode="bilinear", antialias=True)[
-        0
-    ].permute(1, 2, 0)
-    out[:] = found[y - y0 : y - y0 + height, x - x0 : x - x0 + width].numpy()
+    size_scaled = (y1 - y0, x1 - x0)
+    scaled = interpolate(pixels, size=size_scaled, mode="bilinear", antialias=True)[0]
+    scaled = scaled.permute(1, 2, 0)
+    out[:] = scaled[y - y0 : y - y0 + height, x - x0 : x - x0 + width].numpy()
 
 
 @lru_cache(maxsize=1024)

@@ -56,7 +56,8 @@ def colours_of(space: int, full: bool) -> Colours | None:
         return None
     red, blue = _PRIMARIES[space]
     green = 1 - red - blue
-    # Of 16 bits behind the point, for colour from 16 to 240.
+    # Of 16 bits behind the point, for colour from 16 to 240. swscale rounds there first, then
+    # cuts and shifts; in another order single levels would differ.
     unit = 65536 * 255 / 224
     shares = [
         2 * (1 - red) * unit,

@@ -37,6 +37,7 @@ def build_app(config: ServeApp) -> Application:
     uri, registered = locate(config.policy)
     # Replicas have working directories of their own.
     uri = uri if storage.is_remote(uri) else os.path.abspath(uri.removeprefix("file://"))
+    # Wrong bundles are found here, before anything on the cluster is touched.
     policy_contract = PolicyContract.read(uri)
     policy_id = policy_contract.policy_id
     registered_id = registered.get("policy_id", policy_id)
@@ -45,8 +46,9 @@ def build_app(config: ServeApp) -> Application:
             f"{config.policy}: registered as policy {registered_id}, {uri} holds {policy_id}; "
             "promote it again"
         )
+    # As plain maps, which the processes they travel to check anew.
     contract = policy_contract.model_dump(mode="json")
-    settings = config.model_dump(mode="json")
+    app_config = config.model_dump(mode="json")
     replica = _REPLICA.options(
         ray_actor_options=_resources(config.replica.cpus, config.replica.pool, config.replica.gpus),
         autoscaling_config=config.autoscaling_options(),
@@ -56,8 +58,9 @@ def build_app(config: ServeApp) -> Application:
         # A bundle that does not load will not load the twentieth time either.
         max_constructor_retry_count=3,
         max_surge_percent=config.replica.surge_percent,
+        # Whoever is being computed gets an answer.
         graceful_shutdown_timeout_s=2 * config.limits.request_timeout_s,
-    ).bind(uri, contract, settings)
+    ).bind(uri, contract, app_config)
     gateway = _GATEWAY.options(
         num_replicas=config.gateway.replicas,
         ray_actor_options=_resources(config.gateway.cpus, config.gateway.pool),
@@ -65,9 +68,10 @@ def build_app(config: ServeApp) -> Application:
         max_ongoing_requests=config.gateway.connections,
         # Connections do not end by themselves; robots reconnect.
         graceful_shutdown_timeout_s=config.gateway.drain_s,
+        # Gateways cost next to nothing: the new ones listen before the old ones go.
         max_surge_percent=100,
     )
-    return gateway.bind(replica, contract, settings)
+    return gateway.bind(replica, contract, app_config)
 
 
 def build(args: dict[str, Any]) -> Application:
@@ -101,15 +105,18 @@ def deploy(config: ServeApp) -> str:
     cluster.
     """
     app = build_app(config)
+    # Where Serve runs already, this changes nothing: the address is the first one's.
     serve.start(
         proxy_location=config.proxy_location,
         http_options=HTTPOptions(host=config.host, port=config.port),
     )
+    # Waited for below: up to a limit, and with the reason when it fails.
     serve.run_many(
         [serve.RunTarget(app, name=config.name, route_prefix="/")],
         wait_for_applications_running=False,
     )
     _await_running(config.name, config.start_timeout_s)
+    # The proxy may still be starting, and an address that stands for all is none to ask at.
     anywhere = config.host in ("0.0.0.0", "::")  # noqa: S104 - an address to compare with
     host = "127.0.0.1" if anywhere else config.host
     _await_answer(f"http://{host}:{config.port}/healthz")

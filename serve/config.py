@@ -10,11 +10,13 @@ from gwp.policy.batching.schedule import BatchingConfig
 _LOOPBACK = ("127.0.0.1", "localhost", "::1")
 
 
-class _Strict(BaseModel):
+class _Config(BaseModel):
+    """What all of them have in common: unknown fields are mistakes, nothing changes later."""
+
     model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
 
 
-class GatewaySettings(_Strict):
+class GatewayConfig(_Config):
     """The part that robots talk to: access, decoding, checks. Needs no accelerator."""
 
     replicas: int = Field(default=1, ge=1)
@@ -31,7 +33,7 @@ class GatewaySettings(_Strict):
     """Run gateways only on nodes labelled `gwp/pool=<pool>`; None: anywhere."""
 
 
-class ReplicaSettings(_Strict):
+class ReplicaConfig(_Config):
     """The part that holds the model."""
 
     cpus: float = Field(default=1, ge=0)
@@ -53,7 +55,7 @@ class ReplicaSettings(_Strict):
     """Run replicas only on nodes labelled `gwp/pool=<pool>`; None: anywhere."""
 
 
-class Autoscaling(_Strict):
+class AutoscalingConfig(_Config):
     """How many replicas run. Set `min_replicas` so that a whole fleet that joins at once still
     meets its deadlines.
     """
@@ -74,7 +76,7 @@ class Autoscaling(_Strict):
     """How often the load is reported, seconds."""
 
     @model_validator(mode="after")
-    def _ordered(self) -> "Autoscaling":
+    def _ordered(self) -> "AutoscalingConfig":
         if self.max_replicas < self.min_replicas:
             raise ValueError(
                 f"max_replicas {self.max_replicas} is below min_replicas {self.min_replicas}"
@@ -82,7 +84,7 @@ class Autoscaling(_Strict):
         return self
 
 
-class RequestLimits(_Strict):
+class LimitsConfig(_Config):
     """What one request may cost."""
 
     max_message_mb: float = Field(default=16, gt=0, le=16)
@@ -93,7 +95,7 @@ class RequestLimits(_Strict):
     """Longest time one request may take, seconds; a robot may ask for less with `deadline_s`."""
 
 
-class ServeApp(_Strict):
+class ServeApp(_Config):
     """One endpoint that serves one policy to a fleet."""
 
     policy: Annotated[str, PathField(names="models:/.*")]
@@ -116,15 +118,15 @@ class ServeApp(_Strict):
     """
     allow_anonymous: bool = False
     """Listen beyond loopback without keys, because something in front checks access."""
-    gateway: GatewaySettings = GatewaySettings()
+    gateway: GatewayConfig = GatewayConfig()
     """The part that robots talk to."""
-    replica: ReplicaSettings = ReplicaSettings()
+    replica: ReplicaConfig = ReplicaConfig()
     """The part that holds the model."""
-    autoscaling: Autoscaling = Autoscaling()
+    autoscaling: AutoscalingConfig = AutoscalingConfig()
     """How many replicas run."""
     engine: BatchingConfig = BatchingConfig()
     """How observations are computed together."""
-    limits: RequestLimits = RequestLimits()
+    limits: LimitsConfig = LimitsConfig()
     """What one request may cost."""
 
     @model_validator(mode="after")

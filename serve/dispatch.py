@@ -87,6 +87,7 @@ class Dispatcher:
         """
         allowed_s = observation.deadline_s
         budget_s = self._timeout_s if allowed_s is None else min(allowed_s, self._timeout_s)
+        # One budget for both tries: a robot waits no longer because a replica was lost.
         clock = asyncio.get_running_loop().time
         deadline = clock() + budget_s
         for last_try in (False, True):
@@ -113,6 +114,7 @@ class Dispatcher:
                     "unavailable", "the request was dropped by the endpoint; try again in a moment"
                 ) from error
             except _LOST as error:
+                # The handle chooses a replica anew.
                 if last_try:
                     raise RefusedError(
                         "unavailable", "the replica was lost twice; try again in a moment"

@@ -11,6 +11,7 @@ from serve.dispatch import Refusal
 
 log = logging.getLogger("ray.serve")
 
+# One failure may be the observation's; so many in a row are the device's.
 MAX_FAILURES = 3
 
 
@@ -29,6 +30,7 @@ class GuardedEngine:
 
         Cancelling frees the observation's row in the batch.
         """
+        # As values: an exception would cross to the gateway inside one of Ray's.
         try:
             return await asyncio.wrap_future(await self._submit(observation))
         except ObservationError as error:

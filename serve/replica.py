@@ -23,23 +23,27 @@ class Replica:
     """
 
     def __init__(self, uri: str, expected: dict[str, Any], config: dict[str, Any]) -> None:
+        # The gateway and the command line import this module too, and need no torch.
         import torch
 
         from gwp.policy import Engine, Policy
         from gwp.threads import apart
         from serve.guarded import GuardedEngine
 
-        settings = ServeApp.model_validate(config)
-        torch.set_num_threads(settings.replica.torch_threads)
-        device = "cuda" if settings.replica.gpus else "cpu"
-        dtype = getattr(torch, settings.replica.dtype)
-        policy = apart(lambda: Policy.load(uri, device, dtype, settings.replica.steps))
+        app = ServeApp.model_validate(config)
+        torch.set_num_threads(app.replica.torch_threads)
+        device = "cuda" if app.replica.gpus else "cpu"
+        dtype = getattr(torch, app.replica.dtype)
+        policy = apart(lambda: Policy.load(uri, device, dtype, app.replica.steps))
+
+        # Gateways have checked observations against the contract that they announce.
         contract = PolicyContract.model_validate(expected)
         if policy.id != contract.policy_id:
             raise GwpError(
                 f"{uri}: holds policy {policy.id}, {contract.policy_id} was deployed; deploy again"
             )
-        engine = Engine(policy, settings.engine)
+
+        engine = Engine(policy, app.engine)
         try:
             # A policy that cannot act must never take traffic, and the first robot must not pay
             # for lazy start-up.
@@ -47,7 +51,8 @@ class Replica:
         except BaseException:
             engine.close()
             raise
-        self._engine = GuardedEngine(engine, stuck_after_s=5 * settings.limits.request_timeout_s)
+        # Robots have given up long before.
+        self._engine = GuardedEngine(engine, stuck_after_s=5 * app.limits.request_timeout_s)
 
     async def act(self, observation: Observation) -> ActionChunk | Refusal:
         """The chunk for one admitted observation, stepped together with those of other robots."""

@@ -37,7 +37,10 @@ class ChunkBuffer:
                 f"replan {replan} and delay {delay}: replan must be at least 1, delay at least "
                 "0 control steps"
             )
-        self._act, self._replan, self._delay = act, replan, delay
+        self._act = act
+        self._replan = replan
+        self._delay = delay
+        # One thread: there is never more than one request under way.
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="gwp-chunk") if delay else None
         self.late = 0
         self.chunk: ActionChunk | None = None
@@ -68,8 +71,11 @@ class ChunkBuffer:
         way and drops its answer.
         """
         if self._pending is not None:
+            # It waits, and raises nothing whatever became of the request.
             self._pending.exception()
-        self.chunk, self._pending, self._row = None, None, 0
+        self.chunk = None
+        self._pending = None
+        self._row = 0
 
     def close(self) -> None:
         """End the fetching thread after the request under way."""
@@ -95,18 +101,21 @@ class ChunkBuffer:
             # Near the end of a chunk fewer rows are left than the reply needs; only those can
             # be promised.
             delay = min(self._delay, left)
-            request = replace(
-                observe(), prefix_actions=chunk.actions[self._row :].copy(), delay=delay
-            )
-            self._pending, self._asked_at = pool.submit(self._act, request), self._row
+            # All that is left travels along; only the first `delay` of them are promised.
+            promised = chunk.actions[self._row :].copy()
+            request = replace(observe(), prefix_actions=promised, delay=delay)
+            self._pending = pool.submit(self._act, request)
+            self._asked_at = self._row
         if self._pending is None:
             if left <= 0:
                 self._take(self._act(observe()), 0)
             return
+        # An answer that is early waits: the promised actions are executed first.
         elapsed = self._row - self._asked_at
         if left <= 0 or (elapsed >= self._delay and self._pending.done()):
-            pending, self._pending = self._pending, None
+            pending = self._pending
             # When it failed, this step raises why, and the next one asks anew.
+            self._pending = None
             fresh = pending.result()
             self.late += elapsed > self._delay
             self._take(fresh, elapsed)
@@ -117,4 +126,5 @@ class ChunkBuffer:
                 f"the reply came at step {row} of {len(chunk.actions)} actions; lower the "
                 "delay or use longer chunks"
             )
-        self.chunk, self._row = chunk, row
+        self.chunk = chunk
+        self._row = row

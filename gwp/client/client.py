@@ -62,10 +62,12 @@ class Client:
         self.url = _websocket_url(url)
         self.embodiment: str | None = self._robot.get("embodiment")
         self._headers = {"Authorization": f"Api-Key {api_key}"} if api_key else {}
-        self._timeout_s, self._reply_timeout_s = timeout_s, reply_timeout_s
+        self._timeout_s = timeout_s
+        self._reply_timeout_s = reply_timeout_s
         self._lock = threading.Lock()
         self._socket: ClientConnection | None = None
         self._metadata: dict[str, Any] = {}
+        # At once: a wrong address, key or robot is found before the robot moves.
         self._retrying(self._connected)
 
     @property
@@ -133,6 +135,7 @@ class Client:
         return self._retrying(lambda deadline: self._exchange(message, deadline))
 
     def _retrying(self, attempt: Callable[[float], dict[str, Any]]) -> dict[str, Any]:
+        # Threads take turns: the protocol has no numbers to tell replies apart by.
         deadline = time.monotonic() + self._timeout_s
         if not self._lock.acquire(timeout=self._timeout_s):
             raise ClientError(
@@ -194,6 +197,7 @@ class Client:
             socket = connect(
                 target,
                 additional_headers=self._headers,
+                # Deflating raw pictures takes longer than sending them over a robot's network.
                 compression=None,
                 max_size=_MAX_REPLY_BYTES,
                 open_timeout=wait,
@@ -202,15 +206,18 @@ class Client:
         except InvalidStatus as error:
             raise _refused(self.url, error) from error
         self._socket = socket
+        # The server speaks first.
         try:
             self._metadata = self._receive(deadline)
         except ClientError:
             # A connection without a handshake must not be taken for an open one.
             self._drop()
             raise
+        # A stock server looks at no query, so both sides compare; what it does not state of its
+        # policy cannot be compared.
         offer = self._metadata.get("embodiments", {}).get(self.embodiment, self._metadata)
-        told = {name: value for name, value in self._robot.items() if name in offer}
-        if wrong := mismatch(told, offer):
+        comparable = {name: value for name, value in self._robot.items() if name in offer}
+        if wrong := mismatch(comparable, offer):
             self._drop()
             raise ClientError(f"{self.url}: {wrong}", "handshake")
         return self._metadata
@@ -244,9 +251,10 @@ class Client:
 
 
 def _websocket_url(url: str) -> str:
-    scheme, found, rest = url.partition("://")
-    if not found:
-        scheme, rest = "ws", url
+    # `host:port` alone has no scheme; `urlsplit` would take the host for one.
+    if "://" not in url:
+        url = f"ws://{url}"
+    scheme, _, rest = url.partition("://")
     scheme = {"http": "ws", "https": "wss"}.get(scheme, scheme)
     parts = urlsplit(f"{scheme}://{rest}")
     try:
@@ -259,20 +267,14 @@ def _websocket_url(url: str) -> str:
 
 
 def _text(value: Any) -> str:
-    return (
-        value
-        if isinstance(value, str)
-        else ",".join(value)
-        if isinstance(value, (list, tuple))
-        else str(value)
-    )
+    if isinstance(value, (list, tuple)):
+        return ",".join(value)
+    return str(value)
 
 
 def _refused(url: str, error: InvalidStatus) -> ClientError:
-    status, body = (
-        error.response.status_code,
-        (error.response.body or b"").decode(errors="replace").strip(),
-    )
+    status = error.response.status_code
+    body = (error.response.body or b"").decode(errors="replace").strip()
     if status in (401, 403):
         return ClientError(f"{url}: {body or 'access refused'}; check the API key", "handshake")
     if status in (404, 405, 426):
@@ -282,4 +284,5 @@ def _refused(url: str, error: InvalidStatus) -> ClientError:
         )
     if status in (400, 409):
         return ClientError(f"{url}: {body or 'the endpoint refused this robot'}", "handshake")
+    # A proxy whose gateway restarts, for instance: this passes, and is tried again.
     return ClientError(f"{url}: HTTP {status} {body}".strip(), "unavailable")

@@ -58,6 +58,7 @@ def to_chunk(reply: dict[str, Any]) -> ActionChunk:
         if isinstance(timing, dict)
         else {}
     )
+    # openpi's name for the whole is `infer`, ours `total`.
     if "infer" in timings:
         timings["total"] = timings.pop("infer")
     if isinstance(reply.get("server_timing"), dict) and "infer_ms" in reply["server_timing"]:

@@ -11,7 +11,9 @@ import numpy as np
 from gwp.data.buckets import Bucket
 from gwp.data.canvas import SLOTS, Box, Canvas, crop_positions, fit_into
 from gwp.data.embodiment import Embodiment
+from gwp.data.formats.format import FilePart
 from gwp.data.formats.pictures import Frames, open_frames
+from gwp.data.formats.reader import FileReader
 from gwp.data.formats.vectors import read_vectors
 from gwp.data.latent_cache import LatentCache
 from gwp.data.rates import at_steps, row_span
@@ -95,28 +97,29 @@ class _Place:
 class _View(NamedTuple):
     """What frames come from, as `open_frames` takes it."""
 
-    uri: str
-    size: int | None
-    offset: int
-    key: str
     format: str
+    part: FilePart
+    key: str
     rate: float
     tolerance: float | None
 
 
 def decode_frames(
-    rows: list[dict[str, Any]], spec: SampleSpec
+    rows: list[dict[str, Any]], spec: SampleSpec, reader: FileReader
 ) -> tuple[dict[int, np.ndarray], dict[int, str]]:
     """Frames uint8 `[T, H, W, 3]` by number of the row, and the reason by number of each row
-    that cannot be decoded.
+    that cannot be decoded. `reader`: of the process that decodes.
     """
     reasons: dict[int, str] = {}
-    canvases = _canvases(rows, spec, reasons)
+    canvases = _canvases(rows, spec, reasons, reader)
     return {i: canvas for i, canvas in canvases.items() if i not in reasons}, reasons
 
 
 def decode_samples(
-    rows: list[dict[str, Any]], spec: SampleSpec, cache: LatentCache | None = None
+    rows: list[dict[str, Any]],
+    spec: SampleSpec,
+    reader: FileReader,
+    cache: LatentCache | None = None,
 ) -> tuple[list[dict[str, Any]], list[tuple[str, str]]]:
     """Samples of the rows that can be decoded, in row order, and (sample_id, reason) of those
     that cannot.
@@ -124,7 +127,8 @@ def decode_samples(
     A sample: frames uint8 `[T, H, W, 3]`, view_valid bool `[3]` (which cameras it has, in the
     order of SLOTS), state float32 `[d]`, actions float32 `[p, d]`, step_valid bool `[p]`,
     dim_valid bool `[d]`, has_action, text_key, embodiment_id, sample_id. Each file is opened
-    and walked once, whatever the number of rows that want it; a sample does not depend on the
+    and walked once, whatever the number of rows that want it, and what `reader`, which belongs to
+    the process that decodes, has read of it is not read again; a sample does not depend on the
     rows beside it. Storage that does not answer raises: that is no property of a sample. With
     `cache`, latents `[C, T_lat, h, w]` from the place in the row's `cached` stand for frames,
     as `LatentCache.read` gives them, and no video is opened. Frames of equal shape lie behind
@@ -134,11 +138,11 @@ def decode_samples(
     vectors: dict[int, dict[str, np.ndarray]] = {}
     for i, row in enumerate(rows):
         try:
-            vectors[i] = _vectors(row, spec)
+            vectors[i] = _vectors(row, spec, reader)
         except DataError as error:
             reasons[i] = str(error)
     what = "latents" if cache else "frames"
-    pictures = _latents(rows, cache, reasons) if cache else _canvases(rows, spec, reasons)
+    pictures = _latents(rows, cache, reasons) if cache else _canvases(rows, spec, reasons, reader)
     samples = [
         {
             what: pictures[i],
@@ -218,7 +222,7 @@ def _empty_canvases(
 
 
 def _canvases(
-    rows: list[dict[str, Any]], spec: SampleSpec, reasons: dict[int, str]
+    rows: list[dict[str, Any]], spec: SampleSpec, reasons: dict[int, str], reader: FileReader
 ) -> dict[int, np.ndarray]:
     """Canvases by row number; rows that fail are added to `reasons`."""
     canvases = _empty_canvases(rows, spec, [i for i in range(len(rows)) if i not in reasons])
@@ -233,15 +237,8 @@ def _canvases(
         # frame it has. At another rate than the recorded one, steps fall between frames.
         tolerance = None if row["kind"] == "clip" else 0.5 / rate + 1e-6
         for view in row["views"]:
-            origin = _View(
-                view["uri"],
-                view["bytes"],
-                view["offset"],
-                view["key"],
-                row["format"],
-                rate,
-                tolerance,
-            )
+            part = FilePart(view["uri"], view["offset"], view["bytes"])
+            origin = _View(row["format"], part, view["key"], rate, tolerance)
             wanted = files.setdefault(origin, {})
             for k, t in enumerate(frame_times(row, view, spec)):
                 # Microseconds: equal positions reached by different sums must be one request.
@@ -250,8 +247,10 @@ def _canvases(
                 )
     for origin, wanted in files.items():
         try:
-            with open_frames(*origin) as frames:
-                _fill(canvases, frames, origin.uri, wanted, reasons)
+            with open_frames(
+                origin.format, origin.part, origin.key, origin.rate, reader, origin.tolerance
+            ) as frames:
+                _fill(canvases, frames, origin.part.uri, wanted, reasons)
         except MissingError as error:
             for place in (p for places in wanted.values() for p in places):
                 reasons.setdefault(place.row, str(error))
@@ -286,7 +285,7 @@ def _fill(
             left = [t for t in left[done + 1 :] if any(p.row not in reasons for p in wanted[t])]
 
 
-def _vectors(row: dict[str, Any], spec: SampleSpec) -> dict[str, np.ndarray]:
+def _vectors(row: dict[str, Any], spec: SampleSpec, reader: FileReader) -> dict[str, np.ndarray]:
     """State, actions and masks of a row, padded to the model; zeros and False without labels."""
     p, d = spec.window.chunk, spec.model_dim
     out = {
@@ -305,14 +304,13 @@ def _vectors(row: dict[str, Any], spec: SampleSpec) -> dict[str, np.ndarray]:
     ratio = row["rows_per_step"]
     begin, end = row_span(k, real, ratio, row["rows"])
     states, actions = read_vectors(
-        row["data_file"],
+        row["format"],
+        FilePart(row["data_file"], row["data_offset"], row["data_bytes"]),
         row["first_row"] + begin,
         end - begin,
-        row["format"],
+        reader,
         tuple(row["state_keys"]),
         tuple(row["action_keys"]),
-        row["data_offset"],
-        row["data_bytes"],
     )
     if (states.shape[1], actions.shape[1]) != (ds, da):
         raise DataError(

@@ -2,13 +2,19 @@
 
 import re
 from collections.abc import Iterable
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from gwp.data.embodiment import Slot
+from gwp.data.formats.table import VIDEOS, format_names
 from gwp.errors import DataError
 from gwp.paths import Location
+
+if TYPE_CHECKING:
+    FormatName = str
+else:
+    FormatName = Literal[format_names()]
 
 
 def parse_ranges(text: str) -> list[range]:
@@ -43,10 +49,9 @@ class Source(BaseModel):
     """Folder or `s3://bucket/prefix` of a robot set or of plain videos; a single video, HDF5 or
     tar file works too.
     """
-    format: Literal["auto", "lerobot", "hdf5", "rlds", "clips", "tars"] = "auto"
-    """What is there: a LeRobot set (v2.0, v2.1, v3.0; meta/info.json), HDF5 episodes (ALOHA,
-    robomimic, LIBERO; *.hdf5), a TFDS/RLDS set (features.json beside *.tfrecord*), plain
-    videos, or webdataset shards of videos (*.tar); auto: the first of these that is there.
+    format: FormatName = "auto"
+    """Format of the recordings there, each described in docs/data.md; auto: the first of these
+    that is there.
     """
     embodiment: str | None = None
     """Name of the robot that recorded it; None: video only."""
@@ -88,11 +93,7 @@ class Source(BaseModel):
     @property
     def labelled(self) -> bool:
         """Whether its samples carry actions."""
-        return (
-            self.embodiment is not None
-            and self.with_actions
-            and self.format not in ("clips", "tars")
-        )
+        return self.embodiment is not None and self.with_actions and self.format not in VIDEOS
 
     def rate(self, stated: float | None, hint: str) -> float:
         """Rate of the set, Hz: the one it states, else `fps`. DataError when there is none,

@@ -1,7 +1,8 @@
 """One transformer block: per-expert projections around one joint, block-causal self-attention
 without a mask tensor.
 
-Shape legend: B batch, L tokens, n keys, H heads, h head width, D expert width.
+Shape legend: B batch, L tokens, n keys, m noise levels of a stream, H heads, h head width, D
+expert width, F feed-forward width. A suffix says the shape: `x_BLD` is `[B, L, D]`.
 """
 
 from dataclasses import dataclass
@@ -15,7 +16,9 @@ from gwp.model.layers import RMSNorm, rotate
 
 @dataclass(frozen=True)
 class TokenOrder:
-    """Where the tokens of one forward pass stand. Built once per pass, shared by all layers.
+    """Where the tokens of one forward pass stand: streams by expert, canonical order by group.
+
+    The transformer builds one per pass, and all its layers share it.
 
     streams: expert -> number of tokens in its stream (its groups in canonical order)
     pieces:  canonical order as (expert, start, stop) slices of the streams
@@ -39,14 +42,18 @@ class TokenOrder:
         parts: dict[str, list[Tensor]] = {expert: [] for expert in self.streams}
         position = 0
         for expert, start, stop in self.pieces:
-            parts[expert].append(x_BL[:, position : position + stop - start])
-            position += stop - start
+            end = position + stop - start
+            parts[expert].append(x_BL[:, position:end])
+            position = end
         return {expert: p[0] if len(p) == 1 else torch.cat(p, dim=1) for expert, p in parts.items()}
 
 
 @dataclass(frozen=True)
 class Modulation:
     """Six fp32 modulation vectors per noise level of a stream, and which level each token has.
+
+    The transformer makes one per expert from the noise of its groups; each block adds its own
+    table to it.
 
     levels: `[B, m, 6, D]`; index: `[L]` token -> level, or None when all tokens share one level
     (m = 1).
@@ -56,8 +63,13 @@ class Modulation:
     index: Tensor | None
 
     def slots(self, table: "ModulationTable") -> tuple[Tensor, ...]:
-        values = table(self.levels)
-        return tuple(v if self.index is None else v[:, self.index] for v in values.unbind(2))
+        """The six vectors with a layer's table added: shift, scale and gate of attention, then
+        of the feed-forward; fp32 `[B, 1 | L, D]` each.
+        """
+        slots_BmD = table(self.levels).unbind(2)
+        if self.index is None:
+            return slots_BmD
+        return tuple(slot_BmD[:, self.index] for slot_BmD in slots_BmD)
 
 
 class ModulationTable(nn.Module):
@@ -78,6 +90,7 @@ class ModulationTable(nn.Module):
 
     def forward(self, levels: Tensor) -> Tensor:
         """fp32 `[B, m, slots, D]` (or broadcastable to it) plus the table."""
+        # The table may lie in bf16; modulation is fp32 everywhere.
         return self.value.float().unsqueeze(1) + levels
 
 
@@ -98,13 +111,17 @@ class Attention(nn.Module):
         self.norm_k = RMSNorm(inner, eps)
 
     def query(self, x_BLD: Tensor) -> Tensor:
+        """Normed queries `[B, L, H, h]`, not rotated yet."""
         return self.norm_q(self.to_q(x_BLD)).unflatten(-1, (self.heads, -1))
 
     def key_value(self, x_BLD: Tensor) -> tuple[Tensor, Tensor]:
-        k = self.norm_k(self.to_k(x_BLD)).unflatten(-1, (self.heads, -1))
-        return k, self.to_v(x_BLD).unflatten(-1, (self.heads, -1))
+        """Normed keys, not rotated yet, and values: `[B, L, H, h]` each."""
+        k_BLHh = self.norm_k(self.to_k(x_BLD)).unflatten(-1, (self.heads, -1))
+        v_BLHh = self.to_v(x_BLD).unflatten(-1, (self.heads, -1))
+        return k_BLHh, v_BLHh
 
     def output(self, x_BLHh: Tensor) -> Tensor:
+        """Attended values to the expert's width, `[B, L, D]`."""
         return self.to_out[0](x_BLHh.flatten(2))
 
 
@@ -117,11 +134,16 @@ class GeluProjection(nn.Module):
         super().__init__()
         self.proj = nn.Linear(width, ffn_dim)
 
-    def forward(self, x: Tensor) -> Tensor:
-        return F.gelu(self.proj(x), approximate="tanh")
+    def forward(self, x_BLD: Tensor) -> Tensor:
+        """`[B, L, D]` to `[B, L, F]`, in the dtype of the weights."""
+        return F.gelu(self.proj(x_BLD), approximate="tanh")
 
 
 class FeedForward(nn.Module):
+    """Linear, tanh-GELU, linear: the second half of an expert's block. Its names are those of
+    the published checkpoints.
+    """
+
     def __init__(self, width: int, ffn_dim: int) -> None:
         super().__init__()
         # Index 1 is the dropout of the published module; it has no parameters.
@@ -129,8 +151,9 @@ class FeedForward(nn.Module):
             [GeluProjection(width, ffn_dim), nn.Identity(), nn.Linear(ffn_dim, width)]
         )
 
-    def forward(self, x: Tensor) -> Tensor:
-        return self.net[2](self.net[0](x))
+    def forward(self, x_BLD: Tensor) -> Tensor:
+        """`[B, L, D]` to the same, in the dtype of the weights."""
+        return self.net[2](self.net[0](x_BLD))
 
 
 class Fp32LayerNorm(nn.LayerNorm):
@@ -138,10 +161,11 @@ class Fp32LayerNorm(nn.LayerNorm):
     its weight in both directions.
     """
 
-    def forward(self, x: Tensor) -> Tensor:
-        return F.layer_norm(
-            x.float(), self.normalized_shape, self.weight.float(), self.bias.float(), self.eps
-        ).to(x.dtype)
+    def forward(self, x_BLD: Tensor) -> Tensor:
+        """`[B, L, D]` to the same, in the dtype of `x`."""
+        weight_D, bias_D = self.weight.float(), self.bias.float()
+        normed_BLD = F.layer_norm(x_BLD.float(), self.normalized_shape, weight_D, bias_D, self.eps)
+        return normed_BLD.to(x_BLD.dtype)
 
 
 class ExpertBlock(nn.Module):
@@ -149,33 +173,35 @@ class ExpertBlock(nn.Module):
 
     def __init__(self, width: int, ffn_dim: int, heads: int, head_dim: int, eps: float) -> None:
         super().__init__()
-        self.width, self.eps = width, eps
+        self.width = width
+        self.eps = eps
         self.attn1 = Attention(width, heads, head_dim, eps)
         self.attn2 = Attention(width, heads, head_dim, eps)
         self.norm2 = Fp32LayerNorm(width, eps)
         self.ffn = FeedForward(width, ffn_dim)
         self.scale_shift_table = ModulationTable(6, width)
 
-    def modulated_norm(self, x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
-        return (F.layer_norm(x.float(), (self.width,), eps=self.eps) * (1 + scale) + shift).to(
-            x.dtype
-        )
+    def modulated_norm(self, x_BLD: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
+        """Layer norm without weights, then shift and scale fp32 `[B, 1 | L, D]`; the sum in
+        fp32, the result `[B, L, D]` in the dtype of `x`.
+        """
+        normed_BLD = F.layer_norm(x_BLD.float(), (self.width,), eps=self.eps)
+        return (normed_BLD * (1 + scale) + shift).to(x_BLD.dtype)
 
     def cross_attention(self, x_BLD: Tensor, text_kv: tuple[Tensor, Tensor]) -> Tensor:
-        q = self.attn2.query(self.norm2(x_BLD))
-        k, v = text_kv
-        out = F.scaled_dot_product_attention(
-            q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)
+        """What the tokens take from the instruction, `[B, L, D]`. text_kv: of `Block.text_kv`"""
+        q_BLHh = self.attn2.query(self.norm2(x_BLD))
+        k_BnHh, v_BnHh = text_kv
+        # The kernels of attention want heads before tokens.
+        out_BHLh = F.scaled_dot_product_attention(
+            q_BLHh.transpose(1, 2), k_BnHh.transpose(1, 2), v_BnHh.transpose(1, 2)
         )
-        return self.attn2.output(out.transpose(1, 2))
+        return self.attn2.output(out_BHLh.transpose(1, 2))
 
 
 class Block(nn.Module):
-    """Experts of one layer around joint self-attention.
-
-    `forward` takes one stream `[B, L_e, D_e]` per expert and returns the streams and this
-    layer's keys and values `[B, n, H, h]` (cached ones first), which a later pass may take as
-    its cache.
+    """Experts of one layer around joint self-attention: each projects its own stream, all see
+    each other's keys and values. `WorldActionTransformer` stacks `num_layers` of them.
     """
 
     def __init__(
@@ -207,27 +233,53 @@ class Block(nn.Module):
         layout: TokenOrder,
         cache: tuple[Tensor, Tensor] | None = None,
     ) -> tuple[dict[str, Tensor], tuple[Tensor, Tensor]]:
+        """The streams after this layer, and its keys and values `[B, n, H, h]` (cached ones
+        first), which a later pass may take as its cache.
+
+        streams:    expert -> `[B, L_e, D_e]`
+        modulation: expert -> the noise of its tokens
+        text_kv:    of `text_kv`
+        cache:      keys and values of the same layer, from an earlier pass
+        """
         slots = {
             name: modulation[name].slots(self.expert(name).scale_shift_table) for name in streams
         }
-        qkv: dict[str, tuple[Tensor, Tensor, Tensor]] = {}
-        for name, x in streams.items():
+
+        # Each expert projects its own tokens.
+        queries: dict[str, Tensor] = {}
+        keys: dict[str, Tensor] = {}
+        values: dict[str, Tensor] = {}
+        for name, x_BLD in streams.items():
             expert = self.expert(name)
-            normed = expert.modulated_norm(x, slots[name][0], slots[name][1])
-            qkv[name] = (expert.attn1.query(normed), *expert.attn1.key_value(normed))
-        q, k, v = (layout.gather({name: parts[i] for name, parts in qkv.items()}) for i in range(3))
-        q, k = rotate(q, layout.cos, layout.sin), rotate(k, layout.cos, layout.sin)
+            shift1, scale1 = slots[name][:2]
+            normed_BLD = expert.modulated_norm(x_BLD, shift1, scale1)
+            queries[name] = expert.attn1.query(normed_BLD)
+            keys[name], values[name] = expert.attn1.key_value(normed_BLD)
+
+        # All of them meet in one attention, in canonical order.
+        q_BLHh = layout.gather(queries)
+        k_BnHh = layout.gather(keys)
+        v_BnHh = layout.gather(values)
+        q_BLHh = rotate(q_BLHh, layout.cos, layout.sin)
+        k_BnHh = rotate(k_BnHh, layout.cos, layout.sin)
         if cache is not None:
-            k, v = torch.cat([cache[0], k], dim=1), torch.cat([cache[1], v], dim=1)
-        attended = layout.scatter(_block_causal(q, k, v, layout.bounds))
+            # Cached keys are rotated already: positions are absolute.
+            k_BnHh = torch.cat([cache[0], k_BnHh], dim=1)
+            v_BnHh = torch.cat([cache[1], v_BnHh], dim=1)
+        attended = layout.scatter(_block_causal(q_BLHh, k_BnHh, v_BnHh, layout.bounds))
+
+        # Back in its stream, each goes on alone. Gated sums are fp32: gates are, and in bf16
+        # small updates of a large residual would be rounded away.
         result = {}
-        for name, x in streams.items():
-            expert, (_, _, gate1, shift2, scale2, gate2) = self.expert(name), slots[name]
-            x = (x.float() + gate1 * expert.attn1.output(attended[name]).float()).to(x.dtype)
-            x = x + expert.cross_attention(x, text_kv[name])
-            ffn = expert.ffn(expert.modulated_norm(x, shift2, scale2))
-            result[name] = (x.float() + gate2 * ffn.float()).to(x.dtype)
-        return result, (k, v)
+        for name, x_BLD in streams.items():
+            expert = self.expert(name)
+            _, _, gate1, shift2, scale2, gate2 = slots[name]
+            out_BLD = expert.attn1.output(attended[name])
+            x_BLD = (x_BLD.float() + gate1 * out_BLD.float()).to(x_BLD.dtype)
+            x_BLD = x_BLD + expert.cross_attention(x_BLD, text_kv[name])
+            ffn_BLD = expert.ffn(expert.modulated_norm(x_BLD, shift2, scale2))
+            result[name] = (x_BLD.float() + gate2 * ffn_BLD.float()).to(x_BLD.dtype)
+        return result, (k_BnHh, v_BnHh)
 
 
 def _block_causal(
@@ -236,9 +288,14 @@ def _block_causal(
     """Each segment of queries sees the keys up to its own end; slices instead of a mask keep
     fast kernels usable.
     """
-    q, k, v = q_BLHh.transpose(1, 2), k_BnHh.transpose(1, 2), v_BnHh.transpose(1, 2)
+    q_BHLh = q_BLHh.transpose(1, 2)
+    k_BHnh = k_BnHh.transpose(1, 2)
+    v_BHnh = v_BnHh.transpose(1, 2)
     parts = [
-        F.scaled_dot_product_attention(q[:, :, a:b], k[:, :, :end], v[:, :, :end])
-        for a, b, end in bounds
+        F.scaled_dot_product_attention(
+            q_BHLh[:, :, start:stop], k_BHnh[:, :, :end], v_BHnh[:, :, :end]
+        )
+        for start, stop, end in bounds
     ]
-    return (parts[0] if len(parts) == 1 else torch.cat(parts, dim=2)).transpose(1, 2)
+    out_BHLh = parts[0] if len(parts) == 1 else torch.cat(parts, dim=2)
+    return out_BHLh.transpose(1, 2)

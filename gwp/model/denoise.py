@@ -50,20 +50,17 @@ def act(
     tokens and are returned as given.
     """
 
-    def clamp(x: Tensor) -> Tensor:
-        return (
-            x
-            if committed is None or prefix is None
-            else torch.where(committed.unsqueeze(-1), prefix, x)
-        )
+    def clamp(x_Bpd: Tensor) -> Tensor:
+        if committed is None or prefix is None:
+            return x_Bpd
+        return torch.where(committed.unsqueeze(-1), prefix, x_Bpd)
 
-    def velocity(x: Tensor, sigma: Tensor) -> Tensor:
-        level = (
-            sigma.expand(x.shape[0])
-            if committed is None
-            else _prefix_noise(sigma, noise, committed)
-        )
-        out = model(Tokens(action=clamp(x)), {"A": level}, context=context).action
+    def velocity(x_Bpd: Tensor, sigma: Tensor) -> Tensor:
+        level = sigma.expand(x_Bpd.shape[0])
+        if committed is not None:
+            level = _prefix_noise(sigma, noise, committed)
+        # The step before has moved the promised actions, too.
+        out = model(Tokens(action=clamp(x_Bpd)), {"A": level}, context=context).action
         assert out is not None
         return out
 
@@ -81,6 +78,7 @@ def imagine(
     """Denoise future latents from `noise` `[B, C, T, h, w]`, given the prefix and clean actions
     `[B, p, d]` (or none).
     """
+    # Clean actions are computed once; every step of the future sees their keys.
     if actions is not None:
         context = model.extend(Tokens(action=actions), context=context)
 
@@ -106,7 +104,8 @@ def joint(
     """Denoise actions and future together. `tokens` holds state and reference; with a context
     they are not run again.
     """
-    action, future = action_noise, future_noise
+    action = action_noise
+    future = future_noise
     sigmas = solver_sigmas(steps, shift).to(action.device)
     for now, after in itertools.pairwise(sigmas):
         level = now.expand(action.shape[0])

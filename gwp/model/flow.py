@@ -38,6 +38,7 @@ def solver_sigmas(steps: int, shift: float = 5.0) -> Tensor:
     shift 5 the last level before 0 is 0.024414.
     """
     low = shift * 0.001 / (1 + (shift - 1) * 0.001)
+    # Rounded to fp32 at the end, as the published scheduler does.
     grid = torch.linspace(1.0, low, steps, dtype=torch.float64)
     return torch.cat([shifted(grid, shift), torch.zeros(1, dtype=torch.float64)]).float()
 
@@ -50,5 +51,6 @@ def euler(
     """
     sigmas = solver_sigmas(steps, shift).to(x.device)
     for now, after in itertools.pairwise(sigmas):
+        # In bf16 a small step would be rounded away.
         x = x + (after - now) * velocity(x, now).float()
     return x

@@ -2,7 +2,8 @@
 text, rotary positions.
 
 Shape legend: B batch, L tokens, m noise levels of a stream, D expert width, H heads, h head
-width, E embodiments, d channels.
+width, I inner width (H * h), E embodiments, d channels. A suffix says the shape: `x_BLD` is
+`[B, L, D]`.
 Sources: Wan 2.2 blocks and GigaWorld-Policy as published (parameter names are theirs).
 """
 
@@ -30,7 +31,9 @@ class EmbodimentLinear(nn.Module):
         nn.init.uniform_(self.bias, -bound, bound)
 
     def forward(self, x_BLd: Tensor, embodiment_B: Tensor) -> Tensor:
-        return torch.baddbmm(self.bias[embodiment_B].unsqueeze(1), x_BLd, self.weight[embodiment_B])
+        """`[B, L, in]` to `[B, L, out]`, each row by the weight of its embodiment, int64."""
+        bias_B1d = self.bias[embodiment_B].unsqueeze(1)
+        return torch.baddbmm(bias_B1d, x_BLd, self.weight[embodiment_B])
 
 
 class ActionEncoder(nn.Module):
@@ -45,6 +48,7 @@ class ActionEncoder(nn.Module):
         self.out_proj = nn.Linear(256, width)
 
     def forward(self, x_BLd: Tensor, embodiment_B: Tensor) -> Tensor:
+        """Vectors `[B, L, d]` in the dtype of the weights to tokens `[B, L, D]`."""
         x = F.gelu(self.in_proj(x_BLd, embodiment_B))
         x = F.gelu(self.mid_proj(x))
         return self.out_proj(x)
@@ -62,6 +66,7 @@ class ActionDecoder(nn.Module):
         self.out_proj = EmbodimentLinear(embodiments, 128, channels)
 
     def forward(self, x_BLD: Tensor, embodiment_B: Tensor) -> Tensor:
+        """Tokens `[B, L, D]` to velocities `[B, L, d]`, in the dtype of the weights."""
         x = F.gelu(self.in_proj(x_BLD))
         x = F.gelu(self.mid_proj(x))
         return self.out_proj(x, embodiment_B)
@@ -79,10 +84,8 @@ class TwoLayer(nn.Module):
 
 
 class ConditionEmbedder(nn.Module):
-    """Noise level and text of one expert.
-
-    `time(timestep [B, m])` gives `temb [B, m, D]` and `mod [B, m, 6, D]` in fp32; `text([B,
-    L_t, text_dim])` gives `[B, L_t, D]`.
+    """Noise level and text of one expert: what its tokens are modulated with, and what they
+    attend to beside each other.
     """
 
     def __init__(self, width: int, freq_dim: int, text_dim: int) -> None:
@@ -93,21 +96,26 @@ class ConditionEmbedder(nn.Module):
         self.text_embedder = TwoLayer(text_dim, width)
 
     def time(self, timestep_Bm: Tensor) -> tuple[Tensor, Tensor]:
+        """Timesteps `[B, m]` (noise level times 1000) to the embedding `[B, m, D]` that heads
+        use and the modulation `[B, m, 6, D]` of the blocks, both fp32.
+        """
         half = self.freq_dim // 2
-        frequency = torch.exp(
-            -math.log(10000.0)
-            * torch.arange(half, dtype=torch.float32, device=timestep_Bm.device)
-            / half
-        )
+        step = torch.arange(half, dtype=torch.float32, device=timestep_Bm.device)
+        frequency = torch.exp(-math.log(10000.0) * step / half)
+        # Angles are fp32: bf16 has no more than 8 bits for a timestep of up to 1000.
         angle = timestep_Bm.float().unsqueeze(-1) * frequency
         wave = torch.cat([angle.cos(), angle.sin()], dim=-1).to(self.time_proj.weight.dtype)
-        temb = self.time_embedder.linear_2(F.silu(self.time_embedder.linear_1(wave)))
-        mod = self.time_proj(F.silu(temb)).unflatten(-1, (6, -1))
-        return temb.float(), mod.float()
+        temb_BmD = self.time_embedder.linear_2(F.silu(self.time_embedder.linear_1(wave)))
+        mod_Bm6D = self.time_proj(F.silu(temb_BmD)).unflatten(-1, (6, -1))
+        return temb_BmD.float(), mod_Bm6D.float()
 
     def text(self, text_BLt: Tensor) -> Tensor:
-        x = self.text_embedder.linear_1(text_BLt.to(self.text_embedder.linear_1.weight.dtype))
-        return self.text_embedder.linear_2(F.gelu(x, approximate="tanh"))
+        """Embeddings of instructions `[B, L_t, text_dim]` to the expert's width, `[B, L_t, D]`
+        in the dtype of the weights.
+        """
+        first, second = self.text_embedder.linear_1, self.text_embedder.linear_2
+        x_BLD = first(text_BLt.to(first.weight.dtype))
+        return second(F.gelu(x_BLD, approximate="tanh"))
 
 
 class PatchEmbedding(nn.Module):
@@ -130,8 +138,9 @@ class PatchEmbedding(nn.Module):
         B, C, T, h, w = latents_BCThw.shape
         _, ph, pw = self.weight.shape[2:]
         x = latents_BCThw.reshape(B, C, T, h // ph, ph, w // pw, pw).permute(0, 2, 3, 5, 1, 4, 6)
-        patches = x.reshape(B, T * (h // ph) * (w // pw), C * ph * pw).to(self.weight.dtype)
-        return F.linear(patches, self.weight.flatten(1), self.bias)
+        patches_BLp = x.reshape(B, T * (h // ph) * (w // pw), C * ph * pw).to(self.weight.dtype)
+        # Flattened, the Conv3d kernel has the order of a patch: channel, row, column.
+        return F.linear(patches_BLp, self.weight.flatten(1), self.bias)
 
 
 def unpatchify(
@@ -159,8 +168,10 @@ class RMSNorm(nn.Module):
     def reset_parameters(self) -> None:
         nn.init.ones_(self.weight)
 
-    def forward(self, x: Tensor) -> Tensor:
-        return F.rms_norm(x.float(), self.weight.shape, self.weight.float(), self.eps).to(x.dtype)
+    def forward(self, x_BLI: Tensor) -> Tensor:
+        """`[..., I]` to the same, in the dtype of `x`."""
+        normed_BLI = F.rms_norm(x_BLI.float(), self.weight.shape, self.weight.float(), self.eps)
+        return normed_BLI.to(x_BLI.dtype)
 
 
 def rotary_axis(dim: int, positions: Tensor) -> Tensor:
@@ -174,15 +185,17 @@ def visual_rotary(head_dim: int, frames: range, rows: int, columns: int) -> tupl
     6), 2 (h // 6), 2 (h // 6) dims.
     """
     side = 2 * (head_dim // 6)
-    T = len(frames)
+    grid = (len(frames), rows, columns, -1)
+    frame = rotary_axis(head_dim - 2 * side, torch.arange(frames.start, frames.stop))
+    row = rotary_axis(side, torch.arange(rows))
+    column = rotary_axis(side, torch.arange(columns))
     angles = [
-        rotary_axis(head_dim - 2 * side, torch.arange(frames.start, frames.stop))[
-            :, None, None
-        ].expand(T, rows, columns, -1),
-        rotary_axis(side, torch.arange(rows))[None, :, None].expand(T, rows, columns, -1),
-        rotary_axis(side, torch.arange(columns))[None, None].expand(T, rows, columns, -1),
+        frame[:, None, None].expand(grid),
+        row[None, :, None].expand(grid),
+        column[None, None].expand(grid),
     ]
     angle = torch.cat(angles, dim=-1).flatten(0, 2)
+    # Rounded to fp32 only here, as the published model does: its tables are float64 until then.
     return angle.cos().float(), angle.sin().float()
 
 
@@ -196,11 +209,7 @@ def action_rotary(head_dim: int, positions: range) -> tuple[Tensor, Tensor]:
 
 def rotate(x_BLHh: Tensor, cos_Lh: Tensor, sin_Lh: Tensor) -> Tensor:
     """Rotate interleaved pairs (x_2i, x_2i+1); tables are `[L, h / 2]` fp32."""
-    pairs = x_BLHh.float().unflatten(-1, (-1, 2))
-    even, odd = pairs.unbind(-1)
+    even, odd = x_BLHh.float().unflatten(-1, (-1, 2)).unbind(-1)
     cos, sin = cos_Lh[:, None], sin_Lh[:, None]
-    return (
-        torch.stack([even * cos - odd * sin, even * sin + odd * cos], dim=-1)
-        .flatten(-2)
-        .to(x_BLHh.dtype)
-    )
+    turned = torch.stack([even * cos - odd * sin, even * sin + odd * cos], dim=-1)
+    return turned.flatten(-2).to(x_BLHh.dtype)

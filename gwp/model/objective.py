@@ -83,11 +83,16 @@ class ObjectiveConfig(BaseModel):
 
 @dataclass(frozen=True)
 class Batch:
-    """One micro-batch on the model's device.
+    """One micro-batch on the model's device; the training loop fills it, `training_losses` is
+    what reads it.
 
-    latents fp32 `[B, C, T, h, w]` (reference first) · state `[B, 1, d]` · actions `[B, p, d]` ·
-    step_valid bool `[B, p]` · dim_valid bool `[B, d]` · text `[B, L_t, text_dim]` · embodiment
-    int64 `[B]`
+    latents:    fp32 `[B, C, T, h, w]`, reference first
+    state:      fp32 `[B, 1, d]`
+    actions:    fp32 `[B, p, d]`
+    step_valid: bool `[B, p]`, False past the end of an episode
+    dim_valid:  bool `[B, d]`, False where a robot has fewer channels than the model
+    text:       `[B, L_t, text_dim]`
+    embodiment: int64 `[B]`
     """
 
     latents: Tensor
@@ -126,8 +131,11 @@ def training_losses(
     generator: torch.Generator,
 ) -> Losses:
     """Losses of one micro-batch; all randomness comes from `generator` (CPU)."""
-    B, device = batch.latents.shape[0], batch.latents.device
+    B = batch.latents.shape[0]
+    device = batch.latents.device
 
+    # Drawn on the CPU and in this order, whatever the mode uses of it: one seed then gives the
+    # same numbers on every device and in every mode.
     def draw(*shape: int) -> Tensor:
         return torch.randn(shape, generator=generator).to(device)
 
@@ -172,9 +180,11 @@ def _action_levels(
     """Noise level per action `[B, p]` and which of them are learnt bool `[B, p]` (CPU)."""
     B, p = batch.actions.shape[:2]
     modes = objective.modes
+    # ac-wm: all actions of the sample are clean, and none is learnt.
     clean = torch.rand(B, generator=generator) < modes.ac_wm / max(modes.ac_wm + modes.wam, 1e-12)
     level = torch.where(clean, torch.zeros_like(sigma), sigma)[:, None].expand(B, p).clone()
     learnt = (~clean)[:, None].expand(B, p).clone()
+    # Real-time chunking: so are the first ones of some samples; one action at least is left.
     prefixed = torch.rand(B, generator=generator) < objective.chunk_prefix
     length = torch.randint(0, min(objective.max_prefix, p - 1) + 1, (B,), generator=generator)
     committed = prefixed[:, None] & (torch.arange(p) < length[:, None])
@@ -214,7 +224,9 @@ def idle_loss(model: WorldActionTransformer, batch_text: Tensor) -> Tensor:
 
     batch_text: `[*, L_t, text_dim]`, only its last two sizes and device matter.
     """
-    config, device = _config(model), batch_text.device
+    config = _config(model)
+    device = batch_text.device
+    # The smallest pass that has every group: one token of each.
     _, ph, pw = config.patch_size
     vector = torch.zeros(1, 1, config.action_channels, device=device)
     latent = torch.zeros(1, config.in_channels, 1, ph, pw, device=device)

@@ -36,8 +36,8 @@ def check_folder(folder: str | Path) -> dict[str, dict[str, float]]:
         )
     report = {}
     for model_folder in models:
-        places = (model_folder / "inputs.safetensors", model_folder.parent / "inputs.safetensors")
-        inputs = next((p for p in places if p.is_file()), None)
+        candidates = [f / "inputs.safetensors" for f in (model_folder, model_folder.parent)]
+        inputs = next((p for p in candidates if p.is_file()), None)
         if inputs is None:
             raise GwpError(f"{model_folder}: no inputs.safetensors beside it or one level up")
         expected = load_file(model_folder / "outputs.safetensors")
@@ -84,6 +84,7 @@ def _outputs(model: WorldActionTransformer, x: dict[str, Tensor]) -> dict[str, T
     levels = (x["timestep"].double() / 1000).float().split(counts, dim=1)
     noise = dict(zip(("S", "R", "A", "F"), levels, strict=True))
 
+    # Of the first block, for an error there shows before later blocks cover it.
     hidden: list[dict[str, Tensor]] = []
     hook = model.blocks[0].register_forward_hook(lambda _m, _a, out: hidden.append(out[0]))
     joint = model(tokens, noise, x["text"], embodiment, heads=("R", "A", "F"))

@@ -48,6 +48,7 @@ class Tokens:
     future: Tensor | None = None
 
     def present(self) -> dict[Group, Tensor]:
+        """The groups that are there, in canonical order."""
         pairs: dict[Group, Tensor | None] = {
             "S": self.state,
             "R": self.reference,
@@ -60,11 +61,12 @@ class Tokens:
 @dataclass(frozen=True)
 class Context:
     """Keys and values of tokens that no later token can change, per layer, and the projected
-    text.
+    text. `WorldActionTransformer.extend` makes one; later passes take it as their beginning.
 
-    kv:     per layer (k, v) `[B, n, H, h]`
-    text:   per layer expert -> (k, v) `[B, L_t, H, h]`
-    groups: the groups inside, a prefix of the canonical order
+    kv:         per layer (k, v) `[B, n, H, h]`
+    text:       per layer expert -> (k, v) `[B, L_t, H, h]`
+    groups:     the groups inside, a prefix of the canonical order
+    embodiment: int64 `[B]`, row of the embodiment-specific projections
     """
 
     kv: tuple[tuple[Tensor, Tensor], ...]
@@ -84,7 +86,14 @@ class Velocity:
 
 @dataclass
 class _Pass:
-    """Everything about one pass that does not depend on the layer."""
+    """Everything about one pass that does not depend on the layer.
+
+    streams:    expert -> embedded tokens `[B, L_e, D_e]` of its groups in canonical order
+    modulation: expert -> the noise of its tokens
+    temb:       group -> embedding of its noise fp32 `[B, 1 | tokens, D_e]`, for its head
+    layout:     where the tokens stand
+    spans:      group -> (expert, start, stop) in its expert's stream
+    """
 
     streams: dict[str, Tensor]
     modulation: dict[str, Modulation]
@@ -103,24 +112,24 @@ class WorldActionTransformer(nn.Module):
         super().__init__()
         self.config = config
         widths = {name: width for name, (width, _) in config.experts.items()}
-        expert = config.expert_of
-        heads, head_dim, eps = config.num_attention_heads, config.attention_head_dim, config.eps
-        self.patch_embedding = PatchEmbedding(
-            config.in_channels, widths[expert["F"]], config.patch_size
-        )
+        visual_width = widths[config.expert_of["F"]]
+        action_width = widths[config.expert_of["A"]]
+        # Every constructor draws its weights: their order is part of what a seed means.
+        self.patch_embedding = PatchEmbedding(config.in_channels, visual_width, config.patch_size)
         self.conditions = nn.ModuleDict(
             {n: ConditionEmbedder(w, config.freq_dim, config.text_dim) for n, w in widths.items()}
         )
-        io = (config.num_embodiments, config.action_channels, widths[expert["A"]])
-        self.action_encoder = ActionEncoder(*io)
-        self.action_decoder = ActionDecoder(*io)
+        shape = (config.num_embodiments, config.action_channels, action_width)
+        self.action_encoder = ActionEncoder(*shape)
+        self.action_decoder = ActionDecoder(*shape)
         # GWP-0 passes the state through the action encoder; GWP-0.5 has an encoder of its own.
-        self.state_encoder = ActionEncoder(*io) if config.family == "gwp05" else None
+        self.state_encoder = ActionEncoder(*shape) if config.family == "gwp05" else None
+        heads, head_dim = config.num_attention_heads, config.attention_head_dim
         self.blocks = nn.ModuleList(
-            [Block(config.experts, heads, head_dim, eps) for _ in range(config.num_layers)]
+            [Block(config.experts, heads, head_dim, config.eps) for _ in range(config.num_layers)]
         )
         self.out_tables = nn.ModuleDict({n: ModulationTable(2, w) for n, w in widths.items()})
-        self.proj_out = nn.Linear(widths[expert["F"]], config.token_width)
+        self.proj_out = nn.Linear(visual_width, config.token_width)
         self.gradient_checkpointing = False
         # Plain attribute, not a buffer: an engine that casts the module to bf16 must leave the
         # tables in fp32.
@@ -183,13 +192,16 @@ class WorldActionTransformer(nn.Module):
         # A prefix without the state still needs the action expert's text for the passes after it.
         wanted = list(self.conditions) if every_text else list(run.streams)
         projected = {n: self.condition(n).text(text) for n in wanted} if text is not None else {}
-        streams, kv, text_kv = run.streams, [], []
+        streams = run.streams
+        kv: list[tuple[Tensor, Tensor]] = []
+        text_kv: list[dict[str, tuple[Tensor, Tensor]]] = []
         for i, block in enumerate(self.blocks):
             cache = context.kv[i] if context else None
             assert isinstance(block, Block)
             layer_text = context.text[i] if context else block.text_kv(projected)
             args = (streams, run.modulation, layer_text, run.layout, cache)
             if self.gradient_checkpointing and torch.is_grad_enabled():
+                # The reentrant form wants tensors as arguments and sees no dicts of them.
                 streams, layer_kv = checkpoint(block, *args, use_reentrant=False)
             else:
                 streams, layer_kv = block(*args)
@@ -205,6 +217,7 @@ class WorldActionTransformer(nn.Module):
         x = next(iter(tokens.present().values()))
         if embodiment is None:
             return torch.zeros(x.shape[0], dtype=torch.long, device=x.device)
+        # Only on the CPU: elsewhere reading the largest back would wait for the device.
         if (
             embodiment.device.type == "cpu"
             and embodiment.numel()
@@ -223,53 +236,53 @@ class WorldActionTransformer(nn.Module):
         embodiment: Tensor,
         context: Context | None,
     ) -> _Pass:
-        config, present = self.config, tokens.present()
+        config = self.config
+        present = tokens.present()
         cached = context.groups if context else ()
         if cached and GROUPS.index(next(iter(present))) <= GROUPS.index(cached[-1]):
             raise ValueError(
                 f"groups {tuple(present)} must follow the context's {cached} in the order {GROUPS}"
             )
-        embedded: dict[Group, Tensor] = {}
-        for group, x in present.items():
-            if group in ("S", "A"):
-                encoder = (
-                    self.state_encoder
-                    if group == "S" and self.state_encoder is not None
-                    else self.action_encoder
-                )
-                embedded[group] = encoder(x.to(self.proj_out.weight.dtype), embodiment)
-            else:
-                embedded[group] = self.patch_embedding(x)
-        order = {g: embedded[g] for g in GROUPS if g in embedded}
-        experts = list(dict.fromkeys(config.expert_of[g] for g in order))
-        streams, modulation, temb, spans = {}, {}, {}, {}
-        for expert in experts:
-            members = [g for g in order if config.expert_of[g] == expert]
-            streams[expert] = torch.cat([order[g] for g in members], dim=1)
+        embedded = {g: self._embedded(g, x, embodiment) for g, x in present.items()}
+        streams: dict[str, Tensor] = {}
+        modulation: dict[str, Modulation] = {}
+        temb: dict[Group, Tensor] = {}
+        spans: dict[Group, tuple[str, int, int]] = {}
+        for expert in dict.fromkeys(config.expert_of[g] for g in present):
+            members = [g for g in present if config.expert_of[g] == expert]
+            streams[expert] = torch.cat([embedded[g] for g in members], dim=1)
+
+            # Each noise level is embedded once, however many tokens have it; `index` says which
+            # of them a token has.
             levels: list[Tensor] = []
             index: list[int] = []
             start = 0
             for g in members:
-                n = order[g].shape[1]
-                level = noise.get(g)
-                level = (
-                    torch.zeros(order[g].shape[0], 1, device=order[g].device)
-                    if level is None
-                    else level.float()
-                )
-                level = level.unsqueeze(1) if level.ndim == 1 else level
+                n = embedded[g].shape[1]
+                level = _level(noise.get(g), embedded[g])
                 first = sum(x.shape[1] for x in levels)
                 index += [first] * n if level.shape[1] == 1 else range(first, first + n)
                 levels.append(level)
                 spans[g] = (expert, start, start + n)
                 start += n
             t, mod = self.condition(expert).time(torch.cat(levels, dim=1) * 1000.0)
-            where = torch.tensor(index, device=t.device) if mod.shape[1] > 1 else None
-            modulation[expert] = Modulation(mod, where)
+            level_of = torch.tensor(index, device=t.device) if mod.shape[1] > 1 else None
+            modulation[expert] = Modulation(mod, level_of)
+
+            # Heads are modulated too, each by the noise of its own group.
             for g in members:
-                _, a, b = spans[g]
-                temb[g] = t if where is None else t[:, where[a:b]]
+                _, start, stop = spans[g]
+                temb[g] = t if level_of is None else t[:, level_of[start:stop]]
         return _Pass(streams, modulation, temb, self._layout(tokens, spans, context), spans)
+
+    def _embedded(self, group: Group, x: Tensor, embodiment: Tensor) -> Tensor:
+        """One group of `Tokens` as tokens `[B, tokens, D_e]`."""
+        if group not in ("S", "A"):
+            return self.patch_embedding(x)
+        encoder = self.action_encoder
+        if group == "S" and self.state_encoder is not None:
+            encoder = self.state_encoder
+        return encoder(x.to(self.proj_out.weight.dtype), embodiment)
 
     def condition(self, expert: str) -> ConditionEmbedder:
         """The embedding of noise level and text that an expert uses."""
@@ -282,7 +295,8 @@ class WorldActionTransformer(nn.Module):
     ) -> TokenOrder:
         order = [g for g in GROUPS if g in spans]
         cached = context.kv[0][0].shape[1] if context else 0
-        bounds, position = [], 0
+        bounds: list[tuple[int, int, int]] = []
+        position = 0
         for segment in SEGMENTS:
             n = sum(spans[g][2] - spans[g][1] for g in segment if g in spans)
             if n:
@@ -298,6 +312,7 @@ class WorldActionTransformer(nn.Module):
         )
 
     def _rotary_of(self, tokens: Tokens, group: Group) -> tuple[Tensor, Tensor]:
+        # The same few shapes come at every step; their tables are kept.
         x = tokens.present()[group]
         key = (group, tuple(x.shape[1:]), x.device)
         if key not in self._rotary:
@@ -315,13 +330,14 @@ class WorldActionTransformer(nn.Module):
     ) -> Velocity:
         result: dict[Group, Tensor] = {}
         for group in heads:
+            # The state is given, never predicted: it has no head.
             if group not in run.spans or group == "S":
                 continue
-            expert, a, b = run.spans[group]
-            x = out[expert][:, a:b]
+            expert, start, stop = run.spans[group]
+            x = out[expert][:, start:stop]
             shift, scale = self.out_tables[expert](run.temb[group].unsqueeze(2)).unbind(2)
-            y = F.layer_norm(x.float(), (x.shape[-1],), eps=self.config.eps) * (1 + scale) + shift
-            y = y.to(x.dtype)
+            normed = F.layer_norm(x.float(), (x.shape[-1],), eps=self.config.eps)
+            y = (normed * (1 + scale) + shift).to(x.dtype)
             if group == "A":
                 result[group] = self.action_decoder(y, embodiment)
             else:
@@ -333,18 +349,25 @@ class WorldActionTransformer(nn.Module):
         return Velocity(action=result.get("A"), future=result.get("F"), reference=result.get("R"))
 
 
+def _level(level: Tensor | None, tokens_BLD: Tensor) -> Tensor:
+    """A group's noise level fp32 `[B, 1]` or `[B, tokens]`; clean where none is given."""
+    if level is None:
+        return torch.zeros(tokens_BLD.shape[0], 1, device=tokens_BLD.device)
+    return level.float().unsqueeze(1) if level.ndim == 1 else level.float()
+
+
 def rotary(config: ModelConfig, group: Group, shape: Sequence[int]) -> tuple[Tensor, Tensor]:
     """cos, sin `[L, h / 2]` fp32 of the positions of a group whose tensor in `Tokens` has this
     shape; GwpError past the model's reach.
     """
     head_dim, limit = config.attention_head_dim, config.rope_max_seq_len
     if group in ("S", "A"):
-        extent, (cos, sin) = (
-            shape[1] + 1,
-            action_rotary(head_dim, range(1) if group == "S" else range(1, shape[1] + 1)),
-        )
+        extent = shape[1] + 1
+        cos, sin = action_rotary(head_dim, range(1) if group == "S" else range(1, extent))
     else:
-        first, (T, h, w) = (0 if group == "R" else 1), shape[2:]
+        T, h, w = shape[2:]
+        # The reference is frame 0, the future follows it.
+        first = 0 if group == "R" else 1
         rows, columns = h // config.patch_size[1], w // config.patch_size[2]
         extent = max(first + T, rows, columns)
         cos, sin = visual_rotary(head_dim, range(first, first + T), rows, columns)

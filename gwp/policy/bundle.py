@@ -220,6 +220,7 @@ def _verify(folder: Path, uri: str) -> str:
         if (path.is_file() or path.is_symlink()) and not is_temporary(path.name):
             name = path.relative_to(folder).as_posix()
             sizes[name] = path.stat().st_size if path.is_file() else -1
+    # Sizes before hashes: what was cut short is told without reading the rest.
     _check_sizes(entries, sizes, uri)
     for name, entry in entries.items():
         if sha256_file(folder / name) != entry.sha256:
@@ -237,9 +238,11 @@ def _fetch(uri: str) -> Path:
     target = root / hashlib.sha256(raw).hexdigest()
     if target.is_dir():
         return target
+    # Names and sizes first: a bundle that cannot be whole costs no transfer.
     entries = _entries(raw, uri)
     check_files(uri, entries, BundleError)
     _check_sizes(entries, storage.list_files(uri), uri)
+    # Beside its place, for a rename within one file system is all or nothing.
     with tempfile.TemporaryDirectory(dir=root) as scratch:
         folder = Path(scratch) / "bundle"
         # Whatever the umask is: the files in it are read again and again.

@@ -50,6 +50,7 @@ class PolicyContract(BaseModel):
 
     @classmethod
     def from_bundle(cls, bundle: "Bundle") -> "PolicyContract":
+        """The contract of a verified bundle."""
         return cls._of(bundle.id, bundle.settings, bundle.embodiments)
 
     @classmethod
@@ -66,6 +67,7 @@ class PolicyContract(BaseModel):
                 name: storage.read_bytes(storage.join(uri, name))
                 for name in ("policy.json", "embodiments.json")
             }
+            # The policy id is the manifest's hash: what it vouches for has to be what was read.
             for name, text in texts.items():
                 if hashlib.sha256(text).hexdigest() != files[name]["sha256"]:
                     raise BundleError(
@@ -175,6 +177,7 @@ class PolicyContract(BaseModel):
             "canvas": self.canvas.model_dump(mode="json"),
             "embodiments": embodiments,
         }
+        # With several, nobody knows yet which of them connects.
         if embodiment is None and len(embodiments) > 1:
             return metadata
         chosen = self.embodiment(embodiment)
@@ -265,6 +268,7 @@ def _image(name: str, image: object) -> np.ndarray:
     if image.dtype != np.uint8:
         fix = "; multiply by 255 and convert" if image.dtype.kind == "f" else ""
         _fail(f"images.{name}", f"dtype {image.dtype}", f"uint8 values 0..255, RGB{fix}")
+    # Channels first, as torch has them; where both could be meant, they come last.
     if image.ndim == 3 and image.shape[2] != 3 and image.shape[0] == 3:
         image = image.transpose(1, 2, 0)
     if image.ndim != 3 or image.shape[2] != 3:
@@ -290,6 +294,8 @@ def _vector(field: str, value: Any, shape: tuple[int, ...], names: tuple[str, ..
         _fail(field, f"dtype {value.dtype}", "float32 in robot units")
     if value.ndim != len(shape) or value.shape[-1] != shape[-1]:
         _fail(field, f"shape {list(value.shape)}", expected)
+    # A copy: the array may be a view of the message. float64 past the range of float32 becomes
+    # infinite, and is then refused with the rest.
     with np.errstate(over="ignore"):
         value = np.array(value, np.float32)
     broken = (~np.isfinite(value)).reshape(-1, shape[-1]).any(axis=0)

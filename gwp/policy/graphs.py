@@ -87,6 +87,7 @@ class RecordedPrefix:
         """As `Solver.observe`; views of the buffers."""
         count = state_B1d.shape[0]
         self.record(count)
+        # A recording reads where it was recorded, so what is new is copied there.
         prefix = self._prefix.rows(0, count)
         prefix.take(text, embodiment_B)
         self._state[:count].copy_(state_B1d)
@@ -141,7 +142,9 @@ class RecordedSingle:
     ) -> Tensor:
         """As `Solver.act` with B = 1: actions fp32 `[1, p, d]`, with or without promised ones."""
         promised = given_Bpd is not None and committed_Bp is not None
+        # The buffers are one robot's at a time.
         with self._alone:
+            # Recorded before they are filled: warming up writes into them.
             if promised not in self._loops:
                 work = partial(self._act, promised)
                 self._loops[promised] = recorded(work, self._solver.model.device, self._pool)

@@ -85,35 +85,38 @@ class Inputs:
             slot: observation.images[camera][None] for slot, camera in embodiment.cameras.items()
         }
         p, d = self._settings.window.chunk, self._settings.model_dim
-        given, committed = torch.zeros(p, d), torch.zeros(p, dtype=torch.bool)
-        if observation.delay and observation.prefix_actions is not None:
-            rows = self.normalized(
-                embodiment, observation.prefix_actions[: observation.delay], observation
-            )
-            given[: observation.delay] = rows
-            committed[: observation.delay] = True
+        given_pd = torch.zeros(p, d)
+        committed_p = torch.zeros(p, dtype=torch.bool)
+        # Of the promised actions only those that are executed before the answer can come are
+        # fixed; the rest may still change.
+        delay = observation.delay
+        if delay and observation.prefix_actions is not None:
+            promised = observation.prefix_actions[:delay]
+            given_pd[:delay] = self.normalized(embodiment, promised, observation)
+            committed_p[:delay] = True
         state = self._pad(self._normalizers[embodiment.name].state(observation.state)[None])
+        # Here, not in a batch: every caller's thread composes its own.
         canvas = compose(views, self._settings.canvas, None)
-        return AdmittedObservation(observation, embodiment, canvas, state, given, committed)
+        return AdmittedObservation(observation, embodiment, canvas, state, given_pd, committed_p)
 
     def normalized(
         self, embodiment: Embodiment, actions_pd: np.ndarray, observation: Observation
     ) -> Tensor:
         """Actions in robot units to model actions fp32 `[p, d]`."""
-        return self._pad(
-            self._normalizers[embodiment.name].actions(actions_pd[None], observation.state[None])[0]
-        )
+        normalizer = self._normalizers[embodiment.name]
+        return self._pad(normalizer.actions(actions_pd[None], observation.state[None])[0])
 
     def batch(self, admitted: Sequence[AdmittedObservation], device: torch.device) -> Batch:
         """Stacked, with each observation's own noise."""
         p, d = self._settings.window.chunk, self._settings.model_dim
         some = any(x.observation.delay for x in admitted)
+        # From the observation's own seed and on the CPU: an answer depends neither on who shares
+        # the batch nor on the device.
+        noise = [torch.randn(p, d, generator=_generator(x.observation)) for x in admitted]
         return Batch(
             canvas=torch.from_numpy(np.stack([x.canvas for x in admitted])).to(device),
             state=torch.stack([x.state for x in admitted]).to(device),
-            noise=torch.stack(
-                [torch.randn(p, d, generator=_generator(x.observation)) for x in admitted]
-            ).to(device),
+            noise=torch.stack(noise).to(device),
             embodiment=torch.tensor([x.embodiment.id for x in admitted]).to(device),
             given=torch.stack([x.given for x in admitted]).to(device) if some else None,
             committed=torch.stack([x.committed for x in admitted]).to(device) if some else None,
@@ -123,9 +126,9 @@ class Inputs:
         self, admitted: Sequence[AdmittedObservation], shape: tuple[int, ...], device: torch.device
     ) -> Tensor:
         """`[B, *shape]`, from another stream than the action noise of the same seed."""
-        return torch.stack(
-            [torch.randn(shape, generator=_generator(x.observation, 1 << 32)) for x in admitted]
-        ).to(device)
+        # Seeds of observations end below 2^32.
+        generators = [_generator(x.observation, stream=1 << 32) for x in admitted]
+        return torch.stack([torch.randn(shape, generator=g) for g in generators]).to(device)
 
     def finish(
         self, admitted: AdmittedObservation, y_pd: np.ndarray

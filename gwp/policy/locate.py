@@ -113,10 +113,9 @@ def _explained(uri: str, tracking: str, error: urllib.error.HTTPError) -> str:
 
 
 def _credentials() -> dict[str, str]:
-    user, token = (
-        os.environ.get("MLFLOW_TRACKING_USERNAME"),
-        os.environ.get("MLFLOW_TRACKING_TOKEN"),
-    )
+    # A user goes before a token, as in MLflow's own client.
+    user = os.environ.get("MLFLOW_TRACKING_USERNAME")
+    token = os.environ.get("MLFLOW_TRACKING_TOKEN")
     if user is not None:
         pair = f"{user}:{os.environ.get('MLFLOW_TRACKING_PASSWORD', '')}"
         return {"Authorization": "Basic " + base64.b64encode(pair.encode()).decode()}

@@ -48,13 +48,16 @@ class Timer:
 
     @contextmanager
     def phase(self, name: str) -> Iterator[None]:
+        """The time of the block counts as that of `name`."""
         start = time.perf_counter()
         yield
+        # Kernels are only queued when their call returns.
         if self._device.type == "cuda":
             torch.cuda.synchronize(self._device)
         self.ms[name] = self.ms.get(name, 0.0) + (time.perf_counter() - start) * 1e3
 
     def total(self) -> dict[str, float]:
+        """Milliseconds of each phase, and as `total` those since the timer was made."""
         return self.ms | {"total": (time.perf_counter() - self._start) * 1e3}
 
 
@@ -97,8 +100,11 @@ class Policy:
         self.bundle = bundle
         self.contract = PolicyContract.from_bundle(bundle)
         self.settings = bundle.settings
-        self.codec, self.text = codec, TextTable(text)
+        self.codec = codec
+        self.text = TextTable(text)
         self.inputs = Inputs(bundle, self.contract)
+
+        # A bundle of parts that do not belong together would fail at the first robot.
         config = model.config
         widths = (self.settings.model_dim, self.codec.channels)
         if widths != (config.action_channels, config.in_channels):
@@ -108,6 +114,8 @@ class Policy:
                 f"{self.settings.model_dim} and its codec gives {self.codec.channels}; "
                 "export the policy again"
             )
+
+        # All shapes follow from the bundle: buffers and recordings are made once.
         canvas, window = self.settings.canvas, self.settings.window
         spatial, temporal = self.codec.spatial, self.codec.temporal
         latent = (config.in_channels, canvas.height // spatial, canvas.width // spatial)
@@ -137,6 +145,7 @@ class Policy:
         """
         bundle_uri, registered = locate(str(uri))
         bundle = read_bundle(bundle_uri)
+        # What is at a URI may have been replaced since it was registered.
         expected = registered.get("policy_id", bundle.id)
         if expected != bundle.id:
             raise BundleError(
@@ -145,30 +154,27 @@ class Policy:
             )
         folder = bundle.folder
         model = load_model(folder / "model", device, dtype)
-        return cls(
-            bundle,
-            model,
-            load_video_codec(folder / "codec"),
-            load_text_encoder(folder / "text"),
-            steps,
-        )
+        codec = load_video_codec(folder / "codec")
+        text = load_text_encoder(folder / "text")
+        return cls(bundle, model, codec, text, steps)
 
     def with_steps(self, steps: int) -> "Policy":
         """The same policy with another number of Euler steps; all else is shared, weights too."""
         other = copy.copy(self)
         other.solver = Solver(self.solver.model, self.solver.shapes, steps, self.settings.shift)
+        # A recording holds the loop over the steps.
         other._single = RecordedSingle(other.solver, self.text.rows) if self._single else None
         return other
 
     @property
     def id(self) -> str:
+        """sha256 of the bundle's manifest: what every chunk says it comes from."""
         return self.bundle.id
 
     def act(self, observation: Observation | Observed) -> ActionChunk:
         """The next action chunk of one robot. ObservationError when what it sends does not fit."""
-        return self.act_batch(
-            [observation] if isinstance(observation, Observation) else observation
-        )[0]
+        observations = [observation] if isinstance(observation, Observation) else observation
+        return self.act_batch(observations)[0]
 
     def act_batch(self, observations: Sequence[Observation] | Observed) -> list[ActionChunk]:
         """One chunk per observation, computed together.
@@ -176,19 +182,20 @@ class Policy:
         All are checked first; one that does not fit raises before any work.
         """
         timer = Timer(self.device)
-        seen = (
+        observed = (
             observations
             if isinstance(observations, Observed)
             else self._observe(observations, timer)
         )
+        batch = observed.batch
         with torch.inference_mode(), timer.phase("denoise"):
-            y = self._of(seen.batch).act(
-                seen.prefix, seen.batch.noise, seen.batch.given, seen.batch.committed
+            y_Bpd = self._solver_of(batch).act(
+                observed.prefix, batch.noise, batch.given, batch.committed
             )
         with timer.phase("postprocess"):
-            chunks = [
-                self.chunk(x, row) for x, row in zip(seen.admitted, y.cpu().numpy(), strict=True)
-            ]
+            # One copy from the device for all of them.
+            rows = zip(observed.admitted, y_Bpd.cpu().numpy(), strict=True)
+            chunks = [self.chunk(admitted, y_pd) for admitted, y_pd in rows]
         timings = timer.total()
         return [replace(chunk, timings=timings) for chunk in chunks]
 
@@ -196,10 +203,8 @@ class Policy:
         """Everything that does not depend on actions, once: hand it to `act`, then to
         `imagine`.
         """
-        return self._observe(
-            [observations] if isinstance(observations, Observation) else observations,
-            Timer(self.device),
-        )
+        several = [observations] if isinstance(observations, Observation) else observations
+        return self._observe(several, Timer(self.device))
 
     def imagine(self, observation: Observation | Observed, chunk: ActionChunk) -> np.ndarray:
         """What the model expects the cameras to see while `chunk` is executed.
@@ -212,14 +217,16 @@ class Policy:
         self, observation: Observation | Observed, actions_pd: np.ndarray
     ) -> np.ndarray:
         """The same for any actions `[p, d]` in robot units, recorded ones for instance."""
-        seen = observation if isinstance(observation, Observed) else self.observe(observation)
-        one = seen.admitted[0]
+        observed = observation if isinstance(observation, Observed) else self.observe(observation)
+        admitted = observed.admitted[0]
         with torch.inference_mode():
-            actions = self.inputs.normalized(one.embodiment, actions_pd, one.observation)[None].to(
-                self.device
+            normalized_pd = self.inputs.normalized(
+                admitted.embodiment, actions_pd, admitted.observation
             )
-            future = self.solver.imagine(seen.prefix, actions, self._future_noise(seen))
-            return self._video(seen, future)
+            actions_Bpd = normalized_pd[None].to(self.device)
+            noise = self._future_noise(observed)
+            future = self.solver.imagine(observed.prefix, actions_Bpd, noise)
+            return self._video(observed, future)
 
     def act_joint(self, observation: Observation) -> tuple[ActionChunk, np.ndarray]:
         """Actions and video decoded together, every token at every step.
@@ -229,15 +236,16 @@ class Policy:
         timer = Timer(self.device)
         with torch.inference_mode():
             admitted, batch, reference, text = self._encode([observation], timer)
+            # The cache is empty: every step computes the observation's keys anew.
             prefix = Prefix(self.solver.cache(1), text, batch.embodiment)
-            seen = Observed(admitted, batch, reference, prefix)
+            observed = Observed(admitted, batch, reference, prefix)
             with timer.phase("denoise"):
-                y, future = self.solver.joint(
-                    prefix, Tokens(batch.state, reference), batch.noise, self._future_noise(seen)
-                )
+                noise = self._future_noise(observed)
+                tokens = Tokens(batch.state, reference)
+                y_Bpd, future = self.solver.joint(prefix, tokens, batch.noise, noise)
             with timer.phase("postprocess"):
-                video = self._video(seen, future)
-                chunk = self.chunk(admitted[0], y[0].cpu().numpy())
+                video = self._video(observed, future)
+                chunk = self.chunk(admitted[0], y_Bpd[0].cpu().numpy())
         return replace(chunk, timings=timer.total()), video
 
     def text_keys(self, prompts: Sequence[str]) -> TextKeys:
@@ -246,8 +254,10 @@ class Policy:
         Those of the last instructions are kept.
         """
         rows = [self._text_keys(prompt) for prompt in prompts]
-        keys = _stacked([row.keys for row in rows], same=len(set(prompts)) == 1)
-        values = _stacked([row.values for row in rows], same=len(set(prompts)) == 1)
+        # Robots of one batch mostly have the same instruction; nothing is copied then.
+        same = len(set(prompts)) == 1
+        keys = _stacked([row.keys for row in rows], same)
+        values = _stacked([row.values for row in rows], same)
         return TextKeys(keys, values)
 
     def latents(self, canvas: Tensor) -> Tensor:
@@ -263,7 +273,8 @@ class Policy:
         with torch.inference_mode():
             admitted, batch, reference, text = self._encode(observations, timer)
             with timer.phase("prefix"):
-                prefix = self._of(batch).observe(batch.state, reference, text, batch.embodiment)
+                solver = self._solver_of(batch)
+                prefix = solver.observe(batch.state, reference, text, batch.embodiment)
         return Observed(admitted, batch, reference, prefix)
 
     def _encode(
@@ -278,7 +289,8 @@ class Policy:
             text = self.text_keys([x.observation.prompt for x in admitted])
         return admitted, batch, reference, text
 
-    def _of(self, batch: Batch) -> Solver | RecordedSingle:
+    def _solver_of(self, batch: Batch) -> Solver | RecordedSingle:
+        # Only the shapes of one robot are recorded.
         return self.solver if self._single is None or len(batch.state) > 1 else self._single
 
     def _text_keys(self, prompt: str) -> TextKeys:
@@ -286,6 +298,8 @@ class Policy:
             if prompt in self._texts:
                 self._texts.move_to_end(prompt)
                 return self._texts[prompt]
+        # Outside of the lock: others with a known instruction need not wait. Two threads with
+        # the same new one get the same keys.
         with torch.inference_mode():
             keys = self.solver.model.text_keys(self.text.lookup([prompt]).to(self.device))
         with self._texts_lock:
@@ -294,18 +308,22 @@ class Policy:
                 self._texts.popitem(last=False)
         return keys
 
-    def _future_noise(self, seen: Observed) -> Tensor:
+    def _future_noise(self, observed: Observed) -> Tensor:
         C, h, w = self.solver.shapes.latent
-        return self.inputs.future_noise(
-            seen.admitted, (C, self.solver.shapes.future, h, w), self.device
-        )
+        shape = (C, self.solver.shapes.future, h, w)
+        return self.inputs.future_noise(observed.admitted, shape, self.device)
 
-    def _video(self, seen: Observed, future: Tensor) -> np.ndarray:
-        return self.codec.decode(torch.cat([seen.reference, future], dim=2))[0].cpu().numpy()
+    def _video(self, observed: Observed, future: Tensor) -> np.ndarray:
+        latents = torch.cat([observed.reference, future], dim=2)
+        return self.codec.decode(latents)[0].cpu().numpy()
 
 
 def _stacked(rows: Sequence[dict[str, Tensor]], same: bool) -> dict[str, Tensor]:
     """Expert -> `[layers, B, H, L_t, h]` of B rows with B = 1; of equal rows a view."""
+    first = rows[0]
     if same:
-        return {e: first.expand(-1, len(rows), -1, -1, -1) for e, first in rows[0].items()}
-    return {e: torch.cat([row[e] for row in rows], dim=1) for e in rows[0]}
+        return {e: keys.expand(-1, len(rows), -1, -1, -1) for e, keys in first.items()}
+    stacked: dict[str, Tensor] = {}
+    for expert in first:
+        stacked[expert] = torch.cat([row[expert] for row in rows], dim=1)
+    return stacked

@@ -36,10 +36,13 @@ def apply_limits(
     limits = embodiment.limits
     if limits is None or committed >= len(actions):
         return actions, ()
-    lower, upper = np.asarray(limits.lower, np.float32), np.asarray(limits.upper, np.float32)
+    lower = np.asarray(limits.lower, np.float32)
+    upper = np.asarray(limits.upper, np.float32)
     wanted = actions[committed:].copy()
     free = np.clip(wanted, lower, upper)
     clipped = (free != wanted).any(0)
+
+    # One row after the other: each is held against the row before as it was held itself.
     slowed = np.zeros(len(lower), bool)
     if limits.velocity is not None:
         velocity = np.asarray(limits.velocity, np.float32)

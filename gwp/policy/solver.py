@@ -60,7 +60,7 @@ class Prefix:
         """Some observations, as views."""
         cache, text = self.cache, self.text
         return Prefix(
-            KVCache(cache.keys[:, start:stop], cache.values[:, start:stop], cache.places),
+            KVCache(cache.keys[:, start:stop], cache.values[:, start:stop], cache.spans),
             TextKeys(_rows(text.keys, start, stop), _rows(text.values, start, stop)),
             self.embodiment[start:stop],
         )
@@ -77,7 +77,7 @@ class Prefix:
                 buffer.copy_(given[expert])
         if cache is not None:
             # Keys of actions and future are written anew by each pass.
-            end = self.cache.places["A"][0]
+            end = self.cache.spans["A"][0]
             self.cache.keys[..., :end, :].copy_(cache.keys[..., :end, :])
             self.cache.values[..., :end, :].copy_(cache.values[..., :end, :])
 
@@ -105,6 +105,8 @@ class Solver:
         # One row more than there are steps: a slot that is done stays where it is.
         delta = torch.cat([sigmas[1:] - sigmas[:-1], torch.zeros(1)])
         self._delta = delta.to(model.device)
+        # For rows that take their steps together: a number of the host, so that no pass reads
+        # one back from the device.
         self._delta_host = [float(x) for x in delta]
 
     def cache(self, batch: int, future: bool = True) -> KVCache:
@@ -143,14 +145,19 @@ class Solver:
         """
         cache = cache or self.cache(state_B1d.shape[0])
         tokens = Tokens(state=state_B1d, reference=reference_BC1hw)
-        through = self.model.prepare(tokens, cache, text, embodiment_B)
-        self.model.run(tokens, {"S": self.clean, "R": self.clean}, through)
+        prefix_pass = self.model.prepare(tokens, cache, text, embodiment_B)
+        self.model.run(tokens, {"S": self.clean, "R": self.clean}, prefix_pass)
         return Prefix(cache, text, embodiment_B)
 
     def acting(self, prefix: Prefix) -> Pass:
         """The pass of the action tokens beside a prefix; made once for all steps."""
-        B, p, d = len(prefix.embodiment), self.shapes.chunk, self.model.config.action_channels
-        return self._prepare(prefix, Tokens(action=torch.empty(B, p, d, device="meta")))
+        shape_Bpd = (
+            len(prefix.embodiment),
+            self.shapes.chunk,
+            self.model.config.action_channels,
+        )
+        # Only its shape counts: on the meta device it takes no memory.
+        return self._prepare(prefix, Tokens(action=torch.empty(shape_Bpd, device="meta")))
 
     def act(
         self,
@@ -164,13 +171,16 @@ class Solver:
         given, committed (bool): actions already promised to the robot are clean tokens and come
             back as given
         """
-        x_Bpd, through = noise_Bpd, self.acting(prefix)
+        x_Bpd = noise_Bpd
+        action_pass = self.acting(prefix)
         for step in range(self.steps):
             level = self.level(step)
             if committed_Bp is not None:
+                # The level after the last step is that of clean tokens.
                 level = self.levels(torch.where(committed_Bp, self.steps, step))
+            # The step before has moved the promised actions, too.
             x_Bpd = _keep(x_Bpd, given_Bpd, committed_Bp)
-            x_Bpd = x_Bpd + self._delta_host[step] * self.velocity(through, x_Bpd, level)
+            x_Bpd = x_Bpd + self._delta_host[step] * self.velocity(action_pass, x_Bpd, level)
         return _keep(x_Bpd, given_Bpd, committed_Bp)
 
     def level(self, step: int) -> Noise:
@@ -184,11 +194,11 @@ class Solver:
         """
         return Noise(self._levels, steps)
 
-    def velocity(self, through: Pass, x_Bpd: Tensor, noise: Noise) -> Tensor:
-        """Velocity of the actions `[B, p, d]`. through: of `acting`"""
-        velocity_Bpd = self.model.run(Tokens(action=x_Bpd), {"A": noise}, through, _ACTION).action
-        assert velocity_Bpd is not None
-        return velocity_Bpd.float()
+    def velocity(self, action_pass: Pass, x_Bpd: Tensor, noise: Noise) -> Tensor:
+        """Velocity of the actions `[B, p, d]`. action_pass: of `acting`"""
+        out = self.model.run(Tokens(action=x_Bpd), {"A": noise}, action_pass, _ACTION)
+        assert out.action is not None
+        return out.action.float()
 
     def advance(self, x_Bpd: Tensor, velocity_Bpd: Tensor, step_B: Tensor) -> Tensor:
         """Euler update `[B, p, d]` of rows, each at a step of its own, int64; done ones stay."""
@@ -196,13 +206,15 @@ class Solver:
 
     def imagine(self, prefix: Prefix, actions_Bpd: Tensor, noise_BCThw: Tensor) -> Tensor:
         """Future latents `[B, C, T, h, w]` from noise, given clean actions and the prefix."""
+        # Clean actions go into the cache first, where the future sees them at every step.
         self.model.run(Tokens(action=actions_Bpd), {"A": self.clean}, self.acting(prefix))
-        x_BCThw, through = noise_BCThw, self._prepare(prefix, Tokens(future=noise_BCThw))
+        x_BCThw = noise_BCThw
+        future_pass = self._prepare(prefix, Tokens(future=noise_BCThw))
         for step in range(self.steps):
             noise: dict[Group, Noise] = {"F": self.level(step)}
-            velocity = self.model.run(Tokens(future=x_BCThw), noise, through, _FUTURE).future
-            assert velocity is not None
-            x_BCThw = x_BCThw + self._delta_host[step] * velocity.float()
+            out = self.model.run(Tokens(future=x_BCThw), noise, future_pass, _FUTURE)
+            assert out.future is not None
+            x_BCThw = x_BCThw + self._delta_host[step] * out.future.float()
         return x_BCThw
 
     def joint(
@@ -218,14 +230,15 @@ class Solver:
         As the field does it, state and reference in `tokens` are run again at every step;
         `use_prefix` takes them from the prefix.
         """
-        x_Bpd, x_BCThw = noise_Bpd, noise_BCThw
+        x_Bpd = noise_Bpd
+        x_BCThw = noise_BCThw
         state, reference = (None, None) if use_prefix else (tokens.state, tokens.reference)
-        through = self._prepare(prefix, Tokens(state, reference, x_Bpd, x_BCThw))
+        joint_pass = self._prepare(prefix, Tokens(state, reference, x_Bpd, x_BCThw))
         for step in range(self.steps):
             level = self.level(step)
             noise: dict[Group, Noise] = {"S": self.clean, "R": self.clean, "A": level, "F": level}
             present = Tokens(state, reference, x_Bpd, x_BCThw)
-            out = self.model.run(present, noise, through, (*_ACTION, *_FUTURE))
+            out = self.model.run(present, noise, joint_pass, (*_ACTION, *_FUTURE))
             assert out.action is not None
             assert out.future is not None
             x_Bpd = x_Bpd + self._delta_host[step] * out.action.float()

@@ -30,11 +30,13 @@ def mismatch(robot: Mapping[str, Any], offer: Mapping[str, Any]) -> str | None:
     offer: the same fields of one embodiment, from the endpoint's metadata.
     """
     fps = robot.get("fps")
+    # A rate that went through text or a division is still the same rate.
     if fps is not None and abs(float(fps) - float(offer["fps"])) > 1e-3 * float(offer["fps"]):
         return (
             f"the robot runs at {float(fps):g} Hz, the policy at {float(offer['fps']):g} "
             "Hz; run the control loop at that rate"
         )
+    # In another order the right numbers would move the wrong joints.
     for field in _ORDERED:
         names = robot.get(field)
         if names is not None and list(names) != list(offer[field]):
@@ -44,11 +46,9 @@ def mismatch(robot: Mapping[str, Any], offer: Mapping[str, Any]) -> str | None:
             )
     cameras = robot.get("cameras")
     if cameras is not None:
-        missing = [
-            name
-            for name in offer["cameras"]
-            if short_name(name) not in {short_name(own) for own in cameras}
-        ]
+        # Robots and data sets disagree on prefixes.
+        owned = {short_name(name) for name in cameras}
+        missing = [name for name in offer["cameras"] if short_name(name) not in owned]
         if missing:
             return f"the policy needs camera {_line(missing)}; the robot has {_line(cameras)}"
     return None

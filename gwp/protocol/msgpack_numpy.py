@@ -64,40 +64,52 @@ def _encode(value: object) -> object:
     )
 
 
-def _decode(found: dict[Any, Any]) -> Any:
-    if b"__ndarray__" in found:
-        if found.keys() != _ARRAY:
-            raise ProtocolError(
-                "an array needs exactly the keys __ndarray__, data, dtype, shape (as bytes)"
-            )
-        dtype, shape, data = _dtype(found[b"dtype"]), found[b"shape"], found[b"data"]
-        if (
-            not isinstance(shape, list)
-            or len(shape) > MAX_DIMS
-            or not all(type(n) is int and n >= 0 for n in shape)
-        ):
-            raise ProtocolError(f"array shape must be a list of up to {MAX_DIMS} sizes")
-        if not isinstance(data, bytes):
-            raise ProtocolError(f"array data is {type(data).__name__}, expected bytes")
-        if len(data) != math.prod(shape) * dtype.itemsize:
-            raise ProtocolError(
-                f"array of shape {shape} and dtype {dtype.str} needs "
-                f"{math.prod(shape) * dtype.itemsize} bytes, {len(data)} came"
-            )
-        return np.frombuffer(data, dtype).reshape(shape)
-    if b"__npgeneric__" in found:
-        if found.keys() != _SCALAR:
-            raise ProtocolError(
-                "a scalar needs exactly the keys __npgeneric__, data, dtype (as bytes)"
-            )
-        dtype, number = _dtype(found[b"dtype"]), found[b"data"]
-        if not isinstance(number, (bool, int, float)):
-            raise ProtocolError(f"scalar data is {type(number).__name__}, expected a number")
-        try:
-            return dtype.type(number)
-        except (OverflowError, ValueError) as error:
-            raise ProtocolError(f"scalar {number} does not fit dtype {dtype.str}") from error
-    return found
+def _decode(fields: dict[Any, Any]) -> Any:
+    """Called for every map, innermost first; one that is no array or scalar stays a map."""
+    if b"__ndarray__" in fields:
+        return _decode_array(fields)
+    if b"__npgeneric__" in fields:
+        return _decode_scalar(fields)
+    return fields
+
+
+def _decode_array(fields: dict[Any, Any]) -> np.ndarray:
+    if fields.keys() != _ARRAY:
+        raise ProtocolError(
+            "an array needs exactly the keys __ndarray__, data, dtype, shape (as bytes)"
+        )
+    dtype = _dtype(fields[b"dtype"])
+    shape, data = fields[b"shape"], fields[b"data"]
+    if (
+        not isinstance(shape, list)
+        or len(shape) > MAX_DIMS
+        # Exactly int: to Python True is a number too.
+        or not all(type(n) is int and n >= 0 for n in shape)
+    ):
+        raise ProtocolError(f"array shape must be a list of up to {MAX_DIMS} sizes")
+    if not isinstance(data, bytes):
+        raise ProtocolError(f"array data is {type(data).__name__}, expected bytes")
+    # `math.prod` has no largest number: a shape that overflows fits no bytes either.
+    if len(data) != math.prod(shape) * dtype.itemsize:
+        raise ProtocolError(
+            f"array of shape {shape} and dtype {dtype.str} needs "
+            f"{math.prod(shape) * dtype.itemsize} bytes, {len(data)} came"
+        )
+    return np.frombuffer(data, dtype).reshape(shape)
+
+
+def _decode_scalar(fields: dict[Any, Any]) -> np.generic:
+    if fields.keys() != _SCALAR:
+        raise ProtocolError("a scalar needs exactly the keys __npgeneric__, data, dtype (as bytes)")
+    dtype = _dtype(fields[b"dtype"])
+    number = fields[b"data"]
+    if not isinstance(number, (bool, int, float)):
+        raise ProtocolError(f"scalar data is {type(number).__name__}, expected a number")
+    try:
+        scalar: np.generic = dtype.type(number)
+    except (OverflowError, ValueError) as error:
+        raise ProtocolError(f"scalar {number} does not fit dtype {dtype.str}") from error
+    return scalar
 
 
 def _refuse_extension(code: int, _data: bytes) -> Any:
@@ -130,6 +142,7 @@ def unpackb(data: bytes, max_bytes: int | None = None) -> Any:
             "JPEG images"
         )
     try:
+        # Without a hook of ours extensions would come back as objects of msgpack's.
         return msgpack.unpackb(data, object_hook=_decode, ext_hook=_refuse_extension, raw=False)
     except ProtocolError:
         raise

@@ -102,7 +102,8 @@ class Env:
         )
         self._mujoco: Any = mujoco
         self._thread = threading.get_ident()
-        self.task, self.prompt = task, TASKS[task]
+        self.task = task
+        self.prompt = TASKS[task]
         self._env: Any = metaworld.ALL_V3_ENVIRONMENTS[task]()
         # Stock environments repeat one start for ever unless a task was set; ours draw theirs
         # from the seed.
@@ -133,14 +134,15 @@ class Env:
         self._observation: np.ndarray = np.zeros(39)
 
     def reset(self, seed: int) -> None:
+        """Begin anew at the start that belongs to a seed."""
         self._env.seed(seed)
         observation, _ = self._env.reset()
         # Meta-World moves objects and goal markers last, without telling the simulation.
         # Unmended, the first picture and the expert's first observation have them up to 20 cm
         # away, where an earlier draw put them.
         self._mujoco.mj_forward(self._env.model, self._env.data)
-        for name, place in self._env._target_site_config:
-            self._env._set_pos_site(name, place)
+        for name, position in self._env._target_site_config:
+            self._env._set_pos_site(name, position)
         now = self._env._get_curr_obs_combined_no_goal()
         self._env._prev_obs = now
         self._observation = np.concatenate([now, now, observation[36:]])

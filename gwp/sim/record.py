@@ -36,6 +36,14 @@ class RecordSummary:
 
 @dataclass(frozen=True)
 class _Demo:
+    """One successful demonstration of n steps; a worker makes it, the writer takes it.
+
+    frames:   uint8 `[n, H, W, 3]`
+    state:    float32 `[n, d_state]`, robot units
+    action:   float32 `[n, d_action]`, what the expert wanted, without the noise
+    attempts: episodes run for it
+    """
+
     task: str
     frames: np.ndarray
     state: np.ndarray
@@ -86,7 +94,9 @@ def record(
         for demo in _demos(tasks, episodes, seed, noise, size, max_steps, workers):
             vectors = (demo.state, demo.action) if with_actions else ()
             writer.add_episode({CAMERA: demo.frames}, TASKS[demo.task], *vectors)
-            count, frames, attempts = count + 1, frames + len(demo.frames), attempts + demo.attempts
+            count += 1
+            frames += len(demo.frames)
+            attempts += demo.attempts
             if progress:
                 progress(count)
     return RecordSummary(count, frames, attempts, time.monotonic() - begin)
@@ -140,6 +150,7 @@ def _demos(
     )
     pool = ProcessPoolExecutor(workers, mp_context=context)
     try:
+        # Taken in the order of the jobs, so that the set does not depend on who is faster.
         waiting: deque[Future[_Demo]] = deque(
             pool.submit(_demo, *job) for job in islice(jobs, _AHEAD * workers)
         )
@@ -151,6 +162,7 @@ def _demos(
         pool.shutdown(cancel_futures=True)
 
 
+# Of a worker process: making one is slow, so it is kept for further episodes.
 _ENVS: dict[tuple[str, int], Env] = {}
 
 
@@ -163,8 +175,11 @@ def _demo(task: str, seed: int, noise: float, size: int, max_steps: int) -> _Dem
     env = _ENVS[task, size]
     for attempt in range(_TRIES):
         env.reset(seed + attempt)
+        # Tasks that share a seed do not share the noise.
         rng = np.random.default_rng((seed + attempt, zlib.crc32(task.encode())))
-        frames, states, actions = [], [], []
+        frames: list[np.ndarray] = []
+        states: list[np.ndarray] = []
+        actions: list[np.ndarray] = []
         left = _AFTER
         done = False
         for _ in range(max_steps):

@@ -72,12 +72,10 @@ def random_policy(seed: int) -> Act:
     limits = EMBODIMENT.limits
     assert limits is not None
 
+    shape_pd = (EMBODIMENT.chunk, len(limits.lower))
+
     def act(_observation: Observation) -> ActionChunk:
-        return ActionChunk(
-            rng.uniform(limits.lower, limits.upper, (EMBODIMENT.chunk, len(limits.lower))).astype(
-                np.float32
-            ),
-            "random",
-        )
+        actions_pd = rng.uniform(limits.lower, limits.upper, shape_pd)
+        return ActionChunk(actions_pd.astype(np.float32), "random")
 
     return act

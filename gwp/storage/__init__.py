@@ -36,14 +36,17 @@ from gwp.storage.retry import answer_of
 
 
 def join(uri: str, *parts: str) -> str:
+    """`uri` and parts below it, one slash between each."""
     return "/".join([uri.rstrip("/"), *(p.strip("/") for p in parts)])
 
 
 def exists(uri: str) -> bool:
+    """Whether there is a file or a folder; whatever else goes wrong is raised."""
     return call(uri, lambda fs, path: info_of(fs, path) is not None)
 
 
 def read_bytes(uri: str) -> bytes:
+    """All of one file. MissingError when there is none."""
     return call(uri, lambda fs, path: bytes(fs.cat_file(path)))
 
 
@@ -62,16 +65,13 @@ def write_bytes(uri: str, data: bytes, create_only: bool = False) -> None:
     there already (`If-None-Match: *` on S3).
     """
     if uri.startswith("s3://"):
+        # In parts of our own, each with a patience of its own.
         multipart.put(
             uri, partial(call, uri), lambda start, end: data[start:end], len(data), create_only
         )
     elif is_remote(uri):
-        call(
-            uri,
-            lambda fs, path: fs.pipe_file(
-                path, data, mode="create" if create_only else "overwrite"
-            ),
-        )
+        mode = "create" if create_only else "overwrite"
+        call(uri, lambda fs, path: fs.pipe_file(path, data, mode=mode))
     elif create_only:
         call(uri, lambda _, path: local_files.create(Path(path), data))
     else:
@@ -110,6 +110,7 @@ def get_file(uri: str, file: str | Path) -> None:
         return
     before = call(uri, lambda fs, path: fs.info(path))
     with explained(str(file)), local_files.replacing(Path(file), durable=False) as temporary:
+        # Servers of plain HTTP need not say how long a file is.
         if before["size"] is None:
             call(uri, lambda fs, path: fs.get_file(path, str(temporary)))
             return
@@ -118,6 +119,7 @@ def get_file(uri: str, file: str | Path) -> None:
             once = {"max_concurrency": 1} if uri.startswith("s3://") else {}
             temporary.write_bytes(call(uri, lambda fs, path: fs.cat_file(path, **once)))
             return
+        # Parts of two versions would make a file that never was.
         _get_parts(uri, before["size"], temporary)
         if version_of(call(uri, lambda fs, path: fs.info(path))) != version_of(before):
             raise DataError(f"{uri}: changed while it was read; read it again")
@@ -129,6 +131,7 @@ def _get_parts(uri: str, size: int, file: Path) -> None:
         data = call(uri, lambda fs, path: fs.cat_file(path, start=start, end=end))
         if len(data) != end - start:
             raise DataError(f"{uri}: changed while it was read; read it again")
+        # At a position of its own: parts come in any order, from several threads.
         os.pwrite(handle, data, start)
 
     handle = os.open(file, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666)
@@ -168,14 +171,14 @@ def remove_tree(uri: str) -> None:
     if not is_remote(uri):
         call(uri, lambda _, path: _remove_folder(path))
         return
+
+    def remove_one(name: str) -> None:
+        call(join(uri, name), lambda fs, path: fs.rm_file(path))
+
     # One by one: S3 answers the removal of many with success whatever became of each.
     with ThreadPoolExecutor(multipart.PARALLEL) as pool:
-        list(
-            pool.map(
-                lambda name: call(join(uri, name), lambda fs, path: fs.rm_file(path)),
-                list_files(uri),
-            )
-        )
+        # The list raises what one of them raised.
+        list(pool.map(remove_one, list_files(uri)))
 
 
 def _remove_folder(path: str) -> None:
@@ -215,22 +218,23 @@ def list_files(uri: str) -> dict[str, int]:
         if not is_remote(uri):
             return local_files.sizes_below(Path(path))
         try:
-            found = fs.find(path, detail=True)
+            infos = fs.find(path, detail=True)
         except FileNotFoundError as error:
+            # A prefix without keys is empty; a bucket that is not there is a mistake.
             answer = answer_of(error)
             if answer is not None and answer.code == "NoSuchBucket":
                 raise
             return {}
-        # Snapshots of the Hub are folders of links to files; fsspec counts a link as neither
-        # file nor folder.
-        there = {
-            n: i
-            for n, i in found.items()
-            if i["type"] == "file" or (i.get("islink") and Path(n).is_file())
-        }
-        files = {n[len(path) :].lstrip("/"): int(i["size"]) for n, i in there.items()}
-        # Some writers leave empty objects that stand for folders.
-        return {name: size for name, size in files.items() if name and not name.endswith("/")}
+        sizes: dict[str, int] = {}
+        for key, info in infos.items():
+            # Snapshots of the Hub are folders of links to files; fsspec counts a link as
+            # neither file nor folder.
+            is_file = info["type"] == "file" or (info.get("islink") and Path(key).is_file())
+            name = key[len(path) :].lstrip("/")
+            # Some writers leave empty objects that stand for folders.
+            if is_file and name and not name.endswith("/"):
+                sizes[name] = int(info["size"])
+        return sizes
 
     return call(uri, work)
 
@@ -241,9 +245,8 @@ def upload(folder: str | Path, uri: str) -> None:
     """
     for file in sorted(Path(folder).rglob("*")):
         if file.is_file() and not is_temporary(file.name):
-            put_file(
-                file, join(uri, relative_name(file.relative_to(folder).as_posix(), str(folder)))
-            )
+            name = relative_name(file.relative_to(folder).as_posix(), str(folder))
+            put_file(file, join(uri, name))
 
 
 def download(uri: str, folder: str | Path) -> Path:
@@ -252,6 +255,7 @@ def download(uri: str, folder: str | Path) -> Path:
     GwpError, and nothing is copied, when one of the names is not plain and relative: keys of a
     bucket may hold `..`.
     """
+    # All of them are looked at before the first is copied.
     names = relative_names(list_files(uri), uri)
     if not names:
         raise GwpError(f"{uri}: nothing there; check the URI")

@@ -26,6 +26,7 @@ _UNNAMED = (301, 400, 401, 403)
 
 
 def is_remote(uri: str) -> bool:
+    """Whether a URI names anything but a file of this machine."""
     return "://" in uri and not uri.startswith("file://")
 
 
@@ -104,6 +105,7 @@ def call(uri: str, work: Callable[[fsspec.AbstractFileSystem, str], T], patient:
             raise
 
     def renew() -> None:
+        # fsspec keeps one client per set of arguments, with the credentials that it once read.
         type(filesystem(uri)[0]).clear_instance_cache()
 
     with explained(uri):
@@ -126,10 +128,13 @@ def _ask_reason(uri: str, fs: fsspec.AbstractFileSystem, path: str, error: Excep
         return
     bucket, key, _ = fs.split_path(path)
     try:
-        fs.cat_file(path, start=0, end=1) if key else fs.call_s3(
-            "list_objects_v2", Bucket=bucket, MaxKeys=1
-        )
+        # The least that is a GET: one byte, or one key of a bucket.
+        if key:
+            fs.cat_file(path, start=0, end=1)
+        else:
+            fs.call_s3("list_objects_v2", Bucket=bucket, MaxKeys=1)
     except Exception as named:
+        # Of the same refusal, or of a bad moment; anything else is another matter.
         reason = answer_of(named)
         if passing(named) or (reason is not None and reason.status == refusal.status):
             raise
@@ -140,12 +145,11 @@ def info_of(fs: fsspec.AbstractFileSystem, path: str) -> dict[str, Any] | None:
     raised: fsspec's own `exists` and `isfile` take it for an absence.
     """
     try:
+        # fsspec gives the type of a link itself, not of what it leads to.
         if isinstance(fs, LocalFileSystem):
             state = Path(path).stat()
-            return {
-                "size": state.st_size,
-                "type": "file" if stat.S_ISREG(state.st_mode) else "directory",
-            }
+            kind = "file" if stat.S_ISREG(state.st_mode) else "directory"
+            return {"size": state.st_size, "type": kind}
         info: dict[str, Any] = fs.info(path)
     except (FileNotFoundError, NotADirectoryError):
         return None

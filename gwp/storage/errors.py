@@ -49,6 +49,7 @@ def explained(uri: str) -> Iterator[None]:
 
 
 def _explain(uri: str, error: Exception) -> GwpError | None:
+    # What storage itself answered says more than what a library made of it.
     answer = answer_of(error)
     if answer:
         return _explain_answer(uri, error, answer)
@@ -59,10 +60,9 @@ def _explain(uri: str, error: Exception) -> GwpError | None:
         return GwpError(f"{uri}: storage does not answer ({error}); check {where}")
     if passing(error):
         return _keeps_failing(uri, error)
-    if any(
-        type(e).__module__ == "botocore.exceptions" and type(e).__name__ == "ParamValidationError"
-        for e in causes(error)
-    ):
+    # By name: botocore is loaded only where S3 is used.
+    kinds = {f"{type(e).__module__}.{type(e).__name__}" for e in causes(error)}
+    if "botocore.exceptions.ParamValidationError" in kinds:
         return GwpError(f"{uri} is no address that S3 takes; correct the URI")
     return _explain_local(uri, error)
 
@@ -81,7 +81,8 @@ def _explain_local(uri: str, error: Exception) -> GwpError | None:
 
 
 def _explain_answer(uri: str, error: Exception, answer: Answer) -> GwpError:
-    said = f"{answer.status} {answer.code}"
+    reason = f"{answer.status} {answer.code}"
+    # From the particular to the general: several of these come with the same status.
     if answer.code == "NoSuchBucket":
         return GwpError(
             f"{uri}: bucket '{_bucket(uri)}' does not exist; create it or correct the URI"
@@ -90,23 +91,23 @@ def _explain_answer(uri: str, error: Exception, answer: Answer) -> GwpError:
         return GwpError(f"{uri}: '{_bucket(uri)}' is no name for a bucket; correct the URI")
     if answer.code == "RequestTimeTooSkewed":
         return GwpError(
-            f"{uri}: the clock of this machine and that of storage differ; set the clock ({said})"
+            f"{uri}: the clock of this machine and that of storage differ; set the clock ({reason})"
         )
     if answer.code == "InvalidObjectState":
         return GwpError(
-            f"{uri}: is archived; restore it to a storage class that can be read at once ({said})"
+            f"{uri}: is archived; restore it to a storage class that can be read at once ({reason})"
         )
     if answer.code in _ELSEWHERE or answer.status in (301, 307):
         return GwpError(
-            f"{uri}: the bucket is elsewhere; check AWS_REGION and AWS_ENDPOINT_URL ({said})"
+            f"{uri}: the bucket is elsewhere; check AWS_REGION and AWS_ENDPOINT_URL ({reason})"
         )
     if expired(error):
         return GwpError(
             f"{uri}: credentials have expired or are wrong; renew them where the AWS_* "
-            f"environment finds them ({said})"
+            f"environment finds them ({reason})"
         )
     if denied(error):
-        return GwpError(f"{uri}: access denied; {_KEYS} ({said})")
+        return GwpError(f"{uri}: access denied; {_KEYS} ({reason})")
     if answer.code in _MISSING or answer.status == 404:
         return _missing(uri)
     if answer.code == "InvalidRange" or answer.status == 416:
@@ -118,7 +119,7 @@ def _explain_answer(uri: str, error: Exception, answer: Answer) -> GwpError:
     if passing(error):
         return _keeps_failing(uri, error)
     return GwpError(
-        f"{uri}: storage refuses the request ({said} {answer.message}); see what its "
+        f"{uri}: storage refuses the request ({reason} {answer.message}); see what its "
         "documentation says of this code"
     )
 

@@ -46,28 +46,30 @@ class Ranges(io.RawIOBase):
         """Ask for these bytes (begin, end; ascending, apart) at once; reads inside them cost
         nothing then, in place of earlier ones.
         """
-        found = read_ranges(
-            [self._uri] * len(ranges), [a for a, _ in ranges], [b for _, b in ranges]
-        )
-        self._ready = {begin: data for (begin, _), data in zip(ranges, found, strict=True)}
+        begins = [begin for begin, _ in ranges]
+        ends = [end for _, end in ranges]
+        blocks = read_ranges([self._uri] * len(ranges), begins, ends)
+        self._ready = dict(zip(begins, blocks, strict=True))
 
     def read(self, size: int | None = -1) -> bytes:
-        at = self._file.tell()
+        position = self._file.tell()
         for begin, ready in self._ready.items():
-            if size and begin <= at < begin + len(ready):
-                part = ready[at - begin : at - begin + size if size > 0 else None]
-                self._file.seek(at + len(part))
+            if size and begin <= position < begin + len(ready):
+                offset = position - begin
+                part = ready[offset : offset + size if size > 0 else None]
+                self._file.seek(position + len(part))
                 # A short answer, as files may give; but not where all that is left was asked for.
                 return part if size > 0 else part + self.read()
 
         def attempt(fs: fsspec.AbstractFileSystem, path: str) -> bytes:
+            # A handle that failed once may hold half a block: it is not asked again.
             if self._broken:
-                before, self._file = self._file, self._open(fs, path)
-                if version_of(getattr(self._file, "details", {})) != version_of(
-                    getattr(before, "details", {})
-                ):
+                before = self._file
+                self._file = self._open(fs, path)
+                old, new = (getattr(file, "details", {}) for file in (before, self._file))
+                if version_of(new) != version_of(old):
                     raise DataError(f"{self._uri}: changed while it was read; read it again")
-                self._file.seek(at)
+                self._file.seek(position)
             # Until it is known to have gone well.
             self._broken = True
             data = bytes(self._file.read(-1 if size is None else size))
@@ -104,19 +106,19 @@ def native(uri: str, ahead: int) -> Iterator[Any]:
     """An object of S3 through Arrow. A read that fails, whatever a library made of it, leaves
     the block as the error it was.
     """
-    failed: list[OSError] = []
+    failures: list[OSError] = []
     fs, path = arrow_filesystem(uri)
     try:
         raw = fs.open_input_file(path)
     except OSError as error:
         _explain_native(uri, error)
     try:
-        with _Native(raw, failed) as handle:
+        with _Native(raw, failures) as handle:
             yield io.BufferedReader(handle, ahead)
     except Exception:
         # The library holds its lock no longer, so Python threads may be waited for.
-        if failed:
-            _explain_native(uri, failed[0])
+        if failures:
+            _explain_native(uri, failures[0])
         raise
 
 
@@ -135,14 +137,15 @@ class _Native(io.RawIOBase):
     else.
     """
 
-    def __init__(self, raw: Any, failed: list[OSError]) -> None:
-        self._raw, self._failed = raw, failed
+    def __init__(self, raw: Any, failures: list[OSError]) -> None:
+        self._raw = raw
+        self._failures = failures
 
     def readinto(self, buffer: Any) -> int:
         try:
             return int(self._raw.readinto(buffer))
         except OSError as error:
-            self._failed.append(error)
+            self._failures.append(error)
             raise
 
     def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:

@@ -120,6 +120,7 @@ def _make_folder(folder: Path) -> None:
         return
     _make_folder(folder.parent)
     folder.mkdir(exist_ok=True)
+    # A file is on the disk only if every folder above it is.
     sync(folder.parent)
 
 

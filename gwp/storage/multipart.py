@@ -60,18 +60,19 @@ def put(
     try:
         parts = _send_parts(uri, call, read, size, upload)
 
+        # The object appears with this call, so the condition belongs to it.
         def complete(fs: Any, path: str) -> None:
-            made_of = {"Parts": parts}
             fs.call_s3(
                 "complete_multipart_upload",
                 **_object(fs, path),
                 UploadId=upload,
-                MultipartUpload=made_of,
+                MultipartUpload={"Parts": parts},
                 **condition,
             )
 
         call(lambda fs, path: _unless_done(uri, token, fs, path, complete))
     except BaseException:
+        # Also when a run is stopped: parts are paid for as long as they lie there.
         _abort(uri, call, upload)
         raise
 
@@ -82,14 +83,12 @@ def _object(fs: Any, path: str) -> dict[str, str]:
 
 
 def _begin(fs: Any, path: str, token: str) -> str:
-    return str(
-        fs.call_s3("create_multipart_upload", **_object(fs, path), Metadata={_WRITER: token})[
-            "UploadId"
-        ]
-    )
+    reply = fs.call_s3("create_multipart_upload", **_object(fs, path), Metadata={_WRITER: token})
+    return str(reply["UploadId"])
 
 
 def _exactly(uri: str, read: Callable[[int, int], bytes], start: int, end: int) -> bytes:
+    # Its size was taken before; somebody may write to it meanwhile.
     data = read(start, end)
     if len(data) != end - start:
         raise GwpError(f"{uri}: the local file changed while it was copied; write it again")
@@ -124,6 +123,7 @@ def _unless_done(
     try:
         work(fs, path)
     except OSError as error:
+        # 412: the condition does not hold. No such upload: it was completed, or aborted.
         answer = answer_of(error)
         refused = isinstance(error, FileExistsError) or (
             answer is not None and answer.status == 412
@@ -142,10 +142,10 @@ def _unless_done(
 
 def _writer(fs: Any, path: str) -> str | None:
     try:
-        found: str | None = fs.metadata(path).get(_WRITER)
+        token: str | None = fs.metadata(path).get(_WRITER)
     except FileNotFoundError:
         return None
-    return found
+    return token
 
 
 def _abort(uri: str, call: Call, upload: str) -> None:

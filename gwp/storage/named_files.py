@@ -19,6 +19,7 @@ def read_manifest(uri: str, error: type[GwpError] = GwpError) -> bytes:
 
     MissingError when there is none.
     """
+    # One byte more than allowed tells that there are more.
     with storage.open_read(uri) as handle:
         raw = bytes(handle.read(MANIFEST_BYTES + 1))
     if len(raw) > MANIFEST_BYTES:
@@ -63,11 +64,13 @@ def fetch_files(uri: str, sizes: Mapping[str, int], folder: str | Path) -> None:
 
 def _fetch_file(uri: str, size: int, target: Path) -> None:
     starts = list(range(0, size, _BLOCK))
+    # Exclusive: what is there already, a link for instance, is not written through.
     with target.open("xb") as file:
+        # Some blocks at once keep a link busy; all of them would not fit into memory.
         for first in range(0, len(starts), _AT_ONCE):
-            some = starts[first : first + _AT_ONCE]
-            ends = [min(start + _BLOCK, size) for start in some]
-            for block in storage.read_ranges([uri] * len(some), some, ends):
+            begins = starts[first : first + _AT_ONCE]
+            ends = [min(begin + _BLOCK, size) for begin in begins]
+            for block in storage.read_ranges([uri] * len(begins), begins, ends):
                 file.write(block)
         if file.tell() != size:
             raise GwpError(

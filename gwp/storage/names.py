@@ -71,8 +71,10 @@ def _wrong(name: object) -> str:
     """What is wrong with a name; nothing where it is as it should be."""
     if not isinstance(name, str):
         return f"is a {type(name).__name__}, not a name"
+    # Control characters, and halves of surrogate pairs, which no file system can encode.
     if any(unicodedata.category(character) in ("Cc", "Cs") for character in name):
         return "holds control characters"
+    # To Windows a slash.
     if "\\" in name:
         return "holds a backslash"
     parts = name.split("/")

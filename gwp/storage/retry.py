@@ -119,6 +119,7 @@ def causes(error: BaseException) -> Iterator[BaseException]:
     """`error`, what it was raised from or while handling, and so on."""
     seen: set[int] = set()
     current: BaseException | None = error
+    # A chain may lead back to itself when an error is raised again.
     while current is not None and id(current) not in seen:
         seen.add(id(current))
         yield current
@@ -132,14 +133,12 @@ def answer_of(error: BaseException) -> Answer | None:
     for e in causes(error):
         response = getattr(e, "response", None)
         if isinstance(response, dict) and isinstance(response.get("Error"), dict):
-            said, status = (
-                response["Error"],
-                response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0),
-            )
-            code = str(said.get("Code") or status)
-            return Answer(
-                code, int(status or (code if code.isdigit() else 0)), str(said.get("Message", ""))
-            )
+            reason = response["Error"]
+            status = response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0)
+            code = str(reason.get("Code") or status)
+            # To HEAD the status stands where the code would be.
+            status = int(status or (code if code.isdigit() else 0))
+            return Answer(code, status, str(reason.get("Message", "")))
     return None
 
 
@@ -150,6 +149,7 @@ def _is_one_of(error: BaseException, names: frozenset[str]) -> bool:
 
 def unreachable(error: BaseException) -> bool:
     """Whether nobody answered: a refused, reset or silent connection."""
+    # Whoever answers is reached, whatever broke before.
     if answer_of(error):
         return False
     return any(
@@ -203,11 +203,13 @@ def patiently(work: Callable[[], T], renew: Callable[[], None]) -> T:
     run. The last error is raised as it came.
     """
     deadline = time.monotonic() + patience_s()
-    renewed, attempt = False, 0
+    renewed = False
+    attempt = 0
     while True:
         try:
             return work()
         except Exception as error:
+            # Once, and without a wait: what is denied twice stays denied.
             if denied(error) and not renewed:
                 renewed = True
                 renew()

@@ -36,7 +36,7 @@ def bare_step(solver: Solver, prefix: Prefix) -> Callable[[], object]:
     blocks, heads, end = (
         model.layers.layers,
         model.config.num_attention_heads,
-        prefix.cache.places["A"][1],
+        prefix.cache.spans["A"][1],
     )
 
     def products(q: Tensor, k: Tensor, v: Tensor) -> Tensor:

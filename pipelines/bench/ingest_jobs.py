@@ -9,6 +9,7 @@ from gwp import storage
 from gwp.data.formats.find import robots_at
 from gwp.data.formats.lerobot.read import INFO
 from gwp.data.formats.lerobot.write import LeRobotWriter
+from gwp.data.formats.reader import FileReader
 from gwp.data.source import Source
 from pipelines.jobs.resolve import compute_all_stats, manifest_of, resolve_embodiments, sample_spec
 from pipelines.jobs.train_job import TrainJob
@@ -139,9 +140,8 @@ def job_for(
 
 def prepared_for(job: TrainJob) -> PreparedRun:
     """What a stage hands to its stream, without a run folder."""
-    embodiments = resolve_embodiments(job)
-    manifest, spec = (
-        manifest_of(job, embodiments),
-        sample_spec(job, embodiments, compute_all_stats(job, embodiments)),
-    )
+    reader = FileReader()
+    embodiments = resolve_embodiments(job, reader)
+    manifest = manifest_of(job, embodiments, reader)
+    spec = sample_spec(job, embodiments, compute_all_stats(job, embodiments, reader))
     return PreparedRun("", job, manifest, manifest.fingerprint, spec, "", None)

@@ -11,7 +11,7 @@ from bisect import bisect_right
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
-from functools import lru_cache, partial
+from functools import cached_property, lru_cache, partial
 from typing import Any
 
 import av
@@ -22,6 +22,7 @@ from av.video.reformatter import VideoReformatter
 from torch.utils.data import DataLoader, Dataset
 
 from gwp.data.decode import SampleSpec, frame_times
+from gwp.data.formats.reader import FileReader
 from gwp.data.latent_cache import LatentCache
 from gwp.data.video.decode import SEEK_SAVES, WORK
 from pipelines.training.stream import decode_block
@@ -147,12 +148,17 @@ class _Blocks(Dataset[dict[str, Any]]):
     ) -> None:
         self.blocks, self.spec, self.cache = blocks, spec, cache
 
+    @cached_property
+    def reader(self) -> FileReader:
+        """Of the process that decodes, so made there."""
+        return FileReader()
+
     def __len__(self) -> int:
         return len(self.blocks)
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         before = (WORK.decoded, WORK.opened)
-        columns = decode_block(self.blocks[index], self.spec, self.cache)
+        columns = decode_block(self.blocks[index], self.spec, self.cache, self.reader)
         work = (WORK.decoded - before[0], WORK.opened - before[1])
         return {
             k: torch.from_numpy(v) if v.dtype.kind in "biuf" else v.tolist()
@@ -166,11 +172,16 @@ class _Samples(Dataset[dict[str, Any]]):
     def __init__(self, blocks: Sequence[pa.Table], spec: SampleSpec) -> None:
         self.table, self.spec = pa.concat_tables(blocks), spec
 
+    @cached_property
+    def reader(self) -> FileReader:
+        """Of the process that decodes, so made there."""
+        return FileReader()
+
     def __len__(self) -> int:
         return int(self.table.num_rows)
 
     def __getitem__(self, index: int) -> dict[str, Any]:
-        columns = decode_block(self.table.slice(index, 1), self.spec, None)
+        columns = decode_block(self.table.slice(index, 1), self.spec, None, self.reader)
         return {k: torch.from_numpy(v[0]) if v[0].ndim else v[0].item() for k, v in columns.items()}
 
 

@@ -10,6 +10,8 @@ from typing import Any, Self
 
 import psutil
 
+from pipelines.compat import object_store_bytes
+
 _MB = 1 << 20
 
 
@@ -80,14 +82,5 @@ def store() -> dict[str, Any]:
     """Of Ray's object store on this node: MiB in use now, and MiB that were ever spilled to
     disk.
     """
-    # Private, but the only way to the counters without a dashboard.
-    import ray
-    from ray._private.internal_api import get_memory_info_reply, get_state_from_address
-
-    stats = get_memory_info_reply(
-        get_state_from_address(ray.get_runtime_context().gcs_address)
-    ).store_stats
-    return {
-        "used_mb": stats.object_store_bytes_used / _MB,
-        "spilled_mb": stats.spilled_bytes_total / _MB,
-    }
+    used, spilled = object_store_bytes()
+    return {"used_mb": used / _MB, "spilled_mb": spilled / _MB}

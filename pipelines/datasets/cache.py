@@ -24,6 +24,7 @@ import torch
 from ray.data import ActorPoolStrategy, TaskPoolStrategy
 
 from gwp import storage
+from gwp.data.formats.reader import FileReader
 from gwp.data.latent_cache import (
     CACHE,
     PLAN,
@@ -181,12 +182,13 @@ def plan_cache(
     earlier = json.loads(storage.read_bytes(place)) if storage.exists(place) else None
     if earlier and earlier["request"] == request:
         return earlier
-    init, embodiments = init_uri(job), resolve_embodiments(job)
-    manifest = manifest_of(job, embodiments)
+    reader = FileReader()
+    init, embodiments = init_uri(job), resolve_embodiments(job, reader)
+    manifest = manifest_of(job, embodiments, reader)
     spec = sample_spec(job, embodiments, {})
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)
-        write_codec(job, init, manifest, spec, folder / "codec")
+        write_codec(job, init, manifest, spec, folder / "codec", reader)
         write_text(job, init, folder / "text")
         key = cache_key(job, manifest, folder, number_format).model_copy(
             update={"texts_from": texts_from}

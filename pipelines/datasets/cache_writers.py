@@ -12,6 +12,7 @@ import torch
 
 from gwp import storage
 from gwp.data.decode import SampleSpec, decode_frames
+from gwp.data.formats.reader import FileReader
 from gwp.data.latent_cache import NumberFormat, write_shard
 from gwp.errors import GwpError
 from gwp.model.codecs.cached import read_t5_embedding, to_stored
@@ -34,10 +35,10 @@ def frame_shape(row: dict[str, Any], spec: SampleSpec) -> tuple[int, int, int, i
 
 def decode_block(table: pa.Table, spec: SampleSpec) -> pa.Table:
     """Frames of a shard's rows as bytes, because their shapes may differ; null where they
-    cannot be decoded.
+    cannot be decoded. A shard is decoded by a task, which has a reader of its own.
     """
     rows = table.to_pylist()
-    frames, reasons = decode_frames(rows, spec)
+    frames, reasons = decode_frames(rows, spec, FileReader())
     return pa.table(
         {
             "name": table["name"],

@@ -4,21 +4,20 @@ What is there, and everything that is wrong with it, with the consequence.
 """
 
 from collections import Counter
-from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
 
-from gwp.data.formats.clips import Clip, read_clips
-from gwp.data.formats.find import robots_at, usable_episodes
-from gwp.data.formats.lerobot.check import EpisodeCheck
+from gwp.data.formats.clip_set import Clip, ClipSet
+from gwp.data.formats.find import set_at, usable_episodes
+from gwp.data.formats.finding import Finding
+from gwp.data.formats.reader import FileReader
 from gwp.data.formats.robot_set import RobotSet
+from gwp.data.formats.table import ROBOTS, VIDEOS
 from gwp.data.source import Source
 from gwp.data.video.decode import VideoInfo, open_video, probe
 from gwp.errors import DataError
 from pipelines.console import table
 from pipelines.datasets.findings import (
-    Finding,
-    check_columns,
     check_metadata,
     check_streams,
     corrected_starts,
@@ -28,16 +27,21 @@ from pipelines.datasets.vectors import check_vectors
 
 _MAX_ROWS = 20
 """Entries of a list that people are shown; --json has all."""
-_FORMATS = {"lerobot": "LeRobot", "rlds": "RLDS", "hdf5": "HDF5"}
 
 
-def describe(source: Source) -> dict[str, Any]:
+def describe(source: Source, reader: FileReader | None = None) -> dict[str, Any]:
     """Facts of a data set as plain JSON values.
 
-    `findings`: as in `Finding`; `usable`: episodes or videos that are left
+    `findings`: as in `Finding`; `usable`: episodes or videos that are left. reader: keeps what
+    is read of files; None: one for this call
     """
-    data = robots_at(source)
-    facts = _describe_clips(source) if data is None else _describe_robots(data, source)
+    reader = reader or FileReader()
+    data = set_at(source, reader)
+    facts = (
+        _describe_robots(data, source, reader)
+        if isinstance(data, RobotSet)
+        else _describe_clips(data)
+    )
     if not facts["usable"]:
         nothing = Finding("the set", "nothing in it can be used", "fatal", "see the reasons below")
         facts["findings"].insert(0, asdict(nothing))
@@ -50,27 +54,25 @@ def exit_code(facts: dict[str, Any]) -> int:
     return 2 if "fatal" in consequences else 1 if "left out" in consequences else 0
 
 
-def _describe_robots(data: RobotSet, source: Source) -> dict[str, Any]:
+def _describe_robots(data: RobotSet, source: Source, reader: FileReader) -> dict[str, Any]:
     labelled = bool(data.state_names and data.action_names)
     cameras = list(data.cameras)
-    check = EpisodeCheck(data) if data.format == "lerobot" else None
     as_any = source.model_copy(update={"embodiment": "any" if labelled else None})
-    usable, unusable = usable_episodes(data, as_any, cameras, check)
+    usable, unusable = usable_episodes(data, as_any, cameras, reader)
     episodes = [episode for episode, _ in usable]
     findings = [
         Finding(f"episode {episode.index}", reason, "left out", "mend or remove it")
         for episode, reason in unusable
     ]
     findings += [*corrected_starts(data, episodes), *check_metadata(data)]
-    streams = {camera: stream_infos(data, episodes, camera, check) for camera in cameras}
+    streams = {camera: stream_infos(data, episodes, camera, reader) for camera in cameras}
     for camera, infos in streams.items():
         if not isinstance(infos, str):
             findings += check_streams(data, camera, infos)
-    if labelled and check:
-        findings += check_columns(data, usable, check)
+    findings += ROBOTS[data.format].findings(data, usable, reader)
     dimensions: list[dict[str, Any]] = []
     if labelled:
-        vectors = check_vectors(data, usable)
+        vectors = check_vectors(data, usable, reader)
         findings += vectors.findings
         dimensions = vectors.dimensions
     else:
@@ -80,7 +82,7 @@ def _describe_robots(data: RobotSet, source: Source) -> dict[str, Any]:
     tasks = Counter(episode.text for episode in data.episodes)
     return {
         "uri": data.uri,
-        "format": f"{_FORMATS[data.format]} {data.version}".rstrip(),
+        "format": f"{ROBOTS[data.format].title} {data.version}".rstrip(),
         "robot": data.robot_type,
         "fps": data.fps,
         "fingerprint": data.fingerprint,
@@ -124,8 +126,7 @@ def _camera_facts(infos: list[VideoInfo] | str) -> dict[str, Any]:
     return facts | {"files": len(infos)}
 
 
-def _describe_clips(source: Source) -> dict[str, Any]:
-    clip_set = read_clips(source.uri, source.format)
+def _describe_clips(clip_set: ClipSet) -> dict[str, Any]:
     absent = "named in metadata.jsonl, but there is no such video"
     findings = [Finding(name, absent, "ignored", "correct the entry") for name in clip_set.missing]
     findings += [
@@ -148,8 +149,8 @@ def _describe_clips(source: Source) -> dict[str, Any]:
         facts = {"video": clip.name} | _video_facts(info) | duration | {"caption": clip.caption}
         videos.append(facts)
     return {
-        "uri": source.uri,
-        "format": "videos in shards" if _are_shards(clip_set.clips) else "plain videos",
+        "uri": clip_set.uri,
+        "format": VIDEOS[clip_set.format].title,
         "fingerprint": clip_set.fingerprint,
         "episodes": len(clip_set.clips),
         "usable": len(videos),
@@ -170,10 +171,6 @@ def _clip_findings(clip: Clip, info: VideoInfo) -> list[Finding]:
         advice = "learnt without a text; metadata.jsonl takes one"
         findings.append(Finding(clip.name, "no caption", "ignored", advice))
     return findings
-
-
-def _are_shards(clips: Sequence[Clip]) -> bool:
-    return any(clip.offset for clip in clips)
 
 
 def as_text(facts: dict[str, Any]) -> str:

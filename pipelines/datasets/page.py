@@ -13,6 +13,7 @@ from gwp.data.canvas import SLOTS, Canvas
 from gwp.data.decode import SampleSpec, decode_samples
 from gwp.data.embodiment import Slot
 from gwp.data.formats.find import robots_at, usable_episodes
+from gwp.data.formats.reader import FileReader
 from gwp.data.formats.robot_set import Episode, RobotSet
 from gwp.data.formats.vectors import episode_vectors
 from gwp.data.plan.build import build_manifest
@@ -62,17 +63,24 @@ class Part:
     problems: Sequence[str] = ()
 
 
-def write_page(uri: str, source: Source, facts: dict[str, Any], layout: Layout | None) -> None:
+def write_page(
+    uri: str,
+    source: Source,
+    facts: dict[str, Any],
+    layout: Layout | None,
+    reader: FileReader | None = None,
+) -> None:
     """Write one HTML file that needs nothing beside it.
 
     facts: what `pipelines.datasets.inspect.describe` says of the source; layout: of the canvas
     that is
-    shown, None: by the number of cameras
+    shown, None: by the number of cameras; reader: that `describe` had, None: one for this call
     """
-    data = robots_at(source)
+    reader = reader or FileReader()
+    data = robots_at(source, reader)
     parts = _video_facts(facts) if data is None else _robot_facts(facts)
     if facts["usable"]:
-        parts += [_clips(source)] if data is None else _robots(source, data, layout)
+        parts += [_clips(source, reader)] if data is None else _robots(source, data, layout, reader)
     if facts.get("dimensions"):
         columns = ("of", "name", "min", "max", "mean", "off_state", "note")
         table = _table(facts["dimensions"], dict(zip(columns, columns, strict=True)))
@@ -172,21 +180,23 @@ def _table(rows: Sequence[dict[str, Any]], columns: dict[str, str]) -> Table:
     return Table(list(columns.values()), cells)
 
 
-def _robots(source: Source, data: RobotSet, layout: Layout | None) -> list[Part]:
+def _robots(
+    source: Source, data: RobotSet, layout: Layout | None, reader: FileReader
+) -> list[Part]:
     """The longest episode: its cameras, what the model sees of it, its numbers."""
     labelled = bool(data.state_names and data.action_names)
     as_video = source.model_copy(update={"embodiment": "any" if labelled else None})
-    usable, _ = usable_episodes(data, as_video, list(data.cameras))
+    usable, _ = usable_episodes(data, as_video, list(data.cameras), reader)
     episode, first_row = max(usable, key=lambda entry: entry[0].length)
-    parts = _pictures(source, data, episode, layout)
+    parts = _pictures(source, data, episode, layout, reader)
     if labelled:
-        state, action = episode_vectors(data, episode, first_row)
+        state, action = episode_vectors(data, episode, first_row, reader)
         parts.append(_curves(data, episode, state, action))
     return parts
 
 
 def _pictures(
-    source: Source, data: RobotSet, episode: Episode, layout: Layout | None
+    source: Source, data: RobotSet, episode: Episode, layout: Layout | None, reader: FileReader
 ) -> list[Part]:
     """The middle of an episode by camera, and as the model sees it."""
     chunk = next((length for length in _CHUNKS if length < episode.length), None)
@@ -196,15 +206,20 @@ def _pictures(
     window = Window(chunk=chunk, stride=chunk // 4)
     pictures = []
     for camera in data.cameras:
-        frames = _frames(source, episode, {"front": camera}, _CAMERA_CANVAS, window)
+        frames = _frames(source, episode, {"front": camera}, _CAMERA_CANVAS, window, reader)
         alt = f"camera {camera} in the middle of episode {episode.index}"
         pictures.append(Picture(_png(frames[0]), alt, camera))
     cameras = Part("Cameras", f"The middle of episode {episode.index}.", pictures=pictures)
-    return [cameras, _model_view(source, data, episode, layout, window)]
+    return [cameras, _model_view(source, data, episode, layout, window, reader)]
 
 
 def _model_view(
-    source: Source, data: RobotSet, episode: Episode, layout: Layout | None, window: Window
+    source: Source,
+    data: RobotSet,
+    episode: Episode,
+    layout: Layout | None,
+    window: Window,
+    reader: FileReader,
 ) -> Part:
     cameras: dict[Slot, str] = dict(zip(SLOTS, data.cameras, strict=False))
     layout = layout or _LAYOUTS.get(len(cameras), "single")
@@ -212,7 +227,7 @@ def _model_view(
         cameras = {"front": cameras["front"]}
     width, height = _SIZES[layout]
     canvas = Canvas(layout=layout, width=width, height=height, missing="grey")
-    frames = _frames(source, episode, cameras, canvas, window)
+    frames = _frames(source, episode, cameras, canvas, window, reader)
     views = ", ".join(f"{slot} = {camera}" for slot, camera in cameras.items())
     every = "every step" if window.stride == 1 else f"every {window.stride}th step"
     note = f"Canvas '{layout}', {width}x{height} pixels: {views}; {every} of one window."
@@ -221,14 +236,19 @@ def _model_view(
 
 
 def _frames(
-    source: Source, episode: Episode, cameras: dict[Slot, str], canvas: Canvas, window: Window
+    source: Source,
+    episode: Episode,
+    cameras: dict[Slot, str],
+    canvas: Canvas,
+    window: Window,
+    reader: FileReader,
 ) -> np.ndarray:
     """uint8 `[T, H, W, 3]` of the window in the middle of an episode."""
     update = {"embodiment": None, "cameras": cameras, "episodes": str(episode.index)}
     video = source.model_copy(update=update)
-    manifest = build_manifest([video], embodiments={}, window=window, clip=_CLIP)
+    manifest = build_manifest([video], embodiments={}, window=window, clip=_CLIP, reader=reader)
     rows = manifest.rows([len(manifest) // 2])
-    samples, failures = decode_samples(rows, _spec(canvas, window))
+    samples, failures = decode_samples(rows, _spec(canvas, window), reader)
     if failures:
         raise DataError(failures[0][1])
     frames: np.ndarray = samples[0]["frames"]
@@ -240,11 +260,13 @@ def _spec(canvas: Canvas, window: Window) -> SampleSpec:
     return SampleSpec(canvas, window, _CLIP, {}, {}, 1, False, 0)
 
 
-def _clips(source: Source) -> Part:
+def _clips(source: Source, reader: FileReader) -> Part:
     """The first clip of each video."""
     title, note = "Clips", "The first clip of each video as the model sees it, 5 frames at 5 Hz."
     try:
-        manifest = build_manifest([source], embodiments={}, window=_CLIP_CHUNK, clip=_CLIP)
+        manifest = build_manifest(
+            [source], embodiments={}, window=_CLIP_CHUNK, clip=_CLIP, reader=reader
+        )
     except DataError as error:
         return Part(title, note, problems=[str(error)])
     first_of_video: dict[str, int] = {}
@@ -253,7 +275,7 @@ def _clips(source: Source) -> Part:
     texts = manifest.texts()
     strips, problems = [], []
     for row in manifest.rows(list(first_of_video.values())[:_MAX_VIDEOS]):
-        samples, failures = decode_samples([row], _spec(_CLIP_CANVAS, _CLIP_CHUNK))
+        samples, failures = decode_samples([row], _spec(_CLIP_CANVAS, _CLIP_CHUNK), reader)
         name = row["sample_id"].split("/", 1)[1].rsplit("/", 1)[0]
         if failures:
             problems.append(failures[0][1])

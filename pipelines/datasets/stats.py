@@ -9,6 +9,7 @@ from pydantic import ValidationError
 from gwp import storage
 from gwp.data.embodiment import Embodiment
 from gwp.data.formats.find import robots_at
+from gwp.data.formats.reader import FileReader
 from gwp.data.formats.robot_set import RobotSet, embodiment_of
 from gwp.data.source import Source, parse_ranges
 from gwp.data.stats.files import import_stats, to_openpi
@@ -101,7 +102,8 @@ def write_stats(args: argparse.Namespace) -> None:
 def _computed(args: argparse.Namespace) -> tuple[Embodiment, Stats]:
     if not args.uris:
         raise GwpError("give the sets of the robot, or --import FILE")
-    embodiment = _embodiment(args)
+    reader = FileReader()
+    embodiment = _embodiment(args, reader)
     chunk = args.chunk or embodiment.chunk
     if chunk % 4:
         raise GwpError(
@@ -112,7 +114,9 @@ def _computed(args: argparse.Namespace) -> tuple[Embodiment, Stats]:
         source_of(args, uri, embodiment=embodiment.name, episodes=args.episodes)
         for uri in args.uris
     ]
-    return embodiment, compute_stats(sources, embodiment, Window(chunk=chunk, stride=chunk // 4))
+    return embodiment, compute_stats(
+        sources, embodiment, Window(chunk=chunk, stride=chunk // 4), reader
+    )
 
 
 def _imported(args: argparse.Namespace) -> tuple[Embodiment, Stats]:
@@ -130,7 +134,7 @@ def _imported(args: argparse.Namespace) -> tuple[Embodiment, Stats]:
     return embodiment, import_stats(args.given, embodiment)
 
 
-def _embodiment(args: argparse.Namespace) -> Embodiment:
+def _embodiment(args: argparse.Namespace, reader: FileReader) -> Embodiment:
     if args.embodiment:
         if args.delta:
             raise GwpError(
@@ -140,7 +144,7 @@ def _embodiment(args: argparse.Namespace) -> Embodiment:
         return load_config(args.embodiment, Embodiment)
     if not args.chunk:
         raise GwpError("give --chunk P, or --embodiment FILE with its chunk")
-    data = _robots(args)
+    data = _robots(args, reader)
     width = len(data.action_names)
     try:
         chosen = {i for part in parse_ranges(args.delta) for i in part} if args.delta else set()
@@ -154,8 +158,8 @@ def _embodiment(args: argparse.Namespace) -> Embodiment:
     return embodiment_of(data, args.name, args.chunk, args.chunk, cameras={}, delta_mask=mask)
 
 
-def _robots(args: argparse.Namespace) -> RobotSet:
-    data = robots_at(source_of(args, args.uris[0]))
+def _robots(args: argparse.Namespace, reader: FileReader) -> RobotSet:
+    data = robots_at(source_of(args, args.uris[0]), reader)
     if data is None:
         raise GwpError(
             f"{args.uris[0]}: no robot set there (plain videos have no state and action); check the URI"

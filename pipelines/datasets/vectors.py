@@ -6,10 +6,11 @@ from typing import Any, Literal
 
 import numpy as np
 
+from gwp.data.formats.finding import Finding
+from gwp.data.formats.reader import FileReader
 from gwp.data.formats.robot_set import Episode, RobotSet
 from gwp.data.formats.vectors import episode_vectors
 from gwp.errors import DataError
-from pipelines.datasets.findings import Finding
 
 _STILL = 1e-4
 """Range below which a dimension does not move, robot units."""
@@ -32,7 +33,9 @@ class VectorCheck:
     dimensions: list[dict[str, Any]]
 
 
-def check_vectors(data: RobotSet, episodes: Sequence[tuple[Episode, int]]) -> VectorCheck:
+def check_vectors(
+    data: RobotSet, episodes: Sequence[tuple[Episode, int]], reader: FileReader
+) -> VectorCheck:
     """The numbers of all usable episodes, and the rows that are not numbers.
 
     episodes: each with its first row in its file
@@ -42,7 +45,7 @@ def check_vectors(data: RobotSet, episodes: Sequence[tuple[Episode, int]]) -> Ve
     for episode, first_row in episodes:
         item = f"episode {episode.index}"
         try:
-            state, action = episode_vectors(data, episode, first_row)
+            state, action = episode_vectors(data, episode, first_row, reader)
         except DataError as error:
             findings.append(Finding(item, str(error), "left out", "write it again"))
             continue

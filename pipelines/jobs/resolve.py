@@ -17,6 +17,7 @@ from gwp import storage
 from gwp.data.decode import SampleSpec, decode_frames
 from gwp.data.embodiment import Embodiment
 from gwp.data.formats.find import robots_at
+from gwp.data.formats.reader import FileReader
 from gwp.data.formats.robot_set import embodiment_of
 from gwp.data.latent_cache import Key, NumberFormat, sample_names
 from gwp.data.plan.build import build_manifest
@@ -85,8 +86,10 @@ def read_stats(uri: str) -> dict[str, Stats]:
     return {n: Stats.from_json(s) for n, s in raw.items()}
 
 
-def resolve_embodiments(job: TrainJob) -> dict[str, Embodiment]:
-    """Complete each configured robot from the first data set that uses it."""
+def resolve_embodiments(job: TrainJob, reader: FileReader) -> dict[str, Embodiment]:
+    """Complete each configured robot from the first data set that uses it. `reader`, here and
+    below: keeps what is read of files, so that it is read once while a job is prepared.
+    """
     chunk = job.data.window.chunk
     result = {}
     for name, config in job.data.embodiments.items():
@@ -96,7 +99,7 @@ def resolve_embodiments(job: TrainJob) -> dict[str, Embodiment]:
                 f"data.embodiments.{name}: no source uses it; remove it or set `embodiment: "
                 f"{name}` on a source"
             )
-        data = robots_at(source)
+        data = robots_at(source, reader)
         if data is None:
             raise GwpError(
                 f"{source.uri}: plain videos cannot describe robot {name}; remove `embodiment` "
@@ -126,7 +129,9 @@ def resolve_embodiments(job: TrainJob) -> dict[str, Embodiment]:
     return result
 
 
-def compute_all_stats(job: TrainJob, embodiments: dict[str, Embodiment]) -> dict[str, Stats]:
+def compute_all_stats(
+    job: TrainJob, embodiments: dict[str, Embodiment], reader: FileReader
+) -> dict[str, Stats]:
     """Statistics of each robot: of its file, or over all its labelled sources under the
     loader's own window rule.
     """
@@ -138,14 +143,19 @@ def compute_all_stats(job: TrainJob, embodiments: dict[str, Embodiment]) -> dict
         )
         if config.stats is not None:
             found[name] = stats_for(
-                config.stats, embodiment, job.data.window, sources, config.stats_of_other_data
+                config.stats,
+                embodiment,
+                job.data.window,
+                sources,
+                config.stats_of_other_data,
+                reader,
             )
         elif sources:
-            found[name] = compute_stats(sources, embodiment, job.data.window)
+            found[name] = compute_stats(sources, embodiment, job.data.window, reader)
     return found
 
 
-def manifest_of(job: TrainJob, embodiments: dict[str, Embodiment]) -> Manifest:
+def manifest_of(job: TrainJob, embodiments: dict[str, Embodiment], reader: FileReader) -> Manifest:
     """Every sample that the job may read."""
     data = job.data
     return build_manifest(
@@ -156,6 +166,7 @@ def manifest_of(job: TrainJob, embodiments: dict[str, Embodiment]) -> Manifest:
         buckets=data.buckets,
         curate=data.curate,
         max_broken=data.max_broken,
+        reader=reader,
     )
 
 
@@ -176,7 +187,12 @@ def sample_spec(
 
 
 def write_codec(
-    job: TrainJob, init: str | None, manifest: Manifest, spec: SampleSpec, folder: Path
+    job: TrainJob,
+    init: str | None,
+    manifest: Manifest,
+    spec: SampleSpec,
+    folder: Path,
+    reader: FileReader,
 ) -> None:
     folder.mkdir()
     if job.codec is None:
@@ -200,7 +216,7 @@ def write_codec(
         single = plan_slice(
             manifest, job.run.seed, 0, min(job.codec.fit_clips, len(manifest)), Rules.even(1)
         )
-        frames, _ = decode_frames(manifest.rows(np.concatenate(single)), spec)
+        frames, _ = decode_frames(manifest.rows(np.concatenate(single)), spec, reader)
         clips = (torch.from_numpy(clip)[None] for clip in frames.values())
         PcaCodec.fit(clips, channels=job.codec.channels, spatial=job.codec.spatial).save(folder)
     else:

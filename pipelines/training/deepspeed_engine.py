@@ -9,7 +9,7 @@ world size load only through the universal format.
 import math
 import os
 import shutil
-from argparse import Namespace
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ from torch import Tensor
 
 from gwp.errors import GwpError
 from gwp.model.transformer import WorldActionTransformer
+from pipelines import compat
 from pipelines.jobs.train_job import TrainJob
 
 _TAG = "state"
@@ -66,9 +67,7 @@ class Engine:
         import deepspeed
 
         if not job.cluster.gpu:
-            # A CPU-only collective that training never uses; without this the first start
-            # compiles C++ for half a minute.
-            deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+            compat.without_shared_memory_collective()
         deepspeed.init_distributed("nccl" if job.cluster.gpu else "gloo", auto_mpi_discovery=False)
         model.gradient_checkpointing = job.engine.gradient_checkpointing
         optimizer = torch.optim.AdamW(
@@ -103,14 +102,16 @@ class Engine:
         self._engine.backward(loss)
         self._engine.step()
         norm = self._engine.get_global_grad_norm()
+        if norm is None:
+            return None
         # DeepSpeed writes -1 for a norm that is no finite number.
-        return None if norm is None else float(norm) if float(norm) >= 0 else math.nan
+        return float(norm) if float(norm) >= 0 else math.nan
 
     def finite(self) -> bool:
         """Whether all weights that lie on this rank are finite numbers; under ZeRO-3 that is
         its share of them.
         """
-        shares = (getattr(p, "ds_tensor", p) for p in self.parameters().values())
+        shares = map(compat.own_share, self.parameters().values())
         return all(bool(share.isfinite().all()) for share in shares)
 
     def parameters(self) -> dict[str, torch.nn.Parameter]:
@@ -118,15 +119,11 @@ class Engine:
 
     def gathered(self, parameters: list[torch.nn.Parameter]) -> Any:
         """A context in which sharded parameters (ZeRO-3) are whole on every rank."""
-        import contextlib
-
+        if self._zero_stage != 3:
+            return nullcontext()
         import deepspeed
 
-        return (
-            deepspeed.zero.GatheredParameters(parameters)
-            if self._zero_stage == 3
-            else contextlib.nullcontext()
-        )
+        return deepspeed.zero.GatheredParameters(parameters)
 
     def save(self, folder: Path) -> None:
         """Write this rank's share of the state below `folder`; every rank must call it."""
@@ -145,21 +142,9 @@ class Engine:
 
 def convert_to_universal(folder: Path) -> None:
     """Make the state in `folder` loadable by any world size."""
-    from deepspeed.checkpoint import ds_to_universal
-
     target = folder / "universal"
     shutil.rmtree(target, ignore_errors=True)
-    ds_to_universal.main(
-        Namespace(
-            input_folder=str(folder / _TAG),
-            output_folder=str(target),
-            num_extract_workers=1,
-            num_merge_workers=1,
-            keep_temp_folder=False,
-            strict=True,
-            inject_missing_state=True,
-        )
-    )
+    compat.to_universal(folder / _TAG, target)
 
 
 def full_state(folder: Path) -> dict[str, Tensor]:

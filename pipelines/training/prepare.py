@@ -16,6 +16,7 @@ from pydantic import ValidationError
 
 from gwp import storage
 from gwp.data.decode import SampleSpec
+from gwp.data.formats.reader import FileReader
 from gwp.data.latent_cache import Key, LatentCache
 from gwp.data.plan.manifest import SCHEMA, Manifest
 from gwp.data.plan.plan import make_plan
@@ -119,16 +120,17 @@ def prepare(job: TrainJob) -> PreparedRun:
         # That of its checkpoints.
         return _read(uri, job, earlier["config_hash"])
     init = init_uri(job)
-    embodiments = resolve_embodiments(job)
-    manifest = manifest_of(job, embodiments)
+    reader = FileReader()
+    embodiments = resolve_embodiments(job, reader)
+    manifest = manifest_of(job, embodiments, reader)
     # Here, and not in the workers, is where a mixture that fills no batch is told.
     plan = make_plan(manifest, job.run.seed, 0, job.plan_rules)
-    stats = compute_all_stats(job, embodiments)
+    stats = compute_all_stats(job, embodiments, reader)
     spec = sample_spec(job, embodiments, stats)
     cache = LatentCache.open(job.data.cache) if job.data.cache else None
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)
-        write_codec(job, init, manifest, spec, folder / "codec")
+        write_codec(job, init, manifest, spec, folder / "codec", reader)
         write_text(job, init, folder / "text")
         if cache:
             cache.require(cache_key(job, manifest, folder, cache.key.number_format))

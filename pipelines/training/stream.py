@@ -17,13 +17,15 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import ray.data
-from ray.data import ActorPoolStrategy, ExecutionOptions, ExecutionResources, TaskPoolStrategy
+from ray.data import ActorPoolStrategy, ExecutionOptions, ExecutionResources
 
 from gwp.data.canvas import SLOTS
 from gwp.data.decode import SampleSpec, decode_samples
+from gwp.data.formats.reader import FileReader
 from gwp.data.latent_cache import LatentCache
 from gwp.data.plan.manifest import Manifest
 from gwp.data.plan.plan import plan_slice
+from pipelines.compat import split_without_cpu
 from pipelines.jobs.train_job import POOL, ClusterConfig
 from pipelines.training.checkpoints import latest_committed
 from pipelines.training.failures import lasting
@@ -116,12 +118,7 @@ def dataset(prepared: PreparedRun, step: int, samples_seen: int) -> Any:
         [rows.slice(start, _TOGETHER) for start in range(0, max(1, rows.num_rows), _TOGETHER)]
     )
     single = some.repartition(target_num_rows_per_block=1)
-    # Ray Data has no public way to say that splitting costs no CPU. With one, a small pool
-    # splits all of a long plan before it decodes anything; and one such task keeps ahead of any
-    # number that decode. tests/cluster/test_stream.py notices when this changes.
-    splitting: Any = single._logical_plan.dag
-    splitting.ray_remote_args["num_cpus"] = 0
-    object.__setattr__(splitting, "compute", TaskPoolStrategy(size=1))
+    split_without_cpu(single)
     return single.map_batches(
         Decoder,
         fn_constructor_args=(samples, prepared.spec, prepared.cache),
@@ -146,6 +143,7 @@ class Decoder:
     def __init__(self, samples: Any, spec: SampleSpec, cache: LatentCache | None) -> None:
         self.manifest, self.cached = ray.get(samples)
         self.spec, self.cache = spec, cache
+        self.reader = FileReader()
         # Ray collects garbage often, and what was imported is none.
         gc.freeze()
 
@@ -153,7 +151,8 @@ class Decoder:
         """The micro-batches that the only row of a block names."""
         (row,) = table.to_pylist()
         with lasting():
-            return decode_block(unpacked(self.manifest, self.cached, row), self.spec, self.cache)
+            rows = unpacked(self.manifest, self.cached, row)
+            return decode_block(rows, self.spec, self.cache, self.reader)
 
 
 def packed_blocks(prepared: PreparedRun, rows: pa.Table) -> pa.Table:
@@ -232,11 +231,11 @@ def blocks(prepared: PreparedRun, step: int, samples_seen: int) -> list[pa.Table
 
 
 def decode_block(
-    table: pa.Table, spec: SampleSpec, cache: LatentCache | None
+    table: pa.Table, spec: SampleSpec, cache: LatentCache | None, reader: FileReader
 ) -> dict[str, np.ndarray]:
     """Columns of micro-batches, as `batch_columns` names them."""
     rows = table.to_pylist()
-    samples, failures = decode_samples(rows, spec, cache)
+    samples, failures = decode_samples(rows, spec, reader, cache)
     return batch_columns(rows, samples, dict(failures), spec, cache)
 
 

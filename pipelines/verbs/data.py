@@ -3,6 +3,7 @@ simulated ones.
 """
 
 import argparse
+from collections.abc import Sequence
 from typing import Any
 
 from pipelines.verbs import data_cache, data_plan, data_record
@@ -91,13 +92,28 @@ def add(subparsers: Any) -> None:
     data_record.add(verbs)
 
 
+class _FormatNames(Sequence[str]):
+    """Names of the table of formats, which is imported when one is asked for: other verbs start
+    faster without.
+    """
+
+    def __getitem__(self, index: Any) -> Any:
+        from gwp.data.formats.table import format_names
+
+        return format_names()[index]
+
+    def __len__(self) -> int:
+        return len(self[:])
+
+
 def _add_source(parser: argparse.ArgumentParser) -> None:
     """What a set does not say of itself, as in a source of a stage file."""
     parser.add_argument(
         "--format",
-        choices=("auto", "lerobot", "hdf5", "rlds", "clips", "tars"),
+        choices=_FormatNames(),
         default="auto",
-        help="what lies there (default: auto)",
+        metavar="FORMAT",
+        help="what lies there: %(choices)s (default: auto)",
     )
     parser.add_argument(
         "--fps", type=float, help="rate of a set that does not state it (ALOHA HDF5, RLDS), Hz"
@@ -116,15 +132,17 @@ def _add_source(parser: argparse.ArgumentParser) -> None:
 def run_inspect(args: argparse.Namespace) -> int:
     import json
 
+    from gwp.data.formats.reader import FileReader
     from pipelines.datasets.inspect import as_text, describe, exit_code
     from pipelines.datasets.stats import source_of
 
     source = source_of(args, args.uri)
-    facts = describe(source)
+    reader = FileReader()
+    facts = describe(source, reader)
     if args.html:
         from pipelines.datasets.page import write_page
 
-        write_page(args.html, source, facts, args.layout)
+        write_page(args.html, source, facts, args.layout, reader)
     print(json.dumps(facts, indent=2) if args.json else as_text(facts))
     return exit_code(facts)
 

@@ -27,14 +27,16 @@ def add(subparsers: Any) -> None:
 def run_plan(args: argparse.Namespace) -> None:
     import json
 
+    from gwp.data.formats.reader import FileReader
     from gwp.data.plan.plan import make_plan, mixing
     from pipelines.config.load import load_config
     from pipelines.jobs.resolve import manifest_of, resolve_embodiments
     from pipelines.jobs.train_job import TrainJob
 
     job = load_config(args.file, TrainJob, args.sets)
-    embodiments = resolve_embodiments(job)
-    manifest = manifest_of(job, embodiments)
+    reader = FileReader()
+    embodiments = resolve_embodiments(job, reader)
+    manifest = manifest_of(job, embodiments, reader)
     plan = make_plan(manifest, job.run.seed, args.epoch, job.plan_rules)
     mixed = mixing(manifest, plan, job.cluster.workers)
     if args.out:

@@ -57,6 +57,8 @@ def to_observation(
         raise ProtocolError("a request is one msgpack map with text keys")
     name = _text(message, "embodiment") or embodiment
     cameras = {short_name(key): key for key in contract.embodiment(name).cameras.values()}
+
+    # Images and the state may stand anywhere in the map; of the others there is one place each.
     images: dict[str, Any] = {}
     state: Any = None
     for key, value in _flat(message):
@@ -68,6 +70,7 @@ def to_observation(
                 raise ObservationError(
                     f"images: camera '{short}' came twice; send each camera once"
                 )
+            # Only cameras that the policy looks at are worth decoding.
             compressed = isinstance(value, bytes) and short in cameras
             images[short] = _decoded(short, value) if compressed else value
     if state is None:
@@ -116,6 +119,7 @@ def _flat(message: Mapping[str, Any], prefix: str = "", depth: int = 0) -> list[
     for key, value in message.items():
         if not isinstance(key, str):
             raise ProtocolError("maps need text keys")
+        # A map nested without end would end Python's own stack.
         if isinstance(value, dict) and depth < _MAX_DEPTH:
             entries += _flat(value, f"{prefix}{key}.", depth + 1)
         else:
@@ -180,6 +184,7 @@ def _integer(message: Mapping[str, Any], key: str) -> int | None:
     value = message.get(key)
     if value is None:
         return None
+    # To Python True is the number 1.
     if isinstance(value, bool) or not isinstance(value, (int, np.integer)):
         raise ObservationError(f"{key}: got {type(value).__name__}, expected a whole number")
     return int(value)

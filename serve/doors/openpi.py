@@ -28,6 +28,7 @@ INTERNAL = "internal error; see the log of the gateway"
 async def converse(socket: WebSocket, dispatcher: Dispatcher) -> None:
     """Serve one robot until it hangs up."""
     try:
+        # Before the connection is accepted: a refusal then is an HTTP answer with a status.
         if not dispatcher.access.allows(socket.headers):
             raise RefusedError("access", "API key missing or unknown")
         embodiment = dispatcher.contract.agree(announced(socket.query_params))
@@ -52,8 +53,10 @@ async def _deny(socket: WebSocket, status: int, text: str) -> None:
 async def _serve(socket: WebSocket, dispatcher: Dispatcher, embodiment: str | None) -> None:
     await socket.accept()
     await socket.send_bytes(packb(dispatcher.contract.metadata(embodiment)))
+    # How long a reply took to be sent is known only after it: the next one says it.
     previous_ms: float | None = None
     while True:
+        # Not `receive_bytes`, to which a text frame is a fault: it gets an answer here.
         event = await socket.receive()
         if event["type"] == "websocket.disconnect":
             return
@@ -88,6 +91,7 @@ def announced(query: Mapping[str, str]) -> dict[str, Any]:
 async def _answer(
     data: bytes | None, dispatcher: Dispatcher, embodiment: str | None, previous_ms: float | None
 ) -> bytes | str:
+    # Whether the client sends `endpoint` and understands errors as maps.
     mapped = False
     try:
         if data is None:
@@ -109,10 +113,10 @@ async def _answer(
             )
         return packb(await infer(message, dispatcher, embodiment, previous_ms))
     except RefusedError as error:
-        code, text = error.code, str(error)
+        refusal = error
     except Exception:
         log.exception("a request failed in the gateway")
-        code, text = "internal", INTERNAL
+        refusal = RefusedError("internal", INTERNAL)
     if mapped:
-        return packb({"type": "error", "code": code, "message": text})
-    return f"{code}: {text}"
+        return packb({"type": "error", "code": refusal.code, "message": str(refusal)})
+    return f"{refusal.code}: {refusal}"

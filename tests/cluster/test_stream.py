@@ -10,6 +10,7 @@ import pytest
 import ray.data
 
 from clusters.mini import MiniCluster
+from gwp.data.formats.reader import FileReader
 from pipelines.training.failures import StoppedError, lasting
 from pipelines.training.stream import (
     dataset,
@@ -52,7 +53,9 @@ def test_a_single_cpu_streams_a_long_plan_in_order(
             assert batch["frames"].shape == (7 * len(row["micro"]), 5, 8, 8, 3)
             assert np.unique(batch["batch"]).tolist() == [14]
             # What crossed Ray is what was decoded, although the next block is in the making.
-            expected = decode_block(unpacked(found.manifest, None, row), found.spec, None)
+            expected = decode_block(
+                unpacked(found.manifest, None, row), found.spec, None, FileReader()
+            )
             assert batch["sample_id"].tolist() == expected["sample_id"].tolist()
             assert np.array_equal(batch["frames"], expected["frames"])
         # All of them would take two minutes to split.

@@ -1,116 +1,51 @@
 """Plain videos in a folder or bucket, with captions from an optional `metadata.jsonl` beside
-them, or in webdataset shards.
+them.
 """
 
 import hashlib
 import json
-from dataclasses import dataclass
 
 from gwp import storage
-from gwp.data.formats.tars import EXTENSION as TAR
-from gwp.data.formats.tars import read_shards
+from gwp.data.formats.clip_set import CAPTION_KEYS, Clip, ClipSet
+from gwp.data.formats.format import SetSource
+from gwp.data.formats.reader import FileReader
 from gwp.errors import DataError
 
 EXTENSIONS = (".mp4", ".mkv", ".webm", ".mov", ".avi", ".m4v")
 METADATA = "metadata.jsonl"
-_OTHERS = (
-    "no LeRobot set (meta/info.json), no RLDS set (features.json beside *.tfrecord*), no HDF5 "
-    "episodes (*.hdf5, *.h5) and no webdataset "
-    "shards (*.tar)"
-)
 _NAME_KEYS = ("file_name", "file", "path")
-_CAPTION_KEYS = ("caption", "text", "task", "prompt")
+
+title = "plain videos"
+signs = f"videos there ({', '.join(EXTENSIONS)})"
+endings: tuple[str, ...] = EXTENSIONS
 
 
-@dataclass(frozen=True)
-class Clip:
-    """One video: file, path below the folder, bytes, caption ("" when there is none), where in
-    the file it starts.
-    """
-
-    uri: str
-    name: str
-    size: int
-    caption: str
-    offset: int = 0
+def is_at(uri: str, files: dict[str, int]) -> bool:  # noqa: ARG001
+    """Whether a file is a video."""
+    return any(n.lower().endswith(EXTENSIONS) for n in files)
 
 
-@dataclass(frozen=True)
-class ClipSet:
-    """Videos in name order, entries of metadata.jsonl whose file is not there, and shards that
-    break off with the reason.
-    """
-
-    uri: str
-    clips: tuple[Clip, ...]
-    missing: tuple[str, ...]
-    fingerprint: str
-    broken: tuple[tuple[str, str], ...] = ()
-
-
-def read_clips(uri: str, format: str = "auto") -> ClipSet:  # noqa: A002
-    """The videos below `uri`, or the one that it names. DataError when there is none or
+def read_clips(
+    uri: str,
+    files: dict[str, int],
+    source: SetSource,
+    reader: FileReader,  # noqa: ARG001
+) -> ClipSet:
+    """The videos among `files`, which lie below `uri`. DataError when there is none or
     metadata.jsonl cannot be read.
-
-    `format`: `clips`, `tars`, or `auto`: shards where there are no videos.
     """
-    if (
-        uri.lower().endswith(TAR)
-        and format != "clips"
-        and (size := storage.size_of(uri)) is not None
-    ):
-        folder, _, name = uri.rpartition("/")
-        return _sharded(uri, folder or ".", {name: size})
-    if format == "tars":
-        return _sharded(uri, uri, storage.list_files(uri))
-    if (size := _file_size(uri)) is not None:
-        folder, name = uri.rsplit("/", 1) if "/" in uri else (".", uri)
-        sizes, missing = {name: size}, list[str]()
-        captions, _ = _captions(folder, [name])
-    else:
-        folder, files = uri, storage.list_files(uri)
-        sizes = {n: files[n] for n in sorted(files) if n.lower().endswith(EXTENSIONS)}
-        if not sizes and format == "auto" and any(n.lower().endswith(TAR) for n in files):
-            return _sharded(uri, uri, files)
-        if not files:
-            what = (
-                "a file, of no kind that is read"
-                if storage.size_of(uri) is not None
-                else "nothing there"
-            )
-            raise DataError(
-                f"{uri}: {what}; give the folder or s3:// prefix of a set, or a video, HDF5 or tar file"
-            )
-        if not sizes:
-            others = "" if format == "clips" else f", {_OTHERS}"
-            raise DataError(
-                f"{uri}: no videos there ({', '.join(EXTENSIONS)}){others}; check the URI"
-            )
-        captions, missing = _captions(folder, list(sizes))
+    sizes = {n: files[n] for n in sorted(files) if n.lower().endswith(EXTENSIONS)}
+    if not sizes:
+        raise DataError(f"{source.uri}: no {signs}; check the URI")
+    captions, missing = _captions(uri, list(sizes))
+    if uri != source.uri:
+        # One video of the folder, whose metadata speak of the others too.
+        missing = []
     clips = tuple(
-        Clip(storage.join(folder, n), n, size, captions.get(n, "")) for n, size in sizes.items()
+        Clip(storage.join(uri, n), n, size, captions.get(n, "")) for n, size in sizes.items()
     )
     digest = hashlib.sha256("\n".join(f"{n}:{size}" for n, size in sizes.items()).encode())
-    return ClipSet(uri, clips, tuple(missing), digest.hexdigest()[:12])
-
-
-def _sharded(uri: str, folder: str, files: dict[str, int]) -> ClipSet:
-    members, broken = read_shards(folder, files, EXTENSIONS, _CAPTION_KEYS)
-    if not members and not broken:
-        raise DataError(
-            f"{uri}: no videos ({', '.join(EXTENSIONS)}) in shards (*{TAR}) there; check the URI"
-        )
-    clips = tuple(
-        Clip(storage.join(folder, m.shard), f"{m.shard}/{m.name}", m.size, m.caption, m.offset)
-        for m in members
-    )
-    digest = hashlib.sha256("\n".join(f"{c.name}:{c.offset}:{c.size}" for c in clips).encode())
-    return ClipSet(uri, clips, (), digest.hexdigest()[:12], tuple(broken))
-
-
-def _file_size(uri: str) -> int | None:
-    """Bytes of the video that `uri` names, None when it names none."""
-    return storage.size_of(uri) if uri.lower().endswith(EXTENSIONS) else None
+    return ClipSet(source.uri, "clips", clips, tuple(missing), digest.hexdigest()[:12])
 
 
 def _captions(folder: str, names: list[str]) -> tuple[dict[str, str], list[str]]:
@@ -132,7 +67,7 @@ def _captions(folder: str, names: list[str]) -> tuple[dict[str, str], list[str]]
         try:
             row = json.loads(line)
             given = [str(row[k]) for k in _NAME_KEYS if row.get(k)]
-            caption = next((str(row[k]) for k in _CAPTION_KEYS if row.get(k)), "")
+            caption = next((str(row[k]) for k in CAPTION_KEYS if row.get(k)), "")
         except (ValueError, TypeError, AttributeError) as error:
             raise DataError(
                 f"{place}:{number}: not a JSON object ({error}); write one object per line"

@@ -1,94 +1,106 @@
-"""Robot sets of every format: which one lies at a source, and which of its episodes can be
-used.
-"""
+"""Sets of every format: which one lies at a source, and which of its episodes can be used."""
 
-from collections.abc import Callable
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
 
 from gwp import storage
-from gwp.data.formats import clips, hdf5, rlds
-from gwp.data.formats.lerobot.check import EpisodeCheck
-from gwp.data.formats.lerobot.check import usable_episodes as usable_in_lerobot
-from gwp.data.formats.lerobot.read import is_lerobot, read_set
-from gwp.data.formats.robot_set import Episode, RobotSet
-from gwp.data.source import Source
+from gwp.data.formats.clip_set import ClipSet
+from gwp.data.formats.format import SetSource, Usable
+from gwp.data.formats.reader import FileReader
+from gwp.data.formats.robot_set import RobotSet
+from gwp.data.formats.table import AUTO, ROBOTS, VIDEOS, formats
 from gwp.errors import DataError
 
 
-def robots_at(source: Source) -> RobotSet | None:
-    """The robot set that `source` names; None when it holds plain videos, or nothing known.
-    DataError when it cannot be read.
+class NamedSource(SetSource, Protocol):
+    """A source, with the format that it names."""
+
+    @property
+    def format(self) -> str:
+        """A name of the table, or `auto`."""
+
+
+@dataclass(frozen=True)
+class _Place:
+    """Where the set of a source lies: folder, files below it, and the name of their format
+    (None: nothing that is known).
     """
-    if source.format in ("clips", "tars"):
+
+    uri: str
+    files: dict[str, int]
+    format: str | None
+
+
+def set_at(source: NamedSource, reader: FileReader | None = None) -> RobotSet | ClipSet:
+    """The set that `source` names, of robots or of plain videos. DataError when there is none,
+    or when it cannot be read.
+
+    reader: keeps what is read of files; None: one for this call.
+    """
+    place = _place_of(source)
+    if place.format is None:
+        raise DataError(_nothing(source.uri) if not place.files else _nothing_known(source.uri))
+    reader = reader or FileReader()
+    if place.format in ROBOTS:
+        return ROBOTS[place.format].read_set(place.uri, place.files, source, reader)
+    return VIDEOS[place.format].read_clips(place.uri, place.files, source, reader)
+
+
+def robots_at(source: NamedSource, reader: FileReader | None = None) -> RobotSet | None:
+    """The robot set that `source` names; None when it holds plain videos, or nothing known.
+    DataError when it cannot be read. `reader`: as for `set_at`.
+    """
+    if source.format in VIDEOS:
         return None
-    if source.format == "lerobot" or (source.format == "auto" and is_lerobot(source.uri)):
-        data = read_set(source.uri, source.state, source.action)
-        source.rate(data.fps, "")
-        return data
-    read: dict[str, Callable[[Source, dict[str, int]], RobotSet]] = {
-        "hdf5": hdf5.read_set,
-        "rlds": rlds.read_set,
-    }
-    place, files = _listed(source)
-    found = source.format if source.format != "auto" else _found(source.uri, files)
-    return read[found](place, files) if found else None
-
-
-def _listed(source: Source) -> tuple[Source, dict[str, int]]:
-    """Files at the source. Of one file that it names, the source becomes the folder."""
-    if (
-        source.uri.lower().endswith(hdf5.EXTENSIONS)
-        and (size := storage.size_of(source.uri)) is not None
-    ):
-        folder, _, name = source.uri.rpartition("/")
-        return source.model_copy(update={"uri": folder or "."}), {name: size}
-    return source, storage.list_files(source.uri)
-
-
-def _found(uri: str, files: dict[str, int]) -> str | None:
-    if rlds.folder_of(uri, files) is not None:
-        return "rlds"
-    if not hdf5.hdf5_files(files):
+    place = _place_of(source)
+    if place.format not in ROBOTS:
         return None
-    if videos := [n for n in files if n.lower().endswith(clips.EXTENSIONS)]:
-        raise DataError(
-            f"{uri}: both HDF5 files and videos ({sorted(videos)[0]}) are there; set `format: "
-            "hdf5` or `format: clips` on this source"
-        )
-    return "hdf5"
+    read = ROBOTS[place.format].read_set
+    return read(place.uri, place.files, source, reader or FileReader())
 
 
 def usable_episodes(
-    data: RobotSet, source: Source, cameras: list[str], check: EpisodeCheck | None = None
-) -> tuple[list[tuple[Episode, int]], list[tuple[Episode, str]]]:
+    data: RobotSet,
+    source: SetSource,
+    cameras: Sequence[str],
+    reader: FileReader | None = None,
+) -> Usable:
     """Chosen episodes with their first row in the data file, and those that cannot be used with
-    the reason.
-
-    `check`: of a LeRobot set, keeps what it sees of the files for the caller.
+    the reason. `reader`: as for `set_at`.
     """
-    if data.format == "lerobot":
-        return usable_in_lerobot(data, source, cameras, check)
-    chosen = set(source.select([e.index for e in data.episodes]))
-    reasons = [
-        (e, _reason(e, cameras, source.labelled, data.fps))
-        for e in data.episodes
-        if e.index in chosen
-    ]
-    return [(e, 0) for e, reason in reasons if not reason], [
-        (e, reason) for e, reason in reasons if reason
-    ]
+    look = ROBOTS[data.format].usable_episodes
+    return look(data, source, cameras, reader or FileReader())
 
 
-def _reason(episode: Episode, cameras: list[str], labelled: bool, fps: float) -> str:
-    """Why an episode whose file has been looked at cannot be used."""
-    if episode.problem or (labelled and episode.label_problem):
-        return episode.problem or episode.label_problem
-    if not episode.length:
-        return "has no rows"
-    for camera in cameras:
-        span = episode.videos.get(camera)
-        if span is None:
-            return f"has no pictures of {camera}"
-        count = round(((span.end or 0.0) - span.start) * fps)
-        if count != episode.length:
-            return f"{camera} has {count} pictures, the episode has {episode.length} rows"
-    return ""
+def _place_of(source: NamedSource) -> _Place:
+    known = formats()
+    some = known if source.format == AUTO else {source.format: known[source.format]}
+    uri, files = _listed(source.uri, tuple(e for form in some.values() for e in form.endings))
+    if source.format != AUTO:
+        return _Place(uri, files, source.format)
+    there = (name for name, form in known.items() if form.is_at(uri, files))
+    return _Place(uri, files, next(there, None))
+
+
+def _listed(uri: str, endings: tuple[str, ...]) -> tuple[str, dict[str, int]]:
+    """A folder and the files in it. Of one file with one of these endings: its folder, and that
+    file alone.
+    """
+    if uri.lower().endswith(endings) and (size := storage.size_of(uri)) is not None:
+        folder, _, name = uri.rpartition("/")
+        return folder or ".", {name: size}
+    return uri, storage.list_files(uri)
+
+
+def _nothing(uri: str) -> str:
+    is_file = storage.size_of(uri) is not None
+    what = "a file, of no kind that is read" if is_file else "nothing there"
+    endings = ", ".join(f"*{e}" for form in formats().values() for e in form.endings)
+    return f"{uri}: {what}; give the folder or s3:// prefix of a set, or one file ({endings})"
+
+
+def _nothing_known(uri: str) -> str:
+    """Videos first: that is what a folder without any metadata is taken for."""
+    *most, last = [f"no {form.signs}" for form in (*VIDEOS.values(), *ROBOTS.values())]
+    return f"{uri}: {', '.join(most)} and {last}; check the URI"

@@ -7,26 +7,37 @@ step, which zeros may follow.
 
 import hashlib
 import json
-import os
 import re
 from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from functools import lru_cache
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from gwp import storage
+from gwp.data.formats.clips import EXTENSIONS as VIDEOS
+from gwp.data.formats.format import (
+    FilePart,
+    Pictures,
+    SetSource,
+    no_findings,
+    rows_of,
+    usable_by_metadata,
+)
+from gwp.data.formats.hdf5_file import member_of, opened
+from gwp.data.formats.reader import FileReader
 from gwp.data.formats.robot_set import Episode, RobotSet, VideoSpan, choose_columns, vector_names
-from gwp.data.source import Source
-from gwp.errors import DataError, GwpError
-from gwp.storage.names import relative_name, shown
+from gwp.errors import DataError
 
 EXTENSIONS = (".hdf5", ".h5")
+title = "HDF5"
+signs = f"HDF5 episodes ({', '.join('*' + e for e in EXTENSIONS)})"
+endings: tuple[str, ...] = EXTENSIONS
+usable_episodes = usable_by_metadata
+findings = no_findings
 _ACTIONS = [("action",), ("actions",)]
 _STATES = [
     ("observations/qpos",),
@@ -35,14 +46,8 @@ _STATES = [
 ]
 _DEMOS, _FOLLOWING = "data", "next_obs"
 _HINT = "ALOHA is customarily recorded at 50 Hz"
-_AHEAD = 64 << 10
-"""Bytes that are fetched at a time: metadata lie scattered in small pieces, often beside one
-another.
-"""
-_CHUNKS = 32 << 20
-"""Bytes of decompressed chunks that stay while a camera is read: a compressed chunk often holds
-many pictures.
-"""
+_LOOKS, _EPISODES = 65536, 64
+"""Files whose index stays, and episodes whose columns do."""
 _MAGIC = (b"\xff\xd8\xff", b"\x89PNG")
 
 
@@ -59,33 +64,6 @@ class _Demo:
     digest: bytes = b""
 
 
-@contextmanager
-def _opened(uri: str) -> Iterator[Any]:
-    """The file as h5py has it. DataError when it is none, or damaged."""
-    try:
-        import h5py
-    except ImportError as error:
-        raise GwpError(f"{uri}: reading HDF5 needs h5py; run `pip install 'gwp[model]'`") from error
-    try:
-        if storage.is_remote(uri):
-            # h5py holds a lock while it reads, and the garbage of another thread may wait for
-            # it: no Python thread may do the reading.
-            with (
-                storage.open_native(uri, _AHEAD) as handle,
-                h5py.File(handle, "r", rdcc_nbytes=_CHUNKS) as file,
-            ):
-                yield file
-        else:
-            with storage.open_read(uri) as handle:
-                path = handle.name
-            with h5py.File(path, "r", locking=False, rdcc_nbytes=_CHUNKS) as file:
-                yield file
-    except (OSError, RuntimeError, KeyError) as error:
-        raise DataError(
-            f"{uri}: cannot be read as HDF5 ({error}); it is truncated or damaged"
-        ) from error
-
-
 def hdf5_files(files: dict[str, int]) -> list[str]:
     """HDF5 files in the order of the numbers in their names."""
     return sorted((n for n in files if n.lower().endswith(EXTENSIONS)), key=_natural)
@@ -97,18 +75,34 @@ def _natural(name: str) -> list[Any]:
     ]
 
 
-def read_set(source: Source, files: dict[str, int]) -> RobotSet:
-    """The set at `source`, whose `files` are given. DataError when nothing there can be read.
+def is_at(uri: str, files: dict[str, int]) -> bool:
+    """Whether a file is HDF5. DataError where videos lie beside it: which of the two is meant
+    cannot be told.
+    """
+    if not hdf5_files(files):
+        return False
+    if videos := sorted(n for n in files if n.lower().endswith(VIDEOS)):
+        raise DataError(
+            f"{uri}: both HDF5 files and videos ({videos[0]}) are there; set `format: "
+            "hdf5` or `format: clips` on this source"
+        )
+    return True
+
+
+def read_set(uri: str, files: dict[str, int], source: SetSource, reader: FileReader) -> RobotSet:
+    """The set below `uri`, where `files` are. DataError when nothing there can be read.
 
     Every file is opened once; a file that cannot be read is an episode with a problem.
     """
-    uri, names = source.uri, hdf5_files(files)
+    names = hdf5_files(files)
     if not names:
-        raise DataError(
-            f"{uri}: no HDF5 episodes ({', '.join('*' + e for e in EXTENSIONS)}); check the URI"
-        )
+        raise DataError(f"{uri}: no {signs}; check the URI")
+
+    def look_at(name: str) -> _Index:
+        return reader.once(_LOOKS, _look, storage.join(uri, name), files[name])
+
     with ThreadPoolExecutor(8 if storage.is_remote(uri) else 1) as pool:
-        looks = list(pool.map(lambda n: _look(storage.join(uri, n), files[n]), names))
+        looks = list(pool.map(look_at, names))
     demos = [demo for look in looks if not isinstance(look, str) for demo in look[0]]
     if not demos:
         raise DataError(
@@ -188,17 +182,20 @@ def _episode(index: int, file: str, demo: _Demo, fps: float, widths: dict[str, i
     )
 
 
-@lru_cache(maxsize=65536)
-def _look(uri: str, size: int) -> tuple[tuple[_Demo, ...], float | None] | str:  # noqa: ARG001
+_Index = tuple[tuple[_Demo, ...], float | None] | str
+"""Episodes of a file and the rate it states, or why it cannot be used."""
+
+
+def _look(uri: str, size: int) -> _Index:  # noqa: ARG001
     """Episodes of a file and the rate it states, or why it cannot be used. `size` tells a file
     that was written again.
     """
     try:
-        with _opened(uri) as file:
-            group = _member(file, _DEMOS) if _DEMOS in file else None
+        with opened(uri) as file:
+            group = member_of(file, _DEMOS) if _DEMOS in file else None
             parents = [file]
             if group is not None and hasattr(group, "keys"):
-                members = [_member(group, n) for n in sorted(group, key=_natural)]
+                members = [member_of(group, n) for n in sorted(group, key=_natural)]
                 parents = [member for member in members if hasattr(member, "keys")]
             found = tuple(
                 demo for parent in parents if (demo := _demo(parent)).vectors or demo.pictures
@@ -238,50 +235,11 @@ def _demo(parent: Any) -> _Demo:
 
 def _datasets(group: Any, path: str) -> Iterator[tuple[str, Any]]:
     for name in group:
-        inner = _member(group, name)
+        inner = member_of(group, name)
         if hasattr(inner, "shape"):
             yield path + name, inner
         elif hasattr(inner, "keys") and name != _FOLLOWING:
             yield from _datasets(inner, f"{path}{name}/")
-
-
-def _member(group: Any, name: str) -> Any:
-    """What is called so in a group.
-
-    DataError when it lies in another file that is not in or below the folder of this one.
-    """
-    import h5py
-
-    file, what = str(group.file.filename), f"{group.name.rstrip('/')}/{name}"
-    link = group.get(name, getlink=True)
-    if isinstance(link, h5py.ExternalLink):
-        _check_other_file(file, link.filename, what)
-    member = group[name]
-    # A link within the file may end in one that leaves it.
-    if (other := str(member.file.filename)) != file:
-        _check_other_file(file, os.path.relpath(other, Path(file).parent), what)
-    if hasattr(member, "shape"):
-        if member.external:
-            # Which HDF5 looks for where this program runs.
-            raise DataError(f"{what} has its numbers in another file; copy them into this one")
-        for source in member.virtual_sources() if member.is_virtual else ():
-            # HDF5's name for the file itself.
-            if source.file_name != ".":
-                _check_other_file(file, source.file_name, what)
-    return member
-
-
-def _check_other_file(file: str, other: str, what: str) -> None:
-    """DataError unless `other` is beside or below `file`.
-
-    What is not there, HDF5 looks for where this program runs.
-    """
-    relative_name(other, f"{what} lies in another file", DataError)
-    if not (Path(file).parent / other).is_file():
-        raise DataError(
-            f"{what} lies in another file, {shown(other)}, which is not there; "
-            "copy it beside this one on a local disk"
-        )
 
 
 def _camera(path: str) -> str:
@@ -333,19 +291,32 @@ def _line(value: Any) -> str:
     )
 
 
-def read_columns(uri: str, keys: tuple[str, ...]) -> dict[str, np.ndarray]:
-    """Columns by full path, float64 `[rows, width]`. DataError when the file cannot be read so."""
-    with _opened(uri) as file:
+def read_rows(
+    part: FilePart, first: int, count: int, keys: tuple[str, ...], reader: FileReader
+) -> dict[str, np.ndarray]:
+    """Rows of columns by full path, float64 `[count, width]`. DataError when the file cannot be
+    read so.
+    """
+    columns = reader.once(_EPISODES, _read_columns, part.uri, keys)
+    return rows_of(columns, part.uri, first, count)
+
+
+def _read_columns(uri: str, keys: tuple[str, ...]) -> dict[str, np.ndarray]:
+    with opened(uri) as file:
         found = {k: np.asarray(file[k][()], np.float64) for k in keys}
     return {k: v.reshape(len(v), -1) for k, v in found.items()}
 
 
 @contextmanager
-def pictures(uri: str, key: str) -> Iterator[tuple[int, Any]]:
+def open_pictures(
+    part: FilePart,
+    key: str,
+    reader: FileReader,  # noqa: ARG001
+) -> Iterator[Pictures]:
     """Number of pictures of a camera, and a function that gives one: uint8 `[H, W, 3]`, or
     bytes of an encoded one. DataError.
     """
-    with _opened(uri) as file:
+    with opened(part.uri) as file:
         data = file[key]
 
         def get(i: int) -> Any:

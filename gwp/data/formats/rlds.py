@@ -13,13 +13,21 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from functools import lru_cache
-from math import prod
 from typing import Any
 
 import numpy as np
 
 from gwp import storage
+from gwp.data.formats.format import (
+    FilePart,
+    Pictures,
+    SetSource,
+    no_findings,
+    rows_of,
+    usable_by_metadata,
+)
+from gwp.data.formats.reader import FileReader
+from gwp.data.formats.rlds_features import is_picture, leaves_of, width_of
 from gwp.data.formats.robot_set import Episode, RobotSet, VideoSpan, choose_columns, vector_names
 from gwp.data.formats.tfrecord import (
     BYTES,
@@ -31,10 +39,14 @@ from gwp.data.formats.tfrecord import (
     records,
     values,
 )
-from gwp.data.source import Source
 from gwp.errors import DataError
 
 FEATURES = "features.json"
+title = "RLDS"
+signs = f"RLDS set ({FEATURES} beside *.tfrecord*)"
+endings: tuple[str, ...] = ()
+usable_episodes = usable_by_metadata
+findings = no_findings
 _SHARD = re.compile(r"(?:.+-)?([^-/]+)\.tfrecord(?:-(\d+)-of-(\d+))?")
 _STEPS = "steps/"
 _COUNTED = ("steps/is_first", "steps/is_last", "steps/is_terminal")
@@ -45,6 +57,8 @@ _TEXTS = (
     "steps/observation/natural_language_instruction",
     "steps/observation/language_instruction",
 )
+_LOOKS, _EPISODES = 65536, 64
+"""Shards whose index stays, and episodes whose columns do."""
 _AHEAD = 64 << 10
 """Bytes that are fetched at a time where large features are stepped over."""
 
@@ -81,26 +95,31 @@ def folder_of(uri: str, files: dict[str, int]) -> str | None:
     return found[0] if found else None
 
 
-def read_set(source: Source, files: dict[str, int]) -> RobotSet:
-    """The set at `source`, whose `files` are given. DataError when it cannot be read.
+def is_at(uri: str, files: dict[str, int]) -> bool:
+    """Whether a set is among `files`. DataError when there are several."""
+    return folder_of(uri, files) is not None
+
+
+def read_set(uri: str, files: dict[str, int], source: SetSource, reader: FileReader) -> RobotSet:
+    """The set below `uri`, where `files` are. DataError when it cannot be read.
 
     Every shard is read once, record by record, and each record compared with its checksum. A
     shard that breaks off gives the episodes before that.
     """
-    folder = folder_of(source.uri, files)
+    folder = folder_of(uri, files)
     if folder is None:
         raise DataError(
             f"{source.uri}: not an RLDS set ({FEATURES} beside *.tfrecord* is missing); name "
             "the folder of the version"
         )
-    uri = storage.join(source.uri, folder) if folder else source.uri
+    uri = storage.join(uri, folder) if folder else uri
     files = {
         n[len(folder) :].lstrip("/"): size for n, size in files.items() if n.startswith(folder)
     }
     fps = source.rate(None, "e.g. 5 for BridgeData V2, 15 for DROID")
     raw = storage.read_bytes(storage.join(uri, FEATURES))
     try:
-        leaves = dict(_leaves(json.loads(raw), ""))
+        leaves = dict(leaves_of(json.loads(raw), ""))
         info = (
             json.loads(storage.read_bytes(storage.join(uri, "dataset_info.json")))
             if "dataset_info.json" in files
@@ -113,9 +132,9 @@ def read_set(source: Source, files: dict[str, int]) -> RobotSet:
         widths = {
             n.removeprefix(_STEPS): w
             for n, leaf in leaves.items()
-            if n.startswith(_STEPS) and (w := _width(leaf))
+            if n.startswith(_STEPS) and (w := width_of(leaf))
         }
-        images = [n for n, leaf in leaves.items() if n.startswith(_STEPS) and _is_picture(leaf)]
+        images = [n for n, leaf in leaves.items() if n.startswith(_STEPS) and is_picture(leaf)]
         named = str(info.get("version", "")), str(info.get("name") or "unknown")
     except (KeyError, ValueError, TypeError, AttributeError) as error:
         raise DataError(
@@ -130,7 +149,15 @@ def read_set(source: Source, files: dict[str, int]) -> RobotSet:
     chosen = {k: widths[k] for k in (*state, *action)}
     episodes = tuple(
         _episodes(
-            uri, files, _shards(source, files, expected), expected, fps, cameras, chosen, digest
+            uri,
+            files,
+            _shards(source, files, expected),
+            expected,
+            fps,
+            cameras,
+            chosen,
+            digest,
+            reader,
         )
     )
     return RobotSet(
@@ -151,46 +178,7 @@ def read_set(source: Source, files: dict[str, int]) -> RobotSet:
     )
 
 
-def _leaves(feature: dict[str, Any], name: str) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Path and description of each feature that is stored; of sequences only the steps, whose
-    values lie one after another.
-    """
-    if "featuresDict" in feature:
-        for key, inner in feature["featuresDict"]["features"].items():
-            yield from _leaves(inner, f"{name}/{key}" if name else key)
-    elif "sequence" in feature:
-        if name == "steps":
-            yield from _leaves(feature["sequence"]["feature"], name)
-    else:
-        yield name, feature
-
-
-def _dimensions(about: dict[str, Any]) -> list[int]:
-    return [int(d) for d in (about.get("shape") or {}).get("dimensions", [])]
-
-
-def _width(leaf: dict[str, Any]) -> int:
-    """Numbers per step; 0 for what is no vector of a fixed width."""
-    about = leaf.get("tensor")
-    if (
-        not isinstance(about, dict)
-        or about.get("encoding", "none") != "none"
-        or about.get("dtype") == "string"
-    ):
-        return 0
-    return max(0, prod(_dimensions(about)))
-
-
-def _is_picture(leaf: dict[str, Any]) -> bool:
-    about = leaf.get("image")
-    return (
-        isinstance(about, dict)
-        and about.get("dtype", "uint8") == "uint8"
-        and _dimensions(about)[2:] in ([], [3])
-    )
-
-
-def _shards(source: Source, files: dict[str, int], expected: dict[str, list[int]]) -> list[str]:
+def _shards(source: SetSource, files: dict[str, int], expected: dict[str, list[int]]) -> list[str]:
     """Shards of the chosen split in order, those that should be there included."""
     splits: dict[str, dict[int, str]] = {}
     for name in sorted(files):
@@ -221,15 +209,18 @@ def _episodes(
     cameras: dict[str, str],
     widths: dict[str, int],
     digest: Any,
+    reader: FileReader,
 ) -> Iterator[Episode]:
-    def look(name: str) -> tuple[tuple[_Record, ...], str]:
-        return _look(storage.join(uri, name), files[name]) if name in files else ((), "is missing")
+    def look_at(name: str) -> tuple[tuple[_Record, ...], str]:
+        if name not in files:
+            return (), "is missing"
+        return reader.once(_LOOKS, _look, storage.join(uri, name), files[name])
 
     lengths = next((n for n in expected.values() if len(n) == len(shards)), [])
     first = 0
     with ThreadPoolExecutor(8 if storage.is_remote(uri) else 1) as pool:
         for number, (name, (found, broken)) in enumerate(
-            zip(shards, pool.map(look, shards), strict=True)
+            zip(shards, pool.map(look_at, shards), strict=True)
         ):
             for i, record in enumerate(found):
                 digest.update(record.crc)
@@ -284,7 +275,6 @@ def _episode(
     )
 
 
-@lru_cache(maxsize=65536)
 def _look(uri: str, size: int) -> tuple[tuple[_Record, ...], str]:
     """Records of a shard, and what is wrong behind the last of them."""
     found: list[_Record] = []
@@ -326,10 +316,18 @@ def _text(handle: Any, there: dict[str, Field]) -> str:
     return ""
 
 
-def read_columns(uri: str, offset: int, size: int, keys: tuple[str, ...]) -> dict[str, np.ndarray]:
-    """Columns of the record at `offset` by full name, float64 `[rows, width]`. Pictures are
-    stepped over. DataError.
+def read_rows(
+    part: FilePart, first: int, count: int, keys: tuple[str, ...], reader: FileReader
+) -> dict[str, np.ndarray]:
+    """Rows of columns of a record by full name, float64 `[count, width]`. Pictures are stepped
+    over. DataError.
     """
+    place = (part.uri, part.offset, part.size or 0)
+    columns = reader.once(_EPISODES, _read_columns, *place, keys)
+    return rows_of(columns, part.uri, first, count)
+
+
+def _read_columns(uri: str, offset: int, size: int, keys: tuple[str, ...]) -> dict[str, np.ndarray]:
     with storage.open_read(uri, _AHEAD) as handle:
         try:
             there = features(handle, offset, size)
@@ -342,10 +340,15 @@ def read_columns(uri: str, offset: int, size: int, keys: tuple[str, ...]) -> dic
 
 
 @contextmanager
-def pictures(uri: str, offset: int, size: int) -> Iterator[tuple[int, Any]]:
-    """Number of pictures in the list at `offset`, and a function that gives the bytes of one.
-    Errors as `open_read`.
+def open_pictures(
+    part: FilePart,
+    key: str,  # noqa: ARG001
+    reader: FileReader,  # noqa: ARG001
+) -> Iterator[Pictures]:
+    """Number of pictures in the list that `part` is, and a function that gives the bytes of
+    one. Errors as `open_read`.
     """
+    uri, offset, size = part.uri, part.offset, part.size or 0
     if storage.is_remote(uri):
         handle, shift = io.BytesIO(storage.read_ranges([uri], [offset], [offset + size])[0]), offset
     else:

@@ -5,7 +5,7 @@ and pictures are.
 from collections.abc import Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
-from typing import Any, Literal
+from typing import Any
 
 from pydantic import ValidationError
 
@@ -13,7 +13,6 @@ from gwp.data.canvas import SLOTS
 from gwp.data.embodiment import Embodiment, Slot
 from gwp.errors import DataError
 
-RobotFormat = Literal["lerobot", "hdf5", "rlds"]
 STATE, ACTION = "observation.state", "action"
 
 
@@ -59,8 +58,8 @@ class Episode:
 
 @dataclass(frozen=True)
 class RobotSet:
-    """Metadata of a set. `cameras`: key -> what the set says of it. `files`: every file below
-    `uri` -> bytes.
+    """Metadata of a set. `format`: its name in `gwp.data.formats.table`. `cameras`: key -> what
+    the set says of it. `files`: every file below `uri` -> bytes.
 
     `named`: whether the set names its dimensions. `state_keys`, `action_keys`: columns that
     make up the vectors, joined in this order.
@@ -68,7 +67,7 @@ class RobotSet:
     """
 
     uri: str
-    format: RobotFormat
+    format: str
     version: str
     robot_type: str
     fps: float

@@ -10,8 +10,9 @@ import numpy as np
 from gwp import storage
 from gwp.data.buckets import Bucket
 from gwp.data.embodiment import Embodiment, Slot
-from gwp.data.formats.clips import Clip, ClipSet, read_clips
-from gwp.data.formats.find import robots_at, usable_episodes
+from gwp.data.formats.clip_set import Clip, ClipSet
+from gwp.data.formats.find import set_at, usable_episodes
+from gwp.data.formats.reader import FileReader
 from gwp.data.formats.robot_set import RobotSet, check_embodiment, rows_per_step
 from gwp.data.plan.curate import CurationConfig, Curator
 from gwp.data.plan.manifest import Manifest, Rows
@@ -50,6 +51,7 @@ def build_manifest(
     buckets: Sequence[Bucket] = (),
     curate: CurationConfig | None = None,
     max_broken: float = 1.0,
+    reader: FileReader | None = None,
 ) -> Manifest:
     """Look at every source and list its samples.
 
@@ -58,21 +60,24 @@ def build_manifest(
     gives clips one after another, without overlap; `curate` may drop some. Episodes and videos
     that cannot be used are left out and named in `skipped`, dropped clips by video and reason
     with their number. `buckets`: shapes of clips, numbered from 1; robot samples are of bucket
-    0, and clips too where there are none. DataError when a source has nothing usable, more than
+    0, and clips too where there are none. `reader`: keeps what is read of files; None: one for
+    this call. DataError when a source has nothing usable, more than
     a share `max_broken` of it is broken, or it does not fit its embodiment.
     """
     build, kinds = _Builder(), set()
+    reader = reader or FileReader()
     curator = Curator(clip, buckets, curate)
     for number, source in enumerate(sources):
         # Who decodes may stand in another folder.
         source = source.model_copy(update={"uri": storage.absolute(source.uri)})
         known, broken = build.rows.count, len(build.skipped)
-        robots = robots_at(source)
-        kinds.add("clip" if robots is None else "robot")
-        if robots is not None:
-            _add_robot(build, number, source, robots, embodiments, window)
+        data = set_at(source, reader)
+        if isinstance(data, RobotSet):
+            kinds.add("robot")
+            _add_robot(build, number, source, data, embodiments, window, reader)
         else:
-            _add_clips(build, number, source, curator)
+            kinds.add("clip")
+            _add_clips(build, number, source, curator, data)
         if build.rows.count == known:
             first = "; ".join(
                 f"{s['item']}: {s['reason']}" for s in build.skipped[broken : broken + 3]
@@ -118,6 +123,7 @@ def _add_robot(
     data: RobotSet,
     embodiments: dict[str, Embodiment],
     window: Window,
+    reader: FileReader,
 ) -> None:
     embodiment = None
     if source.embodiment is not None:
@@ -136,7 +142,7 @@ def _add_robot(
     )
     if not cameras:
         raise DataError(f"{source.uri}: the set has no video")
-    good, bad = usable_episodes(data, source, list(cameras.values()))
+    good, bad = usable_episodes(data, source, list(cameras.values()), reader)
     build.looked += len(good) + len(bad)
     for episode, reason in bad:
         build.skip(source.uri, f"episode {episode.index}", reason)
@@ -196,8 +202,9 @@ def _add_robot(
         )
 
 
-def _add_clips(build: _Builder, number: int, source: Source, curator: Curator) -> None:
-    found = read_clips(source.uri, source.format)
+def _add_clips(
+    build: _Builder, number: int, source: Source, curator: Curator, found: ClipSet
+) -> None:
     for name in found.missing:
         build.skip(source.uri, name, "named in metadata.jsonl, but there is no such video", False)
     for name, reason in found.broken:

@@ -13,6 +13,7 @@ from typing import Any
 from gwp import storage
 from gwp.data.embodiment import Embodiment
 from gwp.data.formats.find import robots_at
+from gwp.data.formats.reader import FileReader
 from gwp.data.formats.robot_set import ACTION, STATE
 from gwp.data.source import Source, parse_ranges
 from gwp.data.stats.normalise import FeatureStats, Stats, rule
@@ -32,47 +33,49 @@ def read_stats_file(uri: str, robot: str | None = None) -> Stats:
     """
     raw = storage.read_bytes(uri)
     try:
-        given = json.loads(raw)
+        content = json.loads(raw)
     except ValueError as error:
         raise DataError(f"{uri}: not statistics: no JSON ({error})") from error
+    # Several robots in one file: a map of names around the form itself.
     if (
-        isinstance(given, dict)
-        and "norm_stats" not in given
-        and any(_keys(part) for part in given.values())
+        isinstance(content, dict)
+        and "norm_stats" not in content
+        and any(_keys(part) for part in content.values())
     ):
-        if robot not in given:
+        if robot not in content:
             raise DataError(
-                f"{uri}: holds statistics of {', '.join(given)}, none of "
+                f"{uri}: holds statistics of {', '.join(content)}, none of "
                 f"{robot or 'a robot that is named'}; give another file"
             )
-        given = given[robot]
+        content = content[robot]
+    file_name = uri.rstrip("/").rpartition("/")[2]
+    origin = {"file": file_name, "sha256": hashlib.sha256(raw).hexdigest()}
     try:
-        return _read(
-            given,
-            {"file": uri.rstrip("/").rpartition("/")[2], "sha256": hashlib.sha256(raw).hexdigest()},
-        )
+        return _read(content, origin)
     except DataError as error:
         raise DataError(f"{uri}: {error}") from error
 
 
-def _keys(given: Any) -> set[str]:
-    norm = given.get("norm_stats") if isinstance(given, dict) else None
+def _keys(content: Any) -> set[str]:
+    norm = content.get("norm_stats") if isinstance(content, dict) else None
     return set(norm) if isinstance(norm, dict) else set()
 
 
-def _read(given: Any, place: dict[str, str]) -> Stats:
-    keys = _keys(given)
+def _read(content: Any, origin: dict[str, str]) -> Stats:
+    """Statistics of one robot. origin: `file` and `sha256`, for metadata that say it"""
+    keys = _keys(content)
     if {STATE, ACTION} <= keys:
-        stats = Stats.from_json(given)
-        metadata, form = stats.metadata, "published"
+        form = "published"
+        stats = Stats.from_json(content)
+        metadata = stats.metadata
+        # Only ours name the entries of the state.
         if "state_names" in metadata:
             return stats
-        features = {key: given["norm_stats"][key] for key in (STATE, ACTION)}
+        features = {key: content["norm_stats"][key] for key in (STATE, ACTION)}
     elif set(_OPENPI.values()) <= keys:
-        form, features = (
-            "openpi",
-            {ours: given["norm_stats"][theirs] for ours, theirs in _OPENPI.items()},
-        )
+        form = "openpi"
+        features = {ours: content["norm_stats"][theirs] for ours, theirs in _OPENPI.items()}
+        # Its file has room for them, and null where they were not computed.
         if any(
             isinstance(f, dict) and (f.get("q01") is None or f.get("q99") is None)
             for f in features.values()
@@ -94,10 +97,8 @@ def _read(given: Any, place: dict[str, str]) -> Stats:
         if all("min" in f and "max" in f for f in features.values())
         else "absent; q01 and q99 stand in"
     )
-    about = {
-        "imported": {"form": form, **place, "min_max": extremes, "rule": "not stated by the file"}
-    }
-    return Stats(stats.state, stats.action, metadata | about)
+    imported = {"form": form, **origin, "min_max": extremes, "rule": "not stated by the file"}
+    return Stats(stats.state, stats.action, metadata | {"imported": imported})
 
 
 def import_stats(uri: str, embodiment: Embodiment) -> Stats:
@@ -107,16 +108,16 @@ def import_stats(uri: str, embodiment: Embodiment) -> Stats:
     DataError when the widths do not fit, or the file states another horizon or mask.
     """
     stats = _fitting(read_stats_file(uri, embodiment.name), uri, embodiment, None)
-    about = stats.metadata.get("imported")
-    if about is None:
+    imported = stats.metadata.get("imported")
+    if imported is None:
         return stats
+    # What the file said goes below `imported`: from now on ours is the rule that counts.
     theirs = {k: v for k, v in stats.metadata.items() if k != "imported"}
-    about = about | {"rule": "as its importer stated it"} | ({"metadata": theirs} if theirs else {})
-    return Stats(
-        stats.state,
-        stats.action,
-        {"embodiment": embodiment.name} | rule(embodiment, embodiment.chunk) | {"imported": about},
-    )
+    imported = imported | {"rule": "as its importer stated it"}
+    if theirs:
+        imported |= {"metadata": theirs}
+    metadata = {"embodiment": embodiment.name} | rule(embodiment, embodiment.chunk)
+    return Stats(stats.state, stats.action, metadata | {"imported": imported})
 
 
 def _fitting(stats: Stats, uri: str, embodiment: Embodiment, window: Window | None) -> Stats:
@@ -131,10 +132,10 @@ def _fitting(stats: Stats, uri: str, embodiment: Embodiment, window: Window | No
             (stats.state, embodiment.state_names, "state"),
             (stats.action, embodiment.action_names, "action"),
         )
-        for found, ours, what in names:
-            if len(found.mean) != len(ours):
+        for feature, ours, what in names:
+            if len(feature.mean) != len(ours):
                 raise DataError(
-                    f"{uri}: {len(found.mean)} {what} dimensions, embodiment {embodiment.name} "
+                    f"{uri}: {len(feature.mean)} {what} dimensions, embodiment {embodiment.name} "
                     f"has {len(ours)}; "
                     "give the file of this robot"
                 )
@@ -144,8 +145,8 @@ def _fitting(stats: Stats, uri: str, embodiment: Embodiment, window: Window | No
 def to_openpi(stats: Stats) -> dict[str, Any]:
     """openpi's norm_stats.json, which has no place for the rule."""
 
-    def plain(found: FeatureStats) -> dict[str, list[float]]:
-        return {key: getattr(found, key).tolist() for key in ("mean", "std", "q01", "q99")}
+    def plain(feature: FeatureStats) -> dict[str, list[float]]:
+        return {key: getattr(feature, key).tolist() for key in ("mean", "std", "q01", "q99")}
 
     return {
         "norm_stats": {_OPENPI[STATE]: plain(stats.state), _OPENPI[ACTION]: plain(stats.action)}
@@ -158,20 +159,21 @@ def stats_for(
     window: Window,
     sources: Sequence[Source],
     other_data: bool = False,
+    reader: FileReader | None = None,
 ) -> Stats:
     """Statistics of a file for a run of this robot over labelled `sources`.
 
     DataError when they were computed under another rule or, unless `other_data`, on data that
-    do not cover the sources.
+    do not cover the sources. `reader`: keeps what is read of files; None: one for this call.
     """
     stats = _fitting(read_stats_file(uri, embodiment.name), uri, embodiment, window)
     if other_data:
         return Stats(stats.state, stats.action, stats.metadata | {"of_other_data": True})
-    _check_cover(stats, uri, sources)
+    _check_cover(stats, uri, sources, reader or FileReader())
     return stats
 
 
-def _check_cover(stats: Stats, uri: str, sources: Sequence[Source]) -> None:
+def _check_cover(stats: Stats, uri: str, sources: Sequence[Source], reader: FileReader) -> None:
     covered: dict[str, set[int]] = {}
     try:
         for entry in stats.metadata.get("datasets") or []:
@@ -188,7 +190,7 @@ def _check_cover(stats: Stats, uri: str, sources: Sequence[Source]) -> None:
             f"stats`, or {_OTHER}"
         )
     for source in sources:
-        data = robots_at(source)
+        data = robots_at(source, reader)
         if data is None:
             continue
         if data.fingerprint not in covered:
@@ -197,11 +199,9 @@ def _check_cover(stats: Stats, uri: str, sources: Sequence[Source]) -> None:
                 f"{', '.join(covered)}; run `gwp data stats` "
                 f"over all sets of this robot, or {_OTHER}"
             )
-        lacking = [
-            i
-            for i in source.select([e.index for e in data.episodes])
-            if i not in covered[data.fingerprint]
-        ]
+        known = covered[data.fingerprint]
+        chosen = source.select([e.index for e in data.episodes])
+        lacking = [index for index in chosen if index not in known]
         if lacking:
             raise DataError(
                 f"{uri}: computed without {len(lacking)} episodes of {source.uri} that are "

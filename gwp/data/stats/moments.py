@@ -16,11 +16,15 @@ class Moments:
 
     def __init__(self, width: int) -> None:
         self.count = 0
-        self._mean, self._squares = np.zeros(width), np.zeros(width)
-        self._min, self._max = np.full(width, np.inf), np.full(width, -np.inf)
+        self._mean = np.zeros(width)
+        self._squares = np.zeros(width)
+        self._min = np.full(width, np.inf)
+        self._max = np.full(width, -np.inf)
+        # The sample so far: rows, their keys, how many, and the key above which none is taken.
         self._rows: list[np.ndarray] = []
         self._keys: list[np.ndarray] = []
-        self._kept, self._limit = 0, np.inf
+        self._kept = 0
+        self._limit = np.inf
 
     def add(self, rows: np.ndarray, keys: np.ndarray) -> None:
         """Add finite rows `[n, d]`. `keys` `[n]`, uniform in [0, 1): those of the lowest keys
@@ -28,15 +32,17 @@ class Moments:
         """
         if not len(rows):
             return
-        n, mean = len(rows), rows.mean(0)
-        shift, total = mean - self._mean, self.count + n
+        # Means and sums of squares around them, joined pairwise (Chan): a sum of plain squares
+        # would lose the spread of what moves little far from 0.
+        n = len(rows)
+        total = self.count + n
+        mean = rows.mean(0)
+        shift = mean - self._mean
         self._squares += ((rows - mean) ** 2).sum(0) + shift**2 * (self.count * n / total)
         self._mean += shift * (n / total)
         self.count = total
-        self._min, self._max = (
-            np.minimum(self._min, rows.min(0)),
-            np.maximum(self._max, rows.max(0)),
-        )
+        self._min = np.minimum(self._min, rows.min(0))
+        self._max = np.maximum(self._max, rows.max(0))
         # What lies above the highest key of a full sample can never be in it.
         low = keys < self._limit
         self._rows.append(rows[low].astype(np.float32))
@@ -51,7 +57,9 @@ class Moments:
             lowest = np.argpartition(keys, self.SAMPLE - 1)[: self.SAMPLE]
             rows, keys = rows[lowest], keys[lowest]
             self._limit = float(keys.max())
-        self._rows, self._keys, self._kept = [rows], [keys], len(keys)
+        self._rows = [rows]
+        self._keys = [keys]
+        self._kept = len(keys)
 
     def result(self) -> dict[str, np.ndarray]:
         """mean, std (of the population), min, max, q01, q99 (linear), float64 `[d]` each."""

@@ -16,6 +16,7 @@ import numpy as np
 
 from gwp.data.embodiment import Embodiment
 from gwp.data.formats.find import robots_at, usable_episodes
+from gwp.data.formats.reader import FileReader
 from gwp.data.formats.robot_set import ACTION, STATE, check_embodiment, rows_per_step
 from gwp.data.formats.vectors import episode_vectors
 from gwp.data.rates import at_steps, row_span, steps_of
@@ -96,22 +97,18 @@ class Stats:
         widest = max(len(self.state.mean), len(self.action.mean))
         if width is not None and width < widest:
             raise DataError(f"statistics of {widest} dimensions do not fit a width of {width}")
-        norm = {
-            key: f.to_json(width or len(f.mean))
-            for key, f in ((STATE, self.state), (ACTION, self.action))
-        }
-        return {
-            "norm_stats": norm,
-            "metadata": self.metadata | ({"model_dim": width} if width else {}),
-        }
+        features = {STATE: self.state, ACTION: self.action}
+        norm = {key: f.to_json(width or len(f.mean)) for key, f in features.items()}
+        metadata = self.metadata | ({"model_dim": width} if width else {})
+        return {"norm_stats": norm, "metadata": metadata}
 
     def cut(self, embodiment: Embodiment) -> "Stats":
         """At the robot's own widths, without the padding of a file."""
-        about = {key: value for key, value in self.metadata.items() if key != "model_dim"}
+        metadata = {key: value for key, value in self.metadata.items() if key != "model_dim"}
         return Stats(
             self.state.head(len(embodiment.state_names)),
             self.action.head(len(embodiment.action_names)),
-            about,
+            metadata,
         )
 
     @classmethod
@@ -139,14 +136,14 @@ class Stats:
         wanted = rule(embodiment, window.chunk if window else embodiment.chunk)
         stated = dict(self.metadata)
         if "state_names" not in stated:
+            # A published file: of what it states, these two mean the same as ours.
             mask = list(stated.get("delta_mask") or embodiment.delta)
+            own = len(embodiment.delta)
             # Padded as the vectors are.
-            stated = {
-                "delta_mask": mask[: len(embodiment.delta)]
-                if not any(mask[len(embodiment.delta) :])
-                else mask,
-                "action_horizon": stated.get("action_horizon", wanted["action_horizon"]),
-            }
+            if not any(mask[own:]):
+                mask = mask[:own]
+            horizon = stated.get("action_horizon", wanted["action_horizon"])
+            stated = {"delta_mask": mask, "action_horizon": horizon}
         for key, ours in wanted.items():
             theirs = stated.get(key, ours)
             if theirs != ours:
@@ -167,18 +164,19 @@ class Stats:
 
 
 def _parse(raw: dict[str, Any]) -> FeatureStats:
-    given = {"min": raw["q01"], "max": raw["q99"]} | raw
-    arrays = [np.asarray(given[f.name], np.float64) for f in fields(FeatureStats)]
+    # Published files may have no extremes; the quantiles stand in.
+    complete = {"min": raw["q01"], "max": raw["q99"]} | raw
+    arrays = [np.asarray(complete[f.name], np.float64) for f in fields(FeatureStats)]
     if (
         len({a.shape for a in arrays}) != 1
         or arrays[0].ndim != 1
         or not all(np.isfinite(a).all() for a in arrays)
     ):
         raise ValueError("vectors of different lengths, or not finite")
-    found = FeatureStats(*arrays)
-    if (found.q01 > found.q99).any() or (found.min > found.max).any() or (found.std < 0).any():
+    stats = FeatureStats(*arrays)
+    if (stats.q01 > stats.q99).any() or (stats.min > stats.max).any() or (stats.std < 0).any():
         raise ValueError("a lower quantile or extreme above the upper one, or a negative std")
-    return found
+    return stats
 
 
 def rule(embodiment: Embodiment, chunk: int) -> dict[str, Any]:
@@ -205,30 +203,39 @@ def delta_base(state: np.ndarray, delta: Sequence[bool]) -> np.ndarray:
     return base
 
 
-def compute_stats(sources: Sequence[Source], embodiment: Embodiment, window: Window) -> Stats:
+def compute_stats(
+    sources: Sequence[Source],
+    embodiment: Embodiment,
+    window: Window,
+    reader: FileReader | None = None,
+) -> Stats:
     """Statistics of one robot over its labelled sources, pooled without weights. Reads rows
     only, no pictures.
 
     Samples that the loader would skip (broken episodes, NaN or Inf) do not count. Quantiles are
     exact up to 2 M rows per feature, above that of a uniform sample of so many. They depend on
-    the data sets and their chosen episodes, whatever order those are given in. DataError when
+    the data sets and their chosen episodes, whatever order those are given in. `reader`: keeps
+    what is read of files; None: one for this call. DataError when
     no usable row is left.
     """
-    states, actions = Moments(len(embodiment.state_names)), Moments(len(embodiment.action_names))
+    states = Moments(len(embodiment.state_names))
+    actions = Moments(len(embodiment.action_names))
     datasets: list[dict[str, Any]] = []
+    reader = reader or FileReader()
     left_out = 0
     for source in sources:
-        data = robots_at(source)
+        data = robots_at(source, reader)
         if data is None:
             raise DataError(f"{source.uri}: plain videos have no actions to compute statistics of")
         check_embodiment(data, embodiment, source.resample)
         ratio = rows_per_step(data, embodiment)
         labelled = source.model_copy(update={"embodiment": embodiment.name, "with_actions": True})
-        good, bad = usable_episodes(data, labelled, [])
+        # Some are known to be broken from the index, others only when their rows are read.
+        good, bad = usable_episodes(data, labelled, [], reader)
         unusable = [e.index for e, _ in bad]
         for episode, first in good:
             try:
-                state, action = episode_vectors(data, episode, first)
+                state, action = episode_vectors(data, episode, first, reader)
                 _check_widths(state, action, embodiment, episode.data_file)
             except DataError:
                 unusable.append(episode.index)
@@ -249,14 +256,15 @@ def compute_stats(sources: Sequence[Source], embodiment: Embodiment, window: Win
             f"no usable rows for the statistics of {embodiment.name}; look at its sources with "
             "`gwp data inspect`"
         )
-    state_stats, action_stats = FeatureStats(**states.result()), FeatureStats(**actions.result())
-    used = rule(embodiment, window.chunk)
-    of = json.dumps(
-        [used, sorted(datasets, key=lambda d: (d["fingerprint"], d["episodes"]))], sort_keys=True
-    )
-    metadata = used | {
+    state_stats = FeatureStats(**states.result())
+    action_stats = FeatureStats(**actions.result())
+    # The fingerprint is of rule and data alone, in an order of their own.
+    used_rule = rule(embodiment, window.chunk)
+    in_order = sorted(datasets, key=lambda d: (d["fingerprint"], d["episodes"]))
+    basis = json.dumps([used_rule, in_order], sort_keys=True)
+    metadata = used_rule | {
         "embodiment": embodiment.name,
-        "fingerprint": hashlib.sha256(of.encode()).hexdigest()[:12],
+        "fingerprint": hashlib.sha256(basis.encode()).hexdigest()[:12],
         "datasets": datasets,
         "num_episodes": sum(d["num_episodes"] for d in datasets),
         "num_state_samples": states.count,
@@ -275,10 +283,8 @@ def _named(stats: FeatureStats, names: Sequence[str]) -> list[str]:
 
 def _check_widths(state: np.ndarray, action: np.ndarray, embodiment: Embodiment, file: str) -> None:
     """DataError when rows of a file are not as wide as the robot says."""
-    wide, wanted = (
-        (state.shape[1], action.shape[1]),
-        (len(embodiment.state_names), len(embodiment.action_names)),
-    )
+    wide = (state.shape[1], action.shape[1])
+    wanted = (len(embodiment.state_names), len(embodiment.action_names))
     if wide != wanted:
         raise DataError(
             f"{file}: state and action are {wide[0]} and {wide[1]} wide, {embodiment.name} has "
@@ -300,7 +306,8 @@ def _add(
     out as the loader leaves them out.
     """
     rows = len(action)
-    steps, missing = steps_of(rows, ratio), ~np.isfinite(action).all(1)
+    steps = steps_of(rows, ratio)
+    missing = ~np.isfinite(action).all(1)
     if ratio != 1:
         state = at_steps(state, 0, steps, ratio)
         # Sums run over the whole episode here; a missing row spoils only the windows that read
@@ -308,6 +315,7 @@ def _add(
         action = at_steps(
             np.where(missing[:, None], 0, action), 0, steps, ratio, embodiment.resampling
         )
+    # A window is usable when as many rows are missing before its end as before its begin.
     before = np.concatenate([[0], np.cumsum(missing)])
     begin, end = np.array([row_span(k, min(chunk, steps - k), ratio, rows) for k in range(steps)]).T
     usable = np.flatnonzero(np.isfinite(state).all(1) & (before[end] == before[begin]))
@@ -316,12 +324,14 @@ def _add(
     of_states, of_actions = (
         np.random.default_rng(np.random.SeedSequence((salt, seed))) for salt in (13, 17)
     )
+
+    # Windows overlap: all of an episode's at once would be `chunk` times as large as it.
     piece = max(1, _PIECE // (chunk * action.shape[1]))
     for first in range(0, len(usable), piece):
         starts = usable[first : first + piece]
-        windows = action[np.minimum(starts[:, None] + np.arange(chunk), steps - 1)] - delta_base(
-            state[starts], embodiment.delta
-        )
+        # Clamped at the end of the episode, as the rule says.
+        steps_read = np.minimum(starts[:, None] + np.arange(chunk), steps - 1)
+        windows = action[steps_read] - delta_base(state[starts], embodiment.delta)
         states.add(state[starts], of_states.random(len(starts)))
         actions.add(windows.reshape(-1, action.shape[1]), of_actions.random(len(starts) * chunk))
     return steps - len(usable)
@@ -350,19 +360,26 @@ class Normalizer:
 
     def inverse_actions(self, y: np.ndarray, state: np.ndarray) -> np.ndarray:
         """The way back: float32 robot units."""
-        return (
-            self._action.backward(np.asarray(y, np.float64)) + delta_base(state, self._delta)
-        ).astype(np.float32)
+        relative = self._action.backward(np.asarray(y, np.float64))
+        return (relative + delta_base(state, self._delta)).astype(np.float32)
 
 
 class _Affine:
+    """The map of one feature: low to -1, high to 1, what does not move to 0.
+
+    Sums are float64, for robot units of a large offset have few digits left in float32.
+    """
+
     def __init__(self, stats: FeatureStats) -> None:
         self._low, high = stats.low_high
-        self._still, self._mean = stats.constant, stats.mean
+        self._still = stats.constant
+        self._mean = stats.mean
         self._width = np.where(self._still, 1.0, high - self._low)
 
     def forward(self, x: np.ndarray) -> np.ndarray:
+        """float64 `[..., d]`, robot units, to float32 model units."""
         return np.where(self._still, 0.0, 2 * (x - self._low) / self._width - 1).astype(np.float32)
 
     def backward(self, y: np.ndarray) -> np.ndarray:
+        """float64 `[..., d]`, model units, to float64 robot units."""
         return np.where(self._still, self._mean, (y + 1) / 2 * self._width + self._low)

@@ -71,6 +71,7 @@ class VideoInfo:
 
     @property
     def duration_s(self) -> float:
+        """Seconds from the first frame to the end of the last."""
         return self.frames / self.fps
 
 
@@ -80,11 +81,9 @@ def open_video(uri: str, size: int | None = None, offset: int = 0) -> Iterator[A
     if known; `offset`: where it starts.
     """
     if storage.is_remote(uri) and size is not None and size <= _WHOLE_FILE:
-        yield io.BytesIO(
-            storage.read_ranges([uri], [offset], [offset + size])[0]
-            if offset
-            else storage.read_bytes(uri)
-        )
+        ranges = ([uri], [offset], [offset + size])
+        data = storage.read_ranges(*ranges)[0] if offset else storage.read_bytes(uri)
+        yield io.BytesIO(data)
         return
     handle = storage.open_read(uri, _AHEAD)
     try:
@@ -97,7 +96,10 @@ class Part(io.RawIOBase):
     """`size` bytes from `offset` of a seekable handle as a file of its own."""
 
     def __init__(self, handle: Any, offset: int, size: int) -> None:
-        self._handle, self._offset, self._size, self._at = handle, offset, size, 0
+        self._handle = handle
+        self._offset = offset
+        self._size = size
+        self._at = 0
 
     def readable(self) -> bool:
         return True
@@ -169,6 +171,8 @@ def probe(handle: Any) -> VideoInfo:
     size = handle.seek(0, io.SEEK_END)
     with _stream(handle) as (container, stream):
         rate = stream.average_rate or stream.guessed_rate
+
+        # Per frame: whether it is a key frame, and where its data end.
         entries = [
             (e.is_keyframe, e.pos + e.size) for e in stream.index_entries if not e.is_discard
         ]
@@ -186,13 +190,17 @@ def probe(handle: Any) -> VideoInfo:
             raise DataError("holds no frames")
         if max(end for _, end in entries) > size:
             raise DataError("its data end before its last frame; the file is truncated")
+
         keys = [i for i, (key, _) in enumerate(entries) if key] or [0]
         gop = max(b - a for a, b in zip(keys, [*keys[1:], len(entries)], strict=True))
         codec = stream.codec_context.codec.canonical_name
         width, height = _upright(container, stream)
-        even = np.arange(len(stamps)) / float(rate * (stream.time_base or 1))
+
+        # Times of decoding, in order, are those of showing but for a shift.
+        per_tick = float(rate * (stream.time_base or 1))
+        even = np.arange(len(stamps)) / per_tick
         off = np.sort(np.array(stamps, np.int64)) - min(stamps, default=0) - even
-        uneven = float(np.abs(off).max(initial=0.0) * float(rate * (stream.time_base or 1)))
+        uneven = float(np.abs(off).max(initial=0.0) * per_tick)
         others = len(container.streams) - 1
         return VideoInfo(width, height, float(rate), len(entries), codec, gop, size, others, uneven)
 
@@ -241,10 +249,10 @@ def decode_frames(
     """The frames nearest to `times` (seconds, any order, repeats allowed): uint8 `[n, H, W,
     3]`. Errors as `frames_at`.
     """
-    found = {
+    pictures = {
         t: np.asarray(picture) for t, picture in frames_at(handle, sorted(set(times)), tolerance)
     }
-    return np.stack([found[t] for t in times])
+    return np.stack([pictures[t] for t in times])
 
 
 def _decoded(packets: Iterator[Any]) -> Iterator[Any]:
@@ -256,9 +264,11 @@ class _Walk:
     """Forward walk over a stream in order of presentation."""
 
     def __init__(self, container: Any, stream: Any) -> None:
-        self.container, self.stream = container, stream
+        self.container = container
+        self.stream = stream
         self.tick = float(stream.time_base)
         self.origin = int(stream.start_time or 0)
+        # Other containers index key frames at most.
         index = (
             [e for e in stream.index_entries if not e.is_discard]
             if "mp4" in container.format.name
@@ -294,19 +304,20 @@ class _Walk:
         """Bytes of the file that frames near `times` (seconds) are decoded from, as far as its
         index tells: begin and end, ascending.
         """
-        found: list[tuple[int, int]] = []
+        spans: list[tuple[int, int]] = []
         first_of_key = np.flatnonzero(self.index[:, 1])
         for target in (self.origin + round(t / self.tick) for t in times if len(first_of_key)):
+            # From the key frame before it to what may have to be decoded after it.
             begin = first_of_key[max(0, int(np.searchsorted(self.keys, target, side="right")) - 1)]
             end = int(np.searchsorted(self.index[:, 0], target, side="right")) + _REORDERED
-            places = self.index[begin : max(end, begin + 1)]
-            found.append((int(places[:, 2].min()), int(places[:, 3].max())))
+            entries = self.index[begin : max(end, begin + 1)]
+            spans.append((int(entries[:, 2].min()), int(entries[:, 3].max())))
         merged: list[tuple[int, int]] = []
-        for a, b in sorted(found):
-            if merged and a - merged[-1][1] <= _GAP:
-                merged[-1] = (merged[-1][0], max(b, merged[-1][1]))
+        for begin, end in sorted(spans):
+            if merged and begin - merged[-1][1] <= _GAP:
+                merged[-1] = (merged[-1][0], max(end, merged[-1][1]))
             else:
-                merged.append((a, b))
+                merged.append((begin, end))
         return merged
 
     def _advance(self) -> bool:
@@ -318,6 +329,7 @@ class _Walk:
             if frame.pts is not None:
                 self.before, self.here = self.here, (frame, not self.spoilt)
                 return True
+        # A demuxer that has come to the end gives nothing more after a seek.
         self.packets = self.container.demux(self.stream)
         return False
 
@@ -339,6 +351,7 @@ class _Walk:
                 self._seek(int(self.keys[key]))
         while self._pts() < target and self._advance():
             pass
+        # The first frame at or after the time, or the one before it.
         near = [f for f in (self.before, self.here) if f is not None]
         if not near:
             raise DataError("holds no readable frames")
@@ -355,9 +368,11 @@ def small_frames(handle: Any, width: int, height: int) -> Iterator[tuple[float, 
     """
     convert = VideoReformatter()
     with _stream(handle) as (container, stream):
-        tick, origin = float(stream.time_base), int(stream.start_time or 0)
+        tick = float(stream.time_base)
+        origin = int(stream.start_time or 0)
         for frame in container.decode(stream):
             if frame.pts is not None:
+                # By area: other kinds would take single pixels, and noise would look like motion.
                 small = convert.reformat(
                     frame,
                     width=width,

@@ -33,10 +33,12 @@ _BLENDS_S = (1 / 3, 2 / 3, 4 / 3)
 """Lengths of stretches that are looked at for blends, seconds; longer blends are found from
 parts of them.
 """
-_BLEND_CHANGE, _BLEND_REST, _BLEND_EVEN = 6.0, 0.2, 0.15
-"""Ends of a blend differ by that many levels; frames between lie off the line by at most this
-share of it, and off their even place.
-"""
+_BLEND_CHANGE = 6.0
+"""Levels of 255 by which the ends of a blend differ at least."""
+_BLEND_REST = 0.2
+"""How far frames of a blend lie off the line between its ends at most, as a share of it."""
+_BLEND_EVEN = 0.15
+"""How far they lie along the line from where an even blend has them at most, as a share of it."""
 _LAG_S = 0.25
 """Motion compares frames this far apart, so that it depends on neither frame rate nor sensor
 noise per frame.
@@ -116,7 +118,8 @@ def look(uri: str, size: int | None = None, offset: int = 0) -> Look:
         seen = list(small_frames(handle, _WIDTH, _HEIGHT))
     if not seen:
         raise DataError("holds no readable frames")
-    times, pictures = np.array([t for t, _ in seen]), np.stack([p for _, p in seen])
+    times = np.array([time for time, _ in seen])
+    pictures = np.stack([picture for _, picture in seen])
     spans = find_spans(pictures, info.fps)
     return Look(info, times, spans, _change(pictures, times, spans), _hashes(pictures))
 
@@ -131,6 +134,8 @@ def find_spans(pictures: np.ndarray, fps: float) -> np.ndarray:
         for first in _blends(pictures, length):
             # Both ends are still pure.
             inside[first + 1 : first + length] = False
+
+    # A shot begins at a cut, and where a blend ends; it ends where the next one, or a blend, begins.
     starts = np.zeros(n + 1, bool)
     starts[0] = starts[n] = True
     starts[_cuts(pictures)] = True
@@ -145,27 +150,30 @@ def _cuts(pictures: np.ndarray) -> list[int]:
     n = len(pictures)
     change = np.zeros(n)
     for k in range(1, n, _BLOCK):
-        change[k : k + _BLOCK] = np.abs(
-            np.diff(pictures[k - 1 : k + _BLOCK].astype(np.int16), axis=0)
-        ).mean((1, 2))
+        # Signed: differences of uint8 would wrap around.
+        step = np.diff(pictures[k - 1 : k + _BLOCK].astype(np.int16), axis=0)
+        change[k : k + _BLOCK] = np.abs(step).mean((1, 2))
+
     # Changes of the two frames before and the two after; outside the video there are none to
     # count.
-    padded, known = np.pad(change, 2), np.pad((np.arange(n) > 0).astype(float), 2)
-    around = sum(padded[2 + o : 2 + o + n] for o in (-2, -1, 1, 2)) / np.maximum(
-        1, sum(known[2 + o : 2 + o + n] for o in (-2, -1, 1, 2))
-    )
+    offsets = (-2, -1, 1, 2)
+    padded = np.pad(change, 2)
+    known = np.pad((np.arange(n) > 0).astype(float), 2)
+    total = sum(padded[2 + o : 2 + o + n] for o in offsets)
+    count = sum(known[2 + o : 2 + o + n] for o in offsets)
+    around = total / np.maximum(1, count)
     candidates = np.flatnonzero((change >= _LEAST_CHANGE) & (change >= _STANDS_OUT * around))
-    found = []
+
+    # Every frame before has to differ from every frame after: a flash comes back to what was.
+    cuts: list[int] = []
     for i in candidates.tolist():
-        before, after = (
-            pictures[max(0, i - _NEAR) : i].astype(np.float32),
-            pictures[i : i + _NEAR].astype(np.float32),
-        )
+        before = pictures[max(0, i - _NEAR) : i].astype(np.float32)
+        after = pictures[i : i + _NEAR].astype(np.float32)
         apart = np.abs(before[:, None] - after).mean((2, 3)).min()
         alike = max(_correlation(np.broadcast_to(b, after.shape), after).max() for b in before)
         if apart >= change[i] / 2 and alike < _SAME:
-            found.append(i)
-    return found
+            cuts.append(i)
+    return cuts
 
 
 def _correlation(a: np.ndarray, b: np.ndarray) -> np.ndarray:
@@ -173,7 +181,8 @@ def _correlation(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     tends to 0: nothing to compare.
     """
     u, v = (x[:, :_HEIGHT].reshape(len(x), _HEIGHT * _WIDTH) for x in (a, b))
-    u, v = u - u.mean(1, keepdims=True), v - v.mean(1, keepdims=True)
+    u = u - u.mean(1, keepdims=True)
+    v = v - v.mean(1, keepdims=True)
     return np.asarray((u * v).mean(1) / (np.sqrt((u * u).mean(1) * (v * v).mean(1)) + 1.0))
 
 
@@ -181,29 +190,34 @@ def _blends(pictures: np.ndarray, length: int) -> list[int]:
     """First frames of stretches of `length` frames (a multiple of 4) that pass evenly from one
     picture to a different one.
     """
-    found: list[int] = []
+    blends: list[int] = []
     for k in range(0, len(pictures) - length, _BLOCK):
         block = pictures[k : k + _BLOCK + length].astype(np.float32)
         first, last = block[:-length], block[length:]
+        # Stretches whose ends differ; few are left after this.
         left = np.flatnonzero(np.abs(last - first).mean((1, 2)) >= _BLEND_CHANGE)
         left = left[_correlation(first[left], last[left]) < _SAME]
+        # And whose frames at each quarter stand where an even blend has them.
         for quarter in (1, 2, 3):
-            line, step = (last - first)[left], block[left + quarter * length // 4] - first[left]
+            line = (last - first)[left]
+            step = block[left + quarter * length // 4] - first[left]
             along = (step * line).sum((1, 2)) / (line * line).sum((1, 2))
             rest = step - along[:, None, None] * line
             off = np.sqrt((rest * rest).sum((1, 2)) / (line * line).sum((1, 2)))
             left = left[(np.abs(along - quarter / 4) <= _BLEND_EVEN) & (off <= _BLEND_REST)]
-        found += (left + k).tolist()
-    return found
+        blends += (left + k).tolist()
+    return blends
 
 
 def _change(pictures: np.ndarray, times: np.ndarray, spans: np.ndarray) -> np.ndarray:
     """`Look.change`."""
     n = len(times)
     frames = np.arange(n)
+    # Of each frame, the last one of its shot; a frame of a blend is its own.
     last = frames.copy()
-    for a, b in spans:
-        last[a:b] = b - 1
+    for start, stop in spans:
+        last[start:stop] = stop - 1
+    # Of each frame, the one nearest to 0.25 s later, but not past its shot.
     after = np.clip(np.searchsorted(times, times + _LAG_S), 1, n - 1) if n > 1 else frames
     nearer = times + _LAG_S - times[after - 1] <= times[after] - times - _LAG_S
     later = np.minimum(np.maximum(after - nearer, frames + 1), last)
@@ -220,20 +234,18 @@ def _cosines(size: int, count: int) -> np.ndarray:
     """The first `count` rows of the orthonormal DCT-II, float32 `[count, size]`; the constant
     row is longer by sqrt(2), unused here.
     """
-    return np.sqrt(2 / size) * np.cos(
-        np.pi / size * np.arange(count)[:, None] * (np.arange(size) + 0.5)
-    ).astype(np.float32)
+    angles = np.pi / size * np.arange(count)[:, None] * (np.arange(size) + 0.5)
+    return np.sqrt(2 / size) * np.cos(angles).astype(np.float32)
 
 
 def _hashes(pictures: np.ndarray) -> np.ndarray:
     """`Look.hashes`. Coefficients of less than two levels count as negative, so that flat
     pictures have one hash and not noise.
     """
-    order = sorted(
-        ((v, u) for v in range(10) for u in range(10) if u + v),
-        key=lambda f: (f[0] ** 2 + f[1] ** 2, f),
-    )[:64]
-    rows, columns = np.array(order).T
+    # From low to high; brightness itself, which is frequency 0, is left out.
+    frequencies = [(v, u) for v in range(10) for u in range(10) if u + v]
+    frequencies.sort(key=lambda f: (f[0] ** 2 + f[1] ** 2, f))
+    rows, columns = np.array(frequencies[:64]).T
     hashes = np.empty(len(pictures), np.uint64)
     for k in range(0, len(pictures), _BLOCK):
         luma = pictures[k : k + _BLOCK, :_HEIGHT].astype(np.float32)

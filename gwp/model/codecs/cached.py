@@ -36,42 +36,44 @@ def read_t5_embedding(uri: str) -> Tensor:
     """fp32 `[n, dim]` from the released `t5_embedding/episode_XXXXXX.pt`: a tensor, or a dict
     that holds one. Nothing in it is executed.
     """
+    file = io.BytesIO(storage.read_bytes(uri))
     try:
-        found: Any = torch.load(
-            io.BytesIO(storage.read_bytes(uri)), map_location="cpu", weights_only=True
-        )
+        embedding: Any = torch.load(file, map_location="cpu", weights_only=True)
     except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
         raise GwpError(
             f"{uri}: not a file of tensors ({type(error).__name__}); leave --t5-embedding out"
         ) from error
-    if isinstance(found, dict) and found:
-        found = next(
-            (found[name] for name in ("t5_embedding", "prompt_embeds") if name in found),
-            next(iter(found.values())),
+    if isinstance(embedding, dict) and embedding:
+        # Under one of the usual keys, else whatever comes first.
+        embedding = next(
+            (embedding[name] for name in ("t5_embedding", "prompt_embeds") if name in embedding),
+            next(iter(embedding.values())),
         )
-    if isinstance(found, Tensor) and found.ndim == 3 and len(found) == 1:
-        found = found[0]
-    if not isinstance(found, Tensor) or found.ndim != 2:
+    # Some were saved with their batch axis of one.
+    if isinstance(embedding, Tensor) and embedding.ndim == 3 and len(embedding) == 1:
+        embedding = embedding[0]
+    if not isinstance(embedding, Tensor) or embedding.ndim != 2:
         raise GwpError(f"{uri}: holds no embedding [n, dim]; leave --t5-embedding out")
-    return found.float()
+    return embedding.float()
 
 
 class CachedTextEncoder:
     """Looks texts up that were encoded when the cache was made; no weights are loaded."""
 
     def __init__(self, cache: LatentCache) -> None:
-        self._cache, self._index = cache, cache.index("texts")
-        self.dim, self.rows = cache.text_dim, cache.text_rows
+        self._cache = cache
+        self._index = cache.index("texts")
+        self.dim = cache.text_dim
+        self.rows = cache.text_rows
 
     def encode(self, texts: list[str]) -> Tensor:
         """fp32 `[n, rows, dim]`; DataError when a text is not in the cache."""
-        places = self._cache.find(
-            "texts", pa.array([text_hash(t) for t in texts], pa.string()), self._index
-        ).to_pylist()
+        hashes = pa.array([text_hash(t) for t in texts], pa.string())
+        entries = self._cache.find("texts", hashes, self._index).to_pylist()
         out = torch.zeros(len(texts), self.rows, self.dim)
-        for row, kept in zip(out, self._cache.read("texts", places), strict=True):
+        for row, stored in zip(out, self._cache.read("texts", entries), strict=True):
             # A copy: what was read may not be written to.
-            row[: len(kept)] = from_stored(torch.from_numpy(kept.copy()))
+            row[: len(stored)] = from_stored(torch.from_numpy(stored.copy()))
         return out
 
     def digest(self) -> str:

@@ -37,7 +37,8 @@ class HashedTextEncoder:
     kind = "hashed"
 
     def __init__(self, dim: int, rows: int) -> None:
-        self.dim, self.rows = dim, rows
+        self.dim = dim
+        self.rows = rows
 
     def encode(self, texts: list[str]) -> Tensor:
         """fp32 `[n, rows, dim]`; an empty text is all zeros."""
@@ -48,10 +49,10 @@ class HashedTextEncoder:
         return torch.from_numpy(out)
 
     def _direction(self, key: str) -> np.ndarray:
+        # Python's own hash of a text differs from process to process.
         seed = int.from_bytes(hashlib.sha256(key.encode()).digest()[:8], "big")
-        return (
-            np.random.Generator(np.random.PCG64(seed)).standard_normal(self.dim).astype(np.float32)
-        )
+        generator = np.random.Generator(np.random.PCG64(seed))
+        return generator.standard_normal(self.dim).astype(np.float32)
 
     def digest(self) -> str:
         """sha256 over everything that changes an embedding."""

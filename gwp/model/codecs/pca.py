@@ -59,7 +59,8 @@ class PcaCodec:
 
     def __init__(self, tensors: dict[str, Tensor], spatial: int) -> None:
         # One memory layout, so that a codec fitted and the same codec loaded round alike.
-        self.tensors, self.spatial = {n: t.contiguous() for n, t in tensors.items()}, spatial
+        self.tensors = {n: t.contiguous() for n, t in tensors.items()}
+        self.spatial = spatial
         self.channels = tensors["first.basis"].shape[1]
 
     @classmethod
@@ -78,6 +79,7 @@ class PcaCodec:
         second = {n: torch.zeros(s, s, dtype=torch.float64) for n, s in sizes.items()}
         total = {n: torch.zeros(s, dtype=torch.float64) for n, s in sizes.items()}
         count = dict.fromkeys(sizes, 0)
+        # Sums of x x' and of x are all that a covariance needs: no clip is kept.
         for clip in clips:
             check_frames(clip, spatial)
             first, later = _blocks(clip, spatial)
@@ -92,9 +94,9 @@ class PcaCodec:
                 what = "clips" if name == "first" else "clips of 5 frames or more"
                 raise GwpError(f"the codec saw no {what} to fit on; check data.sources")
             mean = total[name] / count[name]
-            values, vectors = torch.linalg.eigh(
-                second[name] / count[name] - torch.outer(mean, mean)
-            )
+            covariance = second[name] / count[name] - torch.outer(mean, mean)
+            # `eigh` gives the smallest first.
+            values, vectors = torch.linalg.eigh(covariance)
             basis = vectors[:, -channels:].flip(1)
             # An eigenvector's sign is arbitrary; fix it, so that the same clips always give the
             # same codec.
@@ -103,6 +105,7 @@ class PcaCodec:
             # picture has it.
             std = values[-channels:].flip(0).clamp(min=_ROUNDING**2).sqrt()
             scale = std.pow(cls.whitening)
+            # Noise of the model has variance 1: so has the latent then, on the mean.
             scale = scale * (std / scale).square().mean().sqrt()
             tensors |= {
                 f"{name}.basis": basis.float(),
@@ -117,30 +120,30 @@ class PcaCodec:
         """
         check_frames(frames, self.spatial)
         first, later = _blocks(frames, self.spatial)
-        parts = [self._project(first, "first")] + (
-            [self._project(later, "later")] if later.shape[1] else []
-        )
+        parts = [self._project(first, "first")]
+        # A single picture has no frames after it.
+        if later.shape[1]:
+            parts.append(self._project(later, "later"))
         return torch.cat(parts, dim=1).permute(0, 4, 1, 2, 3)
 
     def decode(self, latents: Tensor) -> Tensor:
         """fp32 `[B, C, n + 1, h, w]` to uint8 `[B, 4n + 1, H, W, 3]`."""
         check_latents(latents, self.channels)
         x = latents.float().permute(0, 2, 3, 4, 1)
-        first, later = self._restore(x[:, :1], "first"), self._restore(x[:, 1:], "later")
+        first = self._restore(x[:, :1], "first")
+        later = self._restore(x[:, 1:], "later")
         s = self.spatial
         B, _, h, w, _ = first.shape
-        still = (
-            first.reshape(B, h, w, s, s, 3).permute(0, 1, 3, 2, 4, 5).reshape(B, 1, h * s, w * s, 3)
-        )
         n = later.shape[1]
-        moving = (
-            later.reshape(B, n, h, w, TEMPORAL, s, s, 3)
-            .permute(0, 1, 4, 2, 5, 3, 6, 7)
-            .reshape(B, n * TEMPORAL, h * s, w * s, 3)
-        )
-        return (
-            ((torch.cat([still, moving], dim=1) + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)
-        )
+
+        # From blocks beside each other to rows of pixels; the later ones hold four frames each.
+        still = first.reshape(B, h, w, s, s, 3).permute(0, 1, 3, 2, 4, 5)
+        still = still.reshape(B, 1, h * s, w * s, 3)
+        moving = later.reshape(B, n, h, w, TEMPORAL, s, s, 3).permute(0, 1, 4, 2, 5, 3, 6, 7)
+        moving = moving.reshape(B, n * TEMPORAL, h * s, w * s, 3)
+
+        pixels = (torch.cat([still, moving], dim=1) + 1) * 127.5
+        return pixels.round().clamp(0, 255).to(torch.uint8)
 
     def save(self, folder: str | Path) -> None:
         """codec.safetensors (bases, means, scales) and codec.json."""
@@ -220,12 +223,10 @@ def _blocks(frames: Tensor, s: int) -> tuple[Tensor, Tensor]:
     """Pixel blocks in [-1, 1]: first `[B, 1, h, w, s*s*3]`, later `[B, n, h, w, 4*s*s*3]`."""
     x = frames.float() / 127.5 - 1
     B, T, H, W, _ = x.shape
-    h, w, n = H // s, W // s, (T - 1) // TEMPORAL
-    still = (
-        x[:, :1]
-        .reshape(B, 1, h, s, w, s, 3)
-        .permute(0, 1, 2, 4, 3, 5, 6)
-        .reshape(B, 1, h, w, s * s * 3)
-    )
+    h, w = H // s, W // s
+    n = (T - 1) // TEMPORAL
+    still = x[:, :1].reshape(B, 1, h, s, w, s, 3).permute(0, 1, 2, 4, 3, 5, 6)
     moving = x[:, 1:].reshape(B, n, TEMPORAL, h, s, w, s, 3).permute(0, 1, 3, 5, 2, 4, 6, 7)
-    return still, moving.reshape(B, n, h, w, TEMPORAL * s * s * 3)
+    first = still.reshape(B, 1, h, w, s * s * 3)
+    later = moving.reshape(B, n, h, w, TEMPORAL * s * s * 3)
+    return first, later

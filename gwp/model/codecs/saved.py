@@ -24,12 +24,12 @@ def describe(folder: str | Path, name: str) -> dict[str, Any]:
     if not path.is_file():
         raise GwpError(f"{folder}: no {name}; this is not a folder that a codec was saved to")
     try:
-        about = json.loads(path.read_text())
+        description = json.loads(path.read_text())
     except ValueError as error:
         raise GwpError(f"{path}: not JSON ({error}); save the codec again") from error
-    if not isinstance(about, dict) or "kind" not in about:
+    if not isinstance(description, dict) or "kind" not in description:
         raise GwpError(f"{path}: names no 'kind'; save the codec again")
-    return about
+    return description
 
 
 def pretrained(load: Callable[..., Any], folder: Path, all_used: bool, **options: Any) -> Any:
@@ -44,7 +44,7 @@ def pretrained(load: Callable[..., Any], folder: Path, all_used: bool, **options
     for index in folder.glob("*.index.json"):
         shard_names(index)
     try:
-        model, found = load(
+        model, loading = load(
             str(folder),
             output_loading_info=True,
             local_files_only=True,
@@ -56,9 +56,10 @@ def pretrained(load: Callable[..., Any], folder: Path, all_used: bool, **options
             f"{folder}: does not load ({_first_line(error)}); copy config.json and its "
             "safetensors again"
         ) from error
-    _refuse(folder, found["missing_keys"], "lack")
+    # Missing weights are random now; the model must not leave this function with them.
+    _refuse(folder, loading["missing_keys"], "lack")
     if all_used:
-        _refuse(folder, found["unexpected_keys"], "do not belong to config.json:")
+        _refuse(folder, loading["unexpected_keys"], "do not belong to config.json:")
     return model
 
 
@@ -76,12 +77,14 @@ def _first_line(error: Exception) -> str:
     return lines[0] if lines else type(error).__name__
 
 
-def weights_digest(about: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> str:
+def weights_digest(description: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> str:
     """sha256 hex over a description and tensors with names, dtypes and shapes; independent of
     device and of order.
     """
-    state = hashlib.sha256(json.dumps(about, sort_keys=True).encode())
+    state = hashlib.sha256(json.dumps(description, sort_keys=True).encode())
     for name, tensor in sorted(tensors.items()):
         state.update(f"{name} {tensor.dtype} {list(tensor.shape)}".encode())
-        state.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
+        # As bytes: numpy has no bfloat16.
+        numbers = tensor.detach().cpu().contiguous().reshape(-1)
+        state.update(numbers.view(torch.uint8).numpy().data)
     return state.hexdigest()

@@ -35,12 +35,13 @@ def load_text_encoder(folder: str | Path) -> TextEncoder:
     """An encoder from the local folder that `save` wrote; GwpError when there is none, or of a
     kind not known here.
     """
-    about = describe(folder, "text.json")
-    if about["kind"] == "hashed":
-        return HashedTextEncoder(about["dim"], about["rows"])
-    if about["kind"] == "umt5":
-        return UMT5TextEncoder.load(folder, about["rows"], about["dtype"])
-    raise GwpError(f"{folder}/text.json: unknown kind '{about['kind']}'; known: hashed, umt5")
+    description = describe(folder, "text.json")
+    kind = description["kind"]
+    if kind == "hashed":
+        return HashedTextEncoder(description["dim"], description["rows"])
+    if kind == "umt5":
+        return UMT5TextEncoder.load(folder, description["rows"], description["dtype"])
+    raise GwpError(f"{folder}/text.json: unknown kind '{kind}'; known: hashed, umt5")
 
 
 class TextTable:
@@ -57,29 +58,33 @@ class TextTable:
         capacity: int = 4096,
         cache: str | None = None,
     ) -> None:
-        self._encoder, self._capacity = encoder, capacity
+        self._encoder = encoder
+        self._capacity = capacity
         # A cached set states the digest of its encoder itself.
         folder = relative_name(encoder.digest()[:16], "digest of the text encoder") if cache else ""
         self._cache = storage.join(cache, folder) if cache else None
-        self._kept: OrderedDict[str, Tensor] = OrderedDict()
+        self._embeddings: OrderedDict[str, Tensor] = OrderedDict()
         self._lock = threading.Lock()
         # Held while texts are encoded, so that none is encoded twice at once; those that are
         # known never wait for it.
         self._filling = threading.Lock()
-        self.dim, self.rows = encoder.dim, encoder.rows
+        self.dim = encoder.dim
+        self.rows = encoder.rows
 
     def lookup(self, texts: list[str]) -> Tensor:
         """fp32 `[n, rows, dim]`."""
         wanted = {text_hash(t): t for t in texts}
-        found = self._recall(wanted)
-        if len(found) < len(wanted):
+        embeddings = self._recall(wanted)
+        if len(embeddings) < len(wanted):
             with self._filling:
-                found |= self._recall(wanted.keys() - found.keys())
-                self._fill({key: text for key, text in wanted.items() if key not in found}, found)
+                # Another thread may have filled them in while this one waited.
+                embeddings |= self._recall(wanted.keys() - embeddings.keys())
+                missing = {key: text for key, text in wanted.items() if key not in embeddings}
+                embeddings |= self._fill(missing)
         out = torch.zeros(len(texts), self.rows, self.dim)
         for row, text in zip(out, texts, strict=True):
-            kept = found[text_hash(text)]
-            row[: len(kept)] = kept
+            embedding = embeddings[text_hash(text)]
+            row[: len(embedding)] = embedding
         return out
 
     def knows(self, text: str) -> bool:
@@ -87,33 +92,38 @@ class TextTable:
         return bool(self._recall([text_hash(text)]))
 
     def _recall(self, keys: Iterable[str]) -> dict[str, Tensor]:
+        """Those that are in memory, which become the most recently used."""
         with self._lock:
-            found = {key: self._kept[key] for key in keys if key in self._kept}
-            for key in found:
-                self._kept.move_to_end(key)
-        return found
+            embeddings = {key: self._embeddings[key] for key in keys if key in self._embeddings}
+            for key in embeddings:
+                self._embeddings.move_to_end(key)
+        return embeddings
 
-    def _fill(self, missing: dict[str, str], found: dict[str, Tensor]) -> None:
-        """Add to `found` and to memory what is stored; encode and store the rest."""
-        new = {key: kept for key in missing if (kept := self._stored(key)) is not None}
+    def _fill(self, missing: dict[str, str]) -> dict[str, Tensor]:
+        """Embeddings of texts by their keys, which memory then holds too: those that are stored
+        from there; the rest is encoded and stored.
+        """
+        new = {key: stored for key in missing if (stored := self._stored(key)) is not None}
         fresh = [key for key in missing if key not in new]
-        for key, rows in zip(
-            fresh,
-            self._encoder.encode([missing[key] for key in fresh]) if fresh else (),
-            strict=True,
-        ):
+        encoded = self._encoder.encode([missing[key] for key in fresh]) if fresh else ()
+        for key, rows in zip(fresh, encoded, strict=True):
             length = max((i + 1 for i, row in enumerate(rows) if row.any()), default=0)
+            # A copy: a view would keep the zero rows, and the whole batch, in memory.
             new[key] = rows[:length].clone()
             if self._cache:
-                storage.write_bytes(
-                    storage.join(self._cache, f"{key}.safetensors"), save({"text": new[key]})
-                )
-        found |= new
+                storage.write_bytes(self._uri(self._cache, key), save({"text": new[key]}))
         with self._lock:
-            self._kept |= new
-            while len(self._kept) > self._capacity:
-                self._kept.popitem(last=False)
+            self._embeddings |= new
+            while len(self._embeddings) > self._capacity:
+                self._embeddings.popitem(last=False)
+        return new
+
+    @staticmethod
+    def _uri(cache: str, key: str) -> str:
+        return storage.join(cache, f"{key}.safetensors")
 
     def _stored(self, key: str) -> Tensor | None:
-        place = storage.join(self._cache, f"{key}.safetensors") if self._cache else None
-        return load(storage.read_bytes(place))["text"] if place and storage.exists(place) else None
+        if not self._cache:
+            return None
+        uri = self._uri(self._cache, key)
+        return load(storage.read_bytes(uri))["text"] if storage.exists(uri) else None

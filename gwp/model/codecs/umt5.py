@@ -55,7 +55,9 @@ class UMT5TextEncoder:
                 "that belongs to the weights"
             )
         self.model = model.eval().requires_grad_(False).to(getattr(torch, dtype))
-        self.tokenizer, self.rows, self.dtype = tokenizer, rows, dtype
+        self.tokenizer = tokenizer
+        self.rows = rows
+        self.dtype = dtype
         self.dim = int(model.config.d_model)
 
     @classmethod
@@ -97,11 +99,10 @@ class UMT5TextEncoder:
             tokens = self.tokenizer(
                 clean, padding=True, truncation=True, max_length=_MAX_TOKENS, return_tensors="pt"
             )
-            ids, mask = (
-                tokens["input_ids"].to(self.model.device),
-                tokens["attention_mask"].to(self.model.device),
-            )
+            ids = tokens["input_ids"].to(self.model.device)
+            mask = tokens["attention_mask"].to(self.model.device)
             hidden = self.model(input_ids=ids, attention_mask=mask).last_hidden_state.float()
+            # States of padding are no zeros; only a text's own rows are kept.
             for i, (states, true) in enumerate(zip(hidden, mask.bool(), strict=True), start):
                 kept = states[true][: self.rows].cpu()
                 out[i, : len(kept)] = kept
@@ -120,10 +121,10 @@ class UMT5TextEncoder:
         """sha256 over everything that changes an embedding: weights, arithmetic, vocabulary,
         rows.
         """
-        about = {
+        description = {
             "kind": self.kind,
             "rows": self.rows,
             "dtype": self.dtype,
             "vocabulary": self.tokenizer.get_vocab(),
         }
-        return weights_digest(about, self.model.state_dict())
+        return weights_digest(description, self.model.state_dict())

@@ -23,9 +23,10 @@ def load_video_codec(folder: str | Path) -> VideoCodec:
     """A codec from the local folder that `save` wrote; GwpError when there is none, or of a
     kind not known here.
     """
-    about = describe(folder, "codec.json")
-    if about["kind"] == "pca":
+    description = describe(folder, "codec.json")
+    kind = description["kind"]
+    if kind == "pca":
         return PcaCodec.load(folder)
-    if about["kind"] == "wan":
-        return WanCodec.load(Path(folder) / "vae", about["dtype"])
-    raise GwpError(f"{folder}/codec.json: unknown kind '{about['kind']}'; known: pca, wan")
+    if kind == "wan":
+        return WanCodec.load(Path(folder) / "vae", description["dtype"])
+    raise GwpError(f"{folder}/codec.json: unknown kind '{kind}'; known: pca, wan")

@@ -48,7 +48,8 @@ class WanCodec:
 
     def __init__(self, vae: Any, dtype: str = "float32") -> None:
         config = vae.config
-        mean, std, z = list(config.latents_mean), list(config.latents_std), config.z_dim
+        mean, std = list(config.latents_mean), list(config.latents_std)
+        z = config.z_dim
         if len(mean) != z or len(std) != z:
             # The class defaults are those of the 16-channel codec and would give silent garbage.
             raise GwpError(
@@ -70,13 +71,13 @@ class WanCodec:
         self.vae = vae.eval().requires_grad_(False)
         if self.vae.dtype != getattr(torch, dtype):
             self.vae.to(getattr(torch, dtype))
-        self.dtype, self.channels = dtype, z
+        self.dtype = dtype
+        self.channels = z
         # From the layers: scale_factor_spatial is absent from older configurations, and its
         # default is that of the 16-channel codec.
         self.spatial: int = 2 ** (len(config.dim_mult) - 1) * (config.patch_size or 1)
-        self._mean, self._std = (
-            torch.tensor(x, dtype=torch.float32).view(1, -1, 1, 1, 1) for x in (mean, std)
-        )
+        self._mean = torch.tensor(mean, dtype=torch.float32).view(1, -1, 1, 1, 1)
+        self._std = torch.tensor(std, dtype=torch.float32).view(1, -1, 1, 1, 1)
         self._still = StillEncoder(self.vae)
         # The model keeps the frames it has passed in attributes of its own: two calls at once
         # would read each other's.
@@ -99,15 +100,13 @@ class WanCodec:
             raise GwpError(
                 f"{folder}: holds {name}; codec.path must be a diffusers AutoencoderKLWan folder"
             )
-        return cls(
-            pretrained(
-                AutoencoderKLWan.from_pretrained,
-                folder,
-                all_used=True,
-                torch_dtype=getattr(torch, dtype),
-            ),
-            dtype,
+        vae = pretrained(
+            AutoencoderKLWan.from_pretrained,
+            folder,
+            all_used=True,
+            torch_dtype=getattr(torch, dtype),
         )
+        return cls(vae, dtype)
 
     @torch.no_grad()
     def encode(self, frames: Tensor) -> Tensor:
@@ -118,7 +117,7 @@ class WanCodec:
         # Scaled before the cast: in bf16 the subtraction would cost a bit of every bright pixel.
         x = frames.permute(0, 4, 1, 2, 3).float() / 127.5 - 1
         with self._alone:
-            self._place(frames.device)
+            self._move(frames.device)
             x = x.to(self.vae.dtype)
             z = self._still.mode(x) if x.shape[2] == 1 else self.vae.encode(x).latent_dist.mode()
         z = z.float()
@@ -130,11 +129,12 @@ class WanCodec:
         check_latents(latents, self.channels)
         z = latents.float() * self._std.to(latents.device) + self._mean.to(latents.device)
         with self._alone:
-            self._place(latents.device)
+            self._move(latents.device)
             x = self.vae.decode(z.to(self.vae.dtype)).sample.float()
         return ((x.permute(0, 2, 3, 4, 1) + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)
 
-    def _place(self, device: torch.device) -> None:
+    def _move(self, device: torch.device) -> None:
+        # Moved when it is first used: where that will be, a job knows only then.
         if self.vae.device != device:
             self.vae.to(device)
 

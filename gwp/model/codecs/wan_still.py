@@ -12,6 +12,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from gwp.model.codecs.compat import wan_parts
+
 
 class _LastSlice(nn.Module):
     """A causal convolution of one frame `[B, C, 1, H, W]`; reads the weights of the one it
@@ -23,6 +25,7 @@ class _LastSlice(nn.Module):
         self.conv = conv
 
     def forward(self, x_BC1HW: Tensor) -> Tensor:
+        """`[B, C, 1, H, W]` to `[B, C', 1, H', W']`, in the codec's arithmetic."""
         weight, stride = self.conv.weight[:, :, -1], self.conv.stride[1:]
         # Every spatial kernel of the encoder is centred.
         padding = [side // 2 for side in weight.shape[2:]]
@@ -35,14 +38,13 @@ class StillEncoder:
     """
 
     def __init__(self, vae: Any) -> None:
-        from diffusers.models.autoencoders.autoencoder_kl_wan import WanCausalConv3d, patchify
-
-        self._vae, self._patchify = vae, patchify
+        causal_convolution, self._patchify = wan_parts()
+        self._vae = vae
         # What stands in the memo is taken in place of a copy: parameters are shared, causal
         # convolutions replaced.
         memo: dict[int, Any] = {id(p): p for p in vae.encoder.parameters()}
         memo |= {
-            id(m): _LastSlice(m) for m in vae.encoder.modules() if isinstance(m, WanCausalConv3d)
+            id(m): _LastSlice(m) for m in vae.encoder.modules() if isinstance(m, causal_convolution)
         }
         self._encoder = copy.deepcopy(vae.encoder, memo)
 

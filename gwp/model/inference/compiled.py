@@ -1,5 +1,5 @@
 """Calls of the compiled layers. The structures mirror those of `gwp/native/plan.h`, field by
-field.
+field; shapes are there.
 """
 
 import ctypes
@@ -18,6 +18,11 @@ from gwp.model.inference.layout import KVCache, Layers, Layout, Noise, Piece, Te
 
 
 class _Expert(Structure):
+    """`Expert`: the weights of one expert in all layers, its rotation and its instruction."""
+
+    # ctypes keeps nothing alive that an address points to: whoever fills a structure holds the
+    # tensors for as long as the library may read them.
+
     _fields_ = [
         ("width", c_int64),
         ("ffn", c_int64),
@@ -30,28 +35,29 @@ class _Expert(Structure):
 
 
 class _Piece(Structure):
+    """`Piece`: tokens of an expert's stream, where they stand in the cache, what they see."""
+
     _fields_ = [(name, c_int64) for name in ("expert", "start", "count", "place", "end")]
 
 
 class _Strides(Structure):
+    """`Strides`: floats from one to the next, in a cache or in instructions."""
+
     _fields_ = [(name, c_int64) for name in ("layer", "row", "head", "place")]
 
 
 class _Plan(Structure):
+    """`Plan`: a pass of some groups beside a cache, as it stays from call to call."""
+
     _fields_ = [
-        *(
-            (name, c_int64)
-            for name in (
-                "layers",
-                "batch",
-                "heads",
-                "head",
-                "experts",
-                "pieces",
-                "text_rows",
-                "threads",
-            )
-        ),
+        ("layers", c_int64),
+        ("batch", c_int64),
+        ("heads", c_int64),
+        ("head", c_int64),
+        ("experts", c_int64),
+        ("pieces", c_int64),
+        ("text_rows", c_int64),
+        ("threads", c_int64),
         ("eps", c_float),
         ("expert", POINTER(_Expert)),
         ("piece", POINTER(_Piece)),
@@ -64,10 +70,14 @@ class _Plan(Structure):
 
 
 class _Noise(Structure):
+    """`Noise`: one level of all tokens of a piece, or a level for each."""
+
     _fields_ = [("level", c_int64), ("index", c_void_p), ("row", c_int64), ("token", c_int64)]
 
 
 class _Call(Structure):
+    """`Call`: what changes from call to call: the streams, and the noise of each piece."""
+
     _fields_ = [
         ("streams", POINTER(c_void_p)),
         ("levels", POINTER(c_void_p)),
@@ -81,35 +91,36 @@ class _Call(Structure):
 @dataclass(frozen=True)
 class _Pass:
     """Some groups beside a cache, laid out for the compiled layers, with all memory that they
-    need.
+    need. `NativeLayers.prepare` makes it.
 
-    runs: pieces that are one to the plan; bare: as `prepare` says; held: what the plan points
-    to
+    runs:   pieces that are one to the plan
+    bare:   as `prepare` says
+    memory: what the plan points to, kept alive
     """
 
     layout: Layout
     plan: _Plan
     runs: list[list[Piece]]
     bare: bool
-    held: tuple[object, ...]
+    memory: tuple[object, ...]
 
 
 class NativeLayers:
     """The blocks of a model in fp32 on the CPU, by their own weights. No per-request state."""
 
     def __init__(self, blocks: Sequence[Block], config: ModelConfig, library: ctypes.CDLL) -> None:
-        self.config, self._library = config, library
+        self.config = config
+        self._library = library
+        # ctypes takes a result for an int of 32 bits unless told otherwise.
         library.gwp_workspace_size.restype = c_int64
         scale = config.attention_head_dim**-0.5
-        self.weights = {
-            e: [_weights(block.expert(e), scale) for block in blocks] for e in config.experts
-        }
-        self._addresses = {
-            e: (c_void_p * sum(map(len, layers)))(
-                *(t.data_ptr() for layer in layers for t in layer)
-            )
-            for e, layers in self.weights.items()
-        }
+        self.weights: dict[str, list[list[Tensor]]] = {}
+        self._addresses: dict[str, ctypes.Array[c_void_p]] = {}
+        for expert in config.experts:
+            layers = [_weights(block.expert(expert), scale) for block in blocks]
+            addresses = [tensor.data_ptr() for layer in layers for tensor in layer]
+            self.weights[expert] = layers
+            self._addresses[expert] = (c_void_p * len(addresses))(*addresses)
 
     def prepare(self, layout: Layout, cache: KVCache, text: TextKeys, bare: bool = False) -> Layers:
         """For passes of `layout` beside these buffers, one at a time, by as many threads as
@@ -120,43 +131,34 @@ class NativeLayers:
         walked.
         """
         names = list(layout.pieces)
-        keys = [text.keys[e] for e in names]
-        held = [*keys, *(text.values[e] for e in names)]
-        rotations = [layout.rotation[e].contiguous() for e in names]
-        experts = (_Expert * len(names))(
-            *(
-                _Expert(
-                    *self.config.experts[e],
-                    layout.pieces[e][-1].stop,
-                    ctypes.cast(self._addresses[e], c_void_p),
-                    rotations[i].data_ptr(),
-                    held[i].data_ptr(),
-                    held[len(names) + i].data_ptr(),
-                )
-                for i, e in enumerate(names)
-            )
-        )
-        runs = _runs(layout.order)
-        pieces = (_Piece * len(runs))(
-            *(
-                _Piece(
-                    names.index(run[0].expert),
-                    run[0].start,
-                    run[-1].stop - run[0].start,
-                    run[0].place,
-                    run[0].end,
-                )
-                for run in runs
-            )
-        )
-        alike = (cache.keys, cache.values), held
-        if any(
-            len({t.stride() for t in tensors}) > 1 or tensors[0].stride(-1) != 1
-            for tensors in alike
-        ):
+        texts = [*(text.keys[e] for e in names), *(text.values[e] for e in names)]
+        # The plan has one set of strides for all instructions, and one for both caches.
+        if not (_alike([cache.keys, cache.values]) and _alike(texts)):
             raise ValueError(
                 "keys and values lie differently in memory, or their last axis is not dense"
             )
+
+        rotations = {e: layout.rotation[e].contiguous() for e in names}
+        experts = (_Expert * len(names))()
+        for i, name in enumerate(names):
+            width, ffn = self.config.experts[name]
+            experts[i] = _Expert(
+                width,
+                ffn,
+                layout.pieces[name][-1].stop,
+                ctypes.cast(self._addresses[name], c_void_p),
+                rotations[name].data_ptr(),
+                text.keys[name].data_ptr(),
+                text.values[name].data_ptr(),
+            )
+        runs = _runs(layout.order)
+        pieces = (_Piece * len(runs))()
+        for i, run in enumerate(runs):
+            first, last = run[0], run[-1]
+            count = last.stop - first.start
+            expert = names.index(first.expert)
+            pieces[i] = _Piece(expert, first.start, count, first.position, first.end)
+
         plan = _Plan(
             self.config.num_layers,
             cache.keys.shape[1],
@@ -164,7 +166,7 @@ class NativeLayers:
             self.config.attention_head_dim,
             len(names),
             len(runs),
-            held[0].shape[3],
+            texts[0].shape[3],
             torch.get_num_threads(),
             self.config.eps,
             experts,
@@ -172,51 +174,57 @@ class NativeLayers:
             cache.keys.data_ptr(),
             cache.values.data_ptr(),
             _Strides(*cache.keys.stride()[:4]),
-            _Strides(*held[0].stride()[:4]),
+            _Strides(*texts[0].stride()[:4]),
             None,
         )
+        # How much it needs depends on the rest of the plan, so it comes last.
         workspace = torch.zeros(self._library.gwp_workspace_size(byref(plan)))
         plan.workspace = workspace.data_ptr()
-        return partial(
-            self._run,
-            _Pass(layout, plan, runs, bare, (experts, pieces, cache, *held, *rotations, workspace)),
-        )
+        memory = (experts, pieces, cache, *texts, *rotations.values(), workspace)
+        return partial(self._run, _Pass(layout, plan, runs, bare, memory))
 
     def _run(
-        self, through: _Pass, streams: dict[str, Tensor], noise: dict[Group, Noise], full: bool
+        self, token_pass: _Pass, streams: dict[str, Tensor], noise: dict[Group, Noise], full: bool
     ) -> dict[str, Tensor]:
-        layout, n = through.layout, len(through.layout.pieces)
-        given = {e: x.contiguous() for e, x in streams.items()}
-        through.plan.batch = next(iter(given.values())).shape[0]
-        levels = noise[layout.order[0].group].levels
-        tables = [levels.blocks[e] for e in layout.pieces]
-        if any(noise[p.group] is not noise[run[0].group] for run in through.runs for p in run):
-            raise ValueError("groups of one segment and one expert have different noise")
-        noises = (_Noise * len(through.runs))(
-            *(_noise(noise[run[0].group].index) for run in through.runs)
-        )
+        names = list(token_pass.layout.pieces)
+        # The library works in place, on dense rows.
+        dense = {e: x_BLD.contiguous() for e, x_BLD in streams.items()}
+        token_pass.plan.batch = next(iter(dense.values())).shape[0]
+
+        # A run is one piece to the library and has one noise.
+        noises = (_Noise * len(token_pass.runs))()
+        for i, run in enumerate(token_pass.runs):
+            shared = noise[run[0].group]
+            if any(noise[piece.group] is not shared for piece in run):
+                raise ValueError("groups of one segment and one expert have different noise")
+            noises[i] = _noise(shared.index)
+
+        levels = noise[token_pass.layout.order[0].group].levels
+        tables = [levels.blocks[e] for e in names]
         call = _Call(
-            (c_void_p * n)(*(given[e].data_ptr() for e in layout.pieces)),
-            (c_void_p * n)(*(t.data_ptr() for t in tables)),
+            (c_void_p * len(names))(*(dense[e].data_ptr() for e in names)),
+            (c_void_p * len(names))(*(table.data_ptr() for table in tables)),
             tables[0].shape[1],
             full,
-            through.bare,
+            token_pass.bare,
             noises,
         )
-        self._library.gwp_run(byref(through.plan), byref(call))
-        return given
+        # ctypes gives up the interpreter's lock for the call: other threads go on meanwhile.
+        self._library.gwp_run(byref(token_pass.plan), byref(call))
+        return dense
 
 
 def _weights(block: ExpertBlock, scale: float) -> list[Tensor]:
     """In the order of `Layer`; the model's own memory but for the scaled norm."""
-    joint, cross, feed = block.attn1, block.attn2, block.ffn.net
+    joint = block.attn1
+    cross = block.attn2
+    feed = block.ffn.net
 
     def of(*modules: torch.nn.Module) -> list[Tensor]:
-        return [
-            t.detach().contiguous()
-            for module in map(linear, modules)
-            for t in (module.weight, module.bias)
-        ]
+        tensors: list[Tensor] = []
+        for module in map(linear, modules):
+            tensors += [module.weight.detach().contiguous(), module.bias.detach().contiguous()]
+        return tensors
 
     return [
         *of(joint.to_q, joint.to_k, joint.to_v),
@@ -230,6 +238,11 @@ def _weights(block: ExpertBlock, scale: float) -> list[Tensor]:
         *of(feed[0].get_submodule("proj")),
         *of(feed[2]),
     ]
+
+
+def _alike(tensors: list[Tensor]) -> bool:
+    """Whether all have the same strides and a dense last axis."""
+    return len({t.stride() for t in tensors}) == 1 and tensors[0].stride(-1) == 1
 
 
 def _runs(order: list[Piece]) -> list[list[Piece]]:
@@ -247,10 +260,8 @@ def _runs(order: list[Piece]) -> list[list[Piece]]:
 def _noise(index: int | Tensor) -> _Noise:
     if isinstance(index, int):
         return _Noise(index, None, 0, 0)
+    # An axis of one is shared by all rows or tokens: a step of 0 stays on it.
     rows, tokens = index.shape
-    return _Noise(
-        -1,
-        index.data_ptr(),
-        index.stride(0) if rows > 1 else 0,
-        index.stride(1) if tokens > 1 else 0,
-    )
+    row_step = index.stride(0) if rows > 1 else 0
+    token_step = index.stride(1) if tokens > 1 else 0
+    return _Noise(-1, index.data_ptr(), row_step, token_step)

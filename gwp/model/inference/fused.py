@@ -8,6 +8,10 @@ go on from it. No pass reads anything back from the device.
 
 The layers run in one of two ways: by compiled code (`gwp.model.inference.compiled`) in fp32 on
 the CPU, else by torch's operators (`gwp.model.inference.eager`).
+
+Shape legend: B observations, L tokens of an expert's stream, n noise levels, D expert width, I
+inner width of attention, H heads, h head width, N tokens with room in the cache. A suffix says
+the shape: `x_BLD` is `[B, L, D]`. Dicts go by expert or group and have none.
 """
 
 from collections.abc import Collection
@@ -16,7 +20,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from gwp.model.block import Attention, Block
+from gwp.model.block import Attention, Block, ModulationTable
 from gwp.model.config import GROUPS, Group
 from gwp.model.inference.compiled import NativeLayers
 from gwp.model.inference.eager import EagerLayers, inverse_rms, layer_norm
@@ -30,9 +34,12 @@ from gwp.native.build import library
 class Pass:
     """Some groups beside a cache, laid out once and run at any noise. One thread at a time.
 
-    Where `FusedTransformer.any_batch`, it may be run for fewer observations: the first ones of
-    the buffers.
+    `FusedTransformer.prepare` makes it; the solver runs it at every step. Where
+    `FusedTransformer.any_batch`, it may be run for fewer observations: the first ones of the
+    buffers.
 
+    layout:     which tokens, and where they stand
+    layers:     all layers, bound to the buffers of the cache and the instructions
     embodiment: int64 `[B]`
     """
 
@@ -51,88 +58,84 @@ class FusedTransformer:
 
     def __init__(self, model: WorldActionTransformer) -> None:
         self.config = model.config
-        self.dtype, self.device = model.proj_out.weight.dtype, model.proj_out.weight.device
-        self._conditions = {e: model.condition(e) for e in self.config.experts}
+        self.dtype = model.proj_out.weight.dtype
+        self.device = model.proj_out.weight.device
+        experts = list(self.config.experts)
+
+        # Around the blocks: what makes tokens, and what makes velocities of them.
+        self._conditions = {e: model.condition(e) for e in experts}
         self._encoders = {
             "S": model.state_encoder or model.action_encoder,
             "A": model.action_encoder,
         }
-        self._patch_embedding, self._decoder, self._proj_out = (
-            model.patch_embedding,
-            model.action_decoder,
-            model.proj_out,
-        )
+        self._patch_embedding = model.patch_embedding
+        self._decoder = model.action_decoder
+        self._proj_out = model.proj_out
+        self._out_tables = dict(model.out_tables.items())
+        # A tensor on the device: `addcmul` adds to it, and what a CUDA graph records may meet
+        # none of the host.
         self._eps = torch.tensor(self.config.eps, device=self.device)
         self._rotations: dict[tuple[object, ...], Tensor] = {}
+
+        # Of the blocks: the layers, and what is computed once per solver or instruction.
         blocks = [block for block in model.blocks if isinstance(block, Block)]
-        compiled = (
-            library("passes") if self.device.type == "cpu" and self.dtype is torch.float32 else None
-        )
+        on_cpu = self.device.type == "cpu" and self.dtype is torch.float32
+        compiled = library("passes") if on_cpu else None
         with torch.inference_mode():
             self.layers = (
                 NativeLayers(blocks, self.config, compiled)
                 if compiled
                 else EagerLayers(blocks, self.config)
             )
-        self._text = [
-            {e: _text_projection(block.expert(e).attn2) for e in self.config.experts}
-            for block in blocks
-        ]
-        self._tables = [
-            {e: block.expert(e).scale_shift_table for e in self.config.experts} for block in blocks
-        ]
-        self._out_tables = dict(model.out_tables.items())
+        self._text: dict[str, list[_TextProjection]] = {}
+        self._tables: dict[str, list[ModulationTable]] = {}
+        for e in experts:
+            self._text[e] = [_TextProjection.of(block.expert(e).attn2) for block in blocks]
+            self._tables[e] = [block.expert(e).scale_shift_table for block in blocks]
 
     @property
     def any_batch(self) -> bool:
         """Whether a pass may be run for fewer observations than it was prepared for."""
         return isinstance(self.layers, NativeLayers)
 
-    def levels(self, sigmas: Tensor) -> Levels:
+    def levels(self, sigmas_n: Tensor) -> Levels:
         """Modulation at noise levels fp32 `[n]`, and at 0 after them. Computed once per solver:
         it depends on nothing else.
         """
-        known = torch.cat([sigmas.float().to(self.device), torch.zeros(1, device=self.device)])
-        ones = torch.tensor([0.0, 1.0, 0.0, 0.0, 1.0, 0.0], device=self.device)[:, None]
-        conditions = {
-            e: condition.time(known[None] * 1000.0) for e, condition in self._conditions.items()
-        }
-        blocks = {
-            e: torch.stack([(tables[e](conditions[e][1]) + ones)[0] for tables in self._tables])
-            for e in self.config.experts
-        }
-        out = {
-            e: (table(conditions[e][0].unsqueeze(2)) + ones[:2])[0]
-            for e, table in self._out_tables.items()
-        }
+        clean = torch.zeros(1, device=self.device)
+        known_n = torch.cat([sigmas_n.float().to(self.device), clean])
+        # Scales are the second and the fifth vector (the second of a head), kept as 1 + scale.
+        ones_6D = torch.tensor([0.0, 1.0, 0.0, 0.0, 1.0, 0.0], device=self.device)[:, None]
+        blocks: dict[str, Tensor] = {}
+        out: dict[str, Tensor] = {}
+        for expert, condition in self._conditions.items():
+            temb_BnD, mod_Bn6D = condition.time(known_n[None] * 1000.0)
+            layers = [(table(mod_Bn6D) + ones_6D)[0] for table in self._tables[expert]]
+            blocks[expert] = torch.stack(layers)
+            out[expert] = (self._out_tables[expert](temb_BnD.unsqueeze(2)) + ones_6D[:2])[0]
         return Levels(blocks, out)
 
-    def text_keys(self, text: Tensor) -> TextKeys:
+    def text_keys(self, text_BLt: Tensor) -> TextKeys:
         """From embeddings `[B, L_t, text_dim]`."""
-        heads = self.config.num_attention_heads
-        keys, values = {}, {}
-        for expert in self.config.experts:
-            x = self._conditions[expert].text(text)
-            mine = [layer[expert] for layer in self._text]
-            projected = [(to_k(x), norm) for to_k, _, norm in mine]
-            normed = [(k * (inverse_rms(k, self._eps) * norm)).to(x.dtype) for k, norm in projected]
-            keys[expert] = (
-                torch.stack(normed).unflatten(-1, (heads, -1)).transpose(2, 3).contiguous()
-            )
-            values[expert] = (
-                torch.stack([to_v(x) for _, to_v, _ in mine])
-                .unflatten(-1, (heads, -1))
-                .transpose(2, 3)
-                .contiguous()
-            )
+        keys: dict[str, Tensor] = {}
+        values: dict[str, Tensor] = {}
+        for expert, layers in self._text.items():
+            x_BLD = self._conditions[expert].text(text_BLt)
+            keys[expert] = self._by_head([layer.keys(x_BLD, self._eps) for layer in layers])
+            values[expert] = self._by_head([layer.to_v(x_BLD) for layer in layers])
         return TextKeys(keys, values)
+
+    def _by_head(self, layers_BLI: list[Tensor]) -> Tensor:
+        """Layers of `[B, L, I]` as `[layers, B, H, L, h]`, dense as the compiled layers walk it."""
+        heads = self.config.num_attention_heads
+        return torch.stack(layers_BLI).unflatten(-1, (heads, -1)).transpose(2, 3).contiguous()
 
     def cache(self, batch: int, counts: dict[Group, int]) -> KVCache:
         """Zeros, with room for that many tokens of each group, in canonical order."""
-        places: dict[Group, tuple[int, int]] = {}
+        spans: dict[Group, tuple[int, int]] = {}
         end = 0
         for group in (g for g in GROUPS if g in counts):
-            places[group] = (end, end + counts[group])
+            spans[group] = (end, end + counts[group])
             end += counts[group]
         shape = (
             self.config.num_layers,
@@ -141,8 +144,10 @@ class FusedTransformer:
             end,
             self.config.attention_head_dim,
         )
-        keys, values = (torch.zeros(shape, dtype=self.dtype, device=self.device) for _ in range(2))
-        return KVCache(keys, values, places)
+        # Zeros, not empty memory: recordings run on it before there is an observation.
+        keys = torch.zeros(shape, dtype=self.dtype, device=self.device)
+        values = torch.zeros(shape, dtype=self.dtype, device=self.device)
+        return KVCache(keys, values, spans)
 
     def prepare(self, tokens: Tokens, cache: KVCache, text: TextKeys, embodiment: Tensor) -> Pass:
         """The pass of the groups in `tokens`, of which only shapes count, beside these buffers.
@@ -152,29 +157,30 @@ class FusedTransformer:
         caller.
         """
         pieces: dict[str, list[Piece]] = {}
-        order = []
+        order: list[Piece] = []
         present = tokens.present()
-        for group in (g for g in GROUPS if g in present):
-            mine = pieces.setdefault(self.config.expert_of[group], [])
-            start, (place, stop) = mine[-1].stop if mine else 0, cache.places[group]
+        for group in present:
+            expert = self.config.expert_of[group]
+            stream = pieces.setdefault(expert, [])
+            start = stream[-1].stop if stream else 0
+            position, stop = cache.spans[group]
+            # Tokens of a segment see each other; of those that are absent nobody sees anything.
             segment = next(s for s in SEGMENTS if group in s)
-            end = max(cache.places[g][1] for g in segment if g in present)
-            order.append(
-                Piece(self.config.expert_of[group], group, start, start + stop - place, place, end)
-            )
-            mine.append(order[-1])
-        layout = Layout(
-            pieces,
-            order,
-            {e: self._rotation(tokens, [p.group for p in mine]) for e, mine in pieces.items()},
-        )
+            end = max(cache.spans[g][1] for g in segment if g in present)
+            piece = Piece(expert, group, start, start + stop - position, position, end)
+            order.append(piece)
+            stream.append(piece)
+        rotations: dict[str, Tensor] = {}
+        for expert, stream in pieces.items():
+            rotations[expert] = self._rotation(tokens, [p.group for p in stream])
+        layout = Layout(pieces, order, rotations)
         return Pass(layout, self.layers.prepare(layout, cache, text), embodiment)
 
     def run(
         self,
         tokens: Tokens,
         noise: dict[Group, Noise],
-        through: Pass,
+        token_pass: Pass,
         heads: Collection[Group] = (),
     ) -> Velocity:
         """One pass over the groups in `tokens`; their keys and values are written into the
@@ -183,24 +189,27 @@ class FusedTransformer:
         Groups of one noise share one `Noise`.
         """
         batch = next(iter(tokens.present().values())).shape[0]
-        if batch > len(through.embodiment):
-            raise ValueError(f"{batch} observations in a pass for {len(through.embodiment)}")
-        ids = through.embodiment[:batch]
-        embedded = self._embed(tokens, ids)
-        streams = {
-            e: join([embedded[p.group] for p in mine]) for e, mine in through.layout.pieces.items()
-        }
-        streams = through.layers(streams, noise, bool(heads))
-        return self._heads(tokens, streams, through.layout, ids, noise, heads)
+        if batch > len(token_pass.embodiment):
+            raise ValueError(f"{batch} observations in a pass for {len(token_pass.embodiment)}")
+        layout = token_pass.layout
+        embodiment_B = token_pass.embodiment[:batch]
 
-    def _embed(self, tokens: Tokens, embodiment: Tensor) -> dict[Group, Tensor]:
-        encoded: dict[Group, Tensor] = {}
+        embedded = self._embed(tokens, embodiment_B)
+        streams: dict[str, Tensor] = {}
+        for expert, pieces in layout.pieces.items():
+            streams[expert] = join([embedded[p.group] for p in pieces])
+        streams = token_pass.layers(streams, noise, bool(heads))
+        return self._heads(tokens, streams, layout, embodiment_B, noise, heads)
+
+    def _embed(self, tokens: Tokens, embodiment_B: Tensor) -> dict[Group, Tensor]:
+        """Each group as tokens `[B, L, D]`."""
+        embedded: dict[Group, Tensor] = {}
         for group, x in tokens.present().items():
             encoder = self._encoders.get(group)
-            encoded[group] = (
-                encoder(x.to(self.dtype), embodiment) if encoder else self._patch_embedding(x)
+            embedded[group] = (
+                encoder(x.to(self.dtype), embodiment_B) if encoder else self._patch_embedding(x)
             )
-        return encoded
+        return embedded
 
     def _rotation(self, tokens: Tokens, groups: list[Group]) -> Tensor:
         """Cosine and sine `[L_e, 1, 1, h / 2, 2]`."""
@@ -208,8 +217,11 @@ class FusedTransformer:
         key = tuple((g, tuple(present[g].shape[1:])) for g in groups)
         if key not in self._rotations:
             tables = [rotary(self.config, g, present[g].shape) for g in groups]
-            cos_sin = [torch.cat(parts) for parts in zip(*tables, strict=True)]
-            self._rotations[key] = torch.stack(cos_sin, dim=-1)[:, None, None].to(self.device)
+            cos = torch.cat([cos for cos, _ in tables])
+            sin = torch.cat([sin for _, sin in tables])
+            # Side by side, a pair is a complex number, by which two channels are multiplied.
+            cos_sin = torch.stack([cos, sin], dim=-1)
+            self._rotations[key] = cos_sin[:, None, None].to(self.device)
         return self._rotations[key]
 
     def _heads(
@@ -217,37 +229,46 @@ class FusedTransformer:
         tokens: Tokens,
         streams: dict[str, Tensor],
         layout: Layout,
-        embodiment: Tensor,
+        embodiment_B: Tensor,
         noise: dict[Group, Noise],
         heads: Collection[Group],
     ) -> Velocity:
         result: dict[Group, Tensor] = {}
         for piece in (p for p in layout.order if p.group in heads):
             shift, scale = noise[piece.group].out(piece.expert)
-            x = streams[piece.expert][:, piece.start : piece.stop]
-            y = torch.addcmul(shift, layer_norm(x.float(), None, self.config.eps), scale).to(
-                self.dtype
-            )
+            x_BLD = streams[piece.expert][:, piece.start : piece.stop]
+            normed_BLD = layer_norm(x_BLD.float(), None, self.config.eps)
+            y_BLD = torch.addcmul(shift, normed_BLD, scale).to(self.dtype)
             if piece.group == "A":
-                result["A"] = self._decoder(y, embodiment)
+                result["A"] = self._decoder(y_BLD, embodiment_B)
             else:
                 T, h, w = tokens.present()[piece.group].shape[2:]
                 _, ph, pw = self.config.patch_size
                 result[piece.group] = unpatchify(
-                    self._proj_out(y), T, h // ph, w // pw, self.config.patch_size
+                    self._proj_out(y_BLD), T, h // ph, w // pw, self.config.patch_size
                 )
         return Velocity(action=result.get("A"), future=result.get("F"), reference=result.get("R"))
 
 
-def _text_projection(cross: Attention) -> tuple[nn.Linear, nn.Linear, Tensor]:
-    """To keys and values of an instruction, and what its normed keys are weighted with.
+@dataclass(frozen=True)
+class _TextProjection:
+    """One layer's cross-attention to an instruction, up to its keys and values.
 
-    No rotation stands between the two norms of cross-attention, so the query's weight and the
-    scale go into the cached keys.
+    weight: fp32 `[I]`, what normed keys are weighted with. No rotation stands between the two
+    norms of cross-attention, so the query's weight and the scale go into the cached keys.
     """
-    scale = cross.to_k.out_features // cross.heads
-    return (
-        cross.to_k,
-        cross.to_v,
-        cross.norm_k.weight.float() * cross.norm_q.weight.float() * scale**-0.5,
-    )
+
+    to_k: nn.Linear
+    to_v: nn.Linear
+    weight: Tensor
+
+    @classmethod
+    def of(cls, cross: Attention) -> "_TextProjection":
+        head_dim = cross.to_k.out_features // cross.heads
+        weight_I = cross.norm_k.weight.float() * cross.norm_q.weight.float() * head_dim**-0.5
+        return cls(cross.to_k, cross.to_v, weight_I)
+
+    def keys(self, x_BLD: Tensor, eps: Tensor) -> Tensor:
+        """Normed and weighted keys `[B, L, I]`, in the dtype of `x`."""
+        k_BLI = self.to_k(x_BLD)
+        return (k_BLI * (inverse_rms(k_BLI, eps) * self.weight)).to(x_BLD.dtype)

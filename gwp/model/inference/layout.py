@@ -1,5 +1,8 @@
 """What a pass of inference works on: noise levels, text keys, the cache of keys and values, and
 where its tokens stand.
+
+Shape legend: B observations, L tokens of an expert's stream, L_t rows of an instruction, n
+noise levels, D expert width, H heads, h head width, N tokens with room in the cache.
 """
 
 from collections.abc import Callable
@@ -15,8 +18,11 @@ from gwp.model.config import Group
 class Levels:
     """Modulation at known noise levels; the last one is clean. A scale is stored as 1 + scale.
 
-    blocks: expert -> fp32 `[layers, n, 6, D]`
-    out:    expert -> fp32 `[n, 2, D]`
+    A solver has one, of `FusedTransformer.levels`: the levels of its steps never change.
+
+    blocks: expert -> fp32 `[layers, n, 6, D]`: shift, scale and gate of attention, then of the
+        feed-forward
+    out:    expert -> fp32 `[n, 2, D]`: shift and scale of the head
     """
 
     blocks: dict[str, Tensor]
@@ -24,35 +30,36 @@ class Levels:
 
     @property
     def clean(self) -> int:
+        """Index of the level of tokens that are given."""
         return next(iter(self.out.values())).shape[0] - 1
 
 
 class Noise:
     """The noise level of a group's tokens: one level for all, or rows of `levels` by int64 `[B,
     1]` or `[B, L]`.
+
+    The solver makes one per step, or one from the steps of a batch's rows. Layers and heads
+    look their modulation up here; groups of one noise share one object, by which layers know
+    that they may be treated as one.
     """
 
     def __init__(self, levels: Levels, index: int | Tensor) -> None:
-        self.levels, self.index = levels, index
+        self.levels = levels
+        self.index = index
         self.single = isinstance(index, int)
         # Views of one level are always the same; rows by tensor are looked up when they are
         # needed.
-        self._blocks = (
-            {
-                e: [t.unbind(0) for t in table[:, index].unbind(0)]
-                for e, table in levels.blocks.items()
-            }
-            if self.single
-            else None
-        )
+        self._blocks: dict[str, list[tuple[Tensor, ...]]] = {}
+        if self.single:
+            for expert, table in levels.blocks.items():
+                layers_6D = table[:, index].unbind(0)
+                self._blocks[expert] = [slots_6D.unbind(0) for slots_6D in layers_6D]
 
     def block(self, layer: int, expert: str) -> tuple[Tensor, ...]:
         """Six of `[D]`, or of `[B, 1 | L, D]`."""
-        return (
-            self._blocks[expert][layer]
-            if self._blocks
-            else self.levels.blocks[expert][layer][self.index].unbind(2)
-        )
+        if self.single:
+            return self._blocks[expert][layer]
+        return self.levels.blocks[expert][layer][self.index].unbind(2)
 
     def out(self, expert: str) -> tuple[Tensor, ...]:
         """Two of `[D]`, or of `[B, 1 | L, D]`."""
@@ -61,7 +68,9 @@ class Noise:
 
 @dataclass(frozen=True)
 class TextKeys:
-    """Cross-attention keys and values of instructions: expert -> `[layers, B, H, L_t, h]`."""
+    """Cross-attention keys and values of instructions: expert -> `[layers, B, H, L_t, h]`, in
+    the model's dtype. `FusedTransformer.text_keys` makes them, once per instruction.
+    """
 
     keys: dict[str, Tensor]
     values: dict[str, Tensor]
@@ -69,34 +78,37 @@ class TextKeys:
 
 @dataclass(frozen=True)
 class KVCache:
-    """Keys and values of self-attention `[layers, B, H, N, h]`, and where in N each group's
-    tokens stand.
+    """Keys and values of self-attention `[layers, B, H, N, h]` in the model's dtype, and where
+    in N each group's tokens stand: group -> `[start, stop)`.
+
+    Buffers of `FusedTransformer.cache`; passes write their own tokens and see those before.
     """
 
     keys: Tensor
     values: Tensor
-    places: dict[Group, tuple[int, int]]
+    spans: dict[Group, tuple[int, int]]
 
 
 @dataclass(frozen=True)
 class Piece:
     """Tokens of one group `[start, stop)` in their expert's stream; in the cache they stand
-    from `place`, and they see it up to `end`.
+    from `position`, and they see it up to `end`.
     """
 
     expert: str
     group: Group
     start: int
     stop: int
-    place: int
+    position: int
     end: int
 
 
 @dataclass(frozen=True)
 class Layout:
-    """Which tokens a pass has. pieces: by expert, in order of its stream; order: as they stand
-    in the cache, without gaps.
+    """Which tokens a pass has. `FusedTransformer.prepare` makes it for both kinds of layers.
 
+    pieces:   by expert, in order of its stream
+    order:    the same pieces as they stand in the cache, without gaps
     rotation: expert -> cosine and sine fp32 `[L_e, 1, 1, h / 2, 2]`
     """
 
@@ -109,9 +121,10 @@ class Layout:
         """Runs of queries that see the cache up to the same end, from the first of the pass,
         and in order.
         """
-        first = self.order[0].place
+        first = self.order[0].position
         ends = list(dict.fromkeys(p.end for p in self.order))
-        return [(a - first, b - first) for a, b in zip([first, *ends], ends, strict=False)]
+        starts = [first, *ends[:-1]]
+        return [(a - first, b - first) for a, b in zip(starts, ends, strict=True)]
 
 
 # The layers of one layout, ready to run: streams `[B, L_e, D]` by expert, the noise of each

@@ -52,14 +52,14 @@ _BLOCK = re.compile(
 class Checkpoint:
     """See the module; nothing is read until `read` asks for it.
 
-    place:         folder or file
+    path:          folder or file
     tensors:       published name -> tensor on the meta device
     widths:        fields of `ModelConfig`; without action channels and embodiments for plain Wan
     assumed:       the widths that neither the tensors nor config.json tell
     disagreements: where config.json contradicts the tensors, one line each
     """
 
-    place: Path
+    path: Path
     form: Form
     tensors: dict[str, Tensor]
     widths: dict[str, Any]
@@ -79,23 +79,23 @@ class Checkpoint:
         self.require_model()
         if self.disagreements:
             raise GwpError(
-                f"{self.place}: config.json does not belong to the weights; correct it:\n  "
+                f"{self.path}: config.json does not belong to the weights; correct it:\n  "
                 + "\n  ".join(self.disagreements)
             )
-        return model_config(self.form.family, self.widths, str(self.place))
+        return model_config(self.form.family, self.widths, str(self.path))
 
     def require_model(self) -> None:
         """GwpError when this is plain Wan, which cannot act."""
         if self.family == "wan":
             raise GwpError(
-                f"{self.place}: plain Wan has no action projections; make a model of it: "
-                f"gwp weights convert {self.place} --out DIR --to gwp05"
+                f"{self.path}: plain Wan has no action projections; make a model of it: "
+                f"gwp weights convert {self.path} --out DIR --to gwp05"
             )
 
     def read(self, name: str) -> Tensor:
         """One tensor by its published name, in the published layout, on the CPU."""
-        file, name_there = self._origin[name]
-        return canonical(self.form, name_there, file.read(name_there))[1]
+        file, stored_name = self._origin[name]
+        return canonical(self.form, stored_name, file.read(stored_name))[1]
 
     def problems(
         self, allow_missing: Collection[str] = (), allow_unexpected: Collection[str] = ()
@@ -103,67 +103,71 @@ class Checkpoint:
         """Everything that keeps this checkpoint from being a whole one of its family; see
         `misfits` for the patterns.
         """
-        wanted = key_set(self.family, self.widths, str(self.place))
+        wanted = key_set(self.family, self.widths, str(self.path))
         return [
             *self.disagreements,
             *misfits(wanted, self.tensors, allow_missing, allow_unexpected),
         ]
 
 
-def open_checkpoint(place: str | Path) -> Checkpoint:
+def open_checkpoint(path: str | Path) -> Checkpoint:
     """Look at a local checkpoint: a folder (config.json and weights) or a weight file. Reads
     headers only.
 
     GwpError for damaged or absent files, an unknown class, a tensor that is there twice, or
     widths that nothing tells.
     """
-    place = Path(place)
-    files = open_files(weight_files(place))
-    about = _about(place)
-    form = detect(about, [n for file in files for n in file.tensors], str(place))
+    path = Path(path)
+    files = open_files(weight_files(path))
+    published = _published_config(path)
+    form = detect(published, [n for file in files for n in file.tensors], str(path))
+
+    # Under one set of names from here on; each remembers where it is read from.
     tensors: dict[str, Tensor] = {}
     origin: dict[str, tuple[TensorFile, str]] = {}
     for file in files:
-        for name_there, meta in file.tensors.items():
-            name, tensor = canonical(form, name_there, meta)
+        for stored_name, meta in file.tensors.items():
+            name, tensor = canonical(form, stored_name, meta)
             if name in tensors:
                 raise GwpError(
-                    f"{place}: {name} is there twice, in {origin[name][0].path.name} and "
+                    f"{path}: {name} is there twice, in {origin[name][0].path.name} and "
                     f"{file.path.name}; remove one"
                 )
-            tensors[name], origin[name] = tensor, (file, name_there)
-    widths, assumed, disagreements = _widths(
-        form.family, tensors, _claimed(about, str(place)), str(place)
-    )
-    return Checkpoint(place, form, tensors, widths, assumed, disagreements, origin)
+            tensors[name] = tensor
+            origin[name] = (file, stored_name)
+
+    claimed = _claimed(published, str(path))
+    widths, assumed, disagreements = _widths(form.family, tensors, claimed, str(path))
+    return Checkpoint(path, form, tensors, widths, assumed, disagreements, origin)
 
 
-def read_config(place: str | Path) -> ModelConfig:
+def read_config(path: str | Path) -> ModelConfig:
     """Configuration of the model in a checkpoint; see `Checkpoint.config` for the errors."""
-    return open_checkpoint(place).config
+    return open_checkpoint(path).config
 
 
-def model_config(family: SourceFamily, widths: Mapping[str, Any], place: str) -> ModelConfig:
-    """`ModelConfig` of these widths; a Wan trunk counts as dense. GwpError when they are
-    impossible.
+def model_config(family: SourceFamily, widths: Mapping[str, Any], source: str) -> ModelConfig:
+    """`ModelConfig` of these widths; a Wan trunk counts as dense. GwpError, which names
+    `source`, when they are impossible.
     """
     try:
         return ModelConfig(family="gwp05" if family == "gwp05" else "gwp0", **widths)
     except ValidationError as error:
         raise GwpError(
-            f"{place}: impossible widths; {'; '.join(e['msg'] for e in error.errors())}"
+            f"{source}: impossible widths; {'; '.join(e['msg'] for e in error.errors())}"
         ) from error
 
 
 def key_set(
-    family: SourceFamily, widths: Mapping[str, Any], place: str = "widths"
+    family: SourceFamily, widths: Mapping[str, Any], source: str = "widths"
 ) -> dict[str, Tensor]:
     """Every tensor of a whole checkpoint: published name -> tensor on the meta device. Wan is
     GWP-0 without action projections.
     """
     if family != "wan":
-        return parameters(model_config(family, widths, place))
-    dense = parameters(model_config(family, {**widths, "action_channels": 1}, place))
+        return parameters(model_config(family, widths, source))
+    # A configuration has action channels; what they shape is left out again.
+    dense = parameters(model_config(family, {**widths, "action_channels": 1}, source))
     return {name: tensor for name, tensor in dense.items() if not name.startswith(ACTION_IO)}
 
 
@@ -176,7 +180,7 @@ def parameters(config: ModelConfig) -> dict[str, Tensor]:
 
 def misfits(
     wanted: Mapping[str, Tensor],
-    found: Mapping[str, Tensor],
+    tensors: Mapping[str, Tensor],
     allow_missing: Collection[str] = (),
     allow_unexpected: Collection[str] = (),
 ) -> list[str]:
@@ -186,7 +190,7 @@ def misfits(
     misshapen tensor never is.
     """
     lines = []
-    for name, tensor in found.items():
+    for name, tensor in tensors.items():
         if name not in wanted:
             if not matches(name, allow_unexpected):
                 lines.append(f"unexpected {name} {tuple(tensor.shape)}")
@@ -196,40 +200,43 @@ def misfits(
             )
         elif not tensor.is_floating_point():
             lines.append(f"quantised {name}: {tensor.dtype}; take the weights in floating point")
-    absent = [n for n in wanted if n not in found and not matches(n, allow_missing)]
+    absent = [n for n in wanted if n not in tensors and not matches(n, allow_missing)]
     return lines + [f"missing {name} {tuple(wanted[name].shape)}" for name in absent]
 
 
 def matches(name: str, patterns: Collection[str]) -> bool:
+    """Whether one of the patterns (`*`, `?`) is this name's; capitals count."""
     return any(fnmatchcase(name, pattern) for pattern in patterns)
 
 
-def _about(place: Path) -> dict[str, Any]:
+def _published_config(weights: Path) -> dict[str, Any]:
     """config.json beside the weights; empty when there is none."""
-    path = (place.parent if place.is_file() else place) / "config.json"
+    path = (weights.parent if weights.is_file() else weights) / "config.json"
     if not path.is_file():
         return {}
     try:
-        about = json.loads(path.read_text())
+        config = json.loads(path.read_text())
     except ValueError as error:
         raise GwpError(f"{path}: not JSON ({error}); copy it again") from error
-    if not isinstance(about, dict):
+    if not isinstance(config, dict):
         raise GwpError(
-            f"{path}: holds a {type(about).__name__}, not the configuration of a model; copy it again"
+            f"{path}: holds a {type(config).__name__}, not the configuration of a model; "
+            "copy it again"
         )
-    return about
+    return config
 
 
-def _claimed(about: dict[str, Any], place: str) -> dict[str, Any]:
+def _claimed(published: dict[str, Any], source: str) -> dict[str, Any]:
     """The widths that config.json states, under our names."""
-    named = {_ALIASES.get(key, key): value for key, value in about.items() if value is not None}
+    named = {_ALIASES.get(key, key): value for key, value in published.items() if value is not None}
     claimed = {key: named[key] for key in (*_SEEN, *_UNSEEN, "dim") if key in named}
+    # JSON has no tuples, and the widths of tensors are some.
     if isinstance(patch := claimed.get("patch_size"), list):
         claimed["patch_size"] = tuple(patch)
     for key, value in claimed.items():
         numbers = value if isinstance(value, tuple) else (value,)
         if not all(isinstance(n, int | float) and n > 0 for n in numbers):
-            raise GwpError(f"{place}: config.json has {key} {value!r}; expected a number above 0")
+            raise GwpError(f"{source}: config.json has {key} {value!r}; expected a number above 0")
     # Native Wan states the width of the model instead of that of a head.
     width = claimed.pop("dim", None)
     if width is not None and "num_attention_heads" in claimed:
@@ -238,16 +245,19 @@ def _claimed(about: dict[str, Any], place: str) -> dict[str, Any]:
 
 
 def _widths(
-    family: SourceFamily, tensors: Mapping[str, Tensor], claimed: dict[str, Any], place: str
+    family: SourceFamily, tensors: Mapping[str, Tensor], claimed: dict[str, Any], source: str
 ) -> tuple[dict[str, Any], tuple[str, ...], tuple[str, ...]]:
     """Widths, what was assumed of them, and what config.json claims otherwise."""
+    # The width of a head comes first: without it no tensor tells how many heads there are.
     assumed = tuple(f"{key} {value}" for key, value in _UNSEEN.items() if key not in claimed)
     widths: dict[str, Any] = {key: claimed.get(key, value) for key, value in _UNSEEN.items()}
-    seen = _seen(family, tensors, widths["attention_head_dim"], place)
+    seen = _seen(family, tensors, widths["attention_head_dim"], source)
     # Layers that config.json counts and the weights lack are missing tensors, each of which
     # will be named.
     if claimed.get("num_layers", 0) > seen.get("num_layers", 0):
         seen["num_layers"] = claimed["num_layers"]
+
+    # Widths that this family does not have are no less a contradiction than other numbers.
     disagreements = [
         f"{key}: config.json says {claimed[key]}, the weights {value}"
         for key, value in seen.items()
@@ -259,34 +269,38 @@ def _widths(
         for key in _SEEN
         if key in foreign & claimed.keys()
     ]
+
+    # Tensors are believed before config.json, which is at times copied from another model.
     widths |= {key: value for key, value in claimed.items() if key not in foreign} | seen
     if lost := [key for key in _expected_widths(family) if key not in widths]:
         raise GwpError(
-            f"{place}: neither config.json nor the tensors tell {', '.join(lost)}; are these "
+            f"{source}: neither config.json nor the tensors tell {', '.join(lost)}; are these "
             "all the weights?"
         )
     return widths, assumed, tuple(disagreements)
 
 
 def _expected_widths(family: SourceFamily) -> tuple[str, ...]:
+    # A dense model has no action expert, a Wan no action channels and embodiments either.
     return _SEEN if family == "gwp05" else _SEEN[:-2] if family == "gwp0" else _SEEN[:-4]
 
 
 def _seen(
-    family: SourceFamily, tensors: Mapping[str, Tensor], head: int, place: str
+    family: SourceFamily, tensors: Mapping[str, Tensor], head: int, source: str
 ) -> dict[str, Any]:
     """The widths that tensors tell, each from one of them; the others must then fit."""
     shape = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
     expert = ".visual_expert" if family == "gwp05" else ""
     seen: dict[str, Any] = {}
-    if layers := [int(found[1]) for name in tensors if (found := _BLOCK.match(name))]:
+    # The highest one, not their number: a layer that is gone is then named as missing.
+    if layers := [int(match[1]) for name in tensors if (match := _BLOCK.match(name))]:
         seen["num_layers"] = max(layers) + 1
     if len(patch := shape.get("patch_embedding.weight", ())) == 5:
         seen |= {"in_channels": patch[1], "patch_size": patch[2:]}
     if len(inner := shape.get(f"blocks.0{expert}.attn1.norm_q.weight", ())) == 1:
         if inner[0] % head:
             raise GwpError(
-                f"{place}: width {inner[0]} is no multiple of attention_head_dim {head}; state "
+                f"{source}: width {inner[0]} is no multiple of attention_head_dim {head}; state "
                 "the right one in config.json"
             )
         seen["num_attention_heads"] = inner[0] // head

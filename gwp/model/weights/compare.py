@@ -66,8 +66,10 @@ def similarity(checkpoint: Checkpoint, reference: Checkpoint) -> list[Likeness]:
         counterpart = _counterpart(name, checkpoint, reference)
         if counterpart is None:
             continue
+        # One pair at a time: neither checkpoint has to fit into memory.
         tensor = checkpoint.read(name).float()
         other = _cut(reference.read(counterpart).float(), tensor)
+        # Of the others a transpose would not have been loaded.
         square = tensor.ndim == 2 and tensor.shape[0] == tensor.shape[1]
         rows.append(
             Likeness(
@@ -87,8 +89,8 @@ def _counterpart(name: str, checkpoint: Checkpoint, reference: Checkpoint) -> st
         other = name
     else:
         other = dense_name(name) if checkpoint.family == "gwp05" else visual_name(name)
-    found = reference.tensors.get(other)
-    return other if found is not None and _contains(found, checkpoint.tensors[name]) else None
+    tensor = reference.tensors.get(other)
+    return other if tensor is not None and _contains(tensor, checkpoint.tensors[name]) else None
 
 
 def _contains(whole: Tensor, part: Tensor) -> bool:
@@ -102,9 +104,9 @@ def _cut(whole: Tensor, part: Tensor) -> Tensor:
 
 
 def _following(tensor: Tensor, counterpart: str, reference: Checkpoint) -> float | None:
-    if not (found := _BLOCK.match(counterpart)):
+    if not (match := _BLOCK.match(counterpart)):
         return None
-    name = f"blocks.{int(found[1]) + 1}.{counterpart[found.end() :]}"
+    name = f"blocks.{int(match[1]) + 1}.{counterpart[match.end() :]}"
     if name not in reference.tensors or not _contains(reference.tensors[name], tensor):
         return None
     return _cosine(tensor, _cut(reference.read(name).float(), tensor))

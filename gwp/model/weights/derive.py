@@ -57,7 +57,7 @@ def target_config(
         )
     if source.family == "gwp05" and family == "gwp0":
         raise GwpError(
-            f"{source.place}: a mixture has no one expert for all tokens; start a GWP-0 from a "
+            f"{source.path}: a mixture has no one expert for all tokens; start a GWP-0 from a "
             "dense checkpoint"
         )
     defaults: dict[str, Any] = {
@@ -69,9 +69,9 @@ def target_config(
     for key in _NEW_MODEL:
         if widths[key] < source.widths.get(key, 1):
             raise GwpError(
-                f"{source.place}: has {key} {source.widths[key]}, which cannot shrink to {widths[key]}"
+                f"{source.path}: has {key} {source.widths[key]}, which cannot shrink to {widths[key]}"
             )
-    config = model_config(family, widths, str(source.place))
+    config = model_config(family, widths, str(source.path))
     if family == "gwp05":
         _check_expert(source, config)
     return config
@@ -83,12 +83,12 @@ def _check_expert(source: Checkpoint, config: ModelConfig) -> None:
         own = (source.widths["action_expert_dim"], source.widths["action_ffn_dim"])
         if own != expert:
             raise GwpError(
-                f"{source.place}: its action expert is {own[0]} wide (feed-forward {own[1]}) "
+                f"{source.path}: its action expert is {own[0]} wide (feed-forward {own[1]}) "
                 "and keeps these widths"
             )
     elif expert[0] > visual[0] or expert[1] > visual[1]:
         raise GwpError(
-            f"{source.place}: an action expert {expert[0]} wide (feed-forward {expert[1]}) "
+            f"{source.path}: an action expert {expert[0]} wide (feed-forward {expert[1]}) "
             f"cannot be sliced from {visual[0]} "
             f"({visual[1]}); give a smaller --action-expert-dim and --action-ffn-dim"
         )
@@ -110,7 +110,10 @@ class Derived:
         time_proj: TimeProj = "leading",
         seed: int = 0,
     ) -> None:
-        self.source, self.config, self.time_proj, self.seed = source, config, time_proj, seed
+        self.source = source
+        self.config = config
+        self.time_proj = time_proj
+        self.seed = seed
         self.plan = parameters(config)
         self._to_mixture = config.family == "gwp05" and source.family != "gwp05"
         with torch.device("meta"):
@@ -121,16 +124,18 @@ class Derived:
         origin = dense_name(name) if self._to_mixture else name
         if origin not in self.source.tensors:
             return fresh(self._skeleton, name, self.seed)
-        tensor, shape = self.source.read(origin), self.plan[name].shape
+        tensor = self.source.read(origin)
+        shape = self.plan[name].shape
         if tensor.shape == shape:
             return tensor
+        # Channels and embodiments can only have grown, experts only have shrunk:
+        # `target_config` refuses the rest.
         if name.startswith(_PER_EMBODIMENT):
             return self._grown(name, tensor)
         if self.time_proj == "per-slot" and ".time_proj." in name:
             slots = tensor.unflatten(0, (_MODULATION_SLOTS, -1))
-            return _leading(
-                slots, (_MODULATION_SLOTS, shape[0] // _MODULATION_SLOTS, *shape[1:])
-            ).flatten(0, 1)
+            slot_shape = (_MODULATION_SLOTS, shape[0] // _MODULATION_SLOTS, *shape[1:])
+            return _leading(slots, slot_shape).flatten(0, 1)
         return _leading(tensor, shape)
 
     def _grown(self, name: str, old: Tensor) -> Tensor:
@@ -173,15 +178,16 @@ def convert(
     """
     if problems := source.problems(allow_missing, allow_unexpected):
         raise GwpError(
-            f"{source.place} is no whole {source.form.title} checkpoint:\n  "
-            + "\n  ".join(problems)
+            f"{source.path} is no whole {source.form.title} checkpoint:\n  " + "\n  ".join(problems)
         )
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise GwpError(f"{out}: not an empty folder; choose another place")
     derived = Derived(source, config, time_proj, seed)
     plan = {name: tensor.to(dtype) for name, tensor in derived.plan.items()}
     out.mkdir(parents=True, exist_ok=True)
-    needed, free = sum(t.nbytes for t in plan.values()), shutil.disk_usage(out).free
+    # Said now, not after an hour of writing.
+    needed = sum(t.nbytes for t in plan.values())
+    free = shutil.disk_usage(out).free
     if needed > free:
         raise GwpError(
             f"{out}: the weights take {needed / 1e9:.1f} GB and {free / 1e9:.1f} GB are free; "
@@ -196,35 +202,36 @@ def convert(
     write_folder(out, config, plan, value)
 
 
-def require_same(source: Checkpoint, config: ModelConfig, place: str) -> None:
+def require_same(source: Checkpoint, config: ModelConfig, uri: str) -> None:
     """GwpError unless the checkpoint is a model of exactly this configuration; says what
     differs and how to get there.
 
-    place: where the user said that `source` is
+    uri: where the user said that `source` is
     """
-    found = (
+    # Plain Wan has widths, but no whole configuration.
+    fields = (
         {**source.widths, "family": source.family}
         if source.family == "wan"
         else source.config.model_dump()
     )
     different = [
-        f"{key} is {found.get(key, 'none')}, the job's `model` says {value}"
+        f"{key} is {fields.get(key, 'none')}, the job's `model` says {value}"
         for key, value in config.model_dump().items()
-        if found.get(key) != value
+        if fields.get(key) != value
     ]
     if different:
-        line = command(source, config, place)
+        line = command(source, config, uri)
         remedy = (
             f"run: {line}\n  and start from DIR"
             if line
             else "copy its widths into the job's `model`"
         )
-        raise GwpError(f"{place}: {'; '.join(different)}; {remedy}")
+        raise GwpError(f"{uri}: {'; '.join(different)}; {remedy}")
 
 
-def command(source: Checkpoint, config: ModelConfig, place: str) -> str | None:
-    """The `gwp weights convert` line that makes a folder for `config` of `source`; None when no
-    conversion gets there.
+def command(source: Checkpoint, config: ModelConfig, uri: str) -> str | None:
+    """The `gwp weights convert` line that makes a folder for `config` of `source`, which the
+    user said is at `uri`; None when no conversion gets there.
     """
     asked = {
         "action_channels": config.action_channels,
@@ -240,4 +247,4 @@ def command(source: Checkpoint, config: ModelConfig, place: str) -> str | None:
     flags = " ".join(
         f"--{key.replace('_', '-')} {value}" for key, value in asked.items() if value is not None
     )
-    return f"gwp weights convert {shlex.quote(place)} --out DIR --to {config.family} {flags}"
+    return f"gwp weights convert {shlex.quote(uri)} --out DIR --to {config.family} {flags}"

@@ -39,8 +39,11 @@ class _OneMapped:
 
     def read(self, path: Path) -> dict[str, Tensor]:
         if path != self._path:
-            self._path, self._tensors = None, {}
-            self._path, self._tensors = path, _unpickle(path)
+            # Let go first: else two are mapped while the next one opens.
+            self._path = None
+            self._tensors = {}
+            self._tensors = _unpickle(path)
+            self._path = path
         return self._tensors
 
 
@@ -75,39 +78,43 @@ def locate(uri: str) -> str:
     return uri
 
 
-def weight_files(place: str | Path) -> list[Path]:
+def weight_files(path: str | Path) -> list[Path]:
     """The weight files of a checkpoint folder, through its index when it has one, or the one
-    file that `place` is.
+    file that `path` is.
 
     GwpError when there are none, when a shard is missing, or when it is not clear which of
     several is meant.
     """
-    place = Path(place)
-    if place.is_file():
-        if place.suffix not in SUFFIXES:
+    path = Path(path)
+    if path.is_file():
+        if path.suffix not in SUFFIXES:
             raise GwpError(
-                f"{place}: not a weight file; give a checkpoint folder or a file ending in "
+                f"{path}: not a weight file; give a checkpoint folder or a file ending in "
                 f"{', '.join(SUFFIXES)}"
             )
-        return [place]
+        return [path]
+
+    # Under a name of the libraries; safetensors before pickles, an index before what it names.
     for stem in _STEMS:
         for suffix in SUFFIXES:
-            if (index := place / f"{stem}{suffix}.index.json").is_file():
+            if (index := path / f"{stem}{suffix}.index.json").is_file():
                 return _indexed(index)
-            if (single := place / f"{stem}{suffix}").is_file():
+            if (single := path / f"{stem}{suffix}").is_file():
                 return [single]
-            if shards := sorted(place.glob(f"{stem}-*-of-*{suffix}")):
+            if shards := sorted(path.glob(f"{stem}-*-of-*{suffix}")):
                 return _numbered(shards)
-    files = sorted(p for p in place.glob("*") if p.suffix in SUFFIXES)
+
+    # Under any other name, if there is no doubt.
+    files = sorted(p for p in path.glob("*") if p.suffix in SUFFIXES)
     if len(files) == 1:
         return files
     if files:
         raise GwpError(
-            f"{place}: several weight files and no index: {', '.join(f.name for f in files)}; "
+            f"{path}: several weight files and no index: {', '.join(f.name for f in files)}; "
             "name the one that is meant"
         )
     raise GwpError(
-        f"{place}: no weights here; give a folder with {FILE} or its shard index (or .bin), or "
+        f"{path}: no weights here; give a folder with {FILE} or its shard index (or .bin), or "
         "one such file"
     )
 
@@ -123,7 +130,8 @@ def _indexed(index: Path) -> list[Path]:
 
 def _numbered(shards: list[Path]) -> list[Path]:
     """Shards without an index tell by their names how many they are."""
-    total = int(found[1]) if (found := re.search(r"-of-(\d+)\.", shards[0].name)) else 0
+    match = re.search(r"-of-(\d+)\.", shards[0].name)
+    total = int(match[1]) if match else 0
     if len(shards) != total:
         raise GwpError(
             f"{shards[0].parent}: {len(shards)} of {total} shards and no index; copy the others too"
@@ -147,19 +155,16 @@ def _open_safetensors(path: Path) -> TensorFile:
         with safe_open(path, framework="pt") as handle:
             # A mapped tensor is not read until it is looked at.
             names = list(handle.keys())
-            return TensorFile(
-                path, {n: torch.empty_like(handle.get_tensor(n), device="meta") for n in names}
-            )
+            tensors = {n: torch.empty_like(handle.get_tensor(n), device="meta") for n in names}
+            return TensorFile(path, tensors)
     except (SafetensorError, OSError, ValueError) as error:
         raise GwpError(f"{path}: damaged or cut short ({_reason(error)}); copy it again") from error
 
 
 def _open_pickled(path: Path, pickles: _OneMapped) -> TensorFile:
-    return TensorFile(
-        path,
-        {n: torch.empty_like(t, device="meta") for n, t in pickles.read(path).items()},
-        pickles,
-    )
+    mapped = pickles.read(path)
+    tensors = {n: torch.empty_like(t, device="meta") for n, t in mapped.items()}
+    return TensorFile(path, tensors, pickles)
 
 
 def _unpickle(path: Path) -> dict[str, Tensor]:
@@ -176,6 +181,7 @@ def _unpickle(path: Path) -> dict[str, Tensor]:
         ) from error
     except (RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
         raise GwpError(f"{path}: damaged or cut short ({_reason(error)}); copy it again") from error
+    # Trainers save the weights beside the optimizer's state, in one dict or in two.
     for wrapper in _WRAPPERS:
         if isinstance(content, dict) and isinstance(content.get(wrapper), dict):
             content = content[wrapper]

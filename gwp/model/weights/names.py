@@ -80,6 +80,7 @@ class Form:
 
 def published_name(name: str, family: Family) -> str:
     """Name of a parameter of ours in published checkpoints."""
+    # Ours is a module around the tensor (`ModulationTable`), theirs the tensor.
     name = name.replace("scale_shift_table.value", "scale_shift_table")
     for ours, theirs in _OURS[family]:
         if ours in name:
@@ -87,29 +88,31 @@ def published_name(name: str, family: Family) -> str:
     return name
 
 
-def detect(about: dict[str, Any], names: Collection[str], place: str) -> Form:
-    """Family by `_class_name` of config.json (`about`, may be empty), else by the names; naming
+def detect(config: dict[str, Any], names: Collection[str], source: str) -> Form:
+    """Family by `_class_name` of config.json (`config`, may be empty), else by the names; naming
     by the names.
 
-    GwpError for a class that is not known, or when class and names contradict each other.
+    GwpError, which names `source`, for a class that is not known, or when class and names
+    contradict each other.
     """
+    # Each release has names that no other has.
     mixture = any(".visual_expert." in n for n in names)
     march = any(re.match(r"action_(encoder|decoder)\.[024]\.", n) for n in names)
     july = any(n.startswith(("action_encoder.in_proj.", "action_decoder.in_proj.")) for n in names)
     native = any(".self_attn." in n for n in names)
     by_names: SourceFamily = "gwp05" if mixture else "gwp0" if march or july else "wan"
-    name = about.get("_class_name")
+    name = config.get("_class_name")
     if name is None and not any(n.startswith("blocks.") for n in names):
         raise GwpError(
-            f"{place}: no transformer blocks among its {len(names)} tensors; is this the "
+            f"{source}: no transformer blocks among its {len(names)} tensors; is this the "
             "transformer's folder?"
         )
     if name is not None and name not in SOURCE_CLASSES:
-        raise GwpError(f"{place}: _class_name {name!r} is not one of {', '.join(SOURCE_CLASSES)}")
+        raise GwpError(f"{source}: _class_name {name!r} is not one of {', '.join(SOURCE_CLASSES)}")
     family = by_names if name is None else SOURCE_CLASSES[name]
     if mixture != (family == "gwp05"):
         raise GwpError(
-            f"{place}: config.json says {name}, but the weights "
+            f"{source}: config.json says {name}, but the weights "
             f"{'hold' if mixture else 'do not hold'} two experts a layer; "
             "put the config.json that belongs to the weights beside them"
         )

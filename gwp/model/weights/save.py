@@ -81,8 +81,10 @@ def _write_file(path: Path, plan: Mapping[str, Tensor], value: Callable[[str], T
             "data_offsets": [offset, offset + tensor.nbytes],
         }
         offset += tensor.nbytes
+    # Padded, so that the numbers begin at a multiple of their width, too.
     text = json.dumps(header).encode()
     text += b" " * (-len(text) % 8)
+    # Under its own name only when it is whole.
     scratch = path.with_suffix(f".part-{os.getpid()}")
     with open(scratch, "wb") as file:
         file.write(struct.pack("<Q", len(text)) + text)

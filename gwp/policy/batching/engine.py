@@ -4,8 +4,7 @@ One thread steps all robots together, whatever step each of them is at.
 
     submit (any thread): check, compose, normalise, encode the instruction -> the waiting line
     tick (the engine's thread): leave -> admit groups (latent and prefix) -> one Euler step of
-    the
-                                batch -> answer those that are done
+                                the batch -> answer those that are done
 
 Decisions are the `Schedule`'s, numbers the `ModelRunner`'s; this file joins them to threads and
 clocks.
@@ -47,8 +46,7 @@ class Engine:
     Close it, or use it as a context manager: its thread holds the device.
 
     failures: failed ticks and failed observations since the last chunk that was computed; several
-        in a row
-        mean a broken device
+        in a row mean a broken device
     """
 
     def __init__(
@@ -77,8 +75,11 @@ class Engine:
         self._jobs: dict[int, Job] = {}
         self._incoming: list[Request] = []
         self._closed = False
+        # Written by the engine's thread alone; others read one number, which is whole in Python.
         self._busy_since: float | None = None
+        # Whether the current tick has answered anybody.
         self._answered = False
+        # Buffers and recordings belong to the engine's thread, so it makes them.
         self._ready = Future[None]()
         self._thread = threading.Thread(target=self._loop, name="gwp-engine", daemon=True)
         self._thread.start()
@@ -104,6 +105,7 @@ class Engine:
         deadline_s: seconds from now after which the answer is worthless; None: the
             observation's own, if any
         """
+        # In the caller's thread: what one robot sends costs the others nothing.
         began = self._clock()
         admitted = self.policy.inputs.admit(observation)
         checked = self._clock()
@@ -141,7 +143,8 @@ class Engine:
             self.act(observation)
         for size in [b for b in BUCKETS if b <= self._schedule.slots]:
             with self._lock:
-                # Held, so that they are taken in together.
+                # Held, so that they are taken in together. `submit` takes it once more, which a
+                # condition's lock allows.
                 futures = [self.submit(observations[0]) for _ in range(size)]
             for future in futures:
                 future.result()
@@ -157,6 +160,7 @@ class Engine:
 
         A device that hangs shows here.
         """
+        # Read once: the engine's thread may clear it at any moment.
         since = self._busy_since
         return 0.0 if since is None else self._clock() - since
 
@@ -242,6 +246,7 @@ class Engine:
             job.answer(error)
 
     def _end(self) -> None:
+        # Also when the loop itself has failed: nobody may be left waiting, or be let in.
         with self._lock:
             self._closed = True
             jobs = list(self._jobs.values())
@@ -266,6 +271,8 @@ class Engine:
     def _leave(self, cancelled: set[int]) -> None:
         """Those who were cancelled or are too late go; the last rows move into theirs."""
         expired, moves = self._schedule.sweep(self._clock(), cancelled)
+        # Answers come before the moves, which may fail: who was merely too late is not to be
+        # told of a broken device.
         for request in expired:
             self._answer(
                 request.id,
@@ -284,6 +291,7 @@ class Engine:
         for group in self._schedule.admit():
             refused += self._encode(group, row)
             row += len(group)
+        # Only now: as long as groups go in, their rows must stay where the schedule says.
         self._runner.move(self._schedule.release(refused))
 
     def _encode(self, group: Sequence[Request], row: int) -> list[Request]:
@@ -305,6 +313,7 @@ class Engine:
             self._answer(group[0].id, error)
             return list(group)
         for job in jobs:
+            # What is left of the time since `submit` was spent waiting.
             queue = (begin - job.began) * 1e3 - sum(job.timings.values())
             job.timings |= {"queue": queue} | phases
         self._schedule.costs.measured("prefix", len(group), self._clock() - begin)
@@ -320,6 +329,7 @@ class Engine:
         done = self._schedule.stepped()
         if not done:
             return
+        # Read before rows move into theirs.
         chunks = self._runner.chunks([self._schedule.row(request) for request in done])
         try:
             self._runner.move(self._schedule.release(done))

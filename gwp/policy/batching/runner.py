@@ -34,21 +34,28 @@ class ModelRunner:
         """sizes: numbers of rows that a batch may have; group: most observations encoded at
         once.
         """
-        solver, device, text_rows = policy.solver, policy.device, policy.text.rows
-        self._policy, self._device, self._clock = policy, device, clock
+        solver = policy.solver
+        text_rows = policy.text.rows
+        self._policy = policy
+        self._device = policy.device
+        self._clock = clock
+
+        # Everything is allocated and recorded here: while robots wait, nothing is made anew.
         self._slots = Slots.empty(solver, max(sizes), text_rows)
         self._observe = RecordedPrefix(solver, group, text_rows, future=False)
         for count in [size for size in BUCKETS if size <= group]:
             self._observe.record(count)
+
+        # With and without promised actions: most robots promise none, and need no index per token.
         self._steps: dict[tuple[int, bool], Callable[[], object]] = {}
-        pool = graph_pool(device)
-        whole = solver.acting(self._slots.prefix)
+        pool = graph_pool(self._device)
+        pass_of_all = solver.acting(self._slots.prefix)
         for size in sorted(sizes):
             rows = self._slots.rows(0, size)
-            through = whole if solver.model.any_batch else solver.acting(rows.prefix)
+            action_pass = pass_of_all if solver.model.any_batch else solver.acting(rows.prefix)
             for committed in (False, True):
-                euler = partial(step, solver, rows, through, committed)
-                self._steps[size, committed] = recorded(euler, device, pool)
+                euler = partial(step, solver, rows, action_pass, committed)
+                self._steps[size, committed] = recorded(euler, self._device, pool)
 
     def encode(self, observations: Sequence[AdmittedObservation], row: int) -> dict[str, float]:
         """Put new observations into the rows from `row` on.
@@ -60,6 +67,7 @@ class ModelRunner:
         reference = self._policy.latents(batch.canvas)
         self._settle()
         encoded = self._clock()
+        # Encoded when it was submitted: this finds it in memory.
         text = self._policy.text_keys([x.observation.prompt for x in observations])
         prefix = self._observe(batch.state, reference, text, batch.embodiment)
         fill(self._slots.rows(row, row + len(observations)), batch, prefix)
@@ -86,5 +94,6 @@ class ModelRunner:
             self._slots.move(move.source, move.target)
 
     def _settle(self) -> None:
+        # Costs are measured by the clock, and kernels are only queued when their call returns.
         if self._device.type == "cuda":
             torch.cuda.synchronize(self._device)

@@ -51,6 +51,8 @@ class Costs:
     def measured(self, kind: str, size: int, seconds: float) -> None:
         """Another measurement; kind: `prefix` or `step`."""
         table: dict[int, float] = getattr(self, kind)
+        # Slow enough that one hiccup does not close the door, fast enough for a machine whose
+        # clock changes.
         table[size] = seconds if size not in table else 0.8 * table[size] + 0.2 * seconds
 
     def of(self, kind: str, size: int) -> float:
@@ -59,6 +61,7 @@ class Costs:
         if not table:
             return 0.0
         nearest = min(table, key=lambda known: abs(math.log(known / size)))
+        # Never less than what was measured: fewer rows may cost as much.
         return table[nearest] * max(1.0, size / nearest)
 
 
@@ -119,6 +122,7 @@ class Schedule:
 
     def add(self, request: Request) -> None:
         """A new request joins the waiting line."""
+        # The number in between: of equal deadlines who came first, and requests have no order.
         heapq.heappush(self._line, (request.deadline, next(self._order), request))
 
     def sweep(self, now: float, cancelled: set[int]) -> tuple[list[Request], list[Move]]:
@@ -193,10 +197,12 @@ class Schedule:
         return moves
 
     def _bearable(self, size: int, held: list[Request]) -> bool:
+        """Whether none of those who are active would be delayed beyond the limit."""
         alone = self.costs.of("prefix", 1) + self.steps * self.costs.of("step", 1)
         return all(r.delayed + self._delay(size, r) <= self.max_delay * alone for r in held)
 
     def _delay(self, size: int, request: Request) -> float:
+        """Seconds that `size` more cost a request: their prefix, and its slower steps to come."""
         count = len(self.active)
         after = self.costs.of("step", self.rows(count + size))
         slower = max(0.0, after - self.costs.of("step", self.rows(count)))

@@ -1,6 +1,7 @@
 """Rows of a batch that robots come and go in: buffers of fixed size, allocated once.
 
-Shape legend: n rows, p actions, d model channels.
+Shape legend: n rows, p actions, d model channels. A suffix says the shape: `x_npd` is
+`[n, p, d]`.
 """
 
 from dataclasses import dataclass
@@ -39,6 +40,7 @@ class Slots:
             x=torch.zeros(count, p, d, device=model.device),
             given=torch.zeros(count, p, d, device=model.device),
             committed=torch.zeros(count, p, dtype=torch.bool, device=model.device),
+            # As if all were done: rows that nobody holds stay where they are.
             step=torch.full((count,), solver.steps, device=model.device),
             # While acting only the action tokens look at the text again.
             prefix=solver.empty(count, text_rows, {config.expert_of["A"]}, future=False),
@@ -60,7 +62,7 @@ class Slots:
             tensor[target] = tensor[source]
         # Keys of the actions are written anew by each step; those of the observation come before
         # them.
-        end = self.prefix.cache.places["A"][0]
+        end = self.prefix.cache.spans["A"][0]
         for tensor in (self.prefix.cache.keys, self.prefix.cache.values):
             tensor[:, target, :, :end] = tensor[:, source, :, :end]
         for side in (self.prefix.text.keys, self.prefix.text.values):
@@ -79,20 +81,27 @@ def fill(slots: Slots, batch: Batch, prefix: Prefix) -> None:
         slots.committed.copy_(batch.committed)
 
 
-def step(solver: Solver, slots: Slots, through: Pass, with_committed: bool) -> None:
+def step(solver: Solver, slots: Slots, action_pass: Pass, with_committed: bool) -> None:
     """One Euler step of every row, whatever step each is at. Rows that are done stay as they are.
 
-    through: `Solver.acting` of the rows
+    action_pass: `Solver.acting` of the rows
     """
-    at = slots.step.unsqueeze(1)
-    level = solver.levels(torch.where(slots.committed, solver.steps, at) if with_committed else at)
-    x = slots.x
+    step_n1 = slots.step.unsqueeze(1)
+    x_npd = slots.x
     if with_committed:
-        x = torch.where(slots.committed.unsqueeze(-1), slots.given, x)
-    x = solver.advance(x, solver.velocity(through, x, level), slots.step)
+        # Promised actions are clean tokens, whatever step the others of their row are at.
+        level = solver.levels(torch.where(slots.committed, solver.steps, step_n1))
+        x_npd = _keep(slots, x_npd)
+    else:
+        level = solver.levels(step_n1)
+    x_npd = solver.advance(x_npd, solver.velocity(action_pass, x_npd, level), slots.step)
     if with_committed:
-        x = torch.where(slots.committed.unsqueeze(-1), slots.given, x)
-    slots.x.copy_(x)
+        x_npd = _keep(slots, x_npd)
+    slots.x.copy_(x_npd)
     # One write: a count past the last step, left by a call that broke off, would index past the
     # noise levels in every later step that computes this row.
     slots.step.copy_((slots.step + 1).clamp_(max=solver.steps))
+
+
+def _keep(slots: Slots, x_npd: Tensor) -> Tensor:
+    return torch.where(slots.committed.unsqueeze(-1), slots.given, x_npd)

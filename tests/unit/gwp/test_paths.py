@@ -36,8 +36,8 @@ WORDS = {
     "ServeApp.name",
     "ServeApp.host",
     "ServeApp.api_keys_env",
-    "GatewaySettings.pool",
-    "ReplicaSettings.pool",
+    "GatewayConfig.pool",
+    "ReplicaConfig.pool",
     # Handed to DeepSpeed as it is.
     "DeepSpeedConfig.overrides",
 }

@@ -4,8 +4,9 @@ Only what is wrong with a file is a reason to leave an episode out. Storage that
 raises: the next try may find all of it.
 """
 
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pyarrow as pa
@@ -13,11 +14,13 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from gwp import storage
+from gwp.data.formats.format import SetSource, Usable
 from gwp.data.formats.lerobot.repair import mend_starts
+from gwp.data.formats.parquet import parquet_errors
+from gwp.data.formats.reader import FileReader
 from gwp.data.formats.robot_set import Episode, RobotSet
-from gwp.data.formats.vectors import parquet_errors
-from gwp.data.source import Source
-from gwp.data.video.decode import VideoInfo, open_video, probe
+from gwp.data.formats.videos import video_facts
+from gwp.data.video.decode import VideoInfo
 from gwp.errors import DataError
 
 _UNEVEN, _DRIFT = 0.45, 0.1
@@ -26,16 +29,45 @@ set.
 """
 
 
+_FILES = 65536
+"""Data files of which it stays where the rows of each episode are."""
+
+
+@dataclass(frozen=True)
+class _Table:
+    """What a data file holds.
+
+    types: column -> its type. count: rows. runs: episode and end of its rows for each run of
+    equal `episode_index`; None where there is no such column, or it is not needed.
+    """
+
+    types: dict[str, pa.DataType]
+    count: int
+    runs: tuple[tuple[int, int], ...] | None
+
+
+def _read_table(uri: str, runs: bool) -> _Table:
+    with storage.open_read(uri) as handle:
+        parquet = pq.ParquetFile(handle)
+        schema = parquet.schema_arrow
+        types = dict(zip(schema.names, schema.types, strict=True))
+        count = parquet.metadata.num_rows
+        if not runs or "episode_index" not in types:
+            return _Table(types, count, None)
+        indices = parquet.read(columns=["episode_index"])["episode_index"].combine_chunks()
+    found = pc.run_end_encode(indices, run_end_type=pa.int64())
+    pairs = zip(found.values.to_pylist(), found.run_ends.to_pylist(), strict=True)
+    return _Table(types, count, tuple(pairs))
+
+
 class EpisodeCheck:
     """Looks once into every file that episodes need and says which episodes are usable."""
 
-    def __init__(self, data: RobotSet) -> None:
-        self.set = data
+    def __init__(self, data: RobotSet, reader: FileReader) -> None:
+        self.set, self.reader = data, reader
         self._rows: dict[str, dict[int, tuple[int, int]] | str] = {}
-        self._columns: dict[str, dict[str, pa.DataType]] = {}
-        self._videos: dict[str, VideoInfo | str] = {}
 
-    def look(self, episodes: list[Episode], cameras: list[str], vectors: bool) -> None:
+    def look(self, episodes: list[Episode], cameras: Sequence[str], vectors: bool) -> None:
         """Read what `check` will need, several files at a time where they are far away."""
         spans = [e.videos[c] for e in episodes for c in cameras if c in e.videos]
         data = sorted({e.data_file for e in episodes if vectors} | {s.file for s in spans if s.key})
@@ -56,25 +88,23 @@ class EpisodeCheck:
 
     def columns(self, file: str) -> dict[str, pa.DataType]:
         """Columns of a data file and their types; none where it cannot be read."""
-        return {} if isinstance(self.rows(file), str) else self._columns[file]
+        return {} if isinstance(self.rows(file), str) else self._table(file).types
+
+    def _table(self, file: str) -> _Table:
+        uri = storage.join(self.set.uri, file)
+        return self.reader.once(_FILES, _read_table, uri, self.set.version.startswith("v3."))
 
     def _read_rows(self, file: str) -> dict[int, tuple[int, int]]:
         if file not in self.set.files:
             raise DataError(f"{file} is missing")
-        with storage.open_read(storage.join(self.set.uri, file)) as handle:
-            parquet = pq.ParquetFile(handle)
-            self._columns[file] = dict(
-                zip(parquet.schema_arrow.names, parquet.schema_arrow.types, strict=True)
-            )
-            if not self.set.version.startswith("v3."):
-                return {-1: (0, parquet.metadata.num_rows)}
-            if "episode_index" not in self._columns[file]:
-                return self._counted(file, parquet.metadata.num_rows)
-            indices = parquet.read(columns=["episode_index"])["episode_index"].combine_chunks()
-        runs = pc.run_end_encode(indices, run_end_type=pa.int64())
+        table = self._table(file)
+        if not self.set.version.startswith("v3."):
+            return {-1: (0, table.count)}
+        if table.runs is None:
+            return self._counted(file, table.count)
         result: dict[int, tuple[int, int]] = {}
         start = 0
-        for episode, end in zip(runs.values.to_pylist(), runs.run_ends.to_pylist(), strict=True):
+        for episode, end in table.runs:
             if episode in result:
                 raise DataError(f"{file}: the rows of episode {episode} do not lie together")
             result[episode] = (start, end - start)
@@ -96,20 +126,9 @@ class EpisodeCheck:
 
     def video(self, file: str) -> VideoInfo | str:
         """Facts of a video file, or why it cannot be read."""
-        if file not in self._videos:
-            self._videos[file] = self._probe(file)
-        return self._videos[file]
+        return video_facts(self.set, file, self.reader)
 
-    def _probe(self, file: str) -> VideoInfo | str:
-        if file not in self.set.files:
-            return f"{file} is missing"
-        try:
-            with open_video(storage.join(self.set.uri, file), self.set.files[file]) as handle:
-                return probe(handle)
-        except DataError as error:
-            return f"{file} {error}"
-
-    def check(self, episode: Episode, cameras: list[str], vectors: bool) -> int:
+    def check(self, episode: Episode, cameras: Sequence[str], vectors: bool) -> int:
         """First row of the episode in its data file (0 without `vectors`). Raises DataError
         with the reason it cannot be used.
         """
@@ -128,7 +147,7 @@ class EpisodeCheck:
         rows = self.rows(episode.data_file)
         if isinstance(rows, str):
             raise DataError(rows)
-        if missing := columns - self._columns[episode.data_file].keys():
+        if missing := columns - self.columns(episode.data_file).keys():
             raise DataError(f"{episode.data_file} has no column {' and '.join(sorted(missing))}")
         first, count = rows.get(episode.index if self.set.version.startswith("v3.") else -1, (0, 0))
         if count != episode.length:
@@ -173,7 +192,7 @@ class EpisodeCheck:
                 f"{info.frames}"
             )
 
-    def timed(self, episode: Episode, cameras: list[str]) -> Episode:
+    def timed(self, episode: Episode, cameras: Sequence[str]) -> Episode:
         """`episode` with the places of its frames on the clocks of the files, where those run a
         little off the rate of the set.
 
@@ -208,14 +227,14 @@ def _frame(start_s: float, fps: float, own: float) -> int:
 
 
 def usable_episodes(
-    data: RobotSet, source: Source, cameras: list[str], check: EpisodeCheck | None = None
-) -> tuple[list[tuple[Episode, int]], list[tuple[Episode, str]]]:
+    data: RobotSet, source: SetSource, cameras: Sequence[str], reader: FileReader
+) -> Usable:
     """Chosen episodes with their first row in the data file, and those that cannot be used with
     the reason.
     """
     chosen = set(source.select([e.index for e in data.episodes]))
     episodes = [e for e in data.episodes if e.index in chosen]
-    check = check or EpisodeCheck(data)
+    check = EpisodeCheck(data, reader)
     check.look(episodes, cameras, source.labelled)
     good, bad = [], []
     if data.version.startswith("v3."):

@@ -37,20 +37,19 @@ QUALITY_LABELS = frozenset({"qualified", "unqualified", "success", "failure"})
 """Entries of an episode's `tasks` that judge it instead of saying what to do."""
 
 
-def is_lerobot(uri: str) -> bool:
-    return storage.exists(storage.join(uri, INFO))
-
-
 def read_set(
-    uri: str, state: Sequence[str] | None = None, action: Sequence[str] | None = None
+    uri: str,
+    state: Sequence[str] | None = None,
+    action: Sequence[str] | None = None,
+    files: dict[str, int] | None = None,
 ) -> RobotSet:
     """Metadata of the set at `uri`. `state`, `action`: columns that make up the vectors, in
-    place of the usual ones.
+    place of the usual ones. `files`: what is there; None: it is listed.
 
     Raises DataError when it is no LeRobot set, is of another version, is empty, has no such
     column, or its metadata are broken.
     """
-    files = storage.list_files(uri)
+    files = storage.list_files(uri) if files is None else files
     if INFO not in files:
         raise DataError(
             f"{uri}: not a LeRobot set ({INFO} is missing); check the URI, or set `format: "

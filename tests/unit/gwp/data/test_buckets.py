@@ -9,6 +9,7 @@ from pydantic import ValidationError
 from gwp.data.buckets import Bucket, batch_sizes, tile
 from gwp.data.canvas import Canvas
 from gwp.data.decode import SampleSpec, decode_samples
+from gwp.data.formats.reader import FileReader
 from gwp.data.plan.build import build_manifest
 from gwp.data.source import Source
 from gwp.data.window import ClipWindow, Window
@@ -72,7 +73,7 @@ def test_samples_have_the_shape_of_their_bucket(tmp_path) -> None:
         seed=0,
         buckets=buckets,
     )
-    samples, failed = decode_samples(found.table.to_pylist(), spec)
+    samples, failed = decode_samples(found.table.to_pylist(), spec, FileReader())
     assert not failed
     assert [s["frames"].shape[:3] for s in samples] == [(13, 24, 32), (5, 24, 32)] + [
         (5, 32, 24)

@@ -16,7 +16,7 @@ import pytest
 from gwp.data.canvas import Canvas
 from gwp.data.decode import SampleSpec, decode_samples
 from gwp.data.embodiment import Embodiment
-from gwp.data.formats import vectors
+from gwp.data.formats.reader import FileReader
 from gwp.data.plan.build import build_manifest
 from gwp.data.plan.manifest import Manifest
 from gwp.data.source import Source
@@ -74,7 +74,7 @@ def test_frames_state_and_actions_belong_together(tmp_path: Path, write: Any) ->
         write(tmp_path / "set", lengths, cameras=(TOP, WRIST)), mask=(True, False)
     )
     rows = every(manifest)
-    samples, failures = decode_samples(rows[::-1], spec)
+    samples, failures = decode_samples(rows[::-1], spec, FileReader())
     assert not failures
     assert len(samples) == 21
     normalizer = Normalizer(spec.stats["arm"], arm)
@@ -99,7 +99,7 @@ def test_frames_state_and_actions_belong_together(tmp_path: Path, write: Any) ->
 
 def test_a_sample_has_the_columns_of_the_contract(tmp_path: Path) -> None:
     manifest, spec, _ = prepare(write_v21(tmp_path / "set"))
-    (sample,), _ = decode_samples(manifest.rows([0]), spec)
+    (sample,), _ = decode_samples(manifest.rows([0]), spec, FileReader())
     shapes = {k: (v.dtype.name, v.shape) for k, v in sample.items() if isinstance(v, np.ndarray)}
     assert shapes == {
         "frames": ("uint8", (5, 32, 64, 3)),
@@ -127,11 +127,11 @@ def test_a_sample_does_not_depend_on_its_neighbours_or_the_place_of_the_data(
 ) -> None:
     root = write_v30(tmp_path / "set", cameras=(TOP, WRIST))
     manifest, spec, _ = prepare(root, augment=True)
-    together, _ = decode_samples(every(manifest), pickle.loads(pickle.dumps(spec)))
+    together, _ = decode_samples(every(manifest), pickle.loads(pickle.dumps(spec)), FileReader())
     shutil.copytree(root, tmp_path / "moved/set2")
     moved, moved_spec, _ = prepare(tmp_path / "moved/set2", augment=True)
     assert moved.fingerprint == manifest.fingerprint
-    alone = [decode_samples([row], moved_spec)[0][0] for row in every(moved)]
+    alone = [decode_samples([row], moved_spec, FileReader())[0][0] for row in every(moved)]
     for a, b in zip(together, alone, strict=True):
         assert all(np.array_equal(a[k], b[k]) for k in a)
 
@@ -149,7 +149,7 @@ def test_crops_change_with_the_position_in_the_plan_and_return_after_a_restart(
     row = manifest.rows([2])[0]
 
     def cut_at(position: int, spec: SampleSpec = spec) -> list[int]:
-        (sample,), _ = decode_samples([row | {"position": position}], spec)
+        (sample,), _ = decode_samples([row | {"position": position}], spec, FileReader())
         return [round(float(f[:, 0].mean()) / 2) for f in sample["frames"]]
 
     cuts = [cut_at(p) for p in range(12)]
@@ -170,7 +170,9 @@ def test_video_only_samples_of_a_robot_set(tmp_path: Path) -> None:
         assert [r["start"] for r in every(manifest)] == list(range(8))
         assert [s["reason"] for s in manifest.skipped] == ["4 steps are shorter than a window of 5"]
         samples, failures = decode_samples(
-            every(manifest), SampleSpec(WIDE, WINDOW, CLIP, {"arm": arm}, {}, D, False, 0)
+            every(manifest),
+            SampleSpec(WIDE, WINDOW, CLIP, {"arm": arm}, {}, D, False, 0),
+            FileReader(),
         )
         assert not failures
         assert [frame_number(f) for f in samples[7]["frames"]] == [7, 8, 9, 10, 11]
@@ -189,7 +191,7 @@ def test_samples_with_no_number_are_skipped_and_named(tmp_path: Path, bad: float
     table |= {"action": pa.array(action.tolist()), "observation.state": pa.array(state.tolist())}
     pq.write_table(pa.table(table), root / "data/chunk-000/episode_000001.parquet")
     manifest, spec, _ = prepare(root)
-    samples, failures = decode_samples(every(manifest), spec)
+    samples, failures = decode_samples(every(manifest), spec, FileReader())
     assert [i.split("/", 1)[1] for i, _ in failures] == [f"000001/{k:06d}" for k in (3, 4, 5, 6, 8)]
     assert "NaN or Inf in the action of row 6, dimension 1" in failures[0][1]
     assert "NaN or Inf in the state of row 8" in failures[-1][1]
@@ -213,12 +215,14 @@ def test_a_hole_in_a_video_costs_only_the_samples_that_see_it(tmp_path: Path) ->
                 packet.stream = stream
                 target.mux(packet)
     rows = every(manifest)
-    samples, failures = decode_samples(rows, spec)
+    samples, failures = decode_samples(rows, spec, FileReader())
     assert [int(i[-2:]) for i, _ in failures] == list(range(6, 12))
     assert all("no frame within" in reason and str(video) in reason for _, reason in failures)
     assert len(samples) == 20
     for row in rows[:20]:
-        assert len(decode_samples([row], spec)[0]) == (row["start"] not in range(6, 12))
+        assert len(decode_samples([row], spec, FileReader())[0]) == (
+            row["start"] not in range(6, 12)
+        )
 
 
 def test_files_that_are_damaged_or_gone_later_are_named_and_the_others_go_on(
@@ -228,7 +232,7 @@ def test_files_that_are_damaged_or_gone_later_are_named_and_the_others_go_on(
     manifest, spec, _ = prepare(root)
     video = root / f"videos/chunk-000/{TOP}/episode_000000.mp4"
     video.write_bytes(video.read_bytes()[:700])
-    samples, failures = decode_samples(every(manifest), spec)
+    samples, failures = decode_samples(every(manifest), spec, FileReader())
     assert (len(samples), len(failures)) == (6, 8)
     assert "truncated" in failures[0][1]
     data = root / "data/chunk-000/episode_000001.parquet"
@@ -239,15 +243,12 @@ def test_files_that_are_damaged_or_gone_later_are_named_and_the_others_go_on(
         (lambda: video.unlink(), "not found"),
     ):
         damage()
-        samples, failures = decode_samples(every(manifest), spec)
+        samples, failures = decode_samples(every(manifest), spec, FileReader())
         assert (len(samples), len(failures)) == (6, 8)
         assert all(video.name in reason and told in reason for _, reason in failures)
     # Its footer is torn: the file was cut while it was written.
     data.write_bytes(whole[:-20])
-    # What was read before stays in memory.
-    vectors._group.cache_clear()
-    vectors.row_groups.cache_clear()
-    samples, failures = decode_samples(every(manifest), spec)
+    samples, failures = decode_samples(every(manifest), spec, FileReader())
     assert not samples
     assert data.name in failures[-1][1]
 
@@ -257,7 +258,7 @@ def test_a_codec_that_cannot_be_decoded_is_named(tmp_path: Path) -> None:
     manifest, spec, _ = prepare(root)
     video = root / f"videos/chunk-000/{TOP}/episode_000000.mp4"
     video.write_bytes(video.read_bytes().replace(b"avc1", b"zzzz").replace(b"avcC", b"zzzC"))
-    samples, failures = decode_samples(every(manifest), spec)
+    samples, failures = decode_samples(every(manifest), spec, FileReader())
     assert (len(samples), len(failures)) == (6, 8)
     assert video.name in failures[0][1]
     assert "codec" in failures[0][1]
@@ -316,7 +317,6 @@ def test_both_versions_of_a_real_set_give_identical_samples() -> None:
     ids = [0, 220, 221, 700, 1334, 1594]
     found = []
     for uri in uris:
-        vectors._group.cache_clear()
         manifest, spec, _ = prepare(
             uri,
             Canvas(layout="single", width=64, height=48),
@@ -325,7 +325,10 @@ def test_both_versions_of_a_real_set_give_identical_samples() -> None:
             model_dim=32,
         )
         found.append(
-            (decode_samples(manifest.rows(ids), spec), spec.stats["arm"].to_json()["norm_stats"])
+            (
+                decode_samples(manifest.rows(ids), spec, FileReader()),
+                spec.stats["arm"].to_json()["norm_stats"],
+            )
         )
     ((old, old_bad), old_stats), ((new, new_bad), new_stats) = found
     assert old_bad == new_bad == []

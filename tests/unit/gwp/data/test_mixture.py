@@ -10,6 +10,7 @@ import pytest
 from gwp.data.canvas import Canvas
 from gwp.data.decode import SampleSpec, decode_samples
 from gwp.data.formats.find import robots_at
+from gwp.data.formats.reader import FileReader
 from gwp.data.formats.robot_set import embodiment_of
 from gwp.data.plan.build import build_manifest
 from gwp.data.plan.plan import Rules, plan_slice
@@ -75,7 +76,7 @@ def test_every_sample_of_a_mixture_is_of_its_own_robot(tmp_path: Path) -> None:
     weights = np.array([21, 22, 10.5, 6])
     np.testing.assert_allclose([shown[i] for i in range(4)], weights / weights.sum() * 240, atol=8)
 
-    samples, failed = decode_samples(found.rows(range(len(found))), spec)
+    samples, failed = decode_samples(found.rows(range(len(found))), spec, FileReader())
     assert not failed
     normal = {name: Normalizer(stats[name], robots[name]) for name in robots}
     for sample, where in zip(samples, source, strict=True):
@@ -139,7 +140,7 @@ def test_episodes_shorter_than_a_window_are_clamped_with_labels_and_left_out_wit
         False,
         0,
     )
-    samples, failed = decode_samples(labelled.rows([0, 2]), spec)
+    samples, failed = decode_samples(labelled.rows([0, 2]), spec, FileReader())
     assert not failed
     assert [s["step_valid"].tolist() for s in samples] == [
         [True] * 3 + [False],

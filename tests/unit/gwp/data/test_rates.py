@@ -5,6 +5,7 @@ import pytest
 
 from gwp.data.canvas import Canvas, compose
 from gwp.data.decode import SampleSpec, decode_samples
+from gwp.data.formats.reader import FileReader
 from gwp.data.plan.build import build_manifest
 from gwp.data.rates import at_steps, row_span, steps_of
 from gwp.data.source import Source
@@ -83,7 +84,7 @@ def test_a_set_of_twice_the_rate_in_the_stream_of_a_policy(tmp_path) -> None:
         augment=False,
         seed=0,
     )
-    samples, failed = decode_samples(found.table.to_pylist(), spec)
+    samples, failed = decode_samples(found.table.to_pylist(), spec, FileReader())
     assert not failed
     state, action = episode_values(0, 12)
     third = samples[2]
@@ -129,7 +130,7 @@ def test_a_missing_view_is_grey_and_flagged(tmp_path) -> None:
         "clip": ClipWindow(frames=5, fps=5),
     }
     spec = SampleSpec(canvas=canvas, **both, model_dim=4, augment=False, seed=0)
-    (sample,), _ = decode_samples(found.table.to_pylist()[:1], spec)
+    (sample,), _ = decode_samples(found.table.to_pylist()[:1], spec, FileReader())
     assert sample["view_valid"].tolist() == [True, False, True]
     assert (sample["frames"][:, 48:, :32] == 128).all()
     assert [frame_number(f[48:, 32:]) for f in sample["frames"]] == [

@@ -9,6 +9,7 @@ from gwp import storage
 from gwp.data.canvas import Canvas
 from gwp.data.decode import SampleSpec, decode_samples
 from gwp.data.formats.lerobot.read import read_set
+from gwp.data.formats.reader import FileReader
 from gwp.data.plan.build import build_manifest
 from gwp.data.plan.manifest import Manifest
 from gwp.data.source import Source
@@ -38,7 +39,9 @@ def test_a_bucket_gives_the_samples_of_the_folder(bucket: str, tmp_path: Path) -
         stats = compute_stats(sources[:1], arm, WINDOW)
         canvas = Canvas(layout="horizontal", width=64, height=32)
         spec = SampleSpec(canvas, WINDOW, CLIP, {"arm": arm}, {"arm": stats}, 4, False, 0)
-        samples, failures = decode_samples(manifest.rows(range(manifest.table.num_rows)), spec)
+        samples, failures = decode_samples(
+            manifest.rows(range(manifest.table.num_rows)), spec, FileReader()
+        )
         assert not failures
         found.append((manifest.fingerprint, stats.to_json(), samples))
     assert found[0][:2] == found[1][:2]

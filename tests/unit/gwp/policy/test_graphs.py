@@ -101,7 +101,7 @@ def test_smaller_groups_use_the_same_buffers(policy):
     for count in (4, 1, 2):
         case = Case(policy, 10 * count, count)
         got, expected = together(*case.observed), policy.solver.observe(*case.observed)
-        end = expected.cache.places["A"][0]
+        end = expected.cache.spans["A"][0]
         torch.testing.assert_close(
             got.cache.keys[..., :end, :], expected.cache.keys[..., :end, :], atol=1e-6, rtol=0
         )

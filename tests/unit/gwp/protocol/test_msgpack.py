@@ -151,17 +151,15 @@ def test_what_cannot_travel_is_refused_when_sending(value: object) -> None:
 
 def test_the_robot_side_imports_no_heavy_library() -> None:
     code = (
-        "import sys, time; start = time.perf_counter(); import gwp.client, gwp.protocol.msgpack_numpy;"
+        "import sys; import numpy, asyncio; before = len(sys.modules);"
+        "import gwp.client, gwp.protocol.msgpack_numpy;"
         "heavy = {'torch', 'pydantic', 'ray', 'fsspec', 'pyarrow', 'PIL', 'pandas'} & set(sys.modules);"
-        "print(sorted(heavy), time.perf_counter() - start)"
+        "print(sorted(heavy), len(sys.modules) - before)"
     )
-    # The best of three: another process may be using the machine.
-    seconds = []
-    for _ in range(3):
-        told = subprocess.run(
-            [sys.executable, "-c", code], capture_output=True, text=True, check=True
-        ).stdout
-        heavy, _, took = told.rpartition(" ")
-        assert heavy == "[]"
-        seconds.append(float(took))
-    assert min(seconds) < 0.3
+    output = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True
+    ).stdout
+    heavy, _, modules = output.rpartition(" ")
+    assert heavy == "[]"
+    # A WebSocket library, its HTTP and TLS, and ours: a fifth of a second on a robot's computer.
+    assert int(modules) < 160

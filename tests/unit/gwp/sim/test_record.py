@@ -9,10 +9,11 @@ import numpy as np
 import pytest
 
 from gwp import storage
-from gwp.data.formats.lerobot.check import usable_episodes
+from gwp.data.formats.find import usable_episodes
 from gwp.data.formats.lerobot.read import read_set
+from gwp.data.formats.reader import FileReader
 from gwp.data.formats.robot_set import check_embodiment
-from gwp.data.formats.vectors import read_vectors
+from gwp.data.formats.vectors import episode_vectors
 from gwp.data.source import Source
 from gwp.data.video.decode import decode_frames
 from gwp.errors import GwpError
@@ -38,7 +39,7 @@ def vectors(place: Path) -> list[tuple[np.ndarray, np.ndarray]]:
     data = read_set(str(place))
     good, bad = usable_episodes(data, Source(uri=str(place), embodiment=EMBODIMENT.name), [CAMERA])
     assert not bad
-    return [read_vectors(f"{place}/{e.data_file}", row, e.length) for e, row in good]
+    return [episode_vectors(data, e, row, FileReader()) for e, row in good]
 
 
 def test_the_set_is_of_the_robot_and_holds_what_the_summary_says(

@@ -10,6 +10,7 @@ import pytest
 from gwp import storage
 from gwp.data.canvas import Canvas
 from gwp.data.decode import SampleSpec, decode_samples
+from gwp.data.formats.reader import FileReader
 from gwp.data.plan.build import build_manifest
 from gwp.data.source import Source
 from gwp.data.video.decode import decode_frames, open_video
@@ -102,9 +103,9 @@ def test_storage_that_keeps_failing_is_told_and_not_taken_for_bad_data(
     with pytest.raises(
         GwpError, match=r"storage keeps failing .*; try later, or raise GWP_STORAGE_PATIENCE_S"
     ):
-        decode_samples(found.table.to_pylist(), spec)
+        decode_samples(found.table.to_pylist(), spec, FileReader())
     proxy.fault = lambda _, path, __: "vanished" if "a.mp4" in path else None
-    samples, failed = decode_samples(found.table.to_pylist(), spec)
+    samples, failed = decode_samples(found.table.to_pylist(), spec, FileReader())
     assert not samples
     assert len(failed) == found.table.num_rows
     assert all("s3://bad-day/set/a.mp4: not found" in reason for _, reason in failed)

@@ -11,9 +11,7 @@ import numpy as np
 import pytest
 from pydantic import ValidationError
 
-from gwp import storage
-from gwp.data.formats.clips import read_clips
-from gwp.data.formats.hdf5 import read_set as read_hdf5
+from gwp.data.formats.find import robots_at, set_at
 from gwp.data.formats.lerobot.read import read_set
 from gwp.data.formats.lerobot.write import LeRobotWriter
 from gwp.data.source import Source
@@ -299,7 +297,8 @@ def test_hdf5_files_that_lead_elsewhere_are_left_out(
     }[form]
     with h5py.File(root / "episode_1.hdf5", "a") as file:
         link(file, outside)
-    data = read_hdf5(Source(uri=str(root), fps=FPS), storage.list_files(str(root)))
+    data = robots_at(Source(uri=str(root), fps=FPS, format="hdf5"))
+    assert data is not None
     assert [bool(e.problem) for e in data.episodes] == [False, True]
     assert "another file" in data.episodes[1].problem
 
@@ -309,7 +308,8 @@ def test_hdf5_files_that_lead_to_their_neighbours_are_read(tmp_path: Path) -> No
     with h5py.File(root / "episode_1.hdf5", "a") as file:
         file["again"] = h5py.ExternalLink("episode_0.hdf5", "/action")
         file["soft"] = h5py.SoftLink("/action")
-    data = read_hdf5(Source(uri=str(root), fps=FPS), storage.list_files(str(root)))
+    data = robots_at(Source(uri=str(root), fps=FPS, format="hdf5"))
+    assert data is not None
     assert not any(e.problem for e in data.episodes)
     assert {"again", "soft"} <= set(data.columns)
 
@@ -343,7 +343,7 @@ def test_members_of_an_archive_are_read_where_they_lie(
             link.type, link.linkname = kind, str(tmp_path / "secret.mp4")
             tar.addfile(link)
     before = tree(tmp_path)
-    clips = read_clips(str(tmp_path / "set")).clips
+    clips = set_at(Source(uri=str(tmp_path / "set"))).clips
     assert [clip.name for clip in clips] == [f"000000.tar/{name}" for name in names]
     data = shard.read_bytes()
     assert all(data[clip.offset : clip.offset + clip.size] == video for clip in clips)

@@ -8,6 +8,7 @@ import pytest
 
 from gwp import storage
 from gwp.data.decode import decode_samples
+from gwp.data.formats.reader import FileReader
 from gwp.data.video import decode as video
 from gwp.data.video.decode import WORK, probe
 from pipelines.bench.ingest_jobs import job_for, made_set, prepared_for
@@ -48,7 +49,7 @@ def test_the_bare_loop_decodes_the_frames_that_the_reader_decodes(sets, gop):
     for some in blocks(prepared, 0, 0):
         wanted = wanted_of(some, prepared.spec)
         before = WORK.decoded
-        columns = decode_block(some, prepared.spec, None)
+        columns = decode_block(some, prepared.spec, None, FileReader())
         assert columns["ok"].all()
         given, decoded = bare_block(wanted)
         assert given == sum(map(len, wanted.values()))
@@ -69,7 +70,7 @@ def test_every_side_gets_the_samples_of_the_stream(sets):
     prepared = prepared_for(job_for(sets[2], **SHAPE))
     every = blocks(prepared, 0, 0)
     assert [b.num_rows for b in every] == [4] * 6
-    first = decode_block(every[0], prepared.spec, None)
+    first = decode_block(every[0], prepared.spec, None, FileReader())
     by_block = _Blocks(every, prepared.spec, None)[0]
     by_sample = [_Samples(every, prepared.spec)[i] for i in range(4)]
     assert np.array_equal(by_block["frames"], first["frames"])
@@ -100,9 +101,11 @@ def test_small_micro_batches_travel_together_and_come_out_one_by_one(sets):
 def test_a_block_that_was_given_away_is_not_written_to_again(sets):
     """Ray may still read it, or hand it out without a copy, while the next one is decoded."""
     prepared = prepared_for(job_for(sets[2], **SHAPE))
-    given = [decode_block(some, prepared.spec, None) for some in blocks(prepared, 0, 0)]
+    given = [
+        decode_block(some, prepared.spec, None, FileReader()) for some in blocks(prepared, 0, 0)
+    ]
     for some, columns in zip(blocks(prepared, 0, 0), given, strict=True):
-        again = decode_block(some, prepared.spec, None)
+        again = decode_block(some, prepared.spec, None, FileReader())
         assert all(np.array_equal(columns[k], again[k]) for k in columns)
         assert not any(
             np.shares_memory(columns["frames"], other["frames"])
@@ -116,10 +119,12 @@ def test_a_broken_sample_is_empty(sets):
     some = blocks(prepared, 0, 0)[0]
     rows = some.to_pylist()
     rows[1]["views"][0]["start_s"] = 1e4
-    columns = decode_block(pa.Table.from_pylist(rows, schema=some.schema), prepared.spec, None)
+    columns = decode_block(
+        pa.Table.from_pylist(rows, schema=some.schema), prepared.spec, None, FileReader()
+    )
     assert columns["ok"].tolist() == [True, False, True, True]
     assert not columns["frames"][1].any()
-    good = decode_samples([rows[i] for i in (0, 2, 3)], prepared.spec)[0]
+    good = decode_samples([rows[i] for i in (0, 2, 3)], prepared.spec, FileReader())[0]
     assert np.array_equal(columns["frames"][[0, 2, 3]], np.stack([s["frames"] for s in good]))
 
 
@@ -150,7 +155,7 @@ def test_a_few_frames_of_a_large_file_cost_a_few_ranges(tmp_path, monkeypatch):
         size = prepared.manifest.table["views"][0][0]["bytes"].as_py()
         assert size > 1 << 20
         before = s3.given()
-        columns = decode_block(blocks(prepared, 0, 0)[0], prepared.spec, None)
+        columns = decode_block(blocks(prepared, 0, 0)[0], prepared.spec, None, FileReader())
         given = s3.given() - before
     assert columns["ok"].all()
     assert 0 < given.bytes < size / 3

@@ -14,6 +14,7 @@ import torch
 from safetensors.torch import load_file
 
 from gwp import storage
+from gwp.data.formats.reader import FileReader
 from gwp.data.latent_cache import CACHE, Key, LatentCache, sample_names, shards_there
 from gwp.data.plan.manifest import Manifest
 from gwp.errors import DataError, GwpError
@@ -139,7 +140,7 @@ def columns(prepared: PreparedRun, ids: Any) -> dict[str, np.ndarray]:
     )
     if prepared.cached is not None:
         table = table.append_column("cached", prepared.cached.take(rows))
-    return decoded_columns(table, prepared.spec, prepared.cache)
+    return decoded_columns(table, prepared.spec, prepared.cache, FileReader())
 
 
 @pytest.fixture(scope="module")

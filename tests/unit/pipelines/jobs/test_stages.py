@@ -6,6 +6,7 @@ import json
 import pytest
 import torch
 
+from gwp.data.formats.reader import FileReader
 from gwp.data.stats.normalise import compute_stats
 from gwp.errors import DataError, GwpError
 from gwp.model.transformer import WorldActionTransformer
@@ -114,8 +115,8 @@ def test_a_stage_takes_statistics_of_a_file_or_says_why_not(tmp_path):
         robots = f"data.embodiments={{arm: {{delta_mask: [true, false]{more}}}}}"
         sets = [f"data.sources=[{source}]", robots, "data.window={chunk: 4, stride: 1}"]
         job = load_config(STAGES / "policy.yaml", TrainJob, sets)
-        robots = resolve_embodiments(job)
-        return compute_all_stats(job, robots)["arm"], compute_stats(
+        robots = resolve_embodiments(job, FileReader())
+        return compute_all_stats(job, robots, FileReader())["arm"], compute_stats(
             job.data.sources[:1], robots["arm"], job.data.window
         )
 

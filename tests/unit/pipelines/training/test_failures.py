@@ -97,18 +97,17 @@ def test_an_interruption_is_one_however_it_comes(how: str) -> None:
 
 TWO = """
 import sys
-import torch
 from datetime import timedelta
 from torch import distributed as dist
 from pipelines.training.failures import StoppedError
 from pipelines.training.loop import _Loop
+from pipelines.training.ranks import Ranks
 
 rank = int(sys.argv[1])
 dist.init_process_group("gloo", init_method=f"file://{sys.argv[2]}", rank=rank, world_size=2,
                         timeout=timedelta(seconds=60))
 loop = _Loop.__new__(_Loop)
-loop.rank, loop.world, loop.step, loop.good = rank, 2, 12, "none yet"
-loop.engine = type("OnCpu", (), {"device": torch.device("cpu")})()
+loop.ranks, loop.step, loop.good = Ranks(rank, 2), 12, "none yet"
 loop._require_finite({"loss": 1.0, "loss_action": 2.0})
 # A rank without a sample has no losses.
 loop._require_finite({"loss": 1.0} if rank else {})

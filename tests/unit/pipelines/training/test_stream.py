@@ -10,6 +10,7 @@ import pytest
 
 from gwp.data.canvas import Canvas
 from gwp.data.decode import SampleSpec
+from gwp.data.formats.reader import FileReader
 from gwp.data.plan.build import build_manifest
 from gwp.data.plan.plan import plan_slice
 from gwp.data.source import Source
@@ -154,9 +155,12 @@ def test_a_sample_that_comes_twice_in_a_batch_comes_under_two_crops(tmp_path):
     row = {"ids": [3, 3, 5], "first": 20, "batch": 6}
     table = block(found.manifest, None, row)
     rows = table.to_pylist()
-    columns = decode_block(table, found.spec, None)
+    columns = decode_block(table, found.spec, None, FileReader())
     assert columns["sample_id"].tolist() == [r["sample_id"] for r in rows]
-    alone = [decode_block(table.slice(i, 1), found.spec, None)["frames"][0] for i in range(3)]
+    alone = [
+        decode_block(table.slice(i, 1), found.spec, None, FileReader())["frames"][0]
+        for i in range(3)
+    ]
     assert all(
         np.array_equal(got, want) for got, want in zip(columns["frames"], alone, strict=True)
     )

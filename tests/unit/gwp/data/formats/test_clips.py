@@ -9,7 +9,8 @@ from pydantic import ValidationError
 
 from gwp.data.canvas import Canvas
 from gwp.data.decode import SampleSpec, decode_samples
-from gwp.data.formats.clips import read_clips
+from gwp.data.formats.find import set_at
+from gwp.data.formats.reader import FileReader
 from gwp.data.plan.build import build_manifest
 from gwp.data.plan.manifest import Manifest
 from gwp.data.source import Source
@@ -39,7 +40,7 @@ def test_captions_by_any_name_of_the_file(tmp_path: Path) -> None:
         '{"file": "gone.mp4"}',
     ]
     (tmp_path / "metadata.jsonl").write_text("\n".join(lines))
-    found = read_clips(str(tmp_path))
+    found = set_at(Source(uri=str(tmp_path)))
     assert {c.name: c.caption for c in found.clips} == {
         "a.mp4": "first",
         "sub/b.mp4": "second",
@@ -54,7 +55,7 @@ def test_captions_by_any_name_of_the_file(tmp_path: Path) -> None:
             "broken": False,
         },
     )
-    assert [c.caption for c in read_clips(str(tmp_path / "a.mp4")).clips] == ["first"]
+    assert [c.caption for c in set_at(Source(uri=str(tmp_path / "a.mp4"))).clips] == ["first"]
 
 
 @pytest.mark.parametrize("line", ['{"file": ', "[1]"])
@@ -62,13 +63,15 @@ def test_a_line_that_is_no_object_is_named(tmp_path: Path, line: str) -> None:
     write_video(tmp_path / "a.mp4", range(10))
     (tmp_path / "metadata.jsonl").write_text(f'{{"file": "a.mp4"}}\n{line}\n')
     with pytest.raises(DataError, match=r"metadata.jsonl:2: not a JSON object"):
-        read_clips(str(tmp_path))
+        set_at(Source(uri=str(tmp_path)))
 
 
 def test_clips_follow_one_another_at_the_common_rate(tmp_path: Path) -> None:
     write_video(tmp_path / "a.mp4", range(36), fps=10)
     manifest = build(tmp_path)
-    samples, failures = decode_samples(manifest.rows(range(manifest.table.num_rows)), SPEC)
+    samples, failures = decode_samples(
+        manifest.rows(range(manifest.table.num_rows)), SPEC, FileReader()
+    )
     assert not failures
     # 5 frames at 5 Hz of a video at 10 Hz: every second frame, the next clip 1 s later; the
     # fourth would end at frame 38.
@@ -83,14 +86,14 @@ def test_clips_follow_one_another_at_the_common_rate(tmp_path: Path) -> None:
 
 def test_slow_video_repeats_its_nearest_frame(tmp_path: Path) -> None:
     write_video(tmp_path / "a.mp4", range(4), fps=4)
-    samples, _ = decode_samples(build(tmp_path).rows([0]), SPEC)
+    samples, _ = decode_samples(build(tmp_path).rows([0]), SPEC, FileReader())
     assert [frame_number(f) for f in samples[0]["frames"]] == [0, 1, 2, 2, 3]
 
 
 def test_samples_of_plain_videos_have_no_actions(tmp_path: Path) -> None:
     write_video(tmp_path / "a.mp4", range(12))
     manifest = build(tmp_path, task="look  around")
-    (sample,), _ = decode_samples(manifest.rows([0]), SPEC)
+    (sample,), _ = decode_samples(manifest.rows([0]), SPEC, FileReader())
     assert not sample["has_action"]
     assert not sample["step_valid"].any()
     assert not sample["dim_valid"].any()
@@ -153,7 +156,7 @@ def test_real_videos(folder: str) -> None:
         for i, v in enumerate(manifest.table["views"].to_pylist())
         if i % 9 == 8 or "mkv" in v[0]["uri"]
     ]
-    samples, failures = decode_samples(manifest.rows(last), SPEC)
+    samples, failures = decode_samples(manifest.rows(last), SPEC, FileReader())
     assert not failures
     assert all(s["frames"].std() > 1 for s in samples)
 

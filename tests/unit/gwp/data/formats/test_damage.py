@@ -8,7 +8,7 @@ import pytest
 
 from gwp import storage
 from gwp.data.decode import decode_samples
-from gwp.data.formats import rlds
+from gwp.data.formats.reader import FileReader
 from gwp.data.plan.build import build_manifest
 from gwp.data.source import Source
 from tests.support.other_sets import (
@@ -131,14 +131,12 @@ def test_damage_within_a_record_is_told_and_the_next_is_read(
     for place, part in parts.items():
         at = raw.index(part) + len(part) // 2
         file.write_bytes(raw[:at] + bytes([raw[at] ^ 0x10]) + raw[at + 1 :])
-        rlds._look.cache_clear()
         root = f"{bucket}/record-{place}" if remote else str(tmp_path / "set")
         if remote:
             storage.upload(tmp_path / "set", root)
         reason = "tester-train.tfrecord-00000-of-00002 record 0 has a wrong checksum; it is damaged"
         assert skipped(root, fps=FPS) == {"episode 0": reason}
         assert robots(root, fps=FPS).episodes[1:] == calm.episodes[1:]
-    rlds._look.cache_clear()
 
 
 def test_a_damaged_picture_fails_its_rows_only(tmp_path: Path) -> None:
@@ -149,7 +147,9 @@ def test_a_damaged_picture_fails_its_rows_only(tmp_path: Path) -> None:
     # Written so: the checksum is that of the damaged picture.
     file.write_bytes(record(raw.replace(broken, broken[:20] + bytes(len(broken) - 20))[12:-4]))
     manifest, spec, _ = prepare(tmp_path, fps=FPS)
-    samples, failures = decode_samples(manifest.rows(range(manifest.table.num_rows)), spec)
+    samples, failures = decode_samples(
+        manifest.rows(range(manifest.table.num_rows)), spec, FileReader()
+    )
     assert [int(name.rsplit("/")[-1]) for name, _ in failures] == [1, 2, 3, 4, 5]
     assert all("picture 5 of" in reason and "damaged" in reason for _, reason in failures)
     assert len(samples) == 7

@@ -12,8 +12,8 @@ import pytest
 from gwp import storage
 from gwp.data.canvas import Canvas
 from gwp.data.decode import SampleSpec, decode_samples
-from gwp.data.formats import hdf5, pictures, rlds, tars, vectors
 from gwp.data.formats.find import robots_at
+from gwp.data.formats.reader import FileReader
 from gwp.data.formats.robot_set import embodiment_of
 from gwp.data.plan.build import build_manifest
 from gwp.data.plan.manifest import Manifest
@@ -54,20 +54,6 @@ def _calm(proxy: FaultyProxy) -> Iterator[None]:
     proxy.fault = lambda *_: None
 
 
-def forget() -> None:
-    """What readers remember of files, so that all of it is asked for again."""
-    for kept in (
-        hdf5._look,
-        rlds._look,
-        tars._look,
-        vectors._columns,
-        vectors._group,
-        vectors.row_groups,
-        pictures._group,
-    ):
-        kept.cache_clear()
-
-
 def prepare(name: str) -> tuple[Manifest, SampleSpec]:
     source = Source(uri=f"s3://bad-day/{name}", **FORMATS[name][1])
     data = robots_at(source)
@@ -94,9 +80,8 @@ def prepare(name: str) -> tuple[Manifest, SampleSpec]:
 
 @pytest.mark.parametrize("name", FORMATS)
 def test_what_passes_changes_no_sample(proxy: FaultyProxy, name: str) -> None:
-    forget()
     manifest, spec = prepare(name)
-    calm, failed = decode_samples(manifest.rows(range(len(manifest))), spec)
+    calm, failed = decode_samples(manifest.rows(range(len(manifest))), spec, FileReader())
     assert not failed
     turn = [0]
 
@@ -109,10 +94,9 @@ def test_what_passes_changes_no_sample(proxy: FaultyProxy, name: str) -> None:
             else None
         )
 
-    forget()
     before, proxy.fault = proxy.faults, decide
     again, spec = prepare(name)
-    shaken, failed = decode_samples(again.rows(range(len(again))), spec)
+    shaken, failed = decode_samples(again.rows(range(len(again))), spec, FileReader())
     assert proxy.faults > before
     assert not failed
     assert not again.skipped
@@ -128,17 +112,15 @@ def test_what_lasts_is_no_broken_data(
     """Objects are listed and their metadata read; then storage answers no more. Nothing may be
     left out for that.
     """
-    forget()
     manifest, spec = prepare(name)
     monkeypatch.setenv(PATIENCE, "0.2")
     metadata = ("list-type", "/meta/", ".json")
     proxy.fault = lambda method, path, _: (
         None if method != "GET" or any(m in path for m in metadata) else "slow down"
     )
-    forget()
     for work in (
         lambda: prepare(name),
-        lambda: decode_samples(manifest.rows(range(len(manifest))), spec),
+        lambda: decode_samples(manifest.rows(range(len(manifest))), spec, FileReader()),
     ):
         with pytest.raises(GwpError, match=r"storage (keeps failing|does not answer)"):
             work()
@@ -146,13 +128,11 @@ def test_what_lasts_is_no_broken_data(
 
 @pytest.mark.parametrize("name", FORMATS)
 def test_what_vanishes_is_named(proxy: FaultyProxy, name: str) -> None:
-    forget()
     manifest, spec = prepare(name)
-    forget()
     proxy.fault = lambda method, path, _: (
         "vanished" if method in ("GET", "HEAD") and "list-type" not in path else None
     )
-    samples, failed = decode_samples(manifest.rows(range(len(manifest))), spec)
+    samples, failed = decode_samples(manifest.rows(range(len(manifest))), spec, FileReader())
     assert not samples
     assert len(failed) == len(manifest)
     assert all("not found" in reason and f"s3://bad-day/{name}/" in reason for _, reason in failed)

@@ -18,8 +18,9 @@ from gwp.data.canvas import Canvas
 from gwp.data.decode import SampleSpec, decode_samples
 from gwp.data.embodiment import Embodiment
 from gwp.data.formats import rlds
-from gwp.data.formats.clips import read_clips
-from gwp.data.formats.find import robots_at, usable_episodes
+from gwp.data.formats.find import robots_at, set_at, usable_episodes
+from gwp.data.formats.format import FilePart
+from gwp.data.formats.reader import FileReader
 from gwp.data.formats.robot_set import RobotSet, embodiment_of
 from gwp.data.formats.vectors import episode_vectors
 from gwp.data.plan.build import build_manifest
@@ -93,7 +94,9 @@ def prepare(uri: Path | str, **fields: Any) -> tuple[Manifest, SampleSpec, Embod
 
 
 def samples_of(manifest: Manifest, spec: SampleSpec) -> list[dict[str, Any]]:
-    samples, failures = decode_samples(manifest.rows(range(manifest.table.num_rows)), spec)
+    samples, failures = decode_samples(
+        manifest.rows(range(manifest.table.num_rows)), spec, FileReader()
+    )
     assert not failures
     return samples
 
@@ -153,7 +156,9 @@ def test_vectors_are_those_that_were_written(tmp_path: Path, name: str, kind: An
     assert not bad
     for (episode, first), n in zip(good, LENGTHS, strict=True):
         for found, written in zip(
-            episode_vectors(data, episode, first), episode_values(episode.index, n), strict=True
+            episode_vectors(data, episode, first, FileReader()),
+            episode_values(episode.index, n),
+            strict=True,
         ):
             assert np.array_equal(found, written.astype(kind))
 
@@ -173,13 +178,14 @@ def test_columns_by_name(tmp_path: Path) -> None:
     )
     assert libero.state_names == ("gripper_states_0",)
     assert libero.action_names == ("actions_0", "actions_1", "dones_0")
-    state, action = episode_vectors(libero, libero.episodes[1], 0)
+    state, action = episode_vectors(libero, libero.episodes[1], 0, FileReader())
     expected = episode_values(1, LENGTHS[1])
     np.testing.assert_array_equal(state, expected[0][:, 2:])
     np.testing.assert_array_equal(action[:, :2], expected[1])
     rewards = robots(write_rlds(tmp_path / "rlds"), fps=FPS, state=("reward", "observation/state"))
     np.testing.assert_array_equal(
-        episode_vectors(rewards, rewards.episodes[0], 0)[0][:, 0], -np.arange(LENGTHS[0])
+        episode_vectors(rewards, rewards.episodes[0], 0, FileReader())[0][:, 0],
+        -np.arange(LENGTHS[0]),
     )
     swapped = robots(
         write_v30(tmp_path / "v30"), state=("action",), action=("observation.state", "action")
@@ -189,7 +195,9 @@ def test_columns_by_name(tmp_path: Path) -> None:
         ("x", "y", "grip", "dx", "grip"),
     )
     np.testing.assert_allclose(
-        episode_vectors(swapped, swapped.episodes[1], LENGTHS[0])[0], expected[1], atol=1e-5
+        episode_vectors(swapped, swapped.episodes[1], LENGTHS[0], FileReader())[0],
+        expected[1],
+        atol=1e-5,
     )
     with pytest.raises(
         DataError,
@@ -276,7 +284,7 @@ def test_videos_in_shards(bucket: str, tmp_path: Path, remote: bool) -> None:
     if remote:
         storage.upload(root, f"{bucket}/shards")
         root = f"{bucket}/shards"
-    found = read_clips(str(root))
+    found = set_at(Source(uri=str(root)))
     assert [(c.name, c.caption) for c in found.clips] == [
         ("000000.tar/0000.mp4", "clip 0"),
         ("000000.tar/0001.mp4", "clip 1"),
@@ -295,7 +303,7 @@ def test_videos_in_shards(bucket: str, tmp_path: Path, remote: bool) -> None:
     assert shown == [
         (f"000{k}.mp4", [k + first + i for i in (0, 2, 4, 6, 8)]) for k, first in starts
     ]
-    one = read_clips(f"{root}/000001.tar")
+    one = set_at(Source(uri=f"{root}/000001.tar"))
     assert [c.caption for c in one.clips] == ["clip 2"]
 
 
@@ -308,60 +316,10 @@ def test_members_are_told_apart_by_folder(tmp_path: Path) -> None:
             about.size = len(folder)
             tar.addfile(about, io.BytesIO(folder.encode()))
     (tmp_path / "v.mp4").unlink()
-    assert [(c.name, c.caption) for c in read_clips(str(tmp_path)).clips] == [
+    assert [(c.name, c.caption) for c in set_at(Source(uri=str(tmp_path))).clips] == [
         ("a.tar/left/1.mp4", "left"),
         ("a.tar/right/1.mp4", "right"),
     ]
-
-
-def test_what_is_there_is_found(tmp_path: Path) -> None:
-    write_aloha(tmp_path / "hdf5", lengths=(5,))
-    write_rlds(tmp_path / "rlds", lengths=(5,), shards=(1,))
-    write_stills(tmp_path / "lerobot", "v2.1", lengths=(5,))
-    for name in ("hdf5", "rlds", "lerobot"):
-        fps = None if name == "lerobot" else FPS
-        assert (
-            robots(tmp_path / name, fps=fps).format
-            == robots(tmp_path / name, fps=fps, format=name).format
-            == name
-        )
-    write_tars(tmp_path / "tars", lengths=(12,), shards=(1,))
-    assert robots_at(Source(uri=str(tmp_path / "tars"))) is None
-    write_video(tmp_path / "hdf5/episode_0.mp4", range(12))
-    with pytest.raises(
-        DataError, match=r"both HDF5 files and videos .* set `format: hdf5` or `format: clips`"
-    ):
-        robots_at(Source(uri=str(tmp_path / "hdf5")))
-    assert robots(tmp_path / "hdf5", fps=FPS, format="hdf5").format == "hdf5"
-    assert robots_at(Source(uri=str(tmp_path / "hdf5"), format="clips")) is None
-
-
-@pytest.mark.parametrize(
-    ("name", "said"),
-    [
-        (
-            "auto",
-            (
-                r"no videos there .*no LeRobot set \(meta/info.json\), no RLDS set .*"
-                r"no HDF5 episodes .*no webdataset shards \(\*.tar\)"
-            ),
-        ),
-        ("clips", r"no videos there \(.*\); check"),
-        ("tars", r"in shards \(\*.tar\) there"),
-        ("lerobot", "not a LeRobot set"),
-        ("hdf5", "no HDF5 episodes"),
-        ("rlds", r"not an RLDS set \(features.json beside"),
-    ],
-)
-def test_what_is_not_there_is_named(tmp_path: Path, name: Any, said: str) -> None:
-    (tmp_path / "notes.txt").write_text("nothing")
-    with pytest.raises(DataError, match=said):
-        build_manifest(
-            [Source(uri=str(tmp_path), format=name, fps=FPS)],
-            embodiments={},
-            window=WINDOW,
-            clip=CLIP,
-        )
 
 
 def test_files_that_hold_something_else(tmp_path: Path) -> None:
@@ -392,7 +350,8 @@ def test_pictures_of_an_episode_are_read_without_the_rest(
         return handle
 
     monkeypatch.setattr(storage, "open_read", counted)
-    with rlds.pictures(uri, span.offset, span.bytes or 0) as (many, get):
+    part = FilePart(uri, span.offset, span.bytes)
+    with rlds.open_pictures(part, span.key, FileReader()) as (many, get):
         shown = frame_number(np.asarray(Image.open(io.BytesIO(get(7)))))
     assert (many, shown) == (12, number(WRIST, 0, 7))
     assert sum(taken) < 12 * 20 + len(encoded(WRIST, 0, 7)) + 1

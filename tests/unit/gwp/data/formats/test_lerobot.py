@@ -10,8 +10,11 @@ import pyarrow.parquet as pq
 import pytest
 
 from gwp.data.embodiment import Embodiment
+from gwp.data.formats.format import FilePart
 from gwp.data.formats.lerobot.read import read_set
-from gwp.data.formats.vectors import matrix, read_vectors
+from gwp.data.formats.parquet import matrix
+from gwp.data.formats.reader import FileReader
+from gwp.data.formats.vectors import read_vectors
 from gwp.data.plan.build import build_manifest
 from gwp.data.plan.manifest import Manifest
 from gwp.data.source import Source
@@ -102,17 +105,19 @@ def test_names_in_every_spelling(tmp_path: Path, names: Any, read: tuple[str, ..
 @pytest.mark.parametrize("wide", [False, True])
 def test_vectors_in_every_type(tmp_path: Path, fixed: bool, wide: bool) -> None:
     root = write_v21(tmp_path / "set", fixed=fixed, wide=wide)
-    state, action = read_vectors(str(root / "data/chunk-000/episode_000001.parquet"), 2, 5)
+    part = FilePart(str(root / "data/chunk-000/episode_000001.parquet"))
+    state, action = read_vectors("lerobot", part, 2, 5, FileReader())
     for got, want in zip((state, action), episode_values(1, 9), strict=True):
         np.testing.assert_allclose(got, want[2:7], atol=1e-6)
 
 
 def test_rows_across_row_groups(tmp_path: Path) -> None:
     root = write_v30(tmp_path / "set")
-    state, _ = read_vectors(str(root / "data/chunk-000/file-000.parquet"), 12, 9)
+    part, reader = FilePart(str(root / "data/chunk-000/file-000.parquet")), FileReader()
+    state, _ = read_vectors("lerobot", part, 12, 9, reader)
     np.testing.assert_allclose(state, episode_values(1, 9)[0], atol=1e-6)
     with pytest.raises(DataError, match="rows 15 to 25 are not there"):
-        read_vectors(str(root / "data/chunk-000/file-000.parquet"), 15, 10)
+        read_vectors("lerobot", part, 15, 10, reader)
 
 
 def test_columns_that_are_no_matrix() -> None:

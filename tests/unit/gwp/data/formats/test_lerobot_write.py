@@ -11,11 +11,12 @@ import pyarrow.parquet as pq
 import pytest
 
 from gwp import storage
-from gwp.data.formats.lerobot.check import usable_episodes
+from gwp.data.formats.find import usable_episodes
 from gwp.data.formats.lerobot.read import INFO, read_set
 from gwp.data.formats.lerobot.write import LeRobotWriter
+from gwp.data.formats.reader import FileReader
 from gwp.data.formats.robot_set import Episode, RobotSet
-from gwp.data.formats.vectors import read_vectors
+from gwp.data.formats.vectors import episode_vectors
 from gwp.data.source import Source
 from gwp.data.video.decode import decode_frames
 from gwp.errors import DataError
@@ -94,7 +95,7 @@ def test_positions_vectors_and_tasks_come_back(tmp_path: Path) -> None:
         assert frames(data, episode, TOP) == list(range(first, first + episode.length))
         assert frames(data, episode, WRIST) == list(range(first + 40, first + 40 + episode.length))
         for found, written in zip(
-            read_vectors(f"{tmp_path}/{episode.data_file}", row, episode.length),
+            episode_vectors(data, episode, row, FileReader()),
             episode_values(i, LENGTHS[i]),
             strict=True,
         ):

@@ -15,6 +15,7 @@ import pytest
 from gwp.data.canvas import Canvas
 from gwp.data.decode import SampleSpec, decode_samples
 from gwp.data.formats.lerobot.read import read_set
+from gwp.data.formats.reader import FileReader
 from gwp.data.plan.build import build_manifest
 from gwp.data.source import Source
 from gwp.data.stats.normalise import compute_stats
@@ -55,7 +56,7 @@ def first_frames(root: Path, cameras: dict[str, str] | None = None) -> dict[str,
         0,
     )
     rows = [row for row in found.table.to_pylist() if row["start"] == 0]
-    samples, failed = decode_samples(rows, spec)
+    samples, failed = decode_samples(rows, spec, FileReader())
     assert not failed
     half = 64 // len(robot.cameras)
     return {
@@ -222,7 +223,7 @@ def test_a_clock_a_little_off_the_rate_of_the_set_moves_no_frame(
         Canvas(layout="single", width=64, height=48), WINDOW, CLIP, {}, {}, 6, False, 0
     )
     rows = found.rows(range(len(found)))
-    samples, failed = decode_samples(rows, spec)
+    samples, failed = decode_samples(rows, spec, FileReader())
     assert not failed
     for row, sample in zip(rows, samples, strict=True):
         first = row["start"] + (lengths[0] if "/000001/" in row["sample_id"] else 0)

@@ -14,6 +14,7 @@ import pytest
 from gwp.data.canvas import Canvas
 from gwp.data.decode import SampleSpec, decode_samples
 from gwp.data.embodiment import Embodiment
+from gwp.data.formats.reader import FileReader
 from gwp.data.plan.build import build_manifest
 from gwp.data.source import Source, as_ranges, parse_ranges
 from gwp.data.stats import normalise as stats_module
@@ -80,7 +81,7 @@ def seen(source: Source, robot: Embodiment, window: Window) -> tuple[np.ndarray,
         augment=False,
         seed=0,
     )
-    samples, skipped = decode_samples(manifest.table.to_pylist(), spec)
+    samples, skipped = decode_samples(manifest.table.to_pylist(), spec, FileReader())
     return (
         np.array([s["state"] for s in samples]),
         np.concatenate([s["actions"][:, :2] for s in samples]),

@@ -115,7 +115,7 @@ def test_rows_at_different_steps_share_a_pass(case):
 @torch.inference_mode()
 def test_a_prefix_is_not_touched_by_what_follows(case):
     prefix = case.observe()
-    end = prefix.cache.places["A"][0]
+    end = prefix.cache.spans["A"][0]
     before = prefix.cache.keys[..., :end, :].clone()
     case.solver.act(prefix, case.tokens.action)
     case.solver.imagine(prefix, case.tokens.action, case.tokens.future)

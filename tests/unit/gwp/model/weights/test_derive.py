@@ -185,7 +185,7 @@ def test_the_trunk_of_wan_gives_what_diffusers_gives(tmp_path):
 def test_growth_keeps_the_outputs_of_what_exists(source, channels, folders, tmp_path):
     before = load_model(folders / source)
     after = load_model(
-        made(folders / source, tmp_path, action_channels=channels, embodiments=4).place
+        made(folders / source, tmp_path, action_channels=channels, embodiments=4).path
     )
     d = before.config.action_channels
     tokens, text, ids = tiny_tokens(config=before.config)

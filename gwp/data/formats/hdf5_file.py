@@ -1,0 +1,86 @@
+"""HDF5 files: opened with care, and never a way to another file elsewhere."""
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from gwp import storage
+from gwp.errors import DataError, GwpError
+from gwp.storage.names import relative_name, shown
+
+_AHEAD = 64 << 10
+"""Bytes that are fetched at a time: metadata lie scattered in small pieces, often beside one
+another.
+"""
+_CHUNKS = 32 << 20
+"""Bytes of decompressed chunks that stay while a camera is read: a compressed chunk often holds
+many pictures.
+"""
+
+
+@contextmanager
+def opened(uri: str) -> Iterator[Any]:
+    """The file as h5py has it. DataError when it is none, or damaged."""
+    try:
+        import h5py
+    except ImportError as error:
+        raise GwpError(f"{uri}: reading HDF5 needs h5py; run `pip install 'gwp[model]'`") from error
+    try:
+        if storage.is_remote(uri):
+            # h5py holds a lock while it reads, and the garbage of another thread may wait for
+            # it: no Python thread may do the reading.
+            with (
+                storage.open_native(uri, _AHEAD) as handle,
+                h5py.File(handle, "r", rdcc_nbytes=_CHUNKS) as file,
+            ):
+                yield file
+        else:
+            with storage.open_read(uri) as handle:
+                path = handle.name
+            with h5py.File(path, "r", locking=False, rdcc_nbytes=_CHUNKS) as file:
+                yield file
+    except (OSError, RuntimeError, KeyError) as error:
+        raise DataError(
+            f"{uri}: cannot be read as HDF5 ({error}); it is truncated or damaged"
+        ) from error
+
+
+def member_of(group: Any, name: str) -> Any:
+    """What is called so in a group.
+
+    DataError when it lies in another file that is not in or below the folder of this one.
+    """
+    import h5py
+
+    file, what = str(group.file.filename), f"{group.name.rstrip('/')}/{name}"
+    link = group.get(name, getlink=True)
+    if isinstance(link, h5py.ExternalLink):
+        _check_other_file(file, link.filename, what)
+    member = group[name]
+    # A link within the file may end in one that leaves it.
+    if (other := str(member.file.filename)) != file:
+        _check_other_file(file, os.path.relpath(other, Path(file).parent), what)
+    if hasattr(member, "shape"):
+        if member.external:
+            # Which HDF5 looks for where this program runs.
+            raise DataError(f"{what} has its numbers in another file; copy them into this one")
+        for source in member.virtual_sources() if member.is_virtual else ():
+            # HDF5's name for the file itself.
+            if source.file_name != ".":
+                _check_other_file(file, source.file_name, what)
+    return member
+
+
+def _check_other_file(file: str, other: str, what: str) -> None:
+    """DataError unless `other` is beside or below `file`.
+
+    What is not there, HDF5 looks for where this program runs.
+    """
+    relative_name(other, f"{what} lies in another file", DataError)
+    if not (Path(file).parent / other).is_file():
+        raise DataError(
+            f"{what} lies in another file, {shown(other)}, which is not there; "
+            "copy it beside this one on a local disk"
+        )

@@ -1,0 +1,35 @@
+"""LeRobot sets as one of the formats: its parts put together."""
+
+from gwp.data.formats import parquet
+from gwp.data.formats.format import SetSource
+from gwp.data.formats.lerobot import check, read
+from gwp.data.formats.lerobot import findings as lerobot_findings
+from gwp.data.formats.reader import FileReader
+from gwp.data.formats.robot_set import RobotSet
+
+title = "LeRobot"
+signs = f"LeRobot set ({read.INFO})"
+endings: tuple[str, ...] = ()
+usable_episodes = check.usable_episodes
+findings = lerobot_findings.findings
+read_rows = parquet.read_rows
+open_pictures = parquet.open_pictures
+
+
+def is_at(uri: str, files: dict[str, int]) -> bool:  # noqa: ARG001
+    """Whether the metadata of a set are there."""
+    return read.INFO in files
+
+
+def read_set(
+    uri: str,
+    files: dict[str, int],
+    source: SetSource,
+    reader: FileReader,  # noqa: ARG001
+) -> RobotSet:
+    """As `read.read_set`, with the columns of the source. DataError when it gives another rate
+    than the set.
+    """
+    data = read.read_set(uri, source.state, source.action, files)
+    source.rate(data.fps, "")
+    return data

@@ -1,0 +1,124 @@
+"""Rows and pictures out of Parquet files: of the row groups that hold them, and no more."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from gwp import storage
+from gwp.data.formats.format import FilePart, Pictures
+from gwp.data.formats.reader import FileReader
+from gwp.errors import DataError
+
+_FOOTERS, _ROW_GROUPS, _PICTURE_GROUPS = 1024, 16, 2
+"""What stays: files of which the row groups are known, row groups of numbers, and row groups of
+pictures, which are large.
+"""
+
+
+@contextmanager
+def parquet_errors(uri: str) -> Iterator[None]:
+    """What Arrow says of a damaged file, as a DataError with its name. Storage that does not
+    answer is no property of the file.
+    """
+    try:
+        yield
+    except (pa.ArrowException, KeyError) as error:
+        raise DataError(f"{uri} cannot be read as Parquet ({error})") from error
+    except OSError as error:
+        # Arrow's own, of footers and pages that are damaged, have no number.
+        if error.errno is not None:
+            raise
+        raise DataError(
+            f"{uri} cannot be read as Parquet ({str(error).strip()}); it is truncated or damaged"
+        ) from error
+
+
+def read_rows(
+    part: FilePart, first: int, count: int, keys: tuple[str, ...], reader: FileReader
+) -> dict[str, np.ndarray]:
+    """Rows `first ..` of columns: key -> float64 `[count, width]`. DataError when the file
+    cannot be read so.
+    """
+    uri = part.uri
+    with parquet_errors(uri):
+        edges = reader.once(_FOOTERS, _row_groups, uri)
+        if first + count > edges[-1]:
+            raise DataError(
+                f"{uri}: rows {first} to {first + count} are not there; the file has {edges[-1]}"
+            )
+        groups = range(
+            np.searchsorted(edges, first, side="right") - 1,
+            np.searchsorted(edges, first + count, side="left"),
+        )
+        parts = [reader.once(_ROW_GROUPS, _group, uri, int(g), keys) for g in groups]
+    skip = first - edges[groups[0]]
+    return {k: np.concatenate([p[k] for p in parts])[skip : skip + count] for k in keys}
+
+
+def _row_groups(uri: str) -> tuple[int, ...]:
+    """First row of each row group of a file, and the number of rows."""
+    with storage.open_read(uri) as handle:
+        about = pq.ParquetFile(handle).metadata
+        sizes = [about.row_group(i).num_rows for i in range(about.num_row_groups)]
+    return tuple(int(x) for x in np.cumsum([0, *sizes]))
+
+
+def _group(uri: str, group: int, keys: tuple[str, ...]) -> dict[str, np.ndarray]:
+    with storage.open_read(uri) as handle:
+        table = pq.ParquetFile(handle).read_row_group(group, columns=list(keys))
+    return {k: matrix(table[k], k) for k in keys}
+
+
+@contextmanager
+def open_pictures(part: FilePart, key: str, reader: FileReader) -> Iterator[Pictures]:
+    """Number of rows, and a function that gives the encoded picture of one. DataError."""
+    uri = part.uri
+    with parquet_errors(uri):
+        edges = reader.once(_FOOTERS, _row_groups, uri)
+
+    def get(i: int) -> Any:
+        group = int(np.searchsorted(edges, i, side="right")) - 1
+        with parquet_errors(uri):
+            pictures = reader.once(_PICTURE_GROUPS, _picture_group, uri, key, group)
+            return pictures[i - edges[group]].as_py()
+
+    yield edges[-1], get
+
+
+def _picture_group(uri: str, column: str, group: int) -> Any:
+    with storage.open_read(uri) as handle:
+        found = (
+            pq.ParquetFile(handle).read_row_group(group, columns=[column])[column].combine_chunks()
+        )
+    if isinstance(found, pa.ChunkedArray):
+        found = pa.concat_arrays(found.chunks)
+    return found.field("bytes") if pa.types.is_struct(found.type) else found
+
+
+def matrix(column: Any, name: str) -> np.ndarray:
+    """A column of numbers, lists or fixed-size lists as float64 `[rows, width]`; missing
+    numbers become NaN.
+    """
+    column = column.combine_chunks()
+    if isinstance(column, pa.ChunkedArray):
+        column = pa.concat_arrays(column.chunks)
+    rows = len(column)
+    values = (
+        column.flatten()
+        if hasattr(column, "flatten") and pa.types.is_nested(column.type)
+        else column
+    )
+    if rows and (len(values) % rows or (values is not column and _ragged(column))):
+        raise DataError(f"column {name} has rows of different widths")
+    return np.asarray(values.cast(pa.float64()).to_numpy(zero_copy_only=False)).reshape(
+        rows, -1 if rows else 0
+    )
+
+
+def _ragged(column: Any) -> bool:
+    return column.null_count > 0 or len(pc.unique(pc.list_value_length(column))) > 1

@@ -1,0 +1,44 @@
+"""features.json of a TFDS set: which features its records have."""
+
+from collections.abc import Iterator
+from math import prod
+from typing import Any
+
+
+def leaves_of(feature: dict[str, Any], name: str) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Path and description of each feature that is stored; of sequences only the steps, whose
+    values lie one after another.
+    """
+    if "featuresDict" in feature:
+        for key, inner in feature["featuresDict"]["features"].items():
+            yield from leaves_of(inner, f"{name}/{key}" if name else key)
+    elif "sequence" in feature:
+        if name == "steps":
+            yield from leaves_of(feature["sequence"]["feature"], name)
+    else:
+        yield name, feature
+
+
+def _dimensions(about: dict[str, Any]) -> list[int]:
+    return [int(d) for d in (about.get("shape") or {}).get("dimensions", [])]
+
+
+def width_of(leaf: dict[str, Any]) -> int:
+    """Numbers per step; 0 for what is no vector of a fixed width."""
+    about = leaf.get("tensor")
+    if (
+        not isinstance(about, dict)
+        or about.get("encoding", "none") != "none"
+        or about.get("dtype") == "string"
+    ):
+        return 0
+    return max(0, prod(_dimensions(about)))
+
+
+def is_picture(leaf: dict[str, Any]) -> bool:
+    about = leaf.get("image")
+    return (
+        isinstance(about, dict)
+        and about.get("dtype", "uint8") == "uint8"
+        and _dimensions(about)[2:] in ([], [3])
+    )

@@ -1,0 +1,76 @@
+"""Every private interface of Ray and DeepSpeed that the pipelines need, with the reason.
+
+Nothing else here may reach past a public interface of theirs. `tests/unit/pipelines/
+test_compat.py` and the tests that are named notice when one changes with an update.
+"""
+
+from argparse import Namespace
+from pathlib import Path
+from typing import Any
+
+
+def split_without_cpu(dataset: Any) -> None:
+    """Let the last step of a Ray dataset, a `repartition`, ask for no CPU, one task at a time.
+
+    Ray Data has no public way to say that splitting costs no CPU. With one, a small pool splits
+    all of a long plan before it decodes anything; and one such task keeps ahead of any number
+    that decode. tests/cluster/test_stream.py shows what it is for.
+    """
+    from ray.data import TaskPoolStrategy
+
+    splitting = dataset._logical_plan.dag
+    splitting.ray_remote_args["num_cpus"] = 0
+    # The operator is a frozen dataclass.
+    object.__setattr__(splitting, "compute", TaskPoolStrategy(size=1))
+
+
+def object_store_bytes() -> tuple[int, int]:
+    """Bytes in Ray's object store on this node now, and bytes that were ever spilled to disk.
+
+    Without a dashboard there is no public way to these counters. Raises what Ray raises when
+    it is not initialised.
+    """
+    import ray
+    from ray._private.internal_api import get_memory_info_reply, get_state_from_address
+
+    state = get_state_from_address(ray.get_runtime_context().gcs_address)
+    stats = get_memory_info_reply(state).store_stats
+    return int(stats.object_store_bytes_used), int(stats.spilled_bytes_total)
+
+
+def without_shared_memory_collective() -> None:
+    """Say that DeepSpeed's CPU collective over shared memory is not there.
+
+    Training never uses it, and without this the first start compiles C++ for half a minute.
+    """
+    import deepspeed
+
+    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+
+
+def own_share(parameter: Any) -> Any:
+    """The part of a parameter that lies on this rank: all of it, but for ZeRO-3.
+
+    Under ZeRO-3 the parameter itself is empty between passes; its share has no public name.
+    """
+    return getattr(parameter, "ds_tensor", parameter)
+
+
+def to_universal(state: Path, target: Path) -> None:
+    """Convert a saved DeepSpeed state into the form that any number of ranks reads.
+
+    DeepSpeed has a command for it and no function; these are the command's arguments.
+    """
+    from deepspeed.checkpoint import ds_to_universal
+
+    ds_to_universal.main(
+        Namespace(
+            input_folder=str(state),
+            output_folder=str(target),
+            num_extract_workers=1,
+            num_merge_workers=1,
+            keep_temp_folder=False,
+            strict=True,
+            inject_missing_state=True,
+        )
+    )

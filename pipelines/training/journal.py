@@ -1,0 +1,71 @@
+"""What a rank writes into the run folder beside checkpoints: small JSON files by step and rank.
+
+Written by the training loop; read by `pipelines.training.watch`, the demo and whoever looks
+into a run folder.
+"""
+
+import json
+import os
+import time
+from typing import Any
+
+import numpy as np
+
+from gwp import storage
+
+
+class Journal:
+    """The notes of one rank in one attempt of a run."""
+
+    def __init__(self, run_uri: str, rank: int, attempt: int) -> None:
+        self._uri = run_uri
+        self._rank = rank
+        self._attempt = attempt
+
+    def _write(self, record: Any, *names: str) -> None:
+        storage.write_bytes(storage.join(self._uri, *names), json.dumps(record).encode())
+
+    def resumed(self, step: int, world: int) -> None:
+        """Note that this attempt goes on from a checkpoint at `step`."""
+        event = {
+            "event": "resumed",
+            "step": step,
+            "attempt": self._attempt,
+            "world_size": world,
+            "time": time.time(),
+        }
+        self._write(event, "events", f"resumed-a{self._attempt}.json")
+
+    def consumed(self, step: int, raw: dict[str, np.ndarray]) -> None:
+        """Note which samples this rank takes at `step`, with their positions in the plan."""
+        taken = [
+            {"position": int(position), "sample_id": str(sample_id)}
+            for position, sample_id in zip(raw["position"], raw["sample_id"], strict=True)
+        ]
+        name = f"step_{step:06d}-rank{self._rank}.json"
+        self._write(taken, "consumed", f"a{self._attempt}", name)
+
+    def quarantine(self, step: int, raw: dict[str, np.ndarray], keep: np.ndarray) -> int:
+        """Note the samples of `step` that are broken, with the reason; how many they are.
+
+        `keep`: bool `[batch]`.
+        """
+        if keep.all():
+            return 0
+        broken = [
+            {"sample_id": str(sample_id), "reason": str(reason)}
+            for sample_id, reason in zip(raw["sample_id"][~keep], raw["reason"][~keep], strict=True)
+        ]
+        self._write(broken, "quarantine", f"step_{step:06d}-rank{self._rank}.json")
+        return len(broken)
+
+    def progress(self, step: int, skipped: int, losses: dict[str, float]) -> None:
+        """Tell how far this rank is; overwrites what it told before."""
+        report = {
+            "step": step,
+            "pid": os.getpid(),
+            "attempt": self._attempt,
+            "time": time.time(),
+            "skipped": skipped,
+        }
+        self._write(report | losses, "progress", f"rank-{self._rank}.json")

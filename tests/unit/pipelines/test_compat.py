@@ -1,0 +1,38 @@
+"""What the pipelines need of Ray's and DeepSpeed's private parts is there.
+
+The universal conversion, ZeRO-3's shares and Ray's store are met by the tests of resuming,
+checkpoints and streams in tests/cluster and tests/chaos.
+"""
+
+import inspect
+from dataclasses import fields
+
+import pytest
+import ray
+import torch
+
+from pipelines import compat
+
+
+def test_the_operator_that_splits_has_what_is_set() -> None:
+    from ray.data._internal.logical.operators import StreamingRepartition
+
+    assert {"ray_remote_args", "compute"} <= {field.name for field in fields(StreamingRepartition)}
+    assert "_logical_plan" in inspect.getsource(ray.data.Dataset.__init__)
+
+
+def test_deepspeed_asks_the_table_that_is_changed(monkeypatch: pytest.MonkeyPatch) -> None:
+    import deepspeed
+    from deepspeed.comm.torch import build_shm_op
+
+    monkeypatch.setitem(deepspeed.ops.__compatible_ops__, "deepspeed_shm_comm", True)
+    compat.without_shared_memory_collective()
+    assert build_shm_op() is None
+
+
+def test_the_share_of_a_parameter_is_what_zero_3_left_here() -> None:
+    from deepspeed.runtime.zero import partition_parameters
+
+    parameter = torch.nn.Parameter(torch.ones(3))
+    assert compat.own_share(parameter) is parameter
+    assert "param.ds_tensor" in inspect.getsource(partition_parameters)
