@@ -5,6 +5,7 @@ import hashlib
 import logging
 import os
 import platform
+import shlex
 import shutil
 import subprocess
 import tempfile
@@ -16,7 +17,10 @@ from gwp.cache_folder import cache_folder, written_by_others
 
 SWITCH = "GWP_NATIVE"
 """Environment variable: 0 does without compiled code."""
-_LIMIT_S = 120
+FLAGS = "GWP_NATIVE_FLAGS"
+"""Environment variable: more flags for the compiler, behind the others. They make libraries of
+their own."""
+_LIMIT_S = 300
 # Numbers as written: no reordering of sums, no assumption that there is no NaN.
 _FLAGS = ("-O3", "-march=native", "-std=c++17", "-shared", "-fPIC")
 
@@ -68,7 +72,7 @@ def compiled(name: str, flags: tuple[str, ...] = _FLAGS) -> Path:
     if compiler is None:
         raise OSError("no C++ compiler; install g++")
     here, code = Path(__file__).parent, CODE[name]
-    flags = (*flags, *code.flags)
+    flags = (*flags, *code.flags, *shlex.split(os.environ.get(FLAGS, "")))
     about = [
         *((here / source).read_text() for source in code.sources),
         *flags,

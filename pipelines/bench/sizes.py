@@ -105,14 +105,15 @@ def random_policy(
         {"arm": Stats(feature, feature).to_json()},
         {},
     )
-    model = _random_model(size.config(family), torch.device(device), dtype)
+    model = random_model(size.config(family), torch.device(device), dtype)
     video = _random_wan(size.channels, dtype) if codec == "wan" else _random_pca(size)
     return Policy(bundle, model, video, HashedTextEncoder(dim=size.text[1], rows=size.text[0]))
 
 
-def _random_model(
+def random_model(
     config: ModelConfig, device: torch.device, dtype: torch.dtype
 ) -> WorldActionTransformer:
+    """A model with random weights, the same at each call, made where it will be used."""
     # On the meta device first: initialising billions of weights on the CPU takes minutes.
     with torch.device("meta"):
         model = WorldActionTransformer(config)

@@ -3,6 +3,7 @@
 import argparse
 from typing import Any
 
+from pipelines.verbs import bench_compilers
 from pipelines.verbs.arguments import numbers
 
 
@@ -67,6 +68,7 @@ def add(subparsers: Any) -> None:
     act.add_argument("--json", metavar="FILE", help="write the figures there too")
     act.add_argument("--plot", metavar="FILE", help="write a picture (PNG) there")
     act.set_defaults(run=run_act)
+    bench_compilers.add(verbs)
     _add_ingest(verbs)
 
 
