@@ -19,13 +19,19 @@ from gwp.protocol.messages import Observation
 
 
 class Recording:
-    """One recorded episode as the robot would have seen it."""
+    """One recorded episode as the robot would have seen it. `recordings` makes it; evaluation
+    asks it for observations.
+
+    state  fp32 `[n, s]`, action fp32 `[n, d]`: a row per step, robot units
+    """
 
     def __init__(self, data: RobotSet, episode: Episode, embodiment: Embodiment) -> None:
-        self._data, self.episode, self.embodiment = data, episode, embodiment
-        table = pq.read_table(
-            io.BytesIO(storage.read_bytes(storage.join(data.uri, episode.data_file)))
-        )
+        self._data = data
+        self.episode = episode
+        self.embodiment = embodiment
+        uri = storage.join(data.uri, episode.data_file)
+        table = pq.read_table(io.BytesIO(storage.read_bytes(uri)))
+        # A file of the newer layout holds many episodes.
         if "episode_index" in table.column_names:
             table = table.filter(pc.equal(table["episode_index"], episode.index))
         missing = {STATE, ACTION} - set(table.column_names)
@@ -34,9 +40,8 @@ class Recording:
                 f"{data.uri}: no column {' and '.join(sorted(missing))}; open-loop evaluation "
                 "needs recorded actions"
             )
-        self.state, self.action = (
-            np.asarray(table[c].to_pylist(), np.float32) for c in (STATE, ACTION)
-        )
+        self.state = np.asarray(table[STATE].to_pylist(), np.float32)
+        self.action = np.asarray(table[ACTION].to_pylist(), np.float32)
 
     def views(self, steps: list[int]) -> dict[str, np.ndarray]:
         """Camera key -> uint8 `[n, H, W, 3]` at these steps; steps past the end show the last
@@ -51,22 +56,22 @@ class Recording:
             span = self.episode.videos[key]
             times = [span.start + min(s, self.episode.length - 1) / self._data.fps for s in steps]
             uri = storage.join(self._data.uri, span.file)
+            # Half a frame: the nearest one is meant.
+            tolerance = 0.5 / self._data.fps + 1e-3
             with open_video(uri, self._data.files.get(span.file)) as handle:
-                result[key] = decode_frames(handle, times, 0.5 / self._data.fps + 1e-3)
+                result[key] = decode_frames(handle, times, tolerance)
         return result
 
     def observations(self, steps: list[int]) -> list[Observation]:
         """What the robot would have sent at these steps."""
         views = self.views(steps)
-        return [
-            Observation(
-                {k: v[i] for k, v in views.items()},
-                self.state[s],
-                self.episode.text,
-                self.embodiment.name,
+        observations = []
+        for i, step in enumerate(steps):
+            images = {camera: frames[i] for camera, frames in views.items()}
+            observations.append(
+                Observation(images, self.state[step], self.episode.text, self.embodiment.name)
             )
-            for i, s in enumerate(steps)
-        ]
+        return observations
 
 
 def recordings(policy: Policy, uri: str, episodes: str | None = None) -> Iterator[Recording]:
