@@ -210,10 +210,12 @@ def _commit() -> str:
 def markdown(result: dict[str, Any]) -> str:
     """The table, with what it was measured with."""
     lines = [
-        f"{result['size']}, {result['family']}: {result['hardware']}, {result['threads']} threads, "
-        f"torch {result['torch']}, commit {result['commit']}, {result['began']}, "
-        f"{result['rounds']} rounds, load {result['load_before']:.1f} before, "
-        f"{result['load_after']:.1f} after. Median in ms; ratio to the first, with quartiles.",
+        (
+            f"{result['size']}, {result['family']}: {result['hardware']}, {result['threads']} threads, "
+            f"torch {result['torch']}, commit {result['commit']}, {result['began']}, "
+            f"{result['rounds']} rounds, load {result['load_before']:.1f} before, "
+            f"{result['load_after']:.1f} after. Median in ms; ratio to the first,with quartiles."
+        ),
         "",
         f"| engine | {' | '.join(CASES)} | build s | difference |",
         f"|---|{'---|' * (len(CASES) + 2)}",

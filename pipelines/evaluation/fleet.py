@@ -12,14 +12,19 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from multiprocessing.context import SpawnProcess
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from gwp.errors import GwpError
 
+if TYPE_CHECKING:
+    from gwp.client import Client
+    from gwp.protocol.messages import ActionChunk, Observation
+
 _SPAWN = mp.get_context("spawn")
 _READY_S = 300.0
+"""So long robots may take to import the simulator, all at once on few cores."""
 _SAMPLE_S = 0.5
 # A robot has a computer of its own; its simulator here must not take the CPU from the endpoint.
 # Ray's workers are niced too (15 by default): at ordinary priority nine simulators left a
@@ -107,6 +112,22 @@ def _first(times: list[float]) -> float | None:
     return round(times[0], 1) if times else None
 
 
+@dataclass(frozen=True)
+class _Signals:
+    """What the fleet and its robots share across processes; `run_fleet` makes it.
+
+    ready:    barrier of all robots and the fleet: everybody imports the simulator first, and the
+              clock starts when all stand ready
+    gathered: event; robots that gather begin with their episodes
+    events:   queue of (kind, value) from robots: `requests` and `episodes` with an entry of the
+              list of that name in FleetResult, `error` with a reason, `done` with a name
+    """
+
+    ready: Any
+    gathered: Any
+    events: Any
+
+
 def run_fleet(
     url: str,
     robots: list[Robot],
@@ -129,26 +150,22 @@ def run_fleet(
     settle_s:   how long to wait after the last robot until there are no more replicas than at the start
     GwpError when the robots cannot start.
     """
-    result, events = FleetResult(), _SPAWN.Queue()
-    # Everybody imports the simulator first; the clock starts when all stand ready.
-    gate, gathered = _SPAWN.Barrier(len(robots) + 1), _SPAWN.Event()
-    processes: list[SpawnProcess] = [
-        _SPAWN.Process(
-            target=_robot, args=(url, robot, replan, max_steps, gate, gathered, events), daemon=True
-        )
-        for robot in robots
-    ]
-    for process in processes:
+    result = FleetResult()
+    signals = _Signals(_SPAWN.Barrier(len(robots) + 1), _SPAWN.Event(), _SPAWN.Queue())
+    processes: list[SpawnProcess] = []
+    for robot in robots:
+        args = (url, robot, replan, max_steps, signals)
+        process = _SPAWN.Process(target=_robot, args=args, daemon=True)
         process.start()
+        processes.append(process)
     stop = threading.Event()
     try:
-        gate.wait(timeout=_READY_S)
+        signals.ready.wait(timeout=_READY_S)
         start = time.monotonic()
-        sampler = threading.Thread(
-            target=_sample, args=(result, replicas, start, patience_s, gathered, stop), daemon=True
-        )
+        watch = (result, replicas, start, patience_s, signals.gathered, stop)
+        sampler = threading.Thread(target=_sample, args=watch, daemon=True)
         sampler.start()
-        _collect(result, events, processes, start, timeout_s, on_event)
+        _collect(result, signals.events, processes, start, timeout_s, on_event)
         _settle(result, settle_s)
         stop.set()
         sampler.join(timeout=10)
@@ -173,6 +190,7 @@ def _collect(
     timeout_s: float,
     on_event: Callable[[FleetResult], None] | None,
 ) -> None:
+    """Events of all robots into `result`, until each has said that it is done."""
     open_robots = len(processes)
     while open_robots:
         left = timeout_s - (time.monotonic() - start)
@@ -182,6 +200,7 @@ def _collect(
                 process.terminate()
             return
         try:
+            # Not for longer: robots that died put nothing, and are looked for below.
             kind, value = events.get(timeout=min(left, 1.0))
         except queue.Empty:
             if not any(p.is_alive() for p in processes):
@@ -208,6 +227,7 @@ def _sample(
     gathered: Any,
     stop: threading.Event,
 ) -> None:
+    """Note the replicas twice a second, and let those that gather begin in time."""
     try:
         while not stop.wait(_SAMPLE_S):
             now = time.monotonic() - start
@@ -216,10 +236,12 @@ def _sample(
             if now > patience_s or result.scaling["up_s"] is not None:
                 gathered.set()
     finally:
+        # Whatever happened to `replicas`, nobody waits for ever.
         gathered.set()
 
 
 def _settle(result: FleetResult, settle_s: float) -> None:
+    """Wait for replicas to go again, where some came; the sampler sees them go."""
     deadline = time.monotonic() + settle_s
     while (
         result.scaling["up_s"] is not None
@@ -229,54 +251,33 @@ def _settle(result: FleetResult, settle_s: float) -> None:
         time.sleep(_SAMPLE_S)
 
 
-def _robot(
-    url: str, robot: Robot, replan: int, max_steps: int, gate: Any, gathered: Any, events: Any
-) -> None:
+def _robot(url: str, robot: Robot, replan: int, max_steps: int, signals: _Signals) -> None:
     """One robot's process."""
     from gwp.client import Client
-    from gwp.protocol.messages import ActionChunk, Observation
     from gwp.sim.metaworld import Env
     from gwp.sim.rollout import run_episode
 
     os.nice(_NICENESS)
+    events = signals.events
     try:
         env = Env(robot.task)
-        gate.wait(timeout=_READY_S)
+        signals.ready.wait(timeout=_READY_S)
         start = time.monotonic()
         time.sleep(robot.join_s)
         with Client(url, timeout_s=_CLIENT_TIMEOUT_S) as client:
-            gathering = robot.gathers
-
-            def act(observation: Observation) -> ActionChunk:
-                begin = time.perf_counter()
-                event = {
-                    "robot": robot.name,
-                    "t": time.monotonic() - start,
-                    "gathering": gathering,
-                    "error": None,
-                }
-                try:
-                    chunk = client.act(observation)
-                except GwpError as error:
-                    events.put(
-                        (
-                            "requests",
-                            event
-                            | {"ms": (time.perf_counter() - begin) * 1e3, "error": str(error)},
-                        )
-                    )
-                    raise
-                events.put(("requests", event | {"ms": (time.perf_counter() - begin) * 1e3}))
-                return chunk
-
-            if gathering:
+            if robot.gathers:
                 env.reset(robot.seeds[0])
                 observation = env.observe()
-                while not gathered.is_set():
-                    act(observation)
-            gathering = False
+                while not signals.gathered.is_set():
+                    _ask(client, observation, robot, start, events, gathering=True)
             for seed in robot.seeds:
-                episode = run_episode(env, act, seed=seed, max_steps=max_steps, replan=replan)
+                episode = run_episode(
+                    env,
+                    lambda observation: _ask(client, observation, robot, start, events),
+                    seed=seed,
+                    max_steps=max_steps,
+                    replan=replan,
+                )
                 outcome = {
                     "robot": robot.name,
                     "task": robot.task,
@@ -290,3 +291,28 @@ def _robot(
         events.put(("error", f"{robot.name}: {type(error).__name__}: {error}"))
     finally:
         events.put(("done", robot.name))
+
+
+def _ask(
+    client: "Client",
+    observation: "Observation",
+    robot: Robot,
+    start: float,
+    events: Any,
+    gathering: bool = False,
+) -> "ActionChunk":
+    """One request, noted with what it took, whether it was answered or not."""
+    event = {"robot": robot.name, "t": time.monotonic() - start, "gathering": gathering}
+    begin = time.perf_counter()
+
+    def note(error: str | None) -> None:
+        ms = (time.perf_counter() - begin) * 1e3
+        events.put(("requests", event | {"ms": ms, "error": error}))
+
+    try:
+        chunk = client.act(observation)
+    except GwpError as error:
+        note(str(error))
+        raise
+    note(None)
+    return chunk

@@ -47,7 +47,8 @@ def open_loop(policy: Policy, source: Source, batch: int = 8) -> OpenLoop:
     embodiment = recorded.embodiment
     mean = mean_chunk(policy, embodiment)
     for recording in recorded:
-        T, p = len(recording.action), embodiment.chunk
+        T = len(recording.action)
+        p = embodiment.chunk
         steps = list(range(0, T, embodiment.replan))
         executed = []
         for first in range(0, len(steps), batch):
@@ -57,11 +58,13 @@ def open_loop(policy: Policy, source: Source, batch: int = 8) -> OpenLoop:
                 n = min(p, T - step)
                 true = recording.action[step : step + n]
                 executed.append(chunk.actions[: min(embodiment.replan, n)])
+                # The mean of delta actions counts from where the robot is.
+                mean_action = mean + _offset(recording.state[step], embodiment)
                 guesses = {
                     "policy": chunk.actions[:n],
                     "hold": hold_chunk(recording, step, embodiment)[:n],
+                    "mean": np.tile(mean_action, (n, 1)),
                 }
-                guesses["mean"] = np.tile(mean + _offset(recording.state[step], embodiment), (n, 1))
                 for name, guess in guesses.items():
                     errors[name].append((guess - true) ** 2)
         if trace is None:
@@ -98,20 +101,21 @@ def mean_chunk(policy: Policy, embodiment: Embodiment) -> np.ndarray:
 def hold_chunk(recording: Recording, step: int, embodiment: Embodiment) -> np.ndarray:
     """The *hold* baseline at a step, `[p, d]`."""
     before = recording.action[step - 1] if step else np.zeros(recording.action.shape[1], np.float32)
-    delta = np.asarray(embodiment.delta)
-    same = delta | np.asarray(
-        [a == s for a, s in zip(embodiment.action_names, embodiment.state_names, strict=False)]
-        + [False] * max(0, len(delta) - len(embodiment.state_names))
-    )
-    held = np.where(same, _same_quantity(recording.state[step], len(delta)), before)
+    # An action is a state to reach where it is relative to it, or has its name.
+    same = np.array(embodiment.delta)
+    names = zip(embodiment.action_names, embodiment.state_names, strict=False)
+    for i, (action, state) in enumerate(names):
+        same[i] |= action == state
+    held = np.where(same, _padded(recording.state[step], len(same)), before)
     return np.tile(held.astype(np.float32), (embodiment.chunk, 1))
 
 
-def _same_quantity(state: np.ndarray, width: int) -> np.ndarray:
-    out = np.zeros(width, np.float32)
+def _padded(state: np.ndarray, width: int) -> np.ndarray:
+    """The state with as many numbers as an action has, zeros where it has fewer."""
+    padded = np.zeros(width, np.float32)
     n = min(width, len(state))
-    out[:n] = state[:n]
-    return out
+    padded[:n] = state[:n]
+    return padded
 
 
 def imagined(
@@ -133,19 +137,15 @@ def imagined(
     result = []
     for _, i in sorted(order)[:clips]:
         recording = recordings[i]
-        start = max(0, (len(recording.action) - window.chunk) // 2)
-        views = recording.views([start + o for o in window.offsets])
-        real = compose(
-            {s: views[k] for s, k in embodiment.cameras.items()}, policy.settings.canvas, None
-        )
-        rows = [min(start + i, len(recording.action) - 1) for i in range(window.chunk)]
+        steps = len(recording.action)
+        start = max(0, (steps - window.chunk) // 2)
+        views = recording.views([start + offset for offset in window.offsets])
+        by_slot = {slot: views[camera] for slot, camera in embodiment.cameras.items()}
+        real = compose(by_slot, policy.settings.canvas, None)
+        # A short episode goes on with its last action.
+        rows = np.minimum(start + np.arange(window.chunk), steps - 1)
         observation = recording.observations([start])[0]
         guess = policy.imagine_given(observation, recording.action[rows])
-        result.append(
-            (
-                f"{recording.text or 'episode'} (episode {recording.episode.index}, step {start})",
-                real,
-                guess,
-            )
-        )
+        title = f"{recording.text or 'episode'} (episode {recording.episode.index}, step {start})"
+        result.append((title, real, guess))
     return result

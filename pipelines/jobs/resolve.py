@@ -33,6 +33,7 @@ from pipelines.jobs.train_job import TrainJob
 
 
 def run_uri(job: TrainJob) -> str:
+    """Folder of the run."""
     return storage.join(job.run.storage, job.run.name)
 
 
@@ -42,6 +43,7 @@ def init_uri(job: TrainJob) -> str | None:
     """
     if job.init is None:
         return None
+    # A name without a slash is a run beside this one, anything else a place.
     if "/" not in job.init:
         final = storage.join(job.run.storage, job.init, "final")
         if not storage.exists(storage.join(final, "model", "config.json")):
@@ -77,11 +79,13 @@ def manifest_names(manifest: Manifest, job: TrainJob) -> pa.Array:
 
 
 def read_embodiments(uri: str) -> dict[str, Embodiment]:
+    """Name -> robot, from a run folder or a cache."""
     raw: dict[str, Any] = json.loads(storage.read_bytes(storage.join(uri, "embodiments.json")))
     return {n: Embodiment.model_validate(e) for n, e in raw.items()}
 
 
 def read_stats(uri: str) -> dict[str, Stats]:
+    """Robot -> statistics, from a run folder."""
     raw: dict[str, Any] = json.loads(storage.read_bytes(storage.join(uri, "stats.json")))
     return {n: Stats.from_json(s) for n, s in raw.items()}
 
@@ -135,24 +139,19 @@ def compute_all_stats(
     """Statistics of each robot: of its file, or over all its labelled sources under the
     loader's own window rule.
     """
-    found = {}
+    stats = {}
     for name, embodiment in embodiments.items():
-        sources, config = (
-            [s for s in job.data.sources if s.embodiment == name and s.with_actions],
-            job.data.embodiments[name],
-        )
+        sources = [s for s in job.data.sources if s.embodiment == name and s.with_actions]
+        config = job.data.embodiments[name]
         if config.stats is not None:
-            found[name] = stats_for(
-                config.stats,
-                embodiment,
-                job.data.window,
-                sources,
-                config.stats_of_other_data,
-                reader,
+            other = config.stats_of_other_data
+            stats[name] = stats_for(
+                config.stats, embodiment, job.data.window, sources, other, reader
             )
         elif sources:
-            found[name] = compute_stats(sources, embodiment, job.data.window, reader)
-    return found
+            stats[name] = compute_stats(sources, embodiment, job.data.window, reader)
+        # A robot whose sources are all without actions needs none.
+    return stats
 
 
 def manifest_of(job: TrainJob, embodiments: dict[str, Embodiment], reader: FileReader) -> Manifest:
@@ -173,6 +172,7 @@ def manifest_of(job: TrainJob, embodiments: dict[str, Embodiment], reader: FileR
 def sample_spec(
     job: TrainJob, embodiments: dict[str, Embodiment], stats: dict[str, Stats]
 ) -> SampleSpec:
+    """How a decoding process turns a row of the manifest into a sample of this job."""
     return SampleSpec(
         canvas=job.data.canvas,
         window=job.data.window,
@@ -194,6 +194,9 @@ def write_codec(
     folder: Path,
     reader: FileReader,
 ) -> None:
+    """The video codec of the run into the new, local `folder`: that of `init`, that of the
+    cache, one that is fitted on samples, or the configured one. GwpError when it does not fit.
+    """
     folder.mkdir()
     if job.codec is None:
         assert init is not None
@@ -201,27 +204,25 @@ def write_codec(
     elif job.codec.kind == "pca" and job.data.cache:
         # Fitted anew, on this run's samples, it would not be the codec of the cache.
         storage.download(storage.join(job.data.cache, "codec"), folder)
-        found = load_video_codec(folder)
-        if (found.kind, found.channels, found.spatial) != (
-            "pca",
-            job.codec.channels,
-            job.codec.spatial,
-        ):
+        codec = load_video_codec(folder)
+        shape = (codec.kind, codec.channels, codec.spatial)
+        if shape != ("pca", job.codec.channels, job.codec.spatial):
             raise GwpError(
-                f"data.cache {job.data.cache} was made with a {found.kind} codec of "
-                f"{found.channels} channels and blocks of "
-                f"{found.spatial} pixels; correct codec, or make another cache with `gwp data cache`"
+                f"data.cache {job.data.cache} was made with a {codec.kind} codec of "
+                f"{codec.channels} channels and blocks of "
+                f"{codec.spatial} pixels; correct codec, or make another cache with `gwp data cache`"
             )
     elif job.codec.kind == "pca":
-        single = plan_slice(
-            manifest, job.run.seed, 0, min(job.codec.fit_clips, len(manifest)), Rules.even(1)
-        )
+        # The first of a plan are a draw over all sources, the same one for the same seed.
+        count = min(job.codec.fit_clips, len(manifest))
+        single = plan_slice(manifest, job.run.seed, 0, count, Rules.even(1))
         frames, _ = decode_frames(manifest.rows(np.concatenate(single)), spec, reader)
         clips = (torch.from_numpy(clip)[None] for clip in frames.values())
         PcaCodec.fit(clips, channels=job.codec.channels, spatial=job.codec.spatial).save(folder)
     else:
         build_video_codec(job.codec).save(folder)
-    channels, wanted = load_video_codec(folder).channels, job.model_config_.in_channels
+    channels = load_video_codec(folder).channels
+    wanted = job.model_config_.in_channels
     if channels != wanted:
         raise GwpError(
             f"the codec gives {channels} latent channels, model.in_channels is {wanted}; make "
@@ -230,6 +231,9 @@ def write_codec(
 
 
 def write_text(job: TrainJob, init: str | None, folder: Path) -> None:
+    """The text encoder of the run into the new, local `folder`: that of `init`, or the
+    configured one.
+    """
     folder.mkdir()
     if job.text is None:
         assert init is not None

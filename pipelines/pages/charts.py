@@ -16,8 +16,12 @@ from matplotlib.ticker import MaxNLocator
 from PIL import Image
 
 # Every colour of a line or point has a contrast of 3:1 and more on white, MUTED and INK 5:1.
-INK, MUTED, GRID = "#22303c", "#55626e", "#e4e8ec"
-BLUE, CLAY, GREY = "#2f6f9f", "#c05f34", "#818c97"
+INK = "#22303c"
+MUTED = "#55626e"
+GRID = "#e4e8ec"
+BLUE = "#2f6f9f"
+CLAY = "#c05f34"
+GREY = "#818c97"
 # Agents differ by shape as well, for readers who do not tell the colours apart.
 AGENTS = {"policy": (BLUE, "o"), "blind": (GREY, "s"), "random": (CLAY, "^")}
 
@@ -28,8 +32,10 @@ _DPI = 200
 _Z95 = 1.959964
 _STRIP_WIDTH = 1600
 """Pixels up to which a strip of small frames is enlarged."""
-_LONGEST_TITLE, _LONGEST_TICK = 24, 44
-"""Characters of a name above one of four panels and beside an axis."""
+_LONGEST_TITLE = 24
+"""Characters of a name above one of four panels."""
+_LONGEST_TICK = 44
+"""Characters of a name beside an axis."""
 
 
 def wilson(successes: int, episodes: int) -> tuple[float, float]:
@@ -39,7 +45,8 @@ def wilson(successes: int, episodes: int) -> tuple[float, float]:
     """
     if episodes == 0:
         return 0.0, 1.0
-    rate, z2 = successes / episodes, _Z95**2
+    rate = successes / episodes
+    z2 = _Z95**2
     centre = (rate + z2 / (2 * episodes)) / (1 + z2 / episodes)
     spread = float(np.sqrt(rate * (1 - rate) / episodes + z2 / (4 * episodes**2)))
     half = _Z95 * spread / (1 + z2 / episodes)

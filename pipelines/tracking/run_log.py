@@ -24,7 +24,9 @@ if TYPE_CHECKING:
     from mlflow import MlflowClient
 
 _METRICS_PER_CALL = 1000
+"""MLflow refuses more."""
 _RETRY_S = 15.0
+"""After a failure the server is left alone for so long, and records go to files."""
 
 logger = logging.getLogger(__name__)
 
@@ -49,13 +51,11 @@ class RunLog:
         `gwp.cache_folder`).
         """
         self._folder = Path(spill) if spill else cache_folder("tracking", keep=True)
-        self._run_id, self._uri, self._every_s, self._batch, self._limit = (
-            run_id,
-            uri,
-            every_s,
-            batch,
-            limit,
-        )
+        self._run_id = run_id
+        self._uri = uri
+        self._every_s = every_s
+        self._batch = batch
+        self._limit = limit
         self.spilled = 0
         """Records that went to files so far."""
         # An earlier attempt may have left some on this machine.
@@ -64,7 +64,8 @@ class RunLog:
         self._pending: list[dict[str, Any]] = []
         self._sending: list[dict[str, Any]] = []
         self._changed = threading.Condition()
-        self._flushing = self._closed = False
+        self._flushing = False
+        self._closed = False
         self._retry_at = 0.0
         self._client: MlflowClient | None = None
         # The attempt before may have been marked failed.
@@ -98,7 +99,8 @@ class RunLog:
                 # The server holds the thread. What it is sending may still arrive: MLflow
                 # stores the same point once.
                 self._spill(self._sending + self._pending)
-                self._sending, self._pending = [], []
+                self._sending = []
+                self._pending = []
 
     def finish(self, status: str = "FINISHED", timeout_s: float = 30.0) -> None:
         """Flush, mark the run as ended, and stop the thread."""
@@ -127,10 +129,15 @@ class RunLog:
                 )
                 if self._closed and not self._pending:
                     return
-                asked, self._sending, self._pending = self._flushing, self._pending, []
-                files, self._files = self._files, []
+                asked = self._flushing
+                self._sending = self._pending
+                self._pending = []
+                files = self._files
+                self._files = []
+            # Without the lock: while MLflow answers slowly, training goes on logging.
             failed = self._send(self._sending, files, asked)
             with self._changed:
+                # Files that were written meanwhile are newer than those that are left.
                 self._files = files + self._files
                 if failed:
                     self._spill(self._sending)
@@ -183,11 +190,11 @@ def replay(spill: str | Path, uri: str | None = None) -> int:
     """Send what a `RunLog` left in a file (or in every file of a folder), oldest first, and
     remove it; returns how many records.
     """
-    place = Path(spill)
-    if not place.exists():
+    path = Path(spill)
+    if not path.exists():
         raise GwpError(f"{spill}: nothing there to send")
     count = 0
-    for file in sorted(place.glob("*.jsonl")) if place.is_dir() else [place]:
+    for file in sorted(path.glob("*.jsonl")) if path.is_dir() else [path]:
         records = [json.loads(line) for line in file.read_text().splitlines()]
         with explained(uri):
             _apply(client(uri), records)
@@ -197,6 +204,9 @@ def replay(spill: str | Path, uri: str | None = None) -> int:
 
 
 def _apply(mlflow: "MlflowClient", records: Iterable[dict[str, Any]]) -> None:
+    """Send records in few calls: all metrics and the newest tags of each run, and its last
+    status at the end.
+    """
     from mlflow.entities import Metric, RunTag
 
     metrics: dict[str, list[Any]] = {}
@@ -212,9 +222,8 @@ def _apply(mlflow: "MlflowClient", records: Iterable[dict[str, Any]]) -> None:
         for start in range(0, len(points), _METRICS_PER_CALL):
             mlflow.log_batch(run_id, metrics=points[start : start + _METRICS_PER_CALL])
         if tags[run_id]:
-            mlflow.log_batch(
-                run_id, tags=[RunTag(key, value) for key, value in tags[run_id].items()]
-            )
+            newest = [RunTag(key, value) for key, value in tags[run_id].items()]
+            mlflow.log_batch(run_id, tags=newest)
     for run_id, state in status.items():
         if state == "RUNNING":
             mlflow.update_run(run_id, status=state)

@@ -68,7 +68,8 @@ def explained(uri: str | None = None) -> Iterator[None]:
     except GwpError:
         raise
     except Exception as error:
-        uri, text = uri or tracking_uri(), short(error)
+        uri = uri or tracking_uri()
+        text = short(error)
         if _unanswered(error):
             raise GwpError(
                 f"MLflow at {uri} does not answer; start it or correct MLFLOW_TRACKING_URI"
@@ -99,7 +100,7 @@ def create_run(
     experiment: str,
     name: str,
     params: Mapping[str, Any],
-    place: str,
+    uri: str,
     parents: Sequence[str] = (),
     tags: Mapping[str, str] | None = None,
     key: str | None = None,
@@ -107,16 +108,17 @@ def create_run(
     """Open the run of a stage and log its parameters once; returns the run id that every
     attempt goes on with.
 
-    `place`: folder or URI of the run; a new experiment keeps its artifacts below it. `parents`:
+    `uri`: folder of the run; a new experiment keeps its artifacts below it. `parents`:
     runs whose weights it starts from.
     `key`: known before the run; what an interrupted call with the same key opened is gone on
     with. GwpError when MLflow does not answer: a training that nobody can see should not start.
     """
     with explained():
         mlflow = client()
-        experiment_id = _experiment(mlflow, experiment, place)
-        labels = {"mlflow.runName": name, "gwp.place": place, **(tags or {})}
+        experiment_id = _experiment(mlflow, experiment, uri)
+        labels = {"mlflow.runName": name, "gwp.place": uri, **(tags or {})}
         if key:
+            # Whoever opened it was interrupted before it could note the id.
             labels[KEY_TAG] = key
             if opened := _opened(mlflow, experiment_id, key):
                 log_params(opened, params)
@@ -144,24 +146,22 @@ def _opened(mlflow: "MlflowClient", experiment_id: str, key: str) -> str | None:
     return str(runs[0].info.run_id) if runs else None
 
 
-def _experiment(mlflow: "MlflowClient", name: str, place: str) -> str:
-    found = mlflow.get_experiment_by_name(name)
-    if found is None:
-        root = (
-            place
-            if storage.is_remote(place)
-            else Path(place.removeprefix("file://")).resolve().as_uri()
-        )
-        return str(
-            mlflow.create_experiment(name, artifact_location=storage.join(root, "artifacts"))
-        )
-    if found.lifecycle_stage != "active":
+def _experiment(mlflow: "MlflowClient", name: str, uri: str) -> str:
+    """Its id; a new one keeps its artifacts below `uri`."""
+    experiment = mlflow.get_experiment_by_name(name)
+    if experiment is None:
+        # A URI: a plain path would be one of the folder where a server or worker runs.
+        local = Path(uri.removeprefix("file://")).resolve().as_uri()
+        root = uri if storage.is_remote(uri) else local
+        artifacts = storage.join(root, "artifacts")
+        return str(mlflow.create_experiment(name, artifact_location=artifacts))
+    if experiment.lifecycle_stage != "active":
         raise GwpError(
             f"the MLflow experiment '{name}' was deleted; choose another run.experiment, or "
             "restore it with "
-            f"`mlflow experiments restore -x {found.experiment_id}`"
+            f"`mlflow experiments restore -x {experiment.experiment_id}`"
         )
-    return str(found.experiment_id)
+    return str(experiment.experiment_id)
 
 
 def flatten(params: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
@@ -239,6 +239,5 @@ def metric_history(run_id: str, key: str) -> list[tuple[int, float]]:
     """
     with explained():
         history = client().get_metric_history(run_id, key)
-    return sorted(
-        {m.step: float(m.value) for m in sorted(history, key=lambda m: m.timestamp)}.items()
-    )
+    history = sorted(history, key=lambda metric: metric.timestamp)
+    return sorted({metric.step: float(metric.value) for metric in history}.items())
