@@ -1,4 +1,4 @@
-"""Every private interface of Ray and DeepSpeed that the pipelines need, with the reason.
+"""Every private interface of Ray, DeepSpeed and torch that the pipelines need, with the reason.
 
 Nothing else here may reach past a public interface of theirs. `tests/unit/pipelines/
 test_compat.py` and the tests that are named notice when one changes with an update.
@@ -46,6 +46,16 @@ def without_shared_memory_collective() -> None:
     import deepspeed
 
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+
+
+def ahead_of_time() -> tuple[Any, Any]:
+    """AOTInductor's two functions, which compile an exported program into a file and load it.
+
+    Public by torch's documentation, though not by name.
+    """
+    from torch._inductor import aoti_compile_and_package, aoti_load_package
+
+    return aoti_compile_and_package, aoti_load_package
 
 
 def own_share(parameter: Any) -> Any:

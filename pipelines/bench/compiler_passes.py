@@ -10,6 +10,7 @@ width, I inner width, H heads, h head width.
 """
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -73,7 +74,9 @@ class PlainPass(nn.Module):
         past = rest.pop(0) if rest else None
         streams = self._embed(given)
         cache: list[Tensor] = []
-        for i, layer in enumerate(self.layers):
+        for i, module in enumerate(self.layers):
+            # A ModuleDict, which torch types as if it held tensors.
+            layer: Any = module
             mods = {e: self._modulation(e, i, level) for e in self.experts}
             projected = {
                 e: layer[e].project(x, mods[e], self.rotations[e]) for e, x in streams.items()
