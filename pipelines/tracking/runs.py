@@ -150,7 +150,7 @@ def _experiment(mlflow: "MlflowClient", name: str, uri: str) -> str:
     """Its id; a new one keeps its artifacts below `uri`."""
     experiment = mlflow.get_experiment_by_name(name)
     if experiment is None:
-        # A URI: a plain path would be one of the folder where a server or worker runs.
+        # MLflow wants a URI for a local folder too.
         local = Path(uri.removeprefix("file://")).resolve().as_uri()
         root = uri if storage.is_remote(uri) else local
         artifacts = storage.join(root, "artifacts")

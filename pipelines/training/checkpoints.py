@@ -30,6 +30,7 @@ from gwp.storage.named_files import check_files, read_manifest
 MANIFEST = "MANIFEST.json"
 _FOLDER = "checkpoints"
 _NAME = re.compile(r"step_(\d+)-a(\d+)")
+# Large enough that a read from an object store is mostly transfer.
 _BLOCK = 8 << 20
 # Enough to keep a link busy; each holds one block.
 _PARALLEL = 4
@@ -85,13 +86,13 @@ def installed_versions(
     """Versions of the distributions whose state a checkpoint holds; those not installed are
     left out.
     """
-    found = {}
+    versions = {}
     for name in names:
         try:
-            found[name] = version(name)
+            versions[name] = version(name)
         except PackageNotFoundError:
             continue
-    return found
+    return versions
 
 
 def checkpoint_uri(run_uri: str, step: int, attempt: int) -> str:
@@ -138,6 +139,8 @@ def commit(uri: str, manifest: CheckpointManifest) -> None:
     GwpError when a file of the manifest is not there in full, or when the checkpoint is
     committed already.
     """
+    # An upload that was cut short shows in the sizes; hashes would cost reading
+    # everything again.
     verify(uri, manifest, deep=False)
     try:
         storage.write_bytes(
@@ -193,7 +196,7 @@ def find_committed(run_uri: str) -> list[tuple[str, CheckpointManifest]]:
     Storage that fails is told, not taken for damage: an older checkpoint would cost the work
     since.
     """
-    found = []
+    committed = []
     for name, files in _folders(run_uri).items():
         uri = storage.join(run_uri, _FOLDER, name)
         if MANIFEST not in files:
@@ -204,8 +207,8 @@ def find_committed(run_uri: str) -> list[tuple[str, CheckpointManifest]]:
         except (DamagedError, MissingError) as error:
             logger.warning("checkpoint left out: %s", error)
             continue
-        found.append((uri, manifest))
-    return sorted(found, key=lambda item: (item[1].step, item[1].attempt), reverse=True)
+        committed.append((uri, manifest))
+    return sorted(committed, key=lambda item: (item[1].step, item[1].attempt), reverse=True)
 
 
 def latest_committed(run_uri: str, deep: bool = False) -> tuple[str, CheckpointManifest] | None:

@@ -22,13 +22,21 @@ def decay_at(step: int, ceiling: float) -> float:
 
 
 class Ema:
-    """This rank's share: every `world`-th parameter."""
+    """This rank's share of the average: every `world`-th parameter, by sorted name. The training
+    loop makes and updates it; nothing is averaged with a ceiling of 0.
+
+    shadow: parameter name -> fp32 tensor on the CPU
+    """
 
     def __init__(self, engine: Engine, ceiling: float, rank: int, world: int) -> None:
-        self._engine, self._ceiling = engine, ceiling
-        names = sorted(engine.parameters()) if ceiling > 0 else []
-        self._names, self._rank, self._world = names, rank, world
+        self._engine = engine
+        self._ceiling = ceiling
+        self._rank = rank
+        self._world = world
+        # Sorted, because gathering is collective: all ranks walk the names in one order.
+        self._names = sorted(engine.parameters()) if ceiling > 0 else []
         self.shadow: dict[str, Tensor] = {}
+        # `.cpu()` of a tensor that is fp32 and there already is no copy.
         self._each(lambda name, value: self.shadow.__setitem__(name, value.clone()))
 
     def _each(self, visit: Callable[[str, Tensor], None]) -> None:
@@ -41,6 +49,7 @@ class Ema:
 
     @torch.no_grad()
     def update(self, step: int) -> None:
+        """Blend in the weights after update `step`. Collective."""
         decay = decay_at(step, self._ceiling)
 
         def blend(name: str, value: Tensor) -> None:
@@ -49,11 +58,17 @@ class Ema:
         self._each(blend)
 
     def save(self, folder: Path) -> None:
+        """Write this rank's shard below `folder`; with fewer parameters than ranks some have
+        none.
+        """
         if self.shadow:
             (folder / "ema").mkdir(parents=True, exist_ok=True)
             save_file(self.shadow, folder / "ema" / f"rank-{self._rank:05d}.safetensors")
 
     def load(self, folder: Path) -> None:
+        """Go on from the shards of a checkpoint, of however many ranks. What it lacks starts
+        from the weights.
+        """
         stored = load_ema(folder)
         for name in self.shadow:
             if name in stored:

@@ -67,7 +67,8 @@ def export(
     behind when it fails.
     """
     # The bundle says where it comes from.
-    run, out = storage.absolute(run), storage.absolute(out)
+    run = storage.absolute(run)
+    out = storage.absolute(out)
     if not storage.exists(storage.join(run, "job.json")):
         raise GwpError(
             f"{run}: no job.json; give the folder of a training run (its storage and name)"
@@ -78,8 +79,8 @@ def export(
         )
     record = json.loads(storage.read_bytes(storage.join(run, "job.json")))
     job = TrainJob.model_validate(record["job"])
-    found = latest_committed(run)
-    if found is None:
+    checkpoint = latest_committed(run)
+    if checkpoint is None:
         raise GwpError(f"{run}: no committed checkpoint yet; train first")
     stats = json.loads(storage.read_bytes(storage.join(run, "stats.json")))
     embodiments = json.loads(storage.read_bytes(storage.join(run, "embodiments.json")))
@@ -88,58 +89,65 @@ def export(
         raise GwpError(
             f"{run}: the run saw no actions, so there is no policy to export; run the policy stage"
         )
+    uri, manifest = checkpoint
+    settings = PolicyConfig(
+        family=job.model_config_.family,
+        model_dim=job.model_config_.action_channels,
+        canvas=job.data.canvas,
+        window=job.data.window,
+        steps=steps,
+        shift=shift,
+    )
     with tempfile.TemporaryDirectory(prefix="gwp-export-") as scratch:
         folder = Path(scratch)
-        state = _state(found[0], folder / "checkpoint")
+        state = _state(uri, folder / "checkpoint")
         bundle = folder / "bundle"
         save_weights(bundle / "model", job.model_config_, _weights(state, weights))
         for part in ("codec", "text"):
             storage.download(storage.join(run, part), bundle / part)
-        settings = PolicyConfig(
-            family=job.model_config_.family,
-            model_dim=job.model_config_.action_channels,
-            canvas=job.data.canvas,
-            window=job.data.window,
-            steps=steps,
-            shift=shift,
-        )
         (bundle / "policy.json").write_text(settings.model_dump_json(indent=1))
         (bundle / "embodiments.json").write_text(json.dumps(labelled, indent=1))
         (bundle / "stats.json").write_text(json.dumps(stats, indent=1))
-        (bundle / "lineage.json").write_text(
-            json.dumps(_lineage(run, found[0], found[1].samples_seen, record), indent=1)
-        )
+        lineage = _lineage(run, uri, manifest.samples_seen, record)
+        (bundle / "lineage.json").write_text(json.dumps(lineage, indent=1))
         policy_id = seal(bundle)
+        # What cannot be read back is not published.
         read_bundle(bundle)
-        # The manifest goes last: a bundle without it does not exist.
-        manifest = (bundle / "MANIFEST.json").read_bytes()
-        (bundle / "MANIFEST.json").unlink()
-        storage.upload(bundle, out)
-        storage.write_bytes(storage.join(out, "MANIFEST.json"), manifest, create_only=True)
+        _publish(bundle, out)
     return policy_id
+
+
+def _publish(bundle: Path, out: str) -> None:
+    """Copy a sealed bundle to `out`. The manifest goes last: a bundle without it does not
+    exist.
+    """
+    manifest = (bundle / "MANIFEST.json").read_bytes()
+    (bundle / "MANIFEST.json").unlink()
+    storage.upload(bundle, out)
+    storage.write_bytes(storage.join(out, "MANIFEST.json"), manifest, create_only=True)
 
 
 def _lineage(run: str, checkpoint: str, samples: int, record: dict[str, Any]) -> dict[str, Any]:
     """The run, its checkpoint, and the runs before it, oldest last."""
     chain = []
-    place: str | None = run
-    while place:
-        job = json.loads(storage.read_bytes(storage.join(place, "job.json")))
-        run_id = storage.join(place, "run_id")
+    uri: str | None = run
+    while uri:
+        job = json.loads(storage.read_bytes(storage.join(uri, "job.json")))
+        note = storage.join(uri, "run_id")
+        run_id = storage.read_bytes(note).decode() if storage.exists(note) else None
         chain.append(
             {
-                "run": place,
+                "run": uri,
                 "stage": job["job"]["stage"],
                 "config_hash": job["config_hash"],
-                "mlflow_run_id": storage.read_bytes(run_id).decode()
-                if storage.exists(run_id)
-                else None,
+                "mlflow_run_id": run_id,
                 "sources": [s["uri"] for s in job["job"]["data"]["sources"]],
             }
         )
+        # The chain ends at weights that no run of ours made, or whose run is gone.
         init = job["init"]
         parent = init.removesuffix("/final") if init and init.endswith("/final") else None
-        place = parent if parent and storage.exists(storage.join(parent, "job.json")) else None
+        uri = parent if parent and storage.exists(storage.join(parent, "job.json")) else None
     return {
         "checkpoint": checkpoint,
         "samples_seen": samples,

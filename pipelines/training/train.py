@@ -68,9 +68,9 @@ def train(job: TrainJob) -> StageResult:
         with open_run(prepared) as run_id:
             if not complete:
                 _fit(prepared, run_id)
-            found = latest_committed(prepared.uri)
-            assert found is not None
-            uri, manifest = found
+            checkpoint = latest_committed(prepared.uri)
+            assert checkpoint is not None
+            uri, manifest = checkpoint
             final = write_final(prepared, uri, run_id)
             seen = str(manifest.samples_seen)
             finish_run(run_id, {"checkpoint_uri": uri, "final_uri": final, "samples_seen": seen})
@@ -80,11 +80,12 @@ def train(job: TrainJob) -> StageResult:
 
 def _complete(prepared: PreparedRun) -> bool:
     """Whether the last step is done; GwpError when the checkpoint is not of this run."""
-    found = latest_committed(prepared.uri)
-    if found is None:
+    checkpoint = latest_committed(prepared.uri)
+    if checkpoint is None:
         return False
-    prepared.require_own(*found)
-    return found[1].step >= prepared.job.run.steps
+    uri, manifest = checkpoint
+    prepared.require_own(uri, manifest)
+    return manifest.step >= prepared.job.run.steps
 
 
 @contextmanager
@@ -102,16 +103,16 @@ def open_run(prepared: PreparedRun) -> Iterator[str]:
         status = "FAILED" if isinstance(error, Exception) else "KILLED"
         run_id = run_id or _half_open(prepared)
         if run_id:
-            finish_run(
-                run_id, {STOPPED_TAG: str(error)[:_REASON_LENGTH] or type(error).__name__}, status
-            )
+            reason = str(error)[:_REASON_LENGTH] or type(error).__name__
+            finish_run(run_id, {STOPPED_TAG: reason}, status)
         raise
 
 
 def _run_of(prepared: PreparedRun) -> str:
-    noted = storage.join(prepared.uri, "run_id")
-    if storage.exists(noted):
-        return storage.read_bytes(noted).decode()
+    """Its id: the noted one, or that of a run which is opened now."""
+    note = storage.join(prepared.uri, "run_id")
+    if storage.exists(note):
+        return storage.read_bytes(note).decode()
     # First of all, so that a run opened by a start that came no further is found again.
     key_uri = _key_uri(prepared)
     if not storage.exists(key_uri):
@@ -123,7 +124,7 @@ def _run_of(prepared: PreparedRun) -> str:
     run_id = create_run(job.run.experiment, name, params, prepared.uri, _parents(prepared), key=key)
     manifest = prepared.manifest
     log_inputs(run_id, prepared.fingerprint, len(manifest), len(manifest.skipped))
-    storage.write_bytes(noted, run_id.encode())
+    storage.write_bytes(note, run_id.encode())
     return run_id
 
 
@@ -146,17 +147,25 @@ def _key_uri(prepared: PreparedRun) -> str:
 
 def _parents(prepared: PreparedRun) -> tuple[str, ...]:
     """The MLflow run whose weights this one starts from, when it was one of ours."""
-    place = storage.join(prepared.init, "run.json") if prepared.init else None
-    if place is None or not storage.exists(place):
+    if not prepared.init:
         return ()
-    return (json.loads(storage.read_bytes(place))["run_id"],)
+    note = storage.join(prepared.init, "run.json")
+    if not storage.exists(note):
+        return ()
+    return (json.loads(storage.read_bytes(note))["run_id"],)
 
 
 def _fit(prepared: PreparedRun, run_id: str) -> None:
+    """The workers under Ray Train, to the last step; GwpError when one of ours was the cause of
+    the end.
+    """
     job = prepared.job
     filesystem, path = storage.arrow_filesystem(prepared.uri)
     pool = job.cluster.train_pool
     selector: dict[str, Any] = {"label_selector": {POOL: pool}} if pool else {}
+    resources: dict[str, float] = {"CPU": job.cluster.cpus_per_worker}
+    if job.cluster.gpu:
+        resources["GPU"] = 1
     loop_config: dict[str, Any] = {
         "prepared": prepared.slim(),
         "run_id": run_id,
@@ -169,8 +178,7 @@ def _fit(prepared: PreparedRun, run_id: str) -> None:
         scaling_config=ScalingConfig(
             num_workers=job.cluster.workers,
             use_gpu=job.cluster.gpu,
-            resources_per_worker={"CPU": job.cluster.cpus_per_worker}
-            | ({"GPU": 1} if job.cluster.gpu else {}),
+            resources_per_worker=resources,
             **selector,
         ),
         run_config=RunConfig(
@@ -193,6 +201,7 @@ def _fit(prepared: PreparedRun, run_id: str) -> None:
     try:
         trainer.fit()
     except ray.train.TrainingFailedError as error:
+        # Ray wraps what a worker raised; the user's line is that of the worker.
         cause = first(error, GwpError)
         if cause is None:
             raise

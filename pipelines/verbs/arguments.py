@@ -5,7 +5,7 @@ import argparse
 
 def numbers(text: str) -> list[int]:
     """Whole numbers from 1, separated by commas."""
-    found = [int(part) for part in text.split(",")]
-    if min(found) < 1:
+    values = [int(part) for part in text.split(",")]
+    if min(values) < 1:
         raise argparse.ArgumentTypeError(f"{text}: give numbers from 1, such as 1,4,16")
-    return found
+    return values

@@ -10,6 +10,12 @@ from pipelines.verbs.arguments import numbers
 def add(subparsers: Any) -> None:
     parser = subparsers.add_parser("bench", help="measure, side by side in one run")
     verbs = parser.add_subparsers(title="verbs", metavar="VERB", required=True)
+    _add_act(verbs)
+    bench_compilers.add(verbs)
+    _add_ingest(verbs)
+
+
+def _add_act(verbs: Any) -> None:
     act = verbs.add_parser("act", help="acting against joint decoding of actions and video")
     act.add_argument(
         "--size",
@@ -68,8 +74,6 @@ def add(subparsers: Any) -> None:
     act.add_argument("--json", metavar="FILE", help="write the figures there too")
     act.add_argument("--plot", metavar="FILE", help="write a picture (PNG) there")
     act.set_defaults(run=run_act)
-    bench_compilers.add(verbs)
-    _add_ingest(verbs)
 
 
 def _add_ingest(verbs: Any) -> None:
@@ -98,6 +102,22 @@ def _add_ingest(verbs: Any) -> None:
         metavar="PLACE,PLACE",
         help="disk, and S3 (a server on loopback that holds a copy of the set) (default: disk,s3)",
     )
+    _add_shape(ingest)
+    ingest.add_argument(
+        "--no-cache", action="store_true", help="leave out the stream of cached latents"
+    )
+    ingest.add_argument(
+        "--soak",
+        type=int,
+        metavar="SAMPLES",
+        help="only: stream so many small samples and watch the memory",
+    )
+    ingest.add_argument("--json", metavar="FILE", help="write the figures there too")
+    ingest.set_defaults(run=run_ingest)
+
+
+def _add_shape(ingest: argparse.ArgumentParser) -> None:
+    """What is read, and by how many: `pipelines.bench.ingest_jobs.Shape`."""
     ingest.add_argument(
         "--canvas",
         default="320x384",
@@ -135,17 +155,6 @@ def _add_ingest(verbs: Any) -> None:
     ingest.add_argument(
         "--cores", type=int, default=2, help="decoding processes of every side (default: 2)"
     )
-    ingest.add_argument(
-        "--no-cache", action="store_true", help="leave out the stream of cached latents"
-    )
-    ingest.add_argument(
-        "--soak",
-        type=int,
-        metavar="SAMPLES",
-        help="only: stream so many small samples and watch the memory",
-    )
-    ingest.add_argument("--json", metavar="FILE", help="write the figures there too")
-    ingest.set_defaults(run=run_ingest)
 
 
 def run_act(args: argparse.Namespace) -> None:

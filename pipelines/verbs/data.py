@@ -14,7 +14,14 @@ def add(subparsers: Any) -> None:
         "data", help="look at data sets, compute statistics, record demonstrations"
     )
     verbs = parser.add_subparsers(title="verbs", metavar="VERB", required=True)
+    _add_inspect(verbs)
+    _add_stats(verbs)
+    data_cache.add(verbs)
+    data_plan.add(verbs)
+    data_record.add(verbs)
 
+
+def _add_inspect(verbs: Any) -> None:
     inspect = verbs.add_parser(
         "inspect",
         help="what a robot set or a folder of videos holds, and what is wrong with it",
@@ -38,6 +45,8 @@ def add(subparsers: Any) -> None:
     )
     inspect.set_defaults(run=run_inspect)
 
+
+def _add_stats(verbs: Any) -> None:
     stats = verbs.add_parser(
         "stats", help="normalisation statistics of one robot over one or more sets"
     )
@@ -86,10 +95,6 @@ def add(subparsers: Any) -> None:
         "--out", required=True, metavar="FILE", help="where to write the statistics (path or s3://)"
     )
     stats.set_defaults(run=run_stats)
-
-    data_cache.add(verbs)
-    data_plan.add(verbs)
-    data_record.add(verbs)
 
 
 def run_inspect(args: argparse.Namespace) -> int:

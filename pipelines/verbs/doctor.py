@@ -18,13 +18,13 @@ def run_doctor(args: argparse.Namespace) -> int:
 
     from pipelines.doctor import examine
 
-    found = examine()
-    healthy = all(check.status != "missing" for check in found)
+    checks = examine()
+    healthy = all(check.status != "missing" for check in checks)
     if args.json:
-        print(json.dumps({"ok": healthy, "checks": [asdict(check) for check in found]}, indent=2))
+        print(json.dumps({"ok": healthy, "checks": [asdict(check) for check in checks]}, indent=2))
         return 0 if healthy else 1
-    width = max(len(check.name) for check in found)
-    for check in found:
+    width = max(len(check.name) for check in checks)
+    for check in checks:
         print(f"{check.status:<7}  {check.name:<{width}}  {check.detail}")
         if check.status != "ok":
             print(f"{'':<7}  {'':<{width}}  -> {check.fix}")

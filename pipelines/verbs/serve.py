@@ -1,7 +1,10 @@
 """`gwp serve`: one policy for a fleet, on Ray Serve."""
 
 import argparse
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from serve.config import ServeApp
 
 
 def add(subparsers: Any) -> None:
@@ -39,26 +42,12 @@ def add(subparsers: Any) -> None:
 
 def run_serve(args: argparse.Namespace) -> None:
     import logging
-    import math
     import os
     import signal
     import threading
     from contextlib import suppress
-    from pathlib import Path
 
-    import serve as package
-    from gwp.errors import GwpError
-    from pipelines.config.load import load_config
-    from serve.config import ServeApp
-
-    if args.file is None and args.policy is None:
-        raise GwpError(
-            "what to serve? give a file (`gwp serve serve.yaml`) or a policy (`gwp serve --policy URI`)"
-        )
-    sets = list(args.sets) + ([f"policy={args.policy}"] if args.policy else [])
-    config = load_config(
-        args.file or Path(package.__file__).with_name("serve.yaml"), ServeApp, sets
-    )
+    config = _config(args)
     if args.render:
         import yaml
 
@@ -67,8 +56,6 @@ def run_serve(args: argparse.Namespace) -> None:
         print(yaml.safe_dump(render(config), sort_keys=False), end="")
         return
 
-    import ray
-
     from pipelines.console import event
     from serve.app import build_app, deploy
 
@@ -76,24 +63,7 @@ def run_serve(args: argparse.Namespace) -> None:
     build_app(config)
     logging.getLogger("ray.serve").setLevel(logging.WARNING)
     address = os.environ.get("RAY_ADDRESS")
-    # Ray's own log lines stay in its session folder; what a user has to know is said here.
-    if address:
-        ray.init(address=address, log_to_driver=False, configure_logging=False)
-    else:
-        # A machine with one core must have room for a gateway beside the replicas; CPUs are a
-        # count here, not a limit.
-        replicas = (
-            config.autoscaling.max_replicas * config.replica.cpus
-            + config.gateway.replicas * config.gateway.cpus
-        )
-        cpus = max(os.cpu_count() or 1, math.ceil(replicas))
-        ray.init(
-            address="local",
-            num_cpus=cpus,
-            include_dashboard=False,
-            log_to_driver=False,
-            configure_logging=False,
-        )
+    _start_ray(config, address)
     # After ray.init, which puts its own there.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     event("deploying", policy=config.policy, cluster=address or "local")
@@ -111,6 +81,50 @@ def run_serve(args: argparse.Namespace) -> None:
     finally:
         _stop(config.name, local=not address)
     event("stopped", app=config.name)
+
+
+def _config(args: argparse.Namespace) -> "ServeApp":
+    """The file, or the defaults beside the package, with what the options override."""
+    from pathlib import Path
+
+    import serve as package
+    from gwp.errors import GwpError
+    from pipelines.config.load import load_config
+    from serve.config import ServeApp
+
+    if args.file is None and args.policy is None:
+        raise GwpError(
+            "what to serve? give a file (`gwp serve serve.yaml`) or a policy (`gwp serve --policy URI`)"
+        )
+    file = args.file or Path(package.__file__).with_name("serve.yaml")
+    sets = list(args.sets)
+    if args.policy:
+        sets.append(f"policy={args.policy}")
+    return load_config(file, ServeApp, sets)
+
+
+def _start_ray(config: "ServeApp", address: str | None) -> None:
+    """Join the cluster at `address`, or start a local one that has room for the application."""
+    import math
+    import os
+
+    import ray
+
+    # Ray's own log lines stay in its session folder; what a user has to know is said here.
+    if address:
+        ray.init(address=address, log_to_driver=False, configure_logging=False)
+        return
+    # A machine with one core must have room for a gateway beside the replicas; CPUs are a count
+    # here, not a limit.
+    replicas = config.autoscaling.max_replicas * config.replica.cpus
+    gateways = config.gateway.replicas * config.gateway.cpus
+    ray.init(
+        address="local",
+        num_cpus=max(os.cpu_count() or 1, math.ceil(replicas + gateways)),
+        include_dashboard=False,
+        log_to_driver=False,
+        configure_logging=False,
+    )
 
 
 def _stop(name: str, local: bool) -> None:

@@ -18,7 +18,9 @@ row 0), rope.*, cond.*, acond.*. For GWP-0 row 0 is used throughout, as its refe
 _SOURCES = """CHECKPOINT is a folder (local or s3://) of GWP-0.5, GWP-0 (July or March) or Wan 2.2
 (diffusers or native names), in safetensors or .bin, single or sharded; or one local weight file.
 For finished weights of a run, a bundle or a diffusers pipeline its folder is enough."""
+_AS_WRITTEN = argparse.RawDescriptionHelpFormatter
 _WORST = 12
+"""Matrices that are shown of a comparison: the least alike."""
 
 
 def add(subparsers: Any) -> None:
@@ -26,12 +28,17 @@ def add(subparsers: Any) -> None:
         "weights", help="look at checkpoints, convert them, check them against reference tensors"
     )
     verbs = parser.add_subparsers(title="verbs", metavar="VERB", required=True)
-    plain = argparse.RawDescriptionHelpFormatter
+    _add_inspect(verbs)
+    _add_convert(verbs)
+    _add_parity(verbs)
+
+
+def _add_inspect(verbs: Any) -> None:
     inspect = verbs.add_parser(
         "inspect",
         help="family, widths, and every tensor that does not fit",
         description=_SOURCES,
-        formatter_class=plain,
+        formatter_class=_AS_WRITTEN,
     )
     inspect.add_argument("checkpoint", metavar="CHECKPOINT")
     inspect.add_argument(
@@ -43,11 +50,14 @@ def add(subparsers: Any) -> None:
     inspect.add_argument("--json", action="store_true", help="everything, as one JSON object")
     _allowances(inspect)
     inspect.set_defaults(run=run_inspect)
+
+
+def _add_convert(verbs: Any) -> None:
     convert = verbs.add_parser(
         "convert",
         help="make a folder that `init` takes",
         description=_SOURCES,
-        formatter_class=plain,
+        formatter_class=_AS_WRITTEN,
     )
     convert.add_argument("checkpoint", metavar="CHECKPOINT")
     convert.add_argument(
@@ -95,11 +105,14 @@ def add(subparsers: Any) -> None:
     )
     _allowances(convert)
     convert.set_defaults(run=run_convert)
+
+
+def _add_parity(verbs: Any) -> None:
     parity = verbs.add_parser(
         "parity",
         help="largest error per output against reference tensors",
         description=_FORM,
-        formatter_class=plain,
+        formatter_class=_AS_WRITTEN,
     )
     parity.add_argument("folder", metavar="DIR")
     parity.add_argument(
@@ -141,8 +154,8 @@ def run_inspect(args: argparse.Namespace) -> int:
     from gwp.model.weights.compare import Likeness, similarity
 
     rows: list[Likeness] | None = None
-    with _local(args.checkpoint) as place:
-        checkpoint = open_checkpoint(place)
+    with _local(args.checkpoint) as folder:
+        checkpoint = open_checkpoint(folder)
         problems = checkpoint.problems(args.allow_missing, args.allow_unexpected)
         if args.reference:
             with _local(args.reference) as other:
@@ -186,11 +199,8 @@ def _print_report(report: dict[str, Any]) -> None:
         print(f"  {line}")
     if report["family"] == "wan":
         print("  no action projections: `gwp weights convert` makes a model of it")
-    print(
-        "whole"
-        if not report["problems"]
-        else f"{len(report['problems'])} problems: it would be refused"
-    )
+    count = len(report["problems"])
+    print(f"{count} problems: it would be refused" if count else "whole")
 
 
 def _print_similarity(rows: list[Any]) -> None:
@@ -207,20 +217,17 @@ def _print_similarity(rows: list[Any]) -> None:
         f"{sum(row.same for row in judged) / len(judged):.3f}, least "
         f"{min(row.same for row in judged):.3f}{beside}"
     )
-    print(
-        table(
-            [
-                {
-                    "least alike": row.name,
-                    "same": row.same,
-                    "next layer": "" if row.following is None else row.following,
-                    "transposed": "" if row.transposed is None else row.transposed,
-                    "verdict": row.verdict,
-                }
-                for row in judged[:_WORST]
-            ]
-        )
-    )
+    worst = [
+        {
+            "least alike": row.name,
+            "same": row.same,
+            "next layer": "" if row.following is None else row.following,
+            "transposed": "" if row.transposed is None else row.transposed,
+            "verdict": row.verdict,
+        }
+        for row in judged[:_WORST]
+    ]
+    print(table(worst))
     suspicious = sum(row.verdict != "ok" for row in judged)
     print(
         f"{suspicious} of {len(judged)} matrices are suspicious"
@@ -242,10 +249,10 @@ def run_convert(args: argparse.Namespace) -> int:
     if storage.is_remote(args.out) and storage.list_files(args.out):
         raise GwpError(f"{args.out}: not empty; choose another place")
     with (
-        _local(args.checkpoint) as place,
+        _local(args.checkpoint) as folder,
         tempfile.TemporaryDirectory(prefix="gwp-convert-") as scratch,
     ):
-        source = open_checkpoint(place)
+        source = open_checkpoint(folder)
         config = target_config(
             source,
             args.to,
@@ -255,11 +262,10 @@ def run_convert(args: argparse.Namespace) -> int:
             action_ffn_dim=args.action_ffn_dim,
         )
         total = len(parameters(config))
-        out = (
-            Path(scratch) / "out"
-            if storage.is_remote(args.out)
-            else Path(args.out.removeprefix("file://"))
-        )
+        out = Path(args.out.removeprefix("file://"))
+        if storage.is_remote(args.out):
+            # Shards are written one by one, and uploaded when all are there.
+            out = Path(scratch) / "out"
         with progress("convert", total) as shown:
             convert(
                 source,
