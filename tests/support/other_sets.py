@@ -16,7 +16,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from PIL import Image
 
-from gwp.data.formats.tfrecord import masked_crc
+from gwp.data.formats.rlds.tfrecord import masked_crc
 from tests.support.sets import (
     ACTION_NAMES,
     FPS,

@@ -4,9 +4,11 @@ The name stands in `Source.format`, in rows of the manifest and on the command l
 takes the first that is there.
 """
 
-from gwp.data.formats import clips, hdf5, rlds, tars
+from gwp.data.formats import clips, tars
 from gwp.data.formats.format import AnyFormat, RobotFormat, VideoFormat
+from gwp.data.formats.hdf5 import format as hdf5
 from gwp.data.formats.lerobot import format as lerobot
+from gwp.data.formats.rlds import format as rlds
 
 AUTO = "auto"
 ROBOTS: dict[str, RobotFormat] = {

@@ -17,10 +17,10 @@ from gwp import storage
 from gwp.data.canvas import Canvas
 from gwp.data.decode import SampleSpec, decode_samples
 from gwp.data.embodiment import Embodiment
-from gwp.data.formats import rlds
 from gwp.data.formats.find import robots_at, set_at, usable_episodes
 from gwp.data.formats.format import FilePart
 from gwp.data.formats.reader import FileReader
+from gwp.data.formats.rlds import format as rlds
 from gwp.data.formats.robot_set import RobotSet, embodiment_of
 from gwp.data.formats.vectors import episode_vectors
 from gwp.data.plan.build import build_manifest

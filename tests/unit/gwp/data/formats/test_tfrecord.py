@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from gwp.data.formats import tfrecord
 from gwp.data.formats.find import robots_at
-from gwp.data.formats.tfrecord import count, features, masked_crc, numbers, records, values
+from gwp.data.formats.rlds import tfrecord
+from gwp.data.formats.rlds.tfrecord import count, features, masked_crc, numbers, records, values
 from gwp.data.source import Source
 from gwp.errors import GwpError
 from tests.support.other_sets import record, write_rlds

@@ -27,7 +27,7 @@ from gwp.data.formats.format import (
     rows_of,
     usable_by_metadata,
 )
-from gwp.data.formats.hdf5_file import member_of, opened
+from gwp.data.formats.hdf5.file import member_of, opened
 from gwp.data.formats.reader import FileReader
 from gwp.data.formats.robot_set import Episode, RobotSet, VideoSpan, choose_columns, vector_names
 from gwp.errors import DataError

@@ -27,9 +27,8 @@ from gwp.data.formats.format import (
     usable_by_metadata,
 )
 from gwp.data.formats.reader import FileReader
-from gwp.data.formats.rlds_features import is_picture, leaves_of, width_of
-from gwp.data.formats.robot_set import Episode, RobotSet, VideoSpan, choose_columns, vector_names
-from gwp.data.formats.tfrecord import (
+from gwp.data.formats.rlds.features import is_picture, leaves_of, width_of
+from gwp.data.formats.rlds.tfrecord import (
     BYTES,
     Field,
     Record,
@@ -39,6 +38,7 @@ from gwp.data.formats.tfrecord import (
     records,
     values,
 )
+from gwp.data.formats.robot_set import Episode, RobotSet, VideoSpan, choose_columns, vector_names
 from gwp.errors import DataError
 
 FEATURES = "features.json"

@@ -1,0 +1,1 @@
+"""Episodes in HDF5 files: ALOHA, robomimic, LIBERO."""

@@ -1,0 +1,1 @@
+"""TFDS/RLDS sets: episodes in TFRecord files."""
