@@ -1,10 +1,11 @@
-"""Every private interface of Ray and DeepSpeed that the pipelines need, with the reason.
+"""Every private interface of Ray, DeepSpeed and torch that the pipelines need, with the reason.
 
 Nothing else here may reach past a public interface of theirs. `tests/unit/pipelines/
 test_compat.py` and the tests that are named notice when one changes with an update.
 """
 
 from argparse import Namespace
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -74,3 +75,13 @@ def to_universal(state: Path, target: Path) -> None:
             inject_missing_state=True,
         )
     )
+
+
+def ahead_of_time(program: Any, options: dict[str, Any]) -> Callable[..., Any]:
+    """An exported program, compiled by AOTInductor and loaded.
+
+    torch documents these functions, in a package whose name says that it is private.
+    """
+    from torch._inductor import aoti_compile_and_package, aoti_load_package
+
+    return aoti_load_package(aoti_compile_and_package(program, inductor_configs=options))

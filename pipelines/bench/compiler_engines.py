@@ -22,6 +22,7 @@ from gwp.model.transformer import Tokens, WorldActionTransformer
 from gwp.policy.solver import Shapes, Solver
 from pipelines.bench.compiler_passes import PlainPass, packed_level, packed_text
 from pipelines.bench.sizes import SIZES, random_model
+from pipelines.compat import ahead_of_time
 
 STEPS = 10
 Cases = dict[str, Callable[[], Any]]
@@ -186,14 +187,8 @@ def _compile(problem: Problem, threads: int) -> Cases:
 
 
 def _aoti(problem: Problem, threads: int) -> Cases:
-    # Public by documentation, though not by name.
-    from torch._inductor import aoti_compile_and_package, aoti_load_package
-
     def compiled(module: PlainPass, inputs: tuple[Tensor, ...]) -> _Pass:
-        program = torch.export.export(module, inputs)
-        return aoti_load_package(
-            aoti_compile_and_package(program, inductor_configs=_inductor_options(threads))
-        )
+        return ahead_of_time(torch.export.export(module, inputs), _inductor_options(threads))
 
     return _plain_cases(problem, compiled)
 
