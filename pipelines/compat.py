@@ -5,6 +5,7 @@ test_compat.py` and the tests that are named notice when one changes with an upd
 """
 
 from argparse import Namespace
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -48,16 +49,6 @@ def without_shared_memory_collective() -> None:
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
 
 
-def ahead_of_time() -> tuple[Any, Any]:
-    """AOTInductor's two functions, which compile an exported program into a file and load it.
-
-    Public by torch's documentation, though not by name.
-    """
-    from torch._inductor import aoti_compile_and_package, aoti_load_package
-
-    return aoti_compile_and_package, aoti_load_package
-
-
 def own_share(parameter: Any) -> Any:
     """The part of a parameter that lies on this rank: all of it, but for ZeRO-3.
 
@@ -84,3 +75,13 @@ def to_universal(state: Path, target: Path) -> None:
             inject_missing_state=True,
         )
     )
+
+
+def ahead_of_time(program: Any, options: dict[str, Any]) -> Callable[..., Any]:
+    """An exported program, compiled by AOTInductor and loaded.
+
+    torch documents these functions, in a package whose name says that it is private.
+    """
+    from torch._inductor import aoti_compile_and_package, aoti_load_package
+
+    return aoti_load_package(aoti_compile_and_package(program, inductor_configs=options))

@@ -185,11 +185,8 @@ def _compile(problem: Problem, threads: int) -> Cases:
 
 
 def _aoti(problem: Problem, threads: int) -> Cases:
-    compile_package, load_package = ahead_of_time()
-
     def compiled(module: PlainPass, inputs: tuple[Tensor, ...]) -> _Pass:
-        program = torch.export.export(module, inputs)
-        return load_package(compile_package(program, inductor_configs=_inductor_options(threads)))
+        return ahead_of_time(torch.export.export(module, inputs), _inductor_options(threads))
 
     return _plain_cases(problem, compiled)
 

@@ -1,4 +1,4 @@
-"""What the pipelines need of Ray's and DeepSpeed's private parts is there.
+"""What the pipelines need of private parts of Ray, DeepSpeed and torch is there.
 
 The universal conversion, ZeRO-3's shares and Ray's store are met by the tests of resuming,
 checkpoints and streams in tests/cluster and tests/chaos.
@@ -36,3 +36,10 @@ def test_the_share_of_a_parameter_is_what_zero_3_left_here() -> None:
     parameter = torch.nn.Parameter(torch.ones(3))
     assert compat.own_share(parameter) is parameter
     assert "param.ds_tensor" in inspect.getsource(partition_parameters)
+
+
+def test_aotinductor_takes_options_and_a_path() -> None:
+    from torch._inductor import aoti_compile_and_package, aoti_load_package
+
+    assert "inductor_configs" in inspect.signature(aoti_compile_and_package).parameters
+    assert "path" in inspect.signature(aoti_load_package).parameters
