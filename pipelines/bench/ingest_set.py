@@ -16,6 +16,7 @@ from gwp import storage
 from gwp.data.formats.lerobot.read import INFO
 from gwp.data.latent_cache import LatentCache, sample_names
 from gwp.data.video.decode import open_video, probe
+from gwp.errors import GwpError
 from pipelines.bench.ingest_jobs import WHOLE_FRAMES, Shape
 from pipelines.bench.ingest_sides import Side, Wanted, bare, dataloader, wanted_of
 from pipelines.bench.ingest_stream import read_videos, stream
@@ -184,7 +185,7 @@ def _frames(wanted: Wanted) -> int:
 
 def _as_packed(prepared: PreparedRun, shape: Shape) -> tuple[list[pa.Table], list[pa.Table]]:
     """Blocks as the stream decodes them, which hold fewer different frames than their
-    micro-batches: to warm up, and to measure.
+    micro-batches: to warm up, and to measure. GwpError when the first blocks hold all steps.
     """
     warm: list[pa.Table] = []
     measured: list[pa.Table] = []
@@ -193,6 +194,11 @@ def _as_packed(prepared: PreparedRun, shape: Shape) -> tuple[list[pa.Table], lis
         if step < shape.warm + shape.steps:
             part = warm if step < shape.warm else measured
             part.append(unpacked(prepared.manifest, prepared.cached, row))
+    if not measured:
+        raise GwpError(
+            f"--steps {shape.steps}: small micro-batches travel in blocks of several steps, and "
+            "the first block holds all of these; give 16 or more, and --warm-up 8 or more"
+        )
     return warm, measured
 
 

@@ -144,10 +144,9 @@ class Plan:
         """What was cut, and that it takes longer all the same."""
         lines = [str(cut) for cut in self.cuts]
         if self.promised_s is not None and self.expected_s > self.promised_s:
-            minutes, promised = self.expected_s / 60, self.promised_s / 60
             lines.append(
-                f"all the same it takes some {minutes:.0f} minutes on this machine, slow or "
-                f"busy as it is, not {promised:g}"
+                f"all the same it takes some {self.expected_s / 60:.0f} minutes on this machine, "
+                f"slow or busy as it is, not {self.promised_s / 60:g}"
             )
         return lines
 

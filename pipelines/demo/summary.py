@@ -105,15 +105,13 @@ def shortfalls(summary: Mapping[str, Any]) -> list[str]:
 
 def _fleet_shortfalls(fleet: Mapping[str, Any]) -> list[str]:
     lines = []
-    asked, up, down = (fleet["scaling"][name] for name in ("asked_s", "up_s", "down_s"))
-    if up is None:
-        why = (
-            "none was asked for"
-            if asked is None
-            else f"one was asked for after {asked:g} s and did not load in time"
-        )
+    scaling = fleet["scaling"]
+    if scaling["up_s"] is None:
+        why = "none was asked for"
+        if scaling["asked_s"] is not None:
+            why = f"one was asked for after {scaling['asked_s']:g} s and did not load in time"
         lines.append(f"the fleet brought no further replica: {why}")
-    elif down is None:
+    elif scaling["down_s"] is None:
         lines.append("the replicas that came with the fleet did not go when it had ended")
     if fleet["failed"]:
         first = f"; first: {fleet['errors'][0]}" if fleet["errors"] else ""
@@ -129,14 +127,10 @@ def environment() -> dict[str, str]:
 
     import torch
 
-    cpu = next(
-        (
-            x.split(":")[1].strip()
-            for x in Path("/proc/cpuinfo").read_text().splitlines()
-            if x.startswith("model name")
-        ),
-        "?",
-    )
+    lines = Path("/proc/cpuinfo").read_text().splitlines()
+    models = [line.split(":")[1].strip() for line in lines if line.startswith("model name")]
+    # ARM's kernels do not name the model.
+    cpu = models[0] if models else "?"
     packages = ("gwp", "torch", "ray", "deepspeed", "mlflow", "mujoco")
     return {
         "machine": f"{os.cpu_count()} cores, {cpu}",

@@ -90,8 +90,10 @@ def headline(summary: Mapping[str, Any]) -> list[Tile]:
         remark = f"{len(tasks)} tasks; acting at random: {_solved(tasks, '_random')}"
         tiles.append(Tile("episodes solved in closed loop", _solved(tasks, ""), remark))
     if error := summary.get("open_loop"):
-        hold, mean = error["mse_hold"], error["mse_mean"]
-        remark = f"mean, squared robot units; holding still {hold:.3g}, the mean action {mean:.3g}"
+        remark = (
+            f"mean, squared robot units; holding still {error['mse_hold']:.3g}, "
+            f"the mean action {error['mse_mean']:.3g}"
+        )
         tiles.append(Tile("action error on held-out episodes", f"{error['mse']:.3g}", remark))
     if latency := summary.get("latency"):
         joint = _milliseconds(latency["joint_ms_p50"], 1)
@@ -118,7 +120,8 @@ def headline(summary: Mapping[str, Any]) -> list[Tile]:
 
 def _fleet_tile(fleet: Mapping[str, Any]) -> Tile:
     percentiles = f"p50 {_milliseconds(fleet['p50_ms'])}, p99 {_milliseconds(fleet['p99_ms'])}"
-    low, high = fleet["replicas_min"], fleet["replicas_max"]
+    low = fleet["replicas_min"]
+    high = fleet["replicas_max"]
     count = f"{low} to {high} replicas" if low != high else f"replicas: {low}"
     remark = f"{fleet['robots']} robots; {percentiles}; {count}"
     failed = f"{fleet['failed']} of {fleet['requests']}"
@@ -150,6 +153,7 @@ def psnr(real: np.ndarray, imagined: np.ndarray) -> float:
     """Peak signal-to-noise ratio of uint8 frames, dB; the mean over frames of the same shape."""
     difference = real.astype(np.float64) - imagined.astype(np.float64)
     error = np.square(difference).mean(axis=tuple(range(1, real.ndim)))
+    # 1e-10 keeps two equal frames finite, at 148 dB.
     return float((10 * np.log10(255.0**2 / np.maximum(error, 1e-10))).mean())
 
 
@@ -157,6 +161,7 @@ def _imagined(title: str, real: np.ndarray, imagined: np.ndarray) -> ImaginedCli
     """real, imagined: uint8 [T,H,W,3]."""
     quality = ""
     if len(real) > 1 and real.shape == imagined.shape:
+        # Frame 0 was given. Whoever repeats it is right wherever nothing moves.
         still = np.broadcast_to(real[:1], real[1:].shape)
         quality = (
             f"PSNR of the future frames {psnr(real[1:], imagined[1:]):.1f} dB; "

@@ -13,14 +13,14 @@ def random_success(tasks: list[str], episodes: int, max_steps: int) -> dict[str,
     result = {}
     for task in tasks:
         env = Env(task)
-        won = sum(
-            run_episode(
-                env, random_policy(seed), seed=7000 + seed, max_steps=max_steps, replan=6
-            ).success
-            for seed in range(episodes)
-        )
+        won = 0
+        for i in range(episodes):
+            episode = run_episode(
+                env, random_policy(i), seed=7000 + i, max_steps=max_steps, replan=6
+            )
+            won += int(episode.success)
         env.close()
-        result[task] = (int(won), episodes)
+        result[task] = (won, episodes)
     return result
 
 
@@ -32,14 +32,17 @@ def blind_success(tasks: list[str], episodes: int, max_steps: int) -> dict[str, 
 
     result = {}
     for task in tasks:
-        env, won = Env(task), 0
+        env = Env(task)
+        won = 0
         for i in range(episodes):
+            # The expert's actions of one start ...
             env.reset(6000 + i)
             actions: list[np.ndarray] = []
             done = False
             while not done and len(actions) < max_steps:
                 actions.append(env.expert_action())
                 done = env.step(actions[-1])
+            # ... from another one, which it does not see.
             env.reset(7000 + i)
             won += any(env.step(action) for action in actions)
         env.close()
@@ -56,13 +59,16 @@ def closed_loop(
     from gwp.sim.metaworld import Env
     from gwp.sim.rollout import run_episode
 
+    replan = next(iter(policy.bundle.embodiments.values())).replan
     result = {}
     for task in tasks:
-        env, replan = Env(task), next(iter(policy.bundle.embodiments.values())).replan
-        won = sum(
-            run_episode(env, policy.act, seed=9000 + i, max_steps=max_steps, replan=replan).success
-            for i in range(episodes)
-        )
+        env = Env(task)
+        won = 0
+        for i in range(episodes):
+            episode = run_episode(
+                env, policy.act, seed=9000 + i, max_steps=max_steps, replan=replan
+            )
+            won += int(episode.success)
         env.close()
-        result[task] = (int(won), episodes)
+        result[task] = (won, episodes)
     return result

@@ -24,11 +24,11 @@ _BATCH = 8
 
 @dataclass(frozen=True)
 class StepsRow:
-    """One number of Euler steps.
+    """One number of Euler steps; a row of `steps_study`, and of the report's table.
 
-    mse: of whole chunks against recorded actions, squared robot units; rms: difference to the
-    answer with the most steps;
-    ms: one act call, median
+    mse: of whole chunks against recorded actions, squared robot units
+    rms: difference to the answer with the most steps, standard deviations
+    ms:  one act call, median
     """
 
     steps: int
@@ -51,12 +51,13 @@ class Jump:
 
 @dataclass(frozen=True)
 class Seams:
-    """Chunks that arrive `delay` control steps after their observation.
+    """Chunks that arrive `delay` control steps after their observation; from `seams_study`.
 
-    chunked: the next chunk continues the actions already promised (real-time chunking); naive:
-    it knows nothing of them;
-    inside: between neighbouring actions of one chunk, the smoothness that a seam can have at
-    best
+    seams:   how many were looked at
+    chunked: the next chunk continues the actions already promised (real-time chunking)
+    naive:   it knows nothing of them
+    inside:  between neighbouring actions of one chunk, the smoothness that a seam can have at
+             best
     """
 
     delay: int
@@ -72,7 +73,8 @@ def steps_study(policy: Policy, source: Source, steps: Sequence[int]) -> list[St
     sides = [policy.with_steps(n) for n in counts]
     answers: list[list[np.ndarray]] = [[] for _ in sides]
     times: list[list[float]] = [[] for _ in sides]
-    recorded, scale = [], None
+    recorded: list[np.ndarray] = []
+    scale = None
     for embodiment, truth, observations in _windows(policy, source):
         scale = _spread(policy, embodiment)
         recorded += truth
@@ -84,19 +86,15 @@ def steps_study(policy: Policy, source: Source, steps: Sequence[int]) -> list[St
                 ms.append(chunk.timings["total"])
     rows = []
     for count, chunks, ms in zip(counts, answers, times, strict=True):
+        # At the end of an episode less is recorded than a chunk has.
         errors = [
             ((chunk[: len(true)] - true) ** 2).ravel()
             for chunk, true in zip(chunks, recorded, strict=True)
         ]
-        apart = (np.stack(chunks) - np.stack(answers[0])) / scale
-        rows.append(
-            StepsRow(
-                count,
-                float(np.concatenate(errors).mean()),
-                float(np.sqrt((apart**2).mean())),
-                float(np.median(ms)),
-            )
-        )
+        mse = float(np.concatenate(errors).mean())
+        difference = (np.stack(chunks) - np.stack(answers[0])) / scale
+        rms = float(np.sqrt((difference**2).mean()))
+        rows.append(StepsRow(count, mse, rms, float(np.median(ms))))
     return rows
 
 
@@ -109,7 +107,9 @@ def seams_study(policy: Policy, source: Source, delay: int | None = None) -> Sea
     """
     jumps: dict[str, list[np.ndarray]] = {"chunked": [], "naive": [], "inside": []}
     for embodiment, _, observations in _windows(policy, source):
-        p, replan = embodiment.chunk, embodiment.replan
+        p = embodiment.chunk
+        replan = embodiment.replan
+        # The old chunk must last until the next one arrives.
         room = p - replan
         delay = min(4, room) if delay is None else delay
         if not 2 <= replan + delay <= p or delay < 1:
@@ -118,11 +118,12 @@ def seams_study(policy: Policy, source: Source, delay: int | None = None) -> Sea
                 f"for 1 to {room} more steps"
             )
         scale = _spread(policy, embodiment)
-        first = [c.actions for some in _batches(observations) for c in policy.act_batch(some)]
+        first = _answers(policy, observations)
         later = list(zip(observations[1:], first, strict=False))
         promised = [replace(o, prefix_actions=chunk[replan:], delay=delay) for o, chunk in later]
-        joined = [c.actions for some in _batches(promised) for c in policy.act_batch(some)]
+        joined = _answers(policy, promised)
         for old, naive, chunked in zip(first, first[1:], joined, strict=False):
+            # The last two actions of the old chunk that are executed.
             left = old[replan + delay - 2 : replan + delay]
             jumps["naive"].append(np.concatenate([left, naive[delay : delay + 1]]) / scale)
             jumps["chunked"].append(np.concatenate([left, chunked[delay : delay + 1]]) / scale)
@@ -140,14 +141,15 @@ def _jump(triples: np.ndarray) -> Jump:
     """From `[n, 3, d]`: the two last actions of the old chunk and the first that is executed of
     the new.
     """
-    position = np.abs(triples[:, 2] - triples[:, 1])
-    velocity = np.abs((triples[:, 2] - triples[:, 1]) - (triples[:, 1] - triples[:, 0]))
+    before = triples[:, 1] - triples[:, 0]
+    across = triples[:, 2] - triples[:, 1]
+    position = np.abs(across)
+    velocity = np.abs(across - before)
     return Jump(
-        *(
-            float(x)
-            for values in (position, velocity)
-            for x in (values.mean(), np.percentile(values, 95))
-        )
+        float(position.mean()),
+        float(np.percentile(position, 95)),
+        float(velocity.mean()),
+        float(np.percentile(velocity, 95)),
     )
 
 
@@ -159,19 +161,27 @@ def _windows(
     """
     for recording in RecordedSet.of(policy.bundle.embodiments, source):
         embodiment = recording.embodiment
-        at = list(range(0, len(recording.action), embodiment.replan))
+        steps = list(range(0, len(recording.action), embodiment.replan))
+        recorded = [recording.action[step : step + embodiment.chunk] for step in steps]
+        # Noise by episode and step, so that a study of fewer episodes has the same.
         seeded = [
-            replace(o, seed=1000 * recording.episode.index + i)
-            for i, o in enumerate(recording.observations(at))
+            replace(observation, seed=1000 * recording.episode.index + i)
+            for i, observation in enumerate(recording.observations(steps))
         ]
-        yield embodiment, [recording.action[s : s + embodiment.chunk] for s in at], seeded
+        yield embodiment, recorded, seeded
 
 
 def _spread(policy: Policy, embodiment: Embodiment) -> np.ndarray:
-    std = np.asarray(Stats.from_json(policy.bundle.stats[embodiment.name]).action.std, np.float32)[
-        : len(embodiment.action_names)
-    ]
+    """Standard deviation of each action in the training data, `[d]`; 1 where it never moved."""
+    stats = Stats.from_json(policy.bundle.stats[embodiment.name])
+    # Statistics may be padded to the width of the model.
+    std = np.asarray(stats.action.std, np.float32)[: len(embodiment.action_names)]
     return np.where(std > 0, std, 1.0).astype(np.float32)
+
+
+def _answers(policy: Policy, observations: Sequence[Observation]) -> list[np.ndarray]:
+    """Actions `[p, d]` for each observation."""
+    return [c.actions for some in _batches(observations) for c in policy.act_batch(some)]
 
 
 def _batches(observations: Sequence[Observation]) -> Iterator[Sequence[Observation]]:

@@ -20,6 +20,7 @@ def ensure_ray(job: TrainJob) -> None:
         return
     # Workers hold a CPU each; decoding on a machine without a spare one would wait for ever.
     needed = int(job.cluster.workers * job.cluster.cpus_per_worker + job.cluster.decode_tasks + 1)
+    # Ray looks at its workers every two seconds otherwise, long beside a small run's steps.
     os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.2")
     ray.init(
         address="local",
@@ -36,19 +37,23 @@ def check_resources(job: TrainJob) -> None:
     nodes = [n for n in ray.nodes() if n["Alive"]]
 
     def cpus(pool: str | None) -> float:
+        """Of all living nodes of a pool; None: of any."""
         return sum(
             n["Resources"].get("CPU", 0.0)
             for n in nodes
             if pool is None or n["Labels"].get(POOL) == pool
         )
 
-    workers = job.cluster.workers * job.cluster.cpus_per_worker
+    needed = job.cluster.workers * job.cluster.cpus_per_worker
     same = job.cluster.train_pool == job.cluster.data_pool
-    if cpus(job.cluster.train_pool) < workers + (1 if same else 0):
+    if same:
+        # Workers keep their CPUs to the end; without one more nothing is ever decoded.
+        needed += 1
+    if cpus(job.cluster.train_pool) < needed:
         raise GwpError(
             f"the cluster has {cpus(job.cluster.train_pool):g} CPUs in pool "
             f"'{job.cluster.train_pool}'; {job.cluster.workers} "
-            f"workers{' and decoding' if same else ''} need {workers + (1 if same else 0):g}: "
+            f"workers{' and decoding' if same else ''} need {needed:g}: "
             "lower cluster.cpus_per_worker"
         )
     if not same and cpus(job.cluster.data_pool) < 1:

@@ -284,9 +284,8 @@ class TrainJob(BaseModel):
     def _consistent(self) -> "TrainJob":
         if self.init is None and (self.codec is None or self.text is None):
             raise ValueError("without init the job must name its codec and text encoder")
-        unknown = {s.embodiment for s in self.data.sources if s.embodiment} - set(
-            self.data.embodiments
-        )
+        named = {s.embodiment for s in self.data.sources if s.embodiment}
+        unknown = named - set(self.data.embodiments)
         if unknown:
             raise ValueError(
                 "data.sources name embodiments that data.embodiments lacks: "
@@ -322,11 +321,9 @@ class TrainJob(BaseModel):
     @property
     def model_config_(self) -> ModelConfig:
         """The widths, whether given or released."""
-        return (
-            ModelConfig.released(self.model.released)
-            if isinstance(self.model, ReleasedConfig)
-            else self.model
-        )
+        if isinstance(self.model, ReleasedConfig):
+            return ModelConfig.released(self.model.released)
+        return self.model
 
     @property
     def micro_batch(self) -> int:

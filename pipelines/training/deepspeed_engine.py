@@ -36,6 +36,7 @@ def deepspeed_config(job: TrainJob) -> dict[str, Any]:
         "gradient_clipping": job.optimizer.clip,
         "zero_allow_untested_optimizer": True,
         "zero_optimization": {"stage": engine.zero_stage},
+        # Never: the journal and MLflow tell how far it is.
         "steps_per_print": 1_000_000_000,
     }
     if engine.precision == "bf16":
@@ -62,6 +63,7 @@ class Engine:
     def __init__(
         self, model: WorldActionTransformer, job: TrainJob, load_universal: bool = False
     ) -> None:
+        # DeepSpeed chooses its accelerator when it is imported.
         if not job.cluster.gpu:
             os.environ.setdefault("DS_ACCELERATOR", "cpu")
         import deepspeed
@@ -89,6 +91,7 @@ class Engine:
 
     @property
     def device(self) -> torch.device:
+        """Where this rank computes."""
         return torch.device(self._engine.device)
 
     def step(self, loss: Tensor, lr: float) -> float | None:
@@ -115,6 +118,7 @@ class Engine:
         return all(bool(share.isfinite().all()) for share in shares)
 
     def parameters(self) -> dict[str, torch.nn.Parameter]:
+        """Name in the model -> parameter; under ZeRO-3 empty outside `gathered`."""
         return dict(self._engine.module.named_parameters())
 
     def gathered(self, parameters: list[torch.nn.Parameter]) -> Any:
@@ -127,6 +131,7 @@ class Engine:
 
     def save(self, folder: Path) -> None:
         """Write this rank's share of the state below `folder`; every rank must call it."""
+        # The conversion to the universal format looks for it.
         info = {"universal_checkpoint_info": {"universal_checkpoint_version": 0.2}}
         self._engine.save_checkpoint(str(folder), tag=_TAG, client_state=info)
 
@@ -153,9 +158,9 @@ def full_state(folder: Path) -> dict[str, Tensor]:
 
     if not list((folder / _TAG).glob("*zero_pp_rank_*_optim_states.pt")):
         # Stage 0 keeps the whole module in one file.
-        saved = torch.load(
-            folder / _TAG / "mp_rank_00_model_states.pt", map_location="cpu", weights_only=False
-        )
+        file = folder / _TAG / "mp_rank_00_model_states.pt"
+        # Pickled, with DeepSpeed's own classes in it; `fetch` has checked its hash.
+        saved = torch.load(file, map_location="cpu", weights_only=False)
         return {name: tensor.float() for name, tensor in saved["module"].items()}
     state = get_fp32_state_dict_from_zero_checkpoint(str(folder), tag=_TAG)
     return {name: tensor.float() for name, tensor in state.items()}

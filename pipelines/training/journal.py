@@ -16,7 +16,10 @@ from gwp.data.records import StreamBatch
 
 
 class Journal:
-    """The notes of one rank in one attempt of a run."""
+    """The notes of one rank in one attempt of a run.
+
+    A file per note: object stores cannot append, and no two ranks write the same name.
+    """
 
     def __init__(self, run_uri: str, rank: int, attempt: int) -> None:
         self._uri = run_uri

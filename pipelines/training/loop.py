@@ -54,10 +54,12 @@ def train_loop(config: dict[str, Any]) -> None:
     """
     prepared: PreparedRun = config["prepared"]
     context = ray.train.get_context()
-    rank, world = context.get_world_rank(), context.get_world_size()
-    log = (
-        RunLog(config["run_id"], config["tracking_uri"]) if rank == 0 and config["run_id"] else None
-    )
+    rank = context.get_world_rank()
+    world = context.get_world_size()
+    log = None
+    # One rank is enough: losses are means over all of them.
+    if rank == 0 and config["run_id"]:
+        log = RunLog(config["run_id"], config["tracking_uri"])
     with tempfile.TemporaryDirectory(prefix="gwp-worker-") as scratch:
         try:
             with lasting():
@@ -69,13 +71,20 @@ def train_loop(config: dict[str, Any]) -> None:
 
 
 class _Loop:
-    """One rank of a run: its share of the state, and the steps."""
+    """One rank of a run: its share of the state, and the steps. `train_loop` makes it.
+
+    step:         optimiser steps done
+    samples_seen: of all ranks, position in the plan
+    skipped:      broken samples of this rank in this attempt
+    good:         the last good checkpoint, in words
+    """
 
     def __init__(self, prepared: PreparedRun, rank: int, world: int, scratch: Path) -> None:
         self.prepared = prepared
         self.job = prepared.job
         self.scratch = scratch
         self.ranks = Ranks(rank, world)
+        # Rank 0 looks for all: listings at different moments could differ.
         attempt = self.ranks.agreed(next_attempt(prepared.uri) if rank == 0 else 0)
         self.attempt = int(attempt)
         self.journal = Journal(prepared.uri, rank, self.attempt)
@@ -108,19 +117,23 @@ class _Loop:
         return True
 
     def _model(self) -> WorldActionTransformer:
+        """The model in fp32: with the weights of `init` where the run begins there, else drawn
+        by the job's seed, the same on every rank.
+        """
         config = self.job.model_config_
+        # A checkpoint brings its own weights; those of `init` would be read for nothing.
         if not self.prepared.init or self.committed:
             return build_model(config, self.job.run.seed).train()
         uri = locate(self.prepared.init)
-        local = (
-            storage.download(uri, self.scratch / "init")
-            if storage.is_remote(uri)
-            else Path(uri.removeprefix("file://"))
-        )
+        if storage.is_remote(uri):
+            local = storage.download(uri, self.scratch / "init")
+        else:
+            local = Path(uri.removeprefix("file://"))
         require_same(open_checkpoint(local), config, uri)
         return load_model(local).train()
 
     def _resume(self, uri: str, manifest: CheckpointManifest) -> None:
+        """Go on from the fetched state."""
         self.prepared.require_own(uri, manifest)
         self.engine.load(self.scratch / "checkpoint" / "state")
         self.ema.load(self.scratch / "checkpoint" / "state")
@@ -131,6 +144,7 @@ class _Loop:
             self.journal.resumed(self.step, self.ranks.world)
 
     def run(self, log: RunLog | None) -> None:
+        """All steps that are left; StoppedError when too many samples are broken."""
         job = self.job
         total = job.run.steps
         stream = batches(
@@ -143,6 +157,7 @@ class _Loop:
         begun = self.samples_seen
         started = time.perf_counter()
         while self.step < total:
+            # The next micro-batch; what is waited for here is the data's share.
             begin = time.perf_counter()
             with lasting():
                 raw = next(stream)
@@ -153,6 +168,7 @@ class _Loop:
                 losses = self._train_step(raw)
             self.step += 1
             self.samples_seen += int(raw["batch"][0])
+            # Collective: every rank comes here at the same steps.
             stop = False
             if self.step % job.run.log_every == 0 or self.step in (1, total):
                 elapsed = time.perf_counter() - started
@@ -176,6 +192,9 @@ class _Loop:
                 )
 
     def _train_step(self, raw: StreamBatch) -> dict[str, float]:
+        """One optimiser step on this rank's micro-batch; its losses, none without a whole
+        sample.
+        """
         job = self.job
         # One draw for all ranks, so that their graphs are the same; then one stream of noise
         # per rank.
@@ -194,6 +213,8 @@ class _Loop:
             result = training_losses(self.engine.module, batch, job.objective, video_only, own)
             loss = result.total
             if video_only:
+                # Video alone leaves parameters without a gradient, and sharding engines want
+                # one of each.
                 loss = loss + idle_loss(self.engine.module, self.encoders.text_like())
             parts = {
                 "loss": loss.detach(),
@@ -243,6 +264,7 @@ class _Loop:
         return skipped
 
     def _checkpoint(self, log: RunLog | None, losses: dict[str, float]) -> None:
+        """Save all ranks' shares, commit them, remove old ones, and tell Ray."""
         if log:
             # What a committed step measured must not be lost with a killed worker.
             log.flush(timeout_s=2.0)
@@ -259,6 +281,7 @@ class _Loop:
                 for name in ("latest", "zero_to_fp32.py"):
                     (folder / name).unlink(missing_ok=True)
             mine = upload_files(folder, storage.join(uri, "state"))
+        # Nobody has a share here before it is uploaded, so what is committed is whole.
         shares = self.ranks.gathered(mine)
         if self.ranks.rank == 0:
             files = {}
@@ -282,6 +305,7 @@ class _Loop:
             if log:
                 log.set_tags({"gwp.checkpoint": uri, "gwp.checkpoint_step": str(self.step)})
         self.good = f"{uri} (step {self.step})"
+        # Ray keeps a pointer: the state itself would go through its own storage a second time.
         with tempfile.TemporaryDirectory() as pointer:
             (Path(pointer) / "pointer.json").write_text(json.dumps({"uri": uri, "step": self.step}))
             ray.train.report(

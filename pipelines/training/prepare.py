@@ -56,17 +56,26 @@ RUN_ONLY = (
 
 @dataclass(frozen=True)
 class PreparedRun:
-    """A run folder that workers can start from."""
+    """A run folder that workers can start from. `prepare` makes it; the stream, the loop and
+    the export read it.
+    """
 
     uri: str
+    """The run folder."""
     job: TrainJob
+    """With absolute paths."""
     manifest: Manifest
+    """Every sample of the run; empty in a `slim` one."""
     fingerprint: str
     """Of the manifest."""
     spec: SampleSpec
+    """How a row of the manifest becomes a sample."""
     config_hash: str
+    """Of the job without `RUN_ONLY`."""
     init: str | None
+    """Folder of the weights that it starts from."""
     cache: LatentCache | None = None
+    """Latents in place of videos."""
     cached: pa.Array | None = None
     """Place of each manifest row in `cache`, as its `find` gives them."""
     plan_hash: str = ""
@@ -109,7 +118,8 @@ def prepare(job: TrainJob) -> PreparedRun:
     """
     # Workers stand in other folders.
     job = absolute_paths(job)
-    uri, digest = run_uri(job), config_hash(job, exclude=RUN_ONLY)
+    uri = run_uri(job)
+    digest = config_hash(job, exclude=RUN_ONLY)
     if storage.exists(storage.join(uri, "job.json")):
         earlier = json.loads(storage.read_bytes(storage.join(uri, "job.json")))
         if digest not in (earlier["config_hash"], _hash_of(earlier["job"])):
@@ -134,15 +144,12 @@ def prepare(job: TrainJob) -> PreparedRun:
         write_text(job, init, folder / "text")
         if cache:
             cache.require(cache_key(job, manifest, folder, cache.key.number_format))
-            cache.find(
-                "texts",
-                pa.array(sorted({text_hash(t) for t in manifest.by_key.values()}), pa.string()),
-            )
+            # It raises for a text that is not there: better now than at the step that needs it.
+            texts = sorted({text_hash(t) for t in manifest.by_key.values()})
+            cache.find("texts", pa.array(texts, pa.string()))
             _write_json(folder / "cache.json", cache.key.model_dump(mode="json"))
-        _write_json(
-            folder / "embodiments.json",
-            {n: e.model_dump(mode="json") for n, e in embodiments.items()},
-        )
+        robots = {n: e.model_dump(mode="json") for n, e in embodiments.items()}
+        _write_json(folder / "embodiments.json", robots)
         _write_json(folder / "stats.json", {n: s.to_json() for n, s in stats.items()})
         _write_json(folder / "texts.json", manifest.texts())
         _write_json(folder / "skipped.json", [dict(s) for s in manifest.skipped])
@@ -158,15 +165,17 @@ def prepare(job: TrainJob) -> PreparedRun:
 
 
 def _read(uri: str, job: TrainJob, digest: str) -> PreparedRun:
-    embodiments, stats = read_embodiments(uri), read_stats(uri)
+    """What the first start wrote, so that data that changed since do not change the run."""
+    embodiments = read_embodiments(uri)
+    stats = read_stats(uri)
     manifest = Manifest.load(storage.join(uri, "manifest.parquet"))
     cache = LatentCache.open(job.data.cache) if job.data.cache else None
-    if cache and cache.key != Key.model_validate_json(
-        storage.read_bytes(storage.join(uri, "cache.json"))
-    ):
-        raise GwpError(
-            f"data.cache {cache.uri} is not the one that {uri} began with; give run.name another name"
-        )
+    if cache:
+        key = storage.read_bytes(storage.join(uri, "cache.json"))
+        if cache.key != Key.model_validate_json(key):
+            raise GwpError(
+                f"data.cache {cache.uri} is not the one that {uri} began with; give run.name another name"
+            )
     places = _places(job, manifest, cache)
     spec = sample_spec(job, embodiments, stats)
     plan = make_plan(manifest, job.run.seed, 0, job.plan_rules)
@@ -195,6 +204,7 @@ def _hash_of(job: dict[str, Any]) -> str | None:
 
 
 def _places(job: TrainJob, manifest: Manifest, cache: LatentCache | None) -> pa.Array | None:
+    """Where each sample lies in the cache; GwpError when it lacks one."""
     return cache.find("latents", manifest_names(manifest, job)) if cache else None
 
 

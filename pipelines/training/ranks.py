@@ -48,6 +48,7 @@ class Ranks:
         """Which losses of which ranks are no finite numbers, a phrase for each; the same on
         every rank.
         """
+        # A flag first: gathering objects at every step would cost far more.
         if not self.anywhere(not all(map(math.isfinite, losses.values()))):
             return []
         phrases = []

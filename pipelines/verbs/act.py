@@ -52,7 +52,7 @@ def run_act(args: argparse.Namespace) -> None:
 
     from gwp.client import Client, Observation
 
-    wanted = _images(args.image)
+    images = _images(args.image)
     state = None if args.state is None else _numbers(args.state)
     if args.url:
         client = Client(
@@ -61,25 +61,28 @@ def run_act(args: argparse.Namespace) -> None:
             embodiment=args.embodiment,
             timeout_s=args.timeout,
         )
-        metadata, act = client.metadata, client.act
+        metadata = client.metadata
+        act = client.act
     else:
         from gwp.policy.policy import Policy
 
         policy = Policy.load(args.policy)
-        metadata, act = policy.contract.metadata(args.embodiment), policy.act
-    if state is None and not wanted:
+        metadata = policy.contract.metadata(args.embodiment)
+        act = policy.act
+    if state is None and not images:
         print(json.dumps(metadata, indent=1))
         return
     import numpy as np
 
     observation = Observation(
-        images=wanted,
+        images=images,
         state=np.zeros(0, np.float32) if state is None else state,
         prompt=args.prompt,
         embodiment=args.embodiment,
         seed=args.seed,
     )
     chunk = act(observation)
+    # Metadata of one robot names its actions; that of several, those of each.
     names = metadata.get("action_names") or metadata["embodiments"][args.embodiment]["action_names"]
     if args.json:
         answer = {
@@ -103,13 +106,14 @@ def run_act(args: argparse.Namespace) -> None:
     )
 
 
-def _images(given: list[str]) -> "dict[str, np.ndarray]":
+def _images(options: list[str]) -> "dict[str, np.ndarray]":
+    """Camera -> uint8 `[H, W, 3]`, from CAMERA=FILE; GwpError for what is no picture."""
     import numpy as np
 
     from gwp.errors import GwpError
 
     images = {}
-    for text in given:
+    for text in options:
         camera, equals, path = text.partition("=")
         if not equals:
             raise GwpError(f"--image {text}: write it as --image CAMERA=FILE")

@@ -65,10 +65,11 @@ def run_show(args: argparse.Namespace) -> None:
     from pipelines.config.load import dump_resolved, load_any, resolved
 
     config = load_any(args.file, args.sets)
-    print(
-        json.dumps(resolved(config), indent=2) if args.json else dump_resolved(config),
-        end="\n" if args.json else "",
-    )
+    if args.json:
+        print(json.dumps(resolved(config), indent=2))
+    else:
+        # YAML text ends with its own line break.
+        print(dump_resolved(config), end="")
 
 
 def run_schema(args: argparse.Namespace) -> None:

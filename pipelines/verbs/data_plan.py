@@ -41,26 +41,21 @@ def run_plan(args: argparse.Namespace) -> None:
     mixed = mixing(manifest, plan, job.cluster.workers)
     if args.out:
         manifest.save(args.out)
-    labelled = int(manifest.column("has_action").sum())
-    print(
-        json.dumps(
-            {
-                "samples": len(manifest),
-                "with_actions": labelled,
-                "fingerprint": manifest.fingerprint,
-                "global_batch": job.engine.global_batch,
-                "batches_per_epoch": len(plan.batches),
-                "epoch": args.epoch,
-                "batch_of_bucket": dict(
-                    zip(["canvas", *map(str, job.data.buckets)], job.plan_rules.batch, strict=True)
-                ),
-                "episodes_per_batch": round(mixed.episodes_per_batch, 2),
-                "episodes_per_batch_if_independent": round(mixed.episodes_if_independent, 2),
-                "file_opens_per_1000_samples": round(mixed.opens_per_thousand, 1),
-                "plan_hash": plan.hash,
-                "epochs_of_the_run": round(job.run.steps / len(plan.batches), 2),
-                "skipped": list(manifest.skipped),
-            },
-            indent=1,
-        )
-    )
+    # The canvas is a bucket too, the first one.
+    buckets = ["canvas", *map(str, job.data.buckets)]
+    figures = {
+        "samples": len(manifest),
+        "with_actions": int(manifest.column("has_action").sum()),
+        "fingerprint": manifest.fingerprint,
+        "global_batch": job.engine.global_batch,
+        "batches_per_epoch": len(plan.batches),
+        "epoch": args.epoch,
+        "batch_of_bucket": dict(zip(buckets, job.plan_rules.batch, strict=True)),
+        "episodes_per_batch": round(mixed.episodes_per_batch, 2),
+        "episodes_per_batch_if_independent": round(mixed.episodes_if_independent, 2),
+        "file_opens_per_1000_samples": round(mixed.opens_per_thousand, 1),
+        "plan_hash": plan.hash,
+        "epochs_of_the_run": round(job.run.steps / len(plan.batches), 2),
+        "skipped": list(manifest.skipped),
+    }
+    print(json.dumps(figures, indent=1))

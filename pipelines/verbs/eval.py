@@ -98,18 +98,14 @@ def run_open_loop(args: argparse.Namespace) -> None:
     from pipelines.evaluation.open_loop import open_loop
 
     r = open_loop(_load(args.policy), _recordings(args))
-    print(
-        json.dumps(
-            {
-                "mse": r.mse,
-                "mse_hold": r.mse_hold,
-                "mse_mean": r.mse_mean,
-                "windows": r.windows,
-                "per_dim": r.per_dim,
-            },
-            indent=1,
-        )
-    )
+    figures = {
+        "mse": r.mse,
+        "mse_hold": r.mse_hold,
+        "mse_mean": r.mse_mean,
+        "windows": r.windows,
+        "per_dim": r.per_dim,
+    }
+    print(json.dumps(figures, indent=1))
 
 
 def run_video(args: argparse.Namespace) -> None:
@@ -121,18 +117,15 @@ def run_video(args: argparse.Namespace) -> None:
     from pipelines.evaluation.report import psnr
 
     rows = imagined(_load(args.policy), _recordings(args), args.clips)
+    # Frame 0 was given to the model.
     ours = [psnr(real[1:], guess[1:]) for _, real, guess in rows]
     copy = [psnr(real[1:], np.repeat(real[:1], len(real) - 1, axis=0)) for _, real, _ in rows]
-    print(
-        json.dumps(
-            {
-                "psnr": float(np.mean(ours)),
-                "psnr_copy_first_frame": float(np.mean(copy)),
-                "windows": len(rows),
-            },
-            indent=1,
-        )
-    )
+    figures = {
+        "psnr": float(np.mean(ours)),
+        "psnr_copy_first_frame": float(np.mean(copy)),
+        "windows": len(rows),
+    }
+    print(json.dumps(figures, indent=1))
 
 
 def run_steps(args: argparse.Namespace) -> None:
@@ -141,12 +134,8 @@ def run_steps(args: argparse.Namespace) -> None:
 
     from pipelines.evaluation.studies import steps_study
 
-    print(
-        json.dumps(
-            [asdict(row) for row in steps_study(_load(args.policy), _recordings(args), args.steps)],
-            indent=1,
-        )
-    )
+    rows = steps_study(_load(args.policy), _recordings(args), args.steps)
+    print(json.dumps([asdict(row) for row in rows], indent=1))
 
 
 def run_seams(args: argparse.Namespace) -> None:
@@ -155,9 +144,8 @@ def run_seams(args: argparse.Namespace) -> None:
 
     from pipelines.evaluation.studies import seams_study
 
-    print(
-        json.dumps(asdict(seams_study(_load(args.policy), _recordings(args), args.delay)), indent=1)
-    )
+    seams = seams_study(_load(args.policy), _recordings(args), args.delay)
+    print(json.dumps(asdict(seams), indent=1))
 
 
 def run_closed_loop(args: argparse.Namespace) -> None:

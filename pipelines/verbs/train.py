@@ -51,6 +51,7 @@ def _dry(job: Any) -> dict[str, Any]:
     from gwp.model.transformer import WorldActionTransformer
     from pipelines.training.deepspeed_engine import deepspeed_config
 
+    # On the meta device, so that a model is counted that this machine could not hold.
     with torch.device("meta"):
         parameters = dict(WorldActionTransformer(job.model_config_).named_parameters())
     return {

@@ -11,7 +11,9 @@ from gwp.data.decode import decode_samples
 from gwp.data.formats.reader import FileReader
 from gwp.data.video import decode as video
 from gwp.data.video.decode import WORK, probe
-from pipelines.bench.ingest_jobs import job_for, made_set, prepared_for
+from gwp.errors import GwpError
+from pipelines.bench.ingest_jobs import Shape, job_for, made_set, prepared_for
+from pipelines.bench.ingest_set import _as_packed
 from pipelines.bench.ingest_show import soak_table, table
 from pipelines.bench.ingest_sides import _Blocks, _Samples, bare_block, wanted_of
 from pipelines.bench.s3 import counted_s3
@@ -96,6 +98,23 @@ def test_small_micro_batches_travel_together_and_come_out_one_by_one(sets):
     assert [
         len(row["micro"]) for row in packed_blocks(large, planned(large, 0, 0)).to_pylist()
     ] == [1] * 6
+
+
+@pytest.mark.parametrize(("warm", "steps"), [(1, 2), (8, 8)])
+def test_steps_that_the_first_blocks_swallow_are_refused(sets, warm, steps):
+    """A block of small micro-batches holds eight steps, and is measured whole or not at all."""
+    shape = Shape(
+        canvas=(48, 64), chunk=8, stride=2, clip_frames=5, batch=4, warm=warm, steps=steps
+    )
+    prepared = shape.prepared(sets[2])
+    if steps < 8:
+        with pytest.raises(GwpError, match="--steps 2"):
+            _as_packed(prepared, shape)
+        return
+    first, measured = _as_packed(prepared, shape)
+    samples = shape.batch * shape.workers
+    assert sum(b.num_rows for b in first) == warm * samples
+    assert sum(b.num_rows for b in measured) == steps * samples
 
 
 def test_a_block_that_was_given_away_is_not_written_to_again(sets):
