@@ -178,8 +178,8 @@ def plan_cache(
         config_hash(job, exclude=_NOT_CACHED)
         + f" seed {job.run.seed} init {init_uri(job)} {number_format} {texts_from}"
     )
-    place = storage.join(uri, PLAN)
-    earlier = json.loads(storage.read_bytes(place)) if storage.exists(place) else None
+    plan_uri = storage.join(uri, PLAN)
+    earlier = json.loads(storage.read_bytes(plan_uri)) if storage.exists(plan_uri) else None
     if earlier and earlier["request"] == request:
         return earlier
     reader = FileReader()
@@ -219,7 +219,7 @@ def plan_cache(
         "text_dim": text.dim,
         "job": job.model_dump(mode="json"),
     }
-    storage.write_bytes(place, json.dumps(plan, indent=1).encode())
+    storage.write_bytes(plan_uri, json.dumps(plan, indent=1).encode())
     return plan
 
 
@@ -237,11 +237,11 @@ def _streamed(
 
 
 def _dataset(blocks: Sequence[pa.Table]) -> Any:
-    found = ray.data.from_arrow(list(blocks))
+    dataset = ray.data.from_arrow(list(blocks))
     # One block is one shard.
-    found.context.target_max_block_size = None
-    found.context.execution_no_progress_timeout_s = -1
-    return found
+    dataset.context.target_max_block_size = None
+    dataset.context.execution_no_progress_timeout_s = -1
+    return dataset
 
 
 def _actors(job: TrainJob, blocks: Sequence[pa.Table]) -> dict[str, Any]:
@@ -249,7 +249,7 @@ def _actors(job: TrainJob, blocks: Sequence[pa.Table]) -> dict[str, Any]:
     where those run.
     """
     c = job.cluster
-    place = {"label_selector": {POOL: c.train_pool}} if c.train_pool else {}
+    pool = {"label_selector": {POOL: c.train_pool}} if c.train_pool else {}
     return {
         "compute": ActorPoolStrategy(size=min(c.workers, len(blocks))),
         "num_cpus": c.cpus_per_worker,
@@ -257,7 +257,7 @@ def _actors(job: TrainJob, blocks: Sequence[pa.Table]) -> dict[str, Any]:
         "batch_size": None,
         "batch_format": "pyarrow",
         "zero_copy_batch": True,
-        **place,
+        **pool,
     }
 
 
@@ -266,14 +266,14 @@ def _encoded(
 ) -> Any:
     c = job.cluster
     spec = sample_spec(job, read_embodiments(uri), {})
-    place = {"label_selector": {POOL: c.data_pool}} if c.data_pool else {}
+    pool = {"label_selector": {POOL: c.data_pool}} if c.data_pool else {}
     decoded = _dataset(blocks).map_batches(
         partial(decode_block, spec=spec),
         batch_size=None,
         batch_format="pyarrow",
         zero_copy_batch=True,
         compute=TaskPoolStrategy(size=c.decode_tasks),
-        **place,
+        **pool,
     )
     return decoded.map_batches(
         LatentWriter, fn_constructor_args=(uri, number_format, c.gpu), **_actors(job, blocks)

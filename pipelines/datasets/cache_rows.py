@@ -21,10 +21,9 @@ def shapes(manifest: Manifest, spec: SampleSpec) -> set[tuple[int, int, int, int
     """Shapes `(T, H, W, 3)` of the frames that the manifest's samples have."""
     kinds = manifest.places["kind"].to_pylist()
     pairs = np.unique(np.stack([manifest.place, manifest.column("bucket")], 1), axis=0).tolist()
-    return {
-        frame_shape({"kind": kind, "bucket": bucket}, spec)
-        for kind, bucket in {(kinds[place], bucket) for place, bucket in pairs}
-    }
+    # Far fewer than pairs: most videos are of the same kind and bucket.
+    different = {(kinds[number], bucket) for number, bucket in pairs}
+    return {frame_shape({"kind": kind, "bucket": bucket}, spec) for kind, bucket in different}
 
 
 def shard_rows(manifest: Manifest, job: TrainJob, samples_per_shard: int) -> pa.Table:
@@ -68,13 +67,13 @@ def _embeddings(manifest: Manifest, job: TrainJob) -> dict[str, str]:
         [(n, "first") for n in ("sample_id", "source", "kind")]
     )
     there = [storage.list_files(storage.join(s.uri, "t5_embedding")) for s in job.data.sources]
-    found = {}
+    files = {}
     for row in first.to_pylist():
         name = f"episode_{row['sample_id_first'].split('/')[1]}.pt"
         if row["kind_first"] == "robot" and name in there[row["source_first"]]:
-            place = storage.join(job.data.sources[row["source_first"]].uri, "t5_embedding", name)
-            found[text_hash(manifest.by_key[row["text_key"]])] = place
-    return found
+            folder = storage.join(job.data.sources[row["source_first"]].uri, "t5_embedding")
+            files[text_hash(manifest.by_key[row["text_key"]])] = storage.join(folder, name)
+    return files
 
 
 def missing_shards(table: pa.Table, there: set[int]) -> list[pa.Table]:

@@ -58,7 +58,9 @@ class LatentWriter:
     """Encodes the samples of a shard and writes it."""
 
     def __init__(self, uri: str, number_format: NumberFormat, gpu: bool) -> None:
-        self.uri, self.number_format, self.device = uri, number_format, "cuda" if gpu else "cpu"
+        self.uri = uri
+        self.number_format = number_format
+        self.device = "cuda" if gpu else "cpu"
         with tempfile.TemporaryDirectory() as scratch:
             self.codec: VideoCodec = load_video_codec(
                 storage.download(storage.join(uri, "codec"), scratch)
@@ -130,9 +132,10 @@ class TextWriter:
         try:
             for start in range(0, len(rows), _TOGETHER):
                 some = rows[start : start + _TOGETHER]
-                for row, found in zip(some, self._embed(some), strict=True):
-                    length = int(found.any(1).nonzero().max()) + 1 if found.any() else 0
-                    stored = to_stored(found[:length], self.number_format)
+                for row, embedding in zip(some, self._embed(some), strict=True):
+                    # Padding behind the last token is zeros, and is not stored.
+                    length = int(embedding.any(1).nonzero().max()) + 1 if embedding.any() else 0
+                    stored = to_stored(embedding[:length], self.number_format)
                     if stored is None:
                         raise GwpError(
                             f"embeddings do not fit into {self.number_format}; use "
@@ -162,12 +165,12 @@ class TextWriter:
         read |= dict(zip(rest, fresh, strict=True))
         return [read[i] for i in range(len(rows))]
 
-    def _compare(self, row: dict[str, Any], found: torch.Tensor) -> None:
+    def _compare(self, row: dict[str, Any], released: torch.Tensor) -> None:
         """GwpError when a file holds something else than the encoder makes of the text."""
         own = self.encoder.encode([row["text"]])[0]
         padded = torch.zeros_like(own)
-        if found.shape[1] == self.encoder.dim:
-            padded[: len(found)] = found
+        if released.shape[1] == self.encoder.dim:
+            padded[: len(released)] = released
         apart = float((padded - own).norm() / own.norm().clamp(min=1e-9))
         if apart > _SAME:
             raise GwpError(

@@ -40,7 +40,9 @@ def check_vectors(
 
     episodes: each with its first row in its file
     """
-    findings, states, actions = [], [], []
+    findings: list[Finding] = []
+    states: list[np.ndarray] = []
+    actions: list[np.ndarray] = []
     declared = (len(data.state_names), len(data.action_names))
     for episode, first_row in episodes:
         item = f"episode {episode.index}"

@@ -68,10 +68,12 @@ def remaining_dataset(prepared: PreparedRun) -> Callable[[], Any]:
     slim = prepared.slim()
 
     def build() -> Any:
-        whole, found = slim.whole(), latest_committed(slim.uri)
-        return (
-            dataset(whole, found[1].step, found[1].samples_seen) if found else dataset(whole, 0, 0)
-        )
+        whole = slim.whole()
+        committed = latest_committed(slim.uri)
+        if committed is None:
+            return dataset(whole, 0, 0)
+        _, checkpoint = committed
+        return dataset(whole, checkpoint.step, checkpoint.samples_seen)
 
     return build
 
@@ -160,16 +162,18 @@ def packed_blocks(prepared: PreparedRun, rows: pa.Table) -> pa.Table:
     """A row per block, whose `micro` are rows of `planned`: as many of one rank, of consecutive
     steps and of one shape, as Ray's work for a block is worth.
     """
-    ranks, ids = prepared.job.cluster.workers, rows["ids"].combine_chunks()
+    ranks = prepared.job.cluster.workers
+    ids = rows["ids"].combine_chunks()
+    # Shapes are those of the first sample of rank 0: all ranks have the same at a step.
     first = ids.values.to_numpy()[ids.offsets.to_numpy()[:-1:ranks]]
-    buckets, places = (
-        prepared.manifest.samples["bucket"].to_numpy()[first],
-        prepared.manifest.place[first],
-    )
+    buckets = prepared.manifest.samples["bucket"].to_numpy()[first]
+    places = prepared.manifest.place[first]
     clips = (prepared.manifest.places["kind"].to_numpy(zero_copy_only=False) == "clip")[places]
     sizes = rows["batch"].to_numpy()[::ranks] // ranks
     most: dict[tuple[bool, int, int], int] = {}
-    edges, run, before = [0], 0, (False, 0, 0)
+    edges = [0]
+    run = 0
+    before = (False, 0, 0)
     for step, shape in enumerate(
         zip(clips.tolist(), buckets.tolist(), sizes.tolist(), strict=True)
     ):
@@ -181,7 +185,8 @@ def packed_blocks(prepared: PreparedRun, rows: pa.Table) -> pa.Table:
         if step and (shape != before or run == most[shape]):
             edges.append(step)
             run = 0
-        run, before = run + 1, shape
+        run += 1
+        before = shape
     edges.append(len(first))
     groups = [
         np.arange(a * ranks + rank, b * ranks, ranks)
