@@ -226,7 +226,7 @@ def test_a_busy_endpoint_is_asked_again_on_the_same_connection(peer: Peer) -> No
 def test_an_endpoint_that_stays_busy_says_so_in_the_end(peer: Peer) -> None:
     peer.answer = lambda _: {"type": "error", "code": "busy", "message": "all replicas are busy"}
     with (
-        Client(url(peer), timeout_s=0.4) as client,
+        Client(url(peer), timeout_s=2.0) as client,
         pytest.raises(ClientError, match="all replicas are busy") as caught,
     ):
         client.act(OBSERVATION)
