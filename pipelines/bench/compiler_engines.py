@@ -3,8 +3,10 @@
 Every one gets what helps it: static shapes, weights that it may pack and fold, its own threads.
 """
 
+import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, cast
 
 import torch
@@ -20,6 +22,7 @@ from gwp.model.inference.fused import FusedTransformer
 from gwp.model.inference.layout import Noise
 from gwp.model.transformer import Tokens, WorldActionTransformer
 from gwp.policy.solver import Shapes, Solver
+from pipelines.bench.act import hardware
 from pipelines.bench.compiler_passes import PlainPass, packed_level, packed_text
 from pipelines.bench.sizes import SIZES, random_model
 from pipelines.compat import ahead_of_time
@@ -70,13 +73,13 @@ class Problem:
         )
 
 
-def _ours(problem: Problem, _: int) -> Cases:
+def _ours(problem: Problem, *_: object) -> Cases:
     if not isinstance(problem.solver.model.layers, NativeLayers):
         raise GwpError("there is no compiled code to compare with; see `gwp doctor`")
     return _solver_cases(problem)
 
 
-def _eager(problem: Problem, _: int) -> Cases:
+def _eager(problem: Problem, *_: object) -> Cases:
     blocks = [block for block in problem.model.blocks if isinstance(block, Block)]
     with torch.inference_mode():
         problem.solver.model.layers = EagerLayers(blocks, problem.model.config)
@@ -173,7 +176,7 @@ def _inductor_options(threads: int) -> dict[str, Any]:
     }
 
 
-def _compile(problem: Problem, threads: int) -> Cases:
+def _compile(problem: Problem, threads: int, _: Path) -> Cases:
     options = _inductor_options(threads) | {
         "cpp_wrapper": True,
         "guard_filter_fn": torch.compiler.skip_all_guards_unsafe,
@@ -186,14 +189,20 @@ def _compile(problem: Problem, threads: int) -> Cases:
     )
 
 
-def _aoti(problem: Problem, threads: int) -> Cases:
+def _aoti(problem: Problem, threads: int, cache: Path) -> Cases:
+    options = _inductor_options(threads)
+
     def compiled(module: PlainPass, inputs: tuple[Tensor, ...]) -> _Pass:
-        return ahead_of_time(torch.export.export(module, inputs), _inductor_options(threads))
+        program = torch.export.export(module, inputs)
+        # Weights are the same whenever the graph is: they come from one seed.
+        parts = (torch.__version__, hardware(torch.device("cpu")), options, str(program))
+        name = hashlib.sha256(repr(parts).encode()).hexdigest()[:16]
+        return ahead_of_time(program, options, cache / f"{name}.pt2")
 
     return _plain_cases(problem, compiled)
 
 
-def _openvino(problem: Problem, threads: int) -> Cases:
+def _openvino(problem: Problem, threads: int, _: Path) -> Cases:
     import openvino as ov
 
     core = ov.Core()
@@ -225,7 +234,7 @@ def _openvino(problem: Problem, threads: int) -> Cases:
     return _plain_cases(problem, compiled)
 
 
-ENGINES: dict[str, Callable[[Problem, int], Cases]] = {
+ENGINES: dict[str, Callable[[Problem, int, Path], Cases]] = {
     "ours": _ours,
     "eager": _eager,
     "openvino": _openvino,
@@ -234,5 +243,6 @@ ENGINES: dict[str, Callable[[Problem, int], Cases]] = {
 }
 """ours: `gwp/native`. eager: torch's operators. aoti, compile: TorchInductor with max-autotune and
 frozen weights, as an AOTInductor package and as `torch.compile` with the C++ wrapper. openvino:
-its CPU plugin, from the exported program. Each takes a number of threads.
+its CPU plugin, from the exported program. Each takes a number of threads, and a folder for what
+it compiles.
 """
