@@ -77,11 +77,16 @@ def to_universal(state: Path, target: Path) -> None:
     )
 
 
-def ahead_of_time(program: Any, options: dict[str, Any]) -> Callable[..., Any]:
-    """An exported program, compiled by AOTInductor and loaded.
+def ahead_of_time(program: Any, options: dict[str, Any], package: Path) -> Callable[..., Any]:
+    """An exported program, compiled by AOTInductor into `package` unless it is there, and loaded.
 
     torch documents these functions, in a package whose name says that it is private.
     """
     from torch._inductor import aoti_compile_and_package, aoti_load_package
 
-    return aoti_load_package(aoti_compile_and_package(program, inductor_configs=options))
+    if not package.exists():
+        # Whole or not there: compiling takes minutes, and may be interrupted.
+        fresh = package.with_suffix(".new.pt2")
+        aoti_compile_and_package(program, package_path=str(fresh), inductor_configs=options)
+        fresh.replace(package)
+    return aoti_load_package(str(package))

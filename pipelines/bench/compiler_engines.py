@@ -3,8 +3,11 @@
 Every one gets what helps it: static shapes, weights that it may pack and fold, its own threads.
 """
 
-from collections.abc import Callable
+import hashlib
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
 from typing import Any, cast
 
 import torch
@@ -12,7 +15,7 @@ from torch import Tensor
 
 from gwp.errors import GwpError
 from gwp.model.block import Block
-from gwp.model.config import Family, Group
+from gwp.model.config import GROUPS, Family, Group
 from gwp.model.flow import solver_sigmas
 from gwp.model.inference.compiled import NativeLayers
 from gwp.model.inference.eager import EagerLayers
@@ -20,7 +23,8 @@ from gwp.model.inference.fused import FusedTransformer
 from gwp.model.inference.layout import Noise
 from gwp.model.transformer import Tokens, WorldActionTransformer
 from gwp.policy.solver import Shapes, Solver
-from pipelines.bench.compiler_passes import PlainPass, packed_level, packed_text
+from pipelines.bench.act import hardware
+from pipelines.bench.compiler_passes import PlainPass
 from pipelines.bench.sizes import SIZES, random_model
 from pipelines.compat import ahead_of_time
 
@@ -40,7 +44,12 @@ class Problem:
     solver: Solver
     tokens: Tokens
     text: Tensor
-    deltas: list[float]
+    sigmas: list[float]
+
+    @property
+    def deltas(self) -> list[float]:
+        """Euler steps, between noise levels."""
+        return [after - now for now, after in pairwise(self.sigmas)]
 
     @classmethod
     def draw(cls, size: str, family: Family) -> "Problem":
@@ -60,23 +69,22 @@ class Problem:
         latent = (C, 1, rows, columns)
         tokens = Tokens(randn(1, d), randn(*latent), randn(shape.chunk, d), randn(*latent))
         shapes = Shapes(shape.chunk, (C, rows, columns), 1)
-        sigmas = solver_sigmas(STEPS)
         return cls(
             model,
             Solver(FusedTransformer(model), shapes, STEPS),
             tokens,
             randn(shape.text[0], config.text_dim),
-            (sigmas[1:] - sigmas[:-1]).tolist(),
+            solver_sigmas(STEPS).tolist(),
         )
 
 
-def _ours(problem: Problem, _: int) -> Cases:
+def _ours(problem: Problem, *_: object) -> Cases:
     if not isinstance(problem.solver.model.layers, NativeLayers):
         raise GwpError("there is no compiled code to compare with; see `gwp doctor`")
     return _solver_cases(problem)
 
 
-def _eager(problem: Problem, _: int) -> Cases:
+def _eager(problem: Problem, *_: object) -> Cases:
     blocks = [block for block in problem.model.blocks if isinstance(block, Block)]
     with torch.inference_mode():
         problem.solver.model.layers = EagerLayers(blocks, problem.model.config)
@@ -122,42 +130,38 @@ def _plain_cases(
     problem: Problem, compiled: Callable[[PlainPass, tuple[Tensor, ...]], _Pass]
 ) -> Cases:
     """The cases by what a compiler makes of plain passes; it is given inputs of their shapes."""
-    solver, given = problem.solver, problem.tokens.present()
+    given, text, (delta, *_) = problem.tokens.present(), problem.text, problem.deltas
+    noise = given["A"]
 
-    def module(*groups: Group) -> PlainPass:
-        return PlainPass(problem.model, {g: given[g].shape for g in groups}, solver.clean).eval()
+    def module(groups: Sequence[Group], before: int = 0) -> PlainPass:
+        shapes = {g: given[g].shape for g in groups}
+        return PlainPass(problem.model, shapes, before).eval()
 
     with torch.no_grad():
-        plain = {
-            "prefix": module("S", "R"),
-            "step": module("A"),
-            "joint": module("S", "R", "A", "F"),
-        }
-        keys = solver.model.text_keys(problem.text)
-        text = {name: [packed_text(keys, e) for e in p.experts] for name, p in plain.items()}
+        clean, joint = module(("S", "R")), module(GROUPS)
+        seen = clean.inputs(given, text, 0.0, 0.0)
+        everything = joint.inputs(given, text, problem.sigmas[0], delta)
+        prefix = compiled(clean, seen)
+        cache = prefix(*seen)
+        plain = module(("A",), before=cache.shape[2])
+        # What an Euler step takes between actions and cache.
         levels = [
-            packed_level(solver.level(i), plain["step"].experts, delta)
-            for i, delta in enumerate(problem.deltas)
+            plain.inputs(given, text, sigma, delta)[1:]
+            for sigma, delta in zip(problem.sigmas, problem.deltas, strict=False)
         ]
-        level = packed_level(solver.level(0), plain["joint"].experts, problem.deltas[0])
-        seen = (given["S"], given["R"], *text["prefix"])
-        everything = (*(given[g] for g in plain["joint"].shapes), *text["joint"], *level)
-        noise = given["A"]
-        first = compiled(plain["prefix"], seen)
-        step = compiled(plain["step"], (noise, *text["step"], *levels[0], first(*seen)))
-        together = compiled(plain["joint"], everything)
-        cache = first(*seen)
+        step = compiled(plain, (noise, *levels[0], cache))
+        together = compiled(joint, everything)
 
     @torch.no_grad()
     def act() -> Tensor:
-        cache, x = first(*seen), noise
-        for at in levels:
-            x = step(x, *text["step"], *at, cache)[0]
+        cache, x = prefix(*seen), noise
+        for level in levels:
+            x = step(x, *level, cache)[0]
         return x
 
     return {
-        "prefix": torch.no_grad()(lambda: first(*seen)),
-        "step": torch.no_grad()(lambda: step(noise, *text["step"], *levels[0], cache)[0]),
+        "prefix": torch.no_grad()(lambda: prefix(*seen)),
+        "step": torch.no_grad()(lambda: step(noise, *levels[0], cache)[0]),
         "act": act,
         "joint": torch.no_grad()(lambda: together(*everything)),
     }
@@ -173,7 +177,7 @@ def _inductor_options(threads: int) -> dict[str, Any]:
     }
 
 
-def _compile(problem: Problem, threads: int) -> Cases:
+def _compile(problem: Problem, threads: int, _: Path) -> Cases:
     options = _inductor_options(threads) | {
         "cpp_wrapper": True,
         "guard_filter_fn": torch.compiler.skip_all_guards_unsafe,
@@ -184,14 +188,20 @@ def _compile(problem: Problem, threads: int) -> Cases:
     )
 
 
-def _aoti(problem: Problem, threads: int) -> Cases:
+def _aoti(problem: Problem, threads: int, cache: Path) -> Cases:
+    options = _inductor_options(threads)
+
     def compiled(module: PlainPass, inputs: tuple[Tensor, ...]) -> _Pass:
-        return ahead_of_time(torch.export.export(module, inputs), _inductor_options(threads))
+        program = torch.export.export(module, inputs)
+        # Weights are the same whenever the graph is: they come from one seed.
+        parts = (torch.__version__, hardware(torch.device("cpu")), options, str(program))
+        name = hashlib.sha256(repr(parts).encode()).hexdigest()[:16]
+        return ahead_of_time(program, options, cache / f"{name}.pt2")
 
     return _plain_cases(problem, compiled)
 
 
-def _openvino(problem: Problem, threads: int) -> Cases:
+def _openvino(problem: Problem, threads: int, _: Path) -> Cases:
     import openvino as ov
 
     core = ov.Core()
@@ -223,7 +233,7 @@ def _openvino(problem: Problem, threads: int) -> Cases:
     return _plain_cases(problem, compiled)
 
 
-ENGINES: dict[str, Callable[[Problem, int], Cases]] = {
+ENGINES: dict[str, Callable[[Problem, int, Path], Cases]] = {
     "ours": _ours,
     "eager": _eager,
     "openvino": _openvino,
@@ -232,5 +242,6 @@ ENGINES: dict[str, Callable[[Problem, int], Cases]] = {
 }
 """ours: `gwp/native`. eager: torch's operators. aoti, compile: TorchInductor with max-autotune and
 frozen weights, as an AOTInductor package and as `torch.compile` with the C++ wrapper. openvino:
-its CPU plugin, from the exported program. Each takes a number of threads.
+its CPU plugin, from the exported program. Each takes a number of threads, and a folder for what
+it compiles.
 """

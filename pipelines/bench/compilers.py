@@ -68,6 +68,7 @@ def bench_compilers(
     """
     began, load = time.strftime("%Y-%m-%d %H:%M"), os.getloadavg()[0]
     workers: list[_Worker] = []
+    cache.mkdir(parents=True, exist_ok=True)
     try:
         for engine in engines:
             # One after another: compilers take the whole machine.
@@ -125,7 +126,7 @@ def _serve(
     torch.set_num_threads(threads)
     connection.recv()
     try:
-        cases = ENGINES[engine](Problem.draw(size, family), threads)
+        cases = ENGINES[engine](Problem.draw(size, family), threads, Path(cache))
         outputs = [cases["act"](), *cases["joint"]()]
         connection.send([x.numpy().copy() for x in outputs])
     except ModuleNotFoundError as error:
@@ -209,17 +210,14 @@ def _commit() -> str:
 
 def markdown(result: dict[str, Any]) -> str:
     """The table, with what it was measured with."""
-    lines = [
-        (
-            f"{result['size']}, {result['family']}: {result['hardware']}, {result['threads']} threads, "
-            f"torch {result['torch']}, commit {result['commit']}, {result['began']}, "
-            f"{result['rounds']} rounds, load {result['load_before']:.1f} before, "
-            f"{result['load_after']:.1f} after. Median in ms; ratio to the first,with quartiles."
-        ),
-        "",
-        f"| engine | {' | '.join(CASES)} | build s | difference |",
-        f"|---|{'---|' * (len(CASES) + 2)}",
-    ]
+    what = (
+        f"{result['size']}, {result['family']}: {result['hardware']}, {result['threads']} threads, "
+        f"torch {result['torch']}, commit {result['commit']}, {result['began']}, "
+        f"{result['rounds']} rounds, load {result['load_before']:.1f} before, "
+        f"{result['load_after']:.1f} after. Median in ms; ratio to the first, with quartiles."
+    )
+    head = f"| engine | {' | '.join(CASES)} | build s | difference |"
+    lines = [what, "", head, f"|---|{'---|' * (len(CASES) + 2)}"]
     for engine, row in result["engines"].items():
         if "problem" in row:
             lines.append(f"| {engine} | {row['problem']} |{' |' * (len(CASES) + 1)}")

@@ -51,8 +51,8 @@ pytestmark = pytest.mark.skipif(
         ("passes.cpp", WORKSPACE, WORKSPACE, None),
         ("pictures.cpp", ROW, ROW, None),
         # Half the memory that a pass needs; what is behind the end of a row; undefined arithmetic.
-        ("passes.cpp", WORKSPACE, "floats += lanes / 2 * (", "heap-buffer-overflow"),
-        ("pictures.cpp", ROW, "if (x <= width) {", "heap-buffer-overflow"),
+        ("passes.cpp", WORKSPACE, "floats += lanes / 2 * (", "AddressSanitizer"),
+        ("pictures.cpp", ROW, "if (x <= width) {", "AddressSanitizer"),
         ("pictures.cpp", ROUNDING, ROUNDING.replace("- 1", "+ 40"), "shift exponent"),
     ],
 )
@@ -68,6 +68,6 @@ def test_a_planted_fault_is_reported(file, sound, faulty, report):
     if report is None:
         assert (done.returncode, done.stdout) == (0, "whole\n"), done.stderr
     else:
-        assert done.returncode < 0
+        assert done.returncode != 0
         assert report in done.stderr
         assert file in done.stderr

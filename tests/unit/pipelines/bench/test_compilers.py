@@ -12,10 +12,10 @@ from pipelines.bench.compilers import CASES, TOLERANCE, bench_compilers, markdow
 
 
 @pytest.mark.parametrize("family", ["gwp0", "gwp05"])
-def test_plain_passes_give_the_numbers_of_the_solver(family):
+def test_plain_passes_give_the_numbers_of_the_solver(family, tmp_path):
     problem = Problem.draw("tiny", family)
     plain = compiler_engines._plain_cases(problem, lambda module, _: module)
-    ours = ENGINES["eager"](problem, 1)
+    ours = ENGINES["eager"](problem, 1, tmp_path)
     assert tuple(plain) == tuple(ours) == CASES
     for x, y in (
         (plain["act"](), ours["act"]()),
