@@ -3,17 +3,21 @@ what was checked.
 """
 
 import os
+import secrets
 import shlex
 import tempfile
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import TypeVar
 
 import psutil
 from ray.job_submission import JobStatus, JobSubmissionClient
 from ray.util.state import list_nodes
 
 from gwp.errors import GwpError
+
+T = TypeVar("T")
 
 _READY_S = 60.0
 _POLL_S = 2.0
@@ -46,16 +50,34 @@ class Cluster:
 
     def submit(self, document: str, metadata: Mapping[str, str]) -> str:
         """Start `gwp train` of a resolved stage file; the id of the job. `metadata`: what the
-        dashboard shows beside it.
+        dashboard shows beside it. GwpError when no node takes it.
         """
+        # Ours, so that a job whose acceptance got lost is not started twice.
+        job_id = f"gwp-{secrets.token_hex(8)}"
+
+        def accepted() -> None:
+            try:
+                self._client.submit_job(
+                    entrypoint=shlex.join(["gwp", "train", _FILE]),
+                    submission_id=job_id,
+                    runtime_env={"working_dir": folder},
+                    metadata=dict(metadata),
+                )
+            except (ConnectionError, RuntimeError):
+                if not self._knows(job_id):
+                    raise
+
         with tempfile.TemporaryDirectory() as folder:
             (Path(folder) / _FILE).write_text(document)
-            job_id: str = self._client.submit_job(
-                entrypoint=shlex.join(["gwp", "train", _FILE]),
-                runtime_env={"working_dir": folder},
-                metadata=dict(metadata),
-            )
+            _patiently(accepted, self.address, "the cluster does not take the job")
         return job_id
+
+    def _knows(self, job_id: str) -> bool:
+        try:
+            self._client.get_job_info(job_id)
+        except (ConnectionError, RuntimeError):
+            return False
+        return True
 
     def follow(self, job_id: str) -> str:
         """Wait for the end of a job: its status, `SUCCEEDED` when all went well."""
@@ -84,17 +106,26 @@ def require_reachable(relative: Mapping[str, str], address: str, here: bool) -> 
 
 
 def _client(address: str) -> JobSubmissionClient:
-    """A client; a cluster that has just started answers only after some seconds."""
+    def answering() -> JobSubmissionClient:
+        client = JobSubmissionClient(address)
+        client.list_jobs()
+        return client
+
+    return _patiently(answering, address, "the cluster does not answer")
+
+
+def _patiently(call: Callable[[], T], address: str, what: str) -> T:
+    """The result of `call`, tried again for a while: a cluster that has just started, or is
+    busy, answers and takes jobs only after some seconds.
+    """
     deadline = time.monotonic() + _READY_S
     while True:
         try:
-            client = JobSubmissionClient(address)
-            client.list_jobs()
-            return client
+            return call()
         except (ConnectionError, RuntimeError) as error:
             if time.monotonic() > deadline:
                 reason = str(error)[:200]
                 raise GwpError(
-                    f"{address}: the cluster does not answer ({reason}); check --address and its token"
+                    f"{address}: {what} ({reason}); check --address and its token"
                 ) from error
             time.sleep(_POLL_S)

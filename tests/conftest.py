@@ -14,7 +14,7 @@ from clusters.mini import MiniCluster
 os.environ.setdefault("DS_ACCELERATOR", "cpu")
 
 HERE = Path(__file__).parent
-ORDER = ("unit", "parity", "bench", "cluster", "chaos")
+ORDER = ("unit", "parity", "cluster", "chaos")
 MARKED = {"cluster", "chaos"}
 
 

@@ -127,16 +127,16 @@ def imagined(
     window = policy.settings.window
     recorded = RecordedSet.of(policy.bundle.embodiments, source)
     embodiment = recorded.embodiment
-    recordings = list(recorded)
     # One of each instruction before a second of any.
     turns: Counter[str] = Counter()
     order = []
-    for i, recording in enumerate(recordings):
-        order.append((turns[recording.text], i))
-        turns[recording.text] += 1
+    for i, (episode, _) in enumerate(recorded.episodes):
+        text = recorded.text_of(episode)
+        order.append((turns[text], i))
+        turns[text] += 1
     result = []
     for _, i in sorted(order)[:clips]:
-        recording = recordings[i]
+        recording = Recording(recorded, *recorded.episodes[i])
         steps = len(recording.action)
         start = max(0, (steps - window.chunk) // 2)
         views = recording.views([start + offset for offset in window.offsets])

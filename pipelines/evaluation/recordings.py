@@ -72,6 +72,10 @@ class RecordedSet:
             event("warning", text=f"{len(bad)} episodes of {source.uri} left out", reasons=reasons)
         return cls(data, source, embodiment, cameras, tuple(good), reader)
 
+    def text_of(self, episode: Episode) -> str:
+        """The instruction of one of its episodes."""
+        return episode.text if self.source.task is None else self.source.task
+
     def __iter__(self) -> Iterator["Recording"]:
         """One after another, so that the rows of one at a time are in memory."""
         for episode, first_row in self.episodes:
@@ -89,7 +93,7 @@ class Recording:
         self._set = recorded
         self.episode = episode
         self.embodiment = recorded.embodiment
-        self.text = episode.text if recorded.source.task is None else recorded.source.task
+        self.text = recorded.text_of(episode)
         states, actions = episode_vectors(recorded.data, episode, first_row, recorded.reader)
         self._ratio = rows_per_step(recorded.data, self.embodiment)
         steps = steps_of(episode.length, self._ratio)

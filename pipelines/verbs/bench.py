@@ -117,7 +117,7 @@ def _add_ingest(verbs: Any) -> None:
 
 
 def _add_shape(ingest: argparse.ArgumentParser) -> None:
-    """What is read, and by how many: `pipelines.bench.ingest_jobs.Shape`."""
+    """What is read, and by how many: `pipelines.bench.ingest.jobs.Shape`."""
     ingest.add_argument(
         "--canvas",
         default="320x384",
@@ -165,9 +165,9 @@ def run_act(args: argparse.Namespace) -> None:
 
     from gwp.errors import GwpError
     from gwp.model.config import Family
-    from pipelines.bench.act import bench_act
-    from pipelines.bench.show import draw, table
-    from pipelines.bench.sizes import SIZES, WAN_SPATIAL
+    from pipelines.bench.act.bench import bench_act
+    from pipelines.bench.act.show import draw, table
+    from pipelines.bench.act.sizes import SIZES, WAN_SPATIAL
 
     if args.device.startswith("cuda") and not torch.cuda.is_available():
         raise GwpError(
@@ -214,9 +214,9 @@ def run_ingest(args: argparse.Namespace) -> None:
     from pathlib import Path
 
     from gwp.errors import GwpError
-    from pipelines.bench.ingest import bench_ingest, soak
-    from pipelines.bench.ingest_jobs import Shape
-    from pipelines.bench.ingest_show import soak_table, table
+    from pipelines.bench.ingest.bench import bench_ingest, soak
+    from pipelines.bench.ingest.jobs import Shape
+    from pipelines.bench.ingest.show import soak_table, table
 
     sides = args.canvas.split("x")
     origins = args.origins.split(",")

@@ -186,7 +186,7 @@ DIRECT = {"filesystem", "arrow_filesystem", "call"}
 # Ray takes a file system of Arrow's, which is patient by itself.
 RAY_READS = {
     "pipelines/training/train.py": "arrow_filesystem",
-    "pipelines/bench/ingest_stream.py": "arrow_filesystem",
+    "pipelines/bench/ingest/stream.py": "arrow_filesystem",
 }
 
 

@@ -1,7 +1,7 @@
 """What has been read of data files, owned by whoever reads them."""
 
-from collections import OrderedDict
-from collections.abc import Callable, Hashable
+from collections.abc import Callable
+from functools import lru_cache
 from threading import Lock
 from typing import Any, TypeVar, TypeVarTuple
 
@@ -18,7 +18,7 @@ class FileReader:
     """
 
     def __init__(self) -> None:
-        self._results: dict[Callable[..., Any], OrderedDict[Hashable, Any]] = {}
+        self._kept: dict[Callable[..., Any], Callable[..., Any]] = {}
         self._lock = Lock()
 
     def once(self, most: int, read: Callable[[*Ts], T], *args: *Ts) -> T:
@@ -27,16 +27,11 @@ class FileReader:
         read: a function of a module, which reads something of a file. Its `most` results that
         were used last stay. What it raises is not kept: the next call tries again.
         """
+        # Or two threads would keep the results of one function apart.
         with self._lock:
-            results = self._results.setdefault(read, OrderedDict())
-            if args in results:
-                results.move_to_end(args)
-                return results[args]
+            if read not in self._kept:
+                self._kept[read] = lru_cache(most)(read)
+            kept = self._kept[read]
         # Unlocked, because reading may take a while. Two threads may read the same.
-        result = read(*args)
-        with self._lock:
-            results[args] = result
-            results.move_to_end(args)
-            while len(results) > most:
-                results.popitem(last=False)
+        result: T = kept(*args)
         return result

@@ -20,7 +20,7 @@ from gwp.policy.batching.slots import Slots, step
 from gwp.policy.graphs import RecordedPrefix, RecordedSingle
 from gwp.policy.policy import Policy
 from gwp.policy.solver import Shapes, Solver
-from pipelines.bench.sizes import SIZES
+from pipelines.bench.act.sizes import SIZES
 from tests.support.tiny import make_tiny_bundle
 
 

@@ -8,9 +8,9 @@ import pytest
 import torch
 
 from gwp.model.transformer import WorldActionTransformer
-from pipelines.bench import robots
-from pipelines.bench.floor import Machine, acting_floor
-from pipelines.bench.sizes import SIZES, random_policy
+from pipelines.bench.act import robots
+from pipelines.bench.act.floor import Machine, acting_floor
+from pipelines.bench.act.sizes import SIZES, random_policy
 
 
 @pytest.mark.parametrize("family", ["gwp0", "gwp05"])

@@ -6,9 +6,9 @@ import pytest
 import torch
 
 from gwp.errors import GwpError
-from pipelines.bench import compiler_engines
-from pipelines.bench.compiler_engines import ENGINES, Problem
-from pipelines.bench.compilers import CASES, TOLERANCE, bench_compilers, markdown
+from pipelines.bench.compilers import engines as compiler_engines
+from pipelines.bench.compilers.bench import CASES, TOLERANCE, bench_compilers, markdown
+from pipelines.bench.compilers.engines import ENGINES, Problem
 
 
 @pytest.mark.parametrize("family", ["gwp0", "gwp05"])

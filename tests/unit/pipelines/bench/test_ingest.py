@@ -12,11 +12,11 @@ from gwp.data.formats.reader import FileReader
 from gwp.data.video import decode as video
 from gwp.data.video.decode import WORK, probe
 from gwp.errors import GwpError
-from pipelines.bench.ingest_jobs import Shape, job_for, made_set, prepared_for
-from pipelines.bench.ingest_set import _as_packed
-from pipelines.bench.ingest_show import soak_table, table
-from pipelines.bench.ingest_sides import _Blocks, _Samples, bare_block, wanted_of
-from pipelines.bench.s3 import counted_s3
+from pipelines.bench.ingest.jobs import Shape, job_for, made_set, prepared_for
+from pipelines.bench.ingest.s3 import counted_s3
+from pipelines.bench.ingest.sets import _as_packed
+from pipelines.bench.ingest.show import soak_table, table
+from pipelines.bench.ingest.sides import _Blocks, _Samples, bare_block, wanted_of
 from pipelines.training.stream import (
     batches,
     blocks,

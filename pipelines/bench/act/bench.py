@@ -24,11 +24,11 @@ from gwp.policy.graphs import graph_pool, recorded
 from gwp.policy.policy import Policy
 from gwp.policy.solver import Solver
 from gwp.threads import apart
-from pipelines.bench.act_cases import Inputs, acting, cases
-from pipelines.bench.floor import Machine, acting_floor
-from pipelines.bench.robots import robots_table
-from pipelines.bench.sizes import SIZES, Size, observation, random_policy
-from pipelines.bench.trace import trace
+from pipelines.bench.act.cases import Inputs, acting, cases
+from pipelines.bench.act.floor import Machine, acting_floor
+from pipelines.bench.act.robots import robots_table
+from pipelines.bench.act.sizes import SIZES, Size, observation, random_policy
+from pipelines.bench.act.trace import trace
 
 WARM_UP = 2
 

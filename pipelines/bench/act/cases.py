@@ -15,7 +15,7 @@ from gwp.model.config import Group
 from gwp.model.inference.layout import Noise
 from gwp.model.transformer import Tokens
 from gwp.policy.solver import Prefix, Solver
-from pipelines.bench.floor import bare_step
+from pipelines.bench.act.floor import bare_step
 
 _ACTION: tuple[Group, ...] = ("A",)
 

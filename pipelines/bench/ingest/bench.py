@@ -22,12 +22,12 @@ import ray.data
 import torch
 
 from gwp.errors import GwpError
-from pipelines.bench.act import hardware
-from pipelines.bench.ingest_jobs import Shape, made_set
-from pipelines.bench.ingest_set import measure_set
-from pipelines.bench.ingest_stream import stream
-from pipelines.bench.s3 import counted_s3
-from pipelines.bench.watch import Watch, store
+from pipelines.bench.act.bench import hardware
+from pipelines.bench.ingest.jobs import Shape, made_set
+from pipelines.bench.ingest.s3 import counted_s3
+from pipelines.bench.ingest.sets import measure_set
+from pipelines.bench.ingest.stream import stream
+from pipelines.bench.ingest.watch import Watch, store
 
 
 def bench_ingest(

@@ -10,7 +10,7 @@ import numpy as np
 import ray
 import ray.data
 
-from pipelines.bench.ingest_sides import Side
+from pipelines.bench.ingest.sides import Side
 from pipelines.training.prepare import PreparedRun
 from pipelines.training.stream import batches, dataset, execution_options
 

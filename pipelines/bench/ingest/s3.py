@@ -62,7 +62,7 @@ def counted_s3() -> Iterator[CountedS3]:
     with tempfile.TemporaryDirectory(prefix="gwp-bench-") as folder:
         server = Service(
             "S3 (moto)",
-            [sys.executable, __file__, str(port)],
+            [sys.executable, "-m", "pipelines.bench.ingest.s3", str(port)],
             port,
             "/moto-api/",
             Path(folder) / "s3.log",

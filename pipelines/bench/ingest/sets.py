@@ -17,11 +17,11 @@ from gwp.data.formats.lerobot.read import INFO
 from gwp.data.latent_cache import LatentCache, sample_names
 from gwp.data.video.decode import open_video, probe
 from gwp.errors import GwpError
-from pipelines.bench.ingest_jobs import WHOLE_FRAMES, Shape
-from pipelines.bench.ingest_sides import Side, Wanted, bare, dataloader, wanted_of
-from pipelines.bench.ingest_stream import read_videos, stream
-from pipelines.bench.s3 import CountedS3, Traffic
-from pipelines.bench.watch import Watch, store
+from pipelines.bench.ingest.jobs import WHOLE_FRAMES, Shape
+from pipelines.bench.ingest.s3 import CountedS3, Traffic
+from pipelines.bench.ingest.sides import Side, Wanted, bare, dataloader, wanted_of
+from pipelines.bench.ingest.stream import read_videos, stream
+from pipelines.bench.ingest.watch import Watch, store
 from pipelines.datasets.cache import build_cache
 from pipelines.training.prepare import PreparedRun
 from pipelines.training.stream import blocks, packed_blocks, planned, unpacked

@@ -21,7 +21,7 @@ import torch
 
 from gwp.errors import GwpError
 from gwp.model.config import Family
-from pipelines.bench.act import hardware
+from pipelines.bench.act.bench import hardware
 
 CASES = ("prefix", "step", "act", "joint")
 TOLERANCE = 2e-5
@@ -121,7 +121,7 @@ def _serve(
     # Before torch looks at them: what TorchInductor has compiled and measured is kept.
     os.environ["TORCHINDUCTOR_CACHE_DIR"] = cache
     os.environ["OMP_NUM_THREADS"] = str(threads)
-    from pipelines.bench.compiler_engines import ENGINES, Problem
+    from pipelines.bench.compilers.engines import ENGINES, Problem
 
     torch.set_num_threads(threads)
     connection.recv()

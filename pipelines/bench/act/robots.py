@@ -15,7 +15,7 @@ from gwp.policy.batching.engine import Engine
 from gwp.policy.batching.schedule import BUCKETS, BatchingConfig
 from gwp.policy.policy import Policy
 from gwp.protocol.messages import ActionChunk
-from pipelines.bench.sizes import Size, observation
+from pipelines.bench.act.sizes import Size, observation
 
 _PROMPTS = 4
 """Different instructions of a crowd: robots of a fleet share tasks."""

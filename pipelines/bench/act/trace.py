@@ -9,7 +9,7 @@ import torch
 from torch.profiler import ProfilerActivity, profile
 
 from gwp.policy.policy import Policy
-from pipelines.bench.sizes import Size, observation
+from pipelines.bench.act.sizes import Size, observation
 
 _REQUESTS = 3
 _MOST = 12

@@ -23,9 +23,9 @@ from gwp.model.inference.fused import FusedTransformer
 from gwp.model.inference.layout import Noise
 from gwp.model.transformer import Tokens, WorldActionTransformer
 from gwp.policy.solver import Shapes, Solver
-from pipelines.bench.act import hardware
-from pipelines.bench.compiler_passes import PlainPass
-from pipelines.bench.sizes import SIZES, random_model
+from pipelines.bench.act.bench import hardware
+from pipelines.bench.act.sizes import SIZES, random_model
+from pipelines.bench.compilers.passes import PlainPass
 from pipelines.compat import ahead_of_time
 
 STEPS = 10

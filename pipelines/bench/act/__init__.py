@@ -1,0 +1,1 @@
+"""How fast a policy acts: `gwp bench act`."""

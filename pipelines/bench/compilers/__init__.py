@@ -1,0 +1,1 @@
+"""The compiled layers of acting beside compilers: `gwp bench compilers`."""

@@ -1,0 +1,1 @@
+"""The stream into training workers beside other ways to read: `gwp bench ingest`."""
