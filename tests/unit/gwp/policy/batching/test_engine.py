@@ -6,6 +6,7 @@ import sys
 import threading
 from concurrent.futures import CancelledError, ThreadPoolExecutor, wait
 from dataclasses import replace
+from itertools import pairwise
 
 import numpy as np
 import psutil
@@ -236,7 +237,7 @@ def test_requests_leave_nothing_behind(policy):
 
 
 @torch.inference_mode()
-def test_ten_thousand_ticks_allocate_nothing_that_stays(tmp_path):
+def test_thousands_of_ticks_allocate_nothing_that_stays(tmp_path):
     policy = Policy.load(make_tiny_bundle(tmp_path, num_layers=1))
     slots = Slots.empty(policy.solver, 1, policy.text.rows)
     through = policy.solver.acting(slots.prefix)
@@ -248,10 +249,11 @@ def test_ten_thousand_ticks_allocate_nothing_that_stays(tmp_path):
         gc.collect()
         return process.memory_info().rss, sum(isinstance(o, torch.Tensor) for o in gc.get_objects())
 
-    memory, tensors = ticks(1000)
-    later, now = ticks(10_000)
-    assert now == tensors
-    assert later - memory < 4 << 20
+    ticks(1000)
+    sizes, tensors = zip(*(ticks(1000) for _ in range(6)), strict=True)
+    assert len(set(tensors)) == 1
+    # What stays of every tick makes all stretches grow; the allocator's own pages only some.
+    assert min(b - a for a, b in pairwise(sizes)) < 1000 * 400
 
 
 def test_warming_up_learns_every_batch_shape(policy):
