@@ -66,7 +66,9 @@ EXTRAS = {
 }
 """Extra of the distribution -> top-level modules that it brings."""
 
+# As argparse ends, too.
 USER_ERROR = 2
+# As a shell says of what SIGINT has ended: 128 + 2.
 INTERRUPTED = 130
 
 
@@ -87,6 +89,7 @@ def build_parser() -> argparse.ArgumentParser:
         "--debug", action="store_true", help="show the traceback of an error (anywhere on the line)"
     )
     subparsers = parser.add_subparsers(title="verbs", dest="verb", metavar="VERB", required=True)
+    # These modules import nothing heavy at their top: `gwp --help` has to be quick.
     for verb in VERBS:
         import_module(f"pipelines.verbs.{verb}").add(subparsers)
     return parser
@@ -108,11 +111,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     0 done, 1 a check failed, 2 the user can mend it, 3 a demo did not show all it set out to,
     130 interrupted
     """
+    # Taken out here, so that it may stand behind the verb, too.
     words = list(sys.argv[1:] if argv is None else argv)
     debug = "--debug" in words
     args = build_parser().parse_args([word for word in words if word != "--debug"])
     try:
         code = args.run(args)
+        # Now, while a reader that has gone can still be caught.
         sys.stdout.flush()
         return int(code or 0)
     except GwpError as error:
@@ -122,6 +127,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return USER_ERROR
     except ModuleNotFoundError as error:
         extra = _extra_of(error)
+        # None of those that an extra brings: a fault of ours, so all of it is shown.
         if extra is None:
             raise
         if debug:

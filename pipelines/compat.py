@@ -19,6 +19,7 @@ def split_without_cpu(dataset: Any) -> None:
     """
     from ray.data import TaskPoolStrategy
 
+    # The last operator of the plan.
     splitting = dataset._logical_plan.dag
     splitting.ray_remote_args["num_cpus"] = 0
     # The operator is a frozen dataclass.
@@ -68,6 +69,7 @@ def to_universal(state: Path, target: Path) -> None:
         Namespace(
             input_folder=str(state),
             output_folder=str(target),
+            # In this process: more than one would start a pool.
             num_extract_workers=1,
             num_merge_workers=1,
             keep_temp_folder=False,

@@ -20,6 +20,7 @@ class Progress(Protocol):
 
 
 def _json_line(kind: str, **fields: Any) -> None:
+    # Paths and numbers of numpy as text. Flushed, for a pipe would hold lines back.
     print(json.dumps({"event": kind, **fields}, default=str), file=sys.stderr, flush=True)
 
 
@@ -64,6 +65,7 @@ class _Lines:
             self.flush()
 
     def flush(self) -> None:
+        # Once for each update, also when the end comes right behind it.
         if self.latest is not None:
             _json_line("progress", **self.latest)
             self.latest = None
@@ -77,8 +79,10 @@ def progress(task: str, total: float | None = None) -> Iterator[Progress]:
         try:
             yield lines
         finally:
+            # The last update may have come too early to be written.
             lines.flush()
         return
+    # Only for terminals: it belongs to an extra, and takes its time to import.
     from rich.console import Console
     from rich.progress import (
         BarColumn,
@@ -113,6 +117,7 @@ def table(rows: list[dict[str, Any]]) -> str:
     """Rows of equal keys as aligned text with a header line."""
     if not rows:
         return ""
+    # Header and rows alike, so that a column is as wide as the widest of both.
     cells = [list(rows[0]), *(list(map(_text, row.values())) for row in rows)]
     widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
     lines = []

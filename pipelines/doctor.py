@@ -31,10 +31,12 @@ PACKAGES = {
     "moto": "cluster",
     "metaworld": "sim",
 }
+# Without these nothing but simulation is lost.
 OPTIONAL_EXTRAS = {"sim"}
 
 PORTS = {8000: "Ray Serve", 8265: "the Ray dashboard", 6379: "the Ray head", 5000: "MLflow"}
 
+# The smallest scene there is, and one picture of it.
 _RENDER = """
 import mujoco
 model = mujoco.MjModel.from_xml_string("<mujoco><worldbody><geom size='1'/></worldbody></mujoco>")
@@ -67,6 +69,7 @@ def _ok_or(
 def python() -> Check:
     version = sys.version_info
     return _ok_or(
+        # As `requires-python` of pyproject.toml says.
         (3, 11) <= version[:2] < (3, 13),
         "missing",
         "python",
@@ -85,6 +88,7 @@ def packages() -> list[Check]:
     except importlib.metadata.PackageNotFoundError:
         requires = []
     for line in requires:
+        # `name[extra]>=1,<2; marker`: name and range.
         if match := re.match(r"([A-Za-z0-9_.-]+)(?:\[[^\]]*\])?\s*([^;]*)", line):
             wanted[match[1].lower()] = match[2].strip()
     checks = []
@@ -96,6 +100,7 @@ def packages() -> list[Check]:
         except importlib.metadata.PackageNotFoundError:
             checks.append(Check(name, severity, "not installed", fix))
             continue
+        # Another version than asked for may well work, so it is no more than a warning.
         fits = _fits(version, wanted.get(name, ""))
         detail = version if fits else f"{version}, outside {wanted[name]}"
         checks.append(_ok_or(fits, "warn", name, detail, f"{fix} into a fresh environment"))
@@ -106,6 +111,7 @@ def _fits(version: str, specifier: str) -> bool:
     try:
         from packaging.specifiers import SpecifierSet
     except ModuleNotFoundError:
+        # It comes with an extra; without it nobody can compare.
         return True
     return SpecifierSet(specifier).contains(version, prereleases=True)
 
@@ -122,6 +128,7 @@ def accelerator() -> Check:
             f"{device.name} {device.total_memory / GIB:.0f} GiB" for device in devices
         )
         return Check("gpu", "ok", f"{listed}; torch built for CUDA {torch.version.cuda}")
+    # A driver, and a build without CUDA: a fault of the installation, not of the machine.
     if torch.version.cuda is None and shutil.which("nvidia-smi"):
         return Check(
             "gpu",
@@ -149,6 +156,7 @@ def codecs() -> Check:
             "video codecs", "missing", f"av does not import ({error})", "pip install 'gwp[model]'"
         )
     lacking = []
+    # libdav1d by name: FFmpeg's own AV1 decoder needs hardware for it.
     for name, mode in (("h264", "r"), ("hevc", "r"), ("libdav1d", "r"), ("libx264", "w")):
         try:
             av.codec.Codec(name, mode)
@@ -170,6 +178,7 @@ def rendering(timeout_s: float = 60.0) -> Check:
     """Off-screen rendering for Meta-World, in a process of its own: a broken driver can take
     the process down.
     """
+    # As `gwp.sim.metaworld` chooses it.
     backend = os.environ.get("MUJOCO_GL", "egl")
     try:
         done = subprocess.run(
@@ -202,6 +211,7 @@ def rendering(timeout_s: float = 60.0) -> Check:
 
 
 def compiler() -> Check:
+    # Set, it is the one that builds take.
     named = os.environ.get("CXX")
     names = [named] if named else ["c++", "g++", "clang++"]
     paths = [path for name in names if (path := shutil.which(name))]
@@ -219,6 +229,7 @@ def compiled_code() -> Check:
     from gwp.native.build import CODE, compiled
 
     try:
+        # What is not there yet is built now, which takes a while the first time.
         return Check("compiled code", "ok", ", ".join(str(compiled(name)) for name in CODE))
     except (OSError, subprocess.SubprocessError) as error:
         return Check(
@@ -251,6 +262,7 @@ def shared_memory() -> Check:
     """Ray keeps decoded frames in shared memory; where that is small it falls back to files on
     disk.
     """
+    # macOS has none.
     mount = Path("/dev", "shm")
     if not mount.is_dir():
         return Check("shared memory", "ok", f"{mount} is not used on this system")
@@ -296,6 +308,7 @@ def disk() -> list[Check]:
         ("disk (temporary)", Path(tempfile.gettempdir())),
     ):
         usage = shutil.disk_usage(folder)
+        # Both: on a large disk 10 GiB are less than the share at which Ray stops.
         roomy = usage.free >= 10 * GIB and usage.free >= 0.05 * usage.total
         checks.append(
             _ok_or(
@@ -331,6 +344,7 @@ def ports() -> Check:
     )
 
 
+# In the order of the report; the folder of the cache before what is kept in it.
 CHECKS: tuple[Callable[[], Check | list[Check]], ...] = (
     python,
     packages,

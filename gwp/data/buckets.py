@@ -30,6 +30,8 @@ class Bucket(BaseModel):
     @property
     def cost(self) -> int:
         """Proportional to its visual tokens: latent frames times pixels."""
+        # A latent frame for the first picture and one for each four more. Codec and patch are
+        # the same for all buckets, so pixels stand for tokens.
         return ((self.frames - 1) // 4 + 1) * self.height * self.width
 
     def __str__(self) -> str:
@@ -45,6 +47,7 @@ def batch_sizes(buckets: Sequence[Bucket], global_batch: int, multiple: int) -> 
     """
     budget, sizes = buckets[0].cost * global_batch, [global_batch]
     for bucket in buckets[1:]:
+        # Rounded down twice, so it never costs more than a batch of the first.
         size = budget // bucket.cost // multiple * multiple
         if not size:
             raise ValueError(
@@ -66,6 +69,7 @@ def tile(
     The buckets nearest in aspect ratio; of those the largest picture that needs no enlargement,
     else the smallest; of those the longest that still fits, and shorter ones behind it.
     """
+    # In logarithms 4:3 and 3:4 are equally far from a square.
     aspect = log(width / height)
     near = min(abs(log(b.width / b.height) - aspect) for b in buckets)
     fitting = [
@@ -84,5 +88,7 @@ def tile(
         )
         if found is None:
             return clips
+        # Its last frame is at `at + (frames - 1) / fps`; the next clip begins one frame
+        # behind.
         clips.append((at, found[1]))
         at += found[0] / fps

@@ -50,7 +50,9 @@ class Canvas(BaseModel):
         w, h = self.width, self.height
         every: tuple[Slot, ...] = ("front",) if self.layout == "single" else SLOTS
         wanted_slots = set(every if views is None else views)
+        # In canonical order, whatever order the views came in.
         given = tuple(s for s in SLOTS if s in wanted_slots)
+        # In every layout, so plain videos and robots share a canvas.
         if given == ("front",):
             return {"front": (0, 0, w, h)}
         incomplete = self.layout == "t" and given != SLOTS and self.missing == "refuse"
@@ -66,6 +68,8 @@ class Canvas(BaseModel):
                 "Name other `cameras`, or choose another layout"
             )
         if self.layout == "t":
+            # Of odd sides the lower and the right part get the pixel more. With `missing:
+            # grey`, views keep the boxes that they have in a whole `t`.
             top, left = h // 2, w // 2
             every_box = {
                 "front": (0, 0, w, top),
@@ -73,6 +77,7 @@ class Canvas(BaseModel):
                 "right": (left, top, w - left, h - top),
             }
             return {slot: every_box[slot] for slot in given}
+        # Edges are rounded and not widths, so that no column is left between two views.
         edges = [i * w // len(given) for i in range(len(given) + 1)]
         return {
             slot: (x, 0, end - x, h) for slot, (x, end) in zip(given, pairwise(edges), strict=True)
@@ -84,6 +89,7 @@ class Canvas(BaseModel):
 
     def filled_by(self, views: Iterable[Slot]) -> bool:
         """Whether these views leave nothing empty. Raises as `boxes`."""
+        # Boxes never overlap, so equal areas mean that all is covered.
         return sum(w * h for _, _, w, h in self.boxes(views).values()) == self.width * self.height
 
     @property
@@ -101,6 +107,7 @@ def crop_positions(rng: np.random.Generator | None) -> dict[Slot, tuple[float, f
     """
     if rng is None:
         return dict.fromkeys(SLOTS, (0.5, 0.5))
+    # [3, 2]: always so many, in the order of SLOTS.
     draws = rng.random((len(SLOTS), 2))
     return {slot: (float(x), float(y)) for slot, (x, y) in zip(SLOTS, draws, strict=True)}
 
@@ -128,8 +135,12 @@ def fit_into(out: np.ndarray, frame: Picture, at: tuple[float, float]) -> None:
     scale = max(width / w, height / h)
     # Rounding must not leave the box uncovered.
     new_w, new_h = max(width, round(w * scale)), max(height, round(h * scale))
+    # Every offset from 0 to the slack is equally likely; `min`, for a share just below 1 may
+    # round up.
     x = min(int(at[0] * (new_w - width + 1)), new_w - width)
     y = min(int(at[1] * (new_h - height + 1)), new_h - height)
+    # Serving and evaluation: the middle rounded down; the lines above round it up where slack
+    # is odd.
     if at == (0.5, 0.5):
         x, y = (new_w - width) // 2, (new_h - height) // 2
     if (new_w, new_h) == (w, h):
@@ -147,6 +158,7 @@ def compose(
     evaluation). DataError when the layout has no place for these views or their lengths differ.
     """
     at = crop_positions(rng)
+    # First, since it also refuses no views at all.
     boxes = canvas.boxes(views)
     lengths = {len(v) for v in views.values()}
     if len(lengths) != 1:

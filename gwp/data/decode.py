@@ -59,6 +59,7 @@ class SampleSpec:
                     f"embodiment {name} has chunks of {e.chunk} actions, the window "
                     f"{self.window.chunk}; make them equal"
                 )
+            # For its DataError alone: better here than at every sample.
             self.canvas.boxes(e.cameras)
             if name in self.stats:
                 self.stats[name].check(e, self.window)
@@ -112,6 +113,7 @@ def decode_frames(
     that cannot be decoded. `reader`: of the process that decodes.
     """
     reasons: dict[int, str] = {}
+    # Canvases of rows that failed half-way are painted in part, so they are taken out.
     canvases = _canvases(rows, spec, reasons, reader)
     return {i: canvas for i, canvas in canvases.items() if i not in reasons}, reasons
 
@@ -134,6 +136,7 @@ def decode_samples(
     """
     reasons: dict[int, str] = {}
     vectors: dict[int, Vectors] = {}
+    # Vectors first: what fails here costs no decoding.
     for i, row in enumerate(rows):
         try:
             vectors[i] = _vectors(row, spec, reader)
@@ -173,6 +176,7 @@ def _latents(
 
 
 def _views(row: Row) -> np.ndarray:
+    """bool `[3]`: which cameras a row has, in the order of SLOTS."""
     have = {view["slot"] for view in row["views"]}
     return np.array([slot in have for slot in SLOTS])
 
@@ -194,6 +198,7 @@ def frame_times(row: Row, view: View, spec: SampleSpec) -> list[float]:
     if row["kind"] == "clip":
         return [view["start_s"] + t for t in spec.clip.offsets_s(spec.frames_of(row))]
     # Positions are those of the rows; the clock of the file may run a little off theirs.
+    # Rate of the set over rate of the file.
     stretch = row["fps"] * row["rows_per_step"] / view["rate"] if view["rate"] else 1.0
     steps = [row["start"] + k for k in spec.window.offsets]
     return step_times(steps, row["length"], view["start_s"], row["fps"], stretch)
@@ -203,6 +208,8 @@ def _empty_canvases(
     rows: Sequence[Row], spec: SampleSpec, wanted: list[int]
 ) -> dict[int, np.ndarray]:
     """Canvases by number of the wanted rows, grey where no view will come."""
+    # [T, H, W] -> rows. One array for each: the training stream makes a batch of canvases
+    # that lie behind each other without a copy.
     shapes: dict[tuple[int, int, int], list[int]] = {}
     for i in wanted:
         canvas = spec.canvas_of(rows[i])
@@ -223,12 +230,15 @@ def _canvases(
 ) -> dict[int, np.ndarray]:
     """Canvases by row number; rows that fail are added to `reasons`."""
     canvases = _empty_canvases(rows, spec, [i for i in range(len(rows)) if i not in reasons])
+    # What each view of each file is asked for: time -> every place that shows the frame, so
+    # that it is decoded once.
     files: dict[_View, dict[float, list[_Place]]] = {}
     for i, row in enumerate(rows):
         if i in reasons:
             continue
         at = crop_positions(_crop_rng(row, spec))
         boxes = spec.canvas_of(row).boxes(v["slot"] for v in row["views"])
+        # Recorded rows per second.
         rate = row["fps"] * row["rows_per_step"]
         # Positions of robot rows are exact; a plain video is resampled and gives the nearest
         # frame it has. At another rate than the recorded one, steps fall between frames.
@@ -242,6 +252,7 @@ def _canvases(
                 wanted.setdefault(round(t, 6), []).append(
                     _Place(i, k, boxes[view["slot"]], at[view["slot"]])
                 )
+    # Then file by file, each opened once for all rows that want something of it.
     for origin, wanted in files.items():
         try:
             with open_frames(
@@ -249,6 +260,8 @@ def _canvases(
             ) as frames:
                 _fill(canvases, frames, origin.part.uri, wanted, reasons)
         except MissingError as error:
+            # All that wanted something of it. Other errors of storage are raised: they say
+            # nothing of the samples.
             for place in (p for places in wanted.values() for p in places):
                 reasons.setdefault(place.row, str(error))
     return canvases
@@ -264,10 +277,12 @@ def _fill(
     """Put the wanted frames of one file into their boxes. A bad place fails its rows only, so
     it goes on behind it.
     """
+    # A stream is walked forward, so times are asked for in order.
     left: Sequence[float] = sorted(wanted)
     while left:
         done = 0
         try:
+            # One by one, so that whatever came before a bad place has been painted.
             for t, frame in frames(left):
                 for place in wanted[t]:
                     x, y, w, h = place.box
@@ -279,6 +294,7 @@ def _fill(
         except DataError as error:
             for place in wanted[left[done]]:
                 reasons.setdefault(place.row, str(explained(uri, error)))
+            # The generator is over after an error; the next one starts behind the bad place.
             left = [t for t in left[done + 1 :] if any(p.row not in reasons for p in wanted[t])]
 
 
@@ -295,9 +311,13 @@ def _vectors(row: Row, spec: SampleSpec, reader: FileReader) -> Vectors:
         return out
     name, data_file = row["embodiment"], row["data_file"]
     assert data_file is not None
+    # A KeyError, because it is a fault of the caller: DataError would fail sample after
+    # sample.
     if name not in spec.normalizers:
         raise KeyError(f"no statistics of embodiment {name}; give them in SampleSpec.stats")
     ds, da = len(spec.embodiments[name].state_names), len(spec.embodiments[name].action_names)
+    # `real` of the p steps lie in the episode; the rows of those, counted in it, are `begin`
+    # to `end`.
     k, real = row["start"], min(p, row["length"] - row["start"])
     ratio = row["rows_per_step"]
     begin, end = row_span(k, real, ratio, row["rows"])
@@ -315,6 +335,7 @@ def _vectors(row: Row, spec: SampleSpec, reader: FileReader) -> Vectors:
             f"{data_file}: state and action are {states.shape[1]} and "
             f"{actions.shape[1]} wide, {name} has {ds} and {da}"
         )
+    # Every row that is read counts, as when `stats.normalise` leaves windows out.
     bad = np.argwhere(~np.isfinite(actions))
     if not np.isfinite(at_steps(states, k * ratio - begin, 1, ratio)).all():
         raise DataError(f"{data_file}: NaN or Inf in the state of row {row['first_row'] + begin}")
@@ -324,11 +345,13 @@ def _vectors(row: Row, spec: SampleSpec, reader: FileReader) -> Vectors:
             f"{data_file}: NaN or Inf in the action of row "
             f"{row['first_row'] + begin + step}, dimension {dim}"
         )
+    # From here on rows are control steps, the first of which is `start`.
     if ratio != 1:
         states = at_steps(states, k * ratio - begin, 1, ratio)
         actions = at_steps(
             actions, k * ratio - begin, real, ratio, spec.embodiments[name].resampling
         )
+    # [p, da]: past the end the last action stands in; `step_valid` tells.
     chunk = actions[np.minimum(np.arange(p), real - 1)]
     out["state"][:ds] = spec.normalizers[name].state(states[0])
     out["actions"][:, :da] = spec.normalizers[name].actions(chunk, states[0])

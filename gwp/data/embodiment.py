@@ -4,6 +4,7 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+# Their order is that of `canvas.SLOTS`, and so of crops and of `view_valid`.
 Slot = Literal["front", "left", "right"]
 Resampling = Literal["linear", "hold", "sum"]
 
@@ -23,6 +24,8 @@ class Limits(BaseModel):
     """
 
 
+# Bundles, runs and caches keep it as JSON (`embodiments.json`): a new field needs a default,
+# or theirs cannot be read any more.
 class Embodiment(BaseModel):
     """One kind of robot. Training, statistics, the bundle and the endpoint all read this one
     record.
@@ -63,6 +66,7 @@ class Embodiment(BaseModel):
     @model_validator(mode="after")
     def _consistent(self) -> "Embodiment":
         d = len(self.action_names)
+        # () stands for the default, so only what is given has to fit.
         if self.delta_mask and len(self.delta_mask) != d:
             raise ValueError(
                 f"delta_mask has {len(self.delta_mask)} entries, action_names {d}; give one per action"
@@ -71,6 +75,7 @@ class Embodiment(BaseModel):
             raise ValueError(
                 f"resample has {len(self.resample)} entries, action_names {d}; give one per action"
             )
+        # Action i is taken relative to entry i of the state (`stats.normalise.delta_base`).
         if any(self.delta_mask) and len(self.state_names) < d:
             raise ValueError(
                 "delta_mask needs a state entry for every action; set delta_mask to all false "

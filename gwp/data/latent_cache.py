@@ -1,8 +1,8 @@
 """Cached sets: latents and text embeddings of a stage, encoded once, in safetensors shards with
 an index.
 
-    <cache>/PLAN.json                 what is being cached, and how it is cut; written first
-            manifest.parquet codec/ text/
+    <cache>/PLAN.json                 what is being cached, and how it is cut; before any shard
+            manifest.parquet embodiments.json codec/ text/
             latents/000000.safetensors   samples of a fixed range of the manifest, named as in `sample_names`
             texts/000000.safetensors     embeddings by text key, without the zero rows at their end
             latents.parquet texts.parquet    where each of them lies
@@ -49,6 +49,8 @@ PLACE = pa.struct(
         ("reason", pa.string()),
     ]
 )
+# Manifest rows that are named at a time, and bytes of a shard that are asked for to find its
+# header: most are shorter.
 _CHUNK = 1 << 16
 _HEADER = 1 << 16
 _GAP = 1 << 19
@@ -107,6 +109,7 @@ def sample_names(table: pa.Table, roots: Sequence[str]) -> pa.Array:
 
     `roots`: URI of each source. Where a set lies does not matter, so that it may move.
     """
+    # Arrow joins what is hashed into a line per row; only the hashing is done row by row.
     names = [
         f"{sample}@{hashlib.sha256(text.encode()).hexdigest()[:16]}"
         for start in range(0, table.num_rows, _CHUNK)
@@ -116,13 +119,16 @@ def sample_names(table: pa.Table, roots: Sequence[str]) -> pa.Array:
 
 
 def _picks(table: pa.Table, roots: Sequence[str]) -> Iterable[tuple[str, str]]:
+    # `flat`: all views of all rows in one array; `owner`: the row of each.
     views = pa.concat_arrays(table["views"].chunks)
     flat, owner = views.flatten(), pc.list_parent_indices(views)
+    # URIs without the folder of their source, one source at a time.
     source = table["source"].take(owner)
     uris = flat.field("uri")
     for number in pc.unique(source).to_pylist():
         inside = pc.replace_substring(uris, roots[number].rstrip("/"), "", max_replacements=1)
         uris = pc.if_else(pc.equal(source, number).combine_chunks(), inside, uris)
+    # `slot|uri|start|offset|key` of each view.
     parts = [
         flat.field("slot"),
         uris,
@@ -134,7 +140,10 @@ def _picks(table: pa.Table, roots: Sequence[str]) -> Iterable[tuple[str, str]]:
         parts[-1], pc.fill_null(pc.cast(flat.field("rate"), pa.string()), ""), ""
     )
     shown = pc.binary_join_element_wise(*parts, "|", null_handling="replace")
+    # Back to a list per row: offsets of the views fit their texts, which are as many.
     pictures = pc.binary_join(pa.ListArray.from_arrays(views.offsets, shown), ";")
+    # Whatever else decides which frames are shown. The instruction is none of it, so a
+    # changed text leaves names as they are.
     columns = ("sample_id", "kind", "bucket", "start", "length", "fps", "rows_per_step")
     rows = pc.binary_join_element_wise(
         *(pc.cast(table[n], pa.string()) for n in columns), pictures, "|", null_handling="replace"
@@ -155,6 +164,8 @@ def write_shard(
     `arrays`: float16, or uint16 that holds the bits of bfloat16. `failed`: by name, what is
     missing.
     """
+    # 8 bytes of length, a JSON header, numbers; places are counted from the end of the
+    # header. The format takes only strings as metadata, hence JSON inside of JSON.
     header: dict[str, Any] = {"__metadata__": {"failed": json.dumps(dict(failed))}}
     at = 0
     for name, array in arrays.items():
@@ -198,6 +209,8 @@ def read_header(uri: str, part: Part, number: int) -> pa.Table:
     try:
         (head,) = storage.read_ranges([place], [0], [_HEADER])
         length = int.from_bytes(head[:8], "little")
+        # Many names: the header is longer than the guess. Of a damaged length, what comes is
+        # short and no JSON.
         if length + 8 > len(head):
             (head,) = storage.read_ranges([place], [0], [length + 8])
         header = json.loads(head[8 : 8 + length])
@@ -205,6 +218,7 @@ def read_header(uri: str, part: Part, number: int) -> pa.Table:
         rows: list[CachedPlace] = [
             {
                 "shard": number,
+                # In the index places are counted from the begin of the file.
                 "offset": 8 + length + v["data_offsets"][0],
                 "bytes": v["data_offsets"][1] - v["data_offsets"][0],
                 "shape": v["shape"],
@@ -216,6 +230,7 @@ def read_header(uri: str, part: Part, number: int) -> pa.Table:
         raise DataError(
             f"{place}: not a whole shard ({error}); remove it and run `gwp data cache` again"
         ) from error
+    # Behind the others, in the order of the names below.
     rows += [
         {"shard": -1, "offset": 0, "bytes": 0, "shape": f["shape"], "reason": f["reason"]}
         for f in failed.values()
@@ -283,6 +298,8 @@ class LatentCache:
         """DataError unless the cache was made as `key` says; what is stored may be more, in
         another number format.
         """
+        # A stage may read a part of what is cached; numbers are converted; texts of another
+        # origin were compared with the encoder's.
         different = self.key.differences(key, ignore=("manifest", "number_format", "texts_from"))
         if different:
             raise DataError(
@@ -304,9 +321,12 @@ class LatentCache:
         `index`: what `index` gave, to save another look.
         """
         index = self.index(part) if index is None else index
+        # Places in the index, null for names that it lacks.
         at = pc.index_in(names, value_set=index["name"].combine_chunks())
         if at.null_count:
             first = pc.filter(names, pc.is_null(at))[0].as_py()
+            # The same sample under another digest: then its pictures are picked otherwise
+            # now.
             known = part == "latents" and first.rpartition("@")[0] in {
                 n.rpartition("@")[0] for n in index["name"].to_pylist()
             }
@@ -326,6 +346,7 @@ class LatentCache:
         """Arrays at these places, none of them with a reason: float16, or uint16 that holds the
         bits of bfloat16.
         """
+        # Wanted places in the order of the files, near ones joined: shard, begin, end.
         order = sorted(range(len(places)), key=lambda i: (places[i]["shard"], places[i]["offset"]))
         spans: list[tuple[int, int, int]] = []
         span_of: dict[int, int] = {}

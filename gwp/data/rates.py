@@ -9,6 +9,8 @@ from gwp.data.embodiment import Resampling
 
 def steps_of(rows: int, rows_per_step: float) -> int:
     """Control steps that lie within an episode of so many rows."""
+    # Step k is at row k * rows_per_step, at the last row at most. 1e-6: a quotient that falls
+    # just short of a whole number means that number.
     return int((rows - 1) / rows_per_step + 1e-6) + 1 if rows else 0
 
 
@@ -19,6 +21,8 @@ def row_span(first: int, steps: int, rows_per_step: float, rows: int) -> tuple[i
     if rows_per_step == 1:
         return first, min(rows, first + steps)
     begin = int(first * rows_per_step + 1e-6)
+    # Two more: `linear` reads the row behind that of a step, `sum` up to where the step after
+    # the last begins.
     return begin, min(rows, int((first + steps) * rows_per_step + 1e-6) + 2)
 
 
@@ -46,10 +50,11 @@ def at_steps(
 
     `linear` between the two rows, `hold` the row before, `sum` what the rows of a step add up
     to. Behind the last row it stands. NaN and Inf stay what is no number in the steps that read
-    them.
+    them, with `sum` in all later ones too.
     """
     at = start + np.arange(steps + 1) * rows_per_step
     # Sums of a ratio must not fall just short of the row that they mean.
+    # Up to len(values), not len - 1: the last row ends there, and `sum` counts to its end.
     at = np.clip(np.where(np.abs(at - np.round(at)) < 1e-6, np.round(at), at), 0, len(values))
     begin = np.minimum(at[:-1], len(values) - 1)
     low = begin.astype(np.int64)
@@ -69,6 +74,7 @@ def at_steps(
     out[:, hold] = values[low][:, hold]
     summed = np.array([r == "sum" for r in rules])
     if summed.any():
+        # total[i]: what the rows before i add up to, so that a step is a difference of two.
         total = np.concatenate([np.zeros((1, int(summed.sum()))), np.cumsum(values[:, summed], 0)])
         edges = np.stack([np.interp(at, np.arange(len(total)), column) for column in total.T], 1)
         out[:, summed] = np.diff(edges, axis=0)

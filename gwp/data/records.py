@@ -14,6 +14,9 @@ import numpy as np
 from gwp.data.embodiment import Slot
 
 
+# Manifests hold these as Arrow: `View`, `Place` and `Row` are VIEW, PLACE and SCHEMA of
+# `gwp.data.plan.manifest`, `CachedPlace` is PLACE of `gwp.data.latent_cache`. A test compares
+# their fields, so a new one goes into both.
 class View(TypedDict):
     """Frames of one camera: what file they lie in, and from where on."""
 
@@ -45,6 +48,7 @@ class CachedPlace(TypedDict):
     reason: str | None
 
 
+# A shape all the same: a sample that fails keeps its place in a batch (`ok` False).
 class Missing(TypedDict):
     """What a shard of a cache has no numbers of."""
 
@@ -53,6 +57,7 @@ class Missing(TypedDict):
     """That they would have, as in `CachedPlace`."""
 
 
+# Apart from `Row`, because shapes are asked for where there are no rows yet.
 class Shaped(TypedDict):
     """What the shape of a sample follows from; every row has it."""
 
@@ -100,6 +105,7 @@ class Place(TypedDict):
     """One per camera that is there."""
 
 
+# `start_s` of its views is that of the sample here, for clips; `Place` has that of the video.
 class Row(Place):
     """One sample of the manifest, whole. What is not required comes with a plan or a cache."""
 
@@ -128,6 +134,8 @@ class Skipped(TypedDict):
     """Whether something is wrong with it; else it was not asked for, or is too short."""
 
 
+# `pipelines.training.stream` plans these two, and takes the rows of `ids` only where they are
+# decoded.
 class MicroBatch(TypedDict):
     """A micro-batch of one rank, as it is planned."""
 
@@ -145,6 +153,7 @@ class PackedBlock(TypedDict):
     micro: list[MicroBatch]
 
 
+# numpy has no bfloat16, so its bits travel as uint16.
 class Pictured(TypedDict):
     """Pictures of a sample: one of the two."""
 
@@ -178,6 +187,7 @@ class Sample(Pictured, Vectors):
     sample_id: str
 
 
+# A column per field of `Sample`, and what is known of each row besides.
 class StreamBatch(TypedDict):
     """Columns of decoded samples in the order of the plan.
 

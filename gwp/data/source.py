@@ -11,6 +11,7 @@ from gwp.data.formats.table import VIDEOS, format_names
 from gwp.errors import DataError
 from gwp.paths import Location
 
+# The names are those of the table, which a type checker cannot know.
 if TYPE_CHECKING:
     FormatName = str
 else:
@@ -22,6 +23,7 @@ def parse_ranges(text: str) -> list[range]:
     parts = []
     for part in text.split(","):
         found = re.fullmatch(r"(\d+)(?::(\d+))?", part.strip())
+        # Empty, like `5:5`: both are refused below.
         chosen = range(int(found[1]), int(found[2] or int(found[1]) + 1)) if found else range(0)
         if not chosen:
             raise ValueError(f"cannot read '{part}'; write `0:100` or `0,3,5`")
@@ -31,6 +33,8 @@ def parse_ranges(text: str) -> list[range]:
 
 def as_ranges(numbers: Iterable[int]) -> str:
     """The inverse of `parse_ranges`: `0:100,105`; empty where there are no numbers."""
+    # Begin and end (excluded) of numbers in a row; statistics note their episodes in this
+    # form.
     runs: list[list[int]] = []
     for n in sorted(set(numbers)):
         if runs and runs[-1][1] == n:
@@ -87,6 +91,7 @@ class Source(BaseModel):
     @field_validator("episodes")
     @classmethod
     def _readable(cls, text: str | None) -> str | None:
+        # For its ValueError alone: a mistake is told with the file's other ones.
         parse_ranges(text or "0")
         return text
 
@@ -104,11 +109,13 @@ class Source(BaseModel):
                 f"{self.uri}: the set does not say at what rate it was recorded; set `fps` on "
                 f"this source ({hint})"
             )
+        # 0.1 %, as in `robot_set.rows_per_step`: rates are written with few digits.
         if stated is not None and self.fps is not None and abs(stated - self.fps) > 1e-3 * stated:
             raise DataError(
                 f"{self.uri}: the set was recorded at {stated:g} Hz, `fps` says {self.fps:g}; "
                 "remove `fps`"
             )
+        # One of the two is there; 0.0 is for the type checker.
         return float(stated if stated is not None else self.fps or 0.0)
 
     def select(self, available: list[int]) -> list[int]:
@@ -117,6 +124,8 @@ class Source(BaseModel):
             return available
         chosen: set[int] = set()
         for part in parse_ranges(self.episodes):
+            # Numbers may be missing inside a part, but a part without any is a mistake of the
+            # user.
             hits = {i for i in available if i in part}
             if not hits:
                 have = f"{available[0]} to {available[-1]}" if available else "none"

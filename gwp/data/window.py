@@ -4,6 +4,7 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator, model_valida
 
 
 def of_codec_length(frames: int) -> bool:
+    # A latent for the first frame and one for each four more; a single frame has no future.
     return frames >= 5 and (frames - 1) % 4 == 0
 
 
@@ -23,10 +24,13 @@ class Window(BaseModel):
 
     @model_validator(mode="after")
     def _fits_the_codec(self) -> "Window":
+        # Frames are a stride apart from 0 to `chunk`, so the last one shows what the chunk
+        # led to.
         if self.chunk % self.stride or not of_codec_length(self.frames):
             fits = [
                 s
                 for s in range(1, self.chunk)
+                # chunk / stride is one less than the number of frames: a multiple of 4.
                 if self.chunk % s == 0 and (self.chunk // s) % 4 == 0
             ]
             hint = (
@@ -72,4 +76,5 @@ class ClipWindow(BaseModel):
 
     def offsets_s(self, frames: int) -> tuple[float, ...]:
         """Seconds from the start to each of so many frames."""
+        # `frames` is given and not read from here: those of a bucket are its own.
         return tuple(i / self.fps for i in range(frames))

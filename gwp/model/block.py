@@ -106,6 +106,8 @@ class Attention(nn.Module):
         self.to_q = nn.Linear(width, inner)
         self.to_k = nn.Linear(width, inner)
         self.to_v = nn.Linear(width, inner)
+        # A list of one: published checkpoints have `to_out.0`, and a dropout without weights
+        # behind it.
         self.to_out = nn.ModuleList([nn.Linear(inner, width)])
         self.norm_q = RMSNorm(inner, eps)
         self.norm_k = RMSNorm(inner, eps)
@@ -241,6 +243,7 @@ class Block(nn.Module):
         text_kv:    of `text_kv`
         cache:      keys and values of the same layer, from an earlier pass
         """
+        # Six vectors per token: its noise, with this layer's table added.
         slots = {
             name: modulation[name].slots(self.expert(name).scale_shift_table) for name in streams
         }
@@ -276,6 +279,7 @@ class Block(nn.Module):
             _, _, gate1, shift2, scale2, gate2 = slots[name]
             out_BLD = expert.attn1.output(attended[name])
             x_BLD = (x_BLD.float() + gate1 * out_BLD.float()).to(x_BLD.dtype)
+            # Neither modulated nor gated, as in Wan.
             x_BLD = x_BLD + expert.cross_attention(x_BLD, text_kv[name])
             ffn_BLD = expert.ffn(expert.modulated_norm(x_BLD, shift2, scale2))
             result[name] = (x_BLD.float() + gate2 * ffn_BLD.float()).to(x_BLD.dtype)
@@ -291,6 +295,7 @@ def _block_causal(
     q_BHLh = q_BLHh.transpose(1, 2)
     k_BHnh = k_BnHh.transpose(1, 2)
     v_BHnh = v_BnHh.transpose(1, 2)
+    # `end` counts cached keys too, `start` and `stop` only the queries of this pass.
     parts = [
         F.scaled_dot_product_attention(
             q_BHLh[:, :, start:stop], k_BHnh[:, :, :end], v_BHnh[:, :, :end]

@@ -61,6 +61,7 @@ class ModelConfig(BaseModel):
 
     @model_validator(mode="after")
     def _consistent(self) -> "ModelConfig":
+        # Rows and columns take 2 * (head_dim // 6) each: below 6 they would get nothing.
         if self.attention_head_dim % 2 or self.attention_head_dim < 6:
             raise ValueError(
                 f"attention_head_dim {self.attention_head_dim} must be even and at least 6"
@@ -72,6 +73,7 @@ class ModelConfig(BaseModel):
             raise ValueError(
                 "family gwp0 has one expert; remove action_expert_dim and action_ffn_dim"
             )
+        # The reference is one latent frame: a deeper patch could not be filled.
         if self.patch_size[0] != 1:
             raise ValueError("patch_size[0] must be 1: a visual token belongs to one latent frame")
         return self
@@ -86,6 +88,7 @@ class ModelConfig(BaseModel):
         """Expert name -> (width, feed-forward width)."""
         if self.action_expert_dim is None or self.action_ffn_dim is None:
             return {"shared": (self.width, self.ffn_dim)}
+        # In this order modules are made: it decides what weights a seed gives.
         return {
             "action": (self.action_expert_dim, self.action_ffn_dim),
             "visual": (self.width, self.ffn_dim),
@@ -96,6 +99,7 @@ class ModelConfig(BaseModel):
         """Group -> the expert whose weights its tokens use."""
         if self.family == "gwp0":
             return dict.fromkeys(GROUPS, "shared")
+        # What a robot says and does goes the narrow way, what cameras see the wide one.
         return {"S": "action", "R": "visual", "A": "action", "F": "visual"}
 
     @property
@@ -111,6 +115,7 @@ class ModelConfig(BaseModel):
         mixture = {"action_expert_dim": 1024, "action_ffn_dim": 4096} if family == "gwp05" else {}
         return cls(
             family=family,
+            # The trunk of Wan 2.2 (5 B), from which the visual side descends.
             num_layers=30,
             num_attention_heads=24,
             attention_head_dim=128,
@@ -124,6 +129,7 @@ class ModelConfig(BaseModel):
 
     def to_published(self) -> dict[str, Any]:
         """The `config.json` of the published checkpoint form."""
+        # Diffusers' keys, so that other loaders of these checkpoints read ours.
         config: dict[str, Any] = {
             "_class_name": _FAMILY_CLASS[self.family],
             "patch_size": list(self.patch_size),
@@ -135,6 +141,7 @@ class ModelConfig(BaseModel):
             "freq_dim": self.freq_dim,
             "ffn_dim": self.ffn_dim,
             "num_layers": self.num_layers,
+            # What never varies here: it says how our layers are built.
             "cross_attn_norm": True,
             "qk_norm": "rms_norm_across_heads",
             "eps": self.eps,

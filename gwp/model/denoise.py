@@ -24,6 +24,7 @@ def observe(
     """The prefix: state `[B, 1, d]` and reference latent `[B, C, 1, h, w]` with text, computed
     once per observation.
     """
+    # No noise is named: both are clean.
     return model.extend(Tokens(state=state, reference=reference), text=text, embodiment=embodiment)
 
 
@@ -56,6 +57,7 @@ def act(
         return torch.where(committed.unsqueeze(-1), prefix, x_Bpd)
 
     def velocity(x_Bpd: Tensor, sigma: Tensor) -> Tensor:
+        # One level for all actions is embedded once; with a prefix each has its own.
         level = sigma.expand(x_Bpd.shape[0])
         if committed is not None:
             level = _prefix_noise(sigma, noise, committed)
@@ -109,11 +111,13 @@ def joint(
     sigmas = solver_sigmas(steps, shift).to(action.device)
     for now, after in itertools.pairwise(sigmas):
         level = now.expand(action.shape[0])
+        # The context's groups must not be given again.
         given = Tokens() if context else tokens
         full = Tokens(given.state, given.reference, action, future)
         out = model(full, {"A": level, "F": level}, None if context else text, embodiment, context)
         assert out.action is not None
         assert out.future is not None
+        # Both in fp32 and by the same step, as `euler` does.
         action = action + (after - now) * out.action.float()
         future = future + (after - now) * out.future.float()
     return action, future

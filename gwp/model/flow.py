@@ -37,6 +37,7 @@ def solver_sigmas(steps: int, shift: float = 5.0) -> Tensor:
     `FlowMatchEulerDiscreteScheduler`; published weights were sampled so, and with 10 steps at
     shift 5 the last level before 0 is 0.024414.
     """
+    # 1/1000 is the lowest level of training. Here it is shifted once, below once more.
     low = shift * 0.001 / (1 + (shift - 1) * 0.001)
     # Rounded to fp32 at the end, as the published scheduler does.
     grid = torch.linspace(1.0, low, steps, dtype=torch.float64)

@@ -26,12 +26,14 @@ class EmbodimentLinear(nn.Module):
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
+        # As nn.Linear draws both, here with `in` in the middle of the shape.
         bound = 1 / math.sqrt(self.weight.shape[1])
         nn.init.uniform_(self.weight, -bound, bound)
         nn.init.uniform_(self.bias, -bound, bound)
 
     def forward(self, x_BLd: Tensor, embodiment_B: Tensor) -> Tensor:
         """`[B, L, in]` to `[B, L, out]`, each row by the weight of its embodiment, int64."""
+        # Each row of the batch has the matrix of its own robot, so it is a batched product.
         bias_B1d = self.bias[embodiment_B].unsqueeze(1)
         return torch.baddbmm(bias_B1d, x_BLd, self.weight[embodiment_B])
 
@@ -43,6 +45,7 @@ class ActionEncoder(nn.Module):
 
     def __init__(self, embodiments: int, channels: int, width: int) -> None:
         super().__init__()
+        # 128 and 256 are published, as is GELU by erf; text and feed-forward take it by tanh.
         self.in_proj = EmbodimentLinear(embodiments, channels, 128)
         self.mid_proj = nn.Linear(128, 256)
         self.out_proj = nn.Linear(256, width)
@@ -99,6 +102,7 @@ class ConditionEmbedder(nn.Module):
         """Timesteps `[B, m]` (noise level times 1000) to the embedding `[B, m, D]` that heads
         use and the modulation `[B, m, 6, D]` of the blocks, both fp32.
         """
+        # As diffusers' `Timesteps` with flip_sin_to_cos and no shift: cosines first.
         half = self.freq_dim // 2
         step = torch.arange(half, dtype=torch.float32, device=timestep_Bm.device)
         frequency = torch.exp(-math.log(10000.0) * step / half)
@@ -130,6 +134,7 @@ class PatchEmbedding(nn.Module):
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
+        # Over the flattened kernel, as the matrix that it is.
         nn.init.xavier_uniform_(self.weight.view(self.weight.shape[0], -1))
         nn.init.zeros_(self.bias)
 
@@ -137,6 +142,7 @@ class PatchEmbedding(nn.Module):
         """`[B, C, T, h, w]` to `[B, T * h/2 * w/2, D]`, frame-major, then rows, then columns."""
         B, C, T, h, w = latents_BCThw.shape
         _, ph, pw = self.weight.shape[2:]
+        # To [B, T, rows, columns, C, ph, pw]; a patch is one frame deep.
         x = latents_BCThw.reshape(B, C, T, h // ph, ph, w // pw, pw).permute(0, 2, 3, 5, 1, 4, 6)
         patches_BLp = x.reshape(B, T * (h // ph) * (w // pw), C * ph * pw).to(self.weight.dtype)
         # Flattened, the Conv3d kernel has the order of a patch: channel, row, column.
@@ -150,6 +156,7 @@ def unpatchify(
     T, rows * ph, columns * pw]`.
     """
     _, ph, pw = patch_size
+    # The head writes channels last within a patch, where the embedding reads them first.
     x = tokens_BLp.unflatten(1, (frames, rows, columns)).unflatten(-1, (ph, pw, -1))
     return x.permute(0, 6, 1, 2, 4, 3, 5).flatten(3, 4).flatten(4, 5)
 
@@ -184,6 +191,7 @@ def visual_rotary(head_dim: int, frames: range, rows: int, columns: int) -> tupl
     """cos, sin `[T * rows * columns, h / 2]` fp32; axes (frame, row, column) take h - 4 (h //
     6), 2 (h // 6), 2 (h // 6) dims.
     """
+    # Of 128: 44 for frames, 42 for rows, 42 for columns.
     side = 2 * (head_dim // 6)
     grid = (len(frames), rows, columns, -1)
     frame = rotary_axis(head_dim - 2 * side, torch.arange(frames.start, frames.stop))
@@ -209,6 +217,7 @@ def action_rotary(head_dim: int, positions: range) -> tuple[Tensor, Tensor]:
 
 def rotate(x_BLHh: Tensor, cos_Lh: Tensor, sin_Lh: Tensor) -> Tensor:
     """Rotate interleaved pairs (x_2i, x_2i+1); tables are `[L, h / 2]` fp32."""
+    # Published weights were trained with neighbours as pairs, not with the two halves.
     even, odd = x_BLHh.float().unflatten(-1, (-1, 2)).unbind(-1)
     cos, sin = cos_Lh[:, None], sin_Lh[:, None]
     turned = torch.stack([even * cos - odd * sin, even * sin + odd * cos], dim=-1)

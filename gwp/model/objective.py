@@ -144,12 +144,14 @@ def training_losses(
     if objective.shared_noise:
         sigma_f = sigma_a
     reference, clean_future = batch.latents[:, :, :1], batch.latents[:, :, 1:]
+    # Without weight the future costs nothing, but a video batch has nothing else to learn.
     with_future = clean_future.shape[2] > 0 and (objective.video_weight > 0 or video_only)
     future_noise = draw(*clean_future.shape)
     action_noise = draw(*batch.actions.shape)
     future = add_noise(clean_future, future_noise, sigma_f.to(device)) if with_future else None
     noise: dict[Group, Tensor] = {"F": sigma_f.to(device)} if with_future else {}
     if video_only:
+        # What this leaves without a gradient gets one of zeros from `idle_loss`.
         tokens = Tokens(reference=reference, future=future)
         out = model(tokens, noise, batch.text, batch.embodiment, heads=("F",))
         video = _video_loss(out.future, future_noise - clean_future, objective)
@@ -159,6 +161,7 @@ def training_losses(
             video.detach(),
         )
 
+    # With actions: levels and masks per action, then both losses out of one pass.
     level, learnt = _action_levels(batch, objective, sigma_a, generator)
     tokens = Tokens(
         batch.state, reference, add_noise(batch.actions, action_noise, level.to(device)), future
@@ -178,10 +181,12 @@ def _action_levels(
     batch: Batch, objective: ObjectiveConfig, sigma: Tensor, generator: torch.Generator
 ) -> tuple[Tensor, Tensor]:
     """Noise level per action `[B, p]` and which of them are learnt bool `[B, p]` (CPU)."""
+    # `video` is no share here: it was drawn for the whole global batch.
     B, p = batch.actions.shape[:2]
     modes = objective.modes
     # ac-wm: all actions of the sample are clean, and none is learnt.
     clean = torch.rand(B, generator=generator) < modes.ac_wm / max(modes.ac_wm + modes.wam, 1e-12)
+    # Cloned, because rows of `expand` share memory and single actions are set below.
     level = torch.where(clean, torch.zeros_like(sigma), sigma)[:, None].expand(B, p).clone()
     learnt = (~clean)[:, None].expand(B, p).clone()
     # Real-time chunking: so are the first ones of some samples; one action at least is left.
@@ -205,6 +210,7 @@ def _action_loss(
         weight = learnt[:, :, None].expand_as(error).float()
     else:
         weight = ((learnt & batch.step_valid)[:, :, None] & batch.dim_valid[:, None, :]).float()
+    # Where all actions are clean nothing is learnt: 0, not NaN.
     return (error * weight).sum() / weight.sum().clamp(min=1.0)
 
 
@@ -212,6 +218,7 @@ def _video_loss(predicted: Tensor | None, target: Tensor, objective: ObjectiveCo
     assert predicted is not None
     loss = (predicted.float() - target).square().mean()
     if objective.masking == "published":
+        # The mean of the released trainers has the reference frame in it, whose error is 0.
         T = target.shape[2] + 1
         return loss * (T - 1) / T
     return loss
@@ -228,6 +235,7 @@ def idle_loss(model: WorldActionTransformer, batch_text: Tensor) -> Tensor:
     device = batch_text.device
     # The smallest pass that has every group: one token of each.
     _, ph, pw = config.patch_size
+    # Of robot 0: indexing gives the rows of the others a gradient, too, of zeros.
     vector = torch.zeros(1, 1, config.action_channels, device=device)
     latent = torch.zeros(1, config.in_channels, 1, ph, pw, device=device)
     out = model(

@@ -36,6 +36,7 @@ def check_folder(folder: str | Path) -> dict[str, dict[str, float]]:
         )
     report = {}
     for model_folder in models:
+        # One file of inputs may serve several models, and then lies above them.
         candidates = [f / "inputs.safetensors" for f in (model_folder, model_folder.parent)]
         inputs = next((p for p in candidates if p.is_file()), None)
         if inputs is None:
@@ -79,6 +80,7 @@ def _outputs(model: WorldActionTransformer, x: dict[str, Tensor]) -> dict[str, T
     # The reference GWP-0 ignores embodiment ids, and every reference sample was drawn with row 0.
     row0 = torch.zeros_like(x["embodiment_id"])
     embodiment = row0 if config.family == "gwp0" else x["embodiment_id"]
+    # `timestep` has all tokens in canonical order, 0..1000; levels here are 0..1.
     tokens = Tokens(x["state"], x["ref_latents"], x["action"], x["future_latents"])
     counts = _token_counts(model, tokens)
     levels = (x["timestep"].double() / 1000).float().split(counts, dim=1)
@@ -92,9 +94,11 @@ def _outputs(model: WorldActionTransformer, x: dict[str, Tensor]) -> dict[str, T
     assert joint.reference is not None
     assert joint.future is not None
     assert joint.action is not None
+    # Without the future, which actions do not see: as acting runs it.
     only = model(
         Tokens(x["state"], x["ref_latents"], x["action"]), {"A": noise["A"]}, x["text"], embodiment
     )
+    # The sampler of the reference begins with `action` as noise, in row 0.
     context = observe(model, x["state"], x["ref_latents"], x["text"], row0)
     steps = len(x["sched.sigmas"]) - 1 if "sched.sigmas" in x else 10
     out = {
@@ -135,7 +139,9 @@ def _tables(model: WorldActionTransformer, x: dict[str, Tensor]) -> dict[str, Te
     out = {}
     for name, tables in (("visual", visual), ("action", action)):
         for kind, table in zip(("cos", "sin"), tables, strict=True):
+            # Ours have one number per pair; theirs has it twice, as [1, L, 1, h].
             out[f"rope.{name}.{kind}"] = table.repeat_interleave(2, dim=-1)[None, :, None]
+    # One expert for all is called as the visual one.
     for expert, label, level in (
         ("shared", "cond", "t_visual"),
         ("visual", "cond", "t_visual"),

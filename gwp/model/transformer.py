@@ -130,6 +130,7 @@ class WorldActionTransformer(nn.Module):
         )
         self.out_tables = nn.ModuleDict({n: ModulationTable(2, w) for n, w in widths.items()})
         self.proj_out = nn.Linear(visual_width, config.token_width)
+        # Switched on by the training engine.
         self.gradient_checkpointing = False
         # Plain attribute, not a buffer: an engine that casts the module to bf16 must leave the
         # tables in fp32.
@@ -187,6 +188,7 @@ class WorldActionTransformer(nn.Module):
         tuple[list[tuple[Tensor, Tensor]], list[dict[str, tuple[Tensor, Tensor]]]],
     ]:
         run = self._embed(tokens, noise, self._embodiment(tokens, embodiment, context), context)
+        # A context has the keys of its text, of every layer.
         if (text is None) == (context is None):
             raise ValueError("give text or a context, one of the two")
         # A prefix without the state still needs the action expert's text for the passes after it.
@@ -205,6 +207,7 @@ class WorldActionTransformer(nn.Module):
                 streams, layer_kv = checkpoint(block, *args, use_reentrant=False)
             else:
                 streams, layer_kv = block(*args)
+            # With those of the cache in front, as a later pass takes them.
             kv.append(layer_kv)
             text_kv.append(layer_text)
         return run, streams, (kv, text_kv)
@@ -239,6 +242,7 @@ class WorldActionTransformer(nn.Module):
         config = self.config
         present = tokens.present()
         cached = context.groups if context else ()
+        # Cached keys stand before these: what follows has to come later in canonical order.
         if cached and GROUPS.index(next(iter(present))) <= GROUPS.index(cached[-1]):
             raise ValueError(
                 f"groups {tuple(present)} must follow the context's {cached} in the order {GROUPS}"
@@ -248,6 +252,7 @@ class WorldActionTransformer(nn.Module):
         modulation: dict[str, Modulation] = {}
         temb: dict[Group, Tensor] = {}
         spans: dict[Group, tuple[str, int, int]] = {}
+        # A stream per expert that is there: its groups behind each other, in canonical order.
         for expert in dict.fromkeys(config.expert_of[g] for g in present):
             members = [g for g in present if config.expert_of[g] == expert]
             streams[expert] = torch.cat([embedded[g] for g in members], dim=1)
@@ -265,6 +270,7 @@ class WorldActionTransformer(nn.Module):
                 levels.append(level)
                 spans[g] = (expert, start, start + n)
                 start += n
+            # The published embedding counts noise from 0 to 1000.
             t, mod = self.condition(expert).time(torch.cat(levels, dim=1) * 1000.0)
             level_of = torch.tensor(index, device=t.device) if mod.shape[1] > 1 else None
             modulation[expert] = Modulation(mod, level_of)
@@ -295,6 +301,7 @@ class WorldActionTransformer(nn.Module):
     ) -> TokenOrder:
         order = [g for g in GROUPS if g in spans]
         cached = context.kv[0][0].shape[1] if context else 0
+        # Absent groups leave no gap; the cache, if any, stands before position 0.
         bounds: list[tuple[int, int, int]] = []
         position = 0
         for segment in SEGMENTS:
@@ -335,10 +342,12 @@ class WorldActionTransformer(nn.Module):
                 continue
             expert, start, stop = run.spans[group]
             x = out[expert][:, start:stop]
+            # Heads have no gate: two vectors, from the embedding and not its projection.
             shift, scale = self.out_tables[expert](run.temb[group].unsqueeze(2)).unbind(2)
             normed = F.layer_norm(x.float(), (x.shape[-1],), eps=self.config.eps)
             y = (normed * (1 + scale) + shift).to(x.dtype)
             if group == "A":
+                # Actions leave by a projection of the robot's own, frames by one for all.
                 result[group] = self.action_decoder(y, embodiment)
             else:
                 T, h, w = tokens.present()[group].shape[2:]

@@ -17,6 +17,7 @@ Names are imported on first use: a gateway reads `gwp.policy.contract` without t
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+# For type checkers and editors; at run time `__getattr__` below imports.
 if TYPE_CHECKING:
     from gwp.policy.batching.engine import Engine
     from gwp.policy.batching.schedule import BatchingConfig
@@ -38,6 +39,7 @@ __all__ = [
     "read_bundle",
 ]
 
+# Public name -> the module that is imported when it is first asked for.
 _MODULES = {
     "ActionChunk": "gwp.protocol.messages",
     "Bundle": "gwp.policy.bundle",
@@ -59,4 +61,5 @@ def __getattr__(name: str) -> Any:
 
 
 def __dir__() -> list[str]:
+    # For completion: what was not imported yet is no global.
     return sorted({*globals(), *__all__})

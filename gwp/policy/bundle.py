@@ -101,6 +101,7 @@ def seal(folder: str | Path) -> str:
         name: {"sha256": sha256_file(folder / name), "size": (folder / name).stat().st_size}
         for name in names
     }
+    # Sorted: the same files give the same policy id.
     text = json.dumps({"format": FORMAT, "files": files}, indent=1, sort_keys=True)
     (folder / MANIFEST).write_text(text)
     return hashlib.sha256(text.encode()).hexdigest()
@@ -117,6 +118,7 @@ def read_bundle(uri: str | Path) -> Bundle:
     remote = storage.is_remote(uri)
     folder = _fetch(uri) if remote else Path(uri.removeprefix("file://"))
     policy_id = _verify(folder, f"{uri} (kept in {folder})" if remote else uri)
+    # It was kept under the id of the manifest at `uri`.
     if remote and policy_id != folder.name:
         raise BundleError(f"{uri}: {folder} holds another policy, {policy_id}; remove that folder")
     try:
@@ -136,6 +138,7 @@ def read_bundle(uri: str | Path) -> Bundle:
             f"{uri}: {Path(error.filename).name} is missing; export the policy again"
         ) from error
     except ValidationError as error:
+        # One mistake is enough: a bundle is exported again, not corrected by hand.
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"])
         raise BundleError(
@@ -186,6 +189,7 @@ def _entries(raw: bytes, uri: str) -> dict[str, FileEntry]:
             f"{uri}: {MANIFEST} cannot be read ({reason}); export or copy the policy again"
         ) from error
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        # JSON of any form, also nested so deep that parsing gives up.
         raise BundleError(
             f"{uri}: {MANIFEST} cannot be read ({error}); export or copy the policy again"
         ) from error
@@ -211,6 +215,7 @@ def _check_sizes(entries: dict[str, FileEntry], files: dict[str, int], uri: str)
 def _verify(folder: Path, uri: str) -> str:
     if not (folder / MANIFEST).is_file():
         raise BundleError(f"{uri}: {_NO_BUNDLE}")
+    # Read once: what is checked is what the id is the hash of.
     raw = read_manifest(str(folder / MANIFEST), BundleError)
     entries = _entries(raw, uri)
     check_files(str(folder), [*entries, MANIFEST], BundleError)
@@ -236,6 +241,7 @@ def _fetch(uri: str) -> Path:
     raw = _manifest(uri)
     root = cache_folder("bundles")
     target = root / hashlib.sha256(raw).hexdigest()
+    # Not verified here: `read_bundle` does it at every start, whoever has put it there.
     if target.is_dir():
         return target
     # Names and sizes first: a bundle that cannot be whole costs no transfer.

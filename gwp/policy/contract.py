@@ -61,6 +61,7 @@ class PolicyContract(BaseModel):
         manifest.
         """
         try:
+            # The manifest and two small files: the weights stay where they are.
             raw = read_manifest(storage.join(uri, MANIFEST), BundleError)
             files = json.loads(raw)["files"]
             texts = {
@@ -136,12 +137,15 @@ class PolicyContract(BaseModel):
 
         Raises ObservationError: one line with the field, what came, what is expected.
         """
+        # Which robot first: all else is checked against it.
         embodiment = self.embodiment(observation.embodiment)
+        # A robot may insist on one policy, whatever is rolled out meanwhile.
         if observation.policy is not None and observation.policy != self.policy_id:
             raise ObservationError(
                 f"policy: {observation.policy[:64]} is asked for, this endpoint serves "
                 f"{self.policy_id}; reconnect or drop the pin"
             )
+        # Doors have checked its type already; a caller of the library has not.
         if not isinstance(observation.prompt, str) or len(observation.prompt) > MAX_PROMPT:
             raise ObservationError(f"prompt: expected text of up to {MAX_PROMPT} characters")
         images = self._images(observation.images, embodiment)
@@ -150,6 +154,7 @@ class PolicyContract(BaseModel):
         )
         prefix = self._prefix(observation, embodiment)
         seed = 0 if observation.seed is None else observation.seed
+        # Seeds from 2^32 on are for other noise of an observation, in `gwp.policy.inputs`.
         if not 0 <= seed < 1 << 32:
             raise ObservationError(f"seed: {seed} is outside 0..2^32-1")
         admitted = replace(
@@ -190,6 +195,7 @@ class PolicyContract(BaseModel):
         Returns its embodiment, None when it announced nothing and there are several.
         ObservationError when they do not match.
         """
+        # Stock clients announce nothing; then each request has to name its robot.
         if not robot and len(self.embodiments) > 1:
             return None
         embodiment = self.embodiment(robot.get("embodiment"))
@@ -232,6 +238,7 @@ class PolicyContract(BaseModel):
         return {key: _image(key, given[short_name(key)]) for key in embodiment.cameras.values()}
 
     def _prefix(self, observation: Observation, embodiment: Embodiment) -> np.ndarray | None:
+        # The first `delay` rows are executed before the answer comes; only those are fixed.
         delay, prefix = observation.delay, observation.prefix_actions
         if delay < 0 or delay >= self.chunk:
             raise ObservationError(
@@ -247,6 +254,7 @@ class PolicyContract(BaseModel):
                 embodiment.action_names,
             )
             rows = len(prefix)
+        # Row i of the prefix is row i of the new chunk.
         if rows > self.chunk:
             raise ObservationError(
                 f"prefix_actions: {rows} rows, expected at most {self.chunk}; send what is not "
@@ -265,12 +273,14 @@ def _image(name: str, image: object) -> np.ndarray:
         _fail(
             f"images.{name}", f"a {type(image).__name__}", "a uint8 array [height, width, 3], RGB"
         )
+    # Not converted here: floats may mean 0..1 or 0..255, and nobody could tell.
     if image.dtype != np.uint8:
         fix = "; multiply by 255 and convert" if image.dtype.kind == "f" else ""
         _fail(f"images.{name}", f"dtype {image.dtype}", f"uint8 values 0..255, RGB{fix}")
     # Channels first, as torch has them; where both could be meant, they come last.
     if image.ndim == 3 and image.shape[2] != 3 and image.shape[0] == 3:
         image = image.transpose(1, 2, 0)
+    # One picture per camera: no batch, no history, no alpha.
     if image.ndim != 3 or image.shape[2] != 3:
         _fail(
             f"images.{name}",
@@ -290,6 +300,7 @@ def _vector(field: str, value: Any, shape: tuple[int, ...], names: tuple[str, ..
     expected = f"{['k' if n < 0 else n for n in shape]}".replace("'", "") + f" ({', '.join(names)})"
     if not isinstance(value, np.ndarray):
         _fail(field, f"a {type(value).__name__}", f"an array {expected}")
+    # Booleans and complex numbers are no values of a joint, nor is text.
     if value.dtype.kind not in "fiu":
         _fail(field, f"dtype {value.dtype}", "float32 in robot units")
     if value.ndim != len(shape) or value.shape[-1] != shape[-1]:
@@ -298,6 +309,7 @@ def _vector(field: str, value: Any, shape: tuple[int, ...], names: tuple[str, ..
     # infinite, and is then refused with the rest.
     with np.errstate(over="ignore"):
         value = np.array(value, np.float32)
+    # By dimension, over all rows: the name says where to look.
     broken = (~np.isfinite(value)).reshape(-1, shape[-1]).any(axis=0)
     if broken.any():
         _fail(

@@ -23,6 +23,7 @@ from torch import Tensor
 from gwp.model.inference.layout import TextKeys
 from gwp.policy.solver import Prefix, Solver
 
+# As in PyTorch's own examples.
 _WARM_UP = 3
 
 
@@ -38,6 +39,7 @@ def recorded(
     """
     if device.type != "cuda":
         return work
+    # Capture wants the warm-up on a side stream, ordered with the current one.
     side = torch.cuda.Stream(device)
     side.wait_stream(torch.cuda.current_stream(device))
     with torch.cuda.stream(side):
@@ -114,8 +116,10 @@ class RecordedSingle:
         self._solver = solver
         self._text_rows = text_rows
         self._pool = graph_pool(model.device)
+        # Recorded without a future; `observe` copies into a prefix that has room for one.
         self._observing = RecordedPrefix(solver, 1, text_rows, future=False)
         self._prefix = solver.empty(1, text_rows, {model.config.expert_of["A"]}, future=False)
+        # What the recorded loop reads, and where it leaves its answer.
         self._noise = torch.zeros(shape, device=model.device)
         self._given = torch.zeros(shape, device=model.device)
         self._out = torch.zeros(shape, device=model.device)
@@ -154,6 +158,7 @@ class RecordedSingle:
                 self._given.copy_(given_Bpd)
                 self._committed.copy_(committed_Bp)
             self._loops[promised]()
+            # The buffer is overwritten by the next robot.
             return self._out.clone()
 
     def _act(self, promised: bool) -> None:

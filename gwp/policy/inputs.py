@@ -109,6 +109,7 @@ class Inputs:
     def batch(self, admitted: Sequence[AdmittedObservation], device: torch.device) -> Batch:
         """Stacked, with each observation's own noise."""
         p, d = self._settings.window.chunk, self._settings.model_dim
+        # With none promised, all actions of a step have one noise level, which is cheaper.
         some = any(x.observation.delay for x in admitted)
         # From the observation's own seed and on the CPU: an answer depends neither on who shares
         # the batch nor on the device.
@@ -135,6 +136,7 @@ class Inputs:
     ) -> tuple[np.ndarray, tuple[str, ...]]:
         """Model actions to robot units, within the safety envelope; what the envelope changed."""
         observation, embodiment = admitted.observation, admitted.embodiment
+        # The model's width is padded; the robot has the leading dimensions.
         y = y_pd[None, :, : len(embodiment.action_names)]
         actions = self._normalizers[embodiment.name].inverse_actions(y, observation.state[None])[0]
         return apply_limits(actions, observation.state, embodiment, observation.delay)

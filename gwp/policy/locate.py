@@ -33,6 +33,7 @@ def parse_model_uri(uri: str) -> tuple[str, str | None, str | None]:
             "(models:/gwp@champion) "
             "or models:/NAME/VERSION (models:/gwp/3)"
         )
+    # A slash or an @ in a name is written in percent form.
     return urllib.parse.unquote(match["name"]), match["alias"], match["version"]
 
 
@@ -45,6 +46,7 @@ def locate(uri: str) -> tuple[str, dict[str, str]]:
     if not uri.startswith(SCHEME):
         return uri, {}
     name, alias, version = parse_model_uri(uri)
+    # Only the REST interface is spoken: a store of sqlite or files takes MLflow itself.
     tracking = os.environ.get("MLFLOW_TRACKING_URI", "")
     if not tracking.startswith(("http://", "https://")):
         raise GwpError(
@@ -58,6 +60,7 @@ def locate(uri: str) -> tuple[str, dict[str, str]]:
     else:
         reply = _get(tracking, "model-versions/get", uri, name=name, version=str(version))
     model_version = reply["model_version"]
+    # `gwp promote` tags versions with the policy id, which `Policy.load` compares.
     tags = {tag["key"]: tag.get("value", "") for tag in model_version.get("tags", [])}
     fields = {
         "name": name,
@@ -77,6 +80,7 @@ def _get(tracking: str, path: str, uri: str, **query: str) -> dict[str, Any]:
             reply: dict[str, Any] = json.load(response)
             return reply
     except urllib.error.HTTPError as error:
+        # Before URLError, of which it is a kind.
         raise GwpError(_explained(uri, tracking, error)) from error
     except (urllib.error.URLError, TimeoutError, ConnectionError) as error:
         reason = getattr(error, "reason", error)
@@ -85,6 +89,7 @@ def _get(tracking: str, path: str, uri: str, **query: str) -> dict[str, Any]:
             "MLFLOW_TRACKING_URI"
         ) from error
     except ValueError as error:
+        # No JSON: a web page may answer at that address, with 200.
         raise GwpError(
             f"{uri}: {tracking} answers, but not as an MLflow server; check MLFLOW_TRACKING_URI"
         ) from error
@@ -101,6 +106,7 @@ def _explained(uri: str, tracking: str, error: urllib.error.HTTPError) -> str:
         body = json.loads(error.read())
     except ValueError:
         body = {}
+    # MLflow calls an unknown name missing, an unknown alias an invalid parameter.
     if body.get("error_code") in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
         return (
             f"{uri}: the registry at {tracking} has no such policy "

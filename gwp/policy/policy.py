@@ -32,6 +32,7 @@ from gwp.policy.locate import locate
 from gwp.policy.solver import Prefix, Shapes, Solver
 from gwp.protocol.messages import ActionChunk, Observation
 
+# Instructions whose keys are kept: for GWP-0.5 in bf16, with 64 rows, 47 MB each.
 TEXTS_KEPT = 16
 
 
@@ -160,6 +161,7 @@ class Policy:
 
     def with_steps(self, steps: int) -> "Policy":
         """The same policy with another number of Euler steps; all else is shared, weights too."""
+        # Shallow: texts, their lock and the codecs are the same objects.
         other = copy.copy(self)
         other.solver = Solver(self.solver.model, self.solver.shapes, steps, self.settings.shift)
         # A recording holds the loop over the steps.
@@ -189,6 +191,8 @@ class Policy:
         )
         batch = observed.batch
         with torch.inference_mode(), timer.phase("denoise"):
+            # `given` and `committed` are None where no robot of the batch has promised
+            # anything.
             y_Bpd = self._solver_of(batch).act(
                 observed.prefix, batch.noise, batch.given, batch.committed
             )
@@ -197,6 +201,7 @@ class Policy:
             rows = zip(observed.admitted, y_Bpd.cpu().numpy(), strict=True)
             chunks = [self.chunk(admitted, y_pd) for admitted, y_pd in rows]
         timings = timer.total()
+        # One call, one time: all its chunks tell the same.
         return [replace(chunk, timings=timings) for chunk in chunks]
 
     def observe(self, observations: Sequence[Observation] | Observation) -> Observed:
@@ -315,6 +320,7 @@ class Policy:
 
     def _video(self, observed: Observed, future: Tensor) -> np.ndarray:
         latents = torch.cat([observed.reference, future], dim=2)
+        # Of the first observation: futures are imagined for one.
         return self.codec.decode(latents)[0].cpu().numpy()
 
 

@@ -24,6 +24,7 @@ def apply_limits(
     Raises PolicyError when a value is not finite: there is no safe replacement for a chunk that
     was never computed.
     """
+    # A copy: rows are changed below.
     actions = np.array(actions, np.float32)
     if not np.isfinite(actions).all():
         names = [
@@ -46,6 +47,7 @@ def apply_limits(
     slowed = np.zeros(len(lower), bool)
     if limits.velocity is not None:
         velocity = np.asarray(limits.velocity, np.float32)
+        # Per control step, as rows are.
         previous = _before(actions, state, embodiment, committed)
         for i in range(len(free)):
             # Both ends lie within lower..upper, so the slower step does too.

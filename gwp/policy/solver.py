@@ -99,7 +99,9 @@ class Solver:
         self.steps = steps
         sigmas = solver_sigmas(steps, shift)
         with torch.inference_mode():
+            # The last level, 0, is added there.
             self._levels = model.levels(sigmas[:-1])
+            # Kept, because groups of one noise have to share one object.
             self._noise = [Noise(self._levels, i) for i in range(steps + 1)]
         self.clean = self._noise[-1]
         # One row more than there are steps: a slot that is done stays where it is.
@@ -114,6 +116,7 @@ class Solver:
         _, h, w = self.shapes.latent
         _, ph, pw = self.model.config.patch_size
         tokens = (h // ph) * (w // pw)
+        # The observation, and all that may be asked of it afterwards.
         counts: dict[Group, int] = {"S": 1, "R": tokens, "A": self.shapes.chunk}
         if future:
             counts["F"] = tokens * self.shapes.future
@@ -146,6 +149,7 @@ class Solver:
         cache = cache or self.cache(state_B1d.shape[0])
         tokens = Tokens(state=state_B1d, reference=reference_BC1hw)
         prefix_pass = self.model.prepare(tokens, cache, text, embodiment_B)
+        # No head: only the keys and values that it writes are wanted.
         self.model.run(tokens, {"S": self.clean, "R": self.clean}, prefix_pass)
         return Prefix(cache, text, embodiment_B)
 
@@ -232,6 +236,7 @@ class Solver:
         """
         x_Bpd = noise_Bpd
         x_BCThw = noise_BCThw
+        # Absent ones stay in the cache as they are; given ones are written at every step.
         state, reference = (None, None) if use_prefix else (tokens.state, tokens.reference)
         joint_pass = self._prepare(prefix, Tokens(state, reference, x_Bpd, x_BCThw))
         for step in range(self.steps):

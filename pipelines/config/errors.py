@@ -33,6 +33,7 @@ class Located(Protocol):
 def did_you_mean(word: str, known: Iterable[str]) -> str:
     """`, did you mean X?` for the closest known word, else nothing."""
     known = list(known)
+    # Case, dashes and underscores do not make another word.
     folded = {name.lower().replace("_", "").replace("-", ""): name for name in known}
     close = difflib.get_close_matches(
         word.lower().replace("_", "").replace("-", ""), folded, n=1, cutoff=0.6
@@ -72,6 +73,7 @@ def _is_member(annotation: Any, name: str | int) -> bool:
 
 def _below(annotations: list[Any], part: str | int) -> list[Any]:
     """The annotations one step down; where the step names a member of a union, that member."""
+    # A step goes to a field of a model, an entry of a list or a value of a mapping.
     children: list[Any] = []
     for annotation in annotations:
         args = get_args(annotation)
@@ -84,6 +86,7 @@ def _below(annotations: list[Any], part: str | int) -> list[Any]:
             children += _members(args[1])
     if children:
         return children
+    # Neither a key nor an index: the name of the member of a union that pydantic tried.
     members = [annotation for annotation in annotations if _is_member(annotation, part)]
     return members or annotations
 
@@ -163,6 +166,7 @@ def _what(error: ErrorDetails, known: list[str]) -> str:
         # A whole mapping or list would not fit into a line.
         shown = "" if isinstance(given, (dict, list)) else f" (got {given!r})"
         return f"should be a mapping of `key: value` lines{shown}"
+    # Everything else in pydantic's own words, with the value that was given.
     text = error["msg"].replace("Input should", "should", 1)
     if isinstance(given, (str, int, float, bool, type(None))):
         shown = repr(given)
@@ -182,6 +186,7 @@ def explain(error: ValidationError, model: type[BaseModel], root: Located) -> li
     """
     locations: list[tuple[_Location, list[int]]] = []
     texts: list[tuple[str, str, str]] = []
+    # Each error by itself: the fields known there, where it was written, what is wrong.
     for details in error.errors(include_url=False):
         if details["type"] == "too_short" and len(details["input"]) >= details["ctx"]["min_length"]:
             # Only short because entries were refused, and those are told themselves.
@@ -198,6 +203,7 @@ def explain(error: ValidationError, model: type[BaseModel], root: Located) -> li
         )
         locations.append((loc, members))
         texts.append((where, path, _what(details, _keys(annotations))))
+    # Then a line per place, without the members of unions that were not meant.
     lines: dict[tuple[str, str], list[str]] = {}
     for index in _closest(locations):
         where, path, what = texts[index]

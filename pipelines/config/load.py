@@ -25,6 +25,7 @@ from pipelines.config.errors import did_you_mean, explain
 
 M = TypeVar("M", bound=BaseModel)
 
+# The core schema of YAML 1.2: pattern of a scalar, and characters that it may begin with.
 _SCALARS = {
     "tag:yaml.org,2002:null": (re.compile(r"^(?:~|null|Null|NULL|)$"), ["~", "n", "N", ""]),
     "tag:yaml.org,2002:bool": (re.compile(r"^(?:true|True|TRUE|false|False|FALSE)$"), list("tTfF")),
@@ -66,6 +67,7 @@ class ConfigError(GwpError):
         self.lines = list(lines)
 
     def __reduce__(self) -> tuple[Any, ...]:
+        # By default it is the joined text that a pickled exception is made from again.
         return type(self), (self.lines,)
 
 
@@ -83,6 +85,7 @@ def _scalar(node: yaml.ScalarNode, problems: list[str], where: str, path: str) -
     kind = node.tag.rpartition(":")[2]
     if kind == "str":
         return text
+    # A tag that is written out (`!!int x`) may promise what the text is not.
     if kind in ("null", "bool", "int", "float") and _SCALARS[node.tag][0].match(text):
         if kind == "null":
             return None
@@ -105,6 +108,7 @@ def _tree(
     above: tuple[yaml.Node, ...] = (),
     line: int = 0,
 ) -> Node:
+    # A value is told at the line of its key, where a user looks for it.
     line = line or node.start_mark.line + 1
     where = name if name.startswith("--set") else f"{name}:{line}"
     # An anchor in its own value is legal YAML, and would be walked for ever.
@@ -273,6 +277,7 @@ def _validate(root: Node, model: type[M], problems: list[str]) -> M:
     for key, expected in (("kind", model.__name__), ("version", 1)):
         if key in model.model_fields or key not in root.value:
             continue
+        # A model without this field would refuse it as unknown.
         node = root.value.pop(key)
         if node.value != expected:
             problems.append(f"{node.where} {key}: is {node.value!r}, should be {expected!r}")

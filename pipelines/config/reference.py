@@ -85,6 +85,7 @@ def _below(model: type[BaseModel], known: list[type[BaseModel]]) -> Iterator[typ
     for field in model.model_fields.values():
         for inner in _models(field.annotation):
             if inner not in known:
+                # The caller's list: a model that two others share has one section.
                 known.append(inner)
                 yield inner
                 yield from _below(inner, known)
@@ -93,6 +94,7 @@ def _below(model: type[BaseModel], known: list[type[BaseModel]]) -> Iterator[typ
 def _models(annotation: Any) -> list[type[BaseModel]]:
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         return [annotation]
+    # Its arguments are values, not types.
     if get_origin(annotation) is Literal:
         return []
     return [model for part in get_args(annotation) for model in _models(part)]
@@ -116,10 +118,12 @@ def _value(annotation: Any, page: str) -> str:
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         name = annotation.__name__
         return f"[{name}](#{page.lower()}-{name.lower()})"
+    # KeyError: a type that this page has no words for yet.
     return _NAMES[annotation]
 
 
 def _bounds(field: FieldInfo) -> str:
+    # pydantic keeps bounds as marks in the metadata of a field.
     bounds = [
         f"{words} {getattr(mark, name):g}"
         for mark in field.metadata
@@ -134,6 +138,7 @@ def _default(field: FieldInfo) -> str:
         return "must be given"
     value = field.get_default(call_default_factory=True)
     if isinstance(value, BaseModel):
+        # Only what this default sets; the rest stands in the section of that model.
         value = value.model_dump(mode="json", exclude_unset=True)
         if not value:
             return "its defaults"
@@ -143,6 +148,7 @@ def _default(field: FieldInfo) -> str:
 def _text(text: str | None) -> str:
     """One line that a table can hold; what would be markup is not."""
     line = " ".join((text or "").split())
+    # Code between backticks stays as it is.
     parts = re.split(r"(`[^`]*`)", line)
     quoted = [part if part.startswith("`") else _quoted(part) for part in parts]
     return "".join(quoted).replace("|", "\\|")

@@ -14,6 +14,7 @@ class _FormatNames(Sequence[str]):
     """
 
     def __getitem__(self, index: Any) -> Any:
+        # argparse asks by `in` and, for the help, by iteration; a Sequence sends both here.
         from gwp.data.formats.table import format_names
 
         return format_names()[index]
@@ -50,6 +51,7 @@ def source_of(args: argparse.Namespace, uri: str, **more: Any) -> "Source":
 
     more: other fields of the source.
     """
+    # Imported here: parsers of the verbs are built without pydantic.
     from pydantic import ValidationError
 
     from gwp.data.source import Source
@@ -64,5 +66,6 @@ def source_of(args: argparse.Namespace, uri: str, **more: Any) -> "Source":
         return Source.model_validate(fields)
     except ValidationError as error:
         first = error.errors()[0]
+        # An option is called as its field.
         option = ".".join(map(str, first["loc"]))
         raise GwpError(f"--{option}: {first['msg'].removeprefix('Value error, ')}") from error

@@ -138,7 +138,9 @@ def build_cache(
 
     ensure_ray(job)
     check_resources(job)
+    # As it was planned: what was added to the sets since would move the ranges of the shards.
     manifest = Manifest.load(storage.join(uri, "manifest.parquet"))
+    # Latents: what earlier calls have written is not in `blocks`, and counts as done.
     table = shard_rows(manifest, job, plan["samples_per_shard"])
     blocks = missing_shards(table, shards_there(uri, "latents"))
     encoded, bytes_ = 0, 0
@@ -152,6 +154,7 @@ def build_cache(
             samples_per_s=round(encoded / elapsed, 2),
             mb=round(bytes_ / 1e6, 1),
         )
+    # Then texts, so that one kind of actors holds the GPUs at a time.
     every_text = text_rows(manifest, job, texts_from == "t5_embedding")
     texts = missing_shards(every_text, shards_there(uri, "texts"))
     embedded = 0
@@ -174,6 +177,8 @@ def plan_cache(
     """What PLAN.json says, after writing it with the manifest and the codecs, or after checking
     that it is of this job.
     """
+    # `run` is not compared, but its seed draws the clips that a linear codec is fitted on,
+    # and its storage is where `init` may be. Shards stay as cut, whatever `shard_mb` says.
     request = (
         config_hash(job, exclude=_NOT_CACHED)
         + f" seed {job.run.seed} init {init_uri(job)} {number_format} {texts_from}"
@@ -182,9 +187,11 @@ def plan_cache(
     earlier = json.loads(storage.read_bytes(plan_uri)) if storage.exists(plan_uri) else None
     if earlier and earlier["request"] == request:
         return earlier
+    # Another job may still mean the same samples and codecs: their key says so.
     reader = FileReader()
     init, embodiments = init_uri(job), resolve_embodiments(job, reader)
     manifest = manifest_of(job, embodiments, reader)
+    # No statistics: only frames are decoded.
     spec = sample_spec(job, embodiments, {})
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)
@@ -203,6 +210,7 @@ def plan_cache(
             return earlier
         codec, text = load_video_codec(folder / "codec"), load_text_encoder(folder / "text")
         sizes = shapes(manifest, spec)
+        # A shape costs nothing on the meta device, and a wrong one is told before the work.
         for shape in sizes:
             check_frames(torch.empty(1, *shape, dtype=torch.uint8, device="meta"), codec.spatial)
         largest = max(int(np.prod(shape)) for shape in sizes)
@@ -211,6 +219,7 @@ def plan_cache(
         )
         storage.upload(folder, uri)
     manifest.save(storage.join(uri, "manifest.parquet"))
+    # Written last, so that where a plan is, all that it speaks of is too.
     plan = {
         "request": request,
         "key": key.model_dump(mode="json"),
@@ -240,6 +249,7 @@ def _dataset(blocks: Sequence[pa.Table]) -> Any:
     dataset = ray.data.from_arrow(list(blocks))
     # One block is one shard.
     dataset.context.target_max_block_size = None
+    # An encoder may take longer for a shard than Ray waits for a sign of life.
     dataset.context.execution_no_progress_timeout_s = -1
     return dataset
 
@@ -296,16 +306,19 @@ def finish(
     note: dict[str, Any] = {}
     parts: tuple[tuple[Part, pa.Table], ...] = (("latents", latents), ("texts", texts))
     for part, wanted in parts:
+        # Headers say what is in a shard without its numbers; reading them is mostly waiting.
         numbers = np.unique(wanted["shard"].to_numpy()).tolist()
         with ThreadPoolExecutor(_PARALLEL) as pool:
             tables = list(pool.map(partial(read_header, uri, part), numbers))
         index = pa.concat_tables(tables)
+        # Left by another plan, or by somebody else.
         if set(index["name"].to_pylist()) != set(wanted["name"].to_pylist()):
             raise GwpError(
                 f"{uri}: shards of {part} hold other names than the manifest; remove "
                 f"{storage.join(uri, part)} and run again"
             )
         write_index(uri, part, tables)
+        # Shard -1 stands for what could not be decoded.
         shard, size = (
             pc.struct_field(index["place"], name).to_numpy() for name in ("shard", "bytes")
         )

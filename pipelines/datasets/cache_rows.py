@@ -29,6 +29,7 @@ def shapes(manifest: Manifest, spec: SampleSpec) -> set[tuple[int, int, int, int
 def shard_rows(manifest: Manifest, job: TrainJob, samples_per_shard: int) -> pa.Table:
     """Manifest rows with `name` and `shard`, each name once, in the order of the manifest."""
     names = manifest_names(manifest, job)
+    # The first of each name; sorted, they are in the order of the manifest again.
     once = np.sort(
         np.unique(names.to_numpy(zero_copy_only=False).astype(str), return_index=True)[1]
     )
@@ -42,6 +43,7 @@ def text_rows(manifest: Manifest, job: TrainJob, files: bool = False) -> pa.Tabl
     """Texts with `name`, `text`, `shard` and, with `files`, the released embedding of the first
     episode that has the text, else null.
     """
+    # Sorted by hash, so that shards have the same ranges in every call.
     texts = sorted({text_hash(t): t for t in manifest.texts().values()}.items())
     return pa.table(
         {
@@ -63,6 +65,7 @@ def _embeddings(manifest: Manifest, job: TrainJob) -> dict[str, str]:
     episode with that text has one.
     """
     of_places = manifest.take(np.unique(manifest.place, return_index=True)[1])
+    # Threads would make any row the first.
     first = of_places.group_by("text_key", use_threads=False).aggregate(
         [(n, "first") for n in ("sample_id", "source", "kind")]
     )
@@ -81,6 +84,7 @@ def missing_shards(table: pa.Table, there: set[int]) -> list[pa.Table]:
     numbers, starts, counts = np.unique(
         table["shard"].to_numpy(), return_index=True, return_counts=True
     )
+    # Rows of a shard stand together, so each is a slice.
     return [
         table.slice(s, c)
         for n, s, c in zip(numbers.tolist(), starts.tolist(), counts.tolist(), strict=True)

@@ -70,15 +70,18 @@ class LatentWriter:
         names, shapes, reasons = (table[n].to_pylist() for n in ("name", "shape", "reason"))
         arrays: dict[str, np.ndarray] = {}
         failed: dict[str, Missing] = {}
+        # Those that were decoded, by shape: a batch of the codec has one.
         good: dict[tuple[int, ...], list[int]] = {}
         for i, (shape, reason) in enumerate(zip(shapes, reasons, strict=True)):
             if reason is None:
                 good.setdefault(tuple(shape), []).append(i)
             else:
+                # With the shape: in training an empty row of it stands for the sample.
                 failed[names[i]] = {"reason": reason, "shape": self._latent(shape)}
         for shape, rows in good.items():
             for start in range(0, len(rows), _TOGETHER):
                 some = rows[start : start + _TOGETHER]
+                # Views of Arrow's memory, uint8 `[T, H, W, 3]`; stacking copies them.
                 pictures = [
                     np.frombuffer(table["frames"][i].as_buffer(), np.uint8).reshape(shape)
                     for i in some
@@ -96,6 +99,7 @@ class LatentWriter:
                         }
                     else:
                         arrays[names[i]] = stored
+        # A block is a shard, so its rows have one number.
         number = table["shard"][0].as_py()
         size = write_shard(self.uri, "latents", number, arrays, failed, self.number_format)
         return _told(number, len(names), size)
@@ -105,6 +109,7 @@ class LatentWriter:
         c = self.codec
         return [
             c.channels,
+            # The first frame has a latent of its own, later ones share one by `temporal`.
             (shape[0] - 1) // c.temporal + 1,
             shape[1] // c.spatial,
             shape[2] // c.spatial,
@@ -158,6 +163,7 @@ class TextWriter:
             if row["file"]
         }
         if not self.compared:
+            # One for each actor tells whether files and encoder belong together.
             for i in list(read)[:1]:
                 self._compare(rows[i], read[i])
         rest = [i for i in range(len(rows)) if i not in read]
@@ -168,6 +174,7 @@ class TextWriter:
     def _compare(self, row: dict[str, Any], released: torch.Tensor) -> None:
         """GwpError when a file holds something else than the encoder makes of the text."""
         own = self.encoder.encode([row["text"]])[0]
+        # An embedding of another width leaves zeros, which are 100 % away.
         padded = torch.zeros_like(own)
         if released.shape[1] == self.encoder.dim:
             padded[: len(released)] = released

@@ -39,6 +39,7 @@ def check_metadata(data: RobotSet) -> Iterator[Finding]:
 
 def corrected_starts(data: RobotSet, episodes: Sequence[Episode]) -> Iterator[Finding]:
     """Starts of videos that were corrected by counting frames. episodes: as they are used."""
+    # As the metadata have them; `episodes` are as they are going to be read.
     recorded = {episode.index: episode for episode in data.episodes}
     for episode in episodes:
         for camera, span in episode.videos.items():
@@ -64,8 +65,10 @@ def stream_infos(
     ]
     if not spans:
         return "no file"
+    # Pictures in data files have no stream: the first one stands for all.
     if spans[0].key:
         return _picture_info(data, spans[0], reader)
+    # Many episodes may lie in one file, which is looked at once.
     files = dict.fromkeys(span.file for span in spans)
     infos = [video_facts(data, file, reader) for file in files]
     readable = [info for info in infos if isinstance(info, VideoInfo)]
@@ -92,6 +95,7 @@ def check_streams(data: RobotSet, camera: str, infos: Sequence[VideoInfo]) -> It
         yield Finding(camera, what, "ignored", "the first picture is read")
     sizes = Counter(f"{info.width}x{info.height}" for info in infos)
     codecs = Counter(info.codec for info in infos)
+    # Neither hurts, because files are read one by one.
     for name, kinds in (("sizes", sizes), ("codecs", codecs)):
         if len(kinds) > 1:
             counts = ", ".join(f"{kind} in {count} files" for kind, count in kinds.most_common())
@@ -110,10 +114,12 @@ def check_streams(data: RobotSet, camera: str, infos: Sequence[VideoInfo]) -> It
 
 def _check_shape(camera: str, shape: Any, info: VideoInfo) -> Iterator[Finding]:
     """The declared shape of a camera against its stream. shape: as the metadata have it."""
+    # Metadata are anything that JSON can hold.
     is_shape = isinstance(shape, (list, tuple)) and len(shape) == 3
     if not is_shape or not all(isinstance(n, int) for n in shape):
         return
     declared = "x".join(map(str, shape))
+    # In any order: sets put height before width or behind, and channels at either end.
     if sorted(shape) != sorted([info.height, info.width, 3]):
         what = f"declared as {declared}, the stream is {info.width}x{info.height}"
         yield Finding(camera, what, "ignored", "the stream counts")

@@ -43,6 +43,7 @@ def describe(source: Source, reader: FileReader | None = None) -> dict[str, Any]
         else _describe_clips(data)
     )
     if not facts["usable"]:
+        # First, because it is what the others come to.
         nothing = Finding("the set", "nothing in it can be used", "fatal", "see the reasons below")
         facts["findings"].insert(0, asdict(nothing))
     return facts
@@ -57,18 +58,22 @@ def exit_code(facts: dict[str, Any]) -> int:
 def _describe_robots(data: RobotSet, source: Source, reader: FileReader) -> dict[str, Any]:
     labelled = bool(data.state_names and data.action_names)
     cameras = list(data.cameras)
+    # Any name will do: it says only that episodes without numbers are not usable.
     as_any = source.model_copy(update={"embodiment": "any" if labelled else None})
     usable, unusable = usable_episodes(data, as_any, cameras, reader)
+    # Which episodes are left, and what is wrong with the set as a whole.
     episodes = [episode for episode, _ in usable]
     findings = [
         Finding(f"episode {episode.index}", reason, "left out", "mend or remove it")
         for episode, reason in unusable
     ]
     findings += [*corrected_starts(data, episodes), *check_metadata(data)]
+    # The videos of each camera; where there are none, `infos` is the reason.
     streams = {camera: stream_infos(data, episodes, camera, reader) for camera in cameras}
     for camera, infos in streams.items():
         if not isinstance(infos, str):
             findings += check_streams(data, camera, infos)
+    # What only this format can get wrong, then the numbers.
     findings += ROBOTS[data.format].findings(data, usable, reader)
     dimensions: list[dict[str, Any]] = []
     if labelled:
@@ -119,6 +124,7 @@ def _camera_facts(infos: list[VideoInfo] | str) -> dict[str, Any]:
     """
     if isinstance(infos, str):
         return {"problem": infos}
+    # Files of a set may differ; `check_streams` tells where they do.
     kinds = Counter((info.width, info.height, round(info.fps, 3), info.codec) for info in infos)
     width, height, fps, codec = kinds.most_common(1)[0][0]
     gop = max(info.gop for info in infos)
@@ -129,12 +135,14 @@ def _camera_facts(infos: list[VideoInfo] | str) -> dict[str, Any]:
 def _describe_clips(clip_set: ClipSet) -> dict[str, Any]:
     absent = "named in metadata.jsonl, but there is no such video"
     findings = [Finding(name, absent, "ignored", "correct the entry") for name in clip_set.missing]
+    # Shards that break off: what lies behind the break is lost.
     findings += [
         Finding(name, reason, "left out", "write the shard again")
         for name, reason in clip_set.broken
     ]
     videos = []
     seconds, frames = 0.0, 0
+    # Each file is opened, but only its first frame decoded.
     for clip in clip_set.clips:
         try:
             with open_video(clip.uri, clip.size, clip.offset) as handle:
@@ -177,6 +185,7 @@ def as_text(facts: dict[str, Any]) -> str:
     """`describe`'s facts as text for people."""
     hours = f"{facts['frames']} frames, {facts['hours']:.3g} h"
     usable = f"{facts['usable']} of {facts['episodes']}"
+    # Only `_describe_robots` sets this key.
     if "robot" in facts:
         lengths = f"episodes of {facts['shortest']} to {facts['longest']} rows"
         lines = [
@@ -206,6 +215,7 @@ def as_text(facts: dict[str, Any]) -> str:
 
 def _robot_lines(facts: dict[str, Any]) -> list[str]:
     """Names of the dimensions, then tables of cameras and tasks."""
+    # A camera that could not be read has none of them but its name.
     keys = ("camera", "width", "height", "fps", "codec", "gop", "files")
     cameras = [{key: camera.get(key, "?") for key in keys} for camera in facts["cameras"]]
     noted = [row for row in facts["dimensions"] if row["note"]]
@@ -222,6 +232,7 @@ def _robot_lines(facts: dict[str, Any]) -> list[str]:
 
 def _table_lines(rows: list[dict[str, Any]]) -> list[str]:
     """A blank line, the first rows, and how many more there are."""
+    # Also for findings: a broken set may have one for each of its episodes.
     more = len(rows) - _MAX_ROWS
     lines = ["", table(rows[:_MAX_ROWS])]
     return [*lines, f"... and {more} more (--json lists all)"] if more > 0 else lines

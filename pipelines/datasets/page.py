@@ -25,6 +25,7 @@ from pipelines.pages.render import Picture, Table, Tile, render
 
 Layout = Literal["t", "horizontal", "single"]
 
+# Of plain videos 5 frames are shown; there is no robot, so any valid chunk will do.
 _CLIP = ClipWindow(frames=5, fps=5)
 _CLIP_CHUNK = Window(chunk=4, stride=1)
 _CLIP_CANVAS = Canvas(layout="single", width=208, height=160)
@@ -84,13 +85,16 @@ def write_page(
     """
     reader = reader or FileReader()
     data = robots_at(source, reader)
+    # What `describe` found, as tables.
     parts = _video_facts(facts) if data is None else _robot_facts(facts)
+    # Then pictures, which need something that can be decoded.
     if facts["usable"]:
         parts += [_clips(source, reader)] if data is None else _robots(source, data, layout, reader)
     if facts.get("dimensions"):
         columns = ("of", "name", "min", "max", "mean", "off_state", "note")
         table = _table(facts["dimensions"], dict(zip(columns, columns, strict=True)))
         parts.append(Part("Dimensions", _DIMENSIONS, table=table))
+    # A page of many thousand findings would not open.
     findings = facts["findings"]
     page = render(
         "inspect.html.j2",
@@ -144,6 +148,7 @@ def _robot_facts(facts: dict[str, Any]) -> list[Part]:
         "files": "files",
         "problem": "problem",
     }
+    # Mostly all cameras can be read, and the column would be empty.
     if not any("problem" in camera for camera in facts["cameras"]):
         del columns["problem"]
     cameras = [_with_size(camera) for camera in facts["cameras"]]
@@ -195,6 +200,7 @@ def _robots(
     # Any name will do: it says only that episodes without numbers are not usable.
     as_video = source.model_copy(update={"embodiment": "any" if labelled else None})
     usable, _ = usable_episodes(data, as_video, list(data.cameras), reader)
+    # The longest, for it has room for the longest window.
     episode, first_row = max(usable, key=lambda entry: entry[0].length)
     parts = _pictures(source, data, episode, layout, reader)
     if labelled:
@@ -211,8 +217,10 @@ def _pictures(
     if chunk is None or not data.cameras:
         too_short = f"the longest episode has {episode.length} rows, too few for 5 frames"
         return [Part("Cameras", f"Nothing to show: {'no camera' if chunk else too_short}.")]
+    # A stride of a quarter: 5 frames, whatever the chunk.
     window = Window(chunk=chunk, stride=chunk // 4)
     pictures = []
+    # Each alone on a canvas of its own, as if it were the front.
     for camera in data.cameras:
         frames = _frames(source, episode, {"front": camera}, _CAMERA_CANVAS, window, reader)
         alt = f"camera {camera} in the middle of episode {episode.index}"
@@ -229,11 +237,13 @@ def _model_view(
     window: Window,
     reader: FileReader,
 ) -> Part:
+    # Cameras beyond the slots have no place on a canvas.
     cameras: dict[Slot, str] = dict(zip(SLOTS, data.cameras, strict=False))
     layout = layout or _LAYOUTS.get(len(cameras), "single")
     if layout == "single":
         cameras = {"front": cameras["front"]}
     width, height = _SIZES[layout]
+    # Grey, so that a `t` can be shown of two cameras.
     canvas = Canvas(layout=layout, width=width, height=height, missing="grey")
     frames = _frames(source, episode, cameras, canvas, window, reader)
     views = ", ".join(f"{slot} = {camera}" for slot, camera in cameras.items())
@@ -252,9 +262,11 @@ def _frames(
     reader: FileReader,
 ) -> np.ndarray:
     """uint8 `[T, H, W, 3]` of the window in the middle of an episode."""
+    # Without a robot nothing but frames is decoded, so no statistics are needed.
     update = {"embodiment": None, "cameras": cameras, "episodes": str(episode.index)}
     video = source.model_copy(update=update)
     manifest = build_manifest([video], embodiments={}, window=window, clip=_CLIP, reader=reader)
+    # The window in the middle, where mostly more happens than at the ends.
     rows = manifest.rows([len(manifest) // 2])
     samples, failures = decode_samples(rows, _spec(canvas, window), reader)
     if failures:
@@ -285,6 +297,7 @@ def _clips(source: Source, reader: FileReader) -> Part:
     texts = manifest.texts()
     strips = []
     problems = []
+    # One by one, so that a broken video costs only its own strip.
     for row in manifest.rows(list(first_of_video.values())[:_MAX_VIDEOS]):
         samples, failures = decode_samples([row], _spec(_CLIP_CANVAS, _CLIP_CHUNK), reader)
         name = row["sample_id"].split("/", 1)[1].rsplit("/", 1)[0]
@@ -307,6 +320,7 @@ def _png(picture: np.ndarray) -> bytes:
 def _curves(data: RobotSet, episode: Episode, state: np.ndarray, action: np.ndarray) -> Part:
     """Every action over time with the state of the same number. state: [n,s], action: [n,d]."""
     names = data.action_names[:_MAX_CURVES]
+    # The recorded rate: these are rows of the set, not steps of a robot.
     seconds = np.arange(len(action)) / data.fps
     chart = charts.episode(names, seconds, state, action)
     alt = f"Actions and state over {seconds[-1]:.1f} s of episode {episode.index}, by dimension."

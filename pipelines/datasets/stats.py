@@ -28,8 +28,10 @@ def write_stats(args: argparse.Namespace) -> None:
     if args.form == "openpi" and args.width:
         raise GwpError("--width pads the published form; openpi's files are not padded")
     embodiment, stats = _imported(args) if args.given else _computed(args)
+    # openpi's form has no room for the rule that the statistics were computed under.
     document = to_openpi(stats) if args.form == "openpi" else stats.to_json(args.width)
     storage.write_bytes(args.out, (json.dumps(document, indent=1) + "\n").encode())
+    # Warnings go to stderr, the table to stdout.
     _warn(embodiment, stats.metadata)
     counts = {
         "num_episodes": "episodes",
@@ -51,6 +53,7 @@ def write_stats(args: argparse.Namespace) -> None:
 
 def _warn(embodiment: Embodiment, metadata: dict[str, Any]) -> None:
     """Events for what may be meant, and mostly is not. metadata: of the statistics."""
+    # A robot may have more actions than states, or fewer: pairs end with the shorter.
     names = zip(embodiment.action_names, embodiment.state_names, embodiment.delta, strict=False)
     pairs = [f"{action} - {state}" for action, state, delta in names if delta and action != state]
     if pairs:
@@ -84,6 +87,7 @@ def _computed(args: argparse.Namespace) -> tuple[Embodiment, Stats]:
         source_of(args, uri, embodiment=embodiment.name, episodes=args.episodes)
         for uri in args.uris
     ]
+    # The stride plays no part in statistics; a quarter of a chunk is one that fits.
     return embodiment, compute_stats(
         sources, embodiment, Window(chunk=chunk, stride=chunk // 4), reader
     )
@@ -114,6 +118,7 @@ def _embodiment(args: argparse.Namespace, reader: FileReader) -> Embodiment:
         return load_config(args.embodiment, Embodiment)
     if not args.chunk:
         raise GwpError("give --chunk P, or --embodiment FILE with its chunk")
+    # Without a file the first set describes the robot, and --delta the relative actions.
     data = _robots(args, reader)
     width = len(data.action_names)
     try:
@@ -125,6 +130,7 @@ def _embodiment(args: argparse.Namespace, reader: FileReader) -> Embodiment:
             f"--delta {args.delta}: {args.uris[0]} has {width} actions, 0 to {width - 1}"
         )
     mask = tuple(i in chosen for i in range(width))
+    # Replan and cameras play no part in statistics either.
     return embodiment_of(data, args.name, args.chunk, args.chunk, cameras={}, delta_mask=mask)
 
 

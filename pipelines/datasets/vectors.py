@@ -52,6 +52,7 @@ def check_vectors(
             findings.append(Finding(item, str(error), "left out", "write it again"))
             continue
         widths = (state.shape[1], action.shape[1])
+        # Not stackable with the others, and a policy could not tell which number is which.
         if widths != declared:
             what = (
                 f"state and action are {widths[0]} and {widths[1]} wide, "
@@ -60,6 +61,7 @@ def check_vectors(
             advice = "correct the metadata, or leave it out with `episodes`"
             findings.append(Finding(item, what, "fatal", advice))
             continue
+        # Rows that are numbers throughout; the others would spoil every mean.
         finite = np.isfinite(state).all(1) & np.isfinite(action).all(1)
         if not finite.all():
             broken = ~finite
@@ -68,6 +70,7 @@ def check_vectors(
             findings.append(Finding(item, what, "left out", advice))
         states.append(state[finite])
         actions.append(action[finite])
+    # No row at all: there is nothing to describe.
     if not sum(map(len, states)):
         return VectorCheck(findings, [])
     dimensions = _dimensions(data, np.concatenate(states), np.concatenate(actions))
@@ -81,6 +84,7 @@ def _dimensions(data: RobotSet, state: np.ndarray, action: np.ndarray) -> list[d
     """The rows of `VectorCheck.dimensions`. state: [n,s], action: [n,d], all of them finite."""
     columns = zip(data.action_names, action.T, strict=True)
     action_rows = [_dimension("action", name, column) for name, column in columns]
+    # Only as far as there is a state of the same number.
     for i, row in enumerate(action_rows[: state.shape[1]]):
         if row["note"] != "constant":
             distance = np.abs(action[:, i] - state[:, i]).mean()
@@ -93,6 +97,7 @@ def _dimension(of: Literal["state", "action"], name: str, values: np.ndarray) ->
     """values: [n], robot units."""
     low, high = float(values.min()), float(values.max())
     margin = _END_SHARE * max(high - low, 1e-12)
+    # Grippers that are open or closed are close to one of two values nearly always.
     at_ends = float(((values < low + margin) | (values > high - margin)).mean())
     note = ""
     if high - low < _STILL:

@@ -20,6 +20,7 @@ class Killer(threading.Thread):
         self._over = threading.Event()
 
     def run(self) -> None:
+        # The run folder is polled, because the stage says nothing to its caller on the way.
         while not self._over.wait(0.2):
             reports = worker_progress(self._run)
             if len(reports) > 1 and reports[-1]["step"] >= self._after:

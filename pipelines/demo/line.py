@@ -62,6 +62,7 @@ def run_demo(folder: Path, quick: bool = False, promised_s: float = PROMISED_S) 
     seconds: dict[str, float] = {}
     with _timed("measuring this machine", seconds):
         chosen = _sized(quick, promised_s)
+    # By its time: MLflow in this folder keeps the runs of earlier demos.
     demo = _Demo(folder, chosen.size, f"demo-{int(begin)}", seconds)
     with ExitStack() as stack:
         summary = demo.run(stack)
@@ -112,6 +113,7 @@ class _Demo:
         from serve.app import replica_states
 
         with self._phase("mini-cluster"):
+            # From here on Ray, S3 and MLflow of the environment are those of this cluster.
             mini = stack.enter_context(MiniCluster(folder=self.folder / "mini"))
             mini.connect()
             self.bucket = f"{mini.bucket}/{self.name}"
@@ -123,6 +125,7 @@ class _Demo:
         with self._phase("serve"):
             name, url = _serve()
         replan = policy.bundle.embodiments["metaworld-sawyer"].replan
+        # The fleet asks for the replicas itself, twice a second.
         fleet = self._fleet(url, replan, lambda: replica_states(name))
         with self._phase("evaluation"):
             judged, times, baselines = self._evaluate(policy)
@@ -140,6 +143,7 @@ class _Demo:
         policy_id = export(result.uri, bundle)
         version = register(bundle, policy_id, "gwp", result.run_id, {})
         promote("gwp", version, "champion")
+        # By its alias, as the endpoint finds it: what is judged is what is served.
         return Policy.load(CHAMPION), version
 
     def _evaluate(self, policy: Policy) -> tuple[OpenLoop, Latency, Baselines]:
@@ -152,6 +156,7 @@ class _Demo:
 
         size = self.size
         labelled = Source(uri=storage.join(self.bucket, "data", "policy-held-out"))
+        # On recordings that no stage has seen.
         judged = open_loop(policy, labelled)
         self.media.actions = judged.trace
         self.media.imagined = imagined(policy, labelled, clips=len(size.tasks))
@@ -160,6 +165,7 @@ class _Demo:
         self.media.steps = [asdict(row) for row in steps_study(policy, labelled, (10, 4, 2, 1))]
         self.media.seams = asdict(seams_study(policy, labelled))
         tasks = list(size.tasks)
+        # On the tasks of the fleet, so that its successes have something beside them.
         baselines = {
             "random": random_success(tasks, size.baseline_episodes, size.max_steps),
             "blind": blind_success(tasks, size.baseline_episodes, size.max_steps),
@@ -172,6 +178,7 @@ class _Demo:
         size = self.size
         data = storage.join(self.bucket, "data")
         # Seeds of the sets lie apart, so that none holds an episode of another.
+        # The first two stages learn from pictures alone, so their sets carry no actions.
         plan = [
             ("world", size.world_tasks, size.world_episodes, 1000, False),
             ("embodied", size.tasks, size.embodied_episodes, 2000, False),
@@ -196,6 +203,7 @@ class _Demo:
         from pipelines.tracking.runs import metric_history
 
         size = self.size
+        # In this order: `init` of each file is the run before.
         steps = {
             "world": size.world_steps,
             "embodied": size.embodied_steps,
@@ -208,12 +216,14 @@ class _Demo:
                 f"run.storage={storage.join(self.bucket, 'runs')}",
                 f"run.steps={count}",
                 f"run.experiment={self.name}",
+                # Two at least, so that a kill in the second half has one to resume from.
                 f"run.checkpoint_every={min(size.checkpoint_every, count // 2)}",
                 "run.log_every=5",
                 "cluster.train_pool=train",
                 "cluster.data_pool=data",
             ]
             job = load_config(STAGES / f"{stage}.yaml", TrainJob, sets)
+            # Only where the recordings lie is not known to the files.
             recorded = {"uri": storage.join(self.bucket, "data", stage)}
             source = job.data.sources[0].model_copy(update=recorded)
             data = job.data.model_copy(update={"sources": (source,)})
@@ -232,6 +242,7 @@ class _Demo:
         size = self.size
         robots = []
         for i in range(size.robots):
+            # Seeds that neither recordings (1000 on) nor baselines (6000 and 7000 on) have.
             first = 9000 + 100 * i
             seeds = tuple(range(first, first + size.episodes_per_robot))
             # Two robots first, then everybody, so that replicas have a reason to come; and
@@ -280,6 +291,7 @@ class _Demo:
         baselines: Baselines,
         fleet: FleetResult,
     ) -> dict[str, Any]:
+        # The fleet's own episodes are the closed loop, beside each both baselines.
         success = fleet.success()
         closed: dict[str, dict[str, Any]] = {}
         for task, (won, episodes) in success.items():
@@ -290,6 +302,7 @@ class _Demo:
                 closed[task][f"success_{agent}"] = agent_won / agent_episodes
                 closed[task][f"episodes_{agent}"] = agent_episodes
                 self.media.closed_loop[task][agent] = result[task]
+        # Medians: on a busy machine single requests take several times as long.
         act = float(np.percentile(times.act_ms, 50))
         joint = float(np.percentile(times.joint_ms, 50))
         self.media.environment = environment()
@@ -346,6 +359,7 @@ def _serve() -> tuple[str, str]:
             "policy": CHAMPION,
             "port": _free_port(),
             "gateway": {"pool": "serve"},
+            # Logical CPUs: three replicas and the gateway have to fit into this pool's four.
             "replica": {"pool": "serve", "cpus": 0.5},
             # Quick up and down: a crowd of the demo is there for a minute, not for an hour.
             "autoscaling": {
@@ -365,5 +379,6 @@ def _serve() -> tuple[str, str]:
 
 def _free_port() -> int:
     with socket.socket() as s:
+        # Free now: somebody else might take it before the endpoint does.
         s.bind(("127.0.0.1", 0))
         return int(s.getsockname()[1])

@@ -21,12 +21,14 @@ if TYPE_CHECKING:
     from pipelines.jobs.train_job import TrainJob
 
 POLICY = Path(__file__).parents[1] / "stages" / "policy.yaml"
+# As many as record and train.
 PROCESSES = 2
 TASK = "window-open-v3"
 _STEPS = 8
 """Training steps that are timed."""
 _FRAMES = 60
 """Simulator frames that are timed."""
+# As many as the encoder of the first stage has.
 _TEXT_ROWS = 8
 _LIMIT_S = 300.0
 """A machine that needs longer for a probe of seconds would take hours for the demo."""
@@ -38,6 +40,7 @@ def measure() -> Machine:
 
     What runs beside it counts: the demo will have to share the machine with that, too.
     """
+    # Spawned, as workers are: their start is one of the things measured.
     with _one_thread(), ProcessPoolExecutor(PROCESSES, mp_context=mp.get_context("spawn")) as pool:
         futures = [pool.submit(_measure_here, time.time()) for _ in range(PROCESSES)]
         measured = [future.result(_LIMIT_S) for future in futures]
@@ -72,6 +75,7 @@ def _measure_here(begin: float) -> Machine:
     from pipelines.config.load import load_config
     from pipelines.jobs.train_job import TrainJob
 
+    # The wall clock: others need not mean the same in another process.
     start_s = time.time() - begin
     torch.set_num_threads(1)
     return Machine(start_s, _train_step_ms(load_config(POLICY, TrainJob)), _sim_frame_ms())
@@ -79,6 +83,7 @@ def _measure_here(begin: float) -> Machine:
 
 def _median_ms(act: Callable[[], None], repeats: int) -> float:
     """Median of `repeats` calls, after one that does not count."""
+    # The first call allocates, and chooses kernels.
     act()
     times = []
     for _ in range(repeats):
@@ -99,6 +104,7 @@ def _train_step_ms(job: "TrainJob") -> float:
     window = job.data.window
     canvas = job.data.canvas
     model = build_model(config, 0).train()
+    # Its rate does not matter: only the time of a step does.
     optimizer = torch.optim.AdamW(model.parameters())
     draw = torch.Generator().manual_seed(0)
     n = job.micro_batch

@@ -19,17 +19,21 @@ class Size:
         "button-press-v3",
         "window-close-v3",
     )
+    # Episodes of each task.
     world_episodes: int = 10
     embodied_episodes: int = 24
     policy_episodes: int = 20
     held_out: int = 3
+    # Optimiser steps of each stage, and between its checkpoints.
     world_steps: int = 200
     embodied_steps: int = 300
     policy_steps: int = 700
     checkpoint_every: int = 150
     robots: int = 9
     episodes_per_robot: int = 4
+    # Of each task, for each of the two baselines.
     baseline_episodes: int = 12
+    # Control steps of an episode, at most.
     max_steps: int = 150
     latency_repeats: int = 30
 
@@ -51,6 +55,7 @@ class Size:
 
 
 FULL = Size()
+# Enough of everything for a checkpoint, a kill behind it and replicas that come.
 QUICK = Size(
     tasks=("button-press-topdown-v3", "window-open-v3"),
     world_tasks=("drawer-open-v3", "door-open-v3"),
@@ -113,6 +118,7 @@ _SIMULATED_FRAMES = 45.0
 def expected_s(size: Size, machine: Machine) -> float:
     """How long a demo of this size takes on this machine, seconds."""
     training = size.trained * _STEP * machine.train_step_ms / 1e3
+    # Recording and driving are both the simulator's time.
     frames = size.recorded * _RECORDED_FRAMES + size.simulated * _SIMULATED_FRAMES
     return _STARTS * machine.start_s + training + frames * machine.sim_frame_ms / 1e3
 
@@ -166,9 +172,11 @@ def plan(size: Size, machine: Machine, promised_s: float | None = PROMISED_S) ->
     """
     chosen = size
     for name, values in CUTS:
+        # One value down at a time. Where it fits, the later kinds are passed without a cut.
         for value in values:
             if promised_s is None or expected_s(chosen, machine) <= promised_s:
                 break
+            # Never up: a size may lie below a value of the cuts.
             chosen = replace(chosen, **{name: min(value, getattr(chosen, name))})
     names = [name for name, _ in CUTS if getattr(chosen, name) != getattr(size, name)]
     cuts = tuple(Cut(name, getattr(size, name), getattr(chosen, name)) for name in names)

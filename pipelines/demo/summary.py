@@ -43,6 +43,7 @@ CAVEATS = [
 
 def stage_figures(result: StageResult, losses: Sequence[tuple[int, float]]) -> dict[str, Any]:
     """One stage. losses: (step, loss) as logged."""
+    # Means of a few, because the loss of a single step is noisy.
     values = [value for _, value in losses]
     return {
         "run_id": result.run_id,
@@ -58,6 +59,7 @@ def fleet_figures(fleet: FleetResult, robots: int) -> dict[str, Any]:
     """The fleet: requests, latencies of the episodes and before them, replicas and when they
     came and went.
     """
+    # Of (time, running, starting) twice a second.
     counts = [running for _, running, _ in fleet.samples] or [0]
     gathering = sum(r["gathering"] for r in fleet.requests)
     figures = {
@@ -71,6 +73,7 @@ def fleet_figures(fleet: FleetResult, robots: int) -> dict[str, Any]:
         "errors": fleet.errors,
         "scaling": fleet.scaling,
     }
+    # Apart: before their episodes robots ask more than one replica can answer, on purpose.
     if gathering:
         before = {
             "requests": gathering,
@@ -85,6 +88,7 @@ def shortfalls(summary: Mapping[str, Any]) -> list[str]:
     """A line for everything that the demo set out to show and that did not happen, from its
     summary.
     """
+    # After the cuts: those are told apart.
     size = summary["size"]
     lines = []
     for name, stage in summary["stages"].items():
@@ -106,6 +110,7 @@ def shortfalls(summary: Mapping[str, Any]) -> list[str]:
 def _fleet_shortfalls(fleet: Mapping[str, Any]) -> list[str]:
     lines = []
     scaling = fleet["scaling"]
+    # None: it never happened.
     if scaling["up_s"] is None:
         why = "none was asked for"
         if scaling["asked_s"] is not None:

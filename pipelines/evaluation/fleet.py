@@ -1,7 +1,6 @@
 """A fleet of simulated robots: one process each, through the ordinary client, closed loop.
 
-Who calls it: `gwp bench fleet` and the demo. It knows the endpoint's address and nothing of
-what is behind it.
+Who calls it: the demo. It knows the endpoint's address and nothing behind it.
 """
 
 import multiprocessing as mp
@@ -73,6 +72,7 @@ class FleetResult:
         """Percentile of answered requests, milliseconds, as the robots measured it: those of
         the episodes, or those before.
         """
+        # Asking before the episodes is load, not control: both have their own figure.
         answered = [
             r["ms"] for r in self.requests if r["error"] is None and r["gathering"] == gathering
         ]
@@ -93,9 +93,11 @@ class FleetResult:
 
         Seconds since the fleet started: asked_s, up_s, down_s.
         """
+        # What ran when the first sample was taken; autoscaling counts from there.
         base = self.samples[0][1] if self.samples else 0
         asked = [t for t, running, starting in self.samples if running + starting > base]
         up = [t for t, running, _ in self.samples if running > base]
+        # Samples behind the last one with more than that, if there ever was one.
         down = [t for t, *_ in self.samples if up and t > up[-1]]
         return {"asked_s": _first(asked), "up_s": _first(up), "down_s": _first(down)}
 
@@ -151,8 +153,10 @@ def run_fleet(
     GwpError when the robots cannot start.
     """
     result = FleetResult()
+    # One place more than robots: the fleet waits at the barrier too.
     signals = _Signals(_SPAWN.Barrier(len(robots) + 1), _SPAWN.Event(), _SPAWN.Queue())
     processes: list[SpawnProcess] = []
+    # A process each, as robots are apart: threads would wait for one another, and be late.
     for robot in robots:
         args = (url, robot, replan, max_steps, signals)
         process = _SPAWN.Process(target=_robot, args=args, daemon=True)
@@ -166,6 +170,7 @@ def run_fleet(
         sampler = threading.Thread(target=_sample, args=watch, daemon=True)
         sampler.start()
         _collect(result, signals.events, processes, start, timeout_s, on_event)
+        # Before the sampler is stopped, because it is what sees replicas go.
         _settle(result, settle_s)
         stop.set()
         sampler.join(timeout=10)
@@ -175,6 +180,7 @@ def run_fleet(
         ) from error
     finally:
         stop.set()
+        # One that hangs must not hold up the end.
         for process in processes:
             process.join(timeout=5)
             if process.is_alive():
@@ -193,6 +199,7 @@ def _collect(
     """Events of all robots into `result`, until each has said that it is done."""
     open_robots = len(processes)
     while open_robots:
+        # For all robots together, whatever each of them is at.
         left = timeout_s - (time.monotonic() - start)
         if left <= 0:
             result.errors.append(f"{open_robots} robots were not done after {timeout_s:.0f} s")
@@ -203,6 +210,7 @@ def _collect(
             # Not for longer: robots that died put nothing, and are looked for below.
             kind, value = events.get(timeout=min(left, 1.0))
         except queue.Empty:
+            # Only with an empty queue: what a robot put before it ended is taken first.
             if not any(p.is_alive() for p in processes):
                 result.errors.append(
                     f"{open_robots} robots died without a word; see their messages above"
@@ -214,6 +222,7 @@ def _collect(
         elif kind == "error":
             result.errors.append(value)
         else:
+            # `requests` or `episodes`: the kind is the name of the list.
             getattr(result, kind).append(value)
         if on_event:
             on_event(result)
@@ -262,10 +271,12 @@ def _robot(url: str, robot: Robot, replan: int, max_steps: int, signals: _Signal
     try:
         env = Env(robot.task)
         signals.ready.wait(timeout=_READY_S)
+        # All leave the barrier together, so this clock is that of the fleet.
         start = time.monotonic()
         time.sleep(robot.join_s)
         with Client(url, timeout_s=_CLIENT_TIMEOUT_S) as client:
             if robot.gathers:
+                # Its first starting pose, from which it does not move while it gathers.
                 env.reset(robot.seeds[0])
                 observation = env.observe()
                 while not signals.gathered.is_set():
@@ -312,6 +323,7 @@ def _ask(
     try:
         chunk = client.act(observation)
     except GwpError as error:
+        # Without a chunk a robot cannot go on: the error ends its process, and is told there.
         note(str(error))
         raise
     note(None)

@@ -50,11 +50,13 @@ def open_loop(policy: Policy, source: Source, batch: int = 8) -> OpenLoop:
         T = len(recording.action)
         p = embodiment.chunk
         steps = list(range(0, T, embodiment.replan))
+        # The part of each chunk that a robot executes, end to end: the line that is drawn.
         executed = []
         for first in range(0, len(steps), batch):
             some = steps[first : first + batch]
             chunks = policy.act_batch(recording.observations(some))
             for step, chunk in zip(some, chunks, strict=True):
+                # Near the end of an episode less is recorded than a chunk has.
                 n = min(p, T - step)
                 true = recording.action[step : step + n]
                 executed.append(chunk.actions[: min(embodiment.replan, n)])
@@ -88,6 +90,7 @@ def _offset(state: np.ndarray, embodiment: Embodiment) -> np.ndarray:
     """The state on delta dimensions, 0 elsewhere, `[d]`."""
     delta = np.asarray(embodiment.delta)
     offset = np.zeros(len(delta), np.float32)
+    # State and action of the same number are one quantity where the mask is set.
     offset[delta] = state[: len(delta)][delta]
     return offset
 
@@ -100,6 +103,7 @@ def mean_chunk(policy: Policy, embodiment: Embodiment) -> np.ndarray:
 
 def hold_chunk(recording: Recording, step: int, embodiment: Embodiment) -> np.ndarray:
     """The *hold* baseline at a step, `[p, d]`."""
+    # What to repeat where a state says nothing about the action, a displacement for instance.
     before = recording.action[step - 1] if step else np.zeros(recording.action.shape[1], np.float32)
     # An action is a state to reach where it is relative to it, or has its name.
     same = np.array(embodiment.delta)

@@ -62,6 +62,7 @@ class RecordedSet:
                 f"{source.uri}: no robot set there; a policy is judged on recorded states and actions"
             )
         embodiment = _robot_of(robots, data, source)
+        # As a policy is judged on states and actions, whatever the source says of their use.
         labelled = source.model_copy(update={"embodiment": embodiment.name, "with_actions": True})
         cameras = data.slots(source.cameras or embodiment.cameras)
         good, bad = usable_episodes(data, labelled, list(cameras.values()), reader)
@@ -95,6 +96,7 @@ class Recording:
         self.embodiment = recorded.embodiment
         self.text = recorded.text_of(episode)
         states, actions = episode_vectors(recorded.data, episode, first_row, recorded.reader)
+        # Rows of the set per control step of the robot: 1 unless their rates differ.
         self._ratio = rows_per_step(recorded.data, self.embodiment)
         steps = steps_of(episode.length, self._ratio)
         rules = self.embodiment.resampling
@@ -108,6 +110,7 @@ class Recording:
         result = {}
         for slot in SLOTS:
             if slot in self._set.cameras:
+                # Under the name that the policy knows, whatever the set calls it.
                 camera = self.embodiment.cameras.get(slot, self._set.cameras[slot])
                 result[camera] = self._frames(self._set.cameras[slot], steps)
         return result
@@ -118,6 +121,7 @@ class Recording:
         size = data.files[span.file] if span.bytes is None else span.bytes
         part = FilePart(storage.join(data.uri, span.file), span.offset, size)
         rate = data.fps / self._ratio
+        # The clock of a file may run a little off that of the rows.
         stretch = data.fps / span.rate if span.rate else 1.0
         exact = step_times(steps, len(self.action), span.start, rate, stretch)
         # As in training: sums that differ by less than a microsecond are one position.
@@ -126,6 +130,7 @@ class Recording:
         tolerance = 0.5 / data.fps + 1e-6
         reader = self._set.reader
         with open_frames(data.format, part, span.key, data.fps, reader, tolerance) as frames:
+            # A reader wants ascending, different times; steps past the end repeat one.
             pictures = {t: np.asarray(picture) for t, picture in frames(sorted(set(times)))}
         return np.stack([pictures[t] for t in times])
 

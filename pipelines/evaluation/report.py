@@ -71,6 +71,7 @@ class Measurement:
 
 def _solved(tasks: Mapping[str, Any], agent: str) -> str:
     """Episodes that an agent solved over all tasks. agent: "" the policy, "_random" chance."""
+    # The summary holds rates; times their episodes they are whole numbers again.
     counted = [task for task in tasks.values() if task.get(f"episodes{agent}")]
     won = sum(task[f"success{agent}"] * task[f"episodes{agent}"] for task in counted)
     return f"{won:.0f} of {sum(task[f'episodes{agent}'] for task in counted)}"
@@ -86,6 +87,7 @@ def _milliseconds(value: float | None, decimals: int = 0) -> str:
 def headline(summary: Mapping[str, Any]) -> list[Tile]:
     """The figures a reader wants first, from what `gwp demo` writes as `summary.json`."""
     tiles: list[Tile] = []
+    # A tile only where the run got that far: nothing here is filled in.
     if tasks := summary.get("closed_loop"):
         remark = f"{len(tasks)} tasks; acting at random: {_solved(tasks, '_random')}"
         tiles.append(Tile("episodes solved in closed loop", _solved(tasks, ""), remark))
@@ -101,6 +103,7 @@ def headline(summary: Mapping[str, Any]) -> list[Tile]:
         tiles.append(Tile("to act, median", _milliseconds(latency["act_ms_p50"], 1), remark))
     if fleet := summary.get("fleet"):
         tiles.append(_fleet_tile(fleet))
+    # Killed and not resumed is a result too, and one that must not look like success.
     if resume := summary.get("resume"):
         step = resume.get("resumed_from_step")
         remark = "and nothing resumed" if step is None else f"and resumed from step {step}"
@@ -120,6 +123,7 @@ def headline(summary: Mapping[str, Any]) -> list[Tile]:
 
 def _fleet_tile(fleet: Mapping[str, Any]) -> Tile:
     percentiles = f"p50 {_milliseconds(fleet['p50_ms'])}, p99 {_milliseconds(fleet['p99_ms'])}"
+    # Equal: no replica came or went while the fleet ran.
     low = fleet["replicas_min"]
     high = fleet["replicas_max"]
     count = f"{low} to {high} replicas" if low != high else f"replicas: {low}"
@@ -141,6 +145,7 @@ def _losses(media: ReportData) -> Picture | None:
     curves = {stage: points for stage, points in media.losses.items() if points}
     if not curves:
         return None
+    # For those who do not see the picture: where each curve begins and ends.
     ends = [
         f"{stage} from {points[0][1]:.3g} at step {points[0][0]} to {points[-1][1]:.3g} "
         f"at step {points[-1][0]}"
@@ -160,6 +165,7 @@ def psnr(real: np.ndarray, imagined: np.ndarray) -> float:
 def _imagined(title: str, real: np.ndarray, imagined: np.ndarray) -> ImaginedClip:
     """real, imagined: uint8 [T,H,W,3]."""
     quality = ""
+    # One frame has no future, and frames of other shapes cannot be compared.
     if len(real) > 1 and real.shape == imagined.shape:
         # Frame 0 was given. Whoever repeats it is right wherever nothing moves.
         still = np.broadcast_to(real[:1], real[1:].shape)
@@ -192,6 +198,7 @@ def _closed_loop(results: Mapping[str, Mapping[str, tuple[int, int]]]) -> Measur
     """results: task -> agent -> (successes, episodes)."""
     if not results:
         return None
+    # In order of appearance over all tasks: an agent need not have run on each.
     agents = list(dict.fromkeys(agent for by_agent in results.values() for agent in by_agent))
     rows = []
     for task, by_agent in results.items():
@@ -207,6 +214,7 @@ def _percentiles(milliseconds: Sequence[float]) -> list[str]:
 
 def _latency(latency: Mapping[str, Sequence[float]]) -> Measurement | None:
     names = {"act_ms": "act: actions only", "joint_ms": "joint: actions and future"}
+    # Median and percentiles of nothing would be NaN, so empty ones are left out.
     samples = {names.get(key, key): values for key, values in latency.items() if len(values)}
     if not samples:
         return None
@@ -222,6 +230,7 @@ def _latency(latency: Mapping[str, Sequence[float]]) -> Measurement | None:
 
 def _steps_table(steps: Sequence[Mapping[str, Any]]) -> Table:
     """What fewer solver steps cost: rows of `steps_study`, the most steps first."""
+    # The first row is the side with the most steps, with which others are compared.
     header = [
         "solver steps",
         "one chunk, ms",
@@ -237,6 +246,7 @@ def _steps_table(steps: Sequence[Mapping[str, Any]]) -> Table:
 
 def _seams_table(seams: Mapping[str, Any]) -> Table:
     """Jumps where a late chunk takes over: the result of `seams_study`."""
+    # What is possible at best, then the two ways to go over.
     names = {
         "inside": "inside a chunk",
         "chunked": "real-time chunking",
@@ -260,6 +270,7 @@ def _fleet(media: ReportData) -> Measurement | None:
         return None
     rows = []
     if media.replicas:
+        # Largest between start and end: whether replicas came and went.
         counts = [running for _, running, _ in media.replicas]
         text = f"{counts[0]} at the start, at most {max(counts)}, {counts[-1]} at the end"
         rows.append(["replicas", text])
@@ -290,6 +301,7 @@ def write_report(
     page = render(
         "report.html.j2",
         title=title,
+        # What did not work stands before every figure.
         shortfalls=media.shortfalls or summary.get("shortfalls", []),
         cut=media.cut or cut_lines(summary.get("cut", [])),
         headline=headline(summary),
@@ -307,5 +319,6 @@ def write_report(
     )
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / "report.html"
+    # Only now: when rendering fails, an earlier report stays.
     path.write_bytes(page)
     return path

@@ -16,7 +16,12 @@ def random_success(tasks: list[str], episodes: int, max_steps: int) -> dict[str,
         won = 0
         for i in range(episodes):
             episode = run_episode(
-                env, random_policy(i), seed=7000 + i, max_steps=max_steps, replan=6
+                # The starts of `blind_success`, so that both are judged on the same.
+                env,
+                random_policy(i),
+                seed=7000 + i,
+                max_steps=max_steps,
+                replan=6,
             )
             won += int(episode.success)
         env.close()
@@ -44,6 +49,7 @@ def blind_success(tasks: list[str], episodes: int, max_steps: int) -> dict[str, 
                 done = env.step(actions[-1])
             # ... from another one, which it does not see.
             env.reset(7000 + i)
+            # `any` stops at the first success, as an episode does.
             won += any(env.step(action) for action in actions)
         env.close()
         result[task] = (won, episodes)

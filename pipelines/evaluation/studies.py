@@ -74,6 +74,7 @@ def steps_study(policy: Policy, source: Source, steps: Sequence[int]) -> list[St
     answers: list[list[np.ndarray]] = [[] for _ in sides]
     times: list[list[float]] = [[] for _ in sides]
     recorded: list[np.ndarray] = []
+    # One robot for all episodes of a source, so the last one's spread is that of all.
     scale = None
     for embodiment, truth, observations in _windows(policy, source):
         scale = _spread(policy, embodiment)
@@ -119,6 +120,7 @@ def seams_study(policy: Policy, source: Source, delay: int | None = None) -> Sea
             )
         scale = _spread(policy, embodiment)
         first = _answers(policy, observations)
+        # Each observation but the first, with the chunk that is under way when it is made.
         later = list(zip(observations[1:], first, strict=False))
         promised = [replace(o, prefix_actions=chunk[replan:], delay=delay) for o, chunk in later]
         joined = _answers(policy, promised)

@@ -59,6 +59,7 @@ def cache_key(job: TrainJob, manifest: Manifest, folder: Path, number_format: Nu
     """What a cache of this job's samples depends on. `folder`: with its `codec/` and `text/`."""
     data = job.data
     return Key(
+        # Digests of what lies there: the configuration of a fitted codec says too little.
         codec=load_video_codec(folder / "codec").digest(),
         text=load_text_encoder(folder / "text").digest(),
         canvas=data.canvas,
@@ -74,6 +75,7 @@ def manifest_names(manifest: Manifest, job: TrainJob) -> pa.Array:
     """`sample_names` of a whole manifest."""
     roots = [storage.absolute(s.uri) for s in job.data.sources]
     return pa.concat_arrays(
+        # An empty one first: without samples there would be nothing to join.
         [pa.array([], pa.string()), *(sample_names(rows, roots) for rows in manifest.pieces())]
     )
 
@@ -97,6 +99,7 @@ def resolve_embodiments(job: TrainJob, reader: FileReader) -> dict[str, Embodime
     chunk = job.data.window.chunk
     result = {}
     for name, config in job.data.embodiments.items():
+        # The first one describes the robot; labelled others are compared with it later.
         source = next((s for s in job.data.sources if s.embodiment == name), None)
         if source is None:
             raise GwpError(
@@ -113,6 +116,7 @@ def resolve_embodiments(job: TrainJob, reader: FileReader) -> dict[str, Embodime
             data,
             name,
             chunk=chunk,
+            # A chunk of one action has no half.
             replan=config.replan or max(1, chunk // 2),
             cameras=config.cameras,
             delta_mask=config.delta_mask or None,
@@ -123,6 +127,7 @@ def resolve_embodiments(job: TrainJob, reader: FileReader) -> dict[str, Embodime
             "resample": config.resample,
             "fps": config.fps or inferred.fps,
         }
+        # Validated again: limits and rules have to fit the names that were read.
         result[name] = Embodiment.model_validate(inferred.model_dump() | changes)
         widest = max(len(inferred.state_names), len(inferred.action_names))
         if widest > job.model_config_.action_channels:
@@ -144,6 +149,7 @@ def compute_all_stats(
         sources = [s for s in job.data.sources if s.embodiment == name and s.with_actions]
         config = job.data.embodiments[name]
         if config.stats is not None:
+            # Compared with the sources unless the user says that they are of other data.
             other = config.stats_of_other_data
             stats[name] = stats_for(
                 config.stats, embodiment, job.data.window, sources, other, reader
@@ -216,11 +222,13 @@ def write_codec(
         # The first of a plan are a draw over all sources, the same one for the same seed.
         count = min(job.codec.fit_clips, len(manifest))
         single = plan_slice(manifest, job.run.seed, 0, count, Rules.even(1))
+        # Those that cannot be decoded are left out; the run names them when it meets them.
         frames, _ = decode_frames(manifest.rows(np.concatenate(single)), spec, reader)
         clips = (torch.from_numpy(clip)[None] for clip in frames.values())
         PcaCodec.fit(clips, channels=job.codec.channels, spatial=job.codec.spatial).save(folder)
     else:
         build_video_codec(job.codec).save(folder)
+    # Read back, so that every way of writing it ends in the same check.
     channels = load_video_codec(folder).channels
     wanted = job.model_config_.in_channels
     if channels != wanted:

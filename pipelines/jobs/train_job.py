@@ -23,9 +23,11 @@ from gwp.model.objective import ObjectiveConfig
 from gwp.paths import Location, PathField
 from gwp.storage.names import relative_name
 
+# The mini-cluster puts it on its nodes.
 POOL = "gwp/pool"
 """Label of a node that says which work it is for."""
 
+# Docstrings of fields become the reference page, so each field has one.
 _CONFIG = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
 
 
@@ -88,6 +90,7 @@ class DataConfig(BaseModel):
     """How camera views are composed into one picture."""
     window: Window
     """Actions per chunk and stride of the future frames, for robot sets."""
+    # The shortest that a causal codec takes (4n + 1): a reference, and one latent frame more.
     clip: ClipWindow = ClipWindow(frames=5, fps=5.0)
     """Frames and rate of windows cut from plain videos."""
     curate: CurationConfig | None = None
@@ -153,10 +156,12 @@ class OptimizerConfig(BaseModel):
         """Learning rate of optimiser step `step` (from 0) of `total`."""
         import math
 
+        # From step 0 on, which has a share of the rate already: at 0 it would learn nothing.
         if step < self.warmup_steps:
             return self.lr * (step + 1) / self.warmup_steps
         if self.schedule == "constant":
             return self.lr
+        # Half a cosine from `lr` to `final_lr`, over the steps behind the warm-up.
         done = (step - self.warmup_steps) / max(1, total - self.warmup_steps)
         return self.final_lr + (self.lr - self.final_lr) * 0.5 * (
             1 + math.cos(math.pi * min(1.0, done))
@@ -237,8 +242,10 @@ class RunConfig(BaseModel):
     @classmethod
     def _names_a_folder(cls, name: str) -> str:
         try:
+            # It becomes a folder below `storage`, here and in buckets.
             return relative_name(name, "run.name")
         except GwpError as error:
+            # pydantic collects ValueErrors, and tells them with the line of the file.
             raise ValueError(str(error)) from error
 
 
@@ -257,6 +264,7 @@ class TrainJob(BaseModel):
     """
     run: RunConfig
     """Name, place and length of the run."""
+    # Without a slash it is the name of a run, which must not be made an absolute path.
     init: Annotated[str, PathField(names="[^/]*")] | None = None
     """Where weights start: the name of a run below `run.storage`, or a folder/URI of a
     checkpoint; None: random weights.
@@ -282,8 +290,10 @@ class TrainJob(BaseModel):
 
     @model_validator(mode="after")
     def _consistent(self) -> "TrainJob":
+        # Both come with the weights, or are made by this run.
         if self.init is None and (self.codec is None or self.text is None):
             raise ValueError("without init the job must name its codec and text encoder")
+        # Sources name robots, and `data.embodiments` says what they are.
         named = {s.embodiment for s in self.data.sources if s.embodiment}
         unknown = named - set(self.data.embodiments)
         if unknown:
@@ -291,6 +301,7 @@ class TrainJob(BaseModel):
                 "data.sources name embodiments that data.embodiments lacks: "
                 f"{', '.join(sorted(map(str, unknown)))}"
             )
+        # Every worker takes an equal part of a batch: of the canvas, and below of a bucket.
         if self.engine.global_batch % self.cluster.workers:
             raise ValueError(
                 f"engine.global_batch {self.engine.global_batch} is not a multiple of the "
@@ -304,12 +315,14 @@ class TrainJob(BaseModel):
                 "a multiple of cluster.workers"
             )
         config = self.model_config_
+        # Each robot reads one row of the projections.
         ids = [e.id for e in self.data.embodiments.values()]
         if any(i >= config.num_embodiments for i in ids):
             raise ValueError(
                 f"embodiment ids {sorted(ids)} need model.num_embodiments above {max(ids)}, it "
                 f"is {config.num_embodiments}"
             )
+        # It would run and never learn, which is found out late.
         if config.token_width > config.width:
             raise ValueError(
                 f"a visual token holds {config.token_width} numbers but the model is "
@@ -318,6 +331,7 @@ class TrainJob(BaseModel):
             )
         return self
 
+    # The underscore: `model_config` is pydantic's own.
     @property
     def model_config_(self) -> ModelConfig:
         """The widths, whether given or released."""
@@ -328,12 +342,15 @@ class TrainJob(BaseModel):
     @property
     def micro_batch(self) -> int:
         """Samples per worker and optimiser step, of the canvas's shape."""
+        # Of buckets there may be more or fewer (`plan_rules`).
         return self.engine.global_batch // self.cluster.workers
 
     @property
     def plan_rules(self) -> Rules:
         """How the samples of an epoch are put into batches."""
         data = self.data
+        # The canvas is bucket 0: its tokens are what no other batch may exceed.
         main = Bucket(frames=data.window.frames, height=data.canvas.height, width=data.canvas.width)
+        # ValueError of a bucket that is too large: `_consistent` asks first, and tells it.
         sizes = batch_sizes((main, *data.buckets), self.engine.global_batch, data.batch_multiple)
         return Rules(sizes, data.together)

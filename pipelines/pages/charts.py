@@ -43,6 +43,7 @@ def wilson(successes: int, episodes: int) -> tuple[float, float]:
 
     Sound for few episodes and for 0 %, as the normal interval is not.
     """
+    # No episode says nothing: any rate is possible.
     if episodes == 0:
         return 0.0, 1.0
     rate = successes / episodes
@@ -55,6 +56,7 @@ def wilson(successes: int, episodes: int) -> tuple[float, float]:
 
 def name_in_chart(name: str, longest: int = _LONGEST_TITLE) -> str:
     """A name on one line of at most `longest` characters, all of which a font can be asked for."""
+    # Names of files may hold surrogates, which no font can be asked for.
     line = " ".join(name.split()).encode("utf-8", "replace").decode()
     printable = "".join(character if character.isprintable() else "?" for character in line)
     return printable if len(printable) <= longest else f"{printable[: longest - 1]}…"
@@ -92,6 +94,7 @@ def _grid(count: int, columns: int, row_height: float) -> tuple[Figure, list[Axe
     """A figure of `count` panels, row by row; `row_height` in inches."""
     columns = min(columns, count)
     rows = -(-count // columns)
+    # Without pyplot, which keeps every figure until it is closed.
     figure = Figure(figsize=(_WIDTH, row_height * rows), layout="constrained")
     axes: list[Axes] = list(figure.subplots(rows, columns, squeeze=False).flat)
     for unused in axes[count:]:
@@ -132,11 +135,13 @@ def losses(
         steps = np.array([step for step, _ in points])
         values = np.array([loss for _, loss in points], dtype=np.float64)
         axes.plot(steps, values, color=BLUE, alpha=0.3, linewidth=1)
+        # A window of a twelfth of the curve, cut off at its ends.
         half = len(values) // 24
         smooth = [values[max(0, i - half) : i + half + 1].mean() for i in range(len(values))]
         axes.plot(steps, smooth, color=BLUE, linewidth=1.8)
         for step in resumed.get(stage, ()):
             axes.axvline(step, color=CLAY, linestyle=(0, (4, 3)), linewidth=1.3)
+            # At the top of the panel, whatever the losses are.
             axes.annotate(
                 "worker killed,\nrun goes on",
                 (step, 0.97),
@@ -228,10 +233,12 @@ def closed_loop(results: Mapping[str, Mapping[str, tuple[int, int]]]) -> bytes:
     results: task -> agent -> (successes, episodes)
     """
     agents = list(dict.fromkeys(agent for by_agent in results.values() for agent in by_agent))
+    # Inches: margins, a line per agent and task, and a gap per task.
     height = 0.7 + 0.24 * len(agents) * len(results) + 0.16 * len(results)
     figure = Figure(figsize=(_WIDTH, height), layout="constrained")
     axes = figure.subplots()
     for position, agent in enumerate(agents):
+        # Agents of a task stand side by side around its row.
         offset = (position - (len(agents) - 1) / 2) * 0.24
         rows = [row for row, by_agent in enumerate(results.values()) if agent in by_agent]
         counts = [by_agent[agent] for by_agent in results.values() if agent in by_agent]
@@ -241,16 +248,19 @@ def closed_loop(results: Mapping[str, Mapping[str, tuple[int, int]]]) -> bytes:
         axes.errorbar(
             rates,
             [row + offset for row in rows],
+            # `[2, n]`: distances to both ends, which are not equal.
             xerr=np.abs(intervals - rates),
             fmt=marker,
             color=colour,
             markersize=6,
             linewidth=2,
             label=name_in_chart(agent),
+            # Points at 0 and 100 % would be cut in half.
             clip_on=False,
         )
     _plain(axes, "success rate, with 95 % Wilson interval")
     _named_rows(axes, list(results))
+    # Upside down: the first task stands on top.
     axes.set_ylim(len(results) - 0.5, -0.5)
     axes.set_xlim(0, 1)
     axes.set_xticks([0, 0.25, 0.5, 0.75, 1], ["0 %", "25 %", "50 %", "75 %", "100 %"])
@@ -265,6 +275,7 @@ def latency(samples: Mapping[str, Sequence[float]]) -> bytes:
     rng = np.random.default_rng(0)
     for row, values in enumerate(samples.values()):
         colour = (BLUE, CLAY, GREY)[row % 3]
+        # Scattered, so that equal values are seen; seeded, so that a page can be made again.
         heights = row + rng.uniform(-0.16, 0.16, len(values))
         axes.scatter(values, heights, s=9, color=colour, alpha=0.35, linewidths=0)
         median = float(np.median(values))
@@ -281,6 +292,7 @@ def latency(samples: Mapping[str, Sequence[float]]) -> bytes:
         )
     _plain(axes, "milliseconds per chunk")
     _named_rows(axes, list(samples))
+    # Room above the first row for its label.
     axes.set_ylim(len(samples) - 0.5, -0.75)
     axes.set_xlim(left=0)
     return _png(figure)
@@ -298,6 +310,7 @@ def fleet(
     above, below = figure.subplots(2, 1, sharex=True)
     if replicas:
         times, running, waiting = (np.array(column) for column in zip(*replicas, strict=True))
+        # A count holds from its sample to the next.
         above.fill_between(times, running, step="post", color=BLUE, alpha=0.15, linewidth=0)
         above.step(
             times,
@@ -328,6 +341,7 @@ def _percentiles_over_time(
     axes: Axes, times: np.ndarray, values: np.ndarray, intervals: int = 30
 ) -> None:
     """p95 and p50 of equal intervals of time; an interval without requests has no point."""
+    # A little more than the last time, so that the last interval holds it.
     edges = np.linspace(times.min(), times.max() + 1e-9, intervals + 1)
     points = []
     for low, high in pairwise(edges):

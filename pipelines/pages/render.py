@@ -13,8 +13,11 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 
 _ENVIRONMENT = Environment(
     loader=PackageLoader("pipelines.pages"),
+    # For every template, whatever its name ends in.
     autoescape=True,
+    # A name that is missing is an error, not an empty place.
     undefined=StrictUndefined,
+    # Lines of template code leave no blank lines in the page.
     trim_blocks=True,
     lstrip_blocks=True,
 )

@@ -33,6 +33,7 @@ def register(
     with explained():
         mlflow = client()
         _ensure_name(mlflow, name)
+        # Promoting the same bundle twice is no second version; at another place it is one.
         for version in mlflow.search_model_versions(f"name = '{name}'"):
             if version.tags.get(POLICY_TAG) == policy_id and version.source == uri:
                 return str(version.version)
@@ -55,6 +56,7 @@ def _lasting(bundle_uri: str) -> str:
     reach it.
     """
     if storage.is_remote(bundle_uri):
+        # One spelling, since `register` compares addresses.
         return bundle_uri.rstrip("/")
     if tracking_uri().startswith(("http://", "https://")):
         raise GwpError(
@@ -68,6 +70,7 @@ def _lasting(bundle_uri: str) -> str:
 def _ensure_name(mlflow: "MlflowClient", name: str) -> None:
     from mlflow.exceptions import MlflowException
 
+    # Made without asking first: another process may do the same meanwhile.
     try:
         mlflow.create_registered_model(name)
     except MlflowException as error:

@@ -95,6 +95,7 @@ class RunLog:
         with self._changed:
             self._flushing = True
             self._changed.notify_all()
+            # Woken when a round that began after the request leaves nothing behind.
             if not self._changed.wait_for(lambda: not self._flushing, timeout_s):
                 # The server holds the thread. What it is sending may still arrive: MLflow
                 # stores the same point once.
@@ -113,6 +114,7 @@ class RunLog:
     def _put(self, record: dict[str, Any]) -> None:
         record = {"run_id": self._run_id, **record}
         with self._changed:
+            # Straight to a file: memory must not grow while MLflow does not answer.
             if len(self._pending) >= self._limit:
                 self._spill([record])
                 return
@@ -139,6 +141,7 @@ class RunLog:
             with self._changed:
                 # Files that were written meanwhile are newer than those that are left.
                 self._files = files + self._files
+                # Nothing is left of it where `flush` lost patience and spilled it.
                 if failed:
                     self._spill(self._sending)
                 self._sending = []
@@ -175,6 +178,7 @@ class RunLog:
     def _spill(self, records: list[dict[str, Any]]) -> None:
         if not records:
             return
+        # The time comes first in the name after the run, so names sort by age.
         file = self._folder / f"{self._run_id}-{time.time_ns():020d}-{os.getpid()}.jsonl"
         try:
             file.parent.mkdir(parents=True, exist_ok=True)
@@ -196,6 +200,7 @@ def replay(spill: str | Path, uri: str | None = None) -> int:
     count = 0
     for file in sorted(path.glob("*.jsonl")) if path.is_dir() else [path]:
         records = [json.loads(line) for line in file.read_text().splitlines()]
+        # Removed when MLflow has taken all of it; a record sent twice does no harm.
         with explained(uri):
             _apply(client(uri), records)
         file.unlink()

@@ -36,6 +36,7 @@ def tracking_uri() -> str:
     """
     given = os.environ.get("MLFLOW_TRACKING_URI")
     if not given:
+        # SQLite makes files, but no folders.
         Path("runs").mkdir(exist_ok=True)
         given = "sqlite:///runs/mlflow.db"
     scheme, slashes, path = given.partition(":///")
@@ -128,6 +129,7 @@ def create_run(
             if mlflow.get_run(parents[-1]).info.experiment_id == experiment_id:
                 # The UI nests runs of one experiment only.
                 labels[_NESTING_TAG] = parents[-1]
+        # Tags go with the call, so no run is ever without its key.
         run_id = mlflow.create_run(experiment_id, tags=labels, run_name=name).info.run_id
         log_params(run_id, params)
         return str(run_id)
@@ -155,6 +157,7 @@ def _experiment(mlflow: "MlflowClient", name: str, uri: str) -> str:
         root = uri if storage.is_remote(uri) else local
         artifacts = storage.join(root, "artifacts")
         return str(mlflow.create_experiment(name, artifact_location=artifacts))
+    # MLflow keeps deleted experiments, and their names with them.
     if experiment.lifecycle_stage != "active":
         raise GwpError(
             f"the MLflow experiment '{name}' was deleted; choose another run.experiment, or "
@@ -208,6 +211,7 @@ def log_inputs(
             profile=json.dumps({"samples": samples, "skipped": skipped}),
         )
         mlflow.log_inputs(run_id, [DatasetInput(data)])
+        # As tags too: those are searched for in the UI.
         for key, value in {
             "gwp.data_fingerprint": fingerprint,
             "gwp.samples": str(samples),
@@ -224,6 +228,7 @@ def finish_run(run_id: str, tags: Mapping[str, str], status: str = "FINISHED") -
         mlflow = client()
         for key, value in tags.items():
             mlflow.set_tag(run_id, key, value)
+        # An earlier attempt may have failed and left its reason.
         if status == "FINISHED" and STOPPED_TAG in mlflow.get_run(run_id).data.tags:
             mlflow.delete_tag(run_id, STOPPED_TAG)
         mlflow.set_terminated(run_id, status)
@@ -239,5 +244,6 @@ def metric_history(run_id: str, key: str) -> list[tuple[int, float]]:
     """
     with explained():
         history = client().get_metric_history(run_id, key)
+    # By time: of two values for one step the later one stays in the mapping.
     history = sorted(history, key=lambda metric: metric.timestamp)
     return sorted({metric.step: float(metric.value) for metric in history}.items())

@@ -102,6 +102,7 @@ def checkpoint_uri(run_uri: str, step: int, attempt: int) -> str:
 
 def next_attempt(run_uri: str) -> int:
     """A number that no folder of the run carries yet, committed or not; the first is 1."""
+    # Uncommitted folders count too: their files must never lie among those of a new attempt.
     names = {name.split("/")[0] for name in storage.list_files(storage.join(run_uri, _FOLDER))}
     return 1 + max((int(match[2]) for match in map(_NAME.fullmatch, names) if match), default=0)
 
@@ -122,11 +123,13 @@ def upload_files(local_dir: str | Path, uri: str) -> dict[str, FileEntry]:
     content.
     """
     folder = Path(local_dir)
+    # What a killed writer left half-written belongs to no state.
     files = [path for path in folder.rglob("*") if path.is_file() and not is_temporary(path.name)]
     names = sorted(path.relative_to(folder).as_posix() for path in files)
 
     def send(name: str) -> FileEntry:
         storage.put_file(folder / name, storage.join(uri, name))
+        # Of the file here, not of what arrived: damage on the way shows when it is fetched.
         return FileEntry(size=(folder / name).stat().st_size, sha256=sha256_file(folder / name))
 
     with ThreadPoolExecutor(_PARALLEL) as pool:
@@ -170,6 +173,7 @@ def verify(uri: str, manifest: CheckpointManifest, deep: bool = True) -> None:
         _check_hash(uri, name, manifest, digest.hexdigest())
 
     with ThreadPoolExecutor(_PARALLEL) as pool:
+        # The list waits for all, and raises what the first of them in order of names raised.
         list(pool.map(check, sorted(manifest.files)))
 
 
@@ -177,6 +181,7 @@ def fetch(uri: str, manifest: CheckpointManifest, folder: str | Path) -> Path:
     """Copy a committed checkpoint into a local folder, checking every hash; DamagedError names
     the file that does not fit.
     """
+    # What is torn is told before anything is transferred.
     _check_sizes(uri, manifest, storage.list_files(uri))
 
     def get(name: str) -> None:
@@ -199,11 +204,13 @@ def find_committed(run_uri: str) -> list[tuple[str, CheckpointManifest]]:
     committed = []
     for name, files in _folders(run_uri).items():
         uri = storage.join(run_uri, _FOLDER, name)
+        # Never committed, or still being written.
         if MANIFEST not in files:
             continue
         try:
             manifest = _read(uri)
             _check_sizes(uri, manifest, files)
+        # Missing: the writer of the run pruned it since the listing.
         except (DamagedError, MissingError) as error:
             logger.warning("checkpoint left out: %s", error)
             continue
@@ -238,6 +245,7 @@ def load_committed(uri: str) -> CheckpointManifest:
         raise GwpError(
             f"{uri} {what}: no {MANIFEST}; name another checkpoint, or the run to take its newest"
         )
+    # Errors are raised and no older one is taken: the user named this one.
     manifest = _read(uri)
     _check_sizes(uri, manifest, files)
     return manifest
@@ -277,6 +285,7 @@ def _outdated(run_uri: str, keep: int) -> list[str]:
     outdated = []
     for name in sorted(_folders(run_uri)):
         uri = storage.join(run_uri, _FOLDER, name)
+        # `_folders` gives no other names.
         step = int(_NAME.fullmatch(name)[1])  # type: ignore[index]
         if uri not in kept and step <= newest:
             outdated.append(uri)
@@ -306,6 +315,7 @@ def _read(uri: str) -> CheckpointManifest:
 
 
 def _check_sizes(uri: str, manifest: CheckpointManifest, files: dict[str, int]) -> None:
+    # Names first: one that leads elsewhere must not be looked up.
     check_files(uri, manifest.files, DamagedError)
     for name, entry in sorted(manifest.files.items()):
         if name not in files:

@@ -79,6 +79,7 @@ class Engine:
             weight_decay=job.optimizer.weight_decay,
         )
         config = deepspeed_config(job)
+        # Read when the engine is made, so `load` could not say it.
         if load_universal:
             config["checkpoint"] = {"load_universal": True}
         self._engine, *_ = deepspeed.initialize(model=model, optimizer=optimizer, config=config)
@@ -156,6 +157,7 @@ def full_state(folder: Path) -> dict[str, Tensor]:
     """The fp32 weights of a saved state, gathered without running DeepSpeed."""
     from deepspeed.utils.zero_to_fp32 import get_fp32_state_dict_from_zero_checkpoint
 
+    # With bf16 the names begin with `bf16_`.
     if not list((folder / _TAG).glob("*zero_pp_rank_*_optim_states.pt")):
         # Stage 0 keeps the whole module in one file.
         file = folder / _TAG / "mp_rank_00_model_states.pt"

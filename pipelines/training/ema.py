@@ -69,6 +69,7 @@ class Ema:
         """Go on from the shards of a checkpoint, of however many ranks. What it lacks starts
         from the weights.
         """
+        # All shards: with another number of ranks other names are this rank's.
         stored = load_ema(folder)
         for name in self.shadow:
             if name in stored:

@@ -42,14 +42,17 @@ class Encoders:
         """
 
         def kept(column: np.ndarray) -> Tensor:
+            # The mask copies: torch warns of arrays of Ray's store, which are read-only.
             return torch.from_numpy(np.ascontiguousarray(column[keep])).to(self._device)
 
         with torch.no_grad():
+            # fp32 `[B, C, T_lat, h, w]` either way.
             if "latents" in raw:
                 latents = from_stored(kept(raw["latents"]))
             else:
                 latents = self._codec.encode(kept(raw["frames"]))
             text = self._text.lookup([self._texts[key] for key in raw["text_key"][keep]])
+        # `[B, d]`, in the batch `[B, 1, d]`: the state is one token.
         state = kept(raw["state"])
         return Batch(
             latents=latents,

@@ -44,6 +44,7 @@ def write_final(
 
 def _state(checkpoint: str, folder: Path) -> Path:
     """Local copy of a committed checkpoint, verified; GwpError without a complete manifest."""
+    # Below this name `_Loop._checkpoint` uploads the shares of all ranks.
     return fetch(checkpoint, load_committed(checkpoint), folder) / "state"
 
 
@@ -84,6 +85,7 @@ def export(
         raise GwpError(f"{run}: no committed checkpoint yet; train first")
     stats = json.loads(storage.read_bytes(storage.join(run, "stats.json")))
     embodiments = json.loads(storage.read_bytes(storage.join(run, "embodiments.json")))
+    # Without statistics, which come from actions, nothing can be un-normalised.
     labelled = {n: e for n, e in embodiments.items() if n in stats}
     if not labelled:
         raise GwpError(
@@ -98,6 +100,7 @@ def export(
         steps=steps,
         shift=shift,
     )
+    # Built and sealed here, then copied: a bundle in the making is never seen at `out`.
     with tempfile.TemporaryDirectory(prefix="gwp-export-") as scratch:
         folder = Path(scratch)
         state = _state(uri, folder / "checkpoint")
@@ -110,6 +113,7 @@ def export(
         (bundle / "stats.json").write_text(json.dumps(stats, indent=1))
         lineage = _lineage(run, uri, manifest.samples_seen, record)
         (bundle / "lineage.json").write_text(json.dumps(lineage, indent=1))
+        # The last change: the manifest holds the hash of every file.
         policy_id = seal(bundle)
         # What cannot be read back is not published.
         read_bundle(bundle)
@@ -124,6 +128,7 @@ def _publish(bundle: Path, out: str) -> None:
     manifest = (bundle / "MANIFEST.json").read_bytes()
     (bundle / "MANIFEST.json").unlink()
     storage.upload(bundle, out)
+    # Create-only, so that of two exports to one place the second fails.
     storage.write_bytes(storage.join(out, "MANIFEST.json"), manifest, create_only=True)
 
 

@@ -81,6 +81,7 @@ class StopForGood(UserCallback):
 def first(error: BaseException, kind: type[GwpError]) -> GwpError | None:
     """The first error of a kind inside Ray's wrappers; None when there is none."""
     seen: list[BaseException] = [error]
+    # It grows while it is walked: each error adds what it wraps.
     for e in seen:
         # Ray's copy of an error has the traceback of the other process for its text.
         if isinstance(e, kind) and not isinstance(e, RayTaskError):
@@ -99,6 +100,7 @@ def interruptible() -> Iterator[None]:
 
     Ray Train takes Ctrl-C for itself, ends the run and then the process, as if all were well.
     """
+    # Python lets no other thread set a handler.
     if threading.current_thread() is not threading.main_thread():
         yield
         return
@@ -106,6 +108,7 @@ def interruptible() -> Iterator[None]:
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         yield
+    # How Ray Train ends the process after Ctrl-C.
     except SystemExit as error:
         raise KeyboardInterrupt from error
     finally:

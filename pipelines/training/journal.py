@@ -42,6 +42,7 @@ class Journal:
 
     def consumed(self, step: int, raw: StreamBatch) -> None:
         """Note which samples this rank takes at `step`, with their positions in the plan."""
+        # Broken samples too: they have their place in the plan, which goes on behind them.
         taken = [
             {"position": int(position), "sample_id": str(sample_id)}
             for position, sample_id in zip(raw["position"], raw["sample_id"], strict=True)
@@ -60,6 +61,7 @@ class Journal:
             {"sample_id": str(sample_id), "reason": str(reason)}
             for sample_id, reason in zip(raw["sample_id"][~keep], raw["reason"][~keep], strict=True)
         ]
+        # Without the attempt in the name: a step that is taken again replaces its note.
         self._write(broken, "quarantine", f"step_{step:06d}-rank{self._rank}.json")
         return len(broken)
 
@@ -67,6 +69,7 @@ class Journal:
         """Tell how far this rank is; overwrites what it told before."""
         report = {
             "step": step,
+            # The demo and the tests of restarts kill this process.
             "pid": os.getpid(),
             "attempt": self._attempt,
             "time": time.time(),

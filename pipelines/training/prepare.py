@@ -41,7 +41,7 @@ from pipelines.jobs.resolve import (
 from pipelines.jobs.train_job import TrainJob
 from pipelines.training.checkpoints import CheckpointManifest
 
-# Where a run is, how it restarts and which decay of logs it keeps do not change what it computes.
+# Where a run is, what it logs and keeps, and how it restarts do not change what it computes.
 RUN_ONLY = (
     "run.storage",
     "run.experiment",
@@ -108,6 +108,7 @@ class PreparedRun:
 
     def whole(self) -> "PreparedRun":
         """The inverse of `slim`, out of the run folder."""
+        # The cache does not change, so places are found again instead of being sent.
         manifest = Manifest.load(storage.join(self.uri, "manifest.parquet"))
         return replace(self, manifest=manifest, cached=_places(self.job, manifest, self.cache))
 
@@ -138,10 +139,12 @@ def prepare(job: TrainJob) -> PreparedRun:
     stats = compute_all_stats(job, embodiments, reader)
     spec = sample_spec(job, embodiments, stats)
     cache = LatentCache.open(job.data.cache) if job.data.cache else None
+    # Collected here first: what cannot be made leaves no half of a run folder behind.
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)
         write_codec(job, init, manifest, spec, folder / "codec", reader)
         write_text(job, init, folder / "text")
+        # The codec and the encoder are written by now: their digests are part of the key.
         if cache:
             cache.require(cache_key(job, manifest, folder, cache.key.number_format))
             # It raises for a text that is not there: better now than at the step that needs it.
@@ -171,6 +174,7 @@ def _read(uri: str, job: TrainJob, digest: str) -> PreparedRun:
     manifest = Manifest.load(storage.join(uri, "manifest.parquet"))
     cache = LatentCache.open(job.data.cache) if job.data.cache else None
     if cache:
+        # Another cache may lie at that place since.
         key = storage.read_bytes(storage.join(uri, "cache.json"))
         if cache.key != Key.model_validate_json(key):
             raise GwpError(

@@ -33,6 +33,7 @@ class Ranks:
         if self.world == 1:
             return flag
         box = torch.tensor([flag], dtype=torch.int32, device=self.device)
+        # The largest of 0 and 1 is `or`.
         dist.all_reduce(box, op=dist.ReduceOp.MAX)
         return bool(box.item())
 
@@ -61,6 +62,7 @@ class Ranks:
     def mean_losses(self, losses: dict[str, float]) -> dict[str, float]:
         """Mean of each loss over the ranks that have it."""
         shares = self.gathered(losses)
+        # A rank without a whole sample has no losses.
         names = dict.fromkeys(name for share in shares for name in share)
         means = {}
         for name in names:

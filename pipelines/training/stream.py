@@ -68,6 +68,7 @@ def remaining_dataset(prepared: PreparedRun) -> Callable[[], Any]:
     slim = prepared.slim()
 
     def build() -> Any:
+        # In Ray Train's controller, at each start: the newest checkpoint is looked up anew.
         whole = slim.whole()
         committed = latest_committed(slim.uri)
         if committed is None:
@@ -91,12 +92,14 @@ def planned(prepared: PreparedRun, step: int, samples_seen: int) -> pa.Table:
     )
     ids = np.concatenate([np.empty(0, np.int64), *steps])
     sizes = np.array([len(batch) for batch in steps], np.int64)
+    # `[steps * ranks]`, the ranks of a step side by side; the job checks that they divide.
     micro = np.repeat(sizes // job.cluster.workers, job.cluster.workers)
     edges = np.concatenate([[0], np.cumsum(micro)])
     return pa.table(
         {
             "first": samples_seen + edges[:-1],
             "batch": np.repeat(sizes, job.cluster.workers),
+            # Large: a long run may have more samples than 32-bit offsets can count.
             "ids": pa.LargeListArray.from_arrays(pa.array(edges), pa.array(ids)),
         }
     )
@@ -170,7 +173,9 @@ def packed_blocks(prepared: PreparedRun, rows: pa.Table) -> pa.Table:
     places = prepared.manifest.place[first]
     clips = (prepared.manifest.places["kind"].to_numpy(zero_copy_only=False) == "clip")[places]
     sizes = rows["batch"].to_numpy()[::ranks] // ranks
+    # How many steps fit into one block, by shape.
     most: dict[tuple[bool, int, int], int] = {}
+    # Cut the steps into runs of one shape that are no longer than that, at `edges`.
     edges = [0]
     run = 0
     before = (False, 0, 0)
@@ -188,6 +193,7 @@ def packed_blocks(prepared: PreparedRun, rows: pa.Table) -> pa.Table:
         run += 1
         before = shape
     edges.append(len(first))
+    # Per run the row numbers of rank 0, then of rank 1 ...: so Ray deals blocks out to ranks.
     groups = [
         np.arange(a * ranks + rank, b * ranks, ranks)
         for a, b in pairwise(edges)
@@ -258,6 +264,7 @@ def batch_columns(
     # In order and not by id: a source of weight 2 may show a sample twice in one batch, under
     # another crop.
     left = iter(samples)
+    # All samples of a block have one shape; where none is whole, it follows from the row.
     template = samples[0] if samples else None
     columns: dict[str, list[Any]] = {}
     for row in rows:
@@ -284,6 +291,7 @@ def _stacked(arrays: list[np.ndarray]) -> np.ndarray:
     first, size = arrays[0], arrays[0].nbytes
     begin = first.__array_interface__["data"][0]
     for i, a in enumerate(arrays):
+        # Views of one array, each beginning where the one before it ended.
         if (
             a.base is None
             or a.base is not first.base
@@ -339,6 +347,7 @@ def batches(shard: Any, samples_seen: int, rank: int, world: int) -> Iterator[St
             share = size // world
             batch = {name: column[start : start + share] for name, column in some.items()}
             got, first = batch["position"].tolist(), samples_seen + rank * share
+            # In order of ranks: the first `share` positions of a batch are those of rank 0.
             if got != list(range(first, first + share)):
                 raise RuntimeError(
                     f"data stream at plan positions {got[0]}..{got[-1]}, expected "

@@ -61,6 +61,7 @@ def train(job: TrainJob) -> StageResult:
     """
     begin = time.time()
     ensure_ray(job)
+    # Behind `ensure_ray`: ray.init puts handlers of its own there.
     with interruptible():
         check_resources(job)
         prepared = prepare(job)
@@ -99,6 +100,7 @@ def open_run(prepared: PreparedRun) -> Iterator[str]:
     try:
         run_id = _run_of(prepared)
         yield run_id
+    # Base: KeyboardInterrupt ends a run too, and must not leave it RUNNING.
     except BaseException as error:
         status = "FAILED" if isinstance(error, Exception) else "KILLED"
         run_id = run_id or _half_open(prepared)
@@ -160,6 +162,7 @@ def _fit(prepared: PreparedRun, run_id: str) -> None:
     the end.
     """
     job = prepared.job
+    # A filesystem of pyarrow and a path without scheme: so Ray gets address and credentials.
     filesystem, path = storage.arrow_filesystem(prepared.uri)
     pool = job.cluster.train_pool
     selector: dict[str, Any] = {"label_selector": {POOL: pool}} if pool else {}
@@ -190,11 +193,14 @@ def _fit(prepared: PreparedRun, run_id: str) -> None:
             # Type checkers see the interface that Ray had before; at run time it is the new one.
             failure_config=FailureConfig(
                 max_failures=job.cluster.max_failures,
+                # Ray's default, -1, would start a failing controller again for ever.
                 controller_failure_limit=5,  # type: ignore[call-arg]
             ),
             callbacks=[StopForGood()],  # type: ignore[list-item]
+            # Pointers of a few bytes; `run.keep` says how many checkpoints stay.
             checkpoint_config=CheckpointConfig(num_to_keep=2),
         ),
+        # A callable: Ray asks it at every start of the workers, for what is left then.
         datasets={"train": remaining_dataset(prepared)},
         dataset_config=DataConfig(execution_options=execution_options(job.cluster)),
     )

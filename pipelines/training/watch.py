@@ -19,6 +19,7 @@ def worker_progress(run: str) -> list[dict[str, Any]]:
     first step.
     """
     folder = storage.join(run, "progress")
+    # By name, so that rank 0 comes first.
     return [
         json.loads(storage.read_bytes(storage.join(folder, name)))
         for name in sorted(storage.list_files(folder))
@@ -51,6 +52,7 @@ def shown(job: TrainJob) -> Iterator[None]:
                     for k in ("loss", "loss_action", "loss_video", "attempt")
                     if k in first
                 }
+                # The run is as far as its slowest rank.
                 update(min(r["step"] for r in reports), **figures)
 
     with progress(f"{job.stage}: {job.run.name}", total=job.run.steps) as bar:
@@ -60,4 +62,5 @@ def shown(job: TrainJob) -> Iterator[None]:
             yield
         finally:
             stop.set()
+            # Reading may hang on slow storage; a display must not hold up the end for ever.
             thread.join(timeout=30)

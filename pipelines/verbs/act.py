@@ -54,6 +54,7 @@ def run_act(args: argparse.Namespace) -> None:
 
     images = _images(args.image)
     state = None if args.state is None else _numbers(args.state)
+    # Both kinds say the same of a policy and answer the same call.
     if args.url:
         client = Client(
             args.url,
@@ -69,6 +70,7 @@ def run_act(args: argparse.Namespace) -> None:
         policy = Policy.load(args.policy)
         metadata = policy.contract.metadata(args.embodiment)
         act = policy.act
+    # Nothing to act on: what the policy asks for is the answer.
     if state is None and not images:
         print(json.dumps(metadata, indent=1))
         return
@@ -76,6 +78,7 @@ def run_act(args: argparse.Namespace) -> None:
 
     observation = Observation(
         images=images,
+        # Of no width, so that the refusal says which numbers are missing.
         state=np.zeros(0, np.float32) if state is None else state,
         prompt=args.prompt,
         embodiment=args.embodiment,

@@ -173,6 +173,7 @@ def run_act(args: argparse.Namespace) -> None:
         raise GwpError(
             "--device cuda: this torch sees no GPU; see `gwp doctor`, or use --device cpu"
         )
+    # At the released size the codec is a good part of a request, so there it is the real one.
     codec = {"auto": "wan" if args.size == "released" else "pca"}.get(args.codec, args.codec)
     if codec == "wan" and SIZES[args.size].spatial != WAN_SPATIAL:
         raise GwpError(
@@ -185,6 +186,7 @@ def run_act(args: argparse.Namespace) -> None:
     for family in families:
         trace_to = args.trace
         if trace_to and len(families) > 1:
+            # A file for each family: a second trace would replace the first.
             trace_to = str(Path(trace_to).with_stem(f"{Path(trace_to).stem}-{family}"))
         result = bench_act(
             args.size,
@@ -218,6 +220,7 @@ def run_ingest(args: argparse.Namespace) -> None:
     from pipelines.bench.ingest.jobs import Shape
     from pipelines.bench.ingest.show import soak_table, table
 
+    # Everything is looked at before a server or Ray is started.
     sides = args.canvas.split("x")
     origins = args.origins.split(",")
     if len(sides) != 2 or not all(s.isdigit() for s in sides):

@@ -40,6 +40,7 @@ def add(subparsers: Any) -> None:
         help="control steps from observation to chunk (default: as many as fit, at most 4)",
     )
     seams.set_defaults(run=run_seams)
+    # All but the closed loop are judged on recordings.
     for verb in (open_loop, video, steps, seams):
         _add_recordings(verb)
 
@@ -155,6 +156,7 @@ def run_closed_loop(args: argparse.Namespace) -> None:
 
     tasks = [t.strip() for t in args.tasks.split(",")]
     won = closed_loop(_load(args.policy), tasks, args.episodes, args.max_steps)
+    # Beside the policy, what can be had without one: by chance, and without looking.
     chance = random_success(tasks, args.episodes, args.max_steps)
     blind = blind_success(tasks, args.episodes, args.max_steps)
     rates = {

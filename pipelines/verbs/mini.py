@@ -53,6 +53,7 @@ def run_start(args: argparse.Namespace) -> int:
             f"# in another shell: . {mini.folder / 'env.sh'}   (Ctrl-C here ends everything)",
             flush=True,
         )
+        # Until Ctrl-C, or until a part of it is dead.
         while not ended.wait(1.0):
             if dead := mini.alive():
                 from gwp.errors import GwpError
@@ -75,6 +76,7 @@ def run_put(args: argparse.Namespace) -> None:
         raise GwpError(f"{args.uri}: the mini-cluster keeps s3://BUCKET/PREFIX")
     if not args.path.exists():
         raise GwpError(f"{args.path}: not found")
+    # It would win over the address of the mini-cluster, and send the files elsewhere.
     os.environ.pop("AWS_ENDPOINT_URL_S3", None)
     os.environ.update(
         {name: value for name, value in read_env(args.folder).items() if name.startswith("AWS_")}

@@ -33,6 +33,7 @@ def run_submit(args: argparse.Namespace) -> int:
     from pipelines.console import event
     from pipelines.jobs.train_job import TrainJob
 
+    # As written: whether a path was relative decides if the cluster can find it.
     job = load_config(args.file, TrainJob, args.sets, as_written=True)
     cluster = Cluster(args.address)
     require_reachable(relative_paths(job), cluster.address, cluster.here)

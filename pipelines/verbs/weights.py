@@ -141,6 +141,7 @@ def _local(uri: str) -> Iterator[Path]:
     from gwp import storage
     from gwp.model.weights import locate
 
+    # It may lie inside finished weights, a bundle or a pipeline.
     uri = locate(uri)
     if not storage.is_remote(uri):
         yield Path(uri.removeprefix("file://"))
@@ -154,6 +155,7 @@ def run_inspect(args: argparse.Namespace) -> int:
     from gwp.model.weights.compare import Likeness, similarity
 
     rows: list[Likeness] | None = None
+    # Tensors are on the meta device; numbers are read to compare, one pair at a time.
     with _local(args.checkpoint) as folder:
         checkpoint = open_checkpoint(folder)
         problems = checkpoint.problems(args.allow_missing, args.allow_unexpected)
@@ -217,6 +219,7 @@ def _print_similarity(rows: list[Any]) -> None:
         f"{sum(row.same for row in judged) / len(judged):.3f}, least "
         f"{min(row.same for row in judged):.3f}{beside}"
     )
+    # Least alike first, as `similarity` gives them.
     worst = [
         {
             "least alike": row.name,
@@ -252,6 +255,7 @@ def run_convert(args: argparse.Namespace) -> int:
         _local(args.checkpoint) as folder,
         tempfile.TemporaryDirectory(prefix="gwp-convert-") as scratch,
     ):
+        # What cannot be made is told here, before anything is written.
         source = open_checkpoint(folder)
         config = target_config(
             source,

@@ -55,6 +55,7 @@ def _captions(folder: str, names: list[str]) -> tuple[dict[str, str], list[str]]
     place = storage.join(folder, METADATA)
     if not storage.exists(place):
         return {}, []
+    # Paths below the folder, and file names alone for lines that have no more.
     known = set(names)
     by_base = {n.rpartition("/")[2]: n for n in names}
     captions: dict[str, str] = {}
@@ -76,6 +77,8 @@ def _captions(folder: str, names: list[str]) -> tuple[dict[str, str], list[str]]
         found = [
             n for g in given for n in (g if g in known else by_base.get(g.rpartition("/")[2]),) if n
         ]
+        # The first of its names that is there; without any the line is told, and nothing
+        # else.
         if found:
             captions[found[0]] = caption
         else:

@@ -51,6 +51,7 @@ def robots_at(source: NamedSource, reader: FileReader | None = None) -> RobotSet
     """The robot set that `source` names; None when it holds plain videos, or nothing known.
     DataError when it cannot be read. `reader`: as for `set_at`.
     """
+    # No look at the storage is needed for that.
     if source.format in VIDEOS:
         return None
     place = _place_of(source)
@@ -75,10 +76,13 @@ def usable_episodes(
 
 def _place_of(source: NamedSource) -> _Place:
     known = formats()
+    # A named format is taken at the user's word: `read_set` says what is lacking.
     some = known if source.format == AUTO else {source.format: known[source.format]}
     uri, files = _listed(source.uri, tuple(e for form in some.values() for e in form.endings))
     if source.format != AUTO:
         return _Place(uri, files, source.format)
+    # Lazy: a format that stands behind the one that is there is not asked, and cannot object
+    # (HDF5 does where videos lie beside it, as LeRobot sets have them).
     there = (name for name, form in known.items() if form.is_at(uri, files))
     return _Place(uri, files, next(there, None))
 
@@ -87,6 +91,7 @@ def _listed(uri: str, endings: tuple[str, ...]) -> tuple[str, dict[str, int]]:
     """A folder and the files in it. Of one file with one of these endings: its folder, and that
     file alone.
     """
+    # A folder may be called so too; it has no size, and is listed.
     if uri.lower().endswith(endings) and (size := storage.size_of(uri)) is not None:
         folder, _, name = uri.rpartition("/")
         return folder or ".", {name: size}

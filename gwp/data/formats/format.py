@@ -36,6 +36,8 @@ class FilePart:
     size: int | None = None
 
 
+# Described and not imported: `gwp.data.source` needs the table of formats for the names of
+# its `format`.
 class SetSource(Protocol):
     """What a format asks of the source (`gwp.data.source.Source`) that names its set."""
 
@@ -66,6 +68,7 @@ class SetSource(Protocol):
         """The chosen ones of `available`. DataError when none of a part exists."""
 
 
+# Modules are these protocols: mypy compares their functions where `table` lists them.
 class AnyFormat(Protocol):
     """What formats of robots and of plain videos have in common."""
 
@@ -128,6 +131,7 @@ class VideoFormat(AnyFormat, Protocol):
         """The videos among `files`, which lie below `uri`. DataError when there is none."""
 
 
+# What follows is for formats to take over as their own, as `hdf5` and `rlds` do.
 def no_findings(
     data: RobotSet,  # noqa: ARG001
     usable: Sequence[tuple[Episode, int]],  # noqa: ARG001
@@ -154,12 +158,14 @@ def usable_by_metadata(
         if reason:
             bad.append((episode, reason))
         else:
+            # 0: the part of the file that an episode names begins with its own first row.
             good.append((episode, 0))
     return good, bad
 
 
 def _reason(episode: Episode, cameras: Sequence[str], labelled: bool, fps: float) -> str:
     """Why an episode whose file has been looked at cannot be used."""
+    # Wrong rows matter only where they are used; video alone does without.
     if episode.problem or (labelled and episode.label_problem):
         return episode.problem or episode.label_problem
     if not episode.length:
@@ -168,6 +174,7 @@ def _reason(episode: Episode, cameras: Sequence[str], labelled: bool, fps: float
         span = episode.videos.get(camera)
         if span is None:
             return f"has no pictures of {camera}"
+        # These formats state as `end` how many pictures they found, as seconds of the set.
         count = round(((span.end or 0.0) - span.start) * fps)
         if count != episode.length:
             return f"{camera} has {count} pictures, the episode has {episode.length} rows"
@@ -178,6 +185,7 @@ def rows_of(
     columns: dict[str, np.ndarray], uri: str, first: int, count: int
 ) -> dict[str, np.ndarray]:
     """Rows `first ..` of the columns of a whole episode. DataError when it has fewer."""
+    # Columns of one episode may differ in length; no row is made up.
     short = min(len(values) for values in columns.values())
     if first + count > short:
         raise DataError(

@@ -46,11 +46,13 @@ def read_rows(
     """
     uri = part.uri
     with parquet_errors(uri):
+        # First row of each row group, and behind them the number of rows.
         edges = reader.once(_FOOTERS, _row_groups, uri)
         if first + count > edges[-1]:
             raise DataError(
                 f"{uri}: rows {first} to {first + count} are not there; the file has {edges[-1]}"
             )
+        # From the group that holds `first` to the last that begins before the end.
         groups = range(
             np.searchsorted(edges, first, side="right") - 1,
             np.searchsorted(edges, first + count, side="left"),
@@ -70,6 +72,7 @@ def _row_groups(uri: str) -> tuple[int, ...]:
 
 def _group(uri: str, group: int, keys: tuple[str, ...]) -> dict[str, np.ndarray]:
     with storage.open_read(uri) as handle:
+        # Columns that are not there are left out without a word; `table[k]` raises for them.
         table = pq.ParquetFile(handle).read_row_group(group, columns=list(keys))
     return {k: matrix(table[k], k) for k in keys}
 
@@ -85,6 +88,8 @@ def open_pictures(part: FilePart, key: str, reader: FileReader) -> Iterator[Pict
         group = int(np.searchsorted(edges, i, side="right")) - 1
         with parquet_errors(uri):
             pictures = reader.once(_PICTURE_GROUPS, _picture_group, uri, key, group)
+            # None where the row has no bytes (pictures given by path only);
+            # `pictures._decoded` tells.
             return pictures[i - edges[group]].as_py()
 
     yield edges[-1], get
@@ -108,6 +113,8 @@ def matrix(column: Any, name: str) -> np.ndarray:
     if isinstance(column, pa.ChunkedArray):
         column = pa.concat_arrays(column.chunks)
     rows = len(column)
+    # [rows * width]: lists one after another. `flatten` passes over lists that are null, so
+    # their number is checked as well as their widths.
     values = (
         column.flatten()
         if hasattr(column, "flatten") and pa.types.is_nested(column.type)

@@ -36,6 +36,7 @@ def open_frames(
     A view is a video or, where there is a `key`, pictures at `rate` Hz, the k-th of row k, in a
     data file of `format`. `tolerance` is for videos.
     """
+    # The handle stays open between calls, so whoever reads may go on behind a damaged place.
     if not key:
         with open_video(part.uri, part.size, part.offset) as handle:
             yield lambda times: frames_at(handle, times, tolerance)
@@ -51,6 +52,7 @@ def _pictures_at(
     reader: FileReader,
     times: Sequence[float],
 ) -> Iterator[tuple[float, np.ndarray]]:
+    # Opened at the first picture: a file that cannot be read is an error of that time.
     with ROBOTS[format].open_pictures(part, key, reader) as (count, get):
         for t in times:
             # Half-way the earlier one, as in a video.
@@ -68,6 +70,8 @@ def _decoded(raw: Any, name: str) -> np.ndarray:
         raise DataError(f"{name} is not there (no bytes)")
     try:
         with Image.open(io.BytesIO(raw)) as picture:
+            # Grey, palettes and alpha become RGB. Pictures that OpenCV encoded from RGB
+            # arrays come out with red and blue exchanged: nothing in the file tells.
             return np.asarray(picture.convert("RGB"))
     except (UnidentifiedImageError, OSError, SyntaxError, ValueError) as error:
         raise DataError(f"{name} cannot be decoded ({error}); it is damaged") from error

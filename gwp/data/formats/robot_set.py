@@ -13,9 +13,13 @@ from gwp.data.canvas import SLOTS
 from gwp.data.embodiment import Embodiment, Slot
 from gwp.errors import DataError
 
+# LeRobot's names, which our statistics use too. Sets of other formats have columns of their
+# own in `state_keys` and `action_keys`.
 STATE, ACTION = "observation.state", "action"
 
 
+# Of a `RobotSet` these two say what the metadata say; `usable_episodes` gives them back with
+# corrected places.
 @dataclass(frozen=True)
 class VideoSpan:
     """Frames of one camera in one episode: file below the set, start and end in seconds (end
@@ -100,8 +104,10 @@ class RobotSet:
                     f"{self.uri}: name up to {len(SLOTS)} `cameras` (front, left, right); the "
                     f"set has {have}"
                 )
+            # The first camera of the set is taken for the front.
             return dict(zip(SLOTS, self.cameras, strict=False))
         for camera in cameras.values():
+            # Asked first: absent cameras are not among `self.cameras` either.
             if camera in self.absent:
                 raise DataError(
                     f"{self.uri}: camera '{camera}' is declared, but there is no file of it; "
@@ -114,6 +120,7 @@ class RobotSet:
                     f"{self.uri}: no camera '{camera}'; {hint}The set has "
                     f"{', '.join(self.cameras) or 'no video'}"
                 )
+        # In canonical order, so that rows of all sources list their views alike.
         return {slot: cameras[slot] for slot in SLOTS if slot in cameras}
 
 
@@ -121,6 +128,8 @@ def rows_per_step(data: RobotSet, embodiment: Embodiment | None) -> float:
     """Rows of the set per control step of the robot; 1 where their rates are the same or there
     is no robot.
     """
+    # 0.1 %: rates are written with few digits. Exactly 1 then, so that rows are taken as they
+    # are.
     if embodiment is None or abs(data.fps - embodiment.fps) <= 1e-3 * embodiment.fps:
         return 1.0
     return data.fps / embodiment.fps
@@ -141,6 +150,7 @@ def check_embodiment(data: RobotSet, embodiment: Embodiment, resample: bool = Fa
         ("action", data.action_names, embodiment.action_names),
     )
     for what, there, ours in pairs:
+        # Nothing was chosen: none of the format's usual columns is in the set.
         if not there:
             have = f" (the set has {', '.join(data.columns)})" if data.columns else ""
             raise DataError(
@@ -152,6 +162,7 @@ def check_embodiment(data: RobotSet, embodiment: Embodiment, resample: bool = Fa
                 f"{data.uri}: {len(there)} {what} dimensions, embodiment {embodiment.name} has "
                 f"{len(ours)}"
             )
+        # Made-up names (`state_0`) say nothing, so only widths are compared then.
         if data.named and there != ours:
             i = next(i for i, (a, b) in enumerate(zip(there, ours, strict=True)) if a != b)
             raise DataError(
@@ -177,11 +188,13 @@ def choose_columns(
             raise DataError(
                 f"{uri}: no column '{name}' for `{what}`; {hint}The set has {', '.join(have) or 'none'}"
             )
+    # A default counts only where all of its columns are there.
     return tuple(given) if given else next((d for d in defaults if set(d) <= set(have)), ())
 
 
 def vector_names(keys: Sequence[str], widths: dict[str, int]) -> tuple[str, ...]:
     """Names of the dimensions of columns that name none."""
+    # Paths of HDF5 and RLDS, hence the slash; LeRobot's columns are named in `lerobot.read`.
     return tuple(f"{key.rpartition('/')[2]}_{i}" for key in keys for i in range(widths[key]))
 
 
@@ -227,5 +240,6 @@ def embodiment_of(
             replan=replan,
         )
     except ValidationError as error:
+        # pydantic writes "Value error, " before what a validator of ours says.
         reasons = "; ".join(str(e["msg"]).removeprefix("Value error, ") for e in error.errors())
         raise DataError(f"{data.uri}: cannot describe robot '{name}': {reasons}") from error

@@ -24,6 +24,7 @@ VIDEOS: dict[str, VideoFormat] = {
 
 def formats() -> dict[str, AnyFormat]:
     """All of them, in the order in which `auto` looks for them."""
+    # Robots first: sets of theirs hold videos too.
     return {**ROBOTS, **VIDEOS}
 
 

@@ -75,6 +75,7 @@ def _read_shards(
     def look_at(name: str) -> _Index:
         return reader.once(_LOOKS, _look, storage.join(uri, name), files[name])
 
+    # `map` keeps the order of the names, whoever is ready first.
     with ThreadPoolExecutor(8 if storage.is_remote(uri) else 1) as pool:
         found = list(pool.map(look_at, shards))
     members = [
@@ -91,16 +92,20 @@ _Index = tuple[tuple[tuple[str, int, int, str], ...], str]
 
 def _look(uri: str, size: int) -> _Index:
     """The index of a shard. `size` tells a file that was written again."""
+    # Videos in their order; texts by stem, since a caption may come before or after its
+    # video.
     inside: list[tuple[str, int, int]] = []
     texts: dict[str, str] = {}
     reason = ""
     with storage.open_read(uri, _AHEAD) as handle:
         try:
             # Opening reads the first header.
+            # `r:` takes no compressed archives: a place in those is no place in the file.
             with tarfile.open(fileobj=handle, mode="r:") as tar:
                 for member in tar:
                     if not member.isreg():
                         continue
+                    # tarfile would notice only at the next header.
                     if member.offset_data + member.size > size:
                         reason = f"is cut off in {member.name}; the file is truncated"
                         break
@@ -109,8 +114,10 @@ def _look(uri: str, size: int) -> _Index:
                     elif (
                         member.name.lower().endswith((".json", ".txt")) and member.size <= _LARGEST
                     ):
+                        # tarfile seeks to each header itself, so the handle may be moved.
                         handle.seek(member.offset_data)
                         text = _caption(member.name, handle.read(member.size))
+                        # Of a .txt and a .json the later one counts, unless it says nothing.
                         texts[_stem(member.name)] = text or texts.get(_stem(member.name), "")
         except tarfile.TarError as error:
             reason = (
@@ -123,6 +130,8 @@ def _look(uri: str, size: int) -> _Index:
 
 
 def _stem(name: str) -> str:
+    # The key of webdataset: up to the first dot of the base name; dots of folders do not
+    # count.
     folder, _, base = name.rpartition("/")
     return f"{folder}/{base.partition('.')[0]}"
 

@@ -25,6 +25,8 @@ def read_vectors(
 
     `state`, `action`: columns, joined in this order. DataError when the file cannot be read so.
     """
+    # Each once: a column may be part of both. They are a key of what the reader keeps, hence
+    # the fixed order.
     keys = tuple(dict.fromkeys((*state, *action)))
     columns = ROBOTS[format].read_rows(part, first, count, keys, reader)
     return (

@@ -20,6 +20,8 @@ def video_facts(data: RobotSet, file: str, reader: FileReader) -> VideoInfo | st
 
 def _probe(uri: str, size: int) -> VideoInfo | str:
     try:
+        # A reason is returned, not raised: the reader keeps results only, and would probe a
+        # broken file again and again.
         with open_video(uri, size) as handle:
             return probe(handle)
     except DataError as error:

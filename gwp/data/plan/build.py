@@ -30,6 +30,7 @@ class _Builder:
         self.rows = Rows()
         self.skipped: list[Skipped] = []
         self.texts: dict[str, str] = {}
+        # Episodes and videos of the source in work: `max_broken` is a share of them.
         self.looked = 0
 
     def skip(self, uri: str, item: str, reason: str, broken: bool = True) -> None:
@@ -66,10 +67,12 @@ def build_manifest(
     """
     build, kinds = _Builder(), set()
     reader = reader or FileReader()
+    # One for all sources: a copy of a clip may lie in another of them.
     curator = Curator(clip, buckets, curate)
     for number, source in enumerate(sources):
         # Who decodes may stand in another folder.
         source = source.model_copy(update={"uri": storage.absolute(source.uri)})
+        # Counts before and after tell what this source adds.
         known, broken = build.rows.count, len(build.skipped)
         data = set_at(source, reader)
         if isinstance(data, RobotSet):
@@ -86,6 +89,7 @@ def build_manifest(
                 f"{source.uri}: nothing usable in {len(build.skipped) - broken} episodes or "
                 f"videos ({first})"
             )
+        # Of this source alone: good ones must not hide a bad one.
         bad, build.looked, looked = (
             [s for s in build.skipped[broken:] if s["broken"]],
             0,
@@ -98,12 +102,14 @@ def build_manifest(
                 f"than data.max_broken {max_broken:g} "
                 f"allows ({first}); mend them, choose others with `episodes`, or raise data.max_broken"
             )
+    # Without buckets all are of bucket 0, and clips share batches with unlabelled robots.
     if len(kinds) == 2 and not buckets and window.frames != clip.frames:
         raise DataError(
             f"robot samples have {window.frames} frames, clips {clip.frames}: one batch needs "
             "equally many; "
             f"set clip.frames to {window.frames}, or give `buckets`"
         )
+    # What the fingerprint covers. Not where the sets lie: one that moved is the same set.
     rule = {
         "window": window.model_dump(mode="json"),
         "clip": clip.model_dump(mode="json"),
@@ -136,6 +142,7 @@ def _add_robot(
     if embodiment and source.labelled:
         check_embodiment(data, embodiment, source.resample)
     ratio = rows_per_step(data, embodiment) if source.resample else 1.0
+    # Without a choice the first camera is taken. `slots` tells why where a set has none.
     wanted = source.cameras or (embodiment.cameras if embodiment else None)
     cameras: dict[Slot, str] = (
         data.slots(wanted) if wanted or not data.cameras else {"front": next(iter(data.cameras))}
@@ -164,6 +171,7 @@ def _add_robot(
             {
                 "slot": slot,
                 "uri": storage.join(data.uri, v.file),
+                # From the listing that found the set: no reader has to ask for it again.
                 "bytes": data.files[v.file] if v.bytes is None else v.bytes,
                 "start_s": v.start,
                 "key": v.key,
@@ -182,6 +190,7 @@ def _add_robot(
             "embodiment": embodiment.name if embodiment else None,
             "embodiment_id": embodiment.id if embodiment else 0,
             "text_key": build.key_of(episode.text if source.task is None else source.task),
+            # Of control steps, not of rows.
             "fps": data.fps / ratio,
             "length": steps,
             "rows_per_step": ratio,
@@ -195,6 +204,7 @@ def _add_robot(
             "action_keys": action_keys,
             "views": views,
         }
+        # Of robots the control step says where a sample begins; they are of bucket 0.
         nothing = np.zeros(len(ids))
         build.rows.add(ids, place, starts, nothing, nothing)
 
@@ -232,6 +242,7 @@ def _add_clip(
         "bytes": video.size,
         "key": "",
         "offset": video.offset,
+        # Each sample adds a start of its own (`at_s`).
         "start_s": 0.0,
         "rate": None,
     }
@@ -256,5 +267,6 @@ def _add_clip(
         "text_key": build.key_of(video.caption if source.task is None else source.task),
         "views": [view],
     }
+    # Pairs of seconds and bucket, as one array of each.
     at_s, buckets = np.array(clips, np.float64).T
     build.rows.add(ids, place, np.zeros(len(ids)), at_s, buckets)

@@ -89,6 +89,7 @@ class Curator:
         """The same of a video that has been looked at already."""
         assert self.rules is not None
         rules, reasons = self.rules, []
+        # First where clips may lie, then which of them are worth it.
         if rules.shots:
             each = [self._within(seen, a, b) for a, b in seen.spans.tolist()]
             clips = [c for shot in each for c in shot]
@@ -99,8 +100,10 @@ class Curator:
                 )
         else:
             clips = self._whole(seen.info)
+        # Reasons count against all that were cut, whatever an earlier rule has dropped.
         made = len(clips)
         shown = [self._shown(seen, *c) for c in clips]
+        # Before copies: what is dropped here is not remembered, and has none.
         if rules.min_motion:
             moves = [seen.motion(a, z) >= rules.min_motion for a, _, z in shown]
             if not all(moves):
@@ -131,16 +134,19 @@ class Curator:
 
     @property
     def _shortest_s(self) -> float:
+        # From the first frame to the last there is one gap less than there are frames.
         return (min([b.frames for b in self.buckets] or [self.clip.frames]) - 1) / self.clip.fps
 
     def _tile(self, info: VideoInfo, seconds: float) -> list[tuple[float, int]]:
         """Clips in so many seconds of a video: start from there, and bucket, 0 where there are
         none.
         """
+        # Without buckets one of the video's own shape, so that only its length counts.
         sizes = self.buckets or [
             Bucket(frames=self.clip.frames, height=info.height, width=info.width)
         ]
         return [
+            # Buckets are numbered from 1; 0 is the canvas of the stage.
             (at, b + 1 if self.buckets else 0)
             for at, b in tile(sizes, info.width, info.height, seconds, self.clip.fps)
         ]
@@ -177,6 +183,7 @@ class Curator:
         decoding a video.
         """
         near = self.known[: self.count]
+        # Each hash leaves fewer for the next.
         for k in range(3):
             near = near[np.bitwise_count(near["hashes"][:, k] ^ sign["hashes"][k]) <= distance]
         apart = np.abs(near["halves"] - sign["halves"])
@@ -184,6 +191,7 @@ class Curator:
 
     def _remember(self, signs: np.ndarray) -> None:
         need = self.count + len(signs)
+        # Room at least doubles: copying all of it for every video would be quadratic.
         if need > len(self.known):
             self.known = np.concatenate(
                 [self.known[: self.count], np.empty(max(need, 1024), _SIGN)]

@@ -137,6 +137,8 @@ class Manifest:
         lie in.
         """
         digest = hashlib.sha256(json.dumps(self.rule, sort_keys=True).encode())
+        # Pieces, because all ids as Python strings are many times the manifest. The line
+        # break between them makes the digest independent of where they are cut.
         for name in ("sample_id", "text_key"):
             for i, piece in enumerate(_pieces(len(self))):
                 table = self.samples if name in OWN.names else self.places
@@ -161,11 +163,13 @@ class Manifest:
             .indices.to_numpy(zero_copy_only=False)
         )
         offsets = pc.fill_null(pc.struct_field(first, "offset"), 0).to_numpy(zero_copy_only=False)
+        # By URI and offset: a part of an archive is opened by itself, as a file is.
         found: np.ndarray = np.unique(
             np.stack([uris.astype(np.int64), offsets.astype(np.int64)], 1),
             axis=0,
             return_inverse=True,
         )[1]
+        # Versions of numpy differ in the shape of an inverse along an axis.
         return found.reshape(-1)[self.place]
 
     def take(self, ids: np.ndarray) -> pa.Table:
@@ -179,6 +183,7 @@ class Manifest:
         columns = {name: own[name] for name in OWN.names} | {
             name: shared[name] for name in PLACE.names
         }
+        # Only clips are shifted: a robot's views start where its episode does.
         shift = own["at_s"].to_numpy()
         if shift.any():
             columns["views"] = _later(pa.concat_arrays(shared["views"].chunks), shift)
@@ -207,9 +212,11 @@ class Manifest:
     def save(self, uri: str) -> None:
         """Write one Parquet file of whole rows, which other tools read too."""
         about = {"skipped": self.skipped, "texts": self.by_key, "rule": self.rule}
+        # Whole rows are for other tools; by these two `load` finds what they share.
         extra = [pa.field("place", pa.int32()), pa.field("at_s", pa.float64())]
         schema = pa.schema([*SCHEMA, *extra]).with_metadata({"gwp": json.dumps(about)})
         buffer = io.BytesIO()
+        # One row group per piece, so that `load` has no more whole rows than that in memory.
         with pq.ParquetWriter(buffer, schema, compression="zstd") as writer:
             for piece, rows in zip(_pieces(len(self)), self.pieces(), strict=True):
                 for field in extra:
@@ -246,6 +253,7 @@ def _later(views: pa.Array, shift: np.ndarray) -> pa.Array:
     flat, owner = views.flatten(), pc.list_parent_indices(views).to_numpy()
     fields = {f.name: flat.field(f.name) for f in VIEW}
     fields["start_s"] = pc.add(fields["start_s"], pa.array(shift[owner]))
+    # From the lengths: the offsets of a slice do not begin at 0, what `flatten` gives does.
     lengths = pc.fill_null(pc.list_value_length(views), 0).to_numpy(zero_copy_only=False)
     offsets = pa.array(np.concatenate([[0], np.cumsum(lengths)]), pa.int32())
     return pa.ListArray.from_arrays(
@@ -260,12 +268,14 @@ def _compact(parts: Iterable[pa.Table]) -> tuple[pa.Table, pa.Table]:
     samples, places, known = [], [], 0
     for part in parts:
         samples.append(part.select(_SAMPLES.names).cast(_SAMPLES))
+        # The last place of a piece may go on in the next; only a new number brings a row.
         numbers, first = np.unique(part["place"].to_numpy(), return_index=True)
         fresh = first[numbers >= known]
         known = max(known, int(numbers[-1]) + 1)
         rows = part.take(pa.array(fresh)).select([*PLACE.names, "at_s"]).combine_chunks()
         shift = rows["at_s"].to_numpy()
         if shift.any():
+            # Views of whole rows were shifted for their sample; a place has them unshifted.
             views = _later(pa.concat_arrays(rows["views"].chunks), -shift)
             rows = rows.set_column(rows.column_names.index("views"), "views", views)
         places.append(rows.select(PLACE.names).cast(PLACE))
@@ -294,6 +304,7 @@ class Rows:
         buckets: np.ndarray,
     ) -> None:
         """Samples of one episode or video."""
+        # Into Arrow at once: as Python objects they would take several times as much.
         self._ids.append(pa.array(ids, pa.large_string()))
         numbers = {
             "bucket": buckets,

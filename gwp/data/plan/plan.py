@@ -46,6 +46,7 @@ class Rules:
         return cls((global_batch,), together)
 
     def of(self, bucket: int) -> int:
+        # `even` has one number for all buckets.
         return self.batch[min(bucket, len(self.batch) - 1)]
 
 
@@ -87,6 +88,7 @@ def make_plan(manifest: Manifest, seed: int, epoch: int, rules: Rules) -> Plan:
             epoch,
         )
         while waiting:
+            # The end of each epoch before; a small one may not hold all that waits.
             earlier -= 1
             last = kind.shuffled(seed, earlier, rules.together)[-waiting:]
             parts.insert(0, last)
@@ -95,6 +97,7 @@ def make_plan(manifest: Manifest, seed: int, epoch: int, rules: Rules) -> Plan:
         batches += list(taken[: kind.whole(epoch)].reshape(-1, kind.batch))
     if not batches:
         return Plan(np.empty(0, np.int64), np.empty(0, np.int64), "")
+    # Kinds mix over the epoch; each batch stays of one kind.
     every = [batches[i] for i in _shuffled(len(batches), seed, _BATCHES, epoch)]
     order = np.concatenate(every)
     name = f"{manifest.fingerprint} {seed} {epoch} {rules.batch} {rules.together} "
@@ -116,9 +119,11 @@ def plan_slice(
     _require_one(kinds)
     epoch = before = 0
     while len(found) < batches:
+        # Counted only: epochs that end before `start` are passed without shuffling them.
         length = sum(kind.whole(epoch) for kind in kinds)
         if before + length > start:
             plan = make_plan(manifest, seed, epoch, rules)
+            # Where batches of this epoch begin and end, as places in the row of all epochs.
             edges = before + np.concatenate([[0], np.cumsum(plan.batches)])
             if start > before and start not in edges:
                 raise DataError(
@@ -139,6 +144,7 @@ def mixing(manifest: Manifest, plan: Plan, workers: int = 1) -> Mixing:
         raise DataError("this epoch has no batch")
     # An id is data set / episode or video / moment.
     first = np.unique(manifest.place, return_index=True)[1]
+    # By name, not by place: a set in two sources has its episodes once.
     names = pc.replace_substring_regex(
         manifest.samples["sample_id"].take(pa.array(first)).combine_chunks(), "/[^/]*$", ""
     )
@@ -148,6 +154,7 @@ def mixing(manifest: Manifest, plan: Plan, workers: int = 1) -> Mixing:
     files = np.split(manifest.files[plan.order], edges)
     opened = sum(len(np.unique(part)) for batch in files for part in np.array_split(batch, workers))
     shares = np.bincount(episodes) / len(plan.order)
+    # Expected number of distinct ones in n draws with these shares.
     independent = np.mean([(1 - (1 - shares) ** n).sum() for n in plan.batches])
     return Mixing(float(met), float(independent), 1000 * opened / len(plan.order))
 
@@ -188,6 +195,7 @@ class _Kind:
         """Positions that an epoch takes from all sources, mixed."""
         parts = [_take(source, seed, epoch, together) for source in self.sources]
         taken = np.concatenate([ids for ids, _ in parts])
+        # Numbers of sources must not meet; no position comes near 2^40.
         groups = np.concatenate([g + (1 << 40) * i for i, (_, g) in enumerate(parts)])
         return taken[_shuffled_groups(groups, seed, _EPOCH, epoch, self.number)]
 
@@ -211,10 +219,12 @@ def _kinds(manifest: Manifest, rules: Rules) -> list[_Kind]:
     files = manifest.files
     kinds: dict[int, _Kind] = {}
     # With actions before without, for each bucket; then sources in their order.
+    # `~` negates arrays of bool; of a Python bool it would give -1 or -2.
     number = 2 * bucket + ~labelled
     for kind in np.unique(number):
         for which in np.unique(source[number == kind]):
             ids = np.flatnonzero((source == which) & (number == kind))
+            # Exact: with a float, 0.29 of 100 samples would be 28.
             share = Fraction(float(weight[ids[0]])).limit_denominator(1_000_000)
             found = kinds.setdefault(int(kind), _Kind(int(kind), [], rules.of(int(kind) // 2)))
             found.sources.append(_Source(ids, files[ids], share))
@@ -229,6 +239,7 @@ def _take(source: _Source, seed: int, epoch: int, together: int) -> tuple[np.nda
     first, last = source.range(epoch)
     ids, groups = [np.empty(0, np.int64)], [np.empty(0, np.int64)]
     for k in range(first // n, -(-last // n)):
+        # A source is named by its first position, which no other has.
         order = _shuffled(n, seed, _SOURCE, int(source.ids[0]), k)
         group = _grouped(source.files[order], together)
         # A group stands where its first member was drawn.
@@ -244,12 +255,14 @@ def _grouped(files: np.ndarray, together: int) -> np.ndarray:
     of one file.
     """
     n = len(files)
+    # Windows of one file behind each other, in the order of the draw: the sort is stable.
     by_file = np.argsort(files, kind="stable")
     sorted_files = files[by_file]
     begins = (
         np.concatenate([[True], sorted_files[1:] != sorted_files[:-1]]) if n else np.empty(0, bool)
     )
     rank = np.arange(n) - np.maximum.accumulate(np.where(begins, np.arange(n), 0))
+    # Every `together`-th window of a file leads a group, and those behind it follow.
     leader = np.where(rank % together == 0, np.arange(n), 0)
     group = np.empty(n, np.int64)
     group[by_file] = by_file[np.maximum.accumulate(leader)]
@@ -264,6 +277,7 @@ def _shuffled_groups(groups: np.ndarray, *key: int) -> np.ndarray:
         if n
         else np.empty(0, np.int64)
     )
+    # Whole runs are shuffled: where each of them goes.
     place = np.empty(int(run[-1]) + 1 if n else 0, np.int64)
     place[_shuffled(len(place), *key)] = np.arange(len(place))
     return np.argsort(place[run], kind="stable")

@@ -92,6 +92,7 @@ def _read(content: Any, origin: dict[str, str]) -> Stats:
             "and actions (openpi) is expected, "
             f"there is {', '.join(sorted(keys)) or 'no norm_stats'}"
         )
+    # `FeatureStats` has both anyway; what they are is noted for whoever reads the bundle.
     extremes = (
         "of the file"
         if all("min" in f and "max" in f for f in features.values())
@@ -109,6 +110,7 @@ def import_stats(uri: str, embodiment: Embodiment) -> Stats:
     """
     stats = _fitting(read_stats_file(uri, embodiment.name), uri, embodiment, None)
     imported = stats.metadata.get("imported")
+    # A file of ours states its whole rule itself.
     if imported is None:
         return stats
     # What the file said goes below `imported`: from now on ours is the rule that counts.
@@ -133,6 +135,7 @@ def _fitting(stats: Stats, uri: str, embodiment: Embodiment, window: Window | No
             (stats.action, embodiment.action_names, "action"),
         )
         for feature, ours, what in names:
+            # `check` has refused fewer; this refuses more.
             if len(feature.mean) != len(ours):
                 raise DataError(
                     f"{uri}: {len(feature.mean)} {what} dimensions, embodiment {embodiment.name} "
@@ -168,12 +171,14 @@ def stats_for(
     """
     stats = _fitting(read_stats_file(uri, embodiment.name), uri, embodiment, window)
     if other_data:
+        # Noted, for these metadata go into the bundle.
         return Stats(stats.state, stats.action, stats.metadata | {"of_other_data": True})
     _check_cover(stats, uri, sources, reader or FileReader())
     return stats
 
 
 def _check_cover(stats: Stats, uri: str, sources: Sequence[Source], reader: FileReader) -> None:
+    # Fingerprint of a set -> its episodes that the statistics were computed on.
     covered: dict[str, set[int]] = {}
     try:
         for entry in stats.metadata.get("datasets") or []:
@@ -191,6 +196,7 @@ def _check_cover(stats: Stats, uri: str, sources: Sequence[Source], reader: File
         )
     for source in sources:
         data = robots_at(source, reader)
+        # Plain videos have no vectors.
         if data is None:
             continue
         if data.fingerprint not in covered:
@@ -200,6 +206,7 @@ def _check_cover(stats: Stats, uri: str, sources: Sequence[Source], reader: File
                 f"over all sets of this robot, or {_OTHER}"
             )
         known = covered[data.fingerprint]
+        # Unusable ones are among both: `compute_stats` lists every episode that it was given.
         chosen = source.select([e.index for e in data.episodes])
         lacking = [index for index in chosen if index not in known]
         if lacking:

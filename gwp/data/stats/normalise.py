@@ -145,6 +145,7 @@ class Stats:
             horizon = stated.get("action_horizon", wanted["action_horizon"])
             stated = {"delta_mask": mask, "action_horizon": horizon}
         for key, ours in wanted.items():
+            # Not stated: nothing to compare.
             theirs = stated.get(key, ours)
             if theirs != ours:
                 raise DataError(
@@ -156,6 +157,7 @@ class Stats:
             (self.action, embodiment.action_names, "action"),
         )
         for stats, names, what in widths:
+            # Wider is allowed, for published files are padded to the width of the model.
             if len(stats.mean) < len(names):
                 raise DataError(
                     f"statistics have {len(stats.mean)} {what} dimensions, embodiment "
@@ -198,6 +200,7 @@ def delta_base(state: np.ndarray, delta: Sequence[bool]) -> np.ndarray:
     mask is True, else 0.
     """
     mask = np.asarray(delta, bool)
+    # Action i is relative to state i: by the mask both are the same quantity.
     base = np.zeros((*np.shape(state)[:-1], 1, len(mask)))
     base[..., 0, mask] = np.asarray(state, np.float64)[..., np.flatnonzero(mask)]
     return base
@@ -218,6 +221,7 @@ def compute_stats(
     what is read of files; None: one for this call. DataError when
     no usable row is left.
     """
+    # Over all sources together; only sums and a sample of the rows stay in memory.
     states = Moments(len(embodiment.state_names))
     actions = Moments(len(embodiment.action_names))
     datasets: list[dict[str, Any]] = []
@@ -229,8 +233,10 @@ def compute_stats(
             raise DataError(f"{source.uri}: plain videos have no actions to compute statistics of")
         check_embodiment(data, embodiment, source.resample)
         ratio = rows_per_step(data, embodiment)
+        # As a stage would use it: statistics may be made of a set that no stage names yet.
         labelled = source.model_copy(update={"embodiment": embodiment.name, "with_actions": True})
         # Some are known to be broken from the index, others only when their rows are read.
+        # No camera is asked for: rows are all that is read.
         good, bad = usable_episodes(data, labelled, [], reader)
         unusable = [e.index for e, _ in bad]
         for episode, first in good:
@@ -242,6 +248,8 @@ def compute_stats(
                 continue
             name = f"{data.fingerprint}/{episode.index}"
             left_out += _add(states, actions, state, action, ratio, window.chunk, embodiment, name)
+        # What was asked for, and what of it could not be used: a run is compared with the
+        # first.
         chosen = [e.index for e, _ in [*good, *bad]]
         datasets.append(
             {
@@ -318,6 +326,7 @@ def _add(
     # A window is usable when as many rows are missing before its end as before its begin.
     before = np.concatenate([[0], np.cumsum(missing)])
     begin, end = np.array([row_span(k, min(chunk, steps - k), ratio, rows) for k in range(steps)]).T
+    # The state is read at the start alone, actions over the whole window.
     usable = np.flatnonzero(np.isfinite(state).all(1) & (before[end] == before[begin]))
     # Which rows are sampled for quantiles is a property of the row.
     seed = int.from_bytes(hashlib.sha256(name.encode()).digest()[:8], "big")
@@ -374,6 +383,7 @@ class _Affine:
         self._low, high = stats.low_high
         self._still = stats.constant
         self._mean = stats.mean
+        # 1 where nothing moves: that side is computed, too, and must not divide by zero.
         self._width = np.where(self._still, 1.0, high - self._low)
 
     def forward(self, x: np.ndarray) -> np.ndarray:

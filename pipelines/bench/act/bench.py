@@ -60,13 +60,14 @@ def bench_act(
     """
     torch.set_num_threads(threads)
     shape = SIZES[size]
+    torch_dtype = getattr(torch, dtype)
     # Each part computes in a thread of its own: OpenMP workers of one that idles would slow the
     # next one down.
-    torch_dtype = getattr(torch, dtype)
     policy = apart(lambda: random_policy(shape, family, steps[0], device, torch_dtype, codec))
     passes = apart(lambda: _Passes.measure(policy.solver, shape, batches, steps, repeats))
     phases, request = apart(lambda: _requests(policy, shape, repeats))
     operations = apart(lambda: trace(policy, shape, trace_to)) if trace_to else None
+    # Not `apart`: an engine computes in a thread of its own.
     engine = _engine(policy, shape, robots, max(5, repeats // 2))
     crowds = robots_table(policy, shape, p99_ms, seconds) if p99_ms else None
     return {
@@ -208,6 +209,7 @@ def _requests(policy: Policy, shape: Size, repeats: int) -> tuple[dict[str, floa
     """
     times: dict[str, list[float]] = {}
     for seed in range(WARM_UP + repeats):
+        # The policy's own clock: making the observation does not count.
         timings = policy.act(observation(shape, seed)).timings
         if seed >= WARM_UP:
             for phase, ms in timings.items():
@@ -226,10 +228,12 @@ def _engine(policy: Policy, shape: Size, robots: int, rounds: int) -> dict[str, 
 
     def without_engine() -> tuple[float, float]:
         policy.act(observations[0])
+        # In turn, and alone: the two that the engine is compared with.
         return _median_s(in_turn, rounds), _median_s(lambda: policy.act(observations[0]), rounds)
 
     sequential, direct = apart(without_engine)
     with (
+        # 32 rows are the most that a step is recorded for.
         Engine(policy, BatchingConfig(slots=min(32, robots))) as engine,
         ThreadPoolExecutor(robots) as pool,
     ):
@@ -268,6 +272,7 @@ def hardware(device: torch.device) -> str:
     """What a measurement was made on."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
+    # Not every processor has a model name there; those of ARM do not.
     model = next(
         (line.split(":")[1].strip() for line in _cpuinfo() if line.startswith("model name")),
         platform.machine(),

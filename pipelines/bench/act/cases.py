@@ -41,6 +41,7 @@ class Inputs:
     @classmethod
     def draw(cls, solver: Solver, batch: int, text_rows: int) -> "Inputs":
         model = solver.model
+        # On the CPU, so that the numbers are the same on every device.
         generator = torch.Generator().manual_seed(0)
         C, h, w = solver.shapes.latent
         d = model.config.action_channels
@@ -94,6 +95,7 @@ def _uncached(solver: Solver, inputs: Inputs) -> Callable[[], Tensor]:
             tokens = Tokens(inputs.state, inputs.reference, x)
             velocity = solver.model.run(tokens, noise, through, _ACTION).action
             assert velocity is not None
+            # Even steps: their lengths cost nothing, so they need not be the solver's.
             x = x - velocity.float() / solver.steps
         return x
 
@@ -104,6 +106,7 @@ def cases(solver: Solver, inputs: Inputs) -> dict[str, Callable[[], object]]:
     """Name of a case, as in the report's `ms` -> the work."""
     prefix = inputs.prefix
     observed = Tokens(inputs.state, inputs.reference)
+    # Laid out once, as the solver does it for all its steps.
     through = solver.acting(prefix)
 
     def joint_cached() -> object:
@@ -111,9 +114,11 @@ def cases(solver: Solver, inputs: Inputs) -> dict[str, Callable[[], object]]:
             inputs.observe(solver), observed, inputs.action, inputs.future, use_prefix=True
         )
 
+    # All cases write into one cache: what it holds does not change how long they take.
     return {
         "act": acting(solver, inputs),
         "act_uncached": _uncached(solver, inputs),
+        # As the field does it, with state and reference anew at every step.
         "joint": lambda: solver.joint(prefix, observed, inputs.action, inputs.future),
         "joint_cached": joint_cached,
         "imagine": lambda: solver.imagine(prefix, inputs.action, inputs.future),

@@ -45,6 +45,7 @@ def table(r: dict[str, Any]) -> str:
 
 def _acting(r: dict[str, Any]) -> list[str]:
     by_batch = ", ".join(
+        # All observations of a pass are answered together.
         f"{b}: {ms['p50']:.1f} ms ({int(b) * 1e3 / ms['p50']:.1f} chunks/s)"
         for b, ms in r["by_batch"].items()
     )
@@ -121,6 +122,7 @@ def draw(results: Sequence[dict[str, Any]]) -> bytes:
     """PNG: milliseconds per case and family, median with the 95th percentile as a whisker."""
     figure = Figure(figsize=(9, 2.6 * len(results)), dpi=150, layout="constrained")
     for axes, r in zip(figure.subplots(len(results), 1, squeeze=False)[:, 0], results, strict=True):
+        # Acting first: it is what the others are a multiple of.
         names = ["act", "act_uncached", "imagine", "joint_cached", "joint"]
         p50 = [r["ms"][name]["p50"] for name in names]
         p95 = [r["ms"][name]["p95"] for name in names]
@@ -128,6 +130,7 @@ def draw(results: Sequence[dict[str, Any]]) -> bytes:
         axes.errorbar(
             p50,
             names,
+            # To one side: from the median up to the 95th percentile.
             xerr=[[0] * len(names), [max(0, b - a) for a, b in zip(p50, p95, strict=True)]],
             fmt="none",
             ecolor=MUTED,
@@ -142,8 +145,10 @@ def draw(results: Sequence[dict[str, Any]]) -> bytes:
                 fontsize=8.5,
                 color=MUTED,
             )
+        # In each panel, because every family has a floor of its own.
         axes.axvline(r["floors"]["ms"], color=MUTED, linestyle=":", linewidth=1)
         axes.invert_yaxis()
+        # Room for the figures behind the longest bar.
         axes.set_xlim(0, max(p95) * 1.2)
         axes.spines[["top", "right"]].set_visible(False)
         title = (

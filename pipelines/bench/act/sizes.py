@@ -59,6 +59,8 @@ class Size:
 
 WAN_SPATIAL = 16
 
+# Layers, heads, head width, ffn; width and ffn of the action expert; latent channels, rows
+# and columns, pixels per latent row; chunk, action dimensions; rows and width of a text.
 SIZES = {
     # The demo's model.
     "tiny": Size(4, 4, 32, 512, (96, 384), 24, (8, 8), 8, 12, 8, (8, 64)),
@@ -87,6 +89,7 @@ def random_policy(
         chunk=size.chunk,
         replan=size.chunk // 2,
     )
+    # Mean, deviation, extremes and quantiles of every dimension.
     feature = FeatureStats(
         *(np.full(size.dims, value) for value in (0.0, 0.5, -1.0, 1.0, -0.9, 0.9))
     )
@@ -137,6 +140,7 @@ def _random_pca(size: Size) -> PcaCodec:
 def _random_wan(channels: int, dtype: torch.dtype) -> WanCodec:
     from diffusers import AutoencoderKLWan
 
+    # The video codec of Wan 2.2 TI2V-5B; 12 channels are the pixels of patches of 2 x 2.
     vae = AutoencoderKLWan(
         base_dim=160,
         decoder_base_dim=256,
@@ -158,6 +162,7 @@ def _random_wan(channels: int, dtype: torch.dtype) -> WanCodec:
 def observation(size: Size, seed: int, prompt: str = "put it there") -> Observation:
     """What a robot of `random_policy` would send."""
     rng = np.random.default_rng(seed)
+    # Of a camera's size, so that a request has to scale it to the canvas.
     image = rng.integers(0, 256, (240, 320, 3), np.uint8)
     return Observation(
         {"front": image}, rng.uniform(-0.5, 0.5, size.dims).astype(np.float32), prompt, seed=seed

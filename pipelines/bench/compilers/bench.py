@@ -51,6 +51,7 @@ class _Worker:
         """The answer of the process; a string when it failed."""
         try:
             self.connection.send(what)
+            # A compiler may hang; nobody waits for it for ever.
             if not self.connection.poll(limit_s):
                 return f"no answer in {limit_s:.0f} s"
             return self.connection.recv()
@@ -77,6 +78,7 @@ def bench_compilers(
             print(f"{engine}: {workers[-1].problem or 'ready'}", file=sys.stderr, flush=True)
         _measure([w for w in workers if not w.problem], rounds)
     finally:
+        # Closed pipes end the loops of those that listen; the others are killed.
         for worker in workers:
             worker.connection.close()
             worker.process.join(10)
@@ -104,6 +106,7 @@ def _start(engine: str, size: str, family: Family, threads: int, cache: Path) ->
     given = (theirs, engine, size, family, threads, str(cache))
     process = context.Process(target=_serve, args=given, daemon=True)
     process.start()
+    # Only the process holds that end now, so its death is the end of the pipe.
     theirs.close()
     worker, begin = _Worker(engine, process, ours), time.perf_counter()
     answer = worker.ask("build", _BUILD_LIMIT_S)
@@ -124,10 +127,12 @@ def _serve(
     from pipelines.bench.compilers.engines import ENGINES, Problem
 
     torch.set_num_threads(threads)
+    # The request to build: the clock of the other side starts with it.
     connection.recv()
     try:
         cases = ENGINES[engine](Problem.draw(size, family), threads, Path(cache))
         outputs = [cases["act"](), *cases["joint"]()]
+        # Copies, because an engine may give buffers that it writes to again.
         connection.send([x.numpy().copy() for x in outputs])
     except ModuleNotFoundError as error:
         connection.send(f"{error.name} is not installed (pip install {error.name})")
@@ -159,6 +164,7 @@ def _check(worker: _Worker, first: _Worker) -> None:
         return
     pairs = list(zip(worker.outputs, first.outputs, strict=True))
     worker.difference = max(float(abs(a - b).max() / abs(b).max()) for a, b in pairs)
+    # Written so that NaN counts as another number.
     if not worker.difference <= TOLERANCE:
         worker.problem = f"gives other numbers, {worker.difference:.0e} of the largest away"
 
@@ -173,6 +179,7 @@ def _measure(workers: Sequence[_Worker], rounds: int) -> None:
                 answer = worker.ask(case, _RUN_LIMIT_S)
                 if isinstance(answer, str):
                     raise GwpError(f"{worker.engine}, {case}: {answer}")
+                # The fastest: what else the machine does only makes a call slower.
                 worker.times[case].append(min(answer))
 
 
@@ -182,6 +189,7 @@ def _row(worker: _Worker, first: _Worker) -> dict[str, Any]:
     ms, ratio = {}, {}
     for case in CASES:
         ms[case] = _quartiles(worker.times[case])
+        # Round by round: a slow moment is in both numbers, and not in their ratio.
         shares = np.array(worker.times[case]) / np.array(first.times[case])
         ratio[case] = _quartiles(shares.tolist())
     return {

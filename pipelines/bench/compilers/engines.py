@@ -99,6 +99,7 @@ def _solver_cases(problem: Problem) -> Cases:
         text, ids = model.text_keys(problem.text), torch.zeros(1, dtype=torch.long)
         prefix = solver.observe(state, reference, text, ids)
         through = solver.acting(prefix)
+        # A cache of its own: the joint pass writes keys of state and reference as well.
         whole = solver.observe(state, reference, text, ids)
         together = model.prepare(tokens, whole.cache, text, ids)
     level, delta = solver.level(0), problem.deltas[0]
@@ -143,6 +144,7 @@ def _plain_cases(
         everything = joint.inputs(given, text, problem.sigmas[0], delta)
         prefix = compiled(clean, seen)
         cache = prefix(*seen)
+        # `[2 layers, 1, L, H, h]`: actions stand behind the L tokens of the prefix.
         plain = module(("A",), before=cache.shape[2])
         # What an Euler step takes between actions and cache.
         levels = [
@@ -169,10 +171,13 @@ def _plain_cases(
 
 def _inductor_options(threads: int) -> dict[str, Any]:
     return {
+        # Try kernels, its own and torch's, and keep the fastest.
         "max_autotune": True,
         "max_autotune_gemm_backends": "CPP,ATEN",
+        # Weights become constants, which it may pack.
         "freezing": True,
         "cpp.threads": threads,
+        # Multiplications and additions may be fused.
         "cpp.enable_floating_point_contract_flag": "fast",
     }
 
@@ -180,6 +185,7 @@ def _inductor_options(threads: int) -> dict[str, Any]:
 def _compile(problem: Problem, threads: int, _: Path) -> Cases:
     options = _inductor_options(threads) | {
         "cpp_wrapper": True,
+        # Shapes never change here, so nothing has to be checked before a call.
         "guard_filter_fn": torch.compiler.skip_all_guards_unsafe,
     }
     return _plain_cases(
@@ -206,8 +212,10 @@ def _openvino(problem: Problem, threads: int, _: Path) -> Cases:
 
     core = ov.Core()
     how = {
+        # Otherwise it computes in bf16 where the processor can.
         "INFERENCE_PRECISION_HINT": "f32",
         "PERFORMANCE_HINT": "LATENCY",
+        # All threads work on one request.
         "NUM_STREAMS": 1,
         "INFERENCE_NUM_THREADS": threads,
     }

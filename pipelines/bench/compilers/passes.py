@@ -55,6 +55,7 @@ class PlainPass(nn.Module):
         self.shapes = {g: shapes[g] for g in GROUPS if g in shapes}
         self.noisy = [g for g in self.shapes if g in ("A", "F")]
         tables = [rotary(model.config, g, shape) for g, shape in self.shapes.items()]
+        # Where each group stands in the stream of its expert, groups in canonical order.
         self.spans: dict[Group, _Span] = {}
         lengths: dict[str, int] = {}
         for group, (cos, _) in zip(self.shapes, tables, strict=True):
@@ -63,6 +64,7 @@ class PlainPass(nn.Module):
             lengths[expert] = start + len(cos)
             self.spans[group] = _Span(expert, start, lengths[expert])
         self.experts = list(lengths)
+        # Query segments: first and end among the own tokens, and how many keys they see.
         self.bounds: list[tuple[int, int, int]] = []
         end = 0
         for segment in SEGMENTS:
@@ -96,12 +98,14 @@ class PlainPass(nn.Module):
         for expert, condition in conditions.items():
             noisy = any(self.spans[g].expert == expert for g in self.noisy)
             both = getattr(self, f"level_{expert}") is not None
+            # The model counts noise in thousandths; a clean token is at 0.
             levels = [0.0, sigma] if both else [sigma if noisy else 0.0]
             keys = [torch.stack(layer[expert]) for layer in layers]
             inputs += [torch.stack(keys), *condition.time(torch.tensor([levels]) * 1000.0)]
         return (*inputs, torch.tensor([delta]), *past)
 
     def forward(self, *inputs: Tensor) -> Tensor | tuple[Tensor, ...]:
+        # Taken in the order in which `inputs` packs them.
         rest = list(inputs)
         given = {g: rest.pop(0) for g in self.shapes}
         text, time, mods = {}, {}, {}
@@ -117,9 +121,11 @@ class PlainPass(nn.Module):
             mine = [x for g, x in tokens.items() if self.spans[g].expert == expert]
             streams[expert] = torch.cat(mine, dim=1)
         pieces = tuple((s.expert, s.start, s.stop) for s in self.spans.values())
+        # Lengths of streams are not read by blocks, only their names.
         order = TokenOrder(
             dict.fromkeys(self.experts, 0), pieces, tuple(self.bounds), self.cos, self.sin
         )
+        # Keys and values of earlier tokens are in `past`, those of these tokens go here.
         cache: list[Tensor] = []
         for i, block in enumerate(self.model.blocks):
             assert isinstance(block, Block)

@@ -38,9 +38,11 @@ def bench_ingest(
     cached latents.
     """
     with tempfile.TemporaryDirectory(prefix="gwp-bench-") as scratch, counted_s3() as s3:
+        # Key frames 2 apart, as robot sets have them, and 60, as most other videos.
         sets = [str(Path(uri).resolve()) for uri in sets] or [
             made_set(Path(scratch), gop, (240, 320)) for gop in (2, 60)
         ]
+        # Before Ray starts, so that a wrong name is told at once.
         for uri in sets:
             if not Path(uri).is_dir():
                 raise GwpError(
@@ -95,12 +97,14 @@ def soak(samples: int, shape: Shape) -> dict[str, Any]:
     each tenth, and what was spilled.
     """
     with tempfile.TemporaryDirectory(prefix="gwp-bench-") as scratch:
+        # Small pictures and a small set: what grows then is what the stream itself keeps.
         uri = made_set(Path(scratch), 2, (64, 64), episodes=12, rows=150, cameras=1)
         small = replace(
             shape,
             canvas=(64, 64),
             chunk=4,
             stride=1,
+            # Rounded up to whole global batches.
             steps=-(-samples // (shape.batch * shape.workers)),
         )
         start_ray(small)
@@ -124,6 +128,7 @@ def soak(samples: int, shape: Shape) -> dict[str, Any]:
 def _by_tenth(seen: Sequence[dict[str, float]]) -> list[dict[str, float]]:
     """Medians of each tenth of what was seen; fewer than ten where less was seen."""
     edges = [i * len(seen) // 10 for i in range(11)]
+    # By number and not by time: the watch looks at even intervals.
     tenths = []
     for start, stop in pairwise(edges):
         part = seen[start:stop]

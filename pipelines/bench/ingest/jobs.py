@@ -59,6 +59,7 @@ def made_set(
         rng.integers(0, 200, (2 * h // 16 + 1, 2 * w // 16 + 1, 3), np.uint8),
         np.ones((16, 16, 1), np.uint8),
     )
+    # Twice as wide and high as a picture, so that there is room to wander.
     world = coarse[: 2 * h, : 2 * w] // 2 + grain // 32
     middle = np.array([h // 2, w // 2])
     axes = tuple(f"j{i}" for i in range(7))
@@ -102,6 +103,7 @@ def job_for(
     ended.
     """
     robots = None if whole else robots_at(Source(uri=uri))
+    # A LeRobot set keeps its videos there, which are plain clips by themselves.
     if whole and storage.exists(storage.join(uri, INFO)):
         uri = storage.join(uri, "videos")
     source: dict[str, Any] = {"uri": uri, "format": "clips"}
@@ -111,6 +113,7 @@ def job_for(
     if robots is not None:
         source = {"uri": uri, "embodiment": ROBOT}
         embodiments = {ROBOT: {}}
+        # Three views are composed as a T; a missing one stays grey.
         layout = "single" if len(robots.cameras) == 1 else "t"
         widest = max(len(robots.state_names), len(robots.action_names))
     return TrainJob.model_validate(
@@ -148,6 +151,7 @@ def prepared_for(job: TrainJob) -> PreparedRun:
     embodiments = resolve_embodiments(job, reader)
     manifest = manifest_of(job, embodiments, reader)
     spec = sample_spec(job, embodiments, compute_all_stats(job, embodiments, reader))
+    # Its folder, hashes and weights are never asked for.
     return PreparedRun("", job, manifest, manifest.fingerprint, spec, "", None)
 
 

@@ -58,6 +58,7 @@ def counted_s3() -> Iterator[CountedS3]:
     }
     # These would win over the settings above, and send what is measured elsewhere.
     foreign = ("AWS_ENDPOINT_URL_S3", "AWS_SESSION_TOKEN", "AWS_PROFILE", "AWS_DEFAULT_PROFILE")
+    # Of all of them, so that the end can put back what was there.
     before = {name: os.environ.get(name) for name in (*settings, *foreign)}
     with tempfile.TemporaryDirectory(prefix="gwp-bench-") as folder:
         server = Service(
@@ -73,7 +74,9 @@ def counted_s3() -> Iterator[CountedS3]:
             server.wait(60)
             for name in foreign:
                 os.environ.pop(name, None)
+            # Inherited by all processes that are started from here on.
             os.environ |= settings
+            # Moto asks for no signature.
             request = urllib.request.Request(f"{server.url}/{BUCKET}", method="PUT")  # noqa: S310  loopback
             urllib.request.urlopen(request, timeout=10).close()  # noqa: S310
             yield CountedS3(server.url)
@@ -98,6 +101,7 @@ def _serve(port: int) -> None:
     counts = {"requests": 0, "bytes": 0}
 
     def counting(environ: dict[str, Any], start_response: Any) -> Any:
+        # Ours, and not passed on: asking for counts does not count.
         if environ["PATH_INFO"] == _COUNTS:
             start_response("200 OK", [("Content-Type", "application/json")])
             return [json.dumps(counts).encode()]

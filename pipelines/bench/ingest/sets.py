@@ -80,12 +80,14 @@ class _SetBench:
         self._dataloaders(prepared, origin)
         self._note(f"stream {origin}", self._streamed(prepared, self.shape, self.frames, origin))
         rates = {"pyav": (before + self._bare()) / 2}
+        # Then what has no bare loop beside it: cached latents, and all frames of the videos.
         if self.scratch is not None:
             folder = self.scratch / "cache" / self.name
             self._note(f"cached {origin}", self._from_cache(prepared, origin, folder))
         whole, self.read_videos = _whole(prepared.job.data.sources[0].uri, self.videos, self.shape)
         for name, figures in whole.items():
             self._note(f"{name} {origin}", figures)
+        # The bare loops are in `rates` already, as the mean of both.
         for name, figures in self.sides.items():
             if name.endswith(origin) and name != "pyav disk":
                 rates[name.removesuffix(f" {origin}")] = figures["samples_per_s"]
@@ -103,6 +105,7 @@ class _SetBench:
         warm, measured = _as_packed(self.local, self.shape)
         side, self.frames = bare(warm, measured, self.local.spec, self.shape.cores)
         figures = _figures(side, self.frames, self.shape)
+        # What the ceiling itself decodes for each frame that it wants.
         figures["decoded_per_used"] = (side.decoded or 0) / self.frames
         self._note("pyav disk", figures)
         return float(side.rate)
@@ -110,6 +113,7 @@ class _SetBench:
     def _dataloaders(self, prepared: PreparedRun, origin: str) -> None:
         shape = self.shape
         every = blocks(prepared, 0, 0)
+        # Micro-batches stand in the order of steps, one per worker and step.
         first = shape.warm * shape.workers
         end = (shape.warm + shape.steps) * shape.workers
         # More frames than the stream has to decode: here no two micro-batches travel together.
@@ -135,6 +139,7 @@ class _SetBench:
             "peak_mb": watch.peak_mb,
             "store": store(),
         }
+        # S3 counts warm-up too, before and behind what is measured.
         all_frames = frames * (shape.steps + 2 * shape.warm) / shape.steps
         return figures | self._from_s3(before, origin, all_frames)
 
@@ -143,6 +148,7 @@ class _SetBench:
         soon through.
         """
         job = prepared.job
+        # Once for all origins, from wherever the first of them has the set.
         if not folder.exists():
             build_cache(job, str(folder), "bfloat16", 128.0, lambda *_, **__: None)
         uri = str(folder)
@@ -190,6 +196,7 @@ def _as_packed(prepared: PreparedRun, shape: Shape) -> tuple[list[pa.Table], lis
     warm: list[pa.Table] = []
     measured: list[pa.Table] = []
     for row in packed_blocks(prepared, planned(prepared, 0, 0)).to_pylist():
+        # A block belongs where its first micro-batch does.
         step = row["micro"][0]["first"] // (shape.batch * shape.workers)
         if step < shape.warm + shape.steps:
             part = warm if step < shape.warm else measured
@@ -258,9 +265,11 @@ def _whole(uri: str, videos: dict[str, Any], shape: Shape) -> tuple[dict[str, Fi
         return {}, "left out: it needs decord, which is not installed"
     if videos["codec"] != ["h264"]:
         return {}, f"left out: decord reads H.264, these are {', '.join(videos['codec'])}"
+    # `read_videos` knows files and no sets.
     root = storage.join(uri, "videos") if storage.exists(storage.join(uri, INFO)) else uri
     prepared = shape.prepared(root, whole=True, fps=videos["fps"])
     table = prepared.manifest.table
+    # Windows of 17 frames: a small set may not have enough for one global batch.
     if table.num_rows < shape.batch * shape.workers:
         return {}, "left out: the set has too few frames for a step of such windows"
     side, _ = stream(prepared, shape.warm)

@@ -49,6 +49,7 @@ def _side(f: dict[str, Any]) -> str:
         f"{f['samples_per_s_per_core']:7.1f} samples/s {f['frames_per_s_per_core']:8.1f} frames/s"
     )
     parts = [f"{f['samples_per_s']:8.1f} samples/s, per core {per_core}"]
+    # From here on what only some sides tell: bare loops know nothing of memory.
     if "decoded_per_used" in f:
         parts.append(f"{f['decoded_per_used']:.2f} decoded per used frame")
     if "opens_per_thousand" in f:

@@ -44,6 +44,7 @@ def stream(prepared: PreparedRun, warm: int) -> tuple[Side, float]:
     cluster = prepared.job.cluster
     workers = [_RemoteWorker.remote(rank, cluster.workers) for rank in range(cluster.workers)]
     try:
+        # Workers take seconds to start, which is no matter of the stream.
         ray.get([w.__ray_ready__.remote() for w in workers], timeout=120)
         begin = time.monotonic()
         data = dataset(prepared, 0, 0)

@@ -37,6 +37,7 @@ def _works(process: psutil.Process) -> bool:
     """Whether it is a worker of Ray or of torch, and not one of Ray's servers: the agents of a
     node are Python too, and only their command line says so.
     """
+    # `pt_`: what torch calls the processes of a DataLoader.
     if not process.name().startswith(("ray::", "python", "pt_")):
         return False
     return "agent" not in " ".join(process.cmdline())

@@ -37,6 +37,8 @@ def opened(uri: str) -> Iterator[Any]:
             ):
                 yield file
         else:
+            # For the error of storage where it is not there. HDF5 would lock the file to read
+            # it, too, which some network file systems refuse.
             with storage.open_read(uri) as handle:
                 path = handle.name
             with h5py.File(path, "r", locking=False, rdcc_nbytes=_CHUNKS) as file:

@@ -39,11 +39,13 @@ endings: tuple[str, ...] = EXTENSIONS
 usable_episodes = usable_by_metadata
 findings = no_findings
 _ACTIONS = [("action",), ("actions",)]
+# ALOHA, LIBERO, robomimic: the first of which all columns are there.
 _STATES = [
     ("observations/qpos",),
     ("obs/ee_states", "obs/gripper_states"),
     ("obs/robot0_eef_pos", "obs/robot0_eef_quat", "obs/robot0_gripper_qpos"),
 ]
+# robomimic writes the observations of the next step once more, pictures included.
 _DEMOS, _FOLLOWING = "data", "next_obs"
 _HINT = "ALOHA is customarily recorded at 50 Hz"
 _LOOKS, _EPISODES = 65536, 64
@@ -70,6 +72,8 @@ def hdf5_files(files: dict[str, int]) -> list[str]:
 
 
 def _natural(name: str) -> list[Any]:
+    # Texts and numbers in turn, so `episode_10` comes behind `episode_9`; the first entry of
+    # a part keeps numbers and texts from being compared.
     return [
         (0, int(part), "") if part.isdigit() else (1, 0, part) for part in re.split(r"(\d+)", name)
     ]
@@ -103,6 +107,8 @@ def read_set(uri: str, files: dict[str, int], source: SetSource, reader: FileRea
 
     with ThreadPoolExecutor(8 if storage.is_remote(uri) else 1) as pool:
         looks = list(pool.map(look_at, names))
+    # Files that can be read speak for the set; the others become episodes with a problem
+    # below.
     demos = [demo for look in looks if not isinstance(look, str) for demo in look[0]]
     if not demos:
         raise DataError(
@@ -119,10 +125,13 @@ def read_set(uri: str, files: dict[str, int], source: SetSource, reader: FileRea
     columns = list(dict.fromkeys(key for demo in demos for key in demo.vectors))
     state = choose_columns(uri, "state", source.state, _STATES, columns)
     action = choose_columns(uri, "action", source.action, _ACTIONS, columns)
+    # The width that most episodes have. Actions come first, for `_episode` counts rows by the
+    # first.
     widths = {
         k: Counter(d.vectors[k][1] for d in demos if k in d.vectors).most_common(1)[0][0]
         for k in (*action, *state)
     }
+    # A file that cannot be read takes a number, too: told as an episode with a problem.
     digest = hashlib.sha256()
     episodes: list[Episode] = []
     for name, look in zip(names, looks, strict=True):
@@ -159,10 +168,12 @@ def read_set(uri: str, files: dict[str, int], source: SetSource, reader: FileRea
 
 def _episode(index: int, file: str, demo: _Demo, fps: float, widths: dict[str, int]) -> Episode:
     counts = {k: demo.vectors[k][0] for k in widths if k in demo.vectors}
+    # Rows of the first column; of a set without vectors, pictures.
     length = next(iter(counts.values()), 0) or max(
         (n for _, n, _ in demo.pictures.values()), default=0
     )
     place = f"{file} {demo.prefix.rstrip('/')}".strip()
+    # Only labelled use needs them; `videos` are compared with the length in `format._reason`.
     wrong = [f"{place} has no column {k}" for k in widths if k not in demo.vectors]
     wrong += [
         f"{k} is {demo.vectors[k][1]} wide, that of the set {w}"
@@ -192,6 +203,7 @@ def _look(uri: str, size: int) -> _Index:  # noqa: ARG001
     """
     try:
         with opened(uri) as file:
+            # Many episodes below /data, or the file itself is one.
             group = member_of(file, _DEMOS) if _DEMOS in file else None
             parents = [file]
             if group is not None and hasattr(group, "keys"):
@@ -200,6 +212,7 @@ def _look(uri: str, size: int) -> _Index:  # noqa: ARG001
             found = tuple(
                 demo for parent in parents if (demo := _demo(parent)).vectors or demo.pictures
             )
+            # robomimic and LIBERO write attributes at /data, for all of it.
             rate, text = _about(group if parents != [file] else file)
     except DataError as error:
         return str(error).removeprefix(f"{uri}: ")
@@ -217,6 +230,8 @@ def _demo(parent: Any) -> _Demo:
         "" if parent.name == "/" else parent.name.strip("/") + "/",
         _line(parent.attrs.get("language_instruction")),
     )
+    # By shape and type alone: pictures, encoded pictures, vectors; what is neither is left
+    # out.
     for path, data in _datasets(parent, ""):
         if not data.shape:
             continue
@@ -252,6 +267,7 @@ def _encoded(path: str, data: Any, attrs: Any) -> bool:
         data.dtype.kind in "SO" and data.ndim == 1
     ):
         return False
+    # ALOHA says so in an attribute; else the first picture tells.
     return bool("/images/" in f"/{path}" and attrs.get("compress", False)) or (
         len(data) > 0 and _raw(data[0])[:4].startswith(_MAGIC)
     )
@@ -259,6 +275,8 @@ def _encoded(path: str, data: Any, attrs: Any) -> bool:
 
 def _raw(value: Any) -> bytes:
     return (
+        # Rows of uint8, fixed texts (numpy cuts zeros at their end, which no JPEG or PNG
+        # has), texts.
         value.tobytes()
         if isinstance(value, np.ndarray)
         else value
@@ -272,6 +290,8 @@ def _about(group: Any) -> tuple[float | None, str]:
     rate, text = None, _line(group.attrs.get("language_instruction"))
     for name in ("env_args", "problem_info"):
         try:
+            # robomimic's `env_args` have the rate, LIBERO's `problem_info` the instruction,
+            # whole or as words.
             about = json.loads(_line(group.attrs.get(name)) or "{}")
             rate = rate or about.get("env_kwargs", {}).get("control_freq")
             given = about.get("language_instruction", "")
@@ -297,6 +317,7 @@ def read_rows(
     """Rows of columns by full path, float64 `[count, width]`. DataError when the file cannot be
     read so.
     """
+    # All rows of the episode: its windows overlap, and several of them are read together.
     columns = reader.once(_EPISODES, _read_columns, part.uri, keys)
     return rows_of(columns, part.uri, first, count)
 
@@ -320,6 +341,7 @@ def open_pictures(
         data = file[key]
 
         def get(i: int) -> Any:
+            # HDF5 reads and unpacks the chunk around it, which may hold more pictures.
             value = data[i]
             return value if data.ndim == 4 else _raw(value)
 

@@ -52,9 +52,11 @@ def _read_table(uri: str, runs: bool) -> _Table:
         schema = parquet.schema_arrow
         types = dict(zip(schema.names, schema.types, strict=True))
         count = parquet.metadata.num_rows
+        # v2 has a file per episode, so nobody asks whose its rows are.
         if not runs or "episode_index" not in types:
             return _Table(types, count, None)
         indices = parquet.read(columns=["episode_index"])["episode_index"].combine_chunks()
+    # A few runs in place of a number per row: this is kept for every file of a set.
     found = pc.run_end_encode(indices, run_end_type=pa.int64())
     pairs = zip(found.values.to_pylist(), found.run_ends.to_pylist(), strict=True)
     return _Table(types, count, tuple(pairs))
@@ -65,11 +67,14 @@ class EpisodeCheck:
 
     def __init__(self, data: RobotSet, reader: FileReader) -> None:
         self.set, self.reader = data, reader
+        # By data file. A file of v2 holds one episode, whichever it is: -1 stands for it.
         self._rows: dict[str, dict[int, tuple[int, int]] | str] = {}
 
     def look(self, episodes: list[Episode], cameras: Sequence[str], vectors: bool) -> None:
         """Read what `check` will need, several files at a time where they are far away."""
         spans = [e.videos[c] for e in episodes for c in cameras if c in e.videos]
+        # Data files for rows, and for pictures that are a column (`key`); videos for the
+        # others.
         data = sorted({e.data_file for e in episodes if vectors} | {s.file for s in spans if s.key})
         videos = sorted({s.file for s in spans if not s.key})
         with ThreadPoolExecutor(8 if self.set.uri.startswith("s3://") else 1) as pool:
@@ -105,6 +110,7 @@ class EpisodeCheck:
         result: dict[int, tuple[int, int]] = {}
         start = 0
         for episode, end in table.runs:
+            # Rows are read from `first` on, as many as the episode has.
             if episode in result:
                 raise DataError(f"{file}: the rows of episode {episode} do not lie together")
             result[episode] = (start, end - start)
@@ -121,6 +127,7 @@ class EpisodeCheck:
                 f"{file} has no column episode_index, and {rows} rows where its episodes have "
                 f"{sum(e.length for e in held)}"
             )
+        # In the order of their numbers, as the format writes them.
         starts = np.cumsum([0, *(e.length for e in held)]).tolist()
         return {e.index: (start, e.length) for e, start in zip(held, starts, strict=False)}
 
@@ -161,8 +168,10 @@ class EpisodeCheck:
         if span.key:
             return
         info, fps = self.video(span.file), self.set.fps
+        # Rate and spacing first: only of an even video are frames known by counting.
         if isinstance(info, str):
             raise DataError(info)
+        # 1 %: `timed` takes care of clocks that are a little off, more is another rate.
         if abs(info.fps - fps) > 0.01 * fps:
             raise DataError(f"{span.file} runs at {info.fps:g} Hz, the set at {fps:g} Hz")
         if info.uneven > _UNEVEN:
@@ -172,6 +181,7 @@ class EpisodeCheck:
                 "of which row cannot be told; write it at a constant rate"
             )
         if not self.set.version.startswith("v3."):
+            # v2: a video per episode, all of it.
             frames = float(info.frames)
         elif span.end is not None:
             # Seconds of the rows, or of the file, whose clock may be a little off.
@@ -180,6 +190,7 @@ class EpisodeCheck:
                 key=lambda n: abs(n - episode.length),
             )
         else:
+            # Where the end is not stated only the start can be checked, below.
             frames = episode.length
         if abs(frames - episode.length) > 0.5:
             raise DataError(
@@ -203,6 +214,7 @@ class EpisodeCheck:
             span = videos[camera]
             info = self.video(span.file) if not span.key else ""
             if (
+                # Frames by which the two clocks are apart at the end of the file.
                 isinstance(info, VideoInfo)
                 and abs(info.fps - self.set.fps) * info.frames > _DRIFT * self.set.fps
             ):
@@ -237,11 +249,14 @@ def usable_episodes(
     check = EpisodeCheck(data, reader)
     check.look(episodes, cameras, source.labelled)
     good, bad = [], []
+    # Before the checks, which see the corrected starts. All episodes are counted, chosen or
+    # not, since they lie in one file.
     if data.version.startswith("v3."):
         episodes = mend_starts(data.episodes, episodes, cameras, data.fps, check.video)
     for episode in episodes:
         try:
             first = check.check(episode, cameras, source.labelled)
+            # Pictures beside the rows begin at the first row, which the check has found.
             good.append((check.timed(_placed(episode, first / data.fps), cameras), first))
         except DataError as error:
             bad.append((episode, str(error)))

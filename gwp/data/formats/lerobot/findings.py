@@ -39,6 +39,8 @@ def findings(
 
 def _check_counts(data: RobotSet, info: dict[str, Any]) -> Iterator[Finding]:
     """Counts of info.json that are not those of the set. info: its content."""
+    # Folders that hold rows. v3 has no `total_chunks` and no `total_videos`: what info.json
+    # does not state is not compared.
     chunks = {name.rsplit("/", 1)[0] for name in data.files if name.startswith("data/")}
     counts = {
         "total_episodes": len(data.episodes),
@@ -52,6 +54,7 @@ def _check_counts(data: RobotSet, info: dict[str, Any]) -> Iterator[Finding]:
             yield Finding(INFO, what, "ignored", "correct it for other readers")
     splits = info.get("splits")
     for name, span in (splits if isinstance(splits, dict) else {}).items():
+        # "0:90": end excluded.
         end = str(span).rpartition(":")[2]
         if end.isdigit() and int(end) > len(data.episodes):
             what = f"split '{name}' goes to {end}, the set has {len(data.episodes)} episodes"
@@ -66,6 +69,7 @@ def _check_features(data: RobotSet, info: dict[str, Any]) -> Iterator[Finding]:
         yield Finding(INFO, what, "repaired", "they are found by what follows")
     known = {*data.cameras, *data.absent}
     for key, feature in info["features"].items():
+        # `read_set` leaves out depth alone, so what is neither read nor absent is that.
         if feature.get("dtype") in ("video", "image") and key not in known:
             yield Finding(key, "depth pictures", "ignored", "only colour is read")
 
@@ -78,6 +82,8 @@ def _check_columns(
     episodes: those that are used, each with its first row in its file
     """
     check = EpisodeCheck(data, reader)
+    # Data file -> its columns and types; what the check of the episodes read is not read
+    # again.
     columns = {episode.data_file: check.columns(episode.data_file) for episode, _ in episodes}
     for name in (*_UNUSED, "episode_index"):
         lacking = sum(name not in types for types in columns.values())
@@ -88,6 +94,7 @@ def _check_columns(
             else:
                 yield Finding("data", what, "ignored", "nothing depends on it")
     for name in (*data.state_keys, *data.action_keys):
+        # Of lists too: their type is written with that of their items.
         wide = sum("double" in str(types.get(name, "")) for types in columns.values())
         if wide:
             what = f"stored with 64 bits in {wide} of {len(columns)} files"
@@ -108,6 +115,7 @@ def _check_clocks(
     for episode, first_row in episodes:
         part = FilePart(storage.join(data.uri, episode.data_file))
         rows = read_rows(part, first_row, episode.length, ("timestamp",), reader)
+        # [T], seconds. Where it starts and how it runs are two findings.
         clock = rows["timestamp"][:, 0]
         late += bool(abs(clock[0]) > _CLOCK_TOLERANCE_S)
         expected = np.arange(episode.length) / data.fps

@@ -31,5 +31,6 @@ def read_set(
     than the set.
     """
     data = read.read_set(uri, source.state, source.action, files)
+    # For its error alone: the rate is the one of info.json.
     source.rate(data.fps, "")
     return data

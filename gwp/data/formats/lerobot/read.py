@@ -67,8 +67,10 @@ def read_set(
             raise DataError(
                 f"{uri}: LeRobot format {version} is not read; convert the set to v2.1 or v3.0"
             )
+        # Also NaN, which JSON as Python reads it may hold.
         if not 0 < fps < float("inf"):
             raise DataError(f"{uri}: {INFO} says {fps:g} Hz; correct `fps` there")
+        # Paths of videos are corrected at once: whoever comes later finds them by name.
         read = _episodes_v3 if version.startswith("v3.") else _episodes_v2
         episodes = mend_paths(read(uri, info, files), files)
         columns = tuple(
@@ -97,17 +99,21 @@ def read_set(
         ) from error
     if not episodes:
         raise DataError(f"{uri}: the set has no episodes")
+    # A number twice would mix the rows of two episodes up.
     index, count = Counter(e.index for e in episodes).most_common(1)[0]
     if count > 1:
         raise DataError(
             f"{uri}: the metadata list episode {index} {count} times; remove all but one of them"
         )
+    # Names and sizes of what makes up the set; contents only of what says where episodes lie,
+    # for a corrected start leaves sizes as they are.
     digest = hashlib.sha256(raw)
     for name, size in sorted(files.items()):
         if name.startswith(("meta/", "data/", "video")):
             digest.update(f"{name}:{size}\n".encode())
         if "episodes" in name:
             digest.update(storage.read_bytes(storage.join(uri, name)))
+    # Declared cameras without any file are set aside, or every episode would lack something.
     absent = absent_cameras(episodes, cameras, files)
     cameras = {key: f for key, f in cameras.items() if key not in absent}
     return RobotSet(
@@ -154,6 +160,7 @@ def _names(feature: dict[str, Any], key: str) -> tuple[tuple[str, ...], bool]:
     """
     names, width = feature.get("names"), prod(feature["shape"])
     if isinstance(names, dict) and all(isinstance(v, int) for v in names.values()):
+        # {"x": 0, "y": 1}: names with their positions.
         names = sorted(names, key=names.__getitem__)
     flat = _flat(names)
     if len(flat) != width:
@@ -165,12 +172,14 @@ def _flat(names: Any) -> list[str]:
     if isinstance(names, dict):
         names = list(names.values())
     if isinstance(names, (list, tuple)):
+        # Lists in lists, and groups such as {"motors": [...]}, in their order.
         return [text for item in names for text in _flat(item)]
     return [] if names is None else [str(names)]
 
 
 def _instruction(tasks: Any, table: dict[int, str]) -> str:
     """The first entry that is an instruction; the set's only task where the episode names none."""
+    # Texts in the files of LeRobot, numbers of the table in some conversions.
     given = [table.get(t, "") if isinstance(t, int) else str(t) for t in tasks or []]
     real = [t for t in given if t.strip().lower() not in QUALITY_LABELS]
     if not given and len(table) == 1:
@@ -190,6 +199,8 @@ def _path(uri: str, info: dict[str, Any], template: str, **fields: Any) -> str:
     are put in, as they are or as whole numbers of a few digits.
     """
     text = str(info[template])
+    # A template may ask for attributes of what is put in, or for a width that fills the
+    # memory: neither is let through.
     for _, field, form, conversion in Formatter().parse(text):
         if field is None:
             continue
@@ -207,6 +218,7 @@ def _episodes_v2(uri: str, info: dict[str, Any], files: dict[str, int]) -> list[
         if "meta/tasks.jsonl" in files
         else {}
     )
+    # Of declared videos only: `video_path` may be null in a set that has none.
     keys = [k for k, f in info["features"].items() if f.get("dtype") == "video"]
     chunks = int(info.get("chunks_size") or 1000)
     episodes = []
@@ -252,6 +264,7 @@ def _episodes_v3(uri: str, info: dict[str, Any], files: dict[str, int]) -> list[
         n for n in files if n.startswith("meta/episodes/") and n.endswith(".parquet")
     ):
         for row in _read_parquet(storage.join(uri, name)).to_pylist():
+            # A camera may be off in some episodes; its columns are null there.
             shot = [k for k in keys if row.get(f"videos/{k}/file_index") is not None]
             videos = {k: _span_v3(uri, row, k, info) for k in shot}
             place = {"chunk_index": row["data/chunk_index"], "file_index": row["data/file_index"]}

@@ -19,9 +19,11 @@ def mend_paths(episodes: Iterable[Episode], files: dict[str, int]) -> list[Episo
     """
     below = defaultdict(list)
     for name in files:
+        # Name behind the first folder -> files that end so.
         below[name.partition("/")[2]].append(name)
 
     def found(span: VideoSpan) -> VideoSpan:
+        # One only: of two, either would be a guess.
         others = below[span.file.partition("/")[2]] if span.file not in files else []
         return replace(span, file=others[0]) if len(others) == 1 else span
 
@@ -35,6 +37,7 @@ def absent_cameras(
     episodes: Sequence[Episode], cameras: Iterable[str], files: dict[str, int]
 ) -> tuple[str, ...]:
     """Cameras that are declared, but of which there is no file at all, where others have some."""
+    # Where no camera has a file, the videos of the set are lost; then each episode says so.
     have = {c: any(e.videos[c].file in files for e in episodes if c in e.videos) for c in cameras}
     return tuple(c for c, there in have.items() if not there) if any(have.values()) else ()
 
@@ -50,6 +53,7 @@ def start_frames(episodes: Sequence[Episode], camera: str) -> dict[int, tuple[st
     starts = {}
     for file, held in by_file.items():
         at = 0
+        # By their recorded starts: those are off a little, but hardly out of order.
         for episode in sorted(held, key=lambda e: (e.videos[camera].start, e.index)):
             starts[episode.index] = file, at
             at += episode.length
@@ -72,6 +76,7 @@ def mend_starts(
     mended = {e.index: e for e in chosen}
     for camera in cameras:
         starts = start_frames(every, camera)
+        # File -> rows of all episodes in it.
         rows: dict[str, int] = defaultdict(int)
         for episode in every:
             if camera in episode.videos:
@@ -83,6 +88,7 @@ def mend_starts(
                 continue
             frame = starts[episode.index][1]
             if abs(span.start * fps - frame) > _OFF:
+                # `check` compares the length of the span, so the end moves with the start.
                 end = None if span.end is None else (frame + episode.length) / fps
                 videos = mended[episode.index].videos | {
                     camera: replace(span, start=frame / fps, end=end)

@@ -35,6 +35,7 @@ class _VideoFile:
     """One growing mp4 of one camera."""
 
     def __init__(self, folder: Path, fps: float, size: tuple[int, int], gop: int) -> None:
+        # Only for a name that is free: FFmpeg opens it by itself.
         handle, name = tempfile.mkstemp(dir=folder, suffix=".mp4")
         os.close(handle)
         self.path = Path(name)
@@ -52,11 +53,13 @@ class _VideoFile:
 
     def add(self, pictures: np.ndarray) -> None:
         for picture in pictures:
+            # The encoder gives packets when it has some, none for the first pictures.
             for packet in self._stream.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")):
                 self._container.mux(packet)
         self.frames += len(pictures)
 
     def close(self) -> Path:
+        # What it still holds; without this the last pictures would be missing.
         for packet in self._stream.encode():
             self._container.mux(packet)
         self._container.close()
@@ -90,6 +93,7 @@ class LeRobotWriter:
             raise DataError(f"{uri}: a set is there already; choose another place or remove it")
         if not cameras:
             raise DataError(f"{uri}: a set needs at least one camera")
+        # They become folders.
         relative_names(cameras, f"{uri}: camera", DataError)
         odd = [k for k, (h, w) in cameras.items() if h % 2 or w % 2]
         if odd:
@@ -98,10 +102,13 @@ class LeRobotWriter:
         self._names = {STATE: state_names, ACTION: action_names} if with_actions else {}
         self._limit, self._gop = video_mb * (1 << 20), gop
         self._scratch = tempfile.TemporaryDirectory(prefix="gwp-lerobot-")
+        # Per camera: the growing file, and the number of files before it.
         self._open: dict[str, _VideoFile] = {}
         self._files = dict.fromkeys(cameras, 0)
         self._episodes: list[dict[str, Any]] = []
         self._columns: dict[str, list[np.ndarray]] = {k: [] for k in self._names}
+        # How often each level was seen, per channel [3, 256]: pictures themselves are not
+        # kept.
         self._seen = {k: np.zeros((3, 256), np.int64) for k in cameras}
         self._pictures = 0
         self._tasks: dict[str, int] = {}
@@ -132,6 +139,7 @@ class LeRobotWriter:
 
         DataError when the episode is empty or does not fit the set; it is not added then.
         """
+        # All is checked before anything is written: a video cannot be taken back.
         vectors = {k: v for k, v in ((STATE, state), (ACTION, action)) if v is not None}
         if set(frames) != set(self._cameras) or set(vectors) != set(self._names):
             raise DataError(
@@ -140,6 +148,8 @@ class LeRobotWriter:
             )
         T = len(next(iter(frames.values())))
         self._check(T, frames, vectors)
+        # Of meta/episodes. Rows of all episodes are kept until `finish`, and go into one
+        # file.
         row: dict[str, Any] = {
             "episode_index": len(self._episodes),
             "tasks": [task],
@@ -153,6 +163,7 @@ class LeRobotWriter:
         }
         for key, pictures in frames.items():
             row |= self._add_video(key, pictures)
+            # A view of one row of `_seen`, changed in place.
             for channel, counts in enumerate(self._seen[key]):
                 counts += np.bincount(
                     pictures[::_PICTURES, ..., channel].reshape(-1), minlength=256
@@ -181,6 +192,8 @@ class LeRobotWriter:
                 raise DataError(f"{name}: holds values that are not finite")
 
     def _add_video(self, key: str, pictures: np.ndarray) -> dict[str, Any]:
+        # Between episodes only, so that an episode is in one file. The encoder may hold back
+        # some pictures, so files grow a little beyond the limit.
         if key in self._open and self._open[key].path.stat().st_size > self._limit:
             self._ship(key)
         if key not in self._open:
@@ -188,6 +201,7 @@ class LeRobotWriter:
                 Path(self._scratch.name), self._fps, self._cameras[key], self._gop
             )
         video, index = self._open[key], self._files[key]
+        # From a count and not a sum of seconds, which would drift over many episodes.
         start = video.frames / self._fps
         video.add(pictures)
         return {
@@ -212,9 +226,11 @@ class LeRobotWriter:
         """Write everything that is still open; DataError without an episode."""
         if not self._episodes:
             raise DataError(f"{self.uri}: no episode was recorded, nothing is written")
+        # Videos, tables, statistics, and at last info.json, which makes it a set.
         for key in list(self._open):
             self._ship(key)
         lengths = [e["length"] for e in self._episodes]
+        # [rows]: number of each row in its episode.
         frame = np.concatenate([np.arange(n) for n in lengths])
         columns: dict[str, Any] = {}
         for name, parts in self._columns.items():
@@ -235,6 +251,7 @@ class LeRobotWriter:
             "meta/episodes/chunk-000/file-000.parquet", pa.Table.from_pylist(self._episodes)
         )
         self._write_table("meta/tasks.parquet", _task_table(self._tasks))
+        # For other readers; ours computes its own under the window rule.
         stats = {name: _describe(np.concatenate(parts)) for name, parts in self._columns.items()}
         stats |= {
             key: _describe_pictures(counts, self._pictures) for key, counts in self._seen.items()
@@ -320,6 +337,8 @@ def _describe_pictures(counts: np.ndarray, pictures: int) -> dict[str, Any]:
     """Statistics of each channel, `[3, 1, 1]` in [0, 1], from how often each of the 256 levels
     was seen `[3, 256]`.
     """
+    # counts @ levels: sums over all pixels, without the pixels. Variance from two sums may
+    # come out below 0 by rounding.
     levels, total = np.arange(256) / 255, counts.sum(1)
     mean = counts @ levels / total
     share = np.cumsum(counts, axis=1) / total[:, None]
@@ -330,6 +349,7 @@ def _describe_pictures(counts: np.ndarray, pictures: int) -> dict[str, Any]:
         "mean": mean,
         "std": np.sqrt(np.maximum(counts @ levels**2 / total - mean**2, 0)),
     }
+    # The first level up to which that share of the pixels lies.
     values |= {name: levels[(share >= q).argmax(1)] for name, q in _QUANTILES.items()}
     return {k: np.reshape(v, (3, 1, 1)).tolist() for k, v in values.items()} | {"count": [pictures]}
 

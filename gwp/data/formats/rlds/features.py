@@ -13,6 +13,7 @@ def leaves_of(feature: dict[str, Any], name: str) -> Iterator[tuple[str, dict[st
         for key, inner in feature["featuresDict"]["features"].items():
             yield from leaves_of(inner, f"{name}/{key}" if name else key)
     elif "sequence" in feature:
+        # The outer sequence are the steps; others are lists of any length.
         if name == "steps":
             yield from leaves_of(feature["sequence"]["feature"], name)
     else:
@@ -32,6 +33,7 @@ def width_of(leaf: dict[str, Any]) -> int:
         or about.get("dtype") == "string"
     ):
         return 0
+    # An unknown side is -1; no dimensions at all are a scalar, of width 1.
     return max(0, prod(_dimensions(about)))
 
 
@@ -40,5 +42,6 @@ def is_picture(leaf: dict[str, Any]) -> bool:
     return (
         isinstance(about, dict)
         and about.get("dtype", "uint8") == "uint8"
+        # Three channels, or a shape that is not stated: depth and alpha are left out.
         and _dimensions(about)[2:] in ([], [3])
     )

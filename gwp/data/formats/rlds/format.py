@@ -47,10 +47,12 @@ signs = f"RLDS set ({FEATURES} beside *.tfrecord*)"
 endings: tuple[str, ...] = ()
 usable_episodes = usable_by_metadata
 findings = no_findings
+# `name-split.tfrecord-00000-of-00005`; a split in one file may lack the numbers.
 _SHARD = re.compile(r"(?:.+-)?([^-/]+)\.tfrecord(?:-(\d+)-of-(\d+))?")
 _STEPS = "steps/"
 _COUNTED = ("steps/is_first", "steps/is_last", "steps/is_terminal")
 """Scalars that every step has."""
+# Usual columns, the first that is there; without the `steps/` that all paths begin with.
 _STATES, _ACTIONS = [("observation/state",), ("observation/proprio",)], [("action",)]
 _TEXTS = (
     "steps/language_instruction",
@@ -89,6 +91,8 @@ def folder_of(uri: str, files: dict[str, int]) -> str | None:
         for n in files
         if n == FEATURES or n.endswith("/" + FEATURES)
     )
+    # A description without records is none; where the folder itself has both, those below it
+    # do not matter.
     found = [f for f in found if any(n.startswith(f) and ".tfrecord" in n for n in files)]
     if len(found) > 1 and "" not in found:
         raise DataError(f"{uri}: RLDS sets in {', '.join(found)}; name one of these folders")
@@ -116,9 +120,12 @@ def read_set(uri: str, files: dict[str, int], source: SetSource, reader: FileRea
     files = {
         n[len(folder) :].lstrip("/"): size for n, size in files.items() if n.startswith(folder)
     }
+    # RLDS does not state a rate.
     fps = source.rate(None, "e.g. 5 for BridgeData V2, 15 for DROID")
     raw = storage.read_bytes(storage.join(uri, FEATURES))
     try:
+        # Columns and pictures out of features.json; dataset_info.json, which may be missing,
+        # has the number of records of each shard.
         leaves = dict(leaves_of(json.loads(raw), ""))
         info = (
             json.loads(storage.read_bytes(storage.join(uri, "dataset_info.json")))
@@ -135,6 +142,7 @@ def read_set(uri: str, files: dict[str, int], source: SetSource, reader: FileRea
             if n.startswith(_STEPS) and (w := width_of(leaf))
         }
         images = [n for n, leaf in leaves.items() if n.startswith(_STEPS) and is_picture(leaf)]
+        # Version, and in place of the robot the name of the set: RLDS names no robot.
         named = str(info.get("version", "")), str(info.get("name") or "unknown")
     except (KeyError, ValueError, TypeError, AttributeError) as error:
         raise DataError(
@@ -142,9 +150,12 @@ def read_set(uri: str, files: dict[str, int], source: SetSource, reader: FileRea
         ) from error
     state = choose_columns(uri, "state", source.state, _STATES, list(widths))
     action = choose_columns(uri, "action", source.action, _ACTIONS, list(widths))
+    # `steps/observation/image_0` is camera `image_0`, read by the key `observation/image_0`.
     cameras = {
         n.removeprefix(_STEPS).removeprefix("observation/"): n.removeprefix(_STEPS) for n in images
     }
+    # Of the description and, while episodes are listed, of the checksum of each record. So
+    # the tuple has to be complete before the fingerprint is taken.
     digest = hashlib.sha256(raw)
     chosen = {k: widths[k] for k in (*state, *action)}
     episodes = tuple(
@@ -185,8 +196,11 @@ def _shards(source: SetSource, files: dict[str, int], expected: dict[str, list[i
         if found := _SHARD.fullmatch(name):
             shards = splits.setdefault(found[1], {})
             shards[int(found[2] or 0)] = name
+            # Shards that are not there get the names they would have: their loss is told, and
+            # episodes behind them keep their numbers.
             for i in range(int(found[3] or 0)):
                 shards.setdefault(i, re.sub(r"\d+(-of-\d+)$", rf"{i:05d}\1", name))
+    # Without a name there may be only one; a name has to be among them.
     if len(splits) > 1 if source.split is None else source.split not in splits:
         raise DataError(
             f"{source.uri}: the set has splits {', '.join(splits)}; name one of them in `split`"
@@ -228,6 +242,8 @@ def _episodes(
                     yield Episode(first + i, 0, name, {}, "", problem=f"{name} {record.problem}")
                 else:
                     yield _episode(first + i, name, record, fps, cameras, widths)
+            # What a shard lacks at its end becomes one episode with a problem; as many
+            # numbers as were lost stay free.
             wanted = lengths[number] if lengths else len(found) + bool(broken)
             if len(found) != wanted or broken:
                 reason = broken or f"has {len(found)} records, dataset_info.json says {wanted}"
@@ -244,6 +260,7 @@ def _episode(
     cameras: dict[str, str],
     widths: dict[str, int],
 ) -> Episode:
+    # One value per step in each of these; any will do.
     length = next((record.counts[n] for n in _COUNTED if n in record.counts), 0)
     videos = {
         camera: VideoSpan(
@@ -252,6 +269,7 @@ def _episode(
         for camera, key in cameras.items()
         if (part := record.pictures.get(_STEPS + key))
     }
+    # Values of all steps lie in one list, so a wrong number of them fits no step.
     wrong = [
         (
             f"{key} has {record.counts.get(_STEPS + key, 0)} numbers, {length} steps of {width} "
@@ -280,6 +298,8 @@ def _look(uri: str, size: int) -> tuple[tuple[_Record, ...], str]:
     found: list[_Record] = []
     with storage.open_read(uri) as handle:
         try:
+            # Where a record ends is known from its length, so a damaged one costs itself
+            # alone.
             for number, record in enumerate(records(handle, size)):
                 if record.whole:
                     found.append(_described(handle, record))
@@ -323,6 +343,7 @@ def read_rows(
     over. DataError.
     """
     place = (part.uri, part.offset, part.size or 0)
+    # All rows of the episode: its windows overlap, and several of them are read together.
     columns = reader.once(_EPISODES, _read_columns, *place, keys)
     return rows_of(columns, part.uri, first, count)
 
@@ -331,6 +352,7 @@ def _read_columns(uri: str, offset: int, size: int, keys: tuple[str, ...]) -> di
     with storage.open_read(uri, _AHEAD) as handle:
         try:
             there = features(handle, offset, size)
+            # [rows, width]; a list that does not divide is a ValueError, told below.
             rows = next((count(handle, there[n]) for n in _COUNTED if n in there), 0)
             return {k: numbers(handle, there[k]).reshape(rows, -1) for k in keys}
         except (DataError, KeyError, ValueError) as error:
@@ -349,6 +371,8 @@ def open_pictures(
     one. Errors as `open_read`.
     """
     uri, offset, size = part.uri, part.offset, part.size or 0
+    # Far away the whole list in one request, then its pictures from memory; here each from
+    # its place in the file.
     if storage.is_remote(uri):
         handle, shift = io.BytesIO(storage.read_ranges([uri], [offset], [offset + size])[0]), offset
     else:

@@ -16,7 +16,9 @@ from gwp.errors import DataError, GwpError
 
 BYTES, FLOATS, INTS = 1, 2, 3
 """Kinds of a feature: field numbers of `Feature`."""
+# Wire types of protobuf. 2 is a length and as many bytes: texts, messages, packed numbers.
 _VARINT, _FIXED64, _GROUP, _FIXED32 = 0, 1, 2, 5
+# Two varints, of up to 10 bytes each.
 _HEADER = 20
 """Bytes that hold a tag and a length."""
 _KEPT = 64 << 20
@@ -56,6 +58,8 @@ def masked_crc(data: bytes) -> int:
 
 
 def _masked(crc: int) -> int:
+    # TensorFlow's mask, rotated by 15 bits and shifted: a CRC of data with CRCs inside would
+    # say little.
     return ((crc >> 15 | crc << 17) + 0xA282EAD8) & 0xFFFFFFFF
 
 
@@ -75,6 +79,8 @@ def records(handle: Any, size: int) -> Iterator[Record]:
     """
     at = number = 0
     while at < size:
+        # Length and its checksum; 16 = these 12 and the 4 of the payload's checksum behind
+        # it.
         head = _read(handle, at, 12) if at + 12 <= size else b""
         if len(head) < 12:
             raise DataError(f"record {number} is cut off; the file is truncated")
@@ -96,6 +102,8 @@ def _record(handle: Any, start: int, size: int, number: int) -> Record:
     """
     kept = size <= _KEPT
     handle.seek(start)
+    # In pieces, so that a giant record takes no more memory than `_KEPT`. `payload` is the
+    # last of them, and handed on only where it is all.
     payload, crc = b"", 0
     for begin in range(0, size, _KEPT):
         payload = bytes(handle.read(min(_KEPT, size - begin)))
@@ -116,6 +124,7 @@ def _varint(data: bytes, at: int) -> tuple[int, int]:
     """Value and where it ends."""
     value = shift = 0
     while True:
+        # Ten bytes of 7 bits hold any number of 64.
         if at >= len(data) or shift > 63:
             raise DataError("holds no tf.train.Example")
         byte = data[at]
@@ -129,6 +138,7 @@ def _fields(handle: Any, start: int, end: int) -> Iterator[tuple[int, int, int, 
     """Number, wire type, start and end of each field of a message."""
     at = start
     while at < end:
+        # The head alone: a value is read by whoever wants it, so pictures are stepped over.
         head = _read(handle, at, min(_HEADER, end - at))
         tag, here = _varint(head, 0)
         number, wire = tag >> 3, tag & 7
@@ -149,6 +159,9 @@ def _fields(handle: Any, start: int, end: int) -> Iterator[tuple[int, int, int, 
 def features(handle: Any, start: int, size: int) -> dict[str, Field]:
     """Features of the Example at `start`, by name. DataError when it is none."""
     found: dict[str, Field] = {}
+    # Example { Features features = 1 }, Features { map<string, Feature> feature = 1 }:
+    # entries of a map are messages with key = 1 and value = 2. Feature has its list under the
+    # number of its kind.
     for number, _, a, b in _fields(handle, start, start + size):
         if number != 1:
             continue
@@ -179,6 +192,7 @@ def count(handle: Any, field: Field) -> int:
     """Number of values."""
     if field.kind == BYTES:
         return len(values(handle, field))
+    # Varints have no fixed length, so they are read to be counted.
     if field.kind == INTS:
         return len(numbers(handle, field))
     return sum((b - a) // 4 for _, _, a, b in _fields(handle, field.start, field.end))
@@ -189,6 +203,7 @@ def numbers(handle: Any, field: Field) -> np.ndarray:
     raw = _read(handle, field.start, field.end - field.start)
     if field.kind == FLOATS:
         # Unpacked, each value has a tag of one byte.
+        # All at once, for there may be many: a byte of tag, 4 of value.
         if raw[:1] == bytes([1 << 3 | _FIXED32]):
             cells = np.frombuffer(raw[: len(raw) // 5 * 5], np.uint8).reshape(-1, 5)
             return np.frombuffer(cells[:, 1:].tobytes(), "<f4").astype(np.float64)
@@ -204,5 +219,6 @@ def numbers(handle: Any, field: Field) -> np.ndarray:
         at = a - field.start
         while at < b - field.start:
             value, at = _varint(raw, at)
+            # Negative numbers are stored as two's complement of 64 bits.
             found.append(value - (1 << 64) if value >> 63 else value)
     return np.array(found, np.float64)
