@@ -185,7 +185,7 @@ def _action_levels(
     B, p = batch.actions.shape[:2]
     modes = objective.modes
     # ac-wm: all actions of the sample are clean, and none is learnt.
-    clean = torch.rand(B, generator=generator) < modes.ac_wm / max(modes.ac_wm + modes.wam, 1e-12)
+    clean = torch.rand(B, generator=generator) < modes.ac_wm / (modes.ac_wm + modes.wam)
     # Cloned, because rows of `expand` share memory and single actions are set below.
     level = torch.where(clean, torch.zeros_like(sigma), sigma)[:, None].expand(B, p).clone()
     learnt = (~clean)[:, None].expand(B, p).clone()

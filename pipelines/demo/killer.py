@@ -1,9 +1,11 @@
 """The accident of the demo: a training worker dies on the way, and the stage resumes."""
 
+import logging
 import os
 import signal
 import threading
 
+from gwp.errors import GwpError
 from pipelines.console import event
 from pipelines.training.watch import resumptions, worker_progress
 
@@ -22,21 +24,29 @@ class Killer(threading.Thread):
     def run(self) -> None:
         # The run folder is polled, because the stage says nothing to its caller on the way.
         while not self._over.wait(0.2):
-            reports = worker_progress(self._run)
-            if len(reports) > 1 and reports[-1]["step"] >= self._after:
+            try:
+                reports = worker_progress(self._run)
+                if len(reports) < 2 or reports[-1]["step"] < self._after:
+                    continue
                 victim = reports[-1]
                 os.kill(victim["pid"], signal.SIGKILL)
+            except (OSError, GwpError) as error:
+                # Storage may hiccup, and a worker may have ended by itself since it wrote.
+                logging.getLogger(__name__).warning("no worker was killed yet: %s", error)
+            else:
                 self._killed = victim["step"]
                 event("killed a training worker", pid=victim["pid"], step=victim["step"])
                 return
 
     def result(self, run: str) -> dict[str, int]:
-        """After the stage: the step of the kill and the one it resumed from; empty when either
-        did not happen.
+        """After the stage: the step of the kill and, where it resumed, the one it resumed from;
+        empty when nobody was killed.
         """
         self._over.set()
         self.join()
-        events = resumptions(run)
-        if self._killed is None or not events:
+        if self._killed is None:
             return {}
-        return {"killed_at_step": self._killed, "resumed_from_step": int(events[-1]["step"])}
+        steps = {"killed_at_step": self._killed}
+        if events := resumptions(run):
+            steps["resumed_from_step"] = int(events[-1]["step"])
+        return steps

@@ -234,7 +234,8 @@ class _Demo:
                     killer.start()
                 results[stage] = train(job)
             self.media.losses[stage] = metric_history(results[stage].run_id, "loss")
-            if killer and (killed := killer.result(results[stage].uri)):
+            killed = killer.result(results[stage].uri) if killer else {}
+            if "resumed_from_step" in killed:
                 self.media.resumed[stage] = [killed["killed_at_step"]]
         return results, killed
 

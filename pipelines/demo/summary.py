@@ -101,9 +101,9 @@ def shortfalls(summary: Mapping[str, Any]) -> list[str]:
                 f"{stage['last_loss']:.3g}"
             )
     if not summary["resume"]:
-        lines.append(
-            "no worker was killed and resumed from a checkpoint: the policy stage was over first"
-        )
+        lines.append("no worker was killed: the policy stage was over first")
+    elif "resumed_from_step" not in summary["resume"]:
+        lines.append("a worker was killed, and nothing resumed from a checkpoint")
     return lines + _fleet_shortfalls(summary["fleet"])
 
 
@@ -132,7 +132,9 @@ def environment() -> dict[str, str]:
 
     import torch
 
-    lines = Path("/proc/cpuinfo").read_text().splitlines()
+    # Linux alone has it.
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text().splitlines() if info.exists() else []
     models = [line.split(":")[1].strip() for line in lines if line.startswith("model name")]
     # ARM's kernels do not name the model.
     cpu = models[0] if models else "?"

@@ -3,6 +3,7 @@
 Who calls it: the demo. It knows the endpoint's address and nothing behind it.
 """
 
+import contextlib
 import multiprocessing as mp
 import os
 import queue
@@ -175,9 +176,7 @@ def run_fleet(
         stop.set()
         sampler.join(timeout=10)
     except threading.BrokenBarrierError as error:
-        raise GwpError(
-            "the robots did not get ready; see their messages above (is the `sim` extra installed?)"
-        ) from error
+        raise GwpError(f"the robots did not get ready: {_first_error(signals.events)}") from error
     finally:
         stop.set()
         # One that hangs must not hold up the end.
@@ -260,17 +259,29 @@ def _settle(result: FleetResult, settle_s: float) -> None:
         time.sleep(_SAMPLE_S)
 
 
+def _first_error(events: Any) -> str:
+    """What the first robot that failed before the barrier says."""
+    with contextlib.suppress(queue.Empty):
+        while True:
+            kind, value = events.get(timeout=1.0)
+            if kind == "error":
+                return str(value)
+    return f"not within {_READY_S:.0f} s; give fewer robots, or a machine with more cores"
+
+
 def _robot(url: str, robot: Robot, replan: int, max_steps: int, signals: _Signals) -> None:
     """One robot's process."""
-    from gwp.client import Client
-    from gwp.sim.metaworld import Env
-    from gwp.sim.rollout import run_episode
-
     os.nice(_NICENESS)
     events = signals.events
+    ready = False
     try:
+        from gwp.client import Client
+        from gwp.sim.metaworld import Env
+        from gwp.sim.rollout import run_episode
+
         env = Env(robot.task)
         signals.ready.wait(timeout=_READY_S)
+        ready = True
         # All leave the barrier together, so this clock is that of the fleet.
         start = time.monotonic()
         time.sleep(robot.join_s)
@@ -300,6 +311,9 @@ def _robot(url: str, robot: Robot, replan: int, max_steps: int, signals: _Signal
         env.close()
     except Exception as error:  # noqa: BLE001  a robot's end, whatever its cause, is part of the result
         events.put(("error", f"{robot.name}: {type(error).__name__}: {error}"))
+        if not ready:
+            # Whoever waits for this robot would wait for minutes.
+            signals.ready.abort()
     finally:
         events.put(("done", robot.name))
 

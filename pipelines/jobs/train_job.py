@@ -4,6 +4,7 @@ A job names its data mixture, modes and losses (`objective`), where its weights 
 and how it runs.
 """
 
+import math
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
@@ -154,8 +155,6 @@ class OptimizerConfig(BaseModel):
 
     def lr_at(self, step: int, total: int) -> float:
         """Learning rate of optimiser step `step` (from 0) of `total`."""
-        import math
-
         # From step 0 on, which has a share of the rate already: at 0 it would learn nothing.
         if step < self.warmup_steps:
             return self.lr * (step + 1) / self.warmup_steps

@@ -161,7 +161,7 @@ class RunLog:
             self._client = self._client or client(self._uri)
             while files:
                 # Oldest first: the last status of the run must win.
-                replay(files[0], self._uri)
+                replay(files[0], self._uri, running=True)
                 files.pop(0)
             _apply(self._client, records)
             return False
@@ -190,9 +190,12 @@ class RunLog:
         self.spilled += len(records)
 
 
-def replay(spill: str | Path, uri: str | None = None) -> int:
+def replay(spill: str | Path, uri: str | None = None, *, running: bool = False) -> int:
     """Send what a `RunLog` left in a file (or in every file of a folder), oldest first, and
     remove it; returns how many records.
+
+    `running`: the run still goes on. Otherwise a start that was noted in the file is old news,
+    and the run keeps the status that it has.
     """
     path = Path(spill)
     if not path.exists():
@@ -200,9 +203,10 @@ def replay(spill: str | Path, uri: str | None = None) -> int:
     count = 0
     for file in sorted(path.glob("*.jsonl")) if path.is_dir() else [path]:
         records = [json.loads(line) for line in file.read_text().splitlines()]
+        sent = [r for r in records if running or r.get("status") != "RUNNING"]
         # Removed when MLflow has taken all of it; a record sent twice does no harm.
         with explained(uri):
-            _apply(client(uri), records)
+            _apply(client(uri), sent)
         file.unlink()
         count += len(records)
     return count

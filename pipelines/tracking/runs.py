@@ -126,13 +126,25 @@ def create_run(
                 return opened
         if parents:
             labels[PARENT_TAG] = ",".join(parents)
-            if mlflow.get_run(parents[-1]).info.experiment_id == experiment_id:
-                # The UI nests runs of one experiment only.
+            # The UI nests runs of one experiment only.
+            if _holds(mlflow, experiment_id, parents[-1]):
                 labels[_NESTING_TAG] = parents[-1]
         # Tags go with the call, so no run is ever without its key.
         run_id = mlflow.create_run(experiment_id, tags=labels, run_name=name).info.run_id
         log_params(run_id, params)
         return str(run_id)
+
+
+def _holds(mlflow: "MlflowClient", experiment_id: str, run_id: str) -> bool:
+    """Whether a run is one of this experiment: weights may come from another MLflow's."""
+    from mlflow.exceptions import MlflowException
+
+    try:
+        return bool(mlflow.get_run(run_id).info.experiment_id == experiment_id)
+    except MlflowException as error:
+        if error.error_code == "RESOURCE_DOES_NOT_EXIST":
+            return False
+        raise
 
 
 def find_run(experiment: str, key: str) -> str | None:

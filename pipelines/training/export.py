@@ -24,6 +24,8 @@ def write_final(
     `init` takes.
     """
     final = storage.join(prepared.uri, "final")
+    # A run without an average has its own weights only.
+    weights = weights if prepared.job.engine.ema_decay else "raw"
     with tempfile.TemporaryDirectory(prefix="gwp-final-") as scratch:
         folder = Path(scratch)
         state = _state(checkpoint, folder / "checkpoint")
@@ -31,7 +33,7 @@ def write_final(
         save_weights(
             out / "model",
             prepared.job.model_config_,
-            _weights(state, weights if prepared.job.engine.ema_decay else "raw"),
+            _weights(state, weights),
         )
         for part in ("codec", "text"):
             storage.download(storage.join(prepared.uri, part), out / part)

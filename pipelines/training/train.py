@@ -125,7 +125,8 @@ def _run_of(prepared: PreparedRun) -> str:
     params = job.model_dump(mode="json")
     run_id = create_run(job.run.experiment, name, params, prepared.uri, _parents(prepared), key=key)
     manifest = prepared.manifest
-    log_inputs(run_id, prepared.fingerprint, len(manifest), len(manifest.skipped))
+    sources = [source.uri for source in job.data.sources]
+    log_inputs(run_id, prepared.fingerprint, len(manifest), len(manifest.skipped), sources)
     storage.write_bytes(note, run_id.encode())
     return run_id
 

@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from gwp import storage
+from gwp.errors import GwpError
 from pipelines.console import progress
 from pipelines.jobs.resolve import run_uri
 from pipelines.jobs.train_job import TrainJob
@@ -44,7 +45,15 @@ def shown(job: TrainJob) -> Iterator[None]:
 
     def follow(update: Any) -> None:
         while not stop.wait(_POLL_S):
-            reports = worker_progress(run)
+            try:
+                reports = worker_progress(run)
+            except (OSError, GwpError):
+                # A display that storage does not serve shows the last it had; training is told
+                # of it by its own calls.
+                continue
+            # A rank that an earlier, larger attempt had would hold the bar at its last step.
+            newest = max((r["attempt"] for r in reports), default=0)
+            reports = [r for r in reports if r["attempt"] == newest]
             if reports:
                 first = reports[0]
                 figures = {

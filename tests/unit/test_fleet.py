@@ -2,11 +2,13 @@
 ends early leaves behind.
 """
 
+import time
 from typing import Any
 
 import numpy as np
 import pytest
 
+from gwp.errors import GwpError
 from gwp.sim.metaworld import EMBODIMENT
 from pipelines.evaluation.fleet import Robot, run_fleet
 from tests.unit.gwp.client.test_client import METADATA, Peer, url
@@ -92,3 +94,11 @@ def test_a_fleet_whose_time_is_over_says_so_and_keeps_what_it_saw(peer: Peer) ->
     assert [e["robot"] for e in result.episodes] == ["first"]
     assert result.scaling == {"asked_s": None, "up_s": None, "down_s": None}
     assert result.failed == 1
+
+
+def test_a_robot_that_cannot_start_ends_the_wait_and_is_named(peer: Peer) -> None:
+    robots = [Robot("good", TASK, (1,)), Robot("bad", "no-such-task", (2,))]
+    begin = time.monotonic()
+    with pytest.raises(GwpError, match=r"did not get ready: bad: .*no-such-task"):
+        run_fleet(url(peer), robots, replan=6, max_steps=12, timeout_s=200)
+    assert time.monotonic() - begin < 120

@@ -121,8 +121,9 @@ def _serve(
     connection: Connection, engine: str, size: str, family: Family, threads: int, cache: str
 ) -> None:
     """One engine: builds its passes, then times the cases that it is asked for."""
-    # Before torch looks at them: what TorchInductor has compiled and measured is kept.
+    # What TorchInductor has compiled and measured is kept.
     os.environ["TORCHINDUCTOR_CACHE_DIR"] = cache
+    # torch is imported already and takes `set_num_threads`; libraries loaded later read this.
     os.environ["OMP_NUM_THREADS"] = str(threads)
     from pipelines.bench.compilers.engines import ENGINES, Problem
 

@@ -3,13 +3,19 @@ when replicas came and went.
 """
 
 import copy
+import json
+import signal
+import subprocess
+import time
 from dataclasses import asdict, replace
 from itertools import pairwise
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from pipelines.cli import main
+from pipelines.demo.killer import Killer
 from pipelines.demo.size import CUTS, FULL, PROMISED_S, QUICK, Machine, Size, expected_s, plan
 from pipelines.demo.summary import fleet_figures, shortfalls
 from pipelines.evaluation.fleet import FleetResult
@@ -126,7 +132,8 @@ def test_a_demo_that_showed_everything_says_nothing_and_succeeds() -> None:
         (("stages", "world", "last_loss"), 2.0, "loss of stage world did not fall: 2 to 2"),
         (("stages", "policy", "last_loss"), float("nan"), "loss of stage policy did not fall"),
         (("stages", "embodied", "steps"), 12, "stage embodied ended at step 12 of 300"),
-        (("resume",), {}, "no worker was killed and resumed"),
+        (("resume",), {}, "no worker was killed: the policy stage"),
+        (("resume",), {"killed_at_step": 190}, "a worker was killed, and nothing resumed"),
         (
             ("fleet", "scaling"),
             {"asked_s": None, "up_s": None, "down_s": None},
@@ -160,3 +167,23 @@ def test_the_help_tells_the_exit_codes(capsys: pytest.CaptureFixture[str]) -> No
     told = " ".join(capsys.readouterr().out.split())
     assert "exit code: 0 everything that the demo shows happened" in told
     assert "3 it ran to its end and something did not happen" in told
+
+
+def test_a_worker_that_is_killed_and_does_not_resume_is_told(tmp_path: Path) -> None:
+    """The first report names a process that is gone: the killer goes on looking."""
+    with subprocess.Popen(["sleep", "60"]) as gone, subprocess.Popen(["sleep", "60"]) as worker:
+        gone.kill()
+        gone.wait()
+        progress = tmp_path / "progress"
+        progress.mkdir()
+        for rank in range(2):
+            report = {"step": 99, "pid": gone.pid}
+            (progress / f"rank-{rank}.json").write_text(json.dumps(report))
+        killer = Killer(str(tmp_path), 10)
+        killer.start()
+        time.sleep(1)
+        whole = tmp_path / "next"
+        whole.write_text(json.dumps({"step": 99, "pid": worker.pid}))
+        whole.replace(progress / "rank-1.json")
+        assert worker.wait(30) == -signal.SIGKILL
+        assert killer.result(str(tmp_path)) == {"killed_at_step": 99}

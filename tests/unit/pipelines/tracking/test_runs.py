@@ -103,6 +103,23 @@ def test_a_dead_server_loses_nothing(store: str, tmp_path: Path) -> None:
     assert not list((tmp_path / "spill").iterdir())
 
 
+def test_what_is_sent_late_does_not_open_a_run_again(store: str, tmp_path: Path) -> None:
+    run_id = _run(tmp_path)
+    log = RunLog(run_id, "http://127.0.0.1:9", tmp_path / "spill")
+    log.log_metrics(1, {"loss": 1.0})
+    log.flush()
+    tracking.finish_run(run_id, {}, "FAILED")
+    replay(tmp_path / "spill")
+    assert _history(run_id, "loss") == [(1, 1.0)]
+    assert tracking.client().get_run(run_id).info.status == "FAILED"
+
+
+def test_a_parent_in_another_mlflow_is_named_and_not_asked(store: str, tmp_path: Path) -> None:
+    parent = "0" * 32
+    run_id = tracking.create_run("gwp", "policy/a", {}, str(tmp_path), (parent,))
+    assert tracking.client().get_run(run_id).data.tags[tracking.PARENT_TAG] == parent
+
+
 def test_the_next_attempt_sends_what_the_last_could_not(store: str, tmp_path: Path) -> None:
     run_id = _run(tmp_path)
     before = RunLog(run_id, "http://127.0.0.1:9", tmp_path / "spill")
