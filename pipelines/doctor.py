@@ -211,15 +211,17 @@ def rendering(timeout_s: float = 60.0) -> Check:
 
 
 def compiler() -> Check:
-    # Set, it is the one that builds take.
-    named = os.environ.get("CXX")
-    names = [named] if named else ["c++", "g++", "clang++"]
-    paths = [path for name in names if (path := shutil.which(name))]
+    from gwp.native.build import compiler_command
+
+    try:
+        path = shutil.which(compiler_command()[0])
+    except OSError:
+        path = None
     return _ok_or(
-        bool(paths),
+        path is not None,
         "warn",
         "c++ compiler",
-        paths[0] if paths else "none",
+        path or "none",
         "install g++: acting on a CPU and DeepSpeed's CPU Adam build code when they start",
     )
 

@@ -68,15 +68,13 @@ def compiled(name: str, flags: tuple[str, ...] = _FLAGS) -> Path:
 
     OSError or SubprocessError with what the compiler said.
     """
-    compiler = os.environ.get("CXX") or next((c for c in ("g++", "c++") if shutil.which(c)), None)
-    if compiler is None:
-        raise OSError("no C++ compiler; install g++")
+    compiler = compiler_command()
     here, code = Path(__file__).parent, CODE[name]
     flags = (*flags, *code.flags, *shlex.split(os.environ.get(FLAGS, "")))
     about = [
         *((here / source).read_text() for source in code.sources),
         *flags,
-        compiler,
+        *compiler,
         platform.machine(),
         _processor(),
     ]
@@ -87,7 +85,7 @@ def compiled(name: str, flags: tuple[str, ...] = _FLAGS) -> Path:
         with tempfile.TemporaryDirectory(dir=folder) as scratch:
             fresh = Path(scratch) / file
             done = subprocess.run(
-                [compiler, *flags, "-o", str(fresh), str(here / code.sources[-1])],
+                [*compiler, *flags, "-o", str(fresh), str(here / code.sources[-1])],
                 capture_output=True,
                 text=True,
                 timeout=_LIMIT_S,
@@ -96,13 +94,26 @@ def compiled(name: str, flags: tuple[str, ...] = _FLAGS) -> Path:
             if done.returncode:
                 lines = done.stderr.strip().splitlines() or [f"exit code {done.returncode}"]
                 raise subprocess.SubprocessError(
-                    f"{compiler}: {next((x for x in lines if 'error' in x), lines[-1])}"
+                    f"{shlex.join(compiler)}: {next((x for x in lines if 'error' in x), lines[-1])}"
                 )
             # Whatever the umask is.
             fresh.chmod(0o700)
             # Whole or not there, whoever else compiles at the same time.
             fresh.replace(target)
     return target
+
+
+def compiler_command() -> list[str]:
+    """What compiles: CXX, which may bring arguments (`ccache g++`), or the first that is there.
+
+    OSError when there is none.
+    """
+    if named := shlex.split(os.environ.get("CXX", "")):
+        return named
+    there = next((name for name in ("g++", "c++", "clang++") if shutil.which(name)), None)
+    if there is None:
+        raise OSError("no C++ compiler; install g++")
+    return [there]
 
 
 def _ours(library: Path) -> bool:

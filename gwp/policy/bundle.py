@@ -95,7 +95,7 @@ def seal(folder: str | Path) -> str:
     BundleError for names and links that `read_bundle` would refuse.
     """
     folder = Path(folder)
-    names = sorted(name for name in _names(folder) if name.rpartition("/")[2] != MANIFEST)
+    names = sorted(name for name in _names(folder) if name != MANIFEST)
     check_files(str(folder), names, BundleError)
     files = {
         name: {"sha256": sha256_file(folder / name), "size": (folder / name).stat().st_size}
@@ -128,10 +128,10 @@ def read_bundle(uri: str | Path) -> Bundle:
             settings=PolicyConfig.model_validate_json((folder / "policy.json").read_text()),
             embodiments={
                 n: Embodiment.model_validate(e)
-                for n, e in _json(folder / "embodiments.json").items()
+                for n, e in _mapping(folder / "embodiments.json", uri).items()
             },
-            stats=_json(folder / "stats.json"),
-            lineage=_json(folder / "lineage.json"),
+            stats=_mapping(folder / "stats.json", uri),
+            lineage=_mapping(folder / "lineage.json", uri),
         )
     except FileNotFoundError as error:
         raise BundleError(
@@ -164,8 +164,14 @@ def _names(folder: Path) -> set[str]:
     return {path.relative_to(folder).as_posix() for path in files}
 
 
-def _json(path: Path) -> dict[str, Any]:
-    loaded: dict[str, Any] = json.loads(path.read_text())
+def _mapping(path: Path, uri: str) -> dict[str, Any]:
+    """A JSON object of the bundle at `uri`."""
+    try:
+        loaded = json.loads(path.read_text())
+    except (ValueError, RecursionError):
+        loaded = None
+    if not isinstance(loaded, dict):
+        raise BundleError(f"{uri}: {path.name} is not a JSON object; export the policy again")
     return loaded
 
 

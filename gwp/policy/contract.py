@@ -8,7 +8,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any, NoReturn
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field
 
 from gwp import storage
 from gwp.data.canvas import Canvas
@@ -84,7 +84,7 @@ class PolicyContract(BaseModel):
             raise BundleError(
                 f"{uri}: {error}; this is not a whole policy bundle (make one with `gwp export`)"
             ) from error
-        except (ValueError, KeyError, TypeError, ValidationError) as error:
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             why = type(error).__name__
             raise BundleError(
                 f"{uri}: not a policy bundle of this version ({why}); export the policy again"

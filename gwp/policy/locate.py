@@ -7,6 +7,7 @@ move.
 """
 
 import base64
+import http.client
 import json
 import os
 import re
@@ -56,10 +57,9 @@ def locate(uri: str) -> tuple[str, dict[str, str]]:
             "give the bundle's own URI"
         )
     if alias is not None:
-        reply = _get(tracking, "registered-models/alias", uri, name=name, alias=alias)
+        model_version = _get(tracking, "registered-models/alias", uri, name=name, alias=alias)
     else:
-        reply = _get(tracking, "model-versions/get", uri, name=name, version=str(version))
-    model_version = reply["model_version"]
+        model_version = _get(tracking, "model-versions/get", uri, name=name, version=str(version))
     # `gwp promote` tags versions with the policy id, which `Policy.load` compares.
     tags = {tag["key"]: tag.get("value", "") for tag in model_version.get("tags", [])}
     fields = {
@@ -73,23 +73,28 @@ def locate(uri: str) -> tuple[str, dict[str, str]]:
 
 
 def _get(tracking: str, path: str, uri: str, **query: str) -> dict[str, Any]:
+    """A model version as the server at `tracking` describes it."""
     url = f"{tracking.rstrip('/')}/api/2.0/mlflow/{path}?{urllib.parse.urlencode(query)}"
     request = urllib.request.Request(url, headers=_credentials())  # noqa: S310  the scheme was checked by the caller
     try:
         with urllib.request.urlopen(request, timeout=_TIMEOUT_S) as response:  # noqa: S310
-            reply: dict[str, Any] = json.load(response)
-            return reply
+            reply = json.load(response)
+        model_version: dict[str, Any] = reply["model_version"]
+        if not {"version", "source"} <= model_version.keys():
+            raise KeyError("version, source")
+        return model_version
     except urllib.error.HTTPError as error:
         # Before URLError, of which it is a kind.
         raise GwpError(_explained(uri, tracking, error)) from error
-    except (urllib.error.URLError, TimeoutError, ConnectionError) as error:
+    except (OSError, http.client.HTTPException) as error:
+        # URLError and time-outs are kinds of OSError.
         reason = getattr(error, "reason", error)
         raise GwpError(
             f"{uri}: the MLflow server at {tracking} does not answer ({reason}); check "
             "MLFLOW_TRACKING_URI"
         ) from error
-    except ValueError as error:
-        # No JSON: a web page may answer at that address, with 200.
+    except (ValueError, LookupError, TypeError, AttributeError) as error:
+        # No JSON, or another's: a web page may answer at that address, with 200.
         raise GwpError(
             f"{uri}: {tracking} answers, but not as an MLflow server; check MLFLOW_TRACKING_URI"
         ) from error
@@ -104,7 +109,10 @@ def _explained(uri: str, tracking: str, error: urllib.error.HTTPError) -> str:
         )
     try:
         body = json.loads(error.read())
-    except ValueError:
+    except (ValueError, OSError, http.client.HTTPException):
+        body = None
+    if not isinstance(body, dict):
+        # Of a proxy, not of MLflow.
         body = {}
     # MLflow calls an unknown name missing, an unknown alias an invalid parameter.
     if body.get("error_code") in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):

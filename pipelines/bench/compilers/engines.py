@@ -188,10 +188,17 @@ def _compile(problem: Problem, threads: int, _: Path) -> Cases:
         # Shapes never change here, so nothing has to be checked before a call.
         "guard_filter_fn": torch.compiler.skip_all_guards_unsafe,
     }
-    return _plain_cases(
-        problem,
-        lambda module, _: torch.compile(module, dynamic=False, fullgraph=True, options=options),
-    )
+
+    def compiled(module: PlainPass, _: object) -> _Pass:
+        def run(*inputs: Tensor) -> Any:
+            return module(*inputs)
+
+        # What is compiled is kept with the code object, and unguarded the first entry is taken:
+        # each pass needs a code object of its own.
+        run.__code__ = run.__code__.replace()
+        return torch.compile(run, dynamic=False, fullgraph=True, options=options)
+
+    return _plain_cases(problem, compiled)
 
 
 def _aoti(problem: Problem, threads: int, cache: Path) -> Cases:

@@ -5,10 +5,12 @@ import os
 import shutil
 import socket
 import sys
+from pathlib import Path
 
 import pyarrow as pa
 import pytest
 
+from gwp.native.build import compiled
 from pipelines import cli, doctor
 from pipelines.doctor import Check
 
@@ -82,3 +84,13 @@ def test_exit_code_and_json(
     }
     assert cli.main(["doctor"]) == code
     assert ("mend it" in capsys.readouterr().out) == (status != "ok")
+
+
+def test_a_compiler_may_bring_arguments(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    wrapper = tmp_path / "wrapper"
+    wrapper.write_text('#!/bin/sh\nexec "$@"\n')
+    wrapper.chmod(0o755)
+    monkeypatch.setenv("CXX", f"{wrapper} g++")
+    monkeypatch.setenv("GWP_CACHE", str(tmp_path / "cache"))
+    assert (doctor.compiler().status, doctor.compiler().detail) == ("ok", str(wrapper))
+    assert compiled("pictures").is_file()

@@ -15,7 +15,7 @@ from gwp.data.canvas import Canvas
 from gwp.data.embodiment import Embodiment
 from gwp.data.window import Window
 from gwp.errors import BundleError, ObservationError
-from gwp.policy.bundle import MANIFEST, PolicyConfig, seal
+from gwp.policy.bundle import MANIFEST, PolicyConfig, read_bundle, seal
 from gwp.policy.contract import PolicyContract
 from gwp.protocol.messages import Observation
 from gwp.protocol.msgpack_numpy import packb, unpackb
@@ -223,3 +223,24 @@ def test_what_is_no_bundle_is_refused(bundle: Path, text: str) -> None:
     (bundle / MANIFEST).write_text(text)
     with pytest.raises(BundleError, match="not a policy bundle"):
         PolicyContract.read(str(bundle))
+
+
+@pytest.mark.parametrize("text", ["[]", "7", '{"arm": []}', "[" * 100_000])
+def test_sealed_nonsense_is_refused_by_every_reader(bundle: Path, text: str) -> None:
+    for name in ("stats.json", "lineage.json"):
+        (bundle / name).write_text("{}")
+    (bundle / "embodiments.json").write_text(text)
+    seal(bundle)
+    for read in (PolicyContract.read, read_bundle):
+        with pytest.raises(BundleError, match="export the policy again"):
+            read(str(bundle))
+
+
+def test_a_bundle_may_hold_another_manifest_further_down(bundle: Path) -> None:
+    for name in ("stats.json", "lineage.json", "text/MANIFEST.json"):
+        (bundle / name).parent.mkdir(exist_ok=True)
+        (bundle / name).write_text("{}")
+    seal(bundle)
+    assert read_bundle(bundle).settings == PolicyConfig.model_validate_json(
+        (bundle / "policy.json").read_text()
+    )

@@ -214,3 +214,27 @@ def test_finding_a_policy_needs_a_server_and_shows_credentials(
         server.shutdown()
     with pytest.raises(GwpError, match="does not answer"):
         locate("models:/my arm@champion")
+
+
+@pytest.mark.parametrize("code", [200, 404, 500])
+@pytest.mark.parametrize("body", ["[]", "3", '"x"', '{"model_version": {}}', "<html>", "{"])
+def test_whatever_a_server_answers_is_one_clear_error(
+    code: int, body: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Server(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_response(code)
+            # One byte more than comes.
+            self.send_header("Content-Length", str(len(body) + (body == "{")))
+            self.end_headers()
+            self.wfile.write(body.encode())
+
+        def log_message(self, *args: object) -> None:
+            """Quiet."""
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Server) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://127.0.0.1:{server.server_port}")
+        with pytest.raises(GwpError, match="MLFLOW_TRACKING_URI"):
+            locate("models:/arm/1")
+        server.shutdown()
