@@ -8,6 +8,7 @@ bundle -> registry -> endpoint -> a fleet of robots in closed loop -> evaluation
 import json
 import socket
 import time
+from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import asdict
 from pathlib import Path
@@ -24,7 +25,7 @@ from pipelines.config.load import load_config
 from pipelines.console import event, progress
 from pipelines.demo.killer import Killer
 from pipelines.demo.probe import measure
-from pipelines.demo.size import FULL, PROMISED_S, QUICK, Plan, Size, plan
+from pipelines.demo.size import FULL, PROMISED_S, QUICK, Plan, Size, plan, replan
 from pipelines.demo.summary import CAVEATS, environment, fleet_figures, shortfalls, stage_figures
 from pipelines.evaluation.fleet import FleetResult, Robot, run_fleet
 from pipelines.evaluation.open_loop import OpenLoop, imagined, open_loop
@@ -63,14 +64,14 @@ def run_demo(folder: Path, quick: bool = False, promised_s: float = PROMISED_S) 
     with _timed("measuring this machine", seconds):
         chosen = _sized(quick, promised_s)
     # By its time: MLflow in this folder keeps the runs of earlier demos.
-    demo = _Demo(folder, chosen.size, f"demo-{int(begin)}", seconds)
+    demo = _Demo(folder, chosen, f"demo-{int(begin)}", begin, seconds)
     with ExitStack() as stack:
         summary = demo.run(stack)
     summary |= {
         "quick": quick,
         "seconds": round(time.time() - begin, 1),
         "phases_s": seconds,
-    } | chosen.summary()
+    } | demo.plan.summary()
     summary["shortfalls"] = shortfalls(summary)
     (folder / "summary.json").write_text(json.dumps(summary, indent=1))
     report = write_report(folder, summary, demo.media)
@@ -86,27 +87,42 @@ def _sized(quick: bool, promised_s: float) -> Plan:
     """Measure the machine, and say what it will do and how long that takes."""
     chosen = plan(QUICK, measure(), None) if quick else plan(FULL, measure(), promised_s)
     event("machine", **asdict(chosen.machine), expected_min=round(chosen.expected_s / 60, 1))
+    _tell(chosen)
+    return chosen
+
+
+def _tell(chosen: Plan) -> None:
     for note in chosen.notes:
         event("cut, to keep the time", what=note)
-    return chosen
 
 
 class _Demo:
     """One demo on its way, made and run by `run_demo`.
 
     folder:  of the report and of the mini-cluster
-    size:    how much is recorded, trained and driven
+    plan:    how much is recorded, trained and driven; less on the way where the machine turns
+             out slower than its probe
     name:    of the experiment, and of the folder in the bucket
+    begin:   of the demo, seconds since the epoch
     seconds: phase -> how long it took; filled while it runs
     media:   what the report draws; filled while it runs
     """
 
-    def __init__(self, folder: Path, size: Size, name: str, seconds: dict[str, float]) -> None:
+    def __init__(
+        self, folder: Path, plan: Plan, name: str, begin: float, seconds: dict[str, float]
+    ) -> None:
         self.folder = folder
-        self.size = size
+        self.plan = plan
+        self._full = QUICK if plan.promised_s is None else FULL
         self.name = name
+        self._begin = begin
         self.seconds = seconds
         self.media = ReportData()
+
+    @property
+    def size(self) -> Size:
+        """How much of everything, as planned by now."""
+        return self.plan.size
 
     def run(self, stack: ExitStack) -> dict[str, Any]:
         """The whole line; returns the summary. What runs until the end goes onto `stack`."""
@@ -179,13 +195,13 @@ class _Demo:
         data = storage.join(self.bucket, "data")
         # Seeds of the sets lie apart, so that none holds an episode of another.
         # The first two stages learn from pictures alone, so their sets carry no actions.
-        plan = [
+        sets = [
             ("world", size.world_tasks, size.world_episodes, 1000, False),
             ("embodied", size.tasks, size.embodied_episodes, 2000, False),
             ("policy", size.tasks, size.policy_episodes, 3000, True),
             ("policy-held-out", size.tasks, size.held_out, 4000, True),
         ]
-        for name, tasks, episodes, seed, labelled in plan:
+        for name, tasks, episodes, seed, labelled in sets:
             total = episodes * len(tasks)
             with progress(f"record {name}", total) as bar:
                 record(
@@ -202,22 +218,17 @@ class _Demo:
     def _train(self) -> tuple[dict[str, StageResult], dict[str, int]]:
         from pipelines.tracking.runs import metric_history
 
-        size = self.size
-        # In this order: `init` of each file is the run before.
-        steps = {
-            "world": size.world_steps,
-            "embodied": size.embodied_steps,
-            "policy": size.policy_steps,
-        }
         results: dict[str, StageResult] = {}
         killed: dict[str, int] = {}
-        for stage, count in steps.items():
+        # In this order: `init` of each file is the run before.
+        for stage in ("world", "embodied", "policy"):
+            count = getattr(self.size, f"{stage}_steps")
             sets = [
                 f"run.storage={storage.join(self.bucket, 'runs')}",
                 f"run.steps={count}",
                 f"run.experiment={self.name}",
                 # Two at least, so that a kill in the second half has one to resume from.
-                f"run.checkpoint_every={min(size.checkpoint_every, count // 2)}",
+                f"run.checkpoint_every={min(self.size.checkpoint_every, count // 2)}",
                 "run.log_every=5",
                 "cluster.train_pool=train",
                 "cluster.data_pool=data",
@@ -237,7 +248,21 @@ class _Demo:
             killed = killer.result(results[stage].uri) if killer else {}
             if "resumed_from_step" in killed:
                 self.media.resumed[stage] = [killed["killed_at_step"]]
+            self._replan(list(results))
         return results, killed
+
+    def _replan(self, done: Sequence[str]) -> None:
+        """Cut what is still to come where the stages that are done took longer than expected."""
+        before = self.plan
+        stages_s = {stage: self.seconds[stage] for stage in done}
+        self.plan = replan(before, self._full, stages_s, time.time() - self._begin)
+        if self.plan.size != before.size:
+            event(
+                "slower than measured",
+                times=round(self.plan.slowness, 2),
+                expected_min=round(self.plan.expected_s / 60, 1),
+            )
+            _tell(self.plan)
 
     def _fleet(self, url: str, replan: int, replicas: Any) -> FleetResult:
         size = self.size

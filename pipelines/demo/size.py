@@ -2,6 +2,7 @@
 cut when that is too long.
 """
 
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -107,6 +108,8 @@ _STARTS = 30.0
 """Starts one after another: cluster, three stages and a restart, replicas, simulators,
 evaluation.
 """
+_STAGE_STARTS = 5.0
+"""Of these, one stage: Ray Train's processes, the workers' imports, the first block decoded."""
 _STEP = 1.0
 """A step of training while the data are decoded on the same cores."""
 _RECORDED_FRAMES = 50.0
@@ -121,6 +124,18 @@ def expected_s(size: Size, machine: Machine) -> float:
     # Recording and driving are both the simulator's time.
     frames = size.recorded * _RECORDED_FRAMES + size.simulated * _SIMULATED_FRAMES
     return _STARTS * machine.start_s + training + frames * machine.sim_frame_ms / 1e3
+
+
+def stage_s(size: Size, machine: Machine, stage: str) -> float:
+    """How long one stage takes on this machine, its start included, seconds."""
+    steps = getattr(size, f"{stage}_steps")
+    # In the last one a worker is killed, and all start again.
+    starts = _STAGE_STARTS * (2 if stage == "policy" else 1)
+    return starts * machine.start_s + steps * _STEP * machine.train_step_ms / 1e3
+
+
+def _recording_s(size: Size, machine: Machine) -> float:
+    return size.recorded * _RECORDED_FRAMES * machine.sim_frame_ms / 1e3
 
 
 @dataclass(frozen=True)
@@ -144,6 +159,8 @@ class Plan:
     expected_s: float
     promised_s: float | None
     cuts: tuple[Cut, ...] = ()
+    slowness: float = 1.0
+    """So many times as long as expected the stages took that are done."""
 
     @property
     def notes(self) -> list[str]:
@@ -163,6 +180,7 @@ class Plan:
             "promised_s": self.promised_s,
             "expected_s": round(self.expected_s),
             "cut": [asdict(cut) for cut in self.cuts],
+            "slowness": round(self.slowness, 2),
         }
 
 
@@ -170,14 +188,59 @@ def plan(size: Size, machine: Machine, promised_s: float | None = PROMISED_S) ->
     """`size` where it fits into `promised_s`, else with as few cuts as fit, or all of them;
     None: as it is.
     """
+    chosen = _fitted(
+        size,
+        [name for name, _ in CUTS],
+        lambda size: promised_s is None or expected_s(size, machine) <= promised_s,
+    )
+    return Plan(
+        chosen, machine, expected_s(chosen, machine), promised_s, _cuts_between(size, chosen)
+    )
+
+
+def replan(plan: Plan, full: Size, stages_s: Mapping[str, float], elapsed_s: float) -> Plan:
+    """`plan` after the stages of `stages_s` (name -> seconds it took), `elapsed_s` after the
+    demo's begin: what is still to come is cut where it would not fit. `full`: the size before
+    any cut.
+
+    A probe of seconds knows little of twenty processes that share the cores, the caches and the
+    disk; what has run tells more. A machine that turns out faster gets nothing back.
+    """
+    took = sum(stages_s.values())
+    expected = sum(stage_s(plan.size, plan.machine, stage) for stage in stages_s)
+    slowness = max(1.0, took / expected)
+
+    def whole_s(size: Size) -> float:
+        done = expected + _recording_s(size, plan.machine)
+        return elapsed_s + slowness * (expected_s(size, plan.machine) - done)
+
+    # Demonstrations lie there already, and so do the stages that are done.
+    ahead = {"baseline_episodes", "embodied_steps", "policy_steps"}
+    ahead -= {f"{stage}_steps" for stage in stages_s}
+    chosen = _fitted(
+        plan.size,
+        ahead,
+        lambda size: plan.promised_s is None or whole_s(size) <= plan.promised_s,
+    )
+    cuts = _cuts_between(full, chosen)
+    return Plan(chosen, plan.machine, whole_s(chosen), plan.promised_s, cuts, slowness)
+
+
+def _fitted(size: Size, names: Collection[str], fits: Callable[[Size], bool]) -> Size:
+    """`size` where it fits, else with as few cuts of `names` as fit, or all of them."""
     chosen = size
     for name, values in CUTS:
+        if name not in names:
+            continue
         # One value down at a time. Where it fits, the later kinds are passed without a cut.
         for value in values:
-            if promised_s is None or expected_s(chosen, machine) <= promised_s:
+            if fits(chosen):
                 break
             # Never up: a size may lie below a value of the cuts.
             chosen = replace(chosen, **{name: min(value, getattr(chosen, name))})
-    names = [name for name, _ in CUTS if getattr(chosen, name) != getattr(size, name)]
-    cuts = tuple(Cut(name, getattr(size, name), getattr(chosen, name)) for name in names)
-    return Plan(chosen, machine, expected_s(chosen, machine), promised_s, cuts)
+    return chosen
+
+
+def _cuts_between(full: Size, chosen: Size) -> tuple[Cut, ...]:
+    names = [name for name, _ in CUTS if getattr(chosen, name) != getattr(full, name)]
+    return tuple(Cut(name, getattr(full, name), getattr(chosen, name)) for name in names)

@@ -16,7 +16,19 @@ import pytest
 
 from pipelines.cli import main
 from pipelines.demo.killer import Killer
-from pipelines.demo.size import CUTS, FULL, PROMISED_S, QUICK, Machine, Size, expected_s, plan
+from pipelines.demo.size import (
+    CUTS,
+    FULL,
+    PROMISED_S,
+    QUICK,
+    Machine,
+    Plan,
+    Size,
+    expected_s,
+    plan,
+    replan,
+    stage_s,
+)
 from pipelines.demo.summary import fleet_figures, shortfalls
 from pipelines.evaluation.fleet import FleetResult
 from pipelines.verbs.demo import SHORTFALL, exit_code
@@ -75,6 +87,42 @@ def test_more_time_means_fewer_cuts_and_quick_is_never_cut() -> None:
     assert plan(FULL, slower(2), 2.5 * PROMISED_S).size == FULL
     assert plan(QUICK, slower(9), None).size == QUICK
     assert expected_s(QUICK, FAST) < 0.5 * expected_s(FULL, FAST)
+
+
+def late(times: float, minutes: float = 4.0) -> Plan:
+    """After a first stage that took so many times as long as expected."""
+    took = {"world": times * stage_s(FULL, FAST, "world")}
+    return replan(plan(FULL, FAST), FULL, took, minutes * 60)
+
+
+def test_a_stage_that_took_as_long_as_expected_changes_nothing() -> None:
+    for times in (0.5, 1.0):
+        assert (late(times).size, late(times).slowness) == (FULL, 1.0)
+
+
+def test_after_slow_stages_less_is_done_of_what_is_still_to_come() -> None:
+    plans = [late(1 + k / 4) for k in range(20)]
+    assert plans[0].size == FULL
+    for before, after in pairwise(plans):
+        assert after.slowness > before.slowness
+        for name, _ in CUTS:
+            assert getattr(after.size, name) <= getattr(before.size, name)
+    # What is done stays as it was done.
+    kept = {"world_steps", "world_episodes", "embodied_episodes"}
+    for later in plans:
+        assert all(getattr(later.size, name) == getattr(FULL, name) for name in kept)
+        touched = later.size != FULL
+        assert touched == bool(later.cuts)
+        assert later.expected_s <= PROMISED_S or later.size.policy_steps == FLOOR["policy_steps"]
+    assert "takes some" in plans[-1].notes[-1]
+    # A second look takes back nothing, and knows the first cuts still.
+    again = replan(plans[-1], FULL, {"world": 1.0, "embodied": 1.0}, 300.0)
+    assert (again.size, again.cuts) == (plans[-1].size, plans[-1].cuts)
+
+
+def test_a_quick_demo_is_not_cut_on_the_way() -> None:
+    quick = plan(QUICK, FAST, None)
+    assert replan(quick, QUICK, {"world": 9999.0}, 9999.0).size == QUICK
 
 
 def requests(*t_ms: tuple[float, float]) -> list[dict[str, Any]]:
