@@ -274,13 +274,17 @@ def test_a_thread_that_scales_starts_no_workers(size):
     torch.set_num_threads(4)
     try:
 
+        def threads():
+            return {task.name for task in Path("/proc/self/task").iterdir()}
+
         def scale():
-            known = len(list(Path("/proc/self/task").iterdir()))
+            # New ones by their number: those of other tests may end meanwhile.
+            known = threads()
             scaled_part(picture, (320, 192), (10, 0, 300, 192))
-            alone = len(list(Path("/proc/self/task").iterdir()))
+            alone = threads()
             # What would be seen if it did.
             _ = torch.zeros(1 << 22) + 1
-            return alone - known, len(list(Path("/proc/self/task").iterdir())) - alone
+            return len(alone - known), len(threads() - alone)
 
         with ThreadPoolExecutor(1) as pool:
             assert pool.submit(scale).result() == (0, 3)
