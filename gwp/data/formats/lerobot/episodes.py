@@ -11,7 +11,7 @@ from gwp.data.formats.lerobot.tables import Entry, Table, json_lines, parquet_ro
 from gwp.data.formats.lerobot.tasks import instruction, named_tasks
 from gwp.data.formats.robot_set import Episode, VideoSpan
 
-_OLD_LIST, _NEW_LIST = "meta/episodes.jsonl", "meta/episodes/"
+OLD_LIST, _NEW_LIST = "meta/episodes.jsonl", "meta/episodes/"
 _MOST = 1_000_000
 """Episodes that info.json is believed to count."""
 
@@ -48,7 +48,7 @@ def listing(uri: str, info: dict[str, Any], files: dict[str, int], new: bool) ->
     found = Listing()
     found.tasks = task_table(uri, files, "task", found.findings)
     reader = _NewRows(uri, info, files) if new else _OldRows(uri, info, files)
-    table = _new_table(uri, files) if new else json_lines(uri, _OLD_LIST)
+    table = _new_table(uri, files) if new else json_lines(uri, OLD_LIST)
     broken: list[_Broken] = []
     before = -1
     for entry in table.entries:

@@ -15,7 +15,7 @@ from typing import Any
 
 from gwp import storage
 from gwp.data.formats.finding import Finding
-from gwp.data.formats.lerobot.episodes import listing, task_table
+from gwp.data.formats.lerobot.episodes import OLD_LIST, listing, task_table
 from gwp.data.formats.lerobot.numbers import whole
 from gwp.data.formats.lerobot.places import INFO as INFO
 from gwp.data.formats.lerobot.repair import absent_cameras, mend_paths
@@ -78,7 +78,7 @@ def read_set(
     try:
         info: dict[str, Any] = json.loads(raw)
         version, fps, features = (
-            str(info["codebase_version"]),
+            _version(info, files),
             float(info["fps"]),
             dict(info["features"]),
         )
@@ -108,6 +108,9 @@ def read_set(
     except (KeyError, ValueError, TypeError, IndexError, AttributeError) as error:
         what = f"no {error}" if isinstance(error, KeyError) else str(error)
         raise DataError(f"{uri}: broken metadata ({INFO}: {what}); write the set again") from error
+    if not info.get("codebase_version"):
+        what = f"no codebase_version; read as {version}"
+        found.findings.append(Finding(INFO, what, "repaired", "its files are of that version"))
     _check_episodes(uri, episodes, found.lost)
     told_by, tasks = _told_by(uri, instruction, features, files, found.tasks, found.findings)
     # All files are compared with all episodes, whatever split is read.
@@ -143,6 +146,13 @@ def read_set(
             tuple(found.findings),
         ),
     )
+
+
+def _version(info: dict[str, Any], files: dict[str, int]) -> str:
+    """As info.json says, with or without the `v`; where it does not, by the files that are there."""
+    if stated := info.get("codebase_version"):
+        return f"v{str(stated).removeprefix('v')}"
+    return "v2.1" if OLD_LIST in files else "v3.0"
 
 
 def _check_episodes(uri: str, episodes: Sequence[Episode], lost: Sequence[str]) -> None:

@@ -173,3 +173,17 @@ def test_options_that_a_format_has_not_are_refused(tmp_path: Path) -> None:
     source = Source(uri=str(tmp_path / "clips"), split="train")
     with pytest.raises(DataError, match=r"`split` is for .*, not for plain videos"):
         build_manifest([source], embodiments={}, window=WINDOW, clip=CLIP)
+
+
+@pytest.mark.parametrize("stated", [False, True])
+@pytest.mark.parametrize("version", ["v2.1", "v3.0"])
+def test_a_version_that_is_not_stated_is_told_by_the_files(
+    tmp_path: Path, version: str, stated: bool
+) -> None:
+    write = write_v21 if version == "v2.1" else write_v30
+    root = write(tmp_path / "set", codebase_version=version[1:] if stated else None)
+    assert read_set(str(root)).version == version
+    found = describe(Source(uri=str(root)))
+    assert found["usable"] == 2
+    told = [f["what"] for f in found["findings"]]
+    assert ("no codebase_version; read as " + version in told) == (not stated)
