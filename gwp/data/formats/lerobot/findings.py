@@ -22,6 +22,7 @@ from gwp.storage.names import shown_all
 
 _CLOCK_TOLERANCE_S = 1e-3
 """How far a recorded time may be off; float32 holds no better in long episodes."""
+_TRUST = "that of the metadata is used; `instruction: task_index` takes that of the rows"
 _UNUSED = ("timestamp", "index", "task_index")
 """Columns of the format that nothing here depends on, where the others are there."""
 
@@ -144,7 +145,7 @@ def _check_rows(
         (moved, "repaired", "lie in another file than the metadata say", "episode_index tells"),
         (numbered, "repaired", "have the episode_index of others", "the files' names tell"),
         (unsorted, "repaired", "do not lie in the order of frame_index", "they are read in it"),
-        (contradicted, "ignored", "name another task than the metadata", "theirs is used"),
+        (contradicted, "ignored", "name another task than the metadata", _TRUST),
     )
     for numbers, consequence, what, advice in told:
         if numbers:

@@ -203,7 +203,8 @@ def _told_by(
         for key, f in features.items()
         if key not in _BOOKKEEPING and str(f.get("dtype")).startswith(("string", "int", "uint"))
     ]
-    choose_columns(uri, "instruction", (wanted,), (), texts)
+    have = tuple(dict.fromkeys((TASK_COLUMN, *texts)))
+    choose_columns(uri, "instruction", (wanted,), (), have)
     # `subtask_index` counts in a table of its own, `annotation.*` in that of the tasks.
     kind = wanted.removesuffix("_index")
     own = task_table(uri, files, kind, findings) if kind not in (wanted, "task") else {}

@@ -94,6 +94,8 @@ def test_rows_that_contradict_the_episode_are_told(tmp_path: Path) -> None:
     assert texts(root) == {0: ["reach"] * 12, 1: ["grasp"] * 9}
     told = [f["what"] for f in describe(Source(uri=str(root)))["findings"]]
     assert "rows of episodes 1 name another task than the metadata" in told
+    # The user may say which is right.
+    assert texts(root, instruction="task_index") == {0: ["reach"] * 12, 1: ["reach"] * 9}
 
 
 def test_a_set_of_one_instruction_keeps_its_fingerprint(tmp_path: Path) -> None:
