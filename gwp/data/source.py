@@ -1,13 +1,13 @@
 """One entry of a data mixture."""
 
-import re
-from collections.abc import Iterable
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from gwp.data.embodiment import Slot
 from gwp.data.formats.table import VIDEOS, format_names
+from gwp.data.ranges import as_ranges as as_ranges
+from gwp.data.ranges import parse_ranges as parse_ranges
 from gwp.errors import DataError
 from gwp.paths import Location
 
@@ -18,30 +18,7 @@ else:
     FormatName = Literal[format_names()]
 
 
-def parse_ranges(text: str) -> list[range]:
-    """`0:100` (end excluded), `0,3,5`, or both mixed. Raises ValueError."""
-    parts = []
-    for part in text.split(","):
-        found = re.fullmatch(r"(\d+)(?::(\d+))?", part.strip())
-        # Empty, like `5:5`: both are refused below.
-        chosen = range(int(found[1]), int(found[2] or int(found[1]) + 1)) if found else range(0)
-        if not chosen:
-            raise ValueError(f"cannot read '{part}'; write `0:100` or `0,3,5`")
-        parts.append(chosen)
-    return parts
-
-
-def as_ranges(numbers: Iterable[int]) -> str:
-    """The inverse of `parse_ranges`: `0:100,105`; empty where there are no numbers."""
-    # Begin and end (excluded) of numbers in a row; statistics note their episodes in this
-    # form.
-    runs: list[list[int]] = []
-    for n in sorted(set(numbers)):
-        if runs and runs[-1][1] == n:
-            runs[-1][1] = n + 1
-        else:
-            runs.append([n, n + 1])
-    return ",".join(f"{begin}:{end}" if end > begin + 1 else str(begin) for begin, end in runs)
+_LATER = ("instruction",)
 
 
 class Source(BaseModel):
@@ -82,7 +59,11 @@ class Source(BaseModel):
     RLDS).
     """
     split: str | None = None
-    """Split of an RLDS set; None: the only one it has."""
+    """Split of a LeRobot set (all episodes without) or an RLDS set (the only one without)."""
+    instruction: str | None = None
+    """Column of a LeRobot set that says what is done, row by row: texts, or numbers of its
+    tasks (`annotation.*`, `subtask_index`); None: `task_index`, and the tasks of the episode.
+    """
     resample: bool = False
     """Bring a set of another rate to the rate of its robot; off: such a set is an error."""
     task: str | None = None
@@ -94,6 +75,14 @@ class Source(BaseModel):
         # For its ValueError alone: a mistake is told with the file's other ones.
         parse_ranges(text or "0")
         return text
+
+    @property
+    def rule(self) -> dict[str, Any]:
+        """What its samples depend on, besides the set."""
+        # Fields of later versions count where they are used: other manifests keep their
+        # fingerprints.
+        later = {name for name in _LATER if getattr(self, name) is None}
+        return self.model_dump(mode="json", exclude={"uri", *later})
 
     @property
     def labelled(self) -> bool:

@@ -30,8 +30,7 @@ from gwp.storage.door import is_remote as is_remote
 from gwp.storage.errors import explained
 from gwp.storage.handles import Ranges, native
 from gwp.storage.handles import read_ranges as read_ranges
-from gwp.storage.local_files import is_temporary
-from gwp.storage.names import relative_name, relative_names
+from gwp.storage.names import relative_names
 from gwp.storage.retry import answer_of
 
 
@@ -240,13 +239,12 @@ def list_files(uri: str) -> dict[str, int]:
 
 
 def upload(folder: str | Path, uri: str) -> None:
-    """Copy every file below a local folder to `uri`, keeping relative paths. GwpError for a
-    name that `download` would refuse.
+    """Copy every file below a local folder to `uri`, keeping relative paths; links as what they
+    lead to. GwpError for a name that `download` would refuse.
     """
-    for file in sorted(Path(folder).rglob("*")):
-        if file.is_file() and not is_temporary(file.name):
-            name = relative_name(file.relative_to(folder).as_posix(), str(folder))
-            put_file(file, join(uri, name))
+    # All of them are looked at before the first is copied.
+    for name in relative_names(local_files.sizes_below(Path(folder)), str(folder)):
+        put_file(Path(folder) / name, join(uri, name))
 
 
 def download(uri: str, folder: str | Path) -> Path:

@@ -81,26 +81,47 @@ def replacing(path: Path, durable: bool = True) -> Iterator[Path]:
 
 def sizes_below(folder: Path) -> dict[str, int]:
     """Path relative to `folder` -> bytes, of every whole file below it, in order of their
-    names. A link to a file counts as that file: snapshots of the Hub are folders of links.
+    names. Links count as what they lead to: snapshots of the Hub are folders of links. A folder
+    that lies in itself that way is not entered again.
 
     Empty when there is no such folder. OSError when one may not be looked into: that is no
     absence.
     """
-    sizes = {}
-    for root, _, names in os.walk(folder, onerror=_unless_missing):
-        for name in names:
-            file = Path(root, name)
-            # Somebody may remove it meanwhile.
-            with suppress(FileNotFoundError):
-                state = file.stat()
-                if stat.S_ISREG(state.st_mode) and not is_temporary(name):
-                    sizes[file.relative_to(folder).as_posix()] = state.st_size
-    return dict(sorted(sizes.items()))
+    return dict(sorted(_sizes(folder, "", frozenset())))
 
 
-def _unless_missing(error: OSError) -> None:
-    if not isinstance(error, (FileNotFoundError, NotADirectoryError)):
-        raise error
+def _sizes(folder: Path, name: str, above: frozenset[tuple[int, int]]) -> Iterator[tuple[str, int]]:
+    """name: of the folder, below where the walk began; above: the folders that it was reached
+    by, as their file system numbers them
+    """
+    # Somebody may remove it meanwhile.
+    try:
+        state = folder.stat()
+        with os.scandir(folder) as found:
+            entries = list(found)
+    except (FileNotFoundError, NotADirectoryError):
+        return
+    number = state.st_dev, state.st_ino
+    for entry in entries if number not in above else ():
+        yield from _sizes_of(entry, name + entry.name, above | {number})
+
+
+def _sizes_of(
+    entry: os.DirEntry[str], name: str, above: frozenset[tuple[int, int]]
+) -> Iterator[tuple[str, int]]:
+    try:
+        state = entry.stat()
+    except (FileNotFoundError, NotADirectoryError):
+        return
+    except OSError as error:
+        # A link that leads to itself leads nowhere.
+        if error.errno != errno.ELOOP:
+            raise
+        return
+    if stat.S_ISDIR(state.st_mode):
+        yield from _sizes(Path(entry.path), f"{name}/", above)
+    elif stat.S_ISREG(state.st_mode) and not is_temporary(name):
+        yield name, state.st_size
 
 
 @contextmanager

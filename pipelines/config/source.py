@@ -35,7 +35,12 @@ def add_source_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--fps", type=float, help="rate of a set that does not state it (ALOHA HDF5, RLDS), Hz"
     )
-    parser.add_argument("--split", help="split of an RLDS set that has several")
+    parser.add_argument("--split", help="split of a LeRobot or RLDS set")
+    parser.add_argument(
+        "--instruction",
+        metavar="COLUMN",
+        help="column of a LeRobot set that says what is done (default: task_index)",
+    )
     parser.add_argument(
         "--state",
         metavar="COLUMNS",
@@ -57,7 +62,8 @@ def source_of(args: argparse.Namespace, uri: str, **more: Any) -> "Source":
     from gwp.data.source import Source
     from gwp.errors import GwpError
 
-    fields = {"uri": uri, "format": args.format, "fps": args.fps, "split": args.split} | more
+    fields = {"uri": uri, "format": args.format, "fps": args.fps, "split": args.split}
+    fields |= {"instruction": args.instruction} | more
     for name in ("state", "action"):
         columns = getattr(args, name)
         if columns:

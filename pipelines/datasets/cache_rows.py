@@ -2,6 +2,7 @@
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from gwp import storage
 from gwp.data.decode import SampleSpec
@@ -65,6 +66,8 @@ def _embeddings(manifest: Manifest, job: TrainJob) -> dict[str, str]:
     episode with that text has one.
     """
     of_places = manifest.take(np.unique(manifest.place, return_index=True)[1])
+    # An embedding is of the instruction with which its episode begins.
+    of_places = of_places.filter(pc.equal(of_places["start"], 0))
     # Threads would make any row the first.
     first = of_places.group_by("text_key", use_threads=False).aggregate(
         [(n, "first") for n in ("sample_id", "source", "kind")]

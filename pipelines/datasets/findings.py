@@ -28,7 +28,7 @@ def check_metadata(data: RobotSet) -> Iterator[Finding]:
     if len(data.cameras) > 3:
         advice = "a canvas holds three: choose them with `cameras`"
         yield Finding("the set", f"{len(data.cameras)} cameras", "ignored", advice)
-    if silent := sum(not episode.text for episode in data.episodes):
+    if silent := sum(not (e.text or e.problem) for e in data.episodes):
         what = f"{silent} of {len(data.episodes)} episodes have no instruction"
         advice = "they are learnt without a text; `task` on the source gives one"
         yield Finding("the set", what, "ignored", advice)

@@ -84,7 +84,11 @@ def _describe_robots(data: RobotSet, source: Source, reader: FileReader) -> dict
         advice = "usable as video only; --state and --action name columns"
         findings.append(Finding("the set", "no state or no action", "ignored", advice))
     lengths = [episode.length for episode in data.episodes]
-    tasks = Counter(episode.text for episode in data.episodes)
+    # As they are used: their rows may say more than the metadata.
+    told = {episode.index: episode for episode in [*data.episodes, *episodes]}
+    tasks: Counter[str] = Counter()
+    for episode in told.values():
+        tasks.update({text for _, text in episode.texts} or {episode.text})
     return {
         "uri": data.uri,
         "format": f"{ROBOTS[data.format].title} {data.version}".rstrip(),

@@ -150,6 +150,7 @@ def imagined(
         rows = np.minimum(start + np.arange(window.chunk), steps - 1)
         observation = recording.observations([start])[0]
         guess = policy.imagine_given(observation, recording.action[rows])
-        title = f"{recording.text or 'episode'} (episode {recording.episode.index}, step {start})"
+        where = f"episode {recording.episode.index}, step {start}"
+        title = f"{observation.prompt or 'episode'} ({where})"
         result.append((title, real, guess))
     return result

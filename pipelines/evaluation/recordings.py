@@ -73,9 +73,9 @@ class RecordedSet:
             event("warning", text=f"{len(bad)} episodes of {source.uri} left out", reasons=reasons)
         return cls(data, source, embodiment, cameras, tuple(good), reader)
 
-    def text_of(self, episode: Episode) -> str:
-        """The instruction of one of its episodes."""
-        return episode.text if self.source.task is None else self.source.task
+    def text_of(self, episode: Episode, row: int = 0) -> str:
+        """The instruction of one of its episodes, where a row of it is the first that is seen."""
+        return episode.text_at(row) if self.source.task is None else self.source.task
 
     def __iter__(self) -> Iterator["Recording"]:
         """One after another, so that the rows of one at a time are in memory."""
@@ -94,7 +94,6 @@ class Recording:
         self._set = recorded
         self.episode = episode
         self.embodiment = recorded.embodiment
-        self.text = recorded.text_of(episode)
         states, actions = episode_vectors(recorded.data, episode, first_row, recorded.reader)
         # Rows of the set per control step of the robot: 1 unless their rates differ.
         self._ratio = rows_per_step(recorded.data, self.embodiment)
@@ -141,7 +140,8 @@ class Recording:
         for i, step in enumerate(steps):
             images = {camera: frames[i] for camera, frames in views.items()}
             state = self.state[step]
-            observations.append(Observation(images, state, self.text, self.embodiment.name))
+            text = self._set.text_of(self.episode, int(step * self._ratio + 1e-6))
+            observations.append(Observation(images, state, text, self.embodiment.name))
         return observations
 
 

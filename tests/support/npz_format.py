@@ -24,6 +24,7 @@ from gwp.data.formats.robot_set import Episode, RobotSet, VideoSpan
 title = "NumPy"
 signs = "episodes (*.npz)"
 endings: tuple[str, ...] = (".npz",)
+options: tuple[str, ...] = ()
 usable_episodes = usable_by_metadata
 findings = no_findings
 

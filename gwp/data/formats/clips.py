@@ -18,6 +18,7 @@ _NAME_KEYS = ("file_name", "file", "path")
 title = "plain videos"
 signs = f"videos there ({', '.join(EXTENSIONS)})"
 endings: tuple[str, ...] = EXTENSIONS
+options: tuple[str, ...] = ()
 
 
 def is_at(uri: str, files: dict[str, int]) -> bool:  # noqa: ARG001

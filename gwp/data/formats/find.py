@@ -1,16 +1,20 @@
 """Sets of every format: which one lies at a source, and which of its episodes can be used."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 from gwp import storage
 from gwp.data.formats.clip_set import ClipSet
 from gwp.data.formats.format import SetSource, Usable
+from gwp.data.formats.listing import list_recordings
 from gwp.data.formats.reader import FileReader
 from gwp.data.formats.robot_set import RobotSet
 from gwp.data.formats.table import AUTO, ROBOTS, VIDEOS, formats
+from gwp.data.pointers import ADVICE, pointers, told_of_pointers
 from gwp.errors import DataError
+
+_POINTER = f"is a Git LFS pointer and not the file; {ADVICE}"
 
 
 class NamedSource(SetSource, Protocol):
@@ -43,8 +47,14 @@ def set_at(source: NamedSource, reader: FileReader | None = None) -> RobotSet | 
         raise DataError(_nothing(source.uri) if not place.files else _nothing_known(source.uri))
     reader = reader or FileReader()
     if place.format in ROBOTS:
-        return ROBOTS[place.format].read_set(place.uri, place.files, source, reader)
-    return VIDEOS[place.format].read_clips(place.uri, place.files, source, reader)
+        return _read_robots(place, place.format, source, reader)
+    _check_options(source, place.format)
+    with told_of_pointers(place.uri, place.files):
+        clips = VIDEOS[place.format].read_clips(place.uri, place.files, source, reader)
+    # Shards that break off, and are none.
+    lost = set(pointers(place.uri, place.files, (name for name, _ in clips.broken)))
+    broken = tuple((name, _POINTER if name in lost else why) for name, why in clips.broken)
+    return replace(clips, broken=broken)
 
 
 def robots_at(source: NamedSource, reader: FileReader | None = None) -> RobotSet | None:
@@ -57,8 +67,25 @@ def robots_at(source: NamedSource, reader: FileReader | None = None) -> RobotSet
     place = _place_of(source)
     if place.format not in ROBOTS:
         return None
-    read = ROBOTS[place.format].read_set
-    return read(place.uri, place.files, source, reader or FileReader())
+    return _read_robots(place, place.format, source, reader or FileReader())
+
+
+def _read_robots(place: _Place, name: str, source: NamedSource, reader: FileReader) -> RobotSet:
+    _check_options(source, name)
+    with told_of_pointers(place.uri, place.files):
+        return ROBOTS[name].read_set(place.uri, place.files, source, reader)
+
+
+def _check_options(source: NamedSource, name: str) -> None:
+    """DataError when the source gives what its format has not: it would be ignored."""
+    form = formats()[name]
+    for option, value in (("split", source.split), ("instruction", source.instruction)):
+        if value is not None and option not in form.options:
+            others = [f.title for f in formats().values() if option in f.options]
+            raise DataError(
+                f"{source.uri}: `{option}` is for {' and '.join(others)}, not for {form.title}; "
+                "remove it from this source"
+            )
 
 
 def usable_episodes(
@@ -71,7 +98,14 @@ def usable_episodes(
     the reason. `reader`: as for `set_at`.
     """
     look = ROBOTS[data.format].usable_episodes
-    return look(data, source, cameras, reader or FileReader())
+    good, bad = look(data, source, cameras, reader or FileReader())
+    # Videos tell it themselves; data files are read by libraries, which do not.
+    names = {episode.data_file for episode, _ in bad}
+    lost = set(pointers(data.uri, data.files, sorted(names)))
+    return good, [
+        (episode, f"{episode.data_file} {_POINTER}" if episode.data_file in lost else reason)
+        for episode, reason in bad
+    ]
 
 
 def _place_of(source: NamedSource) -> _Place:
@@ -95,7 +129,7 @@ def _listed(uri: str, endings: tuple[str, ...]) -> tuple[str, dict[str, int]]:
     if uri.lower().endswith(endings) and (size := storage.size_of(uri)) is not None:
         folder, _, name = uri.rpartition("/")
         return folder or ".", {name: size}
-    return uri, storage.list_files(uri)
+    return uri, list_recordings(uri)
 
 
 def _nothing(uri: str) -> str:

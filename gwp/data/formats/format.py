@@ -58,6 +58,10 @@ class SetSource(Protocol):
         """Split of the set; None: the only one."""
 
     @property
+    def instruction(self) -> str | None:
+        """Column that says what is done; None: the usual one."""
+
+    @property
     def labelled(self) -> bool:
         """Whether its samples carry actions."""
 
@@ -78,6 +82,10 @@ class AnyFormat(Protocol):
     """By what it is known, after "no": "HDF5 episodes (*.hdf5, *.h5)"."""
     endings: tuple[str, ...]
     """Of single files that a source may name, lower case; () where it is always a folder."""
+    options: tuple[str, ...]
+    """Of the fields of a source that not every format takes, those that this one does: `split`,
+    `instruction`.
+    """
 
     def is_at(self, uri: str, files: dict[str, int]) -> bool:
         """Whether a set of this format is among `files` (name below `uri` -> bytes). DataError

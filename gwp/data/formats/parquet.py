@@ -62,6 +62,24 @@ def read_rows(
     return {k: np.concatenate([p[k] for p in parts])[skip : skip + count] for k in keys}
 
 
+def read_places(
+    part: FilePart, places: np.ndarray, keys: tuple[str, ...], reader: FileReader
+) -> dict[str, np.ndarray]:
+    """Rows of columns by their positions in the file, in that order: key -> float64 `[rows,
+    width]`. DataError when the file cannot be read so.
+    """
+    uri = part.uri
+    with parquet_errors(uri):
+        edges = reader.once(_FOOTERS, _row_groups, uri)
+        groups = np.searchsorted(edges, places, side="right") - 1
+        rows: dict[str, list[np.ndarray]] = {key: [] for key in keys}
+        for place, group in zip(places.tolist(), groups.tolist(), strict=True):
+            held = reader.once(_ROW_GROUPS, _group, uri, group, keys)
+            for key in keys:
+                rows[key].append(held[key][place - edges[group]])
+    return {key: np.stack(values) for key, values in rows.items()}
+
+
 def _row_groups(uri: str) -> tuple[int, ...]:
     """First row of each row group of a file, and the number of rows."""
     with storage.open_read(uri) as handle:
@@ -107,20 +125,19 @@ def _picture_group(uri: str, column: str, group: int) -> Any:
 
 def matrix(column: Any, name: str) -> np.ndarray:
     """A column of numbers, lists or fixed-size lists as float64 `[rows, width]`; missing
-    numbers become NaN.
+    numbers become NaN. Lists of lists are laid out one behind the other.
     """
-    column = column.combine_chunks()
-    if isinstance(column, pa.ChunkedArray):
-        column = pa.concat_arrays(column.chunks)
-    rows = len(column)
-    # [rows * width]: lists one after another. `flatten` passes over lists that are null, so
-    # their number is checked as well as their widths.
-    values = (
-        column.flatten()
-        if hasattr(column, "flatten") and pa.types.is_nested(column.type)
-        else column
-    )
-    if rows and (len(values) % rows or (values is not column and _ragged(column))):
+    values = column.combine_chunks()
+    if isinstance(values, pa.ChunkedArray):
+        values = pa.concat_arrays(values.chunks)
+    rows = len(values)
+    # [rows * width] in the end: lists one after another. `flatten` passes over lists that are
+    # null, so their number is checked as well as their widths.
+    while pa.types.is_nested(values.type) and hasattr(values, "value_lengths"):
+        if len(values) and _ragged(values):
+            raise DataError(f"column {name} has rows of different widths")
+        values = values.flatten()
+    if rows and len(values) % rows:
         raise DataError(f"column {name} has rows of different widths")
     return np.asarray(values.cast(pa.float64()).to_numpy(zero_copy_only=False)).reshape(
         rows, -1 if rows else 0

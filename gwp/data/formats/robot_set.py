@@ -45,7 +45,8 @@ class Episode:
 
     offset, bytes: the part of the file that holds the rows (bytes None: all of it). prefix:
     what comes before the names of its columns in that file. problem, label_problem: why it, or
-    its rows, cannot be used, where reading the metadata has shown it.
+    its rows, cannot be used, where reading the metadata has shown it. texts: first row and
+    instruction of each stretch of rows, where not all have the one that is `text`.
     """
 
     index: int
@@ -58,6 +59,12 @@ class Episode:
     prefix: str = ""
     problem: str = ""
     label_problem: str = ""
+    texts: tuple[tuple[int, str], ...] = ()
+
+    def text_at(self, row: int) -> str:
+        """The instruction of the samples that begin at a row."""
+        told = [text for first, text in self.texts if first <= row]
+        return told[-1] if told else self.text
 
 
 @dataclass(frozen=True)
@@ -67,7 +74,8 @@ class RobotSet:
 
     `named`: whether the set names its dimensions. `state_keys`, `action_keys`: columns that
     make up the vectors, joined in this order.
-    `columns`: those that could. `absent`: cameras that are declared and have no file.
+    `columns`: those that could. `absent`: cameras that are declared and have no file. `own`: what
+    the format keeps of the metadata for itself.
     """
 
     uri: str
@@ -86,6 +94,7 @@ class RobotSet:
     action_keys: tuple[str, ...] = (ACTION,)
     columns: tuple[str, ...] = ()
     absent: tuple[str, ...] = ()
+    own: Any = None
 
     def keys(self, episode: Episode) -> tuple[tuple[str, ...], tuple[str, ...]]:
         """Columns of state and action as the file of `episode` calls them."""

@@ -20,6 +20,7 @@ EXTENSION = ".tar"
 title = "videos in shards"
 signs = "webdataset shards (*.tar)"
 endings: tuple[str, ...] = (EXTENSION,)
+options: tuple[str, ...] = ()
 _LOOKS = 65536
 """Shards whose index stays."""
 _AHEAD = 256 << 10

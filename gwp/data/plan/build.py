@@ -2,7 +2,9 @@
 looked at once.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from itertools import pairwise
+from math import ceil
 
 import numpy as np
 
@@ -12,7 +14,7 @@ from gwp.data.embodiment import Embodiment, Slot
 from gwp.data.formats.clip_set import Clip, ClipSet
 from gwp.data.formats.find import set_at, usable_episodes
 from gwp.data.formats.reader import FileReader
-from gwp.data.formats.robot_set import RobotSet, check_embodiment, rows_per_step
+from gwp.data.formats.robot_set import Episode, RobotSet, check_embodiment, rows_per_step
 from gwp.data.plan.curate import CurationConfig, Curator
 from gwp.data.plan.manifest import Manifest, Rows
 from gwp.data.rates import steps_of
@@ -113,7 +115,7 @@ def build_manifest(
     rule = {
         "window": window.model_dump(mode="json"),
         "clip": clip.model_dump(mode="json"),
-        "sources": [s.model_dump(mode="json", exclude={"uri"}) for s in sources],
+        "sources": [s.rule for s in sources],
         "embodiments": {n: e.model_dump(mode="json") for n, e in sorted(embodiments.items())},
         "buckets": [b.model_dump(mode="json") for b in buckets],
     }
@@ -189,7 +191,7 @@ def _add_robot(
             "has_action": source.labelled,
             "embodiment": embodiment.name if embodiment else None,
             "embodiment_id": embodiment.id if embodiment else 0,
-            "text_key": build.key_of(episode.text if source.task is None else source.task),
+            "text_key": "",
             # Of control steps, not of rows.
             "fps": data.fps / ratio,
             "length": steps,
@@ -204,9 +206,30 @@ def _add_robot(
             "action_keys": action_keys,
             "views": views,
         }
-        # Of robots the control step says where a sample begins; they are of bucket 0.
-        nothing = np.zeros(len(ids))
-        build.rows.add(ids, place, starts, nothing, nothing)
+        for begin, end, text in _told(episode, source, ratio, len(starts)):
+            # Samples of one instruction share a place; mostly that is all of them.
+            told: Place = {**place, "text_key": build.key_of(text)}
+            # Of robots the control step says where a sample begins; they are of bucket 0.
+            nothing = np.zeros(end - begin)
+            build.rows.add(ids[begin:end], told, starts[begin:end], nothing, nothing)
+
+
+def _told(
+    episode: Episode, source: Source, ratio: float, count: int
+) -> Iterator[tuple[int, int, str]]:
+    """Begin, end and instruction of each stretch of the first `count` control steps that have
+    one. ratio: rows per step
+    """
+    if source.task is not None:
+        yield 0, count, source.task
+        return
+    # Of the row at which a step begins; 1e-6 as in `rates`.
+    begins = [max(0, ceil(row / ratio - 1e-6)) for row, _ in episode.texts[1:]]
+    edges = [0, *(min(count, begin) for begin in begins), count]
+    texts = [text for _, text in episode.texts] or [episode.text]
+    for (begin, end), text in zip(pairwise(edges), texts, strict=True):
+        if begin < end:
+            yield begin, end, text
 
 
 def _add_clips(

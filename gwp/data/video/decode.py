@@ -16,6 +16,7 @@ import numpy as np
 from av.video.reformatter import Interpolation, VideoReformatter
 
 from gwp import storage
+from gwp.data.pointers import ADVICE, HEAD
 from gwp.errors import DataError, GwpError
 from gwp.yuv import Picture, picture_of, quarter_turns
 
@@ -152,6 +153,9 @@ def _stream(handle: Any) -> Iterator[tuple[Any, Any]]:
             WORK.opened += 1
             yield container, stream
     except av.error.FFmpegError as error:
+        handle.seek(0)
+        if handle.read(len(HEAD)) == HEAD:
+            raise DataError(f"is a Git LFS pointer and not the file; {ADVICE}") from error
         raise DataError(
             f"cannot be read as a video ({error.strerror}); it is truncated or damaged"
         ) from error

@@ -27,6 +27,7 @@ WORDS = {
     "Source.state",
     "Source.action",
     "Source.split",
+    "Source.instruction",
     "Source.task",
     "Source.cameras",
     "EmbodimentConfig.cameras",

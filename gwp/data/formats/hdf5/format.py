@@ -36,6 +36,7 @@ EXTENSIONS = (".hdf5", ".h5")
 title = "HDF5"
 signs = f"HDF5 episodes ({', '.join('*' + e for e in EXTENSIONS)})"
 endings: tuple[str, ...] = EXTENSIONS
+options: tuple[str, ...] = ()
 usable_episodes = usable_by_metadata
 findings = no_findings
 _ACTIONS = [("action",), ("actions",)]

@@ -6,17 +6,15 @@ raises: the next try may find all of it.
 
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
-
-import numpy as np
-import pyarrow as pa
-import pyarrow.compute as pc
-import pyarrow.parquet as pq
+from dataclasses import replace
 
 from gwp import storage
 from gwp.data.formats.format import SetSource, Usable
-from gwp.data.formats.lerobot.repair import mend_starts
-from gwp.data.formats.parquet import parquet_errors
+from gwp.data.formats.lerobot.data_files import DataFiles
+from gwp.data.formats.lerobot.repair import mend_spans
+from gwp.data.formats.lerobot.rows import SORTED, Held
+from gwp.data.formats.lerobot.spans import frame_of, shared_spans
+from gwp.data.formats.lerobot.tasks import by_row, says_something, text_of
 from gwp.data.formats.reader import FileReader
 from gwp.data.formats.robot_set import Episode, RobotSet
 from gwp.data.formats.videos import video_facts
@@ -29,137 +27,97 @@ set.
 """
 
 
-_FILES = 65536
-"""Data files of which it stays where the rows of each episode are."""
-
-
-@dataclass(frozen=True)
-class _Table:
-    """What a data file holds.
-
-    types: column -> its type. count: rows. runs: episode and end of its rows for each run of
-    equal `episode_index`; None where there is no such column, or it is not needed.
-    """
-
-    types: dict[str, pa.DataType]
-    count: int
-    runs: tuple[tuple[int, int], ...] | None
-
-
-def _read_table(uri: str, runs: bool) -> _Table:
-    with storage.open_read(uri) as handle:
-        parquet = pq.ParquetFile(handle)
-        schema = parquet.schema_arrow
-        types = dict(zip(schema.names, schema.types, strict=True))
-        count = parquet.metadata.num_rows
-        # v2 has a file per episode, so nobody asks whose its rows are.
-        if not runs or "episode_index" not in types:
-            return _Table(types, count, None)
-        indices = parquet.read(columns=["episode_index"])["episode_index"].combine_chunks()
-    # A few runs in place of a number per row: this is kept for every file of a set.
-    found = pc.run_end_encode(indices, run_end_type=pa.int64())
-    pairs = zip(found.values.to_pylist(), found.run_ends.to_pylist(), strict=True)
-    return _Table(types, count, tuple(pairs))
-
-
 class EpisodeCheck:
     """Looks once into every file that episodes need and says which episodes are usable."""
 
     def __init__(self, data: RobotSet, reader: FileReader) -> None:
         self.set, self.reader = data, reader
-        # By data file. A file of v2 holds one episode, whichever it is: -1 stands for it.
-        self._rows: dict[str, dict[int, tuple[int, int]] | str] = {}
+        self.files = DataFiles(data, reader)
 
-    def look(self, episodes: list[Episode], cameras: Sequence[str], vectors: bool) -> None:
+    def look(self, episodes: Sequence[Episode], cameras: Sequence[str], vectors: bool) -> None:
         """Read what `check` will need, several files at a time where they are far away."""
         spans = [e.videos[c] for e in episodes for c in cameras if c in e.videos]
-        # Data files for rows, and for pictures that are a column (`key`); videos for the
-        # others.
-        data = sorted({e.data_file for e in episodes if vectors} | {s.file for s in spans if s.key})
+        # Data files for rows, for pictures that are a column (`key`), and for what is done;
+        # videos for the others.
+        wanted = [e for e in episodes if not e.problem and (vectors or self._tells(e))]
+        data = sorted({e.data_file for e in wanted} | {s.file for s in spans if s.key})
         videos = sorted({s.file for s in spans if not s.key})
-        with ThreadPoolExecutor(8 if self.set.uri.startswith("s3://") else 1) as pool:
-            list(pool.map(self.rows, data))
+        with ThreadPoolExecutor(8 if storage.is_remote(self.set.uri) else 1) as pool:
+            list(pool.map(self.files.table, data))
             list(pool.map(self.video, videos))
-
-    def rows(self, file: str) -> dict[int, tuple[int, int]] | str:
-        """Episode -> first row and number of rows in a data file, or why it cannot be read."""
-        if file not in self._rows:
-            try:
-                with parquet_errors(file):
-                    self._rows[file] = self._read_rows(file)
-            except DataError as error:
-                self._rows[file] = str(error)
-        return self._rows[file]
-
-    def columns(self, file: str) -> dict[str, pa.DataType]:
-        """Columns of a data file and their types; none where it cannot be read."""
-        return {} if isinstance(self.rows(file), str) else self._table(file).types
-
-    def _table(self, file: str) -> _Table:
-        uri = storage.join(self.set.uri, file)
-        return self.reader.once(_FILES, _read_table, uri, self.set.version.startswith("v3."))
-
-    def _read_rows(self, file: str) -> dict[int, tuple[int, int]]:
-        if file not in self.set.files:
-            raise DataError(f"{file} is missing")
-        table = self._table(file)
-        if not self.set.version.startswith("v3."):
-            return {-1: (0, table.count)}
-        if table.runs is None:
-            return self._counted(file, table.count)
-        result: dict[int, tuple[int, int]] = {}
-        start = 0
-        for episode, end in table.runs:
-            # Rows are read from `first` on, as many as the episode has.
-            if episode in result:
-                raise DataError(f"{file}: the rows of episode {episode} do not lie together")
-            result[episode] = (start, end - start)
-            start = end
-        return result
-
-    def _counted(self, file: str, rows: int) -> dict[int, tuple[int, int]]:
-        """First row and number of rows of each episode of a file that does not say whose its
-        rows are, where the counts agree.
-        """
-        held = [e for e in self.set.episodes if e.data_file == file]
-        if sum(e.length for e in held) != rows:
-            raise DataError(
-                f"{file} has no column episode_index, and {rows} rows where its episodes have "
-                f"{sum(e.length for e in held)}"
-            )
-        # In the order of their numbers, as the format writes them.
-        starts = np.cumsum([0, *(e.length for e in held)]).tolist()
-        return {e.index: (start, e.length) for e, start in zip(held, starts, strict=False)}
 
     def video(self, file: str) -> VideoInfo | str:
         """Facts of a video file, or why it cannot be read."""
         return video_facts(self.set, file, self.reader)
 
-    def check(self, episode: Episode, cameras: Sequence[str], vectors: bool) -> int:
-        """First row of the episode in its data file (0 without `vectors`). Raises DataError
-        with the reason it cannot be used.
+    def check(self, episode: Episode, cameras: Sequence[str], vectors: bool) -> tuple[Episode, int]:
+        """The episode with the places of its rows and pictures and what is done in it, and its
+        first row (0 where no row is needed). Raises DataError with the reason it cannot be
+        used.
         """
+        if episode.problem:
+            raise DataError(episode.problem)
         if episode.length <= 0:
             raise DataError("has no rows")
         # Pictures in the data file are its columns.
         columns = {e.key for c in cameras if (e := episode.videos.get(c)) and e.key}
         if vectors:
             columns |= {*self.set.state_keys, *self.set.action_keys}
-        first = self._check_rows(episode, columns) if columns else 0
+        if self.set.own.chosen:
+            columns.add(self.set.own.told_by)
+        first = 0
+        if columns:
+            file, held = self._rows(episode, columns)
+            first = held.first
+            episode = self._told(_placed(episode, file, held, self.set.fps), held)
+        elif self._tells(episode):
+            episode = self._told(episode, self._known_rows(episode))
         for camera in cameras:
             self._check_video(episode, camera)
-        return first
+        return self.timed(episode, cameras), first
 
-    def _check_rows(self, episode: Episode, columns: set[str]) -> int:
-        rows = self.rows(episode.data_file)
-        if isinstance(rows, str):
-            raise DataError(rows)
-        if missing := columns - self.columns(episode.data_file).keys():
-            raise DataError(f"{episode.data_file} has no column {' and '.join(sorted(missing))}")
-        first, count = rows.get(episode.index if self.set.version.startswith("v3.") else -1, (0, 0))
-        if count != episode.length:
-            raise DataError(f"metadata say {episode.length} rows, {episode.data_file} has {count}")
-        return first
+    def _rows(self, episode: Episode, columns: set[str]) -> tuple[str, Held]:
+        file, held = self.files.place(episode)
+        if missing := columns - self.files.types(file).keys():
+            raise DataError(f"{file} has no column {' and '.join(sorted(missing))}")
+        if held.count != episode.length:
+            raise DataError(f"metadata say {episode.length} rows, {file} has {held.count}")
+        if held.problem:
+            raise DataError(f"{file}: {held.problem}")
+        return file, held
+
+    def _known_rows(self, episode: Episode) -> Held:
+        """Its rows where they are whole, else none: videos are as good without."""
+        try:
+            return self._rows(episode, set())[1]
+        except DataError:
+            return Held(0, 0)
+
+    def _tells(self, episode: Episode) -> bool:
+        """Whether rows may say more than the metadata of what is done in an episode."""
+        own = self.set.own
+        return own.chosen or len(set(own.named.get(episode.index, ()))) != 1
+
+    def _told(self, episode: Episode, held: Held) -> Episode:
+        """`episode` with its instructions row by row."""
+        own = self.set.own
+        told = by_row(held.tasks, own.tasks, episode.text)
+        # An episode names its tasks: other ones in its rows are no better known.
+        if not told or (self.contradicted(episode, held) and not own.chosen):
+            return episode
+        return replace(episode, text=told[0][1], texts=told if len(told) > 1 else ())
+
+    def contradicted(self, episode: Episode, held: Held) -> bool:
+        """Whether its rows name a task that the metadata of the episode do not."""
+        named = self.set.own.named.get(episode.index, ())
+        told = by_row(held.tasks, self.set.own.tasks, episode.text)
+        return bool(named) and not {text for _, text in told} <= {*named, episode.text}
+
+    def is_silent(self, episode: Episode) -> bool:
+        """Whether some of its rows say nothing of what is done."""
+        tasks = self.files.place(episode)[1].tasks
+        texts = [text_of(value, self.set.own.tasks) for _, value in tasks]
+        return not all(map(says_something, texts)) or not texts
 
     def _check_video(self, episode: Episode, camera: str) -> None:
         span = episode.videos.get(camera)
@@ -196,7 +154,7 @@ class EpisodeCheck:
             raise DataError(
                 f"{camera} has {frames:.0f} frames, the episode has {episode.length} rows"
             )
-        first = _frame(span.start, fps, info.fps)
+        first = frame_of(span.start, fps, info.fps)
         if first + episode.length > info.frames:
             raise DataError(
                 f"{camera} ends at frame {first + episode.length} of {span.file}, which has "
@@ -221,21 +179,11 @@ class EpisodeCheck:
                 end = None if span.end is None else span.end * self.set.fps / info.fps
                 videos[camera] = replace(
                     span,
-                    start=_frame(span.start, self.set.fps, info.fps) / info.fps,
+                    start=frame_of(span.start, self.set.fps, info.fps) / info.fps,
                     end=end,
                     rate=info.fps,
                 )
         return replace(episode, videos=videos)
-
-
-def _frame(start_s: float, fps: float, own: float) -> int:
-    """Number of the frame at a start, which is in seconds of the rows or of the file: whichever
-    gives a whole number more nearly.
-    """
-    return min(
-        (round(start_s * rate) for rate in (fps, own)),
-        key=lambda n: min(abs(start_s * rate - n) for rate in (fps, own)),
-    )
 
 
 def usable_episodes(
@@ -249,25 +197,31 @@ def usable_episodes(
     check = EpisodeCheck(data, reader)
     check.look(episodes, cameras, source.labelled)
     good, bad = [], []
-    # Before the checks, which see the corrected starts. All episodes are counted, chosen or
-    # not, since they lie in one file.
+    # Before the checks, which see the corrected places. All episodes of a file are counted,
+    # chosen or not.
+    every = (*data.episodes, *data.own.others)
     if data.version.startswith("v3."):
-        episodes = mend_starts(data.episodes, episodes, cameras, data.fps, check.video)
-    for episode in episodes:
+        every = tuple(mend_spans(every, episodes, cameras, data.fps, check.video))
+    shared = shared_spans(every, episodes, cameras, data.fps, check.video)
+    for episode in (e for e in every if e.index in chosen):
         try:
-            first = check.check(episode, cameras, source.labelled)
-            # Pictures beside the rows begin at the first row, which the check has found.
-            good.append((check.timed(_placed(episode, first / data.fps), cameras), first))
+            if reason := shared.get(episode.index):
+                raise DataError(reason)
+            good.append(check.check(episode, cameras, source.labelled))
         except DataError as error:
             bad.append((episode, str(error)))
     return good, bad
 
 
-def _placed(episode: Episode, start: float) -> Episode:
-    """`episode` with the start of the pictures that lie beside its rows, seconds of that file."""
-    if not any(span.key for span in episode.videos.values()):
-        return episode
-    return replace(
-        episode,
-        videos={c: replace(s, start=start) if s.key else s for c, s in episode.videos.items()},
-    )
+def _placed(episode: Episode, file: str, held: Held, fps: float) -> Episode:
+    """`episode` with the place of its rows, and of the pictures that lie beside them: seconds of
+    that file.
+    """
+    prefix = "" if held.in_order else SORTED
+    videos = {
+        camera: replace(span, file=file, start=held.first / fps, key=prefix + span.key)
+        if span.key
+        else span
+        for camera, span in episode.videos.items()
+    }
+    return replace(episode, data_file=file, prefix=prefix, videos=videos)

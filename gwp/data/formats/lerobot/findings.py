@@ -3,37 +3,45 @@ clocks that drift.
 """
 
 import json
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
 
 from gwp import storage
-from gwp.data.formats.finding import Finding
+from gwp.data.formats.clips import EXTENSIONS as VIDEOS
+from gwp.data.formats.finding import Consequence, Finding
 from gwp.data.formats.format import FilePart
 from gwp.data.formats.lerobot.check import EpisodeCheck
 from gwp.data.formats.lerobot.read import INFO
-from gwp.data.formats.parquet import read_rows
+from gwp.data.formats.lerobot.rows import read_rows
 from gwp.data.formats.reader import FileReader
 from gwp.data.formats.robot_set import Episode, RobotSet
+from gwp.storage.names import shown_all
 
 _CLOCK_TOLERANCE_S = 1e-3
 """How far a recorded time may be off; float32 holds no better in long episodes."""
-_UNUSED = ("timestamp", "frame_index", "index", "task_index")
-"""Columns of the format that nothing here depends on."""
+_TRUST = "that of the metadata is used; `instruction: task_index` takes that of the rows"
+_UNUSED = ("timestamp", "index", "task_index")
+"""Columns of the format that nothing here depends on, where the others are there."""
 
 
 def findings(
     data: RobotSet, usable: Sequence[tuple[Episode, int]], reader: FileReader
 ) -> Iterator[Finding]:
     """Nothing of it costs an episode. usable: each with its first row in its file"""
+    yield from data.own.findings
     if (data.state_names or data.action_names) and not data.named:
         what = "dimensions have no names, or not as many as there are"
         yield Finding(INFO, what, "ignored", "they are named by position")
     info = json.loads(storage.read_bytes(storage.join(data.uri, INFO)))
     yield from _check_counts(data, info)
     yield from _check_features(data, info)
+    yield from _check_videos(data)
+    yield from _check_ends(data, [episode for episode, _ in usable])
     if data.state_names and data.action_names:
+        yield from _check_rows(data, usable, reader)
         yield from _check_columns(data, usable, reader)
 
 
@@ -42,9 +50,10 @@ def _check_counts(data: RobotSet, info: dict[str, Any]) -> Iterator[Finding]:
     # Folders that hold rows. v3 has no `total_chunks` and no `total_videos`: what info.json
     # does not state is not compared.
     chunks = {name.rsplit("/", 1)[0] for name in data.files if name.startswith("data/")}
+    every = [*data.episodes, *data.own.others]
     counts = {
-        "total_episodes": len(data.episodes),
-        "total_frames": sum(episode.length for episode in data.episodes),
+        "total_episodes": len(every),
+        "total_frames": sum(episode.length for episode in every),
         "total_chunks": len(chunks),
         "total_videos": sum(name.startswith("video") for name in data.files),
     }
@@ -56,8 +65,8 @@ def _check_counts(data: RobotSet, info: dict[str, Any]) -> Iterator[Finding]:
     for name, span in (splits if isinstance(splits, dict) else {}).items():
         # "0:90": end excluded.
         end = str(span).rpartition(":")[2]
-        if end.isdigit() and int(end) > len(data.episodes):
-            what = f"split '{name}' goes to {end}, the set has {len(data.episodes)} episodes"
+        if end.isdigit() and int(end) > len(every):
+            what = f"split '{name}' goes to {end}, the set has {len(every)} episodes"
             yield Finding(INFO, what, "ignored", "correct it")
 
 
@@ -74,6 +83,89 @@ def _check_features(data: RobotSet, info: dict[str, Any]) -> Iterator[Finding]:
             yield Finding(key, "depth pictures", "ignored", "only colour is read")
 
 
+def _check_videos(data: RobotSet) -> Iterator[Finding]:
+    """Videos that no episode names, and such as several episodes have whole."""
+    named: Counter[str] = Counter()
+    for episode in (*data.episodes, *data.own.others):
+        named.update(span.file for span in episode.videos.values() if not span.key)
+    unnamed = [
+        name
+        for name in data.files
+        if name.startswith("video") and name.lower().endswith(VIDEOS) and name not in named
+    ]
+    if unnamed:
+        what = f"{len(unnamed)} videos are of no episode: {shown_all(unnamed)}"
+        yield Finding("videos", what, "ignored", "remove them, or list their episodes")
+    twice = [file for file, count in named.items() if count > 1]
+    if twice and not data.version.startswith("v3."):
+        what = f"{len(twice)} videos are named more than once: {shown_all(twice)}"
+        yield Finding("videos", what, "ignored", "give each episode and camera one of its own")
+
+
+def _check_ends(data: RobotSet, episodes: Sequence[Episode]) -> Iterator[Finding]:
+    """Ends of videos that were corrected by counting. episodes: as they are used"""
+    recorded = {episode.index: episode for episode in data.episodes}
+    moved: Counter[str] = Counter()
+    for episode in episodes:
+        for camera, span in episode.videos.items():
+            before = recorded[episode.index].videos.get(camera)
+            # Corrected starts are told with their places.
+            if before and not span.key and span.rate is None and span.start == before.start:
+                moved[camera] += span.end != before.end
+    for camera, count in moved.items():
+        if count:
+            what = f"to_timestamp of {count} episodes is not where their rows end"
+            yield Finding(camera, what, "repaired", "frames and rows of the whole file agree")
+
+
+def _check_rows(
+    data: RobotSet, episodes: Sequence[tuple[Episode, int]], reader: FileReader
+) -> Iterator[Finding]:
+    """Rows that lie elsewhere than the metadata say, or in another order, and tasks that the two
+    do not agree on.
+
+    episodes: those that are used, each with its first row in its file
+    """
+    check = EpisodeCheck(data, reader)
+    recorded = {episode.index: episode for episode in data.episodes}
+    moved, numbered, contradicted = [], [], []
+    unsorted = [str(episode.index) for episode, _ in episodes if episode.prefix]
+    for episode, _ in episodes:
+        before = recorded[episode.index]
+        file, held = check.files.place(before)
+        number = str(episode.index)
+        table = check.files.table(file)
+        if file != before.data_file:
+            moved.append(number)
+        elif not isinstance(table, str) and (table.held or {}).get(episode.index) != held:
+            numbered.append(number)
+        if not data.own.chosen and check.contradicted(before, held):
+            contradicted.append(number)
+    told: tuple[tuple[list[str], Consequence, str, str], ...] = (
+        (moved, "repaired", "lie in another file than the metadata say", "episode_index tells"),
+        (numbered, "repaired", "have the episode_index of others", "the files' names tell"),
+        (unsorted, "repaired", "do not lie in the order of frame_index", "they are read in it"),
+        (contradicted, "ignored", "name another task than the metadata", _TRUST),
+    )
+    for numbers, consequence, what, advice in told:
+        if numbers:
+            yield Finding("data", f"rows of episodes {_few(numbers)} {what}", consequence, advice)
+    silent = [
+        str(episode.index)
+        for episode, _ in episodes
+        if data.own.chosen and check.is_silent(recorded[episode.index])
+    ]
+    if silent:
+        what = f"rows without a text in episodes {_few(silent)}"
+        yield Finding(data.own.told_by, what, "ignored", "the episode's own task stands there")
+
+
+def _few(numbers: Sequence[str], most: int = 5) -> str:
+    """The first of some, and how many more there are."""
+    more = f" and {len(numbers) - most} more" if len(numbers) > most else ""
+    return ", ".join(numbers[:most]) + more
+
+
 def _check_columns(
     data: RobotSet, episodes: Sequence[tuple[Episode, int]], reader: FileReader
 ) -> Iterator[Finding]:
@@ -84,15 +176,18 @@ def _check_columns(
     check = EpisodeCheck(data, reader)
     # Data file -> its columns and types; what the check of the episodes read is not read
     # again.
-    columns = {episode.data_file: check.columns(episode.data_file) for episode, _ in episodes}
-    for name in (*_UNUSED, "episode_index"):
+    columns = {episode.data_file: check.files.types(episode.data_file) for episode, _ in episodes}
+    told: dict[str, tuple[Consequence, str]] = {}
+    told |= dict.fromkeys(_UNUSED, ("ignored", "nothing depends on it"))
+    told["frame_index"] = "ignored", "rows are taken in the order of `index`, or as they lie"
+    told["episode_index"] = "ignored", "the file tells whose they are"
+    if data.version.startswith("v3."):
+        told["episode_index"] = "repaired", "rows are counted"
+    for name, (consequence, advice) in told.items():
         lacking = sum(name not in types for types in columns.values())
         if lacking:
             what = f"no column {name} in {lacking} of {len(columns)} files"
-            if name == "episode_index" and data.version.startswith("v3."):
-                yield Finding("data", what, "repaired", "rows are counted")
-            else:
-                yield Finding("data", what, "ignored", "nothing depends on it")
+            yield Finding("data", what, consequence, advice)
     for name in (*data.state_keys, *data.action_keys):
         # Of lists too: their type is written with that of their items.
         wide = sum("double" in str(types.get(name, "")) for types in columns.values())
@@ -114,9 +209,10 @@ def _check_clocks(
     worst = 0.0
     for episode, first_row in episodes:
         part = FilePart(storage.join(data.uri, episode.data_file))
-        rows = read_rows(part, first_row, episode.length, ("timestamp",), reader)
+        key = f"{episode.prefix}timestamp"
+        rows = read_rows(part, first_row, episode.length, (key,), reader)
         # [T], seconds. Where it starts and how it runs are two findings.
-        clock = rows["timestamp"][:, 0]
+        clock = rows[key][:, 0]
         late += bool(abs(clock[0]) > _CLOCK_TOLERANCE_S)
         expected = np.arange(episode.length) / data.fps
         drift = float(np.abs(clock - clock[0] - expected).max())

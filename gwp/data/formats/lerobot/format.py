@@ -1,8 +1,7 @@
 """LeRobot sets as one of the formats: its parts put together."""
 
-from gwp.data.formats import parquet
 from gwp.data.formats.format import SetSource
-from gwp.data.formats.lerobot import check, read
+from gwp.data.formats.lerobot import check, read, rows
 from gwp.data.formats.lerobot import findings as lerobot_findings
 from gwp.data.formats.reader import FileReader
 from gwp.data.formats.robot_set import RobotSet
@@ -10,10 +9,11 @@ from gwp.data.formats.robot_set import RobotSet
 title = "LeRobot"
 signs = f"LeRobot set ({read.INFO})"
 endings: tuple[str, ...] = ()
+options: tuple[str, ...] = ("split", "instruction")
 usable_episodes = check.usable_episodes
 findings = lerobot_findings.findings
-read_rows = parquet.read_rows
-open_pictures = parquet.open_pictures
+read_rows = rows.read_rows
+open_pictures = rows.open_pictures
 
 
 def is_at(uri: str, files: dict[str, int]) -> bool:  # noqa: ARG001
@@ -27,10 +27,10 @@ def read_set(
     source: SetSource,
     reader: FileReader,  # noqa: ARG001
 ) -> RobotSet:
-    """As `read.read_set`, with the columns of the source. DataError when it gives another rate
-    than the set.
+    """As `read.read_set`, with the columns and the split of the source. DataError when it gives
+    another rate than the set.
     """
-    data = read.read_set(uri, source.state, source.action, files)
+    data = read.read_set(uri, source.state, source.action, files, source.split, source.instruction)
     # For its error alone: the rate is the one of info.json.
     source.rate(data.fps, "")
     return data

@@ -6,35 +6,50 @@ not used.
 """
 
 import hashlib
-import io
 import json
-import re
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import dataclass, field
 from math import prod
-from string import Formatter
 from typing import Any
 
-import pyarrow as pa
-import pyarrow.parquet as pq
-
 from gwp import storage
+from gwp.data.formats.finding import Finding
+from gwp.data.formats.lerobot.episodes import OLD_LIST, listing, task_table
+from gwp.data.formats.lerobot.numbers import whole
+from gwp.data.formats.lerobot.places import INFO as INFO
 from gwp.data.formats.lerobot.repair import absent_cameras, mend_paths
+from gwp.data.formats.lerobot.splits import split_of
+from gwp.data.formats.listing import list_recordings
 from gwp.data.formats.robot_set import (
     ACTION,
     STATE,
     Episode,
     RobotSet,
-    VideoSpan,
     choose_columns,
 )
 from gwp.errors import DataError
-from gwp.storage.names import relative_name, shown
 
-INFO = "meta/info.json"
-_NUMBER = re.compile(r"(0?\d{1,2})?d?")
-QUALITY_LABELS = frozenset({"qualified", "unqualified", "success", "failure"})
-"""Entries of an episode's `tasks` that judge it instead of saying what to do."""
+_BOOKKEEPING = ("timestamp", "frame_index", "episode_index", "index")
+"""Columns of the format that say nothing of what is done."""
+TASK_COLUMN = "task_index"
+
+
+@dataclass(frozen=True)
+class Metadata:
+    """What a set says besides what every format does.
+
+    told_by: column that says what is done, row by row; chosen: whether the user named it.
+    tasks: its texts by number. named: instructions by episode. others: episodes of other
+    splits, which share files with those of the set. findings: what is wrong and costs nothing
+    """
+
+    told_by: str = TASK_COLUMN
+    chosen: bool = False
+    tasks: dict[int, str] = field(default_factory=dict)
+    named: dict[int, tuple[str, ...]] = field(default_factory=dict)
+    others: tuple[Episode, ...] = ()
+    findings: tuple[Finding, ...] = ()
 
 
 def read_set(
@@ -42,14 +57,18 @@ def read_set(
     state: Sequence[str] | None = None,
     action: Sequence[str] | None = None,
     files: dict[str, int] | None = None,
+    split: str | None = None,
+    instruction: str | None = None,
 ) -> RobotSet:
     """Metadata of the set at `uri`. `state`, `action`: columns that make up the vectors, in
-    place of the usual ones. `files`: what is there; None: it is listed.
+    place of the usual ones. `files`: what is there; None: it is listed. `split`: one that
+    info.json names; None: all episodes. `instruction`: column that says what is done, in place
+    of `task_index`.
 
     Raises DataError when it is no LeRobot set, is of another version, is empty, has no such
-    column, or its metadata are broken.
+    column or split, or its metadata are broken.
     """
-    files = storage.list_files(uri) if files is None else files
+    files = list_recordings(uri) if files is None else files
     if INFO not in files:
         raise DataError(
             f"{uri}: not a LeRobot set ({INFO} is missing); check the URI, or set `format: "
@@ -59,7 +78,7 @@ def read_set(
     try:
         info: dict[str, Any] = json.loads(raw)
         version, fps, features = (
-            str(info["codebase_version"]),
+            _version(info, files),
             float(info["fps"]),
             dict(info["features"]),
         )
@@ -70,9 +89,9 @@ def read_set(
         # Also NaN, which JSON as Python reads it may hold.
         if not 0 < fps < float("inf"):
             raise DataError(f"{uri}: {INFO} says {fps:g} Hz; correct `fps` there")
+        found = listing(uri, info, files, version.startswith("v3."))
         # Paths of videos are corrected at once: whoever comes later finds them by name.
-        read = _episodes_v3 if version.startswith("v3.") else _episodes_v2
-        episodes = mend_paths(read(uri, info, files), files)
+        episodes = mend_paths(found.episodes, files)
         columns = tuple(
             key for key, f in features.items() if f.get("dtype") not in ("video", "image", "string")
         )
@@ -86,36 +105,21 @@ def read_set(
             for key, f in features.items()
             if f.get("dtype") in ("video", "image") and not _is_depth(f)
         }
-    except (
-        KeyError,
-        ValueError,
-        TypeError,
-        IndexError,
-        AttributeError,
-        pa.ArrowException,
-    ) as error:
-        raise DataError(
-            f"{uri}: broken metadata ({type(error).__name__}: {error}); write the set again"
-        ) from error
-    if not episodes:
-        raise DataError(f"{uri}: the set has no episodes")
-    # A number twice would mix the rows of two episodes up.
-    index, count = Counter(e.index for e in episodes).most_common(1)[0]
-    if count > 1:
-        raise DataError(
-            f"{uri}: the metadata list episode {index} {count} times; remove all but one of them"
-        )
-    # Names and sizes of what makes up the set; contents only of what says where episodes lie,
-    # for a corrected start leaves sizes as they are.
-    digest = hashlib.sha256(raw)
-    for name, size in sorted(files.items()):
-        if name.startswith(("meta/", "data/", "video")):
-            digest.update(f"{name}:{size}\n".encode())
-        if "episodes" in name:
-            digest.update(storage.read_bytes(storage.join(uri, name)))
+    except (KeyError, ValueError, TypeError, IndexError, AttributeError) as error:
+        what = f"no {error}" if isinstance(error, KeyError) else str(error)
+        raise DataError(f"{uri}: broken metadata ({INFO}: {what}); write the set again") from error
+    if not info.get("codebase_version"):
+        what = f"no codebase_version; read as {version}"
+        found.findings.append(Finding(INFO, what, "repaired", "its files are of that version"))
+    _check_episodes(uri, episodes, found.lost)
+    told_by, tasks = _told_by(uri, instruction, features, files, found.tasks, found.findings)
+    # All files are compared with all episodes, whatever split is read.
+    numbers = [episode.index for episode in episodes]
+    of_split = set(numbers) if split is None else split_of(uri, info, split, numbers)
     # Declared cameras without any file are set aside, or every episode would lack something.
     absent = absent_cameras(episodes, cameras, files)
     cameras = {key: f for key, f in cameras.items() if key not in absent}
+    in_order = sorted(episodes, key=lambda e: e.index)
     return RobotSet(
         uri,
         "lerobot",
@@ -126,25 +130,85 @@ def read_set(
         tuple(n for names, _ in actions for n in names),
         all(named for _, named in states + actions),
         cameras,
-        tuple(sorted(episodes, key=lambda e: e.index)),
+        tuple(e for e in in_order if e.index in of_split),
         files,
-        digest.hexdigest()[:12],
+        _fingerprint(uri, raw, files),
         state_keys,
         action_keys,
         columns,
         absent=absent,
+        own=Metadata(
+            told_by,
+            instruction is not None,
+            tasks,
+            found.named,
+            tuple(e for e in in_order if e.index not in of_split),
+            tuple(found.findings),
+        ),
     )
 
 
-def _pictures(info: dict[str, Any], data_file: str) -> dict[str, VideoSpan]:
-    """Cameras whose pictures are a column of the data file; where in it they start is known
-    when the file has been looked at.
+def _version(info: dict[str, Any], files: dict[str, int]) -> str:
+    """As info.json says, with or without the `v`; where it does not, by the files that are there."""
+    if stated := info.get("codebase_version"):
+        return f"v{str(stated).removeprefix('v')}"
+    return "v2.1" if OLD_LIST in files else "v3.0"
+
+
+def _check_episodes(uri: str, episodes: Sequence[Episode], lost: Sequence[str]) -> None:
+    """DataError when there is none that can be read, or a number stands for two. lost: why files
+    of the metadata cannot be read
     """
-    return {
-        k: VideoSpan(data_file, 0.0, None, key=k)
-        for k, f in info["features"].items()
-        if f.get("dtype") == "image"
-    }
+    if not episodes and not lost:
+        raise DataError(f"{uri}: the set has no episodes")
+    if all(episode.problem for episode in episodes):
+        reason = [*lost, *(e.problem for e in episodes)][0].partition(";")[0]
+        raise DataError(f"{uri}: broken metadata ({reason}); write the set again")
+    # A number twice would mix the rows of two episodes up.
+    index, count = Counter(e.index for e in episodes).most_common(1)[0]
+    if count > 1:
+        raise DataError(
+            f"{uri}: the metadata list episode {index} {count} times; remove all but one of them"
+        )
+
+
+def _fingerprint(uri: str, raw: bytes, files: dict[str, int]) -> str:
+    """Of names and sizes of what makes up the set; of contents only of what says where episodes
+    lie, for a corrected start leaves sizes as they are. raw: info.json
+    """
+    digest = hashlib.sha256(raw)
+    for name, size in sorted(files.items()):
+        if name.startswith(("meta/", "data/", "video")):
+            digest.update(f"{name}:{size}\n".encode())
+        if "episodes" in name:
+            digest.update(storage.read_bytes(storage.join(uri, name)))
+    return digest.hexdigest()[:12]
+
+
+def _told_by(
+    uri: str,
+    wanted: str | None,
+    features: dict[str, Any],
+    files: dict[str, int],
+    tasks: dict[int, str],
+    findings: list[Finding],
+) -> tuple[str, dict[int, str]]:
+    """The column that says what is done, and its texts by number. DataError when there is no
+    such column.
+    """
+    if wanted is None:
+        return TASK_COLUMN, tasks
+    texts = [
+        key
+        for key, f in features.items()
+        if key not in _BOOKKEEPING and str(f.get("dtype")).startswith(("string", "int", "uint"))
+    ]
+    have = tuple(dict.fromkeys((TASK_COLUMN, *texts)))
+    choose_columns(uri, "instruction", (wanted,), (), have)
+    # `subtask_index` counts in a table of its own, `annotation.*` in that of the tasks.
+    kind = wanted.removesuffix("_index")
+    own = task_table(uri, files, kind, findings) if kind not in (wanted, "task") else {}
+    return wanted, own or tasks
 
 
 def _is_depth(feature: dict[str, Any]) -> bool:
@@ -158,7 +222,9 @@ def _names(feature: dict[str, Any], key: str) -> tuple[tuple[str, ...], bool]:
     """Names of a vector feature, whether the set gives them; made up from the position where it
     does not.
     """
-    names, width = feature.get("names"), prod(feature["shape"])
+    names, shape = feature.get("names"), feature["shape"]
+    # Of a matrix the rows one behind the other. A width alone is no list in some conversions.
+    width = prod(whole(n) for n in (shape if isinstance(shape, (list, tuple)) else [shape]))
     if isinstance(names, dict) and all(isinstance(v, int) for v in names.values()):
         # {"x": 0, "y": 1}: names with their positions.
         names = sorted(names, key=names.__getitem__)
@@ -175,113 +241,3 @@ def _flat(names: Any) -> list[str]:
         # Lists in lists, and groups such as {"motors": [...]}, in their order.
         return [text for item in names for text in _flat(item)]
     return [] if names is None else [str(names)]
-
-
-def _instruction(tasks: Any, table: dict[int, str]) -> str:
-    """The first entry that is an instruction; the set's only task where the episode names none."""
-    # Texts in the files of LeRobot, numbers of the table in some conversions.
-    given = [table.get(t, "") if isinstance(t, int) else str(t) for t in tasks or []]
-    real = [t for t in given if t.strip().lower() not in QUALITY_LABELS]
-    if not given and len(table) == 1:
-        real = list(table.values())
-    return real[0] if real else ""
-
-
-def _json_lines(uri: str, name: str) -> list[dict[str, Any]]:
-    lines = storage.read_bytes(storage.join(uri, name)).decode().splitlines()
-    return [json.loads(line) for line in lines if line.strip()]
-
-
-def _path(uri: str, info: dict[str, Any], template: str, **fields: Any) -> str:
-    """The file below the set that a template of info.json gives.
-
-    DataError when that is no plain relative name. A template is not ours: only the given fields
-    are put in, as they are or as whole numbers of a few digits.
-    """
-    text = str(info[template])
-    # A template may ask for attributes of what is put in, or for a width that fills the
-    # memory: neither is let through.
-    for _, field, form, conversion in Formatter().parse(text):
-        if field is None:
-            continue
-        if field not in fields or conversion or not _NUMBER.fullmatch(form or ""):
-            raise DataError(
-                f"{uri}: {INFO} has {template} {shown(text)}; "
-                f"it may hold {', '.join(fields)}, as in {{{next(iter(fields))}}}"
-            )
-    return relative_name(text.format(**fields), f"{uri}: {template} in {INFO}", DataError)
-
-
-def _episodes_v2(uri: str, info: dict[str, Any], files: dict[str, int]) -> list[Episode]:
-    table = (
-        {int(t["task_index"]): str(t["task"]) for t in _json_lines(uri, "meta/tasks.jsonl")}
-        if "meta/tasks.jsonl" in files
-        else {}
-    )
-    # Of declared videos only: `video_path` may be null in a set that has none.
-    keys = [k for k, f in info["features"].items() if f.get("dtype") == "video"]
-    chunks = int(info.get("chunks_size") or 1000)
-    episodes = []
-    for row in _json_lines(uri, "meta/episodes.jsonl"):
-        i = int(row["episode_index"])
-        place = {"episode_chunk": i // chunks, "episode_index": i}
-        paths = {k: _path(uri, info, "video_path", video_key=k, **place) for k in keys}
-        videos = {k: VideoSpan(path, 0.0, None) for k, path in paths.items()}
-        data = _path(uri, info, "data_path", **place)
-        videos |= _pictures(info, data)
-        episodes.append(
-            Episode(i, int(row["length"]), data, videos, _instruction(row.get("tasks"), table))
-        )
-    return episodes
-
-
-def _read_parquet(uri: str) -> pa.Table:
-    """All columns but statistics, which are most of the file where there are many cameras.
-    ValueError when it cannot be read so.
-    """
-    raw = storage.read_bytes(uri)
-    try:
-        wanted = [c for c in pq.read_schema(io.BytesIO(raw)).names if not c.startswith("stats/")]
-        return pq.read_table(io.BytesIO(raw), columns=wanted)
-    except OSError as error:
-        # Damaged pages and footers, as Arrow tells them; no storage is involved here.
-        raise ValueError(f"{uri}: {error}") from error
-
-
-def _episodes_v3(uri: str, info: dict[str, Any], files: dict[str, int]) -> list[Episode]:
-    table: dict[int, str] = {}
-    if "meta/tasks.parquet" in files:
-        tasks = _read_parquet(storage.join(uri, "meta/tasks.parquet"))
-        # Written through pandas the text is the index, whose column has no name of its own in
-        # older files.
-        text = "task" if "task" in tasks.column_names else "__index_level_0__"
-        table = dict(
-            zip(tasks["task_index"].to_pylist(), map(str, tasks[text].to_pylist()), strict=True)
-        )
-    keys = [k for k, f in info["features"].items() if f.get("dtype") == "video"]
-    episodes = []
-    for name in sorted(
-        n for n in files if n.startswith("meta/episodes/") and n.endswith(".parquet")
-    ):
-        for row in _read_parquet(storage.join(uri, name)).to_pylist():
-            # A camera may be off in some episodes; its columns are null there.
-            shot = [k for k in keys if row.get(f"videos/{k}/file_index") is not None]
-            videos = {k: _span_v3(uri, row, k, info) for k in shot}
-            place = {"chunk_index": row["data/chunk_index"], "file_index": row["data/file_index"]}
-            data = _path(uri, info, "data_path", **place)
-            videos |= _pictures(info, data)
-            text = _instruction(row.get("tasks"), table)
-            episodes.append(
-                Episode(int(row["episode_index"]), int(row["length"]), data, videos, text)
-            )
-    return episodes
-
-
-def _span_v3(uri: str, row: dict[str, Any], key: str, info: dict[str, Any]) -> VideoSpan:
-    # Each camera starts new files at its own pace, so file and start are the camera's, not the
-    # episode's.
-    chunk, file = row[f"videos/{key}/chunk_index"], row[f"videos/{key}/file_index"]
-    path = _path(uri, info, "video_path", video_key=key, chunk_index=chunk, file_index=file)
-    return VideoSpan(
-        path, float(row[f"videos/{key}/from_timestamp"]), row.get(f"videos/{key}/to_timestamp")
-    )

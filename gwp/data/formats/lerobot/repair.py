@@ -13,6 +13,12 @@ for wrong.
 """
 
 
+_SHORT = 0.5
+"""Frames by which the length of a span may differ from that of its episode before it is taken for
+wrong.
+"""
+
+
 def mend_paths(episodes: Iterable[Episode], files: dict[str, int]) -> list[Episode]:
     """Videos in a folder of another name than info.json says (`video/` for `videos/`): what
     lies below it decides.
@@ -60,38 +66,48 @@ def start_frames(episodes: Sequence[Episode], camera: str) -> dict[int, tuple[st
     return starts
 
 
-def mend_starts(
+def mend_spans(
     every: Sequence[Episode],
     chosen: Sequence[Episode],
     cameras: Iterable[str],
     fps: float,
     video: Callable[[str], VideoInfo | str],
 ) -> list[Episode]:
-    """Episodes of v3 files whose `from_timestamp` has drifted or is wrong, at the place that
-    counting rows gives.
+    """Every episode of v3 files. Those whose `from_timestamp` has drifted or is wrong, or whose
+    `to_timestamp` names another end, have the place that counting rows gives.
 
     Only in files that hold exactly as many frames as their episodes have rows, so that there is
-    no other reading of them.
+    no other reading of them, and that a chosen episode lies in.
     """
-    mended = {e.index: e for e in chosen}
+    mended = {e.index: e for e in every}
     for camera in cameras:
         starts = start_frames(every, camera)
+        looked_at = {e.videos[camera].file for e in chosen if camera in e.videos}
         # File -> rows of all episodes in it.
         rows: dict[str, int] = defaultdict(int)
         for episode in every:
             if camera in episode.videos:
                 rows[starts[episode.index][0]] += episode.length
-        for episode in chosen:
+        for episode in every:
             span = episode.videos.get(camera)
-            info = video(span.file) if span and not span.key else ""
-            if span is None or isinstance(info, str) or info.frames != rows[span.file]:
+            if span is None or span.key or span.file not in looked_at:
                 continue
-            frame = starts[episode.index][1]
-            if abs(span.start * fps - frame) > _OFF:
-                # `check` compares the length of the span, so the end moves with the start.
-                end = None if span.end is None else (frame + episode.length) / fps
-                videos = mended[episode.index].videos | {
-                    camera: replace(span, start=frame / fps, end=end)
-                }
+            info = video(span.file)
+            if isinstance(info, str) or info.frames != rows[span.file]:
+                continue
+            place = _counted(span, starts[episode.index][1], episode.length, fps)
+            if place is not span:
+                videos = mended[episode.index].videos | {camera: place}
                 mended[episode.index] = replace(mended[episode.index], videos=videos)
-    return [mended[e.index] for e in chosen]
+    return list(mended.values())
+
+
+def _counted(span: VideoSpan, frame: int, length: int, fps: float) -> VideoSpan:
+    """The span itself where it is where counting puts it, at `frame`; else that place."""
+    off = abs(span.start * fps - frame) > _OFF
+    # Some name the last frame of an episode instead of its end.
+    short = span.end is not None and abs((span.end - span.start) * fps - length) > _SHORT
+    if not off and not short:
+        return span
+    start = frame / fps if off else span.start
+    return replace(span, start=start, end=None if span.end is None else start + length / fps)

@@ -45,6 +45,7 @@ FEATURES = "features.json"
 title = "RLDS"
 signs = f"RLDS set ({FEATURES} beside *.tfrecord*)"
 endings: tuple[str, ...] = ()
+options: tuple[str, ...] = ("split",)
 usable_episodes = usable_by_metadata
 findings = no_findings
 # `name-split.tfrecord-00000-of-00005`; a split in one file may lack the numbers.

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from gwp import storage
-from gwp.errors import BundleError
+from gwp.errors import BundleError, GwpError
 from gwp.policy.bundle import read_bundle, seal
 from gwp.storage import local_files
 from pipelines.training import checkpoints
@@ -220,3 +220,41 @@ def test_bytes_and_names_are_on_the_disk_before_a_write_returns(
     # Of one that may be replaced, the bytes: before or after, it is whole.
     storage.write_bytes(str(path), b"y")
     assert local_files.is_temporary(synced[-1])
+
+
+def test_links_to_folders_are_followed_and_loops_end(tmp_path: Path) -> None:
+    real = tmp_path / "disk"
+    (real / "videos/top").mkdir(parents=True)
+    (real / "videos/top/0.mp4").write_bytes(b"123")
+    root = tmp_path / "set"
+    (root / "a/b").mkdir(parents=True)
+    (root / "a/b/rows").write_bytes(b"1234")
+    (root / "videos").symlink_to(real / "videos")
+    (root / "file").symlink_to(root / "a/b/rows")
+    # A folder within itself, two that hold each other, and links that lead nowhere.
+    (root / "a/b/up").symlink_to(root / "a")
+    (real / "videos/back").symlink_to(root)
+    (root / "none").symlink_to(tmp_path / "gone")
+    (root / "itself").symlink_to(root / "itself")
+    expected = {"a/b/rows": 4, "file": 4, "videos/top/0.mp4": 3}
+    assert storage.list_files(str(root)) == expected
+    storage.upload(root, str(tmp_path / "copy"))
+    assert storage.list_files(str(tmp_path / "copy")) == expected
+    assert not any(path.is_symlink() for path in (tmp_path / "copy").rglob("*"))
+    # Whoever begins inside sees what is below, from there.
+    below = storage.list_files(str(root / "videos"))
+    assert below == {"top/0.mp4": 3, "back/a/b/rows": 4, "back/file": 4}
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may look anywhere")
+def test_a_linked_folder_that_may_not_be_looked_into_is_no_absence(tmp_path: Path) -> None:
+    closed = tmp_path / "closed"
+    closed.mkdir()
+    (tmp_path / "set").mkdir()
+    (tmp_path / "set/videos").symlink_to(closed)
+    closed.chmod(0)
+    try:
+        with pytest.raises(GwpError, match="access denied"):
+            storage.list_files(str(tmp_path / "set"))
+    finally:
+        closed.chmod(0o700)

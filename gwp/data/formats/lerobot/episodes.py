@@ -1,0 +1,191 @@
+"""Episodes of a LeRobot set, as its metadata list them."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+from gwp.data.formats.finding import Finding
+from gwp.data.formats.lerobot.numbers import whole, whole_or_none
+from gwp.data.formats.lerobot.places import Places
+from gwp.data.formats.lerobot.tables import Entry, Table, json_lines, parquet_rows
+from gwp.data.formats.lerobot.tasks import instruction, named_tasks
+from gwp.data.formats.robot_set import Episode, VideoSpan
+
+OLD_LIST, _NEW_LIST = "meta/episodes.jsonl", "meta/episodes/"
+_MOST = 1_000_000
+"""Episodes that info.json is believed to count."""
+
+
+@dataclass
+class Listing:
+    """What the metadata say. episodes: those that cannot be read have a `problem`. tasks: text
+    by number. named: instructions by episode. findings: what is wrong and costs no episode. lost:
+    why files cannot be read.
+    """
+
+    tasks: dict[int, str] = field(default_factory=dict)
+    episodes: list[Episode] = field(default_factory=list)
+    named: dict[int, tuple[str, ...]] = field(default_factory=dict)
+    findings: list[Finding] = field(default_factory=list)
+    lost: list[str] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class _Broken:
+    """A row that is no episode: its number, or None, and that of the row before; why."""
+
+    number: int | None
+    before: int
+    reason: str
+
+
+def listing(uri: str, info: dict[str, Any], files: dict[str, int], new: bool) -> Listing:
+    """Episodes in the order of the metadata, then those that cannot be read.
+
+    KeyError, TypeError and ValueError where info.json is not as it should be; DataError for
+    names that lead elsewhere. new: v3
+    """
+    found = Listing()
+    found.tasks = task_table(uri, files, "task", found.findings)
+    reader = _NewRows(uri, info, files) if new else _OldRows(uri, info, files)
+    table = _new_table(uri, files) if new else json_lines(uri, OLD_LIST)
+    broken: list[_Broken] = []
+    before = -1
+    for entry in table.entries:
+        try:
+            episode = _episode(entry, reader, found)
+        except (KeyError, TypeError, ValueError) as error:
+            broken.append(_Broken(_number(entry), before, f"{entry.where}: {_why(entry, error)}"))
+            continue
+        before = episode.index
+        found.episodes.append(episode)
+    found.episodes += _unreadable(broken, table, info, {e.index for e in found.episodes})
+    found.lost = table.lost
+    found.findings += [Finding(_NEW_LIST, why, "left out", "write it again") for why in table.lost]
+    found.findings += reader.places.findings.values()
+    return found
+
+
+def task_table(
+    uri: str, files: dict[str, int], kind: str, findings: list[Finding]
+) -> dict[int, str]:
+    """Text by number of `meta/tasks.*`, or of another kind of the same form (`subtask`). What
+    cannot be read of it is told.
+    """
+    texts: dict[int, str] = {}
+    for name in (f"meta/{kind}s.jsonl", f"meta/{kind}s.parquet"):
+        if name not in files:
+            continue
+        table = json_lines(uri, name) if name.endswith(".jsonl") else parquet_rows(uri, name)
+        reasons = list(table.lost)
+        for entry in table.entries:
+            row = entry.row or {}
+            number = whole_or_none(row.get(f"{kind}_index"))
+            if number is None:
+                reasons.append(f"{entry.where} cannot be read")
+                continue
+            # Written through pandas the text is the index, whose column has no name of its own
+            # in older files.
+            given = (row.get(key) for key in (kind, "task", "__index_level_0__"))
+            texts[number] = str(next((text for text in given if text is not None), ""))
+        advice = "episodes may lack their instruction; write it again"
+        findings += [Finding(name, reason, "ignored", advice) for reason in reasons]
+    return texts
+
+
+def _new_table(uri: str, files: dict[str, int]) -> Table:
+    every = Table()
+    for name in sorted(n for n in files if n.startswith(_NEW_LIST) and n.endswith(".parquet")):
+        part = parquet_rows(uri, name)
+        every.entries += part.entries
+        every.lost += part.lost
+    return every
+
+
+class _OldRows:
+    """Where files of v2 lie: one of each kind per episode."""
+
+    def __init__(self, uri: str, info: dict[str, Any], files: dict[str, int]) -> None:
+        self.places = Places(uri, info, files, False)
+        # Of declared videos only: `video_path` may be null in a set that has none.
+        self.kinds = {key: f.get("dtype") for key, f in info["features"].items()}
+        self._chunk = whole(info.get("chunks_size") or 1000)
+
+    def data(self, index: int, row: dict[str, Any]) -> str:  # noqa: ARG002
+        return self.places.of("data_path", index // self._chunk, index, index)
+
+    def span(self, key: str, index: int, row: dict[str, Any]) -> VideoSpan | None:  # noqa: ARG002
+        place = index // self._chunk, index
+        return VideoSpan(self.places.of("video_path", *place, index, video_key=key), 0.0, None)
+
+
+class _NewRows:
+    """Where files of v3 lie: of many episodes, as each row says."""
+
+    def __init__(self, uri: str, info: dict[str, Any], files: dict[str, int]) -> None:
+        self.places = Places(uri, info, files, True)
+        self.kinds = {key: f.get("dtype") for key, f in info["features"].items()}
+
+    def data(self, index: int, row: dict[str, Any]) -> str:
+        place = whole(row["data/chunk_index"]), whole(row["data/file_index"])
+        return self.places.of("data_path", *place, index)
+
+    def span(self, key: str, index: int, row: dict[str, Any]) -> VideoSpan | None:
+        # A camera may be off in some episodes; its columns are null there.
+        if row.get(f"videos/{key}/file_index") is None:
+            return None
+        # Each camera starts new files at its own pace, so file and start are the camera's, not
+        # the episode's.
+        place = whole(row[f"videos/{key}/chunk_index"]), whole(row[f"videos/{key}/file_index"])
+        path = self.places.of("video_path", *place, index, video_key=key)
+        end = row.get(f"videos/{key}/to_timestamp")
+        start = float(row[f"videos/{key}/from_timestamp"])
+        return VideoSpan(path, start, None if end is None else float(end))
+
+
+def _episode(entry: Entry, reader: _OldRows | _NewRows, found: Listing) -> Episode:
+    """KeyError, TypeError or ValueError when the entry is none."""
+    row = entry.row
+    if row is None:
+        raise ValueError("it is cut off or damaged")
+    index, length = whole(row["episode_index"]), whole(row["length"])
+    data = reader.data(index, row)
+    videos: dict[str, VideoSpan] = {}
+    for key, dtype in reader.kinds.items():
+        if dtype == "image":
+            # A column of the data file; where in it they start is known when the file has been
+            # looked at.
+            videos[key] = VideoSpan(data, 0.0, None, key)
+        elif dtype == "video" and (span := reader.span(key, index, row)):
+            videos[key] = span
+    found.named[index] = named_tasks(row.get("tasks"), found.tasks)
+    return Episode(index, length, data, videos, instruction(row.get("tasks"), found.tasks))
+
+
+def _number(entry: Entry) -> int | None:
+    return entry.episode if entry.row is None else whole_or_none(entry.row.get("episode_index"))
+
+
+def _why(entry: Entry, error: Exception) -> str:
+    if entry.row is None:
+        return "cut off or damaged"
+    return f"no {error.args[0]}" if isinstance(error, KeyError) else str(error)
+
+
+def _unreadable(
+    broken: list[_Broken], table: Table, info: dict[str, Any], known: set[int]
+) -> Iterator[Episode]:
+    """What cannot be read, as episodes of the numbers that are left for it."""
+    taken = set(known)
+    for entry in broken:
+        index = entry.before + 1 if entry.number is None else entry.number
+        while index in taken:
+            index += 1
+        taken.add(index)
+        yield Episode(index, 0, "", {}, "", problem=f"{entry.reason}; write it again")
+    if not table.lost:
+        return
+    # Which episodes a lost file held nobody knows; which ones are lacking, the count tells.
+    total = whole_or_none(info.get("total_episodes")) or 0
+    for index in sorted(set(range(min(total, _MOST))) - taken):
+        yield Episode(index, 0, "", {}, "", problem=table.lost[0])

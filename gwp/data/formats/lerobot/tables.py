@@ -1,0 +1,68 @@
+"""Tables of a LeRobot set's metadata: lines of JSON and Parquet files, each read as far as it is
+whole.
+"""
+
+import io
+import json
+import re
+from dataclasses import dataclass, field
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from gwp import storage
+
+_EPISODE = re.compile(r'"episode_index"\s*:\s*"?(\d+)"?\s*[,}]')
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One row: where it stands; what it holds. None: it cannot be read, and `episode` is the
+    number that is left of it, if any.
+    """
+
+    where: str
+    row: dict[str, Any] | None
+    episode: int | None = None
+
+
+@dataclass
+class Table:
+    """Rows in order. lost: why a file of it cannot be read."""
+
+    entries: list[Entry] = field(default_factory=list)
+    lost: list[str] = field(default_factory=list)
+
+
+def json_lines(uri: str, name: str) -> Table:
+    """A file of one JSON object a line."""
+    found = Table()
+    # Some editors put a mark of the byte order first.
+    text = storage.read_bytes(storage.join(uri, name)).decode("utf-8-sig", "replace")
+    # Not `splitlines`: instructions may hold the line breaks of other scripts.
+    for number, line in enumerate(text.split("\n"), 1):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+        except ValueError:
+            row = None
+        given = _EPISODE.search(line)
+        episode = int(given[1]) if given else None
+        entry = Entry(f"{name}, line {number}", row if isinstance(row, dict) else None, episode)
+        found.entries.append(entry)
+    return found
+
+
+def parquet_rows(uri: str, name: str) -> Table:
+    """A Parquet file without its statistics, which are most of it where there are many cameras."""
+    raw = storage.read_bytes(storage.join(uri, name))
+    try:
+        wanted = [c for c in pq.read_schema(io.BytesIO(raw)).names if not c.startswith("stats/")]
+        rows = pq.read_table(io.BytesIO(raw), columns=wanted).to_pylist()
+    except (OSError, pa.ArrowException):
+        # Damaged pages and footers are OSErrors, as Arrow tells them; no storage is involved
+        # here.
+        return Table(lost=[f"{name} cannot be read as Parquet; it is truncated or damaged"])
+    return Table([Entry(f"{name}, row {number}", row) for number, row in enumerate(rows)])
