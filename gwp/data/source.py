@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Iterable
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
@@ -44,6 +44,9 @@ def as_ranges(numbers: Iterable[int]) -> str:
     return ",".join(f"{begin}:{end}" if end > begin + 1 else str(begin) for begin, end in runs)
 
 
+_LATER = ("only",)
+
+
 class Source(BaseModel):
     """A data set of the mixture and how it is used."""
 
@@ -82,7 +85,11 @@ class Source(BaseModel):
     RLDS).
     """
     split: str | None = None
-    """Split of an RLDS set; None: the only one it has."""
+    """Split of a set that has some; None: the only one, or in HDF5 all episodes."""
+    only: str | None = None
+    """Column that tells how an episode ended (`next.success`, `success`): only those whose last
+    value of it is true. None: all.
+    """
     resample: bool = False
     """Bring a set of another rate to the rate of its robot; off: such a set is an error."""
     task: str | None = None
@@ -94,6 +101,14 @@ class Source(BaseModel):
         # For its ValueError alone: a mistake is told with the file's other ones.
         parse_ranges(text or "0")
         return text
+
+    @property
+    def rule(self) -> dict[str, Any]:
+        """What its samples depend on, besides the set."""
+        # Fields of later versions count where they are used: other manifests keep their
+        # fingerprints.
+        later = {name for name in _LATER if getattr(self, name) is None}
+        return self.model_dump(mode="json", exclude={"uri", *later})
 
     @property
     def labelled(self) -> bool:
