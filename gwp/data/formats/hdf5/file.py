@@ -57,8 +57,9 @@ def opened(uri: str) -> Iterator[Any]:
     except DataError as error:
         raise error if uri in str(error) else DataError(f"{uri}: {error}") from error
     except _DAMAGE as error:
-        # The text of a KeyError would come in quotes.
-        reason = error.args[0] if isinstance(error, KeyError) and error.args else error
+        # The text of a KeyError would come in quotes. As text: a name for the error would keep
+        # it, and with it what h5py holds, for the collector of any thread.
+        reason = str(error.args[0] if isinstance(error, KeyError) and error.args else error)
         raise DataError(
             f"{uri}: cannot be read as HDF5 ({reason}); it is truncated or damaged"
         ) from error
