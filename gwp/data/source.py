@@ -18,7 +18,7 @@ else:
     FormatName = Literal[format_names()]
 
 
-_LATER = ("instruction",)
+_LATER = ("instruction", "only")
 
 
 class Source(BaseModel):
@@ -59,10 +59,14 @@ class Source(BaseModel):
     RLDS).
     """
     split: str | None = None
-    """Split of a LeRobot set (all episodes without) or an RLDS set (the only one without)."""
+    """Split of a set that has some; None: the only one, or in LeRobot and HDF5 all episodes."""
     instruction: str | None = None
     """Column of a LeRobot set that says what is done, row by row: texts, or numbers of its
     tasks (`annotation.*`, `subtask_index`); None: `task_index`, and the tasks of the episode.
+    """
+    only: str | None = None
+    """Column that tells how an episode ended (`next.success`, `success`): only those whose last
+    value of it is true. None: all.
     """
     resample: bool = False
     """Bring a set of another rate to the rate of its robot; off: such a set is an error."""

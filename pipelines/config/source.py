@@ -35,11 +35,14 @@ def add_source_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--fps", type=float, help="rate of a set that does not state it (ALOHA HDF5, RLDS), Hz"
     )
-    parser.add_argument("--split", help="split of a LeRobot or RLDS set")
+    parser.add_argument("--split", help="split of a set that has several")
     parser.add_argument(
         "--instruction",
         metavar="COLUMN",
         help="column of a LeRobot set that says what is done (default: task_index)",
+    )
+    parser.add_argument(
+        "--only", metavar="COLUMN", help="only episodes whose last value in this column is true"
     )
     parser.add_argument(
         "--state",
@@ -48,6 +51,11 @@ def add_source_options(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--action", metavar="COLUMNS", help="columns that make up the action, comma-separated"
+    )
+    parser.add_argument(
+        "--cameras",
+        metavar="SLOT=KEY,...",
+        help="camera of each slot, e.g. front=top,left=wrist (default: those of the set)",
     )
 
 
@@ -62,12 +70,18 @@ def source_of(args: argparse.Namespace, uri: str, **more: Any) -> "Source":
     from gwp.data.source import Source
     from gwp.errors import GwpError
 
-    fields = {"uri": uri, "format": args.format, "fps": args.fps, "split": args.split}
-    fields |= {"instruction": args.instruction} | more
+    names = ("format", "fps", "split", "instruction", "only")
+    fields = {"uri": uri, **{name: getattr(args, name) for name in names}} | more
     for name in ("state", "action"):
         columns = getattr(args, name)
         if columns:
             fields[name] = tuple(columns.split(","))
+    if args.cameras:
+        pairs = [part.partition("=") for part in args.cameras.split(",")]
+        named = {slot.strip(): key.strip() for slot, _, key in pairs}
+        if not all(named) or not all(named.values()) or len(named) < len(pairs):
+            raise GwpError(f"--cameras {args.cameras}: write front=KEY,left=KEY,right=KEY")
+        fields["cameras"] = named
     try:
         return Source.model_validate(fields)
     except ValidationError as error:

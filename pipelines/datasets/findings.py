@@ -5,6 +5,7 @@ What only one format can get wrong is told by its file in `gwp.data.formats`.
 
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from typing import Any
 
 from gwp import storage
@@ -14,6 +15,7 @@ from gwp.data.formats.pictures import open_frames
 from gwp.data.formats.reader import FileReader
 from gwp.data.formats.robot_set import Episode, RobotSet, VideoSpan
 from gwp.data.formats.videos import video_facts
+from gwp.data.source import Source
 from gwp.data.video.decode import VideoInfo
 from gwp.errors import DataError
 
@@ -21,6 +23,14 @@ _RATE_TOLERANCE = 1e-5
 """Relative difference up to which two rates are the same."""
 _SEEK_COSTS = 60
 """Frames between key frames from which on reading a window is slow."""
+
+
+def of_cameras(data: RobotSet, source: Source) -> RobotSet:
+    """The set with those cameras alone that a source names. DataError when it lacks one."""
+    if not source.cameras:
+        return data
+    named = data.slots(source.cameras).values()
+    return replace(data, cameras={camera: data.cameras[camera] for camera in named})
 
 
 def check_metadata(data: RobotSet) -> Iterator[Finding]:

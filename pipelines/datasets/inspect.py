@@ -21,8 +21,10 @@ from pipelines.datasets.findings import (
     check_metadata,
     check_streams,
     corrected_starts,
+    of_cameras,
     stream_infos,
 )
+from pipelines.datasets.shown import at_most, graver_first, grouped
 from pipelines.datasets.vectors import check_vectors
 
 _MAX_ROWS = 20
@@ -46,6 +48,7 @@ def describe(source: Source, reader: FileReader | None = None) -> dict[str, Any]
         # First, because it is what the others come to.
         nothing = Finding("the set", "nothing in it can be used", "fatal", "see the reasons below")
         facts["findings"].insert(0, asdict(nothing))
+    facts["findings"] = graver_first(facts["findings"])
     return facts
 
 
@@ -56,6 +59,7 @@ def exit_code(facts: dict[str, Any]) -> int:
 
 
 def _describe_robots(data: RobotSet, source: Source, reader: FileReader) -> dict[str, Any]:
+    whole, data = data, of_cameras(data, source)
     labelled = bool(data.state_names and data.action_names)
     cameras = list(data.cameras)
     # Any name will do: it says only that episodes without numbers are not usable.
@@ -68,13 +72,18 @@ def _describe_robots(data: RobotSet, source: Source, reader: FileReader) -> dict
         for episode, reason in unusable
     ]
     findings += [*corrected_starts(data, episodes), *check_metadata(data)]
+    if source.only is not None:
+        chosen = source.select([episode.index for episode in data.episodes])
+        ended = len(chosen) - len(usable) - len(unusable)
+        what = f"{source.only} is false at the end of {ended} of {len(chosen)} episodes"
+        findings.append(Finding("the set", what, "ignored", "`only` leaves them out"))
     # The videos of each camera; where there are none, `infos` is the reason.
     streams = {camera: stream_infos(data, episodes, camera, reader) for camera in cameras}
     for camera, infos in streams.items():
         if not isinstance(infos, str):
             findings += check_streams(data, camera, infos)
     # What only this format can get wrong, then the numbers.
-    findings += ROBOTS[data.format].findings(data, usable, reader)
+    findings += ROBOTS[data.format].findings(whole, usable, reader)
     dimensions: list[dict[str, Any]] = []
     if labelled:
         vectors = check_vectors(data, usable, reader)
@@ -137,8 +146,8 @@ def _camera_facts(infos: list[VideoInfo] | str) -> dict[str, Any]:
 
 
 def _describe_clips(clip_set: ClipSet) -> dict[str, Any]:
-    absent = "named in metadata.jsonl, but there is no such video"
-    findings = [Finding(name, absent, "ignored", "correct the entry") for name in clip_set.missing]
+    advice = "correct it; the video is used as it is"
+    findings = [Finding(item, what, "ignored", advice) for item, what in clip_set.remarks]
     # Shards that break off: what lies behind the break is lost.
     findings += [
         Finding(name, reason, "left out", "write the shard again")
@@ -204,16 +213,19 @@ def as_text(facts: dict[str, Any]) -> str:
             f"{facts['captions']} with a caption",
             *_table_lines(facts["videos"]),
         ]
+    groups = grouped(facts["findings"])
     findings = [
         {
-            "what follows": finding["consequence"],
-            "where": finding["item"],
-            "what": finding["what"],
-            "advice": finding["advice"],
+            "what follows": group["consequence"],
+            "where": group["item"],
+            "what": group["what"],
+            "advice": group["advice"],
         }
-        for finding in facts["findings"]
+        for group in groups
     ]
-    lines += _table_lines(findings) if findings else ["", "nothing wrong was found"]
+    # What costs something is told whole.
+    most = len(at_most(groups, _MAX_ROWS))
+    lines += _table_lines(findings, most) if findings else ["", "nothing wrong was found"]
     return "\n".join(lines)
 
 
@@ -234,9 +246,8 @@ def _robot_lines(facts: dict[str, Any]) -> list[str]:
     ]
 
 
-def _table_lines(rows: list[dict[str, Any]]) -> list[str]:
+def _table_lines(rows: list[dict[str, Any]], most: int = _MAX_ROWS) -> list[str]:
     """A blank line, the first rows, and how many more there are."""
-    # Also for findings: a broken set may have one for each of its episodes.
-    more = len(rows) - _MAX_ROWS
-    lines = ["", table(rows[:_MAX_ROWS])]
+    more = len(rows) - most
+    lines = ["", table(rows[:most])]
     return [*lines, f"... and {more} more (--json lists all)"] if more > 0 else lines

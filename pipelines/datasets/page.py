@@ -20,6 +20,8 @@ from gwp.data.plan.build import build_manifest
 from gwp.data.source import Source
 from gwp.data.window import ClipWindow, Window
 from gwp.errors import DataError
+from pipelines.datasets.findings import of_cameras
+from pipelines.datasets.shown import at_most, grouped
 from pipelines.pages import charts
 from pipelines.pages.render import Picture, Table, Tile, render
 
@@ -95,13 +97,14 @@ def write_page(
         table = _table(facts["dimensions"], dict(zip(columns, columns, strict=True)))
         parts.append(Part("Dimensions", _DIMENSIONS, table=table))
     # A page of many thousand findings would not open.
-    findings = facts["findings"]
+    groups = grouped(facts["findings"])
+    findings = at_most(groups, _MAX_FINDINGS)
     page = render(
         "inspect.html.j2",
         title=source.uri,
         headline=_headline(facts),
-        findings=findings[:_MAX_FINDINGS],
-        findings_left_out=max(0, len(findings) - _MAX_FINDINGS),
+        findings=findings,
+        findings_left_out=len(groups) - len(findings),
         parts=parts,
     )
     storage.write_bytes(uri, page)
@@ -196,6 +199,7 @@ def _robots(
     source: Source, data: RobotSet, layout: Layout | None, reader: FileReader
 ) -> list[Part]:
     """The longest episode: its cameras, what the model sees of it, its numbers."""
+    data = of_cameras(data, source)
     labelled = bool(data.state_names and data.action_names)
     # Any name will do: it says only that episodes without numbers are not usable.
     as_video = source.model_copy(update={"embodiment": "any" if labelled else None})
@@ -238,10 +242,10 @@ def _model_view(
     reader: FileReader,
 ) -> Part:
     # Cameras beyond the slots have no place on a canvas.
-    cameras: dict[Slot, str] = dict(zip(SLOTS, data.cameras, strict=False))
+    cameras: dict[Slot, str] = source.cameras or dict(zip(SLOTS, data.cameras, strict=False))
     layout = layout or _LAYOUTS.get(len(cameras), "single")
     if layout == "single":
-        cameras = {"front": cameras["front"]}
+        cameras = {"front": next(iter(cameras.values()))}
     width, height = _SIZES[layout]
     # Grey, so that a `t` can be shown of two cameras.
     canvas = Canvas(layout=layout, width=width, height=height, missing="grey")

@@ -12,6 +12,7 @@ from gwp.data.formats.find import robots_at
 from gwp.data.formats.reader import FileReader
 from gwp.data.formats.robot_set import RobotSet, embodiment_of
 from gwp.data.source import parse_ranges
+from gwp.data.sources import check_once
 from gwp.data.stats.files import import_stats, to_openpi
 from gwp.data.stats.normalise import Stats, compute_stats
 from gwp.data.window import Window
@@ -87,6 +88,7 @@ def _computed(args: argparse.Namespace) -> tuple[Embodiment, Stats]:
         source_of(args, uri, embodiment=embodiment.name, episodes=args.episodes)
         for uri in args.uris
     ]
+    check_once(sources)
     # The stride plays no part in statistics; a quarter of a chunk is one that fits.
     return embodiment, compute_stats(
         sources, embodiment, Window(chunk=chunk, stride=chunk // 4), reader

@@ -118,7 +118,8 @@ def resolve_embodiments(job: TrainJob, reader: FileReader) -> dict[str, Embodime
             chunk=chunk,
             # A chunk of one action has no half.
             replan=config.replan or max(1, chunk // 2),
-            cameras=config.cameras,
+            # Those of the source are what this robot is seen by, unless it has its own.
+            cameras=config.cameras or source.cameras,
             delta_mask=config.delta_mask or None,
             id=config.id,
         )

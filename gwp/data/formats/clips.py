@@ -1,19 +1,15 @@
-"""Plain videos in a folder or bucket, with captions from an optional `metadata.jsonl` beside
-them.
-"""
+"""Plain videos in a folder or bucket, with captions from files beside them."""
 
 import hashlib
-import json
 
 from gwp import storage
-from gwp.data.formats.clip_set import CAPTION_KEYS, Clip, ClipSet
+from gwp.data.formats.captions import TABLES, Remark, captions_of, names_beside
+from gwp.data.formats.clip_set import Clip, ClipSet
 from gwp.data.formats.format import SetSource
 from gwp.data.formats.reader import FileReader
 from gwp.errors import DataError
 
 EXTENSIONS = (".mp4", ".mkv", ".webm", ".mov", ".avi", ".m4v")
-METADATA = "metadata.jsonl"
-_NAME_KEYS = ("file_name", "file", "path")
 
 title = "plain videos"
 signs = f"videos there ({', '.join(EXTENSIONS)})"
@@ -32,56 +28,34 @@ def read_clips(
     source: SetSource,
     reader: FileReader,  # noqa: ARG001
 ) -> ClipSet:
-    """The videos among `files`, which lie below `uri`. DataError when there is none or
-    metadata.jsonl cannot be read.
+    """The videos among `files`, which lie below `uri`. DataError when there is none or a table
+    of captions cannot be read.
     """
     sizes = {n: files[n] for n in sorted(files) if n.lower().endswith(EXTENSIONS)}
     if not sizes:
         raise DataError(f"{source.uri}: no {signs}; check the URI")
-    captions, missing = _captions(uri, list(sizes))
-    if uri != source.uri:
-        # One video of the folder, whose metadata speak of the others too.
-        missing = []
+    if uri == source.uri:
+        captions, remarks = captions_of(uri, files, list(sizes))
+    else:
+        (video,) = sizes
+        captions, remarks = _captions_of_one(uri, video, files)
     clips = tuple(
         Clip(storage.join(uri, n), n, size, captions.get(n, "")) for n, size in sizes.items()
     )
     digest = hashlib.sha256("\n".join(f"{n}:{size}" for n, size in sizes.items()).encode())
-    return ClipSet(source.uri, "clips", clips, tuple(missing), digest.hexdigest()[:12])
+    return ClipSet(source.uri, "clips", clips, tuple(remarks), digest.hexdigest()[:12])
 
 
-def _captions(folder: str, names: list[str]) -> tuple[dict[str, str], list[str]]:
-    """Video -> caption, and entries without a video. A line names its video by path below the
-    folder or by file name.
-    """
-    place = storage.join(folder, METADATA)
-    if not storage.exists(place):
-        return {}, []
-    # Paths below the folder, and file names alone for lines that have no more.
-    known = set(names)
-    by_base = {n.rpartition("/")[2]: n for n in names}
-    captions: dict[str, str] = {}
-    missing = []
-    for number, line in enumerate(
-        storage.read_bytes(place).decode("utf-8", "replace").splitlines(), 1
-    ):
-        if not line.strip():
-            continue
-        try:
-            row = json.loads(line)
-            given = [str(row[k]) for k in _NAME_KEYS if row.get(k)]
-            caption = next((str(row[k]) for k in CAPTION_KEYS if row.get(k)), "")
-        except (ValueError, TypeError, AttributeError) as error:
-            raise DataError(
-                f"{place}:{number}: not a JSON object ({error}); write one object per line"
-            ) from error
-        # `path` may be where the video came from, so every name is tried.
-        found = [
-            n for g in given for n in (g if g in known else by_base.get(g.rpartition("/")[2]),) if n
-        ]
-        # The first of its names that is there; without any the line is told, and nothing
-        # else.
-        if found:
-            captions[found[0]] = caption
-        else:
-            missing.append(given[0] if given else f"line {number}")
-    return captions, missing
+def _captions_of_one(
+    uri: str, video: str, files: dict[str, int]
+) -> tuple[dict[str, str], list[Remark]]:
+    """As `captions_of` gives them, of one video of a folder."""
+    # A table speaks of the others too: only among all of them can it be told which one is meant.
+    if any(storage.exists(storage.join(uri, table)) for table in TABLES):
+        files = storage.list_files(uri)
+    else:
+        near = {name: storage.size_of(storage.join(uri, name)) for name in names_beside(video)}
+        files = files | {name: size for name, size in near.items() if size is not None}
+    videos = sorted(n for n in files if n.lower().endswith(EXTENSIONS))
+    captions, remarks = captions_of(uri, files, videos)
+    return captions, [(item, what) for item, what in remarks if item == video]

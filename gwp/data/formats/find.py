@@ -1,6 +1,6 @@
 """Sets of every format: which one lies at a source, and which of its episodes can be used."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Protocol
 
@@ -8,11 +8,18 @@ from gwp import storage
 from gwp.data.formats.clip_set import ClipSet
 from gwp.data.formats.format import SetSource, Usable
 from gwp.data.formats.listing import list_recordings
+from gwp.data.formats.outcomes import with_outcome
 from gwp.data.formats.reader import FileReader
 from gwp.data.formats.robot_set import RobotSet
 from gwp.data.formats.table import AUTO, ROBOTS, VIDEOS, formats
 from gwp.data.pointers import ADVICE, pointers, told_of_pointers
 from gwp.errors import DataError
+from gwp.storage.names import shown_all
+
+_OF_ROBOTS = ("embodiment", "cameras", "state", "action", "fps", "only")
+"""Fields of a source that mean nothing where plain videos lie."""
+_DEEP = 3
+"""Folders below a source in which sets are looked for that it might have named."""
 
 _POINTER = f"is a Git LFS pointer and not the file; {ADVICE}"
 
@@ -38,7 +45,7 @@ class _Place:
 
 def set_at(source: NamedSource, reader: FileReader | None = None) -> RobotSet | ClipSet:
     """The set that `source` names, of robots or of plain videos. DataError when there is none,
-    or when it cannot be read.
+    when it cannot be read, or when the source asks what it has not.
 
     reader: keeps what is read of files; None: one for this call.
     """
@@ -51,6 +58,11 @@ def set_at(source: NamedSource, reader: FileReader | None = None) -> RobotSet | 
     _check_options(source, place.format)
     with told_of_pointers(place.uri, place.files):
         clips = VIDEOS[place.format].read_clips(place.uri, place.files, source, reader)
+    if given := next((name for name in _OF_ROBOTS if getattr(source, name, None)), None):
+        raise DataError(
+            f"{source.uri}: {VIDEOS[place.format].title} are there, which have no `{given}`; "
+            "remove it from this source"
+        )
     # Shards that break off, and are none.
     lost = set(pointers(place.uri, place.files, (name for name, _ in clips.broken)))
     broken = tuple((name, _POINTER if name in lost else why) for name, why in clips.broken)
@@ -97,15 +109,20 @@ def usable_episodes(
     """Chosen episodes with their first row in the data file, and those that cannot be used with
     the reason. `reader`: as for `set_at`.
     """
+    reader = reader or FileReader()
     look = ROBOTS[data.format].usable_episodes
-    good, bad = look(data, source, cameras, reader or FileReader())
+    good, bad = look(data, source, cameras, reader)
     # Videos tell it themselves; data files are read by libraries, which do not.
     names = {episode.data_file for episode, _ in bad}
     lost = set(pointers(data.uri, data.files, sorted(names)))
-    return good, [
-        (episode, f"{episode.data_file} {_POINTER}" if episode.data_file in lost else reason)
-        for episode, reason in bad
-    ]
+    usable = (
+        good,
+        [
+            (episode, f"{episode.data_file} {_POINTER}" if episode.data_file in lost else reason)
+            for episode, reason in bad
+        ],
+    )
+    return usable if source.only is None else with_outcome(data, source.only, usable, reader)
 
 
 def _place_of(source: NamedSource) -> _Place:
@@ -115,10 +132,51 @@ def _place_of(source: NamedSource) -> _Place:
     uri, files = _listed(source.uri, tuple(e for form in some.values() for e in form.endings))
     if source.format != AUTO:
         return _Place(uri, files, source.format)
+    # Sets in folders of their own are not one: neither their videos nor their files together.
+    below = dict(_sets_below(uri, files, _DEEP))
+    inside = tuple(f"{folder}/" for folder in below)
+    own = {name: size for name, size in files.items() if not name.startswith(inside)}
+    if below and _format_at(uri, own, ROBOTS) is None:
+        # Folders of one format that reads what lies deeper, as HDF5 does, are one set.
+        kinds = set(below.values())
+        if len(kinds) > 1 or not _reads_deeper(uri, files, kinds):
+            raise DataError(
+                f"{uri}: no set itself, but in {len(below)} folders below it: {shown_all(below)}; "
+                "name one of them, or say with `format` what to read of all of them"
+            )
+    return _Place(uri, files, _format_at(uri, files, known))
+
+
+def _format_at(uri: str, files: dict[str, int], known: Mapping[str, object]) -> str | None:
     # Lazy: a format that stands behind the one that is there is not asked, and cannot object
     # (HDF5 does where videos lie beside it, as LeRobot sets have them).
-    there = (name for name, form in known.items() if form.is_at(uri, files))
-    return _Place(uri, files, next(there, None))
+    there = (name for name, form in formats().items() if name in known and form.is_at(uri, files))
+    return next(there, None)
+
+
+def _reads_deeper(uri: str, files: dict[str, int], kinds: set[str]) -> bool:
+    return all(ROBOTS[kind].is_at(uri, files) for kind in kinds)
+
+
+def _sets_below(uri: str, files: dict[str, int], depth: int) -> Iterator[tuple[str, str]]:
+    """Folder and format of each robot set below a folder that is none itself."""
+    folders: dict[str, dict[str, int]] = {}
+    for name, size in files.items():
+        folder, slash, rest = name.partition("/")
+        if slash:
+            folders.setdefault(folder, {})[rest] = size
+    for folder, inside in folders.items():
+        place = storage.join(uri, folder)
+        try:
+            kind = _format_at(place, inside, ROBOTS)
+        except DataError:
+            # Something of several sets: they are told apart one level deeper.
+            kind = None
+        if kind is not None:
+            yield folder, kind
+        elif depth > 1:
+            for deeper, found in _sets_below(place, inside, depth - 1):
+                yield f"{folder}/{deeper}", found
 
 
 def _listed(uri: str, endings: tuple[str, ...]) -> tuple[str, dict[str, int]]:

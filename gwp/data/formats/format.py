@@ -4,7 +4,7 @@
 source or in a row of the manifest.
 """
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -60,6 +60,10 @@ class SetSource(Protocol):
     @property
     def instruction(self) -> str | None:
         """Column that says what is done; None: the usual one."""
+
+    @property
+    def only(self) -> str | None:
+        """Column that is true at the end of the chosen episodes; None: all are."""
 
     @property
     def labelled(self) -> bool:
@@ -200,3 +204,12 @@ def rows_of(
             f"{uri}: rows {first} to {first + count} are not there; the episode has {short}"
         )
     return {key: values[first : first + count] for key, values in columns.items()}
+
+
+def no_split(uri: str, split: str | None, known: Collection[str] = ()) -> None:
+    """DataError when a split is asked for that is not among those that a set has."""
+    if split is None or split in known:
+        return
+    if not known:
+        raise DataError(f"{uri}: there are no splits; remove `split`, and choose with `episodes`")
+    raise DataError(f"{uri}: no split '{split}'; the set has splits {', '.join(sorted(known))}")

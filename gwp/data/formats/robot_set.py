@@ -202,9 +202,21 @@ def choose_columns(
 
 
 def vector_names(keys: Sequence[str], widths: dict[str, int]) -> tuple[str, ...]:
-    """Names of the dimensions of columns that name none."""
+    """Names of the dimensions of columns that name none: by the last part of each path, and by
+    as much before it as tells columns of one name apart.
+    """
     # Paths of HDF5 and RLDS, hence the slash; LeRobot's columns are named in `lerobot.read`.
-    return tuple(f"{key.rpartition('/')[2]}_{i}" for key in keys for i in range(widths[key]))
+    short = [_shortest(key, keys) for key in keys]
+    return tuple(f"{s}_{i}" for s, key in zip(short, keys, strict=True) for i in range(widths[key]))
+
+
+def _shortest(path: str, paths: Sequence[str]) -> str:
+    """The fewest last parts of a path that no other path ends with."""
+    parts = path.split("/")
+    ends = ["/".join(parts[-n:]) for n in range(1, len(parts) + 1)]
+    others = [f"/{other}" for other in paths if other != path]
+    alone = (end for end in ends if not any(other.endswith(f"/{end}") for other in others))
+    return next(alone, path)
 
 
 def embodiment_of(

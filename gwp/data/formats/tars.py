@@ -2,6 +2,7 @@
 here a video and its caption.
 """
 
+import errno
 import hashlib
 import json
 import tarfile
@@ -10,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from gwp import storage
-from gwp.data.formats.clip_set import CAPTION_KEYS, Clip, ClipSet
+from gwp.data.formats.clip_set import Clip, ClipSet, caption_in
 from gwp.data.formats.clips import EXTENSIONS
 from gwp.data.formats.format import SetSource
 from gwp.data.formats.reader import FileReader
@@ -27,19 +28,27 @@ _AHEAD = 256 << 10
 """Bytes that are fetched at a time while headers are read: captions lie beside them."""
 _LARGEST = 1 << 20
 """Bytes of the largest caption file that is read."""
+# What tarfile raises of headers that are none.
+_DAMAGE = (tarfile.TarError, ValueError, OverflowError, EOFError, OSError)
 
 
 @dataclass(frozen=True)
 class Member:
-    """A video in a shard: shard below the folder, name in it, place and bytes, caption ("" when
-    there is none).
-    """
+    """A video in a shard: its name there, place and bytes, caption ("" when there is none)."""
 
-    shard: str
     name: str
     offset: int
     size: int
     caption: str
+
+
+@dataclass(frozen=True)
+class _Index:
+    """Videos of a shard, why it breaks off, and names that are there more than once."""
+
+    members: tuple[Member, ...]
+    broken: str
+    repeated: tuple[str, ...]
 
 
 def is_at(uri: str, files: dict[str, int]) -> bool:  # noqa: ARG001
@@ -51,26 +60,6 @@ def read_clips(uri: str, files: dict[str, int], source: SetSource, reader: FileR
     """The videos in the shards among `files`, which lie below `uri`. DataError when there is
     none.
     """
-    members, broken = _read_shards(uri, files, reader)
-    if not members and not broken:
-        raise DataError(
-            f"{source.uri}: no videos ({', '.join(EXTENSIONS)}) in shards (*{EXTENSION}) there; "
-            "check the URI"
-        )
-    clips = tuple(
-        Clip(storage.join(uri, m.shard), f"{m.shard}/{m.name}", m.size, m.caption, m.offset)
-        for m in members
-    )
-    digest = hashlib.sha256("\n".join(f"{c.name}:{c.offset}:{c.size}" for c in clips).encode())
-    return ClipSet(source.uri, "tars", clips, (), digest.hexdigest()[:12], tuple(broken))
-
-
-def _read_shards(
-    uri: str, files: dict[str, int], reader: FileReader
-) -> tuple[list[Member], list[tuple[str, str]]]:
-    """Videos of all shards in the order of names and members, and shards that break off with
-    the reason. Only headers and captions are read.
-    """
     shards = sorted(n for n in files if n.lower().endswith(EXTENSION))
 
     def look_at(name: str) -> _Index:
@@ -78,24 +67,34 @@ def _read_shards(
 
     # `map` keeps the order of the names, whoever is ready first.
     with ThreadPoolExecutor(8 if storage.is_remote(uri) else 1) as pool:
-        found = list(pool.map(look_at, shards))
-    members = [
-        Member(n, *member)
-        for n, (inside, _) in zip(shards, found, strict=True)
-        for member in inside
-    ]
-    return members, [(n, reason) for n, (_, reason) in zip(shards, found, strict=True) if reason]
-
-
-_Index = tuple[tuple[tuple[str, int, int, str], ...], str]
-"""Name, offset, bytes and caption of each video in a shard, and why it breaks off."""
+        found = dict(zip(shards, pool.map(look_at, shards), strict=True))
+    clips = tuple(
+        Clip(storage.join(uri, shard), f"{shard}/{m.name}", m.size, m.caption, m.offset)
+        for shard, index in found.items()
+        for m in index.members
+    )
+    broken = tuple((shard, index.broken) for shard, index in found.items() if index.broken)
+    if not clips and not broken:
+        raise DataError(
+            f"{source.uri}: no videos ({', '.join(EXTENSIONS)}) in shards (*{EXTENSION}) there; "
+            "check the URI"
+        )
+    twice = "is in its shard more than once; the last one is read, as tar does"
+    remarks = tuple(
+        (f"{shard}/{name}", twice) for shard, index in found.items() for name in index.repeated
+    )
+    digest = hashlib.sha256("\n".join(f"{c.name}:{c.offset}:{c.size}" for c in clips).encode())
+    return ClipSet(source.uri, "tars", clips, remarks, digest.hexdigest()[:12], broken)
 
 
 def _look(uri: str, size: int) -> _Index:
-    """The index of a shard. `size` tells a file that was written again."""
+    """The index of a shard. Only headers and captions are read. `size` tells a file that was
+    written again.
+    """
     # Videos in their order; texts by stem, since a caption may come before or after its
     # video.
-    inside: list[tuple[str, int, int]] = []
+    inside: dict[str, tuple[int, int]] = {}
+    repeated: list[str] = []
     texts: dict[str, str] = {}
     reason = ""
     with storage.open_read(uri, _AHEAD) as handle:
@@ -107,11 +106,12 @@ def _look(uri: str, size: int) -> _Index:
                     if not member.isreg():
                         continue
                     # tarfile would notice only at the next header.
-                    if member.offset_data + member.size > size:
+                    if not 0 <= member.size <= size - member.offset_data:
                         reason = f"is cut off in {member.name}; the file is truncated"
                         break
                     if member.name.lower().endswith(EXTENSIONS):
-                        inside.append((member.name, member.offset_data, member.size))
+                        repeated += [member.name] if member.name in inside else []
+                        inside[member.name] = member.offset_data, member.size
                     elif (
                         member.name.lower().endswith((".json", ".txt")) and member.size <= _LARGEST
                     ):
@@ -120,14 +120,19 @@ def _look(uri: str, size: int) -> _Index:
                         text = _caption(member.name, handle.read(member.size))
                         # Of a .txt and a .json the later one counts, unless it says nothing.
                         texts[_stem(member.name)] = text or texts.get(_stem(member.name), "")
-        except tarfile.TarError as error:
+        except _DAMAGE as error:
+            # What the disk itself refuses has a number, and is no property of the file.
+            if isinstance(error, OSError) and error.errno not in (None, errno.EINVAL):
+                raise
             reason = (
-                f"cannot be read as a tar file behind {len(inside)} videos ({error}); it "
-                "is truncated or damaged"
+                f"cannot be read as a tar file behind {len(inside)} videos; it is truncated or "
+                "damaged, or compressed"
             )
-    return tuple(
-        (name, offset, length, texts.get(_stem(name), "")) for name, offset, length in inside
-    ), reason
+    members = tuple(
+        Member(name, offset, length, texts.get(_stem(name), ""))
+        for name, (offset, length) in inside.items()
+    )
+    return _Index(members, reason, tuple(dict.fromkeys(repeated)))
 
 
 def _stem(name: str) -> str:
@@ -143,8 +148,6 @@ def _caption(name: str, raw: bytes) -> str:
         return text.strip()
     try:
         about: Any = json.loads(text)
-    except ValueError:
+    except (ValueError, RecursionError):
         return ""
-    if not isinstance(about, dict):
-        return ""
-    return next((str(about[k]) for k in CAPTION_KEYS if about.get(k)), "")
+    return caption_in(about)

@@ -20,6 +20,7 @@ from gwp.data.plan.manifest import Manifest, Rows
 from gwp.data.rates import steps_of
 from gwp.data.records import Place, Skipped, View
 from gwp.data.source import Source
+from gwp.data.sources import check_once
 from gwp.data.text import normalise, text_hash
 from gwp.data.window import ClipWindow, Window
 from gwp.errors import DataError
@@ -65,8 +66,10 @@ def build_manifest(
     with their number. `buckets`: shapes of clips, numbered from 1; robot samples are of bucket
     0, and clips too where there are none. `reader`: keeps what is read of files; None: one for
     this call. DataError when a source has nothing usable, more than
-    a share `max_broken` of it is broken, or it does not fit its embodiment.
+    a share `max_broken` of it is broken, or it does not fit its embodiment, and when two name the
+    same episodes.
     """
+    check_once(sources)
     build, kinds = _Builder(), set()
     reader = reader or FileReader()
     # One for all sources: a copy of a clip may lie in another of them.
@@ -235,8 +238,8 @@ def _told(
 def _add_clips(
     build: _Builder, number: int, source: Source, curator: Curator, found: ClipSet
 ) -> None:
-    for name in found.missing:
-        build.skip(source.uri, name, "named in metadata.jsonl, but there is no such video", False)
+    for name, what in found.remarks:
+        build.skip(source.uri, name, what, False)
     for name, reason in found.broken:
         build.looked += 1
         build.skip(source.uri, name, reason)

@@ -12,7 +12,7 @@ from typing import Any
 
 from gwp import storage
 from gwp.data.embodiment import Embodiment
-from gwp.data.formats.find import robots_at
+from gwp.data.formats.find import robots_at, usable_episodes
 from gwp.data.formats.reader import FileReader
 from gwp.data.formats.robot_set import ACTION, STATE
 from gwp.data.source import Source, parse_ranges
@@ -208,6 +208,9 @@ def _check_cover(stats: Stats, uri: str, sources: Sequence[Source], reader: File
         known = covered[data.fingerprint]
         # Unusable ones are among both: `compute_stats` lists every episode that it was given.
         chosen = source.select([e.index for e in data.episodes])
+        if source.only is not None:
+            good, bad = usable_episodes(data, source, [], reader)
+            chosen = [episode.index for episode, _ in [*good, *bad]]
         lacking = [index for index in chosen if index not in known]
         if lacking:
             raise DataError(

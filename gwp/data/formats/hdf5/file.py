@@ -18,6 +18,17 @@ _CHUNKS = 32 << 20
 """Bytes of decompressed chunks that stay while a camera is read: a compressed chunk often holds
 many pictures.
 """
+# What h5py raises of a damaged file: sizes and types in it may be anything.
+_DAMAGE = (
+    OSError,
+    RuntimeError,
+    KeyError,
+    ValueError,
+    TypeError,
+    OverflowError,
+    MemoryError,
+    NotImplementedError,
+)
 
 
 @contextmanager
@@ -43,10 +54,25 @@ def opened(uri: str) -> Iterator[Any]:
                 path = handle.name
             with h5py.File(path, "r", locking=False, rdcc_nbytes=_CHUNKS) as file:
                 yield file
-    except (OSError, RuntimeError, KeyError) as error:
+    except DataError as error:
+        raise error if uri in str(error) else DataError(f"{uri}: {error}") from error
+    except _DAMAGE as error:
+        # The text of a KeyError would come in quotes. As text: a name for the error would keep
+        # it, and with it what h5py holds, for the collector of any thread.
+        reason = str(error.args[0] if isinstance(error, KeyError) and error.args else error)
         raise DataError(
-            f"{uri}: cannot be read as HDF5 ({error}); it is truncated or damaged"
+            f"{uri}: cannot be read as HDF5 ({reason}); it is truncated or damaged"
         ) from error
+
+
+def member_at(file: Any, path: str) -> Any:
+    """What lies at a path of a file, every link on the way looked at as by `member_of`."""
+    member = file
+    for name in path.split("/"):
+        if not hasattr(member, "keys") or name not in member:
+            raise DataError(f"there is no {shown(path)} in it; name what it has, or write it again")
+        member = member_of(member, name)
+    return member
 
 
 def member_of(group: Any, name: str) -> Any:

@@ -1,4 +1,5 @@
-"""Episodes in HDF5: one per file (ALOHA, ACT) or many (robomimic, LIBERO: /data/demo_0, ...).
+"""Episodes in HDF5: one per file (ALOHA, ACT) or many (robomimic, LIBERO: /data/demo_0, ...;
+ManiSkill: /traj_0, ...).
 
 Columns are named by their path below the episode: `observations/qpos`, `action`,
 `obs/joint_states`. Pictures are uint8 `[T, H, W, 3]`, or one encoded picture (JPEG, PNG) per
@@ -6,78 +7,53 @@ step, which zeros may follow.
 """
 
 import hashlib
-import json
-import re
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 
 from gwp import storage
 from gwp.data.formats.clips import EXTENSIONS as VIDEOS
+from gwp.data.formats.finding import Finding
 from gwp.data.formats.format import (
     FilePart,
     Pictures,
     SetSource,
-    no_findings,
+    no_split,
     rows_of,
     usable_by_metadata,
 )
-from gwp.data.formats.hdf5.file import member_of, opened
+from gwp.data.formats.hdf5.file import member_at, opened
+from gwp.data.formats.hdf5.index import ACTIONS, Demo, FileIndex, look, natural, raw_bytes
 from gwp.data.formats.reader import FileReader
 from gwp.data.formats.robot_set import Episode, RobotSet, VideoSpan, choose_columns, vector_names
 from gwp.errors import DataError
+from gwp.storage.names import shown, shown_all
 
 EXTENSIONS = (".hdf5", ".h5")
 title = "HDF5"
 signs = f"HDF5 episodes ({', '.join('*' + e for e in EXTENSIONS)})"
 endings: tuple[str, ...] = EXTENSIONS
-options: tuple[str, ...] = ()
+options: tuple[str, ...] = ("split",)
 usable_episodes = usable_by_metadata
-findings = no_findings
-_ACTIONS = [("action",), ("actions",)]
-# ALOHA, LIBERO, robomimic: the first of which all columns are there.
+# ALOHA, LIBERO, robomimic, ManiSkill: the first of which all columns are there.
 _STATES = [
     ("observations/qpos",),
     ("obs/ee_states", "obs/gripper_states"),
     ("obs/robot0_eef_pos", "obs/robot0_eef_quat", "obs/robot0_gripper_qpos"),
+    ("obs/agent/qpos",),
 ]
-# robomimic writes the observations of the next step once more, pictures included.
-_DEMOS, _FOLLOWING = "data", "next_obs"
 _HINT = "ALOHA is customarily recorded at 50 Hz"
 _LOOKS, _EPISODES = 65536, 64
 """Files whose index stays, and episodes whose columns do."""
-_MAGIC = (b"\xff\xd8\xff", b"\x89PNG")
-
-
-@dataclass
-class _Demo:
-    """What a file says of one episode. `vectors`: rows and width; `pictures`: path, number and
-    shape (None: encoded), by camera.
-    """
-
-    prefix: str
-    text: str = ""
-    vectors: dict[str, tuple[int, int]] = field(default_factory=dict)
-    pictures: dict[str, tuple[str, int, tuple[int, ...] | None]] = field(default_factory=dict)
-    digest: bytes = b""
 
 
 def hdf5_files(files: dict[str, int]) -> list[str]:
     """HDF5 files in the order of the numbers in their names."""
-    return sorted((n for n in files if n.lower().endswith(EXTENSIONS)), key=_natural)
-
-
-def _natural(name: str) -> list[Any]:
-    # Texts and numbers in turn, so `episode_10` comes behind `episode_9`; the first entry of
-    # a part keeps numbers and texts from being compared.
-    return [
-        (0, int(part), "") if part.isdigit() else (1, 0, part) for part in re.split(r"(\d+)", name)
-    ]
+    return sorted((n for n in files if n.lower().endswith(EXTENSIONS)), key=natural)
 
 
 def is_at(uri: str, files: dict[str, int]) -> bool:
@@ -97,25 +73,23 @@ def is_at(uri: str, files: dict[str, int]) -> bool:
 def read_set(uri: str, files: dict[str, int], source: SetSource, reader: FileReader) -> RobotSet:
     """The set below `uri`, where `files` are. DataError when nothing there can be read.
 
-    Every file is opened once; a file that cannot be read is an episode with a problem.
+    Every file is opened once; a file that cannot be read is an episode with a problem. A split
+    leaves episodes out and changes no number.
     """
     names = hdf5_files(files)
     if not names:
         raise DataError(f"{uri}: no {signs}; check the URI")
-
-    def look_at(name: str) -> _Index:
-        return reader.once(_LOOKS, _look, storage.join(uri, name), files[name])
-
-    with ThreadPoolExecutor(8 if storage.is_remote(uri) else 1) as pool:
-        looks = list(pool.map(look_at, names))
+    looks = dict(zip(names, _looks(uri, names, files, reader), strict=True))
     # Files that can be read speak for the set; the others become episodes with a problem
     # below.
-    demos = [demo for look in looks if not isinstance(look, str) for demo in look[0]]
+    indices = {name: found for name, found in looks.items() if isinstance(found, FileIndex)}
+    demos = [demo for index in indices.values() for demo in index.demos]
     if not demos:
         raise DataError(
-            f"{uri}: none of {len(names)} HDF5 files can be used (first: {names[0]} {looks[0]})"
+            f"{uri}: none of {len(names)} HDF5 files can be used (first: {names[0]} "
+            f"{looks[names[0]]})"
         )
-    rates = {look[1] for look in looks if not isinstance(look, str) and look[1]}
+    rates = {index.rate for index in indices.values() if index.rate}
     if len(rates) > 1:
         raise DataError(
             f"{uri}: files of different rates ({', '.join(f'{r:g}' for r in sorted(rates))} "
@@ -125,24 +99,29 @@ def read_set(uri: str, files: dict[str, int], source: SetSource, reader: FileRea
     # Episodes that lack something do not speak for the set.
     columns = list(dict.fromkeys(key for demo in demos for key in demo.vectors))
     state = choose_columns(uri, "state", source.state, _STATES, columns)
-    action = choose_columns(uri, "action", source.action, _ACTIONS, columns)
+    action = choose_columns(uri, "action", source.action, ACTIONS, columns)
     # The width that most episodes have. Actions come first, for `_episode` counts rows by the
     # first.
     widths = {
         k: Counter(d.vectors[k][1] for d in demos if k in d.vectors).most_common(1)[0][0]
         for k in (*action, *state)
     }
+    in_split = _in_split(uri, source.split, indices)
     # A file that cannot be read takes a number, too: told as an episode with a problem.
     digest = hashlib.sha256()
     episodes: list[Episode] = []
-    for name, look in zip(names, looks, strict=True):
+    number = 0
+    for name, found in looks.items():
         digest.update(f"{name}:{files[name]}\n".encode())
-        if isinstance(look, str):
-            episodes.append(Episode(len(episodes), 0, name, {}, "", problem=f"{name} {look}"))
+        if isinstance(found, str):
+            episodes.append(Episode(number, 0, name, {}, "", problem=f"{name} {found}"))
+            number += 1
             continue
-        for demo in look[0]:
+        for demo in found.demos:
             digest.update(demo.digest)
-            episodes.append(_episode(len(episodes), name, demo, fps, widths))
+            if (name, demo.name) in in_split:
+                episodes.append(_episode(number, name, demo, fps, action, widths))
+            number += 1
     cameras = {
         c: {"shape": list(shape or ())}
         for demo in demos
@@ -167,13 +146,51 @@ def read_set(uri: str, files: dict[str, int], source: SetSource, reader: FileRea
     )
 
 
-def _episode(index: int, file: str, demo: _Demo, fps: float, widths: dict[str, int]) -> Episode:
+def _looks(
+    uri: str, names: Sequence[str], files: dict[str, int], reader: FileReader
+) -> list[FileIndex | str]:
+    """The index of each file, or why it has none."""
+
+    def look_at(name: str) -> FileIndex | str:
+        return reader.once(_LOOKS, look, storage.join(uri, name), files[name])
+
+    with ThreadPoolExecutor(8 if storage.is_remote(uri) else 1) as pool:
+        return list(pool.map(look_at, names))
+
+
+def _in_split(uri: str, split: str | None, indices: dict[str, FileIndex]) -> set[tuple[str, str]]:
+    """File and name of each episode of a split; None: of every episode."""
+    every = {(name, demo.name) for name, index in indices.items() for demo in index.demos}
+    if split is None:
+        return every
+    known = {split for index in indices.values() for split in index.splits}
+    no_split(uri, split, known)
+    lacking = [name for name, index in indices.items() if split not in index.splits]
+    if lacking:
+        raise DataError(
+            f"{uri}: {lacking[0]} does not say which of its episodes are in split "
+            f"'{split}'; give it a source of its own"
+        )
+    chosen = {(name, demo) for name, index in indices.items() for demo in index.splits[split]}
+    if not chosen & every:
+        raise DataError(f"{uri}: no episode is in split '{split}'; choose another one")
+    return chosen
+
+
+def _episode(
+    index: int, file: str, demo: Demo, fps: float, action: Sequence[str], widths: dict[str, int]
+) -> Episode:
     counts = {k: demo.vectors[k][0] for k in widths if k in demo.vectors}
     # Rows of the first column; of a set without vectors, pictures.
     length = next(iter(counts.values()), 0) or max(
         (n for _, n, _ in demo.pictures.values()), default=0
     )
     place = f"{file} {demo.prefix.rstrip('/')}".strip()
+    # The last observation, where there is one more than actions, is of no row.
+    seen = {c: n for c, (_, n, _) in demo.pictures.items()}
+    if ends_with_observation(demo, action, list(widths)):
+        counts = {k: min(n, length) for k, n in counts.items()}
+        seen = dict.fromkeys(seen, length)
     # Only labelled use needs them; `videos` are compared with the length in `format._reason`.
     wrong = [f"{place} has no column {k}" for k in widths if k not in demo.vectors]
     wrong += [
@@ -187,129 +204,50 @@ def _episode(index: int, file: str, demo: _Demo, fps: float, widths: dict[str, i
         if n != length
     ]
     videos = {
-        c: VideoSpan(file, 0.0, n / fps, key=path) for c, (path, n, _) in demo.pictures.items()
+        c: VideoSpan(file, 0.0, seen[c] / fps, key=path)
+        for c, (path, _, _) in demo.pictures.items()
     }
     return Episode(
         index, length, file, videos, demo.text, prefix=demo.prefix, label_problem="; ".join(wrong)
     )
 
 
-_Index = tuple[tuple[_Demo, ...], float | None] | str
-"""Episodes of a file and the rate it states, or why it cannot be used."""
+def ends_with_observation(demo: Demo, action: Sequence[str], used: Sequence[str]) -> bool:
+    """Whether states and pictures of an episode are one more than its actions, all of them: the
+    last was seen behind the last action, as ManiSkill records.
 
-
-def _look(uri: str, size: int) -> _Index:  # noqa: ARG001
-    """Episodes of a file and the rate it states, or why it cannot be used. `size` tells a file
-    that was written again.
+    action, used: columns of the actions, and of both
     """
-    try:
-        with opened(uri) as file:
-            # Many episodes below /data, or the file itself is one.
-            group = member_of(file, _DEMOS) if _DEMOS in file else None
-            parents = [file]
-            if group is not None and hasattr(group, "keys"):
-                members = [member_of(group, n) for n in sorted(group, key=_natural)]
-                parents = [member for member in members if hasattr(member, "keys")]
-            found = tuple(
-                demo for parent in parents if (demo := _demo(parent)).vectors or demo.pictures
-            )
-            # robomimic and LIBERO write attributes at /data, for all of it.
-            rate, text = _about(group if parents != [file] else file)
-    except DataError as error:
-        return str(error).removeprefix(f"{uri}: ")
-    for demo in found:
-        demo.text = demo.text or text
-    return (
-        (found, rate)
-        if found
-        else "holds no episode (neither columns and pictures nor /data/demo_*)"
-    )
+    acted = {demo.vectors[k][0] for k in action if k in demo.vectors}
+    observed = {demo.vectors[k][0] for k in used if k in demo.vectors and k not in action}
+    observed |= {count for _, count, _ in demo.pictures.values()}
+    return len(acted) == 1 and observed == {acted.pop() + 1}
 
 
-def _demo(parent: Any) -> _Demo:
-    demo = _Demo(
-        "" if parent.name == "/" else parent.name.strip("/") + "/",
-        _line(parent.attrs.get("language_instruction")),
-    )
-    # By shape and type alone: pictures, encoded pictures, vectors; what is neither is left
-    # out.
-    for path, data in _datasets(parent, ""):
-        if not data.shape:
-            continue
-        if data.dtype == np.uint8 and data.ndim == 4 and data.shape[-1] == 3:
-            demo.pictures[_camera(path)] = demo.prefix + path, data.shape[0], data.shape[1:]
-        elif _encoded(path, data, parent.file.attrs):
-            demo.pictures[_camera(path)] = demo.prefix + path, data.shape[0], None
-        elif data.dtype.kind in "fiub" and data.ndim <= 2:
-            demo.vectors[path] = data.shape[0], data.shape[1] if data.ndim == 2 else 1
-    # Recordings of one length have one size, so a file that was recorded again is told by its
-    # actions.
-    actions = next((parent[k] for (k,) in _ACTIONS if k in demo.vectors), None)
-    demo.digest = b"" if actions is None else np.ascontiguousarray(actions[()]).tobytes()
-    return demo
-
-
-def _datasets(group: Any, path: str) -> Iterator[tuple[str, Any]]:
-    for name in group:
-        inner = member_of(group, name)
-        if hasattr(inner, "shape"):
-            yield path + name, inner
-        elif hasattr(inner, "keys") and name != _FOLLOWING:
-            yield from _datasets(inner, f"{path}{name}/")
-
-
-def _camera(path: str) -> str:
-    return path.removeprefix("observations/images/").removeprefix("obs/")
-
-
-def _encoded(path: str, data: Any, attrs: Any) -> bool:
-    """Whether each row is an encoded picture."""
-    if not (data.dtype == np.uint8 and data.ndim == 2) and not (
-        data.dtype.kind in "SO" and data.ndim == 1
-    ):
-        return False
-    # ALOHA says so in an attribute; else the first picture tells.
-    return bool("/images/" in f"/{path}" and attrs.get("compress", False)) or (
-        len(data) > 0 and _raw(data[0])[:4].startswith(_MAGIC)
-    )
-
-
-def _raw(value: Any) -> bytes:
-    return (
-        # Rows of uint8, fixed texts (numpy cuts zeros at their end, which no JPEG or PNG
-        # has), texts.
-        value.tobytes()
-        if isinstance(value, np.ndarray)
-        else value
-        if isinstance(value, bytes)
-        else str(value).encode()
-    )
-
-
-def _about(group: Any) -> tuple[float | None, str]:
-    """Rate and instruction out of the attributes that robomimic and LIBERO write."""
-    rate, text = None, _line(group.attrs.get("language_instruction"))
-    for name in ("env_args", "problem_info"):
-        try:
-            # robomimic's `env_args` have the rate, LIBERO's `problem_info` the instruction,
-            # whole or as words.
-            about = json.loads(_line(group.attrs.get(name)) or "{}")
-            rate = rate or about.get("env_kwargs", {}).get("control_freq")
-            given = about.get("language_instruction", "")
-            text = text or (" ".join(given) if isinstance(given, list) else str(given))
-        except (ValueError, AttributeError):
-            continue
-    return float(rate) if rate else None, text
-
-
-def _line(value: Any) -> str:
-    return (
-        value.decode("utf-8", "replace")
-        if isinstance(value, bytes)
-        else str(value)
-        if isinstance(value, str)
-        else ""
-    )
+def findings(
+    data: RobotSet,
+    usable: Sequence[tuple[Episode, int]],  # noqa: ARG001
+    reader: FileReader,
+) -> Iterable[Finding]:
+    """Observations behind the last action, and splits."""
+    names = hdf5_files(data.files)
+    looks = zip(names, _looks(data.uri, names, data.files, reader), strict=True)
+    indices = {name: found for name, found in looks if isinstance(found, FileIndex)}
+    demos = [demo for index in indices.values() for demo in index.demos]
+    used = (*data.action_keys, *data.state_keys)
+    if longer := sum(ends_with_observation(demo, data.action_keys, used) for demo in demos):
+        what = f"one observation more than actions in {longer} of {len(demos)} episodes"
+        advice = "the last one, which no action follows, is not used"
+        yield Finding("the set", what, "repaired", advice)
+    if splits := sorted({split for index in indices.values() for split in index.splits}):
+        advice = "`split` on the source chooses one; without it all episodes are used"
+        yield Finding("the set", f"splits: {shown_all(splits)}", "ignored", advice)
+    for name, index in indices.items():
+        there = {demo.name for demo in index.demos}
+        for split, members in index.splits.items():
+            if absent := members - there:
+                what = f"split {shown(split)} names {shown_all(absent)}, not in the file"
+                yield Finding(name, what, "ignored", "correct the split")
 
 
 def read_rows(
@@ -325,8 +263,8 @@ def read_rows(
 
 def _read_columns(uri: str, keys: tuple[str, ...]) -> dict[str, np.ndarray]:
     with opened(uri) as file:
-        found = {k: np.asarray(file[k][()], np.float64) for k in keys}
-    return {k: v.reshape(len(v), -1) for k, v in found.items()}
+        found = {k: np.asarray(member_at(file, k)[()], np.float64) for k in keys}
+        return {k: v.reshape(len(v), -1) for k, v in found.items()}
 
 
 @contextmanager
@@ -339,11 +277,11 @@ def open_pictures(
     bytes of an encoded one. DataError.
     """
     with opened(part.uri) as file:
-        data = file[key]
+        data = member_at(file, key)
 
         def get(i: int) -> Any:
             # HDF5 reads and unpacks the chunk around it, which may hold more pictures.
             value = data[i]
-            return value if data.ndim == 4 else _raw(value)
+            return value if data.ndim == 4 else raw_bytes(value)
 
         yield len(data), get

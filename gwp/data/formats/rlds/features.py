@@ -4,11 +4,16 @@ from collections.abc import Iterator
 from math import prod
 from typing import Any
 
+_WIDEST = 1 << 16
+"""Numbers per step of the widest vector; what is wider is a map or a cloud of points."""
 
-def leaves_of(feature: dict[str, Any], name: str) -> Iterator[tuple[str, dict[str, Any]]]:
+
+def leaves_of(feature: Any, name: str) -> Iterator[tuple[str, dict[str, Any]]]:
     """Path and description of each feature that is stored; of sequences only the steps, whose
-    values lie one after another.
+    values lie one after another. TypeError where something else than a description is.
     """
+    if not isinstance(feature, dict):
+        raise TypeError(name)
     if "featuresDict" in feature:
         for key, inner in feature["featuresDict"]["features"].items():
             yield from leaves_of(inner, f"{name}/{key}" if name else key)
@@ -34,7 +39,8 @@ def width_of(leaf: dict[str, Any]) -> int:
     ):
         return 0
     # An unknown side is -1; no dimensions at all are a scalar, of width 1.
-    return max(0, prod(_dimensions(about)))
+    width = prod(_dimensions(about))
+    return width if 0 < width <= _WIDEST else 0
 
 
 def is_picture(leaf: dict[str, Any]) -> bool:

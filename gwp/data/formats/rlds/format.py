@@ -8,7 +8,6 @@ encoded each for itself.
 import hashlib
 import io
 import json
-import re
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -28,6 +27,7 @@ from gwp.data.formats.format import (
 )
 from gwp.data.formats.reader import FileReader
 from gwp.data.formats.rlds.features import is_picture, leaves_of, width_of
+from gwp.data.formats.rlds.shards import FEATURES, Shards, files_below, folder_of, shards_of
 from gwp.data.formats.rlds.tfrecord import (
     BYTES,
     Field,
@@ -41,15 +41,15 @@ from gwp.data.formats.rlds.tfrecord import (
 from gwp.data.formats.robot_set import Episode, RobotSet, VideoSpan, choose_columns, vector_names
 from gwp.errors import DataError
 
-FEATURES = "features.json"
 title = "RLDS"
 signs = f"RLDS set ({FEATURES} beside *.tfrecord*)"
 endings: tuple[str, ...] = ()
 options: tuple[str, ...] = ("split",)
+_INFO = "dataset_info.json"
+# What reading JSON of any form as that of another raises.
+_NOT_SO = (KeyError, ValueError, TypeError, AttributeError, OverflowError, RecursionError)
 usable_episodes = usable_by_metadata
 findings = no_findings
-# `name-split.tfrecord-00000-of-00005`; a split in one file may lack the numbers.
-_SHARD = re.compile(r"(?:.+-)?([^-/]+)\.tfrecord(?:-(\d+)-of-(\d+))?")
 _STEPS = "steps/"
 _COUNTED = ("steps/is_first", "steps/is_last", "steps/is_terminal")
 """Scalars that every step has."""
@@ -83,23 +83,6 @@ class _Record:
     problem: str = ""
 
 
-def folder_of(uri: str, files: dict[str, int]) -> str | None:
-    """Folder of the version below `uri` ("" for itself), None when there is no RLDS set.
-    DataError when there are several.
-    """
-    found = sorted(
-        n[: -len(FEATURES)].rstrip("/")
-        for n in files
-        if n == FEATURES or n.endswith("/" + FEATURES)
-    )
-    # A description without records is none; where the folder itself has both, those below it
-    # do not matter.
-    found = [f for f in found if any(n.startswith(f) and ".tfrecord" in n for n in files)]
-    if len(found) > 1 and "" not in found:
-        raise DataError(f"{uri}: RLDS sets in {', '.join(found)}; name one of these folders")
-    return found[0] if found else None
-
-
 def is_at(uri: str, files: dict[str, int]) -> bool:
     """Whether a set is among `files`. DataError when there are several."""
     return folder_of(uri, files) is not None
@@ -118,43 +101,37 @@ def read_set(uri: str, files: dict[str, int], source: SetSource, reader: FileRea
             "the folder of the version"
         )
     uri = storage.join(uri, folder) if folder else uri
-    files = {
-        n[len(folder) :].lstrip("/"): size for n, size in files.items() if n.startswith(folder)
-    }
+    files = files_below(files, folder)
     # RLDS does not state a rate.
     fps = source.rate(None, "e.g. 5 for BridgeData V2, 15 for DROID")
     raw = storage.read_bytes(storage.join(uri, FEATURES))
-    try:
-        # Columns and pictures out of features.json; dataset_info.json, which may be missing,
-        # has the number of records of each shard.
+    # Columns and pictures out of features.json; dataset_info.json, which may be missing, has
+    # the number of records of each shard.
+    with _as_written(uri, FEATURES):
         leaves = dict(leaves_of(json.loads(raw), ""))
-        info = (
-            json.loads(storage.read_bytes(storage.join(uri, "dataset_info.json")))
-            if "dataset_info.json" in files
-            else {}
-        )
-        expected = {
-            str(s["name"]): [int(n) for n in s.get("shardLengths", [])]
-            for s in info.get("splits", [])
-        }
         widths = {
             n.removeprefix(_STEPS): w
             for n, leaf in leaves.items()
             if n.startswith(_STEPS) and (w := width_of(leaf))
         }
         images = [n for n, leaf in leaves.items() if n.startswith(_STEPS) and is_picture(leaf)]
+    about = storage.read_bytes(storage.join(uri, _INFO)) if _INFO in files else b"{}"
+    with _as_written(uri, _INFO):
+        info = json.loads(about)
+        expected = {
+            str(s["name"]): [int(n) for n in s.get("shardLengths", [])]
+            for s in info.get("splits", [])
+        }
         # Version, and in place of the robot the name of the set: RLDS names no robot.
         named = str(info.get("version", "")), str(info.get("name") or "unknown")
-    except (KeyError, ValueError, TypeError, AttributeError) as error:
-        raise DataError(
-            f"{uri}: broken metadata ({type(error).__name__}: {error}); write the set again"
-        ) from error
     state = choose_columns(uri, "state", source.state, _STATES, list(widths))
     action = choose_columns(uri, "action", source.action, _ACTIONS, list(widths))
     # `steps/observation/image_0` is camera `image_0`, read by the key `observation/image_0`.
-    cameras = {
-        n.removeprefix(_STEPS).removeprefix("observation/"): n.removeprefix(_STEPS) for n in images
-    }
+    cameras: dict[str, str] = {}
+    for key in (n.removeprefix(_STEPS) for n in images):
+        name = key.removeprefix("observation/")
+        # Two of one name are told apart by their paths.
+        cameras[key if name in cameras else name] = key
     # Of the description and, while episodes are listed, of the checksum of each record. So
     # the tuple has to be complete before the fingerprint is taken.
     digest = hashlib.sha256(raw)
@@ -163,8 +140,7 @@ def read_set(uri: str, files: dict[str, int], source: SetSource, reader: FileRea
         _episodes(
             uri,
             files,
-            _shards(source, files, expected),
-            expected,
+            shards_of(source.uri, source.split, files, expected),
             fps,
             cameras,
             chosen,
@@ -190,36 +166,21 @@ def read_set(uri: str, files: dict[str, int], source: SetSource, reader: FileRea
     )
 
 
-def _shards(source: SetSource, files: dict[str, int], expected: dict[str, list[int]]) -> list[str]:
-    """Shards of the chosen split in order, those that should be there included."""
-    splits: dict[str, dict[int, str]] = {}
-    for name in sorted(files):
-        if found := _SHARD.fullmatch(name):
-            shards = splits.setdefault(found[1], {})
-            shards[int(found[2] or 0)] = name
-            # Shards that are not there get the names they would have: their loss is told, and
-            # episodes behind them keep their numbers.
-            for i in range(int(found[3] or 0)):
-                shards.setdefault(i, re.sub(r"\d+(-of-\d+)$", rf"{i:05d}\1", name))
-    # Without a name there may be only one; a name has to be among them.
-    if len(splits) > 1 if source.split is None else source.split not in splits:
+@contextmanager
+def _as_written(uri: str, name: str) -> Iterator[None]:
+    """DataError where the metadata inside have another form than that of TFDS."""
+    try:
+        yield
+    except _NOT_SO as error:
         raise DataError(
-            f"{source.uri}: the set has splits {', '.join(splits)}; name one of them in `split`"
-        )
-    if not splits:
-        raise DataError(
-            f"{source.uri}: no *.tfrecord* files there; the set has splits "
-            f"{', '.join(expected) or 'none'}"
-        )
-    chosen = splits[source.split or next(iter(splits))]
-    return [chosen[i] for i in sorted(chosen)]
+            f"{uri}: {name} is not as TFDS writes it; write the set again, or copy the file anew"
+        ) from error
 
 
 def _episodes(
     uri: str,
     files: dict[str, int],
-    shards: list[str],
-    expected: dict[str, list[int]],
+    shards: Shards,
     fps: float,
     cameras: dict[str, str],
     widths: dict[str, int],
@@ -231,11 +192,10 @@ def _episodes(
             return (), "is missing"
         return reader.once(_LOOKS, _look, storage.join(uri, name), files[name])
 
-    lengths = next((n for n in expected.values() if len(n) == len(shards)), [])
     first = 0
     with ThreadPoolExecutor(8 if storage.is_remote(uri) else 1) as pool:
         for number, (name, (found, broken)) in enumerate(
-            zip(shards, pool.map(look_at, shards), strict=True)
+            zip(shards.names, pool.map(look_at, shards.names), strict=True)
         ):
             for i, record in enumerate(found):
                 digest.update(record.crc)
@@ -245,7 +205,7 @@ def _episodes(
                     yield _episode(first + i, name, record, fps, cameras, widths)
             # What a shard lacks at its end becomes one episode with a problem; as many
             # numbers as were lost stay free.
-            wanted = lengths[number] if lengths else len(found) + bool(broken)
+            wanted = shards.lengths[number] if shards.lengths else len(found) + bool(broken)
             if len(found) != wanted or broken:
                 reason = broken or f"has {len(found)} records, dataset_info.json says {wanted}"
                 more = f" ({wanted - len(found)} episodes)" if wanted > len(found) + 1 else ""
@@ -353,10 +313,16 @@ def _read_columns(uri: str, offset: int, size: int, keys: tuple[str, ...]) -> di
     with storage.open_read(uri, _AHEAD) as handle:
         try:
             there = features(handle, offset, size)
-            # [rows, width]; a list that does not divide is a ValueError, told below.
+            # [rows, width]
             rows = next((count(handle, there[n]) for n in _COUNTED if n in there), 0)
-            return {k: numbers(handle, there[k]).reshape(rows, -1) for k in keys}
-        except (DataError, KeyError, ValueError) as error:
+            if lacking := [key for key in keys if key not in there]:
+                raise DataError(f"it has no {lacking[0]}")
+            found = {key: numbers(handle, there[key]) for key in keys}
+            for key, given in found.items():
+                if not rows or len(given) % rows:
+                    raise DataError(f"{key} has {len(given)} numbers for {rows} steps")
+            return {key: given.reshape(rows, -1) for key, given in found.items()}
+        except DataError as error:
             raise DataError(
                 f"{uri}: the record at byte {offset} cannot be read ({error})"
             ) from error

@@ -15,7 +15,7 @@ from pipelines.jobs.resolve import compute_all_stats, init_uri, resolve_embodime
 from pipelines.jobs.train_job import OptimizerConfig, TrainJob
 from pipelines.training.deepspeed_engine import deepspeed_config
 from tests.support.paths import ROOT
-from tests.support.sets import write_v21
+from tests.support.sets import TOP, WRIST, write_v21
 
 STAGES = ROOT / "pipelines" / "stages"
 TINY = ["world", "embodied", "policy"]
@@ -136,3 +136,14 @@ def test_a_stage_takes_statistics_of_a_file_or_says_why_not(tmp_path):
     ):
         stats(f", stats: {file}")
     assert stats(f", stats: {file}, stats_of_other_data: true")[0].metadata["of_other_data"] is True
+
+
+@pytest.mark.parametrize("own", [False, True])
+def test_a_robot_is_seen_by_the_cameras_of_its_source_unless_it_has_its_own(tmp_path, own):
+    root = write_v21(tmp_path / "set", cameras=(TOP, WRIST))
+    source = f"{{uri: {root}, embodiment: arm, cameras: {{front: {WRIST}}}}}"
+    robot = f"{{cameras: {{front: {TOP}}}}}" if own else "{}"
+    sets = [f"data.sources=[{source}]", f"data.embodiments={{arm: {robot}}}"]
+    job = load_config(STAGES / "policy.yaml", TrainJob, sets)
+    (arm,) = resolve_embodiments(job, FileReader()).values()
+    assert arm.cameras == {"front": TOP if own else WRIST}
