@@ -100,7 +100,7 @@ def test_a_bucket_by_two_names_is_one(bucket: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("fields", "said"),
     [
-        ({"split": "train"}, "there are no splits; remove `split`"),
+        ({"split": "train"}, "`split` is for .*, not for .*; remove it"),
         ({"cameras": {"front": "a"}}, "which have no `cameras`; remove it"),
         ({"state": ["x"]}, "no `state`"),
         ({"action": ["x"]}, "no `action`"),
