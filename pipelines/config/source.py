@@ -35,6 +35,12 @@ def add_source_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--fps", type=float, help="rate of a set that does not state it (ALOHA HDF5, RLDS), Hz"
     )
+    parser.add_argument(
+        "--colours",
+        choices=("rgb", "bgr"),
+        default="rgb",
+        help="bgr: red and blue of its pictures are exchanged, as OpenCV writes RGB arrays",
+    )
     parser.add_argument("--split", help="split of an RLDS set that has several")
     parser.add_argument(
         "--state",
@@ -57,7 +63,8 @@ def source_of(args: argparse.Namespace, uri: str, **more: Any) -> "Source":
     from gwp.data.source import Source
     from gwp.errors import GwpError
 
-    fields = {"uri": uri, "format": args.format, "fps": args.fps, "split": args.split} | more
+    fields = {name: getattr(args, name) for name in ("format", "colours", "fps", "split")}
+    fields = {"uri": uri} | fields | more
     for name in ("state", "action"):
         columns = getattr(args, name)
         if columns:

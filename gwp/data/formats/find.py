@@ -7,6 +7,7 @@ from typing import Protocol
 from gwp import storage
 from gwp.data.formats.clip_set import ClipSet
 from gwp.data.formats.format import SetSource, Usable
+from gwp.data.formats.pictures import with_pictures
 from gwp.data.formats.reader import FileReader
 from gwp.data.formats.robot_set import RobotSet
 from gwp.data.formats.table import AUTO, ROBOTS, VIDEOS, formats
@@ -70,8 +71,9 @@ def usable_episodes(
     """Chosen episodes with their first row in the data file, and those that cannot be used with
     the reason. `reader`: as for `set_at`.
     """
-    look = ROBOTS[data.format].usable_episodes
-    return look(data, source, cameras, reader or FileReader())
+    reader = reader or FileReader()
+    found = ROBOTS[data.format].usable_episodes(data, source, cameras, reader)
+    return with_pictures(data, found, cameras, reader)
 
 
 def _place_of(source: NamedSource) -> _Place:
