@@ -104,6 +104,7 @@ class _View(NamedTuple):
     key: str
     rate: float
     tolerance: float | None
+    bgr: bool
 
 
 def decode_frames(
@@ -245,7 +246,7 @@ def _canvases(
         tolerance = None if row["kind"] == "clip" else 0.5 / rate + 1e-6
         for view in row["views"]:
             part = FilePart(view["uri"], view["offset"], view["bytes"])
-            origin = _View(row["format"], part, view["key"], rate, tolerance)
+            origin = _View(row["format"], part, view["key"], rate, tolerance, bool(row["bgr"]))
             wanted = files.setdefault(origin, {})
             for k, t in enumerate(frame_times(row, view, spec)):
                 # Microseconds: equal positions reached by different sums must be one request.
@@ -255,9 +256,8 @@ def _canvases(
     # Then file by file, each opened once for all rows that want something of it.
     for origin, wanted in files.items():
         try:
-            with open_frames(
-                origin.format, origin.part, origin.key, origin.rate, reader, origin.tolerance
-            ) as frames:
+            about = origin.part, origin.key, origin.rate, reader, origin.tolerance, origin.bgr
+            with open_frames(origin.format, *about) as frames:
                 _fill(canvases, frames, origin.part.uri, wanted, reasons)
         except MissingError as error:
             # All that wanted something of it. Other errors of storage are raised: they say
@@ -335,9 +335,12 @@ def _vectors(row: Row, spec: SampleSpec, reader: FileReader) -> Vectors:
             f"{data_file}: state and action are {states.shape[1]} and "
             f"{actions.shape[1]} wide, {name} has {ds} and {da}"
         )
-    # Every row that is read counts, as when `stats.normalise` leaves windows out.
+    # Every row that is read counts, as in `rates.usable_starts`.
     bad = np.argwhere(~np.isfinite(actions))
-    if not np.isfinite(at_steps(states, k * ratio - begin, 1, ratio)).all():
+    robot = spec.embodiments[name]
+    # From here on rows are control steps, the first of which is `start`.
+    states = at_steps(states, k, 1, ratio, meaning=robot.state_meaning, begin=begin)
+    if not np.isfinite(states).all():
         raise DataError(f"{data_file}: NaN or Inf in the state of row {row['first_row'] + begin}")
     if len(bad):
         step, dim = (int(x) for x in bad[0])
@@ -345,11 +348,9 @@ def _vectors(row: Row, spec: SampleSpec, reader: FileReader) -> Vectors:
             f"{data_file}: NaN or Inf in the action of row "
             f"{row['first_row'] + begin + step}, dimension {dim}"
         )
-    # From here on rows are control steps, the first of which is `start`.
     if ratio != 1:
-        states = at_steps(states, k * ratio - begin, 1, ratio)
         actions = at_steps(
-            actions, k * ratio - begin, real, ratio, spec.embodiments[name].resampling
+            actions, k, real, ratio, robot.resampling, robot.action_meaning, begin=begin
         )
     # [p, da]: past the end the last action stands in; `step_valid` tells.
     chunk = actions[np.minimum(np.arange(p), real - 1)]

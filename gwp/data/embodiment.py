@@ -1,8 +1,17 @@
 """What a robot is, for the model and for the endpoint: names, units, cameras, rates, limits."""
 
-from typing import Literal
+from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    SerializerFunctionWrapHandler,
+    model_serializer,
+    model_validator,
+)
+
+from gwp.data.kinds import Gripper, Kind, Meaning, grippers_of, meaning_of
 
 # Their order is that of `canvas.SLOTS`, and so of crops and of `view_valid`.
 Slot = Literal["front", "left", "right"]
@@ -52,6 +61,13 @@ class Embodiment(BaseModel):
     the last row (on/off grippers), `sum` of the rows of a step (displacements per step). Empty:
     all linear.
     """
+    kinds: dict[str, Kind] = {}
+    """Name of a state or action dimension -> what it is, where plain numbers would mislead:
+    `radians` (-pi to pi), `radians_positive` (0 to 2 pi), `degrees` (-180 to 180) or
+    `degrees_positive` (0 to 360) for an angle that wraps there; `quaternion` for each of its four
+    entries; for a gripper its `range`, `invert` and `binary`. Actions that `resample` adds up are
+    displacements, which do not wrap.
+    """
     action_units: tuple[str, ...] = ()
     """Unit of each action dimension, e.g. `rad`, `m`; empty: not stated."""
     cameras: dict[Slot, str]
@@ -89,6 +105,43 @@ class Embodiment(BaseModel):
             raise ValueError(f"replan {self.replan} is longer than the chunk {self.chunk}")
         return self
 
+    @model_validator(mode="after")
+    def _kinds_fit(self) -> "Embodiment":
+        known = {*self.state_names, *self.action_names}
+        if strangers := sorted(set(self.kinds) - known):
+            raise ValueError(
+                f"kinds names {', '.join(strangers)}; the dimensions are {', '.join(sorted(known))}"
+            )
+        # For their ValueErrors alone.
+        _ = self.state_meaning, self.action_meaning
+        taken = [self.action_names[i] for i in grippers_of(self.action_names, self.kinds)]
+        relative = dict(zip(self.action_names, self.delta, strict=True))
+        if wrong := [name for name in taken if relative[name]]:
+            raise ValueError(
+                f"delta_mask is true for the gripper {', '.join(wrong)}; its ends are absolute, so "
+                "set it to false"
+            )
+        return self
+
+    # Digests of this JSON name manifests, caches and policies. Those of before know no kinds.
+    @model_serializer(mode="wrap")
+    def _without_defaults(self, write: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        fields: dict[str, Any] = write(self)
+        if not self.kinds:
+            fields.pop("kinds", None)
+        return fields
+
+    @property
+    def state_meaning(self) -> Meaning | None:
+        """The rotations of the state; None: it has none."""
+        return meaning_of(self.state_names, self.kinds)
+
+    @property
+    def action_meaning(self) -> Meaning | None:
+        """The rotations of an action; None: it has none."""
+        summed = [rule == "sum" for rule in self.resample]
+        return meaning_of(self.action_names, self.kinds, summed)
+
     @property
     def delta(self) -> tuple[bool, ...]:
         """`delta_mask` with one entry per action."""
@@ -97,5 +150,10 @@ class Embodiment(BaseModel):
     @property
     def resampling(self) -> tuple[Resampling, ...]:
         """`resample` with one entry per action."""
-        every: tuple[Resampling, ...] = ("linear",)
-        return self.resample or every * len(self.action_names)
+        if self.resample:
+            return self.resample
+        # Half-way between open and closed is a place where such a gripper never was.
+        kinds = (self.kinds.get(name) for name in self.action_names)
+        return tuple(
+            "hold" if isinstance(kind, Gripper) and kind.binary else "linear" for kind in kinds
+        )

@@ -101,6 +101,8 @@ class Place(TypedDict):
     """Columns of the state, as the file calls them, joined in this order."""
     action_keys: tuple[str, ...]
     """Columns of the action, likewise."""
+    bgr: bool
+    """Whether its pictures were written with red and blue exchanged."""
     views: list[View]
     """One per camera that is there."""
 

@@ -2,7 +2,14 @@
 
 from typing import TYPE_CHECKING, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    SerializerFunctionWrapHandler,
+    field_validator,
+    model_serializer,
+)
 
 from gwp.data.embodiment import Slot
 from gwp.data.formats.table import VIDEOS, format_names
@@ -48,6 +55,11 @@ class Source(BaseModel):
     """Canvas slot -> camera key of this set; None: those of the embodiment, or the first camera
     where there is none.
     """
+    colours: Literal["rgb", "bgr"] = "rgb"
+    """Order of the colours in its pictures and videos as they decode; bgr where they were written
+    from RGB arrays by a program that takes BGR (OpenCV), or the other way round: red and blue are
+    exchanged then.
+    """
     state: tuple[str, ...] | None = None
     """Columns that make up the state, joined in this order; None: the usual ones of the format."""
     action: tuple[str, ...] | None = None
@@ -79,6 +91,19 @@ class Source(BaseModel):
         # For its ValueError alone: a mistake is told with the file's other ones.
         parse_ranges(text or "0")
         return text
+
+    # Digests of this JSON name manifests and caches. Those of before know no colours.
+    @model_serializer(mode="wrap")
+    def _without_defaults(self, write: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        fields: dict[str, Any] = write(self)
+        if not self.bgr:
+            fields.pop("colours", None)
+        return fields
+
+    @property
+    def bgr(self) -> bool:
+        """Whether red and blue of its pictures are exchanged."""
+        return self.colours == "bgr"
 
     @property
     def rule(self) -> dict[str, Any]:

@@ -1,9 +1,15 @@
 """The safety envelope: the last thing that happens to a chunk before it leaves for a robot."""
 
+from dataclasses import dataclass
+
 import numpy as np
 
 from gwp.data.embodiment import Embodiment
+from gwp.data.kinds import Meaning
 from gwp.errors import PolicyError
+
+_WHOLE = 0.99
+"""Share of a turn from which on limits are taken for those of all angles."""
 
 
 def apply_limits(
@@ -45,6 +51,7 @@ def apply_limits(
 
     # One row after the other: each is held against the row before as it was held itself.
     slowed = np.zeros(len(lower), bool)
+    turns = _turns(embodiment, lower, upper)
     if limits.velocity is not None:
         velocity = np.asarray(limits.velocity, np.float32)
         # Per control step, as rows are.
@@ -56,12 +63,51 @@ def apply_limits(
                 free[i],
                 np.clip(free[i], previous - velocity, previous + velocity),
             )
+            for turn in turns:
+                held[turn.dim] = turn.held(free[i], previous, velocity)
             slowed |= held != free[i]
             free[i] = previous = held
     actions[committed:] = free
     flags = [f"clipped:{embodiment.action_names[i]}" for i in np.flatnonzero(clipped)]
     flags += [f"slowed:{embodiment.action_names[i]}" for i in np.flatnonzero(slowed)]
     return actions, tuple(flags)
+
+
+@dataclass(frozen=True)
+class _Turn:
+    """An angle that may go all the way round: the number of its dimension."""
+
+    dim: int
+    meaning: Meaning
+    lower: float
+    upper: float
+
+    def held(self, wanted: np.ndarray, previous: np.ndarray, velocity: np.ndarray) -> float:
+        """The angle of a row `[d]`, no further than `velocity` from that of the row before, the
+        short way round.
+        """
+        before, limit = previous[self.dim], velocity[self.dim]
+        if np.isnan(before):
+            return float(wanted[self.dim])
+        way = self.meaning.shortest(np.nan_to_num(wanted - previous))[self.dim]
+        if abs(way) <= limit:
+            return float(wanted[self.dim])
+        step = previous.copy()
+        step[self.dim] += np.sign(way) * limit
+        return float(np.clip(self.meaning.within(step)[self.dim], self.lower, self.upper))
+
+
+def _turns(embodiment: Embodiment, lower: np.ndarray, upper: np.ndarray) -> list[_Turn]:
+    """The angles whose limits leave them a whole turn: only those may go the short way."""
+    meaning = embodiment.action_meaning
+    if meaning is None:
+        return []
+    whole = zip(meaning.turns.tolist(), meaning.period.tolist(), strict=True)
+    return [
+        _Turn(i, meaning, float(lower[i]), float(upper[i]))
+        for i, period in whole
+        if upper[i] - lower[i] >= _WHOLE * period
+    ]
 
 
 def _before(

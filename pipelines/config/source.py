@@ -35,6 +35,12 @@ def add_source_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--fps", type=float, help="rate of a set that does not state it (ALOHA HDF5, RLDS), Hz"
     )
+    parser.add_argument(
+        "--colours",
+        choices=("rgb", "bgr"),
+        default="rgb",
+        help="bgr: red and blue of its pictures are exchanged, as OpenCV writes RGB arrays",
+    )
     parser.add_argument("--split", help="split of a set that has several")
     parser.add_argument(
         "--instruction",
@@ -70,7 +76,7 @@ def source_of(args: argparse.Namespace, uri: str, **more: Any) -> "Source":
     from gwp.data.source import Source
     from gwp.errors import GwpError
 
-    names = ("format", "fps", "split", "instruction", "only")
+    names = ("format", "colours", "fps", "split", "instruction", "only")
     fields = {"uri": uri, **{name: getattr(args, name) for name in names}} | more
     for name in ("state", "action"):
         columns = getattr(args, name)

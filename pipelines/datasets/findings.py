@@ -9,6 +9,8 @@ from dataclasses import replace
 from typing import Any
 
 from gwp import storage
+from gwp.data.canvas import SLOTS
+from gwp.data.formats.cameras import colour_cameras
 from gwp.data.formats.finding import Finding
 from gwp.data.formats.format import FilePart
 from gwp.data.formats.pictures import open_frames
@@ -35,9 +37,9 @@ def of_cameras(data: RobotSet, source: Source) -> RobotSet:
 
 def check_metadata(data: RobotSet) -> Iterator[Finding]:
     """What the metadata of a set lack, or say wrongly. Nothing here costs an episode."""
-    if len(data.cameras) > 3:
+    if (count := len(colour_cameras(data.cameras))) > len(SLOTS):
         advice = "a canvas holds three: choose them with `cameras`"
-        yield Finding("the set", f"{len(data.cameras)} cameras", "ignored", advice)
+        yield Finding("the set", f"{count} cameras", "ignored", advice)
     if silent := sum(not (e.text or e.problem) for e in data.episodes):
         what = f"{silent} of {len(data.episodes)} episodes have no instruction"
         advice = "they are learnt without a text; `task` on the source gives one"

@@ -7,6 +7,7 @@ from collections import Counter
 from dataclasses import asdict
 from typing import Any
 
+from gwp.data.formats.cameras import colour_cameras, default_slots
 from gwp.data.formats.clip_set import Clip, ClipSet
 from gwp.data.formats.find import set_at, usable_episodes
 from gwp.data.formats.finding import Finding
@@ -17,6 +18,7 @@ from gwp.data.source import Source
 from gwp.data.video.decode import VideoInfo, open_video, probe
 from gwp.errors import DataError
 from pipelines.console import table
+from pipelines.datasets.colours import check_colours
 from pipelines.datasets.findings import (
     check_metadata,
     check_streams,
@@ -61,7 +63,7 @@ def exit_code(facts: dict[str, Any]) -> int:
 def _describe_robots(data: RobotSet, source: Source, reader: FileReader) -> dict[str, Any]:
     whole, data = data, of_cameras(data, source)
     labelled = bool(data.state_names and data.action_names)
-    cameras = list(data.cameras)
+    cameras = colour_cameras(data.cameras)
     # Any name will do: it says only that episodes without numbers are not usable.
     as_any = source.model_copy(update={"embodiment": "any" if labelled else None})
     usable, unusable = usable_episodes(data, as_any, cameras, reader)
@@ -77,6 +79,12 @@ def _describe_robots(data: RobotSet, source: Source, reader: FileReader) -> dict
         ended = len(chosen) - len(usable) - len(unusable)
         what = f"{source.only} is false at the end of {ended} of {len(chosen)} episodes"
         findings.append(Finding("the set", what, "ignored", "`only` leaves them out"))
+    findings += [
+        Finding(camera, "depth pictures", "ignored", "only colour is read")
+        for camera in data.cameras
+        if camera not in cameras
+    ]
+    findings += check_colours(data, episodes, cameras, source.bgr, reader)
     # The videos of each camera; where there are none, `infos` is the reason.
     streams = {camera: stream_infos(data, episodes, camera, reader) for camera in cameras}
     for camera, infos in streams.items():
@@ -111,6 +119,7 @@ def _describe_robots(data: RobotSet, source: Source, reader: FileReader) -> dict
         "shortest": min(lengths),
         "longest": max(lengths),
         "cameras": [{"camera": camera} | _camera_facts(infos) for camera, infos in streams.items()],
+        "slots": default_slots(data.cameras),
         "state": list(data.state_names),
         "action": list(data.action_names),
         "dimensions": dimensions,
@@ -234,6 +243,7 @@ def _robot_lines(facts: dict[str, Any]) -> list[str]:
     # A camera that could not be read has none of them but its name.
     keys = ("camera", "width", "height", "fps", "codec", "gop", "files")
     cameras = [{key: camera.get(key, "?") for key in keys} for camera in facts["cameras"]]
+    slots = ", ".join(f"{slot} = {camera}" for slot, camera in facts["slots"].items())
     noted = [row for row in facts["dimensions"] if row["note"]]
     notes = [f"{row['of']} {row['name']}: {row['note']}" for row in noted]
     tasks = [{"episodes": n, "task": text or "(none)"} for text, n in facts["tasks"].items()]
@@ -241,6 +251,7 @@ def _robot_lines(facts: dict[str, Any]) -> list[str]:
         *(f"{of:<7} {len(facts[of])}: {', '.join(facts[of])}" for of in ("state", "action")),
         "",
         table(cameras),
+        *(["slots, unless `cameras` names others: " + slots] if slots else []),
         *(["", "; ".join(notes)] if notes else []),
         *_table_lines(tasks),
     ]

@@ -9,9 +9,10 @@ import numpy as np
 from PIL import Image
 
 from gwp import storage
-from gwp.data.canvas import SLOTS, Canvas
+from gwp.data.canvas import Canvas
 from gwp.data.decode import SampleSpec, decode_samples
 from gwp.data.embodiment import Slot
+from gwp.data.formats.cameras import colour_cameras, default_slots
 from gwp.data.formats.find import robots_at, usable_episodes
 from gwp.data.formats.reader import FileReader
 from gwp.data.formats.robot_set import Episode, RobotSet
@@ -203,7 +204,7 @@ def _robots(
     labelled = bool(data.state_names and data.action_names)
     # Any name will do: it says only that episodes without numbers are not usable.
     as_video = source.model_copy(update={"embodiment": "any" if labelled else None})
-    usable, _ = usable_episodes(data, as_video, list(data.cameras), reader)
+    usable, _ = usable_episodes(data, as_video, colour_cameras(data.cameras), reader)
     # The longest, for it has room for the longest window.
     episode, first_row = max(usable, key=lambda entry: entry[0].length)
     parts = _pictures(source, data, episode, layout, reader)
@@ -218,14 +219,15 @@ def _pictures(
 ) -> list[Part]:
     """The middle of an episode by camera, and as the model sees it."""
     chunk = next((length for length in _CHUNKS if length < episode.length), None)
-    if chunk is None or not data.cameras:
+    shown = colour_cameras(data.cameras)
+    if chunk is None or not shown:
         too_short = f"the longest episode has {episode.length} rows, too few for 5 frames"
         return [Part("Cameras", f"Nothing to show: {'no camera' if chunk else too_short}.")]
     # A stride of a quarter: 5 frames, whatever the chunk.
     window = Window(chunk=chunk, stride=chunk // 4)
     pictures = []
     # Each alone on a canvas of its own, as if it were the front.
-    for camera in data.cameras:
+    for camera in shown:
         frames = _frames(source, episode, {"front": camera}, _CAMERA_CANVAS, window, reader)
         alt = f"camera {camera} in the middle of episode {episode.index}"
         pictures.append(Picture(_png(frames[0]), alt, camera))
@@ -242,7 +244,7 @@ def _model_view(
     reader: FileReader,
 ) -> Part:
     # Cameras beyond the slots have no place on a canvas.
-    cameras: dict[Slot, str] = source.cameras or dict(zip(SLOTS, data.cameras, strict=False))
+    cameras: dict[Slot, str] = source.cameras or default_slots(data.cameras)
     layout = layout or _LAYOUTS.get(len(cameras), "single")
     if layout == "single":
         cameras = {"front": next(iter(cameras.values()))}

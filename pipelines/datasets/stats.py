@@ -7,7 +7,9 @@ from typing import Any
 import numpy as np
 
 from gwp import storage
+from gwp.data.canvas import SLOTS
 from gwp.data.embodiment import Embodiment
+from gwp.data.formats.cameras import colour_cameras, default_slots
 from gwp.data.formats.find import robots_at
 from gwp.data.formats.reader import FileReader
 from gwp.data.formats.robot_set import RobotSet, embodiment_of
@@ -132,8 +134,17 @@ def _embodiment(args: argparse.Namespace, reader: FileReader) -> Embodiment:
             f"--delta {args.delta}: {args.uris[0]} has {width} actions, 0 to {width - 1}"
         )
     mask = tuple(i in chosen for i in range(width))
-    # Replan and cameras play no part in statistics either.
-    return embodiment_of(data, args.name, args.chunk, args.chunk, cameras={}, delta_mask=mask)
+    # Episodes that lack a picture train nothing, so the cameras count; replan plays no part.
+    cameras = default_slots(data.cameras)
+    if len(colour_cameras(data.cameras)) > len(SLOTS):
+        cameras = {}
+        event(
+            "warning",
+            text="episodes that lack pictures count too: which cameras train is not known; name "
+            "them in --embodiment FILE",
+            cameras=", ".join(data.cameras),
+        )
+    return embodiment_of(data, args.name, args.chunk, args.chunk, cameras=cameras, delta_mask=mask)
 
 
 def _robots(args: argparse.Namespace, reader: FileReader) -> RobotSet:

@@ -10,10 +10,10 @@ from gwp.data.formats.finding import Finding
 from gwp.data.formats.reader import FileReader
 from gwp.data.formats.robot_set import Episode, RobotSet
 from gwp.data.formats.vectors import episode_vectors
+from gwp.data.stats.still import Motion
 from gwp.errors import DataError
+from pipelines.datasets.kinds import RotationGuess
 
-_STILL = 1e-4
-"""Range below which a dimension does not move, robot units."""
 _BINARY_SHARE = 0.9
 """Share of rows at one of the two ends from which on a dimension is called near-binary."""
 _END_SHARE = 0.05
@@ -44,6 +44,8 @@ def check_vectors(
     states: list[np.ndarray] = []
     actions: list[np.ndarray] = []
     declared = (len(data.state_names), len(data.action_names))
+    motions = Motion(declared[0]), Motion(declared[1])
+    guesses = RotationGuess("state", data.state_names), RotationGuess("action", data.action_names)
     for episode, first_row in episodes:
         item = f"episode {episode.index}"
         try:
@@ -70,37 +72,50 @@ def check_vectors(
             findings.append(Finding(item, what, "left out", advice))
         states.append(state[finite])
         actions.append(action[finite])
+        for rows, motion, guess in zip((state, action), motions, guesses, strict=True):
+            motion.add(rows[finite])
+            guess.add(rows[finite])
     # No row at all: there is nothing to describe.
     if not sum(map(len, states)):
         return VectorCheck(findings, [])
-    dimensions = _dimensions(data, np.concatenate(states), np.concatenate(actions))
+    dimensions = _dimensions(data, np.concatenate(states), np.concatenate(actions), motions)
     advice = "normalised it is 0, and comes back as its mean"
     still = [f"{row['of']} {row['name']}" for row in dimensions if row["note"] == "constant"]
     findings += [Finding(item, "never moves", "ignored", advice) for item in still]
+    for guess in guesses:
+        findings += guess.findings()
     return VectorCheck(findings, dimensions)
 
 
-def _dimensions(data: RobotSet, state: np.ndarray, action: np.ndarray) -> list[dict[str, Any]]:
+def _dimensions(
+    data: RobotSet, state: np.ndarray, action: np.ndarray, motions: tuple[Motion, Motion]
+) -> list[dict[str, Any]]:
     """The rows of `VectorCheck.dimensions`. state: [n,s], action: [n,d], all of them finite."""
-    columns = zip(data.action_names, action.T, strict=True)
-    action_rows = [_dimension("action", name, column) for name, column in columns]
+    of_state, of_action = (
+        motion.resolution(np.ptp(rows, axis=0))
+        for rows, motion in zip((state, action), motions, strict=True)
+    )
+    columns = zip(data.action_names, action.T, of_action, strict=True)
+    action_rows = [_dimension("action", *column) for column in columns]
     # Only as far as there is a state of the same number.
     for i, row in enumerate(action_rows[: state.shape[1]]):
         if row["note"] != "constant":
             distance = np.abs(action[:, i] - state[:, i]).mean()
             row["off_state"] = float(distance / max(np.ptp(action[:, i]), 1e-9))
-    columns = zip(data.state_names, state.T, strict=True)
-    return [*(_dimension("state", name, column) for name, column in columns), *action_rows]
+    columns = zip(data.state_names, state.T, of_state, strict=True)
+    return [*(_dimension("state", *column) for column in columns), *action_rows]
 
 
-def _dimension(of: Literal["state", "action"], name: str, values: np.ndarray) -> dict[str, Any]:
-    """values: [n], robot units."""
+def _dimension(
+    of: Literal["state", "action"], name: str, values: np.ndarray, noise: float
+) -> dict[str, Any]:
+    """values: [n], robot units; noise: range below which it does not move."""
     low, high = float(values.min()), float(values.max())
     margin = _END_SHARE * max(high - low, 1e-12)
     # Grippers that are open or closed are close to one of two values nearly always.
     at_ends = float(((values < low + margin) | (values > high - margin)).mean())
     note = ""
-    if high - low < _STILL:
+    if high - low < noise:
         note = "constant"
     elif at_ends > _BINARY_SHARE:
         note = "near-binary"

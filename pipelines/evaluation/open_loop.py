@@ -11,8 +11,9 @@ from gwp.data.canvas import compose
 from gwp.data.embodiment import Embodiment
 from gwp.data.source import Source
 from gwp.data.stats.normalise import Stats
+from gwp.errors import DataError
 from gwp.policy.policy import Policy
-from pipelines.evaluation.recordings import RecordedSet, Recording
+from pipelines.evaluation.recordings import NO_WINDOW, RecordedSet, Recording
 
 
 @dataclass(frozen=True)
@@ -49,9 +50,9 @@ def open_loop(policy: Policy, source: Source, batch: int = 8) -> OpenLoop:
     for recording in recorded:
         T = len(recording.action)
         p = embodiment.chunk
-        steps = list(range(0, T, embodiment.replan))
+        steps = recording.starts()
         # The part of each chunk that a robot executes, end to end: the line that is drawn.
-        executed = []
+        executed, done = [], []
         for first in range(0, len(steps), batch):
             some = steps[first : first + batch]
             chunks = policy.act_batch(recording.observations(some))
@@ -60,6 +61,7 @@ def open_loop(policy: Policy, source: Source, batch: int = 8) -> OpenLoop:
                 n = min(p, T - step)
                 true = recording.action[step : step + n]
                 executed.append(chunk.actions[: min(embodiment.replan, n)])
+                done.append(true[: embodiment.replan])
                 # The mean of delta actions counts from where the robot is.
                 mean_action = mean + _offset(recording.state[step], embodiment)
                 guesses = {
@@ -68,11 +70,11 @@ def open_loop(policy: Policy, source: Source, batch: int = 8) -> OpenLoop:
                     "mean": np.tile(mean_action, (n, 1)),
                 }
                 for name, guess in guesses.items():
-                    errors[name].append((guess - true) ** 2)
-        if trace is None:
-            predicted = np.concatenate(executed)
-            trace = recording.action[: len(predicted)], predicted
-    assert trace is not None
+                    errors[name].append(distance(guess, true, embodiment) ** 2)
+        if trace is None and executed:
+            trace = np.concatenate(done), np.concatenate(executed)
+    if trace is None:
+        raise DataError(f"{source.uri}: {NO_WINDOW}")
     whole = {name: np.concatenate(e) for name, e in errors.items()}
     per_dim = dict(zip(embodiment.action_names, map(float, whole["policy"].mean(0)), strict=True))
     mse = {name: float(e.mean()) for name, e in whole.items()}
@@ -84,6 +86,19 @@ def open_loop(policy: Policy, source: Source, batch: int = 8) -> OpenLoop:
         len(errors["policy"]),
         (embodiment.action_names, *trace),
     )
+
+
+def distance(guess: np.ndarray, true: np.ndarray, embodiment: Embodiment) -> np.ndarray:
+    """Guessed less recorded actions `[n, d]`, angles the short way round."""
+    meaning = embodiment.action_meaning
+    difference: np.ndarray = guess - true
+    if meaning is None:
+        return difference
+    # Either sign of a quaternion is the same rotation.
+    for four in meaning.quaternions:
+        other = (guess[:, four] * true[:, four]).sum(1, keepdims=True) < 0
+        difference[:, four] = np.where(other, -guess[:, four], guess[:, four]) - true[:, four]
+    return meaning.shortest(difference)
 
 
 def _offset(state: np.ndarray, embodiment: Embodiment) -> np.ndarray:
@@ -105,6 +120,7 @@ def hold_chunk(recording: Recording, step: int, embodiment: Embodiment) -> np.nd
     """The *hold* baseline at a step, `[p, d]`."""
     # What to repeat where a state says nothing about the action, a displacement for instance.
     before = recording.action[step - 1] if step else np.zeros(recording.action.shape[1], np.float32)
+    before = np.where(np.isfinite(before), before, 0.0)
     # An action is a state to reach where it is relative to it, or has its name.
     same = np.array(embodiment.delta)
     names = zip(embodiment.action_names, embodiment.state_names, strict=False)
@@ -142,7 +158,7 @@ def imagined(
     for _, i in sorted(order)[:clips]:
         recording = Recording(recorded, *recorded.episodes[i])
         steps = len(recording.action)
-        start = max(0, (steps - window.chunk) // 2)
+        start = recording.near(max(0, (steps - window.chunk) // 2))
         views = recording.views([start + offset for offset in window.offsets])
         by_slot = {slot: views[camera] for slot, camera in embodiment.cameras.items()}
         real = compose(by_slot, policy.settings.canvas, None)

@@ -18,8 +18,9 @@ from gwp.data.formats.pictures import open_frames
 from gwp.data.formats.reader import FileReader
 from gwp.data.formats.robot_set import Episode, RobotSet, check_embodiment, rows_per_step
 from gwp.data.formats.vectors import episode_vectors
-from gwp.data.rates import at_steps, step_times, steps_of
+from gwp.data.rates import step_times
 from gwp.data.source import Source
+from gwp.data.stats.windows import stepped
 from gwp.errors import DataError
 from gwp.policy.policy import Policy
 from gwp.protocol.messages import Observation
@@ -27,6 +28,7 @@ from pipelines.console import event
 
 # Episodes that a message names.
 _NAMED = 3
+NO_WINDOW = "every window needs a row with NaN or Inf; choose other `episodes`"
 
 
 @dataclass(frozen=True)
@@ -88,6 +90,8 @@ class Recording:
 
     state:  float32 `[steps, ds]`, robot units
     action: float32 `[steps, da]`, robot units
+    usable: bool `[steps]`, from which of them training takes a sample: the others need a row
+    with NaN or Inf
     """
 
     def __init__(self, recorded: RecordedSet, episode: Episode, first_row: int) -> None:
@@ -97,10 +101,41 @@ class Recording:
         states, actions = episode_vectors(recorded.data, episode, first_row, recorded.reader)
         # Rows of the set per control step of the robot: 1 unless their rates differ.
         self._ratio = rows_per_step(recorded.data, self.embodiment)
-        steps = steps_of(episode.length, self._ratio)
-        rules = self.embodiment.resampling
-        self.state = at_steps(states, 0, steps, self._ratio).astype(np.float32)
-        self.action = at_steps(actions, 0, steps, self._ratio, rules).astype(np.float32)
+        state, action, self.usable = stepped(
+            states, actions, self._ratio, self.embodiment, self.embodiment.chunk
+        )
+        self.state, self.action = state.astype(np.float32), action.astype(np.float32)
+
+    def starts(self) -> list[int]:
+        """The steps at which the robot would have asked for actions; those from which training
+        takes no sample are told and left out.
+        """
+        every = range(0, len(self.action), self.embodiment.replan)
+        good = [step for step in every if self.usable[step]]
+        if len(good) < len(every):
+            event(
+                "warning",
+                text=f"{len(every) - len(good)} of {len(every)} windows left out: NaN or Inf",
+                episode=self.episode.index,
+            )
+        return good
+
+    def runs(self) -> list[list[int]]:
+        """`starts` in pieces without gaps, in which a chunk goes over into the next."""
+        runs: list[list[int]] = []
+        for step in self.starts():
+            if runs and step - runs[-1][-1] == self.embodiment.replan:
+                runs[-1].append(step)
+            else:
+                runs.append([step])
+        return runs
+
+    def near(self, step: int) -> int:
+        """The usable step nearest to this one. DataError when there is none."""
+        usable = np.flatnonzero(self.usable)
+        if not len(usable):
+            raise DataError(f"episode {self.episode.index}: {NO_WINDOW}")
+        return int(usable[np.abs(usable - step).argmin()])
 
     def views(self, steps: Sequence[int]) -> dict[str, np.ndarray]:
         """Camera key of the robot -> uint8 `[n, H, W, 3]` at these steps; steps past the end
@@ -128,7 +163,8 @@ class Recording:
         # Half a row: between two steps of another rate the nearest frame is shown.
         tolerance = 0.5 / data.fps + 1e-6
         reader = self._set.reader
-        with open_frames(data.format, part, span.key, data.fps, reader, tolerance) as frames:
+        about = part, span.key, data.fps, reader, tolerance, self._set.source.bgr
+        with open_frames(data.format, *about) as frames:
             # A reader wants ascending, different times; steps past the end repeat one.
             pictures = {t: np.asarray(picture) for t, picture in frames(sorted(set(times)))}
         return np.stack([pictures[t] for t in times])

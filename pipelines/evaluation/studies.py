@@ -16,7 +16,8 @@ from gwp.data.stats.normalise import Stats
 from gwp.errors import DataError, GwpError
 from gwp.policy.policy import Policy
 from gwp.protocol.messages import Observation
-from pipelines.evaluation.recordings import RecordedSet
+from pipelines.evaluation.open_loop import distance
+from pipelines.evaluation.recordings import NO_WINDOW, RecordedSet
 
 # Chunks computed at once; the same for every side of a comparison.
 _BATCH = 8
@@ -75,9 +76,9 @@ def steps_study(policy: Policy, source: Source, steps: Sequence[int]) -> list[St
     times: list[list[float]] = [[] for _ in sides]
     recorded: list[np.ndarray] = []
     # One robot for all episodes of a source, so the last one's spread is that of all.
-    scale = None
-    for embodiment, truth, observations in _windows(policy, source):
-        scale = _spread(policy, embodiment)
+    scale, robot = None, None
+    for robot, truth, observations in _windows(policy, source):
+        scale = _spread(policy, robot)
         recorded += truth
         for observation in observations:
             # In turn, so that a slow moment of the machine meets all of them.
@@ -85,11 +86,12 @@ def steps_study(policy: Policy, source: Source, steps: Sequence[int]) -> list[St
                 chunk = side.act(observation)
                 chunks.append(chunk.actions)
                 ms.append(chunk.timings["total"])
+    assert robot is not None
     rows = []
     for count, chunks, ms in zip(counts, answers, times, strict=True):
         # At the end of an episode less is recorded than a chunk has.
         errors = [
-            ((chunk[: len(true)] - true) ** 2).ravel()
+            (distance(chunk[: len(true)], true, robot) ** 2).ravel()
             for chunk, true in zip(chunks, recorded, strict=True)
         ]
         mse = float(np.concatenate(errors).mean())
@@ -158,19 +160,26 @@ def _jump(triples: np.ndarray) -> Jump:
 def _windows(
     policy: Policy, source: Source
 ) -> Iterator[tuple[Embodiment, list[np.ndarray], list[Observation]]]:
-    """Per episode: recorded chunks `[<= p, d]` and observations with a seed of their own, at
-    every replan step.
+    """Per run of windows of an episode that can be used: recorded chunks `[<= p, d]` and
+    observations with a seed of their own, at every replan step. DataError where there is none.
     """
+    some = False
     for recording in RecordedSet.of(policy.bundle.embodiments, source):
         embodiment = recording.embodiment
-        steps = list(range(0, len(recording.action), embodiment.replan))
-        recorded = [recording.action[step : step + embodiment.chunk] for step in steps]
-        # Noise by episode and step, so that a study of fewer episodes has the same.
-        seeded = [
-            replace(observation, seed=1000 * recording.episode.index + i)
-            for i, observation in enumerate(recording.observations(steps))
-        ]
-        yield embodiment, recorded, seeded
+        for steps in recording.runs():
+            some = True
+            recorded = [recording.action[step : step + embodiment.chunk] for step in steps]
+            # Noise by episode and step, so that a study of fewer episodes has the same.
+            seeded = [
+                replace(
+                    observation,
+                    seed=1000 * recording.episode.index + step // embodiment.replan,
+                )
+                for step, observation in zip(steps, recording.observations(steps), strict=True)
+            ]
+            yield embodiment, recorded, seeded
+    if not some:
+        raise DataError(f"{source.uri}: {NO_WINDOW}")
 
 
 def _spread(policy: Policy, embodiment: Embodiment) -> np.ndarray:

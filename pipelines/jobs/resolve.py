@@ -6,12 +6,15 @@ folder (`pipelines.training.prepare`) is written from it.
 """
 
 import json
+from collections.abc import Iterator
+from itertools import combinations
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import torch
+from pydantic import ValidationError
 
 from gwp import storage
 from gwp.data.decode import SampleSpec, decode_frames
@@ -127,16 +130,53 @@ def resolve_embodiments(job: TrainJob, reader: FileReader) -> dict[str, Embodime
             "limits": config.limits,
             "resample": config.resample,
             "fps": config.fps or inferred.fps,
+            "kinds": config.kinds,
         }
         # Validated again: limits and rules have to fit the names that were read.
-        result[name] = Embodiment.model_validate(inferred.model_dump() | changes)
+        try:
+            result[name] = Embodiment.model_validate(inferred.model_dump() | changes)
+        except ValidationError as error:
+            reason = str(error.errors()[0]["msg"]).removeprefix("Value error, ")
+            raise GwpError(f"data.embodiments.{name}: {reason}") from error
         widest = max(len(inferred.state_names), len(inferred.action_names))
         if widest > job.model_config_.action_channels:
             raise GwpError(
                 f"embodiment {name} has {widest} state/action dimensions, model.action_channels is "
                 f"{job.model_config_.action_channels}; raise it to at least {widest}"
             )
+    _check_rows_of_projections(result)
     return result
+
+
+def notes(job: TrainJob, robots: dict[str, Embodiment]) -> Iterator[str]:
+    """What was chosen for the robots of a job without a word of its author: their cameras, and
+    rows of the model's projections that several share.
+    """
+    for name, config in job.data.embodiments.items():
+        if config.cameras is None:
+            slots = ", ".join(f"{slot} = {key}" for slot, key in robots[name].cameras.items())
+            yield f"cameras of {name}, for none are named: {slots}"
+    for (name, robot), (other, same) in combinations(robots.items(), 2):
+        if robot.id == same.id:
+            yield (
+                f"{name} and {other} have the same id {robot.id}: they share one row of the "
+                "projections, as one robot would; give each an `id` of its own unless that is meant"
+            )
+
+
+def _check_rows_of_projections(robots: dict[str, Embodiment]) -> None:
+    """GwpError when robots of other widths share a row of the model's projections: it would be of
+    neither.
+    """
+    for (name, robot), (other, same) in combinations(robots.items(), 2):
+        widths = [(len(r.state_names), len(r.action_names)) for r in (robot, same)]
+        if robot.id == same.id and widths[0] != widths[1]:
+            raise GwpError(
+                f"data.embodiments: {name} and {other} have the same id {robot.id} and so share "
+                f"one row of the projections, but not their widths (state and action {widths[0]} "
+                f"and {widths[1]}); give each an `id` of its own, and model.num_embodiments as "
+                "many rows"
+            )
 
 
 def compute_all_stats(

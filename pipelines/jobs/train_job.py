@@ -12,6 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator, model_valida
 from gwp.data.buckets import Bucket, batch_sizes
 from gwp.data.canvas import Canvas
 from gwp.data.embodiment import Limits, Resampling, Slot
+from gwp.data.kinds import Kind
 from gwp.data.plan.curate import CurationConfig
 from gwp.data.plan.plan import Rules
 from gwp.data.source import Source
@@ -51,7 +52,9 @@ class EmbodimentConfig(BaseModel):
     replan: int | None = Field(default=None, gt=0)
     """Actions executed before asking again, control steps; None: half a chunk."""
     cameras: dict[Slot, str] | None = None
-    """Canvas slot -> camera key of the data set; None: in the order of the data set."""
+    """Canvas slot -> camera key of the data set; None: by their names (top, high, head: front;
+    wrist, hand: left or right), then in the order of the data set.
+    """
     delta_mask: tuple[bool, ...] = ()
     """True where the action is learnt relative to the state; empty: all absolute."""
     limits: Limits | None = None
@@ -63,6 +66,11 @@ class EmbodimentConfig(BaseModel):
     resample: tuple[Resampling, ...] = ()
     """How each action goes to another rate: linear, hold (on/off grippers) or sum
     (displacements per step); empty: all linear.
+    """
+    kinds: dict[str, Kind] = {}
+    """Name of a state or action dimension -> what it is: `radians`, `radians_positive`,
+    `degrees`, `degrees_positive` for an angle that wraps, `quaternion` for each of its four
+    entries, or a gripper's `range`, `invert` and `binary`; others are plain numbers.
     """
     stats: Location | None = None
     """File (path or s3://) of statistics made by `gwp data stats`; None: computed from the

@@ -24,12 +24,14 @@ from gwp.data.text import text_hash
 from gwp.errors import GwpError
 from gwp.paths import absolute_paths
 from pipelines.config.load import config_hash
+from pipelines.console import event
 from pipelines.jobs.resolve import (
     cache_key,
     compute_all_stats,
     init_uri,
     manifest_names,
     manifest_of,
+    notes,
     read_embodiments,
     read_stats,
     resolve_embodiments,
@@ -133,6 +135,8 @@ def prepare(job: TrainJob) -> PreparedRun:
     init = init_uri(job)
     reader = FileReader()
     embodiments = resolve_embodiments(job, reader)
+    for text in notes(job, embodiments):
+        event("note", text=text)
     manifest = manifest_of(job, embodiments, reader)
     # Here, and not in the workers, is where a mixture that fills no batch is told.
     plan = make_plan(manifest, job.run.seed, 0, job.plan_rules)

@@ -30,12 +30,15 @@ def run_plan(args: argparse.Namespace) -> None:
     from gwp.data.formats.reader import FileReader
     from gwp.data.plan.plan import make_plan, mixing
     from pipelines.config.load import load_config
-    from pipelines.jobs.resolve import manifest_of, resolve_embodiments
+    from pipelines.console import event
+    from pipelines.jobs.resolve import manifest_of, notes, resolve_embodiments
     from pipelines.jobs.train_job import TrainJob
 
     job = load_config(args.file, TrainJob, args.sets)
     reader = FileReader()
     embodiments = resolve_embodiments(job, reader)
+    for text in notes(job, embodiments):
+        event("note", text=text)
     manifest = manifest_of(job, embodiments, reader)
     plan = make_plan(manifest, job.run.seed, args.epoch, job.plan_rules)
     mixed = mixing(manifest, plan, job.cluster.workers)

@@ -9,7 +9,8 @@ import torch
 
 from gwp.data.canvas import Canvas
 from gwp.data.embodiment import Embodiment, Limits
-from gwp.data.stats.normalise import FeatureStats, Stats
+from gwp.data.stats.feature import FeatureStats
+from gwp.data.stats.normalise import Stats
 from gwp.data.window import Window
 from gwp.model.codecs.hashed import HashedTextEncoder
 from gwp.model.codecs.pca import PcaCodec

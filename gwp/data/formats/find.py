@@ -9,6 +9,7 @@ from gwp.data.formats.clip_set import ClipSet
 from gwp.data.formats.format import SetSource, Usable
 from gwp.data.formats.listing import list_recordings
 from gwp.data.formats.outcomes import with_outcome
+from gwp.data.formats.pictures import with_pictures
 from gwp.data.formats.reader import FileReader
 from gwp.data.formats.robot_set import RobotSet
 from gwp.data.formats.table import AUTO, ROBOTS, VIDEOS, formats
@@ -111,7 +112,7 @@ def usable_episodes(
     """
     reader = reader or FileReader()
     look = ROBOTS[data.format].usable_episodes
-    good, bad = look(data, source, cameras, reader)
+    good, bad = with_pictures(data, look(data, source, cameras, reader), cameras, reader)
     # Videos tell it themselves; data files are read by libraries, which do not.
     names = {episode.data_file for episode, _ in bad}
     lost = set(pointers(data.uri, data.files, sorted(names)))

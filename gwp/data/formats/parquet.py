@@ -12,7 +12,8 @@ import pyarrow.parquet as pq
 from gwp import storage
 from gwp.data.formats.format import FilePart, Pictures
 from gwp.data.formats.reader import FileReader
-from gwp.errors import DataError
+from gwp.errors import DataError, MissingError
+from gwp.storage.names import relative_name, shown
 
 _FOOTERS, _ROW_GROUPS, _PICTURE_GROUPS = 1024, 16, 2
 """What stays: files of which the row groups are known, row groups of numbers, and row groups of
@@ -106,9 +107,11 @@ def open_pictures(part: FilePart, key: str, reader: FileReader) -> Iterator[Pict
         group = int(np.searchsorted(edges, i, side="right")) - 1
         with parquet_errors(uri):
             pictures = reader.once(_PICTURE_GROUPS, _picture_group, uri, key, group)
-            # None where the row has no bytes (pictures given by path only);
-            # `pictures._decoded` tells.
-            return pictures[i - edges[group]].as_py()
+            picture = pictures[i - edges[group]].as_py()
+        # A struct of both, or the bytes themselves.
+        if not isinstance(picture, dict):
+            return picture
+        return picture.get("bytes") or _by_path(uri, key, picture.get("path"))
 
     yield edges[-1], get
 
@@ -120,7 +123,28 @@ def _picture_group(uri: str, column: str, group: int) -> Any:
         )
     if isinstance(found, pa.ChunkedArray):
         found = pa.concat_arrays(found.chunks)
-    return found.field("bytes") if pa.types.is_struct(found.type) else found
+    return found
+
+
+def _by_path(uri: str, key: str, path: Any) -> bytes | None:
+    """A picture that a row names and does not hold: a file of the set of a data file. DataError.
+
+    None where there is no name.
+    """
+    if not path:
+        return None
+    name = relative_name(path, f"{uri}: pictures of {key} are given by path only", DataError)
+    # Of the folder of the set, mostly two above its data files.
+    folders = uri.rpartition("/")[0].split("/")
+    for end in (len(folders) - 2, len(folders) - 1, len(folders)):
+        try:
+            return storage.read_bytes("/".join([*folders[:end], name]))
+        except MissingError:
+            continue
+    raise DataError(
+        f"{uri}: pictures of {key} are given by path only, and {shown(name)} is not there; write "
+        "the set with its pictures in it"
+    )
 
 
 def matrix(column: Any, name: str) -> np.ndarray:

@@ -11,12 +11,20 @@ from typing import Any
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
-from gwp.data.formats.format import FilePart
+from gwp import storage
+from gwp.data.formats.format import FilePart, Usable
 from gwp.data.formats.reader import FileReader
+from gwp.data.formats.robot_set import RobotSet, VideoSpan
 from gwp.data.formats.table import ROBOTS
 from gwp.data.video.decode import frames_at, open_video
 from gwp.errors import DataError
 from gwp.yuv import Picture
+
+_CHANNELS = (1, 3, 4)
+"""Of grey pictures, RGB and RGBA."""
+_NO_COLOUR = "as depth has, not uint8 colours; name another camera"
+_TRIED = 65536
+"""Pictures of which it stays whether they could be read."""
 
 Frames = Callable[[Sequence[float]], Iterator[tuple[float, Picture]]]
 
@@ -29,19 +37,65 @@ def open_frames(
     rate: float,
     reader: FileReader,
     tolerance: float | None = None,
+    bgr: bool = False,
 ) -> Iterator[Frames]:
     """A function that gives the frames nearest to times (seconds, ascending, distinct), as
     `frames_at` does, of one view.
 
     A view is a video or, where there is a `key`, pictures at `rate` Hz, the k-th of row k, in a
-    data file of `format`. `tolerance` is for videos.
+    data file of `format`. `tolerance` is for videos. `bgr`: red and blue were exchanged when
+    they were written, and are set right.
     """
+
+    def in_rgb(found: Iterator[tuple[float, Picture]]) -> Iterator[tuple[float, Picture]]:
+        return ((t, np.asarray(picture)[..., ::-1]) for t, picture in found) if bgr else found
+
     # The handle stays open between calls, so whoever reads may go on behind a damaged place.
     if not key:
         with open_video(part.uri, part.size, part.offset) as handle:
-            yield lambda times: frames_at(handle, times, tolerance)
+            yield lambda times: in_rgb(frames_at(handle, times, tolerance))
     else:
-        yield lambda times: _pictures_at(format, part, key, rate, reader, times)
+        yield lambda times: in_rgb(_pictures_at(format, part, key, rate, reader, times))
+
+
+def with_pictures(
+    data: RobotSet, usable: Usable, cameras: Sequence[str], reader: FileReader
+) -> Usable:
+    """`usable` without the episodes of a set of which no picture of one of the cameras can be
+    read. Of each camera pictures are tried until one can.
+
+    Single pictures that are damaged cost the samples that need them, no more.
+    """
+    good, bad = usable
+    for camera in cameras:
+        spans = [episode.videos.get(camera) for episode, _ in good]
+        reasons: list[str] = []
+        for span in spans:
+            # Videos are looked at by whoever knows what a set says of them.
+            reason = _unreadable(data, span, reader) if span and span.key else ""
+            if not reason:
+                break
+            reasons.append(reason)
+        if good and len(reasons) == len(good):
+            bad = [*bad, *((episode, why) for (episode, _), why in zip(good, reasons, strict=True))]
+            good = []
+    return good, sorted(bad, key=lambda entry: entry[0].index)
+
+
+def _unreadable(data: RobotSet, span: VideoSpan, reader: FileReader) -> str:
+    """Why the first picture of an episode cannot be read; nothing where it can."""
+    size = data.files.get(span.file) if span.bytes is None else span.bytes
+    part = FilePart(storage.join(data.uri, span.file), span.offset, size)
+    return reader.once(_TRIED, _problem, data.format, part, span.key, data.fps, span.start)
+
+
+def _problem(format: str, part: FilePart, key: str, rate: float, start: float) -> str:  # noqa: A002
+    try:
+        with open_frames(format, part, key, rate, FileReader()) as frames:
+            next(frames([start]))
+    except DataError as error:
+        return str(error)
+    return ""
 
 
 def _pictures_at(
@@ -59,19 +113,43 @@ def _pictures_at(
             i = ceil(t * rate - 0.5 - 1e-4)
             if not 0 <= i < count:
                 raise DataError(f"{part.uri}: no picture {i} of {key}; there are {count}")
-            yield t, _decoded(get(i), f"{part.uri}: picture {i} of {key}")
+            yield t, as_rgb(get(i), f"{part.uri}: picture {i} of {key}")
 
 
-def _decoded(raw: Any, name: str) -> np.ndarray:
-    """uint8 `[H, W, 3]`, RGB as the encoded picture says."""
+def as_rgb(raw: Any, name: str) -> np.ndarray:
+    """uint8 `[H, W, 3]` of an array or an encoded picture, RGB as that says. Grey, palettes and
+    alpha become RGB, channels that come first go last.
+
+    DataError for what is no picture of 8 bits: depth, numbers that may mean 0..1 or 0..255.
+    """
     if isinstance(raw, np.ndarray):
-        return raw
+        return _array_as_rgb(raw, name)
     if not raw:
         raise DataError(f"{name} is not there (no bytes)")
     try:
         with Image.open(io.BytesIO(raw)) as picture:
-            # Grey, palettes and alpha become RGB. Pictures that OpenCV encoded from RGB
-            # arrays come out with red and blue exchanged: nothing in the file tells.
+            # What 16 bits mean (mostly millimetres) no conversion could know.
+            if picture.mode.startswith(("I", "F")):
+                raise DataError(f"{name} has more than 8 bits a channel, {_NO_COLOUR}")
+            # Pictures that OpenCV encoded from RGB arrays come out with red and blue
+            # exchanged: nothing in the file tells (`colours` of the source does).
             return np.asarray(picture.convert("RGB"))
     except (UnidentifiedImageError, OSError, SyntaxError, ValueError) as error:
         raise DataError(f"{name} cannot be decoded ({error}); it is damaged") from error
+
+
+def _array_as_rgb(array: np.ndarray, name: str) -> np.ndarray:
+    if array.dtype != np.uint8:
+        raise DataError(f"{name} is {array.dtype}, {_NO_COLOUR}")
+    if array.ndim == 2:
+        array = array[..., None]
+    # Where both could be meant, channels come last.
+    if array.ndim == 3 and array.shape[-1] not in _CHANNELS and array.shape[0] in _CHANNELS:
+        array = array.transpose(1, 2, 0)
+    if array.ndim != 3 or array.shape[-1] not in _CHANNELS:
+        raise DataError(
+            f"{name} has shape {list(array.shape)}; it is no picture of 1, 3 or 4 channels"
+        )
+    if array.shape[-1] == 1:
+        return np.repeat(array, 3, -1)
+    return array[..., :3]

@@ -11,6 +11,7 @@ from pydantic import ValidationError
 
 from gwp.data.canvas import SLOTS
 from gwp.data.embodiment import Embodiment, Slot
+from gwp.data.formats.cameras import colour_cameras, default_slots
 from gwp.errors import DataError
 
 # LeRobot's names, which our statistics use too. Sets of other formats have columns of their
@@ -103,18 +104,17 @@ class RobotSet:
         )
 
     def slots(self, cameras: dict[Slot, str] | None) -> dict[Slot, str]:
-        """The given cameras, or the set's own in its order. DataError when one is not there, or
-        when there are more than slots.
+        """The given cameras, or the set's own by their names and their order. DataError when
+        one is not there, or when there are more than slots.
         """
         if cameras is None:
-            if not 0 < len(self.cameras) <= len(SLOTS):
+            if not 0 < len(colour_cameras(self.cameras)) <= len(SLOTS):
                 have = ", ".join(self.cameras) or "none"
                 raise DataError(
                     f"{self.uri}: name up to {len(SLOTS)} `cameras` (front, left, right); the "
                     f"set has {have}"
                 )
-            # The first camera of the set is taken for the front.
-            return dict(zip(SLOTS, self.cameras, strict=False))
+            return default_slots(self.cameras)
         for camera in cameras.values():
             # Asked first: absent cameras are not among `self.cameras` either.
             if camera in self.absent:
@@ -230,7 +230,7 @@ def embodiment_of(
 ) -> Embodiment:
     """The robot of a set: names, rate and cameras as the set tells them.
 
-    `cameras`: slot -> camera key; None: the set's cameras in its order. `delta_mask`: one entry
+    `cameras`: slot -> camera key; None: the set's cameras by their names. `delta_mask`: one entry
     per action; None: all absolute. DataError when the set has no state or action, lacks a
     camera, or the mask does not fit.
     """

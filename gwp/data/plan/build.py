@@ -11,6 +11,7 @@ import numpy as np
 from gwp import storage
 from gwp.data.buckets import Bucket
 from gwp.data.embodiment import Embodiment, Slot
+from gwp.data.formats.cameras import default_slots
 from gwp.data.formats.clip_set import Clip, ClipSet
 from gwp.data.formats.find import set_at, usable_episodes
 from gwp.data.formats.reader import FileReader
@@ -149,9 +150,13 @@ def _add_robot(
     ratio = rows_per_step(data, embodiment) if source.resample else 1.0
     # Without a choice the first camera is taken. `slots` tells why where a set has none.
     wanted = source.cameras or (embodiment.cameras if embodiment else None)
-    cameras: dict[Slot, str] = (
-        data.slots(wanted) if wanted or not data.cameras else {"front": next(iter(data.cameras))}
-    )
+    cameras: dict[Slot, str]
+    if wanted or not data.cameras:
+        cameras = data.slots(wanted)
+    else:
+        # Any is better than none, but depth is no picture.
+        found = list(default_slots(data.cameras).values())
+        cameras = {"front": found[0]} if found else {}
     if not cameras:
         raise DataError(f"{source.uri}: the set has no video")
     good, bad = usable_episodes(data, source, list(cameras.values()), reader)
@@ -207,6 +212,7 @@ def _add_robot(
             "data_bytes": episode.bytes,
             "state_keys": state_keys,
             "action_keys": action_keys,
+            "bgr": source.bgr,
             "views": views,
         }
         for begin, end, text in _told(episode, source, ratio, len(starts)):
@@ -291,6 +297,7 @@ def _add_clip(
         "state_keys": (),
         "action_keys": (),
         "text_key": build.key_of(video.caption if source.task is None else source.task),
+        "bgr": source.bgr,
         "views": [view],
     }
     # Pairs of seconds and bucket, as one array of each.

@@ -55,6 +55,8 @@ PLACE = pa.schema(
         ("data_bytes", pa.int64()),
         ("state_keys", pa.list_(pa.string())),
         ("action_keys", pa.list_(pa.string())),
+        # Whether red and blue of its pictures are exchanged.
+        ("bgr", pa.bool_()),
         # Start in seconds: of the episode in that file (kind robot), of the sample (kind clip).
         ("views", pa.list_(VIEW)),
     ]
@@ -104,6 +106,7 @@ class Manifest:
     ) -> Self:
         """From whole rows."""
         own = {name: table[name] for name in OWN.names}
+        table = _complete(table)
         extra = {
             "place": pa.array(np.arange(len(table)), pa.int32()),
             "at_s": pa.array(np.zeros(len(table))),
@@ -261,12 +264,19 @@ def _later(views: pa.Array, shift: np.ndarray) -> pa.Array:
     )
 
 
+def _complete(rows: pa.Table) -> pa.Table:
+    """Whole rows as they are now: those of before do not say that colours are exchanged."""
+    if "bgr" in rows.column_names:
+        return rows
+    return rows.append_column("bgr", pa.repeat(False, len(rows)))
+
+
 def _compact(parts: Iterable[pa.Table]) -> tuple[pa.Table, pa.Table]:
     """The inverse of whole rows: samples, and each place once. Places are numbered in the order
     of their first sample.
     """
     samples, places, known = [], [], 0
-    for part in parts:
+    for part in map(_complete, parts):
         samples.append(part.select(_SAMPLES.names).cast(_SAMPLES))
         # The last place of a piece may go on in the next; only a new number brings a row.
         numbers, first = np.unique(part["place"].to_numpy(), return_index=True)

@@ -16,7 +16,8 @@ from gwp.data.formats.find import robots_at, usable_episodes
 from gwp.data.formats.reader import FileReader
 from gwp.data.formats.robot_set import ACTION, STATE
 from gwp.data.source import Source, parse_ranges
-from gwp.data.stats.normalise import FeatureStats, Stats, rule
+from gwp.data.stats.feature import FeatureStats
+from gwp.data.stats.normalise import Stats, rule
 from gwp.data.window import Window
 from gwp.errors import DataError
 

@@ -37,7 +37,7 @@ def test_slower_steps_interpolate_hold_and_add_up() -> None:
 
 
 def test_faster_steps_share_what_a_row_moved() -> None:
-    found = at_steps(VALUES, 2, 4, 0.5, RULES)
+    found = at_steps(VALUES, 4, 4, 0.5, RULES)
     assert found[:, 0].tolist() == [2, 2.5, 3, 3.5]
     assert found[:, 1].tolist() == [2, 2, 0, 0]
     assert found[:, 2].tolist() == [0.5] * 4
@@ -53,9 +53,27 @@ def test_a_window_on_its_own_equals_its_part_of_the_episode(ratio: float) -> Non
     for first in range(steps):
         n = min(5, steps - first)
         begin, end = row_span(first, n, ratio, 37)
-        part = at_steps(values[begin:end], first * ratio - begin, n, ratio, RULES)
-        # What stands behind the last row of the episode adds nothing.
-        np.testing.assert_allclose(part, whole[first : first + n], atol=1e-12)
+        part = at_steps(values[begin:end], first, n, ratio, RULES, begin=begin)
+        # What stands behind the last row of the episode adds nothing. To the last bit: training
+        # takes windows, statistics and evaluation whole episodes.
+        np.testing.assert_array_equal(part, whole[first : first + n])
+
+
+@pytest.mark.parametrize("ratio", [2, 0.5, 1.5, 3.2])
+def test_what_is_no_number_stays_in_the_steps_that_read_it(ratio: float) -> None:
+    values = np.random.default_rng(0).normal(size=(37, 3))
+    steps = steps_of(37, ratio)
+    clean = at_steps(values, 0, steps, ratio, RULES)
+    for row in (0, 11, 36):
+        broken = values.copy()
+        broken[row] = np.nan
+        found = at_steps(broken, 0, steps, ratio, RULES)
+        untouched = np.isfinite(found)
+        np.testing.assert_array_equal(found[untouched], clean[untouched])
+        # A step reads a row at its start, one behind it, and what lies up to the next step.
+        near = np.abs(np.arange(steps) * ratio - row) < max(1, ratio) + 1e-9
+        assert untouched[~near].all()
+        assert not untouched.all()
 
 
 def test_a_set_of_twice_the_rate_in_the_stream_of_a_policy(tmp_path) -> None:

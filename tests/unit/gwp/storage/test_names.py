@@ -8,12 +8,17 @@ from typing import Any
 
 import h5py
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from pydantic import ValidationError
 
 from gwp.data.formats.find import robots_at, set_at
+from gwp.data.formats.format import FilePart
 from gwp.data.formats.lerobot.read import read_set
 from gwp.data.formats.lerobot.write import LeRobotWriter
+from gwp.data.formats.pictures import open_frames
+from gwp.data.formats.reader import FileReader
 from gwp.data.source import Source
 from gwp.data.video.decode import probe
 from gwp.errors import DataError, GwpError
@@ -26,7 +31,7 @@ from gwp.storage.names import relative_name, relative_names
 from pipelines.jobs.train_job import RunConfig
 from pipelines.tracking.run_log import RunLog
 from pipelines.training import checkpoints
-from tests.support.other_sets import write_aloha, write_tars
+from tests.support.other_sets import write_aloha, write_stills, write_tars
 from tests.support.sets import FPS, TOP, write_v21, write_v30, write_video
 
 LEADING_OUT = (
@@ -195,6 +200,18 @@ def by_digest(folder: Path, name: str) -> None:
     TextTable(Cached(4, 2), cache=str(folder / "texts"))
 
 
+def by_picture(folder: Path, name: str) -> None:
+    """A row that names its picture and does not hold it."""
+    root = write_stills(folder / "set", "v3.0", lengths=(2,))
+    file = root / "data/chunk-000/file-000.parquet"
+    table = pq.read_table(file)
+    kind = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
+    named = pa.array([{"bytes": None, "path": name}] * 2, kind)
+    pq.write_table(table.set_column(table.column_names.index(TOP), TOP, named), file)
+    with open_frames("lerobot", FilePart(str(file)), TOP, FPS, FileReader()) as frames:
+        next(frames([0.0]))
+
+
 DOORS: dict[str, Callable[[Path, str], None]] = {
     "bundle": by_bundle,
     "checkpoint fetched": by_checkpoint_fetch,
@@ -207,6 +224,7 @@ DOORS: dict[str, Callable[[Path, str], None]] = {
     "v3 data": template(write_v30, "data_path"),
     "v3 video": template(write_v30, "video_path"),
     "camera": by_camera,
+    "picture": by_picture,
     "camera written": by_written_camera,
     "run": by_run_name,
     "run id": by_run_id,

@@ -2,6 +2,7 @@
 it, and nothing but clear lines.
 """
 
+import io
 import json
 import random
 from collections.abc import Callable
@@ -12,6 +13,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from PIL import Image
 
 from gwp import storage
 from gwp.data.source import Source
@@ -285,6 +287,96 @@ def test_damage_of_any_kind_is_told_and_never_a_traceback(tmp_path: Path, name: 
         file.write_bytes(raw)
     assert said or outcomes & {1, 2}
     assert not [text for text in said if len(text.splitlines()) != 1]
+
+
+def write_values(root: Path, episode: int, name: str, values: np.ndarray) -> None:
+    """Other numbers into an episode of a v2.1 set."""
+    file = root / f"data/chunk-000/episode_{episode:06d}.parquet"
+    table = pq.read_table(file)
+    column = pa.array(values.tolist(), pa.list_(pa.float32()))
+    pq.write_table(table.set_column(table.column_names.index(name), name, column), file)
+
+
+def test_rotations_are_suspected_and_named(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    names = ["qx", "qy", "qz", "qw", "yaw", "pan", "x"]
+    about = {"dtype": "float32", "shape": [7], "names": names}
+    root = write_v21(tmp_path / "set", (60,))
+    meta = json.loads((root / "meta/info.json").read_text())
+    meta["features"]["observation.state"] = about
+    (root / "meta/info.json").write_text(json.dumps(meta))
+    t = np.arange(60)
+    turn = np.stack([0 * t, np.sin(t / 40), 0 * t, np.cos(t / 40)], 1)
+    yaw = (t / 5 + np.pi) % (2 * np.pi) - np.pi
+    rows = np.column_stack([turn, yaw, (9 * t) % 360, np.sin(t) * 3])
+    write_values(root, 0, "observation.state", rows)
+    code, found = told(capsys, str(root))
+    assert code == 0
+    advice = [f["advice"] for f in found["findings"] if f["item"] == "state"]
+    four = "qx: quaternion, qy: quaternion, qz: quaternion, qw: quaternion"
+    assert advice == [
+        f"if so: `kinds: {{{four}}}` on the robot",
+        "if so: `kinds: {yaw: radians}` on the robot",
+        "if so: `kinds: {pan: degrees_positive}` on the robot",
+    ]
+
+
+def test_a_small_stroke_is_not_called_constant(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    root = write_v21(tmp_path / "set", (60,))
+    t = np.arange(60)
+    still = np.full(60, 0.4)
+    write_values(
+        root, 0, "observation.state", np.stack([np.sin(t / 9), 4e-5 * np.sin(t / 9), still], 1)
+    )
+    _, found = told(capsys, str(root))
+    noted = [row["name"] for row in found["dimensions"] if row["note"] == "constant"]
+    assert noted == ["grip"]
+
+
+@pytest.mark.parametrize("colours", ["rgb", "bgr"])
+def test_exchanged_colours_are_suspected_never_changed(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], colours: str
+) -> None:
+    # Wood, skin and a little sky, as OpenCV writes an RGB array.
+    scene = np.zeros((48, 64, 3), np.uint8)
+    scene[:] = (170, 120, 70)
+    scene[:20, :30] = (220, 170, 140)
+    scene[40:, 50:] = (60, 90, 200)
+    out = io.BytesIO()
+    Image.fromarray(scene[..., ::-1]).save(out, "PNG")
+    root = write_stills(tmp_path / "set", "v3.0")
+    file = root / "data/chunk-000/file-000.parquet"
+    table = pq.read_table(file)
+    rows = [{"bytes": out.getvalue(), "path": ""}] * len(table)
+    column = pa.array(rows, table[TOP].type)
+    pq.write_table(table.set_column(table.column_names.index(TOP), TOP, column), file)
+    code, found = told(capsys, str(root), "--colours", colours)
+    assert code == 0
+    suspected = [f for f in found["findings"] if "red and blue" in f["what"]]
+    if colours == "bgr":
+        assert suspected == []
+    else:
+        (finding,) = suspected
+        assert finding["item"] == TOP
+        assert "`colours: bgr`" in finding["advice"]
+
+
+def test_slots_are_told_and_depth_has_none(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    cameras = ("cam_depth", "cam_left_wrist", "cam_top")
+    write_aloha(tmp_path / "set", cameras=cameras)
+    code, found = told(capsys, str(tmp_path / "set"), *RATE)
+    assert code == 0
+    assert found["slots"] == {"front": "cam_top", "left": "cam_left_wrist"}
+    assert {"cam_depth": "depth pictures"}.items() <= {
+        f["item"]: f["what"] for f in found["findings"]
+    }.items()
+    assert main(["data", "inspect", str(tmp_path / "set"), *RATE]) == 0
+    assert "front = cam_top, left = cam_left_wrist" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(

@@ -1,11 +1,15 @@
 """What a policy is judged on is what it was trained on, whatever the format and the rate."""
 
+import io
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
+from PIL import Image
 
 from gwp.data.canvas import Canvas, compose
 from gwp.data.decode import SampleSpec, decode_samples
@@ -78,6 +82,64 @@ def test_a_recording_is_what_training_sees(tmp_path: Path, name: str, ratio: int
             np.testing.assert_allclose(steps, learnt, atol=1e-6)
             assert sample["step_valid"].sum() == len(chunk)
     assert next(left, None) is None
+
+
+def write_broken(root: Path) -> Path:
+    """A set with NaN in a state, and in actions that are interpolated and added up."""
+    write_v30(root, lengths=(20, 15))
+    file = root / "data/chunk-000/file-000.parquet"
+    table = pq.read_table(file)
+    for name, row, dim in (("observation.state", 3, 1), ("action", 11, 0), ("action", 27, 1)):
+        rows = table[name].to_pylist()
+        rows[row][dim] = float("nan")
+        column = pa.array(rows, table[name].type)
+        table = table.set_column(table.column_names.index(name), name, column)
+    pq.write_table(table, file)
+    return root
+
+
+@pytest.mark.parametrize("ratio", [1, 2, 0.5, 1.5])
+def test_what_is_no_number_spoils_the_same_windows_for_all(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], ratio: float
+) -> None:
+    source = Source(uri=str(write_broken(tmp_path / "set")), resample=ratio != 1)
+    rate = robot_of(source).fps / ratio
+    robot = robot_of(source, fps=rate, resample=("linear", "sum"), replan=1)
+    labelled = source.model_copy(update={"embodiment": "arm"})
+    manifest = build_manifest([labelled], embodiments={"arm": robot}, window=WINDOW, clip=CLIP)
+    stats = compute_stats([labelled], robot, WINDOW)
+    spec = SampleSpec(CANVAS, WINDOW, CLIP, {"arm": robot}, {"arm": stats}, 3, False, 0)
+    samples, failed = decode_samples(manifest.rows(range(len(manifest))), spec, FileReader())
+    assert failed
+    assert stats.metadata["num_state_samples"] == len(samples)
+    normalizer, left = spec.normalizers["arm"], iter(samples)
+    for recording in RecordedSet.of({"arm": robot}, source):
+        assert recording.starts() == np.flatnonzero(recording.usable).tolist()
+        assert "windows left out: NaN or Inf" in capsys.readouterr().err
+        for start in recording.starts():
+            sample, state = next(left), recording.state[start]
+            number = f"{recording.episode.index:06d}/{start:06d}"
+            assert sample["sample_id"].endswith(number)
+            chunk = recording.action[start : start + WINDOW.chunk]
+            learnt = sample["actions"][: len(chunk), : chunk.shape[1]]
+            np.testing.assert_allclose(normalizer.actions(chunk, state), learnt, atol=2e-6)
+    assert next(left, None) is None
+
+
+def test_colours_are_those_of_training(tmp_path: Path) -> None:
+    source = Source(uri=str(write_stills(tmp_path / "set", "v3.0")))
+    file = tmp_path / "set/data/chunk-000/file-000.parquet"
+    table = pq.read_table(file)
+    out = io.BytesIO()
+    Image.fromarray(np.full((48, 64, 3), (200, 90, 20), np.uint8)).save(out, "PNG")
+    rows = [{"bytes": out.getvalue(), "path": ""}] * len(table)
+    column = pa.array(rows, table[TOP].type)
+    pq.write_table(table.set_column(table.column_names.index(TOP), TOP, column), file)
+    robot = robot_of(source)
+    for colours, shown in (("rgb", [200, 90, 20]), ("bgr", [20, 90, 200])):
+        recorded = RecordedSet.of({"arm": robot}, source.model_copy(update={"colours": colours}))
+        views = next(iter(recorded)).views([0])
+        assert views[TOP][0, 0, 0].tolist() == shown
 
 
 def test_the_robot_is_found_by_its_actions_or_named(tmp_path: Path) -> None:

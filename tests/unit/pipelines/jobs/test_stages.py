@@ -11,9 +11,10 @@ from gwp.data.stats.normalise import compute_stats
 from gwp.errors import DataError, GwpError
 from gwp.model.transformer import WorldActionTransformer
 from pipelines.config.load import load_config
-from pipelines.jobs.resolve import compute_all_stats, init_uri, resolve_embodiments
+from pipelines.jobs.resolve import compute_all_stats, init_uri, notes, resolve_embodiments
 from pipelines.jobs.train_job import OptimizerConfig, TrainJob
 from pipelines.training.deepspeed_engine import deepspeed_config
+from tests.support.other_sets import write_aloha
 from tests.support.paths import ROOT
 from tests.support.sets import TOP, WRIST, write_v21
 
@@ -147,3 +148,52 @@ def test_a_robot_is_seen_by_the_cameras_of_its_source_unless_it_has_its_own(tmp_
     job = load_config(STAGES / "policy.yaml", TrainJob, sets)
     (arm,) = resolve_embodiments(job, FileReader()).values()
     assert arm.cameras == {"front": TOP if own else WRIST}
+
+
+def two_robots(tmp_path, ids: tuple[int, int], same: bool):
+    """Robots of two sets, resolved; what there is to tell of them."""
+    one = write_v21(tmp_path / "one")
+    other = write_v21(tmp_path / "other") if same else write_aloha(tmp_path / "other")
+    columns = "" if same else ", fps: 10, state: [observations/qpos, observations/qvel]"
+    sets = [
+        f"data.sources=[{{uri: {one}, embodiment: a}}, {{uri: {other}, embodiment: b{columns}}}]",
+        f"data.embodiments={{a: {{id: {ids[0]}}}, b: {{id: {ids[1]}}}}}",
+        "data.window={chunk: 4, stride: 1}",
+        "model.num_embodiments=2",
+    ]
+    job = load_config(STAGES / "policy.yaml", TrainJob, sets)
+    robots = resolve_embodiments(job, FileReader())
+    return robots, " ".join(notes(job, robots))
+
+
+def test_robots_that_share_a_row_of_the_projections_are_told_or_refused(tmp_path):
+    robots, said = two_robots(tmp_path / "1", (0, 0), True)
+    assert [robot.id for robot in robots.values()] == [0, 0]
+    assert "a and b have the same id 0" in said
+    assert "same id" not in two_robots(tmp_path / "2", (0, 1), True)[1]
+    assert "same id" not in two_robots(tmp_path / "3", (0, 1), False)[1]
+    with pytest.raises(GwpError, match=r"a and b have the same id 0 .* not their widths"):
+        two_robots(tmp_path / "4", (0, 0), False)
+
+
+def test_cameras_that_nobody_named_are_told(tmp_path):
+    assert "front = observation.images.top" in two_robots(tmp_path, (0, 1), True)[1]
+
+
+def test_kinds_of_a_robot_reach_it_or_say_why_not(tmp_path):
+    root = write_v21(tmp_path / "set")
+
+    def robot(kinds: str):
+        sets = [
+            f"data.sources=[{{uri: {root}, embodiment: arm}}]",
+            f"data.embodiments={{arm: {{kinds: {kinds}}}}}",
+            "data.window={chunk: 4, stride: 1}",
+        ]
+        job = load_config(STAGES / "policy.yaml", TrainJob, sets)
+        return resolve_embodiments(job, FileReader())["arm"]
+
+    arm = robot("{x: radians, grip: {range: [-1, 1], binary: true}}")
+    assert arm.kinds["x"] == "radians"
+    assert arm.resampling == ("linear", "hold")
+    with pytest.raises(GwpError, match=r"^data\.embodiments\.arm: kinds names yaw; the dimensions"):
+        robot("{yaw: radians}")

@@ -3,6 +3,7 @@ pieces the rows come in.
 """
 
 import tracemalloc
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,14 +15,18 @@ import pytest
 from gwp.data.canvas import Canvas
 from gwp.data.decode import SampleSpec, decode_samples
 from gwp.data.embodiment import Embodiment
+from gwp.data.formats.find import robots_at
 from gwp.data.formats.reader import FileReader
+from gwp.data.formats.robot_set import embodiment_of
 from gwp.data.plan.build import build_manifest
 from gwp.data.source import Source, as_ranges, parse_ranges
-from gwp.data.stats import normalise as stats_module
+from gwp.data.stats import windows as windows_module
+from gwp.data.stats.feature import FeatureStats
 from gwp.data.stats.moments import Moments
-from gwp.data.stats.normalise import FeatureStats, Stats, compute_stats
+from gwp.data.stats.normalise import Stats, compute_stats
 from gwp.data.window import ClipWindow, Window
-from tests.support.sets import TOP, columns, write_v21
+from tests.support.other_sets import write_aloha, write_rlds
+from tests.support.sets import FPS, TOP, WRIST, columns, write_v21, write_v30
 
 CLIP = ClipWindow(frames=5, fps=5)
 NAMES = ("mean", "std", "min", "max", "q01", "q99")
@@ -163,7 +168,7 @@ def test_order_and_pieces_do_not_matter(
     ]
     window = Window(chunk=4, stride=1)
     first = compute_stats(parts, arm(), window)
-    monkeypatch.setattr(stats_module, "_PIECE", 7 * 4 * 2)
+    monkeypatch.setattr(windows_module, "PIECE", 7 * 4 * 2)
     again = compute_stats(parts[::-1], arm(), window)
     assert first.metadata["num_action_samples"] == 2 * 290 * 4
     for a, b in ((first.state, again.state), (first.action, again.action)):
@@ -225,7 +230,7 @@ def test_the_windows_are_never_in_memory_together(
     root = write_v21(tmp_path / "set", lengths=(rows,), cameras=())
     robot, window = arm(chunk=chunk), Window(chunk=chunk, stride=24)
     monkeypatch.setattr(Moments, "SAMPLE", 20_000)
-    monkeypatch.setattr(stats_module, "_PIECE", 1 << 16)
+    monkeypatch.setattr(windows_module, "PIECE", 1 << 16)
     tracemalloc.start()
     stats = compute_stats([Source(uri=str(root), embodiment="arm")], robot, window)
     peak = tracemalloc.get_traced_memory()[1]
@@ -240,3 +245,36 @@ def test_ranges_are_written_as_they_are_read() -> None:
         text = as_ranges(reversed(numbers))
         assert [i for part in (parse_ranges(text) if text else []) for i in part] == numbers
     assert as_ranges([7, 0, 1, 2, 2]) == "0:3,7"
+
+
+LACKING: dict[str, tuple[Callable[[Path], Path], dict[str, Any]]] = {
+    "v2.1": (lambda root: write_v21(root, cameras=(TOP, WRIST)), {}),
+    "v3.0": (lambda root: write_v30(root, cameras=(TOP, WRIST)), {}),
+    "aloha": (lambda root: write_aloha(root, lost=2), {"fps": FPS}),
+    "rlds": (lambda root: write_rlds(root, lost=2), {"fps": FPS}),
+}
+
+
+@pytest.mark.parametrize("name", LACKING)
+@pytest.mark.parametrize("ratio", [1, 2])
+def test_an_episode_that_lacks_pictures_trains_nothing_and_counts_for_nothing(
+    tmp_path: Path, name: str, ratio: int
+) -> None:
+    write, fields = LACKING[name]
+    root = write(tmp_path / "set")
+    for video in (f"chunk-000/{WRIST}/episode_000001", f"{WRIST}/chunk-000/file-001"):
+        (root / f"videos/{video}.mp4").unlink(missing_ok=True)
+    source = Source(uri=str(root), embodiment="arm", resample=ratio != 1, **fields)
+    data = robots_at(source)
+    assert data is not None
+    robot = embodiment_of(data, "arm", 4, 2, cameras={"front": TOP, "left": WRIST})
+    robot = robot.model_copy(update={"fps": FPS / ratio})
+    window = Window(chunk=4, stride=1)
+    for cameras in (None, {"front": TOP}):
+        chosen = source.model_copy(update={"cameras": cameras})
+        manifest = build_manifest([chosen], embodiments={"arm": robot}, window=window, clip=CLIP)
+        stats = compute_stats([chosen], robot, window)
+        assert len(manifest) == stats.metadata["num_state_samples"]
+        assert stats.metadata["num_episodes"] == (1 if cameras is None else 2)
+        (of,) = stats.metadata["datasets"]
+        assert of["episodes"] == "0:2"

@@ -11,7 +11,8 @@ import pytest
 
 from gwp.data.embodiment import Embodiment
 from gwp.data.source import Source
-from gwp.data.stats.normalise import FeatureStats, Normalizer, Stats, compute_stats
+from gwp.data.stats.feature import FeatureStats
+from gwp.data.stats.normalise import Normalizer, Stats, compute_stats
 from gwp.data.window import Window
 from gwp.errors import DataError
 from tests.support.sets import columns, episode_values, write_v21, write_v30

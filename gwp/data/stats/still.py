@@ -1,0 +1,69 @@
+"""Which dimensions of a recording move: not how far in robot units, which may be metres or ticks,
+but compared with the resolution of the recording and with the other dimensions.
+"""
+
+import numpy as np
+
+_DIGITS = 8
+"""Steps of float32 below which a range is what rounding leaves."""
+_SHARE = 1e-4
+"""Range of noise, as a share of that of the other dimensions."""
+_LEVELS, _FLICKER = 2.5, 1e-2
+"""Noise also are so few of the smallest steps that were seen, where they are less than that
+share of the other ranges: a sensor that flickers.
+"""
+_SMOOTH = 0.5
+"""Squared change from row to row over the squared spread within an episode from which on numbers
+are noise: of white noise it is 2, of a motion of many rows almost 0.
+"""
+_TINY = float(np.finfo(np.float32).tiny)
+
+
+class Motion:
+    """How the rows of a feature move, gathered over episodes."""
+
+    def __init__(self, width: int) -> None:
+        self._largest = np.zeros(width)
+        self._smallest_step = np.full(width, np.inf)
+        self._changes = np.zeros(width)
+        self._spread = np.zeros(width)
+
+    def add(self, rows: np.ndarray, beside: np.ndarray | None = None) -> None:
+        """The finite rows `[n, d]` of an episode, robot units, absolute. beside: `[n, d]`, what
+        will be subtracted from them.
+        """
+        if not len(rows):
+            return
+        for values in (rows, beside):
+            if values is not None:
+                self._largest = np.maximum(self._largest, np.abs(values).max(0))
+        changes = np.diff(rows, axis=0)
+        steps = np.where(changes == 0, np.inf, np.abs(changes)).min(0, initial=np.inf)
+        self._smallest_step = np.minimum(self._smallest_step, steps)
+        self._changes += (changes**2).sum(0)
+        self._spread += ((rows - rows.mean(0)) ** 2).sum(0)
+
+    def resolution(self, ranges: np.ndarray) -> np.ndarray:
+        """Range of each dimension below which it does not move, `[d]`, above 0. ranges: from
+        the lowest to the highest number of each, `[d]`.
+        """
+        # What float32 can tell apart at this distance from 0; most recordings are float32.
+        digits = np.spacing(np.maximum(self._largest, _TINY).astype(np.float32))
+        floor = _DIGITS * digits.astype(np.float64)
+        others = _others(ranges, ranges >= floor)
+        few = _LEVELS * self._smallest_step
+        noise = np.where(few <= _FLICKER * others, few, _SHARE * others)
+        # What never changes within an episode is no motion either. What is small but smooth is.
+        noisy = (self._changes == 0) | (self._changes > _SMOOTH * self._spread)
+        return np.where(noisy, np.maximum.reduce([floor, noise, _SHARE * others]), floor)
+
+
+def _others(ranges: np.ndarray, moving: np.ndarray) -> np.ndarray:
+    """Median of the ranges of the other dimensions that move, `[d]`; 0 where there is none."""
+    medians = np.zeros(len(ranges))
+    for i in range(len(ranges)):
+        rest = moving.copy()
+        rest[i] = False
+        if rest.any():
+            medians[i] = np.median(ranges[rest])
+    return medians
