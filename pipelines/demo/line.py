@@ -6,7 +6,6 @@ bundle -> registry -> endpoint -> a fleet of robots in closed loop -> evaluation
 """
 
 import json
-import socket
 import time
 from collections.abc import Sequence
 from contextlib import ExitStack
@@ -23,7 +22,9 @@ from gwp.policy.policy import Policy
 from pipelines.bench.latency import Latency, latency
 from pipelines.config.load import load_config
 from pipelines.console import event, progress
+from pipelines.demo.endpoint import CHAMPION, serve_champion
 from pipelines.demo.killer import Killer
+from pipelines.demo.phases import Phase
 from pipelines.demo.probe import measure
 from pipelines.demo.size import FULL, PROMISED_S, QUICK, Plan, Size, plan, replan
 from pipelines.demo.summary import CAVEATS, environment, fleet_figures, shortfalls, stage_figures
@@ -36,8 +37,6 @@ from pipelines.training.train import StageResult, train
 from pipelines.training.watch import shown
 
 STAGES = Path(__file__).parents[1] / "stages"
-CHAMPION = "models:/gwp@champion"
-"""Where the registry keeps the policy that is served."""
 # Loading a replica takes seconds, beside a crowd on two slow cores more than a minute.
 _PATIENCE_S = 240.0
 """So long the crowd asks for a second replica."""
@@ -61,7 +60,7 @@ def run_demo(folder: Path, quick: bool = False, promised_s: float = PROMISED_S) 
     folder.mkdir(parents=True, exist_ok=True)
     begin = time.time()
     seconds: dict[str, float] = {}
-    with _timed("measuring this machine", seconds):
+    with Phase("measuring this machine", seconds):
         chosen = _sized(quick, promised_s)
     # By its time: MLflow in this folder keeps the runs of earlier demos.
     demo = _Demo(folder, chosen, f"demo-{int(begin)}", begin, seconds)
@@ -139,7 +138,7 @@ class _Demo:
         with self._phase("export and promote"):
             policy, version = self._promote(results["policy"])
         with self._phase("serve"):
-            name, url = _serve()
+            name, url = serve_champion()
         replan = policy.bundle.embodiments["metaworld-sawyer"].replan
         # The fleet asks for the replicas itself, twice a second.
         fleet = self._fleet(url, replan, lambda: replica_states(name))
@@ -147,8 +146,8 @@ class _Demo:
             judged, times, baselines = self._evaluate(policy)
         return self._summary(results, killed, policy, version, judged, times, baselines, fleet)
 
-    def _phase(self, name: str) -> "_timed":
-        return _timed(name, self.seconds)
+    def _phase(self, name: str) -> Phase:
+        return Phase(name, self.seconds)
 
     def _promote(self, result: StageResult) -> tuple[Policy, Any]:
         """The stage's bundle as the registry's champion, read back from there, and its version."""
@@ -356,55 +355,3 @@ class _Demo:
             "environment": self.media.environment,
             "size": asdict(self.size),
         }
-
-
-class _timed:  # noqa: N801  used as a function
-    """Context manager of one phase: tells that it begins, and notes in `seconds` how long it
-    took, also when it fails.
-    """
-
-    def __init__(self, name: str, seconds: dict[str, float]) -> None:
-        self.name = name
-        self.seconds = seconds
-
-    def __enter__(self) -> None:
-        event(self.name)
-        self.begin = time.monotonic()
-
-    def __exit__(self, *_: object) -> None:
-        self.seconds[self.name] = round(time.monotonic() - self.begin, 1)
-
-
-def _serve() -> tuple[str, str]:
-    """Deploy the champion with up to three replicas; the application's name and its URL."""
-    from serve.app import deploy
-    from serve.config import ServeApp
-
-    config = ServeApp.model_validate(
-        {
-            "policy": CHAMPION,
-            "port": _free_port(),
-            "gateway": {"pool": "serve"},
-            # Logical CPUs: three replicas and the gateway have to fit into this pool's four.
-            "replica": {"pool": "serve", "cpus": 0.5},
-            # Quick up and down: a crowd of the demo is there for a minute, not for an hour.
-            "autoscaling": {
-                "min_replicas": 1,
-                "max_replicas": 3,
-                "target_ongoing_requests": 1.5,
-                "upscale_delay_s": 1.0,
-                "downscale_delay_s": 4.0,
-                "look_back_period_s": 2.0,
-                "metrics_interval_s": 0.5,
-            },
-            "limits": {"request_timeout_s": 30},
-        }
-    )
-    return config.name, deploy(config)
-
-
-def _free_port() -> int:
-    with socket.socket() as s:
-        # Free now: somebody else might take it before the endpoint does.
-        s.bind(("127.0.0.1", 0))
-        return int(s.getsockname()[1])
