@@ -2,7 +2,9 @@
 for those that ask for it.
 """
 
+import gc
 import os
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -59,3 +61,30 @@ def mini(tmp_path_factory: pytest.TempPathFactory) -> Iterator[MiniCluster]:
     with MiniCluster(tmp_path_factory.mktemp("mini")) as cluster:
         cluster.connect()
         yield cluster
+
+
+@pytest.fixture(autouse=True)
+def _pools_are_free(request: pytest.FixtureRequest) -> None:
+    """No test before left a process that holds a CPU of the pools that train and decode: this
+    one would wait for it in vain.
+    """
+    if "mini" not in request.fixturenames:
+        return
+    from ray.util.state import list_actors
+
+    mini: MiniCluster = request.getfixturevalue("mini")
+    nodes = {*mini.node_ids("train"), *mini.node_ids("data")}
+    until = time.monotonic() + 60
+    while True:
+        # When a stream fails, Ray Data leaves its processes to the garbage collector; and until
+        # its test was over, pytest kept what was logged, with the frames that refer to them.
+        gc.collect()
+        left = [
+            actor.class_name
+            for actor in list_actors(filters=[("state", "!=", "DEAD")], detail=True, limit=1000)
+            if actor.node_id in nodes and any((actor.required_resources or {}).values())
+        ]
+        if not left:
+            return
+        assert time.monotonic() < until, f"left behind by an earlier test: {left}"
+        time.sleep(0.5)

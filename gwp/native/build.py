@@ -110,7 +110,7 @@ def compiler_command() -> list[str]:
     """
     if named := shlex.split(os.environ.get("CXX", "")):
         return named
-    there = next((name for name in ("g++", "c++", "clang++") if shutil.which(name)), None)
+    there = next((name for name in ("g++", "c++") if shutil.which(name)), None)
     if there is None:
         raise OSError("no C++ compiler; install g++")
     return [there]

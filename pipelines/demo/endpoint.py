@@ -1,6 +1,6 @@
 """The demo's endpoint: the champion of the registry, with as many replicas as its fleet needs."""
 
-import socket
+from clusters.services import free_ports
 
 CHAMPION = "models:/gwp@champion"
 """Where the registry keeps the policy that is served."""
@@ -14,7 +14,7 @@ def serve_champion() -> tuple[str, str]:
     config = ServeApp.model_validate(
         {
             "policy": CHAMPION,
-            "port": _free_port(),
+            "port": free_ports(1)[0],
             "gateway": {"pool": "serve"},
             # Logical CPUs: three replicas and the gateway have to fit into this pool's four.
             "replica": {"pool": "serve", "cpus": 0.5},
@@ -32,10 +32,3 @@ def serve_champion() -> tuple[str, str]:
         }
     )
     return config.name, deploy(config)
-
-
-def _free_port() -> int:
-    with socket.socket() as s:
-        # Free now: somebody else might take it before the endpoint does.
-        s.bind(("127.0.0.1", 0))
-        return int(s.getsockname()[1])

@@ -108,8 +108,8 @@ _STARTS = 30.0
 """Starts one after another: cluster, three stages and a restart, replicas, simulators,
 evaluation.
 """
-_STAGE_STARTS = 5.0
-"""Of these, one stage: Ray Train's processes, the workers' imports, the first block decoded."""
+_STAGE_STARTS = _STARTS / 8
+"""One stage's, or the restart's: an even share of the eight above, not measured apart."""
 _STEP = 1.0
 """A step of training while the data are decoded on the same cores."""
 _RECORDED_FRAMES = 50.0

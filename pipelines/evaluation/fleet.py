@@ -309,6 +309,9 @@ def _robot(url: str, robot: Robot, replan: int, max_steps: int, signals: _Signal
                 }
                 events.put(("episodes", outcome))
         env.close()
+    except threading.BrokenBarrierError:
+        # The robot that could not start says why.
+        pass
     except Exception as error:  # noqa: BLE001  a robot's end, whatever its cause, is part of the result
         events.put(("error", f"{robot.name}: {type(error).__name__}: {error}"))
         if not ready:

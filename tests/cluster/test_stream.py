@@ -1,6 +1,5 @@
 """The stream of the plan through Ray Data, without training."""
 
-import gc
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -72,15 +71,16 @@ def test_what_no_decoding_process_can_mend_reaches_the_reader_as_one_line(
     places = found.manifest.places
     moved = pc.replace_substring(places["data_file"], str(tmp_path), "s3://no-such-bucket")
     places = places.set_column(places.schema.get_field_index("data_file"), "data_file", moved)
-    # Ray Data leaves the process that waited for its first block to the garbage collector: until
-    # then it holds a CPU, which must not be one of the pool that the next test trains on.
     cluster = found.job.cluster.model_copy(update={"data_pool": "data"})
     found = replace(
         found,
         job=found.job.model_copy(update={"cluster": cluster}),
         manifest=replace(found.manifest, places=places),
     )
+    context = ray.data.DataContext.get_current().copy()
+    context.execution_options = execution_options(cluster)
     with (
+        ray.data.DataContext.current(context),
         pytest.raises(
             StoppedError,
             match=r"^s3://no-such-bucket/set/.*bucket 'no-such-bucket' does not exist.*$",
@@ -88,4 +88,3 @@ def test_what_no_decoding_process_can_mend_reaches_the_reader_as_one_line(
         lasting(),
     ):
         next(iter(dataset(found, 0, 0).iter_batches(batch_size=None, batch_format="numpy")))
-    gc.collect()

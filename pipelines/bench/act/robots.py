@@ -3,7 +3,7 @@ answered or not, as a control loop does.
 """
 
 import itertools
-import threading
+import queue
 import time
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -81,17 +81,12 @@ def _crowd(engine: Engine, size: Size, robots: int, period: float, seconds: floa
     # Every instruction once, so that its text is encoded before the clock starts.
     for one in seen[:_PROMPTS]:
         engine.act(one)
-    latencies: list[float] = []
-    lock = threading.Lock()
-
-    def answered(due: float) -> None:
-        # A request that fails is no fast answer: `result` below raises its error.
-        with lock:
-            latencies.append((time.monotonic() - due) * 1e3)
+    latencies: queue.SimpleQueue[float] = queue.SimpleQueue()
 
     def ask(robot: int, due: float) -> "Future[ActionChunk]":
         future = engine.submit(seen[robot % len(seen)])
-        future.add_done_callback(lambda _: answered(due))
+        # A request that fails is no fast answer: `result` below raises its error.
+        future.add_done_callback(lambda _: latencies.put((time.monotonic() - due) * 1e3))
         return future
 
     begin = time.monotonic() + 0.05
@@ -107,10 +102,9 @@ def _crowd(engine: Engine, size: Size, robots: int, period: float, seconds: floa
         for future in [f.result() for f in asked]:
             future.result(timeout=_ANSWER_S)
     # A future wakes its waiter before its callback has run.
-    while len(latencies) < len(asked):
-        time.sleep(0.001)
-    p50, p95, p99 = (float(x) for x in np.percentile(latencies, (50, 95, 99)))
-    return Crowd(robots, len(latencies), p50, p95, p99)
+    waits = [latencies.get(timeout=_ANSWER_S) for _ in asked]
+    p50, p95, p99 = (float(x) for x in np.percentile(waits, (50, 95, 99)))
+    return Crowd(robots, len(waits), p50, p95, p99)
 
 
 def _moments(robots: int, period: float, seconds: float) -> Iterator[tuple[float, int]]:

@@ -4,9 +4,10 @@ when replicas came and went.
 
 import copy
 import json
+import logging
 import signal
 import subprocess
-import time
+import threading
 from dataclasses import asdict, replace
 from itertools import pairwise
 from pathlib import Path
@@ -217,8 +218,21 @@ def test_the_help_tells_the_exit_codes(capsys: pytest.CaptureFixture[str]) -> No
     assert "3 it ran to its end and something did not happen" in told
 
 
+class Heard(logging.Handler):
+    """Sets its event at the first record."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.event = threading.Event()
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.event.set()
+
+
 def test_a_worker_that_is_killed_and_does_not_resume_is_told(tmp_path: Path) -> None:
     """The first report names a process that is gone: the killer goes on looking."""
+    logger = logging.getLogger("pipelines.demo.killer")
+    heard = Heard()
     with subprocess.Popen(["sleep", "60"]) as gone, subprocess.Popen(["sleep", "60"]) as worker:
         gone.kill()
         gone.wait()
@@ -228,8 +242,12 @@ def test_a_worker_that_is_killed_and_does_not_resume_is_told(tmp_path: Path) -> 
             report = {"step": 99, "pid": gone.pid}
             (progress / f"rank-{rank}.json").write_text(json.dumps(report))
         killer = Killer(str(tmp_path), 10)
-        killer.start()
-        time.sleep(1)
+        logger.addHandler(heard)
+        try:
+            killer.start()
+            assert heard.event.wait(30)
+        finally:
+            logger.removeHandler(heard)
         whole = tmp_path / "next"
         whole.write_text(json.dumps({"step": 99, "pid": worker.pid}))
         whole.replace(progress / "rank-1.json")

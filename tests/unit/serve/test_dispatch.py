@@ -4,6 +4,7 @@ bad member.
 
 import asyncio
 import json
+import time
 from collections.abc import Callable, Generator
 from concurrent.futures import Future
 from dataclasses import replace
@@ -234,6 +235,10 @@ def test_a_step_that_never_ends_is_unhealthy(
     monkeypatch.setattr(engine.policy, "latents", latents)
     assert isinstance(gather(guarded, OBSERVATION)[0], ActionChunk)
     assert complaints
+    # The chunk is there a moment before its tick is over.
+    until = time.monotonic() + 60
+    while engine.busy_for and time.monotonic() < until:
+        time.sleep(0.001)
     guarded.check_health()
 
 
