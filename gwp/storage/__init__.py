@@ -9,11 +9,12 @@ Throttling, server errors, resets and timeouts are tried again for a while
 door (`gwp.storage.door`); nothing outside this module asks a file system itself.
 """
 
+import io
 import os
 import shutil
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -28,7 +29,7 @@ from gwp.storage.door import call, info_of, version_of
 from gwp.storage.door import filesystem as filesystem
 from gwp.storage.door import is_remote as is_remote
 from gwp.storage.errors import explained
-from gwp.storage.handles import Ranges, native
+from gwp.storage.handles import Ends, Ranges, native
 from gwp.storage.handles import read_ranges as read_ranges
 from gwp.storage.names import relative_names
 from gwp.storage.retry import answer_of
@@ -44,9 +45,17 @@ def exists(uri: str) -> bool:
     return call(uri, lambda fs, path: info_of(fs, path) is not None)
 
 
-def read_bytes(uri: str) -> bytes:
-    """All of one file. MissingError when there is none."""
-    return call(uri, lambda fs, path: bytes(fs.cat_file(path)))
+def read_bytes(uri: str, size: int | None = None) -> bytes:
+    """All of one file, in one request where its `size` is known. MissingError when there is
+    none, DataError when it is of another size.
+    """
+    if size is None or size == 0 or not is_remote(uri):
+        return call(uri, lambda fs, path: bytes(fs.cat_file(path)))
+    # One byte more would come if there was one.
+    (data,) = read_ranges([uri], [0], [size + 1])
+    if len(data) != size:
+        raise DataError(f"{uri}: changed while it was read; read it again")
+    return data
 
 
 def size_of(uri: str) -> int | None:
@@ -206,6 +215,28 @@ def open_native(uri: str, ahead: int) -> Iterator[Any]:
     """
     with native(uri, ahead) if uri.startswith("s3://") else open_read(uri, ahead) as handle:
         yield handle
+
+
+@contextmanager
+def open_ends(uri: str, size: int, ahead: int, for_native: bool = False) -> Iterator[Any]:
+    """As `open_read`, of a remote file of `size` bytes whose first and last `ahead` are fetched
+    at once. `for_native`: what lies between is read as by `open_native`.
+    """
+    begin, end = min(ahead, size), max(ahead, size - ahead)
+    # Without the second where the first is all there is; no store gives an empty range.
+    edges = [edge for edge in ((0, begin), (end, size)) if edge[0] < edge[1]]
+    parts = read_ranges([uri] * len(edges), [a for a, _ in edges], [b for _, b in edges])
+    if [len(part) for part in parts] != [b - a for a, b in edges]:
+        raise DataError(f"{uri}: changed while it was read; read it again")
+    head, tail = [*parts, b"", b""][:2]
+    with ExitStack() as opened:
+
+        def rest() -> Any:
+            if for_native:
+                return opened.enter_context(open_native(uri, ahead))
+            return opened.enter_context(open_read(uri, ahead))
+
+        yield io.BufferedReader(Ends(size, head, tail, rest))
 
 
 def list_files(uri: str) -> dict[str, int]:

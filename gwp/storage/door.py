@@ -21,6 +21,8 @@ from gwp.storage.retry import answer_of, passing, patience_s, patiently
 
 T = TypeVar("T")
 
+CONNECTIONS = 64
+"""Requests of a process that S3 answers at a time."""
 # HTTP states that an answer to HEAD gives without the reason.
 _UNNAMED = (301, 400, 401, 403)
 
@@ -67,6 +69,8 @@ def _client_patience() -> dict[str, Any]:
     """
     timeout = min(30.0, max(5.0, patience_s() / 2))
     return {
+        # Its ten would be all that a store far away answers at a time.
+        "max_pool_connections": CONNECTIONS,
         "retries": {"mode": "standard", "total_max_attempts": 3},
         "connect_timeout": 5,
         "read_timeout": timeout,

@@ -1,7 +1,7 @@
 """Open files of storage that outlive a bad moment of it."""
 
 import io
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, NoReturn
 
@@ -99,6 +99,54 @@ class Ranges(io.RawIOBase):
         if not self.closed:
             self._file.close()
         super().close()
+
+
+class Ends(io.RawIOBase):
+    """A remote file of which the first and the last bytes are at hand, where formats keep their
+    indices; another handle is opened at the first read between them.
+    """
+
+    def __init__(self, size: int, head: bytes, tail: bytes, rest: Callable[[], Any]) -> None:
+        self._size, self._head, self._tail = size, head, tail
+        self._rest = rest
+        self._between: Any = None
+        self._at = 0
+
+    def readinto(self, buffer: Any) -> int:
+        wanted = min(len(buffer), self._size - self._at)
+        if wanted <= 0:
+            return 0
+        data = self._read(wanted)
+        buffer[: len(data)] = data
+        self._at += len(data)
+        return len(data)
+
+    def _read(self, wanted: int) -> bytes:
+        """Up to so many bytes from here; fewer at a seam."""
+        if self._at < len(self._head):
+            return self._head[self._at : self._at + wanted]
+        behind = self._size - len(self._tail)
+        if self._at >= behind:
+            return self._tail[self._at - behind : self._at - behind + wanted]
+        if self._between is None:
+            self._between = self._rest()
+        self._between.seek(self._at)
+        data: bytes = self._between.read(min(wanted, behind - self._at))
+        return data
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        start = {io.SEEK_SET: 0, io.SEEK_CUR: self._at, io.SEEK_END: self._size}[whence]
+        self._at = max(0, start + offset)
+        return self._at
+
+    def tell(self) -> int:
+        return self._at
+
+    def seekable(self) -> bool:
+        return True
+
+    def readable(self) -> bool:
+        return True
 
 
 @contextmanager

@@ -11,11 +11,11 @@ from gwp.data.formats.cameras import colour_cameras, default_slots
 from gwp.data.formats.clip_set import Clip, ClipSet
 from gwp.data.formats.find import set_at, usable_episodes
 from gwp.data.formats.finding import Finding
-from gwp.data.formats.reader import FileReader
+from gwp.data.formats.reader import FileReader, several
 from gwp.data.formats.robot_set import RobotSet
 from gwp.data.formats.table import ROBOTS, VIDEOS
 from gwp.data.source import Source
-from gwp.data.video.decode import VideoInfo, open_video, probe
+from gwp.data.video.decode import VideoInfo, open_to_probe, probe
 from gwp.errors import DataError
 from pipelines.console import table
 from pipelines.datasets.colours import check_colours
@@ -165,12 +165,11 @@ def _describe_clips(clip_set: ClipSet) -> dict[str, Any]:
     videos = []
     seconds, frames = 0.0, 0
     # Each file is opened, but only its first frame decoded.
-    for clip in clip_set.clips:
-        try:
-            with open_video(clip.uri, clip.size, clip.offset) as handle:
-                info = probe(handle)
-        except DataError as error:
-            findings.append(Finding(clip.name, str(error), "left out", "mend or remove it"))
+    for clip, info in zip(
+        clip_set.clips, several(clip_set.uri, _probe, clip_set.clips), strict=True
+    ):
+        if isinstance(info, DataError):
+            findings.append(Finding(clip.name, str(info), "left out", "mend or remove it"))
             continue
         findings += _clip_findings(clip, info)
         seconds += info.duration_s
@@ -190,6 +189,14 @@ def _describe_clips(clip_set: ClipSet) -> dict[str, Any]:
         "captions": sum(bool(clip.caption) for clip in clip_set.clips),
         "findings": [asdict(finding) for finding in findings],
     }
+
+
+def _probe(clip: Clip) -> VideoInfo | DataError:
+    try:
+        with open_to_probe(clip.uri, clip.size, clip.offset) as handle:
+            return probe(handle)
+    except DataError as error:
+        return error
 
 
 def _clip_findings(clip: Clip, info: VideoInfo) -> list[Finding]:

@@ -11,12 +11,12 @@ import json
 import posixpath
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any
 
 from gwp import storage
 from gwp.data.formats.clip_set import caption_in
+from gwp.data.formats.reader import several
 from gwp.errors import DataError
 from gwp.storage.names import shown_all
 
@@ -171,11 +171,13 @@ def _read_beside(
             remarks.append((video, f"shares {there[0]} with another video: it is given to none"))
             continue
         wanted += [(video, name) for name in there]
-    with ThreadPoolExecutor(8 if storage.is_remote(uri) else 1) as pool:
-        texts = pool.map(lambda entry: _text(storage.join(uri, entry[1])), wanted)
-        for (video, name), text in zip(wanted, texts, strict=True):
-            if text:
-                said.beside.setdefault(video, []).append((name, text))
+
+    def text_of(entry: tuple[str, str]) -> str:
+        return _text(storage.join(uri, entry[1]), files[entry[1]])
+
+    for (video, name), text in zip(wanted, several(uri, text_of, wanted), strict=True):
+        if text:
+            said.beside.setdefault(video, []).append((name, text))
 
 
 def names_beside(video: str) -> list[str]:
@@ -197,8 +199,8 @@ def _stem(video: str) -> str:
     return video.rpartition(".")[0]
 
 
-def _text(place: str) -> str:
-    text = storage.read_bytes(place).decode("utf-8-sig", "replace")
+def _text(place: str, size: int) -> str:
+    text = storage.read_bytes(place, size).decode("utf-8-sig", "replace")
     if place.endswith(".txt"):
         return " ".join(text.split())
     try:

@@ -1,6 +1,6 @@
 """Rows and pictures out of Parquet files: of the row groups that hold them, and no more."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -15,9 +15,9 @@ from gwp.data.formats.reader import FileReader
 from gwp.errors import DataError, MissingError
 from gwp.storage.names import relative_name, shown
 
-_FOOTERS, _ROW_GROUPS, _PICTURE_GROUPS = 1024, 16, 2
-"""What stays: files of which the row groups are known, row groups of numbers, and row groups of
-pictures, which are large.
+_FOOTERS, _METADATA, _ROW_GROUPS, _PICTURE_GROUPS = 1024, 32, 16, 2
+"""What stays: files of which the row groups are known, and such of which all that their end
+says is; row groups of numbers, and row groups of pictures, which are large.
 """
 
 
@@ -48,7 +48,7 @@ def read_rows(
     uri = part.uri
     with parquet_errors(uri):
         # First row of each row group, and behind them the number of rows.
-        edges = reader.once(_FOOTERS, _row_groups, uri)
+        edges = reader.once(_FOOTERS, _row_groups, reader, uri)
         if first + count > edges[-1]:
             raise DataError(
                 f"{uri}: rows {first} to {first + count} are not there; the file has {edges[-1]}"
@@ -58,7 +58,7 @@ def read_rows(
             np.searchsorted(edges, first, side="right") - 1,
             np.searchsorted(edges, first + count, side="left"),
         )
-        parts = [reader.once(_ROW_GROUPS, _group, uri, int(g), keys) for g in groups]
+        parts = [reader.once(_ROW_GROUPS, _group, reader, uri, int(g), keys) for g in groups]
     skip = first - edges[groups[0]]
     return {k: np.concatenate([p[k] for p in parts])[skip : skip + count] for k in keys}
 
@@ -71,29 +71,43 @@ def read_places(
     """
     uri = part.uri
     with parquet_errors(uri):
-        edges = reader.once(_FOOTERS, _row_groups, uri)
+        edges = reader.once(_FOOTERS, _row_groups, reader, uri)
         groups = np.searchsorted(edges, places, side="right") - 1
         rows: dict[str, list[np.ndarray]] = {key: [] for key in keys}
         for place, group in zip(places.tolist(), groups.tolist(), strict=True):
-            held = reader.once(_ROW_GROUPS, _group, uri, group, keys)
+            held = reader.once(_ROW_GROUPS, _group, reader, uri, group, keys)
             for key in keys:
                 rows[key].append(held[key][place - edges[group]])
     return {key: np.stack(values) for key, values in rows.items()}
 
 
-def _row_groups(uri: str) -> tuple[int, ...]:
+def _row_groups(reader: FileReader, uri: str) -> tuple[int, ...]:
     """First row of each row group of a file, and the number of rows."""
-    with storage.open_read(uri) as handle:
-        about = pq.ParquetFile(handle).metadata
-        sizes = [about.row_group(i).num_rows for i in range(about.num_row_groups)]
+    about = reader.once(_METADATA, _footer, reader, uri)
+    sizes = [about.row_group(i).num_rows for i in range(about.num_row_groups)]
     return tuple(int(x) for x in np.cumsum([0, *sizes]))
 
 
-def _group(uri: str, group: int, keys: tuple[str, ...]) -> dict[str, np.ndarray]:
-    with storage.open_read(uri) as handle:
-        # Columns that are not there are left out without a word; `table[k]` raises for them.
-        table = pq.ParquetFile(handle).read_row_group(group, columns=list(keys))
+def _footer(reader: FileReader, uri: str) -> pq.FileMetaData:
+    """Columns and row groups of a file."""
+    with reader.open(uri) as handle:
+        return pq.ParquetFile(handle).metadata
+
+
+def _group(
+    reader: FileReader, uri: str, group: int, keys: tuple[str, ...]
+) -> dict[str, np.ndarray]:
+    # Columns that are not there are left out without a word; `table[k]` raises for them.
+    table = _read_group(reader, uri, group, keys)
     return {k: matrix(table[k], k) for k in keys}
+
+
+def _read_group(reader: FileReader, uri: str, group: int, keys: Sequence[str]) -> pa.Table:
+    about = reader.once(_METADATA, _footer, reader, uri)
+    with reader.open(uri) as handle:
+        file = pq.ParquetFile(handle, metadata=about)
+        # Of rows of numbers a thread of its own costs more than it saves.
+        return file.read_row_group(group, columns=list(keys), use_threads=False)
 
 
 @contextmanager
@@ -101,12 +115,12 @@ def open_pictures(part: FilePart, key: str, reader: FileReader) -> Iterator[Pict
     """Number of rows, and a function that gives the encoded picture of one. DataError."""
     uri = part.uri
     with parquet_errors(uri):
-        edges = reader.once(_FOOTERS, _row_groups, uri)
+        edges = reader.once(_FOOTERS, _row_groups, reader, uri)
 
     def get(i: int) -> Any:
         group = int(np.searchsorted(edges, i, side="right")) - 1
         with parquet_errors(uri):
-            pictures = reader.once(_PICTURE_GROUPS, _picture_group, uri, key, group)
+            pictures = reader.once(_PICTURE_GROUPS, _picture_group, reader, uri, key, group)
             picture = pictures[i - edges[group]].as_py()
         # A struct of both, or the bytes themselves.
         if not isinstance(picture, dict):
@@ -116,11 +130,8 @@ def open_pictures(part: FilePart, key: str, reader: FileReader) -> Iterator[Pict
     yield edges[-1], get
 
 
-def _picture_group(uri: str, column: str, group: int) -> Any:
-    with storage.open_read(uri) as handle:
-        found = (
-            pq.ParquetFile(handle).read_row_group(group, columns=[column])[column].combine_chunks()
-        )
+def _picture_group(reader: FileReader, uri: str, column: str, group: int) -> Any:
+    found = _read_group(reader, uri, group, (column,))[column].combine_chunks()
     if isinstance(found, pa.ChunkedArray):
         found = pa.concat_arrays(found.chunks)
     return found

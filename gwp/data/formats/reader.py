@@ -1,12 +1,54 @@
 """What has been read of data files, owned by whoever reads them."""
 
-from collections.abc import Callable
+import io
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from functools import lru_cache
 from threading import Lock
 from typing import Any, TypeVar, TypeVarTuple
 
+from gwp import storage
+from gwp.data.formats.spool import Spool
+
+WHOLE = 8 << 20
+"""Remote files up to this many bytes are fetched in one request, and kept."""
+_ENDS = 256 << 10
+"""Bytes of either end of a larger one, where indices lie."""
+_AT_ONCE = 32
+"""Files that are looked at at a time where storage is far away."""
 T = TypeVar("T")
+S = TypeVar("S")
 Ts = TypeVarTuple("Ts")
+
+
+def several(
+    uri: str, work: Callable[[S], T], items: Iterable[S], at_once: int | None = None
+) -> Iterator[T]:
+    """`work` of each item, in their order; several at a time where `uri` is far away and most of
+    the time is spent on waiting.
+
+    at_once: so many; None: as many as storage is asked for at a time
+    """
+    if not storage.is_remote(uri):
+        yield from map(work, items)
+        return
+    waiting: deque[Future[T]] = deque()
+    threads = at_once or _AT_ONCE
+    with ThreadPoolExecutor(threads) as pool:
+        try:
+            for item in items:
+                waiting.append(pool.submit(work, item))
+                # Enough that nobody waits for one that is slow.
+                if len(waiting) > 4 * threads:
+                    yield waiting.popleft().result()
+            while waiting:
+                yield waiting.popleft().result()
+        finally:
+            # Nobody wants them after an error.
+            for future in waiting:
+                future.cancel()
 
 
 class FileReader:
@@ -20,6 +62,36 @@ class FileReader:
     def __init__(self) -> None:
         self._kept: dict[Callable[..., Any], Callable[..., Any]] = {}
         self._lock = Lock()
+        self._spool = Spool()
+
+    @contextmanager
+    def open(
+        self, uri: str, size: int | None = None, ahead: int | None = None, native: bool = False
+    ) -> Iterator[Any]:
+        """A seekable binary handle. A remote file whose `size` is given is fetched whole where
+        it is small, and then costs no further request; of a larger one both ends come at once.
+
+        ahead: bytes that are fetched at a time otherwise; native: as `storage.open_native`
+        """
+        if not storage.is_remote(uri):
+            with storage.open_read(uri) as handle:
+                yield handle
+            return
+        data = self._spool.get(uri)
+        if data is None and size is not None and size <= WHOLE:
+            data = storage.read_bytes(uri, size)
+            self._spool.put(uri, data)
+        if data is not None:
+            yield io.BytesIO(data)
+        elif size is not None:
+            with storage.open_ends(uri, size, ahead or _ENDS, native) as handle:
+                yield handle
+        elif native:
+            with storage.open_native(uri, ahead or _ENDS) as handle:
+                yield handle
+        else:
+            with storage.open_read(uri, ahead) as handle:
+                yield handle
 
     def once(self, most: int, read: Callable[[*Ts], T], *args: *Ts) -> T:
         """`read(*args)`, called once for equal arguments; nobody may change what it returns.

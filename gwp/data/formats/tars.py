@@ -6,7 +6,6 @@ import errno
 import hashlib
 import json
 import tarfile
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,7 +13,7 @@ from gwp import storage
 from gwp.data.formats.clip_set import Clip, ClipSet, caption_in
 from gwp.data.formats.clips import EXTENSIONS
 from gwp.data.formats.format import SetSource
-from gwp.data.formats.reader import FileReader
+from gwp.data.formats.reader import FileReader, several
 from gwp.errors import DataError
 
 EXTENSION = ".tar"
@@ -65,9 +64,7 @@ def read_clips(uri: str, files: dict[str, int], source: SetSource, reader: FileR
     def look_at(name: str) -> _Index:
         return reader.once(_LOOKS, _look, storage.join(uri, name), files[name])
 
-    # `map` keeps the order of the names, whoever is ready first.
-    with ThreadPoolExecutor(8 if storage.is_remote(uri) else 1) as pool:
-        found = dict(zip(shards, pool.map(look_at, shards), strict=True))
+    found = dict(zip(shards, several(uri, look_at, shards), strict=True))
     clips = tuple(
         Clip(storage.join(uri, shard), f"{shard}/{m.name}", m.size, m.caption, m.offset)
         for shard, index in found.items()

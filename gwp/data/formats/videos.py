@@ -3,7 +3,7 @@
 from gwp import storage
 from gwp.data.formats.reader import FileReader
 from gwp.data.formats.robot_set import RobotSet
-from gwp.data.video.decode import VideoInfo, open_video, probe
+from gwp.data.video.decode import VideoInfo, open_to_probe, probe
 from gwp.errors import DataError
 
 _FILES = 65536
@@ -22,7 +22,7 @@ def _probe(uri: str, size: int) -> VideoInfo | str:
     try:
         # A reason is returned, not raised: the reader keeps results only, and would probe a
         # broken file again and again.
-        with open_video(uri, size) as handle:
+        with open_to_probe(uri, size) as handle:
             return probe(handle)
     except DataError as error:
         return str(error)

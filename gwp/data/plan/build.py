@@ -14,15 +14,17 @@ from gwp.data.embodiment import Embodiment, Slot
 from gwp.data.formats.cameras import default_slots
 from gwp.data.formats.clip_set import Clip, ClipSet
 from gwp.data.formats.find import set_at, usable_episodes
-from gwp.data.formats.reader import FileReader
+from gwp.data.formats.reader import FileReader, several
 from gwp.data.formats.robot_set import Episode, RobotSet, check_embodiment, rows_per_step
-from gwp.data.plan.curate import CurationConfig, Curator
+from gwp.data.plan.curate import CurationConfig, Curator, Cut
 from gwp.data.plan.manifest import Manifest, Rows
 from gwp.data.rates import steps_of
 from gwp.data.records import Place, Skipped, View
 from gwp.data.source import Source
 from gwp.data.sources import check_once
 from gwp.data.text import normalise, text_hash
+from gwp.data.video.decode import VideoInfo
+from gwp.data.video.shots import Look
 from gwp.data.window import ClipWindow, Window
 from gwp.errors import DataError
 
@@ -251,17 +253,28 @@ def _add_clips(
         build.skip(source.uri, name, reason)
     chosen = source.select(list(range(len(found.clips))))
     build.looked += len(chosen)
-    for video in (found.clips[i] for i in chosen):
+
+    def look(video: Clip) -> VideoInfo | Look | DataError:
         try:
-            _add_clip(build, number, source, curator, found, video)
+            return curator.look(video.uri, video.size, video.offset)
+        except DataError as error:
+            return error
+
+    videos = [found.clips[i] for i in chosen]
+    # Copies are told from earlier videos, so all are cut in their order.
+    looks = several(found.uri, look, videos, curator.at_once)
+    for video, seen in zip(videos, looks, strict=True):
+        try:
+            if isinstance(seen, DataError):
+                raise seen
+            _add_clip(build, number, source, curator.cut(seen), found, video)
         except DataError as error:
             build.skip(source.uri, video.name, str(error))
 
 
 def _add_clip(
-    build: _Builder, number: int, source: Source, curator: Curator, found: ClipSet, video: Clip
+    build: _Builder, number: int, source: Source, cut: Cut, found: ClipSet, video: Clip
 ) -> None:
-    cut = curator.cut(video.uri, video.size, video.offset)
     for reason in cut.left_out:
         build.skip(source.uri, video.name, reason, False)
     info, clips = cut.info, cut.clips

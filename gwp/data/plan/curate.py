@@ -8,7 +8,7 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict, Field
 
 from gwp.data.buckets import Bucket, tile
-from gwp.data.video.decode import VideoInfo, open_video, probe
+from gwp.data.video.decode import VideoInfo, open_to_probe, probe
 from gwp.data.video.shots import Look, look
 from gwp.data.window import ClipWindow
 from gwp.errors import DataError
@@ -75,18 +75,31 @@ class Curator:
         self.known = np.empty(0, _SIGN)
         self.count = 0
 
-    def cut(self, uri: str, size: int | None, offset: int = 0) -> Cut:
-        """The clips of a video. DataError when it cannot be used; also when it is shorter than
-        a clip and shots are not asked for.
+    @property
+    def at_once(self) -> int | None:
+        """Videos to look at at a time where storage is far away; None: as many as it takes."""
+        # Whole videos are decoded, at a kilobyte of memory a frame.
+        return None if self.rules is None else 4
+
+    def look(self, uri: str, size: int, offset: int = 0) -> VideoInfo | Look:
+        """What `cut` needs to know of a video, from any thread. DataError when it cannot be
+        read.
         """
-        if self.rules is None:
-            with open_video(uri, size, offset) as handle:
-                info = probe(handle)
-            return Cut(info, self._whole(info), ())
-        return self.choose(look(uri, size, offset))
+        if self.rules is not None:
+            return look(uri, size, offset)
+        with open_to_probe(uri, size, offset) as handle:
+            return probe(handle)
+
+    def cut(self, seen: VideoInfo | Look) -> Cut:
+        """The clips of a video. DataError when it is shorter than a clip and shots are not
+        asked for.
+        """
+        if isinstance(seen, VideoInfo):
+            return Cut(seen, self._whole(seen), ())
+        return self.choose(seen)
 
     def choose(self, seen: Look) -> Cut:
-        """The same of a video that has been looked at already."""
+        """The same by the rules, of a video that was decoded."""
         assert self.rules is not None
         rules, reasons = self.rules, []
         # First where clips may lie, then which of them are worth it.

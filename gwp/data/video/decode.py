@@ -24,6 +24,8 @@ _CONTAINERS = "mov,matroska,avi,mpegts,mpeg,flv,ogg,asf,h264,hevc,m4v,ivf"
 """Forms of video files that are read. FFmpeg also knows lists of files, and would open those."""
 _WHOLE_FILE = 8 << 20
 """Remote files up to this many bytes are fetched in one request."""
+_ENDS = 256 << 10
+"""Bytes of either end of a larger one that are fetched to look at it."""
 _AHEAD = 1 << 19
 """Bytes fetched behind a range of a larger remote file: about what a store sends in the time
 that asking once more takes.
@@ -83,7 +85,7 @@ def open_video(uri: str, size: int | None = None, offset: int = 0) -> Iterator[A
     """
     if storage.is_remote(uri) and size is not None and size <= _WHOLE_FILE:
         ranges = ([uri], [offset], [offset + size])
-        data = storage.read_ranges(*ranges)[0] if offset else storage.read_bytes(uri)
+        data = storage.read_ranges(*ranges)[0] if offset else storage.read_bytes(uri, size)
         yield io.BytesIO(data)
         return
     handle = storage.open_read(uri, _AHEAD)
@@ -91,6 +93,19 @@ def open_video(uri: str, size: int | None = None, offset: int = 0) -> Iterator[A
         yield Part(handle, offset, size) if offset and size is not None else handle
     finally:
         handle.close()
+
+
+@contextmanager
+def open_to_probe(uri: str, size: int, offset: int = 0) -> Iterator[Any]:
+    """As `open_video`, for what `probe` reads: of a remote file both ends, one of which has the
+    index.
+    """
+    if offset or not storage.is_remote(uri) or size <= 2 * _ENDS:
+        with open_video(uri, size, offset) as handle:
+            yield handle
+        return
+    with storage.open_ends(uri, size, _ENDS) as handle:
+        yield handle
 
 
 class Part(io.RawIOBase):

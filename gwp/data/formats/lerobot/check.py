@@ -5,17 +5,15 @@ raises: the next try may find all of it.
 """
 
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
-from gwp import storage
 from gwp.data.formats.format import SetSource, Usable
 from gwp.data.formats.lerobot.data_files import DataFiles
 from gwp.data.formats.lerobot.repair import mend_spans
 from gwp.data.formats.lerobot.rows import SORTED, Held
 from gwp.data.formats.lerobot.spans import frame_of, shared_spans
 from gwp.data.formats.lerobot.tasks import by_row, says_something, text_of
-from gwp.data.formats.reader import FileReader
+from gwp.data.formats.reader import FileReader, several
 from gwp.data.formats.robot_set import Episode, RobotSet
 from gwp.data.formats.videos import video_facts
 from gwp.data.video.decode import VideoInfo
@@ -42,9 +40,10 @@ class EpisodeCheck:
         wanted = [e for e in episodes if not e.problem and (vectors or self._tells(e))]
         data = sorted({e.data_file for e in wanted} | {s.file for s in spans if s.key})
         videos = sorted({s.file for s in spans if not s.key})
-        with ThreadPoolExecutor(8 if storage.is_remote(self.set.uri) else 1) as pool:
-            list(pool.map(self.files.table, data))
-            list(pool.map(self.video, videos))
+        for _ in several(self.set.uri, self.files.table, data):
+            pass
+        for _ in several(self.set.uri, self.video, videos):
+            pass
 
     def video(self, file: str) -> VideoInfo | str:
         """Facts of a video file, or why it cannot be read."""

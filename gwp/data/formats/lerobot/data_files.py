@@ -57,7 +57,9 @@ class DataFiles:
             raise DataError(f"{file} is missing")
         listed = tuple(self._listed.get(file, ()))
         uri, told_by = storage.join(self.set.uri, file), self.set.own.told_by
-        return self.reader.once(_FILES, look, uri, listed, told_by)
+        return self.reader.once(
+            _FILES, look, self.reader, uri, self.set.files[file], listed, told_by, self.set.fps
+        )
 
     def place(self, episode: Episode) -> tuple[str, Held]:
         """The file that holds the rows of an episode, and where in it. DataError when it cannot

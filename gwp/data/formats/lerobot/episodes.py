@@ -7,7 +7,7 @@ from typing import Any
 from gwp.data.formats.finding import Finding
 from gwp.data.formats.lerobot.numbers import whole, whole_or_none
 from gwp.data.formats.lerobot.places import Places
-from gwp.data.formats.lerobot.tables import Entry, Table, json_lines, parquet_rows
+from gwp.data.formats.lerobot.tables import Entry, MetaFiles, Table, json_lines, parquet_rows
 from gwp.data.formats.lerobot.tasks import instruction, named_tasks
 from gwp.data.formats.robot_set import Episode, VideoSpan
 
@@ -39,16 +39,17 @@ class _Broken:
     reason: str
 
 
-def listing(uri: str, info: dict[str, Any], files: dict[str, int], new: bool) -> Listing:
+def listing(meta: MetaFiles, info: dict[str, Any], new: bool) -> Listing:
     """Episodes in the order of the metadata, then those that cannot be read.
 
     KeyError, TypeError and ValueError where info.json is not as it should be; DataError for
     names that lead elsewhere. new: v3
     """
     found = Listing()
-    found.tasks = task_table(uri, files, "task", found.findings)
-    reader = _NewRows(uri, info, files) if new else _OldRows(uri, info, files)
-    table = _new_table(uri, files) if new else json_lines(uri, OLD_LIST)
+    found.tasks = task_table(meta, "task", found.findings)
+    place = meta.uri, info, meta.files
+    reader = _NewRows(*place) if new else _OldRows(*place)
+    table = _new_table(meta) if new else json_lines(meta, OLD_LIST)
     broken: list[_Broken] = []
     before = -1
     for entry in table.entries:
@@ -66,17 +67,15 @@ def listing(uri: str, info: dict[str, Any], files: dict[str, int], new: bool) ->
     return found
 
 
-def task_table(
-    uri: str, files: dict[str, int], kind: str, findings: list[Finding]
-) -> dict[int, str]:
+def task_table(meta: MetaFiles, kind: str, findings: list[Finding]) -> dict[int, str]:
     """Text by number of `meta/tasks.*`, or of another kind of the same form (`subtask`). What
     cannot be read of it is told.
     """
     texts: dict[int, str] = {}
     for name in (f"meta/{kind}s.jsonl", f"meta/{kind}s.parquet"):
-        if name not in files:
+        if name not in meta.files:
             continue
-        table = json_lines(uri, name) if name.endswith(".jsonl") else parquet_rows(uri, name)
+        table = json_lines(meta, name) if name.endswith(".jsonl") else parquet_rows(meta, name)
         reasons = list(table.lost)
         for entry in table.entries:
             row = entry.row or {}
@@ -93,10 +92,12 @@ def task_table(
     return texts
 
 
-def _new_table(uri: str, files: dict[str, int]) -> Table:
+def _new_table(meta: MetaFiles) -> Table:
     every = Table()
-    for name in sorted(n for n in files if n.startswith(_NEW_LIST) and n.endswith(".parquet")):
-        part = parquet_rows(uri, name)
+    parts = sorted(n for n in meta.files if n.startswith(_NEW_LIST) and n.endswith(".parquet"))
+    meta.read_ahead(parts)
+    for name in parts:
+        part = parquet_rows(meta, name)
         every.entries += part.entries
         every.lost += part.lost
     return every

@@ -2,20 +2,15 @@
 clocks that drift.
 """
 
-import json
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-import numpy as np
-
-from gwp import storage
 from gwp.data.formats.clips import EXTENSIONS as VIDEOS
 from gwp.data.formats.finding import Consequence, Finding
-from gwp.data.formats.format import FilePart
 from gwp.data.formats.lerobot.check import EpisodeCheck
 from gwp.data.formats.lerobot.read import INFO
-from gwp.data.formats.lerobot.rows import read_rows
+from gwp.data.formats.lerobot.rows import TIME
 from gwp.data.formats.reader import FileReader
 from gwp.data.formats.robot_set import Episode, RobotSet
 from gwp.storage.names import shown_all
@@ -35,7 +30,7 @@ def findings(
     if (data.state_names or data.action_names) and not data.named:
         what = "dimensions have no names, or not as many as there are"
         yield Finding(INFO, what, "ignored", "they are named by position")
-    info = json.loads(storage.read_bytes(storage.join(data.uri, INFO)))
+    info = data.own.info
     yield from _check_counts(data, info)
     yield from _check_features(data, info)
     yield from _check_videos(data)
@@ -194,34 +189,26 @@ def _check_columns(
         if wide:
             what = f"stored with 64 bits in {wide} of {len(columns)} files"
             yield Finding(name, what, "ignored", "more precise than the format asks")
-    clocked = [entry for entry in episodes if "timestamp" in columns[entry[0].data_file]]
-    yield from _check_clocks(data, clocked, len(episodes), reader)
+    yield from _check_clocks(data, episodes, check)
 
 
 def _check_clocks(
-    data: RobotSet, episodes: Sequence[tuple[Episode, int]], total: int, reader: FileReader
+    data: RobotSet, episodes: Sequence[tuple[Episode, int]], check: EpisodeCheck
 ) -> Iterator[Finding]:
-    """Recorded times that are not row / fps.
-
-    episodes: those that have such times, each with its first row; total: episodes that are used
-    """
-    late, drifting = 0, 0
-    worst = 0.0
-    for episode, first_row in episodes:
-        part = FilePart(storage.join(data.uri, episode.data_file))
-        key = f"{episode.prefix}timestamp"
-        rows = read_rows(part, first_row, episode.length, (key,), reader)
-        # [T], seconds. Where it starts and how it runs are two findings.
-        clock = rows[key][:, 0]
-        late += bool(abs(clock[0]) > _CLOCK_TOLERANCE_S)
-        expected = np.arange(episode.length) / data.fps
-        drift = float(np.abs(clock - clock[0] - expected).max())
-        drifting += drift > _CLOCK_TOLERANCE_S
-        worst = max(worst, drift)
+    """Recorded times that are not row / fps. episodes: those that are used"""
+    recorded = {episode.index: episode for episode in data.episodes}
+    held = [check.files.place(recorded[episode.index])[1] for episode, _ in episodes]
+    clocks = [one.clock for one in held if one.clock is not None]
+    # Where it starts and how it runs are two findings.
+    late = sum(abs(start) > _CLOCK_TOLERANCE_S for start, _ in clocks)
+    drifts = [drift for _, drift in clocks if drift > _CLOCK_TOLERANCE_S]
     advice = "frames are found by position"
     if late:
-        what = f"does not start at 0 in {late} of {total} episodes"
-        yield Finding("timestamp", what, "ignored", advice)
-    if drifting:
-        what = f"off by up to {worst:.3f} s from row / fps in {drifting} of {total} episodes"
-        yield Finding("timestamp", what, "ignored", advice)
+        what = f"does not start at 0 in {late} of {len(episodes)} episodes"
+        yield Finding(TIME, what, "ignored", advice)
+    if drifts:
+        what = (
+            f"off by up to {max(drifts):.3f} s from row / fps in {len(drifts)} of "
+            f"{len(episodes)} episodes"
+        )
+        yield Finding(TIME, what, "ignored", advice)

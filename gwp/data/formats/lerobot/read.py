@@ -13,13 +13,13 @@ from dataclasses import dataclass, field
 from math import prod
 from typing import Any
 
-from gwp import storage
 from gwp.data.formats.finding import Finding
 from gwp.data.formats.lerobot.episodes import OLD_LIST, listing, task_table
 from gwp.data.formats.lerobot.numbers import whole
 from gwp.data.formats.lerobot.places import INFO as INFO
 from gwp.data.formats.lerobot.repair import absent_cameras, mend_paths
 from gwp.data.formats.lerobot.splits import split_of
+from gwp.data.formats.lerobot.tables import MetaFiles
 from gwp.data.formats.listing import list_recordings
 from gwp.data.formats.robot_set import (
     ACTION,
@@ -39,11 +39,12 @@ TASK_COLUMN = "task_index"
 class Metadata:
     """What a set says besides what every format does.
 
-    told_by: column that says what is done, row by row; chosen: whether the user named it.
-    tasks: its texts by number. named: instructions by episode. others: episodes of other
+    info: info.json. told_by: column that says what is done, row by row; chosen: whether the user
+    named it. tasks: its texts by number. named: instructions by episode. others: episodes of other
     splits, which share files with those of the set. findings: what is wrong and costs nothing
     """
 
+    info: dict[str, Any] = field(default_factory=dict)
     told_by: str = TASK_COLUMN
     chosen: bool = False
     tasks: dict[int, str] = field(default_factory=dict)
@@ -74,7 +75,8 @@ def read_set(
             f"{uri}: not a LeRobot set ({INFO} is missing); check the URI, or set `format: "
             "clips` for plain videos"
         )
-    raw = storage.read_bytes(storage.join(uri, INFO))
+    meta = MetaFiles(uri, files)
+    raw = meta.read(INFO)
     try:
         info: dict[str, Any] = json.loads(raw)
         version, fps, features = (
@@ -89,7 +91,7 @@ def read_set(
         # Also NaN, which JSON as Python reads it may hold.
         if not 0 < fps < float("inf"):
             raise DataError(f"{uri}: {INFO} says {fps:g} Hz; correct `fps` there")
-        found = listing(uri, info, files, version.startswith("v3."))
+        found = listing(meta, info, version.startswith("v3."))
         # Paths of videos are corrected at once: whoever comes later finds them by name.
         episodes = mend_paths(found.episodes, files)
         columns = tuple(
@@ -112,7 +114,7 @@ def read_set(
         what = f"no codebase_version; read as {version}"
         found.findings.append(Finding(INFO, what, "repaired", "its files are of that version"))
     _check_episodes(uri, episodes, found.lost)
-    told_by, tasks = _told_by(uri, instruction, features, files, found.tasks, found.findings)
+    told_by, tasks = _told_by(meta, instruction, features, found.tasks, found.findings)
     # All files are compared with all episodes, whatever split is read.
     numbers = [episode.index for episode in episodes]
     of_split = set(numbers) if split is None else split_of(uri, info, split, numbers)
@@ -132,12 +134,13 @@ def read_set(
         cameras,
         tuple(e for e in in_order if e.index in of_split),
         files,
-        _fingerprint(uri, raw, files),
+        _fingerprint(meta),
         state_keys,
         action_keys,
         columns,
         absent=absent,
         own=Metadata(
+            info,
             told_by,
             instruction is not None,
             tasks,
@@ -172,24 +175,24 @@ def _check_episodes(uri: str, episodes: Sequence[Episode], lost: Sequence[str]) 
         )
 
 
-def _fingerprint(uri: str, raw: bytes, files: dict[str, int]) -> str:
+def _fingerprint(meta: MetaFiles) -> str:
     """Of names and sizes of what makes up the set; of contents only of what says where episodes
-    lie, for a corrected start leaves sizes as they are. raw: info.json
+    lie, for a corrected start leaves sizes as they are.
     """
-    digest = hashlib.sha256(raw)
-    for name, size in sorted(files.items()):
+    digest = hashlib.sha256(meta.read(INFO))
+    meta.read_ahead(name for name in meta.files if "episodes" in name)
+    for name, size in sorted(meta.files.items()):
         if name.startswith(("meta/", "data/", "video")):
             digest.update(f"{name}:{size}\n".encode())
         if "episodes" in name:
-            digest.update(storage.read_bytes(storage.join(uri, name)))
+            digest.update(meta.read(name))
     return digest.hexdigest()[:12]
 
 
 def _told_by(
-    uri: str,
+    meta: MetaFiles,
     wanted: str | None,
     features: dict[str, Any],
-    files: dict[str, int],
     tasks: dict[int, str],
     findings: list[Finding],
 ) -> tuple[str, dict[int, str]]:
@@ -204,10 +207,10 @@ def _told_by(
         if key not in _BOOKKEEPING and str(f.get("dtype")).startswith(("string", "int", "uint"))
     ]
     have = tuple(dict.fromkeys((TASK_COLUMN, *texts)))
-    choose_columns(uri, "instruction", (wanted,), (), have)
+    choose_columns(meta.uri, "instruction", (wanted,), (), have)
     # `subtask_index` counts in a table of its own, `annotation.*` in that of the tasks.
     kind = wanted.removesuffix("_index")
-    own = task_table(uri, files, kind, findings) if kind not in (wanted, "task") else {}
+    own = task_table(meta, kind, findings) if kind not in (wanted, "task") else {}
     return wanted, own or tasks
 
 

@@ -15,7 +15,6 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from gwp import storage
 from gwp.data.formats import parquet
 from gwp.data.formats.format import FilePart, Pictures
 from gwp.data.formats.reader import FileReader
@@ -23,7 +22,7 @@ from gwp.errors import DataError
 
 SORTED = "sorted/"
 """Before the name of a column: its rows as they belong, where they lie in another order."""
-EPISODE, FRAME = "episode_index", "frame_index"
+EPISODE, FRAME, TIME = "episode_index", "frame_index", "timestamp"
 _INDEX = "index"
 """Number of a row in the whole set, which orders rows that have no `frame_index`."""
 _ORDERS = 16
@@ -38,7 +37,8 @@ class Held:
 
     first, count: where they lie; in_order: there, else in the sorted file. problem: why they
     are not to be used. tasks: the first row and the value of each run of equal values of the
-    column that says what is done.
+    column that says what is done. clock: seconds at the first row, and by how many the others
+    are off from row / fps at most; None where no time is recorded.
     """
 
     first: int
@@ -46,6 +46,7 @@ class Held:
     in_order: bool = True
     problem: str = ""
     tasks: tuple[tuple[int, Any], ...] = ()
+    clock: tuple[float, float] | None = None
 
 
 @dataclass(frozen=True)
@@ -61,21 +62,52 @@ class DataFile:
     held: dict[int, Held] | None
 
 
-def look(uri: str, listed: tuple[tuple[int, int], ...], told_by: str) -> DataFile:
-    """What a data file holds.
+@dataclass(frozen=True)
+class Clock:
+    """Recorded times of the rows of a file: float64 `[rows]`, s; `fps`: those of the set."""
+
+    times: np.ndarray
+    fps: float
+
+    @classmethod
+    def of(cls, table: pa.Table, fps: float) -> "Clock | None":
+        """None where no numbers are recorded."""
+        if TIME not in table.column_names or not table.num_rows:
+            return None
+        try:
+            return cls(parquet.matrix(table[TIME], TIME)[:, 0], fps)
+        except (pa.ArrowException, DataError):
+            return None
+
+    def drift(self, places: np.ndarray) -> tuple[float, float]:
+        """`Held.clock` of the rows at these places, which are of one episode."""
+        times = self.times[places]
+        even = times[0] + np.arange(len(times)) / self.fps
+        return float(times[0]), float(np.abs(times - even).max())
+
+
+def look(
+    reader: FileReader,
+    uri: str,
+    size: int,
+    listed: tuple[tuple[int, int], ...],
+    told_by: str,
+    fps: float,
+) -> DataFile:
+    """What a data file of `size` bytes holds.
 
     listed: number and length of each episode that the metadata place there; they say whose the
     rows are where no column does. told_by: column that says what is done
     """
-    with storage.open_read(uri) as handle:
+    with reader.open(uri, size) as handle:
         file = pq.ParquetFile(handle)
         schema, count = file.schema_arrow, file.metadata.num_rows
         types = dict(zip(schema.names, schema.types, strict=True))
-        wanted = [c for c in dict.fromkeys((EPISODE, FRAME, _INDEX, told_by)) if c in types]
+        wanted = [c for c in dict.fromkeys((EPISODE, FRAME, _INDEX, told_by, TIME)) if c in types]
         # What orders rows is one column: the next is read only where the first is not there.
         if FRAME in wanted and _INDEX in wanted and told_by != _INDEX:
             wanted.remove(_INDEX)
-        table = file.read(columns=wanted)
+        table = file.read(columns=wanted, use_threads=False)
     whose = _whose(table)
     episodes = _counted(listed, count) if whose is None else whose
     if episodes is None:
@@ -83,7 +115,8 @@ def look(uri: str, listed: tuple[tuple[int, int], ...], told_by: str) -> DataFil
     told = _codes(table[told_by]) if told_by in types else None
     # Where rows of several were counted, the sorted file could not be made again.
     sortable = whose is not None or len(listed) == 1
-    return DataFile(types, count, _held(episodes, _frames(table), told, sortable))
+    clock = Clock.of(table, fps)
+    return DataFile(types, count, _held(episodes, _frames(table), told, clock, sortable))
 
 
 def _counted(listed: tuple[tuple[int, int], ...], count: int) -> np.ndarray | None:
@@ -103,6 +136,7 @@ def _held(
     episodes: np.ndarray,
     frames: np.ndarray | None,
     told: tuple[np.ndarray, list[Any]] | None,
+    clock: Clock | None,
     sortable: bool,
 ) -> dict[int, Held]:
     """Rows by episode. episodes, frames: int64 `[rows]`; told: codes `[rows]` and what they
@@ -123,7 +157,8 @@ def _held(
             problem = f"its rows lie in another order than {FRAME} says"
         runs = () if told is None else _runs(told[0][places], told[1])
         first = int(places[0]) if lie else begin
-        found[int(mine[begin])] = Held(first, end - begin, lie, problem, runs)
+        drift = None if clock is None else clock.drift(places)
+        found[int(mine[begin])] = Held(first, end - begin, lie, problem, runs, drift)
     return dict(sorted(found.items(), key=lambda entry: entry[1].first))
 
 
@@ -238,12 +273,12 @@ def open_pictures(part: FilePart, key: str, reader: FileReader) -> Iterator[Pict
 
 def _order(uri: str, reader: FileReader) -> np.ndarray:
     with parquet.parquet_errors(uri):
-        return reader.once(_ORDERS, _read_order, uri)
+        return reader.once(_ORDERS, _read_order, reader, uri)
 
 
-def _read_order(uri: str) -> np.ndarray:
+def _read_order(reader: FileReader, uri: str) -> np.ndarray:
     """int64 `[rows]`: position of each row of the sorted file in the file."""
-    with storage.open_read(uri) as handle:
+    with reader.open(uri) as handle:
         file = pq.ParquetFile(handle)
         wanted = [c for c in (EPISODE, FRAME, _INDEX) if c in file.schema_arrow.names]
         table = file.read(columns=wanted)

@@ -5,6 +5,7 @@ whole.
 import io
 import json
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -12,6 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from gwp import storage
+from gwp.data.formats.reader import several
 
 _EPISODE = re.compile(r'"episode_index"\s*:\s*"?(\d+)"?\s*[,}]')
 
@@ -35,11 +37,34 @@ class Table:
     lost: list[str] = field(default_factory=list)
 
 
-def json_lines(uri: str, name: str) -> Table:
+class MetaFiles:
+    """The files of a set's metadata, each fetched once. Whoever reads a set makes one."""
+
+    def __init__(self, uri: str, files: dict[str, int]) -> None:
+        """files: of the whole set, with their bytes"""
+        self.uri, self.files = uri, files
+        self._read: dict[str, bytes] = {}
+
+    def read(self, name: str) -> bytes:
+        """The content of a file that is there."""
+        if name not in self._read:
+            self._read[name] = self._fetch(name)
+        return self._read[name]
+
+    def read_ahead(self, names: Iterable[str]) -> None:
+        """Fetch these, several at a time where they are far away."""
+        wanted = [name for name in names if name not in self._read]
+        self._read |= zip(wanted, several(self.uri, self._fetch, wanted), strict=True)
+
+    def _fetch(self, name: str) -> bytes:
+        return storage.read_bytes(storage.join(self.uri, name), self.files[name])
+
+
+def json_lines(meta: MetaFiles, name: str) -> Table:
     """A file of one JSON object a line."""
     found = Table()
     # Some editors put a mark of the byte order first.
-    text = storage.read_bytes(storage.join(uri, name)).decode("utf-8-sig", "replace")
+    text = meta.read(name).decode("utf-8-sig", "replace")
     # Not `splitlines`: instructions may hold the line breaks of other scripts.
     for number, line in enumerate(text.split("\n"), 1):
         if not line.strip():
@@ -55,9 +80,9 @@ def json_lines(uri: str, name: str) -> Table:
     return found
 
 
-def parquet_rows(uri: str, name: str) -> Table:
+def parquet_rows(meta: MetaFiles, name: str) -> Table:
     """A Parquet file without its statistics, which are most of it where there are many cameras."""
-    raw = storage.read_bytes(storage.join(uri, name))
+    raw = meta.read(name)
     try:
         wanted = [c for c in pq.read_schema(io.BytesIO(raw)).names if not c.startswith("stats/")]
         rows = pq.read_table(io.BytesIO(raw), columns=wanted).to_pylist()

@@ -268,7 +268,9 @@ def test_files_that_agree_are_looked_at_only_as_far_as_they_are_chosen(
     seen: list[str] = []
     real = data_files.look
     monkeypatch.setattr(
-        data_files, "look", lambda uri, *rest: (seen.append(uri), real(uri, *rest))[1]
+        data_files,
+        "look",
+        lambda reader, uri, *rest: (seen.append(uri), real(reader, uri, *rest))[1],
     )
     assert read(root, episodes="1")[0].keys() == {1}
     assert seen == [str(file_of(root, 1))]
