@@ -12,7 +12,7 @@ door (`gwp.storage.door`); nothing outside this module asks a file system itself
 import io
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager, suppress
 from functools import partial
@@ -29,9 +29,10 @@ from gwp.storage.door import call, info_of, version_of
 from gwp.storage.door import filesystem as filesystem
 from gwp.storage.door import is_remote as is_remote
 from gwp.storage.errors import explained
-from gwp.storage.handles import Ends, Ranges, native
+from gwp.storage.handles import Ends, Ranges
 from gwp.storage.handles import read_ranges as read_ranges
 from gwp.storage.names import relative_names
+from gwp.storage.native import native, read_parts
 from gwp.storage.retry import answer_of
 
 
@@ -51,11 +52,17 @@ def read_bytes(uri: str, size: int | None = None) -> bytes:
     """
     if size is None or size == 0 or not is_remote(uri):
         return call(uri, lambda fs, path: bytes(fs.cat_file(path)))
-    # One byte more would come if there was one.
-    (data,) = read_ranges([uri], [0], [size + 1])
-    if len(data) != size:
+    return _read_parts(uri, size, [(0, size)])[0]
+
+
+def _read_parts(uri: str, size: int, parts: Sequence[tuple[int, int]]) -> list[bytes]:
+    """Bytes `begin` to `end` of a remote file of `size` bytes, for each part."""
+    if uri.startswith("s3://"):
+        return read_parts(uri, size, parts)
+    found = read_ranges([uri] * len(parts), [a for a, _ in parts], [b for _, b in parts])
+    if [len(part) for part in found] != [b - a for a, b in parts]:
         raise DataError(f"{uri}: changed while it was read; read it again")
-    return data
+    return found
 
 
 def size_of(uri: str) -> int | None:
@@ -217,18 +224,24 @@ def open_native(uri: str, ahead: int) -> Iterator[Any]:
         yield handle
 
 
-@contextmanager
-def open_ends(uri: str, size: int, ahead: int, for_native: bool = False) -> Iterator[Any]:
-    """As `open_read`, of a remote file of `size` bytes whose first and last `ahead` are fetched
-    at once. `for_native`: what lies between is read as by `open_native`.
+def read_ends(uri: str, size: int, ahead: int) -> tuple[bytes, bytes]:
+    """The first and the last `ahead` bytes of a remote file of `size`, the second empty where
+    the first are all.
     """
     begin, end = min(ahead, size), max(ahead, size - ahead)
-    # Without the second where the first is all there is; no store gives an empty range.
+    # No store gives an empty range.
     edges = [edge for edge in ((0, begin), (end, size)) if edge[0] < edge[1]]
-    parts = read_ranges([uri] * len(edges), [a for a, _ in edges], [b for _, b in edges])
-    if [len(part) for part in parts] != [b - a for a, b in edges]:
-        raise DataError(f"{uri}: changed while it was read; read it again")
-    head, tail = [*parts, b"", b""][:2]
+    head, tail = [*_read_parts(uri, size, edges), b"", b""][:2]
+    return head, tail
+
+
+@contextmanager
+def open_ends(
+    uri: str, size: int, ends: tuple[bytes, bytes], ahead: int, for_native: bool = False
+) -> Iterator[Any]:
+    """As `open_read`, of a remote file of `size` bytes whose ends were read. `for_native`: what
+    lies between is read as by `open_native`.
+    """
     with ExitStack() as opened:
 
         def rest() -> Any:
@@ -236,7 +249,7 @@ def open_ends(uri: str, size: int, ahead: int, for_native: bool = False) -> Iter
                 return opened.enter_context(open_native(uri, ahead))
             return opened.enter_context(open_read(uri, ahead))
 
-        yield io.BufferedReader(Ends(size, head, tail, rest))
+        yield io.BufferedReader(Ends(size, *ends, rest))
 
 
 def list_files(uri: str) -> dict[str, int]:

@@ -9,6 +9,7 @@ import math
 import os
 import stat
 from collections.abc import Callable
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, TypeVar
 from urllib.parse import urlparse
@@ -77,24 +78,54 @@ def _client_patience() -> dict[str, Any]:
     }
 
 
-def arrow_filesystem(uri: str) -> tuple[Any, str]:
-    """The pyarrow file system behind `uri` (for Ray Train and Parquet) and the path inside it."""
+def arrow_filesystem(uri: str, patient: bool = True) -> tuple[Any, str]:
+    """The pyarrow file system behind `uri` (for Ray Train and Parquet) and the path inside it.
+    `patient`: whether what fails is tried again.
+    """
     import pyarrow.fs as pafs
 
     if uri.startswith("s3://"):
-        endpoint = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL")
         # Each wait is about twice as long as the one before, from half a second on: together
         # they come near our patience.
-        attempts = 2 + int(math.log2(max(1.0, patience_s())))
-        kwargs: dict[str, Any] = {
-            "region": os.environ.get("AWS_REGION", "us-east-1"),
-            "retry_strategy": pafs.AwsStandardS3RetryStrategy(max_attempts=attempts),
-        }
-        if endpoint:
-            parsed = urlparse(endpoint)
-            kwargs |= {"endpoint_override": parsed.netloc, "scheme": parsed.scheme}
-        return pafs.S3FileSystem(**kwargs), uri.removeprefix("s3://").rstrip("/")
+        attempts = 2 + int(math.log2(max(1.0, patience_s()))) if patient else 1
+        settings = tuple(os.environ.get(name) for name in _SETTINGS)
+        return _arrow_s3(attempts, settings), uri.removeprefix("s3://").rstrip("/")
     return pafs.LocalFileSystem(), absolute(uri)
+
+
+_SETTINGS = (
+    "AWS_ENDPOINT_URL_S3",
+    "AWS_ENDPOINT_URL",
+    "AWS_REGION",
+    "AWS_ACCESS_KEY_ID",
+    "AWS_SECRET_ACCESS_KEY",
+    "AWS_SESSION_TOKEN",
+    "AWS_PROFILE",
+)
+"""Of the environment, on which a client depends."""
+
+
+@lru_cache(16)
+def _arrow_s3(attempts: int, settings: tuple[str | None, ...]) -> Any:
+    """A client costs some 30 ms. settings: values of `_SETTINGS`"""
+    import pyarrow as pa
+    import pyarrow.fs as pafs
+
+    endpoint = settings[0] or settings[1]
+    kwargs: dict[str, Any] = {
+        "region": settings[2] or "us-east-1",
+        "retry_strategy": pafs.AwsStandardS3RetryStrategy(max_attempts=attempts),
+    }
+    if endpoint:
+        parsed = urlparse(endpoint)
+        kwargs |= {"endpoint_override": parsed.netloc, "scheme": parsed.scheme}
+    # A client has as many connections as Arrow has threads when it is made.
+    threads = pa.io_thread_count()
+    pa.set_io_thread_count(max(threads, CONNECTIONS))
+    try:
+        return pafs.S3FileSystem(**kwargs)
+    finally:
+        pa.set_io_thread_count(threads)
 
 
 def call(uri: str, work: Callable[[fsspec.AbstractFileSystem, str], T], patient: bool = True) -> T:

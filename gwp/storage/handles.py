@@ -1,15 +1,13 @@
 """Open files of storage that outlive a bad moment of it."""
 
 import io
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from typing import Any, NoReturn
+from collections.abc import Callable
+from typing import Any
 
 import fsspec
 
-from gwp.errors import DataError, GwpError
-from gwp.storage.door import arrow_filesystem, call, filesystem, version_of
-from gwp.storage.retry import PATIENCE
+from gwp.errors import DataError
+from gwp.storage.door import call, filesystem, version_of
 
 
 def read_ranges(uris: list[str], starts: list[int], ends: list[int]) -> list[bytes]:
@@ -147,68 +145,3 @@ class Ends(io.RawIOBase):
 
     def readable(self) -> bool:
         return True
-
-
-@contextmanager
-def native(uri: str, ahead: int) -> Iterator[Any]:
-    """An object of S3 through Arrow. A read that fails, whatever a library made of it, leaves
-    the block as the error it was.
-    """
-    failures: list[OSError] = []
-    fs, path = arrow_filesystem(uri)
-    try:
-        raw = fs.open_input_file(path)
-    except OSError as error:
-        _explain_native(uri, error)
-    try:
-        with _Native(raw, failures) as handle:
-            yield io.BufferedReader(handle, ahead)
-    except Exception:
-        # The library holds its lock no longer, so Python threads may be waited for.
-        if failures:
-            _explain_native(uri, failures[0])
-        raise
-
-
-def _explain_native(uri: str, error: OSError) -> NoReturn:
-    """Raise what ails `uri`. Arrow, which has been patient in its own way, has words only; the
-    answer to our own client has a code.
-    """
-    call(uri, lambda fs, path: fs.cat_file(path, start=0, end=1))
-    raise GwpError(
-        f"{uri}: storage keeps failing ({error}); try later, or raise {PATIENCE}"
-    ) from error
-
-
-class _Native(io.RawIOBase):
-    """A file of Arrow's that notes what failed before a library between turns it into something
-    else.
-    """
-
-    def __init__(self, raw: Any, failures: list[OSError]) -> None:
-        self._raw = raw
-        self._failures = failures
-
-    def readinto(self, buffer: Any) -> int:
-        try:
-            return int(self._raw.readinto(buffer))
-        except OSError as error:
-            self._failures.append(error)
-            raise
-
-    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
-        return int(self._raw.seek(offset, whence))
-
-    def tell(self) -> int:
-        return int(self._raw.tell())
-
-    def seekable(self) -> bool:
-        return True
-
-    def readable(self) -> bool:
-        return True
-
-    def close(self) -> None:
-        if not self.closed:
-            self._raw.close()
-        super().close()

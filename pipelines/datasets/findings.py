@@ -18,7 +18,7 @@ from gwp.data.formats.reader import FileReader
 from gwp.data.formats.robot_set import Episode, RobotSet, VideoSpan
 from gwp.data.formats.videos import video_facts
 from gwp.data.source import Source
-from gwp.data.video.decode import VideoInfo
+from gwp.data.video.probe import VideoInfo
 from gwp.errors import DataError
 
 _RATE_TOLERANCE = 1e-5

@@ -15,7 +15,7 @@ from gwp.data.formats.reader import FileReader, several
 from gwp.data.formats.robot_set import RobotSet
 from gwp.data.formats.table import ROBOTS, VIDEOS
 from gwp.data.source import Source
-from gwp.data.video.decode import VideoInfo, open_to_probe, probe
+from gwp.data.video.probe import VideoInfo, open_to_probe, probe
 from gwp.errors import DataError
 from pipelines.console import table
 from pipelines.datasets.colours import check_colours

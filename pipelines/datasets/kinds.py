@@ -40,9 +40,11 @@ class RotationGuess:
             np.minimum(self._low, rows.min(0)),
             np.maximum(self._high, rows.max(0)),
         )
-        for i in range(len(self._off_unit)):
-            length = np.linalg.norm(rows[:, i : i + 4], axis=1)
-            self._off_unit[i] = max(self._off_unit[i], np.abs(length - 1).max())
+        if len(self._off_unit):
+            # `[n, d - 3]`: lengths of any four entries one behind the other.
+            square = rows**2
+            four = square[:, :-3] + square[:, 1:-2] + square[:, 2:-1] + square[:, 3:]
+            self._off_unit = np.maximum(self._off_unit, np.abs(np.sqrt(four) - 1).max(0))
 
     def findings(self) -> Iterator[Finding]:
         """One per angle that jumps by a turn, and per four numbers of length 1."""

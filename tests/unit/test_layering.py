@@ -166,6 +166,7 @@ STORAGE = {
     "gwp/storage/door.py",
     "gwp/storage/handles.py",
     "gwp/storage/multipart.py",
+    "gwp/storage/native.py",
 }
 CLIENTS = {
     "fsspec",

@@ -22,6 +22,8 @@ _OF_ROBOTS = ("embodiment", "cameras", "state", "action", "fps", "only")
 _DEEP = 3
 """Folders below a source in which sets are looked for that it might have named."""
 
+_LISTS = 16
+"""Folders of which it stays what lies there."""
 _POINTER = f"is a Git LFS pointer and not the file; {ADVICE}"
 
 
@@ -50,10 +52,10 @@ def set_at(source: NamedSource, reader: FileReader | None = None) -> RobotSet | 
 
     reader: keeps what is read of files; None: one for this call.
     """
-    place = _place_of(source)
+    reader = reader or FileReader()
+    place = _place_of(source, reader)
     if place.format is None:
         raise DataError(_nothing(source.uri) if not place.files else _nothing_known(source.uri))
-    reader = reader or FileReader()
     if place.format in ROBOTS:
         return _read_robots(place, place.format, source, reader)
     _check_options(source, place.format)
@@ -77,10 +79,11 @@ def robots_at(source: NamedSource, reader: FileReader | None = None) -> RobotSet
     # No look at the storage is needed for that.
     if source.format in VIDEOS:
         return None
-    place = _place_of(source)
+    reader = reader or FileReader()
+    place = _place_of(source, reader)
     if place.format not in ROBOTS:
         return None
-    return _read_robots(place, place.format, source, reader or FileReader())
+    return _read_robots(place, place.format, source, reader)
 
 
 def _read_robots(place: _Place, name: str, source: NamedSource, reader: FileReader) -> RobotSet:
@@ -126,11 +129,12 @@ def usable_episodes(
     return usable if source.only is None else with_outcome(data, source.only, usable, reader)
 
 
-def _place_of(source: NamedSource) -> _Place:
+def _place_of(source: NamedSource, reader: FileReader) -> _Place:
     known = formats()
     # A named format is taken at the user's word: `read_set` says what is lacking.
     some = known if source.format == AUTO else {source.format: known[source.format]}
-    uri, files = _listed(source.uri, tuple(e for form in some.values() for e in form.endings))
+    endings = tuple(e for form in some.values() for e in form.endings)
+    uri, files = reader.once(_LISTS, _listed, source.uri, endings)
     if source.format != AUTO:
         return _Place(uri, files, source.format)
     # Sets in folders of their own are not one: neither their videos nor their files together.

@@ -4,17 +4,18 @@ import io
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import lru_cache
 from threading import Lock
 from typing import Any, TypeVar, TypeVarTuple
 
 from gwp import storage
 from gwp.data.formats.spool import Spool
+from gwp.errors import DataError, MissingError
 
 WHOLE = 8 << 20
 """Remote files up to this many bytes are fetched in one request, and kept."""
-_ENDS = 256 << 10
+ENDS = 256 << 10
 """Bytes of either end of a larger one, where indices lie."""
 _AT_ONCE = 32
 """Files that are looked at at a time where storage is far away."""
@@ -63,34 +64,66 @@ class FileReader:
         self._kept: dict[Callable[..., Any], Callable[..., Any]] = {}
         self._lock = Lock()
         self._spool = Spool()
+        # URI -> both ends of a file that is going to be opened.
+        self._fetched: dict[str, tuple[bytes, bytes]] = {}
+
+    def fetch(self, uri: str, size: int, whole: int = WHOLE) -> None:
+        """Get what `open` will need of a remote file: all of it up to `whole` bytes, else both
+        ends. From any thread; it waits in memory until the file is opened.
+        """
+        if storage.is_remote(uri) and not self._spool.has(uri) and uri not in self._fetched:
+            # What is wrong with a file is told when it is opened.
+            with suppress(DataError, MissingError):
+                self._fetched[uri] = self._ends(uri, size, whole)
+
+    @staticmethod
+    def _ends(uri: str, size: int, whole: int) -> tuple[bytes, bytes]:
+        return storage.read_ends(uri, size, size if size <= whole else ENDS)
+
+    def read(self, uri: str, size: int) -> bytes:
+        """All of a file, as `open` gives it."""
+        if not storage.is_remote(uri):
+            return storage.read_bytes(uri)
+        with self.open(uri, size) as handle:
+            data: bytes = handle.read()
+            return data
 
     @contextmanager
     def open(
-        self, uri: str, size: int | None = None, ahead: int | None = None, native: bool = False
+        self,
+        uri: str,
+        size: int | None = None,
+        whole: int = WHOLE,
+        keep: bool = True,
+        native: bool = False,
     ) -> Iterator[Any]:
         """A seekable binary handle. A remote file whose `size` is given is fetched whole where
-        it is small, and then costs no further request; of a larger one both ends come at once.
+        it has up to `whole` bytes; of a larger one both ends come first.
 
-        ahead: bytes that are fetched at a time otherwise; native: as `storage.open_native`
+        keep: whether a small one is opened again, and then costs no further request; native: as
+        `storage.open_native`
         """
         if not storage.is_remote(uri):
             with storage.open_read(uri) as handle:
                 yield handle
             return
         data = self._spool.get(uri)
-        if data is None and size is not None and size <= WHOLE:
-            data = storage.read_bytes(uri, size)
-            self._spool.put(uri, data)
         if data is not None:
             yield io.BytesIO(data)
         elif size is not None:
-            with storage.open_ends(uri, size, ahead or _ENDS, native) as handle:
-                yield handle
+            ends = self._fetched.pop(uri, None) or self._ends(uri, size, whole)
+            if len(ends[0]) == size:
+                if keep:
+                    self._spool.put(uri, ends[0])
+                yield io.BytesIO(ends[0])
+            else:
+                with storage.open_ends(uri, size, ends, ENDS, native) as handle:
+                    yield handle
         elif native:
-            with storage.open_native(uri, ahead or _ENDS) as handle:
+            with storage.open_native(uri, ENDS) as handle:
                 yield handle
         else:
-            with storage.open_read(uri, ahead) as handle:
+            with storage.open_read(uri) as handle:
                 yield handle
 
     def once(self, most: int, read: Callable[[*Ts], T], *args: *Ts) -> T:

@@ -1,11 +1,13 @@
 """Facts of the video files of a robot set."""
 
 from gwp import storage
-from gwp.data.formats.reader import FileReader
+from gwp.data.formats.reader import ENDS, FileReader
 from gwp.data.formats.robot_set import RobotSet
-from gwp.data.video.decode import VideoInfo, open_to_probe, probe
+from gwp.data.video.probe import VideoInfo, probe
 from gwp.errors import DataError
 
+_WHOLE = 2 * ENDS
+"""Bytes of a video that is fetched whole to look at it; of larger ones an end has the index."""
 _FILES = 65536
 """Videos of which the facts stay."""
 
@@ -14,15 +16,22 @@ def video_facts(data: RobotSet, file: str, reader: FileReader) -> VideoInfo | st
     """Facts of a video file below a set, or why it cannot be read."""
     if file not in data.files:
         return f"{file} is missing"
-    facts = reader.once(_FILES, _probe, storage.join(data.uri, file), data.files[file])
+    uri = storage.join(data.uri, file)
+    facts = reader.once(_FILES, _probe, reader, uri, data.files[file])
     return f"{file} {facts}" if isinstance(facts, str) else facts
 
 
-def _probe(uri: str, size: int) -> VideoInfo | str:
+def fetch_video(data: RobotSet, file: str, reader: FileReader) -> None:
+    """What `video_facts` will need of a file that is far away."""
+    if file in data.files:
+        reader.fetch(storage.join(data.uri, file), data.files[file], _WHOLE)
+
+
+def _probe(reader: FileReader, uri: str, size: int) -> VideoInfo | str:
     try:
         # A reason is returned, not raised: the reader keeps results only, and would probe a
         # broken file again and again.
-        with open_to_probe(uri, size) as handle:
+        with reader.open(uri, size, _WHOLE, keep=False) as handle:
             return probe(handle)
     except DataError as error:
         return str(error)

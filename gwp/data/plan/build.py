@@ -23,7 +23,7 @@ from gwp.data.records import Place, Skipped, View
 from gwp.data.source import Source
 from gwp.data.sources import check_once
 from gwp.data.text import normalise, text_hash
-from gwp.data.video.decode import VideoInfo
+from gwp.data.video.probe import VideoInfo
 from gwp.data.video.shots import Look
 from gwp.data.window import ClipWindow, Window
 from gwp.errors import DataError

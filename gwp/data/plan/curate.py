@@ -8,7 +8,7 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict, Field
 
 from gwp.data.buckets import Bucket, tile
-from gwp.data.video.decode import VideoInfo, open_to_probe, probe
+from gwp.data.video.probe import VideoInfo, open_to_probe, probe
 from gwp.data.video.shots import Look, look
 from gwp.data.window import ClipWindow
 from gwp.errors import DataError

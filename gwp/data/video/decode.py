@@ -18,14 +18,14 @@ from av.video.reformatter import Interpolation, VideoReformatter
 from gwp import storage
 from gwp.data.pointers import ADVICE, HEAD
 from gwp.errors import DataError, GwpError
-from gwp.yuv import Picture, picture_of, quarter_turns
+from gwp.yuv import Picture, picture_of
 
 _CONTAINERS = "mov,matroska,avi,mpegts,mpeg,flv,ogg,asf,h264,hevc,m4v,ivf"
 """Forms of video files that are read. FFmpeg also knows lists of files, and would open those."""
+_MP4 = b"ftyp"
+"""With which an MP4 or MOV file begins, behind four bytes."""
 _WHOLE_FILE = 8 << 20
 """Remote files up to this many bytes are fetched in one request."""
-_ENDS = 256 << 10
-"""Bytes of either end of a larger one that are fetched to look at it."""
 _AHEAD = 1 << 19
 """Bytes fetched behind a range of a larger remote file: about what a store sends in the time
 that asking once more takes.
@@ -52,32 +52,6 @@ WORK = Work()
 """Of this process so far."""
 
 
-@dataclass(frozen=True)
-class VideoInfo:
-    """Facts of a video stream. `width`, `height`: as it is shown, pixels. `gop`: largest
-    distance between key frames, frames.
-
-    `fps`: Hz, mean over the stream. `others`: streams beside it in the file, e.g. sound or a
-    second picture. `uneven`: how far the k-th frame is from k / fps at most, in frames; from
-    0.5 on the frame nearest to that time is another one.
-    """
-
-    width: int
-    height: int
-    fps: float
-    frames: int
-    codec: str
-    gop: int
-    size: int
-    others: int = 0
-    uneven: float = 0.0
-
-    @property
-    def duration_s(self) -> float:
-        """Seconds from the first frame to the end of the last."""
-        return self.frames / self.fps
-
-
 @contextmanager
 def open_video(uri: str, size: int | None = None, offset: int = 0) -> Iterator[Any]:
     """A seekable binary handle on a video; small remote ones are fetched whole. `size`: bytes,
@@ -93,19 +67,6 @@ def open_video(uri: str, size: int | None = None, offset: int = 0) -> Iterator[A
         yield Part(handle, offset, size) if offset and size is not None else handle
     finally:
         handle.close()
-
-
-@contextmanager
-def open_to_probe(uri: str, size: int, offset: int = 0) -> Iterator[Any]:
-    """As `open_video`, for what `probe` reads: of a remote file both ends, one of which has the
-    index.
-    """
-    if offset or not storage.is_remote(uri) or size <= 2 * _ENDS:
-        with open_video(uri, size, offset) as handle:
-            yield handle
-        return
-    with storage.open_ends(uri, size, _ENDS) as handle:
-        yield handle
 
 
 class Part(io.RawIOBase):
@@ -146,11 +107,17 @@ class Part(io.RawIOBase):
 
 
 @contextmanager
-def _stream(handle: Any) -> Iterator[tuple[Any, Any]]:
-    """Container and first real video stream (cover pictures are not)."""
+def video_stream(handle: Any, index_only: bool = False) -> Iterator[tuple[Any, Any]]:
+    """Container and first real video stream (cover pictures are not). `index_only`: without the
+    frames that FFmpeg decodes to know more of a stream, where an index says enough.
+    """
+    handle.seek(0)
+    options = {"format_whitelist": _CONTAINERS}
+    if index_only and handle.read(12)[4:8] == _MP4:
+        options |= {"probesize": "32", "analyzeduration": "0"}
     handle.seek(0)
     try:
-        with av.open(handle, container_options={"format_whitelist": _CONTAINERS}) as container:
+        with av.open(handle, container_options=options) as container:
             streams = [
                 s
                 for s in container.streams.video
@@ -183,59 +150,6 @@ def _stream(handle: Any) -> Iterator[tuple[Any, Any]]:
         ) from error
 
 
-def probe(handle: Any) -> VideoInfo:
-    """Facts of a video; only its first frame is decoded. Raises DataError when it is no video
-    or its data end before its index does.
-    """
-    size = handle.seek(0, io.SEEK_END)
-    with _stream(handle) as (container, stream):
-        rate = stream.average_rate or stream.guessed_rate
-
-        # Per frame: whether it is a key frame, and where its data end.
-        entries = [
-            (e.is_keyframe, e.pos + e.size) for e in stream.index_entries if not e.is_discard
-        ]
-        stamps = [e.timestamp for e in stream.index_entries if not e.is_discard]
-        if "mp4" not in container.format.name:
-            # Other containers index key frames only, so their packets are counted.
-            packets = [
-                (p.is_keyframe, p.pts)
-                for p in container.demux(stream)
-                if p.size and not p.is_discard
-            ]
-            entries = [(key, 0) for key, _ in packets]
-            stamps = [pts for _, pts in packets if pts is not None]
-        if not entries or not rate:
-            raise DataError("holds no frames")
-        if max(end for _, end in entries) > size:
-            raise DataError("its data end before its last frame; the file is truncated")
-
-        keys = [i for i, (key, _) in enumerate(entries) if key] or [0]
-        gop = max(b - a for a, b in zip(keys, [*keys[1:], len(entries)], strict=True))
-        codec = stream.codec_context.codec.canonical_name
-        width, height = _upright(container, stream)
-
-        # Times of decoding, in order, are those of showing but for a shift.
-        per_tick = float(rate * (stream.time_base or 1))
-        even = np.arange(len(stamps)) / per_tick
-        off = np.sort(np.array(stamps, np.int64)) - min(stamps, default=0) - even
-        uneven = float(np.abs(off).max(initial=0.0) * per_tick)
-        others = len(container.streams) - 1
-        return VideoInfo(width, height, float(rate), len(entries), codec, gop, size, others, uneven)
-
-
-def _upright(container: Any, stream: Any) -> tuple[int, int]:
-    """Width and height as a video is shown; only its frames tell whether they are turned."""
-    width, height = stream.codec_context.width, stream.codec_context.height
-    try:
-        container.seek(int(stream.start_time or 0), stream=stream)
-        first = next(container.decode(stream), None)
-    except av.error.FFmpegError:
-        # Whoever reads frames learns which of them are damaged.
-        first = None
-    return (height, width) if first is not None and quarter_turns(first) % 2 else (width, height)
-
-
 def frames_at(
     handle: Any, times: Sequence[float], tolerance: float | None
 ) -> Iterator[tuple[float, Picture]]:
@@ -247,7 +161,7 @@ def frames_at(
     (short groups of pictures) and reads on where it does not.
     """
     convert = VideoReformatter()
-    with _stream(handle) as (container, stream):
+    with video_stream(handle) as (container, stream):
         walk = _Walk(container, stream)
         if hasattr(handle, "fetch"):
             handle.fetch(walk.ranges(times))
@@ -386,7 +300,7 @@ def small_frames(handle: Any, width: int, height: int) -> Iterator[tuple[float, 
     the stream breaks off.
     """
     convert = VideoReformatter()
-    with _stream(handle) as (container, stream):
+    with video_stream(handle) as (container, stream):
         tick = float(stream.time_base)
         origin = int(stream.start_time or 0)
         for frame in container.decode(stream):

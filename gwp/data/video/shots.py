@@ -12,7 +12,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from gwp.data.video.decode import VideoInfo, open_video, probe, small_frames
+from gwp.data.video.decode import open_video, small_frames
+from gwp.data.video.probe import VideoInfo, probe
 from gwp.errors import DataError
 
 _WIDTH, _HEIGHT = 32, 18

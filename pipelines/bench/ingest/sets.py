@@ -15,7 +15,8 @@ import pyarrow as pa
 from gwp import storage
 from gwp.data.formats.lerobot.read import INFO
 from gwp.data.latent_cache import LatentCache, sample_names
-from gwp.data.video.decode import open_video, probe
+from gwp.data.video.decode import open_video
+from gwp.data.video.probe import probe
 from gwp.errors import GwpError
 from pipelines.bench.ingest.jobs import WHOLE_FRAMES, Shape
 from pipelines.bench.ingest.s3 import CountedS3, Traffic

@@ -15,8 +15,8 @@ from gwp.data.formats.lerobot.spans import frame_of, shared_spans
 from gwp.data.formats.lerobot.tasks import by_row, says_something, text_of
 from gwp.data.formats.reader import FileReader, several
 from gwp.data.formats.robot_set import Episode, RobotSet
-from gwp.data.formats.videos import video_facts
-from gwp.data.video.decode import VideoInfo
+from gwp.data.formats.videos import fetch_video, video_facts
+from gwp.data.video.probe import VideoInfo
 from gwp.errors import DataError
 
 _UNEVEN, _DRIFT = 0.45, 0.1
@@ -40,10 +40,14 @@ class EpisodeCheck:
         wanted = [e for e in episodes if not e.problem and (vectors or self._tells(e))]
         data = sorted({e.data_file for e in wanted} | {s.file for s in spans if s.key})
         videos = sorted({s.file for s in spans if not s.key})
-        for _ in several(self.set.uri, self.files.table, data):
-            pass
-        for _ in several(self.set.uri, self.video, videos):
-            pass
+        # Requests in threads, parsing here: many that want Python's lock are slower than one.
+        for file, _ in zip(data, several(self.set.uri, self.files.fetch, data), strict=True):
+            self.files.table(file)
+        for file, _ in zip(videos, several(self.set.uri, self._fetch_video, videos), strict=True):
+            self.video(file)
+
+    def _fetch_video(self, file: str) -> None:
+        fetch_video(self.set, file, self.reader)
 
     def video(self, file: str) -> VideoInfo | str:
         """Facts of a video file, or why it cannot be read."""

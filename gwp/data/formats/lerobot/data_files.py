@@ -14,7 +14,7 @@ import pyarrow as pa
 from gwp import storage
 from gwp.data.formats.lerobot.rows import DataFile, Held, look
 from gwp.data.formats.parquet import parquet_errors
-from gwp.data.formats.reader import FileReader
+from gwp.data.formats.reader import WHOLE, FileReader
 from gwp.data.formats.robot_set import Episode, RobotSet
 from gwp.errors import DataError
 
@@ -36,6 +36,15 @@ class DataFiles:
             if not episode.problem:
                 self._listed[episode.data_file].append((episode.index, episode.length))
         self._tables: dict[str, DataFile | str] = {}
+
+    def fetch(self, file: str) -> None:
+        """What `table` will need of a file that is far away, from any thread."""
+        size = self.set.files.get(file)
+        if size is not None and size <= WHOLE:
+            self.reader.fetch(storage.join(self.set.uri, file), size)
+        else:
+            # It asks for parts, one after another.
+            self.table(file)
 
     def table(self, file: str) -> DataFile | str:
         """What a data file holds, or why it cannot be read."""

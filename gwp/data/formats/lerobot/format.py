@@ -25,12 +25,14 @@ def read_set(
     uri: str,
     files: dict[str, int],
     source: SetSource,
-    reader: FileReader,  # noqa: ARG001
+    reader: FileReader,
 ) -> RobotSet:
     """As `read.read_set`, with the columns and the split of the source. DataError when it gives
     another rate than the set.
     """
-    data = read.read_set(uri, source.state, source.action, files, source.split, source.instruction)
+    data = read.read_set(
+        uri, source.state, source.action, files, source.split, source.instruction, reader
+    )
     # For its error alone: the rate is the one of info.json.
     source.rate(data.fps, "")
     return data

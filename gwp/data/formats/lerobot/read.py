@@ -21,6 +21,7 @@ from gwp.data.formats.lerobot.repair import absent_cameras, mend_paths
 from gwp.data.formats.lerobot.splits import split_of
 from gwp.data.formats.lerobot.tables import MetaFiles
 from gwp.data.formats.listing import list_recordings
+from gwp.data.formats.reader import FileReader
 from gwp.data.formats.robot_set import (
     ACTION,
     STATE,
@@ -60,11 +61,12 @@ def read_set(
     files: dict[str, int] | None = None,
     split: str | None = None,
     instruction: str | None = None,
+    reader: FileReader | None = None,
 ) -> RobotSet:
     """Metadata of the set at `uri`. `state`, `action`: columns that make up the vectors, in
     place of the usual ones. `files`: what is there; None: it is listed. `split`: one that
     info.json names; None: all episodes. `instruction`: column that says what is done, in place
-    of `task_index`.
+    of `task_index`. `reader`: keeps what is read; None: one for this call.
 
     Raises DataError when it is no LeRobot set, is of another version, is empty, has no such
     column or split, or its metadata are broken.
@@ -75,7 +77,7 @@ def read_set(
             f"{uri}: not a LeRobot set ({INFO} is missing); check the URI, or set `format: "
             "clips` for plain videos"
         )
-    meta = MetaFiles(uri, files)
+    meta = MetaFiles(uri, files, reader or FileReader())
     raw = meta.read(INFO)
     try:
         info: dict[str, Any] = json.loads(raw)

@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 
 from gwp.data.formats.robot_set import Episode, VideoSpan
-from gwp.data.video.decode import VideoInfo
+from gwp.data.video.probe import VideoInfo
 
 _OFF = 0.25
 """Share of a frame by which a start may differ from a whole number of frames before it is taken

@@ -213,6 +213,8 @@ def _whole(column: pa.ChunkedArray) -> np.ndarray:
     """int64 `[rows]`; `_UNKNOWN` where a row has no whole number. Conversions write floats,
     texts and lists of one.
     """
+    if pa.types.is_int64(column.type) and not column.null_count:
+        return np.asarray(column.to_numpy())
     try:
         values = parquet.matrix(column, "")[:, 0] if len(column) else np.empty(0)
     except (pa.ArrowException, DataError):

@@ -4,7 +4,7 @@ from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
 
 from gwp.data.formats.robot_set import Episode
-from gwp.data.video.decode import VideoInfo
+from gwp.data.video.probe import VideoInfo
 
 
 def frame_of(start_s: float, fps: float, own: float) -> int:

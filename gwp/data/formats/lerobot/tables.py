@@ -13,7 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from gwp import storage
-from gwp.data.formats.reader import several
+from gwp.data.formats.reader import FileReader, several
 
 _EPISODE = re.compile(r'"episode_index"\s*:\s*"?(\d+)"?\s*[,}]')
 
@@ -40,9 +40,9 @@ class Table:
 class MetaFiles:
     """The files of a set's metadata, each fetched once. Whoever reads a set makes one."""
 
-    def __init__(self, uri: str, files: dict[str, int]) -> None:
+    def __init__(self, uri: str, files: dict[str, int], reader: FileReader) -> None:
         """files: of the whole set, with their bytes"""
-        self.uri, self.files = uri, files
+        self.uri, self.files, self._reader = uri, files, reader
         self._read: dict[str, bytes] = {}
 
     def read(self, name: str) -> bytes:
@@ -57,7 +57,7 @@ class MetaFiles:
         self._read |= zip(wanted, several(self.uri, self._fetch, wanted), strict=True)
 
     def _fetch(self, name: str) -> bytes:
-        return storage.read_bytes(storage.join(self.uri, name), self.files[name])
+        return self._reader.read(storage.join(self.uri, name), self.files[name])
 
 
 def json_lines(meta: MetaFiles, name: str) -> Table:

@@ -20,7 +20,7 @@ from gwp.data.formats.lerobot.write import LeRobotWriter
 from gwp.data.formats.pictures import open_frames
 from gwp.data.formats.reader import FileReader
 from gwp.data.source import Source
-from gwp.data.video.decode import probe
+from gwp.data.video.probe import probe
 from gwp.errors import DataError, GwpError
 from gwp.model.codecs.hashed import HashedTextEncoder
 from gwp.model.codecs.saved import pretrained

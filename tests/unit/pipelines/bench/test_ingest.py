@@ -10,7 +10,8 @@ from gwp import storage
 from gwp.data.decode import decode_samples
 from gwp.data.formats.reader import FileReader
 from gwp.data.video import decode as video
-from gwp.data.video.decode import WORK, probe
+from gwp.data.video.decode import WORK
+from gwp.data.video.probe import probe
 from gwp.errors import GwpError
 from pipelines.bench.ingest.jobs import Shape, job_for, made_set, prepared_for
 from pipelines.bench.ingest.s3 import counted_s3

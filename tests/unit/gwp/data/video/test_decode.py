@@ -9,7 +9,8 @@ import av
 import numpy as np
 import pytest
 
-from gwp.data.video.decode import _Walk, decode_frames, frames_at, open_video, probe
+from gwp.data.video.decode import _Walk, decode_frames, frames_at, open_video
+from gwp.data.video.probe import probe
 from gwp.errors import DataError, GwpError
 from tests.support.sets import FPS, frame_number, write_pictures, write_video
 

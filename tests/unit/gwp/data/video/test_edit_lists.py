@@ -13,7 +13,8 @@ from gwp.data.decode import SampleSpec, decode_samples
 from gwp.data.formats.reader import FileReader
 from gwp.data.plan.build import build_manifest
 from gwp.data.source import Source
-from gwp.data.video.decode import decode_frames, open_video, probe
+from gwp.data.video.decode import decode_frames, open_video
+from gwp.data.video.probe import probe
 from gwp.data.window import ClipWindow, Window
 from gwp.errors import DataError
 from tests.support.sets import FPS, TOP, frame_number, write_v21, write_video

@@ -1,0 +1,114 @@
+"""Facts of a video file, from its index and its first frame."""
+
+import io
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import av
+import numpy as np
+
+from gwp import storage
+from gwp.data.video.decode import open_video, video_stream
+from gwp.errors import DataError
+from gwp.yuv import quarter_turns
+
+_ENDS = 256 << 10
+"""Bytes of either end of a larger one that are fetched to look at it."""
+
+
+@dataclass(frozen=True)
+class VideoInfo:
+    """Facts of a video stream. `width`, `height`: as it is shown, pixels. `gop`: largest
+    distance between key frames, frames.
+
+    `fps`: Hz, mean over the stream. `others`: streams beside it in the file, e.g. sound or a
+    second picture. `uneven`: how far the k-th frame is from k / fps at most, in frames; from
+    0.5 on the frame nearest to that time is another one.
+    """
+
+    width: int
+    height: int
+    fps: float
+    frames: int
+    codec: str
+    gop: int
+    size: int
+    others: int = 0
+    uneven: float = 0.0
+
+    @property
+    def duration_s(self) -> float:
+        """Seconds from the first frame to the end of the last."""
+        return self.frames / self.fps
+
+
+@contextmanager
+def open_to_probe(uri: str, size: int, offset: int = 0) -> Iterator[Any]:
+    """As `open_video`, for what `probe` reads: of a remote file both ends, one of which has the
+    index.
+    """
+    if offset or not storage.is_remote(uri) or size <= 2 * _ENDS:
+        with open_video(uri, size, offset) as handle:
+            yield handle
+        return
+    ends = storage.read_ends(uri, size, _ENDS)
+    with storage.open_ends(uri, size, ends, _ENDS) as handle:
+        yield handle
+
+
+def probe(handle: Any) -> VideoInfo:
+    """Facts of a video; only its first frame is decoded. Raises DataError when it is no video
+    or its data end before its index does.
+    """
+    size = handle.seek(0, io.SEEK_END)
+    with video_stream(handle, index_only=True) as (container, stream):
+        rate = stream.average_rate or stream.guessed_rate
+
+        # Per frame: whether it is a key frame, where its data end, and its time.
+        index = [
+            (e.is_keyframe, e.pos + e.size, e.timestamp)
+            for e in stream.index_entries
+            if not e.is_discard
+        ]
+        entries = [(key, end) for key, end, _ in index]
+        stamps = [stamp for _, _, stamp in index]
+        if "mp4" not in container.format.name:
+            # Other containers index key frames only, so their packets are counted.
+            packets = [
+                (p.is_keyframe, p.pts)
+                for p in container.demux(stream)
+                if p.size and not p.is_discard
+            ]
+            entries = [(key, 0) for key, _ in packets]
+            stamps = [pts for _, pts in packets if pts is not None]
+        if not entries or not rate:
+            raise DataError("holds no frames")
+        if max(end for _, end in entries) > size:
+            raise DataError("its data end before its last frame; the file is truncated")
+
+        keys = [i for i, (key, _) in enumerate(entries) if key] or [0]
+        gop = max(b - a for a, b in zip(keys, [*keys[1:], len(entries)], strict=True))
+        codec = stream.codec_context.codec.canonical_name
+        width, height = _upright(container, stream)
+
+        # Times of decoding, in order, are those of showing but for a shift.
+        per_tick = float(rate * (stream.time_base or 1))
+        even = np.arange(len(stamps)) / per_tick
+        off = np.sort(np.array(stamps, np.int64)) - min(stamps, default=0) - even
+        uneven = float(np.abs(off).max(initial=0.0) * per_tick)
+        others = len(container.streams) - 1
+        return VideoInfo(width, height, float(rate), len(entries), codec, gop, size, others, uneven)
+
+
+def _upright(container: Any, stream: Any) -> tuple[int, int]:
+    """Width and height as a video is shown; only its frames tell whether they are turned."""
+    width, height = stream.codec_context.width, stream.codec_context.height
+    try:
+        container.seek(int(stream.start_time or 0), stream=stream)
+        first = next(container.decode(stream), None)
+    except av.error.FFmpegError:
+        # Whoever reads frames learns which of them are damaged.
+        first = None
+    return (height, width) if first is not None and quarter_turns(first) % 2 else (width, height)
