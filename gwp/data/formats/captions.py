@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from gwp import storage
-from gwp.data.formats.clip_set import caption_in
+from gwp.data.formats.clip_set import caption_in, caption_of, legible
 from gwp.errors import DataError
 from gwp.storage.names import shown_all
 
@@ -67,6 +67,11 @@ def captions_of(
     remarks: list[Remark] = []
     for table in (n for n in sorted(files) if n.rpartition("/")[2] in TABLES):
         for row in _rows(uri, table):
+            try:
+                legible(row.caption)
+            except ValueError as error:
+                remarks.append((row.place, f"what it says {error}"))
+                continue
             remarks += _place(row, known, of_name, said)
     _read_beside(uri, files, videos, said, remarks)
     captions: dict[str, str] = {}
@@ -173,9 +178,11 @@ def _read_beside(
         wanted += [(video, name) for name in there]
     with ThreadPoolExecutor(8 if storage.is_remote(uri) else 1) as pool:
         texts = pool.map(lambda entry: _text(storage.join(uri, entry[1])), wanted)
-        for (video, name), text in zip(wanted, texts, strict=True):
+        for (video, name), (text, wrong) in zip(wanted, texts, strict=True):
             if text:
                 said.beside.setdefault(video, []).append((name, text))
+            if wrong:
+                remarks.append((video, f"{name} {wrong}"))
 
 
 def names_beside(video: str) -> list[str]:
@@ -197,12 +204,10 @@ def _stem(video: str) -> str:
     return video.rpartition(".")[0]
 
 
-def _text(place: str) -> str:
-    text = storage.read_bytes(place).decode("utf-8-sig", "replace")
-    if place.endswith(".txt"):
-        return " ".join(text.split())
+def _text(place: str) -> tuple[str, str]:
+    """The caption in a file, and what is wrong with it."""
     try:
-        about = json.loads(text)
-    except (ValueError, RecursionError):
-        return ""
-    return caption_in(about)
+        text = caption_of(place, storage.read_bytes(place))
+    except ValueError as error:
+        return "", str(error)
+    return (" ".join(text.split()) if place.endswith(".txt") else text), ""
