@@ -73,12 +73,15 @@ class Source(BaseModel):
     split: str | None = None
     """Split of a set that has some; None: the only one, or in LeRobot and HDF5 all episodes."""
     instruction: str | None = None
-    """Column of a LeRobot set that says what is done, row by row: texts, or numbers of its
-    tasks (`annotation.*`, `subtask_index`); None: `task_index`, and the tasks of the episode.
+    """What says what is done, of the episode or row by row. LeRobot: a column of texts, or of
+    numbers of its tasks (`annotation.*`, `subtask_index`). RLDS: a text of the steps
+    (`language_instruction_2`) or of the episode (`episode_metadata/...`). HDF5: an attribute or
+    a column of texts of each episode. None: the usual one of the format.
     """
     only: str | None = None
-    """Column that tells how an episode ended (`next.success`, `success`): only those whose last
-    value of it is true. None: all.
+    """What tells how an episode ended: a column (`next.success`), of which the last value has to
+    be true, or a number of the episode: an attribute or a single value in HDF5, one of
+    `episode_metadata` in RLDS, of the list of episodes in LeRobot. None: all.
     """
     resample: bool = False
     """Bring a set of another rate to the rate of its robot; off: such a set is an error."""

@@ -45,10 +45,12 @@ def add_source_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--instruction",
         metavar="COLUMN",
-        help="column of a LeRobot set that says what is done (default: task_index)",
+        help="column, or text of each episode, that says what is done (default: the usual one)",
     )
     parser.add_argument(
-        "--only", metavar="COLUMN", help="only episodes whose last value in this column is true"
+        "--only",
+        metavar="COLUMN",
+        help="only episodes whose last value in this column, or number of this name, is true",
     )
     parser.add_argument(
         "--state",

@@ -6,7 +6,7 @@ import io
 import json
 import struct
 import tarfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -165,9 +165,10 @@ def write_rlds(
     shards: Sequence[int] = (1, 1),
     split: str = "train",
     lost: int = 0,
+    more: Callable[[int, int], dict[str, Any]] = lambda episode, rows: {},
 ) -> Path:
     """`shards`: episodes in each file. `lost`: pictures of the wrist that the last episode
-    lacks.
+    lacks. `more`: other features of an episode of so many rows, lists of texts or numbers.
     """
     root.mkdir(parents=True, exist_ok=True)
     picture_of = {
@@ -177,17 +178,25 @@ def write_rlds(
             "encodingFormat": "png",
         }
     }
-    observation = {TOP: picture_of, WRIST: picture_of, "state": _tensor(3)}
-    steps = {
+    observation: dict[str, Any] = {TOP: picture_of, WRIST: picture_of, "state": _tensor(3)}
+    steps: dict[str, Any] = {
         "action": _tensor(2),
         "is_first": _tensor(None, "bool"),
         "language_instruction": {"text": {}},
         "reward": _tensor(None),
         "observation": {"featuresDict": {"features": observation}},
     }
-    about = {
+    about: dict[str, Any] = {
         "steps": {"sequence": {"feature": {"featuresDict": {"features": steps}}, "length": "-1"}}
     }
+    for name, given in more(0, 1).items():
+        *folders, last = name.removeprefix("steps/").split("/")
+        kind = {"text": {}} if isinstance(given, list) else _tensor(None)
+        if name.startswith("steps/"):
+            (observation if folders else steps)[last] = kind
+        else:
+            inner = about.setdefault("episode_metadata", {"featuresDict": {"features": {}}})
+            inner["featuresDict"]["features"][last] = kind
     (root / "features.json").write_text(json.dumps({"featuresDict": {"features": about}}))
     info = {
         "name": "tester",
@@ -212,6 +221,7 @@ def write_rlds(
                             encoded(WRIST, episode, k) for k in range(shown)
                         ],
                         "steps/reward": -np.arange(n),
+                        **more(episode, n),
                     },
                     packed,
                 )

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from gwp import storage
-from gwp.data.formats.clip_set import caption_in
+from gwp.data.formats.clip_set import caption_in, caption_of, legible
 from gwp.data.formats.reader import several
 from gwp.errors import DataError
 from gwp.storage.names import shown_all
@@ -67,6 +67,11 @@ def captions_of(
     remarks: list[Remark] = []
     for table in (n for n in sorted(files) if n.rpartition("/")[2] in TABLES):
         for row in _rows(uri, table):
+            try:
+                legible(row.caption)
+            except ValueError as error:
+                remarks.append((row.place, f"what it says {error}"))
+                continue
             remarks += _place(row, known, of_name, said)
     _read_beside(uri, files, videos, said, remarks)
     captions: dict[str, str] = {}
@@ -172,12 +177,15 @@ def _read_beside(
             continue
         wanted += [(video, name) for name in there]
 
-    def text_of(entry: tuple[str, str]) -> str:
+    def text_of(entry: tuple[str, str]) -> tuple[str, str]:
         return _text(storage.join(uri, entry[1]), files[entry[1]])
 
-    for (video, name), text in zip(wanted, several(uri, text_of, wanted), strict=True):
+    texts = several(uri, text_of, wanted)
+    for (video, name), (text, wrong) in zip(wanted, texts, strict=True):
         if text:
             said.beside.setdefault(video, []).append((name, text))
+        if wrong:
+            remarks.append((video, f"{name} {wrong}"))
 
 
 def names_beside(video: str) -> list[str]:
@@ -199,12 +207,10 @@ def _stem(video: str) -> str:
     return video.rpartition(".")[0]
 
 
-def _text(place: str, size: int) -> str:
-    text = storage.read_bytes(place, size).decode("utf-8-sig", "replace")
-    if place.endswith(".txt"):
-        return " ".join(text.split())
+def _text(place: str, size: int) -> tuple[str, str]:
+    """The caption in a file, and what is wrong with it."""
     try:
-        about = json.loads(text)
-    except (ValueError, RecursionError):
-        return ""
-    return caption_in(about)
+        text = caption_of(place, storage.read_bytes(place, size))
+    except ValueError as error:
+        return "", str(error)
+    return (" ".join(text.split()) if place.endswith(".txt") else text), ""

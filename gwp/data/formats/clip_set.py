@@ -1,5 +1,6 @@
 """A set of plain videos, whatever they lie in."""
 
+import json
 from dataclasses import dataclass
 from typing import Any
 
@@ -44,3 +45,25 @@ def caption_in(about: Any) -> str:
     # A list of texts would be several, and a number none.
     texts = (about.get(key) for key in CAPTION_KEYS)
     return next((text for text in texts if isinstance(text, str) and text.strip()), "")
+
+
+def caption_of(name: str, raw: bytes) -> str:
+    """The caption in a file of its own, `.txt` or `.json`; "" where it has none. ValueError with
+    what is wrong with it.
+    """
+    text = legible(raw.decode("utf-8-sig", "replace"))
+    if name.lower().endswith(".txt"):
+        return text.strip()
+    try:
+        about = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise ValueError("is no JSON, so it is no caption") from error
+    return caption_in(about)
+
+
+def legible(text: str) -> str:
+    """The text. ValueError where bytes of it were no UTF-8."""
+    # What Python puts in their place.
+    if "\ufffd" in text:
+        raise ValueError("is no text in UTF-8, so it is no caption")
+    return text

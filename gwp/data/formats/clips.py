@@ -6,6 +6,7 @@ from gwp import storage
 from gwp.data.formats.captions import TABLES, Remark, captions_of, names_beside
 from gwp.data.formats.clip_set import Clip, ClipSet
 from gwp.data.formats.format import SetSource
+from gwp.data.formats.listing import list_recordings
 from gwp.data.formats.reader import FileReader
 from gwp.errors import DataError
 
@@ -52,7 +53,7 @@ def _captions_of_one(
     """As `captions_of` gives them, of one video of a folder."""
     # A table speaks of the others too: only among all of them can it be told which one is meant.
     if any(storage.exists(storage.join(uri, table)) for table in TABLES):
-        files = storage.list_files(uri)
+        files = list_recordings(uri)
     else:
         near = {name: storage.size_of(storage.join(uri, name)) for name in names_beside(video)}
         files = files | {name: size for name, size in near.items() if size is not None}

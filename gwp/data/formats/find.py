@@ -99,7 +99,7 @@ def _check_options(source: NamedSource, name: str) -> None:
         if value is not None and option not in form.options:
             others = [f.title for f in formats().values() if option in f.options]
             raise DataError(
-                f"{source.uri}: `{option}` is for {' and '.join(others)}, not for {form.title}; "
+                f"{source.uri}: `{option}` is for {', '.join(others)}, not for {form.title}; "
                 "remove it from this source"
             )
 

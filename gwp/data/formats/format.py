@@ -63,7 +63,9 @@ class SetSource(Protocol):
 
     @property
     def only(self) -> str | None:
-        """Column that is true at the end of the chosen episodes; None: all are."""
+        """Column that is true at the end of the chosen episodes, or number that is noted of
+        them and is; None: all are.
+        """
 
     @property
     def labelled(self) -> bool:

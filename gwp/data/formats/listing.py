@@ -16,3 +16,8 @@ def is_stray(name: str) -> bool:
     of macOS, `.ipynb_checkpoints` or `.cache`, and `Thumbs.db`.
     """
     return any(part.startswith(".") or part.lower() in _STRAYS for part in name.split("/"))
+
+
+def is_stray_member(name: str) -> bool:
+    """The same of a name in an archive, which may begin with `./`."""
+    return is_stray("/".join(part for part in name.split("/") if part not in (".", "..")))

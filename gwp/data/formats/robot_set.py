@@ -2,8 +2,8 @@
 and pictures are.
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from difflib import get_close_matches
 from typing import Any
 
@@ -47,7 +47,8 @@ class Episode:
     offset, bytes: the part of the file that holds the rows (bytes None: all of it). prefix:
     what comes before the names of its columns in that file. problem, label_problem: why it, or
     its rows, cannot be used, where reading the metadata has shown it. texts: first row and
-    instruction of each stretch of rows, where not all have the one that is `text`.
+    instruction of each stretch of rows, where not all have the one that is `text`. scalars:
+    single numbers that the set notes of it, by name.
     """
 
     index: int
@@ -61,6 +62,7 @@ class Episode:
     problem: str = ""
     label_problem: str = ""
     texts: tuple[tuple[int, str], ...] = ()
+    scalars: Mapping[str, float] = field(default_factory=dict)
 
     def text_at(self, row: int) -> str:
         """The instruction of the samples that begin at a row."""

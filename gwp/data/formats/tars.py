@@ -4,17 +4,18 @@ here a video and its caption.
 
 import errno
 import hashlib
-import json
 import tarfile
 from dataclasses import dataclass
-from typing import Any
+from typing import BinaryIO
 
 from gwp import storage
-from gwp.data.formats.clip_set import Clip, ClipSet, caption_in
+from gwp.data.formats.clip_set import Clip, ClipSet, caption_of
 from gwp.data.formats.clips import EXTENSIONS
 from gwp.data.formats.format import SetSource
+from gwp.data.formats.listing import is_stray_member
 from gwp.data.formats.reader import FileReader, several
 from gwp.errors import DataError
+from gwp.storage.names import shown
 
 EXTENSION = ".tar"
 title = "videos in shards"
@@ -27,6 +28,7 @@ _AHEAD = 256 << 10
 """Bytes that are fetched at a time while headers are read: captions lie beside them."""
 _LARGEST = 1 << 20
 """Bytes of the largest caption file that is read."""
+_TWICE = "is in its shard more than once; the last one is read, as tar does"
 # What tarfile raises of headers that are none.
 _DAMAGE = (tarfile.TarError, ValueError, OverflowError, EOFError, OSError)
 
@@ -43,11 +45,11 @@ class Member:
 
 @dataclass(frozen=True)
 class _Index:
-    """Videos of a shard, why it breaks off, and names that are there more than once."""
+    """Videos of a shard, why it breaks off, and what is told of names in it."""
 
     members: tuple[Member, ...]
     broken: str
-    repeated: tuple[str, ...]
+    remarks: tuple[tuple[str, str], ...]
 
 
 def is_at(uri: str, files: dict[str, int]) -> bool:  # noqa: ARG001
@@ -76,9 +78,8 @@ def read_clips(uri: str, files: dict[str, int], source: SetSource, reader: FileR
             f"{source.uri}: no videos ({', '.join(EXTENSIONS)}) in shards (*{EXTENSION}) there; "
             "check the URI"
         )
-    twice = "is in its shard more than once; the last one is read, as tar does"
     remarks = tuple(
-        (f"{shard}/{name}", twice) for shard, index in found.items() for name in index.repeated
+        (f"{shard}/{name}", what) for shard, index in found.items() for name, what in index.remarks
     )
     digest = hashlib.sha256("\n".join(f"{c.name}:{c.offset}:{c.size}" for c in clips).encode())
     return ClipSet(source.uri, "tars", clips, remarks, digest.hexdigest()[:12], broken)
@@ -91,7 +92,7 @@ def _look(uri: str, size: int) -> _Index:
     # Videos in their order; texts by stem, since a caption may come before or after its
     # video.
     inside: dict[str, tuple[int, int]] = {}
-    repeated: list[str] = []
+    remarks: dict[str, str] = {}
     texts: dict[str, str] = {}
     reason = ""
     with storage.open_read(uri, _AHEAD) as handle:
@@ -104,19 +105,23 @@ def _look(uri: str, size: int) -> _Index:
                         continue
                     # tarfile would notice only at the next header.
                     if not 0 <= member.size <= size - member.offset_data:
-                        reason = f"is cut off in {member.name}; the file is truncated"
+                        reason = f"is cut off in {shown(member.name)}; the file is truncated"
                         break
-                    if member.name.lower().endswith(EXTENSIONS):
-                        repeated += [member.name] if member.name in inside else []
-                        inside[member.name] = member.offset_data, member.size
-                    elif (
-                        member.name.lower().endswith((".json", ".txt")) and member.size <= _LARGEST
-                    ):
+                    name = member.name
+                    # macOS packs `._a.mp4` beside `a.mp4`.
+                    if is_stray_member(name):
+                        continue
+                    if name.lower().endswith(EXTENSIONS):
+                        if name in inside:
+                            remarks[name] = _TWICE
+                        inside[name] = member.offset_data, member.size
+                    elif name.lower().endswith((".json", ".txt")):
                         # tarfile seeks to each header itself, so the handle may be moved.
                         handle.seek(member.offset_data)
-                        text = _caption(member.name, handle.read(member.size))
+                        text, wrong = _caption(name, handle, member.size)
                         # Of a .txt and a .json the later one counts, unless it says nothing.
-                        texts[_stem(member.name)] = text or texts.get(_stem(member.name), "")
+                        texts[_stem(name)] = text or texts.get(_stem(name), "")
+                        remarks |= {name: wrong} if wrong else {}
         except _DAMAGE as error:
             # What the disk itself refuses has a number, and is no property of the file.
             if isinstance(error, OSError) and error.errno not in (None, errno.EINVAL):
@@ -129,7 +134,7 @@ def _look(uri: str, size: int) -> _Index:
         Member(name, offset, length, texts.get(_stem(name), ""))
         for name, (offset, length) in inside.items()
     )
-    return _Index(members, reason, tuple(dict.fromkeys(repeated)))
+    return _Index(members, reason, tuple(remarks.items()))
 
 
 def _stem(name: str) -> str:
@@ -139,12 +144,11 @@ def _stem(name: str) -> str:
     return f"{folder}/{base.partition('.')[0]}"
 
 
-def _caption(name: str, raw: bytes) -> str:
-    text = raw.decode("utf-8", "replace")
-    if name.lower().endswith(".txt"):
-        return text.strip()
+def _caption(name: str, handle: BinaryIO, size: int) -> tuple[str, str]:
+    """The caption of `size` bytes of a shard, and what is wrong with it."""
+    if size > _LARGEST:
+        return "", f"has {size} bytes, so it is no caption"
     try:
-        about: Any = json.loads(text)
-    except (ValueError, RecursionError):
-        return ""
-    return caption_in(about)
+        return caption_of(name, handle.read(size)), ""
+    except ValueError as error:
+        return "", str(error)

@@ -19,7 +19,7 @@ _CHUNKS = 32 << 20
 many pictures.
 """
 # What h5py raises of a damaged file: sizes and types in it may be anything.
-_DAMAGE = (
+DAMAGE = (
     OSError,
     RuntimeError,
     KeyError,
@@ -29,6 +29,8 @@ _DAMAGE = (
     MemoryError,
     NotImplementedError,
 )
+# Of which the text is that of the library, and no word of Python's own.
+_SAYING = (OSError, RuntimeError, KeyError)
 
 
 @contextmanager
@@ -56,13 +58,19 @@ def opened(uri: str) -> Iterator[Any]:
                 yield file
     except DataError as error:
         raise error if uri in str(error) else DataError(f"{uri}: {error}") from error
-    except _DAMAGE as error:
-        # The text of a KeyError would come in quotes. As text: a name for the error would keep
-        # it, and with it what h5py holds, for the collector of any thread.
-        reason = str(error.args[0] if isinstance(error, KeyError) and error.args else error)
-        raise DataError(
-            f"{uri}: cannot be read as HDF5 ({reason}); it is truncated or damaged"
-        ) from error
+    except DAMAGE as error:
+        raise DataError(f"{uri}: {reason_of(error)}") from error
+
+
+def reason_of(error: Exception) -> str:
+    """Why something of a file cannot be used, of what h5py raised or a DataError."""
+    if isinstance(error, DataError):
+        return str(error)
+    # The text of a KeyError would come in quotes. As text: a name for the error would keep
+    # it, and with it what h5py holds, for the collector of any thread.
+    said = str(error.args[0] if isinstance(error, KeyError) and error.args else error)
+    why = f" ({' '.join(said.split())})" if isinstance(error, _SAYING) and said else ""
+    return f"cannot be read as HDF5{why}; it is truncated or damaged"
 
 
 def member_at(file: Any, path: str) -> Any:

@@ -11,6 +11,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from math import prod
 from typing import Any
 
 import numpy as np
@@ -26,8 +27,10 @@ from gwp.data.formats.format import (
     rows_of,
     usable_by_metadata,
 )
+from gwp.data.formats.hdf5.demo import ACTIONS, Demo, raw_bytes
 from gwp.data.formats.hdf5.file import member_at, opened
-from gwp.data.formats.hdf5.index import ACTIONS, Demo, FileIndex, look, natural, raw_bytes
+from gwp.data.formats.hdf5.index import FileIndex, look, natural
+from gwp.data.formats.instructions import ToldBy, stretches
 from gwp.data.formats.reader import FileReader
 from gwp.data.formats.robot_set import Episode, RobotSet, VideoSpan, choose_columns, vector_names
 from gwp.errors import DataError
@@ -37,7 +40,7 @@ EXTENSIONS = (".hdf5", ".h5")
 title = "HDF5"
 signs = f"HDF5 episodes ({', '.join('*' + e for e in EXTENSIONS)})"
 endings: tuple[str, ...] = EXTENSIONS
-options: tuple[str, ...] = ("split",)
+options: tuple[str, ...] = ("split", "instruction")
 usable_episodes = usable_by_metadata
 # ALOHA, LIBERO, robomimic, ManiSkill: the first of which all columns are there.
 _STATES = [
@@ -79,7 +82,8 @@ def read_set(uri: str, files: dict[str, int], source: SetSource, reader: FileRea
     names = hdf5_files(files)
     if not names:
         raise DataError(f"{uri}: no {signs}; check the URI")
-    looks = dict(zip(names, _looks(uri, names, files, reader), strict=True))
+    told_by = source.instruction
+    looks = dict(zip(names, _looks(uri, names, files, told_by, reader), strict=True))
     # Files that can be read speak for the set; the others become episodes with a problem
     # below.
     indices = {name: found for name, found in looks.items() if isinstance(found, FileIndex)}
@@ -100,6 +104,9 @@ def read_set(uri: str, files: dict[str, int], source: SetSource, reader: FileRea
     columns = list(dict.fromkeys(key for demo in demos for key in demo.vectors))
     state = choose_columns(uri, "state", source.state, _STATES, columns)
     action = choose_columns(uri, "action", source.action, ACTIONS, columns)
+    if told_by is not None:
+        texts = list(dict.fromkeys(key for demo in demos for key in demo.texts))
+        choose_columns(uri, "instruction", (told_by,), (), texts)
     # The width that most episodes have. Actions come first, for `_episode` counts rows by the
     # first.
     widths = {
@@ -110,6 +117,7 @@ def read_set(uri: str, files: dict[str, int], source: SetSource, reader: FileRea
     # A file that cannot be read takes a number, too: told as an episode with a problem.
     digest = hashlib.sha256()
     episodes: list[Episode] = []
+    silent: list[int] = []
     number = 0
     for name, found in looks.items():
         digest.update(f"{name}:{files[name]}\n".encode())
@@ -121,6 +129,8 @@ def read_set(uri: str, files: dict[str, int], source: SetSource, reader: FileRea
             digest.update(demo.digest)
             if (name, demo.name) in in_split:
                 episodes.append(_episode(number, name, demo, fps, action, widths))
+                if not all(text.strip() for text in demo.told or ("",)):
+                    silent.append(number)
             number += 1
     cameras = {
         c: {"shape": list(shape or ())}
@@ -143,16 +153,21 @@ def read_set(uri: str, files: dict[str, int], source: SetSource, reader: FileRea
         state,
         action,
         tuple(columns),
+        own=ToldBy(told_by, tuple(silent)),
     )
 
 
 def _looks(
-    uri: str, names: Sequence[str], files: dict[str, int], reader: FileReader
+    uri: str,
+    names: Sequence[str],
+    files: dict[str, int],
+    told_by: str | None,
+    reader: FileReader,
 ) -> list[FileIndex | str]:
     """The index of each file, or why it has none."""
 
     def look_at(name: str) -> FileIndex | str:
-        return reader.once(_LOOKS, look, storage.join(uri, name), files[name])
+        return reader.once(_LOOKS, look, storage.join(uri, name), files[name], told_by)
 
     with ThreadPoolExecutor(8 if storage.is_remote(uri) else 1) as pool:
         return list(pool.map(look_at, names))
@@ -186,9 +201,13 @@ def _episode(
         (n for _, n, _ in demo.pictures.values()), default=0
     )
     place = f"{file} {demo.prefix.rstrip('/')}".strip()
+    if demo.problem:
+        return Episode(index, 0, file, {}, "", problem=f"{place} {demo.problem}")
     # The last observation, where there is one more than actions, is of no row.
     seen = {c: n for c, (_, n, _) in demo.pictures.items()}
+    told = demo.told
     if ends_with_observation(demo, action, list(widths)):
+        told = told[:length] if len(told) == length + 1 else told
         counts = {k: min(n, length) for k, n in counts.items()}
         seen = dict.fromkeys(seen, length)
     # Only labelled use needs them; `videos` are compared with the length in `format._reason`.
@@ -207,8 +226,20 @@ def _episode(
         c: VideoSpan(file, 0.0, seen[c] / fps, key=path)
         for c, (path, _, _) in demo.pictures.items()
     }
+    # One text is that of the episode, several are of a row each.
+    text, texts = stretches(told, demo.text)
+    problem = f"{len(told)} instructions in {place} for {length} rows"
     return Episode(
-        index, length, file, videos, demo.text, prefix=demo.prefix, label_problem="; ".join(wrong)
+        index,
+        length,
+        file,
+        videos,
+        text,
+        prefix=demo.prefix,
+        problem="" if len(told) in (0, 1, length) else problem,
+        label_problem="; ".join(wrong),
+        texts=texts,
+        scalars=demo.scalars,
     )
 
 
@@ -229,9 +260,13 @@ def findings(
     usable: Sequence[tuple[Episode, int]],  # noqa: ARG001
     reader: FileReader,
 ) -> Iterable[Finding]:
-    """Observations behind the last action, and splits."""
+    """Observations behind the last action, splits, what is damaged and costs no episode, and
+    rows without an instruction.
+    """
+    yield from data.own.findings()
     names = hdf5_files(data.files)
-    looks = zip(names, _looks(data.uri, names, data.files, reader), strict=True)
+    found = _looks(data.uri, names, data.files, data.own.column, reader)
+    looks = zip(names, found, strict=True)
     indices = {name: found for name, found in looks if isinstance(found, FileIndex)}
     demos = [demo for index in indices.values() for demo in index.demos]
     used = (*data.action_keys, *data.state_keys)
@@ -243,6 +278,8 @@ def findings(
         advice = "`split` on the source chooses one; without it all episodes are used"
         yield Finding("the set", f"splits: {shown_all(splits)}", "ignored", advice)
     for name, index in indices.items():
+        for why in index.lost:
+            yield Finding(name, why, "ignored", "write the file again, or do without")
         there = {demo.name for demo in index.demos}
         for split, members in index.splits.items():
             if absent := members - there:
@@ -253,8 +290,8 @@ def findings(
 def read_rows(
     part: FilePart, first: int, count: int, keys: tuple[str, ...], reader: FileReader
 ) -> dict[str, np.ndarray]:
-    """Rows of columns by full path, float64 `[count, width]`. DataError when the file cannot be
-    read so.
+    """Rows of columns by full path, float64 `[count, width]`, what has more sides laid out in
+    order. DataError when the file cannot be read so.
     """
     # All rows of the episode: its windows overlap, and several of them are read together.
     columns = reader.once(_EPISODES, _read_columns, part.uri, keys)
@@ -264,7 +301,7 @@ def read_rows(
 def _read_columns(uri: str, keys: tuple[str, ...]) -> dict[str, np.ndarray]:
     with opened(uri) as file:
         found = {k: np.asarray(member_at(file, k)[()], np.float64) for k in keys}
-        return {k: v.reshape(len(v), -1) for k, v in found.items()}
+        return {k: v.reshape(len(v), prod(v.shape[1:])) for k, v in found.items()}
 
 
 @contextmanager

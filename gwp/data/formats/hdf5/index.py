@@ -3,19 +3,18 @@
 import json
 import math
 import re
-from collections.abc import Iterator
-from dataclasses import dataclass, field
-from typing import Any
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, TypeVar
 
 import numpy as np
 
-from gwp.data.formats.hdf5.file import member_of, opened
+from gwp.data.formats.hdf5.demo import ACTIONS, Demo, described, line
+from gwp.data.formats.hdf5.file import DAMAGE, member_of, opened, reason_of
 from gwp.errors import DataError
 
-ACTIONS = [("action",), ("actions",)]
-"""Usual columns of the action, the first that is there."""
-# robomimic writes the observations of the next step once more, pictures included.
-_DEMOS, _FOLLOWING = "data", "next_obs"
+T = TypeVar("T")
+_DEMOS = "data"
 _HOLDERS = (_DEMOS, "episodes", "demos", "demonstrations", "trajectories", "rollouts")
 """Groups at the root that may hold episodes."""
 _NUMBERED = re.compile(
@@ -24,32 +23,20 @@ _NUMBERED = re.compile(
 """Groups that are episodes by their names: ManiSkill's `traj_0`, `episode_3`."""
 _MASKS = "mask"
 """Where robomimic names the episodes of its splits."""
-_MAGIC = (b"\xff\xd8\xff", b"\x89PNG")
 _TWO_FORMS = (
     "both {} and {} have actions: which of them is an episode cannot be told; write one form"
 )
 
 
-@dataclass
-class Demo:
-    """What a file says of one episode. `vectors`: rows and width; `pictures`: path, number and
-    shape (None: encoded), by camera. `name`: of its group, "" for the file itself.
-    """
-
-    prefix: str
-    name: str = ""
-    text: str = ""
-    vectors: dict[str, tuple[int, int]] = field(default_factory=dict)
-    pictures: dict[str, tuple[str, int, tuple[int, ...] | None]] = field(default_factory=dict)
-    digest: bytes = b""
-
-
 @dataclass(frozen=True)
 class _Place:
-    """A group, and its path in the file, which ends in a slash ("": the file itself)."""
+    """A group, and its path in the file, which ends in a slash ("": the file itself). problem:
+    why it cannot be opened.
+    """
 
     path: str
     group: Any
+    problem: str = ""
 
     @property
     def name(self) -> str:
@@ -58,11 +45,14 @@ class _Place:
 
 @dataclass(frozen=True)
 class FileIndex:
-    """Episodes of a file, the rate it states, and names of episodes by split."""
+    """Episodes of a file, the rate it states, and names of episodes by split. lost: what cannot
+    be read and costs no episode.
+    """
 
     demos: tuple[Demo, ...]
     rate: float | None
     splits: dict[str, frozenset[str]]
+    lost: tuple[str, ...] = ()
 
 
 def natural(name: str) -> list[Any]:
@@ -74,26 +64,42 @@ def natural(name: str) -> list[Any]:
     ]
 
 
-def look(uri: str, size: int) -> FileIndex | str:  # noqa: ARG001
+def look(uri: str, size: int, told_by: str | None) -> FileIndex | str:  # noqa: ARG001
     """The index of a file, or why it cannot be used. `size` tells a file that was written
-    again.
+    again. told_by: attribute or column of text that says what is done, besides the usual one
     """
+    lost: list[str] = []
     try:
         with opened(uri) as file:
             holder, places = _episodes(file)
-            demos = tuple(_demo(place) for place in places)
+            demos = [_demo(place, told_by) for place in places]
             # robomimic and LIBERO write attributes at /data, for all of it.
-            rate, text = _about(holder)
-            splits = _splits(file)
+            rate, text = _whole(lambda: _about(holder), "attributes", lost) or (None, "")
+            splits = _whole(lambda: _splits(file), "splits", lost) or {}
     except DataError as error:
         return str(error).removeprefix(f"{uri}: ")
     # A demonstration that is named as one and holds nothing keeps its number, and is told.
-    found = tuple(d for d in demos if d.vectors or d.pictures or _NUMBERED.fullmatch(d.name))
+    found = tuple(d for d in demos if _counts(d))
     for demo in found:
         demo.text = demo.text or text
     if not any(demo.vectors or demo.pictures for demo in found):
-        return "holds no episode (neither columns and pictures nor /data/demo_*)"
-    return FileIndex(found, rate, splits)
+        problems = (demo.problem for demo in found if demo.problem)
+        return next(problems, "holds no episode (neither columns and pictures nor /data/demo_*)")
+    return FileIndex(found, rate, splits, tuple(lost))
+
+
+def _whole(read: Callable[[], T], what: str, lost: list[str]) -> T | None:
+    """What `read` gives; None and a word of it in `lost` where that is damaged."""
+    try:
+        return read()
+    except (DataError, *DAMAGE) as error:
+        lost.append(f"{what}: {reason_of(error)}")
+        return None
+
+
+def _counts(demo: Demo) -> bool:
+    is_named = _NUMBERED.fullmatch(demo.name) is not None
+    return is_named or bool(demo.vectors or demo.pictures or demo.problem)
 
 
 def _episodes(file: Any) -> tuple[Any, list[_Place]]:
@@ -122,10 +128,17 @@ def _episodes(file: Any) -> tuple[Any, list[_Place]]:
 
 
 def _groups(group: Any, path: str) -> list[_Place]:
-    members = [
-        _Place(f"{path}{name}/", member_of(group, name)) for name in sorted(group, key=natural)
-    ]
-    return [member for member in members if hasattr(member.group, "keys")]
+    """The groups in a group, and what in it cannot be opened."""
+    found: list[_Place] = []
+    for name in sorted(group, key=natural):
+        try:
+            inner = member_of(group, name)
+        except (DataError, *DAMAGE) as error:
+            found.append(_Place(f"{path}{name}/", None, reason_of(error)))
+            continue
+        if hasattr(inner, "keys"):
+            found.append(_Place(f"{path}{name}/", inner))
+    return found
 
 
 def _is_episode(place: _Place) -> bool:
@@ -136,82 +149,36 @@ def _is_episode(place: _Place) -> bool:
 
 
 def _has_actions(group: Any) -> bool:
-    return any(key in group and hasattr(member_of(group, key), "shape") for (key,) in ACTIONS)
+    """Also where they are damaged: whoever reads them tells. group: None where it cannot be
+    opened
+    """
+    try:
+        return group is not None and any(
+            key in group and hasattr(member_of(group, key), "shape") for (key,) in ACTIONS
+        )
+    except (DataError, *DAMAGE):
+        return True
 
 
-def _demo(place: _Place) -> Demo:
-    parent = place.group
-    demo = Demo(place.path, place.name, _line(parent.attrs.get("language_instruction")))
-    # By shape and type alone: pictures, encoded pictures, vectors; what is neither is left
-    # out.
-    for path, data in _datasets(parent, "", ()):
-        if not data.shape:
-            continue
-        if data.dtype == np.uint8 and data.ndim == 4 and data.shape[-1] == 3:
-            demo.pictures[_camera(path, demo)] = demo.prefix + path, data.shape[0], data.shape[1:]
-        elif _encoded(path, data, parent.file.attrs):
-            demo.pictures[_camera(path, demo)] = demo.prefix + path, data.shape[0], None
-        elif data.dtype.kind in "fiub" and data.ndim <= 2:
-            demo.vectors[path] = data.shape[0], data.shape[1] if data.ndim == 2 else 1
-    # Recordings of one length have one size, so a file that was recorded again is told by its
-    # actions.
-    actions = next((member_of(parent, k) for (k,) in ACTIONS if k in demo.vectors), None)
-    demo.digest = b"" if actions is None else np.ascontiguousarray(actions[()]).tobytes()
-    return demo
-
-
-def _datasets(group: Any, path: str, above: tuple[Any, ...]) -> Iterator[tuple[str, Any]]:
-    """Path below an episode and data of everything in it. above: the groups that `group` is in."""
-    # A link may lead back to one of them.
-    if group in above:
-        return
-    for name in group:
-        inner = member_of(group, name)
-        if hasattr(inner, "shape"):
-            yield path + name, inner
-        elif hasattr(inner, "keys") and name != _FOLLOWING:
-            yield from _datasets(inner, f"{path}{name}/", (*above, group))
-
-
-def _camera(path: str, demo: Demo) -> str:
-    name = path.removeprefix("observations/images/").removeprefix("obs/")
-    # Two of one name are told apart by their paths.
-    return path if name in demo.pictures else name
-
-
-def _encoded(path: str, data: Any, attrs: Any) -> bool:
-    """Whether each row is an encoded picture."""
-    if not (data.dtype == np.uint8 and data.ndim == 2) and not (
-        data.dtype.kind in "SO" and data.ndim == 1
-    ):
-        return False
-    # ALOHA says so in an attribute; else the first picture tells.
-    return bool("/images/" in f"/{path}" and attrs.get("compress", False)) or (
-        len(data) > 0 and raw_bytes(data[0])[:4].startswith(_MAGIC)
-    )
-
-
-def raw_bytes(value: Any) -> bytes:
-    """An encoded picture as its file has it."""
-    return (
-        # Rows of uint8, fixed texts (numpy cuts zeros at their end, which no JPEG or PNG
-        # has), texts.
-        value.tobytes()
-        if isinstance(value, np.ndarray)
-        else value
-        if isinstance(value, bytes)
-        else str(value).encode("utf-8", "surrogateescape")
-    )
+def _demo(place: _Place, told_by: str | None) -> Demo:
+    """The episode that a group is, or one with a problem: damage of it costs no other."""
+    problem = place.problem
+    if not problem:
+        try:
+            return described(place.group, place.path, place.name, told_by)
+        except (DataError, *DAMAGE) as error:
+            problem = reason_of(error)
+    return Demo(place.path, place.name, problem=problem)
 
 
 def _about(group: Any) -> tuple[float | None, str]:
     """Rate and instruction out of the attributes that robomimic and LIBERO write."""
-    rate, text = None, _line(group.attrs.get("language_instruction"))
+    rate, text = None, line(group.attrs.get("language_instruction"))
     for name in ("env_args", "problem_info"):
         try:
             # robomimic's `env_args` have the rate, LIBERO's `problem_info` the instruction,
             # whole or as words.
-            about = json.loads(_line(group.attrs.get(name)) or "{}")
+            about = json.loads(line(group.attrs.get(name)) or "{}")
             rate = rate or _rate(about.get("env_kwargs", {}).get("control_freq"))
             given = about.get("language_instruction", "")
             text = text or (" ".join(given) if isinstance(given, list) else str(given))
@@ -226,16 +193,6 @@ def _rate(given: Any) -> float | None:
     return float(given) if is_number and given > 0 and math.isfinite(given) else None
 
 
-def _line(value: Any) -> str:
-    return (
-        value.decode("utf-8", "replace")
-        if isinstance(value, bytes)
-        else str(value)
-        if isinstance(value, str)
-        else ""
-    )
-
-
 def _splits(file: Any) -> dict[str, frozenset[str]]:
     """Names of episodes by split, as robomimic notes them below /mask."""
     masks: Any = member_of(file, _MASKS) if _MASKS in file else {}
@@ -246,7 +203,7 @@ def _splits(file: Any) -> dict[str, frozenset[str]]:
         members = member_of(masks, name)
         if not hasattr(members, "shape") or members.dtype.kind not in "SO":
             continue
-        names = [_line(value) for value in np.ravel(members[()])]
+        names = [line(value) for value in np.ravel(members[()])]
         # With or without the group that they lie in.
         found[name] = frozenset(entry.rpartition("/")[2] for entry in names)
     return found

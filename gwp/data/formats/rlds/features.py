@@ -39,8 +39,19 @@ def width_of(leaf: dict[str, Any]) -> int:
     ):
         return 0
     # An unknown side is -1; no dimensions at all are a scalar, of width 1.
-    width = prod(_dimensions(about))
-    return width if 0 < width <= _WIDEST else 0
+    sides = _dimensions(about)
+    width = prod(sides)
+    return width if min(sides, default=1) > 0 and width <= _WIDEST else 0
+
+
+def is_text(leaf: dict[str, Any]) -> bool:
+    """Whether it is a text, of the episode or of each step."""
+    if "text" in leaf:
+        return True
+    about = leaf.get("tensor")
+    if not isinstance(about, dict):
+        return False
+    return about.get("dtype") == "string" and not _dimensions(about)
 
 
 def is_picture(leaf: dict[str, Any]) -> bool:

@@ -8,58 +8,51 @@ encoded each for itself.
 import hashlib
 import io
 import json
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from gwp import storage
+from gwp.data.formats.finding import Finding
 from gwp.data.formats.format import (
     FilePart,
     Pictures,
     SetSource,
-    no_findings,
     rows_of,
     usable_by_metadata,
 )
+from gwp.data.formats.instructions import ToldBy
 from gwp.data.formats.reader import FileReader
-from gwp.data.formats.rlds.features import is_picture, leaves_of, width_of
-from gwp.data.formats.rlds.shards import FEATURES, Shards, files_below, folder_of, shards_of
-from gwp.data.formats.rlds.tfrecord import (
-    BYTES,
-    Field,
-    Record,
-    count,
-    features,
-    numbers,
-    records,
-    values,
+from gwp.data.formats.rlds.features import is_picture, is_text, leaves_of, width_of
+from gwp.data.formats.rlds.index import EPISODE, STEPS, Kept, look
+from gwp.data.formats.rlds.shards import (
+    FEATURES,
+    Shards,
+    files_below,
+    folder_of,
+    length_of,
+    shards_of,
 )
+from gwp.data.formats.rlds.tfrecord import BYTES, Field, count, features, numbers, values
 from gwp.data.formats.robot_set import Episode, RobotSet, VideoSpan, choose_columns, vector_names
 from gwp.errors import DataError
 
 title = "RLDS"
 signs = f"RLDS set ({FEATURES} beside *.tfrecord*)"
 endings: tuple[str, ...] = ()
-options: tuple[str, ...] = ("split",)
+options: tuple[str, ...] = ("split", "instruction")
 _INFO = "dataset_info.json"
 # What reading JSON of any form as that of another raises.
 _NOT_SO = (KeyError, ValueError, TypeError, AttributeError, OverflowError, RecursionError)
 usable_episodes = usable_by_metadata
-findings = no_findings
-_STEPS = "steps/"
 _COUNTED = ("steps/is_first", "steps/is_last", "steps/is_terminal")
 """Scalars that every step has."""
 # Usual columns, the first that is there; without the `steps/` that all paths begin with.
 _STATES, _ACTIONS = [("observation/state",), ("observation/proprio",)], [("action",)]
-_TEXTS = (
-    "steps/language_instruction",
-    "steps/observation/natural_language_instruction",
-    "steps/observation/language_instruction",
-)
 _LOOKS, _EPISODES = 65536, 64
 """Shards whose index stays, and episodes whose columns do."""
 _AHEAD = 64 << 10
@@ -67,20 +60,23 @@ _AHEAD = 64 << 10
 
 
 @dataclass(frozen=True)
-class _Record:
-    """What the index keeps of a record.
+class _Own:
+    """What is told of a set beside its episodes."""
 
-    counts: values of each feature of the steps. pictures: where the lists of images lie.
-    problem: why nothing of it can be used.
+    told_by: ToldBy
+    findings: tuple[Finding, ...] = ()
+
+
+@dataclass(frozen=True)
+class _Wanted:
+    """What is taken of each record: columns of the state and action with their widths, pictures
+    by camera, and the full name of the feature that says what is done (None: the usual one).
     """
 
-    offset: int
-    size: int
-    counts: dict[str, int]
-    pictures: dict[str, Field]
-    text: str
-    crc: bytes
-    problem: str = ""
+    fps: float
+    cameras: dict[str, str]
+    widths: dict[str, int]
+    told_by: str | None
 
 
 def is_at(uri: str, files: dict[str, int]) -> bool:
@@ -110,16 +106,17 @@ def read_set(uri: str, files: dict[str, int], source: SetSource, reader: FileRea
     with _as_written(uri, FEATURES):
         leaves = dict(leaves_of(json.loads(raw), ""))
         widths = {
-            n.removeprefix(_STEPS): w
+            n.removeprefix(STEPS): w
             for n, leaf in leaves.items()
-            if n.startswith(_STEPS) and (w := width_of(leaf))
+            if n.startswith(STEPS) and (w := width_of(leaf))
         }
-        images = [n for n, leaf in leaves.items() if n.startswith(_STEPS) and is_picture(leaf)]
+        texts = [n for n, leaf in leaves.items() if is_text(leaf)]
+        images = [n for n, leaf in leaves.items() if n.startswith(STEPS) and is_picture(leaf)]
     about = storage.read_bytes(storage.join(uri, _INFO)) if _INFO in files else b"{}"
     with _as_written(uri, _INFO):
         info = json.loads(about)
         expected = {
-            str(s["name"]): [int(n) for n in s.get("shardLengths", [])]
+            str(s["name"]): [length_of(n) for n in s.get("shardLengths", [])]
             for s in info.get("splits", [])
         }
         # Version, and in place of the robot the name of the set: RLDS names no robot.
@@ -128,7 +125,7 @@ def read_set(uri: str, files: dict[str, int], source: SetSource, reader: FileRea
     action = choose_columns(uri, "action", source.action, _ACTIONS, list(widths))
     # `steps/observation/image_0` is camera `image_0`, read by the key `observation/image_0`.
     cameras: dict[str, str] = {}
-    for key in (n.removeprefix(_STEPS) for n in images):
+    for key in (n.removeprefix(STEPS) for n in images):
         name = key.removeprefix("observation/")
         # Two of one name are told apart by their paths.
         cameras[key if name in cameras else name] = key
@@ -136,18 +133,12 @@ def read_set(uri: str, files: dict[str, int], source: SetSource, reader: FileRea
     # the tuple has to be complete before the fingerprint is taken.
     digest = hashlib.sha256(raw)
     chosen = {k: widths[k] for k in (*state, *action)}
-    episodes = tuple(
-        _episodes(
-            uri,
-            files,
-            shards_of(source.uri, source.split, files, expected),
-            fps,
-            cameras,
-            chosen,
-            digest,
-            reader,
-        )
-    )
+    wanted = _Wanted(fps, cameras, chosen, _told_by(uri, source.instruction, texts))
+    shards = shards_of(source.uri, source.split, files, expected)
+    told = [Finding(_INFO, what, "ignored", "correct it") for what in shards.remarks]
+    silent: list[int] = []
+    listed = _episodes(uri, files, shards, wanted, digest, reader, told, silent)
+    episodes = tuple(listed)
     return RobotSet(
         uri,
         "rlds",
@@ -156,14 +147,38 @@ def read_set(uri: str, files: dict[str, int], source: SetSource, reader: FileRea
         vector_names(state, widths),
         vector_names(action, widths),
         False,
-        {c: leaves[_STEPS + n]["image"] for c, n in cameras.items()},
+        {c: leaves[STEPS + n]["image"] for c, n in cameras.items()},
         episodes,
         files,
         digest.hexdigest()[:12],
         state,
         action,
         tuple(widths),
+        own=_Own(ToldBy(source.instruction, tuple(silent)), tuple(told)),
     )
+
+
+def findings(
+    data: RobotSet,
+    usable: Sequence[tuple[Episode, int]],  # noqa: ARG001
+    reader: FileReader,  # noqa: ARG001
+) -> Iterable[Finding]:
+    """What dataset_info.json says otherwise, and rows without an instruction."""
+    return [*data.own.findings, *data.own.told_by.findings()]
+
+
+def _told_by(uri: str, wanted: str | None, texts: Sequence[str]) -> str | None:
+    """Full name of the feature that says what is done. DataError when there is no such text.
+
+    texts: full names of all of them
+    """
+    if wanted is None:
+        return None
+    # As the columns of the state are named, without what all of them begin with.
+    short = {n.removeprefix(STEPS): n for n in texts if n.startswith((STEPS, EPISODE))}
+    name = wanted.removeprefix(STEPS)
+    choose_columns(uri, "instruction", (name,), (), list(short))
+    return short[name]
 
 
 @contextmanager
@@ -181,16 +196,20 @@ def _episodes(
     uri: str,
     files: dict[str, int],
     shards: Shards,
-    fps: float,
-    cameras: dict[str, str],
-    widths: dict[str, int],
+    wanted: _Wanted,
     digest: Any,
     reader: FileReader,
+    told: list[Finding],
+    silent: list[int],
 ) -> Iterator[Episode]:
-    def look_at(name: str) -> tuple[tuple[_Record, ...], str]:
+    """told, silent: what is found wrong on the way, and the episodes whose chosen instruction is
+    lacking in some row
+    """
+
+    def look_at(name: str) -> tuple[tuple[Kept, ...], str]:
         if name not in files:
             return (), "is missing"
-        return reader.once(_LOOKS, _look, storage.join(uri, name), files[name])
+        return reader.once(_LOOKS, look, storage.join(uri, name), files[name], wanted.told_by)
 
     first = 0
     with ThreadPoolExecutor(8 if storage.is_remote(uri) else 1) as pool:
@@ -202,99 +221,72 @@ def _episodes(
                 if record.problem:
                     yield Episode(first + i, 0, name, {}, "", problem=f"{name} {record.problem}")
                 else:
-                    yield _episode(first + i, name, record, fps, cameras, widths)
+                    yield _episode(first + i, name, record, wanted)
+                if record.chosen is not None and record.chosen.silent:
+                    silent.append(first + i)
             # What a shard lacks at its end becomes one episode with a problem; as many
             # numbers as were lost stay free.
-            wanted = shards.lengths[number] if shards.lengths else len(found) + bool(broken)
-            if len(found) != wanted or broken:
-                reason = broken or f"has {len(found)} records, dataset_info.json says {wanted}"
-                more = f" ({wanted - len(found)} episodes)" if wanted > len(found) + 1 else ""
-                yield Episode(first + len(found), 0, name, {}, "", problem=f"{name} {reason}{more}")
-            first += max(wanted, len(found) + bool(broken))
+            stated = shards.lengths[number] if shards.lengths else len(found) + bool(broken)
+            counted = f"has {len(found)} records, {_INFO} says {stated}"
+            if len(found) < stated or broken:
+                lost = stated - len(found)
+                more = f" ({lost} episodes)" if lost > 1 else ""
+                problem = f"{name} {broken or counted}{more}"
+                yield Episode(first + len(found), 0, name, {}, "", problem=problem)
+            elif len(found) > stated:
+                told.append(Finding(name, counted, "ignored", "all of them are read"))
+            first += max(stated, len(found) + bool(broken))
 
 
-def _episode(
-    index: int,
-    file: str,
-    record: _Record,
-    fps: float,
-    cameras: dict[str, str],
-    widths: dict[str, int],
-) -> Episode:
+def _episode(index: int, file: str, record: Kept, wanted: _Wanted) -> Episode:
     # One value per step in each of these; any will do.
     length = next((record.counts[n] for n in _COUNTED if n in record.counts), 0)
     videos = {
         camera: VideoSpan(
-            file, 0.0, record.counts[_STEPS + key] / fps, key, part.start, part.end - part.start
+            file,
+            0.0,
+            record.counts[STEPS + key] / wanted.fps,
+            key,
+            part.start,
+            part.end - part.start,
         )
-        for camera, key in cameras.items()
-        if (part := record.pictures.get(_STEPS + key))
+        for camera, key in wanted.cameras.items()
+        if (part := record.pictures.get(STEPS + key))
     }
     # Values of all steps lie in one list, so a wrong number of them fits no step.
     wrong = [
         (
-            f"{key} has {record.counts.get(_STEPS + key, 0)} numbers, {length} steps of {width} "
+            f"{key} has {record.counts.get(STEPS + key, 0)} numbers, {length} steps of {width} "
             f"need {length * width}"
         )
-        for key, width in widths.items()
-        if record.counts.get(_STEPS + key, 0) != length * width
+        for key, width in wanted.widths.items()
+        if record.counts.get(STEPS + key, 0) != length * width
     ]
     problem = "" if length else f"no step: the record has none of {', '.join(_COUNTED)}"
+    told, chosen = record.told, record.chosen
+    if chosen is not None and chosen.rows not in (0, 1, length):
+        problem = problem or f"{chosen.rows} instructions for {length} steps"
+    # Where they are not one a step, whose the others are is not known.
+    texts = told.stretches if told.rows == length else ()
+    text = told.text
+    if chosen is not None:
+        # Silent rows have the usual instruction.
+        texts = tuple((row, said or told.text) for row, said in chosen.stretches)
+        text = chosen.text or told.text
     return Episode(
         index,
         length,
         file,
         videos,
-        record.text,
+        text,
         record.offset,
         record.size,
-        _STEPS,
+        STEPS,
         problem=problem,
         label_problem="; ".join(wrong),
+        texts=texts,
+        scalars=record.scalars,
     )
-
-
-def _look(uri: str, size: int) -> tuple[tuple[_Record, ...], str]:
-    """Records of a shard, and what is wrong behind the last of them."""
-    found: list[_Record] = []
-    with storage.open_read(uri) as handle:
-        try:
-            # Where a record ends is known from its length, so a damaged one costs itself
-            # alone.
-            for number, record in enumerate(records(handle, size)):
-                if record.whole:
-                    found.append(_described(handle, record))
-                else:
-                    problem = f"record {number} has a wrong checksum; it is damaged"
-                    nothing = _Record(record.start, record.size, {}, {}, "", record.crc, problem)
-                    found.append(nothing)
-        except DataError as error:
-            return tuple(found), str(error)
-    return tuple(found), ""
-
-
-def _described(handle: Any, record: Record) -> _Record:
-    """DataError when it holds no Example."""
-    # In memory where it may be; places in the payload are then those in the file less its start.
-    shift = 0 if record.payload is None else record.start
-    handle = handle if record.payload is None else io.BytesIO(record.payload)
-    every = features(handle, record.start - shift, record.size)
-    there = {n: f for n, f in every.items() if n.startswith(_STEPS)}
-    counts = {n: count(handle, f) for n, f in there.items()}
-    # Only encoded pictures are lists of bytes worth a place of their own.
-    shown = {n: f for n, f in there.items() if f.kind == BYTES and n not in _TEXTS}
-    lists = {n: replace(f, start=f.start + shift, end=f.end + shift) for n, f in shown.items()}
-    return _Record(record.start, record.size, counts, lists, _text(handle, there), record.crc)
-
-
-def _text(handle: Any, there: dict[str, Field]) -> str:
-    """The first instruction that says something; every step repeats it."""
-    for name in _TEXTS:
-        for start, end in values(handle, there[name])[:1] if name in there else ():
-            handle.seek(start)
-            if text := bytes(handle.read(end - start)).decode("utf-8", "replace").strip():
-                return text
-    return ""
 
 
 def read_rows(

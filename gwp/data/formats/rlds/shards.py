@@ -6,22 +6,34 @@ from typing import Any
 
 from gwp.data.formats.format import no_split
 from gwp.errors import DataError
+from gwp.storage.names import shown
 
 FEATURES = "features.json"
 # `name-split.tfrecord-00000-of-00005`; a split in one file may lack the numbers.
 _SHARD = re.compile(r"(?:.+-)?([^-/]+)\.tfrecord(?:-(\d+)-of-(\d+))?")
 _MOST = 100_000
 """Files of a split, at most: the names have five digits."""
+_LARGEST = 10**9
+"""Episodes of a file, at most."""
 
 
 @dataclass(frozen=True)
 class Shards:
     """Files of a split in order, those that should be there included, and the episodes that
-    each should have (none: that is not known).
+    each should have (none: that is not known). remarks: what the metadata say otherwise.
     """
 
     names: tuple[str, ...]
     lengths: tuple[int, ...] = ()
+    remarks: tuple[str, ...] = ()
+
+
+def length_of(stated: Any) -> int:
+    """Episodes of a file, as the metadata write it. ValueError when it is no such number."""
+    length = int(stated)
+    if not 0 <= length <= _LARGEST:
+        raise ValueError(stated)
+    return length
 
 
 def folder_of(uri: str, files: dict[str, int]) -> str | None:
@@ -83,5 +95,14 @@ def shards_of(uri: str, split: str | None, files: dict[str, int], stated: dict[s
     shards = splits[name]
     names = tuple(shards[i] for i in sorted(shards))
     lengths = tuple(stated.get(name, ()))
-    # Lengths of another number of shards say nothing about these.
-    return Shards(names, lengths if len(lengths) == len(names) else ())
+    remarks = [
+        f"split {shown(other)} has no file" for other in stated.keys() - splits.keys() if splits
+    ]
+    if lengths and len(lengths) != len(names):
+        # Those of another number of files say nothing about these.
+        remarks.append(
+            f"split {shown(name)} is said to lie in {len(lengths)} files, their names say "
+            f"{len(names)}: whether episodes are missing cannot be told"
+        )
+        lengths = ()
+    return Shards(names, lengths, tuple(sorted(remarks)))

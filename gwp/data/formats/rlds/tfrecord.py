@@ -204,13 +204,14 @@ def numbers(handle: Any, field: Field) -> np.ndarray:
     if field.kind == FLOATS:
         # Unpacked, each value has a tag of one byte.
         # All at once, for there may be many: a byte of tag, 4 of value.
-        if raw[:1] == bytes([1 << 3 | _FIXED32]):
-            cells = np.frombuffer(raw[: len(raw) // 5 * 5], np.uint8).reshape(-1, 5)
-            return np.frombuffer(cells[:, 1:].tobytes(), "<f4").astype(np.float64)
-        parts = [
-            np.frombuffer(raw[a - field.start : b - field.start], "<f4")
-            for _, _, a, b in _fields(handle, field.start, field.end)
-        ]
+        if len(raw) % 5 == 0:
+            cells = np.frombuffer(raw, np.uint8).reshape(-1, 5)
+            if (cells[:, 0] == (1 << 3 | _FIXED32)).all():
+                return np.frombuffer(cells[:, 1:].tobytes(), "<f4").astype(np.float64)
+        places = [(a, b) for _, _, a, b in _fields(handle, field.start, field.end)]
+        if any((b - a) % 4 for a, b in places):
+            raise DataError("holds half a number")
+        parts = [np.frombuffer(raw[a - field.start : b - field.start], "<f4") for a, b in places]
         return np.concatenate([*parts, np.zeros(0)]).astype(np.float64)
     if field.kind != INTS:
         raise DataError("holds bytes where numbers are expected")

@@ -133,7 +133,7 @@ def test_files_of_one_caption(bucket: str, tmp_path: Path, remote: bool) -> None
     }
     assert texts(f"{uri}/a.mp4") == {"a.mp4": "open the drawer"}
     assert texts(f"{uri}/f.mp4") == {"f.mp4": "in the table"}
-    assert not remarks(uri)
+    assert remarks(uri) == {"e.mp4": "e.json is no JSON, so it is no caption"}
 
 
 def test_a_caption_file_of_two_videos_is_of_none(tmp_path: Path) -> None:
@@ -176,3 +176,46 @@ def test_videos_may_be_links(tmp_path: Path) -> None:
     (tmp_path / "snapshot/a.txt").symlink_to(tmp_path / "caption")
     assert texts(tmp_path / "snapshot") == {"a.mp4": "from a link"}
     assert describe(Source(uri=str(tmp_path / "snapshot")))["usable"] == 1
+
+
+def test_strays_in_a_shard_are_none_of_its_videos(tmp_path: Path) -> None:
+    write_video(tmp_path / "v.mp4", range(5))
+    names = ("./a.mp4", "._a.mp4", "./._b.mp4", "__MACOSX/c.mp4", ".cache/d.mp4", "e/f.mp4")
+    with tarfile.open(tmp_path / "a.tar", "w") as tar:
+        for name in names:
+            tar.add(tmp_path / "v.mp4", name)
+    found = set_at(Source(uri=str(tmp_path / "a.tar")))
+    assert [c.name for c in found.clips] == ["a.tar/./a.mp4", "a.tar/e/f.mp4"]
+
+
+DAMAGED = {"0.txt": b"caf\xe9", "1.json": b'{"caption": "a', "2.json": b'{"caption": "caf\xe9"}'}
+
+
+@pytest.mark.parametrize("where", ["tar", "folder"])
+def test_captions_that_cannot_be_read_are_told_and_not_taken(tmp_path: Path, where: str) -> None:
+    root = tmp_path / "set"
+    for i in range(3):
+        write_video(root / f"{i}.mp4", range(5))
+    for name, raw in DAMAGED.items():
+        (root / name).write_bytes(raw)
+    uri = root
+    if where == "tar":
+        uri = tmp_path / "a.tar"
+        with tarfile.open(uri, "w") as tar:
+            for file in sorted(root.iterdir()):
+                tar.add(file, file.name)
+    found = set_at(Source(uri=str(uri)))
+    assert [c.caption for c in found.clips] == [""] * 3
+    told = sorted(what.partition("is no ")[2] for _, what in found.remarks)
+    assert told == ["JSON, so it is no caption", *["text in UTF-8, so it is no caption"] * 2]
+    assert all(any(name in item + what for item, what in found.remarks) for name in DAMAGED)
+
+
+def test_a_row_of_a_table_that_is_no_text_is_told(tmp_path: Path) -> None:
+    for i in range(2):
+        write_video(tmp_path / f"{i}.mp4", range(5))
+    (tmp_path / "metadata.csv").write_bytes(b"file_name,text\n0.mp4,caf\xe9\n1.mp4,tea\n")
+    found = set_at(Source(uri=str(tmp_path)))
+    assert [c.caption for c in found.clips] == ["", "tea"]
+    what = "what it says is no text in UTF-8, so it is no caption"
+    assert found.remarks == (("metadata.csv:line 2", what),)

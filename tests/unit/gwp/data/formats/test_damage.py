@@ -1,5 +1,6 @@
 """What is damaged in sets of HDF5, RLDS and tar files is named, and the rest is used."""
 
+import io
 from pathlib import Path
 
 import h5py
@@ -9,12 +10,16 @@ import pytest
 from gwp import storage
 from gwp.data.decode import decode_samples
 from gwp.data.formats.reader import FileReader
+from gwp.data.formats.rlds.tfrecord import records
+from gwp.data.formats.vectors import episode_vectors
 from gwp.data.plan.build import build_manifest
 from gwp.data.source import Source
+from pipelines.datasets.inspect import describe
 from tests.support.other_sets import (
     encoded,
     record,
     write_aloha,
+    write_libero,
     write_rlds,
     write_tars,
 )
@@ -153,3 +158,50 @@ def test_a_damaged_picture_fails_its_rows_only(tmp_path: Path) -> None:
     assert [int(name.rsplit("/")[-1]) for name, _ in failures] == [1, 2, 3, 4, 5]
     assert all("picture 5 of" in reason and "damaged" in reason for _, reason in failures)
     assert len(samples) == 7
+
+
+def damage_header(path: Path, name: str) -> None:
+    """Write over the place in an HDF5 file where a group or its data begin."""
+    with h5py.File(path) as file:
+        at = h5py.h5o.get_info(file[name].id).addr
+    raw = bytearray(path.read_bytes())
+    raw[at : at + 16] = b"\xff" * 16
+    path.write_bytes(raw)
+
+
+@pytest.mark.parametrize("name", ["data/demo_1", f"data/demo_1/obs/{TOP}", "data/demo_1/actions"])
+def test_a_damaged_group_costs_its_own_demonstration(tmp_path: Path, name: str) -> None:
+    path = write_libero(tmp_path / "a.hdf5", lengths=(12, 9, 7))
+    calm = robots(path)
+    damage_header(path, name)
+    (told,) = skipped(path).items()
+    assert told[0] == "episode 1"
+    assert told[1].startswith("a.hdf5 data/demo_1 cannot be read as HDF5")
+    data = robots(path)
+    assert [e for e in data.episodes if e.index != 1] == [e for e in calm.episodes if e.index != 1]
+    for episode in data.episodes[::2]:
+        state, action = episode_vectors(data, episode, 0, FileReader())
+        wanted = episode_values(episode.index, episode.length)
+        np.testing.assert_array_equal(state, wanted[0])
+        np.testing.assert_array_equal(action, wanted[1])
+
+
+def test_damaged_splits_of_hdf5_are_told(tmp_path: Path) -> None:
+    path = write_libero(tmp_path / "a.hdf5")
+    with h5py.File(path, "a") as file:
+        file["mask/train"] = np.array(["demo_0"], "S16")
+    damage_header(path, "mask/train")
+    facts = describe(Source(uri=str(path)))
+    assert facts["usable"] == 2
+    assert any(f["what"].startswith("splits: cannot be read as HDF5") for f in facts["findings"])
+
+
+def test_a_record_that_is_none_costs_itself(tmp_path: Path) -> None:
+    write_rlds(tmp_path, lengths=(12, 9, 7), shards=(3,))
+    file = tmp_path / "tester-train.tfrecord-00000-of-00001"
+    raw = file.read_bytes()
+    payloads = [raw[r.start : r.start + r.size] for r in records(io.BytesIO(raw), len(raw))]
+    file.write_bytes(b"".join(map(record, [payloads[0], b"\xff" * 20, payloads[2]])))
+    assert skipped(tmp_path, fps=FPS) == {
+        "episode 1": f"{file.name} record 1 holds no tf.train.Example"
+    }

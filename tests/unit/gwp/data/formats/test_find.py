@@ -159,9 +159,8 @@ def test_outcomes_that_cannot_be_told(tmp_path: Path) -> None:
     path = with_success(tmp_path)
     source = Source(uri=str(path), only="succes", embodiment="arm")
     data = robots(path)
-    good, bad = usable_episodes(data, source, [])
-    assert not good
-    assert all("there is no data/demo_" in reason for _, reason in bad)
+    with pytest.raises(DataError, match="no column 'succes' for `only`; the set has actions, done"):
+        usable_episodes(data, source, [])
     _, bad = usable_episodes(data, source.model_copy(update={"only": "actions"}), [])
     assert {reason for _, reason in bad} == {
         "'actions' has 2 values a row; `only` takes a column of one"

@@ -71,6 +71,43 @@ def test_episodes_are_in_the_order_of_their_numbers(tmp_path: Path) -> None:
     assert [e.length for e in data.episodes] == lengths
 
 
+def test_numbers_of_more_sides_are_laid_out_in_order(tmp_path: Path) -> None:
+    path = write_demos(tmp_path / "a.h5")
+    actions = [episode_values(i, n)[1] for i, n in enumerate(LENGTHS)]
+    two = [np.stack([values, -values], 1) for values in actions]
+    with h5py.File(path, "a") as file:
+        for episode, values in enumerate(two):
+            demo = file[f"traj_{episode}"]
+            del demo["actions"]
+            demo["actions"] = values
+            demo["obs/deep"] = values[..., None, None] * np.ones((3, 2))
+            demo["obs/cloud"] = np.zeros((len(values), 300, 300))
+    data = robots(path, fps=FPS)
+    assert data.action_names == tuple(f"actions_{i}" for i in range(4))
+    assert "obs/cloud" not in data.columns
+    deep = robots(path, fps=FPS, state=("obs/deep",))
+    for episode, values in zip(deep.episodes, two, strict=True):
+        state, action = episode_vectors(deep, episode, 0, FileReader())
+        np.testing.assert_array_equal(action, values.reshape(-1, 4))
+        np.testing.assert_array_equal(state, np.repeat(values.reshape(-1, 4), 6, 1))
+
+
+@pytest.mark.parametrize("form", ["HWC", "CHW", "RGBA"])
+def test_pictures_of_every_order_are_pictures(tmp_path: Path, form: str) -> None:
+    path = write_demos(tmp_path / "a.h5")
+    with h5py.File(path, "a") as file:
+        for episode in range(len(LENGTHS)):
+            place = f"traj_{episode}/obs/sensor_data/{TOP}"
+            shown = file[place][()]
+            del file[place]
+            alpha = np.concatenate([shown, shown[..., :1]], -1)
+            file[place] = {"HWC": shown, "CHW": shown.transpose(0, 3, 1, 2), "RGBA": alpha}[form]
+    manifest, spec, _ = prepare(path, fps=FPS)
+    for sample in samples_of(manifest, spec):
+        episode, k = (int(part) for part in sample["sample_id"].split("/")[1:])
+        assert frame_number(sample["frames"][0][:, :32]) == number(TOP, episode, k)
+
+
 def test_the_observation_behind_the_last_action_is_told(tmp_path: Path) -> None:
     facts = describe(Source(uri=str(write_demos(tmp_path / "a.h5", more=1)), fps=FPS))
     told = {f["what"]: f["consequence"] for f in facts["findings"]}

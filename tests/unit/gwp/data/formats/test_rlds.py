@@ -8,8 +8,10 @@ from typing import Any
 import pytest
 
 from gwp.data.formats.find import robots_at, usable_episodes
+from gwp.data.formats.rlds.features import width_of
 from gwp.data.source import Source
 from gwp.errors import DataError
+from pipelines.datasets.inspect import describe
 from tests.support.other_sets import write_rlds
 from tests.support.sets import FPS
 from tests.unit.gwp.data.formats.test_formats import robots
@@ -46,6 +48,43 @@ def test_a_missing_file_is_counted_by_its_own_split(tmp_path: Path) -> None:
         (3, False),
     ]
     assert "(2 episodes)" in data.episodes[0].problem
+
+
+def test_more_records_than_are_stated_are_read_and_told(tmp_path: Path) -> None:
+    write_rlds(tmp_path, lengths=(12, 9, 7, 6), shards=(3, 1))
+    state_lengths(tmp_path, ["1", "1"])
+    data = robots(tmp_path, fps=FPS)
+    assert [(e.index, e.length, e.problem) for e in data.episodes] == [
+        (i, n, "") for i, n in enumerate((12, 9, 7, 6))
+    ]
+    told = [f["what"] for f in describe(Source(uri=str(tmp_path), fps=FPS))["findings"]]
+    assert "has 3 records, dataset_info.json says 1" in told
+
+
+def test_other_files_than_are_stated_are_told(tmp_path: Path) -> None:
+    write_rlds(tmp_path, lengths=(12, 9, 7), shards=(2, 1))
+    about = json.loads((tmp_path / "dataset_info.json").read_text())
+    about["splits"].append({"name": "val", "shardLengths": ["4"]})
+    (tmp_path / "dataset_info.json").write_text(json.dumps(about))
+    state_lengths(tmp_path, ["2", "1", "5"])
+    facts = describe(Source(uri=str(tmp_path), fps=FPS))
+    assert facts["usable"] == 3
+    told = [f["what"] for f in facts["findings"] if f["item"] == "dataset_info.json"]
+    files = "split train is said to lie in 3 files, their names say 2"
+    lost = "whether episodes are missing cannot be told"
+    assert told == [f"{files}: {lost}", "split val has no file"]
+
+
+def state_lengths(root: Path, lengths: list[str]) -> None:
+    about = json.loads((root / "dataset_info.json").read_text())
+    about["splits"][0]["shardLengths"] = lengths
+    (root / "dataset_info.json").write_text(json.dumps(about))
+
+
+@pytest.mark.parametrize("sides", [["-1", "-2"], ["-1"], ["0"], ["2", "-1"]])
+def test_a_width_that_is_not_stated_is_none(sides: list[str]) -> None:
+    about = {"tensor": {"shape": {"dimensions": sides}, "dtype": "float32", "encoding": "none"}}
+    assert width_of(about) == 0
 
 
 def test_a_folder_that_begins_with_the_name_of_another_is_another(tmp_path: Path) -> None:
@@ -87,6 +126,8 @@ def test_two_writings_of_one_split_are_not_mixed(tmp_path: Path) -> None:
         ("features.json", {"featuresDict": {"features": {"steps": "x"}}}),
         ("dataset_info.json", {"splits": 3}),
         ("dataset_info.json", {"splits": [{"shardLengths": ["many"]}]}),
+        ("dataset_info.json", {"splits": [{"name": "train", "shardLengths": ["-1", "1"]}]}),
+        ("dataset_info.json", {"splits": [{"name": "train", "shardLengths": [10**30, 1]}]}),
         ("dataset_info.json", "text"),
     ],
 )

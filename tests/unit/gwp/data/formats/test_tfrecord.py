@@ -13,7 +13,7 @@ from gwp.data.formats.find import robots_at
 from gwp.data.formats.rlds import tfrecord
 from gwp.data.formats.rlds.tfrecord import count, features, masked_crc, numbers, records, values
 from gwp.data.source import Source
-from gwp.errors import GwpError
+from gwp.errors import DataError, GwpError
 from tests.support.other_sets import record, write_rlds
 
 
@@ -73,6 +73,19 @@ def test_messages_of_another_writer_are_read() -> None:
     np.testing.assert_array_equal(numbers(handle, there["a/floats"]), np.float32(floats))
     assert numbers(handle, there["b/ints"]).tolist() == ints
     assert [handle.getvalue()[a:b] for a, b in values(handle, there["c/bytes"])] == texts
+
+
+@pytest.mark.parametrize("cut", [1, 2, 3])
+@pytest.mark.parametrize("packed", [True, False])
+def test_half_a_number_is_told(cut: int, packed: bool) -> None:
+    # A list of floats: packed in one piece, or a tag before each.
+    body = b"\0\0\x80\x3f" * 3
+    whole = b"\x0a" + bytes([len(body)]) + body if packed else (b"\x0d" + body[:4]) * 3
+    field = tfrecord.Field(tfrecord.FLOATS, 0, len(whole))
+    assert numbers(io.BytesIO(whole), field).tolist() == [1.0] * 3
+    half = b"\x0a" + bytes([len(body) - cut]) + body[:-cut] if packed else whole[:-cut]
+    with pytest.raises(DataError):
+        numbers(io.BytesIO(half), replace(field, end=len(half)))
 
 
 def test_records_of_another_writer_are_read(tmp_path: Path) -> None:

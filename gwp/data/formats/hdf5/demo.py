@@ -1,0 +1,174 @@
+"""What a group of an HDF5 file holds as an episode, by names, shapes and types: nothing but its
+actions, its single numbers and its instruction is read.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from math import prod
+from typing import Any
+
+import numpy as np
+
+from gwp.data.formats.hdf5.file import member_at, member_of
+
+ACTIONS = [("action",), ("actions",)]
+"""Usual columns of the action, the first that is there."""
+# robomimic writes the observations of the next step once more, pictures included.
+_FOLLOWING = "next_obs"
+_MAGIC = (b"\xff\xd8\xff", b"\x89PNG")
+_CHANNELS = (1, 3, 4)
+"""Of grey pictures, RGB and RGBA."""
+_NUMBERS, _WIDEST = "fiub", 1 << 16
+"""Kinds of numbers, and the most per row: what is wider is a map or a cloud of points."""
+
+
+@dataclass
+class Demo:
+    """What a file says of one episode. `vectors`: rows and width; `pictures`: path, number and
+    shape (None: encoded), by camera. `name`: of its group, "" for the file itself.
+
+    scalars: single numbers, of the attributes too. texts: attributes and columns of text. told:
+    what the chosen one of them says, of the episode or of each row. problem: why nothing of it
+    can be used.
+    """
+
+    prefix: str
+    name: str = ""
+    text: str = ""
+    vectors: dict[str, tuple[int, int]] = field(default_factory=dict)
+    pictures: dict[str, tuple[str, int, tuple[int, ...] | None]] = field(default_factory=dict)
+    digest: bytes = b""
+    scalars: dict[str, float] = field(default_factory=dict)
+    texts: list[str] = field(default_factory=list)
+    told: tuple[str, ...] = ()
+    problem: str = ""
+
+
+def described(group: Any, path: str, name: str, told_by: str | None) -> Demo:
+    """The episode that a group is. path: of the group, with a slash at its end; told_by:
+    attribute or column that says what is done
+
+    What h5py raises of damage, and DataError of links that lead elsewhere.
+    """
+    demo = Demo(path, name, line(group.attrs.get("language_instruction")))
+    _read_attributes(group, demo)
+    for inner, data in _datasets(group, "", ()):
+        _add(demo, inner, data, group.file.attrs)
+    # Recordings of one length have one size, so a file that was recorded again is told by its
+    # actions.
+    actions = next((member_of(group, k) for (k,) in ACTIONS if k in demo.vectors), None)
+    demo.digest = b"" if actions is None else np.ascontiguousarray(actions[()]).tobytes()
+    if told_by in demo.texts:
+        # A column says it row by row, where there is an attribute of its name, too.
+        attribute = told_by in group.attrs and told_by not in group
+        said = group.attrs[told_by] if attribute else member_at(group, told_by)[()]
+        demo.told = tuple(map(line, np.ravel(said)))
+    return demo
+
+
+def _add(demo: Demo, path: str, data: Any, attributes: Any) -> None:
+    """Note data at a path for what its shape and type say it is; what is none of it is left out.
+
+    attributes: of the file
+    """
+    kind = data.dtype.kind
+    # Data without any value has no shape.
+    if data.shape is None:
+        return
+    if kind in _NUMBERS and data.shape in ((), (1,)):
+        demo.scalars[path] = float(np.ravel(data[()])[0])
+    if data.shape and _is_picture(data):
+        demo.pictures[_camera(path, demo)] = demo.prefix + path, data.shape[0], data.shape[1:]
+    elif data.shape and _encoded(path, data, attributes):
+        demo.pictures[_camera(path, demo)] = demo.prefix + path, data.shape[0], None
+    elif data.shape and kind in _NUMBERS:
+        width = prod(data.shape[1:])
+        if data.ndim <= 2 or 0 < width <= _WIDEST:
+            demo.vectors[path] = data.shape[0], width
+            # An attribute of its name says less.
+            if data.shape[0] != 1:
+                demo.scalars.pop(path, None)
+    elif _is_text(data.dtype) and prod(data.shape[1:]) == 1:
+        demo.texts.append(path)
+
+
+def _read_attributes(group: Any, demo: Demo) -> None:
+    for key in group.attrs:
+        about = group.attrs.get_id(key)
+        if about.shape not in ((), (1,)):
+            continue
+        if about.dtype.kind in _NUMBERS:
+            value = np.ravel(group.attrs[key])
+            # Not so where it has a type and no value.
+            if value.dtype.kind in _NUMBERS:
+                demo.scalars[key] = float(value[0])
+        elif _is_text(about.dtype):
+            demo.texts.append(key)
+
+
+def _is_text(kind: Any) -> bool:
+    import h5py
+
+    return h5py.check_string_dtype(kind) is not None
+
+
+def _is_picture(data: Any) -> bool:
+    """Whether each row is a picture as it is, its channels last or first."""
+    if data.dtype != np.uint8 or data.ndim != 4:
+        return False
+    return data.shape[-1] in _CHANNELS or data.shape[1] in _CHANNELS
+
+
+def _datasets(group: Any, path: str, above: tuple[Any, ...]) -> Iterator[tuple[str, Any]]:
+    """Path below an episode and data of everything in it. above: the groups that `group` is in."""
+    # A link may lead back to one of them.
+    if group in above:
+        return
+    for name in group:
+        inner = member_of(group, name)
+        if hasattr(inner, "shape"):
+            yield path + name, inner
+        elif hasattr(inner, "keys") and name != _FOLLOWING:
+            yield from _datasets(inner, f"{path}{name}/", (*above, group))
+
+
+def _camera(path: str, demo: Demo) -> str:
+    name = path.removeprefix("observations/images/").removeprefix("obs/")
+    # Two of one name are told apart by their paths.
+    return path if name in demo.pictures else name
+
+
+def _encoded(path: str, data: Any, attrs: Any) -> bool:
+    """Whether each row is an encoded picture."""
+    if not (data.dtype == np.uint8 and data.ndim == 2) and not (
+        data.dtype.kind in "SO" and data.ndim == 1
+    ):
+        return False
+    # ALOHA says so in an attribute; else the first picture tells.
+    return bool("/images/" in f"/{path}" and attrs.get("compress", False)) or (
+        len(data) > 0 and raw_bytes(data[0])[:4].startswith(_MAGIC)
+    )
+
+
+def raw_bytes(value: Any) -> bytes:
+    """An encoded picture as its file has it."""
+    return (
+        # Rows of uint8, fixed texts (numpy cuts zeros at their end, which no JPEG or PNG
+        # has), texts.
+        value.tobytes()
+        if isinstance(value, np.ndarray)
+        else value
+        if isinstance(value, bytes)
+        else str(value).encode("utf-8", "surrogateescape")
+    )
+
+
+def line(value: Any) -> str:
+    """A text of a file; "" for what is none."""
+    return (
+        value.decode("utf-8", "replace")
+        if isinstance(value, bytes)
+        else str(value)
+        if isinstance(value, str)
+        else ""
+    )
