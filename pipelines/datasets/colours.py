@@ -30,6 +30,8 @@ are warm, and what is cold is mostly one object.
 """
 _HUES, _DEPTHS = 18, 4
 """Parts of the circle of hues, and of saturation, in which coloured pixels are counted."""
+_COMPARED = 0.02
+"""Share of pixels with a colour from which on cameras are compared."""
 _ALIKE, _MORE = 0.4, 2.5
 """Overlap of the colours of two cameras, once one is exchanged, and how many times that as they
 are, from which on one of them looks exchanged.
@@ -73,11 +75,6 @@ def check_colours(
 
 def suspected(cameras: Mapping[str, Seen], other: str) -> list[Finding]:
     """The findings of `check_colours`. other: what `colours` would exchange them."""
-    whole = f"compare with the real scene; `colours: {other}` on the source exchanges them"
-    alone = (
-        f"compare with the real scene; `colours: {other}` on the source exchanges all of its "
-        "cameras, so write this one again"
-    )
     found: dict[str, str] = {}
     for camera, colours in cameras.items():
         if colours.cold >= _SHARE and colours.cold >= _TIMES * colours.warm:
@@ -86,22 +83,33 @@ def suspected(cameras: Mapping[str, Seen], other: str) -> list[Finding]:
                 f"bluish, {colours.warm:.0%} reddish)"
             )
     # Which of two is right the scene alone would tell; the colder one is the odd one.
+    beside: dict[str, str] = {}
     for pair in combinations(cameras, 2):
         if not _contrary(*(cameras[camera] for camera in pair)):
             continue
         odd, right = sorted(pair, key=lambda camera: cameras[camera].warm - cameras[camera].cold)
+        beside[odd] = right
         found.setdefault(
             odd,
             "looks as if red and blue were exchanged (its colours are those of "
             f"{right} the other way round)",
         )
-    advice = whole if len(found) == len(cameras) else alone
-    return [Finding(camera, what, "ignored", advice) for camera, what in found.items()]
+    advice = f"compare with the real scene; `colours: {other}` on the source exchanges "
+    return [
+        Finding(
+            camera,
+            what,
+            "ignored",
+            # Not all are: what sets one right would exchange the other.
+            advice + ("all cameras, so write this one again" if camera in beside else "them"),
+        )
+        for camera, what in found.items()
+    ]
 
 
 def _contrary(one: Seen, other: Seen) -> bool:
     """Whether two cameras show the same colours only when one of them is exchanged."""
-    if min(one.coloured, other.coloured) < _SHARE:
+    if min(one.coloured, other.coloured) < _COMPARED:
         return False
     as_they_are = np.minimum(one.counts, other.counts).sum()
     exchanged = np.minimum(one.counts, other.exchanged).sum()
