@@ -65,7 +65,9 @@ class Embodiment(BaseModel):
     """Name of a state or action dimension -> what it is, where plain numbers would mislead:
     `radians` (-pi to pi), `radians_positive` (0 to 2 pi), `degrees` (-180 to 180) or
     `degrees_positive` (0 to 360) for an angle that wraps there; `quaternion` for each of its four
-    entries; for a gripper its `range`, `invert` and `binary`. Actions that `resample` adds up are
+    entries; `rot6d` or `rot6d_interleaved` for each of its six: the first two columns of a
+    rotation matrix, one behind the other (rows so, too) or row by row;
+    for a gripper its `range`, `invert` and `binary`. Actions that `resample` adds up are
     displacements, which do not wrap.
     """
     action_units: tuple[str, ...] = ()
@@ -121,7 +123,35 @@ class Embodiment(BaseModel):
                 f"delta_mask is true for the gripper {', '.join(wrong)}; its ends are absolute, so "
                 "set it to false"
             )
+        self._relative_rotations()
         return self
+
+    def _relative_rotations(self) -> None:
+        """ValueError where a relative rotation is not one of the state, or is it in part."""
+        of_state, of_action = self.state_meaning, self.action_meaning
+        if of_action is None:
+            return
+        known = [] if of_state is None else [tuple(entries) for entries in of_state.wholes]
+        for entries in of_action.wholes:
+            names = ", ".join(self.action_names[i] for i in sorted(entries))
+            relative = {self.delta[i] for i in entries}
+            if len(relative) == 2:
+                raise ValueError(
+                    f"delta_mask is true for a part of one rotation ({names}); set it for all of "
+                    "its entries or for none"
+                )
+            if relative == {True} and tuple(entries) not in known:
+                raise ValueError(
+                    f"delta_mask is true for {names}, and kinds does not say that the same "
+                    "entries of the state are this rotation; name them, or set it to false"
+                )
+        turns = {} if of_state is None else dict(zip(of_state.turns, of_state.period, strict=True))
+        for i, period in zip(of_action.turns, of_action.period, strict=True):
+            if self.delta[i] and turns.get(i, period) != period:
+                raise ValueError(
+                    f"delta_mask is true for {self.action_names[i]}, and kinds gives its entry of "
+                    "the state another unit; set it to false"
+                )
 
     # Digests of this JSON name manifests, caches and policies. Those of before know no kinds.
     @model_serializer(mode="wrap")

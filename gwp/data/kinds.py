@@ -1,5 +1,5 @@
 """What single numbers of a robot are, where plain arithmetic on them would be wrong: angles that
-wrap, quaternions, grippers.
+wrap, rotations of several entries, grippers.
 """
 
 from collections.abc import Mapping, Sequence
@@ -10,7 +10,17 @@ from typing import Literal
 import numpy as np
 from pydantic import BaseModel, ConfigDict, model_validator
 
-Rotation = Literal["radians", "radians_positive", "degrees", "degrees_positive", "quaternion"]
+from gwp.data.rotations import between_pairs, near, one_sign, slerp, unit, upright
+
+Rotation = Literal[
+    "radians",
+    "radians_positive",
+    "degrees",
+    "degrees_positive",
+    "quaternion",
+    "rot6d",
+    "rot6d_interleaved",
+]
 
 TURNS: dict[str, tuple[float, float]] = {
     "radians": (-pi, 2 * pi),
@@ -19,10 +29,22 @@ TURNS: dict[str, tuple[float, float]] = {
     "degrees_positive": (0.0, 360.0),
 }
 """Angles that wrap: where their range begins, and a whole turn."""
+PAIRS: dict[str, tuple[int, ...]] = {
+    "rot6d": (0, 1, 2, 3, 4, 5),
+    "rot6d_interleaved": (0, 2, 4, 1, 3, 5),
+}
+"""The first two columns of a rotation matrix, as where the three entries of the first and of the
+second lie: one behind the other, or the 3 x 2 matrix row by row. The first two rows, one behind
+the other, are no different from the columns: they turn the other way round, as one.
+"""
 _EDGE = 1e-6
 """Turns by which a number may lie outside of its range: pi as float32 is above pi."""
 _STRAY = 0.01
 """Turns by which a recording may leave the range of its kind."""
+_OFF = 0.05
+"""How far from 1 the length of a recorded quaternion or axis may be, and how far from a right
+angle two axes.
+"""
 
 
 class Gripper(BaseModel):
@@ -52,17 +74,44 @@ Kind = Rotation | Gripper
 
 
 @dataclass(frozen=True)
+class Reference:
+    """Which of several numbers for one rotation is taken.
+
+    quaternions: `[q, 4]`, what each is near to. cuts: `[t]`, where the circle of each angle is
+    cut, robot units; None: where the recording cuts it, and chunks of absolute angles are left
+    with that jump, as in statistics of before. follows: actions, absolute angles, that go on
+    from the state of their name
+    """
+
+    quaternions: np.ndarray
+    cuts: np.ndarray | None
+    follows: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True)
 class Meaning:
     """The rotations among the numbers of one vector.
 
     turns: int `[t]`, angles that wrap; low, period: `[t]`, where their range begins and how wide
-    it is, robot units. quaternions: int `[q, 4]`, in either order of their parts
+    it is, robot units. quaternions: int `[q, 4]`, in either order of their parts. pairs: int
+    `[r, 6]`, entries of the first axis, then of the second
     """
 
     turns: np.ndarray
     low: np.ndarray
     period: np.ndarray
     quaternions: np.ndarray
+    pairs: np.ndarray
+
+    @property
+    def entries(self) -> np.ndarray:
+        """int: all numbers that are part of a rotation."""
+        return np.concatenate([self.turns, self.quaternions.ravel(), self.pairs.ravel()])
+
+    @property
+    def wholes(self) -> list[np.ndarray]:
+        """Entries of each rotation that is more than one number."""
+        return [*self.quaternions, *self.pairs]
 
     def shortest(self, difference: np.ndarray) -> np.ndarray:
         """Differences `[..., d]` of two vectors, with those of angles the short way round."""
@@ -75,8 +124,8 @@ class Meaning:
         return out
 
     def within(self, values: np.ndarray) -> np.ndarray:
-        """Vectors `[..., d]` with angles in the range of the recording, and quaternions of
-        length 1.
+        """Vectors `[..., d]` with angles in the range of the recording, quaternions of length 1,
+        axes of length 1 and at a right angle.
         """
         out = np.array(values)
         part, edge = out[..., self.turns], _EDGE * self.period
@@ -84,8 +133,9 @@ class Meaning:
         turned = (part - self.low) % self.period + self.low
         out[..., self.turns] = np.where(inside, part, turned)
         for four in self.quaternions:
-            length = np.linalg.norm(out[..., four], axis=-1, keepdims=True)
-            out[..., four] /= np.where(length > _EDGE, length, 1.0)
+            out[..., four] = unit(out[..., four])
+        for six in self.pairs:
+            out[..., six] = upright(out[..., six])
         return out
 
     def between(self, before: np.ndarray, after: np.ndarray, share: np.ndarray) -> np.ndarray:
@@ -95,48 +145,73 @@ class Meaning:
         with np.errstate(invalid="ignore"):
             out = self.within(before + share * self.shortest(after - before))
             for four in self.quaternions:
-                out[:, four] = _slerp(before[:, four], after[:, four], share)
+                out[:, four] = slerp(before[:, four], after[:, four], share)
+            for six in self.pairs:
+                out[:, six] = between_pairs(before[:, six], after[:, six], share)
         return out
 
-    def steady(self, values: np.ndarray, references: np.ndarray) -> np.ndarray:
-        """Vectors `[..., d]` with each quaternion in the sign that is nearer to its reference
-        `[q, 4]`: both signs are one rotation.
+    def steady(self, values: np.ndarray, reference: Reference) -> np.ndarray:
+        """Vectors `[..., d]` with each quaternion in the sign that is nearer to its reference,
+        as both signs are one rotation, and each angle in the turn that begins at its cut.
         """
         out = np.array(values)
-        for four, reference in zip(self.quaternions, references, strict=True):
-            away = (out[..., four] * reference).sum(-1, keepdims=True) < 0
-            out[..., four] = np.where(away, -out[..., four], out[..., four])
+        for four, middle in zip(self.quaternions, reference.quaternions, strict=True):
+            out[..., four] = near(out[..., four], middle)
+        if reference.cuts is None:
+            return out
+        part, edge = out[..., self.turns], _EDGE * self.period
+        inside = (part >= reference.cuts - edge) & (part <= reference.cuts + self.period + edge)
+        # Where the recording cuts, it is left alone, whatever it holds.
+        inside |= reference.cuts == self.low
+        away = np.floor((part - reference.cuts) / self.period) * self.period
+        out[..., self.turns] = np.where(inside, part, part - away)
         return out
 
-    def followed(self, chunks: np.ndarray, base: np.ndarray, relative: np.ndarray) -> np.ndarray:
-        """Chunks `[..., p, d]` without jumps that are none: where `relative` `[d]`, angles go on
-        the short way from `base` `[..., 1, d]`; quaternions keep their sign from step to step.
+    def followed(
+        self, chunks: np.ndarray, start: np.ndarray, known: np.ndarray, along: bool
+    ) -> np.ndarray:
+        """Chunks `[..., p, d]` without jumps that are none.
 
-        base: the state where an action is relative to it; a quaternion of any other begins in
-        the sign that it has.
+        start: `[..., 1, d]`, where known `[d]` says so the rotation from which a chunk goes on:
+        angles the short way, quaternions in its sign. Others begin as they are; `along`: angles
+        of those go on along themselves, else they keep their jumps
         """
         out = np.array(chunks)
         for dim, period in zip(self.turns, self.period, strict=True):
-            if relative[dim]:
-                line = np.concatenate([base[..., dim], out[..., dim]], -1)
+            if known[dim]:
+                line = np.concatenate([start[..., dim], out[..., dim]], -1)
                 out[..., dim] = np.unwrap(line, period=period, axis=-1)[..., 1:]
+            elif along:
+                out[..., dim] = np.unwrap(out[..., dim], period=period, axis=-1)
         for four in self.quaternions:
-            if relative[four].all():
-                line = np.concatenate([base[..., four], out[..., four]], -2)
-                out[..., four] = _one_sign(line)[..., 1:, :]
+            if known[four].all():
+                line = np.concatenate([start[..., four], out[..., four]], -2)
+                out[..., four] = one_sign(line)[..., 1:, :]
             else:
-                out[..., four] = _one_sign(out[..., four])
+                out[..., four] = one_sign(out[..., four])
         return out
 
-    def stray(self, rows: np.ndarray) -> int | None:
-        """Number of the first angle that leaves the range of its kind in rows `[n, d]`; None
-        where none does.
+    def stray(self, rows: np.ndarray) -> tuple[int, str] | None:
+        """Number of the first entry in rows `[n, d]` that is not what its kind says, and what
+        it is instead; None where all are.
         """
         part, edge = rows[:, self.turns], _STRAY * self.period
         with np.errstate(invalid="ignore"):
             out = (part < self.low - edge) | (part > self.low + self.period + edge)
-        found = np.flatnonzero(out.any(0))
-        return int(self.turns[found[0]]) if len(found) else None
+        for dim in self.turns[out.any(0)]:
+            low, high = np.nanmin(rows[:, dim]), np.nanmax(rows[:, dim])
+            return int(dim), f"goes from {low:.4g} to {high:.4g}, which is no angle in"
+        for entries in [*self.quaternions, *self.pairs[:, :3], *self.pairs[:, 3:]]:
+            length = np.sqrt((rows[:, entries] ** 2).sum(1))
+            off = length[np.abs(length - 1) > _OFF]
+            if len(off):
+                what = f"begins entries of length {off[0]:.3g} where 1 belongs to a"
+                return int(entries.min()), what
+        for six in self.pairs:
+            dots = (rows[:, six[:3]] * rows[:, six[3:]]).sum(1)
+            if (np.abs(dots) > _OFF).any():
+                return int(six.min()), "begins two axes that are at no right angle, as in a"
+        return None
 
 
 def meaning_of(
@@ -145,26 +220,32 @@ def meaning_of(
     """The rotations of a vector with these names; None where there are none. displaced: entries
     that are displacements, which do not wrap.
 
-    ValueError when quaternions are no groups of four.
+    ValueError when quaternions are no groups of four, or pairs of axes none of six.
     """
     if not kinds:
         return None
     moved = list(displaced) or [False] * len(names)
     of = [None if m else kinds.get(n) for n, m in zip(names, moved, strict=True)]
     turns = [i for i, kind in enumerate(of) if isinstance(kind, str) and kind in TURNS]
-    parts = [i for i, kind in enumerate(of) if kind == "quaternion"]
-    fours = np.array(parts, np.int64)
-    # Each group lies together, in whatever order of its parts.
-    together = len(parts) % 4 == 0 and (np.diff(fours.reshape(-1, 4)) == 1).all()
-    if not together:
-        raise ValueError(
-            f"kinds: quaternions are four entries one behind the other, these are "
-            f"{', '.join(names[i] for i in parts)}"
-        )
-    if not turns and not parts:
-        return None
+    fours = _groups(names, of, "quaternion", 4)
+    sixes = [_groups(names, of, kind, 6)[:, order] for kind, order in PAIRS.items()]
     low, period = np.array([TURNS[str(of[i])] for i in turns]).reshape(-1, 2).T
-    return Meaning(np.array(turns, np.int64), low, period, fours.reshape(-1, 4))
+    meaning = Meaning(np.array(turns, np.int64), low, period, fours, np.concatenate(sixes))
+    return meaning if len(meaning.entries) else None
+
+
+def _groups(names: Sequence[str], of: Sequence[Kind | None], wanted: str, size: int) -> np.ndarray:
+    """Numbers of the entries of a kind, int `[n, size]`. Each group lies together."""
+    parts = [i for i, kind in enumerate(of) if kind == wanted]
+    if len(parts) % size == 0:
+        groups = np.array(parts, np.int64).reshape(-1, size)
+        if (np.diff(groups) == 1).all():
+            return groups
+    count = {4: "four", 6: "six"}[size]
+    raise ValueError(
+        f"kinds: {wanted} is {count} entries one behind the other, these are "
+        f"{', '.join(names[i] for i in parts)}"
+    )
 
 
 def grippers_of(names: Sequence[str], kinds: Mapping[str, Kind]) -> dict[int, Gripper]:
@@ -180,25 +261,3 @@ def reference_of(products: np.ndarray) -> np.ndarray:
     mean: np.ndarray = np.linalg.eigh(products)[1][:, -1]
     # An eigenvector may have either sign; which of them must not depend on the machine.
     return mean * np.sign(mean[np.abs(mean).argmax()])
-
-
-def _one_sign(quaternions: np.ndarray) -> np.ndarray:
-    """Quaternions `[..., p, 4]`, each in the sign that is nearer to the one before."""
-    dots = (quaternions[..., 1:, :] * quaternions[..., :-1, :]).sum(-1)
-    flips = np.cumprod(np.where(dots < 0, -1.0, 1.0), -1)
-    out = np.array(quaternions)
-    out[..., 1:, :] *= flips[..., None]
-    return out
-
-
-def _slerp(before: np.ndarray, after: np.ndarray, share: np.ndarray) -> np.ndarray:
-    """Quaternions `[n, 4]` on the shorter way from one rotation to another."""
-    dot = (before * after).sum(-1, keepdims=True)
-    after = np.where(dot < 0, -after, after)
-    angle = np.arccos(np.clip(np.abs(dot), 0, 1))
-    # Of equal ones the way has no length to divide by; a straight line is as good there.
-    near = np.sin(angle) < _EDGE
-    sine = np.where(near, 1.0, np.sin(angle))
-    first = np.where(near, 1 - share, np.sin((1 - share) * angle) / sine)
-    second = np.where(near, share, np.sin(share * angle) / sine)
-    return first * before + second * after

@@ -94,7 +94,7 @@ def at_steps(
     with np.errstate(invalid="ignore"):
         out[between] = before * (1 - part) + after * part
     if meaning is not None:
-        turning = np.concatenate([meaning.turns, meaning.quaternions.ravel()])
+        turning = meaning.entries
         out[np.ix_(between, turning)] = meaning.between(before, after, part)[:, turning]
     if rules is None:
         return out

@@ -2,7 +2,9 @@
 the user decides.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import combinations
 
 import numpy as np
 
@@ -17,13 +19,37 @@ from gwp.errors import DataError
 _LOOKED_AT = 4
 """Pictures of a camera, from as many episodes."""
 _COLOURED = 30
-"""Levels between red and blue from which on a pixel is warm or cold."""
+"""Levels between red and blue from which on a pixel is warm or cold, and between the highest and
+the lowest from which on it has a colour.
+"""
 _SHARE = 0.05
 """Share of such pixels below which nothing is said."""
 _TIMES = 4.0
 """Cold pixels to warm ones from which on a scene looks exchanged: rooms, skin, wood and cardboard
 are warm, and what is cold is mostly one object.
 """
+_HUES, _DEPTHS = 18, 4
+"""Parts of the circle of hues, and of saturation, in which coloured pixels are counted."""
+_COMPARED = 0.02
+"""Share of pixels with a colour from which on cameras are compared."""
+_ALIKE, _MORE = 0.4, 2.5
+"""Overlap of the colours of two cameras, once one is exchanged, and how many times that as they
+are, from which on one of them looks exchanged.
+"""
+
+
+@dataclass(frozen=True)
+class Seen:
+    """Colours of a camera. warm, cold: shares of its pixels in which red is well above blue with
+    green between them, and the other way round; coloured: share of those with a colour. counts:
+    of those by hue and saturation, together 1, as they are and exchanged
+    """
+
+    warm: float
+    cold: float
+    coloured: float
+    counts: np.ndarray
+    exchanged: np.ndarray
 
 
 def check_colours(
@@ -33,32 +59,100 @@ def check_colours(
     bgr: bool,
     reader: FileReader,
 ) -> list[Finding]:
-    """A finding for each camera whose single pictures look exchanged, as those that OpenCV
-    encodes from RGB arrays are. bgr: what the source says of them.
+    """A finding for each camera whose pictures or videos look exchanged, as those that OpenCV
+    encodes from RGB arrays are: for themselves, or beside another camera of the set. bgr: what
+    the source says of them.
 
     A blue table looks so too: the finding says "looks as if".
     """
-    findings = []
-    other = "rgb" if bgr else "bgr"
+    found: dict[str, Seen] = {}
     for camera in cameras:
-        warm, cold = _warm_and_cold(data, episodes, camera, bgr, reader)
-        if cold >= _SHARE and cold >= _TIMES * warm:
-            what = (
-                f"looks as if red and blue were exchanged ({cold:.0%} of the pixels are bluish, "
-                f"{warm:.0%} reddish)"
+        pictures = _pictures(data, episodes, camera, bgr, reader)
+        if pictures:
+            found[camera] = seen(pictures)
+    return suspected(found, "rgb" if bgr else "bgr")
+
+
+def suspected(cameras: Mapping[str, Seen], other: str) -> list[Finding]:
+    """The findings of `check_colours`. other: what `colours` would exchange them."""
+    found: dict[str, str] = {}
+    for camera, colours in cameras.items():
+        if colours.cold >= _SHARE and colours.cold >= _TIMES * colours.warm:
+            found[camera] = (
+                f"looks as if red and blue were exchanged ({colours.cold:.0%} of the pixels are "
+                f"bluish, {colours.warm:.0%} reddish)"
             )
-            advice = f"compare with the real scene; `colours: {other}` on the source exchanges them"
-            findings.append(Finding(camera, what, "ignored", advice))
-    return findings
+    # Which of two is right the scene alone would tell; the colder one is the odd one.
+    beside: dict[str, str] = {}
+    for pair in combinations(cameras, 2):
+        if not _contrary(*(cameras[camera] for camera in pair)):
+            continue
+        odd, right = sorted(pair, key=lambda camera: cameras[camera].warm - cameras[camera].cold)
+        beside[odd] = right
+        found.setdefault(
+            odd,
+            "looks as if red and blue were exchanged (its colours are those of "
+            f"{right} the other way round)",
+        )
+    advice = f"compare with the real scene; `colours: {other}` on the source exchanges "
+    return [
+        Finding(
+            camera,
+            what,
+            "ignored",
+            # Not all are: what sets one right would exchange the other.
+            advice + ("all cameras, so write this one again" if camera in beside else "them"),
+        )
+        for camera, what in found.items()
+    ]
 
 
-def _warm_and_cold(
+def _contrary(one: Seen, other: Seen) -> bool:
+    """Whether two cameras show the same colours only when one of them is exchanged."""
+    if min(one.coloured, other.coloured) < _COMPARED:
+        return False
+    as_they_are = np.minimum(one.counts, other.counts).sum()
+    exchanged = np.minimum(one.counts, other.exchanged).sum()
+    return bool(exchanged >= _ALIKE and exchanged >= _MORE * as_they_are)
+
+
+def seen(pictures: Sequence[np.ndarray]) -> Seen:
+    """pictures: uint8 `[H, W, 3]`"""
+    # Every fourth pixel each way is enough for shares.
+    some = np.concatenate([picture[::4, ::4].reshape(-1, 3) for picture in pictures])
+    red, green, blue = some.astype(np.int16).T
+    warm = (red - blue > _COLOURED) & (green < red) & (green > blue)
+    cold = (blue - red > _COLOURED) & (green < blue) & (green > red)
+    coloured = np.ptp(some.astype(np.int16), axis=1) > _COLOURED
+    as_it_is, exchanged = _counts(some[coloured]), _counts(some[coloured][:, ::-1])
+    of_warm, of_cold, of_any = (float(part.mean()) for part in (warm, cold, coloured))
+    return Seen(of_warm, of_cold, of_any, as_it_is, exchanged)
+
+
+def _counts(pixels: np.ndarray) -> np.ndarray:
+    """Shares of coloured pixels uint8 `[n, 3]` by hue and saturation, `[hues, depths]`."""
+    red, green, blue = pixels.astype(np.float64).T
+    high, low = pixels.max(1, initial=0), pixels.min(1, initial=255)
+    way = np.maximum(high.astype(np.float64) - low, 1.0)
+    sixths = np.select(
+        [red == high, green == high],
+        [(green - blue) / way % 6, (blue - red) / way + 2],
+        (red - green) / way + 4,
+    )
+    hue = (sixths / 6 * _HUES).astype(np.int64) % _HUES
+    depth = np.minimum((way / np.maximum(high, 1) * _DEPTHS).astype(np.int64), _DEPTHS - 1)
+    counts = np.zeros((_HUES, _DEPTHS))
+    np.add.at(counts, (hue, depth), 1.0)
+    # Two cameras see one thing in neighbouring hues: their white balance differs.
+    counts = counts / 2 + (np.roll(counts, 1, 0) + np.roll(counts, -1, 0)) / 4
+    return counts / max(counts.sum(), 1.0)
+
+
+def _pictures(
     data: RobotSet, episodes: Sequence[Episode], camera: str, bgr: bool, reader: FileReader
-) -> tuple[float, float]:
-    """Shares of pixels in which red is well above blue with green between them, and the other
-    way round; 0 where no picture can be read.
-    """
-    spans = [e.videos[camera] for e in episodes if camera in e.videos and e.videos[camera].key]
+) -> list[np.ndarray]:
+    """Some pictures of a camera, uint8 `[H, W, 3]`; none where none can be read."""
+    spans = [e.videos[camera] for e in episodes if camera in e.videos]
     pictures = []
     for span in spans[:: max(1, len(spans) // _LOOKED_AT)][:_LOOKED_AT]:
         size = data.files.get(span.file) if span.bytes is None else span.bytes
@@ -69,11 +163,4 @@ def _warm_and_cold(
         except DataError:
             # Told where the pictures are looked at for themselves.
             continue
-    if not pictures:
-        return 0.0, 0.0
-    # Every fourth pixel each way is enough for shares.
-    some = [picture[::4, ::4].reshape(-1, 3).astype(np.int16) for picture in pictures]
-    red, green, blue = np.concatenate(some).T
-    warm = (red - blue > _COLOURED) & (green < red) & (green > blue)
-    cold = (blue - red > _COLOURED) & (green < blue) & (green > red)
-    return float(warm.mean()), float(cold.mean())
+    return pictures

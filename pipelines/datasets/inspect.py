@@ -84,7 +84,8 @@ def _describe_robots(data: RobotSet, source: Source, reader: FileReader) -> dict
         for camera in data.cameras
         if camera not in cameras
     ]
-    findings += check_colours(data, episodes, cameras, source.bgr, reader)
+    colours = check_colours(data, episodes, cameras, source.bgr, reader)
+    findings += colours
     # The videos of each camera; where there are none, `infos` is the reason.
     streams = {camera: stream_infos(data, episodes, camera, reader) for camera in cameras}
     for camera, infos in streams.items():
@@ -120,6 +121,7 @@ def _describe_robots(data: RobotSet, source: Source, reader: FileReader) -> dict
         "longest": max(lengths),
         "cameras": [{"camera": camera} | _camera_facts(infos) for camera, infos in streams.items()],
         "slots": default_slots(data.cameras),
+        "exchanged": [finding.item for finding in colours],
         "state": list(data.state_names),
         "action": list(data.action_names),
         "dimensions": dimensions,

@@ -48,6 +48,10 @@ _MAX_CURVES = 24
 _MAX_VIDEOS = 40
 _MAX_TASKS = 20
 _MAX_FINDINGS = 200
+_COLOURS = (
+    "Red and blue may be exchanged: of each camera in question, both ways beside each other. Where "
+    "the second is the scene as it was, `colours` on the source sets it right."
+)
 _DIMENSIONS = (
     "off_state: mean distance of an action from the state of the same number, as a share of its "
     "range; small where the two are one quantity, as deltas need it. Other columns: robot units."
@@ -92,7 +96,10 @@ def write_page(
     parts = _video_facts(facts) if data is None else _robot_facts(facts)
     # Then pictures, which need something that can be decoded.
     if facts["usable"]:
-        parts += [_clips(source, reader)] if data is None else _robots(source, data, layout, reader)
+        if data is None:
+            parts.append(_clips(source, reader))
+        else:
+            parts += _robots(source, data, layout, facts["exchanged"], reader)
     if facts.get("dimensions"):
         columns = ("of", "name", "min", "max", "mean", "off_state", "note")
         table = _table(facts["dimensions"], dict(zip(columns, columns, strict=True)))
@@ -197,9 +204,15 @@ def _table(rows: Sequence[dict[str, Any]], columns: dict[str, str]) -> Table:
 
 
 def _robots(
-    source: Source, data: RobotSet, layout: Layout | None, reader: FileReader
+    source: Source,
+    data: RobotSet,
+    layout: Layout | None,
+    exchanged: Sequence[str],
+    reader: FileReader,
 ) -> list[Part]:
-    """The longest episode: its cameras, what the model sees of it, its numbers."""
+    """The longest episode: its cameras, what the model sees of it, its numbers. exchanged: cameras
+    of which red and blue may be.
+    """
     data = of_cameras(data, source)
     labelled = bool(data.state_names and data.action_names)
     # Any name will do: it says only that episodes without numbers are not usable.
@@ -207,7 +220,7 @@ def _robots(
     usable, _ = usable_episodes(data, as_video, colour_cameras(data.cameras), reader)
     # The longest, for it has room for the longest window.
     episode, first_row = max(usable, key=lambda entry: entry[0].length)
-    parts = _pictures(source, data, episode, layout, reader)
+    parts = _pictures(source, data, episode, layout, exchanged, reader)
     if labelled:
         state, action = episode_vectors(data, episode, first_row, reader)
         parts.append(_curves(data, episode, state, action))
@@ -215,9 +228,14 @@ def _robots(
 
 
 def _pictures(
-    source: Source, data: RobotSet, episode: Episode, layout: Layout | None, reader: FileReader
+    source: Source,
+    data: RobotSet,
+    episode: Episode,
+    layout: Layout | None,
+    exchanged: Sequence[str],
+    reader: FileReader,
 ) -> list[Part]:
-    """The middle of an episode by camera, and as the model sees it."""
+    """The middle of an episode by camera, and as the model sees it. exchanged: as `_robots`."""
     chunk = next((length for length in _CHUNKS if length < episode.length), None)
     shown = colour_cameras(data.cameras)
     if chunk is None or not shown:
@@ -225,14 +243,21 @@ def _pictures(
         return [Part("Cameras", f"Nothing to show: {'no camera' if chunk else too_short}.")]
     # A stride of a quarter: 5 frames, whatever the chunk.
     window = Window(chunk=chunk, stride=chunk // 4)
-    pictures = []
+    pictures: list[Picture] = []
+    beside: list[Picture] = []
     # Each alone on a canvas of its own, as if it were the front.
     for camera in shown:
         frames = _frames(source, episode, {"front": camera}, _CAMERA_CANVAS, window, reader)
         alt = f"camera {camera} in the middle of episode {episode.index}"
         pictures.append(Picture(_png(frames[0]), alt, camera))
-    cameras = Part("Cameras", f"The middle of episode {episode.index}.", pictures=pictures)
-    return [cameras, _model_view(source, data, episode, layout, window, reader)]
+        if camera in exchanged:
+            beside.append(Picture(_png(frames[0]), alt, f"{camera}: as it is read"))
+            other = f"{alt}, red and blue exchanged"
+            beside.append(Picture(_png(frames[0][..., ::-1]), other, f"{camera}: exchanged"))
+    parts = [Part("Cameras", f"The middle of episode {episode.index}.", pictures=pictures)]
+    if beside:
+        parts.append(Part("Colours", _COLOURS, pictures=beside))
+    return [*parts, _model_view(source, data, episode, layout, window, reader)]
 
 
 def _model_view(

@@ -12,6 +12,7 @@ from gwp.data.formats.robot_set import Episode, RobotSet
 from gwp.data.formats.vectors import episode_vectors
 from gwp.data.stats.still import Motion
 from gwp.errors import DataError
+from pipelines.datasets.grippers import check_grippers
 from pipelines.datasets.kinds import RotationGuess
 
 _BINARY_SHARE = 0.9
@@ -78,31 +79,39 @@ def check_vectors(
     # No row at all: there is nothing to describe.
     if not sum(map(len, states)):
         return VectorCheck(findings, [])
-    dimensions = _dimensions(data, np.concatenate(states), np.concatenate(actions), motions)
+    state, action = np.concatenate(states), np.concatenate(actions)
+    dimensions = described(data.state_names, data.action_names, state, action, motions)
     advice = "normalised it is 0, and comes back as its mean"
     still = [f"{row['of']} {row['name']}" for row in dimensions if row["note"] == "constant"]
     findings += [Finding(item, "never moves", "ignored", advice) for item in still]
+    findings += check_grippers(dimensions, states, actions)
     for guess in guesses:
         findings += guess.findings()
     return VectorCheck(findings, dimensions)
 
 
-def _dimensions(
-    data: RobotSet, state: np.ndarray, action: np.ndarray, motions: tuple[Motion, Motion]
+def described(
+    state_names: Sequence[str],
+    action_names: Sequence[str],
+    state: np.ndarray,
+    action: np.ndarray,
+    motions: tuple[Motion, Motion],
 ) -> list[dict[str, Any]]:
-    """The rows of `VectorCheck.dimensions`. state: [n,s], action: [n,d], all of them finite."""
+    """The rows of `VectorCheck.dimensions`. state: [n,s], action: [n,d], all of them finite;
+    motions: of their rows
+    """
     of_state, of_action = (
         motion.resolution(np.ptp(rows, axis=0))
         for rows, motion in zip((state, action), motions, strict=True)
     )
-    columns = zip(data.action_names, action.T, of_action, strict=True)
+    columns = zip(action_names, action.T, of_action, strict=True)
     action_rows = [_dimension("action", *column) for column in columns]
     # Only as far as there is a state of the same number.
     for i, row in enumerate(action_rows[: state.shape[1]]):
         if row["note"] != "constant":
             distance = np.abs(action[:, i] - state[:, i]).mean()
             row["off_state"] = float(distance / max(np.ptp(action[:, i]), 1e-9))
-    columns = zip(data.state_names, state.T, of_state, strict=True)
+    columns = zip(state_names, state.T, of_state, strict=True)
     return [*(_dimension("state", *column) for column in columns), *action_rows]
 
 

@@ -9,8 +9,9 @@ import numpy as np
 
 from gwp.data.canvas import compose
 from gwp.data.embodiment import Embodiment
+from gwp.data.rotations import near
 from gwp.data.source import Source
-from gwp.data.stats.normalise import Stats
+from gwp.data.stats.normalise import Normalizer, Stats
 from gwp.errors import DataError
 from gwp.policy.policy import Policy
 from pipelines.evaluation.recordings import NO_WINDOW, RecordedSet, Recording
@@ -46,7 +47,8 @@ def open_loop(policy: Policy, source: Source, batch: int = 8) -> OpenLoop:
     trace: tuple[np.ndarray, np.ndarray] | None = None
     recorded = RecordedSet.of(policy.bundle.embodiments, source)
     embodiment = recorded.embodiment
-    mean = mean_chunk(policy, embodiment)
+    stats = Stats.from_json(policy.bundle.stats[embodiment.name])
+    normalizer = Normalizer(stats, embodiment)
     for recording in recorded:
         T = len(recording.action)
         p = embodiment.chunk
@@ -63,7 +65,7 @@ def open_loop(policy: Policy, source: Source, batch: int = 8) -> OpenLoop:
                 executed.append(chunk.actions[: min(embodiment.replan, n)])
                 done.append(true[: embodiment.replan])
                 # The mean of delta actions counts from where the robot is.
-                mean_action = mean + _offset(recording.state[step], embodiment)
+                mean_action = normalizer.mean_action(recording.state[step])
                 guesses = {
                     "policy": chunk.actions[:n],
                     "hold": hold_chunk(recording, step, embodiment)[:n],
@@ -96,24 +98,8 @@ def distance(guess: np.ndarray, true: np.ndarray, embodiment: Embodiment) -> np.
         return difference
     # Either sign of a quaternion is the same rotation.
     for four in meaning.quaternions:
-        other = (guess[:, four] * true[:, four]).sum(1, keepdims=True) < 0
-        difference[:, four] = np.where(other, -guess[:, four], guess[:, four]) - true[:, four]
+        difference[:, four] = near(guess[:, four], true[:, four]) - true[:, four]
     return meaning.shortest(difference)
-
-
-def _offset(state: np.ndarray, embodiment: Embodiment) -> np.ndarray:
-    """The state on delta dimensions, 0 elsewhere, `[d]`."""
-    delta = np.asarray(embodiment.delta)
-    offset = np.zeros(len(delta), np.float32)
-    # State and action of the same number are one quantity where the mask is set.
-    offset[delta] = state[: len(delta)][delta]
-    return offset
-
-
-def mean_chunk(policy: Policy, embodiment: Embodiment) -> np.ndarray:
-    """Mean (delta) action of the training data, `[d]`."""
-    stats = Stats.from_json(policy.bundle.stats[embodiment.name])
-    return np.asarray(stats.action.mean, np.float32)[: len(embodiment.action_names)]
 
 
 def hold_chunk(recording: Recording, step: int, embodiment: Embodiment) -> np.ndarray:

@@ -19,12 +19,13 @@ from gwp.data.formats.find import robots_at, usable_episodes
 from gwp.data.formats.reader import FileReader
 from gwp.data.formats.robot_set import ACTION, STATE, check_embodiment, rows_per_step
 from gwp.data.formats.vectors import episode_vectors
-from gwp.data.kinds import Gripper, grippers_of
+from gwp.data.kinds import Gripper, Reference, grippers_of
 from gwp.data.source import Source, as_ranges
 from gwp.data.stats.feature import FeatureStats
 from gwp.data.stats.moments import Moments
+from gwp.data.stats.references import ReferenceSums, read, written
 from gwp.data.stats.still import Motion
-from gwp.data.stats.windows import QuaternionSums, Rotations, WindowSums, check_ranges
+from gwp.data.stats.windows import Rotations, WindowSums, check_ranges
 from gwp.data.window import Window
 from gwp.errors import DataError
 
@@ -159,13 +160,13 @@ def compute_stats(
     no usable row is left.
     """
     reader = reader or FileReader()
-    quaternions = QuaternionSums(embodiment)
-    # Their signs are free: what they are near to must be known before they are added up.
-    if quaternions.needed:
+    rotations = ReferenceSums(embodiment)
+    # Signs and turns are free: what is taken must be known before they are added up.
+    if rotations.needed:
         for source in sources:
             for _, rows in _Rows(source, embodiment, reader):
-                quaternions.add(*rows)
-    references = quaternions.references()
+                rotations.add(*rows)
+    references = rotations.references()
     # Over all sources together; only sums and a sample of the rows stay in memory.
     sums = WindowSums(embodiment, window.chunk, Rotations(embodiment, references))
     datasets: list[dict[str, Any]] = []
@@ -199,8 +200,8 @@ def compute_stats(
         "constant_state": _named(state_stats, embodiment.state_names),
         "constant_action": _named(action_stats, embodiment.action_names),
     }
-    if quaternions.needed:
-        metadata["quaternions"] = [near.tolist() for near in references]
+    if rotations.needed:
+        metadata |= written(references)
     return Stats(state_stats, action_stats, metadata)
 
 
@@ -251,7 +252,8 @@ class _Rows:
 
 def _resolved(sums: Moments, motion: Motion) -> FeatureStats:
     stats = FeatureStats(**sums.result())
-    return replace(stats, resolution=motion.resolution(stats.max - stats.min))
+    noise = motion.resolution(stats.max - stats.min, stats.q99 - stats.q01)
+    return replace(stats, resolution=noise)
 
 
 def _named(stats: FeatureStats, names: Sequence[str]) -> list[str]:
@@ -278,6 +280,7 @@ class Normalizer:
         stats.check(embodiment)
         states, actions = embodiment.state_names, embodiment.action_names
         self._rotations = Rotations(embodiment, _references(stats, embodiment))
+        self._mean = stats.action.head(len(actions)).mean
         kinds = embodiment.kinds
         self._state = _Affine(stats.state.head(len(states)), grippers_of(states, kinds))
         self._action = _Affine(stats.action.head(len(actions)), grippers_of(actions, kinds))
@@ -297,19 +300,22 @@ class Normalizer:
         relative = self._action.backward(np.asarray(y, np.float64))
         return self._rotations.absolute(relative, state).astype(np.float32)
 
+    def mean_action(self, state: np.ndarray) -> np.ndarray:
+        """The mean action of the data, float32 `[..., da]`, robot units, where the robot is at
+        `state` `[..., ds]`.
+        """
+        absolute = self._rotations.absolute(self._mean, state)
+        return np.asarray(absolute[..., 0, :], np.float32)
 
-def _references(stats: Stats, embodiment: Embodiment) -> tuple[np.ndarray, np.ndarray]:
-    """What each quaternion of state and action is near to, `[q, 4]`."""
-    if not QuaternionSums(embodiment).needed:
-        return np.zeros((0, 4)), np.zeros((0, 4))
-    if "quaternions" not in stats.metadata:
+
+def _references(stats: Stats, embodiment: Embodiment) -> tuple[Reference, Reference]:
+    """Which of several numbers for one rotation these statistics are of."""
+    found = read(stats.metadata, embodiment)
+    if found is None:
         raise DataError(
             f"statistics of {embodiment.name} do not say what its quaternions are near to; {_AGAIN}"
         )
-    of_state, of_action = (
-        np.reshape(np.asarray(near, np.float64), (-1, 4)) for near in stats.metadata["quaternions"]
-    )
-    return of_state, of_action
+    return found
 
 
 class _Affine:

@@ -16,6 +16,14 @@ _SMOOTH = 0.5
 """Squared change from row to row over the squared spread within an episode from which on numbers
 are noise: of white noise it is 2, of a motion of many rows almost 0.
 """
+_RESTS, _FAR = 8.0, 10.0
+"""Usual changes from row to row up to which the middle 98 % of the rows are noise of a part at
+rest, where its whole way is so many times as far.
+"""
+_ABOVE = 1.5
+"""How far above such noise its resolution lies."""
+_EXPONENTS = 256
+"""Powers of two in which changes are counted, about 1."""
 _TINY = float(np.finfo(np.float32).tiny)
 
 
@@ -27,6 +35,10 @@ class Motion:
         self._smallest_step = np.full(width, np.inf)
         self._changes = np.zeros(width)
         self._spread = np.zeros(width)
+        self._steps = np.zeros((width, _EXPONENTS), np.int64)
+        # Of the episode in which each goes furthest: how far, and whether it jumps there.
+        self._furthest = np.zeros(width)
+        self._jumps = np.ones(width, bool)
 
     def add(self, rows: np.ndarray, beside: np.ndarray | None = None) -> None:
         """The finite rows `[n, d]` of an episode, robot units, absolute. beside: `[n, d]`, what
@@ -40,12 +52,21 @@ class Motion:
         changes = np.diff(rows, axis=0)
         steps = np.where(changes == 0, np.inf, np.abs(changes)).min(0, initial=np.inf)
         self._smallest_step = np.minimum(self._smallest_step, steps)
-        self._changes += (changes**2).sum(0)
-        self._spread += ((rows - rows.mean(0)) ** 2).sum(0)
+        squares, spread = (changes**2).sum(0), ((rows - rows.mean(0)) ** 2).sum(0)
+        self._changes += squares
+        self._spread += spread
+        way = np.ptp(rows, axis=0)
+        further = way > self._furthest
+        self._furthest = np.where(further, way, self._furthest)
+        self._jumps = np.where(further, squares > _SMOOTH * spread, self._jumps)
+        for column, counts in zip(changes.T, self._steps, strict=True):
+            exponents = np.frexp(column[column != 0])[1] + _EXPONENTS // 2
+            counts += np.bincount(np.clip(exponents, 0, _EXPONENTS - 1), minlength=_EXPONENTS)
 
-    def resolution(self, ranges: np.ndarray) -> np.ndarray:
+    def resolution(self, ranges: np.ndarray, middle: np.ndarray | None = None) -> np.ndarray:
         """Range of each dimension below which it does not move, `[d]`, above 0. ranges: from
-        the lowest to the highest number of each, `[d]`.
+        the lowest to the highest number of each, `[d]`; middle: of the middle 98 % of the rows;
+        None: not known, and no part is taken to rest noisily but for a rare way
         """
         # What float32 can tell apart at this distance from 0; most recordings are float32.
         digits = np.spacing(np.maximum(self._largest, _TINY).astype(np.float32))
@@ -55,7 +76,18 @@ class Motion:
         noise = np.where(few <= _FLICKER * others, few, _SHARE * others)
         # What never changes within an episode is no motion either. What is small but smooth is.
         noisy = (self._changes == 0) | (self._changes > _SMOOTH * self._spread)
-        return np.where(noisy, np.maximum.reduce([floor, noise, _SHARE * others]), floor)
+        found = np.where(noisy, np.maximum.reduce([floor, noise, _SHARE * others]), floor)
+        if middle is None:
+            return found
+        # A way that lasts is none of single wild rows: those are no reason to take it whole.
+        rests = ~self._jumps & (middle <= _RESTS * self._usual()) & (ranges >= _FAR * middle)
+        return np.where(rests, np.maximum(found, _ABOVE * middle), found)
+
+    def _usual(self) -> np.ndarray:
+        """Median of the changes from row to row, but for those of 0, up to a power of two, `[d]`."""
+        half = self._steps.sum(1, keepdims=True) / 2
+        exponents = (np.cumsum(self._steps, 1) < half).sum(1) - _EXPONENTS // 2
+        return np.ldexp(1.0, exponents)
 
 
 def _others(ranges: np.ndarray, moving: np.ndarray) -> np.ndarray:

@@ -6,14 +6,17 @@ from collections.abc import Sequence
 import numpy as np
 
 from gwp.data.embodiment import Embodiment
-from gwp.data.kinds import Meaning, reference_of
+from gwp.data.kinds import Reference, grippers_of
 from gwp.data.rates import at_steps, steps_of, usable_starts
 from gwp.data.stats.moments import Moments
+from gwp.data.stats.references import same_angles
 from gwp.data.stats.still import Motion
 from gwp.errors import DataError
 
 PIECE = 1 << 20
 """Numbers of the windows that are in memory at a time."""
+_BEYOND = 0.25
+"""Share of its way by which a recorded gripper may lie beyond its ends."""
 
 
 def delta_base(state: np.ndarray, delta: Sequence[bool]) -> np.ndarray:
@@ -28,33 +31,50 @@ def delta_base(state: np.ndarray, delta: Sequence[bool]) -> np.ndarray:
 
 
 class Rotations:
-    """Quaternions of a robot in one sign, and its angles relative the short way.
+    """Rotations of a robot as a model is shown them: quaternions in one sign, angles in one turn
+    and through a chunk without a jump.
 
-    references: `[q, 4]` for state and action, what each quaternion is near to
+    references: of state and action
     """
 
-    def __init__(self, embodiment: Embodiment, references: tuple[np.ndarray, np.ndarray]) -> None:
+    def __init__(self, embodiment: Embodiment, references: tuple[Reference, Reference]) -> None:
         self._delta = embodiment.delta
         self._of_state, self._of_action = embodiment.state_meaning, embodiment.action_meaning
         self._references = references
+        self._known = np.asarray(self._delta, bool)
+        # An absolute angle, too, goes on from where the robot is, if the state tells it.
+        same = {i: state for i, state, _ in same_angles(embodiment)}
+        self._actions = list(references[1].follows)
+        self._states = [same[i] for i in self._actions]
+        self._known[self._actions] = True
 
     def state(self, x: np.ndarray) -> np.ndarray:
-        """States `[..., ds]`, as the model is shown them."""
+        """States `[..., ds]`, as the model is shown them; float64."""
+        x = np.asarray(x, np.float64)
         return x if self._of_state is None else self._of_state.steady(x, self._references[0])
+
+    def action(self, a: np.ndarray) -> np.ndarray:
+        """Actions `[..., da]`, absolute, each by itself; float64."""
+        a = np.asarray(a, np.float64)
+        return a if self._of_action is None else self._of_action.steady(a, self._references[1])
 
     def relative(self, actions: np.ndarray, state: np.ndarray) -> np.ndarray:
         """Actions `[..., p, da]` of chunks, less the states `[..., ds]` that they start at where
         the mask says so; float64.
         """
-        base = delta_base(self.state(state), self._delta)
+        shown = self.state(state)
+        base = delta_base(shown, self._delta)
         meaning = self._of_action
         if meaning is None:
             return np.asarray(actions - base)
-        actions = meaning.steady(actions, self._references[1])
-        return meaning.followed(actions, base, np.asarray(self._delta, bool)) - base
+        start = base.copy()
+        start[..., 0, self._actions] = shown[..., self._states]
+        # Statistics of before leave absolute angles their jumps.
+        along = self._references[1].cuts is not None
+        return meaning.followed(self.action(actions), start, self._known, along) - base
 
     def absolute(self, relative: np.ndarray, state: np.ndarray) -> np.ndarray:
-        """The way back: angles in the range of the recording, quaternions of length 1."""
+        """The way back: angles in the range of the recording, quaternions and axes of length 1."""
         actions = relative + delta_base(self.state(state), self._delta)
         return np.asarray(actions if self._of_action is None else self._of_action.within(actions))
 
@@ -79,8 +99,11 @@ class WindowSums:
         starts = np.flatnonzero(usable)
         self.left_out += len(usable) - len(starts)
         finite = np.isfinite(action).all(1) & np.isfinite(state).all(1)
-        self.motion[0].add(state[finite])
-        self.motion[1].add(action[finite], delta_base(state[finite], delta)[:, 0])
+        # A jump from one end of a turn to the other is no motion.
+        states = self._rotations.state(state[finite])
+        actions = self._rotations.action(action[finite])
+        self.motion[0].add(states)
+        self.motion[1].add(actions, delta_base(states, delta)[:, 0])
         # Which rows are sampled for quantiles is a property of the row.
         seed = int.from_bytes(hashlib.sha256(name.encode()).digest()[:8], "big")
         of_states, of_actions = (
@@ -99,39 +122,6 @@ class WindowSums:
             )
 
 
-class QuaternionSums:
-    """What the quaternions of a robot are near to, whatever their signs."""
-
-    def __init__(self, embodiment: Embodiment) -> None:
-        self._meanings = embodiment.state_meaning, embodiment.action_meaning
-        self._sums = [np.zeros((_count(meaning), 4, 4)) for meaning in self._meanings]
-
-    @property
-    def needed(self) -> bool:
-        """Whether there are any."""
-        return any(map(len, self._sums))
-
-    def add(self, state: np.ndarray, action: np.ndarray) -> None:
-        """The rows of an episode."""
-        for meaning, rows, sums in zip(self._meanings, (state, action), self._sums, strict=True):
-            if meaning is None:
-                continue
-            finite = rows[np.isfinite(rows).all(1)]
-            for four, total in zip(meaning.quaternions, sums, strict=True):
-                total += finite[:, four].T @ finite[:, four]
-
-    def references(self) -> tuple[np.ndarray, np.ndarray]:
-        """`[q, 4]` for the state and for the action."""
-        of_state, of_action = (
-            np.array([reference_of(total) for total in sums]).reshape(-1, 4) for sums in self._sums
-        )
-        return of_state, of_action
-
-
-def _count(meaning: Meaning | None) -> int:
-    return 0 if meaning is None else len(meaning.quaternions)
-
-
 def stepped(
     state: np.ndarray, action: np.ndarray, ratio: float, embodiment: Embodiment, chunk: int
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -148,18 +138,32 @@ def stepped(
 
 
 def check_ranges(state: np.ndarray, action: np.ndarray, embodiment: Embodiment, place: str) -> None:
-    """DataError when an angle leaves the range that its kind says it wraps in. state, action:
-    rows of an episode.
+    """DataError when a number is not what its kind says: an angle that leaves its range, a
+    quaternion that has not length 1, a gripper far beyond its ends. state, action: rows of an
+    episode.
     """
+    kinds = embodiment.kinds
     for rows, meaning, names in (
         (state, embodiment.state_meaning, embodiment.state_names),
         (action, embodiment.action_meaning, embodiment.action_names),
     ):
-        dim = None if meaning is None else meaning.stray(rows)
-        if dim is not None:
-            low, high = np.nanmin(rows[:, dim]), np.nanmax(rows[:, dim])
+        found = None if meaning is None else meaning.stray(rows)
+        if found is not None:
+            dim, what = found
             raise DataError(
-                f"{place}: {names[dim]} goes from {low:.4g} to {high:.4g}, which is no angle in "
-                f"{embodiment.kinds[names[dim]]}; correct `kinds`, or remove it there where the "
-                "recording counts turns"
+                f"{place}: {names[dim]} {what} {kinds[names[dim]]}; correct `kinds`, or "
+                "remove it there where the recording counts turns or holds something else"
             )
+        for dim, gripper in grippers_of(names, kinds).items():
+            values = rows[np.isfinite(rows[:, dim]), dim]
+            if gripper.range is None or not len(values):
+                continue
+            low, high = gripper.range
+            beyond = max(low - values.min(), values.max() - high)
+            # The same name may stand for metres in the state and for a share in the action.
+            if beyond > _BEYOND * (high - low):
+                raise DataError(
+                    f"{place}: {names[dim]} goes from {values.min():.4g} to {values.max():.4g}, "
+                    f"its range in `kinds` from {low:g} to {high:g}; correct it, or leave `range` "
+                    "out: the extremes of state and of action are their ends then"
+                )

@@ -259,3 +259,17 @@ def test_a_speed_limit_counts_the_short_way() -> None:
     arm = arm.model_copy(update={"limits": stopped})
     held, _ = apply_limits(far, np.array([2.95, 0], np.float32), arm)
     np.testing.assert_allclose(held[:, 0], 2.95 - 0.1 * np.arange(1, 5), atol=1e-5)
+
+
+def test_a_gripper_in_another_unit_than_its_range_is_refused(tmp_path: Path) -> None:
+    state = np.linspace(0, 0.083, 12)[:, None]
+    near = write(tmp_path / "near", ("grip",), state, state)
+    far = write(tmp_path / "far", ("grip",), state, 9 * state)
+    arm = robot(("grip",), kinds={"grip": Gripper(range=(0.0, 0.08))})
+    assert compute_stats([Source(uri=near, embodiment="arm")], arm, WINDOW).action.max[0] > 0.08
+    with pytest.raises(DataError, match=r"grip goes from 0 to 0\.747, its range .* leave `range`"):
+        compute_stats([Source(uri=far, embodiment="arm")], arm, WINDOW)
+    own = robot(("grip",), kinds={"grip": Gripper()})
+    normal = Normalizer(compute_stats([Source(uri=far, embodiment="arm")], own, WINDOW), own)
+    np.testing.assert_allclose(normal.state(state[-1]), [1], atol=1e-6)
+    np.testing.assert_allclose(normal.actions(9 * state[-1:], state[-1]), [[1]], atol=1e-6)

@@ -1,6 +1,7 @@
 """What moves is learnt, however small its unit, and what rests is not, however noisy."""
 
 import json
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -84,3 +85,69 @@ def test_files_that_state_no_resolution_keep_their_meaning() -> None:
     assert again.constant[2:].all()
     with pytest.raises(ValueError, match="above 0"):
         FeatureStats.from_json(values | {"resolution": [0, 0]})
+
+
+def pooled(*episodes: np.ndarray) -> FeatureStats:
+    """Statistics of episodes `[n, d]`, as `compute_stats` makes them of rows."""
+    moments, motion = Moments(episodes[0].shape[1]), Motion(episodes[0].shape[1])
+    for rows in episodes:
+        moments.add(rows, np.linspace(0, 0.9, len(rows)))
+        motion.add(rows)
+    stats = FeatureStats(**moments.result())
+    noise = motion.resolution(stats.max - stats.min, stats.q99 - stats.q01)
+    return replace(stats, resolution=noise)
+
+
+@pytest.mark.parametrize("size", [0.0, 1e-6, 1e-3, 4e-3])
+def test_a_gripper_that_moves_in_one_of_many_episodes_keeps_its_whole_way(size: float) -> None:
+    episodes = [np.stack([ARM, 0.5 + noise(size, i)], 1) for i in range(60)]
+    episodes[7][200:240, 1] = 0.0
+    stats = pooled(*episodes)
+    low, high = stats.low_high
+    assert high[1] - low[1] > 0.45
+    assert not stats.constant.any()
+
+
+def test_a_sensor_of_one_step_that_rarely_leaves_its_place_keeps_its_whole_way() -> None:
+    rng = np.random.default_rng(0)
+    episodes = [np.stack([ARM, rng.choice([0.0, 0.002], len(T))], 1) for _ in range(50)]
+    episodes[3][100:150, 1] = 1.0
+    low, high = pooled(*episodes).low_high
+    assert (low[1], high[1]) == (0.0, 1.0)
+
+
+def test_single_wild_rows_do_not_make_a_motion_small() -> None:
+    for column in (ARM, noise(0.5)):
+        rows = np.stack([ARM, column.copy()], 1)
+        rows[[50, 300], 1] = 400.0
+        low, high = pooled(rows, *[np.stack([ARM, column], 1)] * 5).low_high
+        assert high[1] - low[1] < 3
+
+
+def test_numbers_of_few_digits_move_and_rest_as_others() -> None:
+    rng = np.random.default_rng(2)
+    flicker = 0.5 + 4.9e-4 * rng.integers(0, 2, len(T))
+    half = np.stack([ARM, 0.3 + 0.05 * ARM, flicker], 1).astype(np.float16).astype(np.float64)
+    assert pooled(half, half).constant.tolist() == [False, False, True]
+    ticks = np.stack([np.round(2000 * ARM), np.round(1000 + 30 * ARM), 0 * T + 512], 1)
+    ticks[:, 2] += rng.integers(0, 2, len(T))
+    assert pooled(ticks, ticks).constant.tolist() == [False, False, True]
+    # A switch beside ticks.
+    ticks[:, 2] = T % 100 > 50
+    assert pooled(ticks, ticks).constant.tolist() == [False, False, False]
+
+
+def test_what_rests_in_one_source_moves_by_the_other() -> None:
+    moving, resting = (np.stack([ARM, 0.3 * ARM], 1) for _ in range(2))
+    resting[:, 1] = 0.1
+    stats = pooled(moving, resting)
+    assert not stats.constant.any()
+    # However rarely.
+    stats = pooled(moving, *[resting] * 200)
+    low, high = stats.low_high
+    assert high[1] - low[1] > 0.55
+    # Two places of rest are told apart, but for what rounding leaves between them.
+    for offset, still in ((0.3, False), (1e-6, True)):
+        other = resting.copy()
+        other[:, 1] += offset
+        assert pooled(resting, other).constant.tolist() == [False, still]
