@@ -9,7 +9,7 @@ import numpy as np
 from gwp.data.formats.finding import Finding
 from gwp.data.formats.reader import FileReader
 from gwp.data.formats.robot_set import Episode, RobotSet
-from gwp.data.formats.vectors import episode_vectors
+from gwp.data.formats.vectors import vectors_of
 from gwp.data.stats.still import Motion
 from gwp.errors import DataError
 from pipelines.datasets.grippers import check_grippers
@@ -47,13 +47,13 @@ def check_vectors(
     declared = (len(data.state_names), len(data.action_names))
     motions = Motion(declared[0]), Motion(declared[1])
     guesses = RotationGuess("state", data.state_names), RotationGuess("action", data.action_names)
-    for episode, first_row in episodes:
+    read = vectors_of(data, episodes, reader)
+    for (episode, _), vectors in zip(episodes, read, strict=True):
         item = f"episode {episode.index}"
-        try:
-            state, action = episode_vectors(data, episode, first_row, reader)
-        except DataError as error:
-            findings.append(Finding(item, str(error), "left out", "write it again"))
+        if isinstance(vectors, DataError):
+            findings.append(Finding(item, str(vectors), "left out", "write it again"))
             continue
+        state, action = vectors
         widths = (state.shape[1], action.shape[1])
         # Not stackable with the others, and a policy could not tell which number is which.
         if widths != declared:

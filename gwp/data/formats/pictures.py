@@ -86,12 +86,19 @@ def _unreadable(data: RobotSet, span: VideoSpan, reader: FileReader) -> str:
     """Why the first picture of an episode cannot be read; nothing where it can."""
     size = data.files.get(span.file) if span.bytes is None else span.bytes
     part = FilePart(storage.join(data.uri, span.file), span.offset, size)
-    return reader.once(_TRIED, _problem, data.format, part, span.key, data.fps, span.start)
+    return reader.once(_TRIED, _problem, reader, data.format, part, span.key, data.fps, span.start)
 
 
-def _problem(format: str, part: FilePart, key: str, rate: float, start: float) -> str:  # noqa: A002
+def _problem(
+    reader: FileReader,
+    format: str,  # noqa: A002
+    part: FilePart,
+    key: str,
+    rate: float,
+    start: float,
+) -> str:
     try:
-        with open_frames(format, part, key, rate, FileReader()) as frames:
+        with open_frames(format, part, key, rate, reader) as frames:
             next(frames([start]))
     except DataError as error:
         return str(error)

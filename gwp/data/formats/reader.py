@@ -63,18 +63,24 @@ class FileReader:
     def __init__(self) -> None:
         self._kept: dict[Callable[..., Any], Callable[..., Any]] = {}
         self._lock = Lock()
+        # Key -> threads that want it, and whose turn it is.
+        self._turns: dict[Any, list[Any]] = {}
         self._spool = Spool()
         # URI -> both ends of a file that is going to be opened.
         self._fetched: dict[str, tuple[bytes, bytes]] = {}
+        self._asked: set[str] = set()
 
     def fetch(self, uri: str, size: int, whole: int = WHOLE) -> None:
         """Get what `open` will need of a remote file: all of it up to `whole` bytes, else both
-        ends. From any thread; it waits in memory until the file is opened.
+        ends. From any thread; it waits in memory until the file is opened. Only the first time:
+        what is looked at again has been kept.
         """
-        if storage.is_remote(uri) and not self._spool.has(uri) and uri not in self._fetched:
-            # What is wrong with a file is told when it is opened.
-            with suppress(DataError, MissingError):
-                self._fetched[uri] = self._ends(uri, size, whole)
+        if not storage.is_remote(uri) or uri in self._asked:
+            return
+        self._asked.add(uri)
+        # What is wrong with a file is told when it is opened.
+        with suppress(DataError, MissingError):
+            self._fetched[uri] = self._ends(uri, size, whole)
 
     @staticmethod
     def _ends(uri: str, size: int, whole: int) -> tuple[bytes, bytes]:
@@ -96,12 +102,13 @@ class FileReader:
         whole: int = WHOLE,
         keep: bool = True,
         native: bool = False,
+        ahead: int | None = None,
     ) -> Iterator[Any]:
         """A seekable binary handle. A remote file whose `size` is given is fetched whole where
         it has up to `whole` bytes; of a larger one both ends come first.
 
         keep: whether a small one is opened again, and then costs no further request; native: as
-        `storage.open_native`
+        `storage.open_native`. ahead: bytes that are fetched at a time between the ends
         """
         if not storage.is_remote(uri):
             with storage.open_read(uri) as handle:
@@ -117,13 +124,13 @@ class FileReader:
                     self._spool.put(uri, ends[0])
                 yield io.BytesIO(ends[0])
             else:
-                with storage.open_ends(uri, size, ends, ENDS, native) as handle:
+                with storage.open_ends(uri, size, ends, ahead or ENDS, native) as handle:
                     yield handle
         elif native:
-            with storage.open_native(uri, ENDS) as handle:
+            with storage.open_native(uri, ahead or ENDS) as handle:
                 yield handle
         else:
-            with storage.open_read(uri) as handle:
+            with storage.open_read(uri, ahead) as handle:
                 yield handle
 
     def once(self, most: int, read: Callable[[*Ts], T], *args: *Ts) -> T:
@@ -137,6 +144,22 @@ class FileReader:
             if read not in self._kept:
                 self._kept[read] = lru_cache(most)(read)
             kept = self._kept[read]
-        # Unlocked, because reading may take a while. Two threads may read the same.
-        result: T = kept(*args)
+        # Reading may take a while: who wants the same waits for it, everybody else does not.
+        with self._turn((read, args)):
+            result: T = kept(*args)
         return result
+
+    @contextmanager
+    def _turn(self, key: Any) -> Iterator[None]:
+        """One thread at a time, of those with equal keys."""
+        with self._lock:
+            turn = self._turns.setdefault(key, [0, Lock()])
+            turn[0] += 1
+        try:
+            with turn[1]:
+                yield
+        finally:
+            with self._lock:
+                turn[0] -= 1
+                if not turn[0]:
+                    del self._turns[key]

@@ -25,10 +25,6 @@ class Spool:
         self._places: dict[str, tuple[int, int]] = {}
         self._end, self._limit = 0, 0
 
-    def has(self, uri: str) -> bool:
-        """Whether `get` gives the content of a file."""
-        return uri in self._places
-
     def get(self, uri: str) -> bytes | None:
         """The content of a file; None where it is not kept."""
         place = self._places.get(uri)

@@ -1,14 +1,15 @@
 """State and action rows out of data files, whatever their format."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 
 from gwp import storage
 from gwp.data.formats.format import FilePart
-from gwp.data.formats.reader import FileReader
+from gwp.data.formats.reader import WHOLE, FileReader, several
 from gwp.data.formats.robot_set import ACTION, STATE, Episode, RobotSet
 from gwp.data.formats.table import ROBOTS
+from gwp.errors import DataError
 
 
 def read_vectors(
@@ -44,3 +45,21 @@ def episode_vectors(
     part = FilePart(storage.join(data.uri, episode.data_file), episode.offset, episode.bytes)
     keys = data.keys(episode)
     return read_vectors(data.format, part, first, episode.length, reader, *keys)
+
+
+def vectors_of(
+    data: RobotSet, episodes: Sequence[tuple[Episode, int]], reader: FileReader
+) -> Iterator[tuple[np.ndarray, np.ndarray] | DataError]:
+    """`episode_vectors` of each, in order, or why it has none; episodes with their first rows.
+    Of a set far away several are asked for at a time, as far as they are not here already.
+    """
+
+    def read(entry: tuple[Episode, int]) -> tuple[np.ndarray, np.ndarray] | DataError:
+        try:
+            return episode_vectors(data, *entry, reader)
+        except DataError as error:
+            return error
+
+    # Small files have been fetched when they were looked at.
+    here = all(data.files.get(e.data_file, 0) <= WHOLE for e, _ in episodes)
+    return several(data.uri, read, episodes, 1 if here else None)

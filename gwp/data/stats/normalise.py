@@ -18,7 +18,7 @@ from gwp.data.embodiment import Embodiment
 from gwp.data.formats.find import robots_at, usable_episodes
 from gwp.data.formats.reader import FileReader
 from gwp.data.formats.robot_set import ACTION, STATE, check_embodiment, rows_per_step
-from gwp.data.formats.vectors import episode_vectors
+from gwp.data.formats.vectors import vectors_of
 from gwp.data.kinds import Gripper, Reference, grippers_of
 from gwp.data.source import Source, as_ranges
 from gwp.data.stats.feature import FeatureStats
@@ -228,9 +228,12 @@ class _Rows:
         self._unusable = {e.index for e, _ in bad}
 
     def __iter__(self) -> Iterator[tuple[int, tuple[np.ndarray, np.ndarray]]]:
-        for episode, first in self._good:
+        read = vectors_of(self.data, self._good, self._reader)
+        for (episode, _), vectors in zip(self._good, read, strict=True):
             try:
-                state, action = episode_vectors(self.data, episode, first, self._reader)
+                if isinstance(vectors, DataError):
+                    raise vectors
+                state, action = vectors
                 _check_widths(state, action, self._embodiment, episode.data_file)
             except DataError:
                 self._unusable.add(episode.index)

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from gwp import storage
+from gwp.data.formats.reader import FileReader
 from gwp.errors import DataError, GwpError
 from gwp.storage.names import relative_name, shown
 
@@ -34,8 +35,10 @@ _SAYING = (OSError, RuntimeError, KeyError)
 
 
 @contextmanager
-def opened(uri: str) -> Iterator[Any]:
-    """The file as h5py has it. DataError when it is none, or damaged."""
+def opened(uri: str, reader: FileReader, size: int | None = None) -> Iterator[Any]:
+    """The file as h5py has it; `size`, `reader`: as for `FileReader.open`. DataError when it is
+    none, or damaged.
+    """
     try:
         import h5py
     except ImportError as error:
@@ -45,7 +48,7 @@ def opened(uri: str) -> Iterator[Any]:
             # h5py holds a lock while it reads, and the garbage of another thread may wait for
             # it: no Python thread may do the reading.
             with (
-                storage.open_native(uri, _AHEAD) as handle,
+                reader.open(uri, size, native=True, ahead=_AHEAD) as handle,
                 h5py.File(handle, "r", rdcc_nbytes=_CHUNKS) as file,
             ):
                 yield file

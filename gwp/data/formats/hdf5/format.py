@@ -9,7 +9,6 @@ step, which zeros may follow.
 import hashlib
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from math import prod
 from typing import Any
@@ -31,7 +30,7 @@ from gwp.data.formats.hdf5.demo import ACTIONS, Demo, raw_bytes
 from gwp.data.formats.hdf5.file import member_at, opened
 from gwp.data.formats.hdf5.index import FileIndex, look, natural
 from gwp.data.formats.instructions import ToldBy, stretches
-from gwp.data.formats.reader import FileReader
+from gwp.data.formats.reader import FileReader, several
 from gwp.data.formats.robot_set import Episode, RobotSet, VideoSpan, choose_columns, vector_names
 from gwp.errors import DataError
 from gwp.storage.names import shown, shown_all
@@ -166,11 +165,14 @@ def _looks(
 ) -> list[FileIndex | str]:
     """The index of each file, or why it has none."""
 
-    def look_at(name: str) -> FileIndex | str:
-        return reader.once(_LOOKS, look, storage.join(uri, name), files[name], told_by)
+    def fetch(name: str) -> None:
+        reader.fetch(storage.join(uri, name), files[name])
 
-    with ThreadPoolExecutor(8 if storage.is_remote(uri) else 1) as pool:
-        return list(pool.map(look_at, names))
+    # h5py reads one file at a time, whatever the number of threads: they fetch what it needs.
+    return [
+        reader.once(_LOOKS, look, reader, storage.join(uri, name), files[name], told_by)
+        for name, _ in zip(names, several(uri, fetch, names), strict=True)
+    ]
 
 
 def _in_split(uri: str, split: str | None, indices: dict[str, FileIndex]) -> set[tuple[str, str]]:
@@ -294,12 +296,12 @@ def read_rows(
     order. DataError when the file cannot be read so.
     """
     # All rows of the episode: its windows overlap, and several of them are read together.
-    columns = reader.once(_EPISODES, _read_columns, part.uri, keys)
+    columns = reader.once(_EPISODES, _read_columns, reader, part.uri, keys)
     return rows_of(columns, part.uri, first, count)
 
 
-def _read_columns(uri: str, keys: tuple[str, ...]) -> dict[str, np.ndarray]:
-    with opened(uri) as file:
+def _read_columns(reader: FileReader, uri: str, keys: tuple[str, ...]) -> dict[str, np.ndarray]:
+    with opened(uri, reader) as file:
         found = {k: np.asarray(member_at(file, k)[()], np.float64) for k in keys}
         return {k: v.reshape(len(v), prod(v.shape[1:])) for k, v in found.items()}
 
@@ -308,12 +310,12 @@ def _read_columns(uri: str, keys: tuple[str, ...]) -> dict[str, np.ndarray]:
 def open_pictures(
     part: FilePart,
     key: str,
-    reader: FileReader,  # noqa: ARG001
+    reader: FileReader,
 ) -> Iterator[Pictures]:
     """Number of pictures of a camera, and a function that gives one: uint8 `[H, W, 3]`, or
     bytes of an encoded one. DataError.
     """
-    with opened(part.uri) as file:
+    with opened(part.uri, reader) as file:
         data = member_at(file, key)
 
         def get(i: int) -> Any:

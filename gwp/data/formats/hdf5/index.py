@@ -11,6 +11,7 @@ import numpy as np
 
 from gwp.data.formats.hdf5.demo import ACTIONS, Demo, described, line
 from gwp.data.formats.hdf5.file import DAMAGE, member_of, opened, reason_of
+from gwp.data.formats.reader import FileReader
 from gwp.errors import DataError
 
 T = TypeVar("T")
@@ -64,13 +65,13 @@ def natural(name: str) -> list[Any]:
     ]
 
 
-def look(uri: str, size: int, told_by: str | None) -> FileIndex | str:  # noqa: ARG001
+def look(reader: FileReader, uri: str, size: int, told_by: str | None) -> FileIndex | str:
     """The index of a file, or why it cannot be used. `size` tells a file that was written
     again. told_by: attribute or column of text that says what is done, besides the usual one
     """
     lost: list[str] = []
     try:
-        with opened(uri) as file:
+        with opened(uri, reader, size) as file:
             holder, places = _episodes(file)
             demos = [_demo(place, told_by) for place in places]
             # robomimic and LIBERO write attributes at /data, for all of it.

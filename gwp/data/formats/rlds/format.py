@@ -9,7 +9,6 @@ import hashlib
 import io
 import json
 from collections.abc import Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -26,7 +25,7 @@ from gwp.data.formats.format import (
     usable_by_metadata,
 )
 from gwp.data.formats.instructions import ToldBy
-from gwp.data.formats.reader import FileReader
+from gwp.data.formats.reader import FileReader, several
 from gwp.data.formats.rlds.features import is_picture, is_text, leaves_of, width_of
 from gwp.data.formats.rlds.index import EPISODE, STEPS, Kept, look
 from gwp.data.formats.rlds.shards import (
@@ -212,30 +211,29 @@ def _episodes(
         return reader.once(_LOOKS, look, storage.join(uri, name), files[name], wanted.told_by)
 
     first = 0
-    with ThreadPoolExecutor(8 if storage.is_remote(uri) else 1) as pool:
-        for number, (name, (found, broken)) in enumerate(
-            zip(shards.names, pool.map(look_at, shards.names), strict=True)
-        ):
-            for i, record in enumerate(found):
-                digest.update(record.crc)
-                if record.problem:
-                    yield Episode(first + i, 0, name, {}, "", problem=f"{name} {record.problem}")
-                else:
-                    yield _episode(first + i, name, record, wanted)
-                if record.chosen is not None and record.chosen.silent:
-                    silent.append(first + i)
-            # What a shard lacks at its end becomes one episode with a problem; as many
-            # numbers as were lost stay free.
-            stated = shards.lengths[number] if shards.lengths else len(found) + bool(broken)
-            counted = f"has {len(found)} records, {_INFO} says {stated}"
-            if len(found) < stated or broken:
-                lost = stated - len(found)
-                more = f" ({lost} episodes)" if lost > 1 else ""
-                problem = f"{name} {broken or counted}{more}"
-                yield Episode(first + len(found), 0, name, {}, "", problem=problem)
-            elif len(found) > stated:
-                told.append(Finding(name, counted, "ignored", "all of them are read"))
-            first += max(stated, len(found) + bool(broken))
+    for number, (name, (found, broken)) in enumerate(
+        zip(shards.names, several(uri, look_at, shards.names), strict=True)
+    ):
+        for i, record in enumerate(found):
+            digest.update(record.crc)
+            if record.problem:
+                yield Episode(first + i, 0, name, {}, "", problem=f"{name} {record.problem}")
+            else:
+                yield _episode(first + i, name, record, wanted)
+            if record.chosen is not None and record.chosen.silent:
+                silent.append(first + i)
+        # What a shard lacks at its end becomes one episode with a problem; as many
+        # numbers as were lost stay free.
+        stated = shards.lengths[number] if shards.lengths else len(found) + bool(broken)
+        counted = f"has {len(found)} records, {_INFO} says {stated}"
+        if len(found) < stated or broken:
+            lost = stated - len(found)
+            more = f" ({lost} episodes)" if lost > 1 else ""
+            problem = f"{name} {broken or counted}{more}"
+            yield Episode(first + len(found), 0, name, {}, "", problem=problem)
+        elif len(found) > stated:
+            told.append(Finding(name, counted, "ignored", "all of them are read"))
+        first += max(stated, len(found) + bool(broken))
 
 
 def _episode(index: int, file: str, record: Kept, wanted: _Wanted) -> Episode:

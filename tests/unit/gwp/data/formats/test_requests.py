@@ -13,19 +13,28 @@ import pytest
 
 from gwp import storage
 from gwp.data.formats import reader as reading
+from gwp.data.formats.find import robots_at
 from gwp.data.formats.reader import FileReader, several
+from gwp.data.formats.robot_set import embodiment_of
 from gwp.data.formats.spool import Spool
+from gwp.data.plan.build import build_manifest
 from gwp.data.source import Source
+from gwp.data.stats.normalise import compute_stats
 from gwp.data.video.probe import open_to_probe, probe
+from gwp.data.window import ClipWindow, Window
 from gwp.errors import DataError
 from pipelines.datasets.inspect import describe
 from tests.support.faults import FaultyProxy, faulty_s3
-from tests.support.sets import TOP, WRIST, write_pictures, write_v21, write_v30, write_video
+from tests.support.other_sets import write_aloha, write_stills
+from tests.support.sets import FPS, TOP, WRIST, write_pictures, write_v21, write_v30, write_video
 
+WINDOW, CLIP = Window(chunk=4, stride=1), ClipWindow(frames=5, fps=5)
 LENGTHS = (5, 3)
 FORMATS: dict[str, tuple[Callable[[Path], Any], dict[str, Any]]] = {
     "v21": (partial(write_v21, lengths=LENGTHS, cameras=(TOP, WRIST)), {}),
     "v30": (partial(write_v30, lengths=LENGTHS, cameras=(TOP, WRIST)), {}),
+    "stills": (partial(write_stills, version="v2.1", lengths=LENGTHS), {}),
+    "aloha": (partial(write_aloha, lengths=LENGTHS), {"fps": FPS}),
     "clips": (lambda root: write_clips(root), {}),
 }
 
@@ -33,7 +42,7 @@ FORMATS: dict[str, tuple[Callable[[Path], Any], dict[str, Any]]] = {
 def write_clips(root: Path) -> None:
     """Three videos, two of them with a caption beside."""
     for name in ("a", "b", "c"):
-        write_video(root / f"{name}.mp4", range(8))
+        write_video(root / f"{name}.mp4", range(9))
     (root / "a.txt").write_text("a")
     (root / "b.json").write_text('{"caption": "b"}')
 
@@ -69,11 +78,33 @@ def test_inspection_asks_for_each_file_once(proxy: FaultyProxy, tmp_path: Path, 
     counts = asked_for(proxy, name)
     files = {f"GET /far-away/{name}/{file}" for file in storage.list_files(str(tmp_path / "set"))}
     assert set(counts) <= files
-    assert max(counts.values()) == 1
     assert len(counts) >= len(files) - 2
+    # Of videos also some pictures are looked at.
+    videos = sum(".mp4" in request for request in files)
+    assert counts.total() <= len(files) + 4 * videos
+    assert max(n for request, n in counts.items() if ".mp4" not in request or name == "clips") == 1
     for facts in (near, far):
         facts.pop("uri")
     assert far == near
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_the_preparation_of_a_run_asks_for_each_file_once(proxy: FaultyProxy, name: str) -> None:
+    """Robots, manifest and statistics look at the same set."""
+    source = Source(uri=f"s3://far-away/{name}", **FORMATS[name][1])
+    reader, robots = FileReader(), {}
+    data = robots_at(source, reader)
+    if data is not None:
+        robots = {"arm": embodiment_of(data, "arm", 4, 2)}
+        source = source.model_copy(update={"embodiment": "arm"})
+    proxy.requests.clear()
+    reader = FileReader()
+    build_manifest([source], embodiments=robots, window=WINDOW, clip=CLIP, reader=reader)
+    for arm in robots.values():
+        compute_stats([source], arm, WINDOW, reader)
+    assert set(asked_for(proxy, name).values()) == {1}
+    lists = [request for request in proxy.requests if "list-type" in request]
+    assert len(lists) <= 1
 
 
 def test_a_small_file_is_kept_and_a_large_one_is_not(
