@@ -408,4 +408,4 @@ def test_single_wild_rows_are_told_and_rare_motions_are_not(
     write_values(root, 0, "observation.state", rows)
     (wild,) = [f for f in told(capsys, str(root))[1]["findings"] if "single" in f["what"]]
     assert wild["item"] == "state x"
-    assert wild["what"].startswith("is 1e+06 in 1 single rows, and -1")
+    assert wild["what"].startswith("is 1e+06 in 1 single rows, and -0.99")
