@@ -161,8 +161,6 @@ class Meaning:
             return out
         part, edge = out[..., self.turns], _EDGE * self.period
         inside = (part >= reference.cuts - edge) & (part <= reference.cuts + self.period + edge)
-        # Where the recording cuts, it is left alone, whatever it holds.
-        inside |= reference.cuts == self.low
         away = np.floor((part - reference.cuts) / self.period) * self.period
         out[..., self.turns] = np.where(inside, part, part - away)
         return out

@@ -183,11 +183,15 @@ def test_an_absolute_angle_does_not_jump_within_a_chunk(tmp_path: Path, named: b
     low, high = stats.action.low_high
     learnt = (targets + 1) / 2 * (high - low) + low
     assert np.abs(np.diff(learnt, axis=1)).max() < 0.22
+    normal = Normalizer(stats, arm)
     if named:
+        # A robot may send its state in any turn.
+        np.testing.assert_allclose(normal.state(state + 2 * pi), normal.state(state), atol=1e-6)
+        two = normal.inverse_actions(targets, state + 2 * pi)
+        np.testing.assert_allclose(off(two, action, arm), 0, atol=1e-5)
         # From where the state is, also where the action is beyond the end of the range.
         np.testing.assert_allclose(learnt[:-1, 0] - state[:-1], 0.1, atol=1e-5)
         # A promised row is what training would show of it.
-        normal = Normalizer(stats, arm)
         near_end = np.array([[3.1]])
         one, other = (normal.actions(np.array([[[a]]]), near_end) for a in (3.14, -3.14))
         assert 0 < (other - one).item() < 0.01
