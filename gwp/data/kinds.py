@@ -161,8 +161,6 @@ class Meaning:
             return out
         part, edge = out[..., self.turns], _EDGE * self.period
         inside = (part >= reference.cuts - edge) & (part <= reference.cuts + self.period + edge)
-        # Where the recording cuts, it is left alone, whatever it holds.
-        inside |= reference.cuts == self.low
         away = np.floor((part - reference.cuts) / self.period) * self.period
         out[..., self.turns] = np.where(inside, part, part - away)
         return out
@@ -220,11 +218,19 @@ def meaning_of(
     """The rotations of a vector with these names; None where there are none. displaced: entries
     that are displacements, which do not wrap.
 
-    ValueError when quaternions are no groups of four, or pairs of axes none of six.
+    ValueError when quaternions are no groups of four, pairs of axes none of six, or one of them a
+    displacement.
     """
     if not kinds:
         return None
     moved = list(displaced) or [False] * len(names)
+    wholes = {"quaternion", *PAIRS}
+    for name, summed in zip(names, moved, strict=True):
+        if summed and kinds.get(name) in wholes:
+            raise ValueError(
+                f"kinds: {name} is part of a rotation of several entries, which `resample: sum` "
+                "cannot add up; write linear or hold"
+            )
     of = [None if m else kinds.get(n) for n, m in zip(names, moved, strict=True)]
     turns = [i for i, kind in enumerate(of) if isinstance(kind, str) and kind in TURNS]
     fours = _groups(names, of, "quaternion", 4)

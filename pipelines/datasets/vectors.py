@@ -1,6 +1,6 @@
 """What the numbers of a robot set look like, and which of them are none."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -19,6 +19,10 @@ _BINARY_SHARE = 0.9
 """Share of rows at one of the two ends from which on a dimension is called near-binary."""
 _END_SHARE = 0.05
 """Share of a dimension's range that counts as its end."""
+_WILD = 20.0
+"""Widths of the middle 98 % of the rows beyond which single ones are wild."""
+_SINGLE = 2
+"""Rows one behind the other that still are single ones."""
 
 
 @dataclass(frozen=True)
@@ -84,10 +88,39 @@ def check_vectors(
     advice = "normalised it is 0, and comes back as its mean"
     still = [f"{row['of']} {row['name']}" for row in dimensions if row["note"] == "constant"]
     findings += [Finding(item, "never moves", "ignored", advice) for item in still]
+    for of, names, values in (
+        ("state", data.state_names, state),
+        ("action", data.action_names, action),
+    ):
+        findings += _wild(of, names, values)
     findings += check_grippers(dimensions, states, actions)
     for guess in guesses:
         findings += guess.findings()
     return VectorCheck(findings, dimensions)
+
+
+def _wild(of: str, names: Sequence[str], values: np.ndarray) -> Iterator[Finding]:
+    """Dimensions of which single rows lie far away from all others. values: [n,d]"""
+    # Of few rows a single one must not reach the quantile itself.
+    low = np.quantile(values, 0.01, axis=0, method="higher")
+    high = np.quantile(values, 0.99, axis=0, method="lower")
+    middle = np.median(values, axis=0)
+    far = (np.abs(values - middle) > _WILD * (high - low)) & (high > low)
+    for i in np.flatnonzero(far.any(0)).tolist():
+        rows = np.flatnonzero(far[:, i])
+        starts = np.flatnonzero(np.diff(rows, prepend=-2) > 1)
+        if np.diff(starts, append=len(rows)).max() > _SINGLE:
+            # What lasts is a rare motion.
+            continue
+        furthest = values[rows[np.abs(values[rows, i] - middle[i]).argmax()], i]
+        what = (
+            f"is {furthest:.4g} in {len(rows)} single rows, and {low[i]:.4g} to {high[i]:.4g} "
+            "in 98 % of them"
+        )
+        advice = (
+            "mend them, or leave those episodes out with `episodes`; they are learnt as they are"
+        )
+        yield Finding(f"{of} {names[i]}", what, "ignored", advice)
 
 
 def described(

@@ -102,6 +102,16 @@ def distance(guess: np.ndarray, true: np.ndarray, embodiment: Embodiment) -> np.
     return meaning.shortest(difference)
 
 
+def unbroken(actions: np.ndarray, embodiment: Embodiment) -> np.ndarray:
+    """Successive actions `[n, d]` without jumps that are none: angles go on the short way,
+    quaternions in one sign.
+    """
+    meaning = embodiment.action_meaning
+    if meaning is None:
+        return actions
+    return meaning.followed(actions, actions[:1], np.zeros(actions.shape[1], bool), along=True)
+
+
 def hold_chunk(recording: Recording, step: int, embodiment: Embodiment) -> np.ndarray:
     """The *hold* baseline at a step, `[p, d]`."""
     # What to repeat where a state says nothing about the action, a displacement for instance.

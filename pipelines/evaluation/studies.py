@@ -16,7 +16,7 @@ from gwp.data.stats.normalise import Stats
 from gwp.errors import DataError, GwpError
 from gwp.policy.policy import Policy
 from gwp.protocol.messages import Observation
-from pipelines.evaluation.open_loop import distance
+from pipelines.evaluation.open_loop import distance, unbroken
 from pipelines.evaluation.recordings import NO_WINDOW, RecordedSet
 
 # Chunks computed at once; the same for every side of a comparison.
@@ -95,7 +95,8 @@ def steps_study(policy: Policy, source: Source, steps: Sequence[int]) -> list[St
             for chunk, true in zip(chunks, recorded, strict=True)
         ]
         mse = float(np.concatenate(errors).mean())
-        difference = (np.stack(chunks) - np.stack(answers[0])) / scale
+        most = np.concatenate(answers[0])
+        difference = distance(np.concatenate(chunks), most, robot) / scale
         rms = float(np.sqrt((difference**2).mean()))
         rows.append(StepsRow(count, mse, rms, float(np.median(ms))))
     return rows
@@ -129,9 +130,11 @@ def seams_study(policy: Policy, source: Source, delay: int | None = None) -> Sea
         for old, naive, chunked in zip(first, first[1:], joined, strict=False):
             # The last two actions of the old chunk that are executed.
             left = old[replan + delay - 2 : replan + delay]
-            jumps["naive"].append(np.concatenate([left, naive[delay : delay + 1]]) / scale)
-            jumps["chunked"].append(np.concatenate([left, chunked[delay : delay + 1]]) / scale)
-            jumps["inside"] += [old[i : i + 3] / scale for i in range(p - 2)]
+            for name, new in (("naive", naive), ("chunked", chunked)):
+                line = np.concatenate([left, new[delay : delay + 1]])
+                jumps[name].append(unbroken(line, embodiment) / scale)
+            inside = unbroken(old, embodiment) / scale
+            jumps["inside"] += [inside[i : i + 3] for i in range(p - 2)]
     if delay is None or not jumps["naive"]:
         raise DataError(f"{source.uri}: no episode is long enough for a second chunk")
     return Seams(

@@ -18,7 +18,8 @@ class FeatureStats:
     """Statistics of one feature, float64 `[d]` each, in robot units.
 
     resolution: ranges below it are noise of a part that does not move; None: not stated, as in
-    published files and in ours of before, where it is 1e-4
+    published files and in ours of before, where it is 1e-4. wild: bool, dimensions whose extremes
+    are single rows far from all others, no motion; None: none of them
     """
 
     mean: np.ndarray
@@ -28,6 +29,7 @@ class FeatureStats:
     q01: np.ndarray
     q99: np.ndarray
     resolution: np.ndarray | None = None
+    wild: np.ndarray | None = None
 
     @property
     def noise(self) -> np.ndarray:
@@ -42,8 +44,20 @@ class FeatureStats:
         rare = self.q99 - self.q01 < self.noise
         if self.resolution is not None:
             # Else the noise of a part at rest would be the unit in which its way is measured.
-            rare |= self.q99 - self.q01 < _RARE * (self.max - self.min)
+            rare |= self._mostly_at_rest & (True if self.wild is None else ~self.wild)
         return np.where(rare, self.min, self.q01), np.where(rare, self.max, self.q99)
+
+    @property
+    def _mostly_at_rest(self) -> np.ndarray:
+        """bool `[d]`: the quantiles are of a small part of the whole way."""
+        return np.asarray(self.q99 - self.q01 < _RARE * (self.max - self.min))
+
+    def without_wild(self, jumps: np.ndarray) -> "FeatureStats":
+        """With `wild` where the extremes would be the ends and `jumps` `[d]` says that they are
+        single rows.
+        """
+        wild = jumps & self._mostly_at_rest & (self.q99 - self.q01 >= self.noise)
+        return replace(self, wild=wild) if wild.any() else self
 
     @property
     def constant(self) -> np.ndarray:
@@ -57,7 +71,8 @@ class FeatureStats:
         """The first `width` dimensions: published files pad to the width of the model."""
         noise = None if self.resolution is None else self.resolution[:width]
         cut = FeatureStats(*(getattr(self, name)[:width] for name in NAMES))
-        return replace(cut, resolution=noise)
+        wild = None if self.wild is None else self.wild[:width]
+        return replace(cut, resolution=noise, wild=wild)
 
     def to_json(self, width: int) -> dict[str, list[float] | list[int]]:
         """The values by name, with zeros up to `width`, and `constant`: indices of dimensions
@@ -72,6 +87,8 @@ class FeatureStats:
             # Not zeros: padding does not move either.
             padded = np.pad(self.resolution, (0, more), constant_values=_FLOOR)
             values["resolution"] = padded.tolist()
+        if self.wild is not None:
+            values["wild"] = np.flatnonzero(self.wild).tolist()
         return values
 
     @classmethod
@@ -88,6 +105,9 @@ class FeatureStats:
         ):
             raise ValueError("vectors of different lengths, or not finite")
         stats = cls(*arrays)
+        if raw.get("wild") is not None:
+            wild = np.isin(np.arange(len(stats.mean)), np.asarray(raw["wild"], np.int64))
+            stats = replace(stats, wild=wild)
         if (stats.q01 > stats.q99).any() or (stats.min > stats.max).any() or (stats.std < 0).any():
             raise ValueError("a lower quantile or extreme above the upper one, or a negative std")
         # What never moved has a range of 0, which must be below it.

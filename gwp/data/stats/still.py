@@ -20,6 +20,8 @@ _RESTS, _FAR = 8.0, 10.0
 """Usual changes from row to row up to which the middle 98 % of the rows are noise of a part at
 rest, where its whole way is so many times as far.
 """
+_WILD = 1e3
+"""Times the usual size from which on single rows are wild."""
 _ABOVE = 1.5
 """How far above such noise its resolution lies."""
 _EXPONENTS = 256
@@ -28,17 +30,21 @@ _TINY = float(np.finfo(np.float32).tiny)
 
 
 class Motion:
-    """How the rows of a feature move, gathered over episodes."""
+    """How the rows of a feature move, gathered over episodes.
+
+    jumps: bool `[d]`, where the furthest way of each is of single rows, not of a motion
+    """
 
     def __init__(self, width: int) -> None:
         self._largest = np.zeros(width)
+        self._usual_size = np.zeros(width)
         self._smallest_step = np.full(width, np.inf)
         self._changes = np.zeros(width)
         self._spread = np.zeros(width)
         self._steps = np.zeros((width, _EXPONENTS), np.int64)
-        # Of the episode in which each goes furthest: how far, and whether it jumps there.
+        # Of the episode in which each goes furthest: how far, and whether it jumps there and back.
         self._furthest = np.zeros(width)
-        self._jumps = np.ones(width, bool)
+        self.jumps = np.ones(width, bool)
 
     def add(self, rows: np.ndarray, beside: np.ndarray | None = None) -> None:
         """The finite rows `[n, d]` of an episode, robot units, absolute. beside: `[n, d]`, what
@@ -48,7 +54,9 @@ class Motion:
             return
         for values in (rows, beside):
             if values is not None:
-                self._largest = np.maximum(self._largest, np.abs(values).max(0))
+                sizes = np.abs(values)
+                self._largest = np.maximum(self._largest, sizes.max(0))
+                self._usual_size = np.maximum(self._usual_size, np.median(sizes, axis=0))
         changes = np.diff(rows, axis=0)
         steps = np.where(changes == 0, np.inf, np.abs(changes)).min(0, initial=np.inf)
         self._smallest_step = np.minimum(self._smallest_step, steps)
@@ -58,7 +66,7 @@ class Motion:
         way = np.ptp(rows, axis=0)
         further = way > self._furthest
         self._furthest = np.where(further, way, self._furthest)
-        self._jumps = np.where(further, squares > _SMOOTH * spread, self._jumps)
+        self.jumps = np.where(further, squares > _SMOOTH * spread, self.jumps)
         for column, counts in zip(changes.T, self._steps, strict=True):
             exponents = np.frexp(column[column != 0])[1] + _EXPONENTS // 2
             counts += np.bincount(np.clip(exponents, 0, _EXPONENTS - 1), minlength=_EXPONENTS)
@@ -69,7 +77,10 @@ class Motion:
         None: not known, and no part is taken to rest noisily but for a rare way
         """
         # What float32 can tell apart at this distance from 0; most recordings are float32.
-        digits = np.spacing(np.maximum(self._largest, _TINY).astype(np.float32))
+        # A wild row says nothing of where the others are.
+        wild = self.jumps & (self._largest > _WILD * self._usual_size)
+        largest = np.where(wild, self._usual_size, self._largest)
+        digits = np.spacing(np.maximum(largest, _TINY).astype(np.float32))
         floor = _DIGITS * digits.astype(np.float64)
         others = _others(ranges, ranges >= floor)
         few = _LEVELS * self._smallest_step
@@ -80,7 +91,7 @@ class Motion:
         if middle is None:
             return found
         # A way that lasts is none of single wild rows: those are no reason to take it whole.
-        rests = ~self._jumps & (middle <= _RESTS * self._usual()) & (ranges >= _FAR * middle)
+        rests = ~self.jumps & (middle <= _RESTS * self._usual()) & (ranges >= _FAR * middle)
         return np.where(rests, np.maximum(found, _ABOVE * middle), found)
 
     def _usual(self) -> np.ndarray:

@@ -210,6 +210,10 @@ def test_displacements_do_not_wrap() -> None:
     arm = robot(("yaw",), kinds={"yaw": "radians"}, resample=("sum",))
     assert arm.action_meaning is None
     assert arm.state_meaning is not None
+    # Rotations of several entries do not add up at all.
+    four = dict.fromkeys(QUATERNION, "quaternion")
+    with pytest.raises(ValidationError, match="qx is part of a rotation .* cannot add up"):
+        robot(QUATERNION, kinds=four, resample=("sum",) * 4)
 
 
 def test_what_has_no_kinds_is_written_as_before() -> None:

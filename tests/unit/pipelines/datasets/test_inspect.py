@@ -394,3 +394,18 @@ def test_real_sets(
     assert (tmp_path / "x.html").read_text().count("data:image/png;base64,") == (
         3 if name.startswith("g1") else usable
     )
+
+
+def test_single_wild_rows_are_told_and_rare_motions_are_not(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    root = write_v21(tmp_path / "set", (82,))
+    t = np.arange(82)
+    rows = np.stack([np.sin(t / 9), np.cos(t / 9), np.sin(t / 7)], 1)
+    write_values(root, 0, "observation.state", rows)
+    assert not [f for f in told(capsys, str(root))[1]["findings"] if "single" in f["what"]]
+    rows[40, 0] = 1e6
+    write_values(root, 0, "observation.state", rows)
+    (wild,) = [f for f in told(capsys, str(root))[1]["findings"] if "single" in f["what"]]
+    assert wild["item"] == "state x"
+    assert wild["what"].startswith("is 1e+06 in 1 single rows, and -0.99")

@@ -17,6 +17,7 @@ from gwp.model.objective import Batch, ObjectiveConfig, training_losses
 from gwp.policy.policy import Policy
 from gwp.policy.solver import Shapes, Solver
 from pipelines.cli import main
+from pipelines.evaluation.open_loop import distance, unbroken
 from pipelines.evaluation.studies import seams_study, steps_study
 from tests.support.sets import ACTION_NAMES, FPS, STATE_NAMES, TOP, write_v30
 from tests.support.tiny import make_tiny_bundle, tiny_model
@@ -146,3 +147,20 @@ def test_real_time_chunking_stays_with_the_way_that_was_begun():
     assert 0.2 < (sides > 0).mean() < 0.8
     for chunked_jump, naive_jump in zip(jumps(chunked), jumps(naive), strict=True):
         assert chunked_jump < 0.5 * naive_jump
+
+
+def test_errors_and_jumps_are_of_rotations_not_of_numbers():
+    four = ("qx", "qy", "qz", "qw")
+    names = ("yaw", *four)
+    changes = {
+        "state_names": names,
+        "action_names": names,
+        "kinds": dict.fromkeys(four, "quaternion") | {"yaw": "radians"},
+    }
+    arm = Embodiment.model_validate(ARM.model_dump() | changes)
+    true, guess = np.array([[3.1, 0, 0, 0, 1.0]]), np.array([[-3.1, 0, 0, 0, -1.0]])
+    off = distance(guess, true, arm)
+    np.testing.assert_allclose(off, [[2 * np.pi - 6.2, 0, 0, 0, 0]], atol=1e-9)
+    line = unbroken(np.concatenate([true, guess, true, guess]), arm)
+    assert np.abs(np.diff(line, axis=0)).max() < 0.1
+    np.testing.assert_array_equal(unbroken(line[:, :2], ARM), line[:, :2])
