@@ -3,6 +3,7 @@ clocks that drift.
 """
 
 import json
+import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -18,6 +19,7 @@ from gwp.data.formats.lerobot.read import INFO
 from gwp.data.formats.lerobot.rows import read_rows
 from gwp.data.formats.reader import FileReader
 from gwp.data.formats.robot_set import Episode, RobotSet
+from gwp.errors import DataError
 from gwp.storage.names import shown_all
 
 _CLOCK_TOLERANCE_S = 1e-3
@@ -65,7 +67,7 @@ def _check_counts(data: RobotSet, info: dict[str, Any]) -> Iterator[Finding]:
     for name, span in (splits if isinstance(splits, dict) else {}).items():
         # "0:90": end excluded.
         end = str(span).rpartition(":")[2]
-        if end.isdigit() and int(end) > len(every):
+        if re.fullmatch(r"[0-9]{1,9}", end) and int(end) > len(every):
             what = f"split '{name}' goes to {end}, the set has {len(every)} episodes"
             yield Finding(INFO, what, "ignored", "correct it")
 
@@ -79,7 +81,9 @@ def _check_features(data: RobotSet, info: dict[str, Any]) -> Iterator[Finding]:
     known = {*data.cameras, *data.absent}
     for key, feature in info["features"].items():
         # `read_set` leaves out depth alone, so what is neither read nor absent is that.
-        if feature.get("dtype") in ("video", "image") and key not in known:
+        # What is no description is told where it is read.
+        kind = feature.get("dtype") if isinstance(feature, dict) else None
+        if kind in ("video", "image") and key not in known:
             yield Finding(key, "depth pictures", "ignored", "only colour is read")
 
 
@@ -205,20 +209,29 @@ def _check_clocks(
 
     episodes: those that have such times, each with its first row; total: episodes that are used
     """
-    late, drifting = 0, 0
+    late, drifting, unread = 0, 0, 0
     worst = 0.0
     for episode, first_row in episodes:
         part = FilePart(storage.join(data.uri, episode.data_file))
         key = f"{episode.prefix}timestamp"
-        rows = read_rows(part, first_row, episode.length, (key,), reader)
+        try:
+            rows = read_rows(part, first_row, episode.length, (key,), reader)[key]
+        except DataError:
+            rows = np.empty((0, 0))
         # [T], seconds. Where it starts and how it runs are two findings.
-        clock = rows[key][:, 0]
+        clock = rows.ravel()
+        if len(clock) != episode.length:
+            unread += 1
+            continue
         late += bool(abs(clock[0]) > _CLOCK_TOLERANCE_S)
         expected = np.arange(episode.length) / data.fps
         drift = float(np.abs(clock - clock[0] - expected).max())
         drifting += drift > _CLOCK_TOLERANCE_S
         worst = max(worst, drift)
     advice = "frames are found by position"
+    if unread:
+        what = f"is no time in {unread} of {total} episodes"
+        yield Finding("timestamp", what, "ignored", advice)
     if late:
         what = f"does not start at 0 in {late} of {total} episodes"
         yield Finding("timestamp", what, "ignored", advice)

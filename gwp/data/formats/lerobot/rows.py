@@ -179,10 +179,15 @@ def _whole(column: pa.ChunkedArray) -> np.ndarray:
     texts and lists of one.
     """
     try:
-        values = parquet.matrix(column, "")[:, 0] if len(column) else np.empty(0)
+        found = parquet.matrix(column, "")
     except (pa.ArrowException, DataError):
         return np.full(len(column), _UNKNOWN)
-    good = np.isfinite(values) & (values == np.round(values))
+    # Lists of none or of several say no number.
+    if len(column) and found.shape[1] != 1:
+        return np.full(len(column), _UNKNOWN)
+    values = found.ravel()
+    # What is larger a float does not hold to the unit.
+    good = np.isfinite(values) & (values == np.round(values)) & (np.abs(values) < 1 << 53)
     return np.where(good, values, _UNKNOWN).astype(np.int64)
 
 
