@@ -20,6 +20,12 @@ ORDER = ("unit", "parity", "cluster", "chaos")
 MARKED = {"cluster", "chaos"}
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--damage", type=int, default=24, help="damaged files that are tried of each format"
+    )
+
+
 def _room(item: pytest.Item) -> str:
     return item.path.relative_to(HERE).parts[0]
 

@@ -28,15 +28,19 @@ def parquet_errors(uri: str) -> Iterator[None]:
     """
     try:
         yield
-    except (pa.ArrowException, KeyError) as error:
-        raise DataError(f"{uri} cannot be read as Parquet ({error})") from error
+    except (pa.ArrowException, KeyError, ValueError, OverflowError) as error:
+        raise DataError(f"{uri} cannot be read as Parquet{_said(error)}") from error
     except OSError as error:
         # Arrow's own, of footers and pages that are damaged, have no number.
         if error.errno is not None:
             raise
-        raise DataError(
-            f"{uri} cannot be read as Parquet ({str(error).strip()}); it is truncated or damaged"
-        ) from error
+        raise DataError(f"{uri} cannot be read as Parquet; it is truncated or damaged") from error
+
+
+def _said(error: Exception) -> str:
+    """What Arrow says of the types of a file; of what Python says nothing."""
+    text = " ".join(str(error).split())
+    return f" ({text})" if isinstance(error, pa.ArrowException) and text else "; it is damaged"
 
 
 def read_rows(
@@ -122,7 +126,9 @@ def open_pictures(part: FilePart, key: str, reader: FileReader) -> Iterator[Pict
         with parquet_errors(uri):
             pictures = reader.once(_PICTURE_GROUPS, _picture_group, reader, uri, key, group)
             picture = pictures[i - edges[group]].as_py()
-        # A struct of both, or the bytes themselves.
+        # A struct of both, the bytes themselves, or the path alone.
+        if isinstance(picture, str):
+            return _by_path(uri, key, picture)
         if not isinstance(picture, dict):
             return picture
         return picture.get("bytes") or _by_path(uri, key, picture.get("path"))

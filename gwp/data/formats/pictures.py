@@ -133,6 +133,8 @@ def as_rgb(raw: Any, name: str) -> np.ndarray:
         return _array_as_rgb(raw, name)
     if not raw:
         raise DataError(f"{name} is not there (no bytes)")
+    if not isinstance(raw, bytes):
+        raise DataError(f"{name} is no picture; its column holds something else")
     try:
         with Image.open(io.BytesIO(raw)) as picture:
             # What 16 bits mean (mostly millimetres) no conversion could know.

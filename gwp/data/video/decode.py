@@ -145,8 +145,10 @@ def video_stream(handle: Any, index_only: bool = False) -> Iterator[tuple[Any, A
         # Sizes in a file that is no video send the reader to places that no file has.
         if isinstance(error, OSError) and error.errno != errno.EINVAL:
             raise
+        # Names in the file that are no text have words of Python's own.
+        said = "" if isinstance(error, UnicodeError) else f" ({error})"
         raise DataError(
-            f"cannot be read as a video ({error}); it is something else, or damaged"
+            f"cannot be read as a video{said}; it is something else, or damaged"
         ) from error
 
 

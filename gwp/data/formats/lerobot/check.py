@@ -84,10 +84,17 @@ class EpisodeCheck:
         if missing := columns - self.files.types(file).keys():
             raise DataError(f"{file} has no column {' and '.join(sorted(missing))}")
         if held.count != episode.length:
-            raise DataError(f"metadata say {episode.length} rows, {file} has {held.count}")
+            raise DataError(self._other_count(episode, file, held))
         if held.problem:
             raise DataError(f"{file}: {held.problem}")
         return file, held
+
+    def _other_count(self, episode: Episode, file: str, held: Held) -> str:
+        told = f"metadata say {episode.length} rows, {file} has {held.count}"
+        parts = self.files.parts(episode)
+        # Some writers end a file inside an episode.
+        apart = f" ({parts}); write the set again with each episode in one file"
+        return told + (apart if " and " in parts else "")
 
     def _known_rows(self, episode: Episode) -> Held:
         """Its rows where they are whole, else none: videos are as good without."""
@@ -158,6 +165,8 @@ class EpisodeCheck:
                 f"{camera} has {frames:.0f} frames, the episode has {episode.length} rows"
             )
         first = frame_of(span.start, fps, info.fps)
+        if first < 0:
+            raise DataError(f"{camera} starts {-span.start:g} s before {span.file} does")
         if first + episode.length > info.frames:
             raise DataError(
                 f"{camera} ends at frame {first + episode.length} of {span.file}, which has "

@@ -95,6 +95,11 @@ class DataFiles:
             return file, table.held[episode.index]
         return self._elsewhere(episode, self._not_there(file, table.held, episode))
 
+    def parts(self, episode: Episode) -> str:
+        """How many of its rows each file has that has some."""
+        held = self._holders.get(episode.index, [])
+        return " and ".join(f"{place.count} in {file}" for file, place in held)
+
     def _elsewhere(self, episode: Episode, otherwise: str) -> tuple[str, Held]:
         """Rows of an episode that are in another file. DataError with `otherwise` when it
         cannot be told which.

@@ -1,15 +1,22 @@
 """Episodes of a LeRobot set, as its metadata list them."""
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
 from gwp.data.formats.finding import Finding
-from gwp.data.formats.lerobot.numbers import whole, whole_or_none
+from gwp.data.formats.lerobot.info import broken
+from gwp.data.formats.lerobot.numbers import (
+    count_in,
+    count_or_none,
+    seconds_in,
+    whole_or_none,
+)
 from gwp.data.formats.lerobot.places import Places
 from gwp.data.formats.lerobot.tables import Entry, MetaFiles, Table, json_lines, parquet_rows
 from gwp.data.formats.lerobot.tasks import instruction, named_tasks
 from gwp.data.formats.robot_set import Episode, VideoSpan
+from gwp.storage.names import shown
 
 OLD_LIST, _NEW_LIST = "meta/episodes.jsonl", "meta/episodes/"
 _MOST = 1_000_000
@@ -42,25 +49,24 @@ class _Broken:
 def listing(meta: MetaFiles, info: dict[str, Any], new: bool) -> Listing:
     """Episodes in the order of the metadata, then those that cannot be read.
 
-    KeyError, TypeError and ValueError where info.json is not as it should be; DataError for
-    names that lead elsewhere. new: v3
+    DataError for numbers that are none and names that lead elsewhere in info.json. new: v3
     """
     found = Listing()
     found.tasks = task_table(meta, "task", found.findings)
     place = meta.uri, info, meta.files
     reader = _NewRows(*place) if new else _OldRows(*place)
     table = _new_table(meta) if new else json_lines(meta, OLD_LIST)
-    broken: list[_Broken] = []
+    unread: list[_Broken] = []
     before = -1
     for entry in table.entries:
         try:
             episode = _episode(entry, reader, found)
-        except (KeyError, TypeError, ValueError) as error:
-            broken.append(_Broken(_number(entry), before, f"{entry.where}: {_why(entry, error)}"))
+        except ValueError as error:
+            unread.append(_Broken(_number(entry), before, f"{entry.where}: {error}"))
             continue
         before = episode.index
         found.episodes.append(episode)
-    found.episodes += _unreadable(broken, table, info, {e.index for e in found.episodes})
+    found.episodes += _unreadable(unread, table, info, {e.index for e in found.episodes})
     found.lost = table.lost
     found.findings += [Finding(_NEW_LIST, why, "left out", "write it again") for why in table.lost]
     found.findings += reader.places.findings.values()
@@ -72,6 +78,7 @@ def task_table(meta: MetaFiles, kind: str, findings: list[Finding]) -> dict[int,
     cannot be read of it is told.
     """
     texts: dict[int, str] = {}
+    several: set[int] = set()
     for name in (f"meta/{kind}s.jsonl", f"meta/{kind}s.parquet"):
         if name not in meta.files:
             continue
@@ -86,9 +93,19 @@ def task_table(meta: MetaFiles, kind: str, findings: list[Finding]) -> dict[int,
             # Written through pandas the text is the index, whose column has no name of its own
             # in older files.
             given = (row.get(key) for key in (kind, "task", "__index_level_0__"))
-            texts[number] = str(next((text for text in given if text is not None), ""))
+            text = next((text for text in given if text is not None), "")
+            if not isinstance(text, str):
+                reasons.append(f"{entry.where} has no text")
+                continue
+            if texts.setdefault(number, text) != text:
+                several.add(number)
         advice = "episodes may lack their instruction; write it again"
         findings += [Finding(name, reason, "ignored", advice) for reason in reasons]
+    # Which of them was meant nobody knows.
+    for number in sorted(several):
+        texts[number] = ""
+        what = f"{kind} {number} has several texts, of which none is taken"
+        findings.append(Finding(f"meta/{kind}s", what, "ignored", "remove all but one of them"))
     return texts
 
 
@@ -110,7 +127,11 @@ class _OldRows:
         self.places = Places(uri, info, files, False)
         # Of declared videos only: `video_path` may be null in a set that has none.
         self.kinds = {key: f.get("dtype") for key, f in info["features"].items()}
-        self._chunk = whole(info.get("chunks_size") or 1000)
+        chunk = count_or_none(info.get("chunks_size") or 1000)
+        if not chunk:
+            stated = shown(repr(info["chunks_size"]))
+            raise broken(uri, f"chunks_size is {stated}, no number of episodes")
+        self._chunk = chunk
 
     def data(self, index: int, row: dict[str, Any]) -> str:  # noqa: ARG002
         return self.places.of("data_path", index // self._chunk, index, index)
@@ -128,7 +149,7 @@ class _NewRows:
         self.kinds = {key: f.get("dtype") for key, f in info["features"].items()}
 
     def data(self, index: int, row: dict[str, Any]) -> str:
-        place = whole(row["data/chunk_index"]), whole(row["data/file_index"])
+        place = count_in(row, "data/chunk_index"), count_in(row, "data/file_index")
         return self.places.of("data_path", *place, index)
 
     def span(self, key: str, index: int, row: dict[str, Any]) -> VideoSpan | None:
@@ -137,19 +158,20 @@ class _NewRows:
             return None
         # Each camera starts new files at its own pace, so file and start are the camera's, not
         # the episode's.
-        place = whole(row[f"videos/{key}/chunk_index"]), whole(row[f"videos/{key}/file_index"])
+        about = f"videos/{key}"
+        place = count_in(row, f"{about}/chunk_index"), count_in(row, f"{about}/file_index")
         path = self.places.of("video_path", *place, index, video_key=key)
-        end = row.get(f"videos/{key}/to_timestamp")
-        start = float(row[f"videos/{key}/from_timestamp"])
-        return VideoSpan(path, start, None if end is None else float(end))
+        start = seconds_in(row, f"{about}/from_timestamp")
+        stated = row.get(f"{about}/to_timestamp") is not None
+        return VideoSpan(path, start, seconds_in(row, f"{about}/to_timestamp") if stated else None)
 
 
 def _episode(entry: Entry, reader: _OldRows | _NewRows, found: Listing) -> Episode:
-    """KeyError, TypeError or ValueError when the entry is none."""
+    """ValueError with the reason when the entry is none."""
     row = entry.row
     if row is None:
-        raise ValueError("it is cut off or damaged")
-    index, length = whole(row["episode_index"]), whole(row["length"])
+        raise ValueError("cut off or damaged")
+    index, length = count_in(row, "episode_index"), count_in(row, "length")
     data = reader.data(index, row)
     videos: dict[str, VideoSpan] = {}
     for key, dtype in reader.kinds.items():
@@ -160,25 +182,31 @@ def _episode(entry: Entry, reader: _OldRows | _NewRows, found: Listing) -> Episo
         elif dtype == "video" and (span := reader.span(key, index, row)):
             videos[key] = span
     found.named[index] = named_tasks(row.get("tasks"), found.tasks)
-    return Episode(index, length, data, videos, instruction(row.get("tasks"), found.tasks))
+    text = instruction(row.get("tasks"), found.tasks)
+    return Episode(index, length, data, videos, text, scalars=_scalars(row, reader.kinds))
+
+
+def _scalars(row: dict[str, Any], features: Collection[str]) -> dict[str, float]:
+    """What else a row notes of its episode, such as `success`. features: columns of the rows"""
+    known = {"episode_index", "length", "dataset_from_index", "dataset_to_index", *features}
+    noted = {key: value for key, value in row.items() if key not in known and "/" not in key}
+    return {
+        key: float(value)
+        for key, value in noted.items()
+        if isinstance(value, (bool, float)) or count_or_none(value) is not None
+    }
 
 
 def _number(entry: Entry) -> int | None:
-    return entry.episode if entry.row is None else whole_or_none(entry.row.get("episode_index"))
-
-
-def _why(entry: Entry, error: Exception) -> str:
-    if entry.row is None:
-        return "cut off or damaged"
-    return f"no {error.args[0]}" if isinstance(error, KeyError) else str(error)
+    return entry.episode if entry.row is None else count_or_none(entry.row.get("episode_index"))
 
 
 def _unreadable(
-    broken: list[_Broken], table: Table, info: dict[str, Any], known: set[int]
+    unread: list[_Broken], table: Table, info: dict[str, Any], known: set[int]
 ) -> Iterator[Episode]:
     """What cannot be read, as episodes of the numbers that are left for it."""
     taken = set(known)
-    for entry in broken:
+    for entry in unread:
         index = entry.before + 1 if entry.number is None else entry.number
         while index in taken:
             index += 1

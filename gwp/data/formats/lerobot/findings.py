@@ -2,6 +2,7 @@
 clocks that drift.
 """
 
+import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -60,7 +61,7 @@ def _check_counts(data: RobotSet, info: dict[str, Any]) -> Iterator[Finding]:
     for name, span in (splits if isinstance(splits, dict) else {}).items():
         # "0:90": end excluded.
         end = str(span).rpartition(":")[2]
-        if end.isdigit() and int(end) > len(every):
+        if re.fullmatch(r"[0-9]{1,9}", end) and int(end) > len(every):
             what = f"split '{name}' goes to {end}, the set has {len(every)} episodes"
             yield Finding(INFO, what, "ignored", "correct it")
 
@@ -74,7 +75,9 @@ def _check_features(data: RobotSet, info: dict[str, Any]) -> Iterator[Finding]:
     known = {*data.cameras, *data.absent}
     for key, feature in info["features"].items():
         # `read_set` leaves out depth alone, so what is neither read nor absent is that.
-        if feature.get("dtype") in ("video", "image") and key not in known:
+        # What is no description is told where it is read.
+        kind = feature.get("dtype") if isinstance(feature, dict) else None
+        if kind in ("video", "image") and key not in known:
             yield Finding(key, "depth pictures", "ignored", "only colour is read")
 
 
@@ -199,10 +202,15 @@ def _check_clocks(
     recorded = {episode.index: episode for episode in data.episodes}
     held = [check.files.place(recorded[episode.index])[1] for episode, _ in episodes]
     clocks = [one.clock for one in held if one.clock is not None]
+    recording = [TIME in check.files.types(episode.data_file) for episode, _ in episodes]
+    unread = sum(recording) - len(clocks)
     # Where it starts and how it runs are two findings.
     late = sum(abs(start) > _CLOCK_TOLERANCE_S for start, _ in clocks)
     drifts = [drift for _, drift in clocks if drift > _CLOCK_TOLERANCE_S]
     advice = "frames are found by position"
+    if unread:
+        what = f"is no time in {unread} of {len(episodes)} episodes"
+        yield Finding(TIME, what, "ignored", advice)
     if late:
         what = f"does not start at 0 in {late} of {len(episodes)} episodes"
         yield Finding(TIME, what, "ignored", advice)

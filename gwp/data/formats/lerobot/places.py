@@ -54,12 +54,20 @@ class Places:
         # A template is not ours. It may ask for attributes of what is put in, or for a width
         # that fills the memory: only the given fields are put in, as they are or as whole
         # numbers of a few digits.
-        for _, field, form, conversion in Formatter().parse(text):
-            if field is None:
-                continue
-            if field not in fields or conversion or not _NUMBER.fullmatch(form or ""):
-                raise DataError(
-                    f"{self._uri}: {INFO} has {template} {shown(text)}; "
-                    f"it may hold {', '.join(fields)}, as in {{{next(iter(fields))}}}"
-                )
-        return relative_name(text.format(**fields), f"{self._uri}: {template} in {INFO}", DataError)
+        try:
+            for _, field, form, conversion in Formatter().parse(text):
+                if field is None:
+                    continue
+                if field not in fields or conversion or not _NUMBER.fullmatch(form or ""):
+                    raise self._wrong(template, text, fields)
+            filled = text.format(**fields)
+        except ValueError as error:
+            # A bracket alone, or a text that shall be written as a number.
+            raise self._wrong(template, text, fields) from error
+        return relative_name(filled, f"{self._uri}: {template} in {INFO}", DataError)
+
+    def _wrong(self, template: str, text: str, fields: dict[str, Any]) -> DataError:
+        return DataError(
+            f"{self._uri}: {INFO} has {template} {shown(text)}; "
+            f"it may hold {', '.join(fields)}, as in {{{next(iter(fields))}}}"
+        )

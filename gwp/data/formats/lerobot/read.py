@@ -6,16 +6,14 @@ not used.
 """
 
 import hashlib
-import json
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from math import prod
 from typing import Any
 
 from gwp.data.formats.finding import Finding
 from gwp.data.formats.lerobot.episodes import OLD_LIST, listing, task_table
-from gwp.data.formats.lerobot.numbers import whole
+from gwp.data.formats.lerobot.info import read_info, width_of
 from gwp.data.formats.lerobot.places import INFO as INFO
 from gwp.data.formats.lerobot.repair import absent_cameras, mend_paths
 from gwp.data.formats.lerobot.splits import split_of
@@ -30,6 +28,7 @@ from gwp.data.formats.robot_set import (
     choose_columns,
 )
 from gwp.errors import DataError
+from gwp.storage.names import shown
 
 _BOOKKEEPING = ("timestamp", "frame_index", "episode_index", "index")
 """Columns of the format that say nothing of what is done."""
@@ -78,40 +77,30 @@ def read_set(
             "clips` for plain videos"
         )
     meta = MetaFiles(uri, files, reader or FileReader())
-    raw = meta.read(INFO)
-    try:
-        info: dict[str, Any] = json.loads(raw)
-        version, fps, features = (
-            _version(info, files),
-            float(info["fps"]),
-            dict(info["features"]),
+    told: list[Finding] = []
+    info = read_info(uri, meta.read(INFO), told)
+    version, fps, features = _version(info, files), info["fps"], info["features"]
+    if not version.startswith(("v2.", "v3.")):
+        raise DataError(
+            f"{uri}: LeRobot format {shown(version)} is not read; convert the set to v2.1 or v3.0"
         )
-        if not version.startswith(("v2.", "v3.")):
-            raise DataError(
-                f"{uri}: LeRobot format {version} is not read; convert the set to v2.1 or v3.0"
-            )
-        # Also NaN, which JSON as Python reads it may hold.
-        if not 0 < fps < float("inf"):
-            raise DataError(f"{uri}: {INFO} says {fps:g} Hz; correct `fps` there")
-        found = listing(meta, info, version.startswith("v3."))
-        # Paths of videos are corrected at once: whoever comes later finds them by name.
-        episodes = mend_paths(found.episodes, files)
-        columns = tuple(
-            key for key, f in features.items() if f.get("dtype") not in ("video", "image", "string")
-        )
-        state_keys = choose_columns(uri, "state", state, [(STATE,)], columns)
-        action_keys = choose_columns(uri, "action", action, [(ACTION,)], columns)
-        states, actions = (
-            [_names(features[key], key) for key in keys] for keys in (state_keys, action_keys)
-        )
-        cameras = {
-            key: f
-            for key, f in features.items()
-            if f.get("dtype") in ("video", "image") and not _is_depth(f)
-        }
-    except (KeyError, ValueError, TypeError, IndexError, AttributeError) as error:
-        what = f"no {error}" if isinstance(error, KeyError) else str(error)
-        raise DataError(f"{uri}: broken metadata ({INFO}: {what}); write the set again") from error
+    found = listing(meta, info, version.startswith("v3."))
+    found.findings += told
+    # Paths of videos are corrected at once: whoever comes later finds them by name.
+    episodes = mend_paths(found.episodes, files)
+    columns = tuple(
+        key for key, f in features.items() if f.get("dtype") not in ("video", "image", "string")
+    )
+    state_keys = choose_columns(uri, "state", state, [(STATE,)], columns)
+    action_keys = choose_columns(uri, "action", action, [(ACTION,)], columns)
+    states, actions = (
+        [_names(uri, features[key], key) for key in keys] for keys in (state_keys, action_keys)
+    )
+    cameras = {
+        key: f
+        for key, f in features.items()
+        if f.get("dtype") in ("video", "image") and not _is_depth(f)
+    }
     if not info.get("codebase_version"):
         what = f"no codebase_version; read as {version}"
         found.findings.append(Finding(INFO, what, "repaired", "its files are of that version"))
@@ -223,13 +212,11 @@ def _is_depth(feature: dict[str, Any]) -> bool:
     )
 
 
-def _names(feature: dict[str, Any], key: str) -> tuple[tuple[str, ...], bool]:
+def _names(uri: str, feature: dict[str, Any], key: str) -> tuple[tuple[str, ...], bool]:
     """Names of a vector feature, whether the set gives them; made up from the position where it
-    does not.
+    does not. DataError when it does not say how many they are.
     """
-    names, shape = feature.get("names"), feature["shape"]
-    # Of a matrix the rows one behind the other. A width alone is no list in some conversions.
-    width = prod(whole(n) for n in (shape if isinstance(shape, (list, tuple)) else [shape]))
+    names, width = feature.get("names"), width_of(uri, feature, key)
     if isinstance(names, dict) and all(isinstance(v, int) for v in names.values()):
         # {"x": 0, "y": 1}: names with their positions.
         names = sorted(names, key=names.__getitem__)

@@ -75,9 +75,11 @@ class Clock:
         if TIME not in table.column_names or not table.num_rows:
             return None
         try:
-            return cls(parquet.matrix(table[TIME], TIME)[:, 0], fps)
+            found = parquet.matrix(table[TIME], TIME)
         except (pa.ArrowException, DataError):
             return None
+        # Lists of none or of several say no time.
+        return cls(found[:, 0], fps) if found.shape[1] == 1 else None
 
     def drift(self, places: np.ndarray) -> tuple[float, float]:
         """`Held.clock` of the rows at these places, which are of one episode."""
@@ -216,10 +218,15 @@ def _whole(column: pa.ChunkedArray) -> np.ndarray:
     if pa.types.is_int64(column.type) and not column.null_count:
         return np.asarray(column.to_numpy())
     try:
-        values = parquet.matrix(column, "")[:, 0] if len(column) else np.empty(0)
+        found = parquet.matrix(column, "")
     except (pa.ArrowException, DataError):
         return np.full(len(column), _UNKNOWN)
-    good = np.isfinite(values) & (values == np.round(values))
+    # Lists of none or of several say no number.
+    if len(column) and found.shape[1] != 1:
+        return np.full(len(column), _UNKNOWN)
+    values = found.ravel()
+    # What is larger a float does not hold to the unit.
+    good = np.isfinite(values) & (values == np.round(values)) & (np.abs(values) < 1 << 53)
     return np.where(good, values, _UNKNOWN).astype(np.int64)
 
 

@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 from gwp import storage
 from gwp.data.formats.reader import FileReader, several
 
-_EPISODE = re.compile(r'"episode_index"\s*:\s*"?(\d+)"?\s*[,}]')
+_EPISODE = re.compile(r'"episode_index"\s*:\s*"?(\d{1,9})"?\s*[,}]')
 
 
 @dataclass(frozen=True)
@@ -71,7 +71,7 @@ def json_lines(meta: MetaFiles, name: str) -> Table:
             continue
         try:
             row = json.loads(line)
-        except ValueError:
+        except (ValueError, RecursionError):
             row = None
         given = _EPISODE.search(line)
         episode = int(given[1]) if given else None
@@ -86,8 +86,8 @@ def parquet_rows(meta: MetaFiles, name: str) -> Table:
     try:
         wanted = [c for c in pq.read_schema(io.BytesIO(raw)).names if not c.startswith("stats/")]
         rows = pq.read_table(io.BytesIO(raw), columns=wanted).to_pylist()
-    except (OSError, pa.ArrowException):
+    except (OSError, pa.ArrowException, ValueError, OverflowError):
         # Damaged pages and footers are OSErrors, as Arrow tells them; no storage is involved
-        # here.
+        # here. Values of texts and times that Python has not are the other two.
         return Table(lost=[f"{name} cannot be read as Parquet; it is truncated or damaged"])
     return Table([Entry(f"{name}, row {number}", row) for number, row in enumerate(rows)])

@@ -15,7 +15,7 @@ def named_tasks(tasks: Any, table: Mapping[int, str]) -> tuple[str, ...]:
     Texts in the files of LeRobot; numbers of the table, or one of either kind without a list, in
     some conversions.
     """
-    given = [tasks] if isinstance(tasks, (str, int, float)) else list(tasks or ())
+    given = tasks if isinstance(tasks, (list, tuple)) else [tasks]
     texts = [text_of(task, table) for task in given]
     return tuple(text for text in texts if says_something(text))
 
@@ -26,7 +26,7 @@ def text_of(task: Any, table: Mapping[int, str]) -> str:
     # A number as text is one of the table, unless it is not there.
     if number is not None and (number in table or not isinstance(task, str)):
         return table.get(number, "")
-    return "" if task is None or isinstance(task, float) else str(task)
+    return task if isinstance(task, str) else ""
 
 
 def says_something(text: str) -> bool:

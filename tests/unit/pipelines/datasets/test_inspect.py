@@ -203,7 +203,7 @@ def test_a_set_of_which_no_number_is_one(
             ["--fps", "10", "--state", "observations/qpo"],
             "did you mean 'observations/qpos'",
         ),
-        ("still", [], "says 0 Hz"),
+        ("still", [], "fps is 0, no rate in Hz"),
     ],
 )
 def test_wrong_inputs_are_one_clear_line(

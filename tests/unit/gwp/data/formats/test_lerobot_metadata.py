@@ -4,20 +4,30 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from gwp.data.formats.find import robots_at
+from gwp.data.formats.find import robots_at, usable_episodes
 from gwp.data.formats.lerobot.read import read_set
+from gwp.data.formats.reader import FileReader
+from gwp.data.formats.vectors import episode_vectors
 from gwp.data.plan.build import build_manifest
 from gwp.data.source import Source
 from gwp.data.stats.normalise import compute_stats
 from gwp.data.window import ClipWindow, Window
 from gwp.errors import DataError
 from pipelines.datasets.inspect import describe
-from tests.support.other_sets import write_aloha, write_tars
-from tests.support.sets import FPS, TOP, infer_embodiment, write_v21, write_v30, write_video
+from tests.support.other_sets import write_tars
+from tests.support.sets import (
+    TOP,
+    episode_values,
+    infer_embodiment,
+    write_v21,
+    write_v30,
+    write_video,
+)
 
 WINDOW, CLIP = Window(chunk=4, stride=1), ClipWindow(frames=5, fps=5)
 EPISODES = "meta/episodes/chunk-000/file-000.parquet"
@@ -48,6 +58,121 @@ def test_a_line_that_is_cut_costs_its_episode(tmp_path: Path) -> None:
         2: "",
         9: "meta/episodes.jsonl, line 2: no length; write it again",
     }
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "said"),
+    [
+        ("length", -3, "length -3 is no whole number from 0 on"),
+        ("length", None, "length None is no whole number from 0 on"),
+        ("length", 1e30, "length 1e+30 is no whole number from 0 on"),
+        ("episode_index", True, "episode_index True is no whole number"),
+        ("data/chunk_index", "x", "data/chunk_index 'x' is no whole number"),
+        (f"videos/{TOP}/from_timestamp", float("nan"), "from_timestamp nan is no time in seconds"),
+        (f"videos/{TOP}/to_timestamp", "late", "to_timestamp 'late' is no time in seconds"),
+    ],
+)
+def test_a_number_that_is_none_costs_its_episode(
+    tmp_path: Path, key: str, value: Any, said: str
+) -> None:
+    root = write_v30(tmp_path / "set", lengths=(5, 6, 7))
+    rows = pq.read_table(root / EPISODES).to_pylist()
+    (root / EPISODES).unlink()
+    for i, row in enumerate(rows):
+        # A file each, for columns have one type.
+        row |= {key: value} if i == 1 else {}
+        pq.write_table(
+            pa.Table.from_pylist([row]), root / EPISODES.replace("file-000", f"file-{i:03d}")
+        )
+    told = problems(root)
+    assert said in told.pop(1)
+    assert told == {0: "", 2: ""}
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"fps": None}, "fps is None, no rate in Hz"),
+        ({"fps": True}, "fps is True, no rate in Hz"),
+        ({"fps": "fast"}, "fps is 'fast', no rate in Hz"),
+        ({"fps": 1e300}, "fps is 1e\\+300, no rate in Hz"),
+        ({"features": [1]}, "no features, or not as an object"),
+        ({"chunks_size": -5}, "chunks_size is -5, no number of episodes"),
+        ({"data_path": "data/{episode_index"}, "meta/info.json has data_path data/{episode_index;"),
+        ({"video_path": "v/{video_key:03d}.mp4"}, "meta/info.json has video_path v/{video_key:"),
+    ],
+)
+def test_what_is_wrong_in_info_json_is_one_line(
+    tmp_path: Path, change: dict[str, Any], said: str
+) -> None:
+    root = write_v21(tmp_path / "set", **change)
+    with pytest.raises(DataError, match=said):
+        read_set(str(root))
+
+
+def test_a_feature_without_a_description_is_told_and_not_used(tmp_path: Path) -> None:
+    root = write_v21(tmp_path / "set")
+    info = root / "meta/info.json"
+    about = json.loads(info.read_text())
+    about["features"] |= {"torque": 3, "touch": {"dtype": ["float32"], "shape": [1]}}
+    info.write_text(json.dumps(about))
+    found = describe(Source(uri=str(root)))
+    told = {f["what"] for f in found["findings"] if f["item"] == "meta/info.json"}
+    assert {
+        "torque is not described as a feature is",
+        "touch is not described as a feature is",
+    } <= told
+    assert found["usable"] == 2
+    about["features"]["action"]["shape"] = [2, None]
+    info.write_text(json.dumps(about))
+    with pytest.raises(DataError, match=r"action has shape \[2, None\], which is none of a vector"):
+        read_set(str(root))
+
+
+def test_a_task_with_two_texts_has_none(tmp_path: Path) -> None:
+    root = write_v21(tmp_path / "set", tasks=("Pick",))
+    with (root / "meta/tasks.jsonl").open("a") as file:
+        file.write(json.dumps({"task_index": 0, "task": "Place"}) + "\n")
+    lines(root, lambda found: [json.dumps(json.loads(line) | {"tasks": [0]}) for line in found])
+    found = describe(Source(uri=str(root)))
+    assert found["tasks"] == {"": 2}
+    told = {f["what"] for f in found["findings"]}
+    assert "task 0 has several texts, of which none is taken" in told
+
+
+@pytest.mark.parametrize("tasks", [{"a": 1}, [[]], [None], True, [3.7]])
+def test_what_is_no_text_is_no_instruction(tmp_path: Path, tasks: Any) -> None:
+    root = write_v21(tmp_path / "set", tasks=("Pick", "Place"))
+    lines(root, lambda found: [json.dumps(json.loads(line) | {"tasks": tasks}) for line in found])
+    assert {e.text for e in read_set(str(root)).episodes} == {""}
+
+
+def test_an_episode_in_two_files_is_told(tmp_path: Path) -> None:
+    root = write_v30(tmp_path / "set", lengths=(5, 6, 7))
+    file = root / "data/chunk-000/file-000.parquet"
+    table = pq.read_table(file)
+    pq.write_table(table.slice(0, 8), file)
+    pq.write_table(table.slice(8), file.with_name("file-001.parquet"))
+    rows = pq.read_table(root / EPISODES).to_pylist()
+    rows[2]["data/file_index"] = 1
+    for stated in (0, 1):
+        rows[1]["data/file_index"] = stated
+        pq.write_table(pa.Table.from_pylist(rows), root / EPISODES)
+        found = describe(Source(uri=str(root)))
+        assert found["usable"] == 2
+        (told,) = (f["what"] for f in found["findings"] if f["item"] == "episode 1")
+        assert "3 in data/chunk-000/file-000.parquet and 3 in data/chunk-000/file-001" in told
+        # Nor do its neighbours take its rows, whether columns say whose they are or not.
+        data = read_set(str(root))
+        source = Source(uri=str(root), embodiment="arm")
+        for episode, first in usable_episodes(data, source, [])[0]:
+            state, _ = episode_vectors(data, episode, first, FileReader())
+            np.testing.assert_allclose(
+                state, episode_values(episode.index, episode.length)[0], 1e-6
+            )
+    for part in (file, file.with_name("file-001.parquet")):
+        pq.write_table(pq.read_table(part).drop_columns(["episode_index"]), part)
+    assert describe(Source(uri=str(root)))["usable"] == 0
 
 
 def test_a_damaged_file_of_episodes_costs_those_that_it_holds(tmp_path: Path) -> None:
@@ -160,12 +285,11 @@ def test_a_split_that_is_not_there_is_named(tmp_path: Path, split: str, said: st
 
 
 def test_options_that_a_format_has_not_are_refused(tmp_path: Path) -> None:
-    write_aloha(tmp_path / "aloha", lengths=(5,))
     write_tars(tmp_path / "tars", lengths=(9,), shards=(1,))
     write_video(tmp_path / "clips/a.mp4", range(9))
-    for name in ("aloha", "tars", "clips"):
-        source = Source(uri=str(tmp_path / name), fps=FPS, instruction="task")
-        with pytest.raises(DataError, match=r"`instruction` is for LeRobot, not for"):
+    for name in ("tars", "clips"):
+        source = Source(uri=str(tmp_path / name), instruction="task")
+        with pytest.raises(DataError, match=r"`instruction` is for LeRobot, RLDS, HDF5, not for"):
             build_manifest([source], embodiments={}, window=WINDOW, clip=CLIP)
     plain = write_v30(tmp_path / "plain")
     with pytest.raises(DataError, match="the set names no splits; remove `split`"):
