@@ -3,7 +3,7 @@
 import argparse
 from typing import Any
 
-from pipelines.verbs import bench_compilers
+from pipelines.verbs import bench_compilers, bench_inspect
 from pipelines.verbs.arguments import numbers
 
 
@@ -13,6 +13,7 @@ def add(subparsers: Any) -> None:
     _add_act(verbs)
     bench_compilers.add(verbs)
     _add_ingest(verbs)
+    bench_inspect.add(verbs)
 
 
 def _add_act(verbs: Any) -> None:
