@@ -212,7 +212,7 @@ def test_displacements_do_not_wrap() -> None:
     assert arm.state_meaning is not None
     # Rotations of several entries do not add up at all.
     four = dict.fromkeys(QUATERNION, "quaternion")
-    with pytest.raises(ValidationError, match="qx is part of a rotation .* cannot add up"):
+    with pytest.raises(ValidationError, match=r"qx is part of a rotation .* cannot add up"):
         robot(QUATERNION, kinds=four, resample=("sum",) * 4)
 
 
