@@ -332,7 +332,10 @@ class _Affine:
         self._still = stats.constant
         self._mean = stats.mean
         for i, gripper in grippers.items():
-            ends = gripper.range or (stats.min[i], stats.max[i])
+            # Single wild rows are no end of its way.
+            wild = stats.wild is not None and stats.wild[i]
+            extremes = (self._low[i], high[i]) if wild else (stats.min[i], stats.max[i])
+            ends = gripper.range or extremes
             self._still[i] = ends[0] == ends[1]
             self._low[i], high[i] = ends[::-1] if gripper.invert else ends
         self._binary = [i for i, gripper in grippers.items() if gripper.binary]

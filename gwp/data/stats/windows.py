@@ -151,8 +151,8 @@ def check_ranges(state: np.ndarray, action: np.ndarray, embodiment: Embodiment, 
         if found is not None:
             dim, what = found
             raise DataError(
-                f"{place}: {names[dim]} {what} {kinds[names[dim]]}; correct `kinds`, or "
-                "remove it there where the recording counts turns or holds something else"
+                f"{place}: {names[dim]} {what} {kinds[names[dim]]}; correct `kinds` (where the "
+                "recording counts turns, it is none), or leave that episode out with `episodes`"
             )
         for dim, gripper in grippers_of(names, kinds).items():
             values = rows[np.isfinite(rows[:, dim]), dim]

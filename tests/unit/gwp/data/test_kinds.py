@@ -3,6 +3,7 @@ statistics and acting.
 """
 
 import json
+from dataclasses import replace
 from math import pi
 from pathlib import Path
 from typing import Any
@@ -277,3 +278,16 @@ def test_a_gripper_in_another_unit_than_its_range_is_refused(tmp_path: Path) -> 
     normal = Normalizer(compute_stats([Source(uri=far, embodiment="arm")], own, WINDOW), own)
     np.testing.assert_allclose(normal.state(state[-1]), [1], atol=1e-6)
     np.testing.assert_allclose(normal.actions(9 * state[-1:], state[-1]), [[1]], atol=1e-6)
+
+
+def test_a_wild_row_is_no_end_of_a_gripper(tmp_path: Path) -> None:
+    t = np.arange(80)
+    rows = 0.04 + 0.04 * np.sin(t / 12)[:, None]
+    rows[33] = 1e5
+    uri = write(tmp_path / "set", ("grip",), rows, np.where(rows > 1, 0.04, rows))
+    arm = robot(("grip",), kinds={"grip": Gripper()})
+    # Of few rows the quantile itself would be drawn to it, so it is one of several episodes.
+    sums = compute_stats([Source(uri=uri, embodiment="arm")], arm, WINDOW)
+    wild = replace(sums.state, q99=np.array([0.08]), wild=np.array([True]))
+    normal = Normalizer(Stats(wild, sums.action, sums.metadata), arm)
+    np.testing.assert_allclose(normal.state(np.array([[0.08], [0.0]])), [[1], [-1]], atol=0.01)

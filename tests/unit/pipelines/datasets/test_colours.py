@@ -120,3 +120,19 @@ def test_videos_are_looked_at_too(
     write_pictures(root / f"videos/chunk-000/{TOP}/episode_000000.mp4", [picture] * 5)
     assert told(root, capsys)["exchanged"] == ([TOP] if exchanged else [])
     assert told(root, capsys, "--colours", "bgr")["exchanged"] == ([] if exchanged else [TOP])
+
+
+@pytest.mark.parametrize("colours", ["rgb", "bgr"])
+def test_one_camera_is_suspected_for_itself_never_changed(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], colours: str
+) -> None:
+    grey = np.full((H, W, 3), 90, np.uint8)
+    root = write_set(tmp_path / "set", {TOP: table_top()[..., ::-1], WRIST: grey})
+    found = told(root, capsys, "--colours", colours)
+    suspicions = [f for f in found["findings"] if "red and blue" in f["what"]]
+    if colours == "bgr":
+        assert suspicions == []
+    else:
+        (finding,) = suspicions
+        assert (finding["item"], finding["consequence"]) == (TOP, "ignored")
+        assert finding["advice"].endswith("`colours: bgr` on the source exchanges them")

@@ -2,7 +2,6 @@
 it, and nothing but clear lines.
 """
 
-import io
 import json
 import random
 import re
@@ -14,7 +13,6 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from PIL import Image
 
 from gwp import storage
 from gwp.data.source import Source
@@ -336,34 +334,6 @@ def test_a_small_stroke_is_not_called_constant(
     _, found = told(capsys, str(root))
     noted = [row["name"] for row in found["dimensions"] if row["note"] == "constant"]
     assert noted == ["grip"]
-
-
-@pytest.mark.parametrize("colours", ["rgb", "bgr"])
-def test_exchanged_colours_are_suspected_never_changed(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], colours: str
-) -> None:
-    # Wood, skin and a little sky, as OpenCV writes an RGB array.
-    scene = np.zeros((48, 64, 3), np.uint8)
-    scene[:] = (170, 120, 70)
-    scene[:20, :30] = (220, 170, 140)
-    scene[40:, 50:] = (60, 90, 200)
-    out = io.BytesIO()
-    Image.fromarray(scene[..., ::-1]).save(out, "PNG")
-    root = write_stills(tmp_path / "set", "v3.0")
-    file = root / "data/chunk-000/file-000.parquet"
-    table = pq.read_table(file)
-    rows = [{"bytes": out.getvalue(), "path": ""}] * len(table)
-    column = pa.array(rows, table[TOP].type)
-    pq.write_table(table.set_column(table.column_names.index(TOP), TOP, column), file)
-    code, found = told(capsys, str(root), "--colours", colours)
-    assert code == 0
-    suspected = [f for f in found["findings"] if "red and blue" in f["what"]]
-    if colours == "bgr":
-        assert suspected == []
-    else:
-        (finding,) = suspected
-        assert finding["item"] == TOP
-        assert "`colours: bgr`" in finding["advice"]
 
 
 def test_slots_are_told_and_depth_has_none(
