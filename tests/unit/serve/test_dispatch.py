@@ -4,6 +4,7 @@ bad member.
 
 import asyncio
 import json
+import threading
 import time
 from collections.abc import Callable, Generator
 from concurrent.futures import Future
@@ -254,6 +255,14 @@ def test_a_robot_that_gives_up_frees_its_row(
         return submitted[-1]
 
     monkeypatch.setattr(engine, "submit", submit)
+    # Or the chunk might be there first.
+    given_up, latents = threading.Event(), engine.policy.latents
+
+    def late(canvas: Tensor) -> Tensor:
+        assert given_up.wait(60)
+        return latents(canvas)
+
+    monkeypatch.setattr(engine.policy, "latents", late)
 
     async def give_up() -> None:
         # The engine can neither accept nor take in anything while this is held.
@@ -267,6 +276,7 @@ def test_a_robot_that_gives_up_frees_its_row(
         async with asyncio.timeout(60):
             while not (submitted and submitted[0].done()):
                 await asyncio.sleep(0)
+        given_up.set()
 
     asyncio.run(give_up())
     assert submitted[0].cancelled()

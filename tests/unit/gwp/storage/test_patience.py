@@ -80,6 +80,17 @@ def opened(uri: str) -> bytes:
         return read_through(handle)
 
 
+def opened_by_ends(uri: str) -> bytes:
+    size, ends = len(LARGE), (LARGE[:1000], LARGE[-1000:])
+    with (
+        storage.open_ends(uri, size, ends, 1 << 20) as handle,
+        storage.open_ends(uri, size, ends, 1 << 20, for_native=True) as natively,
+    ):
+        first, second = read_through(handle), read_through(natively)
+        assert first == second
+        return first
+
+
 def opened_natively(uri: str) -> bytes:
     with storage.open_native(uri, 1 << 20) as handle:
         return read_through(handle)
@@ -177,6 +188,15 @@ CALLS: dict[str, tuple[Callable[[str, Path], object], object]] = {
         {"b/c": len(SMALL)},
     ),
     "remove_tree": (lambda uri, _: removed(storage.remove_tree, uri), {}),
+    "read_bytes, of known size": (
+        lambda uri, _: storage.read_bytes(f"{SET}/deep/large", len(LARGE)),
+        LARGE,
+    ),
+    "read_ends": (
+        lambda uri, _: storage.read_ends(f"{SET}/deep/large", len(LARGE), 1000),
+        (LARGE[:1000], LARGE[-1000:]),
+    ),
+    "open_ends": (lambda uri, _: opened_by_ends(f"{SET}/deep/large"), LARGE),
     "open_read": (lambda uri, _: opened(f"{SET}/deep/large"), LARGE),
     "open_native": (lambda uri, _: opened_natively(f"{SET}/deep/large"), LARGE),
     "arrow_filesystem": (lambda uri, _: through_arrow(uri), LARGE),
