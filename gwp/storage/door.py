@@ -59,8 +59,16 @@ def filesystem(uri: str) -> tuple[fsspec.AbstractFileSystem, str]:
         # they do.
         remote.retries = 1
         return remote, uri.removeprefix("s3://").rstrip("/")
-    fs, path = fsspec.core.url_to_fs(absolute(uri))
+    if not is_remote(uri):
+        return _local(), absolute(uri)
+    fs, path = fsspec.core.url_to_fs(uri)
     return fs, path
+
+
+@lru_cache(1)
+def _local() -> fsspec.AbstractFileSystem:
+    # Asking fsspec each time costs more than opening a file.
+    return LocalFileSystem()
 
 
 def _client_patience() -> dict[str, Any]:
