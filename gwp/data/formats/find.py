@@ -5,11 +5,11 @@ from dataclasses import dataclass, replace
 from typing import Protocol
 
 from gwp import storage
-from gwp.data.formats.clip_set import ClipSet
 from gwp.data.formats.format import SetSource, Usable
 from gwp.data.formats.listing import list_recordings
 from gwp.data.formats.outcomes import with_outcome
 from gwp.data.formats.pictures import with_pictures
+from gwp.data.formats.plain.clip_set import ClipSet
 from gwp.data.formats.reader import FileReader
 from gwp.data.formats.robot_set import RobotSet
 from gwp.data.formats.table import AUTO, ROBOTS, VIDEOS, formats

@@ -11,8 +11,8 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from gwp.data.formats.clip_set import ClipSet
 from gwp.data.formats.finding import Finding
+from gwp.data.formats.plain.clip_set import ClipSet
 from gwp.data.formats.reader import FileReader
 from gwp.data.formats.robot_set import Episode, RobotSet
 from gwp.errors import DataError

@@ -12,8 +12,8 @@ from gwp import storage
 from gwp.data.buckets import Bucket
 from gwp.data.embodiment import Embodiment, Slot
 from gwp.data.formats.cameras import default_slots
-from gwp.data.formats.clip_set import Clip, ClipSet
 from gwp.data.formats.find import set_at, usable_episodes
+from gwp.data.formats.plain.clip_set import Clip, ClipSet
 from gwp.data.formats.reader import FileReader, several
 from gwp.data.formats.robot_set import Episode, RobotSet, check_embodiment, rows_per_step
 from gwp.data.plan.curate import CurationConfig, Curator, Cut

@@ -9,10 +9,10 @@ from dataclasses import dataclass
 from typing import BinaryIO
 
 from gwp import storage
-from gwp.data.formats.clip_set import Clip, ClipSet, caption_of
-from gwp.data.formats.clips import EXTENSIONS
 from gwp.data.formats.format import SetSource
 from gwp.data.formats.listing import is_stray_member
+from gwp.data.formats.plain.clip_set import Clip, ClipSet, caption_of
+from gwp.data.formats.plain.clips import EXTENSIONS
 from gwp.data.formats.reader import FileReader, several
 from gwp.errors import DataError
 from gwp.storage.names import shown

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from gwp import storage
-from gwp.data.formats.clip_set import caption_in, caption_of, legible
+from gwp.data.formats.plain.clip_set import caption_in, caption_of, legible
 from gwp.data.formats.reader import several
 from gwp.errors import DataError
 from gwp.storage.names import shown_all

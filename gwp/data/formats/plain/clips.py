@@ -3,10 +3,10 @@
 import hashlib
 
 from gwp import storage
-from gwp.data.formats.captions import TABLES, Remark, captions_of, names_beside
-from gwp.data.formats.clip_set import Clip, ClipSet
 from gwp.data.formats.format import SetSource
 from gwp.data.formats.listing import list_recordings
+from gwp.data.formats.plain.captions import TABLES, Remark, captions_of, names_beside
+from gwp.data.formats.plain.clip_set import Clip, ClipSet
 from gwp.data.formats.reader import FileReader
 from gwp.errors import DataError
 

@@ -1,0 +1,1 @@
+"""Plain videos: in folders and in shards, with their captions."""
