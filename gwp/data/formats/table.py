@@ -4,10 +4,10 @@ The name stands in `Source.format`, in rows of the manifest and on the command l
 takes the first that is there.
 """
 
-from gwp.data.formats import clips, tars
 from gwp.data.formats.format import AnyFormat, RobotFormat, VideoFormat
 from gwp.data.formats.hdf5 import format as hdf5
 from gwp.data.formats.lerobot import format as lerobot
+from gwp.data.formats.plain import clips, tars
 from gwp.data.formats.rlds import format as rlds
 
 AUTO = "auto"
