@@ -83,7 +83,10 @@ def check_vectors(
     # No row at all: there is nothing to describe.
     if not sum(map(len, states)):
         return VectorCheck(findings, [])
+    edges = np.cumsum([len(rows) for rows in states])[:-1]
     state, action = np.concatenate(states), np.concatenate(actions)
+    # Parts of the whole from here on: a large set takes gigabytes.
+    states, actions = np.split(state, edges), np.split(action, edges)
     dimensions = described(data.state_names, data.action_names, state, action, motions)
     advice = "normalised it is 0, and comes back as its mean"
     still = [f"{row['of']} {row['name']}" for row in dimensions if row["note"] == "constant"]
