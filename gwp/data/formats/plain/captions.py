@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from gwp import storage
-from gwp.data.formats.plain.clip_set import caption_in, caption_of, legible
+from gwp.data.formats.plain.clip_set import agreed, caption_in, caption_of, legible
 from gwp.data.formats.reader import several
 from gwp.errors import DataError
 from gwp.storage.names import shown_all
@@ -79,11 +79,10 @@ def captions_of(
         # What names a video best counts alone.
         levels = (said.by_path, said.by_name, said.beside)
         found = next((here for level in levels if (here := level.get(video))), [])
-        if len({caption for _, caption in found}) > 1:
-            places = ", ".join(place for place, _ in found)
-            remarks.append((video, f"has different captions ({places}), of which none is taken"))
-        elif found:
-            captions[video] = found[0][1]
+        try:
+            captions[video] = agreed(found)
+        except ValueError as error:
+            remarks.append((video, str(error)))
     return captions, remarks
 
 
