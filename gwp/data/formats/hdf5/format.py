@@ -29,6 +29,7 @@ from gwp.data.formats.hdf5.demo import ACTIONS, Demo, raw_bytes
 from gwp.data.formats.hdf5.file import member_at, opened
 from gwp.data.formats.hdf5.index import FileIndex, look, natural
 from gwp.data.formats.instructions import ToldBy, stretches
+from gwp.data.formats.listing import without_repeats
 from gwp.data.formats.plain.clips import EXTENSIONS as VIDEOS
 from gwp.data.formats.reader import FileReader, several
 from gwp.data.formats.robot_set import Episode, RobotSet, VideoSpan, choose_columns, vector_names
@@ -78,7 +79,7 @@ def read_set(uri: str, files: dict[str, int], source: SetSource, reader: FileRea
     Every file is opened once; a file that cannot be read is an episode with a problem. A split
     leaves episodes out and changes no number.
     """
-    names = hdf5_files(files)
+    names, _ = without_repeats(uri, hdf5_files(files))
     if not names:
         raise DataError(f"{uri}: no {signs}; check the URI")
     told_by = source.instruction
@@ -266,7 +267,10 @@ def findings(
     rows without an instruction.
     """
     yield from data.own.findings()
-    names = hdf5_files(data.files)
+    names, again = without_repeats(data.uri, hdf5_files(data.files))
+    for name, other in again.items():
+        what = f"is {shown(other)} once more, by a link"
+        yield Finding(name, what, "ignored", "its episodes count once")
     found = _looks(data.uri, names, data.files, data.own.column, reader)
     looks = zip(names, found, strict=True)
     indices = {name: found for name, found in looks if isinstance(found, FileIndex)}
