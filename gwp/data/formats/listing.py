@@ -7,6 +7,7 @@ from pathlib import Path
 
 from gwp import storage
 
+NOTHING_THERE = "is a link to something that is not there; bring that, or remove the link"
 _STRAYS = frozenset({"thumbs.db", "desktop.ini", "__macosx", "@eadir"})
 """Of Windows, macOS and Synology, lower case."""
 
@@ -14,6 +15,17 @@ _STRAYS = frozenset({"thumbs.db", "desktop.ini", "__macosx", "@eadir"})
 def list_recordings(uri: str) -> dict[str, int]:
     """Every file below `uri` that may be part of a set: path relative to it -> size in bytes."""
     return {n: size for n, size in storage.list_files(uri).items() if not is_stray(n)}
+
+
+def with_broken_links(uri: str, endings: tuple[str, ...]) -> dict[str, int]:
+    """As `list_recordings`, with links of these endings that lead to nothing, as
+    `storage.NOWHERE`: a format tells each as left out.
+    """
+    return {
+        name: size
+        for name, size in storage.list_files(uri, broken_links=True).items()
+        if not is_stray(name) and (size != storage.NOWHERE or name.lower().endswith(endings))
+    }
 
 
 def place_of(uri: str) -> str:

@@ -29,7 +29,7 @@ from gwp.data.formats.hdf5.demo import ACTIONS, Demo, raw_bytes
 from gwp.data.formats.hdf5.file import member_at, opened
 from gwp.data.formats.hdf5.index import FileIndex, look, natural
 from gwp.data.formats.instructions import ToldBy, stretches
-from gwp.data.formats.listing import without_repeats
+from gwp.data.formats.listing import NOTHING_THERE, without_repeats
 from gwp.data.formats.plain.clips import EXTENSIONS as VIDEOS
 from gwp.data.formats.reader import FileReader, several
 from gwp.data.formats.robot_set import Episode, RobotSet, VideoSpan, choose_columns, vector_names
@@ -169,11 +169,14 @@ def _looks(
     def fetch(name: str) -> None:
         reader.fetch(storage.join(uri, name), files[name])
 
+    def look_at(name: str) -> FileIndex | str:
+        if files[name] == storage.NOWHERE:
+            return NOTHING_THERE
+        uri_of = storage.join(uri, name)
+        return reader.once(_LOOKS, look, reader, uri_of, files[name], told_by)
+
     # h5py reads one file at a time, whatever the number of threads: they fetch what it needs.
-    return [
-        reader.once(_LOOKS, look, reader, storage.join(uri, name), files[name], told_by)
-        for name, _ in zip(names, several(uri, fetch, names), strict=True)
-    ]
+    return [look_at(name) for name, _ in zip(names, several(uri, fetch, names), strict=True)]
 
 
 def _in_split(uri: str, split: str | None, indices: dict[str, FileIndex]) -> set[tuple[str, str]]:

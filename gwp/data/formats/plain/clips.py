@@ -4,7 +4,7 @@ import hashlib
 
 from gwp import storage
 from gwp.data.formats.format import SetSource
-from gwp.data.formats.listing import list_recordings
+from gwp.data.formats.listing import NOTHING_THERE, list_recordings
 from gwp.data.formats.plain.captions import (
     METAS,
     TABLES,
@@ -47,11 +47,13 @@ def read_clips(
     else:
         (video,) = sizes
         captions, remarks = _captions_of_one(uri, video, files)
+    broken = tuple((n, NOTHING_THERE) for n, size in sizes.items() if size == storage.NOWHERE)
+    sizes = {n: size for n, size in sizes.items() if size != storage.NOWHERE}
     clips = tuple(
         Clip(storage.join(uri, n), n, size, captions.get(n, "")) for n, size in sizes.items()
     )
     digest = hashlib.sha256("\n".join(f"{n}:{size}" for n, size in sizes.items()).encode())
-    return ClipSet(source.uri, "clips", clips, tuple(remarks), digest.hexdigest()[:12])
+    return ClipSet(source.uri, "clips", clips, tuple(remarks), digest.hexdigest()[:12], broken)
 
 
 def _captions_of_one(

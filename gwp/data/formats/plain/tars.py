@@ -12,7 +12,7 @@ from typing import BinaryIO
 
 from gwp import storage
 from gwp.data.formats.format import SetSource
-from gwp.data.formats.listing import is_stray_member
+from gwp.data.formats.listing import NOTHING_THERE, is_stray_member
 from gwp.data.formats.plain.clip_set import Clip, ClipSet, agreed, caption_of
 from gwp.data.formats.plain.clips import EXTENSIONS
 from gwp.data.formats.reader import FileReader, several
@@ -68,6 +68,8 @@ def read_clips(uri: str, files: dict[str, int], source: SetSource, reader: FileR
     shards = sorted(n for n in files if n.lower().endswith(EXTENSION))
 
     def look_at(name: str) -> _Index:
+        if files[name] == storage.NOWHERE:
+            return _Index((), NOTHING_THERE, ())
         return reader.once(_LOOKS, _look, storage.join(uri, name), files[name])
 
     found = dict(zip(shards, several(uri, look_at, shards), strict=True))

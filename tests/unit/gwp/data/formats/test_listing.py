@@ -85,6 +85,23 @@ def test_linked_folders_are_part_of_a_set(tmp_path: Path, name: str) -> None:
     assert found.fingerprint == calm.fingerprint
 
 
+@pytest.mark.parametrize("target", ["gone", "itself"])
+@pytest.mark.parametrize("name", ["v2.1", "hdf5", "clips", "tars"])
+def test_a_link_that_leads_nowhere_costs_what_it_stands_for(
+    tmp_path: Path, name: str, target: str
+) -> None:
+    root = tmp_path / "set"
+    FORMATS[name][0](root)
+    file = sorted(f for f in root.rglob("*") if f.suffix in (".mp4", ".hdf5", ".tar"))[1]
+    file.unlink()
+    file.symlink_to(tmp_path / "gone" if target == "gone" else file)
+    manifest = build(root, name)
+    (found,) = manifest.skipped
+    assert file.name in found["item"] + found["reason"]
+    assert found["broken"]
+    assert len(manifest)
+
+
 @pytest.mark.parametrize("name", FORMATS)
 def test_pointers_in_place_of_all_files_are_told(tmp_path: Path, name: str) -> None:
     root = tmp_path / "set"
