@@ -52,7 +52,7 @@ def described(group: Any, path: str, name: str, told_by: str | None) -> Demo:
     """
     demo = Demo(path, name, line(group.attrs.get("language_instruction")))
     _read_attributes(group, demo)
-    for inner, data in _datasets(group, "", ()):
+    for inner, data in datasets(group, "", ()):
         _add(demo, inner, data, group.file.attrs)
     # Recordings of one length have one size, so a file that was recorded again is told by its
     # actions.
@@ -119,7 +119,7 @@ def _is_picture(data: Any) -> bool:
     return data.shape[-1] in _CHANNELS or data.shape[1] in _CHANNELS
 
 
-def _datasets(group: Any, path: str, above: tuple[Any, ...]) -> Iterator[tuple[str, Any]]:
+def datasets(group: Any, path: str, above: tuple[Any, ...]) -> Iterator[tuple[str, Any]]:
     """Path below an episode and data of everything in it. above: the groups that `group` is in."""
     # A link may lead back to one of them.
     if group in above:
@@ -129,7 +129,7 @@ def _datasets(group: Any, path: str, above: tuple[Any, ...]) -> Iterator[tuple[s
         if hasattr(inner, "shape"):
             yield path + name, inner
         elif hasattr(inner, "keys") and name != _FOLLOWING:
-            yield from _datasets(inner, f"{path}{name}/", (*above, group))
+            yield from datasets(inner, f"{path}{name}/", (*above, group))
 
 
 def _camera(path: str, demo: Demo) -> str:

@@ -246,6 +246,7 @@ def _episode(
         label_problem="; ".join(wrong),
         texts=texts,
         scalars=demo.scalars,
+        longer=frozenset(k for k, (n, _) in demo.vectors.items() if n == length + 1),
     )
 
 

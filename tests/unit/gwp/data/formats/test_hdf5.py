@@ -10,6 +10,7 @@ import h5py
 import numpy as np
 import pytest
 
+from gwp.data.formats.find import usable_episodes
 from gwp.data.formats.format import FilePart
 from gwp.data.formats.hdf5 import format as hdf5
 from gwp.data.formats.reader import FileReader
@@ -273,3 +274,48 @@ def test_cameras_of_one_name_are_told_apart(tmp_path: Path) -> None:
         "top": "obs/top",
         "observations/images/top": "observations/images/top",
     }
+
+
+def test_the_last_value_of_a_longer_column_counts(tmp_path: Path) -> None:
+    """Behind the last action, as observations are."""
+    path = write_demos(tmp_path / "a.h5", more=1)
+    with h5py.File(path, "a") as file:
+        for episode, demo in enumerate(file.values()):
+            n = len(demo["actions"])
+            del demo["success"]
+            # The first ends well at the very last value; the second has lost it again there.
+            demo["success"] = np.arange(n + 1) == n - episode
+    data = robots(path, fps=FPS)
+    source = Source(uri=str(path), fps=FPS, only="success")
+    good, bad = usable_episodes(data, source, [])
+    assert [episode.index for episode, _ in good] == [0]
+    assert not bad
+
+
+@pytest.mark.parametrize("labelled", [True, False])
+def test_groups_of_any_numbered_name_are_never_one_episode(tmp_path: Path, labelled: bool) -> None:
+    path = write_demos(tmp_path / "a.h5", "run_{}")
+    if not labelled:
+        with h5py.File(path, "a") as file:
+            for demo in file.values():
+                del demo["actions"]
+    data = robots(path, fps=FPS)
+    assert [(e.prefix, e.length) for e in data.episodes] == [("run_0/", 12), ("run_1/", 9)]
+    assert len(data.cameras) == 2
+
+
+def test_numbered_groups_that_differ_are_refused(tmp_path: Path) -> None:
+    path = tmp_path / "a.h5"
+    with h5py.File(path, "w") as file:
+        file["run_0/position"], file["run_1/speed"] = np.zeros((2, 5, 3))
+    with pytest.raises(DataError, match="run_0/ and run_1/ may be episodes or parts of one"):
+        robots(path, fps=FPS)
+
+
+def test_numbered_cameras_are_those_of_one_episode(tmp_path: Path) -> None:
+    path = tmp_path / "a.h5"
+    with h5py.File(path, "w") as file:
+        for i in range(2):
+            file[f"camera_{i}/rgb"] = np.stack([picture(TOP, 0, k) for k in range(5)])
+    (episode,) = robots(path, fps=FPS).episodes
+    assert set(episode.videos) == {"camera_0/rgb", "camera_1/rgb"}
