@@ -222,8 +222,9 @@ class _Rows:
         self._embodiment, self._reader = embodiment, reader
         # As a stage would use it: statistics may be made of a set that no stage names yet.
         labelled = source.model_copy(update={"embodiment": embodiment.name, "with_actions": True})
-        # An episode that lacks a picture trains nothing. Cameras that the set does not know are
-        # an error where samples are listed.
+        # An episode that lacks a picture trains nothing. Cameras of the robot that the set does not
+        # know are an error where samples are listed; those that the source itself names, here too.
+        data.slots(source.cameras or {})
         wanted = (source.cameras or embodiment.cameras).values()
         cameras = [camera for camera in wanted if camera in data.cameras]
         # Some are known to be broken from the index, others only when their rows are read.

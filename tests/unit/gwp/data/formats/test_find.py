@@ -256,3 +256,33 @@ def test_cameras_of_a_source_without_a_robot(
     ):
         assert main(["data", "inspect", str(root), "--cameras", wrong]) == 2
         assert said in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (["stats", "{}", "--chunk", "4", "--episodes", "", "--out", "{}.json"], "cannot read ''"),
+        (["stats", "{}", "--chunk", "4", "--out", "{}"], "is a folder; name a file"),
+        (["inspect", "{}", "--html", "{}"], "is a folder; name a file"),
+        (["inspect", "{}", "--fps", "1e400"], "--fps: Input should be a finite number"),
+        (
+            ["stats", "{}", "--chunk", "4", "--cameras", "front=no", "--out", "{}.json"],
+            "no camera 'no'",
+        ),
+        (
+            ["inspect", "S3://bucket/set"],
+            "copy it to a local folder or to s3:// (in small letters)",
+        ),
+        (["inspect", "gs://bucket/set"], "is of no kind that is read"),
+        (["inspect", "hf://set"], "is of no kind that is read"),
+        (["inspect", "s3://"], "names no bucket; write s3://bucket/prefix"),
+    ],
+)
+def test_what_cannot_be_meant_is_one_line(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], options: list[str], said: str
+) -> None:
+    root = write_v21(tmp_path / "set", lengths=(5,))
+    assert main(["data", *(option.format(root) for option in options)]) == 2
+    out = capsys.readouterr().err.strip()
+    assert said in out
+    assert len(out.splitlines()) == 1
