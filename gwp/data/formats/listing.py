@@ -8,8 +8,10 @@ from pathlib import Path
 from gwp import storage
 
 NOTHING_THERE = "is a link to something that is not there; bring that, or remove the link"
-_STRAYS = frozenset({"thumbs.db", "desktop.ini", "__macosx", "@eadir"})
-"""Of Windows, macOS and Synology, lower case."""
+_STRAYS = frozenset(
+    {"thumbs.db", "desktop.ini", "$recycle.bin", "__macosx", "@eadir", "#recycle", "lost+found"}
+)
+"""Of Windows, macOS, Synology and Linux, lower case."""
 
 
 def list_recordings(uri: str) -> dict[str, int]:

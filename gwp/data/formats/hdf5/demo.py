@@ -2,6 +2,7 @@
 actions, its single numbers and its instruction is read.
 """
 
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from math import prod
@@ -15,7 +16,8 @@ ACTIONS = [("action",), ("actions",)]
 """Usual columns of the action, the first that is there."""
 # robomimic writes the observations of the next step once more, pictures included.
 _FOLLOWING = "next_obs"
-_MAGIC = (b"\xff\xd8\xff", b"\x89PNG")
+_MAGIC = re.compile(rb"\xff\xd8\xff|\x89PNG|RIFF....WEBP|II\*\0|MM\0\*|BM....\0\0\0\0", re.DOTALL)
+"""How JPEG, PNG, WebP, TIFF and BMP begin."""
 _CHANNELS = (1, 3, 4)
 """Of grey pictures, RGB and RGBA."""
 _NUMBERS, _WIDEST = "fiub", 1 << 16
@@ -146,7 +148,7 @@ def _encoded(path: str, data: Any, attrs: Any) -> bool:
         return False
     # ALOHA says so in an attribute; else the first picture tells.
     return bool("/images/" in f"/{path}" and attrs.get("compress", False)) or (
-        len(data) > 0 and raw_bytes(data[0])[:4].startswith(_MAGIC)
+        len(data) > 0 and _MAGIC.match(raw_bytes(data[0])[:16]) is not None
     )
 
 

@@ -329,6 +329,10 @@ def open_pictures(
         def get(i: int) -> Any:
             # HDF5 reads and unpacks the chunk around it, which may hold more pictures.
             value = data[i]
-            return value if data.ndim == 4 else raw_bytes(value)
+            if data.ndim == 4:
+                return value
+            raw = raw_bytes(value)
+            # numpy cuts the zeros at the end of fixed texts, which BMP and TIFF may have.
+            return raw.ljust(data.dtype.itemsize, b"\0") if data.dtype.kind == "S" else raw
 
         yield len(data), get

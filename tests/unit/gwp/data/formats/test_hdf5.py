@@ -2,6 +2,7 @@
 what a source may choose of them.
 """
 
+import io
 import json
 from pathlib import Path
 from typing import Any
@@ -9,10 +10,12 @@ from typing import Any
 import h5py
 import numpy as np
 import pytest
+from PIL import Image
 
 from gwp.data.formats.find import usable_episodes
 from gwp.data.formats.format import FilePart
 from gwp.data.formats.hdf5 import format as hdf5
+from gwp.data.formats.pictures import as_rgb
 from gwp.data.formats.reader import FileReader
 from gwp.data.formats.robot_set import vector_names
 from gwp.data.formats.vectors import episode_vectors
@@ -107,6 +110,29 @@ def test_pictures_of_every_order_are_pictures(tmp_path: Path, form: str) -> None
     for sample in samples_of(manifest, spec):
         episode, k = (int(part) for part in sample["sample_id"].split("/")[1:])
         assert frame_number(sample["frames"][0][:, :32]) == number(TOP, episode, k)
+
+
+@pytest.mark.parametrize("kind", ["PNG", "WEBP", "TIFF", "BMP"])
+@pytest.mark.parametrize("held", ["text", "bytes"])
+def test_encoded_pictures_of_every_kind_are_pictures(tmp_path: Path, kind: str, held: str) -> None:
+    path = write_demos(tmp_path / "a.h5")
+    shown = np.zeros((8, 6, 3), np.uint8)
+    # The last bytes of a BMP are its upper row, here of zeros.
+    shown[1:] = (10, 100, 200)
+    written = io.BytesIO()
+    Image.fromarray(shown).save(written, kind, lossless=True)
+    raw = written.getvalue()
+    with h5py.File(path, "a") as file:
+        for demo in file.values():
+            n = len(demo["actions"])
+            rows = np.array([raw] * n, f"S{len(raw)}")
+            bytes_ = np.tile(np.frombuffer(raw, np.uint8), (n, 1))
+            demo["obs/encoded"] = rows if held == "text" else bytes_
+    data = robots(path, fps=FPS)
+    span = data.episodes[0].videos["encoded"]
+    with hdf5.open_pictures(FilePart(str(path)), span.key, FileReader()) as (count, get):
+        assert count == data.episodes[0].length
+        np.testing.assert_array_equal(as_rgb(get(0), "a picture"), shown)
 
 
 def test_the_observation_behind_the_last_action_is_told(tmp_path: Path) -> None:

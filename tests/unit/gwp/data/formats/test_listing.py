@@ -21,7 +21,16 @@ from tests.unit.gwp.data.formats.test_lerobot import robot
 
 WINDOW, CLIP = Window(chunk=4, stride=1), ClipWindow(frames=5, fps=5)
 POINTER = f"version https://git-lfs.github.com/spec/v1\noid sha256:{'0' * 64}\nsize 12345\n"
-STRAYS = ("._{}", ".ipynb_checkpoints/{}", "__MACOSX/._{}", ".cache/huggingface/{}", ".DS_Store")
+STRAYS = (
+    "$RECYCLE.BIN/{}",
+    "lost+found/{}",
+    "#recycle/{}",
+    "._{}",
+    ".ipynb_checkpoints/{}",
+    "__MACOSX/._{}",
+    ".cache/huggingface/{}",
+    ".DS_Store",
+)
 
 
 def write_clips(root: Path) -> Path:
