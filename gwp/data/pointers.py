@@ -17,7 +17,8 @@ _LOOKED_AT = 64
 
 def pointers(uri: str, files: dict[str, int], names: Iterable[str]) -> list[str]:
     """Which of these files below `uri` are pointers. files: sizes."""
-    return [n for n in names if files.get(n, _LARGEST) < _LARGEST and _is_pointer(uri, n)]
+    small = (n for n in names if len(HEAD) <= files.get(n, _LARGEST) < _LARGEST)
+    return [n for n in small if _is_pointer(uri, n)]
 
 
 def _is_pointer(uri: str, name: str) -> bool:

@@ -66,7 +66,7 @@ class Source(BaseModel):
     """Columns that make up the action, joined in this order; None: the usual ones of the
     format.
     """
-    fps: float | None = Field(default=None, gt=0)
+    fps: float | None = Field(default=None, gt=0, allow_inf_nan=False)
     """Rate that the set was recorded at, Hz, where it does not say so itself (HDF5 mostly,
     RLDS).
     """
@@ -92,7 +92,8 @@ class Source(BaseModel):
     @classmethod
     def _readable(cls, text: str | None) -> str | None:
         # For its ValueError alone: a mistake is told with the file's other ones.
-        parse_ranges(text or "0")
+        if text is not None:
+            parse_ranges(text)
         return text
 
     # Digests of this JSON name manifests and caches. Those of before know no colours.

@@ -1,14 +1,53 @@
 """Several sources together: that no sample is named twice."""
 
-import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 from gwp import storage
+from gwp.data.formats.listing import place_of, places_of
+from gwp.data.formats.robot_set import Episode, RobotSet
 from gwp.data.source import Source, parse_ranges
 from gwp.errors import DataError
 
 # What of a source does not change which samples it has.
 _HOW_OFTEN = {"uri", "weight", "episodes", "format"}
+
+
+# Nor do these: what is read shows which those are.
+_CHOICE = _HOW_OFTEN | {"split", "only"}
+_TWICE = (
+    "the same episodes are named twice{}; name them once, with a greater `weight` where they "
+    "shall count more"
+)
+
+Read = tuple[str, int, str, int]
+"""Where an episode or a video is read: file, byte, prefix of its columns, row."""
+
+
+def episodes_read(data: RobotSet, episodes: Iterable[tuple[Episode, int]]) -> Iterator[Read]:
+    """Where episodes of a set are read; with their first rows."""
+    for episode, first in episodes:
+        yield storage.join(data.uri, episode.data_file), episode.offset, episode.prefix, first
+
+
+class Once:
+    """What sources read, whatever folders they name: a file may lie in two of them."""
+
+    def __init__(self) -> None:
+        self._readers: dict[tuple[str, Read], str] = {}
+
+    def note(self, source: Source, read: Iterable[Read]) -> None:
+        """Keep what a source reads. DataError where another one reads it for the same use."""
+        use = source.model_dump_json(exclude=_CHOICE)
+        wanted = list(read)
+        places = places_of({file for file, *_ in wanted})
+        own: dict[tuple[str, Read], str] = {}
+        for file, byte, prefix, row in wanted:
+            place = use, (places[file], byte, prefix, row)
+            if other := self._readers.get(place):
+                twice = _TWICE.format(f" ({file} is read for {other}, too)")
+                raise DataError(f"{source.uri}: {twice}")
+            own[place] = source.uri
+        self._readers |= own
 
 
 def check_once(sources: Sequence[Source]) -> None:
@@ -21,19 +60,8 @@ def check_once(sources: Sequence[Source]) -> None:
         for other in earlier:
             if _share(source, other):
                 spelt = "" if source.uri == other.uri else f" (also as {other.uri})"
-                raise DataError(
-                    f"{source.uri}: the same episodes are named twice{spelt}; name them once, with "
-                    "a greater `weight` where they shall count more"
-                )
+                raise DataError(f"{source.uri}: {_TWICE.format(spelt)}")
         earlier.append(source)
-
-
-def place_of(uri: str) -> str:
-    """The folder that a URI names, in one spelling."""
-    if not storage.is_remote(uri):
-        return storage.absolute(uri)
-    scheme, _, path = uri.partition("://")
-    return f"{scheme}://{re.sub('/+', '/', path).strip('/')}"
 
 
 def _share(one: Source, other: Source) -> bool:

@@ -31,6 +31,7 @@ from gwp.storage.door import is_remote as is_remote
 from gwp.storage.errors import explained
 from gwp.storage.handles import Ends, Ranges
 from gwp.storage.handles import read_ranges as read_ranges
+from gwp.storage.local_files import NOWHERE as NOWHERE
 from gwp.storage.names import relative_names
 from gwp.storage.native import native, read_parts
 from gwp.storage.retry import answer_of
@@ -252,14 +253,15 @@ def open_ends(
         yield io.BufferedReader(Ends(size, *ends, rest))
 
 
-def list_files(uri: str) -> dict[str, int]:
+def list_files(uri: str, broken_links: bool = False) -> dict[str, int]:
     """Every file below `uri`: path relative to it -> size in bytes. Empty when there is none.
-    Links count as the files they lead to.
+    Links count as the files they lead to; those that lead to nothing are there with
+    `broken_links` alone, as `NOWHERE`.
     """
 
     def work(fs: fsspec.AbstractFileSystem, path: str) -> dict[str, int]:
         if not is_remote(uri):
-            return local_files.sizes_below(Path(path))
+            return local_files.sizes_below(Path(path), broken_links)
         try:
             infos = fs.find(path, detail=True)
         except FileNotFoundError as error:

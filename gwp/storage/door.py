@@ -17,6 +17,7 @@ from urllib.parse import urlparse
 import fsspec
 from fsspec.implementations.local import LocalFileSystem
 
+from gwp.errors import GwpError
 from gwp.storage.errors import explained
 from gwp.storage.retry import answer_of, passing, patience_s, patiently
 
@@ -24,6 +25,8 @@ T = TypeVar("T")
 
 CONNECTIONS = 64
 """Requests of a process that S3 answers at a time."""
+_OTHERS = ("http", "https", "memory")
+"""Of the file systems of fsspec, beside S3 and local files, those that are read."""
 # HTTP states that an answer to HEAD gives without the reason.
 _UNNAMED = (301, 400, 401, 403)
 
@@ -43,6 +46,8 @@ def absolute(uri: str) -> str:
 def filesystem(uri: str) -> tuple[fsspec.AbstractFileSystem, str]:
     """The fsspec file system behind `uri` and the path inside it."""
     if uri.startswith("s3://"):
+        if not uri.removeprefix("s3://").strip("/"):
+            raise GwpError(f"{uri}: names no bucket; write s3://bucket/prefix")
         endpoint = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL")
         kwargs: dict[str, Any] = {
             "client_kwargs": {"endpoint_url": endpoint} if endpoint else {},
@@ -61,6 +66,11 @@ def filesystem(uri: str) -> tuple[fsspec.AbstractFileSystem, str]:
         return remote, uri.removeprefix("s3://").rstrip("/")
     if not is_remote(uri):
         return _local(), absolute(uri)
+    if uri.partition("://")[0] not in _OTHERS:
+        raise GwpError(
+            f"{uri}: is of no kind that is read; copy it to a local folder or to s3:// (in small "
+            "letters), and name that"
+        )
     fs, path = fsspec.core.url_to_fs(uri)
     return fs, path
 

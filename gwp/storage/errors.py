@@ -75,6 +75,8 @@ def _explain_local(uri: str, error: Exception) -> GwpError | None:
         return GwpError(
             f"{uri}: access denied; {_KEYS if uri.startswith('s3://') else 'check its owner and mode'}"
         )
+    if isinstance(error, IsADirectoryError):
+        return GwpError(f"{uri}: is a folder; name a file")
     if number in _FULL:
         return GwpError(f"{uri}: no space left; free some, or choose another folder")
     return None

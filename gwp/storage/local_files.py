@@ -79,15 +79,21 @@ def replacing(path: Path, durable: bool = True) -> Iterator[Path]:
             sync(path.parent)
 
 
-def sizes_below(folder: Path) -> dict[str, int]:
+NOWHERE = -1
+"""Stands for the size of a link that leads to nothing."""
+
+
+def sizes_below(folder: Path, broken_links: bool = False) -> dict[str, int]:
     """Path relative to `folder` -> bytes, of every whole file below it, in order of their
     names. Links count as what they lead to: snapshots of the Hub are folders of links. A folder
-    that lies in itself that way is not entered again.
+    that lies in itself that way is not entered again. Those that lead to nothing are there with
+    `broken_links` alone, as `NOWHERE`.
 
     Empty when there is no such folder. OSError when one may not be looked into: that is no
     absence.
     """
-    return dict(sorted(_sizes(folder, "", frozenset())))
+    found = sorted(_sizes(folder, "", frozenset()))
+    return {name: size for name, size in found if broken_links or size != NOWHERE}
 
 
 def _sizes(folder: Path, name: str, above: frozenset[tuple[int, int]]) -> Iterator[tuple[str, int]]:
@@ -112,11 +118,14 @@ def _sizes_of(
     try:
         state = entry.stat()
     except (FileNotFoundError, NotADirectoryError):
+        if entry.is_symlink():
+            yield name, NOWHERE
         return
     except OSError as error:
         # A link that leads to itself leads nowhere.
         if error.errno != errno.ELOOP:
             raise
+        yield name, NOWHERE
         return
     if stat.S_ISDIR(state.st_mode):
         yield from _sizes(Path(entry.path), f"{name}/", above)

@@ -6,7 +6,7 @@ from typing import Protocol
 
 from gwp import storage
 from gwp.data.formats.format import SetSource, Usable
-from gwp.data.formats.listing import list_recordings
+from gwp.data.formats.listing import with_broken_links
 from gwp.data.formats.outcomes import with_outcome
 from gwp.data.formats.pictures import with_pictures
 from gwp.data.formats.plain.clip_set import ClipSet
@@ -136,7 +136,7 @@ def _place_of(source: NamedSource, reader: FileReader) -> _Place:
     endings = tuple(e for form in some.values() for e in form.endings)
     uri, files = reader.once(_LISTS, _listed, source.uri, endings)
     if source.format != AUTO:
-        return _Place(uri, files, source.format)
+        return _place(uri, files, source.format)
     # Sets in folders of their own are not one: neither their videos nor their files together.
     below = dict(_sets_below(uri, files, _DEEP))
     inside = tuple(f"{folder}/" for folder in below)
@@ -149,7 +149,14 @@ def _place_of(source: NamedSource, reader: FileReader) -> _Place:
                 f"{uri}: no set itself, but in {len(below)} folders below it: {shown_all(below)}; "
                 "name one of them, or say with `format` what to read of all of them"
             )
-    return _Place(uri, files, _format_at(uri, files, known))
+    return _place(uri, files, _format_at(uri, files, known))
+
+
+def _place(uri: str, files: dict[str, int], name: str | None) -> _Place:
+    # What has no single files knows by its metadata what is missing.
+    if name is None or not formats()[name].endings:
+        files = {n: size for n, size in files.items() if size != storage.NOWHERE}
+    return _Place(uri, files, name)
 
 
 def _format_at(uri: str, files: dict[str, int], known: Mapping[str, object]) -> str | None:
@@ -192,7 +199,7 @@ def _listed(uri: str, endings: tuple[str, ...]) -> tuple[str, dict[str, int]]:
     if uri.lower().endswith(endings) and (size := storage.size_of(uri)) is not None:
         folder, _, name = uri.rpartition("/")
         return folder or ".", {name: size}
-    return uri, list_recordings(uri)
+    return uri, with_broken_links(uri, endings)
 
 
 def _nothing(uri: str) -> str:

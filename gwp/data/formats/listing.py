@@ -1,14 +1,70 @@
 """What lies below the URI of a source, without what file systems and editors leave there."""
 
+import os
+import re
+from collections.abc import Iterable
+from pathlib import Path
+
 from gwp import storage
 
-_STRAYS = frozenset({"thumbs.db", "desktop.ini", "__macosx", "@eadir"})
-"""Of Windows, macOS and Synology, lower case."""
+NOTHING_THERE = "is a link to something that is not there; bring that, or remove the link"
+_STRAYS = frozenset(
+    {"thumbs.db", "desktop.ini", "$recycle.bin", "__macosx", "@eadir", "#recycle", "lost+found"}
+)
+"""Of Windows, macOS, Synology and Linux, lower case."""
 
 
 def list_recordings(uri: str) -> dict[str, int]:
     """Every file below `uri` that may be part of a set: path relative to it -> size in bytes."""
     return {n: size for n, size in storage.list_files(uri).items() if not is_stray(n)}
+
+
+def with_broken_links(uri: str, endings: tuple[str, ...]) -> dict[str, int]:
+    """As `list_recordings`, with links of these endings that lead to nothing, as
+    `storage.NOWHERE`: a format tells each as left out.
+    """
+    return {
+        name: size
+        for name, size in storage.list_files(uri, broken_links=True).items()
+        if not is_stray(name) and (size != storage.NOWHERE or name.lower().endswith(endings))
+    }
+
+
+def place_of(uri: str) -> str:
+    """Where a file or a folder lies, in one spelling and behind links."""
+    if not storage.is_remote(uri):
+        return os.path.realpath(storage.absolute(uri))
+    scheme, _, path = uri.partition("://")
+    return f"{scheme}://{re.sub('/+', '/', path).strip('/')}"
+
+
+def places_of(uris: Iterable[str]) -> dict[str, str]:
+    """`place_of` of many files: of each folder it is asked once."""
+    folders: dict[str, str] = {}
+    places: dict[str, str] = {}
+    for uri in uris:
+        folder, _, name = uri.rpartition("/")
+        if folder not in folders:
+            folders[folder] = place_of(folder or "/")
+        place = storage.join(folders[folder], name)
+        is_link = not storage.is_remote(uri) and Path(place).is_symlink()
+        places[uri] = place_of(place) if is_link else place
+    return places
+
+
+def without_repeats(uri: str, names: Iterable[str]) -> tuple[list[str], dict[str, str]]:
+    """Names of files below `uri`, each real file once, and the names that were left out with
+    the one that stands for them.
+    """
+    uris = {name: storage.join(uri, name) for name in names}
+    places = places_of(uris.values())
+    root = place_of(uri)
+    kept: dict[str, str] = {}
+    # A name of its own counts before a link.
+    for name in sorted(uris, key=lambda name: storage.join(root, name) != places[uris[name]]):
+        kept.setdefault(places[uris[name]], name)
+    again = {name: own for name in uris if (own := kept[places[uris[name]]]) != name}
+    return [name for name in uris if name not in again], again
 
 
 def is_stray(name: str) -> bool:

@@ -70,7 +70,7 @@ def _scalar(data: RobotSet, column: str) -> str | None:
 def _last(data: RobotSet, episode: Episode, first: int, column: str, reader: FileReader) -> float:
     part = FilePart(storage.join(data.uri, episode.data_file), episode.offset, episode.bytes)
     keys = (episode.prefix + column,)
-    row = first + episode.length - 1
+    row = first + episode.length - (column not in episode.longer)
     values = ROBOTS[data.format].read_rows(part, row, 1, keys, reader)[keys[0]]
     if values.size != 1:
         raise DataError(f"'{column}' has {values.size} values a row; `only` takes a column of one")

@@ -3,13 +3,14 @@ by one.
 """
 
 import io
+import struct
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from math import ceil
 from typing import Any
 
 import numpy as np
-from PIL import Image, UnidentifiedImageError
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 from gwp import storage
 from gwp.data.formats.format import FilePart, Usable
@@ -23,6 +24,8 @@ from gwp.yuv import Picture
 _CHANNELS = (1, 3, 4)
 """Of grey pictures, RGB and RGBA."""
 _NO_COLOUR = "as depth has, not uint8 colours; name another camera"
+_ORIENTATION = 0x0112
+"""Tag of EXIF: which way up."""
 _TRIED = 65536
 """Pictures of which it stays whether they could be read."""
 
@@ -137,14 +140,33 @@ def as_rgb(raw: Any, name: str) -> np.ndarray:
         raise DataError(f"{name} is no picture; its column holds something else")
     try:
         with Image.open(io.BytesIO(raw)) as picture:
-            # What 16 bits mean (mostly millimetres) no conversion could know.
-            if picture.mode.startswith(("I", "F")):
+            # What 16 bits mean (mostly millimetres) no conversion could know. Pillow cuts those of
+            # several channels to 8 without a word.
+            if picture.mode.startswith(("I", "F")) or _is_deep_png(raw):
                 raise DataError(f"{name} has more than 8 bits a channel, {_NO_COLOUR}")
             # Pictures that OpenCV encoded from RGB arrays come out with red and blue
             # exchanged: nothing in the file tells (`colours` of the source does).
-            return np.asarray(picture.convert("RGB"))
-    except (UnidentifiedImageError, OSError, SyntaxError, ValueError) as error:
+            return np.asarray(_upright(picture).convert("RGB"))
+    except UnidentifiedImageError as error:
+        # Its own words name an object of Python.
+        raise DataError(f"{name} is of no kind that is read, or damaged") from error
+    except (OSError, SyntaxError, ValueError) as error:
         raise DataError(f"{name} cannot be decoded ({error}); it is damaged") from error
+
+
+def _is_deep_png(raw: bytes) -> bool:
+    # Behind the signature, the head of the first chunk, width and height: bits of a channel.
+    return raw.startswith(b"\x89PNG") and raw[24:25] == b"\x10"
+
+
+def _upright(picture: Image.Image) -> Image.Image:
+    """As its EXIF says that it is shown."""
+    try:
+        turned = picture.getexif().get(_ORIENTATION, 1) != 1
+    except (OSError, SyntaxError, ValueError, KeyError, IndexError, TypeError, struct.error):
+        # What is damaged there says nothing.
+        return picture
+    return ImageOps.exif_transpose(picture) if turned else picture
 
 
 def _array_as_rgb(array: np.ndarray, name: str) -> np.ndarray:

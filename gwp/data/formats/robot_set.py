@@ -48,7 +48,8 @@ class Episode:
     what comes before the names of its columns in that file. problem, label_problem: why it, or
     its rows, cannot be used, where reading the metadata has shown it. texts: first row and
     instruction of each stretch of rows, where not all have the one that is `text`. scalars:
-    single numbers that the set notes of it, by name.
+    single numbers that the set notes of it, by name. longer: columns with one value more than
+    rows, which stands behind the last.
     """
 
     index: int
@@ -63,6 +64,7 @@ class Episode:
     label_problem: str = ""
     texts: tuple[tuple[int, str], ...] = ()
     scalars: Mapping[str, float] = field(default_factory=dict)
+    longer: frozenset[str] = frozenset()
 
     def text_at(self, row: int) -> str:
         """The instruction of the samples that begin at a row."""

@@ -21,7 +21,7 @@ from gwp.data.plan.manifest import Manifest, Rows
 from gwp.data.rates import steps_of
 from gwp.data.records import Place, Skipped, View
 from gwp.data.source import Source
-from gwp.data.sources import check_once
+from gwp.data.sources import Once, check_once, episodes_read
 from gwp.data.text import normalise, text_hash
 from gwp.data.video.probe import VideoInfo
 from gwp.data.video.shots import Look
@@ -38,6 +38,7 @@ class _Builder:
         self.texts: dict[str, str] = {}
         # Episodes and videos of the source in work: `max_broken` is a share of them.
         self.looked = 0
+        self.once = Once()
 
     def skip(self, uri: str, item: str, reason: str, broken: bool = True) -> None:
         self.skipped.append({"uri": uri, "item": item, "reason": reason, "broken": broken})
@@ -162,6 +163,7 @@ def _add_robot(
     if not cameras:
         raise DataError(f"{source.uri}: the set has no video")
     good, bad = usable_episodes(data, source, list(cameras.values()), reader)
+    build.once.note(source, episodes_read(data, good))
     build.looked += len(good) + len(bad)
     for episode, reason in bad:
         build.skip(source.uri, f"episode {episode.index}", reason)
@@ -261,6 +263,7 @@ def _add_clips(
             return error
 
     videos = [found.clips[i] for i in chosen]
+    build.once.note(source, ((v.uri, v.offset, "", 0) for v in videos))
     # Copies are told from earlier videos, so all are cut in their order.
     looks = several(found.uri, look, videos, curator.at_once)
     for video, seen in zip(videos, looks, strict=True):

@@ -21,6 +21,7 @@ from gwp.data.formats.robot_set import ACTION, STATE, check_embodiment, rows_per
 from gwp.data.formats.vectors import vectors_of
 from gwp.data.kinds import Gripper, Reference, grippers_of
 from gwp.data.source import Source, as_ranges
+from gwp.data.sources import Once, episodes_read
 from gwp.data.stats.feature import FeatureStats
 from gwp.data.stats.moments import Moments
 from gwp.data.stats.references import ReferenceSums, read, written
@@ -157,7 +158,7 @@ def compute_stats(
     exact up to 2 M rows per feature, above that of a uniform sample of so many. They depend on
     the data sets and their chosen episodes, whatever order those are given in. `reader`: keeps
     what is read of files; None: one for this call. DataError when
-    no usable row is left.
+    no usable row is left, or where two sources name the same episodes.
     """
     reader = reader or FileReader()
     rotations = ReferenceSums(embodiment)
@@ -170,8 +171,10 @@ def compute_stats(
     # Over all sources together; only sums and a sample of the rows stay in memory.
     sums = WindowSums(embodiment, window.chunk, Rotations(embodiment, references))
     datasets: list[dict[str, Any]] = []
+    once = Once()
     for source in sources:
         episodes = _Rows(source, embodiment, reader)
+        once.note(source, episodes.read)
         for name, (state, action) in episodes:
             check_ranges(state, action, embodiment, f"{source.uri}, episode {name}")
             fingerprint = f"{episodes.data.fingerprint}/{name}"
@@ -219,13 +222,15 @@ class _Rows:
         self._embodiment, self._reader = embodiment, reader
         # As a stage would use it: statistics may be made of a set that no stage names yet.
         labelled = source.model_copy(update={"embodiment": embodiment.name, "with_actions": True})
-        # An episode that lacks a picture trains nothing. Cameras that the set does not know are
-        # an error where samples are listed.
+        # An episode that lacks a picture trains nothing. Cameras of the robot that the set does not
+        # know are an error where samples are listed; those that the source itself names, here too.
+        data.slots(source.cameras or {})
         wanted = (source.cameras or embodiment.cameras).values()
         cameras = [camera for camera in wanted if camera in data.cameras]
         # Some are known to be broken from the index, others only when their rows are read.
         self._good, bad = usable_episodes(data, labelled, cameras, reader)
         self._unusable = {e.index for e, _ in bad}
+        self.read = episodes_read(data, self._good)
 
     def __iter__(self) -> Iterator[tuple[int, tuple[np.ndarray, np.ndarray]]]:
         read = vectors_of(self.data, self._good, self._reader)

@@ -175,6 +175,7 @@ def frames_at(
                 )
             if not sound:
                 raise DataError(f"is damaged at or before {at:.4f} s")
+            check_colours(frame)
             yield wanted, picture_of(frame, convert)
 
 
@@ -188,6 +189,19 @@ def decode_frames(
         t: np.asarray(picture) for t, picture in frames_at(handle, sorted(set(times)), tolerance)
     }
     return np.stack([pictures[t] for t in times])
+
+
+def check_colours(frame: Any) -> None:
+    """DataError for grey of more than 8 bits: what it means no conversion could know. Colours of
+    10 bits are pictures.
+    """
+    parts = frame.format.components
+    # Alone, or with one of transparency.
+    if len(parts) <= 2 and max((part.bits for part in parts), default=0) > 8:
+        raise DataError(
+            f"is grey of more than 8 bits ({frame.format.name}), as depth is; name another camera, "
+            "or write it with 8 bits"
+        )
 
 
 def _decoded(packets: Iterator[Any]) -> Iterator[Any]:
@@ -307,6 +321,7 @@ def small_frames(handle: Any, width: int, height: int) -> Iterator[tuple[float, 
         origin = int(stream.start_time or 0)
         for frame in container.decode(stream):
             if frame.pts is not None:
+                check_colours(frame)
                 # By area: other kinds would take single pixels, and noise would look like motion.
                 small = convert.reformat(
                     frame,

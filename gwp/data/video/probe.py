@@ -10,7 +10,7 @@ import av
 import numpy as np
 
 from gwp import storage
-from gwp.data.video.decode import open_video, video_stream
+from gwp.data.video.decode import check_colours, open_video, video_stream
 from gwp.errors import DataError
 from gwp.yuv import quarter_turns
 
@@ -111,4 +111,6 @@ def _upright(container: Any, stream: Any) -> tuple[int, int]:
     except av.error.FFmpegError:
         # Whoever reads frames learns which of them are damaged.
         first = None
+    if first is not None:
+        check_colours(first)
     return (height, width) if first is not None and quarter_turns(first) % 2 else (width, height)

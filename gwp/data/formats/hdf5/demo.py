@@ -2,6 +2,7 @@
 actions, its single numbers and its instruction is read.
 """
 
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from math import prod
@@ -15,7 +16,8 @@ ACTIONS = [("action",), ("actions",)]
 """Usual columns of the action, the first that is there."""
 # robomimic writes the observations of the next step once more, pictures included.
 _FOLLOWING = "next_obs"
-_MAGIC = (b"\xff\xd8\xff", b"\x89PNG")
+_MAGIC = re.compile(rb"\xff\xd8\xff|\x89PNG|RIFF....WEBP|II\*\0|MM\0\*|BM....\0\0\0\0", re.DOTALL)
+"""How JPEG, PNG, WebP, TIFF and BMP begin."""
 _CHANNELS = (1, 3, 4)
 """Of grey pictures, RGB and RGBA."""
 _NUMBERS, _WIDEST = "fiub", 1 << 16
@@ -52,7 +54,7 @@ def described(group: Any, path: str, name: str, told_by: str | None) -> Demo:
     """
     demo = Demo(path, name, line(group.attrs.get("language_instruction")))
     _read_attributes(group, demo)
-    for inner, data in _datasets(group, "", ()):
+    for inner, data in datasets(group, "", ()):
         _add(demo, inner, data, group.file.attrs)
     # Recordings of one length have one size, so a file that was recorded again is told by its
     # actions.
@@ -119,7 +121,7 @@ def _is_picture(data: Any) -> bool:
     return data.shape[-1] in _CHANNELS or data.shape[1] in _CHANNELS
 
 
-def _datasets(group: Any, path: str, above: tuple[Any, ...]) -> Iterator[tuple[str, Any]]:
+def datasets(group: Any, path: str, above: tuple[Any, ...]) -> Iterator[tuple[str, Any]]:
     """Path below an episode and data of everything in it. above: the groups that `group` is in."""
     # A link may lead back to one of them.
     if group in above:
@@ -129,7 +131,7 @@ def _datasets(group: Any, path: str, above: tuple[Any, ...]) -> Iterator[tuple[s
         if hasattr(inner, "shape"):
             yield path + name, inner
         elif hasattr(inner, "keys") and name != _FOLLOWING:
-            yield from _datasets(inner, f"{path}{name}/", (*above, group))
+            yield from datasets(inner, f"{path}{name}/", (*above, group))
 
 
 def _camera(path: str, demo: Demo) -> str:
@@ -146,7 +148,7 @@ def _encoded(path: str, data: Any, attrs: Any) -> bool:
         return False
     # ALOHA says so in an attribute; else the first picture tells.
     return bool("/images/" in f"/{path}" and attrs.get("compress", False)) or (
-        len(data) > 0 and raw_bytes(data[0])[:4].startswith(_MAGIC)
+        len(data) > 0 and _MAGIC.match(raw_bytes(data[0])[:16]) is not None
     )
 
 

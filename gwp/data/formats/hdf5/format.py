@@ -29,6 +29,7 @@ from gwp.data.formats.hdf5.demo import ACTIONS, Demo, raw_bytes
 from gwp.data.formats.hdf5.file import member_at, opened
 from gwp.data.formats.hdf5.index import FileIndex, look, natural
 from gwp.data.formats.instructions import ToldBy, stretches
+from gwp.data.formats.listing import NOTHING_THERE, without_repeats
 from gwp.data.formats.plain.clips import EXTENSIONS as VIDEOS
 from gwp.data.formats.reader import FileReader, several
 from gwp.data.formats.robot_set import Episode, RobotSet, VideoSpan, choose_columns, vector_names
@@ -78,7 +79,7 @@ def read_set(uri: str, files: dict[str, int], source: SetSource, reader: FileRea
     Every file is opened once; a file that cannot be read is an episode with a problem. A split
     leaves episodes out and changes no number.
     """
-    names = hdf5_files(files)
+    names, _ = without_repeats(uri, hdf5_files(files))
     if not names:
         raise DataError(f"{uri}: no {signs}; check the URI")
     told_by = source.instruction
@@ -168,11 +169,14 @@ def _looks(
     def fetch(name: str) -> None:
         reader.fetch(storage.join(uri, name), files[name])
 
+    def look_at(name: str) -> FileIndex | str:
+        if files[name] == storage.NOWHERE:
+            return NOTHING_THERE
+        uri_of = storage.join(uri, name)
+        return reader.once(_LOOKS, look, reader, uri_of, files[name], told_by)
+
     # h5py reads one file at a time, whatever the number of threads: they fetch what it needs.
-    return [
-        reader.once(_LOOKS, look, reader, storage.join(uri, name), files[name], told_by)
-        for name, _ in zip(names, several(uri, fetch, names), strict=True)
-    ]
+    return [look_at(name) for name, _ in zip(names, several(uri, fetch, names), strict=True)]
 
 
 def _in_split(uri: str, split: str | None, indices: dict[str, FileIndex]) -> set[tuple[str, str]]:
@@ -242,6 +246,7 @@ def _episode(
         label_problem="; ".join(wrong),
         texts=texts,
         scalars=demo.scalars,
+        longer=frozenset(k for k, (n, _) in demo.vectors.items() if n == length + 1),
     )
 
 
@@ -266,7 +271,10 @@ def findings(
     rows without an instruction.
     """
     yield from data.own.findings()
-    names = hdf5_files(data.files)
+    names, again = without_repeats(data.uri, hdf5_files(data.files))
+    for name, other in again.items():
+        what = f"is {shown(other)} once more, by a link"
+        yield Finding(name, what, "ignored", "its episodes count once")
     found = _looks(data.uri, names, data.files, data.own.column, reader)
     looks = zip(names, found, strict=True)
     indices = {name: found for name, found in looks if isinstance(found, FileIndex)}
@@ -321,6 +329,10 @@ def open_pictures(
         def get(i: int) -> Any:
             # HDF5 reads and unpacks the chunk around it, which may hold more pictures.
             value = data[i]
-            return value if data.ndim == 4 else raw_bytes(value)
+            if data.ndim == 4:
+                return value
+            raw = raw_bytes(value)
+            # numpy cuts the zeros at the end of fixed texts, which BMP and TIFF may have.
+            return raw.ljust(data.dtype.itemsize, b"\0") if data.dtype.kind == "S" else raw
 
         yield len(data), get

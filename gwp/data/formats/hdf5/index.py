@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from gwp.data.formats.hdf5.demo import ACTIONS, Demo, described, line
+from gwp.data.formats.hdf5.demo import ACTIONS, Demo, datasets, described, line
 from gwp.data.formats.hdf5.file import DAMAGE, member_of, opened, reason_of
 from gwp.data.formats.reader import FileReader
 from gwp.errors import DataError
@@ -22,6 +22,12 @@ _NUMBERED = re.compile(
     r"(traj|trajectory|demo|demonstration|episode|ep|rollout|trial)s?[_-]?\d+", re.IGNORECASE
 )
 """Groups that are episodes by their names: ManiSkill's `traj_0`, `episode_3`."""
+_ANY_NUMBER = re.compile(r"(.*?)[_-]?\d+")
+_PARTS = {
+    *("", "cam", "camera", "view", "image", "img", "rgb", "depth", "video", "sensor", "imu"),
+    *("robot", "arm", "hand", "finger", "gripper", "wrist", "joint", "agent", "obs", "object"),
+}
+"""What numbers count within an episode."""
 _MASKS = "mask"
 """Where robomimic names the episodes of its splits."""
 _TWO_FORMS = (
@@ -121,11 +127,47 @@ def _episodes(file: Any) -> tuple[Any, list[_Place]]:
     inside = [place for place in _groups(file, "") if _is_episode(place)]
     whole = _Place("", file)
     if not _has_actions(file):
-        return file, inside or [whole]
+        return file, inside or _numbered(file) or [whole]
     # Numbered parts of one episode, cameras say, have no actions of their own.
     if acting := [place.path for place in inside if _has_actions(place.group)]:
         raise DataError(_TWO_FORMS.format("the file itself", acting[0]))
     return file, [whole]
+
+
+def _numbered(file: Any) -> list[_Place]:
+    """Groups at the root whose numbered names are no known ones, where they are episodes: each
+    has actions, or they are alike and the file holds nothing else. DataError where they are not
+    alike: together they are no episode either.
+    """
+    named = [
+        (found[1].lower(), place)
+        for place in _groups(file, "")
+        if (found := _ANY_NUMBER.fullmatch(place.name)) and found[1].lower() not in _PARTS
+    ]
+    acting = {stem for stem, place in named if _has_actions(place.group)}
+    if acting:
+        return [place for stem, place in named if stem in acting]
+    forms = {place.path: _form(place) for _, place in named}
+    full = {path: form for path, form in forms.items() if form}
+    inside = tuple(full)
+    others = (path for path, data in datasets(file, "", ()) if data.shape)
+    if len(full) < 2 or not all(path.startswith(inside) for path in others):
+        return []
+    if len({frozenset(form) for form in full.values()}) > 1:
+        raise DataError(
+            f"{inside[0]} and {inside[1]} may be episodes or parts of one, for they do not hold "
+            "the same; call episodes demo_0, demo_1 and so on"
+        )
+    return [place for _, place in named if place.path in full]
+
+
+def _form(place: _Place) -> set[tuple[str, str, int]]:
+    """Path, kind of numbers and sides of everything in a group; nothing where it is damaged."""
+    try:
+        found = datasets(place.group, "", ()) if place.group is not None else ()
+        return {(path, data.dtype.kind, data.ndim) for path, data in found if data.shape}
+    except (DataError, *DAMAGE):
+        return set()
 
 
 def _groups(group: Any, path: str) -> list[_Place]:

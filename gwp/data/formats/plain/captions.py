@@ -10,24 +10,31 @@ import io
 import json
 import posixpath
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from gwp import storage
-from gwp.data.formats.plain.clip_set import caption_in, caption_of, legible
+from gwp.data.formats.plain.clip_set import agreed, caption_in, caption_of, legible
 from gwp.data.formats.reader import several
 from gwp.errors import DataError
 from gwp.storage.names import shown_all
 
+VIDEOS, METAS = "videos", "metas"
+"""Folders of Cosmos-Predict2: `videos/a.mp4` has its caption in `metas/a.txt`."""
 TABLES = ("metadata.jsonl", "metadata.csv")
 _NAME_KEYS = ("file_name", "file", "path")
+_SEPARATORS = (",", ";", "\t")
+_MORE = "has more cells than the first line has columns; put quotes around a text with separators"
 _BESIDE = (".txt", ".json")
 _LARGEST = 1 << 20
 """Bytes of the largest file of one caption that is read."""
 
 Remark = tuple[str, str]
 """What is told: of which video or entry, and what."""
+
+_Line = tuple[int, dict[str, Any] | str]
+"""Number of a line, and what it says or why that is nothing."""
 
 
 @dataclass(frozen=True)
@@ -38,6 +45,15 @@ class _Row:
     place: str
     names: tuple[str, ...]
     caption: str
+
+
+@dataclass(frozen=True)
+class _Known:
+    """Videos, the folders that are there, and the videos of each file name."""
+
+    videos: frozenset[str]
+    folders: frozenset[str]
+    of_name: dict[str, list[str]]
 
 
 @dataclass
@@ -56,50 +72,58 @@ def captions_of(
 ) -> tuple[dict[str, str], list[Remark]]:
     """Video -> caption, and what of the files beside them is of no video or of no single one.
 
-    A video with two captions has none, and is told. DataError when a table cannot be read.
+    A video with two captions has none, and is told; so is a line of a table that is damaged.
+    DataError when nothing of a table can be read.
     files: below `uri`; videos: of them, those that are meant
     """
     said = _Said()
-    known = set(videos)
-    of_name: dict[str, list[str]] = {}
+    known = _Known(frozenset(videos), frozenset(_folders_of(files)), {})
     for video in videos:
-        of_name.setdefault(video.rpartition("/")[2], []).append(video)
+        known.of_name.setdefault(video.rpartition("/")[2], []).append(video)
     remarks: list[Remark] = []
     for table in (n for n in sorted(files) if n.rpartition("/")[2] in TABLES):
-        for row in _rows(uri, table):
+        for row in _rows(uri, table, remarks):
             try:
                 legible(row.caption)
             except ValueError as error:
                 remarks.append((row.place, f"what it says {error}"))
                 continue
-            remarks += _place(row, known, of_name, said)
+            remarks += _place(row, known, said)
     _read_beside(uri, files, videos, said, remarks)
     captions: dict[str, str] = {}
     for video in videos:
         # What names a video best counts alone.
         levels = (said.by_path, said.by_name, said.beside)
         found = next((here for level in levels if (here := level.get(video))), [])
-        if len({caption for _, caption in found}) > 1:
-            places = ", ".join(place for place, _ in found)
-            remarks.append((video, f"has different captions ({places}), of which none is taken"))
-        elif found:
-            captions[video] = found[0][1]
+        try:
+            captions[video] = agreed(found)
+        except ValueError as error:
+            remarks.append((video, str(error)))
     return captions, remarks
 
 
-def _place(row: _Row, known: set[str], of_name: dict[str, list[str]], said: _Said) -> list[Remark]:
-    """Put a caption to the video that a row names; what cannot be is told.
+def _folders_of(files: Iterable[str]) -> Iterator[str]:
+    for name in files:
+        parts = name.split("/")[:-1]
+        yield from ("/".join(parts[:depth]) for depth in range(1, len(parts) + 1))
 
-    known: all videos; of_name: those of each file name
-    """
+
+def _place(row: _Row, known: _Known, said: _Said) -> list[Remark]:
+    """Put a caption to the video that a row names; what cannot be is told."""
     # `path` may be where the video came from, so every name is tried.
-    paths = [f"{row.folder}/{name}".lstrip("/") for name in row.names]
-    if exact := [path for path in paths if path in known]:
+    paths = [_below(row.folder, name) for name in row.names]
+    if exact := [path for path in paths if path in known.videos]:
         _say(said.by_path, exact[0], row)
         return []
     folder = f"{row.folder}/".lstrip("/")
-    named = dict.fromkeys(name.rpartition("/")[2] for name in row.names)
-    every = [video for name in named for video in of_name.get(name, [])]
+    every = dict.fromkeys(
+        video
+        for name in row.names
+        for video in known.of_name.get(name.rpartition("/")[2], [])
+        if _may_be(video.removeprefix(folder), name)
+        # A video of a folder that is here would be in it.
+        and posixpath.dirname(_below(row.folder, name)) not in known.folders - {row.folder}
+    )
     alike = [video for video in every if video.startswith(folder)]
     if len(alike) == 1:
         _say(said.by_name, alike[0], row)
@@ -112,25 +136,47 @@ def _place(row: _Row, known: set[str], of_name: dict[str, list[str]], said: _Sai
     return [(item, what)]
 
 
+def _below(folder: str, name: str) -> str:
+    return posixpath.normpath(f"{folder}/{name}").lstrip("/")
+
+
+def _may_be(video: str, name: str) -> bool:
+    """Whether a path and a name of a row agree as far as both say folders."""
+    parts, named = video.split("/"), name.strip("/").split("/")
+    both = min(len(parts), len(named))
+    return parts[-both:] == named[-both:]
+
+
 def _say(level: dict[str, list[Remark]], video: str, row: _Row) -> None:
     if row.caption:
         level.setdefault(video, []).append((row.place, row.caption))
 
 
-def _rows(uri: str, table: str) -> Iterator[_Row]:
+def _rows(uri: str, table: str, remarks: list[Remark]) -> Iterator[_Row]:
+    """Lines of a table; those that are none are told."""
     place = storage.join(uri, table)
     # Some editors begin a file with a mark of its encoding.
     text = storage.read_bytes(place).decode("utf-8-sig", "replace")
     lines = _csv_lines if table.endswith(".csv") else _json_lines
     folder = table.rpartition("/")[0]
+    wrong: list[tuple[int, str]] = []
+    good = 0
     for number, about in lines(place, text):
-        given = [str(about[key]) for key in _NAME_KEYS if about.get(key)]
+        if isinstance(about, str):
+            wrong.append((number, about))
+            continue
+        good += 1
+        given = [str(about[key]).strip() for key in _NAME_KEYS if about.get(key)]
         # `./a.mp4` is the same file.
         names = tuple(map(posixpath.normpath, given))
         yield _Row(folder, f"{table}:line {number}", names, caption_in(about))
+    if wrong and not good:
+        # It is no such table at all.
+        raise DataError(f"{place}:{wrong[0][0]}: {wrong[0][1]}")
+    remarks += [(f"{table}:line {number}", f"{what}; left out") for number, what in wrong]
 
 
-def _json_lines(place: str, text: str) -> Iterator[tuple[int, dict[str, Any]]]:
+def _json_lines(place: str, text: str) -> Iterator[_Line]:  # noqa: ARG001
     # By this character alone: captions may hold what else Python takes for an end of line.
     for number, line in enumerate(text.split("\n"), 1):
         if not line.strip():
@@ -139,23 +185,38 @@ def _json_lines(place: str, text: str) -> Iterator[tuple[int, dict[str, Any]]]:
             about = json.loads(line)
         except (ValueError, RecursionError):
             about = None
-        if not isinstance(about, dict):
-            raise DataError(f"{place}:{number}: not a JSON object; write one object per line")
-        yield number, about
+        is_object = isinstance(about, dict)
+        yield number, about if is_object else "not a JSON object; write one object per line"
 
 
-def _csv_lines(place: str, text: str) -> Iterator[tuple[int, dict[str, Any]]]:
+def _csv_lines(place: str, text: str) -> Iterator[_Line]:
     try:
-        reader = csv.DictReader(io.StringIO(text, newline=""))
-        if not set(reader.fieldnames or ()) & set(_NAME_KEYS):
-            raise DataError(
-                f"{place}: no column {' or '.join(_NAME_KEYS)}; write comma-separated values "
-                "with the names of the columns in the first line"
-            )
+        reader = _csv_reader(place, text)
         for row in reader:
-            yield reader.line_num, row
+            # What stands behind the last column would be cut off.
+            more = None in row
+            yield reader.line_num, _MORE if more else row
     except csv.Error as error:
         raise DataError(f"{place}: cannot be read as CSV ({error}); write it again") from error
+
+
+def _csv_reader(place: str, text: str) -> "csv.DictReader[str]":
+    """Rows by the names in the first line, whichever of the usual separators that has."""
+    for separator in _SEPARATORS:
+        # `file_name, caption`: the space is of no name, and of no cell below.
+        spaced = f"{separator} " in text.partition("\n")[0]
+        handle = io.StringIO(text, newline="")
+        reader = csv.DictReader(handle, delimiter=separator, skipinitialspace=spaced)
+        names = [name.strip() for name in reader.fieldnames or ()]
+        if set(names) & set(_NAME_KEYS):
+            reader.fieldnames = names
+            # A name alone fits every separator.
+            if len(names) > 1 or separator == _SEPARATORS[-1]:
+                return reader
+    raise DataError(
+        f"{place}: no column {' or '.join(_NAME_KEYS)}; write comma-separated values with the "
+        "names of the columns in the first line"
+    )
 
 
 def _read_beside(
@@ -195,10 +256,9 @@ def names_beside(video: str) -> list[str]:
 
 def _names_beside(video: str) -> list[str]:
     folders = video.split("/")[:-1]
-    if "videos" not in folders:
+    if VIDEOS not in folders:
         return names_beside(video)
-    # Cosmos-Predict2: `videos/a.mp4` with `metas/a.txt`.
-    folders[len(folders) - 1 - folders[::-1].index("videos")] = "metas"
+    folders[len(folders) - 1 - folders[::-1].index(VIDEOS)] = METAS
     apart = "/".join([*folders, video.rpartition("/")[2]])
     return [*names_beside(video), *names_beside(apart)]
 

@@ -1,8 +1,11 @@
 """A set of plain videos, whatever they lie in."""
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
+
+from gwp.data.pointers import ADVICE, HEAD
 
 CAPTION_KEYS = ("caption", "text", "task", "prompt")
 """Of JSON beside a video, the first of which that is there is its caption."""
@@ -51,6 +54,8 @@ def caption_of(name: str, raw: bytes) -> str:
     """The caption in a file of its own, `.txt` or `.json`; "" where it has none. ValueError with
     what is wrong with it.
     """
+    if raw.startswith(HEAD):
+        raise ValueError(f"is a Git LFS pointer, so it is no caption; {ADVICE}")
     text = legible(raw.decode("utf-8-sig", "replace"))
     if name.lower().endswith(".txt"):
         return text.strip()
@@ -59,6 +64,16 @@ def caption_of(name: str, raw: bytes) -> str:
     except (ValueError, RecursionError) as error:
         raise ValueError("is no JSON, so it is no caption") from error
     return caption_in(about)
+
+
+def agreed(found: Sequence[tuple[str, str]]) -> str:
+    """The caption that all of several places (place, caption) give; "" where there is none.
+    ValueError where they differ.
+    """
+    if len({caption for _, caption in found}) > 1:
+        places = ", ".join(place for place, _ in found)
+        raise ValueError(f"has different captions ({places}), of which none is taken")
+    return found[0][1] if found else ""
 
 
 def legible(text: str) -> str:

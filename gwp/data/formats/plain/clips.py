@@ -4,8 +4,15 @@ import hashlib
 
 from gwp import storage
 from gwp.data.formats.format import SetSource
-from gwp.data.formats.listing import list_recordings
-from gwp.data.formats.plain.captions import TABLES, Remark, captions_of, names_beside
+from gwp.data.formats.listing import NOTHING_THERE, list_recordings
+from gwp.data.formats.plain.captions import (
+    METAS,
+    TABLES,
+    VIDEOS,
+    Remark,
+    captions_of,
+    names_beside,
+)
 from gwp.data.formats.plain.clip_set import Clip, ClipSet
 from gwp.data.formats.reader import FileReader
 from gwp.errors import DataError
@@ -32,19 +39,21 @@ def read_clips(
     """The videos among `files`, which lie below `uri`. DataError when there is none or a table
     of captions cannot be read.
     """
-    sizes = {n: files[n] for n in sorted(files) if n.lower().endswith(EXTENSIONS)}
+    sizes = {n: files[n] for n in _videos(files)}
     if not sizes:
         raise DataError(f"{source.uri}: no {signs}; check the URI")
     if uri == source.uri:
-        captions, remarks = captions_of(uri, files, list(sizes))
+        captions, remarks = _captions_above(uri, files)
     else:
         (video,) = sizes
         captions, remarks = _captions_of_one(uri, video, files)
+    broken = tuple((n, NOTHING_THERE) for n, size in sizes.items() if size == storage.NOWHERE)
+    sizes = {n: size for n, size in sizes.items() if size != storage.NOWHERE}
     clips = tuple(
         Clip(storage.join(uri, n), n, size, captions.get(n, "")) for n, size in sizes.items()
     )
     digest = hashlib.sha256("\n".join(f"{n}:{size}" for n, size in sizes.items()).encode())
-    return ClipSet(source.uri, "clips", clips, tuple(remarks), digest.hexdigest()[:12])
+    return ClipSet(source.uri, "clips", clips, tuple(remarks), digest.hexdigest()[:12], broken)
 
 
 def _captions_of_one(
@@ -57,6 +66,36 @@ def _captions_of_one(
     else:
         near = {name: storage.size_of(storage.join(uri, name)) for name in names_beside(video)}
         files = files | {name: size for name, size in near.items() if size is not None}
-    videos = sorted(n for n in files if n.lower().endswith(EXTENSIONS))
-    captions, remarks = captions_of(uri, files, videos)
+    captions, remarks = _captions_above(uri, files)
     return captions, [(item, what) for item, what in remarks if item == video]
+
+
+def _captions_above(uri: str, files: dict[str, int]) -> tuple[dict[str, str], list[Remark]]:
+    """As `captions_of` gives them; of a folder `videos` the table or the folder `metas` beside it
+    speaks, too.
+    """
+    parent, _, name = storage.absolute(uri).rstrip("/").rpartition("/")
+    # A bucket has nothing above it.
+    if name != VIDEOS or parent.endswith(":/"):
+        return captions_of(uri, files, _videos(files))
+    below = f"{name}/"
+    inside = {below + n: size for n, size in files.items()}
+    if any(storage.exists(storage.join(parent, table)) for table in TABLES):
+        # It speaks of all videos there.
+        inside = list_recordings(parent) | inside
+    else:
+        metas = list_recordings(storage.join(parent, METAS))
+        inside |= {f"{METAS}/{n}": size for n, size in metas.items()}
+    captions, remarks = captions_of(parent, inside, _videos(inside))
+    return (
+        {n.removeprefix(below): text for n, text in captions.items() if n.startswith(below)},
+        [
+            (item.removeprefix(below), what)
+            for item, what in remarks
+            if item.startswith(below) or item not in inside
+        ],
+    )
+
+
+def _videos(files: dict[str, int]) -> list[str]:
+    return sorted(n for n in files if n.lower().endswith(EXTENSIONS))

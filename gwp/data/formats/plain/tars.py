@@ -1,17 +1,19 @@
-"""Webdataset shards: tar files whose members belong together by the name before the first dot,
-here a video and its caption.
+"""Webdataset shards: tar files whose members belong together by their names, here a video and
+its caption.
 """
 
 import errno
 import hashlib
+import posixpath
 import tarfile
-from dataclasses import dataclass
+from collections import Counter
+from dataclasses import dataclass, field
 from typing import BinaryIO
 
 from gwp import storage
 from gwp.data.formats.format import SetSource
-from gwp.data.formats.listing import is_stray_member
-from gwp.data.formats.plain.clip_set import Clip, ClipSet, caption_of
+from gwp.data.formats.listing import NOTHING_THERE, is_stray_member
+from gwp.data.formats.plain.clip_set import Clip, ClipSet, agreed, caption_of
 from gwp.data.formats.plain.clips import EXTENSIONS
 from gwp.data.formats.reader import FileReader, several
 from gwp.errors import DataError
@@ -28,6 +30,8 @@ _AHEAD = 256 << 10
 """Bytes that are fetched at a time while headers are read: captions lie beside them."""
 _LARGEST = 1 << 20
 """Bytes of the largest caption file that is read."""
+_CAPTIONS = (".json", ".txt")
+_TO_NONE = "it is given to none"
 _TWICE = "is in its shard more than once; the last one is read, as tar does"
 # What tarfile raises of headers that are none.
 _DAMAGE = (tarfile.TarError, ValueError, OverflowError, EOFError, OSError)
@@ -64,6 +68,8 @@ def read_clips(uri: str, files: dict[str, int], source: SetSource, reader: FileR
     shards = sorted(n for n in files if n.lower().endswith(EXTENSION))
 
     def look_at(name: str) -> _Index:
+        if files[name] == storage.NOWHERE:
+            return _Index((), NOTHING_THERE, ())
         return reader.once(_LOOKS, _look, storage.join(uri, name), files[name])
 
     found = dict(zip(shards, several(uri, look_at, shards), strict=True))
@@ -85,15 +91,29 @@ def read_clips(uri: str, files: dict[str, int], source: SetSource, reader: FileR
     return ClipSet(source.uri, "tars", clips, remarks, digest.hexdigest()[:12], broken)
 
 
+@dataclass
+class _Seen:
+    """What the headers of a shard say, by plain name (`a.mp4` for `./a.mp4`).
+
+    places: first byte and bytes of each file; spelt: its name there; links: where they lead;
+    texts: captions; remarks: what is told of names
+    """
+
+    places: dict[str, tuple[int, int]] = field(default_factory=dict)
+    spelt: dict[str, str] = field(default_factory=dict)
+    links: dict[str, str] = field(default_factory=dict)
+    texts: dict[str, str] = field(default_factory=dict)
+    remarks: list[tuple[str, str]] = field(default_factory=list)
+
+    def videos(self) -> list[str]:
+        return [name for name in self.spelt if name.lower().endswith(EXTENSIONS)]
+
+
 def _look(uri: str, size: int) -> _Index:
     """The index of a shard. Only headers and captions are read. `size` tells a file that was
     written again.
     """
-    # Videos in their order; texts by stem, since a caption may come before or after its
-    # video.
-    inside: dict[str, tuple[int, int]] = {}
-    remarks: dict[str, str] = {}
-    texts: dict[str, str] = {}
+    seen = _Seen()
     reason = ""
     with storage.open_read(uri, _AHEAD) as handle:
         try:
@@ -101,47 +121,114 @@ def _look(uri: str, size: int) -> _Index:
             # `r:` takes no compressed archives: a place in those is no place in the file.
             with tarfile.open(fileobj=handle, mode="r:") as tar:
                 for member in tar:
-                    if not member.isreg():
-                        continue
                     # tarfile would notice only at the next header.
-                    if not 0 <= member.size <= size - member.offset_data:
+                    if member.isreg() and not 0 <= member.size <= size - member.offset_data:
                         reason = f"is cut off in {shown(member.name)}; the file is truncated"
                         break
-                    name = member.name
                     # macOS packs `._a.mp4` beside `a.mp4`.
-                    if is_stray_member(name):
-                        continue
-                    if name.lower().endswith(EXTENSIONS):
-                        if name in inside:
-                            remarks[name] = _TWICE
-                        inside[name] = member.offset_data, member.size
-                    elif name.lower().endswith((".json", ".txt")):
-                        # tarfile seeks to each header itself, so the handle may be moved.
-                        handle.seek(member.offset_data)
-                        text, wrong = _caption(name, handle, member.size)
-                        # Of a .txt and a .json the later one counts, unless it says nothing.
-                        texts[_stem(name)] = text or texts.get(_stem(name), "")
-                        remarks |= {name: wrong} if wrong else {}
+                    if not is_stray_member(member.name):
+                        _note(member, handle, seen)
+            _follow(handle, seen)
         except _DAMAGE as error:
             # What the disk itself refuses has a number, and is no property of the file.
             if isinstance(error, OSError) and error.errno not in (None, errno.EINVAL):
                 raise
             reason = (
-                f"cannot be read as a tar file behind {len(inside)} videos; it is truncated or "
-                "damaged, or compressed"
+                f"cannot be read as a tar file behind {len(seen.videos())} videos; it is truncated "
+                "or damaged, or compressed"
             )
+            _follow(handle, seen)
+    captions = _captions(seen)
     members = tuple(
-        Member(name, offset, length, texts.get(_stem(name), ""))
-        for name, (offset, length) in inside.items()
+        Member(seen.spelt[name], *seen.places[name], captions.get(name, ""))
+        for name in seen.videos()
     )
-    return _Index(members, reason, tuple(remarks.items()))
+    return _Index(members, reason, tuple(dict.fromkeys(seen.remarks)))
+
+
+def _note(member: tarfile.TarInfo, handle: BinaryIO, seen: _Seen) -> None:
+    """Keep what a header says of a file or a link."""
+    name = posixpath.normpath(member.name)
+    wanted = name.lower().endswith((*EXTENSIONS, *_CAPTIONS))
+    if member.islnk() or member.issym():
+        # Hard links name a member from the root of the shard, others from their own folder.
+        folder = "" if member.islnk() else posixpath.dirname(name)
+        if wanted:
+            seen.links[name] = posixpath.normpath(posixpath.join(folder, member.linkname))
+            seen.spelt[name] = member.name
+    elif member.isreg():
+        if wanted and name in seen.spelt and name.lower().endswith(EXTENSIONS):
+            seen.remarks.append((member.name, _TWICE))
+        seen.links.pop(name, None)
+        seen.places[name] = member.offset_data, member.size
+        if wanted:
+            seen.spelt[name] = member.name
+            # tarfile seeks to each header itself, so the handle may be moved.
+            _read_caption(name, handle, seen)
+
+
+def _follow(handle: BinaryIO, seen: _Seen) -> None:
+    """Put links in the place of what they lead to; those that lead nowhere are told."""
+    links, seen.links = seen.links, {}
+    for name in links:
+        end, passed = name, {name}
+        while end in links and links[end] not in passed:
+            end = links[end]
+            passed.add(end)
+        if end in links or end not in seen.places:
+            what = f"is a link to {shown(links[name])}, which is not in its shard; left out"
+            seen.remarks.append((seen.spelt.pop(name), what))
+            continue
+        seen.places[name] = seen.places[end]
+        _read_caption(name, handle, seen)
+
+
+def _captions(seen: _Seen) -> dict[str, str]:
+    """Video -> caption: that of its own name, else that of its key where no other has it."""
+    captions: dict[str, str] = {}
+    videos = seen.videos()
+    left = dict.fromkeys(videos)
+    texts = {name: text for name, text in seen.texts.items() if text}
+    for called in (_stem, _key):
+        others = Counter(map(called, videos))
+        of_name: dict[str, list[tuple[str, str]]] = {}
+        for name, text in texts.items():
+            of_name.setdefault(called(name), []).append((seen.spelt[name], text))
+        for video in list(left):
+            found = of_name.get(called(video), [])
+            if not found:
+                continue
+            del left[video]
+            try:
+                if others[called(video)] > 1:
+                    raise ValueError(f"shares {found[0][0]} with another video: {_TO_NONE}")
+                captions[video] = agreed(found)
+            except ValueError as error:
+                seen.remarks.append((seen.spelt[video], str(error)))
+        # What is of one video by its whole name is of no other.
+        own = set(map(_stem, videos))
+        texts = {name: text for name, text in texts.items() if _stem(name) not in own}
+    return captions
 
 
 def _stem(name: str) -> str:
-    # The key of webdataset: up to the first dot of the base name; dots of folders do not
-    # count.
+    return posixpath.splitext(name)[0]
+
+
+def _key(name: str) -> str:
+    # That of webdataset: up to the first dot of the base name; dots of folders do not count.
     folder, _, base = name.rpartition("/")
     return f"{folder}/{base.partition('.')[0]}"
+
+
+def _read_caption(name: str, handle: BinaryIO, seen: _Seen) -> None:
+    if not name.lower().endswith(_CAPTIONS):
+        return
+    offset, size = seen.places[name]
+    handle.seek(offset)
+    seen.texts[name], wrong = _caption(name, handle, size)
+    if wrong:
+        seen.remarks.append((seen.spelt[name], wrong))
 
 
 def _caption(name: str, handle: BinaryIO, size: int) -> tuple[str, str]:

@@ -91,7 +91,7 @@ def test_tables_of_comma_separated_values(tmp_path: Path, mark: str, end: str) -
     assert found == {"a.mp4": f"pick, then{end}place", "sub/b.mp4": "b"}
 
 
-@pytest.mark.parametrize("text", ["name;text\na.mp4;x\n", ""])
+@pytest.mark.parametrize("text", ["name;text\na.mp4;x\n", "a.mp4\n", ""])
 def test_a_table_without_names_is_refused(tmp_path: Path, text: str) -> None:
     videos(tmp_path, "a.mp4")
     (tmp_path / "metadata.csv").write_text(text)
@@ -219,3 +219,47 @@ def test_a_row_of_a_table_that_is_no_text_is_told(tmp_path: Path) -> None:
     assert [c.caption for c in found.clips] == ["", "tea"]
     what = "what it says is no text in UTF-8, so it is no caption"
     assert found.remarks == (("metadata.csv:line 2", what),)
+
+
+def test_a_row_of_another_folder_is_of_no_video_here(tmp_path: Path) -> None:
+    videos(tmp_path, "x/a.mp4", "y/b.mp4", "c.mp4", "d.mp4")
+    # Of `y` and of `z` it is another video; a longer path may be where it came from.
+    rows = {"y/a.mp4": 1, "z/a.mp4": 2, "y/c.mp4": 3, "from/d.mp4": 4, "set/y/b.mp4": 5}
+    lines = [f'{{"file_name": "{name}", "text": "{text}"}}' for name, text in rows.items()]
+    (tmp_path / "metadata.jsonl").write_text("\n".join(lines))
+    assert texts(tmp_path) == {"x/a.mp4": "", "y/b.mp4": "5", "c.mp4": "", "d.mp4": "4"}
+    assert list(remarks(tmp_path)) == ["y/a.mp4", "z/a.mp4", "y/c.mp4"]
+
+
+def test_a_line_with_more_cells_than_columns_is_told(tmp_path: Path) -> None:
+    videos(tmp_path, "a.mp4", "b.mp4")
+    (tmp_path / "metadata.csv").write_text("file_name,caption\na.mp4,pick, then place\nb.mp4,b\n")
+    assert texts(tmp_path) == {"a.mp4": "", "b.mp4": "b"}
+    assert "has more cells than" in remarks(tmp_path)["metadata.csv:line 2"]
+
+
+@pytest.mark.parametrize("separator", [",", ", ", ";", "\t"])
+def test_tables_of_other_separators(tmp_path: Path, separator: str) -> None:
+    videos(tmp_path, "a.mp4", "b.mp4")
+    rows = (("file_name", "caption"), ("a.mp4", "A"), ("b.mp4", f'"x{separator}y"'))
+    (tmp_path / "metadata.csv").write_text("\n".join(map(separator.join, rows)))
+    assert texts(tmp_path) == {"a.mp4": "A", "b.mp4": f"x{separator}y"}
+
+
+def test_a_pointer_is_no_caption(tmp_path: Path) -> None:
+    videos(tmp_path, "a.mp4")
+    (tmp_path / "a.txt").write_text("version https://git-lfs.github.com/spec/v1\noid sha256:aa\n")
+    assert texts(tmp_path) == {"a.mp4": ""}
+    assert "is a Git LFS pointer, so it is no caption" in remarks(tmp_path)["a.mp4"]
+
+
+def test_videos_below_a_table_or_beside_metas_keep_their_captions(tmp_path: Path) -> None:
+    videos(tmp_path, "set/videos/a.mp4", "set/videos/x/b.mp4", "set/other/c.mp4")
+    (tmp_path / "set/metas").mkdir()
+    (tmp_path / "set/metas/a.txt").write_text("A")
+    assert texts(tmp_path / "set/videos") == {"a.mp4": "A", "x/b.mp4": ""}
+    assert texts(tmp_path / "set/videos/a.mp4") == {"a.mp4": "A"}
+    lines = ["file_name,text", "videos/x/b.mp4,B", "other/c.mp4,C", "videos/gone.mp4,G"]
+    (tmp_path / "set/metadata.csv").write_text("\n".join(lines))
+    assert texts(tmp_path / "set/videos") == {"a.mp4": "A", "x/b.mp4": "B"}
+    assert list(remarks(tmp_path / "set/videos")) == ["gone.mp4"]

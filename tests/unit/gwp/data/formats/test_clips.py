@@ -59,11 +59,17 @@ def test_captions_by_any_name_of_the_file(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("line", ['{"file": ', "[1]"])
-def test_a_line_that_is_no_object_is_named(tmp_path: Path, line: str) -> None:
+def test_a_table_without_an_object_is_refused(tmp_path: Path, line: str) -> None:
     write_video(tmp_path / "a.mp4", range(10))
-    (tmp_path / "metadata.jsonl").write_text(f'{{"file": "a.mp4"}}\n{line}\n')
-    with pytest.raises(DataError, match=r"metadata.jsonl:2: not a JSON object"):
+    (tmp_path / "metadata.jsonl").write_text(f"{line}\n{line}\n")
+    with pytest.raises(DataError, match=r"metadata.jsonl:1: not a JSON object"):
         set_at(Source(uri=str(tmp_path)))
+    # Beside sound ones it costs itself.
+    (tmp_path / "metadata.jsonl").write_text(f'{{"file": "a.mp4", "text": "A"}}\n{line}\n')
+    found = set_at(Source(uri=str(tmp_path)))
+    assert [c.caption for c in found.clips] == ["A"]
+    what = "not a JSON object; write one object per line; left out"
+    assert found.remarks == (("metadata.jsonl:line 2", what),)
 
 
 def test_clips_follow_one_another_at_the_common_rate(tmp_path: Path) -> None:

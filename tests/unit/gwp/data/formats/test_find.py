@@ -88,6 +88,54 @@ def test_a_folder_by_two_names_is_one(tmp_path: Path, again: str) -> None:
     assert build(Source(uri=uri), Source(uri=other, task="look")) == 2 * build(Source(uri=uri))
 
 
+WHOLE_AND_PART = {
+    "hdf5": (lambda r: [write_aloha(r / name, lengths=(9,)) for name in "xy"], {"fps": FPS}),
+    "clips": (lambda r: [write_video(r / f"{name}/a.mp4", range(12)) for name in "xy"], {}),
+    "tars": (lambda r: [write_tars(r / name, (9, 9), (1, 1)) for name in "xy"], {}),
+    "rlds": (lambda r: [write_rlds(r / "x", lengths=(9,))], {"fps": FPS}),
+    "lerobot": (lambda r: [write_v21(r / "x", lengths=(9,))], {}),
+}
+
+
+@pytest.mark.parametrize("name", WHOLE_AND_PART)
+def test_a_file_in_two_folders_is_read_for_one_source(tmp_path: Path, name: str) -> None:
+    write, fields = WHOLE_AND_PART[name]
+    write(tmp_path / "set")
+    (tmp_path / "link").symlink_to(tmp_path / "set")
+    one = {"uri": str(tmp_path / "set/x"), **fields}
+    others = [tmp_path / "link/x"]
+    if (tmp_path / "set/y").exists():
+        others += [tmp_path / "set", *(f for f in (tmp_path / "set/x").iterdir() if f.is_file())]
+    for other in others:
+        with pytest.raises(DataError, match="the same episodes are named twice"):
+            build(Source(**one), Source(**one | {"uri": str(other)}))
+    # Another use is another sample, and so is a copy.
+    assert build(Source(**one), Source(**one | {"uri": str(others[0])}, task="look"))
+    shutil.copytree(tmp_path / "set/x", tmp_path / "copy")
+    assert build(Source(**one), Source(**one | {"uri": str(tmp_path / "copy")}))
+
+
+def test_statistics_count_a_file_once(tmp_path: Path) -> None:
+    for name in "xy":
+        write_aloha(tmp_path / "set" / name, lengths=(9,))
+    _, _, arm = prepare(tmp_path / "set", fps=FPS)
+    sources = [Source(uri=str(tmp_path / p), fps=FPS, embodiment="arm") for p in ("set", "set/x")]
+    with pytest.raises(DataError, match="the same episodes are named twice"):
+        compute_stats(sources, arm, WINDOW)
+
+
+def test_a_link_to_a_file_of_the_set_counts_once(tmp_path: Path) -> None:
+    root = write_aloha(tmp_path / "set", lengths=(9, 7))
+    (root / "a").mkdir()
+    (root / "a/again.hdf5").symlink_to(root / "episode_0.hdf5")
+    data = robots(root, fps=FPS)
+    assert [e.data_file for e in data.episodes] == ["episode_0.hdf5", "episode_1.hdf5"]
+    findings = describe(Source(uri=str(root), fps=FPS))["findings"]
+    assert ("a/again.hdf5", "is episode_0.hdf5 once more, by a link") in [
+        (f["item"], f["what"]) for f in findings
+    ]
+
+
 def test_a_bucket_by_two_names_is_one(bucket: str, tmp_path: Path) -> None:
     write_video(tmp_path / "a.mp4", range(12))
     storage.upload(tmp_path, f"{bucket}/clips")
@@ -208,3 +256,33 @@ def test_cameras_of_a_source_without_a_robot(
     ):
         assert main(["data", "inspect", str(root), "--cameras", wrong]) == 2
         assert said in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (["stats", "{}", "--chunk", "4", "--episodes", "", "--out", "{}.json"], "cannot read ''"),
+        (["stats", "{}", "--chunk", "4", "--out", "{}"], "is a folder; name a file"),
+        (["inspect", "{}", "--html", "{}"], "is a folder; name a file"),
+        (["inspect", "{}", "--fps", "1e400"], "--fps: Input should be a finite number"),
+        (
+            ["stats", "{}", "--chunk", "4", "--cameras", "front=no", "--out", "{}.json"],
+            "no camera 'no'",
+        ),
+        (
+            ["inspect", "S3://bucket/set"],
+            "copy it to a local folder or to s3:// (in small letters)",
+        ),
+        (["inspect", "gs://bucket/set"], "is of no kind that is read"),
+        (["inspect", "hf://set"], "is of no kind that is read"),
+        (["inspect", "s3://"], "names no bucket; write s3://bucket/prefix"),
+    ],
+)
+def test_what_cannot_be_meant_is_one_line(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], options: list[str], said: str
+) -> None:
+    root = write_v21(tmp_path / "set", lengths=(5,))
+    assert main(["data", *(option.format(root) for option in options)]) == 2
+    out = capsys.readouterr().err.strip()
+    assert said in out
+    assert len(out.splitlines()) == 1

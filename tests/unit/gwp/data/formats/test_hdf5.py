@@ -2,6 +2,7 @@
 what a source may choose of them.
 """
 
+import io
 import json
 from pathlib import Path
 from typing import Any
@@ -9,9 +10,12 @@ from typing import Any
 import h5py
 import numpy as np
 import pytest
+from PIL import Image
 
+from gwp.data.formats.find import usable_episodes
 from gwp.data.formats.format import FilePart
 from gwp.data.formats.hdf5 import format as hdf5
+from gwp.data.formats.pictures import as_rgb
 from gwp.data.formats.reader import FileReader
 from gwp.data.formats.robot_set import vector_names
 from gwp.data.formats.vectors import episode_vectors
@@ -106,6 +110,29 @@ def test_pictures_of_every_order_are_pictures(tmp_path: Path, form: str) -> None
     for sample in samples_of(manifest, spec):
         episode, k = (int(part) for part in sample["sample_id"].split("/")[1:])
         assert frame_number(sample["frames"][0][:, :32]) == number(TOP, episode, k)
+
+
+@pytest.mark.parametrize("kind", ["PNG", "WEBP", "TIFF", "BMP"])
+@pytest.mark.parametrize("held", ["text", "bytes"])
+def test_encoded_pictures_of_every_kind_are_pictures(tmp_path: Path, kind: str, held: str) -> None:
+    path = write_demos(tmp_path / "a.h5")
+    shown = np.zeros((8, 6, 3), np.uint8)
+    # The last bytes of a BMP are its upper row, here of zeros.
+    shown[1:] = (10, 100, 200)
+    written = io.BytesIO()
+    Image.fromarray(shown).save(written, kind, lossless=True)
+    raw = written.getvalue()
+    with h5py.File(path, "a") as file:
+        for demo in file.values():
+            n = len(demo["actions"])
+            rows = np.array([raw] * n, f"S{len(raw)}")
+            bytes_ = np.tile(np.frombuffer(raw, np.uint8), (n, 1))
+            demo["obs/encoded"] = rows if held == "text" else bytes_
+    data = robots(path, fps=FPS)
+    span = data.episodes[0].videos["encoded"]
+    with hdf5.open_pictures(FilePart(str(path)), span.key, FileReader()) as (count, get):
+        assert count == data.episodes[0].length
+        np.testing.assert_array_equal(as_rgb(get(0), "a picture"), shown)
 
 
 def test_the_observation_behind_the_last_action_is_told(tmp_path: Path) -> None:
@@ -273,3 +300,48 @@ def test_cameras_of_one_name_are_told_apart(tmp_path: Path) -> None:
         "top": "obs/top",
         "observations/images/top": "observations/images/top",
     }
+
+
+def test_the_last_value_of_a_longer_column_counts(tmp_path: Path) -> None:
+    """Behind the last action, as observations are."""
+    path = write_demos(tmp_path / "a.h5", more=1)
+    with h5py.File(path, "a") as file:
+        for episode, demo in enumerate(file.values()):
+            n = len(demo["actions"])
+            del demo["success"]
+            # The first ends well at the very last value; the second has lost it again there.
+            demo["success"] = np.arange(n + 1) == n - episode
+    data = robots(path, fps=FPS)
+    source = Source(uri=str(path), fps=FPS, only="success")
+    good, bad = usable_episodes(data, source, [])
+    assert [episode.index for episode, _ in good] == [0]
+    assert not bad
+
+
+@pytest.mark.parametrize("labelled", [True, False])
+def test_groups_of_any_numbered_name_are_never_one_episode(tmp_path: Path, labelled: bool) -> None:
+    path = write_demos(tmp_path / "a.h5", "run_{}")
+    if not labelled:
+        with h5py.File(path, "a") as file:
+            for demo in file.values():
+                del demo["actions"]
+    data = robots(path, fps=FPS)
+    assert [(e.prefix, e.length) for e in data.episodes] == [("run_0/", 12), ("run_1/", 9)]
+    assert len(data.cameras) == 2
+
+
+def test_numbered_groups_that_differ_are_refused(tmp_path: Path) -> None:
+    path = tmp_path / "a.h5"
+    with h5py.File(path, "w") as file:
+        file["run_0/position"], file["run_1/speed"] = np.zeros((2, 5, 3))
+    with pytest.raises(DataError, match="run_0/ and run_1/ may be episodes or parts of one"):
+        robots(path, fps=FPS)
+
+
+def test_numbered_cameras_are_those_of_one_episode(tmp_path: Path) -> None:
+    path = tmp_path / "a.h5"
+    with h5py.File(path, "w") as file:
+        for i in range(2):
+            file[f"camera_{i}/rgb"] = np.stack([picture(TOP, 0, k) for k in range(5)])
+    (episode,) = robots(path, fps=FPS).episodes
+    assert set(episode.videos) == {"camera_0/rgb", "camera_1/rgb"}

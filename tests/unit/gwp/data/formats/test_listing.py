@@ -21,7 +21,16 @@ from tests.unit.gwp.data.formats.test_lerobot import robot
 
 WINDOW, CLIP = Window(chunk=4, stride=1), ClipWindow(frames=5, fps=5)
 POINTER = f"version https://git-lfs.github.com/spec/v1\noid sha256:{'0' * 64}\nsize 12345\n"
-STRAYS = ("._{}", ".ipynb_checkpoints/{}", "__MACOSX/._{}", ".cache/huggingface/{}", ".DS_Store")
+STRAYS = (
+    "$RECYCLE.BIN/{}",
+    "lost+found/{}",
+    "#recycle/{}",
+    "._{}",
+    ".ipynb_checkpoints/{}",
+    "__MACOSX/._{}",
+    ".cache/huggingface/{}",
+    ".DS_Store",
+)
 
 
 def write_clips(root: Path) -> Path:
@@ -83,6 +92,23 @@ def test_linked_folders_are_part_of_a_set(tmp_path: Path, name: str) -> None:
     (linked / "again").symlink_to(linked)
     found = build(linked, name)
     assert found.fingerprint == calm.fingerprint
+
+
+@pytest.mark.parametrize("target", ["gone", "itself"])
+@pytest.mark.parametrize("name", ["v2.1", "hdf5", "clips", "tars"])
+def test_a_link_that_leads_nowhere_costs_what_it_stands_for(
+    tmp_path: Path, name: str, target: str
+) -> None:
+    root = tmp_path / "set"
+    FORMATS[name][0](root)
+    file = sorted(f for f in root.rglob("*") if f.suffix in (".mp4", ".hdf5", ".tar"))[1]
+    file.unlink()
+    file.symlink_to(tmp_path / "gone" if target == "gone" else file)
+    manifest = build(root, name)
+    (found,) = manifest.skipped
+    assert file.name in found["item"] + found["reason"]
+    assert found["broken"]
+    assert len(manifest)
 
 
 @pytest.mark.parametrize("name", FORMATS)

@@ -1,6 +1,8 @@
 """Pictures as they are declared, or one line that says why not."""
 
 import io
+import struct
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -151,6 +153,53 @@ def test_what_is_no_colour_picture_is_one_line(given: Any) -> None:
     with pytest.raises(DataError, match=r"^a picture ") as caught:
         as_rgb(given, "a picture")
     assert str(caught.value).isprintable()
+    assert "0x" not in str(caught.value)
+
+
+def deep_png(channels: int) -> bytes:
+    """Of 16 bits a channel, as Pillow does not write them."""
+
+    def chunk(kind: bytes, data: bytes) -> bytes:
+        check = zlib.crc32(kind + data)
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", check)
+
+    colour = {1: 0, 2: 4, 3: 2, 4: 6}[channels]
+    head = struct.pack(">IIBBBBB", 6, 5, 16, colour, 0, 0, 0)
+    rows = (b"\0" + np.full(6 * channels, 1500, ">u2").tobytes()) * 5
+    return b"".join(
+        [
+            b"\x89PNG\r\n\x1a\n",
+            chunk(b"IHDR", head),
+            chunk(b"IDAT", zlib.compress(rows)),
+            chunk(b"IEND", b""),
+        ]
+    )
+
+
+@pytest.mark.parametrize("channels", [1, 2, 3, 4])
+def test_pictures_of_16_bits_are_refused(channels: int) -> None:
+    with pytest.raises(DataError, match="more than 8 bits a channel"):
+        as_rgb(deep_png(channels), "a picture")
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP"])
+@pytest.mark.parametrize("way", range(1, 9))
+def test_pictures_are_as_their_exif_says(kind: str, way: int) -> None:
+    picture = np.kron(np.arange(6, dtype=np.uint8).reshape(2, 3) * 40, np.ones((16, 16), np.uint8))
+    stored, about, file = Image.fromarray(picture).convert("RGB"), Image.Exif(), io.BytesIO()
+    about[0x0112] = way
+    stored.save(file, kind, exif=about.tobytes(), lossless=True, quality=100)
+    found = as_rgb(file.getvalue(), "a picture")
+    # The eight ways of TIFF: where the first row and the first column are.
+    ways = {1: "", 2: "x", 3: "xy", 4: "y", 5: "t", 6: "tx", 7: "txy", 8: "ty"}
+    wanted = np.asarray(Image.open(io.BytesIO(file.getvalue())).convert("RGB"))
+    for step in ways[way]:
+        wanted = {
+            "x": wanted[:, ::-1],
+            "y": wanted[::-1],
+            "t": wanted.transpose(1, 0, 2),
+        }[step]
+    np.testing.assert_array_equal(found, wanted)
 
 
 def by_path(root: Path, name: str, version: str = "v3.0") -> str:

@@ -204,3 +204,30 @@ def test_what_is_no_video_is_refused(raw: bytes) -> None:
 def test_a_missing_file_is_named(tmp_path: Path) -> None:
     with pytest.raises(GwpError, match="not found"), open_video(str(tmp_path / "none.mp4")):
         pass
+
+
+@pytest.mark.parametrize(
+    ("codec", "pixels", "sound"),
+    [("ffv1", "gray16le", False), ("ffv1", "gray10le", False), ("ffv1", "gray", True),
+     ("libx264", "yuv420p10le", True)],
+)  # fmt: skip
+def test_grey_of_more_than_8_bits_is_refused(
+    tmp_path: Path, codec: str, pixels: str, sound: bool
+) -> None:
+    path = tmp_path / "a.mkv"
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream(codec, rate=10)
+        stream.width, stream.height, stream.pix_fmt = 64, 48, pixels
+        for k in range(4):
+            picture = np.full((48, 64, 3), 40 * k, np.uint8)
+            frame = av.VideoFrame.from_ndarray(picture, format="rgb24").reformat(format=pixels)
+            frame.pts = k
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode(None))
+    for read in (lambda handle: decode_frames(handle, [0.1]), probe):
+        with open_video(str(path)) as handle:
+            if sound:
+                read(handle)
+            else:
+                with pytest.raises(DataError, match=f"more than 8 bits .{pixels}., as depth"):
+                    read(handle)
