@@ -23,6 +23,8 @@ _UNEVEN, _DRIFT = 0.45, 0.1
 """Frames by which one may lie beside an even clock, and the clock of a file beside that of the
 set.
 """
+_BETWEEN = 0.399
+"""Frames beside the nearest one, from which on a start lies between two."""
 
 
 class EpisodeCheck:
@@ -31,6 +33,7 @@ class EpisodeCheck:
     def __init__(self, data: RobotSet, reader: FileReader) -> None:
         self.set, self.reader = data, reader
         self.files = DataFiles(data, reader)
+        self.counted: frozenset[str] = frozenset()
 
     def look(self, episodes: Sequence[Episode], cameras: Sequence[str], vectors: bool) -> None:
         """Read what `check` will need, several files at a time where they are far away."""
@@ -164,6 +167,12 @@ class EpisodeCheck:
             raise DataError(
                 f"{camera} has {frames:.0f} frames, the episode has {episode.length} rows"
             )
+        beside = min(abs(span.start * rate - round(span.start * rate)) for rate in (fps, info.fps))
+        if beside >= _BETWEEN:
+            raise DataError(
+                f"{camera} starts at {span.start:g} s of {span.file}, between two frames; which of "
+                "them it is cannot be told"
+            )
         first = frame_of(span.start, fps, info.fps)
         if first < 0:
             raise DataError(f"{camera} starts {-span.start:g} s before {span.file} does")
@@ -211,13 +220,17 @@ def usable_episodes(
     good, bad = [], []
     # Before the checks, which see the corrected places. All episodes of a file are counted,
     # chosen or not.
-    every = (*data.episodes, *data.own.others)
+    every: Sequence[Episode] = (*data.episodes, *data.own.others)
+    unknown: dict[int, str] = {}
     if data.version.startswith("v3."):
-        every = tuple(mend_spans(every, episodes, cameras, data.fps, check.video))
-    shared = shared_spans(every, episodes, cameras, data.fps, check.video)
+        mended = mend_spans(every, episodes, cameras, data.fps, check.video)
+        every, unknown, check.counted = mended.episodes, mended.wrong, mended.counted
+    # A start that is wrong says nothing of the others.
+    placed = [e for e in every if e.index not in unknown]
+    unknown = unknown | shared_spans(placed, episodes, cameras, data.fps, check.video)
     for episode in (e for e in every if e.index in chosen):
         try:
-            if reason := shared.get(episode.index):
+            if reason := unknown.get(episode.index):
                 raise DataError(reason)
             good.append(check.check(episode, cameras, source.labelled))
         except DataError as error:

@@ -76,7 +76,7 @@ def change_episodes(root: Path, change: Any) -> None:
     pq.write_table(type(table).from_pylist(rows, table.schema), root / EPISODES)
 
 
-@pytest.mark.parametrize("drift", [0.004, 0.03, -0.04, 0.2, 46.0])
+@pytest.mark.parametrize("drift", [0.004, 0.03, -0.04, 0.2])
 def test_starts_that_drifted_are_found_by_counting(tmp_path: Path, drift: float) -> None:
     root = write_v30(tmp_path / "set")
 
