@@ -67,11 +67,7 @@ def _check_counts(data: RobotSet, info: dict[str, Any]) -> Iterator[Finding]:
 
 
 def _check_features(data: RobotSet, info: dict[str, Any]) -> Iterator[Finding]:
-    """Cameras of info.json that are not read, or lie elsewhere. info: its content."""
-    folder = str(info.get("video_path") or "").partition("/")[0]
-    if folder and data.cameras and not any(name.startswith(f"{folder}/") for name in data.files):
-        what = f"videos do not lie in '{folder}/'"
-        yield Finding(INFO, what, "repaired", "they are found by what follows")
+    """Cameras of info.json that are not read. info: its content."""
     known = {*data.cameras, *data.absent}
     for key, feature in info["features"].items():
         # `read_set` leaves out depth alone, so what is neither read nor absent is that.

@@ -87,7 +87,8 @@ def read_set(
     found = listing(meta, info, version.startswith("v3."))
     found.findings += told
     # Paths of videos are corrected at once: whoever comes later finds them by name.
-    episodes = mend_paths(found.episodes, files)
+    episodes, moved = mend_paths(found.episodes, files)
+    found.findings += moved
     columns = tuple(
         key for key, f in features.items() if f.get("dtype") not in ("video", "image", "string")
     )

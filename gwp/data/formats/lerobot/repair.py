@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from itertools import accumulate
 
+from gwp.data.formats.finding import Finding
 from gwp.data.formats.robot_set import Episode, VideoSpan
 from gwp.data.video.probe import VideoInfo
 
@@ -20,24 +21,54 @@ wrong.
 """
 
 
-def mend_paths(episodes: Iterable[Episode], files: dict[str, int]) -> list[Episode]:
+def mend_paths(
+    episodes: Iterable[Episode], files: dict[str, int]
+) -> tuple[list[Episode], list[Finding]]:
     """Videos in a folder of another name than info.json says (`video/` for `videos/`): what
     lies below it decides.
+
+    Of whole cameras only. Where some videos lie in the folder, those in another one are masked,
+    thrown away or older.
     """
+    episodes = list(episodes)
+    # Camera -> videos of it.
+    wanted: dict[str, set[str]] = defaultdict(set)
+    for episode in episodes:
+        for camera, span in episode.videos.items():
+            if not span.key:
+                wanted[camera].add(span.file)
     below = defaultdict(list)
     for name in files:
-        # Name behind the first folder -> files that end so.
-        below[name.partition("/")[2]].append(name)
-
-    def found(span: VideoSpan) -> VideoSpan:
+        folder, _, rest = name.partition("/")
+        # Name behind the first folder -> first folders that have it.
+        below[rest].append(folder)
+    moved: dict[str, tuple[str, str]] = {}
+    for camera, names in wanted.items():
+        folders = {name.partition("/")[0] for name in names}
+        # A folder that is of the camera says which one a video shows.
+        if len(folders) > 1 or any(n in files or camera in n.partition("/")[0] for n in names):
+            continue
+        others = {other for name in names for other in below[name.partition("/")[2]] if "/" in name}
         # One only: of two, either would be a guess.
-        others = below[span.file.partition("/")[2]] if span.file not in files else []
-        return replace(span, file=others[0]) if len(others) == 1 else span
+        if len(others) == 1:
+            moved[camera] = folders.pop(), others.pop()
 
-    return [
-        replace(e, videos={camera: found(span) for camera, span in e.videos.items()})
+    def found(camera: str, span: VideoSpan) -> VideoSpan:
+        if camera not in moved or span.key:
+            return span
+        return replace(span, file=f"{moved[camera][1]}/{span.file.partition('/')[2]}")
+
+    mended = [
+        replace(e, videos={camera: found(camera, span) for camera, span in e.videos.items()})
         for e in episodes
     ]
+    findings = [
+        Finding(
+            camera, f"videos do not lie in '{said}/', but in '{there}/'", "repaired", "correct it"
+        )
+        for camera, (said, there) in moved.items()
+    ]
+    return mended, findings
 
 
 def absent_cameras(
