@@ -9,6 +9,7 @@ from dataclasses import replace
 
 from gwp.data.formats.format import SetSource, Usable
 from gwp.data.formats.lerobot.data_files import DataFiles
+from gwp.data.formats.lerobot.order import FRAME
 from gwp.data.formats.lerobot.repair import mend_spans
 from gwp.data.formats.lerobot.rows import SORTED, Held
 from gwp.data.formats.lerobot.spans import frame_of, shared_spans
@@ -71,15 +72,18 @@ class EpisodeCheck:
             columns |= {*self.set.state_keys, *self.set.action_keys}
         if self.set.own.chosen:
             columns.add(self.set.own.told_by)
-        first = 0
+        first, every = 0, True
         if columns:
             file, held = self._rows(episode, columns)
+            every = held.every
             first = held.first
             episode = self._told(_placed(episode, file, held, self.set.fps), held)
         elif self._tells(episode):
             episode = self._told(episode, self._known_rows(episode))
         for camera in cameras:
             self._check_video(episode, camera)
+            if not every:
+                self._check_frames(episode, camera)
         return self.timed(episode, cameras), first
 
     def _rows(self, episode: Episode, columns: set[str]) -> tuple[str, Held]:
@@ -181,6 +185,20 @@ class EpisodeCheck:
                 f"{camera} ends at frame {first + episode.length} of {span.file}, which has "
                 f"{info.frames}"
             )
+
+    def _check_frames(self, episode: Episode, camera: str) -> None:
+        """DataError for rows that are not every frame from the first on, if the video may hold
+        the frames of the others.
+        """
+        span = episode.videos[camera]
+        # Whose frames are as many as the rows was cut or thinned out with them.
+        if span.key or not self.set.version.startswith("v3.") or span.file in self.counted:
+            return
+        raise DataError(
+            f"{FRAME} begins late or leaves frames out, and {span.file} has other frames than its "
+            f"episodes have rows: which of them are of which row of {camera} cannot be told; "
+            "write the video of the rows that are there"
+        )
 
     def timed(self, episode: Episode, cameras: Sequence[str]) -> Episode:
         """`episode` with the places of its frames on the clocks of the files, where those run a

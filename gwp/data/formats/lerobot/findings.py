@@ -3,14 +3,14 @@ clocks that drift.
 """
 
 import re
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
 from typing import Any
 
 from gwp.data.formats.finding import Consequence, Finding
 from gwp.data.formats.lerobot.check import EpisodeCheck
+from gwp.data.formats.lerobot.order import TIME
 from gwp.data.formats.lerobot.read import INFO
-from gwp.data.formats.lerobot.rows import TIME
 from gwp.data.formats.plain.clips import EXTENSIONS as VIDEOS
 from gwp.data.formats.reader import FileReader
 from gwp.data.formats.robot_set import Episode, RobotSet
@@ -123,7 +123,8 @@ def _check_rows(
     check = EpisodeCheck(data, reader)
     recorded = {episode.index: episode for episode in data.episodes}
     moved, numbered, contradicted = [], [], []
-    unsorted = [str(episode.index) for episode, _ in episodes if episode.prefix]
+    # Column -> episodes whose rows are read in its order.
+    unsorted: dict[str, list[str]] = defaultdict(list)
     for episode, _ in episodes:
         before = recorded[episode.index]
         file, held = check.files.place(before)
@@ -133,12 +134,17 @@ def _check_rows(
             moved.append(number)
         elif not isinstance(table, str) and (table.held or {}).get(episode.index) != held:
             numbered.append(number)
+        if episode.prefix:
+            unsorted[held.order].append(number)
         if not data.own.chosen and check.contradicted(before, held):
             contradicted.append(number)
     told: tuple[tuple[list[str], Consequence, str, str], ...] = (
         (moved, "repaired", "lie in another file than the metadata say", "episode_index tells"),
         (numbered, "repaired", "have the episode_index of others", "the files' names tell"),
-        (unsorted, "repaired", "do not lie in the order of frame_index", "they are read in it"),
+        *(
+            (some, "repaired", f"do not lie in the order of {column}", "they are read in it")
+            for column, some in unsorted.items()
+        ),
         (contradicted, "ignored", "name another task than the metadata", _TRUST),
     )
     for numbers, consequence, what, advice in told:
@@ -173,7 +179,10 @@ def _check_columns(
     columns = {episode.data_file: check.files.types(episode.data_file) for episode, _ in episodes}
     told: dict[str, tuple[Consequence, str]] = {}
     told |= dict.fromkeys(_UNUSED, ("ignored", "nothing depends on it"))
-    told["frame_index"] = "ignored", "rows are taken in the order of `index`, or as they lie"
+    told["frame_index"] = (
+        "ignored",
+        "`index` orders rows, or `timestamp`; else they lie as they belong",
+    )
     told["episode_index"] = "ignored", "the file tells whose they are"
     if data.version.startswith("v3."):
         told["episode_index"] = "repaired", "rows are counted"
