@@ -1,6 +1,5 @@
 """Which frames of a video belong to which episode of a LeRobot set."""
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +8,7 @@ import pytest
 from gwp.data.formats.find import robots_at, usable_episodes
 from gwp.data.formats.reader import FileReader
 from gwp.data.source import Source
+from gwp.errors import DataError
 from pipelines.datasets.inspect import describe
 from tests.support.sets import FPS, TOP, WRIST, write_v21, write_v30, write_video
 from tests.unit.gwp.data.formats.test_traps import change_episodes
@@ -141,11 +141,19 @@ def test_videos_of_nobody_and_of_several_are_told(tmp_path: Path) -> None:
     write_video(root / f"videos/chunk-000/{TOP}/episode_000007.mp4", range(5))
     told = [f["what"] for f in describe(Source(uri=str(root)))["findings"]]
     assert f"1 videos are of no episode: videos/chunk-000/{TOP}/episode_000007.mp4" in told
-    file = root / "meta/info.json"
-    about = json.loads(file.read_text())
-    about["video_path"] = f"videos/chunk-000/{TOP}/episode_000000.mp4"
-    file.write_text(json.dumps(about))
-    _, bad = starts(root)
-    assert list(bad) == [0, 1]
+    one = f"videos/chunk-000/{TOP}/episode_000000.mp4"
+    root = write_v21(tmp_path / "one", lengths=(5, 5), video_path=one)
     told = [f["what"] for f in describe(Source(uri=str(root)))["findings"]]
     assert any("videos are named more than once" in what for what in told)
+
+
+@pytest.mark.parametrize("write", [write_v21, write_v30])
+def test_one_video_of_two_cameras_is_of_neither(tmp_path: Path, write: Any) -> None:
+    names = ("episode_{episode_index:06d}", "file-{file_index:03d}")
+    place = f"videos/{names[write is write_v30]}.mp4"
+    root = write(tmp_path / "set", cameras=(TOP, WRIST), lengths=(5,), video_path=place)
+    for name in ("episode_000000", "file-000"):
+        write_video(root / f"videos/{name}.mp4", range(5))
+    # Also where one of them is all that is wanted.
+    with pytest.raises(DataError, match=f"{TOP} and {WRIST} are said to lie at one place"):
+        starts(root)
