@@ -1,8 +1,9 @@
 """A set of plain videos, whatever they lie in."""
 
-import json
 from dataclasses import dataclass
 from typing import Any
+
+from gwp.data.formats.texts import REPLACED, read_json
 
 CAPTION_KEYS = ("caption", "text", "task", "prompt")
 """Of JSON beside a video, the first of which that is there is its caption."""
@@ -55,15 +56,15 @@ def caption_of(name: str, raw: bytes) -> str:
     if name.lower().endswith(".txt"):
         return text.strip()
     try:
-        about = json.loads(text)
+        about = read_json(text)
     except (ValueError, RecursionError) as error:
         raise ValueError("is no JSON, so it is no caption") from error
-    return caption_in(about)
+    return legible(caption_in(about))
 
 
 def legible(text: str) -> str:
     """The text. ValueError where bytes of it were no UTF-8."""
     # What Python puts in their place.
-    if "\ufffd" in text:
+    if REPLACED in text:
         raise ValueError("is no text in UTF-8, so it is no caption")
     return text
