@@ -16,10 +16,12 @@ from gwp.data.formats.format import FilePart
 from gwp.data.formats.pictures import open_frames
 from gwp.data.formats.reader import FileReader
 from gwp.data.formats.robot_set import Episode, RobotSet, VideoSpan
+from gwp.data.formats.texts import REPLACED
 from gwp.data.formats.videos import video_facts
 from gwp.data.source import Source
 from gwp.data.video.probe import VideoInfo
 from gwp.errors import DataError
+from gwp.storage.names import shown_all
 
 _RATE_TOLERANCE = 1e-5
 """Relative difference up to which two rates are the same."""
@@ -47,6 +49,18 @@ def check_metadata(data: RobotSet) -> Iterator[Finding]:
     for camera in data.absent:
         what = "declared, but there is no file of it"
         yield Finding(camera, what, "ignored", "remove it from the metadata")
+
+
+def unreadable_texts(episodes: Sequence[Episode]) -> Iterator[Finding]:
+    """Instructions of which something is no character. episodes: as they are used"""
+    replaced = [
+        str(e.index)
+        for e in episodes
+        if any(REPLACED in text for text in (e.text, *(text for _, text in e.texts)))
+    ]
+    if replaced:
+        what = f"has what is no character, in episodes {shown_all(replaced)}"
+        yield Finding("instruction", what, "ignored", "it is read as U+FFFD; write it again")
 
 
 def corrected_starts(data: RobotSet, episodes: Sequence[Episode]) -> Iterator[Finding]:

@@ -25,6 +25,7 @@ from pipelines.datasets.findings import (
     corrected_starts,
     of_cameras,
     stream_infos,
+    unreadable_texts,
 )
 from pipelines.datasets.shown import at_most, graver_first, grouped
 from pipelines.datasets.vectors import check_vectors
@@ -74,6 +75,7 @@ def _describe_robots(data: RobotSet, source: Source, reader: FileReader) -> dict
         for episode, reason in unusable
     ]
     findings += [*corrected_starts(data, episodes), *check_metadata(data)]
+    findings += unreadable_texts(episodes)
     if source.only is not None:
         chosen = source.select([episode.index for episode in data.episodes])
         ended = len(chosen) - len(usable) - len(unusable)

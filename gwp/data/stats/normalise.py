@@ -172,6 +172,7 @@ def compute_stats(
     sums = WindowSums(embodiment, window.chunk, Rotations(embodiment, references))
     datasets: list[dict[str, Any]] = []
     once = Once()
+    why = ""
     for source in sources:
         episodes = _Rows(source, embodiment, reader)
         once.note(source, episodes.read)
@@ -180,10 +181,11 @@ def compute_stats(
             fingerprint = f"{episodes.data.fingerprint}/{name}"
             sums.add(state, action, episodes.ratio, fingerprint)
         datasets.append(episodes.account())
+        why = why or episodes.why
     if not sums.states.count:
         raise DataError(
-            f"no usable rows for the statistics of {embodiment.name}; look at its sources with "
-            "`gwp data inspect`"
+            f"no usable rows for the statistics of {embodiment.name}{why and f' ({why})'}; look at "
+            "its sources with `gwp data inspect`"
         )
     state_stats = _resolved(sums.states, sums.motion[0])
     action_stats = _resolved(sums.actions, sums.motion[1])
@@ -231,6 +233,7 @@ class _Rows:
         self._good, bad = usable_episodes(data, labelled, cameras, reader)
         self._unusable = {e.index for e, _ in bad}
         self.read = episodes_read(data, self._good)
+        self.why = next((reason for _, reason in bad), "")
 
     def __iter__(self) -> Iterator[tuple[int, tuple[np.ndarray, np.ndarray]]]:
         read = vectors_of(self.data, self._good, self._reader)
@@ -240,8 +243,9 @@ class _Rows:
                     raise vectors
                 state, action = vectors
                 _check_widths(state, action, self._embodiment, episode.data_file)
-            except DataError:
+            except DataError as error:
                 self._unusable.add(episode.index)
+                self.why = self.why or str(error)
                 continue
             yield episode.index, (state, action)
 

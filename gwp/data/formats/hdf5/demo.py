@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from gwp.data.formats.hdf5.file import member_at, member_of
+from gwp.data.formats.texts import whole_text
 
 ACTIONS = [("action",), ("actions",)]
 """Usual columns of the action, the first that is there."""
@@ -170,7 +171,7 @@ def line(value: Any) -> str:
     return (
         value.decode("utf-8", "replace")
         if isinstance(value, bytes)
-        else str(value)
+        else whole_text(str(value))
         if isinstance(value, str)
         else ""
     )

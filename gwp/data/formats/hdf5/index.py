@@ -1,6 +1,5 @@
 """What an HDF5 file holds: its episodes, their columns and pictures, by names and shapes alone."""
 
-import json
 import math
 import re
 from collections.abc import Callable
@@ -12,6 +11,7 @@ import numpy as np
 from gwp.data.formats.hdf5.demo import ACTIONS, Demo, datasets, described, line
 from gwp.data.formats.hdf5.file import DAMAGE, member_of, opened, reason_of
 from gwp.data.formats.reader import FileReader
+from gwp.data.formats.texts import read_json
 from gwp.errors import DataError
 
 T = TypeVar("T")
@@ -221,7 +221,7 @@ def _about(group: Any) -> tuple[float | None, str]:
         try:
             # robomimic's `env_args` have the rate, LIBERO's `problem_info` the instruction,
             # whole or as words.
-            about = json.loads(line(group.attrs.get(name)) or "{}")
+            about = read_json(line(group.attrs.get(name)) or "{}")
             rate = rate or _rate(about.get("env_kwargs", {}).get("control_freq"))
             given = about.get("language_instruction", "")
             text = text or (" ".join(given) if isinstance(given, list) else str(given))

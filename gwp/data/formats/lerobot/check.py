@@ -9,6 +9,7 @@ from dataclasses import replace
 
 from gwp.data.formats.format import SetSource, Usable
 from gwp.data.formats.lerobot.data_files import DataFiles
+from gwp.data.formats.lerobot.order import FRAME
 from gwp.data.formats.lerobot.repair import mend_spans
 from gwp.data.formats.lerobot.rows import SORTED, Held
 from gwp.data.formats.lerobot.spans import frame_of, shared_spans
@@ -23,6 +24,8 @@ _UNEVEN, _DRIFT = 0.45, 0.1
 """Frames by which one may lie beside an even clock, and the clock of a file beside that of the
 set.
 """
+_BETWEEN = 0.399
+"""Frames beside the nearest one, from which on a start lies between two."""
 
 
 class EpisodeCheck:
@@ -31,6 +34,7 @@ class EpisodeCheck:
     def __init__(self, data: RobotSet, reader: FileReader) -> None:
         self.set, self.reader = data, reader
         self.files = DataFiles(data, reader)
+        self.counted: frozenset[str] = frozenset()
 
     def look(self, episodes: Sequence[Episode], cameras: Sequence[str], vectors: bool) -> None:
         """Read what `check` will need, several files at a time where they are far away."""
@@ -68,15 +72,18 @@ class EpisodeCheck:
             columns |= {*self.set.state_keys, *self.set.action_keys}
         if self.set.own.chosen:
             columns.add(self.set.own.told_by)
-        first = 0
+        first, every = 0, True
         if columns:
             file, held = self._rows(episode, columns)
+            every = held.every
             first = held.first
             episode = self._told(_placed(episode, file, held, self.set.fps), held)
         elif self._tells(episode):
             episode = self._told(episode, self._known_rows(episode))
         for camera in cameras:
             self._check_video(episode, camera)
+            if not every:
+                self._check_frames(episode, camera)
         return self.timed(episode, cameras), first
 
     def _rows(self, episode: Episode, columns: set[str]) -> tuple[str, Held]:
@@ -164,6 +171,12 @@ class EpisodeCheck:
             raise DataError(
                 f"{camera} has {frames:.0f} frames, the episode has {episode.length} rows"
             )
+        beside = min(abs(span.start * rate - round(span.start * rate)) for rate in (fps, info.fps))
+        if beside >= _BETWEEN:
+            raise DataError(
+                f"{camera} starts at {span.start:g} s of {span.file}, between two frames; which of "
+                "them it is cannot be told"
+            )
         first = frame_of(span.start, fps, info.fps)
         if first < 0:
             raise DataError(f"{camera} starts {-span.start:g} s before {span.file} does")
@@ -172,6 +185,20 @@ class EpisodeCheck:
                 f"{camera} ends at frame {first + episode.length} of {span.file}, which has "
                 f"{info.frames}"
             )
+
+    def _check_frames(self, episode: Episode, camera: str) -> None:
+        """DataError for rows that are not every frame from the first on, if the video may hold
+        the frames of the others.
+        """
+        span = episode.videos[camera]
+        # Whose frames are as many as the rows was cut or thinned out with them.
+        if span.key or not self.set.version.startswith("v3.") or span.file in self.counted:
+            return
+        raise DataError(
+            f"{FRAME} begins late or leaves frames out, and {span.file} has other frames than its "
+            f"episodes have rows: which of them are of which row of {camera} cannot be told; "
+            "write the video of the rows that are there"
+        )
 
     def timed(self, episode: Episode, cameras: Sequence[str]) -> Episode:
         """`episode` with the places of its frames on the clocks of the files, where those run a
@@ -211,13 +238,17 @@ def usable_episodes(
     good, bad = [], []
     # Before the checks, which see the corrected places. All episodes of a file are counted,
     # chosen or not.
-    every = (*data.episodes, *data.own.others)
+    every: Sequence[Episode] = (*data.episodes, *data.own.others)
+    unknown: dict[int, str] = {}
     if data.version.startswith("v3."):
-        every = tuple(mend_spans(every, episodes, cameras, data.fps, check.video))
-    shared = shared_spans(every, episodes, cameras, data.fps, check.video)
+        mended = mend_spans(every, episodes, cameras, data.fps, check.video)
+        every, unknown, check.counted = mended.episodes, mended.wrong, mended.counted
+    # A start that is wrong says nothing of the others.
+    placed = [e for e in every if e.index not in unknown]
+    unknown = unknown | shared_spans(placed, episodes, cameras, data.fps, check.video)
     for episode in (e for e in every if e.index in chosen):
         try:
-            if reason := shared.get(episode.index):
+            if reason := unknown.get(episode.index):
                 raise DataError(reason)
             good.append(check.check(episode, cameras, source.labelled))
         except DataError as error:

@@ -1,6 +1,6 @@
 """Episodes of a LeRobot set, as its metadata list them."""
 
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -12,7 +12,7 @@ from gwp.data.formats.lerobot.numbers import (
     seconds_in,
     whole_or_none,
 )
-from gwp.data.formats.lerobot.places import Places
+from gwp.data.formats.lerobot.places import INFO, Places
 from gwp.data.formats.lerobot.tables import Entry, MetaFiles, Table, json_lines, parquet_rows
 from gwp.data.formats.lerobot.tasks import instruction, named_tasks
 from gwp.data.formats.robot_set import Episode, VideoSpan
@@ -183,7 +183,22 @@ def _episode(entry: Entry, reader: _OldRows | _NewRows, found: Listing) -> Episo
             videos[key] = span
     found.named[index] = named_tasks(row.get("tasks"), found.tasks)
     text = instruction(row.get("tasks"), found.tasks)
-    return Episode(index, length, data, videos, text, scalars=_scalars(row, reader.kinds))
+    scalars = _scalars(row, reader.kinds)
+    return Episode(index, length, data, videos, text, problem=_shared(videos), scalars=scalars)
+
+
+def _shared(videos: Mapping[str, VideoSpan]) -> str:
+    """What is wrong where two cameras have one place: nobody knows which of them it shows."""
+    cameras: dict[tuple[str, float], str] = {}
+    for camera, span in videos.items():
+        # Of columns of pictures each camera has its own.
+        other = camera if span.key else cameras.setdefault((span.file, span.start), camera)
+        if other != camera:
+            return (
+                f"{other} and {camera} are said to lie at one place of {span.file}; write "
+                f"video_path of {INFO} with {{video_key}}"
+            )
+    return ""
 
 
 def _scalars(row: dict[str, Any], features: Collection[str]) -> dict[str, float]:

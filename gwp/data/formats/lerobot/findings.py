@@ -3,14 +3,14 @@ clocks that drift.
 """
 
 import re
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
 from typing import Any
 
 from gwp.data.formats.finding import Consequence, Finding
 from gwp.data.formats.lerobot.check import EpisodeCheck
+from gwp.data.formats.lerobot.order import TIME
 from gwp.data.formats.lerobot.read import INFO
-from gwp.data.formats.lerobot.rows import TIME
 from gwp.data.formats.plain.clips import EXTENSIONS as VIDEOS
 from gwp.data.formats.reader import FileReader
 from gwp.data.formats.robot_set import Episode, RobotSet
@@ -67,11 +67,7 @@ def _check_counts(data: RobotSet, info: dict[str, Any]) -> Iterator[Finding]:
 
 
 def _check_features(data: RobotSet, info: dict[str, Any]) -> Iterator[Finding]:
-    """Cameras of info.json that are not read, or lie elsewhere. info: its content."""
-    folder = str(info.get("video_path") or "").partition("/")[0]
-    if folder and data.cameras and not any(name.startswith(f"{folder}/") for name in data.files):
-        what = f"videos do not lie in '{folder}/'"
-        yield Finding(INFO, what, "repaired", "they are found by what follows")
+    """Cameras of info.json that are not read. info: its content."""
     known = {*data.cameras, *data.absent}
     for key, feature in info["features"].items():
         # `read_set` leaves out depth alone, so what is neither read nor absent is that.
@@ -127,7 +123,8 @@ def _check_rows(
     check = EpisodeCheck(data, reader)
     recorded = {episode.index: episode for episode in data.episodes}
     moved, numbered, contradicted = [], [], []
-    unsorted = [str(episode.index) for episode, _ in episodes if episode.prefix]
+    # Column -> episodes whose rows are read in its order.
+    unsorted: dict[str, list[str]] = defaultdict(list)
     for episode, _ in episodes:
         before = recorded[episode.index]
         file, held = check.files.place(before)
@@ -137,12 +134,17 @@ def _check_rows(
             moved.append(number)
         elif not isinstance(table, str) and (table.held or {}).get(episode.index) != held:
             numbered.append(number)
+        if episode.prefix:
+            unsorted[held.order].append(number)
         if not data.own.chosen and check.contradicted(before, held):
             contradicted.append(number)
     told: tuple[tuple[list[str], Consequence, str, str], ...] = (
         (moved, "repaired", "lie in another file than the metadata say", "episode_index tells"),
         (numbered, "repaired", "have the episode_index of others", "the files' names tell"),
-        (unsorted, "repaired", "do not lie in the order of frame_index", "they are read in it"),
+        *(
+            (some, "repaired", f"do not lie in the order of {column}", "they are read in it")
+            for column, some in unsorted.items()
+        ),
         (contradicted, "ignored", "name another task than the metadata", _TRUST),
     )
     for numbers, consequence, what, advice in told:
@@ -177,7 +179,10 @@ def _check_columns(
     columns = {episode.data_file: check.files.types(episode.data_file) for episode, _ in episodes}
     told: dict[str, tuple[Consequence, str]] = {}
     told |= dict.fromkeys(_UNUSED, ("ignored", "nothing depends on it"))
-    told["frame_index"] = "ignored", "rows are taken in the order of `index`, or as they lie"
+    told["frame_index"] = (
+        "ignored",
+        "`index` orders rows, or `timestamp`; else they lie as they belong",
+    )
     told["episode_index"] = "ignored", "the file tells whose they are"
     if data.version.startswith("v3."):
         told["episode_index"] = "repaired", "rows are counted"

@@ -1,12 +1,12 @@
 """info.json of a LeRobot set, looked at once: whoever uses it afterwards may trust its form."""
 
-import json
 from math import prod
 from typing import Any
 
 from gwp.data.formats.finding import Finding
 from gwp.data.formats.lerobot.numbers import whole_or_none
 from gwp.data.formats.lerobot.places import INFO
+from gwp.data.formats.texts import read_json
 from gwp.errors import DataError
 from gwp.storage.names import shown
 
@@ -21,7 +21,7 @@ def read_info(uri: str, raw: bytes, findings: list[Finding]) -> dict[str, Any]:
     are described otherwise are told and left out. DataError when it is not as it should be.
     """
     try:
-        info = json.loads(raw)
+        info = read_json(raw)
     except (ValueError, RecursionError) as error:
         raise broken(uri, "it is no JSON, or cut off") from error
     if not isinstance(info, dict):

@@ -10,6 +10,7 @@ from gwp.storage.names import relative_name, shown
 
 INFO = "meta/info.json"
 _NUMBER = re.compile(r"(0?\d{1,2})?d?")
+_CAMERA = "video_key"
 _OLD = {
     "data_path": "data/chunk-{episode_chunk:03d}/episode_{episode_index:06d}.parquet",
     "video_path": ("videos/chunk-{episode_chunk:03d}/{video_key}/episode_{episode_index:06d}.mp4"),
@@ -30,6 +31,8 @@ class Places:
         self._uri, self._info, self._files = uri, info, files
         self._usual = _NEW if new else _OLD
         self.findings: dict[str, Finding] = {}
+        # Template and camera -> whether some file lies where it says.
+        self._held: dict[tuple[str, str], bool] = {}
 
     def of(self, template: str, chunk: int, file: int, episode: int, **more: str) -> str:
         """The file that a template gives. DataError when that is no plain relative name.
@@ -46,9 +49,25 @@ class Places:
         path = self._filled(template, str(self._info[template]), fields | more)
         if path in self._files or usual not in self._files or path == usual:
             return path
+        # Of a set that follows its template a file is missing; another of its name is none of it.
+        if self._is_followed(template, more.get(_CAMERA, "")):
+            return path
         what = f"no files where {template} says; those of the format's own names are there"
         self.findings[template] = Finding(INFO, what, "repaired", "correct it for other readers")
         return usual
+
+    def _is_followed(self, template: str, camera: str) -> bool:
+        """Whether some file lies where a template of info.json says."""
+        if (template, camera) not in self._held:
+            parts = Formatter().parse(str(self._info[template]))
+            pattern = "".join(
+                re.escape(text)
+                + ("" if field is None else re.escape(camera) if field == _CAMERA else r"\d+")
+                for text, field, _, _ in parts
+            )
+            named = map(re.compile(pattern).fullmatch, self._files)
+            self._held[template, camera] = any(named)
+        return self._held[template, camera]
 
     def _filled(self, template: str, text: str, fields: dict[str, Any]) -> str:
         # A template is not ours. It may ask for attributes of what is put in, or for a width

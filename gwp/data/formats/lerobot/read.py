@@ -33,6 +33,7 @@ from gwp.storage.names import shown
 _BOOKKEEPING = ("timestamp", "frame_index", "episode_index", "index")
 """Columns of the format that say nothing of what is done."""
 TASK_COLUMN = "task_index"
+_ANNOTATION = "annotation."
 
 
 @dataclass(frozen=True)
@@ -87,7 +88,8 @@ def read_set(
     found = listing(meta, info, version.startswith("v3."))
     found.findings += told
     # Paths of videos are corrected at once: whoever comes later finds them by name.
-    episodes = mend_paths(found.episodes, files)
+    episodes, moved = mend_paths(found.episodes, files)
+    found.findings += moved
     columns = tuple(
         key for key, f in features.items() if f.get("dtype") not in ("video", "image", "string")
     )
@@ -201,8 +203,17 @@ def _told_by(
     choose_columns(meta.uri, "instruction", (wanted,), (), have)
     # `subtask_index` counts in a table of its own, `annotation.*` in that of the tasks.
     kind = wanted.removesuffix("_index")
-    own = task_table(meta, kind, findings) if kind not in (wanted, "task") else {}
-    return wanted, own or tasks
+    is_text = str(features.get(wanted, {}).get("dtype")).startswith("string")
+    if kind in (wanted, "task") or wanted.startswith(_ANNOTATION) or is_text:
+        return wanted, tasks
+    # Its numbers are none of tasks, whatever became of the table.
+    own = task_table(meta, kind, findings)
+    if not own:
+        raise DataError(
+            f"{meta.uri}: instruction '{wanted}' counts in meta/{kind}s.parquet or .jsonl, which "
+            "is missing or damaged; write it again, or name another column"
+        )
+    return wanted, own
 
 
 def _is_depth(feature: dict[str, Any]) -> bool:

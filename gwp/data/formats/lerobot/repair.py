@@ -2,8 +2,10 @@
 
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from itertools import accumulate
 
+from gwp.data.formats.finding import Finding
 from gwp.data.formats.robot_set import Episode, VideoSpan
 from gwp.data.video.probe import VideoInfo
 
@@ -19,24 +21,54 @@ wrong.
 """
 
 
-def mend_paths(episodes: Iterable[Episode], files: dict[str, int]) -> list[Episode]:
+def mend_paths(
+    episodes: Iterable[Episode], files: dict[str, int]
+) -> tuple[list[Episode], list[Finding]]:
     """Videos in a folder of another name than info.json says (`video/` for `videos/`): what
     lies below it decides.
+
+    Of whole cameras only. Where some videos lie in the folder, those in another one are masked,
+    thrown away or older.
     """
+    episodes = list(episodes)
+    # Camera -> videos of it.
+    wanted: dict[str, set[str]] = defaultdict(set)
+    for episode in episodes:
+        for camera, span in episode.videos.items():
+            if not span.key:
+                wanted[camera].add(span.file)
     below = defaultdict(list)
     for name in files:
-        # Name behind the first folder -> files that end so.
-        below[name.partition("/")[2]].append(name)
-
-    def found(span: VideoSpan) -> VideoSpan:
+        folder, _, rest = name.partition("/")
+        # Name behind the first folder -> first folders that have it.
+        below[rest].append(folder)
+    moved: dict[str, tuple[str, str]] = {}
+    for camera, names in wanted.items():
+        folders = {name.partition("/")[0] for name in names}
+        # A folder that is of the camera says which one a video shows.
+        if len(folders) > 1 or any(n in files or camera in n.partition("/")[0] for n in names):
+            continue
+        others = {other for name in names for other in below[name.partition("/")[2]] if "/" in name}
         # One only: of two, either would be a guess.
-        others = below[span.file.partition("/")[2]] if span.file not in files else []
-        return replace(span, file=others[0]) if len(others) == 1 else span
+        if len(others) == 1:
+            moved[camera] = folders.pop(), others.pop()
 
-    return [
-        replace(e, videos={camera: found(span) for camera, span in e.videos.items()})
+    def found(camera: str, span: VideoSpan) -> VideoSpan:
+        if camera not in moved or span.key:
+            return span
+        return replace(span, file=f"{moved[camera][1]}/{span.file.partition('/')[2]}")
+
+    mended = [
+        replace(e, videos={camera: found(camera, span) for camera, span in e.videos.items()})
         for e in episodes
     ]
+    findings = [
+        Finding(
+            camera, f"videos do not lie in '{said}/', but in '{there}/'", "repaired", "correct it"
+        )
+        for camera, (said, there) in moved.items()
+    ]
+    return mended, findings
 
 
 def absent_cameras(
@@ -48,22 +80,15 @@ def absent_cameras(
     return tuple(c for c, there in have.items() if not there) if any(have.values()) else ()
 
 
-def start_frames(episodes: Sequence[Episode], camera: str) -> dict[int, tuple[str, int]]:
-    """Episode -> video file and frame of it where the episode starts, if episodes lie in it one
-    after another without gaps.
+@dataclass(frozen=True)
+class Mended:
+    """Episodes with the places of their frames. wrong: episode -> why its place is not known.
+    counted: video files that have as many frames as their episodes have rows.
     """
-    by_file: dict[str, list[Episode]] = defaultdict(list)
-    for episode in episodes:
-        if camera in episode.videos:
-            by_file[episode.videos[camera].file].append(episode)
-    starts = {}
-    for file, held in by_file.items():
-        at = 0
-        # By their recorded starts: those are off a little, but hardly out of order.
-        for episode in sorted(held, key=lambda e: (e.videos[camera].start, e.index)):
-            starts[episode.index] = file, at
-            at += episode.length
-    return starts
+
+    episodes: list[Episode]
+    wrong: dict[int, str]
+    counted: frozenset[str]
 
 
 def mend_spans(
@@ -72,34 +97,94 @@ def mend_spans(
     cameras: Iterable[str],
     fps: float,
     video: Callable[[str], VideoInfo | str],
-) -> list[Episode]:
-    """Every episode of v3 files. Those whose `from_timestamp` has drifted or is wrong, or whose
+) -> Mended:
+    """Every episode of v3 files. Those whose `from_timestamp` has drifted a little, or whose
     `to_timestamp` names another end, have the place that counting rows gives.
 
-    Only in files that hold exactly as many frames as their episodes have rows, so that there is
-    no other reading of them, and that a chosen episode lies in.
+    Only in files that hold exactly as many frames as their episodes have rows, and that a chosen
+    episode lies in. A start that counting puts far from where it is said to be is wrong: it costs
+    its episode, and moves no other.
     """
     mended = {e.index: e for e in every}
+    wrong: dict[int, str] = {}
+    counted: set[str] = set()
     for camera in cameras:
-        starts = start_frames(every, camera)
         looked_at = {e.videos[camera].file for e in chosen if camera in e.videos}
-        # File -> rows of all episodes in it.
-        rows: dict[str, int] = defaultdict(int)
-        for episode in every:
-            if camera in episode.videos:
-                rows[starts[episode.index][0]] += episode.length
+        by_file: dict[str, list[Episode]] = defaultdict(list)
         for episode in every:
             span = episode.videos.get(camera)
-            if span is None or span.key or span.file not in looked_at:
+            # Pictures in data files lie with their rows.
+            if span is not None and not span.key and span.file in looked_at:
+                by_file[span.file].append(episode)
+        for file, held in by_file.items():
+            info = video(file)
+            if isinstance(info, str) or info.frames != sum(e.length for e in held):
                 continue
-            info = video(span.file)
-            if isinstance(info, str) or info.frames != rows[span.file]:
-                continue
-            place = _counted(span, starts[episode.index][1], episode.length, fps)
-            if place is not span:
+            counted.add(file)
+            places = _Places.of(held, camera, fps, info.fps)
+            for episode, frame in zip(places.episodes, places.frames, strict=True):
+                if reason := places.wrong.get(episode.index):
+                    wrong.setdefault(
+                        episode.index, f"{camera} {reason} of {file}; correct from_timestamp"
+                    )
+                    continue
+                place = _counted(episode.videos[camera], frame, episode.length, fps)
                 videos = mended[episode.index].videos | {camera: place}
                 mended[episode.index] = replace(mended[episode.index], videos=videos)
-    return list(mended.values())
+    return Mended(list(mended.values()), wrong, frozenset(counted))
+
+
+@dataclass(frozen=True)
+class _Places:
+    """Episodes of one file, one behind the other: the frame at which counting lets each begin.
+    wrong: episode -> how its stated start disagrees.
+    """
+
+    episodes: list[Episode]
+    frames: list[int]
+    wrong: dict[int, str]
+
+    @classmethod
+    def of(cls, held: Sequence[Episode], camera: str, fps: float, own: float) -> "_Places":
+        # By their numbers, as the format writes them. Where sets were put together they may lie
+        # otherwise: then more of the stated starts agree with that order.
+        orders = [
+            sorted(held, key=lambda e: e.index),
+            sorted(held, key=lambda e: (e.videos[camera].start, e.index)),
+        ]
+        counts = [_running(order) for order in orders]
+        offs = [
+            [
+                _apart(e.videos[camera].start, frame, fps, own)
+                for e, frame in zip(*pair, strict=True)
+            ]
+            for pair in zip(orders, counts, strict=True)
+        ]
+        agreeing = [sum(abs(off) <= _OFF for off in each) for each in offs]
+        best = int(agreeing[1] > agreeing[0])
+        episodes, frames, off = orders[best], counts[best], offs[best]
+        together = len(off) > 1 and max(off) - min(off) <= _OFF and abs(off[0]) > _SHORT
+        wrong = {}
+        for k, episode in enumerate(episodes):
+            # Less than half of the shortest beside it: so no two can change places.
+            shortest = min(e.length for e in episodes[max(k - 1, 0) : k + 2])
+            said = f"is said to start at {episode.videos[camera].start:g} s"
+            if together:
+                # Frames may be too many in front and lacking behind.
+                wrong[episode.index] = f"{said}, as far off as all others from counting the frames"
+            elif abs(off[k]) > _OFF and abs(off[k]) >= shortest / 2:
+                wrong[episode.index] = f"{said}, where counting lets it start at frame {frames[k]}"
+        return cls(episodes, frames, wrong)
+
+
+def _running(episodes: Sequence[Episode]) -> list[int]:
+    """First frame of each of episodes that lie one behind the other."""
+    return list(accumulate((e.length for e in episodes[:-1]), initial=0))
+
+
+def _apart(start_s: float, frame: int, fps: float, own: float) -> float:
+    """Frames from one to a start, which is in seconds of the rows or of the file."""
+    return min((start_s * rate - frame for rate in (fps, own)), key=abs)
 
 
 def _counted(span: VideoSpan, frame: int, length: int, fps: float) -> VideoSpan:

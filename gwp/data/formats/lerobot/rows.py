@@ -7,7 +7,6 @@ is called `sorted/NAME`: its rows by `episode_index`, and by `frame_index` withi
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -17,18 +16,30 @@ import pyarrow.parquet as pq
 
 from gwp.data.formats import parquet
 from gwp.data.formats.format import FilePart, Pictures
+from gwp.data.formats.lerobot.order import (
+    FRAME,
+    INDEX,
+    TIME,
+    UNKNOWN,
+    Order,
+    counted_rows,
+    stretches,
+    times_in,
+    whole_numbers,
+    wrong_frames,
+)
 from gwp.data.formats.reader import FileReader
 from gwp.errors import DataError
 
 SORTED = "sorted/"
 """Before the name of a column: its rows as they belong, where they lie in another order."""
-EPISODE, FRAME, TIME = "episode_index", "frame_index", "timestamp"
-_INDEX = "index"
-"""Number of a row in the whole set, which orders rows that have no `frame_index`."""
+EPISODE = "episode_index"
 _ORDERS = 16
 """Files whose order stays."""
-_UNKNOWN = -1
-"""In place of an episode or a frame that is not a whole number."""
+_DOUBTFUL = (
+    f"no {EPISODE}, and {FRAME} begins elsewhere than counting rows lets the episode begin; write "
+    f"{EPISODE}"
+)
 
 
 @dataclass(frozen=True)
@@ -38,7 +49,9 @@ class Held:
     first, count: where they lie; in_order: there, else in the sorted file. problem: why they
     are not to be used. tasks: the first row and the value of each run of equal values of the
     column that says what is done. clock: seconds at the first row, and by how many the others
-    are off from row / fps at most; None where no time is recorded.
+    are off from row / fps at most; None where no time is recorded. every: whether no frame lies
+    before the rows or between them, as far as `frame_index` says. order: column that orders rows
+    which do not lie so.
     """
 
     first: int
@@ -47,6 +60,8 @@ class Held:
     problem: str = ""
     tasks: tuple[tuple[int, Any], ...] = ()
     clock: tuple[float, float] | None = None
+    every: bool = True
+    order: str = ""
 
 
 @dataclass(frozen=True)
@@ -72,14 +87,8 @@ class Clock:
     @classmethod
     def of(cls, table: pa.Table, fps: float) -> "Clock | None":
         """None where no numbers are recorded."""
-        if TIME not in table.column_names or not table.num_rows:
-            return None
-        try:
-            found = parquet.matrix(table[TIME], TIME)
-        except (pa.ArrowException, DataError):
-            return None
-        # Lists of none or of several say no time.
-        return cls(found[:, 0], fps) if found.shape[1] == 1 else None
+        times = times_in(table)
+        return None if times is None else cls(times, fps)
 
     def drift(self, places: np.ndarray) -> tuple[float, float]:
         """`Held.clock` of the rows at these places, which are of one episode."""
@@ -105,129 +114,65 @@ def look(
         file = pq.ParquetFile(handle)
         schema, count = file.schema_arrow, file.metadata.num_rows
         types = dict(zip(schema.names, schema.types, strict=True))
-        wanted = [c for c in dict.fromkeys((EPISODE, FRAME, _INDEX, told_by, TIME)) if c in types]
+        wanted = [c for c in dict.fromkeys((EPISODE, FRAME, INDEX, told_by, TIME)) if c in types]
         # What orders rows is one column: the next is read only where the first is not there.
-        if FRAME in wanted and _INDEX in wanted and told_by != _INDEX:
-            wanted.remove(_INDEX)
+        if FRAME in wanted and INDEX in wanted and told_by != INDEX:
+            wanted.remove(INDEX)
         table = file.read(columns=wanted, use_threads=False)
     whose = _whose(table)
-    episodes = _counted(listed, count) if whose is None else whose
-    if episodes is None:
+    counted = counted_rows(listed, table) if whose is None else (whose, set())
+    if counted is None:
         return DataFile(types, count, None)
+    episodes, doubtful = counted
+    order = Order.of(table, episodes)
+    order.wrong.update(dict.fromkeys(doubtful, _DOUBTFUL))
     told = _codes(table[told_by]) if told_by in types else None
     # Where rows of several were counted, the sorted file could not be made again.
     sortable = whose is not None or len(listed) == 1
     clock = Clock.of(table, fps)
-    return DataFile(types, count, _held(episodes, _frames(table), told, clock, sortable))
-
-
-def _counted(listed: tuple[tuple[int, int], ...], count: int) -> np.ndarray | None:
-    """int64 `[rows]`: episode of each row of a file that does not say it; None where counting
-    does not tell.
-    """
-    numbers = np.array([number for number, _ in listed], np.int64)
-    if len(listed) == 1:
-        # All rows of the file, as many as they are: the count is compared later.
-        return np.repeat(numbers, count)
-    lengths = np.array([length for _, length in listed], np.int64)
-    # In the order of their numbers, as the format writes them.
-    return np.repeat(numbers, lengths) if lengths.sum() == count else None
+    return DataFile(types, count, _held(episodes, order, told, clock, sortable))
 
 
 def _held(
     episodes: np.ndarray,
-    frames: np.ndarray | None,
+    order: Order,
     told: tuple[np.ndarray, list[Any]] | None,
     clock: Clock | None,
     sortable: bool,
 ) -> dict[int, Held]:
-    """Rows by episode. episodes, frames: int64 `[rows]`; told: codes `[rows]` and what they
-    stand for.
-    """
-    order = _order_of(episodes, frames)
-    mine = episodes[order]
-    edges = [0, *(np.flatnonzero(np.diff(mine)) + 1).tolist(), len(mine)]
+    """Rows by episode. episodes: int64 `[rows]`; told: codes `[rows]` and what they stand for."""
+    mine = episodes[order.positions]
     found: dict[int, Held] = {}
-    for begin, end in pairwise(edges):
-        if begin == end or mine[begin] == _UNKNOWN:
+    for begin, end in stretches(mine):
+        number = int(mine[begin])
+        if number == UNKNOWN:
             continue
-        places = order[begin:end]
+        places = order.positions[begin:end]
         # As they lie: mostly, and then ranges of rows are read.
         lie = bool((np.diff(places) == 1).all())
-        problem = "" if frames is None else _wrong_frames(frames[places])
-        if not lie and not sortable:
-            problem = f"its rows lie in another order than {FRAME} says"
+        frames = None if order.numbers is None else order.numbers[places]
+        problem = order.wrong.get(number) or ("" if frames is None else wrong_frames(frames))
+        if not lie and not sortable and not problem:
+            problem = f"its rows lie in another order than {order.column} says"
+        # Others begin late or were thinned out.
+        every = (
+            frames is None or order.column != FRAME or bool((frames == range(len(frames))).all())
+        )
         runs = () if told is None else _runs(told[0][places], told[1])
         first = int(places[0]) if lie else begin
         drift = None if clock is None else clock.drift(places)
-        found[int(mine[begin])] = Held(first, end - begin, lie, problem, runs, drift)
+        found[number] = Held(
+            first, end - begin, lie, problem, runs, drift, every, "" if lie else order.column
+        )
     return dict(sorted(found.items(), key=lambda entry: entry[1].first))
-
-
-def _order_of(episodes: np.ndarray, frames: np.ndarray | None) -> np.ndarray:
-    """int64 `[rows]`: positions of the rows of a file, by episode and frame. Equal ones stay as
-    they lie.
-    """
-    if frames is None:
-        return np.argsort(episodes, kind="stable")
-    return np.lexsort((frames, episodes))
-
-
-def _wrong_frames(frames: np.ndarray) -> str:
-    """What is wrong with the sorted `frame_index` of an episode. Those of a set that was thinned
-    out are evenly apart.
-    """
-    if frames[0] == _UNKNOWN:
-        return f"a row has no {FRAME}"
-    steps = np.diff(frames)
-    if (steps == 0).any():
-        return f"{FRAME} {int(frames[steps.argmin()])} is there twice"
-    if len(steps) and (steps != steps[0]).any():
-        # Behind the first step that is larger than the smallest.
-        behind = int(frames[(steps > steps.min()).argmax()])
-        return f"{FRAME} has a gap behind {behind}"
-    return ""
 
 
 def _whose(table: pa.Table) -> np.ndarray | None:
     """int64 `[rows]`: episode of each row; None where no row says so."""
     if EPISODE not in table.column_names:
         return None
-    episodes = _whole(table[EPISODE])
-    return None if len(episodes) and (episodes == _UNKNOWN).all() else episodes
-
-
-def _frames(table: pa.Table) -> np.ndarray | None:
-    """int64 `[rows]`: what orders the rows of an episode; None where nothing does."""
-    if FRAME in table.column_names:
-        frames = _whole(table[FRAME])
-        # Empty columns are as good as none.
-        return None if (frames == _UNKNOWN).all() else frames
-    if _INDEX not in table.column_names:
-        return None
-    index = _whole(table[_INDEX])
-    # Merged sets keep those of their parts: then rows are taken as they lie.
-    known = len(index) > 0 and len(np.unique(index)) == len(index) and np.ptp(index) < len(index)
-    return index if known else None
-
-
-def _whole(column: pa.ChunkedArray) -> np.ndarray:
-    """int64 `[rows]`; `_UNKNOWN` where a row has no whole number. Conversions write floats,
-    texts and lists of one.
-    """
-    if pa.types.is_int64(column.type) and not column.null_count:
-        return np.asarray(column.to_numpy())
-    try:
-        found = parquet.matrix(column, "")
-    except (pa.ArrowException, DataError):
-        return np.full(len(column), _UNKNOWN)
-    # Lists of none or of several say no number.
-    if len(column) and found.shape[1] != 1:
-        return np.full(len(column), _UNKNOWN)
-    values = found.ravel()
-    # What is larger a float does not hold to the unit.
-    good = np.isfinite(values) & (values == np.round(values)) & (np.abs(values) < 1 << 53)
-    return np.where(good, values, _UNKNOWN).astype(np.int64)
+    episodes = whole_numbers(table[EPISODE])
+    return None if len(episodes) and (episodes == UNKNOWN).all() else episodes
 
 
 def _codes(column: pa.ChunkedArray) -> tuple[np.ndarray, list[Any]] | None:
@@ -289,10 +234,10 @@ def _read_order(reader: FileReader, uri: str) -> np.ndarray:
     """int64 `[rows]`: position of each row of the sorted file in the file."""
     with reader.open(uri) as handle:
         file = pq.ParquetFile(handle)
-        wanted = [c for c in (EPISODE, FRAME, _INDEX) if c in file.schema_arrow.names]
+        wanted = [c for c in (EPISODE, FRAME, INDEX, TIME) if c in file.schema_arrow.names]
         table = file.read(columns=wanted)
     # Without such a column all rows are of one episode, or `look` gives none that is sorted.
     whose = _whose(table)
     if whose is None:
         whose = np.zeros(table.num_rows, np.int64)
-    return _order_of(whose, _frames(table))
+    return Order.of(table, whose).positions

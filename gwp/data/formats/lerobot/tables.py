@@ -3,7 +3,6 @@ whole.
 """
 
 import io
-import json
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -14,6 +13,7 @@ import pyarrow.parquet as pq
 
 from gwp import storage
 from gwp.data.formats.reader import FileReader, several
+from gwp.data.formats.texts import read_json
 
 _EPISODE = re.compile(r'"episode_index"\s*:\s*"?(\d{1,9})"?\s*[,}]')
 
@@ -70,7 +70,7 @@ def json_lines(meta: MetaFiles, name: str) -> Table:
         if not line.strip():
             continue
         try:
-            row = json.loads(line)
+            row = read_json(line)
         except (ValueError, RecursionError):
             row = None
         given = _EPISODE.search(line)

@@ -7,7 +7,6 @@ A caption stands in a `metadata.jsonl` or `metadata.csv` of a folder above the v
 
 import csv
 import io
-import json
 import posixpath
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
@@ -17,6 +16,7 @@ from typing import Any
 from gwp import storage
 from gwp.data.formats.plain.clip_set import agreed, caption_in, caption_of, legible
 from gwp.data.formats.reader import several
+from gwp.data.formats.texts import read_json
 from gwp.errors import DataError
 from gwp.storage.names import shown_all
 
@@ -182,7 +182,7 @@ def _json_lines(place: str, text: str) -> Iterator[_Line]:  # noqa: ARG001
         if not line.strip():
             continue
         try:
-            about = json.loads(line)
+            about = read_json(line)
         except (ValueError, RecursionError):
             about = None
         is_object = isinstance(about, dict)

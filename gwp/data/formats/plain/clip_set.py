@@ -1,10 +1,10 @@
 """A set of plain videos, whatever they lie in."""
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from gwp.data.formats.texts import REPLACED, read_json
 from gwp.data.pointers import ADVICE, HEAD
 
 CAPTION_KEYS = ("caption", "text", "task", "prompt")
@@ -60,10 +60,10 @@ def caption_of(name: str, raw: bytes) -> str:
     if name.lower().endswith(".txt"):
         return text.strip()
     try:
-        about = json.loads(text)
+        about = read_json(text)
     except (ValueError, RecursionError) as error:
         raise ValueError("is no JSON, so it is no caption") from error
-    return caption_in(about)
+    return legible(caption_in(about))
 
 
 def agreed(found: Sequence[tuple[str, str]]) -> str:
@@ -79,6 +79,6 @@ def agreed(found: Sequence[tuple[str, str]]) -> str:
 def legible(text: str) -> str:
     """The text. ValueError where bytes of it were no UTF-8."""
     # What Python puts in their place.
-    if "\ufffd" in text:
+    if REPLACED in text:
         raise ValueError("is no text in UTF-8, so it is no caption")
     return text

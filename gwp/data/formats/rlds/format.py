@@ -7,7 +7,6 @@ encoded each for itself.
 
 import hashlib
 import io
-import json
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -38,6 +37,7 @@ from gwp.data.formats.rlds.shards import (
 )
 from gwp.data.formats.rlds.tfrecord import BYTES, Field, count, features, numbers, values
 from gwp.data.formats.robot_set import Episode, RobotSet, VideoSpan, choose_columns, vector_names
+from gwp.data.formats.texts import read_json
 from gwp.errors import DataError
 
 title = "RLDS"
@@ -103,7 +103,7 @@ def read_set(uri: str, files: dict[str, int], source: SetSource, reader: FileRea
     # Columns and pictures out of features.json; dataset_info.json, which may be missing, has
     # the number of records of each shard.
     with _as_written(uri, FEATURES):
-        leaves = dict(leaves_of(json.loads(raw), ""))
+        leaves = dict(leaves_of(read_json(raw), ""))
         widths = {
             n.removeprefix(STEPS): w
             for n, leaf in leaves.items()
@@ -113,7 +113,7 @@ def read_set(uri: str, files: dict[str, int], source: SetSource, reader: FileRea
         images = [n for n, leaf in leaves.items() if n.startswith(STEPS) and is_picture(leaf)]
     about = storage.read_bytes(storage.join(uri, _INFO)) if _INFO in files else b"{}"
     with _as_written(uri, _INFO):
-        info = json.loads(about)
+        info = read_json(about)
         expected = {
             str(s["name"]): [length_of(n) for n in s.get("shardLengths", [])]
             for s in info.get("splits", [])

@@ -99,7 +99,7 @@ def test_what_is_ignored_or_repaired_costs_nothing_and_is_told(
         "total_episodes is 7, the set has 2": "ignored",
         "total_chunks is 0, the set has 1": "ignored",
         "split 'train' goes to 9, the set has 2 episodes": "ignored",
-        "videos do not lie in 'videos/'": "repaired",
+        "videos do not lie in 'videos/', but in 'video/'": "repaired",
     }
 
 
@@ -110,13 +110,13 @@ def test_a_start_that_was_mended_is_told(
     place = root / "meta/episodes/chunk-000/file-000.parquet"
     table = pq.read_table(place)
     rows = table.to_pylist()
-    rows[1][f"videos/{TOP}/from_timestamp"] += 46.0
-    rows[1][f"videos/{TOP}/to_timestamp"] += 46.0
+    rows[1][f"videos/{TOP}/from_timestamp"] += 0.3
+    rows[1][f"videos/{TOP}/to_timestamp"] += 0.3
     pq.write_table(pa.Table.from_pylist(rows, table.schema), place)
     code, told = _findings(root, capsys)
     assert code == 0
     assert any(
-        "starts at 1.200 s" in what and "say 47.200 s" in what and then == "repaired"
+        "starts at 1.200 s" in what and "say 1.500 s" in what and then == "repaired"
         for what, then in told.items()
     )
 

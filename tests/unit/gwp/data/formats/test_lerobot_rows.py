@@ -20,6 +20,7 @@ from gwp.data.source import Source
 from pipelines.datasets.inspect import describe
 from tests.support.other_sets import write_stills
 from tests.support.sets import (
+    FPS,
     TOP,
     columns,
     episode_values,
@@ -27,7 +28,9 @@ from tests.support.sets import (
     number,
     write_v21,
     write_v30,
+    write_video,
 )
+from tests.unit.gwp.data.formats.test_traps import change_episodes
 
 DATA = "data/chunk-000/file-000.parquet"
 Values = dict[int, tuple[np.ndarray, np.ndarray]]
@@ -289,3 +292,75 @@ def test_matrices_are_laid_out_row_by_row(tmp_path: Path) -> None:
     values, bad = read(root)
     assert not bad
     np.testing.assert_array_equal(values[0][1], action.reshape(5, 6))
+
+
+@pytest.mark.parametrize("first", [slice(0, 12, 2), slice(3, 12)], ids=["thinned", "late"])
+def test_rows_that_are_not_every_frame_need_a_video_of_their_own(
+    tmp_path: Path, first: slice
+) -> None:
+    root = write_v30(tmp_path / "set")
+    kept = [*range(12)][first]
+    table = pq.read_table(root / DATA)
+    pq.write_table(table.take([*kept, *range(12, 21)]), root / DATA)
+
+    def change(row: dict[str, Any]) -> None:
+        if row["episode_index"] == 0:
+            row.update({"length": len(kept), f"videos/{TOP}/to_timestamp": len(kept) / FPS})
+
+    change_episodes(root, change)
+    values, bad = read(root)
+    assert list(values) == [1]
+    assert "frame_index begins late or leaves frames out" in bad[0]
+    # Thinned out together.
+    shown = [*(number(TOP, 0, k) for k in kept), *(number(TOP, 1, k) for k in range(9))]
+    write_video(root / f"videos/{TOP}/chunk-000/file-000.mp4", shown, gop=4)
+    values, bad = read(root, episodes="0")
+    assert len(values[0][0]) == len(kept)
+
+
+def stretch(parts: list[int], lengths: tuple[int, ...], root: Path) -> None:
+    """Rows of these episodes one behind the other, and no column that says whose they are."""
+    table = pq.read_table(root / DATA).drop_columns(["episode_index"])
+    begins = np.cumsum([0, *lengths])
+    slices = [table.slice(begins[i], lengths[i]) for i in parts]
+    pq.write_table(pa.concat_tables(slices), root / DATA)
+
+
+def test_frames_tell_where_episodes_without_numbers_begin(tmp_path: Path) -> None:
+    root = write_v30(tmp_path / "set", lengths=(12, 9, 5))
+    stretch([1, 2, 0], (12, 9, 5), root)
+    values, bad = read(root)
+    assert not bad
+    is_right(values, {0: 12, 1: 9, 2: 5})
+
+
+def test_episodes_of_one_length_that_lie_in_another_order_are_left_out(tmp_path: Path) -> None:
+    root = write_v30(tmp_path / "set", lengths=(7, 5, 7))
+    stretch([2, 0, 1], (7, 5, 7), root)
+    values, bad = read(root)
+    assert not values
+    assert all("frame_index begins elsewhere" in reason for reason in bad.values())
+
+
+def test_a_wrong_frame_of_episodes_without_numbers_costs_one(tmp_path: Path) -> None:
+    root = write_v30(tmp_path / "set", lengths=(7, 5, 7))
+    stretch([0, 1, 2], (7, 5, 7), root)
+    pq.write_table(change(pq.read_table(root / DATA), "frame_index", {9: 40}), root / DATA)
+    values, bad = read(root)
+    assert list(bad) == [1]
+    is_right(values, {0: 7, 2: 7})
+
+
+def test_times_order_rows_that_nothing_else_does(tmp_path: Path) -> None:
+    root = write_v30(tmp_path / "set", lengths=(12, 9, 5))
+    table = pq.read_table(root / DATA).drop_columns(["frame_index", "index"])
+    pq.write_table(shuffled(table), root / DATA)
+    is_right(read(root)[0], {0: 12, 1: 9, 2: 5})
+    told = [f["what"] for f in describe(Source(uri=str(root)))["findings"]]
+    assert "rows of episodes 0, 1, 2 do not lie in the order of timestamp" in told
+    # A clock that was set back counts nothing.
+    pq.write_table(change(table, "timestamp", {15: 0.05}), root / DATA)
+    values, bad = read(root)
+    assert list(bad) == [1]
+    assert "times that run backwards" in bad[1]
+    is_right(values, {0: 12, 2: 5})

@@ -1,6 +1,5 @@
 """Which frames of a video belong to which episode of a LeRobot set."""
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +8,7 @@ import pytest
 from gwp.data.formats.find import robots_at, usable_episodes
 from gwp.data.formats.reader import FileReader
 from gwp.data.source import Source
+from gwp.errors import DataError
 from pipelines.datasets.inspect import describe
 from tests.support.sets import FPS, TOP, WRIST, write_v21, write_v30, write_video
 from tests.unit.gwp.data.formats.test_traps import change_episodes
@@ -59,12 +59,68 @@ def test_a_span_that_overlaps_its_neighbour_is_found(tmp_path: Path, by: int) ->
     assert len(found) == 1
 
 
-def test_equal_spans_in_a_full_file_are_by_order(tmp_path: Path) -> None:
-    root = write_v30(tmp_path / "set", lengths=(6, 5, 7))
-    change_episodes(root, lambda row: row.update({START: 0.0, END: row["length"] / FPS}))
+def set_starts(root: Path, starts: dict[int, float]) -> None:
+    def change(row: dict[str, Any]) -> None:
+        if (start := starts.get(row["episode_index"])) is not None:
+            row.update({START: start, END: start + row["length"] / FPS})
+
+    change_episodes(root, change)
+
+
+@pytest.mark.parametrize(
+    ("stated", "left_out"),
+    [
+        ({2: 0.0, 3: 1.0}, [2, 3]),
+        ({2: 0.6}, [2]),
+        ({2: -1.0}, [2]),
+        ({1: 3.0}, [1]),
+        ({3: 46.0}, [3]),
+        ({1: 0.0, 2: 0.0, 3: 0.0}, [1, 2, 3]),
+    ],
+    ids=["resumed", "early", "negative", "late", "far", "equal"],
+)
+def test_a_start_that_is_far_off_costs_its_episode_and_moves_no_other(
+    tmp_path: Path, stated: dict[int, float], left_out: list[int]
+) -> None:
+    root = write_v30(tmp_path / "set", lengths=(12, 9, 10, 8))
+    set_starts(root, stated)
     found, bad = starts(root)
-    assert not bad
-    assert found == pytest.approx({0: 0, 1: 6, 2: 11})
+    right = {0: 0, 1: 12, 2: 21, 3: 31}
+    assert list(bad) == left_out
+    assert all("is said to start at" in reason for reason in bad.values())
+    assert found == pytest.approx({e: at for e, at in right.items() if e not in left_out})
+
+
+def test_starts_that_are_off_a_little_are_counted(tmp_path: Path) -> None:
+    root = write_v30(tmp_path / "set", lengths=(12, 9, 10, 8))
+    set_starts(root, {1: 1.3, 2: 2.3, 3: 2.9})
+    assert starts(root) == (pytest.approx({0: 0, 1: 12, 2: 21, 3: 31}), {})
+
+
+def test_episodes_may_lie_in_another_order_than_their_numbers(tmp_path: Path) -> None:
+    root = write_v30(tmp_path / "set", lengths=(12, 9, 10, 8))
+    set_starts(root, {2: 0.0, 0: 1.0, 3: 2.24, 1: 3.0})
+    assert starts(root) == (pytest.approx({2: 0, 0: 10, 3: 22, 1: 30}, abs=0.5), {})
+
+
+def test_starts_that_agree_with_each_other_are_not_overridden(tmp_path: Path) -> None:
+    root = write_v30(tmp_path / "set", lengths=(12, 9))
+    # Three frames of nobody in front, three of the last episode lacking: as many as rows.
+    set_starts(root, {0: 0.3, 1: 1.5})
+    found, bad = starts(root)
+    assert not found
+    assert "as far off as all others" in bad[0]
+
+
+@pytest.mark.parametrize(("by", "read"), [(0.02, True), (0.04, False), (0.06, False)])
+def test_a_start_between_two_frames_needs_counting(tmp_path: Path, by: float, read: bool) -> None:
+    root = write_v30(tmp_path / "set", lengths=(12, 9))
+    set_starts(root, {1: 1.2 + by})
+    assert starts(root)[0] == pytest.approx({0: 0, 1: 12}, abs=0.25)
+    longer(root, 30)
+    found, bad = starts(root)
+    assert list(found) == ([0, 1] if read else [0])
+    assert read or "between two frames" in bad[1]
 
 
 def test_an_end_that_names_the_last_frame_is_told_and_used(tmp_path: Path) -> None:
@@ -85,11 +141,19 @@ def test_videos_of_nobody_and_of_several_are_told(tmp_path: Path) -> None:
     write_video(root / f"videos/chunk-000/{TOP}/episode_000007.mp4", range(5))
     told = [f["what"] for f in describe(Source(uri=str(root)))["findings"]]
     assert f"1 videos are of no episode: videos/chunk-000/{TOP}/episode_000007.mp4" in told
-    file = root / "meta/info.json"
-    about = json.loads(file.read_text())
-    about["video_path"] = f"videos/chunk-000/{TOP}/episode_000000.mp4"
-    file.write_text(json.dumps(about))
-    _, bad = starts(root)
-    assert list(bad) == [0, 1]
+    one = f"videos/chunk-000/{TOP}/episode_000000.mp4"
+    root = write_v21(tmp_path / "one", lengths=(5, 5), video_path=one)
     told = [f["what"] for f in describe(Source(uri=str(root)))["findings"]]
     assert any("videos are named more than once" in what for what in told)
+
+
+@pytest.mark.parametrize("write", [write_v21, write_v30])
+def test_one_video_of_two_cameras_is_of_neither(tmp_path: Path, write: Any) -> None:
+    names = ("episode_{episode_index:06d}", "file-{file_index:03d}")
+    place = f"videos/{names[write is write_v30]}.mp4"
+    root = write(tmp_path / "set", cameras=(TOP, WRIST), lengths=(5,), video_path=place)
+    for name in ("episode_000000", "file-000"):
+        write_video(root / f"videos/{name}.mp4", range(5))
+    # Also where one of them is all that is wanted.
+    with pytest.raises(DataError, match=f"{TOP} and {WRIST} are said to lie at one place"):
+        starts(root)

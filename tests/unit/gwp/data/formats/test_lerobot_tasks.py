@@ -156,3 +156,17 @@ def test_a_chosen_column_that_a_file_lacks_costs_its_episodes(tmp_path: Path) ->
     declare(root, "language_instruction", "string")
     put(root / "data/chunk-000/episode_000000.parquet", "language_instruction", ["up"] * 6)
     assert texts(root, instruction="language_instruction") == {0: ["up"] * 6}
+
+
+@pytest.mark.parametrize("raw", [None, b"PAR1cut"])
+def test_numbers_of_a_lost_table_are_none_of_tasks(tmp_path: Path, raw: bytes | None) -> None:
+    root = write_v21(tmp_path / "set", tasks=("a", "b"))
+    info = root / "meta/info.json"
+    about = json.loads(info.read_text())
+    about["features"]["subtask_index"] = {"dtype": "int64", "shape": [1]}
+    info.write_text(json.dumps(about))
+    if raw:
+        (root / "meta/subtasks.parquet").write_bytes(raw)
+    with pytest.raises(DataError, match=r"counts in meta/subtasks.*missing or damaged"):
+        read_set(str(root), instruction="subtask_index")
+    assert read_set(str(root), instruction="task_index").own.tasks == {0: "a", 1: "b"}

@@ -194,7 +194,15 @@ def test_what_the_loader_skips_does_not_count(tmp_path: Path) -> None:
 def test_nothing_left_is_an_error(tmp_path: Path) -> None:
     root = write_v21(tmp_path / "set", lengths=(5,))
     (root / "data/chunk-000/episode_000000.parquet").unlink()
-    with pytest.raises(DataError, match="no usable rows"):
+    with pytest.raises(DataError, match=r"no usable rows.*is missing"):
+        compute(root)
+
+
+def test_rows_of_another_width_are_said(tmp_path: Path) -> None:
+    root = write_v21(tmp_path / "set", lengths=(5,))
+    table = columns(0, 5) | {"action": pa.array([[0.0, 1.0, 2.0]] * 5)}
+    pq.write_table(pa.table(table), root / "data/chunk-000/episode_000000.parquet")
+    with pytest.raises(DataError, match="action are 3 and 3 wide, arm has 3 and 2"):
         compute(root)
 
 

@@ -1,0 +1,169 @@
+"""In which order the rows of a data file belong, and whose they are where no column says it."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from itertools import pairwise
+
+import numpy as np
+import pyarrow as pa
+
+from gwp.data.formats import parquet
+from gwp.errors import DataError
+
+FRAME, TIME, INDEX = "frame_index", "timestamp", "index"
+"""What orders rows: the first that is there."""
+UNKNOWN = -1
+"""In place of an episode or a frame that is not a whole number."""
+_EVEN = 0.5
+"""Share of their usual distance by which times may be apart otherwise and still count rows."""
+
+
+@dataclass(frozen=True)
+class Order:
+    """positions: int64 `[rows]`, those of the rows by episode and within it, equal ones as they
+    lie. numbers: int64 `[rows]` of `column`; None: nothing orders them. wrong: episode -> why its
+    order is not known.
+    """
+
+    positions: np.ndarray
+    numbers: np.ndarray | None = None
+    column: str = ""
+    wrong: dict[int, str] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, table: pa.Table, episodes: np.ndarray) -> "Order":
+        """episodes: int64 `[rows]`, whose each row is"""
+        if FRAME in table.column_names:
+            frames = whole_numbers(table[FRAME])
+            # Empty columns are as good as none.
+            if not (frames == UNKNOWN).all():
+                return cls(np.lexsort((frames, episodes)), frames, FRAME)
+        elif INDEX in table.column_names:
+            index = whole_numbers(table[INDEX])
+            # Merged sets keep those of their parts: they say nothing.
+            if len(index) and len(np.unique(index)) == len(index) and np.ptp(index) < len(index):
+                return cls(np.lexsort((index, episodes)), index, INDEX)
+        return cls._by_time(table, episodes)
+
+    @classmethod
+    def _by_time(cls, table: pa.Table, episodes: np.ndarray) -> "Order":
+        """Rows as they lie, but for episodes whose times run backwards."""
+        positions = np.argsort(episodes, kind="stable")
+        times = times_in(table)
+        if times is None:
+            return cls(positions)
+        moved, wrong = False, {}
+        for begin, end in stretches(episodes[positions]):
+            places = positions[begin:end]
+            own = times[places]
+            if not np.isfinite(own).all() or (np.diff(own) >= 0).all():
+                continue
+            places = places[np.argsort(own, kind="stable")]
+            steps = np.diff(times[places])
+            usual = float(np.median(steps))
+            if usual > 0 and (np.abs(steps - usual) < _EVEN * usual).all():
+                positions[begin:end], moved = places, True
+            else:
+                wrong[int(episodes[places[0]])] = (
+                    f"no {FRAME}, and times that run backwards: the order of its rows cannot be "
+                    f"told; write {FRAME}"
+                )
+        return cls(positions, None, TIME if moved else "", wrong)
+
+
+def stretches(values: np.ndarray) -> Iterator[tuple[int, int]]:
+    """Begin and end of each stretch of equal values; none where there are no values."""
+    edges = [0, *(np.flatnonzero(np.diff(values)) + 1).tolist(), len(values)]
+    return (edge for edge in pairwise(edges) if edge[0] < edge[1])
+
+
+def wrong_frames(frames: np.ndarray) -> str:
+    """What is wrong with the sorted `frame_index` of an episode. Those of a set that was thinned
+    out are evenly apart.
+    """
+    if frames[0] == UNKNOWN:
+        return f"a row has no {FRAME}"
+    steps = np.diff(frames)
+    if (steps == 0).any():
+        return f"{FRAME} {int(frames[steps.argmin()])} is there twice"
+    if len(steps) and (steps != steps[0]).any():
+        # Behind the first step that is larger than the smallest.
+        behind = int(frames[(steps > steps.min()).argmax()])
+        return f"{FRAME} has a gap behind {behind}"
+    return ""
+
+
+def counted_rows(
+    listed: tuple[tuple[int, int], ...], table: pa.Table
+) -> tuple[np.ndarray, set[int]] | None:
+    """int64 `[rows]`: episode of each row of a file that does not say it, and the episodes that
+    are in doubt; None where counting does not tell.
+
+    listed: number and length of each
+    """
+    numbers = np.array([number for number, _ in listed], np.int64)
+    if len(listed) == 1:
+        # All rows of the file, as many as they are: the count is compared later.
+        return np.repeat(numbers, table.num_rows), set()
+    lengths = np.array([length for _, length in listed], np.int64)
+    if lengths.sum() != table.num_rows:
+        return None
+    # In the order of their numbers, as the format writes them.
+    whose = np.repeat(numbers, lengths)
+    edges = np.cumsum([0, *lengths])
+    begins = _begins(table)
+    if begins is None or np.isin(edges, begins).all():
+        return whose, set()
+    found = np.diff(begins)
+    if sorted(found) != sorted(lengths):
+        # One wrong number begins an episode of its own: it costs the one it lies in.
+        sure = np.isin(edges[:-1], begins) & np.isin(edges[1:], begins)
+        return whose, set(numbers[~sure].tolist())
+    if len(set(found)) < len(found):
+        return whose, set(numbers.tolist())
+    # Whole episodes in another order, each known by its length.
+    order = [int(np.flatnonzero(lengths == length)[0]) for length in found]
+    return np.repeat(numbers[order], found), set()
+
+
+def _begins(table: pa.Table) -> np.ndarray | None:
+    """Rows at which `frame_index` begins again, and the end; None where it says nothing."""
+    if FRAME not in table.column_names:
+        return None
+    frames = whole_numbers(table[FRAME])
+    known = np.flatnonzero(frames != UNKNOWN)
+    if not len(known):
+        return None
+    back = known[1:][np.diff(frames[known]) < 0]
+    return np.array([0, *back, len(frames)])
+
+
+def times_in(table: pa.Table) -> np.ndarray | None:
+    """float64 `[rows]`, s: recorded times; None where no numbers are recorded."""
+    if TIME not in table.column_names or not table.num_rows:
+        return None
+    try:
+        found = parquet.matrix(table[TIME], TIME)
+    except (pa.ArrowException, DataError):
+        return None
+    # Lists of none or of several say no time.
+    return found[:, 0] if found.shape[1] == 1 else None
+
+
+def whole_numbers(column: pa.ChunkedArray) -> np.ndarray:
+    """int64 `[rows]`; `UNKNOWN` where a row has no whole number. Conversions write floats,
+    texts and lists of one.
+    """
+    if pa.types.is_int64(column.type) and not column.null_count:
+        return np.asarray(column.to_numpy())
+    try:
+        found = parquet.matrix(column, "")
+    except (pa.ArrowException, DataError):
+        return np.full(len(column), UNKNOWN)
+    # Lists of none or of several say no number.
+    if len(column) and found.shape[1] != 1:
+        return np.full(len(column), UNKNOWN)
+    values = found.ravel()
+    # What is larger a float does not hold to the unit.
+    good = np.isfinite(values) & (values == np.round(values)) & (np.abs(values) < 1 << 53)
+    return np.where(good, values, UNKNOWN).astype(np.int64)
