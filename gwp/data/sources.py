@@ -8,12 +8,10 @@ from gwp.data.formats.robot_set import Episode, RobotSet
 from gwp.data.source import Source, parse_ranges
 from gwp.errors import DataError
 
-# What of a source does not change which samples it has.
 _HOW_OFTEN = {"uri", "weight", "episodes", "format"}
-
-
-# Nor do these: what is read shows which those are.
+"""What of a source does not change which samples an episode of it has."""
 _CHOICE = _HOW_OFTEN | {"split", "only"}
+"""Likewise, with what chooses episodes: where those are known, it tells no more."""
 _TWICE = (
     "the same episodes are named twice{}; name them once, with a greater `weight` where they "
     "shall count more"

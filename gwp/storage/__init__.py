@@ -36,6 +36,9 @@ from gwp.storage.names import relative_names
 from gwp.storage.native import native, read_parts
 from gwp.storage.retry import answer_of
 
+ENDS = 256 << 10
+"""Bytes of either end of a file that are fetched to look at it: indices lie there."""
+
 
 def join(uri: str, *parts: str) -> str:
     """`uri` and parts below it, one slash between each."""

@@ -15,8 +15,6 @@ from gwp.errors import DataError, MissingError
 
 WHOLE = 8 << 20
 """Remote files up to this many bytes are fetched in one request, and kept."""
-ENDS = 256 << 10
-"""Bytes of either end of a larger one, where indices lie."""
 _AT_ONCE = 32
 """Files that are looked at at a time where storage is far away."""
 T = TypeVar("T")
@@ -84,7 +82,7 @@ class FileReader:
 
     @staticmethod
     def _ends(uri: str, size: int, whole: int) -> tuple[bytes, bytes]:
-        return storage.read_ends(uri, size, size if size <= whole else ENDS)
+        return storage.read_ends(uri, size, size if size <= whole else storage.ENDS)
 
     def read(self, uri: str, size: int) -> bytes:
         """All of a file, as `open` gives it."""
@@ -124,10 +122,10 @@ class FileReader:
                     self._spool.put(uri, ends[0])
                 yield io.BytesIO(ends[0])
             else:
-                with storage.open_ends(uri, size, ends, ahead or ENDS, native) as handle:
+                with storage.open_ends(uri, size, ends, ahead or storage.ENDS, native) as handle:
                     yield handle
         elif native:
-            with storage.open_native(uri, ahead or ENDS) as handle:
+            with storage.open_native(uri, ahead or storage.ENDS) as handle:
                 yield handle
         else:
             with storage.open_read(uri, ahead) as handle:

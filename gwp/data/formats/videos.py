@@ -1,12 +1,12 @@
 """Facts of the video files of a robot set."""
 
 from gwp import storage
-from gwp.data.formats.reader import ENDS, FileReader
+from gwp.data.formats.reader import FileReader
 from gwp.data.formats.robot_set import RobotSet
 from gwp.data.video.probe import VideoInfo, probe
 from gwp.errors import DataError
 
-_WHOLE = 2 * ENDS
+_WHOLE = 2 * storage.ENDS
 """Bytes of a video that is fetched whole to look at it; of larger ones an end has the index."""
 _FILES = 65536
 """Videos of which the facts stay."""

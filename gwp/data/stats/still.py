@@ -103,7 +103,7 @@ class Motion:
 
 
 def _medians(rows: np.ndarray) -> np.ndarray:
-    """As `np.median(rows, axis=0)` of `[n, d]`, n > 0, in a third of the time."""
+    """As `np.median(rows, axis=0)` of `[n, d]`, n > 0, in less than half of the time."""
     half = len(rows) // 2
     # Behind each other, what is compared is sorted faster.
     ordered = np.partition(rows.T.copy(), (max(0, half - 1), half), axis=1)

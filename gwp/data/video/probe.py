@@ -14,9 +14,6 @@ from gwp.data.video.decode import check_colours, open_video, video_stream
 from gwp.errors import DataError
 from gwp.yuv import quarter_turns
 
-_ENDS = 256 << 10
-"""Bytes of either end of a larger one that are fetched to look at it."""
-
 
 @dataclass(frozen=True)
 class VideoInfo:
@@ -49,12 +46,12 @@ def open_to_probe(uri: str, size: int, offset: int = 0) -> Iterator[Any]:
     """As `open_video`, for what `probe` reads: of a remote file both ends, one of which has the
     index.
     """
-    if offset or not storage.is_remote(uri) or size <= 2 * _ENDS:
+    if offset or not storage.is_remote(uri) or size <= 2 * storage.ENDS:
         with open_video(uri, size, offset) as handle:
             yield handle
         return
-    ends = storage.read_ends(uri, size, _ENDS)
-    with storage.open_ends(uri, size, ends, _ENDS) as handle:
+    ends = storage.read_ends(uri, size, storage.ENDS)
+    with storage.open_ends(uri, size, ends, storage.ENDS) as handle:
         yield handle
 
 

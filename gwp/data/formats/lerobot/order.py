@@ -53,7 +53,7 @@ class Order:
         if times is None:
             return cls(positions)
         moved, wrong = False, {}
-        for begin, end in stretches(episodes[positions]):
+        for begin, end in equal_runs(episodes[positions]):
             places = positions[begin:end]
             own = times[places]
             if not np.isfinite(own).all() or (np.diff(own) >= 0).all():
@@ -71,7 +71,7 @@ class Order:
         return cls(positions, None, TIME if moved else "", wrong)
 
 
-def stretches(values: np.ndarray) -> Iterator[tuple[int, int]]:
+def equal_runs(values: np.ndarray) -> Iterator[tuple[int, int]]:
     """Begin and end of each stretch of equal values; none where there are no values."""
     edges = [0, *(np.flatnonzero(np.diff(values)) + 1).tolist(), len(values)]
     return (edge for edge in pairwise(edges) if edge[0] < edge[1])

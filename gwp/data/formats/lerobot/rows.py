@@ -23,7 +23,7 @@ from gwp.data.formats.lerobot.order import (
     UNKNOWN,
     Order,
     counted_rows,
-    stretches,
+    equal_runs,
     times_in,
     whole_numbers,
     wrong_frames,
@@ -143,7 +143,7 @@ def _held(
     """Rows by episode. episodes: int64 `[rows]`; told: codes `[rows]` and what they stand for."""
     mine = episodes[order.positions]
     found: dict[int, Held] = {}
-    for begin, end in stretches(mine):
+    for begin, end in equal_runs(mine):
         number = int(mine[begin])
         if number == UNKNOWN:
             continue

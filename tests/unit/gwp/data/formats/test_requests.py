@@ -12,7 +12,6 @@ import numpy as np
 import pytest
 
 from gwp import storage
-from gwp.data.formats import reader as reading
 from gwp.data.formats.find import robots_at
 from gwp.data.formats.reader import FileReader, several
 from gwp.data.formats.robot_set import embodiment_of
@@ -110,7 +109,7 @@ def test_the_preparation_of_a_run_asks_for_each_file_once(proxy: FaultyProxy, na
 def test_a_small_file_is_kept_and_a_large_one_is_not(
     proxy: FaultyProxy, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(reading, "ENDS", 20)
+    monkeypatch.setattr(storage, "ENDS", 20)
     reader = FileReader()
     for size, again in ((100, 0), (101, 1)):
         uri, data = f"s3://far-away/kept/{size}", bytes(range(size))
