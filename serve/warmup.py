@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from gwp.data.embodiment import Embodiment
+from gwp.data.robot.embodiment import Embodiment
 from gwp.protocol.messages import Observation
 
 

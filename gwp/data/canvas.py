@@ -7,7 +7,7 @@ from typing import Literal, get_args
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field
 
-from gwp.data.embodiment import Slot
+from gwp.data.robot.embodiment import Slot
 from gwp.errors import DataError
 from gwp.scale import scale_part
 from gwp.yuv import Picture

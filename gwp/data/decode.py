@@ -10,14 +10,14 @@ import numpy as np
 
 from gwp.data.buckets import Bucket
 from gwp.data.canvas import SLOTS, Box, Canvas, crop_positions, fit_into
-from gwp.data.embodiment import Embodiment
+from gwp.data.formats.files.reader import FileReader
 from gwp.data.formats.format import FilePart
 from gwp.data.formats.pictures import Frames, open_frames
-from gwp.data.formats.reader import FileReader
 from gwp.data.formats.vectors import read_vectors
 from gwp.data.latent_cache import LatentCache
 from gwp.data.rates import at_steps, row_span, step_times
 from gwp.data.records import Pictured, Row, Sample, Shaped, Vectors, View
+from gwp.data.robot.embodiment import Embodiment
 from gwp.data.stats.normalise import Normalizer, Stats
 from gwp.data.video.decode import explained
 from gwp.data.window import ClipWindow, Window

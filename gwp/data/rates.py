@@ -5,8 +5,8 @@ from itertools import pairwise
 
 import numpy as np
 
-from gwp.data.embodiment import Resampling
-from gwp.data.kinds import Meaning
+from gwp.data.robot.embodiment import Resampling
+from gwp.data.robot.kinds import Meaning
 
 
 def steps_of(rows: int, rows_per_step: float) -> int:

@@ -11,7 +11,7 @@ from typing import Literal, NotRequired, TypedDict
 
 import numpy as np
 
-from gwp.data.embodiment import Slot
+from gwp.data.robot.embodiment import Slot
 
 
 # Manifests hold these as Arrow: `View`, `Place` and `Row` are VIEW, PLACE and SCHEMA of

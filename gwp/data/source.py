@@ -11,10 +11,10 @@ from pydantic import (
     model_serializer,
 )
 
-from gwp.data.embodiment import Slot
 from gwp.data.formats.table import VIDEOS, format_names
 from gwp.data.ranges import as_ranges as as_ranges
 from gwp.data.ranges import parse_ranges as parse_ranges
+from gwp.data.robot.embodiment import Slot
 from gwp.errors import DataError
 from gwp.paths import Location
 

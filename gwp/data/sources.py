@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Iterator, Sequence
 
 from gwp import storage
-from gwp.data.formats.listing import place_of, places_of
+from gwp.data.formats.files.listing import place_of, places_of
 from gwp.data.formats.robot_set import Episode, RobotSet
 from gwp.data.source import Source, parse_ranges
 from gwp.errors import DataError

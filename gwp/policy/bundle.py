@@ -24,7 +24,7 @@ from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 from gwp import storage
 from gwp.cache_folder import cache_folder
 from gwp.data.canvas import Canvas
-from gwp.data.embodiment import Embodiment
+from gwp.data.robot.embodiment import Embodiment
 from gwp.data.window import Window
 from gwp.errors import BundleError, MissingError
 from gwp.storage.local_files import is_temporary

@@ -12,7 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from gwp import storage
 from gwp.data.canvas import Canvas
-from gwp.data.embodiment import Embodiment
+from gwp.data.robot.embodiment import Embodiment
 from gwp.errors import BundleError, MissingError, ObservationError
 from gwp.policy.bundle import MANIFEST, PolicyConfig
 from gwp.protocol.handshake import mismatch, short_name

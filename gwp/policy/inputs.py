@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from gwp.data.canvas import compose
-from gwp.data.embodiment import Embodiment
+from gwp.data.robot.embodiment import Embodiment
 from gwp.data.stats.normalise import Normalizer, Stats
 from gwp.policy.bundle import Bundle
 from gwp.policy.contract import PolicyContract

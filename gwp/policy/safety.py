@@ -4,9 +4,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from gwp.data.embodiment import Embodiment
-from gwp.data.kinds import Meaning
-from gwp.data.rotations import near
+from gwp.data.robot.embodiment import Embodiment
+from gwp.data.robot.kinds import Meaning
+from gwp.data.robot.rotations import near
 from gwp.errors import PolicyError
 
 _WHOLE = 0.99

@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from gwp.data.embodiment import Embodiment, Limits
+from gwp.data.robot.embodiment import Embodiment, Limits
 from gwp.errors import GwpError
 from gwp.protocol.messages import Observation
 

@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
-from gwp.data.embodiment import Embodiment
+from gwp.data.robot.embodiment import Embodiment
 from pipelines.config.load import kinds, model_of
 
 _COMMAND = "gwp config reference > docs/configuration.md"

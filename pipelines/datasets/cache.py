@@ -24,7 +24,7 @@ import torch
 from ray.data import ActorPoolStrategy, TaskPoolStrategy
 
 from gwp import storage
-from gwp.data.formats.reader import FileReader
+from gwp.data.formats.files.reader import FileReader
 from gwp.data.latent_cache import (
     CACHE,
     PLAN,

@@ -12,7 +12,7 @@ import torch
 
 from gwp import storage
 from gwp.data.decode import SampleSpec, decode_frames
-from gwp.data.formats.reader import FileReader
+from gwp.data.formats.files.reader import FileReader
 from gwp.data.latent_cache import NumberFormat, write_shard
 from gwp.data.records import Missing, Row, Shaped
 from gwp.errors import GwpError

@@ -9,10 +9,10 @@ from itertools import combinations
 import numpy as np
 
 from gwp import storage
+from gwp.data.formats.files.reader import FileReader
 from gwp.data.formats.finding import Finding
 from gwp.data.formats.format import FilePart
 from gwp.data.formats.pictures import open_frames
-from gwp.data.formats.reader import FileReader
 from gwp.data.formats.robot_set import Episode, RobotSet
 from gwp.errors import DataError
 

@@ -11,12 +11,12 @@ from typing import Any
 from gwp import storage
 from gwp.data.canvas import SLOTS
 from gwp.data.formats.cameras import colour_cameras
+from gwp.data.formats.files.reader import FileReader
+from gwp.data.formats.files.texts import REPLACED
 from gwp.data.formats.finding import Finding
 from gwp.data.formats.format import FilePart
 from gwp.data.formats.pictures import open_frames
-from gwp.data.formats.reader import FileReader
 from gwp.data.formats.robot_set import Episode, RobotSet, VideoSpan
-from gwp.data.formats.texts import REPLACED
 from gwp.data.formats.videos import video_facts
 from gwp.data.source import Source
 from gwp.data.video.probe import VideoInfo

@@ -8,10 +8,10 @@ from dataclasses import asdict
 from typing import Any
 
 from gwp.data.formats.cameras import colour_cameras, default_slots
+from gwp.data.formats.files.reader import FileReader, several
 from gwp.data.formats.find import set_at, usable_episodes
 from gwp.data.formats.finding import Finding
 from gwp.data.formats.plain.clip_set import Clip, ClipSet
-from gwp.data.formats.reader import FileReader, several
 from gwp.data.formats.robot_set import RobotSet
 from gwp.data.formats.table import ROBOTS, VIDEOS
 from gwp.data.source import Source

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 
 from gwp.data.formats.finding import Finding
-from gwp.data.kinds import PAIRS, TURNS
+from gwp.data.robot.kinds import PAIRS, TURNS
 
 _JUMP = 0.75
 """Share of a turn from which on a change from row to row is a jump of it."""

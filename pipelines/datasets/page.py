@@ -11,13 +11,13 @@ from PIL import Image
 from gwp import storage
 from gwp.data.canvas import Canvas
 from gwp.data.decode import SampleSpec, decode_samples
-from gwp.data.embodiment import Slot
 from gwp.data.formats.cameras import colour_cameras, default_slots
+from gwp.data.formats.files.reader import FileReader
 from gwp.data.formats.find import robots_at, usable_episodes
-from gwp.data.formats.reader import FileReader
 from gwp.data.formats.robot_set import Episode, RobotSet
 from gwp.data.formats.vectors import episode_vectors
 from gwp.data.plan.build import build_manifest
+from gwp.data.robot.embodiment import Slot
 from gwp.data.source import Source
 from gwp.data.window import ClipWindow, Window
 from gwp.errors import DataError

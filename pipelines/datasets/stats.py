@@ -8,11 +8,11 @@ import numpy as np
 
 from gwp import storage
 from gwp.data.canvas import SLOTS
-from gwp.data.embodiment import Embodiment
 from gwp.data.formats.cameras import colour_cameras, default_slots
+from gwp.data.formats.files.reader import FileReader
 from gwp.data.formats.find import robots_at
-from gwp.data.formats.reader import FileReader
 from gwp.data.formats.robot_set import RobotSet, embodiment_of
+from gwp.data.robot.embodiment import Embodiment
 from gwp.data.source import parse_ranges
 from gwp.data.sources import check_once
 from gwp.data.stats.files import import_stats, to_openpi

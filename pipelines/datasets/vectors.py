@@ -6,8 +6,8 @@ from typing import Any, Literal
 
 import numpy as np
 
+from gwp.data.formats.files.reader import FileReader
 from gwp.data.formats.finding import Finding
-from gwp.data.formats.reader import FileReader
 from gwp.data.formats.robot_set import Episode, RobotSet
 from gwp.data.formats.vectors import vectors_of
 from gwp.data.stats.still import Motion

@@ -8,8 +8,8 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from gwp.data.canvas import compose
-from gwp.data.embodiment import Embodiment
-from gwp.data.rotations import near
+from gwp.data.robot.embodiment import Embodiment
+from gwp.data.robot.rotations import near
 from gwp.data.source import Source
 from gwp.data.stats.normalise import Normalizer, Stats
 from gwp.errors import DataError

@@ -11,14 +11,14 @@ import numpy as np
 
 from gwp import storage
 from gwp.data.canvas import SLOTS
-from gwp.data.embodiment import Embodiment, Slot
+from gwp.data.formats.files.reader import FileReader
 from gwp.data.formats.find import robots_at, usable_episodes
 from gwp.data.formats.format import FilePart
 from gwp.data.formats.pictures import open_frames
-from gwp.data.formats.reader import FileReader
 from gwp.data.formats.robot_set import Episode, RobotSet, check_embodiment, rows_per_step
 from gwp.data.formats.vectors import episode_vectors
 from gwp.data.rates import step_times
+from gwp.data.robot.embodiment import Embodiment, Slot
 from gwp.data.source import Source
 from gwp.data.stats.windows import stepped
 from gwp.errors import DataError

@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from gwp.data.embodiment import Embodiment
+from gwp.data.robot.embodiment import Embodiment
 from gwp.data.source import Source
 from gwp.data.stats.normalise import Stats
 from gwp.errors import DataError, GwpError

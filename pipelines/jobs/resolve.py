@@ -18,14 +18,14 @@ from pydantic import ValidationError
 
 from gwp import storage
 from gwp.data.decode import SampleSpec, decode_frames
-from gwp.data.embodiment import Embodiment
+from gwp.data.formats.files.reader import FileReader
 from gwp.data.formats.find import robots_at
-from gwp.data.formats.reader import FileReader
 from gwp.data.formats.robot_set import embodiment_of
 from gwp.data.latent_cache import Key, NumberFormat, sample_names
 from gwp.data.plan.build import build_manifest
 from gwp.data.plan.manifest import Manifest
 from gwp.data.plan.plan import Rules, plan_slice
+from gwp.data.robot.embodiment import Embodiment
 from gwp.data.stats.files import stats_for
 from gwp.data.stats.normalise import Stats, compute_stats
 from gwp.errors import GwpError

@@ -11,10 +11,10 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator, model_valida
 
 from gwp.data.buckets import Bucket, batch_sizes
 from gwp.data.canvas import Canvas
-from gwp.data.embodiment import Limits, Resampling, Slot
-from gwp.data.kinds import Kind
 from gwp.data.plan.curate import CurationConfig
 from gwp.data.plan.plan import Rules
+from gwp.data.robot.embodiment import Limits, Resampling, Slot
+from gwp.data.robot.kinds import Kind
 from gwp.data.source import Source
 from gwp.data.window import ClipWindow, Window
 from gwp.errors import GwpError

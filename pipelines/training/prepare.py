@@ -16,7 +16,7 @@ from pydantic import ValidationError
 
 from gwp import storage
 from gwp.data.decode import SampleSpec
-from gwp.data.formats.reader import FileReader
+from gwp.data.formats.files.reader import FileReader
 from gwp.data.latent_cache import Key, LatentCache
 from gwp.data.plan.manifest import SCHEMA, Manifest
 from gwp.data.plan.plan import make_plan

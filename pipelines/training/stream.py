@@ -21,7 +21,7 @@ from ray.data import ActorPoolStrategy, ExecutionOptions, ExecutionResources
 
 from gwp.data.canvas import SLOTS
 from gwp.data.decode import SampleSpec, decode_samples
-from gwp.data.formats.reader import FileReader
+from gwp.data.formats.files.reader import FileReader
 from gwp.data.latent_cache import LatentCache
 from gwp.data.plan.manifest import Manifest
 from gwp.data.plan.plan import plan_slice

@@ -10,7 +10,7 @@ import pytest
 import ray.data
 
 from clusters.mini import MiniCluster
-from gwp.data.formats.reader import FileReader
+from gwp.data.formats.files.reader import FileReader
 from pipelines.training.failures import StoppedError, lasting
 from pipelines.training.stream import (
     dataset,

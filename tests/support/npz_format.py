@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from gwp import storage
+from gwp.data.formats.files.reader import FileReader
 from gwp.data.formats.format import (
     FilePart,
     Pictures,
@@ -18,7 +19,6 @@ from gwp.data.formats.format import (
     rows_of,
     usable_by_metadata,
 )
-from gwp.data.formats.reader import FileReader
 from gwp.data.formats.robot_set import Episode, RobotSet, VideoSpan
 
 title = "NumPy"

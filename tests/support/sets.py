@@ -13,9 +13,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from gwp.data.embodiment import Embodiment, Slot
 from gwp.data.formats.lerobot.read import read_set
 from gwp.data.formats.robot_set import embodiment_of
+from gwp.data.robot.embodiment import Embodiment, Slot
 from tests.support import paths
 
 SHARED = paths.SHARED / "data"

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from gwp.data.canvas import SLOTS
-from gwp.data.embodiment import Slot
+from gwp.data.robot.embodiment import Slot
 
 _HEAD = frozenset(["head", "high"])
 """Words of the camera that sees what the robot sees: the front, where there are other views."""

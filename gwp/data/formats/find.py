@@ -5,12 +5,12 @@ from dataclasses import dataclass, replace
 from typing import Protocol
 
 from gwp import storage
+from gwp.data.formats.files.listing import with_broken_links
+from gwp.data.formats.files.reader import FileReader
 from gwp.data.formats.format import SetSource, Usable
-from gwp.data.formats.listing import with_broken_links
 from gwp.data.formats.outcomes import with_outcome
 from gwp.data.formats.pictures import with_pictures
 from gwp.data.formats.plain.clip_set import ClipSet
-from gwp.data.formats.reader import FileReader
 from gwp.data.formats.robot_set import RobotSet
 from gwp.data.formats.table import AUTO, ROBOTS, VIDEOS, formats
 from gwp.data.pointers import ADVICE, pointers, told_of_pointers

@@ -11,9 +11,9 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from gwp.data.formats.files.reader import FileReader
 from gwp.data.formats.finding import Finding
 from gwp.data.formats.plain.clip_set import ClipSet
-from gwp.data.formats.reader import FileReader
 from gwp.data.formats.robot_set import Episode, RobotSet
 from gwp.errors import DataError
 

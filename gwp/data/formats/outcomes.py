@@ -5,8 +5,8 @@ their set notes that.
 import numpy as np
 
 from gwp import storage
+from gwp.data.formats.files.reader import FileReader
 from gwp.data.formats.format import FilePart, Usable
-from gwp.data.formats.reader import FileReader
 from gwp.data.formats.robot_set import Episode, RobotSet
 from gwp.data.formats.table import ROBOTS
 from gwp.errors import DataError

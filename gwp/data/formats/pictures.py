@@ -13,8 +13,8 @@ import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from gwp import storage
+from gwp.data.formats.files.reader import FileReader
 from gwp.data.formats.format import FilePart, Usable
-from gwp.data.formats.reader import FileReader
 from gwp.data.formats.robot_set import RobotSet, VideoSpan
 from gwp.data.formats.table import ROBOTS
 from gwp.data.video.decode import frames_at, open_video

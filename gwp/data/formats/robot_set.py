@@ -10,8 +10,8 @@ from typing import Any
 from pydantic import ValidationError
 
 from gwp.data.canvas import SLOTS
-from gwp.data.embodiment import Embodiment, Slot
 from gwp.data.formats.cameras import colour_cameras, default_slots
+from gwp.data.robot.embodiment import Embodiment, Slot
 from gwp.errors import DataError
 
 # LeRobot's names, which our statistics use too. Sets of other formats have columns of their

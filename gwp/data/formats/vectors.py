@@ -5,8 +5,8 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 
 from gwp import storage
+from gwp.data.formats.files.reader import WHOLE, FileReader, several
 from gwp.data.formats.format import FilePart
-from gwp.data.formats.reader import WHOLE, FileReader, several
 from gwp.data.formats.robot_set import ACTION, STATE, Episode, RobotSet
 from gwp.data.formats.table import ROBOTS
 from gwp.errors import DataError

@@ -1,7 +1,7 @@
 """Facts of the video files of a robot set."""
 
 from gwp import storage
-from gwp.data.formats.reader import FileReader
+from gwp.data.formats.files.reader import FileReader
 from gwp.data.formats.robot_set import RobotSet
 from gwp.data.video.probe import VideoInfo, probe
 from gwp.errors import DataError

@@ -10,16 +10,16 @@ import numpy as np
 
 from gwp import storage
 from gwp.data.buckets import Bucket
-from gwp.data.embodiment import Embodiment, Slot
 from gwp.data.formats.cameras import default_slots
+from gwp.data.formats.files.reader import FileReader, several
 from gwp.data.formats.find import set_at, usable_episodes
 from gwp.data.formats.plain.clip_set import Clip, ClipSet
-from gwp.data.formats.reader import FileReader, several
 from gwp.data.formats.robot_set import Episode, RobotSet, check_embodiment, rows_per_step
 from gwp.data.plan.curate import CurationConfig, Curator, Cut
 from gwp.data.plan.manifest import Manifest, Rows
 from gwp.data.rates import steps_of
 from gwp.data.records import Place, Skipped, View
+from gwp.data.robot.embodiment import Embodiment, Slot
 from gwp.data.source import Source
 from gwp.data.sources import Once, check_once, episodes_read
 from gwp.data.text import normalise, text_hash

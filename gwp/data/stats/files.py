@@ -11,10 +11,10 @@ from collections.abc import Sequence
 from typing import Any
 
 from gwp import storage
-from gwp.data.embodiment import Embodiment
+from gwp.data.formats.files.reader import FileReader
 from gwp.data.formats.find import robots_at, usable_episodes
-from gwp.data.formats.reader import FileReader
 from gwp.data.formats.robot_set import ACTION, STATE
+from gwp.data.robot.embodiment import Embodiment
 from gwp.data.source import Source, parse_ranges
 from gwp.data.stats.feature import FeatureStats
 from gwp.data.stats.normalise import Stats, rule

@@ -14,12 +14,12 @@ from typing import Any
 
 import numpy as np
 
-from gwp.data.embodiment import Embodiment
+from gwp.data.formats.files.reader import FileReader
 from gwp.data.formats.find import robots_at, usable_episodes
-from gwp.data.formats.reader import FileReader
 from gwp.data.formats.robot_set import ACTION, STATE, check_embodiment, rows_per_step
 from gwp.data.formats.vectors import vectors_of
-from gwp.data.kinds import Gripper, Reference, grippers_of
+from gwp.data.robot.embodiment import Embodiment
+from gwp.data.robot.kinds import Gripper, Reference, grippers_of
 from gwp.data.source import Source, as_ranges
 from gwp.data.sources import Once, episodes_read
 from gwp.data.stats.feature import FeatureStats

@@ -7,8 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from gwp.data.embodiment import Embodiment
-from gwp.data.kinds import Meaning, Reference, reference_of
+from gwp.data.robot.embodiment import Embodiment
+from gwp.data.robot.kinds import Meaning, Reference, reference_of
 
 _BINS = 360
 """Parts of a turn in which angles are counted."""

@@ -5,9 +5,9 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from gwp.data.embodiment import Embodiment
-from gwp.data.kinds import Reference, grippers_of
 from gwp.data.rates import at_steps, steps_of, usable_starts
+from gwp.data.robot.embodiment import Embodiment
+from gwp.data.robot.kinds import Reference, grippers_of
 from gwp.data.stats.moments import Moments
 from gwp.data.stats.references import same_angles
 from gwp.data.stats.still import Motion

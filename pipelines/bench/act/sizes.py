@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from gwp.data.canvas import Canvas
-from gwp.data.embodiment import Embodiment
+from gwp.data.robot.embodiment import Embodiment
 from gwp.data.stats.feature import FeatureStats
 from gwp.data.stats.normalise import Stats
 from gwp.data.window import Window

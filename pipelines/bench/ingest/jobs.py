@@ -7,10 +7,10 @@ from typing import Any
 import numpy as np
 
 from gwp import storage
+from gwp.data.formats.files.reader import FileReader
 from gwp.data.formats.find import robots_at
 from gwp.data.formats.lerobot.read import INFO
 from gwp.data.formats.lerobot.write import LeRobotWriter
-from gwp.data.formats.reader import FileReader
 from gwp.data.source import Source
 from pipelines.jobs.resolve import compute_all_stats, manifest_of, resolve_embodiments, sample_spec
 from pipelines.jobs.train_job import TrainJob

@@ -22,7 +22,7 @@ from av.video.reformatter import VideoReformatter
 from torch.utils.data import DataLoader, Dataset
 
 from gwp.data.decode import SampleSpec, frame_times
-from gwp.data.formats.reader import FileReader
+from gwp.data.formats.files.reader import FileReader
 from gwp.data.latent_cache import LatentCache
 from gwp.data.records import StreamBatch
 from gwp.data.video.decode import SEEK_SAVES, WORK

@@ -10,8 +10,8 @@ from typing import Any
 
 import numpy as np
 
+from gwp.data.formats.files.texts import whole_text
 from gwp.data.formats.hdf5.file import member_at, member_of
-from gwp.data.formats.texts import whole_text
 
 ACTIONS = [("action",), ("actions",)]
 """Usual columns of the action, the first that is there."""

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from gwp import storage
-from gwp.data.formats.reader import FileReader
+from gwp.data.formats.files.reader import FileReader
 from gwp.errors import DataError, GwpError
 from gwp.storage.names import relative_name, shown
 

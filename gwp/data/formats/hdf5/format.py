@@ -16,6 +16,8 @@ from typing import Any
 import numpy as np
 
 from gwp import storage
+from gwp.data.formats.files.listing import NOTHING_THERE, without_repeats
+from gwp.data.formats.files.reader import FileReader, several
 from gwp.data.formats.finding import Finding
 from gwp.data.formats.format import (
     FilePart,
@@ -29,9 +31,7 @@ from gwp.data.formats.hdf5.demo import ACTIONS, Demo, raw_bytes
 from gwp.data.formats.hdf5.file import member_at, opened
 from gwp.data.formats.hdf5.index import FileIndex, look, natural
 from gwp.data.formats.instructions import ToldBy, stretches
-from gwp.data.formats.listing import NOTHING_THERE, without_repeats
 from gwp.data.formats.plain.clips import EXTENSIONS as VIDEOS
-from gwp.data.formats.reader import FileReader, several
 from gwp.data.formats.robot_set import Episode, RobotSet, VideoSpan, choose_columns, vector_names
 from gwp.errors import DataError
 from gwp.storage.names import shown, shown_all

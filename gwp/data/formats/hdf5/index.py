@@ -8,10 +8,10 @@ from typing import Any, TypeVar
 
 import numpy as np
 
+from gwp.data.formats.files.reader import FileReader
+from gwp.data.formats.files.texts import read_json
 from gwp.data.formats.hdf5.demo import ACTIONS, Demo, datasets, described, line
 from gwp.data.formats.hdf5.file import DAMAGE, member_of, opened, reason_of
-from gwp.data.formats.reader import FileReader
-from gwp.data.formats.texts import read_json
 from gwp.errors import DataError
 
 T = TypeVar("T")

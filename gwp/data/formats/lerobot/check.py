@@ -7,14 +7,14 @@ raises: the next try may find all of it.
 from collections.abc import Sequence
 from dataclasses import replace
 
+from gwp.data.formats.files.reader import FileReader, several
 from gwp.data.formats.format import SetSource, Usable
 from gwp.data.formats.lerobot.data_files import DataFiles
+from gwp.data.formats.lerobot.meta.tasks import by_row, says_something, text_of
 from gwp.data.formats.lerobot.order import FRAME
 from gwp.data.formats.lerobot.repair import mend_spans
 from gwp.data.formats.lerobot.rows import SORTED, Held
 from gwp.data.formats.lerobot.spans import frame_of, shared_spans
-from gwp.data.formats.lerobot.tasks import by_row, says_something, text_of
-from gwp.data.formats.reader import FileReader, several
 from gwp.data.formats.robot_set import Episode, RobotSet
 from gwp.data.formats.videos import fetch_video, video_facts
 from gwp.data.video.probe import VideoInfo

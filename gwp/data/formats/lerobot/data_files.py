@@ -12,9 +12,9 @@ from typing import Literal
 import pyarrow as pa
 
 from gwp import storage
+from gwp.data.formats.files.parquet import parquet_errors
+from gwp.data.formats.files.reader import WHOLE, FileReader
 from gwp.data.formats.lerobot.rows import DataFile, Held, look
-from gwp.data.formats.parquet import parquet_errors
-from gwp.data.formats.reader import WHOLE, FileReader
 from gwp.data.formats.robot_set import Episode, RobotSet
 from gwp.errors import DataError
 

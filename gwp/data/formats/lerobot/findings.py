@@ -7,12 +7,12 @@ from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+from gwp.data.formats.files.reader import FileReader
 from gwp.data.formats.finding import Consequence, Finding
 from gwp.data.formats.lerobot.check import EpisodeCheck
 from gwp.data.formats.lerobot.order import TIME
 from gwp.data.formats.lerobot.read import INFO
 from gwp.data.formats.plain.clips import EXTENSIONS as VIDEOS
-from gwp.data.formats.reader import FileReader
 from gwp.data.formats.robot_set import Episode, RobotSet
 from gwp.storage.names import shown_all
 

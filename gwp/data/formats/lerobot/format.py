@@ -1,9 +1,9 @@
 """LeRobot sets as one of the formats: its parts put together."""
 
+from gwp.data.formats.files.reader import FileReader
 from gwp.data.formats.format import SetSource
 from gwp.data.formats.lerobot import check, read, rows
 from gwp.data.formats.lerobot import findings as lerobot_findings
-from gwp.data.formats.reader import FileReader
 from gwp.data.formats.robot_set import RobotSet
 
 title = "LeRobot"

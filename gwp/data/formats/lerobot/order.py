@@ -7,7 +7,7 @@ from itertools import pairwise
 import numpy as np
 import pyarrow as pa
 
-from gwp.data.formats import parquet
+from gwp.data.formats.files import parquet
 from gwp.errors import DataError
 
 FRAME, TIME, INDEX = "frame_index", "timestamp", "index"

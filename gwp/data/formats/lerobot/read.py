@@ -11,15 +11,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from gwp.data.formats.files.listing import list_recordings
+from gwp.data.formats.files.reader import FileReader
 from gwp.data.formats.finding import Finding
-from gwp.data.formats.lerobot.episodes import OLD_LIST, listing, task_table
-from gwp.data.formats.lerobot.info import read_info, width_of
-from gwp.data.formats.lerobot.places import INFO as INFO
+from gwp.data.formats.lerobot.meta.episodes import OLD_LIST, listing, task_table
+from gwp.data.formats.lerobot.meta.info import read_info, width_of
+from gwp.data.formats.lerobot.meta.places import INFO as INFO
+from gwp.data.formats.lerobot.meta.splits import split_of
+from gwp.data.formats.lerobot.meta.tables import MetaFiles
 from gwp.data.formats.lerobot.repair import absent_cameras, mend_paths
-from gwp.data.formats.lerobot.splits import split_of
-from gwp.data.formats.lerobot.tables import MetaFiles
-from gwp.data.formats.listing import list_recordings
-from gwp.data.formats.reader import FileReader
 from gwp.data.formats.robot_set import (
     ACTION,
     STATE,

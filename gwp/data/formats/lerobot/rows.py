@@ -14,7 +14,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from gwp.data.formats import parquet
+from gwp.data.formats.files import parquet
+from gwp.data.formats.files.reader import FileReader
 from gwp.data.formats.format import FilePart, Pictures
 from gwp.data.formats.lerobot.order import (
     FRAME,
@@ -28,7 +29,6 @@ from gwp.data.formats.lerobot.order import (
     whole_numbers,
     wrong_frames,
 )
-from gwp.data.formats.reader import FileReader
 from gwp.errors import DataError
 
 SORTED = "sorted/"

@@ -14,9 +14,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from gwp import storage
+from gwp.data.formats.files.reader import several
+from gwp.data.formats.files.texts import read_json
 from gwp.data.formats.plain.clip_set import agreed, caption_in, caption_of, legible
-from gwp.data.formats.reader import several
-from gwp.data.formats.texts import read_json
 from gwp.errors import DataError
 from gwp.storage.names import shown_all
 

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from gwp.data.formats.texts import REPLACED, read_json
+from gwp.data.formats.files.texts import REPLACED, read_json
 from gwp.data.pointers import ADVICE, HEAD
 
 CAPTION_KEYS = ("caption", "text", "task", "prompt")

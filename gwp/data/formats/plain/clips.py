@@ -3,8 +3,9 @@
 import hashlib
 
 from gwp import storage
+from gwp.data.formats.files.listing import NOTHING_THERE, list_recordings
+from gwp.data.formats.files.reader import FileReader
 from gwp.data.formats.format import SetSource
-from gwp.data.formats.listing import NOTHING_THERE, list_recordings
 from gwp.data.formats.plain.captions import (
     METAS,
     TABLES,
@@ -14,7 +15,6 @@ from gwp.data.formats.plain.captions import (
     names_beside,
 )
 from gwp.data.formats.plain.clip_set import Clip, ClipSet
-from gwp.data.formats.reader import FileReader
 from gwp.errors import DataError
 
 EXTENSIONS = (".mp4", ".mkv", ".webm", ".mov", ".avi", ".m4v")

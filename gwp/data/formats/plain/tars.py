@@ -11,11 +11,11 @@ from dataclasses import dataclass, field
 from typing import BinaryIO
 
 from gwp import storage
+from gwp.data.formats.files.listing import NOTHING_THERE, is_stray_member
+from gwp.data.formats.files.reader import FileReader, several
 from gwp.data.formats.format import SetSource
-from gwp.data.formats.listing import NOTHING_THERE, is_stray_member
 from gwp.data.formats.plain.clip_set import Clip, ClipSet, agreed, caption_of
 from gwp.data.formats.plain.clips import EXTENSIONS
-from gwp.data.formats.reader import FileReader, several
 from gwp.errors import DataError
 from gwp.storage.names import shown
 

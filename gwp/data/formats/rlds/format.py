@@ -15,6 +15,8 @@ from typing import Any
 import numpy as np
 
 from gwp import storage
+from gwp.data.formats.files.reader import FileReader, several
+from gwp.data.formats.files.texts import read_json
 from gwp.data.formats.finding import Finding
 from gwp.data.formats.format import (
     FilePart,
@@ -24,7 +26,6 @@ from gwp.data.formats.format import (
     usable_by_metadata,
 )
 from gwp.data.formats.instructions import ToldBy
-from gwp.data.formats.reader import FileReader, several
 from gwp.data.formats.rlds.features import is_picture, is_text, leaves_of, width_of
 from gwp.data.formats.rlds.index import EPISODE, STEPS, Kept, look
 from gwp.data.formats.rlds.shards import (
@@ -37,7 +38,6 @@ from gwp.data.formats.rlds.shards import (
 )
 from gwp.data.formats.rlds.tfrecord import BYTES, Field, count, features, numbers, values
 from gwp.data.formats.robot_set import Episode, RobotSet, VideoSpan, choose_columns, vector_names
-from gwp.data.formats.texts import read_json
 from gwp.errors import DataError
 
 title = "RLDS"

@@ -9,7 +9,7 @@ from pydantic import ValidationError
 from gwp.data.buckets import Bucket, batch_sizes, tile
 from gwp.data.canvas import Canvas
 from gwp.data.decode import SampleSpec, decode_samples
-from gwp.data.formats.reader import FileReader
+from gwp.data.formats.files.reader import FileReader
 from gwp.data.plan.build import build_manifest
 from gwp.data.source import Source
 from gwp.data.window import ClipWindow, Window

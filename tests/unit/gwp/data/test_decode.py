@@ -15,10 +15,10 @@ import pytest
 
 from gwp.data.canvas import Canvas
 from gwp.data.decode import SampleSpec, decode_samples
-from gwp.data.embodiment import Embodiment
-from gwp.data.formats.reader import FileReader
+from gwp.data.formats.files.reader import FileReader
 from gwp.data.plan.build import build_manifest
 from gwp.data.plan.manifest import Manifest
+from gwp.data.robot.embodiment import Embodiment
 from gwp.data.source import Source
 from gwp.data.stats.normalise import Normalizer, compute_stats
 from gwp.data.window import ClipWindow, Window

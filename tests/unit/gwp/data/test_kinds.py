@@ -16,11 +16,11 @@ from pydantic import ValidationError
 
 from gwp.data.canvas import Canvas
 from gwp.data.decode import SampleSpec, decode_samples
-from gwp.data.embodiment import Embodiment, Limits
-from gwp.data.formats.reader import FileReader
-from gwp.data.kinds import Gripper, meaning_of
+from gwp.data.formats.files.reader import FileReader
 from gwp.data.plan.build import build_manifest
 from gwp.data.rates import at_steps, steps_of
+from gwp.data.robot.embodiment import Embodiment, Limits
+from gwp.data.robot.kinds import Gripper, meaning_of
 from gwp.data.source import Source
 from gwp.data.stats.feature import FeatureStats
 from gwp.data.stats.normalise import Normalizer, Stats, compute_stats

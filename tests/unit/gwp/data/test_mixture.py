@@ -9,8 +9,8 @@ import pytest
 
 from gwp.data.canvas import Canvas
 from gwp.data.decode import SampleSpec, decode_samples
+from gwp.data.formats.files.reader import FileReader
 from gwp.data.formats.find import robots_at
-from gwp.data.formats.reader import FileReader
 from gwp.data.formats.robot_set import embodiment_of
 from gwp.data.plan.build import build_manifest
 from gwp.data.plan.plan import Rules, plan_slice

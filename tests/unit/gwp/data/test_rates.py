@@ -5,7 +5,7 @@ import pytest
 
 from gwp.data.canvas import Canvas, compose
 from gwp.data.decode import SampleSpec, decode_samples
-from gwp.data.formats.reader import FileReader
+from gwp.data.formats.files.reader import FileReader
 from gwp.data.plan.build import build_manifest
 from gwp.data.rates import at_steps, row_span, steps_of
 from gwp.data.source import Source

@@ -9,7 +9,7 @@ import pytest
 
 from gwp.data.canvas import Canvas
 from gwp.data.decode import SampleSpec, decode_samples
-from gwp.data.formats.reader import FileReader
+from gwp.data.formats.files.reader import FileReader
 from gwp.data.latent_cache import PLACE
 from gwp.data.plan.build import build_manifest
 from gwp.data.plan.manifest import OWN, SCHEMA, VIEW

@@ -13,12 +13,12 @@ from pydantic import ValidationError
 
 from gwp.data.canvas import Canvas
 from gwp.data.decode import SampleSpec, decode_samples
-from gwp.data.embodiment import Embodiment, Limits
-from gwp.data.formats.reader import FileReader
-from gwp.data.kinds import meaning_of
+from gwp.data.formats.files.reader import FileReader
 from gwp.data.plan.build import build_manifest
 from gwp.data.rates import at_steps
-from gwp.data.rotations import upright
+from gwp.data.robot.embodiment import Embodiment, Limits
+from gwp.data.robot.kinds import meaning_of
+from gwp.data.robot.rotations import upright
 from gwp.data.source import Source
 from gwp.data.stats.normalise import Normalizer, Stats, compute_stats
 from gwp.data.window import ClipWindow

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from gwp.data.canvas import Canvas
-from gwp.data.embodiment import Embodiment
+from gwp.data.robot.embodiment import Embodiment
 from gwp.data.window import Window
 from gwp.errors import BundleError, ObservationError
 from gwp.policy.bundle import MANIFEST, PolicyConfig, read_bundle, seal

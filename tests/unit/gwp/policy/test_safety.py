@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from gwp.data.embodiment import Embodiment, Limits
+from gwp.data.robot.embodiment import Embodiment, Limits
 from gwp.policy.safety import PolicyError, apply_limits
 
 

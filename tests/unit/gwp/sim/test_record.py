@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 
 from gwp import storage
+from gwp.data.formats.files.reader import FileReader
 from gwp.data.formats.find import usable_episodes
 from gwp.data.formats.lerobot.read import read_set
-from gwp.data.formats.reader import FileReader
 from gwp.data.formats.robot_set import check_embodiment
 from gwp.data.formats.vectors import episode_vectors
 from gwp.data.source import Source

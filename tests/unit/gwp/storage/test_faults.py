@@ -10,7 +10,7 @@ import pytest
 from gwp import storage
 from gwp.data.canvas import Canvas
 from gwp.data.decode import SampleSpec, decode_samples
-from gwp.data.formats.reader import FileReader
+from gwp.data.formats.files.reader import FileReader
 from gwp.data.plan.build import build_manifest
 from gwp.data.source import Source
 from gwp.data.video.decode import decode_frames, open_video

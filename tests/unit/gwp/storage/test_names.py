@@ -13,12 +13,12 @@ import pyarrow.parquet as pq
 import pytest
 from pydantic import ValidationError
 
+from gwp.data.formats.files.reader import FileReader
 from gwp.data.formats.find import robots_at, set_at
 from gwp.data.formats.format import FilePart
 from gwp.data.formats.lerobot.read import read_set
 from gwp.data.formats.lerobot.write import LeRobotWriter
 from gwp.data.formats.pictures import open_frames
-from gwp.data.formats.reader import FileReader
 from gwp.data.source import Source
 from gwp.data.video.probe import probe
 from gwp.errors import DataError, GwpError

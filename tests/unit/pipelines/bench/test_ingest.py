@@ -8,7 +8,7 @@ import pytest
 
 from gwp import storage
 from gwp.data.decode import decode_samples
-from gwp.data.formats.reader import FileReader
+from gwp.data.formats.files.reader import FileReader
 from gwp.data.video import decode as video
 from gwp.data.video.decode import WORK
 from gwp.data.video.probe import probe

@@ -14,7 +14,7 @@ import torch
 from safetensors.torch import load_file
 
 from gwp import storage
-from gwp.data.formats.reader import FileReader
+from gwp.data.formats.files.reader import FileReader
 from gwp.data.latent_cache import CACHE, Key, LatentCache, sample_names, shards_there
 from gwp.data.plan.manifest import Manifest
 from gwp.errors import DataError, GwpError

@@ -13,11 +13,11 @@ from PIL import Image
 
 from gwp.data.canvas import Canvas, compose
 from gwp.data.decode import SampleSpec, decode_samples
-from gwp.data.embodiment import Embodiment
+from gwp.data.formats.files.reader import FileReader
 from gwp.data.formats.find import robots_at
-from gwp.data.formats.reader import FileReader
 from gwp.data.formats.robot_set import embodiment_of
 from gwp.data.plan.build import build_manifest
+from gwp.data.robot.embodiment import Embodiment
 from gwp.data.source import Source
 from gwp.data.stats.normalise import compute_stats
 from gwp.data.window import ClipWindow, Window

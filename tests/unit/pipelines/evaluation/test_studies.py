@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from gwp.data.embodiment import Embodiment
+from gwp.data.robot.embodiment import Embodiment
 from gwp.data.source import Source
 from gwp.errors import GwpError
 from gwp.model.inference.fused import FusedTransformer

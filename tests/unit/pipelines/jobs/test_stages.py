@@ -6,7 +6,7 @@ import json
 import pytest
 import torch
 
-from gwp.data.formats.reader import FileReader
+from gwp.data.formats.files.reader import FileReader
 from gwp.data.stats.normalise import compute_stats
 from gwp.errors import DataError, GwpError
 from gwp.model.transformer import WorldActionTransformer

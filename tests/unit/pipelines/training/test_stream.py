@@ -10,7 +10,7 @@ import pytest
 
 from gwp.data.canvas import Canvas
 from gwp.data.decode import SampleSpec
-from gwp.data.formats.reader import FileReader
+from gwp.data.formats.files.reader import FileReader
 from gwp.data.plan.build import build_manifest
 from gwp.data.plan.plan import plan_slice
 from gwp.data.source import Source

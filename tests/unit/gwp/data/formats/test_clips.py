@@ -9,8 +9,8 @@ from pydantic import ValidationError
 
 from gwp.data.canvas import Canvas
 from gwp.data.decode import SampleSpec, decode_samples
+from gwp.data.formats.files.reader import FileReader
 from gwp.data.formats.find import set_at
-from gwp.data.formats.reader import FileReader
 from gwp.data.plan.build import build_manifest
 from gwp.data.plan.manifest import Manifest
 from gwp.data.source import Source

@@ -9,7 +9,7 @@ import pytest
 
 from gwp import storage
 from gwp.data.decode import decode_samples
-from gwp.data.formats.reader import FileReader
+from gwp.data.formats.files.reader import FileReader
 from gwp.data.formats.rlds.tfrecord import records
 from gwp.data.formats.vectors import episode_vectors
 from gwp.data.plan.build import build_manifest

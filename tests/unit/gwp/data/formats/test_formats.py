@@ -16,15 +16,15 @@ from PIL import Image
 from gwp import storage
 from gwp.data.canvas import Canvas
 from gwp.data.decode import SampleSpec, decode_samples
-from gwp.data.embodiment import Embodiment
+from gwp.data.formats.files.reader import FileReader
 from gwp.data.formats.find import robots_at, set_at, usable_episodes
 from gwp.data.formats.format import FilePart
-from gwp.data.formats.reader import FileReader
 from gwp.data.formats.rlds import format as rlds
 from gwp.data.formats.robot_set import RobotSet, embodiment_of
 from gwp.data.formats.vectors import episode_vectors
 from gwp.data.plan.build import build_manifest
 from gwp.data.plan.manifest import Manifest
+from gwp.data.robot.embodiment import Embodiment
 from gwp.data.source import Source
 from gwp.data.stats.normalise import Normalizer, compute_stats
 from gwp.data.window import ClipWindow, Window

@@ -12,11 +12,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from gwp.data.formats.files.reader import FileReader
 from gwp.data.formats.find import usable_episodes
 from gwp.data.formats.format import FilePart
 from gwp.data.formats.hdf5 import format as hdf5
 from gwp.data.formats.pictures import as_rgb
-from gwp.data.formats.reader import FileReader
 from gwp.data.formats.robot_set import vector_names
 from gwp.data.formats.vectors import episode_vectors
 from gwp.data.source import Source

@@ -9,14 +9,14 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from gwp.data.embodiment import Embodiment
+from gwp.data.formats.files.parquet import matrix
+from gwp.data.formats.files.reader import FileReader
 from gwp.data.formats.format import FilePart
 from gwp.data.formats.lerobot.read import read_set
-from gwp.data.formats.parquet import matrix
-from gwp.data.formats.reader import FileReader
 from gwp.data.formats.vectors import read_vectors
 from gwp.data.plan.build import build_manifest
 from gwp.data.plan.manifest import Manifest
+from gwp.data.robot.embodiment import Embodiment
 from gwp.data.source import Source
 from gwp.data.window import ClipWindow, Window
 from gwp.errors import DataError

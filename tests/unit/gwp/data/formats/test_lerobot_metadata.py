@@ -9,9 +9,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from gwp.data.formats.files.reader import FileReader
 from gwp.data.formats.find import robots_at, usable_episodes
 from gwp.data.formats.lerobot.read import read_set
-from gwp.data.formats.reader import FileReader
 from gwp.data.formats.vectors import episode_vectors
 from gwp.data.plan.build import build_manifest
 from gwp.data.source import Source

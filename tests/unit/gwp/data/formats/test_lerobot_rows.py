@@ -10,11 +10,11 @@ import pyarrow.parquet as pq
 import pytest
 
 from gwp import storage
+from gwp.data.formats.files.reader import FileReader
 from gwp.data.formats.find import robots_at, usable_episodes
 from gwp.data.formats.format import FilePart
 from gwp.data.formats.lerobot import data_files
 from gwp.data.formats.pictures import open_frames
-from gwp.data.formats.reader import FileReader
 from gwp.data.formats.vectors import episode_vectors
 from gwp.data.source import Source
 from pipelines.datasets.inspect import describe

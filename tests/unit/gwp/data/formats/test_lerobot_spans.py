@@ -5,8 +5,8 @@ from typing import Any
 
 import pytest
 
+from gwp.data.formats.files.reader import FileReader
 from gwp.data.formats.find import robots_at, usable_episodes
-from gwp.data.formats.reader import FileReader
 from gwp.data.source import Source
 from gwp.errors import DataError
 from pipelines.datasets.inspect import describe

@@ -11,10 +11,10 @@ import pyarrow.parquet as pq
 import pytest
 
 from gwp import storage
+from gwp.data.formats.files.reader import FileReader
 from gwp.data.formats.find import usable_episodes
 from gwp.data.formats.lerobot.read import INFO, read_set
 from gwp.data.formats.lerobot.write import LeRobotWriter
-from gwp.data.formats.reader import FileReader
 from gwp.data.formats.robot_set import Episode, RobotSet
 from gwp.data.formats.vectors import episode_vectors
 from gwp.data.source import Source

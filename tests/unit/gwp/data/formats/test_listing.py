@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 
 from gwp import storage
+from gwp.data.formats.files.listing import is_stray
 from gwp.data.formats.find import robots_at
-from gwp.data.formats.listing import is_stray
 from gwp.data.plan.build import build_manifest
 from gwp.data.plan.manifest import Manifest
 from gwp.data.source import Source

@@ -15,9 +15,9 @@ from PIL import Image
 
 from gwp.data.canvas import Canvas
 from gwp.data.decode import SampleSpec, decode_samples
+from gwp.data.formats.files.reader import FileReader
 from gwp.data.formats.find import robots_at, usable_episodes
 from gwp.data.formats.pictures import as_rgb
-from gwp.data.formats.reader import FileReader
 from gwp.data.plan.build import build_manifest
 from gwp.data.plan.manifest import Manifest
 from gwp.data.source import Source

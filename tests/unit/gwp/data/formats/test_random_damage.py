@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
+from gwp.data.formats.files.reader import FileReader
 from gwp.data.formats.find import set_at
-from gwp.data.formats.reader import FileReader
 from gwp.data.formats.robot_set import RobotSet, embodiment_of
 from gwp.data.plan.build import build_manifest
 from gwp.data.source import Source

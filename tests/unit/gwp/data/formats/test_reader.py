@@ -13,8 +13,8 @@ import pytest
 from gwp import storage
 from gwp.data.canvas import Canvas
 from gwp.data.decode import SampleSpec, decode_samples
+from gwp.data.formats.files.reader import FileReader
 from gwp.data.formats.find import robots_at, usable_episodes
-from gwp.data.formats.reader import FileReader
 from gwp.data.formats.robot_set import embodiment_of
 from gwp.data.formats.vectors import episode_vectors
 from gwp.data.plan.build import build_manifest

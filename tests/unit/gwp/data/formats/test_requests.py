@@ -12,10 +12,10 @@ import numpy as np
 import pytest
 
 from gwp import storage
+from gwp.data.formats.files.reader import FileReader, several
+from gwp.data.formats.files.spool import Spool
 from gwp.data.formats.find import robots_at
-from gwp.data.formats.reader import FileReader, several
 from gwp.data.formats.robot_set import embodiment_of
-from gwp.data.formats.spool import Spool
 from gwp.data.plan.build import build_manifest
 from gwp.data.source import Source
 from gwp.data.stats.normalise import compute_stats
@@ -188,7 +188,7 @@ def test_several_keep_the_order_and_raise_what_one_raised() -> None:
 
 
 def test_a_spool_holds_no_more_than_its_limit(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("gwp.data.formats.spool._LIMIT", 10)
+    monkeypatch.setattr("gwp.data.formats.files.spool._LIMIT", 10)
     spool = Spool()
     assert spool.get("a") is None
     for name, data in (("a", b"123456"), ("b", b"12345"), ("c", b"1234"), ("a", b"no")):

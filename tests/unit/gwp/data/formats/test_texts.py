@@ -7,10 +7,10 @@ from typing import Any
 import h5py
 import pytest
 
+from gwp.data.formats.files.reader import FileReader
+from gwp.data.formats.files.texts import read_json, whole_text
 from gwp.data.formats.find import robots_at
-from gwp.data.formats.reader import FileReader
 from gwp.data.formats.robot_set import embodiment_of
-from gwp.data.formats.texts import read_json, whole_text
 from gwp.data.plan.build import build_manifest
 from gwp.data.source import Source
 from gwp.data.window import ClipWindow, Window

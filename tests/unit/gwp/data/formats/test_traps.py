@@ -14,8 +14,8 @@ import pytest
 
 from gwp.data.canvas import Canvas
 from gwp.data.decode import SampleSpec, decode_samples
+from gwp.data.formats.files.reader import FileReader
 from gwp.data.formats.lerobot.read import read_set
-from gwp.data.formats.reader import FileReader
 from gwp.data.plan.build import build_manifest
 from gwp.data.source import Source
 from gwp.data.stats.normalise import compute_stats

@@ -14,11 +14,11 @@ import pytest
 
 from gwp.data.canvas import Canvas
 from gwp.data.decode import SampleSpec, decode_samples
-from gwp.data.embodiment import Embodiment
+from gwp.data.formats.files.reader import FileReader
 from gwp.data.formats.find import robots_at
-from gwp.data.formats.reader import FileReader
 from gwp.data.formats.robot_set import embodiment_of
 from gwp.data.plan.build import build_manifest
+from gwp.data.robot.embodiment import Embodiment
 from gwp.data.source import Source, as_ranges, parse_ranges
 from gwp.data.stats import windows as windows_module
 from gwp.data.stats.feature import FeatureStats

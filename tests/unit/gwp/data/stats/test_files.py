@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from gwp.data.embodiment import Embodiment
+from gwp.data.robot.embodiment import Embodiment
 from gwp.data.source import Source
 from gwp.data.stats.files import import_stats, read_stats_file, stats_for, to_openpi
 from gwp.data.stats.normalise import Normalizer, Stats, compute_stats

@@ -9,7 +9,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from gwp.data.embodiment import Embodiment
+from gwp.data.robot.embodiment import Embodiment
 from gwp.data.source import Source
 from gwp.data.stats.feature import FeatureStats
 from gwp.data.stats.normalise import Normalizer, Stats, compute_stats

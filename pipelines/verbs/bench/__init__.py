@@ -3,17 +3,17 @@
 import argparse
 from typing import Any
 
-from pipelines.verbs import bench_compilers, bench_inspect
 from pipelines.verbs.arguments import numbers
+from pipelines.verbs.bench import compilers, inspect
 
 
 def add(subparsers: Any) -> None:
     parser = subparsers.add_parser("bench", help="measure, side by side in one run")
     verbs = parser.add_subparsers(title="verbs", metavar="VERB", required=True)
     _add_act(verbs)
-    bench_compilers.add(verbs)
+    compilers.add(verbs)
     _add_ingest(verbs)
-    bench_inspect.add(verbs)
+    inspect.add(verbs)
 
 
 def _add_act(verbs: Any) -> None:

@@ -6,7 +6,7 @@ import argparse
 from typing import Any
 
 from pipelines.config.source import add_source_options
-from pipelines.verbs import data_cache, data_plan, data_record
+from pipelines.verbs.data import cache, plan, record
 
 
 def add(subparsers: Any) -> None:
@@ -16,9 +16,9 @@ def add(subparsers: Any) -> None:
     verbs = parser.add_subparsers(title="verbs", metavar="VERB", required=True)
     _add_inspect(verbs)
     _add_stats(verbs)
-    data_cache.add(verbs)
-    data_plan.add(verbs)
-    data_record.add(verbs)
+    cache.add(verbs)
+    plan.add(verbs)
+    record.add(verbs)
 
 
 def _add_inspect(verbs: Any) -> None:
@@ -100,7 +100,7 @@ def _add_stats(verbs: Any) -> None:
 def run_inspect(args: argparse.Namespace) -> int:
     import json
 
-    from gwp.data.formats.reader import FileReader
+    from gwp.data.formats.files.reader import FileReader
     from pipelines.config.source import source_of
     from pipelines.datasets.inspect import as_text, describe, exit_code
 

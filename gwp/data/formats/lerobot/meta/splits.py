@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from gwp.data.formats.lerobot.places import INFO
+from gwp.data.formats.lerobot.meta.places import INFO
 from gwp.data.ranges import parse_ranges
 from gwp.errors import DataError
 

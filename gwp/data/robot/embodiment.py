@@ -11,7 +11,7 @@ from pydantic import (
     model_validator,
 )
 
-from gwp.data.kinds import Gripper, Kind, Meaning, grippers_of, meaning_of
+from gwp.data.robot.kinds import Gripper, Kind, Meaning, grippers_of, meaning_of
 
 # Their order is that of `canvas.SLOTS`, and so of crops and of `view_valid`.
 Slot = Literal["front", "left", "right"]

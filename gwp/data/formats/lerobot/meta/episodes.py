@@ -5,16 +5,16 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from gwp.data.formats.finding import Finding
-from gwp.data.formats.lerobot.info import broken
+from gwp.data.formats.lerobot.meta.info import broken
+from gwp.data.formats.lerobot.meta.places import INFO, Places
+from gwp.data.formats.lerobot.meta.tables import Entry, MetaFiles, Table, json_lines, parquet_rows
+from gwp.data.formats.lerobot.meta.tasks import instruction, named_tasks
 from gwp.data.formats.lerobot.numbers import (
     count_in,
     count_or_none,
     seconds_in,
     whole_or_none,
 )
-from gwp.data.formats.lerobot.places import INFO, Places
-from gwp.data.formats.lerobot.tables import Entry, MetaFiles, Table, json_lines, parquet_rows
-from gwp.data.formats.lerobot.tasks import instruction, named_tasks
 from gwp.data.formats.robot_set import Episode, VideoSpan
 from gwp.storage.names import shown
 

@@ -27,7 +27,7 @@ def add(subparsers: Any) -> None:
 def run_plan(args: argparse.Namespace) -> None:
     import json
 
-    from gwp.data.formats.reader import FileReader
+    from gwp.data.formats.files.reader import FileReader
     from gwp.data.plan.plan import make_plan, mixing
     from pipelines.config.load import load_config
     from pipelines.console import event

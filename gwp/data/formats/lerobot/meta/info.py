@@ -3,10 +3,10 @@
 from math import prod
 from typing import Any
 
+from gwp.data.formats.files.texts import read_json
 from gwp.data.formats.finding import Finding
+from gwp.data.formats.lerobot.meta.places import INFO
 from gwp.data.formats.lerobot.numbers import whole_or_none
-from gwp.data.formats.lerobot.places import INFO
-from gwp.data.formats.texts import read_json
 from gwp.errors import DataError
 from gwp.storage.names import shown
 

@@ -12,8 +12,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from gwp import storage
-from gwp.data.formats.reader import FileReader, several
-from gwp.data.formats.texts import read_json
+from gwp.data.formats.files.reader import FileReader, several
+from gwp.data.formats.files.texts import read_json
 
 _EPISODE = re.compile(r'"episode_index"\s*:\s*"?(\d{1,9})"?\s*[,}]')
 

@@ -10,8 +10,8 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from gwp import storage
+from gwp.data.formats.files.reader import FileReader
 from gwp.data.formats.format import FilePart, Pictures
-from gwp.data.formats.reader import FileReader
 from gwp.errors import DataError, MissingError
 from gwp.storage.names import relative_name, shown
 

@@ -10,7 +10,7 @@ from threading import Lock
 from typing import Any, TypeVar, TypeVarTuple
 
 from gwp import storage
-from gwp.data.formats.spool import Spool
+from gwp.data.formats.files.spool import Spool
 from gwp.errors import DataError, MissingError
 
 WHOLE = 8 << 20

@@ -10,7 +10,7 @@ from typing import Literal
 import numpy as np
 from pydantic import BaseModel, ConfigDict, model_validator
 
-from gwp.data.rotations import between_pairs, near, one_sign, slerp, unit, upright
+from gwp.data.robot.rotations import between_pairs, near, one_sign, slerp, unit, upright
 
 Rotation = Literal[
     "radians",

@@ -1,0 +1,1 @@
+"""How files of a set are listed, fetched and parsed, whatever the format."""

@@ -1,0 +1,1 @@
+"""What a LeRobot set says of itself under `meta/`: its description, episodes, tasks and splits."""

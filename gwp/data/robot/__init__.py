@@ -1,0 +1,1 @@
+"""What a robot's numbers mean: the parts of its action and state, and the kinds of each."""
