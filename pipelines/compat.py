@@ -6,8 +6,11 @@ test_compat.py` and the tests that are named notice when one changes with an upd
 
 from argparse import Namespace
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from torch import Tensor
 
 
 def split_without_cpu(dataset: Any) -> None:
@@ -48,6 +51,50 @@ def without_shared_memory_collective() -> None:
     import deepspeed
 
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+
+
+@dataclass(frozen=True)
+class Master:
+    """A part of a parameter in the precision of the optimiser, as it lies on one rank.
+
+    name: in the model; start: first number of the part in the flattened parameter; part: fp32
+    `[n]`, the memory that the optimiser changes
+    """
+
+    name: str
+    start: int
+    part: Tensor
+
+
+def masters_of_flat_groups(parameters: dict[str, Any]) -> list[Master]:
+    """The masters on this rank under ZeRO-1 and 2.
+
+    The public functions gather them over all ranks, or copy; the mapping has no public name.
+    """
+    masters = []
+    for name, parameter in parameters.items():
+        mapping = parameter._hp_mapping
+        # A rank has parts of a few parameters.
+        if mapping is not None:
+            start = mapping.lp_fragment_address.start
+            masters.append(Master(name, start, mapping.get_hp_fragment().view(-1)))
+    return masters
+
+
+def masters_of_partitions(parameters: dict[str, Any], rank: int) -> list[Master]:
+    """The masters on this rank under ZeRO-3, without the padding behind the last part.
+
+    Where a part begins, and how long the parameter is, have no public name.
+    """
+    from deepspeed.utils import safe_get_local_fp32_param
+
+    masters = []
+    for name, parameter in parameters.items():
+        part = safe_get_local_fp32_param(parameter)
+        start = rank * part.numel()
+        if start < parameter.ds_numel:
+            masters.append(Master(name, start, part[: parameter.ds_numel - start]))
+    return masters
 
 
 def own_share(parameter: Any) -> Any:

@@ -6,6 +6,7 @@ stages by name. Shape legend: B batch, p actions, d channels, C latent channels,
 (reference first), h w latent rows and columns.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -14,7 +15,8 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from torch import Tensor
 
 from gwp.model.config import Group, ModelConfig
-from gwp.model.flow import add_noise, draw_sigma
+from gwp.model.draws import Levels, draw_levels
+from gwp.model.flow import add_noise
 from gwp.model.transformer import Tokens, WorldActionTransformer
 
 _CONFIG = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
@@ -55,7 +57,9 @@ class ObjectiveConfig(BaseModel):
     action_weight: float = Field(default=1.0, ge=0)
     """Weight of the action loss. The GWP-0 paper states 5 : 1, the released trainers use 1 : 1."""
     video_weight: float = Field(default=1.0, ge=0)
-    """Weight of the future-video loss. 0 drops the future tokens from training."""
+    """Weight of the future-video loss. 0 drops the future tokens from training, and with them
+    all that samples without actions could teach.
+    """
     action_shift: float = Field(default=5.0, gt=0)
     """Shift of the action noise levels towards noise."""
     video_shift: float = Field(default=2.0, gt=0)
@@ -71,6 +75,15 @@ class ObjectiveConfig(BaseModel):
     the clean reference frame in the denominator of the video loss, as the released trainers do;
     for continuing published weights.
     """
+
+    @model_validator(mode="after")
+    def _learns(self) -> "ObjectiveConfig":
+        if self.video_weight == 0 and self.modes.video + self.modes.ac_wm > 0:
+            raise ValueError(
+                "video_weight 0 leaves nothing to learn in the modes video and ac_wm; set "
+                "both to 0, or give video_weight"
+            )
+        return self
 
     @model_validator(mode="after")
     def _prefix(self) -> "ObjectiveConfig":
@@ -93,6 +106,8 @@ class Batch:
     dim_valid:  bool `[B, d]`, False where a robot has fewer channels than the model
     text:       `[B, L_t, text_dim]`
     embodiment: int64 `[B]`
+    ok:         bool `[B]`, False where a sample could not be read: it holds its place and counts
+                for nothing, so that every rank runs the same graph whatever its data
     """
 
     latents: Tensor
@@ -102,12 +117,32 @@ class Batch:
     dim_valid: Tensor
     text: Tensor
     embodiment: Tensor
+    ok: Tensor
+
+
+@dataclass(frozen=True)
+class Counts:
+    """What the losses of a global batch are divided by: what is learnt in it, over all of its
+    micro-batches and ranks. Means of the means of parts would weigh a part with little to learn
+    as much as one with much.
+
+    action: numbers of actions that are learnt; video: samples
+    """
+
+    action: float
+    video: float
+
+    def __add__(self, other: "Counts") -> "Counts":
+        return Counts(self.action + other.action, self.video + other.video)
 
 
 @dataclass(frozen=True)
 class Losses:
-    """`total` carries the gradient; `action` and `video` are detached means, None when the
-    group was absent.
+    """The part of a micro-batch in the losses of its global batch: those are the sums over all
+    parts.
+
+    `total` carries the gradient; `action` and `video` are detached, None when the group was
+    absent.
     """
 
     total: Tensor
@@ -116,11 +151,51 @@ class Losses:
 
 
 def draw_video_only(modes: ModesConfig, has_action: bool, generator: torch.Generator) -> bool:
-    """Whether a whole global batch trains video only. One draw for all ranks: their graphs must
-    be the same.
+    """Whether a whole global batch trains video only; `generator` is that of its first position
+    in the plan. One draw for all ranks: their graphs must be the same.
     """
     share = modes.video / (modes.video + modes.ac_wm + modes.wam)
     return bool(torch.rand((), generator=generator) < share) or not has_action
+
+
+def levels_of(
+    objective: ObjectiveConfig, seed: int, positions: Sequence[int], chunk: int
+) -> Levels:
+    """Modes and noise levels of the samples at these positions of the plan."""
+    # `video` is no share here: it is drawn for the whole global batch.
+    modes = objective.modes
+    acting = modes.ac_wm + modes.wam
+    return draw_levels(
+        seed,
+        positions,
+        chunk,
+        shifts=(objective.action_shift, objective.video_shift),
+        shared=objective.shared_noise,
+        # With `video` alone all batches are video only, and no action is looked at.
+        clean_share=modes.ac_wm / acting if acting else 0.0,
+        prefix_share=objective.chunk_prefix,
+        max_prefix=objective.max_prefix,
+    )
+
+
+def action_weights(
+    objective: ObjectiveConfig, levels: Levels, step_valid: Tensor, dim_valid: Tensor, ok: Tensor
+) -> Tensor:
+    """Which numbers of the actions are learnt: fp32 `[B, p, d]` of 0 and 1.
+
+    step_valid: bool `[B, p]`; dim_valid: bool `[B, d]`; ok: bool `[B]`, as in `Batch`.
+    """
+    learnt = levels.learnt.to(ok.device) & ok[:, None]
+    if objective.masking == "published":
+        return learnt[:, :, None].expand(*step_valid.shape, dim_valid.shape[1]).float()
+    return ((learnt & step_valid)[:, :, None] & dim_valid[:, None, :]).float()
+
+
+def counts_of(weights: Tensor, ok: Tensor) -> Counts:
+    """What one micro-batch adds to the counts of its global batch: `weights` of
+    `action_weights`, and `ok` of the batch.
+    """
+    return Counts(float(weights.sum(dtype=torch.float64)), float(ok.sum()))
 
 
 def training_losses(
@@ -128,95 +203,60 @@ def training_losses(
     batch: Batch,
     objective: ObjectiveConfig,
     video_only: bool,
-    generator: torch.Generator,
+    levels: Levels,
+    noise: tuple[Tensor, Tensor],
+    counts: Counts | None = None,
 ) -> Losses:
-    """Losses of one micro-batch; all randomness comes from `generator` (CPU)."""
-    B = batch.latents.shape[0]
+    """Losses of one micro-batch, as its part in those of a global batch with these `counts`;
+    None: the micro-batch is all of it.
+
+    noise: of the future fp32 `[B, C, T - 1, h, w]` and of the actions fp32 `[B, p, d]`
+    """
     device = batch.latents.device
-
-    # Drawn on the CPU and in this order, whatever the mode uses of it: one seed then gives the
-    # same numbers on every device and in every mode.
-    def draw(*shape: int) -> Tensor:
-        return torch.randn(shape, generator=generator).to(device)
-
-    sigma_f = draw_sigma(B, objective.video_shift, generator)
-    sigma_a = draw_sigma(B, objective.action_shift, generator)
-    if objective.shared_noise:
-        sigma_f = sigma_a
+    weights = action_weights(objective, levels, batch.step_valid, batch.dim_valid, batch.ok)
+    if counts is None:
+        counts = counts_of(weights, batch.ok)
+    future_noise, action_noise = (part.to(device) for part in noise)
     reference, clean_future = batch.latents[:, :, :1], batch.latents[:, :, 1:]
-    # Without weight the future costs nothing, but a video batch has nothing else to learn.
+    # Without weight the future costs nothing; a pass of video alone has nothing else, though.
     with_future = clean_future.shape[2] > 0 and (objective.video_weight > 0 or video_only)
-    future_noise = draw(*clean_future.shape)
-    action_noise = draw(*batch.actions.shape)
-    future = add_noise(clean_future, future_noise, sigma_f.to(device)) if with_future else None
-    noise: dict[Group, Tensor] = {"F": sigma_f.to(device)} if with_future else {}
+    sigma = levels.future.to(device)
+    future = add_noise(clean_future, future_noise, sigma) if with_future else None
+    noisy: dict[Group, Tensor] = {"F": sigma} if with_future else {}
     if video_only:
         # What this leaves without a gradient gets one of zeros from `idle_loss`.
         tokens = Tokens(reference=reference, future=future)
-        out = model(tokens, noise, batch.text, batch.embodiment, heads=("F",))
-        video = _video_loss(out.future, future_noise - clean_future, objective)
-        return Losses(
-            objective.video_weight * video if objective.video_weight else video,
-            None,
-            video.detach(),
-        )
+        out = model(tokens, noisy, batch.text, batch.embodiment, heads=("F",))
+        video = _video_loss(out.future, future_noise - clean_future, batch.ok, counts, objective)
+        return Losses(objective.video_weight * video, None, video.detach())
 
-    # With actions: levels and masks per action, then both losses out of one pass.
-    level, learnt = _action_levels(batch, objective, sigma_a, generator)
-    tokens = Tokens(
-        batch.state, reference, add_noise(batch.actions, action_noise, level.to(device)), future
-    )
-    out = model(tokens, {"A": level.to(device), **noise}, batch.text, batch.embodiment)
-    action = _action_loss(
-        out.action, action_noise - batch.actions, batch, learnt.to(device), objective
-    )
+    # With actions: both losses out of one pass.
+    level = levels.action.to(device)
+    noisy_actions = add_noise(batch.actions, action_noise, level)
+    tokens = Tokens(batch.state, reference, noisy_actions, future)
+    out = model(tokens, {"A": level, **noisy}, batch.text, batch.embodiment)
+    assert out.action is not None
+    error = (out.action.float() - (action_noise - batch.actions)).square()
+    # Where all actions are clean nothing is learnt: 0, not NaN.
+    action = (error * weights).sum() / max(counts.action, 1.0)
     total = objective.action_weight * action
     if with_future:
-        video = _video_loss(out.future, future_noise - clean_future, objective)
+        video = _video_loss(out.future, future_noise - clean_future, batch.ok, counts, objective)
         return Losses(total + objective.video_weight * video, action.detach(), video.detach())
     return Losses(total, action.detach(), None)
 
 
-def _action_levels(
-    batch: Batch, objective: ObjectiveConfig, sigma: Tensor, generator: torch.Generator
-) -> tuple[Tensor, Tensor]:
-    """Noise level per action `[B, p]` and which of them are learnt bool `[B, p]` (CPU)."""
-    # `video` is no share here: it was drawn for the whole global batch.
-    B, p = batch.actions.shape[:2]
-    modes = objective.modes
-    # ac-wm: all actions of the sample are clean, and none is learnt.
-    clean = torch.rand(B, generator=generator) < modes.ac_wm / (modes.ac_wm + modes.wam)
-    # Cloned, because rows of `expand` share memory and single actions are set below.
-    level = torch.where(clean, torch.zeros_like(sigma), sigma)[:, None].expand(B, p).clone()
-    learnt = (~clean)[:, None].expand(B, p).clone()
-    # Real-time chunking: so are the first ones of some samples; one action at least is left.
-    prefixed = torch.rand(B, generator=generator) < objective.chunk_prefix
-    length = torch.randint(0, min(objective.max_prefix, p - 1) + 1, (B,), generator=generator)
-    committed = prefixed[:, None] & (torch.arange(p) < length[:, None])
-    level[committed] = 0.0
-    return level, learnt & ~committed
-
-
-def _action_loss(
+def _video_loss(
     predicted: Tensor | None,
     target: Tensor,
-    batch: Batch,
-    learnt: Tensor,
+    ok: Tensor,
+    counts: Counts,
     objective: ObjectiveConfig,
 ) -> Tensor:
     assert predicted is not None
-    error = (predicted.float() - target).square()
-    if objective.masking == "published":
-        weight = learnt[:, :, None].expand_as(error).float()
-    else:
-        weight = ((learnt & batch.step_valid)[:, :, None] & batch.dim_valid[:, None, :]).float()
-    # Where all actions are clean nothing is learnt: 0, not NaN.
-    return (error * weight).sum() / weight.sum().clamp(min=1.0)
-
-
-def _video_loss(predicted: Tensor | None, target: Tensor, objective: ObjectiveConfig) -> Tensor:
-    assert predicted is not None
-    loss = (predicted.float() - target).square().mean()
+    # A mean over each sample: all of a global batch have one shape.
+    of_sample = (predicted.float() - target).square().flatten(1).mean(1)
+    loss = (of_sample * ok).sum() / max(counts.video, 1.0)
     if objective.masking == "published":
         # The mean of the released trainers has the reference frame in it, whose error is 0.
         T = target.shape[2] + 1

@@ -97,7 +97,8 @@ def _train_step_ms(job: "TrainJob") -> float:
     """Forward, backward and AdamW on random samples of the policy stage's shapes."""
     import torch
 
-    from gwp.model.objective import Batch, training_losses
+    from gwp.model.draws import draw_noise
+    from gwp.model.objective import Batch, levels_of, training_losses
     from gwp.model.weights import build_model
 
     config = job.model_config_
@@ -107,7 +108,7 @@ def _train_step_ms(job: "TrainJob") -> float:
     # Its rate does not matter: only the time of a step does.
     optimizer = torch.optim.AdamW(model.parameters())
     draw = torch.Generator().manual_seed(0)
-    n = job.micro_batch
+    n = job.share // job.passes
     p = window.chunk
     d = config.action_channels
     # Of the codec that the first stage makes: 8 pixels a latent row, 4 frames a latent frame.
@@ -125,10 +126,14 @@ def _train_step_ms(job: "TrainJob") -> float:
         dim_valid=torch.ones(n, d, dtype=torch.bool),
         text=torch.randn(n, _TEXT_ROWS, config.text_dim, generator=draw),
         embodiment=torch.zeros(n, dtype=torch.int64),
+        ok=torch.ones(n, dtype=torch.bool),
     )
+    future = (latent[0], latent[1] - 1, *latent[2:])
 
     def step() -> None:
-        training_losses(model, batch, job.objective, False, draw).total.backward()
+        levels = levels_of(job.objective, 0, range(n), p)
+        noise = draw_noise(0, range(n), future, (p, d))
+        training_losses(model, batch, job.objective, False, levels, noise).total.backward()
         optimizer.step()
         optimizer.zero_grad()
 

@@ -161,6 +161,10 @@ class OptimizerConfig(BaseModel):
     """Learning rate at the last step of the cosine."""
     clip: float = Field(default=1.0, ge=0)
     """Largest gradient norm; 0: no clipping."""
+    max_skipped: int = Field(default=3, ge=0)
+    """Steps in a row that are left out because a loss or gradient is no finite number; one more
+    ends the run.
+    """
 
     def lr_at(self, step: int, total: int) -> float:
         """Learning rate of optimiser step `step` (from 0) of `total`."""
@@ -176,6 +180,20 @@ class OptimizerConfig(BaseModel):
         )
 
 
+_TYPED = {
+    "train_batch_size": "engine.global_batch",
+    "train_micro_batch_size_per_gpu": "engine.micro_batch",
+    "gradient_accumulation_steps": "engine.micro_batch",
+    "gradient_clipping": "optimizer.clip",
+    "optimizer": "optimizer",
+    "scheduler": "optimizer.schedule",
+    "bf16": "engine.precision",
+    "fp16": "engine.precision",
+    "zero_optimization.stage": "engine.zero_stage",
+}
+"""Setting of DeepSpeed -> field of the job that it follows from."""
+
+
 class DeepSpeedConfig(BaseModel):
     """DeepSpeed, rendered from these fields."""
 
@@ -189,12 +207,31 @@ class DeepSpeedConfig(BaseModel):
     """Samples per optimiser step over all workers; a multiple of `cluster.workers`. It stays
     when their number changes.
     """
+    micro_batch: int | None = Field(default=None, gt=0)
+    """Samples that a worker takes through the model at a time, so what its memory has to hold;
+    gradients are accumulated until the global batch is through. None, or more than its share:
+    all of its share at once. Batches of buckets are cut into as many parts.
+    """
     gradient_checkpointing: bool = False
     """Recompute blocks in the backward pass: less memory, a third more arithmetic."""
     ema_decay: float = Field(default=0.9999, ge=0, lt=1)
     """Ceiling of the moving average of weights (fp32); 0: none."""
     overrides: dict[str, Any] = {}
-    """Raw DeepSpeed settings laid over the rendered ones."""
+    """Raw DeepSpeed settings laid over the rendered ones. What a field of the job says cannot be
+    said here.
+    """
+
+    @model_validator(mode="after")
+    def _said_once(self) -> "DeepSpeedConfig":
+        zero = self.overrides.get("zero_optimization")
+        said = [key for key in _TYPED if key in self.overrides]
+        if isinstance(zero, dict) and "stage" in zero:
+            said.append("zero_optimization.stage")
+        if said:
+            raise ValueError(
+                f"overrides: {said[0]} is what {_TYPED[said[0]]} says; set that field instead"
+            )
+        return self
 
 
 class ClusterConfig(BaseModel):
@@ -315,6 +352,13 @@ class TrainJob(BaseModel):
                 f"engine.global_batch {self.engine.global_batch} is not a multiple of the "
                 f"{self.cluster.workers} workers"
             )
+        micro = self.engine.micro_batch
+        if micro is not None and micro < self.share and self.share % micro:
+            raise ValueError(
+                f"engine.micro_batch {micro} does not divide the {self.share} samples that each "
+                f"of the {self.cluster.workers} workers has of a global batch of "
+                f"{self.engine.global_batch}"
+            )
         uneven = [size for size in self.plan_rules.batch if size % self.cluster.workers]
         if uneven:
             raise ValueError(
@@ -348,10 +392,15 @@ class TrainJob(BaseModel):
         return self.model
 
     @property
-    def micro_batch(self) -> int:
-        """Samples per worker and optimiser step, of the canvas's shape."""
+    def share(self) -> int:
+        """Samples of a worker in a global batch, of the canvas's shape."""
         # Of buckets there may be more or fewer (`plan_rules`).
         return self.engine.global_batch // self.cluster.workers
+
+    @property
+    def passes(self) -> int:
+        """Micro-batches into which a worker cuts its share of every global batch."""
+        return self.share // min(self.engine.micro_batch or self.share, self.share)
 
     @property
     def plan_rules(self) -> Rules:

@@ -9,7 +9,6 @@ world size load only through the universal format.
 import math
 import os
 import shutil
-from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +18,7 @@ from torch import Tensor
 from gwp.errors import GwpError
 from gwp.model.transformer import WorldActionTransformer
 from pipelines import compat
+from pipelines.compat import Master
 from pipelines.jobs.train_job import TrainJob
 
 _TAG = "state"
@@ -30,9 +30,9 @@ def deepspeed_config(job: TrainJob) -> dict[str, Any]:
     """
     engine = job.engine
     config: dict[str, Any] = {
-        "train_micro_batch_size_per_gpu": job.micro_batch,
+        "train_micro_batch_size_per_gpu": job.share // job.passes,
         "train_batch_size": engine.global_batch,
-        "gradient_accumulation_steps": 1,
+        "gradient_accumulation_steps": job.passes,
         "gradient_clipping": job.optimizer.clip,
         "zero_allow_untested_optimizer": True,
         "zero_optimization": {"stage": engine.zero_stage},
@@ -41,6 +41,9 @@ def deepspeed_config(job: TrainJob) -> dict[str, Any]:
     }
     if engine.precision == "bf16":
         config["bf16"] = {"enabled": True}
+        if job.passes > 1:
+            # A sum of many in bf16 would lose what each of them adds.
+            config["data_types"] = {"grad_accum_dtype": "fp32"}
         if engine.zero_stage == 0:
             raise GwpError(
                 "engine.zero_stage 0 with bf16 uses another optimiser path in DeepSpeed; use "
@@ -91,25 +94,51 @@ class Engine:
         return self._engine
 
     @property
+    def rank(self) -> int:
+        """Of this process among all."""
+        return int(self._engine.global_rank)
+
+    @property
     def device(self) -> torch.device:
         """Where this rank computes."""
         return torch.device(self._engine.device)
 
-    def step(self, loss: Tensor, lr: float) -> float | None:
-        """Backward, all-reduce, clip, and one optimiser step at this learning rate.
+    def begin(self, last: bool) -> None:
+        """Say before the forward of a micro-batch whether it is the last of its global batch."""
+        # Not counted by DeepSpeed: of small buckets there are fewer micro-batches.
+        self._engine.set_gradient_accumulation_boundary(last)
 
-        Returns the norm of the whole gradient before clipping, the same on every rank; None
-        where DeepSpeed does not say (ZeRO 0).
+    def backward(self, loss: Tensor) -> None:
+        """Add the gradients of a micro-batch, whose loss is its part in that of the global
+        batch, and sum them over the ranks.
+        """
+        # DeepSpeed takes means, over ranks here and over micro-batches if it is let.
+        self._engine.backward(loss * self._engine.dp_world_size, scale_wrt_gas=False)
+
+    def step(self, lr: float) -> float:
+        """Clip, and one optimiser step at this learning rate.
+
+        Returns the norm of the whole gradient before clipping, the same on every rank. If it is
+        no finite number, no step was taken and the gradients are gone.
         """
         for group in self._engine.optimizer.param_groups:
             group["lr"] = lr
-        self._engine.backward(loss)
+        if self._zero_stage == 0:
+            return self._plain_step()
         self._engine.step()
-        norm = self._engine.get_global_grad_norm()
-        if norm is None:
-            return None
-        # DeepSpeed writes -1 for a norm that is no finite number.
-        return float(norm) if float(norm) >= 0 else math.nan
+        norm = float(self._engine.get_global_grad_norm())
+        # DeepSpeed writes -1 or infinity for a norm that is no finite number.
+        return norm if 0 <= norm < math.inf else math.nan
+
+    def _plain_step(self) -> float:
+        # Without ZeRO, DeepSpeed looks at no norm. All ranks have the whole gradient.
+        gradients = [p.grad for p in self._engine.module.parameters() if p.grad is not None]
+        norm = float(torch.nn.utils.get_total_norm(gradients))
+        if math.isfinite(norm):
+            self._engine.step()
+        else:
+            self._engine.zero_grad()
+        return norm
 
     def finite(self) -> bool:
         """Whether all weights that lie on this rank are finite numbers; under ZeRO-3 that is
@@ -118,17 +147,26 @@ class Engine:
         shares = map(compat.own_share, self.parameters().values())
         return all(bool(share.isfinite().all()) for share in shares)
 
+    def masters(self) -> list[Master]:
+        """The fp32 masters that lie on this rank; all ranks together have each number once."""
+        parameters = self.parameters()
+        if self._zero_stage == 3:
+            return compat.masters_of_partitions(parameters, self.rank)
+        if self._zero_stage:
+            return compat.masters_of_flat_groups(parameters)
+        # Every rank has all of them; each speaks for some.
+        names = sorted(parameters)[self.rank :: self._engine.dp_world_size]
+        return [Master(name, 0, parameters[name].detach().view(-1)) for name in names]
+
     def parameters(self) -> dict[str, torch.nn.Parameter]:
-        """Name in the model -> parameter; under ZeRO-3 empty outside `gathered`."""
+        """Name in the model -> parameter; under ZeRO-3 empty between passes."""
         return dict(self._engine.module.named_parameters())
 
-    def gathered(self, parameters: list[torch.nn.Parameter]) -> Any:
-        """A context in which sharded parameters (ZeRO-3) are whole on every rank."""
-        if self._zero_stage != 3:
-            return nullcontext()
-        import deepspeed
-
-        return deepspeed.zero.GatheredParameters(parameters)
+    def shape(self, name: str) -> list[int]:
+        """Of a whole parameter."""
+        parameter = self._engine.module.get_parameter(name)
+        # ZeRO-3 keeps it beside the empty parameter.
+        return list(getattr(parameter, "ds_shape", parameter.shape))
 
     def save(self, folder: Path) -> None:
         """Write this rank's share of the state below `folder`; every rank must call it."""

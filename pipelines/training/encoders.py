@@ -35,34 +35,46 @@ class Encoders:
         texts = storage.read_bytes(storage.join(prepared.uri, "texts.json"))
         self._texts: dict[str, str] = json.loads(texts)
 
-    def batch(self, raw: StreamBatch, keep: np.ndarray) -> Batch:
-        """The samples of a batch that are whole, encoded, on this rank's device.
+    def batch(self, raw: StreamBatch, rows: slice) -> Batch:
+        """Some samples of a batch, encoded, on this rank's device. Those that could not be read
+        are zeros.
 
-        `raw`: columns of the stream, one row a sample. `keep`: bool `[batch]`, at least one.
+        `raw`: columns of the stream, one row a sample.
         """
+        ok = raw["ok"][rows].astype(bool)
 
-        def kept(column: np.ndarray) -> Tensor:
-            # The mask copies: torch warns of arrays of Ray's store, which are read-only.
-            return torch.from_numpy(np.ascontiguousarray(column[keep])).to(self._device)
+        def some(column: np.ndarray) -> Tensor:
+            # A copy: torch warns of arrays of Ray's store, which are read-only.
+            return torch.from_numpy(column[rows].copy()).to(self._device)
 
         with torch.no_grad():
             # fp32 `[B, C, T_lat, h, w]` either way.
             if "latents" in raw:
-                latents = from_stored(kept(raw["latents"]))
+                latents = from_stored(some(raw["latents"]))
             else:
-                latents = self._codec.encode(kept(raw["frames"]))
-            text = self._text.lookup([self._texts[key] for key in raw["text_key"][keep]])
+                latents = self._codec.encode(some(raw["frames"]))
+            text = self._text_of(raw["text_key"][rows], ok)
         # `[B, d]`, in the batch `[B, 1, d]`: the state is one token.
-        state = kept(raw["state"])
+        state = some(raw["state"])
         return Batch(
             latents=latents,
             state=state.reshape(state.shape[0], 1, -1),
-            actions=kept(raw["actions"]),
-            step_valid=kept(raw["step_valid"]),
-            dim_valid=kept(raw["dim_valid"]),
+            actions=some(raw["actions"]),
+            step_valid=some(raw["step_valid"]),
+            dim_valid=some(raw["dim_valid"]),
             text=text.to(self._device),
-            embodiment=kept(raw["embodiment_id"]),
+            embodiment=some(raw["embodiment_id"]),
+            ok=torch.from_numpy(ok).to(self._device),
         )
+
+    def _text_of(self, keys: np.ndarray, ok: np.ndarray) -> Tensor:
+        """Embeddings `[B, rows, dim]`; a sample that could not be read has no instruction."""
+        if ok.all():
+            return self._text.lookup([self._texts[key] for key in keys])
+        text = torch.zeros(len(keys), self._text.rows, self._text.dim)
+        if ok.any():
+            text[ok] = self._text.lookup([self._texts[key] for key in keys[ok]]).to(text)
+        return text
 
     def text_like(self) -> Tensor:
         """An uninitialised text `[1, rows, dim]`, for a pass whose result does not count."""

@@ -65,6 +65,14 @@ class Journal:
         self._write(broken, "quarantine", f"step_{step:06d}-rank{self._rank}.json")
         return len(broken)
 
+    def skipped(self, step: int, losses: list[float], norm: float, samples: list[str]) -> None:
+        """Note that `step` was not taken: the loss of each rank, the norm of the gradient, and
+        the samples that may be the reason.
+        """
+        # As text, because JSON has no NaN.
+        note = {"losses": list(map(str, losses)), "norm": str(norm), "samples": samples}
+        self._write(note, "skipped_steps", f"step_{step:06d}.json")
+
     def progress(self, step: int, skipped: int, losses: dict[str, float]) -> None:
         """Tell how far this rank is; overwrites what it told before."""
         report = {

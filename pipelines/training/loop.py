@@ -6,19 +6,15 @@ reported to Ray is a pointer.
 """
 
 import json
-import math
 import tempfile
 import time
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import ray.train
-import torch
 
 from gwp import storage
 from gwp.data.records import StreamBatch
-from gwp.model.objective import draw_video_only, idle_loss, training_losses
 from gwp.model.transformer import WorldActionTransformer
 from gwp.model.weights import build_model, load_model, locate, open_checkpoint
 from gwp.model.weights.derive import require_same
@@ -40,12 +36,11 @@ from pipelines.training.failures import StoppedError, lasting
 from pipelines.training.journal import Journal
 from pipelines.training.prepare import PreparedRun
 from pipelines.training.ranks import Ranks
+from pipelines.training.step import TrainStep
 from pipelines.training.stream import batches
 
 # Below this many broken samples their share says nothing.
 _FEW_BROKEN = 20
-# Bad losses that a message names.
-_NAMED = 4
 
 
 def train_loop(config: dict[str, Any]) -> None:
@@ -75,7 +70,6 @@ class _Loop:
 
     step:         optimiser steps done
     samples_seen: of all ranks, position in the plan
-    skipped:      broken samples of this rank in this attempt
     good:         the last good checkpoint, in words
     """
 
@@ -94,14 +88,14 @@ class _Loop:
         universal = self._fetch_state()
         self.engine = Engine(model, self.job, load_universal=universal)
         self.ranks.device = self.engine.device
-        self.ema = Ema(self.engine, self.job.engine.ema_decay, rank, world)
+        self.ema = Ema(self.engine, self.job.engine.ema_decay)
         self.step = 0
         self.samples_seen = 0
-        self.skipped = 0
         self.good = "none yet"
         if self.committed:
             self._resume(*self.committed)
-        self.encoders = Encoders(prepared, scratch, self.engine.device)
+        encoders = Encoders(prepared, scratch, self.engine.device)
+        self.steps = TrainStep(self.job, self.ranks, self.engine, self.ema, encoders)
 
     def _fetch_state(self) -> bool:
         """Bring the state of the last checkpoint here; whether it had to be converted because
@@ -165,7 +159,7 @@ class _Loop:
             if job.run.record_samples:
                 self.journal.consumed(self.step, raw)
             with lasting():
-                losses = self._train_step(raw)
+                losses = self._taken(raw)
             self.step += 1
             self.samples_seen += int(raw["batch"][0])
             # Collective: every rank comes here at the same steps.
@@ -191,55 +185,16 @@ class _Loop:
                     "from its last checkpoint"
                 )
 
-    def _train_step(self, raw: StreamBatch) -> dict[str, float]:
-        """One optimiser step on this rank's micro-batch; its losses, none without a whole
-        sample.
-        """
-        job = self.job
-        # One draw for all ranks, so that their graphs are the same; then one stream of noise
-        # per rank.
-        shared = torch.Generator().manual_seed(_seed(job.run.seed, self.step, 0))
-        own = torch.Generator().manual_seed(_seed(job.run.seed, self.step, 1 + self.ranks.rank))
-        keep = raw["ok"].astype(bool)
-        self.skipped += self.journal.quarantine(self.step, raw, keep)
-        has_action = self.ranks.anywhere(bool(raw["has_action"].any()))
-        video_only = draw_video_only(job.objective.modes, has_action, shared)
-        if not keep.any():
-            # Nothing to learn here, but the other ranks wait in the all-reduce.
-            loss = idle_loss(self.engine.module, self.encoders.text_like())
-            losses = {}
-        else:
-            batch = self.encoders.batch(raw, keep)
-            result = training_losses(self.engine.module, batch, job.objective, video_only, own)
-            loss = result.total
-            if video_only:
-                # Video alone leaves parameters without a gradient, and sharding engines want
-                # one of each.
-                loss = loss + idle_loss(self.engine.module, self.encoders.text_like())
-            parts = {
-                "loss": loss.detach(),
-                "loss_action": result.action,
-                "loss_video": result.video,
-            }
-            losses = {name: float(part) for name, part in parts.items() if part is not None}
-        self._require_finite(losses)
-        norm = self.engine.step(loss, job.optimizer.lr_at(self.step, job.run.steps))
-        if norm is not None and not math.isfinite(norm):
-            raise self._diverged(f"the gradient's norm is {norm}", self.step + 1)
-        self.ema.update(self.step)
-        return losses
+    def _taken(self, raw: StreamBatch) -> dict[str, float]:
+        """Take a step; the losses of the global batch, the same on every rank."""
+        try:
+            return self.steps.take(self.step, raw, self.samples_seen, self.journal)
+        except StoppedError as error:
+            raise self._diverged(str(error)) from error
 
-    def _require_finite(self, losses: dict[str, float]) -> None:
-        """StoppedError on all ranks, before any takes the step, when a loss of any rank is not
-        a finite number.
-        """
-        bad = self.ranks.not_finite(losses)
-        if bad:
-            raise self._diverged(", ".join(bad[:_NAMED]), self.step + 1)
-
-    def _diverged(self, what: str, step: int) -> StoppedError:
+    def _diverged(self, what: str) -> StoppedError:
         return StoppedError(
-            f"step {step}: {what}. Training has stopped; its last good checkpoint: {self.good}. The "
+            f"{what}. Training has stopped; its last good checkpoint: {self.good}. The "
             "same job would come to the same numbers: lower optimizer.lr, raise "
             "optimizer.warmup_steps, or look at the data, and start it under another run.name"
         )
@@ -250,14 +205,14 @@ class _Loop:
         """Tell how far this rank is; the number of samples that all ranks skipped since they
         started.
         """
-        losses = self.ranks.mean_losses(losses)
-        skipped = sum(self.ranks.gathered(self.skipped))
+        skipped = int(self.ranks.summed([self.steps.broken])[0])
         self.journal.progress(self.step, skipped, losses)
         if log and losses:
             extra = {
                 "data_wait_share": waited / max(elapsed, 1e-9),
                 "samples_seen": float(self.samples_seen),
                 "samples_skipped": float(skipped),
+                "steps_skipped": float(self.steps.skipped),
                 "learning_rate": self.job.optimizer.lr_at(self.step - 1, self.job.run.steps),
             }
             log.log_metrics(self.step, losses | extra)
@@ -271,7 +226,7 @@ class _Loop:
         uri = checkpoint_uri(self.prepared.uri, self.step, self.attempt)
         if self.ranks.anywhere(not self.engine.finite()):
             # A finite loss and gradient may still have led here.
-            raise self._diverged("a weight is not a finite number", self.step)
+            raise self._diverged(f"step {self.step}: a weight is not a finite number")
         with tempfile.TemporaryDirectory(prefix="gwp-save-") as scratch:
             folder = Path(scratch)
             self.engine.save(folder)
@@ -313,7 +268,3 @@ class _Loop:
                 checkpoint=ray.train.Checkpoint.from_directory(pointer),
             )
 
-
-def _seed(seed: int, step: int, stream: int) -> int:
-    """One seed per (run, step, stream)."""
-    return int(np.random.SeedSequence((seed, step, stream)).generate_state(1, np.uint64)[0] >> 1)

@@ -1,9 +1,8 @@
 """What the ranks of a run tell each other; used by the training loop."""
 
-import math
+from collections.abc import Sequence
 from typing import Any
 
-import numpy as np
 import torch
 from torch import distributed as dist
 
@@ -45,26 +44,11 @@ class Ranks:
         dist.all_gather_object(values, value)
         return values
 
-    def not_finite(self, losses: dict[str, float]) -> list[str]:
-        """Which losses of which ranks are no finite numbers, a phrase for each; the same on
-        every rank.
-        """
-        # A flag first: gathering objects at every step would cost far more.
-        if not self.anywhere(not all(map(math.isfinite, losses.values()))):
-            return []
-        phrases = []
-        for rank, share in enumerate(self.gathered(losses)):
-            for name, value in share.items():
-                if not math.isfinite(value):
-                    phrases.append(f"{name} is {value} on rank {rank}")
-        return phrases
-
-    def mean_losses(self, losses: dict[str, float]) -> dict[str, float]:
-        """Mean of each loss over the ranks that have it."""
-        shares = self.gathered(losses)
-        # A rank without a whole sample has no losses.
-        names = dict.fromkeys(name for share in shares for name in share)
-        means = {}
-        for name in names:
-            means[name] = float(np.mean([share[name] for share in shares if name in share]))
-        return means
+    def summed(self, values: Sequence[float]) -> list[float]:
+        """Sum of each over the ranks, in float64; what is no number anywhere is none here."""
+        if self.world == 1:
+            return list(values)
+        box = torch.tensor(values, dtype=torch.float64, device=self.device)
+        dist.all_reduce(box)
+        sums: list[float] = box.tolist()
+        return sums

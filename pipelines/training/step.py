@@ -1,0 +1,155 @@
+"""One optimiser step on a global batch, as a rank takes part in it.
+
+A rank cuts its share of the batch into micro-batches and accumulates their gradients. Losses are
+divided by what is learnt in the whole global batch, and every draw belongs to a sample, so the
+step does not depend on how many ranks and micro-batches share it.
+"""
+
+import math
+from itertools import pairwise
+
+import torch
+
+from gwp.data.records import StreamBatch
+from gwp.model.draws import draw_noise, generator
+from gwp.model.objective import (
+    Counts,
+    action_weights,
+    counts_of,
+    draw_video_only,
+    idle_loss,
+    levels_of,
+    training_losses,
+)
+from pipelines.jobs.train_job import TrainJob
+from pipelines.training.deepspeed_engine import Engine
+from pipelines.training.ema import Ema
+from pipelines.training.encoders import Encoders
+from pipelines.training.failures import StoppedError
+from pipelines.training.journal import Journal
+from pipelines.training.ranks import Ranks
+
+# Samples that a message names; all are in the journal.
+_NAMED = 4
+
+
+class TrainStep:
+    """What takes the steps of one rank; the training loop makes it and calls it with each share.
+
+    broken:  samples of this rank that could not be read, in this attempt
+    skipped: steps that were not taken because a loss or gradient was no finite number; the same
+             on every rank
+    """
+
+    def __init__(
+        self, job: TrainJob, ranks: Ranks, engine: Engine, ema: Ema, encoders: Encoders
+    ) -> None:
+        self._job = job
+        self._ranks = ranks
+        self._engine = engine
+        self._ema = ema
+        self._encoders = encoders
+        self.broken = 0
+        self.skipped = 0
+        # Of the steps skipped just now, one behind the other.
+        self._in_a_row = 0
+
+    def take(self, step: int, raw: StreamBatch, start: int, journal: Journal) -> dict[str, float]:
+        """Take optimiser step `step` (from 0) on this rank's share of the global batch that
+        begins at plan position `start`.
+
+        Returns the losses of the whole global batch, none where it has no whole sample.
+        Collective. StoppedError after `optimizer.max_skipped` steps in a row without a finite
+        loss.
+        """
+        job = self._job
+        objective, seed = job.objective, job.run.seed
+        positions = raw["position"].tolist()
+        self.broken += journal.quarantine(step, raw, raw["ok"].astype(bool))
+        levels = levels_of(objective, seed, positions, raw["actions"].shape[1])
+        ok, step_valid, dim_valid = (
+            torch.from_numpy(raw[name].astype(bool)) for name in ("ok", "step_valid", "dim_valid")
+        )
+        mine = counts_of(action_weights(objective, levels, step_valid, dim_valid, ok), ok)
+        labelled = float(raw["has_action"].any())
+        action, video, labelled = self._ranks.summed([mine.action, mine.video, labelled])
+        counts = Counts(action, video)
+        # One draw for all ranks, so that their graphs are the same.
+        first = generator(seed, start)
+        video_only = draw_video_only(objective.modes, labelled > 0, first)
+        parts = micro_batches(len(positions), job.passes)
+        # Of this rank: the sums over its micro-batches, by name.
+        losses = {"loss": 0.0}
+        for rows in parts:
+            self._engine.begin(last=rows is parts[-1])
+            batch = self._encoders.batch(raw, rows)
+            future, actions = batch.latents[0, :, 1:].shape, batch.actions.shape[1:]
+            result = training_losses(
+                self._engine.module,
+                batch,
+                objective,
+                video_only,
+                levels.of(rows),
+                draw_noise(seed, positions[rows], future, actions),
+                counts,
+            )
+            loss = result.total
+            if video_only:
+                # Video alone leaves parameters without a gradient, and sharding engines want
+                # one of each.
+                loss = loss + idle_loss(self._engine.module, self._encoders.text_like())
+            self._engine.backward(loss)
+            for name, part in (
+                ("loss", result.total),
+                ("loss_action", result.action),
+                ("loss_video", result.video),
+            ):
+                if part is not None:
+                    losses[name] = losses.get(name, 0.0) + float(part.detach())
+        sums = self._ranks.summed(list(losses.values()))
+        norm = self._engine.step(job.optimizer.lr_at(step, job.run.steps))
+        if math.isfinite(norm) and all(map(math.isfinite, sums)):
+            self._in_a_row = 0
+            self._ema.update(step)
+            return dict(zip(losses, sums, strict=True)) if counts.video else {}
+        self._skip(step, raw, losses, norm, journal)
+        return {}
+
+    def _skip(
+        self,
+        step: int,
+        raw: StreamBatch,
+        mine: dict[str, float],
+        norm: float,
+        journal: Journal,
+    ) -> None:
+        """Count a step that was not taken, and note what this rank had of it; StoppedError when
+        it was one too many in a row. Every rank comes here at the same steps.
+        """
+        self.skipped += 1
+        self._in_a_row += 1
+        # Where only the gradient is no number, every sample may be the reason.
+        own = not all(map(math.isfinite, mine.values()))
+        ids = [str(name) for name in raw["sample_id"]]
+        shares = self._ranks.gathered((own, mine["loss"], ids))
+        worst = [share for share in shares if share[0]] or shares
+        names = [name for _, _, names in worst for name in names]
+        if self._ranks.rank == 0:
+            journal.skipped(step, [loss for _, loss, _ in shares], norm, names)
+        most = self._job.optimizer.max_skipped
+        if self._in_a_row <= most:
+            return
+        named = ", ".join(names[:_NAMED])
+        more = f" and {len(names) - _NAMED} more" if len(names) > _NAMED else ""
+        begun = step + 1 - most
+        what = f"step {step + 1}" if most == 0 else f"steps {begun} to {step + 1}"
+        raise StoppedError(
+            f"{what}: the loss is {worst[0][1]}, the gradient's norm {norm}; samples of the last "
+            f"step: {named}{more}"
+        )
+
+
+def micro_batches(size: int, passes: int) -> list[slice]:
+    """`size` samples cut into at most `passes` parts, as even as can be; none is empty."""
+    edges = [size * i // passes for i in range(passes + 1)]
+    return [slice(a, b) for a, b in pairwise(edges) if b > a]

@@ -1,0 +1,166 @@
+"""Training steps on several processes of one machine, without Ray: what a test of the engine
+compares. `run` starts the processes; each of them runs this module.
+"""
+
+import json
+import os
+import socket
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from gwp.model.objective import Batch
+
+SIZE, STEPS, CHUNK, DIMS = 8, 6, 5, 6
+SEED = 7
+RULES = ["objective.modes={video: 1, ac_wm: 1, wam: 3}", "optimizer.lr=1e-2"]
+
+
+def columns(step: int) -> dict[str, np.ndarray]:
+    """The global batch of a step, as the stream gives it: chunks that end early, robots of fewer
+    dimensions, a sample that could not be read, and a batch without actions.
+    """
+    draw = np.random.default_rng(step)
+    lengths = draw.integers(1, CHUNK + 1, SIZE)
+    widths = draw.integers(2, DIMS + 1, SIZE)
+    ok = np.arange(SIZE) != step % SIZE
+    # All that one of four ranks has.
+    if step == 3:
+        ok = np.arange(SIZE) >= 2
+    labelled = step != 2
+    return {
+        "latents": draw.standard_normal((SIZE, 4, 2, 6, 4), np.float32) * ok[:, None, None, None, None],
+        "state": draw.standard_normal((SIZE, DIMS), np.float32) * ok[:, None],
+        "actions": draw.standard_normal((SIZE, CHUNK, DIMS), np.float32) * ok[:, None, None],
+        "step_valid": (np.arange(CHUNK) < lengths[:, None]) & ok[:, None],
+        "dim_valid": (np.arange(DIMS) < widths[:, None]) & ok[:, None],
+        "has_action": np.full(SIZE, labelled) & ok,
+        "sample_id": np.array([f"s{step}/{i}" for i in range(SIZE)]),
+        "position": np.arange(SIZE) + SIZE * step,
+        "ok": ok,
+        "reason": np.where(ok, "", "cannot be read"),
+    }
+
+
+class Encoded:
+    """In the place of `Encoders`: latents are what the columns hold, and there is no text."""
+
+    def batch(self, raw: Any, rows: slice) -> Batch:
+        def some(name: str) -> torch.Tensor:
+            return torch.from_numpy(raw[name][rows].copy())
+
+        count = len(raw["ok"][rows])
+        return Batch(
+            latents=some("latents"),
+            state=some("state")[:, None],
+            actions=some("actions"),
+            step_valid=some("step_valid"),
+            dim_valid=some("dim_valid"),
+            text=torch.ones(count, 7, 16),
+            embodiment=torch.arange(count) % 3 * 0,
+            ok=some("ok"),
+        )
+
+    def text_like(self) -> torch.Tensor:
+        return torch.ones(1, 7, 16)
+
+
+class Rank:
+    """One process of a run."""
+
+    def __init__(self, rank: int, world: int, folder: Path) -> None:
+        from pipelines.training.ranks import Ranks
+
+        self.ranks = Ranks(rank, world)
+        self.folder = folder
+
+    def start(self, stage: int, *sets: str, universal: bool = False) -> None:
+        """A new engine with the first weights."""
+        from pipelines.config.load import load_config
+        from pipelines.jobs.train_job import TrainJob
+        from pipelines.training.deepspeed_engine import Engine
+        from pipelines.training.ema import Ema
+        from pipelines.training.journal import Journal
+        from pipelines.training.step import TrainStep
+        from tests.support.tiny import tiny_model
+
+        own = [f"engine.zero_stage={stage}", f"cluster.workers={self.ranks.world}"]
+        own += [f"engine.global_batch={SIZE}", "data.batch_multiple=8", f"run.seed={SEED}"]
+        job = load_config("pipelines/stages/world.yaml", TrainJob, [*RULES, *own, *sets])
+        self.engine = Engine(tiny_model().train(), job, load_universal=universal)
+        self.ema = Ema(self.engine, 0.9)
+        self.steps = TrainStep(job, self.ranks, self.engine, self.ema, Encoded())  # type: ignore[arg-type]
+        self.journal = Journal(str(self.folder), self.ranks.rank, 1)
+
+    def take(self, numbers: range, change: Callable[[int, Any], None] | None = None) -> list[Any]:
+        """Take steps; their losses, of all ranks."""
+        taken = []
+        share = SIZE // self.ranks.world
+        first = share * self.ranks.rank
+        for step in numbers:
+            raw: Any = {k: v[first : first + share] for k, v in columns(step).items()}
+            if change:
+                change(step, raw)
+            taken.append(self.steps.take(step, raw, SIZE * step, self.journal))
+        return taken
+
+    def save(self, name: str) -> None:
+        """Write the state of all ranks below the folder, as a checkpoint has it."""
+        self.engine.save(self.folder / name)
+        self.ema.save(self.folder / name)
+
+    def load(self, name: str) -> None:
+        self.engine.load(self.folder / name)
+        self.ema.load(self.folder / name)
+
+
+def run(script: str, world: int, folder: Path, *args: str, timeout: float = 240) -> Any:
+    """Run `script`, the body of a function of `rank: Rank` and `args`, on so many processes;
+    what rank 0 returns.
+    """
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        port = s.getsockname()[1]
+    folder.mkdir(parents=True, exist_ok=True)
+    same = {
+        "WORLD_SIZE": str(world),
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(port),
+        "DS_ACCELERATOR": "cpu",
+        "OMP_NUM_THREADS": "1",
+    }
+    processes = []
+    for rank in range(world):
+        env = os.environ | same | {"RANK": str(rank), "LOCAL_RANK": str(rank)}
+        command = [sys.executable, "-m", "tests.support.ranks", script, str(folder), *args]
+        log = (folder / f"rank-{rank}.log").open("w")
+        processes.append(subprocess.Popen(command, env=env, stdout=log, stderr=log))
+        log.close()
+    try:
+        codes = [process.wait(timeout) for process in processes]
+    finally:
+        for process in processes:
+            process.kill()
+    logs = [(folder / f"rank-{rank}.log").read_text()[-3000:] for rank in range(world)]
+    assert not any(codes), "\n".join(logs)
+    return json.loads((folder / "result.json").read_text())
+
+
+def main() -> None:
+    script, folder, *args = sys.argv[1:]
+    rank = Rank(int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"]), Path(folder))
+    body = "\n".join(f"    {line}" for line in script.splitlines())
+    names: dict[str, Any] = {}
+    exec(f"def script(rank, args):\n{body}", names)
+    result = names["script"](rank, args)
+    if rank.ranks.rank == 0:
+        (rank.folder / "result.json").write_text(json.dumps(result))
+
+
+if __name__ == "__main__":
+    main()
