@@ -18,7 +18,10 @@ from gwp.model.objective import Batch
 
 SIZE, STEPS, CHUNK, DIMS = 8, 6, 5, 6
 SEED = 7
-RULES = ["objective.modes={video: 1, ac_wm: 1, wam: 3}", "optimizer.lr=1e-2"]
+RULES = [
+    "objective.modes={video: 1, ac_wm: 1, wam: 3}",
+    "optimizer={lr: 0.01, betas: [0.9, 0.999], weight_decay: 0.01, clip: 1.0}",
+]
 
 
 def columns(step: int) -> dict[str, np.ndarray]:
@@ -62,7 +65,7 @@ class Encoded:
             step_valid=some("step_valid"),
             dim_valid=some("dim_valid"),
             text=torch.ones(count, 7, 16),
-            embodiment=torch.arange(count) % 3 * 0,
+            embodiment=torch.zeros(count, dtype=torch.long),
             ok=some("ok"),
         )
 

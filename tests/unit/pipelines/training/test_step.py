@@ -1,0 +1,183 @@
+"""A run is the same run whatever the workers, micro-batches and ZeRO stage, and the same as a
+plain loop in PyTorch.
+"""
+
+import json
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from gwp.model.draws import draw_noise, generator
+from gwp.model.objective import (
+    ModesConfig,
+    ObjectiveConfig,
+    draw_video_only,
+    levels_of,
+    training_losses,
+)
+from pipelines.training.deepspeed_engine import convert_to_universal, full_state
+from pipelines.training.ema import decay_at, load_ema
+from pipelines.training.step import micro_batches
+from tests.support import ranks
+from tests.support.ranks import CHUNK, DIMS, SEED, SIZE, STEPS, Encoded, columns
+from tests.support.tiny import tiny_model
+
+TOLERANCE = 2e-5
+"""Of losses around 1, fp32: the order of sums differs between ranks."""
+
+def distance(some: dict[str, Tensor], others: dict[str, Tensor]) -> float:
+    """Between two sets of weights. AdamW takes a step of the same length where a gradient is
+    nothing but rounding, so single weights may differ by as much.
+    """
+    squares = [(some[name] - others[name]).detach().square().sum() for name in others]
+    return float(torch.stack(squares).sum().sqrt())
+
+
+SAME = """
+told = {}
+# ZeRO-3 last: it puts another `linear` in the place of torch's, for the whole process.
+for stage in map(int, args):
+    # All of its share at once, or one sample after another, or two.
+    rank.start(stage, f"engine.micro_batch={(8, 2, 1, 2)[stage]}")
+    told[stage] = rank.take(range(3))
+    rank.save(f"half-{stage}")
+    told[stage] += rank.take(range(3, 6))
+    rank.save(f"whole-{stage}")
+    # As a process that is started again: to the last bit.
+    rank.start(stage, f"engine.micro_batch={(8, 2, 1, 2)[stage]}")
+    rank.load(f"half-{stage}")
+    again = rank.take(range(3, 6))
+    assert again == told[stage][3:], (stage, again, told[stage])
+return told
+"""
+
+
+def plain() -> tuple[list[dict[str, float]], dict[str, Tensor], dict[str, Tensor]]:
+    """The same run, in a loop as anyone would write it: losses, weights, average."""
+    model = tiny_model().train()
+    average = {name: p.detach().clone() for name, p in model.named_parameters()}
+    optimizer = torch.optim.AdamW(model.parameters(), 1e-2, (0.9, 0.999), weight_decay=0.01)
+    objective = ObjectiveConfig(modes=ModesConfig(video=1, ac_wm=1, wam=3))
+    told = []
+    for step in range(STEPS):
+        raw: Any = columns(step)
+        batch = Encoded().batch(raw, slice(None))
+        first = generator(SEED, SIZE * step)
+        video_only = draw_video_only(objective.modes, bool(raw["has_action"].any()), first)
+        positions = range(SIZE * step, SIZE * (step + 1))
+        levels = levels_of(objective, SEED, positions, CHUNK)
+        noise = draw_noise(SEED, positions, (4, 1, 6, 4), (CHUNK, DIMS))
+        losses = training_losses(model, batch, objective, video_only, levels, noise)
+        optimizer.zero_grad(set_to_none=False)
+        # What takes no part gets zeros here, too: AdamW moves it by what it remembers.
+        (losses.total + 0 * sum(p.sum() for p in model.parameters())).backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        for name, p in model.named_parameters():
+            average[name].lerp_(p.detach(), 1 - decay_at(step, 0.9))
+        parts = {"loss": losses.total, "loss_action": losses.action, "loss_video": losses.video}
+        told.append({name: float(part.detach()) for name, part in parts.items() if part is not None})
+    return told, {n: p.detach() for n, p in model.named_parameters()}, average
+
+
+@pytest.mark.timeout(400)
+def test_a_run_is_the_same_run_whatever_its_workers(tmp_path: Path) -> None:
+    expected, weights, average = plain()
+    first = dict(tiny_model().named_parameters())
+    # Steps of video alone, and steps with actions: else it would show less than it says.
+    assert {len(step) for step in expected} == {2, 3}
+
+    def of(world: int) -> Any:
+        return ranks.run(SAME, world, tmp_path / str(world), *("03" if world == 4 else "0123"))
+
+    with ThreadPoolExecutor(2) as pool:
+        told = dict(zip((1, 2, 4), pool.map(of, (1, 2, 4)), strict=True))
+    for world, stages in told.items():
+        for stage, losses in stages.items():
+            for step, (got, want) in enumerate(zip(losses, expected, strict=True)):
+                assert got == pytest.approx(want, abs=TOLERANCE), (world, stage, step)
+            folder = tmp_path / str(world) / f"whole-{stage}"
+            for got, want in ((full_state(folder), weights), (load_ema(folder), average)):
+                assert got.keys() == want.keys()
+                assert distance(got, want) < 0.01 * distance(want, first), (world, stage)
+
+
+MOVED = """
+stage, begin, end, source, target = args
+rank.start(int(stage), "engine.micro_batch=2", universal=bool(source))
+if source:
+    rank.load(source)
+losses = rank.take(range(int(begin), int(end)))
+rank.save(target)
+return losses
+"""
+
+
+@pytest.mark.timeout(400)
+@pytest.mark.parametrize("stage", ["1", "2", "3"])
+def test_a_run_goes_on_with_another_number_of_workers(stage: str, tmp_path: Path) -> None:
+    """2 workers, then 1, then 2: losses and average as if there had always been one."""
+    expected, _, average = plain()
+    told = ranks.run(MOVED, 2, tmp_path, stage, "0", "2", "", "first")
+    convert_to_universal(tmp_path / "first")
+    told += ranks.run(MOVED, 1, tmp_path, stage, "2", "4", "first", "second")
+    convert_to_universal(tmp_path / "second")
+    told += ranks.run(MOVED, 2, tmp_path, stage, "4", "6", "second", "third")
+    for step, (got, want) in enumerate(zip(told, expected, strict=True)):
+        assert got == pytest.approx(want, abs=TOLERANCE), step
+    got = load_ema(tmp_path / "third")
+    first = dict(tiny_model().named_parameters())
+    assert distance(got, average) < 0.01 * distance(average, first)
+
+
+def test_micro_batches_are_even_and_none_is_empty() -> None:
+    assert micro_batches(8, 3) == [slice(0, 2), slice(2, 5), slice(5, 8)]
+    assert micro_batches(2, 4) == [slice(0, 1), slice(1, 2)]
+    for size in range(1, 9):
+        for passes in range(1, 9):
+            parts = micro_batches(size, passes)
+            assert [i for part in parts for i in range(part.start, part.stop)] == list(range(size))
+            sizes = {part.stop - part.start for part in parts}
+            assert max(sizes) - min(sizes) <= 1
+
+
+BAD = """
+import math, numpy as np
+from pipelines.training.failures import StoppedError
+told = []
+for stage in (0, 2, 3):
+    rank.start(stage, "engine.micro_batch=2", "optimizer.max_skipped=2")
+    def change(step, raw):
+        # One sample of one rank.
+        if step in bad and rank.ranks.rank == rank.ranks.world - 1:
+            raw["latents"][-1] = np.nan
+    bad = (1,)
+    losses = rank.take(range(3), change)
+    assert losses[1] == {} and all(map(math.isfinite, losses[2].values())), losses
+    assert (rank.steps.skipped, rank.engine.finite()) == (1, True)
+    bad = (3, 4, 5)
+    try:
+        rank.take(range(3, 6), change)
+    except StoppedError as error:
+        told.append(str(error))
+return told
+"""
+
+
+@pytest.mark.timeout(400)
+def test_a_loss_that_is_no_number_costs_its_step_and_several_stop_all_workers(
+    tmp_path: Path,
+) -> None:
+    told = ranks.run(BAD, 2, tmp_path)
+    assert len(told) == 3
+    for message in told:
+        assert message.startswith("steps 4 to 6: the loss is nan, the gradient's norm nan; ")
+        # Those of the rank whose loss it was.
+        assert message.endswith("samples of the last step: s5/4, s5/5, s5/6, s5/7")
+    note = json.loads((tmp_path / "skipped_steps" / "step_000001.json").read_text())
+    assert note["losses"][1] == "nan" and note["losses"][0] != "nan"
+    assert note["samples"] == ["s1/4", "s1/5", "s1/6", "s1/7"]
