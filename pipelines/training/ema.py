@@ -91,7 +91,7 @@ def load_ema(folder: Path) -> dict[str, Tensor]:
     for file in _shards(folder):
         with safe_open(file, "pt") as shard:
             starts, shapes = _header(shard)
-            for name in shard.keys():
+            for name in list(shard.keys()):
                 part = shard.get_tensor(name)
                 # Checkpoints of earlier versions have whole parameters.
                 if name not in starts:

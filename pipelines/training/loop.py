@@ -267,4 +267,3 @@ class _Loop:
                 {"step": self.step, **losses},
                 checkpoint=ray.train.Checkpoint.from_directory(pointer),
             )
-

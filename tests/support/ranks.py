@@ -1,12 +1,12 @@
 """Training steps on several processes of one machine, without Ray: what a test of the engine
-compares. `run` starts the processes; each of them runs this module.
+compares.
 """
 
 import json
+import multiprocessing
 import os
 import socket
-import subprocess
-import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -37,7 +37,8 @@ def columns(step: int) -> dict[str, np.ndarray]:
         ok = np.arange(SIZE) >= 2
     labelled = step != 2
     return {
-        "latents": draw.standard_normal((SIZE, 4, 2, 6, 4), np.float32) * ok[:, None, None, None, None],
+        "latents": draw.standard_normal((SIZE, 4, 2, 6, 4), np.float32)
+        * ok[:, None, None, None, None],
         "state": draw.standard_normal((SIZE, DIMS), np.float32) * ok[:, None],
         "actions": draw.standard_normal((SIZE, CHUNK, DIMS), np.float32) * ok[:, None, None],
         "step_valid": (np.arange(CHUNK) < lengths[:, None]) & ok[:, None],
@@ -122,48 +123,50 @@ class Rank:
         self.ema.load(self.folder / name)
 
 
-def run(script: str, world: int, folder: Path, *args: str, timeout: float = 240) -> Any:
-    """Run `script`, the body of a function of `rank: Rank` and `args`, on so many processes;
-    what rank 0 returns.
+def run(
+    function: Callable[..., Any], world: int, folder: Path, *args: Any, timeout: float = 240
+) -> Any:
+    """Call `function(rank, *args)` with the `Rank` of each of so many processes; what it returns
+    on rank 0, as JSON has it. AssertionError with what they wrote when one fails.
     """
+    # Forked from a process that has imported what takes seconds.
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["tests.support.ranks_preload"])
     with socket.socket() as s:
         s.bind(("127.0.0.1", 0))
         port = s.getsockname()[1]
     folder.mkdir(parents=True, exist_ok=True)
-    same = {
-        "WORLD_SIZE": str(world),
-        "MASTER_ADDR": "127.0.0.1",
-        "MASTER_PORT": str(port),
-        "DS_ACCELERATOR": "cpu",
-        "OMP_NUM_THREADS": "1",
-    }
-    processes = []
-    for rank in range(world):
-        env = os.environ | same | {"RANK": str(rank), "LOCAL_RANK": str(rank)}
-        command = [sys.executable, "-m", "tests.support.ranks", script, str(folder), *args]
-        log = (folder / f"rank-{rank}.log").open("w")
-        processes.append(subprocess.Popen(command, env=env, stdout=log, stderr=log))
-        log.close()
+    processes = [
+        context.Process(target=_main, args=(function, rank, world, port, folder, args), daemon=True)
+        for rank in range(world)
+    ]
+    for process in processes:
+        process.start()
+    end = time.monotonic() + timeout
     try:
-        codes = [process.wait(timeout) for process in processes]
+        for process in processes:
+            process.join(max(0.0, end - time.monotonic()))
     finally:
         for process in processes:
             process.kill()
     logs = [(folder / f"rank-{rank}.log").read_text()[-3000:] for rank in range(world)]
-    assert not any(codes), "\n".join(logs)
+    assert all(process.exitcode == 0 for process in processes), "\n".join(logs)
     return json.loads((folder / "result.json").read_text())
 
 
-def main() -> None:
-    script, folder, *args = sys.argv[1:]
-    rank = Rank(int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"]), Path(folder))
-    body = "\n".join(f"    {line}" for line in script.splitlines())
-    names: dict[str, Any] = {}
-    exec(f"def script(rank, args):\n{body}", names)
-    result = names["script"](rank, args)
-    if rank.ranks.rank == 0:
-        (rank.folder / "result.json").write_text(json.dumps(result))
-
-
-if __name__ == "__main__":
-    main()
+def _main(
+    function: Callable[..., Any], rank: int, world: int, port: int, folder: Path, args: Any
+) -> None:
+    with (folder / f"rank-{rank}.log").open("w") as log:
+        os.dup2(log.fileno(), 1)
+        os.dup2(log.fileno(), 2)
+    os.environ |= {
+        "WORLD_SIZE": str(world),
+        "RANK": str(rank),
+        "LOCAL_RANK": str(rank),
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(port),
+    }
+    result = function(Rank(rank, world, folder), *args)
+    if rank == 0:
+        (folder / "result.json").write_text(json.dumps(result))

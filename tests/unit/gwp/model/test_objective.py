@@ -3,11 +3,16 @@
 import pytest
 import torch
 
+from gwp.model.draws import draw_noise
 from gwp.model.objective import (
     Batch,
+    Counts,
     ModesConfig,
     ObjectiveConfig,
+    action_weights,
+    counts_of,
     draw_video_only,
+    levels_of,
     training_losses,
 )
 from tests.support.tiny import tiny_model, tiny_tokens
@@ -23,14 +28,21 @@ def make_batch(**changes):
         "dim_valid": torch.ones(2, 6, dtype=torch.bool),
         "text": text,
         "embodiment": ids,
+        "ok": torch.ones(2, dtype=torch.bool),
     }
     return Batch(**(fields | changes))
 
 
+def draws(batch, objective, positions=None):
+    positions = positions or range(len(batch.ok))
+    levels = levels_of(objective, 3, positions, batch.actions.shape[1])
+    future = batch.latents[0, :, 1:].shape
+    return levels, draw_noise(3, positions, future, batch.actions.shape[1:])
+
+
 def losses(batch, objective, video_only=False, model=None):
-    return training_losses(
-        model or tiny_model(), batch, objective, video_only, torch.Generator().manual_seed(3)
-    )
+    drawn = draws(batch, objective)
+    return training_losses(model or tiny_model(), batch, objective, video_only, *drawn)
 
 
 def test_padding_never_reaches_the_loss():
@@ -78,11 +90,54 @@ def test_video_only_leaves_the_action_side_untouched():
     assert all(p.grad is None for p in model.action_encoder.parameters())
 
 
-def test_the_same_generator_gives_the_same_loss():
-    assert (
-        losses(make_batch(), ObjectiveConfig()).total
-        == losses(make_batch(), ObjectiveConfig()).total
-    )
+def of(batch, rows):
+    return Batch(**{name: value[rows] for name, value in vars(batch).items()})
+
+
+def test_parts_of_a_batch_add_up_to_it_whatever_is_learnt_in_each():
+    """Not so with means of means: one part has five actions to learn, the other one."""
+    steps = torch.ones(2, 5, dtype=torch.bool)
+    steps[1, 1:] = False
+    dims = torch.ones(2, 6, dtype=torch.bool)
+    dims[0, 4:] = False
+    batch = make_batch(step_valid=steps, dim_valid=dims)
+    for masking in ("valid", "published"):
+        objective = ObjectiveConfig(masking=masking)
+        model = tiny_model()
+        whole = losses(batch, objective, model=model)
+        counts, parts = Counts(0, 0), []
+        for i in (0, 1):
+            one = of(batch, slice(i, i + 1))
+            drawn = draws(one, objective, [i])
+            weights = action_weights(objective, drawn[0], one.step_valid, one.dim_valid, one.ok)
+            counts += counts_of(weights, one.ok)
+            parts.append((one, drawn))
+        shares = [
+            training_losses(model, one, objective, False, *drawn, counts) for one, drawn in parts
+        ]
+        for name in ("total", "action", "video"):
+            total = sum(getattr(share, name) for share in shares)
+            torch.testing.assert_close(total, getattr(whole, name), atol=1e-6, rtol=1e-6)
+
+
+@pytest.mark.parametrize("video_only", [False, True])
+@pytest.mark.parametrize("masking", ["valid", "published"])
+def test_a_sample_that_could_not_be_read_counts_for_nothing(masking, video_only):
+    objective, model = ObjectiveConfig(masking=masking), tiny_model()
+    alone = losses(of(make_batch(), slice(0, 1)), objective, video_only, model)
+    beside = losses(make_batch(ok=torch.tensor([True, False])), objective, video_only, model)
+    torch.testing.assert_close(beside.total, alone.total, atol=1e-6, rtol=1e-6)
+    none = losses(make_batch(ok=torch.zeros(2, dtype=torch.bool)), objective, video_only, model)
+    assert none.total == 0
+
+
+def test_what_can_teach_nothing_is_refused():
+    for modes in ({"video": 1}, {"ac_wm": 0.5}):
+        with pytest.raises(ValueError, match="video_weight 0 leaves nothing to learn"):
+            ObjectiveConfig(video_weight=0, modes=ModesConfig(**modes))
+    # A batch without actions among others: no loss, and no weight of 1 instead of 0.
+    result = losses(make_batch(), ObjectiveConfig(video_weight=0), video_only=True)
+    assert result.total == 0
 
 
 def test_weights_scale_the_total():

@@ -21,7 +21,8 @@ from gwp.errors import DataError, GwpError
 from gwp.model.codecs.cached import CachedTextEncoder, from_stored, to_stored
 from gwp.model.codecs.text import TextTable, load_text_encoder
 from gwp.model.codecs.video import load_video_codec
-from gwp.model.objective import Batch, training_losses
+from gwp.model.draws import draw_noise
+from gwp.model.objective import Batch, levels_of, training_losses
 from gwp.model.weights import build_model
 from pipelines.config.load import ConfigError, load_config
 from pipelines.datasets.cache import (
@@ -120,10 +121,13 @@ def losses(prepared: PreparedRun, steps: int = 3) -> list[float]:
             dim_valid=t["dim_valid"],
             text=text.lookup([texts[k] for k in raw["text_key"]]),
             embodiment=t["embodiment_id"],
+            ok=torch.ones(4, dtype=torch.bool),
         )
-        loss = training_losses(
-            model, batch, found.objective, False, torch.Generator().manual_seed(step)
-        ).total
+        positions = range(4 * step, 4 * step + 4)
+        chunk, dims = batch.actions.shape[1:]
+        levels = levels_of(found.objective, 0, positions, chunk)
+        noise = draw_noise(0, positions, latents[0, :, 1:].shape, (chunk, dims))
+        loss = training_losses(model, batch, found.objective, False, levels, noise).total
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()

@@ -12,8 +12,9 @@ import torch
 from gwp.data.robot.embodiment import Embodiment
 from gwp.data.source import Source
 from gwp.errors import GwpError
+from gwp.model.draws import draw_noise
 from gwp.model.inference.fused import FusedTransformer
-from gwp.model.objective import Batch, ObjectiveConfig, training_losses
+from gwp.model.objective import Batch, ObjectiveConfig, levels_of, training_losses
 from gwp.policy.policy import Policy
 from gwp.policy.solver import Shapes, Solver
 from pipelines.cli import main
@@ -110,13 +111,16 @@ def test_real_time_chunking_stays_with_the_way_that_was_begun():
         "step_valid": torch.ones(B, p, dtype=torch.bool),
         "dim_valid": torch.ones(B, 6, dtype=torch.bool),
         "embodiment": torch.zeros(B, dtype=torch.long),
+        "ok": torch.ones(B, dtype=torch.bool),
     }
     try:
-        for _ in range(250):
+        for step in range(250):
             side = torch.randint(0, 2, (B, 1, 1), generator=generator) * 2.0 - 1
-            training_losses(
-                model, Batch(actions=side * way, **same), objective, False, generator
-            ).total.backward()
+            positions = range(step * B, (step + 1) * B)
+            levels = levels_of(objective, 1, positions, p)
+            noise = draw_noise(1, positions, (4, 0, 2, 2), (p, 6))
+            batch = Batch(actions=side * way, **same)
+            training_losses(model, batch, objective, False, levels, noise).total.backward()
             optimizer.step()
             optimizer.zero_grad()
         with torch.inference_mode():

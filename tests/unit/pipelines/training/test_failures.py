@@ -3,9 +3,7 @@
 import os
 import pickle
 import signal
-import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 from botocore.exceptions import ClientError
@@ -93,43 +91,3 @@ def test_an_interruption_is_one_however_it_comes(how: str) -> None:
     with pytest.raises(KeyboardInterrupt), interruptible():
         _interrupt(how)
     assert (signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)) == before
-
-
-TWO = """
-import sys
-from datetime import timedelta
-from torch import distributed as dist
-from pipelines.training.failures import StoppedError
-from pipelines.training.loop import _Loop
-from pipelines.training.ranks import Ranks
-
-rank = int(sys.argv[1])
-dist.init_process_group("gloo", init_method=f"file://{sys.argv[2]}", rank=rank, world_size=2,
-                        timeout=timedelta(seconds=60))
-loop = _Loop.__new__(_Loop)
-loop.ranks, loop.step, loop.good = Ranks(rank, 2), 12, "none yet"
-loop._require_finite({"loss": 1.0, "loss_action": 2.0})
-# A rank without a sample has no losses.
-loop._require_finite({"loss": 1.0} if rank else {})
-try:
-    loop._require_finite({"loss": float("nan"), "loss_video": float("inf")} if rank else {"loss": 0.5})
-except StoppedError as error:
-    print(error)
-"""
-
-
-def test_all_workers_stop_at_the_loss_of_one(tmp_path: Path) -> None:
-    env = os.environ | {"OMP_NUM_THREADS": "1"}
-    both = [
-        subprocess.Popen(
-            [sys.executable, "-c", TWO, str(rank), str(tmp_path / "meet")],
-            env=env,
-            stdout=subprocess.PIPE,
-            text=True,
-        )
-        for rank in (0, 1)
-    ]
-    told = [process.communicate(timeout=200)[0] for process in both]
-    assert told[0] == told[1]
-    assert told[0].startswith("step 13: loss is nan on rank 1, loss_video is inf on rank 1. ")
-    assert "lower optimizer.lr" in told[0]

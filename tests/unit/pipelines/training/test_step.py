@@ -3,10 +3,13 @@ plain loop in PyTorch.
 """
 
 import json
+import math
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -21,13 +24,15 @@ from gwp.model.objective import (
 )
 from pipelines.training.deepspeed_engine import convert_to_universal, full_state
 from pipelines.training.ema import decay_at, load_ema
+from pipelines.training.failures import StoppedError
 from pipelines.training.step import micro_batches
 from tests.support import ranks
-from tests.support.ranks import CHUNK, DIMS, SEED, SIZE, STEPS, Encoded, columns
+from tests.support.ranks import CHUNK, DIMS, SEED, SIZE, STEPS, Encoded, Rank, columns
 from tests.support.tiny import tiny_model
 
 TOLERANCE = 2e-5
 """Of losses around 1, fp32: the order of sums differs between ranks."""
+
 
 def distance(some: dict[str, Tensor], others: dict[str, Tensor]) -> float:
     """Between two sets of weights. AdamW takes a step of the same length where a gradient is
@@ -37,23 +42,24 @@ def distance(some: dict[str, Tensor], others: dict[str, Tensor]) -> float:
     return float(torch.stack(squares).sum().sqrt())
 
 
-SAME = """
-told = {}
-# ZeRO-3 last: it puts another `linear` in the place of torch's, for the whole process.
-for stage in map(int, args):
-    # All of its share at once, or one sample after another, or two.
-    rank.start(stage, f"engine.micro_batch={(8, 2, 1, 2)[stage]}")
-    told[stage] = rank.take(range(3))
-    rank.save(f"half-{stage}")
-    told[stage] += rank.take(range(3, 6))
-    rank.save(f"whole-{stage}")
-    # As a process that is started again: to the last bit.
-    rank.start(stage, f"engine.micro_batch={(8, 2, 1, 2)[stage]}")
-    rank.load(f"half-{stage}")
-    again = rank.take(range(3, 6))
-    assert again == told[stage][3:], (stage, again, told[stage])
-return told
-"""
+def same(rank: Rank, stages: Sequence[int]) -> dict[int, Any]:
+    """All steps under each ZeRO stage; their losses."""
+    told = {}
+    for stage in stages:
+        # All of its share at once, or two or one sample after another, or half of it.
+        share = SIZE // rank.ranks.world
+        micro = f"engine.micro_batch={(SIZE, 2, 1, share // 2)[stage]}"
+        rank.start(stage, micro)
+        told[stage] = rank.take(range(3))
+        rank.save(f"half-{stage}")
+        told[stage] += rank.take(range(3, STEPS))
+        rank.save(f"whole-{stage}")
+        # As a process that is started again: to the last bit.
+        rank.start(stage, micro)
+        rank.load(f"half-{stage}")
+        again = rank.take(range(3, STEPS))
+        assert again == told[stage][3:], (stage, again, told[stage])
+    return told
 
 
 def plain() -> tuple[list[dict[str, float]], dict[str, Tensor], dict[str, Tensor]]:
@@ -80,7 +86,9 @@ def plain() -> tuple[list[dict[str, float]], dict[str, Tensor], dict[str, Tensor
         for name, p in model.named_parameters():
             average[name].lerp_(p.detach(), 1 - decay_at(step, 0.9))
         parts = {"loss": losses.total, "loss_action": losses.action, "loss_video": losses.video}
-        told.append({name: float(part.detach()) for name, part in parts.items() if part is not None})
+        told.append(
+            {name: float(part.detach()) for name, part in parts.items() if part is not None}
+        )
     return told, {n: p.detach() for n, p in model.named_parameters()}, average
 
 
@@ -92,7 +100,8 @@ def test_a_run_is_the_same_run_whatever_its_workers(tmp_path: Path) -> None:
     assert {len(step) for step in expected} == {2, 3}
 
     def of(world: int) -> Any:
-        return ranks.run(SAME, world, tmp_path / str(world), *("03" if world == 4 else "0123"))
+        # ZeRO-3 last: it puts another `linear` in the place of torch's, for the whole process.
+        return ranks.run(same, world, tmp_path / str(world), (0, 3) if world == 4 else (0, 1, 2, 3))
 
     with ThreadPoolExecutor(2) as pool:
         told = dict(zip((1, 2, 4), pool.map(of, (1, 2, 4)), strict=True))
@@ -106,32 +115,36 @@ def test_a_run_is_the_same_run_whatever_its_workers(tmp_path: Path) -> None:
                 assert distance(got, want) < 0.01 * distance(want, first), (world, stage)
 
 
-MOVED = """
-stage, begin, end, source, target = args
-rank.start(int(stage), "engine.micro_batch=2", universal=bool(source))
-if source:
-    rank.load(source)
-losses = rank.take(range(int(begin), int(end)))
-rank.save(target)
-return losses
-"""
+def moved(rank: Rank, steps: range, source: str | None, target: str) -> list[Any]:
+    """Some steps under each ZeRO stage that shards, from a converted checkpoint; their losses."""
+    told = []
+    for stage in (1, 2, 3):
+        rank.start(stage, "engine.micro_batch=4", universal=source is not None)
+        if source:
+            rank.load(f"{source}-{stage}")
+        told.append(rank.take(steps))
+        rank.save(f"{target}-{stage}")
+    return told
 
 
 @pytest.mark.timeout(400)
-@pytest.mark.parametrize("stage", ["1", "2", "3"])
-def test_a_run_goes_on_with_another_number_of_workers(stage: str, tmp_path: Path) -> None:
+def test_a_run_goes_on_with_another_number_of_workers(tmp_path: Path) -> None:
     """2 workers, then 1, then 2: losses and average as if there had always been one."""
     expected, _, average = plain()
-    told = ranks.run(MOVED, 2, tmp_path, stage, "0", "2", "", "first")
-    convert_to_universal(tmp_path / "first")
-    told += ranks.run(MOVED, 1, tmp_path, stage, "2", "4", "first", "second")
-    convert_to_universal(tmp_path / "second")
-    told += ranks.run(MOVED, 2, tmp_path, stage, "4", "6", "second", "third")
-    for step, (got, want) in enumerate(zip(told, expected, strict=True)):
-        assert got == pytest.approx(want, abs=TOLERANCE), step
-    got = load_ema(tmp_path / "third")
-    first = dict(tiny_model().named_parameters())
-    assert distance(got, average) < 0.01 * distance(average, first)
+    told: list[list[Any]] = [[], [], []]
+    source = None
+    for world, steps, target in ((2, (0, 2), "a"), (1, (2, 4), "b"), (2, (4, 6), "c")):
+        got = ranks.run(moved, world, tmp_path, range(*steps), source, target)
+        for stage, losses in enumerate(got):
+            told[stage] += losses
+            convert_to_universal(tmp_path / f"{target}-{stage + 1}")
+        source = target
+    for stage, losses in enumerate(told):
+        for step, (got, want) in enumerate(zip(losses, expected, strict=True)):
+            assert got == pytest.approx(want, abs=TOLERANCE), (stage + 1, step)
+        got = load_ema(tmp_path / f"c-{stage + 1}")
+        first = dict(tiny_model().named_parameters())
+        assert distance(got, average) < 0.01 * distance(average, first)
 
 
 def test_micro_batches_are_even_and_none_is_empty() -> None:
@@ -145,39 +158,41 @@ def test_micro_batches_are_even_and_none_is_empty() -> None:
             assert max(sizes) - min(sizes) <= 1
 
 
-BAD = """
-import math, numpy as np
-from pipelines.training.failures import StoppedError
-told = []
-for stage in (0, 2, 3):
-    rank.start(stage, "engine.micro_batch=2", "optimizer.max_skipped=2")
-    def change(step, raw):
-        # One sample of one rank.
-        if step in bad and rank.ranks.rank == rank.ranks.world - 1:
+def bad(rank: Rank) -> list[str]:
+    """Steps with a sample of the last rank that is no number; what the stop says."""
+    told = []
+
+    def spoil(step: int, raw: Any) -> None:
+        if step in spoilt and rank.ranks.rank == rank.ranks.world - 1:
             raw["latents"][-1] = np.nan
-    bad = (1,)
-    losses = rank.take(range(3), change)
-    assert losses[1] == {} and all(map(math.isfinite, losses[2].values())), losses
-    assert (rank.steps.skipped, rank.engine.finite()) == (1, True)
-    bad = (3, 4, 5)
-    try:
-        rank.take(range(3, 6), change)
-    except StoppedError as error:
-        told.append(str(error))
-return told
-"""
+
+    for stage in (0, 2, 3):
+        rank.start(stage, "engine.micro_batch=2", "optimizer.max_skipped=2")
+        spoilt = (1,)
+        losses = rank.take(range(3), spoil)
+        assert losses[1] == {}, losses
+        assert all(map(math.isfinite, losses[2].values())), losses
+        assert rank.steps.skipped == 1
+        assert rank.engine.finite()
+        spoilt = (3, 4, 5)
+        try:
+            rank.take(range(3, 6), spoil)
+        except StoppedError as error:
+            told.append(str(error))
+    return told
 
 
 @pytest.mark.timeout(400)
 def test_a_loss_that_is_no_number_costs_its_step_and_several_stop_all_workers(
     tmp_path: Path,
 ) -> None:
-    told = ranks.run(BAD, 2, tmp_path)
+    told = ranks.run(bad, 2, tmp_path)
     assert len(told) == 3
     for message in told:
         assert message.startswith("steps 4 to 6: the loss is nan, the gradient's norm nan; ")
         # Those of the rank whose loss it was.
         assert message.endswith("samples of the last step: s5/4, s5/5, s5/6, s5/7")
     note = json.loads((tmp_path / "skipped_steps" / "step_000001.json").read_text())
-    assert note["losses"][1] == "nan" and note["losses"][0] != "nan"
+    assert note["losses"][1] == "nan"
+    assert note["losses"][0] != "nan"
     assert note["samples"] == ["s1/4", "s1/5", "s1/6", "s1/7"]
