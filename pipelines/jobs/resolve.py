@@ -34,6 +34,9 @@ from gwp.model.codecs.text import build_text_encoder, load_text_encoder
 from gwp.model.codecs.video import build_video_codec, load_video_codec
 from pipelines.jobs.train_job import TrainJob
 
+FINAL_NOTE = "run.json"
+"""File beside finished weights, written last: run, checkpoint and which weights they are."""
+
 
 def run_uri(job: TrainJob) -> str:
     """Folder of the run."""
@@ -47,15 +50,17 @@ def init_uri(job: TrainJob) -> str | None:
     if job.init is None:
         return None
     # A name without a slash is a run beside this one, anything else a place.
-    if "/" not in job.init:
-        final = storage.join(job.run.storage, job.init, "final")
-        if not storage.exists(storage.join(final, "model", "config.json")):
-            raise GwpError(
-                f"init: run '{job.init}' has no finished weights below {job.run.storage}; run "
-                "that stage first"
-            )
-        return final
-    return job.init
+    named = "/" not in job.init
+    init = storage.join(job.run.storage, job.init, "final") if named else job.init.rstrip("/")
+    # Those of a run are whole with the note that is written last.
+    folder = init.removesuffix("/final")
+    of_run = named or (folder != init and storage.exists(storage.join(folder, "job.json")))
+    if of_run and not storage.exists(storage.join(init, FINAL_NOTE)):
+        raise GwpError(
+            f"init: {init} holds no finished weights; run that stage to its end first (the same "
+            "command goes on where it stopped)"
+        )
+    return init
 
 
 def cache_key(job: TrainJob, manifest: Manifest, folder: Path, number_format: NumberFormat) -> Key:

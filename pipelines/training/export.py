@@ -9,6 +9,7 @@ from gwp import storage
 from gwp.errors import GwpError
 from gwp.model.weights import save_weights
 from gwp.policy.bundle import PolicyConfig, read_bundle, seal
+from pipelines.jobs.resolve import FINAL_NOTE
 from pipelines.jobs.train_job import TrainJob
 from pipelines.training.checkpoints import fetch, latest_committed, load_committed
 from pipelines.training.ema import load_ema
@@ -37,10 +38,12 @@ def write_final(
         )
         for part in ("codec", "text"):
             storage.download(storage.join(prepared.uri, part), out / part)
-        (out / "run.json").write_text(
-            json.dumps({"run_id": run_id, "checkpoint": checkpoint, "weights": weights}, indent=1)
-        )
+        note = {"run_id": run_id, "checkpoint": checkpoint, "weights": weights}
+        # Last, and gone while older weights are replaced: with it the folder is whole.
+        whole = storage.join(final, FINAL_NOTE)
+        storage.remove(whole)
         storage.upload(out, final)
+        storage.write_bytes(whole, json.dumps(note, indent=1).encode())
     return final
 
 

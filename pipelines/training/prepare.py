@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
-from pydantic import ValidationError
 
 from gwp import storage
 from gwp.data.decode import SampleSpec
@@ -41,19 +40,8 @@ from pipelines.jobs.resolve import (
     write_text,
 )
 from pipelines.jobs.train_job import TrainJob
-from pipelines.training.checkpoints import CheckpointManifest
-
-# Where a run is, what it logs and keeps, and how it restarts do not change what it computes.
-RUN_ONLY = (
-    "run.storage",
-    "run.experiment",
-    "run.keep",
-    "run.log_every",
-    "run.checkpoint_every",
-    "run.record_samples",
-    "data.max_broken",
-    "cluster",
-)
+from pipelines.training.changes import RUN_ONLY, changes_of, require_allowed, told
+from pipelines.training.checkpoints import CheckpointManifest, latest_committed
 
 
 @dataclass(frozen=True)
@@ -115,23 +103,21 @@ class PreparedRun:
         return replace(self, manifest=manifest, cached=_places(self.job, manifest, self.cache))
 
 
-def prepare(job: TrainJob) -> PreparedRun:
+def prepare(job: TrainJob, allowed: tuple[str, ...] = ()) -> PreparedRun:
     """Build the run folder, or read it when the same job ran before; GwpError when another job
     has its name.
+
+    allowed: fields that may have changed since the run began
     """
     # Workers stand in other folders.
     job = absolute_paths(job)
     uri = run_uri(job)
     digest = config_hash(job, exclude=RUN_ONLY)
     if storage.exists(storage.join(uri, "job.json")):
-        earlier = json.loads(storage.read_bytes(storage.join(uri, "job.json")))
-        if digest not in (earlier["config_hash"], _hash_of(earlier["job"])):
-            raise GwpError(
-                f"{uri} holds a run of another configuration; give run.name another name, or "
-                "remove that folder"
-            )
-        # That of its checkpoints.
-        return _read(uri, job, earlier["config_hash"])
+        record = json.loads(storage.read_bytes(storage.join(uri, "job.json")))
+        prepared = _read(uri, job, record["config_hash"])
+        _take_changes(prepared, record, allowed)
+        return prepared
     init = init_uri(job)
     reader = FileReader()
     embodiments = resolve_embodiments(job, reader)
@@ -201,14 +187,29 @@ def _read(uri: str, job: TrainJob, digest: str) -> PreparedRun:
     )
 
 
-def _hash_of(job: dict[str, Any]) -> str | None:
-    """Hash of a job of an earlier start as it would be today, with relative paths seen from
-    here; None when it is no job any more.
-    """
-    try:
-        return config_hash(absolute_paths(TrainJob.model_validate(job)), exclude=RUN_ONLY)
-    except ValidationError:
-        return None
+def _take_changes(prepared: PreparedRun, record: dict[str, Any], allowed: tuple[str, ...]) -> None:
+    """Note in the run folder what changed since the last start; GwpError when that cannot be."""
+    job, uri = prepared.job, prepared.uri
+    changes = changes_of(record["job"], job)
+    require_allowed(uri, changes, allowed)
+    if not changes:
+        return
+    committed = latest_committed(uri)
+    done = committed[1].step if committed else 0
+    if done > job.run.steps:
+        raise GwpError(
+            f"run.steps {job.run.steps}: {uri} has done {done} steps already; ask for as many at "
+            "least, or give run.name another name"
+        )
+    for line in told(changes, job):
+        event("changed", text=line)
+    # Its hash stays: checkpoints know the run by it.
+    note = {"step": done, "changes": {name: list(pair) for name, pair in changes.items()}}
+    record |= {
+        "job": job.model_dump(mode="json"),
+        "changes": [*record.get("changes", []), note],
+    }
+    storage.write_bytes(storage.join(uri, "job.json"), json.dumps(record, indent=1).encode())
 
 
 def _places(job: TrainJob, manifest: Manifest, cache: LatentCache | None) -> pa.Array | None:

@@ -18,6 +18,7 @@ from ray.train.torch import TorchConfig, TorchTrainer
 from gwp import storage
 from gwp.errors import GwpError
 from pipelines.jobs.ray_start import check_resources, ensure_ray
+from pipelines.jobs.resolve import FINAL_NOTE
 from pipelines.jobs.train_job import POOL, TrainJob
 from pipelines.tracking.runs import (
     STOPPED_TAG,
@@ -55,16 +56,18 @@ class StageResult:
     """Wall time of training, preparation included."""
 
 
-def train(job: TrainJob) -> StageResult:
+def train(job: TrainJob, allowed: tuple[str, ...] = ()) -> StageResult:
     """Run one stage to its end and write its weights. Running it again resumes, or returns at
     once when it is done.
+
+    allowed: fields of the job that may have changed since the run began
     """
     begin = time.time()
     ensure_ray(job)
     # Behind `ensure_ray`: ray.init puts handlers of its own there.
     with interruptible():
         check_resources(job)
-        prepared = prepare(job)
+        prepared = prepare(job, allowed)
         complete = _complete(prepared)
         with open_run(prepared) as run_id:
             if not complete:
@@ -152,7 +155,7 @@ def _parents(prepared: PreparedRun) -> tuple[str, ...]:
     """The MLflow run whose weights this one starts from, when it was one of ours."""
     if not prepared.init:
         return ()
-    note = storage.join(prepared.init, "run.json")
+    note = storage.join(prepared.init, FINAL_NOTE)
     if not storage.exists(note):
         return ()
     return (json.loads(storage.read_bytes(note))["run_id"],)

@@ -18,6 +18,13 @@ def add(subparsers: Any) -> None:
         help="override a value",
     )
     parser.add_argument(
+        "--allow-change",
+        action="append",
+        default=[],
+        metavar="FIELD",
+        help="let a run go on although this field is another than when it began, e.g. optimizer.lr",
+    )
+    parser.add_argument(
         "--dry-run",
         action="store_true",
         help="show parameters and the DeepSpeed configuration, start nothing",
@@ -41,7 +48,7 @@ def run_train(args: argparse.Namespace) -> None:
     from pipelines.training.watch import shown
 
     with shown(job):
-        result = train(job)
+        result = train(job, tuple(args.allow_change))
     print(json.dumps(asdict(result), indent=1))
 
 

@@ -64,9 +64,10 @@ def test_a_loss_that_is_no_number_stops_all_workers_at_its_step(
     run = stopped(
         found,
         r"steps 2 to 3: the loss is nan, the gradient's norm nan; samples of the last step: \S+.*"
-        r"last good checkpoint: \S+/step_000001-a1 \(step 1\).*lower optimizer.lr",
+        r"last good checkpoint: \S+/step_000002-a1 \(step 2\).*lower optimizer.lr",
     )
-    assert [manifest.step for _, manifest in find_committed(run)] == [1]
+    # The step that was left out changed no weight.
+    assert {manifest.step for _, manifest in find_committed(run)} == {1, 2}
     assert not resumptions(run)
     fs, _ = storage.filesystem(run)
     fs.rm(storage.filesystem(f"{run}/codec")[1], recursive=True)

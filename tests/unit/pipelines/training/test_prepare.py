@@ -11,6 +11,7 @@ from gwp import storage
 from gwp.data.plan.plan import make_plan
 from gwp.errors import GwpError
 from pipelines.config.load import config_hash, load_config
+from pipelines.jobs.resolve import init_uri
 from pipelines.jobs.train_job import TrainJob
 from pipelines.training.checkpoints import (
     CheckpointManifest,
@@ -65,6 +66,75 @@ def test_a_run_that_began_with_relative_paths_goes_on(here: Path) -> None:
     assert prepare(job()).config_hash == before["config_hash"]
     with pytest.raises(GwpError, match="holds a run of another configuration"):
         prepare(job("run.seed=1"))
+
+
+def test_a_change_is_named_and_has_to_be_wanted(
+    here: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    began = prepare(job())
+    record = json.loads(storage.read_bytes(f"{began.uri}/job.json"))
+    # Nothing of this changes what is computed: no word, no note.
+    prepare(job("run.log_every=3", "cluster.workers=1", "data.max_broken=0.5"))
+    prepare(job(f"data.sources=[{{uri: {here}/x/../set/, embodiment: arm, weight: 2}}]"))
+    assert json.loads(storage.read_bytes(f"{began.uri}/job.json")) == record
+    # Made with it: never.
+    for more, field in (
+        ("run.seed=1", "run.seed was 0 and is 1"),
+        ("engine.global_batch=8", "engine.global_batch was 4 and is 8"),
+        ("data.augment=false", "data.augment was True and is False"),
+    ):
+        with pytest.raises(GwpError, match=field):
+            prepare(job(more), (field.split(maxsplit=1)[0],))
+    # Another training from here on: only by name.
+    wanted = job("optimizer.lr=0.5", "objective.action_weight=3")
+    with pytest.raises(
+        GwpError, match=r"optimizer.lr was \S+ and is 0.5.*--allow-change optimizer.lr"
+    ):
+        prepare(wanted, ("objective",))
+    again = prepare(wanted, ("objective.action_weight", "optimizer.lr"))
+    assert (again.config_hash, again.job.optimizer.lr) == (began.config_hash, 0.5)
+    # The same steps up to rounding: told.
+    capsys.readouterr()
+    more = ("engine.micro_batch=1", "engine.zero_stage=1", "run.steps=900")
+    prepare(job("optimizer.lr=0.5", "objective.action_weight=3", *more))
+    shown = capsys.readouterr().err
+    for line in ("engine.micro_batch: None -> 1", "engine.zero_stage: 2 -> 1", "-> 900"):
+        assert line in shown
+    assert "the learning rate is" in shown
+    changed = json.loads(storage.read_bytes(f"{began.uri}/job.json"))
+    assert changed["config_hash"] == record["config_hash"]
+    assert changed["job"]["engine"]["micro_batch"] == 1
+    assert [sorted(note["changes"]) for note in changed["changes"]] == [
+        ["objective.action_weight", "optimizer.lr"],
+        ["engine.micro_batch", "engine.zero_stage", "run.steps"],
+    ]
+
+
+def test_a_field_that_a_newer_version_added_changes_nothing(here: Path) -> None:
+    began = prepare(job())
+    record = json.loads(storage.read_bytes(f"{began.uri}/job.json"))
+    del record["job"]["engine"]["micro_batch"], record["job"]["optimizer"]["max_skipped"]
+    storage.write_bytes(f"{began.uri}/job.json", json.dumps(record).encode())
+    assert prepare(job()).config_hash == began.config_hash
+    record["job"]["engine"]["gone"] = 1
+    storage.write_bytes(f"{began.uri}/job.json", json.dumps(record).encode())
+    with pytest.raises(GwpError, match=r"none of this version .engine.gone."):
+        prepare(job())
+
+
+def test_finished_weights_are_whole_with_their_note(here: Path) -> None:
+    """An upload that broke off looks whole, but for the note that comes last."""
+    final = here / "runs/train/world/final"
+    (final / "model").mkdir(parents=True)
+    (final / "model/config.json").write_text("{}")
+    with pytest.raises(GwpError, match="holds no finished weights; run that stage to its end"):
+        init_uri(job("init=world"))
+    (final.parent / "job.json").write_text("{}")
+    with pytest.raises(GwpError, match="holds no finished weights; run that stage to its end"):
+        init_uri(job(f"init={final}"))
+    (final / "run.json").write_text("{}")
+    for way in ("world", str(final), f"{final}/"):
+        assert Path(str(init_uri(job(f"init={way}")))).resolve() == final
 
 
 def test_the_plan_has_one_name_for_any_number_of_workers(here: Path) -> None:
