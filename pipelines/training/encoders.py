@@ -5,7 +5,6 @@ where the run has a cache of latents, the video codec is not loaded at all.
 """
 
 import json
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -17,21 +16,27 @@ from gwp.model.codecs.cached import CachedTextEncoder, from_stored
 from gwp.model.codecs.text import TextTable, load_text_encoder
 from gwp.model.codecs.video import load_video_codec
 from gwp.model.objective import Batch
+from pipelines.training.node import Node
 from pipelines.training.prepare import PreparedRun
 
 
 class Encoders:
     """Video codec and text encoder of a run, or its cache of what they say."""
 
-    def __init__(self, prepared: PreparedRun, scratch: Path, device: torch.device) -> None:
+    def __init__(self, prepared: PreparedRun, node: Node, device: torch.device) -> None:
         self._device = device
         if prepared.cache:
             self._text = TextTable(CachedTextEncoder(prepared.cache))
         else:
-            for part in ("codec", "text"):
-                storage.download(storage.join(prepared.uri, part), scratch / part)
-            self._codec = load_video_codec(scratch / "codec")
-            self._text = TextTable(load_text_encoder(scratch / "text"))
+            folder = node.folder
+
+            def bring() -> None:
+                for part in ("codec", "text"):
+                    storage.download(storage.join(prepared.uri, part), folder / part)
+
+            node.once(bring)
+            self._codec = load_video_codec(folder / "codec")
+            self._text = TextTable(load_text_encoder(folder / "text"))
         texts = storage.read_bytes(storage.join(prepared.uri, "texts.json"))
         self._texts: dict[str, str] = json.loads(texts)
 

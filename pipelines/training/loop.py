@@ -34,6 +34,7 @@ from pipelines.training.ema import Ema
 from pipelines.training.encoders import Encoders
 from pipelines.training.failures import StoppedError, lasting
 from pipelines.training.journal import Journal
+from pipelines.training.node import Node
 from pipelines.training.prepare import PreparedRun
 from pipelines.training.ranks import Ranks
 from pipelines.training.step import TrainStep
@@ -50,7 +51,7 @@ def train_loop(config: dict[str, Any]) -> None:
     prepared: PreparedRun = config["prepared"]
     context = ray.train.get_context()
     rank = context.get_world_rank()
-    world = context.get_world_size()
+    ranks = Ranks(rank, context.get_world_size())
     log = None
     # One rank is enough: losses are means over all of them.
     if rank == 0 and config["run_id"]:
@@ -58,7 +59,8 @@ def train_loop(config: dict[str, Any]) -> None:
     with tempfile.TemporaryDirectory(prefix="gwp-worker-") as scratch:
         try:
             with lasting():
-                loop = _Loop(prepared, rank, world, Path(scratch))
+                number, local = context.get_node_rank(), context.get_local_rank()
+                loop = _Loop(prepared, ranks, Node(ranks, number, local, Path(scratch)))
             loop.run(log)
         finally:
             if log:
@@ -73,11 +75,12 @@ class _Loop:
     good:         the last good checkpoint, in words
     """
 
-    def __init__(self, prepared: PreparedRun, rank: int, world: int, scratch: Path) -> None:
+    def __init__(self, prepared: PreparedRun, ranks: Ranks, node: Node) -> None:
         self.prepared = prepared
         self.job = prepared.job
-        self.scratch = scratch
-        self.ranks = Ranks(rank, world)
+        self.node = node
+        self.ranks = ranks
+        rank = ranks.rank
         # Rank 0 looks for all: listings at different moments could differ.
         attempt = self.ranks.agreed(next_attempt(prepared.uri) if rank == 0 else 0)
         self.attempt = int(attempt)
@@ -94,21 +97,28 @@ class _Loop:
         self.good = "none yet"
         if self.committed:
             self._resume(*self.committed)
-        encoders = Encoders(prepared, scratch, self.engine.device)
+        encoders = Encoders(prepared, node, self.engine.device)
         self.steps = TrainStep(self.job, self.ranks, self.engine, self.ema, encoders)
 
     def _fetch_state(self) -> bool:
-        """Bring the state of the last checkpoint here; whether it had to be converted because
-        another number of ranks wrote it.
+        """Bring the state of the last checkpoint to this machine; whether it had to be converted
+        because another number of ranks, or another ZeRO stage, wrote it.
         """
         if not self.committed:
             return False
         uri, manifest = self.committed
-        state = fetch(uri, manifest, self.scratch / "checkpoint") / "state"
-        if manifest.world_size == self.ranks.world:
-            return False
-        convert_to_universal(state)
-        return True
+        before = (manifest.world_size, manifest.zero_stage)
+        now = (self.ranks.world, self.job.engine.zero_stage)
+        # Without ZeRO every rank has all of the state, so it is in no form of its own.
+        converted = before != now and before[1] > 0
+
+        def bring() -> None:
+            state = fetch(uri, manifest, self.node.folder / "checkpoint") / "state"
+            if converted:
+                convert_to_universal(state)
+
+        self.node.once(bring)
+        return converted
 
     def _model(self) -> WorldActionTransformer:
         """The model in fp32: with the weights of `init` where the run begins there, else drawn
@@ -119,18 +129,18 @@ class _Loop:
         if not self.prepared.init or self.committed:
             return build_model(config, self.job.run.seed).train()
         uri = locate(self.prepared.init)
+        local = Path(uri.removeprefix("file://"))
         if storage.is_remote(uri):
-            local = storage.download(uri, self.scratch / "init")
-        else:
-            local = Path(uri.removeprefix("file://"))
+            local = self.node.folder / "init"
+            self.node.once(lambda: storage.download(uri, local))
         require_same(open_checkpoint(local), config, uri)
         return load_model(local).train()
 
     def _resume(self, uri: str, manifest: CheckpointManifest) -> None:
         """Go on from the fetched state."""
         self.prepared.require_own(uri, manifest)
-        self.engine.load(self.scratch / "checkpoint" / "state")
-        self.ema.load(self.scratch / "checkpoint" / "state")
+        self.engine.load(self.node.folder / "checkpoint" / "state")
+        self.ema.load(self.node.folder / "checkpoint" / "state")
         self.step = manifest.step
         self.samples_seen = manifest.samples_seen
         self.good = f"{uri} (step {self.step})"

@@ -201,6 +201,12 @@ def _take_changes(prepared: PreparedRun, record: dict[str, Any], allowed: tuple[
             f"run.steps {job.run.steps}: {uri} has done {done} steps already; ask for as many at "
             "least, or give run.name another name"
         )
+    stages = changes.get("engine.zero_stage", ())
+    if done and {0, 3} & set(stages):
+        raise GwpError(
+            f"engine.zero_stage was {stages[0]} and is {stages[1]}: the checkpoints of {uri} go on "
+            "with their own stage; only 1 and 2 read each other's"
+        )
     for line in told(changes, job):
         event("changed", text=line)
     # Its hash stays: checkpoints know the run by it.

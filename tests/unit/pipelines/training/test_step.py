@@ -115,36 +115,40 @@ def test_a_run_is_the_same_run_whatever_its_workers(tmp_path: Path) -> None:
                 assert distance(got, want) < 0.01 * distance(want, first), (world, stage)
 
 
-def moved(rank: Rank, steps: range, source: str | None, target: str) -> list[Any]:
-    """Some steps under each ZeRO stage that shards, from a converted checkpoint; their losses."""
+# Of four runs, the ZeRO stage of each third of them.
+STAGES = ((1, 2, 1), (2, 1, 2), (3, 3, 3), (0, 0, 0))
+
+
+def moved(rank: Rank, third: int) -> list[Any]:
+    """Two steps of every run, from the checkpoint of the third before; their losses."""
     told = []
-    for stage in (1, 2, 3):
-        rank.start(stage, "engine.micro_batch=4", universal=source is not None)
-        if source:
-            rank.load(f"{source}-{stage}")
-        told.append(rank.take(steps))
-        rank.save(f"{target}-{stage}")
-    return told
+    # ZeRO-3 last, as above.
+    for run in sorted(range(len(STAGES)), key=lambda run: STAGES[run][third]):
+        stage = STAGES[run][third]
+        rank.start(stage, "engine.micro_batch=4", universal=third > 0 and stage > 0)
+        if third:
+            rank.load(f"{run}-{third - 1}")
+        told.append((run, rank.take(range(2 * third, 2 * third + 2))))
+        rank.save(f"{run}-{third}")
+    return [losses for _, losses in sorted(told)]
 
 
 @pytest.mark.timeout(400)
-def test_a_run_goes_on_with_another_number_of_workers(tmp_path: Path) -> None:
+def test_a_run_goes_on_with_other_workers_and_another_stage(tmp_path: Path) -> None:
     """2 workers, then 1, then 2: losses and average as if there had always been one."""
     expected, _, average = plain()
-    told: list[list[Any]] = [[], [], []]
-    source = None
-    for world, steps, target in ((2, (0, 2), "a"), (1, (2, 4), "b"), (2, (4, 6), "c")):
-        got = ranks.run(moved, world, tmp_path, range(*steps), source, target)
-        for stage, losses in enumerate(got):
-            told[stage] += losses
-            convert_to_universal(tmp_path / f"{target}-{stage + 1}")
-        source = target
-    for stage, losses in enumerate(told):
+    first = dict(tiny_model().named_parameters())
+    told: list[list[Any]] = [[] for _ in STAGES]
+    for third, world in enumerate((2, 1, 2)):
+        for run, losses in enumerate(ranks.run(moved, world, tmp_path, third)):
+            told[run] += losses
+            if STAGES[run][third]:
+                convert_to_universal(tmp_path / f"{run}-{third}")
+    for run, losses in enumerate(told):
         for step, (got, want) in enumerate(zip(losses, expected, strict=True)):
-            assert got == pytest.approx(want, abs=TOLERANCE), (stage + 1, step)
-        got = load_ema(tmp_path / f"c-{stage + 1}")
-        first = dict(tiny_model().named_parameters())
-        assert distance(got, average) < 0.01 * distance(average, first)
+            assert got == pytest.approx(want, abs=TOLERANCE), (STAGES[run], step)
+        got = load_ema(tmp_path / f"{run}-2")
+        assert distance(got, average) < 0.01 * distance(average, first), STAGES[run]
 
 
 def test_micro_batches_are_even_and_none_is_empty() -> None:
