@@ -28,6 +28,8 @@ from gwp.storage.local_files import is_temporary
 from gwp.storage.named_files import check_files, read_manifest
 
 MANIFEST = "MANIFEST.json"
+ASIDE = "ASIDE.txt"
+"""File in a checkpoint that is no longer gone on from, with the reason."""
 _FOLDER = "checkpoints"
 _NAME = re.compile(r"step_(\d+)-a(\d+)")
 # Large enough that a read from an object store is mostly transfer.
@@ -204,8 +206,8 @@ def find_committed(run_uri: str) -> list[tuple[str, CheckpointManifest]]:
     committed = []
     for name, files in _folders(run_uri).items():
         uri = storage.join(run_uri, _FOLDER, name)
-        # Never committed, or still being written.
-        if MANIFEST not in files:
+        # Never committed, or still being written; or no longer wanted.
+        if MANIFEST not in files or ASIDE in files:
             continue
         try:
             manifest = _read(uri)
@@ -233,6 +235,24 @@ def latest_committed(run_uri: str, deep: bool = False) -> tuple[str, CheckpointM
             continue
         return uri, manifest
     return None
+
+
+def set_aside(uri: str, reason: str) -> None:
+    """Go on from this checkpoint no more; it stays where it is, until it would be pruned."""
+    storage.write_bytes(storage.join(uri, ASIDE), f"{reason}\n".encode())
+    logger.warning("checkpoint set aside: %s", reason)
+
+
+def go_back(run_uri: str, step: int) -> None:
+    """Set aside what is newer than the checkpoint at `step`; GwpError when there is none."""
+    committed = find_committed(run_uri)
+    steps = sorted({manifest.step for _, manifest in committed})
+    if step not in steps:
+        known = ", ".join(map(str, steps)) or "none"
+        raise GwpError(f"{run_uri} has no whole checkpoint at step {step}; it has: {known}")
+    for uri, manifest in committed:
+        if manifest.step > step:
+            set_aside(uri, f"{uri}: the run was sent back to step {step}")
 
 
 def load_committed(uri: str) -> CheckpointManifest:

@@ -21,12 +21,14 @@ from gwp.model.weights.derive import require_same
 from pipelines.tracking.run_log import RunLog
 from pipelines.training.checkpoints import (
     CheckpointManifest,
+    DamagedError,
     checkpoint_uri,
     commit,
     fetch,
     latest_committed,
     next_attempt,
     prune,
+    set_aside,
     upload_files,
 )
 from pipelines.training.deepspeed_engine import Engine, convert_to_universal
@@ -113,7 +115,12 @@ class _Loop:
         converted = before != now and before[1] > 0
 
         def bring() -> None:
-            state = fetch(uri, manifest, self.node.folder / "checkpoint") / "state"
+            try:
+                state = fetch(uri, manifest, self.node.folder / "checkpoint") / "state"
+            except DamagedError as error:
+                set_aside(uri, str(error))
+                # No StoppedError: the next start of the workers takes the one before.
+                raise RuntimeError(f"{error}. The run goes on from the one before") from error
             if converted:
                 convert_to_universal(state)
 

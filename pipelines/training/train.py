@@ -28,7 +28,7 @@ from pipelines.tracking.runs import (
     log_inputs,
     tracking_uri,
 )
-from pipelines.training.checkpoints import latest_committed
+from pipelines.training.checkpoints import DamagedError, go_back, latest_committed, set_aside
 from pipelines.training.export import write_final
 from pipelines.training.failures import StopForGood, first, interruptible
 from pipelines.training.loop import train_loop
@@ -56,11 +56,14 @@ class StageResult:
     """Wall time of training, preparation included."""
 
 
-def train(job: TrainJob, allowed: tuple[str, ...] = ()) -> StageResult:
+def train(
+    job: TrainJob, allowed: tuple[str, ...] = (), from_step: int | None = None
+) -> StageResult:
     """Run one stage to its end and write its weights. Running it again resumes, or returns at
     once when it is done.
 
-    allowed: fields of the job that may have changed since the run began
+    allowed: fields of the job that may have changed since the run began; from_step: of the
+    checkpoint to go on from, newer ones are set aside; None: the newest
     """
     begin = time.time()
     ensure_ray(job)
@@ -68,6 +71,8 @@ def train(job: TrainJob, allowed: tuple[str, ...] = ()) -> StageResult:
     with interruptible():
         check_resources(job)
         prepared = prepare(job, allowed)
+        if from_step is not None:
+            go_back(prepared.uri, from_step)
         complete = _complete(prepared)
         with open_run(prepared) as run_id:
             if not complete:
@@ -75,7 +80,13 @@ def train(job: TrainJob, allowed: tuple[str, ...] = ()) -> StageResult:
             checkpoint = latest_committed(prepared.uri)
             assert checkpoint is not None
             uri, manifest = checkpoint
-            final = write_final(prepared, uri, run_id)
+            try:
+                final = write_final(prepared, uri, run_id)
+            except DamagedError as error:
+                set_aside(uri, str(error))
+                raise GwpError(
+                    f"{error}. It is set aside: the same command trains again from the one before"
+                ) from error
             seen = str(manifest.samples_seen)
             finish_run(run_id, {"checkpoint_uri": uri, "final_uri": final, "samples_seen": seen})
     seconds = time.time() - begin

@@ -25,6 +25,14 @@ def add(subparsers: Any) -> None:
         help="let a run go on although this field is another than when it began, e.g. optimizer.lr",
     )
     parser.add_argument(
+        "--from",
+        type=int,
+        dest="from_step",
+        metavar="STEP",
+        help="go on from the checkpoint at this step instead of the newest; newer ones are set "
+        "aside",
+    )
+    parser.add_argument(
         "--dry-run",
         action="store_true",
         help="show parameters and the DeepSpeed configuration, start nothing",
@@ -48,7 +56,7 @@ def run_train(args: argparse.Namespace) -> None:
     from pipelines.training.watch import shown
 
     with shown(job):
-        result = train(job, tuple(args.allow_change))
+        result = train(job, tuple(args.allow_change), args.from_step)
     print(json.dumps(asdict(result), indent=1))
 
 

@@ -138,3 +138,30 @@ def test_prune_keeps_the_newest_and_what_is_in_the_making(run: str, tmp_path: Pa
     assert storage.list_files(in_the_making)
     with pytest.raises(GwpError, match="at least one"):
         checkpoints.prune(run, keep=0)
+
+
+def test_what_is_set_aside_is_not_gone_on_from(run: str, tmp_path: Path) -> None:
+    uris = [_write(run, tmp_path, step) for step in (10, 20, 30)]
+    file = Path(uris[2]) / "ds" / "rank_0.pt"
+    file.write_bytes(b"x" * len(file.read_bytes()))
+    found = checkpoints.latest_committed(run)
+    assert found is not None
+    with pytest.raises(checkpoints.DamagedError, match="rank_0.pt was altered") as caught:
+        checkpoints.fetch(*found, tmp_path / "back")
+    checkpoints.set_aside(uris[2], str(caught.value))
+    assert [uri for uri, _ in checkpoints.find_committed(run)] == [uris[1], uris[0]]
+    assert "was altered" in (Path(uris[2]) / checkpoints.ASIDE).read_text()
+    # A new attempt writes beside it; behind that it is pruned as others are.
+    assert checkpoints.next_attempt(run) == 2
+    again = _write(run, tmp_path, 30, attempt=2)
+    assert sorted(checkpoints.prune(run, 2)) == [uris[0], uris[2]]
+    assert [uri for uri, _ in checkpoints.find_committed(run)] == [again, uris[1]]
+
+
+def test_a_run_is_sent_back_to_a_step_that_it_has(run: str, tmp_path: Path) -> None:
+    uris = [_write(run, tmp_path, step) for step in (10, 20, 30)]
+    with pytest.raises(GwpError, match="no whole checkpoint at step 15; it has: 10, 20, 30"):
+        checkpoints.go_back(run, 15)
+    assert len(checkpoints.find_committed(run)) == 3
+    checkpoints.go_back(run, 10)
+    assert [uri for uri, _ in checkpoints.find_committed(run)] == [uris[0]]
