@@ -5,7 +5,10 @@ into a run folder.
 """
 
 import json
+import logging
 import os
+import queue
+import threading
 import time
 from typing import Any
 
@@ -14,20 +17,66 @@ import numpy as np
 from gwp import storage
 from gwp.data.records import StreamBatch
 
+# Notes that wait at most; the next one waits for one of them.
+_WAITING = 1000
+
+logger = logging.getLogger(__name__)
+
 
 class Journal:
     """The notes of one rank in one attempt of a run.
 
-    A file per note: object stores cannot append, and no two ranks write the same name.
+    A file per note: object stores cannot append, and no two ranks write the same name. They are
+    written by a thread of their own: no step waits for storage. One that cannot be written is
+    logged and left out; of those on how far the rank is, only the newest is written.
     """
 
     def __init__(self, run_uri: str, rank: int, attempt: int) -> None:
         self._uri = run_uri
         self._rank = rank
         self._attempt = attempt
+        # Bounded: a run that notes every sample must not fill memory while storage is away.
+        self._notes: queue.Queue[tuple[str, bytes]] = queue.Queue(_WAITING)
+        self._newest: dict[str, bytes] = {}
+        self._lock = threading.Lock()
+        threading.Thread(target=self._work, name="gwp-journal", daemon=True).start()
+
+    def flush(self, timeout_s: float) -> bool:
+        """Wait until all notes so far are written or given up; whether it came to that in
+        time.
+        """
+        end = time.monotonic() + timeout_s
+        while self._notes.unfinished_tasks:
+            if time.monotonic() > end:
+                return False
+            time.sleep(0.01)
+        return True
+
+    def _work(self) -> None:
+        while True:
+            uri, note = self._notes.get()
+            try:
+                # Whatever has come until now; what comes from here on has a turn of its own.
+                if not note:
+                    with self._lock:
+                        note = self._newest.pop(uri)
+                storage.write_bytes(uri, note)
+            except Exception as error:  # noqa: BLE001  training is not to end for a note
+                logger.warning("%s is not written: %s", uri, error)
+            finally:
+                self._notes.task_done()
 
     def _write(self, record: Any, *names: str) -> None:
-        storage.write_bytes(storage.join(self._uri, *names), json.dumps(record).encode())
+        self._notes.put((storage.join(self._uri, *names), json.dumps(record).encode()))
+
+    def _replace(self, record: Any, *names: str) -> None:
+        """As `_write`, but an older note of this name that still waits is not written."""
+        uri = storage.join(self._uri, *names)
+        with self._lock:
+            waits = uri in self._newest
+            self._newest[uri] = json.dumps(record).encode()
+        if not waits:
+            self._notes.put((uri, b""))
 
     def resumed(self, step: int, world: int) -> None:
         """Note that this attempt goes on from a checkpoint at `step`."""
@@ -83,4 +132,4 @@ class Journal:
             "time": time.time(),
             "skipped": skipped,
         }
-        self._write(report | losses, "progress", f"rank-{self._rank}.json")
+        self._replace(report | losses, "progress", f"rank-{self._rank}.json")

@@ -42,6 +42,8 @@ from pipelines.training.ranks import Ranks
 from pipelines.training.step import TrainStep
 from pipelines.training.stream import batches
 
+# Seconds that the end of a run, and a checkpoint, wait for notes that storage does not take.
+_NOTES_S = 10.0
 # Below this many broken samples their share says nothing.
 _FEW_BROKEN = 20
 
@@ -54,7 +56,7 @@ def train_loop(config: dict[str, Any]) -> None:
     context = ray.train.get_context()
     rank = context.get_world_rank()
     ranks = Ranks(rank, context.get_world_size())
-    log = None
+    log = loop = None
     # One rank is enough: losses are means over all of them.
     if rank == 0 and config["run_id"]:
         log = RunLog(config["run_id"], config["tracking_uri"])
@@ -65,6 +67,8 @@ def train_loop(config: dict[str, Any]) -> None:
                 loop = _Loop(prepared, ranks, Node(ranks, number, local, Path(scratch)))
             loop.run(log)
         finally:
+            if loop:
+                loop.journal.flush(_NOTES_S)
             if log:
                 log.flush()
 
@@ -240,6 +244,7 @@ class _Loop:
         if log:
             # What a committed step measured must not be lost with a killed worker.
             log.flush(timeout_s=2.0)
+        self.journal.flush(_NOTES_S)
         uri = checkpoint_uri(self.prepared.uri, self.step, self.attempt)
         if self.ranks.anywhere(not self.engine.finite()):
             # A finite loss and gradient may still have led here.

@@ -146,7 +146,7 @@ def test_what_is_set_aside_is_not_gone_on_from(run: str, tmp_path: Path) -> None
     file.write_bytes(b"x" * len(file.read_bytes()))
     found = checkpoints.latest_committed(run)
     assert found is not None
-    with pytest.raises(checkpoints.DamagedError, match="rank_0.pt was altered") as caught:
+    with pytest.raises(checkpoints.DamagedError, match=r"rank_0\.pt was altered") as caught:
         checkpoints.fetch(*found, tmp_path / "back")
     checkpoints.set_aside(uris[2], str(caught.value))
     assert [uri for uri, _ in checkpoints.find_committed(run)] == [uris[1], uris[0]]

@@ -1,0 +1,64 @@
+"""Notes of a rank: none is waited for, none but old ones of progress are left out."""
+
+import json
+import threading
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from gwp import storage
+from pipelines.training.journal import Journal
+
+
+def test_notes_are_written_and_the_newest_progress_wins(tmp_path: Path) -> None:
+    journal = Journal(str(tmp_path), 1, 3)
+    for step in range(200):
+        journal.progress(step, 0, {"loss": float(step)})
+    journal.resumed(40, 2)
+    assert journal.flush(20)
+    report = json.loads((tmp_path / "progress" / "rank-1.json").read_text())
+    assert (report["step"], report["loss"], report["attempt"]) == (199, 199.0, 3)
+    assert json.loads((tmp_path / "events" / "resumed-a3.json").read_text())["step"] == 40
+
+
+def test_no_step_waits_for_storage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Storage that answers nothing for a while: notes wait, of progress one only."""
+    back = threading.Event()
+    written: list[str] = []
+    write = storage.write_bytes
+
+    def late(uri: str, data: bytes, create_only: bool = False) -> None:
+        back.wait(30)
+        written.append(uri)
+        write(uri, data, create_only)
+
+    monkeypatch.setattr(storage, "write_bytes", late)
+    journal = Journal(str(tmp_path), 0, 1)
+    raw = {"sample_id": np.array(["a", "b"]), "reason": np.array(["", "torn"])}
+    begin = time.monotonic()
+    for step in range(100):
+        journal.quarantine(step, raw, np.array([True, False]))  # type: ignore[arg-type]
+        journal.progress(step, 0, {})
+    assert time.monotonic() - begin < 20
+    assert not journal.flush(0.05)
+    back.set()
+    assert journal.flush(20)
+    assert len(list((tmp_path / "quarantine").iterdir())) == 100
+    assert json.loads((tmp_path / "progress" / "rank-0.json").read_text())["step"] == 99
+    # Each that waited was replaced by the next.
+    assert len([uri for uri in written if "progress" in uri]) <= 2
+
+
+def test_a_note_that_cannot_be_written_is_logged_and_the_next_one_is(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    journal = Journal(str(tmp_path), 0, 1)
+    # A file where the folder should be.
+    (tmp_path / "events").write_text("")
+    journal.resumed(1, 1)
+    journal.skipped(2, [float("nan")], float("nan"), ["a"])
+    assert journal.flush(20)
+    assert "resumed-a1.json is not written" in caplog.text
+    assert (tmp_path / "skipped_steps" / "step_000002.json").exists()
