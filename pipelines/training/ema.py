@@ -9,6 +9,7 @@ so they load at any world size and ZeRO stage.
 import json
 import math
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import safe_open
@@ -106,14 +107,14 @@ def _shards(folder: Path) -> list[Path]:
     return sorted((folder / "ema").glob("rank-*.safetensors"))
 
 
-def _header(shard: safe_open) -> tuple[dict[str, int], dict[str, list[int]]]:
+def _header(shard: Any) -> tuple[dict[str, int], dict[str, list[int]]]:
     """Where the parts of a shard begin in their parameters, and the shapes of those."""
     metadata = shard.metadata() or {}
     return json.loads(metadata.get("starts", "{}")), json.loads(metadata.get("shapes", "{}"))
 
 
 def _copy_overlap(
-    shard: safe_open, name: str, start: int | None, target: Tensor, target_start: int
+    shard: Any, name: str, start: int | None, target: Tensor, target_start: int
 ) -> None:
     """Fill what a shard has of the part `target` of a parameter, which begins at
     `target_start`.

@@ -201,7 +201,7 @@ def _take_changes(prepared: PreparedRun, record: dict[str, Any], allowed: tuple[
             f"run.steps {job.run.steps}: {uri} has done {done} steps already; ask for as many at "
             "least, or give run.name another name"
         )
-    stages = changes.get("engine.zero_stage", ())
+    stages = changes.get("engine.zero_stage", (None, None))
     if done and {0, 3} & set(stages):
         raise GwpError(
             f"engine.zero_stage was {stages[0]} and is {stages[1]}: the checkpoints of {uri} go on "
