@@ -17,8 +17,9 @@ from ray.train.torch import TorchConfig, TorchTrainer
 
 from gwp import storage
 from gwp.errors import GwpError
+from gwp.paths import absolute_paths
 from pipelines.jobs.ray_start import check_resources, ensure_ray
-from pipelines.jobs.resolve import FINAL_NOTE
+from pipelines.jobs.resolve import FINAL_NOTE, run_uri
 from pipelines.jobs.train_job import POOL, TrainJob
 from pipelines.tracking.runs import (
     STOPPED_TAG,
@@ -31,6 +32,7 @@ from pipelines.tracking.runs import (
 from pipelines.training.checkpoints import DamagedError, go_back, latest_committed, set_aside
 from pipelines.training.export import write_final
 from pipelines.training.failures import StopForGood, first, interruptible
+from pipelines.training.lease import lease
 from pipelines.training.loop import train_loop
 from pipelines.training.prepare import PreparedRun, prepare
 from pipelines.training.stream import execution_options, remaining_dataset
@@ -70,25 +72,28 @@ def train(
     # Behind `ensure_ray`: ray.init puts handlers of its own there.
     with interruptible():
         check_resources(job)
-        prepared = prepare(job, allowed)
-        if from_step is not None:
-            go_back(prepared.uri, from_step)
-        complete = _complete(prepared)
-        with open_run(prepared) as run_id:
-            if not complete:
-                _fit(prepared, run_id)
-            checkpoint = latest_committed(prepared.uri)
-            assert checkpoint is not None
-            uri, manifest = checkpoint
-            try:
-                final = write_final(prepared, uri, run_id)
-            except DamagedError as error:
-                set_aside(uri, str(error))
-                raise GwpError(
-                    f"{error}. It is set aside: the same command trains again from the one before"
-                ) from error
-            seen = str(manifest.samples_seen)
-            finish_run(run_id, {"checkpoint_uri": uri, "final_uri": final, "samples_seen": seen})
+        with lease(run_uri(absolute_paths(job))):
+            prepared = prepare(job, allowed)
+            if from_step is not None:
+                go_back(prepared.uri, from_step)
+            complete = _complete(prepared)
+            with open_run(prepared) as run_id:
+                if not complete:
+                    _fit(prepared, run_id)
+                checkpoint = latest_committed(prepared.uri)
+                assert checkpoint is not None
+                uri, manifest = checkpoint
+                try:
+                    final = write_final(prepared, uri, run_id)
+                except DamagedError as error:
+                    set_aside(uri, str(error))
+                    raise GwpError(
+                        f"{error}. It is set aside: the same command trains again from the one before"
+                    ) from error
+                seen = str(manifest.samples_seen)
+                finish_run(
+                    run_id, {"checkpoint_uri": uri, "final_uri": final, "samples_seen": seen}
+                )
     seconds = time.time() - begin
     return StageResult(prepared.uri, final, run_id, manifest.step, manifest.samples_seen, seconds)
 

@@ -11,8 +11,9 @@ from gwp.data.stats.normalise import compute_stats
 from gwp.errors import DataError, GwpError
 from gwp.model.transformer import WorldActionTransformer
 from pipelines.config.load import load_config
+from pipelines.jobs.engine import OptimizerConfig
 from pipelines.jobs.resolve import compute_all_stats, init_uri, notes, resolve_embodiments
-from pipelines.jobs.train_job import OptimizerConfig, TrainJob
+from pipelines.jobs.train_job import TrainJob
 from pipelines.training.deepspeed_engine import deepspeed_config
 from tests.support.other_sets import write_aloha
 from tests.support.paths import ROOT
@@ -91,6 +92,16 @@ def test_learning_rate_warms_up_and_decays():
         (["objective.chunk_prefix=0.5", "objective.max_prefix=0"], "max_prefix"),
         (["data.window={chunk: 12, stride: 5}"], r"4n \+ 1|chunk"),
         (["optimizer.learning_rate=1"], "learning_rate"),
+        (["engine.micro_batch=5"], "engine.micro_batch 5 does not divide the 16 samples"),
+        (
+            ["engine.overrides={gradient_accumulation_steps: 2}"],
+            "gradient_accumulation_steps is what engine.micro_batch says",
+        ),
+        (
+            ["engine.overrides={zero_optimization: {stage: 1}}"],
+            r"zero_optimization\.stage is what engine\.zero_stage says",
+        ),
+        (["objective={video_weight: 0, modes: {video: 1}}"], "nothing to learn"),
         (
             ["data.embodiments={metaworld-sawyer: {stats_of_other_data: true}}"],
             "stats_of_other_data speaks of a file; give `stats`",
@@ -104,7 +115,7 @@ def test_jobs_that_cannot_train_are_refused_with_the_reason(sets, words):
 
 def test_a_stage_whose_parent_has_not_finished_says_so(tmp_path):
     job = load_config(STAGES / "embodied.yaml", TrainJob, [f"run.storage={tmp_path}"])
-    with pytest.raises(GwpError, match="run 'world' has no finished weights"):
+    with pytest.raises(GwpError, match="world/final holds no finished weights"):
         init_uri(job)
 
 
