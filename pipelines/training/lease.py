@@ -102,13 +102,17 @@ def _require_free(uri: str, run_uri: str, beat_s: float) -> None:
             )
 
 
-def _read(uri: str) -> dict[str, Any]:
+def _read(uri: str) -> dict[str, Any] | None:
+    """What the lease says; None when it was given back."""
+    unknown: dict[str, Any] = {"host": "an unknown machine", "pid": 0, "beat": 0}
     try:
         holder: dict[str, Any] = json.loads(storage.read_bytes(uri))
-        return {"host": "", "pid": 0, "beat": 0} | holder
+    except MissingError:
+        return None
     except ValueError:
-        # Cut short: nobody writes it any more.
-        return {"host": "an unknown machine", "pid": 0, "beat": -1, "over": False}
+        # Cut short by a death.
+        return unknown
+    return unknown | holder
 
 
 def _is_dead_here(holder: dict[str, Any]) -> bool:

@@ -5,9 +5,9 @@ Checkpoints are committed by our own protocol (`pipelines.training.checkpoints`)
 reported to Ray is a pointer.
 """
 
-import json
 import tempfile
 import time
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,14 +22,12 @@ from pipelines.tracking.run_log import RunLog
 from pipelines.training.checkpoints import (
     CheckpointManifest,
     DamagedError,
+    FileEntry,
     checkpoint_uri,
-    commit,
     fetch,
     latest_committed,
     next_attempt,
-    prune,
     set_aside,
-    upload_files,
 )
 from pipelines.training.deepspeed_engine import Engine, convert_to_universal
 from pipelines.training.ema import Ema
@@ -41,6 +39,7 @@ from pipelines.training.prepare import PreparedRun
 from pipelines.training.ranks import Ranks
 from pipelines.training.step import TrainStep
 from pipelines.training.stream import batches
+from pipelines.training.uploads import Uploads
 
 # Seconds that the end of a run, and a checkpoint, wait for notes that storage does not take.
 _NOTES_S = 10.0
@@ -64,8 +63,9 @@ def train_loop(config: dict[str, Any]) -> None:
         try:
             with lasting():
                 number, local = context.get_node_rank(), context.get_local_rank()
-                loop = _Loop(prepared, ranks, Node(ranks, number, local, Path(scratch)))
-            loop.run(log)
+                node = Node(ranks, number, local, Path(scratch))
+                loop = _Loop(prepared, ranks, node, log)
+            loop.run()
         finally:
             if loop:
                 loop.journal.flush(_NOTES_S)
@@ -78,11 +78,11 @@ class _Loop:
 
     step:         optimiser steps done
     samples_seen: of all ranks, position in the plan
-    good:         the last good checkpoint, in words
     """
 
-    def __init__(self, prepared: PreparedRun, ranks: Ranks, node: Node) -> None:
+    def __init__(self, prepared: PreparedRun, ranks: Ranks, node: Node, log: RunLog | None) -> None:
         self.prepared = prepared
+        self.log = log
         self.job = prepared.job
         self.node = node
         self.ranks = ranks
@@ -100,9 +100,13 @@ class _Loop:
         self.ema = Ema(self.engine, self.job.engine.ema_decay)
         self.step = 0
         self.samples_seen = 0
-        self.good = "none yet"
+        good = "none yet"
         if self.committed:
             self._resume(*self.committed)
+            good = f"{self.committed[0]} (step {self.step})"
+        self.uploads = Uploads(
+            prepared.uri, rank, self.job.run.keep, good, self.uploaded, self.committed_at
+        )
         encoders = Encoders(prepared, node, self.engine.device)
         self.steps = TrainStep(self.job, self.ranks, self.engine, self.ema, encoders)
 
@@ -152,13 +156,13 @@ class _Loop:
         self.prepared.require_own(uri, manifest)
         self.engine.load(self.node.folder / "checkpoint" / "state")
         self.ema.load(self.node.folder / "checkpoint" / "state")
+        self.node.remove("checkpoint")
         self.step = manifest.step
         self.samples_seen = manifest.samples_seen
-        self.good = f"{uri} (step {self.step})"
         if self.ranks.rank == 0:
             self.journal.resumed(self.step, self.ranks.world)
 
-    def run(self, log: RunLog | None) -> None:
+    def run(self) -> None:
         """All steps that are left; StoppedError when too many samples are broken."""
         job = self.job
         total = job.run.steps
@@ -187,7 +191,7 @@ class _Loop:
             stop = False
             if self.step % job.run.log_every == 0 or self.step in (1, total):
                 elapsed = time.perf_counter() - started
-                skipped = self._progress(log, losses, elapsed, waited)
+                skipped = self._progress(losses, elapsed, waited)
                 # Every rank knows the sum, so all of them stop at the same step.
                 stop = skipped >= _FEW_BROKEN and skipped > job.data.max_broken * (
                     self.samples_seen - begun
@@ -195,8 +199,9 @@ class _Loop:
                 started = time.perf_counter()
                 waited = 0.0
             if self.step % job.run.checkpoint_every == 0 or self.step == total or stop:
-                self._checkpoint(log, losses)
+                self._checkpoint(losses)
             if stop:
+                self.uploads.wait()
                 quarantine = storage.join(self.prepared.uri, "quarantine")
                 raise StoppedError(
                     f"{skipped} of {self.samples_seen - begun} samples were broken by step "
@@ -205,6 +210,7 @@ class _Loop:
                     "each with its reason. Mend the data, or raise data.max_broken; the run goes on "
                     "from its last checkpoint"
                 )
+        self.uploads.wait()
 
     def _taken(self, raw: StreamBatch) -> dict[str, float]:
         """Take a step; the losses of the global batch, the same on every rank."""
@@ -214,21 +220,35 @@ class _Loop:
             raise self._diverged(str(error)) from error
 
     def _diverged(self, what: str) -> StoppedError:
+        """Collective: rank 0 knows which checkpoint is whole."""
+        self.uploads.wait()
+        good = self.ranks.agreed(self.uploads.good)
         return StoppedError(
-            f"{what}. Training has stopped; its last good checkpoint: {self.good}. The "
+            f"{what}. Training has stopped; its last good checkpoint: {good}. The "
             "same job would come to the same numbers: lower optimizer.lr, raise "
             "optimizer.warmup_steps, or look at the data, and start it under another run.name"
         )
 
-    def _progress(
-        self, log: RunLog | None, losses: dict[str, float], elapsed: float, waited: float
-    ) -> int:
+    def uploaded(self) -> None:
+        """Have what was noted until now where it belongs, before a checkpoint becomes whole: what
+        a committed step measured must not be lost with a killed worker. Called beside the steps.
+        """
+        if self.log:
+            self.log.flush(timeout_s=2.0)
+        self.journal.flush(_NOTES_S)
+
+    def committed_at(self, uri: str, step: int) -> None:
+        """Tell MLflow of a checkpoint that is whole now. Called beside the steps, on rank 0."""
+        if self.log:
+            self.log.set_tags({"gwp.checkpoint": uri, "gwp.checkpoint_step": str(step)})
+
+    def _progress(self, losses: dict[str, float], elapsed: float, waited: float) -> int:
         """Tell how far this rank is; the number of samples that all ranks skipped since they
         started.
         """
         skipped = int(self.ranks.summed([self.steps.broken])[0])
         self.journal.progress(self.step, skipped, losses)
-        if log and losses:
+        if self.log and losses:
             extra = {
                 "data_wait_share": waited / max(elapsed, 1e-9),
                 "samples_seen": float(self.samples_seen),
@@ -236,56 +256,41 @@ class _Loop:
                 "steps_skipped": float(self.steps.skipped),
                 "learning_rate": self.job.optimizer.lr_at(self.step - 1, self.job.run.steps),
             }
-            log.log_metrics(self.step, losses | extra)
+            self.log.log_metrics(self.step, losses | extra)
         return skipped
 
-    def _checkpoint(self, log: RunLog | None, losses: dict[str, float]) -> None:
-        """Save all ranks' shares, commit them, remove old ones, and tell Ray."""
-        if log:
-            # What a committed step measured must not be lost with a killed worker.
-            log.flush(timeout_s=2.0)
-        self.journal.flush(_NOTES_S)
-        uri = checkpoint_uri(self.prepared.uri, self.step, self.attempt)
+    def _checkpoint(self, losses: dict[str, float]) -> None:
+        """Save this rank's share on its disk, and have it uploaded and committed beside the
+        steps that follow. Collective.
+        """
+        # One at a time; what went wrong with the one before is raised here.
+        self.uploads.wait()
         if self.ranks.anywhere(not self.engine.finite()):
             # A finite loss and gradient may still have led here.
             raise self._diverged(f"step {self.step}: a weight is not a finite number")
-        with tempfile.TemporaryDirectory(prefix="gwp-save-") as scratch:
-            folder = Path(scratch)
-            self.engine.save(folder)
-            self.ema.save(folder)
-            if self.ranks.rank:
-                # Every rank writes the same pointer files of DeepSpeed; one copy is enough.
-                for name in ("latest", "zero_to_fp32.py"):
-                    (folder / name).unlink(missing_ok=True)
-            mine = upload_files(folder, storage.join(uri, "state"))
-        # Nobody has a share here before it is uploaded, so what is committed is whole.
-        shares = self.ranks.gathered(mine)
-        if self.ranks.rank == 0:
-            files = {}
-            for share in shares:
-                for name, meta in share.items():
-                    files[f"state/{name}"] = meta
-            commit(
-                uri,
-                CheckpointManifest(
-                    files=files,
-                    step=self.step,
-                    samples_seen=self.samples_seen,
-                    world_size=self.ranks.world,
-                    zero_stage=self.job.engine.zero_stage,
-                    plan_hash=self.prepared.plan_hash,
-                    config_hash=self.prepared.config_hash,
-                    attempt=self.attempt,
-                ),
-            )
-            prune(self.prepared.uri, self.job.run.keep)
-            if log:
-                log.set_tags({"gwp.checkpoint": uri, "gwp.checkpoint_step": str(self.step)})
-        self.good = f"{uri} (step {self.step})"
-        # Ray keeps a pointer: the state itself would go through its own storage a second time.
-        with tempfile.TemporaryDirectory() as pointer:
-            (Path(pointer) / "pointer.json").write_text(json.dumps({"uri": uri, "step": self.step}))
-            ray.train.report(
-                {"step": self.step, **losses},
-                checkpoint=ray.train.Checkpoint.from_directory(pointer),
-            )
+        scratch = tempfile.TemporaryDirectory(prefix="gwp-save-")
+        folder = Path(scratch.name)
+        self.engine.save(folder)
+        self.ema.save(folder)
+        if self.ranks.rank:
+            # Every rank writes the same pointer files of DeepSpeed; one copy is enough.
+            for name in ("latest", "zero_to_fp32.py"):
+                (folder / name).unlink(missing_ok=True)
+        manifest = partial(
+            _manifest,
+            step=self.step,
+            samples_seen=self.samples_seen,
+            world_size=self.ranks.world,
+            zero_stage=self.job.engine.zero_stage,
+            plan_hash=self.prepared.plan_hash,
+            config_hash=self.prepared.config_hash,
+            attempt=self.attempt,
+        )
+        uri = checkpoint_uri(self.prepared.uri, self.step, self.attempt)
+        self.uploads.start(scratch, uri, self.step, self.ranks.world, manifest)
+        # No checkpoint of Ray's: it would bring the state to its own storage a second time.
+        ray.train.report({"step": self.step, **losses})
+
+
+def _manifest(files: dict[str, FileEntry], **facts: Any) -> CheckpointManifest:
+    return CheckpointManifest(files=files, **facts)

@@ -2,6 +2,7 @@
 of them read.
 """
 
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -31,3 +32,9 @@ class Node:
         if self._first:
             bring()
         self._ranks.gathered(None)
+
+    def remove(self, name: str) -> None:
+        """Remove a part of the folder when all ranks are done with it. Collective."""
+        self._ranks.gathered(None)
+        if self._first:
+            shutil.rmtree(self.folder / name)

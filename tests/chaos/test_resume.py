@@ -93,7 +93,9 @@ def kill_after(run: str, step: int, killed: list[int]) -> None:
     deadline = time.monotonic() + 400
     while time.monotonic() < deadline:
         reports = worker_progress(run)
-        if len(reports) == 2 and reports[1]["step"] >= step:
+        # Checkpoints are uploaded beside the steps.
+        whole = any(manifest.step >= EVERY for _, manifest in find_committed(run))
+        if len(reports) == 2 and reports[1]["step"] >= step and whole:
             os.kill(reports[1]["pid"], signal.SIGKILL)
             killed.append(reports[1]["step"])
             return

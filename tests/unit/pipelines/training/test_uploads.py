@@ -1,0 +1,124 @@
+"""A checkpoint is uploaded beside the steps, and whole when all ranks have."""
+
+import json
+import tempfile
+import threading
+import time
+from functools import partial
+from pathlib import Path
+
+import pytest
+
+from gwp import storage
+from gwp.errors import GwpError
+from pipelines.training import uploads
+from pipelines.training.checkpoints import (
+    CheckpointManifest,
+    checkpoint_uri,
+    fetch,
+    find_committed,
+)
+from pipelines.training.uploads import Uploads
+
+FACTS = {
+    "samples_seen": 80,
+    "world_size": 2,
+    "zero_stage": 2,
+    "plan_hash": "p",
+    "config_hash": "c",
+    "attempt": 1,
+}
+
+
+def manifest(files: dict, step: int) -> CheckpointManifest:
+    return CheckpointManifest(files=files, step=step, **FACTS)  # type: ignore[arg-type]
+
+
+class Two:
+    """The uploads of two ranks."""
+
+    def __init__(self, run: Path) -> None:
+        self.run = str(run)
+        self.told: list[object] = []
+        self.ranks = [
+            Uploads(self.run, rank, 2, "none yet", partial(self.told.append, rank), self.commit)
+            for rank in (0, 1)
+        ]
+
+    def commit(self, uri: str, step: int) -> None:
+        self.told.append((uri, step))
+
+    def start(self, rank: int, step: int) -> Path:
+        scratch = tempfile.TemporaryDirectory()
+        (Path(scratch.name) / f"{rank}.pt").write_bytes(bytes([rank, step]) * 100)
+        uri = checkpoint_uri(self.run, step, 1)
+        self.ranks[rank].start(scratch, uri, step, 2, partial(manifest, step=step))
+        return Path(scratch.name)
+
+
+def test_a_checkpoint_is_whole_when_all_ranks_have_uploaded(tmp_path: Path) -> None:
+    two = Two(tmp_path)
+    scratch = two.start(0, 5)
+    time.sleep(0.3)
+    assert find_committed(two.run) == []
+    two.start(1, 5)
+    for rank in two.ranks:
+        rank.wait()
+    ((uri, found),) = find_committed(two.run)
+    assert sorted(found.files) == ["state/0.pt", "state/1.pt"]
+    assert fetch(uri, found, tmp_path / "back").joinpath("state/1.pt").read_bytes()[:2] == b"\1\5"
+    # What was measured is where it belongs before the checkpoint is.
+    assert sorted(map(str, two.told[:2])) == ["0", "1"]
+    assert two.told[2:] == [(uri, 5)]
+    assert [rank.good for rank in two.ranks] == [f"{uri} (step 5)"] * 2
+    assert not scratch.exists()
+    assert not (Path(uri) / "shares").exists()
+
+
+def test_no_step_waits_for_storage_that_is_away(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Refused for longer than a call of storage is patient."""
+    back = threading.Event()
+    put = storage.put_file
+
+    def away(file: Path, uri: str) -> None:
+        if not back.is_set():
+            raise ConnectionRefusedError("storage is away")
+        put(file, uri)
+
+    monkeypatch.setattr(storage, "put_file", away)
+    monkeypatch.setattr(uploads, "_AGAIN_S", 0.01)
+    two = Two(tmp_path)
+    begin = time.monotonic()
+    for rank in (0, 1):
+        two.start(rank, 7)
+    assert time.monotonic() - begin < 10
+    time.sleep(0.2)
+    assert find_committed(two.run) == []
+    back.set()
+    for waiting in two.ranks:
+        waiting.wait()
+    assert [found.step for _, found in find_committed(two.run)] == [7]
+
+
+def test_what_does_not_pass_is_told_at_the_next_checkpoint(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(file: Path, uri: str) -> None:
+        raise GwpError(f"{uri}: no space left")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(storage, "put_file", full)
+        two = Two(tmp_path)
+        two.start(1, 9)
+        with pytest.raises(GwpError, match="no space left"):
+            two.ranks[1].wait()
+    # Nor does a rank wait for ever for one that died.
+    monkeypatch.setattr(uploads, "PATIENCE_S", 0.3)
+    two.start(0, 9)
+    with pytest.raises(TimeoutError, match="rank 1 did not upload its share"):
+        two.ranks[0].wait()
+    assert find_committed(two.run) == []
+    assert two.ranks[0].good == "none yet"
+    assert json.loads((tmp_path / "checkpoints/step_000009-a1/shares/rank-00000.json").read_text())
