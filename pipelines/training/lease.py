@@ -17,7 +17,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from gwp import storage
-from gwp.errors import GwpError
+from gwp.errors import GwpError, MissingError
 
 # Seconds between signs of life.
 BEAT_S = 5.0
