@@ -138,8 +138,8 @@ class Skipped(TypedDict):
 
 # `pipelines.training.stream` plans these two, and takes the rows of `ids` only where they are
 # decoded.
-class MicroBatch(TypedDict):
-    """A micro-batch of one rank, as it is planned."""
+class Share(TypedDict):
+    """The share of one rank in a global batch, as it is planned."""
 
     first: int
     """Position of its first sample in the plan."""
@@ -150,9 +150,9 @@ class MicroBatch(TypedDict):
 
 
 class PackedBlock(TypedDict):
-    """What a decoding process gets at a time: micro-batches of one rank, of consecutive steps."""
+    """What a decoding process gets at a time: shares of one rank, of consecutive steps."""
 
-    micro: list[MicroBatch]
+    shares: list[Share]
 
 
 # numpy has no bfloat16, so its bits travel as uint16.

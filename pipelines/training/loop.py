@@ -176,7 +176,7 @@ class _Loop:
         begun = self.samples_seen
         started = time.perf_counter()
         while self.step < total:
-            # The next micro-batch; what is waited for here is the data's share.
+            # The next share; what is waited for here is the data's share.
             begin = time.perf_counter()
             with lasting():
                 raw = next(stream)

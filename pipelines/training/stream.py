@@ -1,12 +1,12 @@
 """Plan slice to batches: Ray Data decodes in actors on the data pool and streams to the
 training workers in plan order.
 
-What is planned is a row per micro-batch of one rank, with the positions of its samples; the
-whole rows of the manifest are taken where they are decoded. So a run of millions of steps costs
-the driver little more than its order. A block is one micro-batch, or a few of consecutive steps
-where they are small, so the k-th blocks of all ranks are exactly the next global batches of the
-plan. A sample that cannot be decoded keeps its place as an empty row (`ok` False) that never
-reaches the model.
+What is planned is a row for the share that a rank has of a global batch, with the positions of
+its samples; the whole rows of the manifest are taken where they are decoded. So a run of millions
+of steps costs the driver little more than its order. A block is one share, or a few of consecutive
+steps where they are small, so the k-th blocks of all ranks are exactly the next global batches of
+the plan. A sample that cannot be decoded keeps its place as an empty row (`ok` False) that counts
+for nothing.
 """
 
 import gc
@@ -25,7 +25,7 @@ from gwp.data.formats.files.reader import FileReader
 from gwp.data.latent_cache import LatentCache
 from gwp.data.plan.manifest import Manifest
 from gwp.data.plan.plan import plan_slice
-from gwp.data.records import MicroBatch, PackedBlock, Pictured, Row, Sample, StreamBatch
+from gwp.data.records import PackedBlock, Pictured, Row, Sample, Share, StreamBatch
 from pipelines.compat import split_without_cpu
 from pipelines.jobs.train_job import POOL, ClusterConfig
 from pipelines.training.checkpoints import latest_committed
@@ -37,7 +37,7 @@ _TOGETHER = 256
 each.
 """
 _CARRIED = 128 << 20
-"""Bytes of pictures that a block may have before another micro-batch gets one of its own. A
+"""Bytes of pictures that a block may have before another share gets one of its own. A
 block costs Ray about 25 ms of a core.
 """
 _MOST = 8
@@ -45,7 +45,7 @@ _MOST = 8
 decoded.
 """
 _READ = 32 << 20
-"""Bytes of cached latents that a block may have, likewise; however many micro-batches, they are
+"""Bytes of cached latents that a block may have, likewise; however many shares, they are
 read in no time.
 """
 _AT_HAND = 3
@@ -81,7 +81,7 @@ def remaining_dataset(prepared: PreparedRun) -> Callable[[], Any]:
 
 def planned(prepared: PreparedRun, step: int, samples_seen: int) -> pa.Table:
     """The rest of a run from optimiser step `step`, at plan position `samples_seen`: a row per
-    micro-batch, those of one step in a row.
+    share, those of one step in a row.
 
     Columns: first (plan position int64), batch (samples of the global batch, int64), ids
     (manifest positions, list of int64).
@@ -106,12 +106,12 @@ def planned(prepared: PreparedRun, step: int, samples_seen: int) -> pa.Table:
 
 
 def dataset(prepared: PreparedRun, step: int, samples_seen: int) -> Any:
-    """Ray dataset of decoded micro-batches from optimiser step `step`, at plan position
+    """Ray dataset of decoded shares from optimiser step `step`, at plan position
     `samples_seen`, to the end of the run.
     """
     rows = packed_blocks(prepared, planned(prepared, step, samples_seen))
     context = ray.data.DataContext.get_current()
-    # A block is a micro-batch, however large.
+    # A block is a share, however large.
     context.target_max_block_size = None
     # So that the reason reaches the worker that reads; what Ray would wrap it in does not
     # travel with it.
@@ -154,7 +154,7 @@ class Decoder:
         gc.freeze()
 
     def __call__(self, table: pa.Table) -> StreamBatch:
-        """The micro-batches that the only row of a block names."""
+        """The shares that the only row of a block names."""
         (row,) = table.to_pylist()
         with lasting():
             rows = unpacked(self.manifest, self.cached, row)
@@ -162,7 +162,7 @@ class Decoder:
 
 
 def packed_blocks(prepared: PreparedRun, rows: pa.Table) -> pa.Table:
-    """A row per block, whose `micro` are rows of `planned`: as many of one rank, of consecutive
+    """A row per block, whose `shares` are rows of `planned`: as many of one rank, of consecutive
     steps and of one shape, as Ray's work for a block is worth.
     """
     ranks = prepared.job.cluster.workers
@@ -204,13 +204,13 @@ def packed_blocks(prepared: PreparedRun, rows: pa.Table) -> pa.Table:
     offsets = np.concatenate([[0], np.cumsum([len(g) for g in groups], dtype=np.int64)])
     micro = rows.take(pa.array(order)).to_struct_array()
     return pa.table(
-        {"micro": pa.LargeListArray.from_arrays(pa.array(offsets), pa.concat_arrays(micro.chunks))}
+        {"shares": pa.LargeListArray.from_arrays(pa.array(offsets), pa.concat_arrays(micro.chunks))}
     )
 
 
 def unpacked(manifest: Manifest, cached: pa.Array | None, row: PackedBlock) -> pa.Table:
     """Manifest rows of a row of `packed_blocks`."""
-    return pa.concat_tables([block(manifest, cached, micro) for micro in row["micro"]])
+    return pa.concat_tables([block(manifest, cached, share) for share in row["shares"]])
 
 
 def _bytes_of(prepared: PreparedRun, sample: int) -> int:
@@ -224,7 +224,7 @@ def _bytes_of(prepared: PreparedRun, sample: int) -> int:
     return prepared.spec.frames_of(row) * canvas.height * canvas.width * 3
 
 
-def block(manifest: Manifest, cached: pa.Array | None, row: MicroBatch) -> pa.Table:
+def block(manifest: Manifest, cached: pa.Array | None, row: Share) -> pa.Table:
     """Manifest rows of a row of `planned`, each with its `position` in the plan, the size of
     its `batch` and where it is `cached`.
     """
@@ -245,7 +245,7 @@ def blocks(prepared: PreparedRun, step: int, samples_seen: int) -> list[pa.Table
 def decode_block(
     table: pa.Table, spec: SampleSpec, cache: LatentCache | None, reader: FileReader
 ) -> StreamBatch:
-    """Columns of micro-batches, whose manifest rows these are."""
+    """Columns of shares, whose manifest rows these are."""
     rows: list[Row] = table.to_pylist()
     samples, failures = decode_samples(rows, spec, reader, cache)
     return batch_columns(rows, samples, dict(failures), spec, cache)
@@ -334,8 +334,8 @@ def _empty(row: Row, spec: SampleSpec, cache: LatentCache | None) -> Sample:
 
 
 def batches(shard: Any, samples_seen: int, rank: int, world: int) -> Iterator[StreamBatch]:
-    """This rank's micro-batches, checked against the plan: each must be its share of the global
-    batch that begins at `samples_seen`.
+    """This rank's share of every global batch, checked against the plan: the first is of the one
+    that begins at `samples_seen`.
 
     A stream out of step with the checkpoint would repeat or lose samples silently, so it stops
     the attempt instead.

@@ -47,10 +47,10 @@ def test_a_single_cpu_streams_a_long_plan_in_order(
         begin = time.monotonic()
         for row, batch in zip(rows, stream, strict=False):
             assert batch["position"].tolist() == [
-                m["first"] + i for m in row["micro"] for i in range(7)
+                m["first"] + i for m in row["shares"] for i in range(7)
             ]
             assert batch["ok"].all()
-            assert batch["frames"].shape == (7 * len(row["micro"]), 5, 8, 8, 3)
+            assert batch["frames"].shape == (7 * len(row["shares"]), 5, 8, 8, 3)
             assert np.unique(batch["batch"]).tolist() == [14]
             # What crossed Ray is what was decoded, although the next block is in the making.
             expected = decode_block(

@@ -198,7 +198,7 @@ def _as_packed(prepared: PreparedRun, shape: Shape) -> tuple[list[pa.Table], lis
     measured: list[pa.Table] = []
     for row in packed_blocks(prepared, planned(prepared, 0, 0)).to_pylist():
         # A block belongs where its first micro-batch does.
-        step = row["micro"][0]["first"] // (shape.batch * shape.workers)
+        step = row["shares"][0]["first"] // (shape.batch * shape.workers)
         if step < shape.warm + shape.steps:
             part = warm if step < shape.warm else measured
             part.append(unpacked(prepared.manifest, prepared.cached, row))

@@ -97,7 +97,7 @@ def test_small_micro_batches_travel_together_and_come_out_one_by_one(sets):
     # A large picture is worth a block of its own.
     large = prepared_for(job_for(sets[2], **(SHAPE | {"canvas": (1600, 1600)})))
     assert [
-        len(row["micro"]) for row in packed_blocks(large, planned(large, 0, 0)).to_pylist()
+        len(row["shares"]) for row in packed_blocks(large, planned(large, 0, 0)).to_pylist()
     ] == [1] * 6
 
 
