@@ -75,15 +75,25 @@ class ActionDecoder(nn.Module):
         return self.out_proj(x, embodiment_B)
 
 
+class Fp32Linear(nn.Linear):
+    """A linear map computed in fp32, whatever its weights lie in. A class of its own, because
+    sharding engines bring weights where a module is called.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        """`[..., in]` to fp32 `[..., out]`."""
+        return F.linear(x.float(), self.weight.float(), self.bias.float())
+
+
 class TwoLayer(nn.Module):
     """Linear, activation, linear; the names `linear_1`, `linear_2` are those of the published
     checkpoints.
     """
 
-    def __init__(self, in_features: int, width: int) -> None:
+    def __init__(self, in_features: int, width: int, linear: type[nn.Linear] = nn.Linear) -> None:
         super().__init__()
-        self.linear_1 = nn.Linear(in_features, width)
-        self.linear_2 = nn.Linear(width, width)
+        self.linear_1 = linear(in_features, width)
+        self.linear_2 = linear(width, width)
 
 
 class ConditionEmbedder(nn.Module):
@@ -94,8 +104,9 @@ class ConditionEmbedder(nn.Module):
     def __init__(self, width: int, freq_dim: int, text_dim: int) -> None:
         super().__init__()
         self.freq_dim = freq_dim
-        self.time_embedder = TwoLayer(freq_dim, width)
-        self.time_proj = nn.Linear(width, 6 * width)
+        # What modulates every token is fp32 throughout: bf16 has 8 bits for it.
+        self.time_embedder = TwoLayer(freq_dim, width, Fp32Linear)
+        self.time_proj = Fp32Linear(width, 6 * width)
         self.text_embedder = TwoLayer(text_dim, width)
 
     def time(self, timestep_Bm: Tensor) -> tuple[Tensor, Tensor]:
@@ -108,10 +119,10 @@ class ConditionEmbedder(nn.Module):
         frequency = torch.exp(-math.log(10000.0) * step / half)
         # Angles are fp32: bf16 has no more than 8 bits for a timestep of up to 1000.
         angle = timestep_Bm.float().unsqueeze(-1) * frequency
-        wave = torch.cat([angle.cos(), angle.sin()], dim=-1).to(self.time_proj.weight.dtype)
+        wave = torch.cat([angle.cos(), angle.sin()], dim=-1)
         temb_BmD = self.time_embedder.linear_2(F.silu(self.time_embedder.linear_1(wave)))
         mod_Bm6D = self.time_proj(F.silu(temb_BmD)).unflatten(-1, (6, -1))
-        return temb_BmD.float(), mod_Bm6D.float()
+        return temb_BmD, mod_Bm6D
 
     def text(self, text_BLt: Tensor) -> Tensor:
         """Embeddings of instructions `[B, L_t, text_dim]` to the expert's width, `[B, L_t, D]`

@@ -167,3 +167,29 @@ def test_positions_past_the_rotary_table_are_refused():
     tokens, text, ids = tiny_tokens()
     with pytest.raises(GwpError, match="rope_max_seq_len"):
         model(tokens, LEVELS, text, ids)
+
+
+@both
+def test_bf16_weights_leave_norms_positions_and_modulation_in_fp32(family):
+    """What a model in bf16 computes of these is what one in fp32 does with the same weights."""
+    half, (tokens, _, _) = tiny_model(family).bfloat16(), tiny_tokens()
+    whole = tiny_model(family)
+    whole.load_state_dict(half.state_dict())
+    level = torch.rand(2, 3, generator=torch.Generator().manual_seed(0)) * 1000
+    for ours, theirs in zip(half.conditions.values(), whole.conditions.values(), strict=True):
+        for got, want in zip(ours.time(level), theirs.time(level), strict=True):
+            assert got.dtype == torch.float32
+            assert torch.equal(got, want)
+    for group in ("S", "R", "A", "F"):
+        for got, want in zip(
+            half._rotary_of(tokens, group), whole._rotary_of(tokens, group), strict=True
+        ):
+            assert got.dtype == torch.float32
+            assert torch.equal(got, want)
+    x = torch.randn(4, 24, generator=torch.Generator().manual_seed(1)).bfloat16()
+    norms = [m for m in half.modules() if type(m).__name__ in ("RMSNorm", "Fp32LayerNorm")]
+    assert norms
+    for norm in norms:
+        width = norm.weight.shape[0]
+        y = x.float().repeat(1, width // 24 + 1)[:, :width]
+        assert torch.equal(norm(y.bfloat16()), norm.float()(y.bfloat16().float()).bfloat16())
