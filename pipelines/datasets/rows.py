@@ -5,6 +5,7 @@ from typing import Literal
 
 import numpy as np
 
+from gwp.data.formats.files.numbers import smallest
 from gwp.data.stats.still import Motion
 from pipelines.datasets.kinds import RotationGuess
 
@@ -26,7 +27,7 @@ class Feature:
         self.count += len(rows)
         self.motion.add(rows)
         self.guess.add(rows)
-        self._episodes.append(_smallest(rows.T))
+        self._episodes.append(smallest(rows.T))
 
     def episodes(self, dim: int) -> Iterator[np.ndarray]:
         """Float64 `[n]` of each episode with rows: one dimension."""
@@ -35,10 +36,3 @@ class Feature:
     def column(self, dim: int) -> np.ndarray:
         """Float64 `[rows]`: one dimension of all episodes, one behind the other."""
         return np.concatenate([rows[dim] for rows in self._episodes], dtype=np.float64)
-
-
-def _smallest(values: np.ndarray) -> np.ndarray:
-    """A copy with 32 bits, as most recordings have, where that is exact."""
-    with np.errstate(over="ignore"):
-        small = np.ascontiguousarray(values, np.float32)
-    return small if (small == values).all() else np.ascontiguousarray(values)

@@ -51,6 +51,9 @@ def read_rows(
     """
     uri = part.uri
     with parquet_errors(uri):
+        kept = reader.once(_ROW_GROUPS, _kept, reader, uri, keys)
+        if kept is not None and first + count <= len(kept[keys[0]]):
+            return {key: values[first : first + count] for key, values in kept.items()}
         # First row of each row group, and behind them the number of rows.
         edges = reader.once(_FOOTERS, _row_groups, reader, uri)
         if first + count > edges[-1]:
@@ -75,6 +78,9 @@ def read_places(
     """
     uri = part.uri
     with parquet_errors(uri):
+        kept = reader.once(_ROW_GROUPS, _kept, reader, uri, keys)
+        if kept is not None:
+            return {key: values[places] for key, values in kept.items()}
         edges = reader.once(_FOOTERS, _row_groups, reader, uri)
         groups = np.searchsorted(edges, places, side="right") - 1
         rows: dict[str, list[np.ndarray]] = {key: [] for key in keys}
@@ -83,6 +89,21 @@ def read_places(
             for key in keys:
                 rows[key].append(held[key][place - edges[group]])
     return {key: np.stack(values) for key, values in rows.items()}
+
+
+def _kept(reader: FileReader, uri: str, keys: tuple[str, ...]) -> dict[str, np.ndarray] | None:
+    """Columns of a whole file that were read when it was looked at."""
+    return reader.numbers.get(uri, keys)
+
+
+def keep(reader: FileReader, uri: str, table: pa.Table, keys: Sequence[str]) -> bool:
+    """Keep columns of a whole file for `read_rows`; whether that was possible. What is wrong with
+    them is told when they are asked for.
+    """
+    try:
+        return reader.numbers.put(uri, {key: matrix(table[key], key) for key in keys})
+    except (pa.ArrowException, DataError, ValueError, OverflowError):
+        return False
 
 
 def _row_groups(reader: FileReader, uri: str) -> tuple[int, ...]:

@@ -10,6 +10,7 @@ from threading import Lock
 from typing import Any, TypeVar, TypeVarTuple
 
 from gwp import storage
+from gwp.data.formats.files.numbers import Numbers
 from gwp.data.formats.files.spool import Spool
 from gwp.errors import DataError, MissingError
 
@@ -56,6 +57,8 @@ class FileReader:
     Whoever reads makes one and hands it down: a decoding process has its own, and so has the
     preparation of a run. Two of them share nothing, so a new one sees files that were written
     again. Threads may share one; it does not travel to other processes.
+
+    numbers: of files that were looked at, for whoever asks for rows later
     """
 
     def __init__(self) -> None:
@@ -64,6 +67,7 @@ class FileReader:
         # Key -> threads that want it, and whose turn it is.
         self._turns: dict[Any, list[Any]] = {}
         self._spool = Spool()
+        self.numbers = Numbers(self._spool)
         # URI -> both ends of a file that is going to be opened.
         self._fetched: dict[str, tuple[bytes, bytes]] = {}
         self._asked: set[str] = set()

@@ -30,18 +30,19 @@ class Spool:
         place = self._places.get(uri)
         return None if place is None else os.pread(self._file.fileno(), place[1], place[0])
 
-    def put(self, uri: str, data: bytes) -> None:
-        """Keep it, as far as there is room."""
+    def put(self, uri: str, data: bytes) -> bool:
+        """Keep it, as far as there is room; whether it is kept."""
         with self._lock:
             if self._file is None:
                 self._file = tempfile.TemporaryFile(prefix="gwp-files-")  # noqa: SIM115
                 free = shutil.disk_usage(tempfile.gettempdir()).free
                 self._limit = min(_LIMIT, int(free * _SHARE))
             if uri in self._places or self._end + len(data) > self._limit:
-                return
+                return uri in self._places
             begin = self._end
             self._end += len(data)
         # A disk that is full after all is no reason to stop: the file is only fetched again.
         with suppress(OSError):
             if os.pwrite(self._file.fileno(), data, begin) == len(data):
                 self._places[uri] = begin, len(data)
+        return uri in self._places

@@ -15,7 +15,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from gwp.data.formats.files import parquet
-from gwp.data.formats.files.reader import FileReader
+from gwp.data.formats.files.reader import WHOLE, FileReader
 from gwp.data.formats.format import FilePart, Pictures
 from gwp.data.formats.lerobot.order import (
     FRAME,
@@ -104,11 +104,13 @@ def look(
     listed: tuple[tuple[int, int], ...],
     told_by: str,
     fps: float,
+    numbers: tuple[str, ...],
 ) -> DataFile:
     """What a data file of `size` bytes holds.
 
     listed: number and length of each episode that the metadata place there; they say whose the
-    rows are where no column does. told_by: column that says what is done
+    rows are where no column does. told_by: column that says what is done. numbers: columns that
+    `read_rows` will be asked for; of a small file they are read along
     """
     with reader.open(uri, size) as handle:
         file = pq.ParquetFile(handle)
@@ -118,7 +120,11 @@ def look(
         # What orders rows is one column: the next is read only where the first is not there.
         if FRAME in wanted and INDEX in wanted and told_by != INDEX:
             wanted.remove(INDEX)
-        table = file.read(columns=wanted, use_threads=False)
+        table = _with_numbers(file, wanted, numbers) if size <= WHOLE else None
+        if table is None:
+            table = file.read(columns=wanted, use_threads=False)
+        else:
+            parquet.keep(reader, uri, table, numbers)
     whose = _whose(table)
     counted = counted_rows(listed, table) if whose is None else (whose, set())
     if counted is None:
@@ -131,6 +137,19 @@ def look(
     sortable = whose is not None or len(listed) == 1
     clock = Clock.of(table, fps)
     return DataFile(types, count, _held(episodes, order, told, clock, sortable))
+
+
+def _with_numbers(
+    file: pq.ParquetFile, wanted: Sequence[str], numbers: Sequence[str]
+) -> pa.Table | None:
+    """Both kinds of columns of a file; None where that cannot be read."""
+    if not numbers or not {*numbers} <= {*file.schema_arrow.names}:
+        return None
+    try:
+        return file.read(columns=[*dict.fromkeys((*wanted, *numbers))], use_threads=False)
+    except (pa.ArrowException, OSError, ValueError, OverflowError):
+        # Numbers that are damaged say nothing of whose the rows are.
+        return None
 
 
 def _held(
