@@ -12,6 +12,7 @@ from typing import Any, TypeVar, TypeVarTuple
 from gwp import storage
 from gwp.data.formats.files.numbers import Numbers
 from gwp.data.formats.files.spool import Spool
+from gwp.data.video.probe import Kinds
 from gwp.errors import DataError, MissingError
 
 WHOLE = 8 << 20
@@ -58,7 +59,8 @@ class FileReader:
     preparation of a run. Two of them share nothing, so a new one sees files that were written
     again. Threads may share one; it does not travel to other processes.
 
-    numbers: of files that were looked at, for whoever asks for rows later
+    numbers: of files that were looked at, for whoever asks for rows later; kinds: of videos, by
+    their headers
     """
 
     def __init__(self) -> None:
@@ -68,6 +70,7 @@ class FileReader:
         self._turns: dict[Any, list[Any]] = {}
         self._spool = Spool()
         self.numbers = Numbers(self._spool)
+        self.kinds: Kinds = {}
         # URI -> both ends of a file that is going to be opened.
         self._fetched: dict[str, tuple[bytes, bytes]] = {}
         self._asked: set[str] = set()
