@@ -20,14 +20,12 @@ class Numbers:
         # URI -> columns with their widths, and the type that holds all of them exactly.
         self._kept: dict[str, tuple[tuple[tuple[str, int], ...], type[np.floating]]] = {}
 
-    def put(self, uri: str, columns: Mapping[str, np.ndarray]) -> bool:
-        """Keep all rows of these columns, float64 `[rows, width]` each; whether there was room."""
+    def put(self, uri: str, columns: Mapping[str, np.ndarray]) -> None:
+        """Keep all rows of these columns, float64 `[rows, width]` each, as far as there is room."""
         joined = smallest(np.concatenate([*columns.values()], 1))
-        if not joined.size or not self._spool.put(f"{_PREFIX}{uri}", joined.tobytes()):
-            return False
-        widths = tuple((key, values.shape[1]) for key, values in columns.items())
-        self._kept[uri] = widths, joined.dtype.type
-        return True
+        if joined.size and self._spool.put(f"{_PREFIX}{uri}", joined.tobytes()):
+            widths = tuple((key, values.shape[1]) for key, values in columns.items())
+            self._kept[uri] = widths, joined.dtype.type
 
     def get(self, uri: str, keys: tuple[str, ...]) -> dict[str, np.ndarray] | None:
         """As they were; None where one of them is not kept."""

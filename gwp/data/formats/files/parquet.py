@@ -1,7 +1,7 @@
 """Rows and pictures out of Parquet files: of the row groups that hold them, and no more."""
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import numpy as np
@@ -96,14 +96,12 @@ def _kept(reader: FileReader, uri: str, keys: tuple[str, ...]) -> dict[str, np.n
     return reader.numbers.get(uri, keys)
 
 
-def keep(reader: FileReader, uri: str, table: pa.Table, keys: Sequence[str]) -> bool:
-    """Keep columns of a whole file for `read_rows`; whether that was possible. What is wrong with
-    them is told when they are asked for.
+def keep(reader: FileReader, uri: str, table: pa.Table, keys: Sequence[str]) -> None:
+    """Keep those columns of a whole file for `read_rows` that are numbers. What is wrong with the
+    others is told when they are asked for.
     """
-    try:
-        return reader.numbers.put(uri, {key: matrix(table[key], key) for key in keys})
-    except (pa.ArrowException, DataError, ValueError, OverflowError):
-        return False
+    with suppress(pa.ArrowException, DataError, KeyError, ValueError, OverflowError):
+        reader.numbers.put(uri, {key: matrix(table[key], key) for key in keys})
 
 
 def _row_groups(reader: FileReader, uri: str) -> tuple[int, ...]:
@@ -158,10 +156,7 @@ def open_pictures(part: FilePart, key: str, reader: FileReader) -> Iterator[Pict
 
 
 def _picture_group(reader: FileReader, uri: str, column: str, group: int) -> Any:
-    found = _read_group(reader, uri, group, (column,))[column].combine_chunks()
-    if isinstance(found, pa.ChunkedArray):
-        found = pa.concat_arrays(found.chunks)
-    return found
+    return joined(_read_group(reader, uri, group, (column,))[column])
 
 
 def _by_path(uri: str, key: str, path: Any) -> bytes | None:
@@ -189,9 +184,7 @@ def matrix(column: Any, name: str) -> np.ndarray:
     """A column of numbers, lists or fixed-size lists as float64 `[rows, width]`; missing
     numbers become NaN. Lists of lists are laid out one behind the other.
     """
-    values = column.combine_chunks()
-    if isinstance(values, pa.ChunkedArray):
-        values = pa.concat_arrays(values.chunks)
+    values = joined(column)
     rows = len(values)
     # [rows * width] in the end: lists one after another. `flatten` passes over lists that are
     # null, so their number is checked as well as their widths.
@@ -206,5 +199,17 @@ def matrix(column: Any, name: str) -> np.ndarray:
     )
 
 
-def _ragged(column: Any) -> bool:
-    return column.null_count > 0 or len(pc.unique(pc.list_value_length(column))) > 1
+def joined(column: pa.ChunkedArray) -> pa.Array:
+    """A column in one piece."""
+    # Most are in one, which joining would copy.
+    if column.num_chunks == 1:
+        return column.chunk(0)
+    values = column.combine_chunks()
+    return pa.concat_arrays(values.chunks) if isinstance(values, pa.ChunkedArray) else values
+
+
+def _ragged(column: pa.Array) -> bool:
+    if column.null_count > 0:
+        return True
+    fixed = pa.types.is_fixed_size_list(column.type)
+    return not fixed and len(pc.unique(pc.list_value_length(column))) > 1

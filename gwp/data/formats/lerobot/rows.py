@@ -5,8 +5,9 @@ is called `sorted/NAME`: its rows by `episode_index`, and by `frame_index` withi
 """
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -34,8 +35,8 @@ from gwp.errors import DataError
 SORTED = "sorted/"
 """Before the name of a column: its rows as they belong, where they lie in another order."""
 EPISODE = "episode_index"
-_ORDERS = 16
-"""Files whose order stays."""
+_ORDERS, _SCHEMAS = 16, 64
+"""Files whose order stays, and kinds of files whose columns do."""
 _DOUBTFUL = (
     f"no {EPISODE}, and {FRAME} begins elsewhere than counting rows lets the episode begin; write "
     f"{EPISODE}"
@@ -114,17 +115,15 @@ def look(
     """
     with reader.open(uri, size) as handle:
         file = pq.ParquetFile(handle)
-        schema, count = file.schema_arrow, file.metadata.num_rows
-        types = dict(zip(schema.names, schema.types, strict=True))
+        types, count = _types(file.schema_arrow), file.metadata.num_rows
         wanted = [c for c in dict.fromkeys((EPISODE, FRAME, INDEX, told_by, TIME)) if c in types]
         # What orders rows is one column: the next is read only where the first is not there.
         if FRAME in wanted and INDEX in wanted and told_by != INDEX:
             wanted.remove(INDEX)
-        table = _with_numbers(file, wanted, numbers) if size <= WHOLE else None
-        if table is None:
-            table = file.read(columns=wanted, use_threads=False)
-        else:
-            parquet.keep(reader, uri, table, numbers)
+        along = numbers if size <= WHOLE and types.keys() >= {*numbers} else ()
+        table = _with_numbers(file, wanted, along)
+    if along:
+        parquet.keep(reader, uri, table, along)
     whose = _whose(table)
     counted = counted_rows(listed, table) if whose is None else (whose, set())
     if counted is None:
@@ -139,17 +138,19 @@ def look(
     return DataFile(types, count, _held(episodes, order, told, clock, sortable))
 
 
-def _with_numbers(
-    file: pq.ParquetFile, wanted: Sequence[str], numbers: Sequence[str]
-) -> pa.Table | None:
-    """Both kinds of columns of a file; None where that cannot be read."""
-    if not numbers or not {*numbers} <= {*file.schema_arrow.names}:
-        return None
-    try:
-        return file.read(columns=[*dict.fromkeys((*wanted, *numbers))], use_threads=False)
-    except (pa.ArrowException, OSError, ValueError, OverflowError):
+@lru_cache(_SCHEMAS)
+def _types(schema: pa.Schema) -> dict[str, pa.DataType]:
+    """Columns and their types: one object for all files that are alike."""
+    return dict(zip(schema.names, schema.types, strict=True))
+
+
+def _with_numbers(file: pq.ParquetFile, wanted: Sequence[str], numbers: Sequence[str]) -> pa.Table:
+    """The columns of a file that are wanted, and those of numbers if they can be read."""
+    if numbers:
         # Numbers that are damaged say nothing of whose the rows are.
-        return None
+        with suppress(pa.ArrowException, OSError, ValueError, OverflowError):
+            return file.read(columns=[*dict.fromkeys((*wanted, *numbers))], use_threads=False)
+    return file.read(columns=wanted, use_threads=False)
 
 
 def _held(
@@ -198,9 +199,7 @@ def _codes(column: pa.ChunkedArray) -> tuple[np.ndarray, list[Any]] | None:
     """A code int `[rows]` of each value, and the values; None where they are of a kind that
     says nothing.
     """
-    values = column.combine_chunks()
-    if isinstance(values, pa.ChunkedArray):
-        values = pa.concat_arrays(values.chunks)
+    values = parquet.joined(column)
     if pa.types.is_dictionary(values.type):
         values = values.dictionary_decode()
     if pa.types.is_nested(values.type):
