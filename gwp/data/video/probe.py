@@ -78,9 +78,9 @@ def probe(handle: Any, kinds: Kinds | None = None) -> VideoInfo:
     if like := kinds.get(header.kind):
         return own.info(like, size)
     info, sure = _opened(handle, size)
-    if len(kinds) < _KINDS:
+    if sure and header.kind not in kinds and len(kinds) < _KINDS:
         # Where the two disagree, there is more to this kind than its tables.
-        kinds[header.kind] = info if sure and own.info(info, size) == info else None
+        kinds[header.kind] = info if own.info(info, size) == info else None
     return info
 
 

@@ -36,7 +36,7 @@ class DataFiles:
             if not episode.problem:
                 self._listed[episode.data_file].append((episode.index, episode.length))
         self._tables: dict[str, DataFile | str] = {}
-        self._numbers = tuple(dict.fromkeys((*data.state_keys, *data.action_keys)))
+        self._vectors = tuple(dict.fromkeys((*data.state_keys, *data.action_keys)))
 
     def fetch(self, file: str) -> None:
         """What `table` will need of a file that is far away, from any thread."""
@@ -69,7 +69,7 @@ class DataFiles:
         uri, size = storage.join(self.set.uri, file), self.set.files[file]
         told_by, fps = self.set.own.told_by, self.set.fps
         return self.reader.once(
-            _FILES, look, self.reader, uri, size, listed, told_by, fps, self._numbers
+            _FILES, look, self.reader, uri, size, listed, told_by, fps, self._vectors
         )
 
     def place(self, episode: Episode) -> tuple[str, Held]:

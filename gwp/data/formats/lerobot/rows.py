@@ -7,7 +7,6 @@ is called `sorted/NAME`: its rows by `episode_index`, and by `frame_index` withi
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -115,7 +114,8 @@ def look(
     """
     with reader.open(uri, size) as handle:
         file = pq.ParquetFile(handle)
-        types, count = _types(file.schema_arrow), file.metadata.num_rows
+        types = reader.once(_SCHEMAS, _types, file.schema_arrow)
+        count = file.metadata.num_rows
         wanted = [c for c in dict.fromkeys((EPISODE, FRAME, INDEX, told_by, TIME)) if c in types]
         # What orders rows is one column: the next is read only where the first is not there.
         if FRAME in wanted and INDEX in wanted and told_by != INDEX:
@@ -138,9 +138,8 @@ def look(
     return DataFile(types, count, _held(episodes, order, told, clock, sortable))
 
 
-@lru_cache(_SCHEMAS)
 def _types(schema: pa.Schema) -> dict[str, pa.DataType]:
-    """Columns and their types: one object for all files that are alike."""
+    """Columns and their types; files that are alike share them."""
     return dict(zip(schema.names, schema.types, strict=True))
 
 
