@@ -95,12 +95,12 @@ class _Clock:
 
     @classmethod
     def of(cls, rate: Fraction, tick: Fraction, stamps: np.ndarray, is_key: np.ndarray) -> "_Clock":
-        """rate: Hz; tick: s; stamps: int64 `[frames]`, ticks; is_key: bool of each frame"""
+        """rate: Hz; tick: s; stamps: int64 `[frames]`, ticks, ascending; is_key: bool of each"""
         keys = np.flatnonzero(is_key) if is_key.any() else np.zeros(1, np.int64)
         gop = int(np.diff(keys, append=len(is_key)).max())
         # Times of decoding, in order, are those of showing but for a shift.
         per_tick = float(rate * tick)
-        off = np.sort(stamps) - stamps.min(initial=0) - np.arange(len(stamps)) / per_tick
+        off = stamps - stamps[:1] - np.arange(len(stamps)) / per_tick
         uneven = float(np.abs(off).max(initial=0.0) * per_tick)
         return cls(float(rate), len(is_key), gop, uneven)
 
@@ -146,7 +146,8 @@ def _opened(handle: Any, size: int) -> tuple[VideoInfo, bool]:
         codec = stream.codec_context.codec.canonical_name
         width, height, sure = _upright(container, stream)
         is_key = np.array([key for key, _ in entries], bool)
-        clock = _Clock.of(rate, stream.time_base or 1, np.array(stamps, np.int64), is_key)
+        ascending = np.sort(np.array(stamps, np.int64))
+        clock = _Clock.of(rate, stream.time_base or Fraction(1), ascending, is_key)
         others = len(container.streams) - 1
         about = VideoInfo(width, height, 0.0, 0, codec, 0, 0, others)
         return clock.info(about, size), sure
