@@ -17,8 +17,8 @@ from gwp.errors import DataError, MissingError
 
 WHOLE = 8 << 20
 """Remote files up to this many bytes are fetched in one request, and kept."""
-_AT_ONCE = 32
-"""Files that are looked at at a time where storage is far away."""
+_AT_ONCE = 64
+"""Files that are asked for at a time where storage is far away."""
 T = TypeVar("T")
 S = TypeVar("S")
 Ts = TypeVarTuple("Ts")
@@ -42,7 +42,7 @@ def several(
             for item in items:
                 waiting.append(pool.submit(work, item))
                 # Enough that nobody waits for one that is slow.
-                if len(waiting) > 4 * threads:
+                if len(waiting) > 2 * threads:
                     yield waiting.popleft().result()
             while waiting:
                 yield waiting.popleft().result()
