@@ -105,7 +105,10 @@ def _wild(feature: Feature) -> Iterator[Finding]:
             # What lasts is a rare motion.
             continue
         furthest = values[far[np.abs(values[far] - middle).argmax()]]
-        what = f"is {furthest:.4g} in {len(far)} single rows, and {low:.4g} to {high:.4g} in 98 % of them"
+        what = (
+            f"is {furthest:.4g} in {len(far)} single rows, and {low:.4g} to {high:.4g} in 98 % "
+            "of them"
+        )
         advice = (
             "mend them, or leave those episodes out with `episodes`; they are learnt as they are"
         )

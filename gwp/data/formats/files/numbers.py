@@ -30,7 +30,7 @@ class Numbers:
     def get(self, uri: str, keys: tuple[str, ...]) -> dict[str, np.ndarray] | None:
         """As they were; None where one of them is not kept."""
         widths, kind = self._kept.get(uri, ((), np.float64))
-        known = {key for key, _ in widths} >= {*keys}
+        known = bool(keys) and {key for key, _ in widths} >= {*keys}
         raw = self._spool.get(f"{_PREFIX}{uri}") if known else None
         if raw is None:
             return None

@@ -97,8 +97,8 @@ def _kept(reader: FileReader, uri: str, keys: tuple[str, ...]) -> dict[str, np.n
 
 
 def keep(reader: FileReader, uri: str, table: pa.Table, keys: Sequence[str]) -> None:
-    """Keep those columns of a whole file for `read_rows` that are numbers. What is wrong with the
-    others is told when they are asked for.
+    """Keep these columns of a whole file for `read_rows`, if all are numbers. What is wrong with
+    one is told when it is asked for.
     """
     with suppress(pa.ArrowException, DataError, KeyError, ValueError, OverflowError):
         reader.numbers.put(uri, {key: matrix(table[key], key) for key in keys})
