@@ -10,6 +10,7 @@ import numpy as np
 
 from gwp.data.formats.finding import Finding
 from pipelines.datasets.kinds import words_of
+from pipelines.datasets.rows import Feature
 
 _CALLED = frozenset(["gripper", "grippers", "grip", "jaw", "claw", "grasp"])
 """Words of dimensions that open and close."""
@@ -32,32 +33,29 @@ _ALIKE = 0.1
 
 def check_grippers(
     dimensions: Sequence[Mapping[str, Any]],
-    states: Sequence[np.ndarray],
-    actions: Sequence[np.ndarray],
+    state: Feature,
+    action: Feature,
 ) -> Iterator[Finding]:
     """A finding per name that looks like a gripper, and one where state and action of one run
     opposite.
 
-    dimensions: as in `VectorCheck`, those of the state, then of the action; states: `[n, s]` of
-    each episode, actions: `[n, d]`
+    dimensions: as in `VectorCheck`, those of the state, then of the action
     """
-    episodes = {"state": states, "action": actions}
     found: dict[str, list[tuple[int, Mapping[str, Any]]]] = {}
-    for of, parts in episodes.items():
-        part = [row for row in dimensions if row["of"] == of]
+    for feature in (state, action):
+        part = [row for row in dimensions if row["of"] == feature.of]
         called = _called([str(row["name"]) for row in part])
-        found[of] = [
+        found[feature.of] = [
             (i, row)
             for i, row in enumerate(part)
-            if row["note"] != "constant" and (called[i] or _switches(row, parts, i))
+            if row["note"] != "constant" and (called[i] or _switches(row, feature, i))
         ]
-    state, action = np.concatenate(states), np.concatenate(actions)
     names = dict.fromkeys(row["name"] for part in found.values() for _, row in part)
     for name in names:
         alike = [row for part in found.values() for _, row in part if row["name"] == name]
         yield _suggestion(alike)
     for of_state, of_action in _pairs(found["state"], found["action"]):
-        one, other = state[:, of_state[0]], action[:, of_action[0]]
+        one, other = state.column(of_state[0]), action.column(of_action[0])
         correlation = float(np.corrcoef(one, other)[0, 1])
         if correlation < _OPPOSITE:
             yield _opposite(of_state[1]["name"], of_action[1]["name"], correlation)
@@ -72,11 +70,11 @@ def _called(names: Sequence[str]) -> list[bool]:
     return [bool(w & known or {"hand", "close"} <= w) and not w & _OTHER for w in words]
 
 
-def _switches(row: Mapping[str, Any], episodes: Sequence[np.ndarray], dim: int) -> bool:
+def _switches(row: Mapping[str, Any], feature: Feature, dim: int) -> bool:
     """Whether a near-binary dimension goes from one of its ends to the other."""
     if row["note"] != "near-binary":
         return False
-    upper = [rows[:, dim] > (row["min"] + row["max"]) / 2 for rows in episodes]
+    upper = [rows > (row["min"] + row["max"]) / 2 for rows in feature.episodes(dim)]
     # Where it does so between episodes only, it is set, not moved.
     if not any(part.any() and not part.all() for part in upper):
         return False

@@ -5,6 +5,7 @@ What is there, and everything that is wrong with it, with the consequence.
 
 from collections import Counter
 from dataclasses import asdict
+from functools import partial
 from typing import Any
 
 from gwp.data.formats.cameras import colour_cameras, default_slots
@@ -15,7 +16,7 @@ from gwp.data.formats.plain.clip_set import Clip, ClipSet
 from gwp.data.formats.robot_set import RobotSet
 from gwp.data.formats.table import ROBOTS, VIDEOS
 from gwp.data.source import Source
-from gwp.data.video.probe import VideoInfo, open_to_probe, probe
+from gwp.data.video.probe import Kinds, VideoInfo, open_to_probe, probe
 from gwp.errors import DataError
 from pipelines.console import table
 from pipelines.datasets.colours import check_colours
@@ -169,9 +170,8 @@ def _describe_clips(clip_set: ClipSet) -> dict[str, Any]:
     videos = []
     seconds, frames = 0.0, 0
     # Each file is opened, but only its first frame decoded.
-    for clip, info in zip(
-        clip_set.clips, several(clip_set.uri, _probe, clip_set.clips), strict=True
-    ):
+    look = partial(_probe, {})
+    for clip, info in zip(clip_set.clips, several(clip_set.uri, look, clip_set.clips), strict=True):
         if isinstance(info, DataError):
             findings.append(Finding(clip.name, str(info), "left out", "mend or remove it"))
             continue
@@ -195,10 +195,10 @@ def _describe_clips(clip_set: ClipSet) -> dict[str, Any]:
     }
 
 
-def _probe(clip: Clip) -> VideoInfo | DataError:
+def _probe(kinds: Kinds, clip: Clip) -> VideoInfo | DataError:
     try:
         with open_to_probe(clip.uri, clip.size, clip.offset) as handle:
-            return probe(handle)
+            return probe(handle, kinds)
     except DataError as error:
         return error
 

@@ -50,13 +50,16 @@ def words_of(name: str) -> set[str]:
 
 
 class RotationGuess:
-    """What the rows of a feature look like, gathered over the episodes of a set."""
+    """What the rows of a feature look like, gathered over the episodes of a set.
+
+    low, high: float64 `[d]`, how far each goes
+    """
 
     def __init__(self, of: str, names: Sequence[str]) -> None:
         self._of, self._names = of, names
         width = len(names)
         self._jump = np.zeros(width)
-        self._low, self._high = np.full(width, np.inf), np.full(width, -np.inf)
+        self.low, self.high = np.full(width, np.inf), np.full(width, -np.inf)
         # Of four entries that begin at each, and of six in either order.
         self._off_unit = np.zeros(max(0, width - 3))
         self._off_axes = {kind: np.zeros(max(0, width - 5)) for kind in PAIRS}
@@ -67,9 +70,9 @@ class RotationGuess:
             return
         change = np.abs(np.diff(rows, axis=0)).max(0, initial=0)
         self._jump = np.maximum(self._jump, change)
-        self._low, self._high = (
-            np.minimum(self._low, rows.min(0)),
-            np.maximum(self._high, rows.max(0)),
+        self.low, self.high = (
+            np.minimum(self.low, rows.min(0)),
+            np.maximum(self.high, rows.max(0)),
         )
         if len(self._off_unit):
             # `[n, d - 3]`: lengths of any four entries one behind the other.
@@ -111,7 +114,7 @@ class RotationGuess:
     def _moves(self, first: int, count: int) -> bool:
         # Constants are no rotation that matters.
         part = slice(first, first + count)
-        return bool((self._high[part] - self._low[part] > _MOVES).sum() >= 2)
+        return bool((self.high[part] - self.low[part] > _MOVES).sum() >= 2)
 
     def _is_quaternion(self, first: int) -> bool:
         if first >= len(self._off_unit) or self._off_unit[first] > _UNIT:
@@ -129,7 +132,7 @@ class RotationGuess:
         """The kind of angle whose range a dimension keeps to, and why it looks like one; None
         where it does not.
         """
-        low, high, jump = self._low[dim], self._high[dim], self._jump[dim]
+        low, high, jump = self.low[dim], self.high[dim], self._jump[dim]
         called = bool(words_of(self._names[dim]) & _ANGLES)
         for kind, (begin, period) in TURNS.items():
             slack, reach = (_OVER - 1) * period, _REACH * period

@@ -10,10 +10,9 @@ from gwp.data.formats.files.reader import FileReader
 from gwp.data.formats.finding import Finding
 from gwp.data.formats.robot_set import Episode, RobotSet
 from gwp.data.formats.vectors import vectors_of
-from gwp.data.stats.still import Motion
 from gwp.errors import DataError
 from pipelines.datasets.grippers import check_grippers
-from pipelines.datasets.kinds import RotationGuess
+from pipelines.datasets.rows import Feature
 
 _BINARY_SHARE = 0.9
 """Share of rows at one of the two ends from which on a dimension is called near-binary."""
@@ -46,19 +45,16 @@ def check_vectors(
     episodes: each with its first row in its file
     """
     findings: list[Finding] = []
-    states: list[np.ndarray] = []
-    actions: list[np.ndarray] = []
+    state, action = Feature("state", data.state_names), Feature("action", data.action_names)
+    features = state, action
     declared = (len(data.state_names), len(data.action_names))
-    motions = Motion(declared[0]), Motion(declared[1])
-    guesses = RotationGuess("state", data.state_names), RotationGuess("action", data.action_names)
     read = vectors_of(data, episodes, reader)
     for (episode, _), vectors in zip(episodes, read, strict=True):
         item = f"episode {episode.index}"
         if isinstance(vectors, DataError):
             findings.append(Finding(item, str(vectors), "left out", "write it again"))
             continue
-        state, action = vectors
-        widths = (state.shape[1], action.shape[1])
+        widths = tuple(rows.shape[1] for rows in vectors)
         # Not stackable with the others, and a policy could not tell which number is which.
         if widths != declared:
             what = (
@@ -69,86 +65,76 @@ def check_vectors(
             findings.append(Finding(item, what, "fatal", advice))
             continue
         # Rows that are numbers throughout; the others would spoil every mean.
-        finite = np.isfinite(state).all(1) & np.isfinite(action).all(1)
+        finite = np.logical_and.reduce([np.isfinite(rows).all(1) for rows in vectors])
         if not finite.all():
             broken = ~finite
             what = f"NaN or Inf in {int(broken.sum())} rows, first in row {int(broken.argmax())}"
             advice = "samples that need these rows are skipped"
             findings.append(Finding(item, what, "left out", advice))
-        states.append(state[finite])
-        actions.append(action[finite])
-        for rows, motion, guess in zip((state, action), motions, guesses, strict=True):
-            motion.add(rows[finite])
-            guess.add(rows[finite])
+            vectors = vectors[0][finite], vectors[1][finite]
+        for rows, feature in zip(vectors, features, strict=True):
+            feature.add(rows)
     # No row at all: there is nothing to describe.
-    if not sum(map(len, states)):
+    if not state.count:
         return VectorCheck(findings, [])
-    edges = np.cumsum([len(rows) for rows in states])[:-1]
-    state, action = np.concatenate(states), np.concatenate(actions)
-    # Parts of the whole from here on: a large set takes gigabytes.
-    states, actions = np.split(state, edges), np.split(action, edges)
-    dimensions = described(data.state_names, data.action_names, state, action, motions)
+    dimensions = described(state, action)
     advice = "normalised it is 0, and comes back as its mean"
     still = [f"{row['of']} {row['name']}" for row in dimensions if row["note"] == "constant"]
     findings += [Finding(item, "never moves", "ignored", advice) for item in still]
-    for of, names, values in (
-        ("state", data.state_names, state),
-        ("action", data.action_names, action),
-    ):
-        findings += _wild(of, names, values)
-    findings += check_grippers(dimensions, states, actions)
-    for guess in guesses:
-        findings += guess.findings()
+    for feature in features:
+        findings += _wild(feature)
+    findings += check_grippers(dimensions, state, action)
+    for feature in features:
+        findings += feature.guess.findings()
     return VectorCheck(findings, dimensions)
 
 
-def _wild(of: str, names: Sequence[str], values: np.ndarray) -> Iterator[Finding]:
-    """Dimensions of which single rows lie far away from all others. values: [n,d]"""
-    # Of few rows a single one must not reach the quantile itself.
-    low = np.quantile(values, 0.01, axis=0, method="higher")
-    high = np.quantile(values, 0.99, axis=0, method="lower")
-    middle = np.median(values, axis=0)
-    far = (np.abs(values - middle) > _WILD * (high - low)) & (high > low)
-    for i in np.flatnonzero(far.any(0)).tolist():
-        rows = np.flatnonzero(far[:, i])
-        starts = np.flatnonzero(np.diff(rows, prepend=-2) > 1)
-        if np.diff(starts, append=len(rows)).max() > _SINGLE:
+def _wild(feature: Feature) -> Iterator[Finding]:
+    """Dimensions of which single rows lie far away from all others."""
+    for i, name in enumerate(feature.names):
+        values = feature.column(i)
+        # Of few rows a single one must not reach the quantile itself.
+        low = np.quantile(values, 0.01, method="higher")
+        high = np.quantile(values, 0.99, method="lower")
+        middle = np.median(values)
+        far = np.flatnonzero(np.abs(values - middle) > _WILD * (high - low))
+        if not len(far) or not high > low:
+            continue
+        starts = np.flatnonzero(np.diff(far, prepend=-2) > 1)
+        if np.diff(starts, append=len(far)).max() > _SINGLE:
             # What lasts is a rare motion.
             continue
-        furthest = values[rows[np.abs(values[rows, i] - middle[i]).argmax()], i]
+        furthest = values[far[np.abs(values[far] - middle).argmax()]]
         what = (
-            f"is {furthest:.4g} in {len(rows)} single rows, and {low[i]:.4g} to {high[i]:.4g} "
-            "in 98 % of them"
+            f"is {furthest:.4g} in {len(far)} single rows, and {low:.4g} to {high:.4g} in 98 % "
+            "of them"
         )
         advice = (
             "mend them, or leave those episodes out with `episodes`; they are learnt as they are"
         )
-        yield Finding(f"{of} {names[i]}", what, "ignored", advice)
+        yield Finding(f"{feature.of} {name}", what, "ignored", advice)
 
 
-def described(
-    state_names: Sequence[str],
-    action_names: Sequence[str],
-    state: np.ndarray,
-    action: np.ndarray,
-    motions: tuple[Motion, Motion],
-) -> list[dict[str, Any]]:
-    """The rows of `VectorCheck.dimensions`. state: [n,s], action: [n,d], all of them finite;
-    motions: of their rows
-    """
+def described(state: Feature, action: Feature) -> list[dict[str, Any]]:
+    """The rows of `VectorCheck.dimensions`. There is a row at least."""
     of_state, of_action = (
-        motion.resolution(np.ptp(rows, axis=0))
-        for rows, motion in zip((state, action), motions, strict=True)
+        feature.motion.resolution(feature.guess.high - feature.guess.low)
+        for feature in (state, action)
     )
-    columns = zip(action_names, action.T, of_action, strict=True)
-    action_rows = [_dimension("action", *column) for column in columns]
-    # Only as far as there is a state of the same number.
-    for i, row in enumerate(action_rows[: state.shape[1]]):
-        if row["note"] != "constant":
-            distance = np.abs(action[:, i] - state[:, i]).mean()
-            row["off_state"] = float(distance / max(np.ptp(action[:, i]), 1e-9))
-    columns = zip(state_names, state.T, of_state, strict=True)
-    return [*(_dimension("state", *column) for column in columns), *action_rows]
+    action_rows = []
+    for i, name in enumerate(action.names):
+        values = action.column(i)
+        row = _dimension("action", name, values, of_action[i])
+        # Only as far as there is a state of the same number.
+        if i < len(state.names) and row["note"] != "constant":
+            distance = np.abs(values - state.column(i)).mean()
+            row["off_state"] = float(distance / max(np.ptp(values), 1e-9))
+        action_rows.append(row)
+    state_rows = (
+        _dimension("state", name, state.column(i), of_state[i])
+        for i, name in enumerate(state.names)
+    )
+    return [*state_rows, *action_rows]
 
 
 def _dimension(

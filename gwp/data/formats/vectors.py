@@ -62,4 +62,4 @@ def vectors_of(
 
     # Small files have been fetched when they were looked at.
     here = all(data.files.get(e.data_file, 0) <= WHOLE for e, _ in episodes)
-    return several(data.uri, read, episodes, 1 if here else None)
+    return map(read, episodes) if here else several(data.uri, read, episodes)

@@ -32,6 +32,6 @@ def _probe(reader: FileReader, uri: str, size: int) -> VideoInfo | str:
         # A reason is returned, not raised: the reader keeps results only, and would probe a
         # broken file again and again.
         with reader.open(uri, size, _WHOLE, keep=False) as handle:
-            return probe(handle)
+            return probe(handle, reader.kinds)
     except DataError as error:
         return str(error)

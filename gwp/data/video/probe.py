@@ -3,7 +3,8 @@
 import io
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from fractions import Fraction
 from typing import Any
 
 import av
@@ -11,6 +12,7 @@ import numpy as np
 
 from gwp import storage
 from gwp.data.video.decode import check_colours, open_video, video_stream
+from gwp.data.video.mp4 import header_of
 from gwp.errors import DataError
 from gwp.yuv import quarter_turns
 
@@ -55,11 +57,67 @@ def open_to_probe(uri: str, size: int, offset: int = 0) -> Iterator[Any]:
         yield handle
 
 
-def probe(handle: Any) -> VideoInfo:
+Kinds = dict[bytes, VideoInfo | None]
+"""What FFmpeg says of one file of each kind of header; None: not to be trusted for others."""
+_KINDS = 64
+"""Most of them that are kept."""
+
+
+def probe(handle: Any, kinds: Kinds | None = None) -> VideoInfo:
     """Facts of a video; only its first frame is decoded. Raises DataError when it is no video
     or its data end before its index does.
+
+    kinds: of files before, and of this one afterwards: of a plain file that has the header of
+    one of them only the tables are read
     """
     size = handle.seek(0, io.SEEK_END)
+    header = None if kinds is None else header_of(handle)
+    if kinds is None or header is None or header.end > size:
+        return _opened(handle, size)[0]
+    own = _Clock.of(header.rate, header.tick, header.stamps, header.keys)
+    if like := kinds.get(header.kind):
+        return own.info(like, size)
+    info, sure = _opened(handle, size)
+    if sure and header.kind not in kinds and len(kinds) < _KINDS:
+        # Where the two disagree, there is more to this kind than its tables.
+        kinds[header.kind] = info if own.info(info, size) == info else None
+    return info
+
+
+@dataclass(frozen=True)
+class _Clock:
+    """Those facts that follow from when which frames are decoded."""
+
+    fps: float
+    frames: int
+    gop: int
+    uneven: float
+
+    @classmethod
+    def of(cls, rate: Fraction, tick: Fraction, stamps: np.ndarray, is_key: np.ndarray) -> "_Clock":
+        """rate: Hz; tick: s; stamps: int64 `[frames]`, ticks, ascending; is_key: bool of each"""
+        keys = np.flatnonzero(is_key) if is_key.any() else np.zeros(1, np.int64)
+        gop = int(np.diff(keys, append=len(is_key)).max())
+        # Times of decoding, in order, are those of showing but for a shift.
+        per_tick = float(rate * tick)
+        off = stamps - stamps[:1] - np.arange(len(stamps)) / per_tick
+        uneven = float(np.abs(off).max(initial=0.0) * per_tick)
+        return cls(float(rate), len(is_key), gop, uneven)
+
+    def info(self, like: VideoInfo, size: int) -> VideoInfo:
+        """Of a file of `size` bytes that is else like another."""
+        return replace(
+            like,
+            fps=self.fps,
+            frames=self.frames,
+            gop=self.gop,
+            uneven=self.uneven,
+            size=size,
+        )
+
+
+def _opened(handle: Any, size: int) -> tuple[VideoInfo, bool]:
+    """Facts of a video of `size` bytes, and whether its first frame could be decoded."""
     with video_stream(handle, index_only=True) as (container, stream):
         rate = stream.average_rate or stream.guessed_rate
 
@@ -85,22 +143,20 @@ def probe(handle: Any) -> VideoInfo:
         if max(end for _, end in entries) > size:
             raise DataError("its data end before its last frame; the file is truncated")
 
-        keys = [i for i, (key, _) in enumerate(entries) if key] or [0]
-        gop = max(b - a for a, b in zip(keys, [*keys[1:], len(entries)], strict=True))
         codec = stream.codec_context.codec.canonical_name
-        width, height = _upright(container, stream)
-
-        # Times of decoding, in order, are those of showing but for a shift.
-        per_tick = float(rate * (stream.time_base or 1))
-        even = np.arange(len(stamps)) / per_tick
-        off = np.sort(np.array(stamps, np.int64)) - min(stamps, default=0) - even
-        uneven = float(np.abs(off).max(initial=0.0) * per_tick)
+        width, height, sure = _upright(container, stream)
+        is_key = np.array([key for key, _ in entries], bool)
+        ascending = np.sort(np.array(stamps, np.int64))
+        clock = _Clock.of(rate, stream.time_base or Fraction(1), ascending, is_key)
         others = len(container.streams) - 1
-        return VideoInfo(width, height, float(rate), len(entries), codec, gop, size, others, uneven)
+        about = VideoInfo(width, height, 0.0, 0, codec, 0, 0, others)
+        return clock.info(about, size), sure
 
 
-def _upright(container: Any, stream: Any) -> tuple[int, int]:
-    """Width and height as a video is shown; only its frames tell whether they are turned."""
+def _upright(container: Any, stream: Any) -> tuple[int, int, bool]:
+    """Width and height as a video is shown; only its frames tell whether they are turned, if
+    one can be decoded.
+    """
     width, height = stream.codec_context.width, stream.codec_context.height
     try:
         container.seek(int(stream.start_time or 0), stream=stream)
@@ -108,6 +164,7 @@ def _upright(container: Any, stream: Any) -> tuple[int, int]:
     except av.error.FFmpegError:
         # Whoever reads frames learns which of them are damaged.
         first = None
-    if first is not None:
-        check_colours(first)
-    return (height, width) if first is not None and quarter_turns(first) % 2 else (width, height)
+    if first is None:
+        return width, height, False
+    check_colours(first)
+    return (height, width, True) if quarter_turns(first) % 2 else (width, height, True)

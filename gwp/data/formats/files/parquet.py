@@ -1,7 +1,7 @@
 """Rows and pictures out of Parquet files: of the row groups that hold them, and no more."""
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import numpy as np
@@ -51,6 +51,9 @@ def read_rows(
     """
     uri = part.uri
     with parquet_errors(uri):
+        kept = reader.once(_ROW_GROUPS, _kept, reader, uri, keys)
+        if kept is not None and first + count <= len(kept[keys[0]]):
+            return {key: values[first : first + count] for key, values in kept.items()}
         # First row of each row group, and behind them the number of rows.
         edges = reader.once(_FOOTERS, _row_groups, reader, uri)
         if first + count > edges[-1]:
@@ -75,6 +78,9 @@ def read_places(
     """
     uri = part.uri
     with parquet_errors(uri):
+        kept = reader.once(_ROW_GROUPS, _kept, reader, uri, keys)
+        if kept is not None:
+            return {key: values[places] for key, values in kept.items()}
         edges = reader.once(_FOOTERS, _row_groups, reader, uri)
         groups = np.searchsorted(edges, places, side="right") - 1
         rows: dict[str, list[np.ndarray]] = {key: [] for key in keys}
@@ -83,6 +89,19 @@ def read_places(
             for key in keys:
                 rows[key].append(held[key][place - edges[group]])
     return {key: np.stack(values) for key, values in rows.items()}
+
+
+def _kept(reader: FileReader, uri: str, keys: tuple[str, ...]) -> dict[str, np.ndarray] | None:
+    """Columns of a whole file that were read when it was looked at."""
+    return reader.numbers.get(uri, keys)
+
+
+def keep(reader: FileReader, uri: str, table: pa.Table, keys: Sequence[str]) -> None:
+    """Keep these columns of a whole file for `read_rows`, if all are numbers. What is wrong with
+    one is told when it is asked for.
+    """
+    with suppress(pa.ArrowException, DataError, KeyError, ValueError, OverflowError):
+        reader.numbers.put(uri, {key: matrix(table[key], key) for key in keys})
 
 
 def _row_groups(reader: FileReader, uri: str) -> tuple[int, ...]:
@@ -137,10 +156,7 @@ def open_pictures(part: FilePart, key: str, reader: FileReader) -> Iterator[Pict
 
 
 def _picture_group(reader: FileReader, uri: str, column: str, group: int) -> Any:
-    found = _read_group(reader, uri, group, (column,))[column].combine_chunks()
-    if isinstance(found, pa.ChunkedArray):
-        found = pa.concat_arrays(found.chunks)
-    return found
+    return joined(_read_group(reader, uri, group, (column,))[column])
 
 
 def _by_path(uri: str, key: str, path: Any) -> bytes | None:
@@ -168,9 +184,7 @@ def matrix(column: Any, name: str) -> np.ndarray:
     """A column of numbers, lists or fixed-size lists as float64 `[rows, width]`; missing
     numbers become NaN. Lists of lists are laid out one behind the other.
     """
-    values = column.combine_chunks()
-    if isinstance(values, pa.ChunkedArray):
-        values = pa.concat_arrays(values.chunks)
+    values = joined(column)
     rows = len(values)
     # [rows * width] in the end: lists one after another. `flatten` passes over lists that are
     # null, so their number is checked as well as their widths.
@@ -185,5 +199,17 @@ def matrix(column: Any, name: str) -> np.ndarray:
     )
 
 
-def _ragged(column: Any) -> bool:
-    return column.null_count > 0 or len(pc.unique(pc.list_value_length(column))) > 1
+def joined(column: pa.ChunkedArray) -> pa.Array:
+    """A column in one piece."""
+    # Most are in one, which joining would copy.
+    if column.num_chunks == 1:
+        return column.chunk(0)
+    values = column.combine_chunks()
+    return pa.concat_arrays(values.chunks) if isinstance(values, pa.ChunkedArray) else values
+
+
+def _ragged(column: pa.Array) -> bool:
+    if column.null_count > 0:
+        return True
+    fixed = pa.types.is_fixed_size_list(column.type)
+    return not fixed and len(pc.unique(pc.list_value_length(column))) > 1

@@ -10,13 +10,15 @@ from threading import Lock
 from typing import Any, TypeVar, TypeVarTuple
 
 from gwp import storage
+from gwp.data.formats.files.numbers import Numbers
 from gwp.data.formats.files.spool import Spool
+from gwp.data.video.probe import Kinds
 from gwp.errors import DataError, MissingError
 
 WHOLE = 8 << 20
 """Remote files up to this many bytes are fetched in one request, and kept."""
-_AT_ONCE = 32
-"""Files that are looked at at a time where storage is far away."""
+_AT_ONCE = 64
+"""Files that are asked for at a time where storage is far away."""
 T = TypeVar("T")
 S = TypeVar("S")
 Ts = TypeVarTuple("Ts")
@@ -40,7 +42,7 @@ def several(
             for item in items:
                 waiting.append(pool.submit(work, item))
                 # Enough that nobody waits for one that is slow.
-                if len(waiting) > 4 * threads:
+                if len(waiting) > 2 * threads:
                     yield waiting.popleft().result()
             while waiting:
                 yield waiting.popleft().result()
@@ -56,6 +58,9 @@ class FileReader:
     Whoever reads makes one and hands it down: a decoding process has its own, and so has the
     preparation of a run. Two of them share nothing, so a new one sees files that were written
     again. Threads may share one; it does not travel to other processes.
+
+    numbers: of files that were looked at, for whoever asks for rows later; kinds: of videos, by
+    their headers
     """
 
     def __init__(self) -> None:
@@ -64,6 +69,8 @@ class FileReader:
         # Key -> threads that want it, and whose turn it is.
         self._turns: dict[Any, list[Any]] = {}
         self._spool = Spool()
+        self.numbers = Numbers(self._spool)
+        self.kinds: Kinds = {}
         # URI -> both ends of a file that is going to be opened.
         self._fetched: dict[str, tuple[bytes, bytes]] = {}
         self._asked: set[str] = set()

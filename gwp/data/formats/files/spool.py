@@ -24,24 +24,33 @@ class Spool:
         # URI -> first byte and number of bytes.
         self._places: dict[str, tuple[int, int]] = {}
         self._end, self._limit = 0, 0
+        self._failed = False
 
     def get(self, uri: str) -> bytes | None:
         """The content of a file; None where it is not kept."""
         place = self._places.get(uri)
         return None if place is None else os.pread(self._file.fileno(), place[1], place[0])
 
-    def put(self, uri: str, data: bytes) -> None:
-        """Keep it, as far as there is room."""
+    def put(self, uri: str, data: bytes) -> bool:
+        """Keep it, as far as there is room; whether it is kept."""
         with self._lock:
-            if self._file is None:
-                self._file = tempfile.TemporaryFile(prefix="gwp-files-")  # noqa: SIM115
-                free = shutil.disk_usage(tempfile.gettempdir()).free
-                self._limit = min(_LIMIT, int(free * _SHARE))
-            if uri in self._places or self._end + len(data) > self._limit:
-                return
+            if self._file is None and not self._failed:
+                self._open()
+            if self._file is None or self._end + len(data) > self._limit or uri in self._places:
+                return uri in self._places
             begin = self._end
             self._end += len(data)
         # A disk that is full after all is no reason to stop: the file is only fetched again.
         with suppress(OSError):
             if os.pwrite(self._file.fileno(), data, begin) == len(data):
                 self._places[uri] = begin, len(data)
+        return uri in self._places
+
+    def _open(self) -> None:
+        try:
+            self._file = tempfile.TemporaryFile(prefix="gwp-files-")  # noqa: SIM115
+            free = shutil.disk_usage(tempfile.gettempdir()).free
+            self._limit = min(_LIMIT, int(free * _SHARE))
+        except OSError:
+            # Without a folder to write to, nothing is kept.
+            self._failed = True

@@ -36,6 +36,7 @@ class DataFiles:
             if not episode.problem:
                 self._listed[episode.data_file].append((episode.index, episode.length))
         self._tables: dict[str, DataFile | str] = {}
+        self._vectors = tuple(dict.fromkeys((*data.state_keys, *data.action_keys)))
 
     def fetch(self, file: str) -> None:
         """What `table` will need of a file that is far away, from any thread."""
@@ -65,9 +66,10 @@ class DataFiles:
         if file not in self.set.files:
             raise DataError(f"{file} is missing")
         listed = tuple(self._listed.get(file, ()))
-        uri, told_by = storage.join(self.set.uri, file), self.set.own.told_by
+        uri, size = storage.join(self.set.uri, file), self.set.files[file]
+        told_by, fps = self.set.own.told_by, self.set.fps
         return self.reader.once(
-            _FILES, look, self.reader, uri, self.set.files[file], listed, told_by, self.set.fps
+            _FILES, look, self.reader, uri, size, listed, told_by, fps, self._vectors
         )
 
     def place(self, episode: Episode) -> tuple[str, Held]:

@@ -5,7 +5,7 @@ is called `sorted/NAME`: its rows by `episode_index`, and by `frame_index` withi
 """
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,7 +15,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from gwp.data.formats.files import parquet
-from gwp.data.formats.files.reader import FileReader
+from gwp.data.formats.files.reader import WHOLE, FileReader
 from gwp.data.formats.format import FilePart, Pictures
 from gwp.data.formats.lerobot.order import (
     FRAME,
@@ -34,8 +34,8 @@ from gwp.errors import DataError
 SORTED = "sorted/"
 """Before the name of a column: its rows as they belong, where they lie in another order."""
 EPISODE = "episode_index"
-_ORDERS = 16
-"""Files whose order stays."""
+_ORDERS, _SCHEMAS = 16, 64
+"""Files whose order stays, and kinds of files whose columns do."""
 _DOUBTFUL = (
     f"no {EPISODE}, and {FRAME} begins elsewhere than counting rows lets the episode begin; write "
     f"{EPISODE}"
@@ -104,21 +104,26 @@ def look(
     listed: tuple[tuple[int, int], ...],
     told_by: str,
     fps: float,
+    numbers: tuple[str, ...],
 ) -> DataFile:
     """What a data file of `size` bytes holds.
 
     listed: number and length of each episode that the metadata place there; they say whose the
-    rows are where no column does. told_by: column that says what is done
+    rows are where no column does. told_by: column that says what is done. numbers: columns that
+    `read_rows` will be asked for; of a small file they are read along
     """
     with reader.open(uri, size) as handle:
         file = pq.ParquetFile(handle)
-        schema, count = file.schema_arrow, file.metadata.num_rows
-        types = dict(zip(schema.names, schema.types, strict=True))
+        types = reader.once(_SCHEMAS, _types, file.schema_arrow)
+        count = file.metadata.num_rows
         wanted = [c for c in dict.fromkeys((EPISODE, FRAME, INDEX, told_by, TIME)) if c in types]
         # What orders rows is one column: the next is read only where the first is not there.
         if FRAME in wanted and INDEX in wanted and told_by != INDEX:
             wanted.remove(INDEX)
-        table = file.read(columns=wanted, use_threads=False)
+        along = numbers if size <= WHOLE and types.keys() >= {*numbers} else ()
+        table = _with_numbers(file, wanted, along)
+    if along:
+        parquet.keep(reader, uri, table, along)
     whose = _whose(table)
     counted = counted_rows(listed, table) if whose is None else (whose, set())
     if counted is None:
@@ -131,6 +136,20 @@ def look(
     sortable = whose is not None or len(listed) == 1
     clock = Clock.of(table, fps)
     return DataFile(types, count, _held(episodes, order, told, clock, sortable))
+
+
+def _types(schema: pa.Schema) -> dict[str, pa.DataType]:
+    """Columns and their types; files that are alike share them."""
+    return dict(zip(schema.names, schema.types, strict=True))
+
+
+def _with_numbers(file: pq.ParquetFile, wanted: Sequence[str], numbers: Sequence[str]) -> pa.Table:
+    """The columns of a file that are wanted, and those of numbers if they can be read."""
+    if numbers:
+        # Numbers that are damaged say nothing of whose the rows are.
+        with suppress(pa.ArrowException, OSError, ValueError, OverflowError):
+            return file.read(columns=[*dict.fromkeys((*wanted, *numbers))], use_threads=False)
+    return file.read(columns=wanted, use_threads=False)
 
 
 def _held(
@@ -179,9 +198,7 @@ def _codes(column: pa.ChunkedArray) -> tuple[np.ndarray, list[Any]] | None:
     """A code int `[rows]` of each value, and the values; None where they are of a kind that
     says nothing.
     """
-    values = column.combine_chunks()
-    if isinstance(values, pa.ChunkedArray):
-        values = pa.concat_arrays(values.chunks)
+    values = parquet.joined(column)
     if pa.types.is_dictionary(values.type):
         values = values.dictionary_decode()
     if pa.types.is_nested(values.type):

@@ -5,9 +5,9 @@ from math import pi
 import numpy as np
 import pytest
 
-from gwp.data.stats.still import Motion
 from pipelines.datasets.grippers import check_grippers
 from pipelines.datasets.kinds import RotationGuess
+from pipelines.datasets.rows import Feature
 from pipelines.datasets.vectors import described
 from tests.unit.gwp.data.test_rotations import FORMS, SIX, matrices
 
@@ -67,11 +67,10 @@ def test_two_axes_are_known_by_their_numbers(form: str) -> None:
 def told(
     names: tuple[list[str], list[str]], state: np.ndarray, action: np.ndarray
 ) -> list[tuple[str, str]]:
-    motions = Motion(state.shape[1]), Motion(action.shape[1])
-    for motion, rows in zip(motions, (state, action), strict=True):
-        motion.add(rows)
-    dimensions = described(*names, state, action, motions)
-    found = list(check_grippers(dimensions, [state], [action]))
+    features = Feature("state", names[0]), Feature("action", names[1])
+    for feature, rows in zip(features, (state, action), strict=True):
+        feature.add(rows)
+    found = list(check_grippers(described(*features), *features))
     assert all(finding.consequence == "ignored" for finding in found)
     return [(finding.item, finding.advice) for finding in found]
 

@@ -194,3 +194,12 @@ def test_a_spool_holds_no_more_than_its_limit(monkeypatch: pytest.MonkeyPatch) -
     for name, data in (("a", b"123456"), ("b", b"12345"), ("c", b"1234"), ("a", b"no")):
         spool.put(name, data)
     assert [spool.get(name) for name in "abc"] == [b"123456", None, b"1234"]
+
+
+def test_without_a_folder_for_temporary_files_nothing_is_kept(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "nowhere"))
+    spool = Spool()
+    assert not spool.put("a", b"1")
+    assert spool.get("a") is None
