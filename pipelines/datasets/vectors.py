@@ -14,6 +14,7 @@ from gwp.data.stats.still import Motion
 from gwp.errors import DataError
 from pipelines.datasets.grippers import check_grippers
 from pipelines.datasets.kinds import RotationGuess
+from pipelines.datasets.units import check_units
 
 _BINARY_SHARE = 0.9
 """Share of rows at one of the two ends from which on a dimension is called near-binary."""
@@ -97,6 +98,7 @@ def check_vectors(
     ):
         findings += _wild(of, names, values)
     findings += check_grippers(dimensions, states, actions)
+    findings += check_units(dimensions)
     for guess in guesses:
         findings += guess.findings()
     return VectorCheck(findings, dimensions)

@@ -32,6 +32,7 @@ from gwp.errors import GwpError
 from gwp.model.codecs.pca import PcaCodec
 from gwp.model.codecs.text import build_text_encoder, load_text_encoder
 from gwp.model.codecs.video import build_video_codec, load_video_codec
+from pipelines.console import event
 from pipelines.jobs.train_job import TrainJob
 
 
@@ -202,7 +203,7 @@ def compute_all_stats(
 
 
 def manifest_of(job: TrainJob, embodiments: dict[str, Embodiment], reader: FileReader) -> Manifest:
-    """Every sample that the job may read."""
+    """Every sample that the job may read. What looks wrong and costs nothing is an event."""
     data = job.data
     return build_manifest(
         data.sources,
@@ -213,6 +214,7 @@ def manifest_of(job: TrainJob, embodiments: dict[str, Embodiment], reader: FileR
         curate=data.curate,
         max_broken=data.max_broken,
         reader=reader,
+        tell=lambda text: event("warning", text=text),
     )
 
 

@@ -2,7 +2,7 @@
 looked at once.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from itertools import pairwise
 from math import ceil
 
@@ -16,6 +16,7 @@ from gwp.data.formats.find import set_at, usable_episodes
 from gwp.data.formats.plain.clip_set import Clip, ClipSet
 from gwp.data.formats.robot_set import Episode, RobotSet, check_embodiment, rows_per_step
 from gwp.data.plan.curate import CurationConfig, Curator, Cut
+from gwp.data.plan.doubts import angle_doubts
 from gwp.data.plan.manifest import Manifest, Rows
 from gwp.data.rates import steps_of
 from gwp.data.records import Place, Skipped, View
@@ -32,8 +33,9 @@ from gwp.errors import DataError
 class _Builder:
     """A manifest while it is built."""
 
-    def __init__(self) -> None:
+    def __init__(self, tell: Callable[[str], None]) -> None:
         self.rows = Rows()
+        self.tell = tell
         self.skipped: list[Skipped] = []
         self.texts: dict[str, str] = {}
         # Episodes and videos of the source in work: `max_broken` is a share of them.
@@ -60,6 +62,7 @@ def build_manifest(
     curate: CurationConfig | None = None,
     max_broken: float = 1.0,
     reader: FileReader | None = None,
+    tell: Callable[[str], None] = lambda text: None,
 ) -> Manifest:
     """Look at every source and list its samples.
 
@@ -69,12 +72,12 @@ def build_manifest(
     that cannot be used are left out and named in `skipped`, dropped clips by video and reason
     with their number. `buckets`: shapes of clips, numbered from 1; robot samples are of bucket
     0, and clips too where there are none. `reader`: keeps what is read of files; None: one for
-    this call. DataError when a source has nothing usable, more than
+    this call. `tell`: is given what looks wrong and costs nothing. DataError when a source has nothing usable, more than
     a share `max_broken` of it is broken, or it does not fit its embodiment, and when two name the
     same episodes.
     """
     check_once(sources)
-    build, kinds = _Builder(), set()
+    build, kinds = _Builder(tell), set()
     reader = reader or FileReader()
     # One for all sources: a copy of a clip may lie in another of them.
     curator = Curator(clip, buckets, curate)
@@ -164,6 +167,9 @@ def _add_robot(
         raise DataError(f"{source.uri}: the set has no video")
     good, bad = usable_episodes(data, source, list(cameras.values()), reader)
     build.once.note(source, episodes_read(data, good))
+    if embodiment and source.labelled:
+        for doubt in angle_doubts(data, good, embodiment, reader):
+            build.tell(f"{source.uri}: {doubt}")
     build.looked += len(good) + len(bad)
     for episode, reason in bad:
         build.skip(source.uri, f"episode {episode.index}", reason)
