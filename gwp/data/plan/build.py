@@ -30,6 +30,10 @@ from gwp.data.window import ClipWindow, Window
 from gwp.errors import DataError
 
 
+def _untold(text: str) -> None:
+    """For who does not want to hear what looks wrong."""
+
+
 class _Builder:
     """A manifest while it is built."""
 
@@ -62,7 +66,7 @@ def build_manifest(
     curate: CurationConfig | None = None,
     max_broken: float = 1.0,
     reader: FileReader | None = None,
-    tell: Callable[[str], None] = lambda text: None,
+    tell: Callable[[str], None] = _untold,
 ) -> Manifest:
     """Look at every source and list its samples.
 
@@ -72,9 +76,9 @@ def build_manifest(
     that cannot be used are left out and named in `skipped`, dropped clips by video and reason
     with their number. `buckets`: shapes of clips, numbered from 1; robot samples are of bucket
     0, and clips too where there are none. `reader`: keeps what is read of files; None: one for
-    this call. `tell`: is given what looks wrong and costs nothing. DataError when a source has nothing usable, more than
-    a share `max_broken` of it is broken, or it does not fit its embodiment, and when two name the
-    same episodes.
+    this call. `tell`: is given what looks wrong and costs nothing. DataError when a source has
+    nothing usable, more than a share `max_broken` of it is broken, or it does not fit its
+    embodiment, and when two name the same episodes.
     """
     check_once(sources)
     build, kinds = _Builder(tell), set()
@@ -143,6 +147,10 @@ def _add_robot(
     window: Window,
     reader: FileReader,
 ) -> None:
+    for remark in data.remarks:
+        # Without labels it is all one which columns they are.
+        if source.labelled or remark.item not in ("state", "action"):
+            build.tell(f"{source.uri}: {remark.item}: {remark.what}; {remark.advice}")
     embodiment = None
     if source.embodiment is not None:
         if source.embodiment not in embodiments:

@@ -29,7 +29,7 @@ def ranges_of(rows: Sequence[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
 
 def like_radians(low: float, high: float) -> bool:
     """Whether a dimension of this range moves and stays within a turn in radians."""
-    return high - low > _MOVES and -_SLACK * _TURN <= low and high <= _SLACK * _TURN
+    return high - low > _MOVES and not beyond_radians(low, high)
 
 
 def beyond_radians(low: float, high: float) -> bool:

@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from gwp import storage
+from gwp.data.formats.columns import passed_over
 from gwp.data.formats.files.listing import NOTHING_THERE, without_repeats
 from gwp.data.formats.files.reader import FileReader, several
 from gwp.data.formats.finding import Finding
@@ -154,6 +155,10 @@ def read_set(uri: str, files: dict[str, int], source: SetSource, reader: FileRea
         action,
         tuple(columns),
         own=ToldBy(told_by, tuple(silent)),
+        remarks=(
+            *passed_over("state", source.state, state, _STATES, columns),
+            *passed_over("action", source.action, action, ACTIONS, columns),
+        ),
     )
 
 

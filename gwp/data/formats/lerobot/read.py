@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from gwp.data.formats.columns import passed_over
 from gwp.data.formats.files.listing import list_recordings
 from gwp.data.formats.files.reader import FileReader
 from gwp.data.formats.finding import Finding
@@ -140,6 +141,10 @@ def read_set(
             found.named,
             tuple(e for e in in_order if e.index not in of_split),
             tuple(found.findings),
+        ),
+        remarks=(
+            *passed_over("state", state, state_keys, [(STATE,)], columns),
+            *passed_over("action", action, action_keys, [(ACTION,)], columns),
         ),
     )
 
