@@ -27,6 +27,13 @@ def episodes_read(data: RobotSet, episodes: Iterable[tuple[Episode, int]]) -> It
         yield storage.join(data.uri, episode.data_file), episode.offset, episode.prefix, first
 
 
+def use_of(source: Source) -> str:
+    """What a source makes of an episode that it chooses: two of the same use have the same samples
+    of it.
+    """
+    return source.model_dump_json(exclude=_CHOICE)
+
+
 class Once:
     """What sources read, whatever folders they name: a file may lie in two of them."""
 
@@ -35,7 +42,7 @@ class Once:
 
     def note(self, source: Source, read: Iterable[Read]) -> None:
         """Keep what a source reads. DataError where another one reads it for the same use."""
-        use = source.model_dump_json(exclude=_CHOICE)
+        use = use_of(source)
         wanted = list(read)
         places = places_of({file for file, *_ in wanted})
         own: dict[tuple[str, Read], str] = {}

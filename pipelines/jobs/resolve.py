@@ -6,7 +6,7 @@ folder (`pipelines.training.prepare`) is written from it.
 """
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from itertools import combinations
 from pathlib import Path
 from typing import Any
@@ -22,7 +22,7 @@ from gwp.data.formats.files.reader import FileReader
 from gwp.data.formats.find import robots_at
 from gwp.data.formats.robot_set import embodiment_of
 from gwp.data.latent_cache import Key, NumberFormat, sample_names
-from gwp.data.plan.build import build_manifest
+from gwp.data.plan.build import build_manifest, unheard
 from gwp.data.plan.manifest import Manifest
 from gwp.data.plan.plan import Rules, plan_slice
 from gwp.data.robot.embodiment import Embodiment
@@ -32,7 +32,6 @@ from gwp.errors import GwpError
 from gwp.model.codecs.pca import PcaCodec
 from gwp.model.codecs.text import build_text_encoder, load_text_encoder
 from gwp.model.codecs.video import build_video_codec, load_video_codec
-from pipelines.console import event
 from pipelines.jobs.train_job import TrainJob
 
 
@@ -202,8 +201,13 @@ def compute_all_stats(
     return stats
 
 
-def manifest_of(job: TrainJob, embodiments: dict[str, Embodiment], reader: FileReader) -> Manifest:
-    """Every sample that the job may read. What looks wrong and costs nothing is an event."""
+def manifest_of(
+    job: TrainJob,
+    embodiments: dict[str, Embodiment],
+    reader: FileReader,
+    tell: Callable[[str], None] = unheard,
+) -> Manifest:
+    """Every sample that the job may read. tell: is given what looks wrong and costs nothing"""
     data = job.data
     return build_manifest(
         data.sources,
@@ -214,7 +218,7 @@ def manifest_of(job: TrainJob, embodiments: dict[str, Embodiment], reader: FileR
         curate=data.curate,
         max_broken=data.max_broken,
         reader=reader,
-        tell=lambda text: event("warning", text=text),
+        tell=tell,
     )
 
 

@@ -22,6 +22,8 @@ _OF_ROBOTS = ("embodiment", "cameras", "state", "action", "fps", "only")
 _DEEP = 3
 """Folders below a source in which sets are looked for that it might have named."""
 
+_CAPTIONS = (".txt", ".json", ".jsonl", ".csv")
+"""Of files beside videos: a link of theirs that leads nowhere is told, too."""
 _LISTS = 16
 """Folders of which it stays what lies there."""
 _POINTER = f"is a Git LFS pointer and not the file; {ADVICE}"
@@ -199,7 +201,7 @@ def _listed(uri: str, endings: tuple[str, ...]) -> tuple[str, dict[str, int]]:
     if uri.lower().endswith(endings) and (size := storage.size_of(uri)) is not None:
         folder, _, name = uri.rpartition("/")
         return folder or ".", {name: size}
-    return uri, with_broken_links(uri, endings)
+    return uri, with_broken_links(uri, (*endings, *_CAPTIONS))
 
 
 def _nothing(uri: str) -> str:

@@ -2,7 +2,7 @@
 looked at once.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import pairwise
 from math import ceil
 
@@ -15,6 +15,7 @@ from gwp.data.formats.files.reader import FileReader, several
 from gwp.data.formats.find import set_at, usable_episodes
 from gwp.data.formats.plain.clip_set import Clip, ClipSet
 from gwp.data.formats.robot_set import Episode, RobotSet, check_embodiment, rows_per_step
+from gwp.data.plan.copies import Copies, Piece, clip_pieces, episode_pieces
 from gwp.data.plan.curate import CurationConfig, Curator, Cut
 from gwp.data.plan.doubts import angle_doubts
 from gwp.data.plan.manifest import Manifest, Rows
@@ -30,7 +31,7 @@ from gwp.data.window import ClipWindow, Window
 from gwp.errors import DataError
 
 
-def _untold(text: str) -> None:
+def unheard(text: str) -> None:
     """For who does not want to hear what looks wrong."""
 
 
@@ -45,9 +46,15 @@ class _Builder:
         # Episodes and videos of the source in work: `max_broken` is a share of them.
         self.looked = 0
         self.once = Once()
+        self.copies = Copies()
 
     def skip(self, uri: str, item: str, reason: str, broken: bool = True) -> None:
         self.skipped.append({"uri": uri, "item": item, "reason": reason, "broken": broken})
+
+    def compare(self, source: Source, pieces: Iterable[Piece]) -> None:
+        """Tell of what earlier sources hold a copy of."""
+        for text in self.copies.note(source, pieces):
+            self.tell(text)
 
     def key_of(self, text: str) -> str:
         """Key of an instruction or caption, which is remembered."""
@@ -66,7 +73,7 @@ def build_manifest(
     curate: CurationConfig | None = None,
     max_broken: float = 1.0,
     reader: FileReader | None = None,
-    tell: Callable[[str], None] = _untold,
+    tell: Callable[[str], None] = unheard,
 ) -> Manifest:
     """Look at every source and list its samples.
 
@@ -175,6 +182,7 @@ def _add_robot(
         raise DataError(f"{source.uri}: the set has no video")
     good, bad = usable_episodes(data, source, list(cameras.values()), reader)
     build.once.note(source, episodes_read(data, good))
+    build.compare(source, episode_pieces(data, good, reader))
     if embodiment and source.labelled:
         for doubt in angle_doubts(data, good, embodiment, reader):
             build.tell(f"{source.uri}: {doubt}")
@@ -278,6 +286,7 @@ def _add_clips(
 
     videos = [found.clips[i] for i in chosen]
     build.once.note(source, ((v.uri, v.offset, "", 0) for v in videos))
+    build.compare(source, clip_pieces(videos))
     # Copies are told from earlier videos, so all are cut in their order.
     looks = several(found.uri, look, videos, curator.at_once)
     for video, seen in zip(videos, looks, strict=True):

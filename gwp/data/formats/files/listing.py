@@ -6,6 +6,8 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from gwp import storage
+from gwp.errors import DataError
+from gwp.storage.names import shown_all
 
 NOTHING_THERE = "is a link to something that is not there; bring that, or remove the link"
 _STRAYS = frozenset(
@@ -15,8 +17,30 @@ _STRAYS = frozenset(
 
 
 def list_recordings(uri: str) -> dict[str, int]:
-    """Every file below `uri` that may be part of a set: path relative to it -> size in bytes."""
-    return {n: size for n, size in storage.list_files(uri).items() if not is_stray(n)}
+    """Every file below `uri` that may be part of a set: path relative to it -> size in bytes.
+    DataError for names that are no text.
+    """
+    return {n: size for n, size in _listed(uri) if not is_stray(n)}
+
+
+def _listed(uri: str, broken_links: bool = False) -> Iterable[tuple[str, int]]:
+    found = storage.list_files(uri, broken_links=broken_links)
+    # Manifests, digests and messages hold names, as UTF-8.
+    if odd := [name for name in found if not is_text(name) and not is_stray(name)]:
+        raise DataError(
+            f"{uri}: names that are no UTF-8 ({shown_all(odd)}); give those files others, as "
+            "`convmv -f latin1 -t utf8 -r --notest` does"
+        )
+    return found.items()
+
+
+def is_text(name: str) -> bool:
+    """Whether a name can be written as UTF-8: others come out of old disks and archives."""
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def with_broken_links(uri: str, endings: tuple[str, ...]) -> dict[str, int]:
@@ -25,7 +49,7 @@ def with_broken_links(uri: str, endings: tuple[str, ...]) -> dict[str, int]:
     """
     return {
         name: size
-        for name, size in storage.list_files(uri, broken_links=True).items()
+        for name, size in _listed(uri, broken_links=True)
         if not is_stray(name) and (size != storage.NOWHERE or name.lower().endswith(endings))
     }
 

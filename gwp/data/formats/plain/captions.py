@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from gwp import storage
+from gwp.data.formats.files.listing import NOTHING_THERE
 from gwp.data.formats.files.reader import several
 from gwp.data.formats.files.texts import read_json
 from gwp.data.formats.plain.clip_set import agreed, caption_in, caption_of, legible
@@ -27,6 +28,8 @@ _NAME_KEYS = ("file_name", "file", "path")
 _SEPARATORS = (",", ";", "\t")
 _MORE = "has more cells than the first line has columns; put quotes around a text with separators"
 _BESIDE = (".txt", ".json")
+_ABOUT = ("readme", "license", "licence", "notice", "changelog", "requirements", "citation")
+"""How texts begin that are of the set, lower case."""
 _LARGEST = 1 << 20
 """Bytes of the largest file of one caption that is read."""
 
@@ -82,6 +85,9 @@ def captions_of(
         known.of_name.setdefault(video.rpartition("/")[2], []).append(video)
     remarks: list[Remark] = []
     for table in (n for n in sorted(files) if n.rpartition("/")[2] in TABLES):
+        if files[table] == storage.NOWHERE:
+            remarks.append((table, NOTHING_THERE))
+            continue
         for row in _rows(uri, table, remarks):
             try:
                 legible(row.caption)
@@ -90,6 +96,7 @@ def captions_of(
                 continue
             remarks += _place(row, known, said)
     _read_beside(uri, files, videos, said, remarks)
+    remarks += _of_none(files, videos)
     captions: dict[str, str] = {}
     for video in videos:
         # What names a video best counts alone.
@@ -232,7 +239,12 @@ def _read_beside(
     for video in videos:
         if video in said.by_path or video in said.by_name:
             continue
-        there = [name for name in _names_beside(video) if files.get(name, _LARGEST + 1) <= _LARGEST]
+        there: list[str] = []
+        for name in (n for n in _names_beside(video) if n in files):
+            if wrong := _wrong_size(files[name]):
+                remarks.append((video, f"{name} {wrong}"))
+            else:
+                there.append(name)
         if there and stems[_stem(video)] > 1:
             remarks.append((video, f"shares {there[0]} with another video: it is given to none"))
             continue
@@ -247,6 +259,33 @@ def _read_beside(
             said.beside.setdefault(video, []).append((name, text))
         if wrong:
             remarks.append((video, f"{name} {wrong}"))
+
+
+def _wrong_size(size: int) -> str:
+    """Why a file of so many bytes is no caption; nothing where it may be one."""
+    if size == storage.NOWHERE:
+        return NOTHING_THERE
+    return f"has {size} bytes, so it is no caption" if size > _LARGEST else ""
+
+
+def _of_none(files: dict[str, int], videos: Sequence[str]) -> Iterator[Remark]:
+    """Files of captions that are of no video, together: a name that is spelt otherwise, mostly."""
+    spoken = {name for video in videos for name in _names_beside(video)}
+    # Other JSON may be anything, where captions are not written so.
+    endings = tuple(
+        ending
+        for ending in _BESIDE
+        if ending == ".txt" or any(name.endswith(ending) for name in spoken & files.keys())
+    )
+    alone = [
+        name
+        for name in files
+        if name.endswith(endings)
+        and name not in spoken
+        and not name.rpartition("/")[2].lower().startswith(_ABOUT)
+    ]
+    if alone:
+        yield f"{len(alone)} captions", f"of no video by their names: {shown_all(alone)}"
 
 
 def names_beside(video: str) -> list[str]:

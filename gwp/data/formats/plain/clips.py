@@ -3,7 +3,7 @@
 import hashlib
 
 from gwp import storage
-from gwp.data.formats.files.listing import NOTHING_THERE, list_recordings
+from gwp.data.formats.files.listing import NOTHING_THERE, list_recordings, without_repeats
 from gwp.data.formats.files.reader import FileReader
 from gwp.data.formats.format import SetSource
 from gwp.data.formats.plain.captions import (
@@ -16,6 +16,7 @@ from gwp.data.formats.plain.captions import (
 )
 from gwp.data.formats.plain.clip_set import Clip, ClipSet
 from gwp.errors import DataError
+from gwp.storage.names import shown
 
 EXTENSIONS = (".mp4", ".mkv", ".webm", ".mov", ".avi", ".m4v")
 
@@ -49,6 +50,12 @@ def read_clips(
         captions, remarks = _captions_of_one(uri, video, files)
     broken = tuple((n, NOTHING_THERE) for n, size in sizes.items() if size == storage.NOWHERE)
     sizes = {n: size for n, size in sizes.items() if size != storage.NOWHERE}
+    names, again = without_repeats(uri, sizes)
+    for name, own in again.items():
+        remarks.append((name, f"is {shown(own)} once more, by a link; it counts once"))
+        # Whoever linked it may have written of the link alone.
+        captions[own] = captions.get(own) or captions.get(name, "")
+    sizes = {n: sizes[n] for n in names}
     clips = tuple(
         Clip(storage.join(uri, n), n, size, captions.get(n, "")) for n, size in sizes.items()
     )

@@ -1,6 +1,7 @@
 """Captions of plain videos: whatever file they stand in, to the video that is meant or to none."""
 
 import io
+import os
 import tarfile
 from pathlib import Path
 
@@ -10,7 +11,9 @@ from gwp import storage
 from gwp.data.formats.find import set_at
 from gwp.data.source import Source
 from gwp.errors import DataError
+from pipelines.cli import main
 from pipelines.datasets.inspect import describe, exit_code
+from tests.support.other_sets import write_tars
 from tests.support.sets import write_video
 
 
@@ -263,3 +266,73 @@ def test_videos_below_a_table_or_beside_metas_keep_their_captions(tmp_path: Path
     (tmp_path / "set/metadata.csv").write_text("\n".join(lines))
     assert texts(tmp_path / "set/videos") == {"a.mp4": "A", "x/b.mp4": "B"}
     assert list(remarks(tmp_path / "set/videos")) == ["gone.mp4"]
+
+
+def test_captions_that_reach_no_video_are_told_together(tmp_path: Path) -> None:
+    for name in ("a.mp4", "sub/b.mp4"):
+        write_video(tmp_path / name, range(10))
+    for name in ("a.txt", "c.txt", "sub/a.txt", "README.txt", "sub/info.json"):
+        (tmp_path / name).write_text("what is done")
+    (tmp_path / "sub/b.txt").symlink_to(tmp_path / "nothing.txt")
+    found = set_at(Source(uri=str(tmp_path)))
+    assert [clip.caption for clip in found.clips] == ["what is done", ""]
+    assert [item for item, _ in found.remarks] == ["sub/b.mp4", "2 captions"]
+    assert found.remarks[0][1].startswith("sub/b.txt is a link to something that is not there")
+    assert found.remarks[1][1] == "of no video by their names: c.txt, sub/a.txt"
+    # Where JSON is what speaks of a video, one that speaks of none is told, too.
+    (tmp_path / "sub/b.json").write_text('{"caption": "there"}')
+    found = set_at(Source(uri=str(tmp_path)))
+    assert found.remarks[-1][0] == "3 captions"
+
+
+def test_a_table_that_is_a_link_to_nothing_is_told(tmp_path: Path) -> None:
+    write_video(tmp_path / "a.mp4", range(10))
+    (tmp_path / "metadata.jsonl").symlink_to(tmp_path / "nothing.jsonl")
+    ((item, what),) = set_at(Source(uri=str(tmp_path))).remarks
+    assert item == "metadata.jsonl"
+    assert what.startswith("is a link to something")
+
+
+def test_a_video_by_two_names_counts_once(tmp_path: Path) -> None:
+    write_video(tmp_path / "b/own.mp4", range(10))
+    (tmp_path / "a").mkdir()
+    (tmp_path / "a/again.mp4").symlink_to(tmp_path / "b/own.mp4")
+    (tmp_path / "a/again.txt").write_text("what is done")
+    found = set_at(Source(uri=str(tmp_path)))
+    assert [(clip.name, clip.caption) for clip in found.clips] == [("b/own.mp4", "what is done")]
+    assert found.remarks == (("a/again.mp4", "is b/own.mp4 once more, by a link; it counts once"),)
+
+
+def test_a_shard_by_two_names_counts_once(tmp_path: Path) -> None:
+    root = write_tars(tmp_path / "set", (9,), (1,))
+    (root / "again.tar").symlink_to(root / "000000.tar")
+    found = set_at(Source(uri=str(root)))
+    assert len(found.clips) == 1
+    assert found.remarks == (("again.tar", "is 000000.tar once more, by a link; it counts once"),)
+
+
+def test_names_in_a_shard_that_are_no_utf8_are_read_and_told(tmp_path: Path) -> None:
+    raw = write_video(tmp_path / "a.mp4", range(6)).read_bytes()
+    (tmp_path / "set").mkdir()
+    form = {"format": tarfile.GNU_FORMAT, "encoding": "latin-1"}
+    with tarfile.open(tmp_path / "set/0.tar", "w", **form) as tar:
+        for name, content in (("café.mp4", raw), ("café.txt", b"what is done")):
+            member = tarfile.TarInfo(name)
+            member.size = len(content)
+            tar.addfile(member, io.BytesIO(content))
+    facts = describe(Source(uri=str(tmp_path / "set")))
+    assert [(v["video"], v["caption"]) for v in facts["videos"]] == [
+        ("0.tar/café.mp4", "what is done")
+    ]
+    assert {f["item"] for f in facts["findings"]} == {"0.tar/café.mp4", "0.tar/café.txt"}
+    assert all("read as Latin-1" in f["what"] for f in facts["findings"])
+
+
+def test_names_on_a_disk_that_are_no_utf8_are_one_line(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_video(tmp_path / "a.mp4", range(6))
+    (tmp_path / "a.mp4").rename(Path(os.fsdecode(os.fsencode(tmp_path) + b"/caf\xe9.mp4")))
+    assert main(["data", "inspect", str(tmp_path)]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "names that are no UTF-8" in line
