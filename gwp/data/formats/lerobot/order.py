@@ -6,6 +6,7 @@ from itertools import pairwise
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from gwp.data.formats.files import parquet
 from gwp.errors import DataError
@@ -33,25 +34,28 @@ class Order:
     @classmethod
     def of(cls, table: pa.Table, episodes: np.ndarray) -> "Order":
         """episodes: int64 `[rows]`, whose each row is"""
-        if FRAME in table.column_names:
-            frames = whole_numbers(table[FRAME])
-            # Empty columns are as good as none.
-            if not (frames == UNKNOWN).all():
-                return cls(np.lexsort((frames, episodes)), frames, FRAME)
-        elif INDEX in table.column_names:
-            index = whole_numbers(table[INDEX])
-            # Merged sets keep those of their parts: they say nothing.
-            if len(index) and len(np.unique(index)) == len(index) and np.ptp(index) < len(index):
-                return cls(np.lexsort((index, episodes)), index, INDEX)
-        return cls._by_time(table, episodes)
+        frames, index = (_numbers(table, name) for name in (FRAME, INDEX))
+        if frames is not None:
+            return cls(np.lexsort((frames, episodes)), frames, FRAME)
+        if index is not None:
+            positions = np.lexsort((index, episodes))
+            # Of a merged set those of its parts, of one that was thinned out every third, say.
+            # Other ones may be anything.
+            if _are_even(index[positions], episodes[positions]):
+                return cls(positions, index, INDEX)
+        return cls._by_time(table, episodes, index)
 
     @classmethod
-    def _by_time(cls, table: pa.Table, episodes: np.ndarray) -> "Order":
-        """Rows as they lie, but for episodes whose times run backwards."""
+    def _by_time(
+        cls, table: pa.Table, episodes: np.ndarray, index: np.ndarray | None
+    ) -> "Order":
+        """Rows as they lie, but for episodes whose times run backwards; without times those
+        whose `index` does are wrong.
+        """
         positions = np.argsort(episodes, kind="stable")
         times = times_in(table)
         if times is None:
-            return cls(positions)
+            return cls(positions, wrong={} if index is None else _backward(index, episodes))
         moved, wrong = False, {}
         for begin, end in equal_runs(episodes[positions]):
             places = positions[begin:end]
@@ -69,6 +73,42 @@ class Order:
                     f"told; write {FRAME}"
                 )
         return cls(positions, None, TIME if moved else "", wrong)
+
+
+def is_silent(table: pa.Table, name: str) -> bool:
+    """Whether a column orders no row: it is not there, or has no whole number at all. Empty
+    columns are as good as none.
+    """
+    return _numbers(table, name) is None
+
+
+def _numbers(table: pa.Table, name: str) -> np.ndarray | None:
+    """int64 `[rows]` of a column; None where it is silent."""
+    if name not in table.column_names:
+        return None
+    numbers = whole_numbers(table[name])
+    return None if (numbers == UNKNOWN).all() else numbers
+
+
+def _are_even(index: np.ndarray, episodes: np.ndarray) -> bool:
+    """Whether sorted numbers are evenly apart in each episode."""
+    steps = np.diff(index)
+    inside = np.diff(episodes) == 0
+    # Both steps of three rows that are of one episode.
+    pairs = inside[1:] & inside[:-1]
+    return bool((steps[inside] > 0).all() and (steps[1:] == steps[:-1])[pairs].all())
+
+
+def _backward(index: np.ndarray, episodes: np.ndarray) -> dict[int, str]:
+    """Episodes whose numbers run backwards as the rows lie, and what follows."""
+    order = np.argsort(episodes, kind="stable")
+    whose = episodes[order]
+    back = (np.diff(index[order]) < 0) & (np.diff(whose) == 0)
+    return dict.fromkeys(
+        np.unique(whose[1:][back]).tolist(),
+        f"no {FRAME}, and {INDEX} that runs backwards: the order of its rows cannot be told; "
+        f"write {FRAME}",
+    )
 
 
 def equal_runs(values: np.ndarray) -> Iterator[tuple[int, int]]:
@@ -143,11 +183,22 @@ def times_in(table: pa.Table) -> np.ndarray | None:
     if TIME not in table.column_names or not table.num_rows:
         return None
     try:
-        found = parquet.matrix(table[TIME], TIME)
+        found = parquet.matrix(_in_seconds(table[TIME]), TIME)
     except (pa.ArrowException, DataError):
         return None
     # Lists of none or of several say no time.
     return found[:, 0] if found.shape[1] == 1 else None
+
+
+def _in_seconds(column: pa.ChunkedArray) -> pa.ChunkedArray:
+    """Times of a day, as some conversions write them, as seconds; others as they are."""
+    if pa.types.is_duration(column.type):
+        column = column.cast(pa.duration("us"))
+    elif pa.types.is_timestamp(column.type):
+        column = column.cast(pa.timestamp("us"), safe=False)
+    else:
+        return column
+    return pc.divide(column.cast(pa.int64()).cast(pa.float64()), 1e6)
 
 
 def whole_numbers(column: pa.ChunkedArray) -> np.ndarray:

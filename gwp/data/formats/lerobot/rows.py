@@ -25,6 +25,7 @@ from gwp.data.formats.lerobot.order import (
     Order,
     counted_rows,
     equal_runs,
+    is_silent,
     times_in,
     whole_numbers,
     wrong_frames,
@@ -115,10 +116,11 @@ def look(
         schema, count = file.schema_arrow, file.metadata.num_rows
         types = dict(zip(schema.names, schema.types, strict=True))
         wanted = [c for c in dict.fromkeys((EPISODE, FRAME, INDEX, told_by, TIME)) if c in types]
-        # What orders rows is one column: the next is read only where the first is not there.
-        if FRAME in wanted and INDEX in wanted and told_by != INDEX:
-            wanted.remove(INDEX)
-        table = file.read(columns=wanted, use_threads=False)
+        # What orders rows is one column: the next is read only where the first says nothing.
+        some = [c for c in wanted if c != INDEX or c == told_by or FRAME not in wanted]
+        table = file.read(columns=some, use_threads=False)
+        if some != wanted and is_silent(table, FRAME):
+            table = file.read(columns=wanted, use_threads=False)
     whose = _whose(table)
     counted = counted_rows(listed, table) if whose is None else (whose, set())
     if counted is None:
@@ -142,6 +144,8 @@ def _held(
 ) -> dict[int, Held]:
     """Rows by episode. episodes: int64 `[rows]`; told: codes `[rows]` and what they stand for."""
     mine = episodes[order.positions]
+    # Rows of several that lie mixed are ordered by whose they are.
+    by = order.column or EPISODE
     found: dict[int, Held] = {}
     for begin, end in equal_runs(mine):
         number = int(mine[begin])
@@ -153,7 +157,7 @@ def _held(
         frames = None if order.numbers is None else order.numbers[places]
         problem = order.wrong.get(number) or ("" if frames is None else wrong_frames(frames))
         if not lie and not sortable and not problem:
-            problem = f"its rows lie in another order than {order.column} says"
+            problem = f"its rows lie in another order than {by} says"
         # Others begin late or were thinned out.
         every = (
             frames is None or order.column != FRAME or bool((frames == range(len(frames))).all())
@@ -162,7 +166,7 @@ def _held(
         first = int(places[0]) if lie else begin
         drift = None if clock is None else clock.drift(places)
         found[number] = Held(
-            first, end - begin, lie, problem, runs, drift, every, "" if lie else order.column
+            first, end - begin, lie, problem, runs, drift, every, "" if lie else by
         )
     return dict(sorted(found.items(), key=lambda entry: entry[1].first))
 

@@ -364,3 +364,59 @@ def test_times_order_rows_that_nothing_else_does(tmp_path: Path) -> None:
     assert list(bad) == [1]
     assert "times that run backwards" in bad[1]
     is_right(values, {0: 12, 2: 5})
+
+
+def with_column(table: pa.Table, name: str, values: pa.Array) -> pa.Table:
+    return table.set_column(table.column_names.index(name), name, values)
+
+
+@pytest.mark.parametrize("version", ["v2.1", "v3.0"])
+def test_an_empty_frame_index_hides_no_other_order(tmp_path: Path, version: str) -> None:
+    root = (write_v30 if version == "v3.0" else write_v21)(tmp_path / "set", lengths=(12, 9))
+    for file in (root / "data").rglob("*.parquet"):
+        table = pq.read_table(file).drop_columns(["timestamp"])
+        empty = pa.nulls(len(table), pa.int64())
+        pq.write_table(with_column(shuffled(table), "frame_index", empty), file)
+    is_right(read(root)[0], {0: 12, 1: 9})
+    told = [f["what"] for f in describe(Source(uri=str(root)))["findings"]]
+    assert "rows of episodes 0, 1 do not lie in the order of index" in told
+
+
+def test_numbers_of_every_third_row_order_rows(tmp_path: Path) -> None:
+    root = write_v30(tmp_path / "set", lengths=(12, 9))
+    table = pq.read_table(root / DATA).drop_columns(["frame_index", "timestamp"])
+    thinned = with_column(table, "index", pa.array([3 * k + 100 * (k > 11) for k in range(21)]))
+    pq.write_table(shuffled(thinned), root / DATA)
+    is_right(read(root)[0], {0: 12, 1: 9})
+
+
+def test_rows_whose_numbers_run_backwards_and_are_not_even_are_left_out(tmp_path: Path) -> None:
+    root = write_v30(tmp_path / "set", lengths=(12, 9))
+    table = pq.read_table(root / DATA).drop_columns(["frame_index", "timestamp"])
+    numbers = [*range(12), 30, 20, 50, 52, 54, 60, 61, 62, 63]
+    pq.write_table(with_column(table, "index", pa.array(numbers)), root / DATA)
+    values, bad = read(root)
+    is_right(values, {0: 12})
+    assert "index that runs backwards" in bad[1]
+    # As they lie they may be in order all the same.
+    pq.write_table(with_column(table, "index", pa.array(sorted(numbers))), root / DATA)
+    is_right(read(root)[0], {0: 12, 1: 9})
+
+
+@pytest.mark.parametrize("kind", [pa.timestamp("us"), pa.timestamp("ns"), pa.duration("ms")])
+def test_times_of_a_day_order_rows(tmp_path: Path, kind: pa.DataType) -> None:
+    root = write_v30(tmp_path / "set", lengths=(12, 9))
+    table = pq.read_table(root / DATA).drop_columns(["frame_index", "index"])
+    unit = {"us": 10**6, "ns": 10**9, "ms": 10**3}[kind.unit]
+    times = pa.array([int((1.7e9 + k / FPS) * unit) for k in range(21)], pa.int64()).cast(kind)
+    pq.write_table(shuffled(with_column(table, "timestamp", times)), root / DATA)
+    is_right(read(root)[0], {0: 12, 1: 9})
+
+
+def test_rows_of_two_that_lie_mixed_are_told_by_their_column(tmp_path: Path) -> None:
+    root = write_v30(tmp_path / "set", lengths=(6, 6))
+    table = pq.read_table(root / DATA).drop_columns(["frame_index", "index", "timestamp"])
+    pq.write_table(table.take(pa.array([k // 2 + 6 * (k % 2) for k in range(12)])), root / DATA)
+    is_right(read(root)[0], {0: 6, 1: 6})
+    told = [f["what"] for f in describe(Source(uri=str(root)))["findings"]]
+    assert "rows of episodes 0, 1 do not lie in the order of episode_index" in told
