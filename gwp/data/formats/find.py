@@ -5,8 +5,9 @@ from dataclasses import dataclass, replace
 from typing import Protocol
 
 from gwp import storage
-from gwp.data.formats.files.listing import with_broken_links
+from gwp.data.formats.files.listing import NOTHING_THERE, folders_gone, with_broken_links
 from gwp.data.formats.files.reader import FileReader
+from gwp.data.formats.finding import Finding
 from gwp.data.formats.format import SetSource, Usable
 from gwp.data.formats.outcomes import with_outcome
 from gwp.data.formats.pictures import with_pictures
@@ -40,12 +41,17 @@ class NamedSource(SetSource, Protocol):
 @dataclass(frozen=True)
 class _Place:
     """Where the set of a source lies: folder, files below it, and the name of their format
-    (None: nothing that is known).
+    (None: nothing that is known). gone: links to folders that are not there
     """
 
     uri: str
     files: dict[str, int]
     format: str | None
+    gone: tuple[str, ...] = ()
+
+    def findings(self) -> tuple[Finding, ...]:
+        """What of it is not there."""
+        return tuple(Finding(name, NOTHING_THERE, "left out") for name in self.gone)
 
 
 def set_at(source: NamedSource, reader: FileReader | None = None) -> RobotSet | ClipSet:
@@ -71,7 +77,8 @@ def set_at(source: NamedSource, reader: FileReader | None = None) -> RobotSet | 
     # Shards that break off, and are none.
     lost = set(pointers(place.uri, place.files, (name for name, _ in clips.broken)))
     broken = tuple((name, _POINTER if name in lost else why) for name, why in clips.broken)
-    return replace(clips, broken=broken)
+    gone = tuple((finding.item, finding.what) for finding in place.findings())
+    return replace(clips, broken=(*gone, *broken))
 
 
 def robots_at(source: NamedSource, reader: FileReader | None = None) -> RobotSet | None:
@@ -91,7 +98,8 @@ def robots_at(source: NamedSource, reader: FileReader | None = None) -> RobotSet
 def _read_robots(place: _Place, name: str, source: NamedSource, reader: FileReader) -> RobotSet:
     _check_options(source, name)
     with told_of_pointers(place.uri, place.files):
-        return ROBOTS[name].read_set(place.uri, place.files, source, reader)
+        data = ROBOTS[name].read_set(place.uri, place.files, source, reader)
+    return replace(data, remarks=(*place.findings(), *data.remarks))
 
 
 def _check_options(source: NamedSource, name: str) -> None:
@@ -155,10 +163,12 @@ def _place_of(source: NamedSource, reader: FileReader) -> _Place:
 
 
 def _place(uri: str, files: dict[str, int], name: str | None) -> _Place:
+    gone = tuple(folders_gone(files))
+    files = {n: size for n, size in files.items() if n not in gone}
     # What has no single files knows by its metadata what is missing.
     if name is None or not formats()[name].endings:
         files = {n: size for n, size in files.items() if size != storage.NOWHERE}
-    return _Place(uri, files, name)
+    return _Place(uri, files, name, gone)
 
 
 def _format_at(uri: str, files: dict[str, int], known: Mapping[str, object]) -> str | None:

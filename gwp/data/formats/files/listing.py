@@ -44,14 +44,24 @@ def is_text(name: str) -> bool:
 
 
 def with_broken_links(uri: str, endings: tuple[str, ...]) -> dict[str, int]:
-    """As `list_recordings`, with links of these endings that lead to nothing, as
-    `storage.NOWHERE`: a format tells each as left out.
+    """As `list_recordings`, with links of these endings, or of none as folders have, that lead to
+    nothing, as `storage.NOWHERE`: each is told as left out.
     """
     return {
         name: size
         for name, size in _listed(uri, broken_links=True)
-        if not is_stray(name) and (size != storage.NOWHERE or name.lower().endswith(endings))
+        if not is_stray(name)
+        and (size != storage.NOWHERE or name.lower().endswith(endings) or _may_be_folder(name))
     }
+
+
+def folders_gone(files: dict[str, int]) -> list[str]:
+    """Links that lead to nothing and were to a folder, by their names."""
+    return [n for n, size in files.items() if size == storage.NOWHERE and _may_be_folder(n)]
+
+
+def _may_be_folder(name: str) -> bool:
+    return "." not in name.rpartition("/")[2]
 
 
 def place_of(uri: str) -> str:

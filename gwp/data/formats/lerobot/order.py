@@ -46,9 +46,7 @@ class Order:
         return cls._by_time(table, episodes, index)
 
     @classmethod
-    def _by_time(
-        cls, table: pa.Table, episodes: np.ndarray, index: np.ndarray | None
-    ) -> "Order":
+    def _by_time(cls, table: pa.Table, episodes: np.ndarray, index: np.ndarray | None) -> "Order":
         """Rows as they lie, but for episodes whose times run backwards; without times those
         whose `index` does are wrong.
         """

@@ -5,28 +5,22 @@ A caption stands in a `metadata.jsonl` or `metadata.csv` of a folder above the v
 `videos/`.
 """
 
-import csv
-import io
 import posixpath
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 from gwp import storage
 from gwp.data.formats.files.listing import NOTHING_THERE
 from gwp.data.formats.files.reader import several
-from gwp.data.formats.files.texts import read_json
 from gwp.data.formats.plain.clip_set import agreed, caption_in, caption_of, legible
+from gwp.data.formats.plain.tables import NAME_KEYS, csv_lines, json_lines
 from gwp.errors import DataError
 from gwp.storage.names import shown_all
 
 VIDEOS, METAS = "videos", "metas"
 """Folders of Cosmos-Predict2: `videos/a.mp4` has its caption in `metas/a.txt`."""
 TABLES = ("metadata.jsonl", "metadata.csv")
-_NAME_KEYS = ("file_name", "file", "path")
-_SEPARATORS = (",", ";", "\t")
-_MORE = "has more cells than the first line has columns; put quotes around a text with separators"
 _BESIDE = (".txt", ".json")
 _ABOUT = ("readme", "license", "licence", "notice", "changelog", "requirements", "citation")
 """How texts begin that are of the set, lower case."""
@@ -35,9 +29,6 @@ _LARGEST = 1 << 20
 
 Remark = tuple[str, str]
 """What is told: of which video or entry, and what."""
-
-_Line = tuple[int, dict[str, Any] | str]
-"""Number of a line, and what it says or why that is nothing."""
 
 
 @dataclass(frozen=True)
@@ -164,7 +155,7 @@ def _rows(uri: str, table: str, remarks: list[Remark]) -> Iterator[_Row]:
     place = storage.join(uri, table)
     # Some editors begin a file with a mark of its encoding.
     text = storage.read_bytes(place).decode("utf-8-sig", "replace")
-    lines = _csv_lines if table.endswith(".csv") else _json_lines
+    lines = csv_lines if table.endswith(".csv") else json_lines
     folder = table.rpartition("/")[0]
     wrong: list[tuple[int, str]] = []
     good = 0
@@ -173,7 +164,7 @@ def _rows(uri: str, table: str, remarks: list[Remark]) -> Iterator[_Row]:
             wrong.append((number, about))
             continue
         good += 1
-        given = [str(about[key]).strip() for key in _NAME_KEYS if about.get(key)]
+        given = [str(about[key]).strip() for key in NAME_KEYS if about.get(key)]
         # `./a.mp4` is the same file.
         names = tuple(map(posixpath.normpath, given))
         yield _Row(folder, f"{table}:line {number}", names, caption_in(about))
@@ -181,49 +172,6 @@ def _rows(uri: str, table: str, remarks: list[Remark]) -> Iterator[_Row]:
         # It is no such table at all.
         raise DataError(f"{place}:{wrong[0][0]}: {wrong[0][1]}")
     remarks += [(f"{table}:line {number}", f"{what}; left out") for number, what in wrong]
-
-
-def _json_lines(place: str, text: str) -> Iterator[_Line]:  # noqa: ARG001
-    # By this character alone: captions may hold what else Python takes for an end of line.
-    for number, line in enumerate(text.split("\n"), 1):
-        if not line.strip():
-            continue
-        try:
-            about = read_json(line)
-        except (ValueError, RecursionError):
-            about = None
-        is_object = isinstance(about, dict)
-        yield number, about if is_object else "not a JSON object; write one object per line"
-
-
-def _csv_lines(place: str, text: str) -> Iterator[_Line]:
-    try:
-        reader = _csv_reader(place, text)
-        for row in reader:
-            # What stands behind the last column would be cut off.
-            more = None in row
-            yield reader.line_num, _MORE if more else row
-    except csv.Error as error:
-        raise DataError(f"{place}: cannot be read as CSV ({error}); write it again") from error
-
-
-def _csv_reader(place: str, text: str) -> "csv.DictReader[str]":
-    """Rows by the names in the first line, whichever of the usual separators that has."""
-    for separator in _SEPARATORS:
-        # `file_name, caption`: the space is of no name, and of no cell below.
-        spaced = f"{separator} " in text.partition("\n")[0]
-        handle = io.StringIO(text, newline="")
-        reader = csv.DictReader(handle, delimiter=separator, skipinitialspace=spaced)
-        names = [name.strip() for name in reader.fieldnames or ()]
-        if set(names) & set(_NAME_KEYS):
-            reader.fieldnames = names
-            # A name alone fits every separator.
-            if len(names) > 1 or separator == _SEPARATORS[-1]:
-                return reader
-    raise DataError(
-        f"{place}: no column {' or '.join(_NAME_KEYS)}; write comma-separated values with the "
-        "names of the columns in the first line"
-    )
 
 
 def _read_beside(

@@ -336,3 +336,31 @@ def test_names_on_a_disk_that_are_no_utf8_are_one_line(
     assert main(["data", "inspect", str(tmp_path)]) == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert "names that are no UTF-8" in line
+
+
+@pytest.mark.parametrize(
+    ("lines", "wanted", "wrong"),
+    [
+        (['a.mp4,"pick the cup', "b.mp4,place it", "c.mp4,go"], ["", "place it", "go"], [2]),
+        (['a.mp4,"pick the cup', 'b.mp4,"place it"', "c.mp4,go"], ["", "place it", "go"], [2]),
+        (['a.mp4,"pick', 'b.mp4,"place', 'c.mp4,"go'], ["", "", ""], [2, 3, 4]),
+        (['a.mp4,"pick', 'b.mp4,place"', "c.mp4,go"], ["", 'place"', "go"], [2]),
+        (["a.mp4,pick", 'b.mp4,"place" it', "c.mp4,go"], ["pick", "", "go"], [3]),
+        # Quotes as they should be.
+        (
+            ['a.mp4,"pick', 'the cup"', "b.mp4,", 'c.mp4,"say ""go"""'],
+            ["pick\nthe cup", "", 'say "go"'],
+            [],
+        ),
+    ],
+)
+def test_a_quote_costs_its_own_line(
+    tmp_path: Path, lines: list[str], wanted: list[str], wrong: list[int]
+) -> None:
+    root = videos(tmp_path, "a.mp4", "b.mp4", "c.mp4")
+    text = "\n".join(["file_name,caption", *lines]) + "\n"
+    # Of lines that are all damaged none is a table.
+    (root / "metadata.csv").write_text(text + "gone.mp4,nothing\n")
+    assert texts(root) == dict(zip(("a.mp4", "b.mp4", "c.mp4"), wanted, strict=True))
+    told = [item for item in remarks(root) if item.startswith("metadata.csv")]
+    assert told == [f"metadata.csv:line {number}" for number in wrong]

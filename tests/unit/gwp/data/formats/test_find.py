@@ -286,3 +286,28 @@ def test_what_cannot_be_meant_is_one_line(
     out = capsys.readouterr().err.strip()
     assert said in out
     assert len(out.splitlines()) == 1
+
+
+@pytest.mark.parametrize("name", ["hdf5", "clips", "tars", "lerobot"])
+def test_a_link_to_a_folder_that_is_not_there_is_told(tmp_path: Path, name: str) -> None:
+    write, fields = WHOLE_AND_PART[name]
+    write(tmp_path / "set")
+    root = tmp_path / "set/x"
+    (root / "part2").symlink_to("/nowhere/part2")
+    (root / "videos.old.zip").symlink_to("/nowhere/other")
+    facts = describe(Source(uri=str(root), **fields))
+    assert facts["usable"]
+    said = [f for f in facts["findings"] if f["item"] == "part2"]
+    assert [(f["what"].partition(";")[0], f["consequence"]) for f in said] == [
+        ("is a link to something that is not there", "left out")
+    ]
+    assert "videos.old.zip" not in str(facts["findings"])
+    told: list[str] = []
+    manifest = build_manifest(
+        [Source(uri=str(root), **fields)],
+        embodiments={},
+        window=WINDOW,
+        clip=CLIP,
+        tell=told.append,
+    )
+    assert "part2" in str(told) + str(manifest.skipped)

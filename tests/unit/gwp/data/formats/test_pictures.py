@@ -182,6 +182,32 @@ def test_pictures_of_16_bits_are_refused(channels: int) -> None:
         as_rgb(deep_png(channels), "a picture")
 
 
+def tiff(channels: int, kind: str) -> bytes:
+    """Numbers of a type, 2 x 2 pixels; Pillow writes none of 16 bits and several channels."""
+    data = np.arange(4 * channels).astype(kind).tobytes()
+    bits = struct.pack("<H", 8 * np.dtype(kind).itemsize) * channels
+    place = 10 + 12 * 9 + 4
+    about = [(256, 2), (257, 2), (258, place), (259, 1), (262, 2), (273, place + len(bits))]
+    about += [(277, channels), (278, 2), (279, len(data))]
+    counts = {258: channels}
+    entries = [struct.pack("<HHII", tag, 3, counts.get(tag, 1), value) for tag, value in about]
+    return b"".join([b"II*\0", struct.pack("<IH", 8, 9), *entries, b"\0\0\0\0", bits, data])
+
+
+@pytest.mark.parametrize(
+    ("deep", "plain"),
+    [
+        (tiff(3, "<u2"), tiff(3, "<u1")),
+        (tiff(4, "<u2"), tiff(4, "<u1")),
+        (b"P6\n2 2\n65535\n" + bytes(24), b"P6\n2 2\n255\n" + bytes(12)),
+    ],
+)
+def test_other_forms_of_16_bits_are_refused(deep: bytes, plain: bytes) -> None:
+    with pytest.raises(DataError, match="more than 8 bits a channel"):
+        as_rgb(deep, "a picture")
+    assert as_rgb(plain, "a picture").shape == (2, 2, 3)
+
+
 @pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP"])
 @pytest.mark.parametrize("way", range(1, 9))
 def test_pictures_are_as_their_exif_says(kind: str, way: int) -> None:
