@@ -182,9 +182,9 @@ def test_an_empty_demonstration_keeps_its_number(tmp_path: Path) -> None:
     with h5py.File(path, "a") as file:
         del file["traj_1"]
         file.create_group("traj_1")
-    assert skipped(path, fps=FPS) == {
-        "episode 1": "a.h5 traj_1 has no column actions; a.h5 traj_1 has no column obs/agent/qpos"
-    }
+    assert not skipped(path, fps=FPS)
+    assert [e.index for e in robots(path, fps=FPS).episodes] == [0, 2]
+    assert said(path) == ["episode 1: a.h5 traj_1 is empty"]
 
 
 def test_a_group_that_holds_itself_ends(tmp_path: Path) -> None:
@@ -345,3 +345,104 @@ def test_numbered_cameras_are_those_of_one_episode(tmp_path: Path) -> None:
             file[f"camera_{i}/rgb"] = np.stack([picture(TOP, 0, k) for k in range(5)])
     (episode,) = robots(path, fps=FPS).episodes
     assert set(episode.videos) == {"camera_0/rgb", "camera_1/rgb"}
+
+
+def said(path: Path, **fields: Any) -> list[str]:
+    return [f"{f.item}: {f.what}" for f in robots(path, fps=FPS, **fields).remarks]
+
+
+@pytest.mark.parametrize("where", ["demo_1", "action", "episodes/episode_3"])
+def test_two_places_of_episodes_are_refused(tmp_path: Path, where: str) -> None:
+    """One of them would be lost without a word."""
+    path = write_demos(tmp_path / "a.h5", "data/demo_{}")
+    with h5py.File(path, "a") as file:
+        file[where if where == "action" else f"{where}/action"] = np.zeros((9, 2))
+    with pytest.raises(DataError, match="which of them is an episode cannot be told"):
+        robots(path, fps=FPS)
+
+
+@pytest.mark.parametrize("where", ["data/demo_5", "data/stats", "data", "data/a/b"])
+def test_empty_groups_cost_nothing(tmp_path: Path, where: str) -> None:
+    for form in ("demo_{}", "data/demo_{}", "data/task/demo_{}"):
+        path = write_demos(tmp_path / f"{form.count('/')}.h5", form)
+        with h5py.File(path, "a") as file:
+            file.require_group(where)
+        assert [e.length for e in robots(path, fps=FPS).episodes] == list(LENGTHS)
+    root = write_aloha(tmp_path / "set", lengths=(5,), cameras=(TOP,))
+    with h5py.File(root / "episode_0.hdf5", "a") as file:
+        file.require_group(where)
+    assert not skipped(root, fps=FPS)
+
+
+@pytest.mark.parametrize(
+    ("form", "parts"),
+    [
+        ("data/task/demo_{}", ["data/task/"]),
+        ("data/{}/demo_0", ["data/0/", "data/1/"]),
+        ("split{}/deeper/demo_0", ["split0/deeper/", "split1/deeper/"]),
+    ],
+)
+def test_episodes_that_lie_deeper_are_never_one(
+    tmp_path: Path, form: str, parts: list[str]
+) -> None:
+    path = write_demos(tmp_path / "a.h5", form)
+    data = robots(path, fps=FPS)
+    assert [e.length for e in data.episodes] == list(LENGTHS)
+    assert {e.prefix.rpartition("demo_")[0] for e in data.episodes} == set(parts)
+    told = [text for text in said(path) if "lie in several groups" in text]
+    assert len(told) == len(parts) - 1
+
+
+@pytest.mark.parametrize("place", ["", "data", "data/demo_0"])
+def test_a_noted_rate_that_is_another_is_told(tmp_path: Path, place: str) -> None:
+    path = write_demos(tmp_path / "a.h5", "data/demo_{}")
+    for noted, count in ((FPS, 0), (3 * FPS, 1)):
+        with h5py.File(path, "a") as file:
+            file[f"/{place}"].attrs["fps"] = noted
+        told = [text for text in said(path) if "note a rate" in text]
+        assert (
+            told == [f"the set: files note a rate of {noted} Hz, and are read at {FPS} Hz"] * count
+        )
+
+
+def test_a_file_that_breaks_off_is_named_and_costs_no_other(tmp_path: Path) -> None:
+    root = write_aloha(tmp_path / "set", lengths=(5, 6))
+    whole = (root / "episode_1.hdf5").read_bytes()
+    (root / "episode_1.hdf5").write_bytes(whole[:-100])
+    (reason,) = skipped(root, fps=FPS).values()
+    assert reason.startswith("episode_1.hdf5 cannot be read as HDF5")
+    assert len(prepare(root, fps=FPS)[0].samples) == 5
+
+
+def test_a_camera_that_starts_late_is_one(tmp_path: Path) -> None:
+    path = write_demos(tmp_path / "a.h5")
+    shown = io.BytesIO()
+    Image.fromarray(np.zeros((8, 6, 3), np.uint8)).save(shown, "PNG")
+    with h5py.File(path, "a") as file:
+        for demo in file.values():
+            n = len(demo["actions"])
+            rows = demo.create_dataset("obs/late", (n,), h5py.vlen_dtype(np.uint8))
+            for k in range(2, n):
+                rows[k] = np.frombuffer(shown.getvalue(), np.uint8)
+    assert "late" in robots(path, fps=FPS).cameras
+
+
+@pytest.mark.parametrize(
+    ("values", "kind"),
+    [
+        (np.zeros((1, 20, 30, 3), np.float32), "float32 [T, H, W, 3]"),
+        (np.zeros((1, 20, 30, 3), np.uint16), "uint16 [T, H, W, 3]"),
+        (np.zeros((1, 20, 30), np.uint8), "uint8 [T, H, W]"),
+        (np.zeros((1, 20, 30), np.float32), ""),
+        (np.zeros((1, 4, 4), np.uint8), ""),
+    ],
+)
+def test_pictures_that_are_not_read_are_told(tmp_path: Path, values: np.ndarray, kind: str) -> None:
+    path = write_demos(tmp_path / "a.h5")
+    with h5py.File(path, "a") as file:
+        for demo in file.values():
+            shown = np.repeat(values, len(demo["actions"]), 0)
+            demo["obs/side"], demo["obs/side_depth"] = shown, shown
+    told = [text for text in said(path) if "looks like pictures" in text]
+    wanted = f"obs/side: looks like pictures of {kind}, which are not read as such"
+    assert told == ([wanted] if kind else [])
