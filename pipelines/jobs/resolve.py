@@ -19,7 +19,7 @@ from pydantic import ValidationError
 from gwp import storage
 from gwp.data.decode import SampleSpec, decode_frames
 from gwp.data.formats.files.reader import FileReader
-from gwp.data.formats.find import robots_at
+from gwp.data.formats.find import robots_at, set_at
 from gwp.data.formats.robot_set import embodiment_of
 from gwp.data.latent_cache import Key, NumberFormat, sample_names
 from gwp.data.plan.build import build_manifest, unheard
@@ -111,6 +111,8 @@ def resolve_embodiments(job: TrainJob, reader: FileReader) -> dict[str, Embodime
             )
         data = robots_at(source, reader)
         if data is None:
+            # For its error, where nothing is there that is known.
+            set_at(source, reader)
             raise GwpError(
                 f"{source.uri}: plain videos cannot describe robot {name}; remove `embodiment` "
                 "from this source"

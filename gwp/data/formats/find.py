@@ -1,6 +1,6 @@
 """Sets of every format: which one lies at a source, and which of its episodes can be used."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Protocol
 
@@ -8,6 +8,7 @@ from gwp import storage
 from gwp.data.formats.files.listing import NOTHING_THERE, folders_gone, with_broken_links
 from gwp.data.formats.files.reader import FileReader
 from gwp.data.formats.finding import Finding
+from gwp.data.formats.foreign import foreign_form, robot_sets_among
 from gwp.data.formats.format import SetSource, Usable
 from gwp.data.formats.outcomes import with_outcome
 from gwp.data.formats.pictures import with_pictures
@@ -27,6 +28,7 @@ _CAPTIONS = (".txt", ".json", ".jsonl", ".csv")
 """Of files beside videos: a link of theirs that leads nowhere is told, too."""
 _LISTS = 16
 """Folders of which it stays what lies there."""
+_NOT_READ = "are not read; convert them to LeRobot or to HDF5 (docs/data.md says in which form)"
 _POINTER = f"is a Git LFS pointer and not the file; {ADVICE}"
 
 
@@ -63,7 +65,7 @@ def set_at(source: NamedSource, reader: FileReader | None = None) -> RobotSet | 
     reader = reader or FileReader()
     place = _place_of(source, reader)
     if place.format is None:
-        raise DataError(_nothing(source.uri) if not place.files else _nothing_known(source.uri))
+        raise DataError(_nothing(source.uri) if not place.files else _nothing_known(place))
     if place.format in ROBOTS:
         return _read_robots(place, place.format, source, reader)
     _check_options(source, place.format)
@@ -155,11 +157,19 @@ def _place_of(source: NamedSource, reader: FileReader) -> _Place:
         # Folders of one format that reads what lies deeper, as HDF5 does, are one set.
         kinds = set(below.values())
         if len(kinds) > 1 or not _reads_deeper(uri, files, kinds):
-            raise DataError(
-                f"{uri}: no set itself, but in {len(below)} folders below it: {shown_all(below)}; "
-                "name one of them, or say with `format` what to read of all of them"
-            )
-    return _place(uri, files, _format_at(uri, files, known))
+            raise DataError(_no_set_itself(uri, below))
+    found = _format_at(uri, files, known)
+    # Videos of robots are no plain ones, however deep they lie.
+    if found in VIDEOS and (deep := robot_sets_among(files)):
+        raise DataError(_no_set_itself(uri, deep))
+    return _place(uri, files, found)
+
+
+def _no_set_itself(uri: str, folders: Collection[str]) -> str:
+    return (
+        f"{uri}: no set itself, but in {len(folders)} folders below it: {shown_all(folders)}; "
+        "name one of them, or say with `format` what to read of all of them"
+    )
 
 
 def _place(uri: str, files: dict[str, int], name: str | None) -> _Place:
@@ -216,12 +226,17 @@ def _listed(uri: str, endings: tuple[str, ...]) -> tuple[str, dict[str, int]]:
 
 def _nothing(uri: str) -> str:
     is_file = storage.size_of(uri) is not None
+    if form := foreign_form([uri] if is_file else storage.list_files(uri)):
+        return f"{uri}: {form} {_NOT_READ}"
     what = "a file, of no kind that is read" if is_file else "nothing there"
     endings = ", ".join(f"*{e}" for form in formats().values() for e in form.endings)
     return f"{uri}: {what}; give the folder or s3:// prefix of a set, or one file ({endings})"
 
 
-def _nothing_known(uri: str) -> str:
+def _nothing_known(place: _Place) -> str:
     """Videos first: that is what a folder without any metadata is taken for."""
+    uri = place.uri
+    if form := foreign_form([*place.files, f"{uri.rstrip('/')}/", *storage.list_files(uri)]):
+        return f"{uri}: {form} {_NOT_READ}"
     *most, last = [f"no {form.signs}" for form in (*VIDEOS.values(), *ROBOTS.values())]
     return f"{uri}: {', '.join(most)} and {last}; check the URI"
