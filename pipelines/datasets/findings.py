@@ -37,12 +37,15 @@ def of_cameras(data: RobotSet, source: Source) -> RobotSet:
     return replace(data, cameras={camera: data.cameras[camera] for camera in named})
 
 
-def check_metadata(data: RobotSet) -> Iterator[Finding]:
-    """What the metadata of a set lack, or say wrongly. Nothing here costs an episode."""
+def check_metadata(data: RobotSet, used: Sequence[Episode]) -> Iterator[Finding]:
+    """What the metadata of a set lack, or say wrongly. Nothing here costs an episode. used:
+    episodes as they are used, whose rows may say more
+    """
+    episodes = ({e.index: e for e in data.episodes} | {e.index: e for e in used}).values()
     if (count := len(colour_cameras(data.cameras))) > len(SLOTS):
         advice = "a canvas holds three: choose them with `cameras`"
         yield Finding("the set", f"{count} cameras", "ignored", advice)
-    if silent := sum(not (e.text or e.problem) for e in data.episodes):
+    if silent := sum(not (e.text or e.texts or e.problem) for e in episodes):
         what = f"{silent} of {len(data.episodes)} episodes have no instruction"
         advice = "they are learnt without a text; `task` on the source gives one"
         yield Finding("the set", what, "ignored", advice)

@@ -74,7 +74,7 @@ def _describe_robots(data: RobotSet, source: Source, reader: FileReader) -> dict
         Finding(f"episode {episode.index}", reason, "left out", "mend or remove it")
         for episode, reason in unusable
     ]
-    findings += [*data.remarks, *corrected_starts(data, episodes), *check_metadata(data)]
+    findings += [*data.remarks, *corrected_starts(data, episodes), *check_metadata(data, episodes)]
     findings += unreadable_texts(episodes)
     if source.only is not None:
         chosen = source.select([episode.index for episode in data.episodes])

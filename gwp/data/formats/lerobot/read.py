@@ -233,9 +233,6 @@ def _names(uri: str, feature: dict[str, Any], key: str) -> tuple[tuple[str, ...]
     does not. DataError when it does not say how many they are.
     """
     names, width = feature.get("names"), width_of(uri, feature, key)
-    if isinstance(names, dict) and all(isinstance(v, int) for v in names.values()):
-        # {"x": 0, "y": 1}: names with their positions.
-        names = sorted(names, key=names.__getitem__)
     flat = _flat(names)
     if len(flat) != width:
         return tuple(f"{key.rpartition('.')[2]}_{i}" for i in range(width)), False
@@ -243,7 +240,10 @@ def _names(uri: str, feature: dict[str, Any], key: str) -> tuple[tuple[str, ...]
 
 
 def _flat(names: Any) -> list[str]:
-    if isinstance(names, dict):
+    if isinstance(names, dict) and all(type(place) is int for place in names.values()):
+        # {"x": 0, "y": 1}: names with their positions.
+        names = sorted(names, key=names.__getitem__)
+    elif isinstance(names, dict):
         names = list(names.values())
     if isinstance(names, (list, tuple)):
         # Lists in lists, and groups such as {"motors": [...]}, in their order.

@@ -86,6 +86,8 @@ def test_tasks_by_number_and_both_names_of_the_text_column(
 @pytest.mark.parametrize(
     ("names", "read"),
     [
+        ({"motors": {"grip": 2, "dx": 0, "dy": 1}}, ("dx", "dy", "grip")),
+        ({"arm": {"dx": 0, "dy": 1}, "hand": ["grip"]}, ("dx", "dy", "grip")),
         ([["a", "b", "c"]], ("a", "b", "c")),
         ({"motors": ["a", "b", "c"]}, ("a", "b", "c")),
         ({"c": 2, "a": 0, "b": 1}, ("a", "b", "c")),
