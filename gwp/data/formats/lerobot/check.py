@@ -11,7 +11,6 @@ from gwp.data.formats.files.reader import FileReader, several
 from gwp.data.formats.format import SetSource, Usable
 from gwp.data.formats.lerobot.data_files import DataFiles
 from gwp.data.formats.lerobot.meta.tasks import by_row, says_something, text_of
-from gwp.data.formats.lerobot.order import FRAME
 from gwp.data.formats.lerobot.repair import mend_spans
 from gwp.data.formats.lerobot.rows import SORTED, Held
 from gwp.data.formats.lerobot.spans import frame_of, shared_spans
@@ -195,8 +194,9 @@ class EpisodeCheck:
         if span.key or not self.set.version.startswith("v3.") or span.file in self.counted:
             return
         raise DataError(
-            f"{FRAME} begins late or leaves frames out, and {span.file} has other frames than its "
-            f"episodes have rows: which of them are of which row of {camera} cannot be told; "
+            f"its rows begin late or leave frames out, as they are counted, and {span.file} has "
+            f"other frames than its episodes have rows: which of them are of which row of {camera} "
+            "cannot be told; "
             "write the video of the rows that are there"
         )
 

@@ -115,19 +115,19 @@ def equal_runs(values: np.ndarray) -> Iterator[tuple[int, int]]:
     return (edge for edge in pairwise(edges) if edge[0] < edge[1])
 
 
-def wrong_frames(frames: np.ndarray) -> str:
-    """What is wrong with the sorted `frame_index` of an episode. Those of a set that was thinned
-    out are evenly apart.
+def wrong_frames(frames: np.ndarray, column: str) -> str:
+    """What is wrong with the sorted `frame_index` of an episode, or with the column in its place.
+    Those of a set that was thinned out are evenly apart.
     """
     if frames[0] == UNKNOWN:
-        return f"a row has no {FRAME}"
+        return f"a row has no {column}"
     steps = np.diff(frames)
     if (steps == 0).any():
-        return f"{FRAME} {int(frames[steps.argmin()])} is there twice"
+        return f"{column} {int(frames[steps.argmin()])} is there twice"
     if len(steps) and (steps != steps[0]).any():
         # Behind the first step that is larger than the smallest.
         behind = int(frames[(steps > steps.min()).argmax()])
-        return f"{FRAME} has a gap behind {behind}"
+        return f"{column} has a gap behind {behind}"
     return ""
 
 
@@ -149,6 +149,12 @@ def counted_rows(
     # In the order of their numbers, as the format writes them.
     whose = np.repeat(numbers, lengths)
     edges = np.cumsum([0, *lengths])
+    # Numbers of the set's rows go up with those of its episodes.
+    index = _numbers(table, INDEX)
+    firsts = np.empty(0) if index is None else index[edges[:-1][lengths > 0]]
+    if len(np.unique(firsts)) == len(firsts) and (np.diff(firsts) < 0).any():
+        of_rows = _moved(index, lengths, numbers)
+        return (whose, set(numbers.tolist())) if of_rows is None else (of_rows, set())
     begins = _begins(table)
     if begins is None or np.isin(edges, begins).all():
         return whose, set()
@@ -164,16 +170,32 @@ def counted_rows(
     return np.repeat(numbers[order], found), set()
 
 
+def _moved(index: np.ndarray | None, lengths: np.ndarray, numbers: np.ndarray) -> np.ndarray | None:
+    """int64 `[rows]`: episode of each row where `index` counts all rows and whole episodes lie in
+    another order; None where that is not so.
+    """
+    if index is None or not np.array_equal(np.sort(index), index.min() + np.arange(len(index))):
+        return None
+    whose = np.repeat(numbers, lengths)[index - index.min()]
+    stretches = list(equal_runs(whose))
+    whole = len(stretches) == len(set(whose.tolist()))
+    return whose if whole and all((np.diff(index[a:b]) == 1).all() for a, b in stretches) else None
+
+
 def _begins(table: pa.Table) -> np.ndarray | None:
-    """Rows at which `frame_index` begins again, and the end; None where it says nothing."""
-    if FRAME not in table.column_names:
+    """Rows at which `frame_index`, or without it the time, begins again, and the end; None where
+    that says nothing.
+    """
+    frames, times = _numbers(table, FRAME), times_in(table)
+    if frames is not None:
+        known = np.flatnonzero(frames != UNKNOWN)
+        back = known[1:][np.diff(frames[known]) < 0]
+        return np.array([0, *back, len(frames)])
+    if times is None or not np.isfinite(times).all():
         return None
-    frames = whole_numbers(table[FRAME])
-    known = np.flatnonzero(frames != UNKNOWN)
-    if not len(known):
-        return None
-    back = known[1:][np.diff(frames[known]) < 0]
-    return np.array([0, *back, len(frames)])
+    fallen = np.flatnonzero(np.diff(times) < 0) + 1
+    # A clock of the day goes on.
+    return np.array([0, *fallen, len(times)]) if len(fallen) else None
 
 
 def times_in(table: pa.Table) -> np.ndarray | None:

@@ -52,7 +52,7 @@ class Held:
     column that says what is done. clock: seconds at the first row, and by how many the others
     are off from row / fps at most; None where no time is recorded. every: whether no frame lies
     before the rows or between them, as far as `frame_index` says. order: column that orders rows
-    which do not lie so.
+    which do not lie so. step: frames from one to the next, as far as that is known.
     """
 
     first: int
@@ -63,6 +63,7 @@ class Held:
     clock: tuple[float, float] | None = None
     every: bool = True
     order: str = ""
+    step: int = 1
 
 
 @dataclass(frozen=True)
@@ -117,7 +118,9 @@ def look(
         types = dict(zip(schema.names, schema.types, strict=True))
         wanted = [c for c in dict.fromkeys((EPISODE, FRAME, INDEX, told_by, TIME)) if c in types]
         # What orders rows is one column: the next is read only where the first says nothing.
-        some = [c for c in wanted if c != INDEX or c == told_by or FRAME not in wanted]
+        # Whose they are the second tells, where no column does.
+        needed = told_by == INDEX or FRAME not in wanted or EPISODE not in wanted
+        some = [c for c in wanted if c != INDEX or needed]
         table = file.read(columns=some, use_threads=False)
         if some != wanted and is_silent(table, FRAME):
             table = file.read(columns=wanted, use_threads=False)
@@ -155,20 +158,31 @@ def _held(
         # As they lie: mostly, and then ranges of rows are read.
         lie = bool((np.diff(places) == 1).all())
         frames = None if order.numbers is None else order.numbers[places]
-        problem = order.wrong.get(number) or ("" if frames is None else wrong_frames(frames))
+        problem = order.wrong.get(number) or ("" if frames is None else wrong_frames(frames, by))
         if not lie and not sortable and not problem:
             problem = f"its rows lie in another order than {by} says"
-        # Others begin late or were thinned out.
-        every = (
-            frames is None or order.column != FRAME or bool((frames == range(len(frames))).all())
-        )
+        step = _step(frames, clock, places)
+        # Others begin late or were thinned out; where they begin `index` does not say.
+        every = step == 1 and not (order.column == FRAME and len(frames) and frames[0])
         runs = () if told is None else _runs(told[0][places], told[1])
         first = int(places[0]) if lie else begin
         drift = None if clock is None else clock.drift(places)
         found[number] = Held(
-            first, end - begin, lie, problem, runs, drift, every, "" if lie else by
+            first, end - begin, lie, problem, runs, drift, every, "" if lie else by, step
         )
     return dict(sorted(found.items(), key=lambda entry: entry[1].first))
+
+
+def _step(frames: np.ndarray | None, clock: Clock | None, places: np.ndarray) -> int:
+    """Frames from one row of an episode to the next: 2 of a set that was thinned out."""
+    if len(places) < 2:
+        return 1
+    if frames is not None:
+        return max(1, int(frames[1] - frames[0]))
+    if clock is None:
+        return 1
+    apart = float(np.median(np.diff(clock.times[places])) * clock.fps)
+    return max(1, round(apart)) if np.isfinite(apart) else 1
 
 
 def _whose(table: pa.Table) -> np.ndarray | None:

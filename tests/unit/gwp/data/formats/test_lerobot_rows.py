@@ -310,7 +310,7 @@ def test_rows_that_are_not_every_frame_need_a_video_of_their_own(
     change_episodes(root, change)
     values, bad = read(root)
     assert list(values) == [1]
-    assert "frame_index begins late or leaves frames out" in bad[0]
+    assert "begin late or leave frames out" in bad[0]
     # Thinned out together.
     shown = [*(number(TOP, 0, k) for k in kept), *(number(TOP, 1, k) for k in range(9))]
     write_video(root / f"videos/{TOP}/chunk-000/file-000.mp4", shown, gop=4)
@@ -337,6 +337,7 @@ def test_frames_tell_where_episodes_without_numbers_begin(tmp_path: Path) -> Non
 def test_episodes_of_one_length_that_lie_in_another_order_are_left_out(tmp_path: Path) -> None:
     root = write_v30(tmp_path / "set", lengths=(7, 5, 7))
     stretch([2, 0, 1], (7, 5, 7), root)
+    pq.write_table(pq.read_table(root / DATA).drop_columns(["index"]), root / DATA)
     values, bad = read(root)
     assert not values
     assert all("frame_index begins elsewhere" in reason for reason in bad.values())
@@ -420,3 +421,67 @@ def test_rows_of_two_that_lie_mixed_are_told_by_their_column(tmp_path: Path) -> 
     is_right(read(root)[0], {0: 6, 1: 6})
     told = [f["what"] for f in describe(Source(uri=str(root)))["findings"]]
     assert "rows of episodes 0, 1 do not lie in the order of episode_index" in told
+
+
+def without(table: pa.Table, *names: str) -> pa.Table:
+    return table.drop_columns([name for name in names if name in table.column_names])
+
+
+@pytest.mark.parametrize("left", [("index", "timestamp"), ("timestamp",), ("index",)])
+def test_whose_rows_are_is_told_by_what_counts_them(tmp_path: Path, left: tuple[str, ...]) -> None:
+    """Rows of episode 1 before those of episode 0, and no column that says so."""
+    root = write_v30(tmp_path / "set", lengths=(12, 9))
+    table = pq.read_table(root / DATA)
+    if "timestamp" in left:
+        times = [k / FPS for n in (12, 9) for k in range(n)]
+        table = with_column(table, "timestamp", pa.array(times))
+    moved = table.take(pa.array([*range(12, 21), *range(12)]))
+    gone = {"episode_index", "frame_index", "index", "timestamp"} - set(left)
+    pq.write_table(without(moved, *gone), root / DATA)
+    is_right(read(root)[0], {0: 12, 1: 9})
+
+
+def test_episodes_of_one_length_are_told_by_the_numbers_of_the_set(tmp_path: Path) -> None:
+    root = write_v30(tmp_path / "set", lengths=(9, 9))
+    table = pq.read_table(root / DATA).take(pa.array([*range(9, 18), *range(9)]))
+    pq.write_table(without(table, "episode_index"), root / DATA)
+    is_right(read(root)[0], {0: 9, 1: 9})
+    # Numbers that count something else say no more than that these are not in order.
+    odd = [*range(40, 49), *range(9)]
+    table = with_column(without(table, "episode_index"), "index", pa.array(odd))
+    pq.write_table(table, root / DATA)
+    values, bad = read(root)
+    assert (values, sorted(bad)) == ({}, [0, 1])
+
+
+@pytest.mark.parametrize("left", ["index", "timestamp"])
+def test_rows_that_leave_frames_out_are_known_by_any_count(tmp_path: Path, left: str) -> None:
+    root = write_v30(tmp_path / "set", lengths=(12, 10))
+    table = pq.read_table(root / DATA)
+    times = pa.array([k / FPS for n in (12, 10) for k in range(n)])
+    kept = with_column(table, "timestamp", times).take(pa.array(range(0, 22, 2)))
+    gone = {"frame_index", "index", "timestamp"} - {left}
+    pq.write_table(without(kept, *gone), root / DATA)
+
+    def change(row: dict[str, Any]) -> None:
+        n = row["length"] // 2
+        begin = row[f"videos/{TOP}/from_timestamp"]
+        row.update({"length": n, f"videos/{TOP}/to_timestamp": begin + n / FPS})
+
+    change_episodes(root, change)
+    values, bad = read(root)
+    assert not values
+    assert all("leave frames out" in reason for reason in bad.values())
+
+
+def test_rows_that_count_every_second_frame_are_told(tmp_path: Path) -> None:
+    root = write_stills(tmp_path / "set", "v2.1")
+    for file in (root / "data").rglob("*.parquet"):
+        table = pq.read_table(file)
+        numbers = pa.array([2 * k for k in range(len(table))])
+        pq.write_table(with_column(table, "frame_index", numbers), file)
+    told = [f for f in describe(Source(uri=str(root)))["findings"] if "frames apart" in f["what"]]
+    assert [f["what"] for f in told] == [
+        "rows of episodes 0, 1 are 2 frames apart, by what they count"
+    ]
+    assert f"if they are at {FPS / 2:g} Hz" in told[0]["advice"]
