@@ -14,6 +14,9 @@ from gwp.data.video.decode import check_colours, open_video, video_stream
 from gwp.errors import DataError
 from gwp.yuv import quarter_turns
 
+_EVEN = 0.1
+"""Frames by which those of an even clock may be off, as coarse ticks make them."""
+
 
 @dataclass(frozen=True)
 class VideoInfo:
@@ -91,12 +94,28 @@ def probe(handle: Any) -> VideoInfo:
         width, height = _upright(container, stream)
 
         # Times of decoding, in order, are those of showing but for a shift.
-        per_tick = float(rate * (stream.time_base or 1))
-        even = np.arange(len(stamps)) / per_tick
-        off = np.sort(np.array(stamps, np.int64)) - min(stamps, default=0) - even
-        uneven = float(np.abs(off).max(initial=0.0) * per_tick)
+        ticks = np.sort(np.array(stamps, np.int64)) - min(stamps, default=0)
+        fps, uneven = _evenly(ticks, float(rate), float(stream.time_base or 1))
         others = len(container.streams) - 1
-        return VideoInfo(width, height, float(rate), len(entries), codec, gop, size, others, uneven)
+        return VideoInfo(width, height, fps, len(entries), codec, gop, size, others, uneven)
+
+
+def _evenly(ticks: np.ndarray, rate: float, tick_s: float) -> tuple[float, float]:
+    """Rate of a stream, Hz, and how far frames are from it at most, in frames. ticks: of each
+    frame, from the first on; rate: frames over the whole duration
+    """
+
+    def uneven(fps: float) -> float:
+        off = ticks - np.arange(len(ticks)) / (fps * tick_s)
+        return float(np.abs(off).max(initial=0.0) * fps * tick_s)
+
+    found = uneven(rate)
+    # Some writers let the last frame last a tick: then the mean is not that of the others.
+    if found > _EVEN and len(ticks) > 1 and ticks[-1] > 0:
+        own = (len(ticks) - 1) / (float(ticks[-1]) * tick_s)
+        if (less := uneven(own)) < _EVEN < found:
+            return own, less
+    return rate, found
 
 
 def _upright(container: Any, stream: Any) -> tuple[int, int]:
