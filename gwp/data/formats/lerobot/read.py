@@ -6,7 +6,6 @@ not used.
 """
 
 import hashlib
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -157,20 +156,14 @@ def _version(info: dict[str, Any], files: dict[str, int]) -> str:
 
 
 def _check_episodes(uri: str, episodes: Sequence[Episode], lost: Sequence[str]) -> None:
-    """DataError when there is none that can be read, or a number stands for two. lost: why files
-    of the metadata cannot be read
+    """DataError when there is none that can be read. lost: why files of the metadata cannot be
+    read
     """
     if not episodes and not lost:
         raise DataError(f"{uri}: the set has no episodes")
     if all(episode.problem for episode in episodes):
         reason = [*lost, *(e.problem for e in episodes)][0].partition(";")[0]
         raise DataError(f"{uri}: broken metadata ({reason}); write the set again")
-    # A number twice would mix the rows of two episodes up.
-    index, count = Counter(e.index for e in episodes).most_common(1)[0]
-    if count > 1:
-        raise DataError(
-            f"{uri}: the metadata list episode {index} {count} times; remove all but one of them"
-        )
 
 
 def _fingerprint(meta: MetaFiles) -> str:

@@ -1,6 +1,6 @@
 """What is wrong in many LeRobot sets and can be set right without a guess."""
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from itertools import accumulate
@@ -153,6 +153,7 @@ class _Places:
         orders = [
             sorted(held, key=lambda e: e.index),
             sorted(held, key=lambda e: (e.videos[camera].start, e.index)),
+            sorted(held, key=lambda e: (e.videos[camera].start, -e.index)),
         ]
         counts = [_running(order) for order in orders]
         offs = [
@@ -166,6 +167,9 @@ class _Places:
         near = all(abs(off) <= _SHORT for off in offs[1])
         best = int(near and agreeing[1] > agreeing[0])
         episodes, frames, off = orders[best], counts[best], offs[best]
+        # Where two are said to start at one place, and either fits.
+        either = orders[2] != orders[1] and agreeing[2] >= agreeing[best]
+        alike = Counter(e.videos[camera].start for e in held if either)
         # Spans that fill the file say of every frame whose it is: counting knows no better.
         if _fill(orders[1], camera, fps, own) and (
             wrong := _other_lengths(episodes, camera, fps, own)
@@ -178,7 +182,11 @@ class _Places:
             # Less than half of the shortest beside it: so no two can change places.
             shortest = min(e.length for e in episodes[max(k - 1, 0) : k + 2])
             said = f"is said to start at {episode.videos[camera].start:g} s"
-            if together:
+            if alike[episode.videos[camera].start] > 1:
+                wrong[episode.index] = (
+                    f"{said}, and so is another: which of them does, is not known,"
+                )
+            elif together:
                 # Frames may be too many in front and lacking behind.
                 wrong[episode.index] = f"{said}, as far off as all others from counting the frames"
             elif episode.videos[camera].start * fps < -_SHORT:

@@ -75,7 +75,8 @@ def set_starts(root: Path, starts: dict[int, float]) -> None:
         ({2: -1.0}, [2]),
         ({1: 3.0}, [1]),
         ({3: 46.0}, [3]),
-        ({1: 0.0, 2: 0.0, 3: 0.0}, [1, 2, 3]),
+        # The last of them could as well be the first.
+        ({1: 0.0, 2: 0.0, 3: 0.0}, [0, 1, 2, 3]),
     ],
     ids=["resumed", "early", "negative", "late", "far", "equal"],
 )
@@ -190,3 +191,11 @@ def test_a_start_before_the_file_costs_its_episode(tmp_path: Path) -> None:
     set_starts(root, {0: -0.2})
     found, bad = starts(root)
     assert (list(found), list(bad)) == ([1], [0])
+
+
+def test_of_two_that_start_at_one_place_neither_is_guessed(tmp_path: Path) -> None:
+    root = write_v30(tmp_path / "set", lengths=(6, 6, 6))
+    set_starts(root, {1: 0.6, 2: 0.6})
+    found, bad = starts(root)
+    assert list(found) == [0]
+    assert all("and so is another" in reason for reason in bad.values())
