@@ -485,3 +485,23 @@ def test_rows_that_count_every_second_frame_are_told(tmp_path: Path) -> None:
         "rows of episodes 0, 1 are 2 frames apart, by what they count"
     ]
     assert f"if they are at {FPS / 2:g} Hz" in told[0]["advice"]
+
+
+@pytest.mark.parametrize("count", [2, 3])
+def test_a_file_that_is_a_copy_of_another_is_of_one_episode(tmp_path: Path, count: int) -> None:
+    root = write_v21(tmp_path / "set", lengths=(6,) * count)
+    file_of(root, 0).write_bytes(file_of(root, 1).read_bytes())
+    if count == 3:
+        file_of(root, 2).unlink()
+    values, bad = read(root)
+    is_right(values, {1: 6})
+    assert "holds rows of episode 1, not of this one" in bad[0]
+
+
+def test_parts_that_keep_their_numbers_are_read_by_their_names(tmp_path: Path) -> None:
+    root = write_v21(tmp_path / "set", lengths=(6, 7, 6, 7))
+    for episode in range(4):
+        table = pq.read_table(file_of(root, episode))
+        numbers = pa.array([episode % 2] * len(table))
+        pq.write_table(with_column(table, "episode_index", numbers), file_of(root, episode))
+    is_right(read(root)[0], {0: 6, 1: 7, 2: 6, 3: 7})
