@@ -86,7 +86,7 @@ def _describe_robots(data: RobotSet, source: Source, reader: FileReader) -> dict
         for camera in data.cameras
         if camera not in cameras
     ]
-    colours = check_colours(data, episodes, cameras, source.bgr, reader)
+    colours = check_colours(data, episodes, cameras, source.is_bgr, reader)
     findings += colours
     # The videos of each camera; where there are none, `infos` is the reason.
     streams = {camera: stream_infos(data, episodes, camera, reader) for camera in cameras}

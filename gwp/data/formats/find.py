@@ -69,6 +69,8 @@ def set_at(source: NamedSource, reader: FileReader | None = None) -> RobotSet | 
     if place.format in ROBOTS:
         return _read_robots(place, place.format, source, reader)
     _check_options(source, place.format)
+    if isinstance(getattr(source, "colours", None), Mapping):
+        raise DataError(f"{source.uri}: plain videos have no cameras; write `colours: bgr` or rgb")
     with told_of_pointers(place.uri, place.files):
         clips = VIDEOS[place.format].read_clips(place.uri, place.files, source, reader)
     if given := next((name for name in _OF_ROBOTS if getattr(source, name, None)), None):
@@ -101,6 +103,13 @@ def _read_robots(place: _Place, name: str, source: NamedSource, reader: FileRead
     _check_options(source, name)
     with told_of_pointers(place.uri, place.files):
         data = ROBOTS[name].read_set(place.uri, place.files, source, reader)
+    named = getattr(source, "colours", None)
+    strangers = set(named if isinstance(named, Mapping) else ()) - {*data.cameras, *data.absent}
+    if strangers:
+        raise DataError(
+            f"{source.uri}: `colours` names {shown_all(strangers)}; the cameras of the set are "
+            f"{shown_all(data.cameras) or 'none'}"
+        )
     return replace(data, remarks=(*place.findings(), *data.remarks))
 
 

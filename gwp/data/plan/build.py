@@ -180,6 +180,7 @@ def _add_robot(
         cameras = {"front": found[0]} if found else {}
     if not cameras:
         raise DataError(f"{source.uri}: the set has no video")
+    bgr = tuple(slot for slot, camera in cameras.items() if source.is_bgr(camera))
     good, bad = usable_episodes(data, source, list(cameras.values()), reader)
     build.once.note(source, episodes_read(data, good))
     build.compare(source, episode_pieces(data, good, reader))
@@ -238,7 +239,8 @@ def _add_robot(
             "data_bytes": episode.bytes,
             "state_keys": state_keys,
             "action_keys": action_keys,
-            "bgr": source.bgr,
+            "bgr": len(bgr) == len(cameras),
+            "bgr_slots": () if len(bgr) == len(cameras) else bgr,
             "views": views,
         }
         for begin, end, text in _told(episode, source, ratio, len(starts)):
@@ -336,7 +338,8 @@ def _add_clip(
         "state_keys": (),
         "action_keys": (),
         "text_key": build.key_of(video.caption if source.task is None else source.task),
-        "bgr": source.bgr,
+        "bgr": source.is_bgr(""),
+        "bgr_slots": (),
         "views": [view],
     }
     # Pairs of seconds and bucket, as one array of each.

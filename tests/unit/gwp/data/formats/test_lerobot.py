@@ -186,7 +186,9 @@ def test_an_empty_set(tmp_path: Path, write: Any) -> None:
         (root / "meta/episodes/chunk-000/file-000.parquet").unlink()
     else:
         root = write(tmp_path / "set", lengths=[])
-    with pytest.raises(DataError, match=r"the set has no episodes|no file in meta/episodes/; bring"):
+    with pytest.raises(
+        DataError, match=r"the set has no episodes|no file in meta/episodes/; bring"
+    ):
         build(root)
 
 

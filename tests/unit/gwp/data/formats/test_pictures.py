@@ -16,7 +16,7 @@ from PIL import Image
 from gwp.data.canvas import Canvas
 from gwp.data.decode import SampleSpec, decode_samples
 from gwp.data.formats.files.reader import FileReader
-from gwp.data.formats.find import robots_at, usable_episodes
+from gwp.data.formats.find import robots_at, set_at, usable_episodes
 from gwp.data.formats.pictures import as_rgb
 from gwp.data.plan.build import build_manifest
 from gwp.data.plan.manifest import Manifest
@@ -36,9 +36,9 @@ def red(*_: Any) -> np.ndarray:
     return np.full((48, 64, 3), RED, np.uint8)
 
 
-def frames_of(source: Source) -> np.ndarray:
+def frames_of(source: Source, canvas: Canvas = CANVAS) -> np.ndarray:
     manifest = build_manifest([source], embodiments={}, window=WINDOW, clip=CLIP)
-    spec = SampleSpec(CANVAS, WINDOW, CLIP, {}, {}, 1, False, 0)
+    spec = SampleSpec(canvas, WINDOW, CLIP, {}, {}, 1, False, 0)
     samples, failed = decode_samples(manifest.rows([0]), spec, FileReader())
     assert not failed
     frames: np.ndarray = samples[0]["frames"]
@@ -297,3 +297,41 @@ def test_depth_is_never_the_view_of_a_source_that_names_none(tmp_path: Path) -> 
     assert {view["key"] for view in manifest.rows([0])[0]["views"]} == {
         "observations/images/cam_high"
     }
+
+
+def test_colours_may_differ_from_camera_to_camera(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(other_sets, "picture", red)
+    cameras = {"front": TOP, "left": WRIST}
+    source = Source(uri=str(write_aloha(tmp_path / "set")), fps=FPS, cameras=cameras)
+    some, every, none = (
+        source.model_copy(update={"colours": colours})
+        for colours in ({WRIST: "bgr", TOP: "rgb"}, {TOP: "bgr", WRIST: "bgr"}, {TOP: "rgb"})
+    )
+    wide = Canvas(layout="horizontal", width=128, height=48)
+    plain, mixed = frames_of(source, wide), frames_of(some, wide)
+    exchanged = (mixed != plain).any(-1)
+    # Only the part of the canvas that the wrist has.
+    assert 0 < exchanged.mean() < 1
+    np.testing.assert_array_equal(mixed[exchanged], plain[exchanged][..., ::-1])
+    bgr = source.model_copy(update={"colours": "bgr"})
+    np.testing.assert_array_equal(frames_of(every, wide), frames_of(bgr, wide))
+    made = {
+        name: build_manifest([s], embodiments={}, window=WINDOW, clip=CLIP)
+        for name, s in (("plain", source), ("none", none), ("some", some))
+    }
+    # What changes nothing is no part of what names a manifest.
+    assert made["none"].fingerprint == made["plain"].fingerprint != made["some"].fingerprint
+    made["some"].save(str(tmp_path / "manifest.parquet"))
+    (row,) = Manifest.load(str(tmp_path / "manifest.parquet")).rows([0])
+    assert (row["bgr"], row["bgr_slots"]) == (False, ["left"])
+
+
+def test_colours_of_no_camera_are_refused(tmp_path: Path) -> None:
+    root = write_aloha(tmp_path / "set")
+    with pytest.raises(DataError, match="`colours` names wrist; the cameras of the set are obs"):
+        set_at(Source(uri=str(root), fps=FPS, colours={"wrist": "bgr"}))
+    clips = red_clips(tmp_path / "clips")
+    with pytest.raises(DataError, match="plain videos have no cameras"):
+        set_at(Source(uri=str(clips), colours={"a": "bgr"}))
