@@ -166,12 +166,16 @@ def _by_path(uri: str, key: str, path: Any) -> bytes | None:
 
 def matrix(column: Any, name: str) -> np.ndarray:
     """A column of numbers, lists or fixed-size lists as float64 `[rows, width]`; missing
-    numbers become NaN. Lists of lists are laid out one behind the other.
+    numbers become NaN, and so do rows of another width than most. Lists of lists are laid out one
+    behind the other. DataError where no width is that of most rows.
     """
     values = column.combine_chunks()
     if isinstance(values, pa.ChunkedArray):
         values = pa.concat_arrays(values.chunks)
     rows = len(values)
+    is_list = pa.types.is_nested(values.type) and hasattr(values, "value_lengths")
+    if rows and is_list and _ragged(values):
+        return _with_gaps(values, name)
     # [rows * width] in the end: lists one after another. `flatten` passes over lists that are
     # null, so their number is checked as well as their widths.
     while pa.types.is_nested(values.type) and hasattr(values, "value_lengths"):
@@ -183,6 +187,19 @@ def matrix(column: Any, name: str) -> np.ndarray:
     return np.asarray(values.cast(pa.float64()).to_numpy(zero_copy_only=False)).reshape(
         rows, -1 if rows else 0
     )
+
+
+def _with_gaps(values: Any, name: str) -> np.ndarray:
+    """As `matrix`, of lists of which some are missing, empty or of another length."""
+    lengths = pc.fill_null(pc.list_value_length(values), -1).to_numpy(zero_copy_only=False)
+    known, counts = np.unique(lengths[lengths > 0], return_counts=True)
+    if not len(known) or 2 * counts.max() <= len(lengths):
+        raise DataError(f"column {name} has rows of different widths")
+    whole = lengths == known[counts.argmax()]
+    found = matrix(pa.chunked_array([values.filter(pa.array(whole))]), name)
+    out = np.full((len(lengths), found.shape[1]), np.nan)
+    out[whole] = found
+    return out
 
 
 def _ragged(column: Any) -> bool:

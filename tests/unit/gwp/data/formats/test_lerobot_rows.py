@@ -505,3 +505,26 @@ def test_parts_that_keep_their_numbers_are_read_by_their_names(tmp_path: Path) -
         numbers = pa.array([episode % 2] * len(table))
         pq.write_table(with_column(table, "episode_index", numbers), file_of(root, episode))
     is_right(read(root)[0], {0: 6, 1: 7, 2: 6, 3: 7})
+
+
+@pytest.mark.parametrize("row", [None, [], [1.0, 2.0, 3.0]], ids=["null", "empty", "longer"])
+@pytest.mark.parametrize("groups", [21, 7])
+def test_a_row_that_is_no_vector_costs_the_samples_that_need_it(
+    tmp_path: Path, row: list[float] | None, groups: int
+) -> None:
+    root = write_v30(tmp_path / "set", lengths=(12, 9))
+    table = pq.read_table(root / DATA)
+    actions = table["action"].to_pylist()
+    actions[3] = row
+    table = with_column(table, "action", pa.array(actions, pa.list_(pa.float32())))
+    pq.write_table(table, root / DATA, row_group_size=groups)
+    values, bad = read(root)
+    assert not bad
+    state, action = values[0]
+    assert np.isnan(action[3]).all()
+    assert np.isfinite(np.delete(action, 3, 0)).all()
+    assert np.isfinite(state).all()
+    is_right({1: values[1]}, {1: 9})
+    facts = describe(Source(uri=str(root)))
+    assert facts["usable"] == 2
+    assert "NaN or Inf in 1 rows, first in row 3" in [f["what"] for f in facts["findings"]]
