@@ -152,12 +152,23 @@ def resolve_embodiments(job: TrainJob, reader: FileReader) -> dict[str, Embodime
 
 def notes(job: TrainJob, robots: dict[str, Embodiment]) -> Iterator[str]:
     """What was chosen for the robots of a job without a word of its author: their cameras, and
-    rows of the model's projections that several share.
+    rows of the model's projections that several share; and deltas of what is not the same.
     """
     for name, config in job.data.embodiments.items():
         if config.cameras is None:
             slots = ", ".join(f"{slot} = {key}" for slot, key in robots[name].cameras.items())
             yield f"cameras of {name}, for none are named: {slots}"
+        robot = robots[name]
+        pairs = zip(robot.action_names, robot.state_names, robot.delta, strict=False)
+        known = set(robot.state_names)
+        # Another name may be the same quantity; one that stands elsewhere is not.
+        odd = [f"{a} - {s}" for a, s, delta in pairs if delta and a != s and a in known]
+        if odd:
+            yield (
+                f"delta_mask of {name} subtracts the state of the same place and not of the same "
+                f"name ({', '.join(odd)}): bring `state` or `action` into one order of columns, or "
+                "set it to false there"
+            )
     for (name, robot), (other, same) in combinations(robots.items(), 2):
         if robot.id == same.id:
             yield (

@@ -1,6 +1,7 @@
 """Which groups of an HDF5 file are episodes, by their names and by what they hold."""
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -64,6 +65,18 @@ def episodes_in(file: Any) -> tuple[Any, list[Place]]:
     full = (way for way in ways if not all(is_empty(place) for place in way[2]))
     _, holder, places = next(iter(acting), next(full, ("", file, [whole])))
     return holder, places
+
+
+def passed_over(file: Any, holder: Any, places: Sequence[Place]) -> list[str]:
+    """Groups at the root, and in what holds the episodes, that have actions and are none."""
+    taken = {place.path for place in places}
+    path = holder.name.strip("/")
+    beside = [*_groups(file, ""), *(_groups(holder, f"{path}/") if path else ())]
+    return [
+        place.path
+        for place in beside
+        if has_actions(place.group) and not any(t.startswith(place.path) for t in taken)
+    ]
 
 
 def _held(file: Any, name: str) -> tuple[Any, list[Place]] | None:

@@ -11,7 +11,7 @@ from gwp.data.formats.files.reader import FileReader
 from gwp.data.formats.files.texts import read_json
 from gwp.data.formats.hdf5.demo import Demo, described, line
 from gwp.data.formats.hdf5.file import DAMAGE, member_of, opened, reason_of
-from gwp.data.formats.hdf5.groups import Place, episodes_in, is_numbered
+from gwp.data.formats.hdf5.groups import Place, episodes_in, is_numbered, passed_over
 from gwp.errors import DataError
 
 T = TypeVar("T")
@@ -25,7 +25,7 @@ _MASKS = "mask"
 class FileIndex:
     """Episodes of a file, the rate it states, and names of episodes by split. lost: what cannot
     be read and costs no episode. noted: rates in attributes of any name, Hz, which are compared
-    and not used.
+    and not used. passed: groups that have actions and are no episode
     """
 
     demos: tuple[Demo, ...]
@@ -33,6 +33,7 @@ class FileIndex:
     splits: dict[str, frozenset[str]]
     lost: tuple[str, ...] = ()
     noted: frozenset[float] = frozenset()
+    passed: tuple[str, ...] = ()
 
 
 def look(reader: FileReader, uri: str, size: int, told_by: str | None) -> FileIndex | str:
@@ -44,6 +45,7 @@ def look(reader: FileReader, uri: str, size: int, told_by: str | None) -> FileIn
         with opened(uri, reader, size) as file:
             holder, places = episodes_in(file)
             demos = [_demo(place, told_by) for place in places]
+            passed = _whole(lambda: passed_over(file, holder, places), "groups", lost) or ()
             # robomimic and LIBERO write attributes at /data, for all of it.
             rate, text = _whole(lambda: _about(holder), "attributes", lost) or (None, "")
             splits = _whole(lambda: _splits(file), "splits", lost) or {}
@@ -57,7 +59,7 @@ def look(reader: FileReader, uri: str, size: int, told_by: str | None) -> FileIn
     if not any(demo.vectors or demo.pictures for demo in found):
         problems = (demo.problem for demo in found if demo.problem)
         return next(problems, "holds no episode (neither columns and pictures nor /data/demo_*)")
-    return FileIndex(found, rate, splits, tuple(dict.fromkeys(lost)), noted)
+    return FileIndex(found, rate, splits, tuple(dict.fromkeys(lost)), noted, tuple(passed))
 
 
 def _whole(read: Callable[[], T], what: str, lost: list[str]) -> T | None:

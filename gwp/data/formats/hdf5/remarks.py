@@ -27,6 +27,9 @@ def remarks_of(
         what = f"files note a rate of {said} Hz, and are read at {fps:g} Hz"
         yield Finding("the set", what, "ignored", "correct `fps` of the source, unless they err")
     for name, index in indices.items():
+        if index.passed:
+            what = f"groups that have actions and no name of an episode: {shown_all(index.passed)}"
+            yield Finding(name, what, "left out", "call episodes demo_0, demo_1 and so on")
         folders = {demo.name.rpartition("/")[0] for demo in index.demos if not demo.is_empty}
         if len(folders) > 1:
             named = shown_all(folder or "/" for folder in folders)

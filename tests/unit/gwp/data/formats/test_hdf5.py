@@ -446,3 +446,25 @@ def test_pictures_that_are_not_read_are_told(tmp_path: Path, values: np.ndarray,
     told = [text for text in said(path) if "looks like pictures" in text]
     wanted = f"obs/side: looks like pictures of {kind}, which are not read as such"
     assert told == ([wanted] if kind else [])
+
+
+@pytest.mark.parametrize(
+    ("kept", "others"),
+    [
+        ("demo_{}", ["run_0/", "run_1/"]),
+        ("demo_{}", ["demo_1_retry/"]),
+        ("data/demo_{}", ["demo_x/"]),
+        ("episodes/ep_{}", ["episodes/x/"]),
+        ("demo_{}", []),
+    ],
+)
+def test_what_has_actions_and_is_no_episode_is_named(
+    tmp_path: Path, kept: str, others: list[str]
+) -> None:
+    path = write_demos(tmp_path / "a.h5", kept)
+    with h5py.File(path, "a") as file:
+        for other in others:
+            file[f"{other}actions"] = np.zeros((9, 2))
+    assert [e.length for e in robots(path, fps=FPS).episodes] == list(LENGTHS)
+    told = [text.rpartition(": ")[2] for text in said(path) if "no name of an episode" in text]
+    assert told == ([", ".join(others)] if others else [])
