@@ -5,6 +5,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from gwp.data.formats.finding import Finding
+from gwp.data.formats.lerobot.meta.indices import check_indices
 from gwp.data.formats.lerobot.meta.info import broken
 from gwp.data.formats.lerobot.meta.places import INFO, Places
 from gwp.data.formats.lerobot.meta.tables import Entry, MetaFiles, Table, json_lines, parquet_rows
@@ -60,6 +61,7 @@ def listing(meta: MetaFiles, info: dict[str, Any], new: bool) -> Listing:
     table = _new_table(meta) if new else json_lines(meta, OLD_LIST)
     unread: list[_Broken] = []
     known: dict[int, Episode] = {}
+    stated: dict[int, dict[str, Any]] = {}
     several: set[int] = set()
     before = -1
     for entry in table.entries:
@@ -76,6 +78,7 @@ def listing(meta: MetaFiles, info: dict[str, Any], new: bool) -> Listing:
             found.findings.append(_listed_again(entry, episode.index, first == episode))
             continue
         known[episode.index] = episode
+        stated[episode.index] = entry.row or {}
         found.episodes.append(episode)
     found.episodes = [
         replace(e, problem=f"the metadata list it {_OTHERWISE}; remove the wrong ones")
@@ -84,6 +87,7 @@ def listing(meta: MetaFiles, info: dict[str, Any], new: bool) -> Listing:
         for e in found.episodes
     ]
     found.episodes += _unreadable(unread, table, info, {e.index for e in found.episodes})
+    found.findings += check_indices(stated, found.episodes, _NEW_LIST)
     found.lost = table.lost
     found.findings += [Finding(_NEW_LIST, why, "left out", "write it again") for why in table.lost]
     found.findings += reader.places.findings.values()

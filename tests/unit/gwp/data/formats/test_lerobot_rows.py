@@ -528,3 +528,31 @@ def test_a_row_that_is_no_vector_costs_the_samples_that_need_it(
     facts = describe(Source(uri=str(root)))
     assert facts["usable"] == 2
     assert "NaN or Inf in 1 rows, first in row 3" in [f["what"] for f in facts["findings"]]
+
+
+@pytest.mark.parametrize(
+    ("stated", "wrong"),
+    [
+        ([(0, 12), (12, 21), (21, 26)], ""),
+        # Of a part of a larger set.
+        ([(100, 112), (112, 121), (121, 126)], ""),
+        ([(0, 12), (10, 19), (21, 26)], "1"),
+        ([(0, 12), (12, 20), (21, 26)], "1"),
+        ([(0, 12), (0, 9), (0, 5)], "1, 2"),
+    ],
+)
+def test_rows_decide_against_the_list_of_episodes(
+    tmp_path: Path, stated: list[tuple[int, int]], wrong: str
+) -> None:
+    root = write_v30(tmp_path / "set", lengths=(12, 9, 5))
+
+    def change(row: dict[str, Any]) -> None:
+        begin, end = stated[row["episode_index"]]
+        row.update({"dataset_from_index": begin, "dataset_to_index": end})
+
+    change_episodes(root, change)
+    is_right(read(root)[0], {0: 12, 1: 9, 2: 5})
+    told = [f["what"] for f in describe(Source(uri=str(root)))["findings"]]
+    found = [what for what in told if "dataset_from_index" in what]
+    said = f"dataset_from_index of episodes {wrong} is not where their lengths put them"
+    assert found == ([said] if wrong else [])
