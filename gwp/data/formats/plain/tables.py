@@ -77,7 +77,7 @@ def _first_line(place: str, line: str) -> tuple[list[str], dict[str, Any]]:
     """Names of the columns, and how cells are told apart."""
     for separator in _SEPARATORS:
         # `file_name, caption`: the space is of no name, and of no cell below.
-        form = {"delimiter": separator, "skipinitialspace": f"{separator} " in line}
+        form: dict[str, Any] = {"delimiter": separator, "skipinitialspace": f"{separator} " in line}
         try:
             names = [name.strip() for name in next(csv.reader([line], **form), [])]
         except csv.Error as error:
