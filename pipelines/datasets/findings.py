@@ -25,6 +25,8 @@ from gwp.storage.names import shown_all
 
 _RATE_TOLERANCE = 1e-5
 """Relative difference up to which two rates are the same."""
+_BESIDE = 0.5
+"""Frames by which a start lies at another one."""
 _SEEK_COSTS = 60
 """Frames between key frames from which on reading a window is slow."""
 
@@ -66,6 +68,16 @@ def unreadable_texts(episodes: Sequence[Episode]) -> Iterator[Finding]:
         yield Finding("instruction", what, "ignored", "it is read as U+FFFD; write it again")
 
 
+def _was_moved(stated: float, span: VideoSpan, fps: float) -> bool:
+    """Whether a start is at another frame than it is said to be; seconds of a file may be those of
+    its own clock.
+    """
+    if span.rate is None:
+        return span.start != stated
+    frame = span.start * span.rate
+    return min(abs(stated * rate - frame) for rate in (fps, span.rate)) >= _BESIDE
+
+
 def corrected_starts(data: RobotSet, episodes: Sequence[Episode]) -> Iterator[Finding]:
     """Starts of videos that were corrected by counting frames. episodes: as they are used."""
     # As the metadata have them; `episodes` are as they are going to be read.
@@ -73,7 +85,7 @@ def corrected_starts(data: RobotSet, episodes: Sequence[Episode]) -> Iterator[Fi
     for episode in episodes:
         for camera, span in episode.videos.items():
             before = recorded[episode.index].videos.get(camera)
-            if before and not span.key and span.rate is None and span.start != before.start:
+            if before and not span.key and _was_moved(before.start, span, data.fps):
                 what = (
                     f"{camera} starts at {span.start:.3f} s of {span.file} by count, "
                     f"the metadata say {before.start:.3f} s"

@@ -197,6 +197,7 @@ def _describe_clips(clip_set: ClipSet) -> dict[str, Any]:
 
 def _probe(clip: Clip) -> VideoInfo | DataError:
     try:
+        clip.check()
         with open_to_probe(clip.uri, clip.size, clip.offset) as handle:
             return probe(handle)
     except DataError as error:

@@ -282,13 +282,14 @@ def _add_clips(
 
     def look(video: Clip) -> VideoInfo | Look | DataError:
         try:
+            video.check()
             return curator.look(video.uri, video.size, video.offset)
         except DataError as error:
             return error
 
     videos = [found.clips[i] for i in chosen]
     build.once.note(source, ((v.uri, v.offset, "", 0) for v in videos))
-    build.compare(source, clip_pieces(videos))
+    build.compare(source, clip_pieces([video for video in videos if video.is_there]))
     # Copies are told from earlier videos, so all are cut in their order.
     looks = several(found.uri, look, videos, curator.at_once)
     for video, seen in zip(videos, looks, strict=True):

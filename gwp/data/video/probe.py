@@ -129,4 +129,9 @@ def _upright(container: Any, stream: Any) -> tuple[int, int]:
         first = None
     if first is not None:
         check_colours(first)
+    if "avi" in container.format.name and stream.codec_context.has_b_frames:
+        raise DataError(
+            "is an AVI file with frames in another order than they are shown (B-frames), of which "
+            "AVI does not tell the times; convert it to MP4"
+        )
     return (height, width) if first is not None and quarter_turns(first) % 2 else (width, height)

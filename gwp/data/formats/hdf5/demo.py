@@ -18,6 +18,8 @@ ACTIONS = [("action",), ("actions",)]
 """Usual columns of the action, the first that is there."""
 # robomimic writes the observations of the next step once more, pictures included.
 _FOLLOWING = "next_obs"
+_USUAL = "language_instruction"
+"""Attribute or column that says what is done."""
 _MAGIC = re.compile(rb"\xff\xd8\xff|\x89PNG|RIFF....WEBP|II\*\0|MM\0\*|BM....\0\0\0\0", re.DOTALL)
 """How JPEG, PNG, WebP, TIFF and BMP begin."""
 _CHANNELS = (1, 3, 4)
@@ -63,7 +65,7 @@ def described(group: Any, path: str, name: str, told_by: str | None) -> Demo:
 
     What h5py raises of damage, and DataError of links that lead elsewhere.
     """
-    demo = Demo(path, name, line(group.attrs.get("language_instruction")))
+    demo = Demo(path, name, text_attribute(group, _USUAL))
     _read_attributes(group, demo)
     for inner, data in datasets(group, "", ()):
         _add(demo, inner, data, group.file.attrs)
@@ -71,11 +73,17 @@ def described(group: Any, path: str, name: str, told_by: str | None) -> Demo:
     # actions.
     actions = next((member_of(group, k) for (k,) in ACTIONS if k in demo.vectors), None)
     demo.digest = b"" if actions is None else np.ascontiguousarray(actions[()]).tobytes()
+    # The usual one may be a column, too.
+    chosen = told_by is not None
+    told_by = told_by or ("" if demo.text else _USUAL)
     if told_by in demo.texts:
         # A column says it row by row, where there is an attribute of its name, too.
         attribute = told_by in group.attrs and told_by not in group
         said = group.attrs[told_by] if attribute else member_at(group, told_by)[()]
-        demo.told = tuple(map(line, np.ravel(said)))
+        told = tuple(map(line, np.ravel(said)))
+        # One that nobody chose costs no episode by its length.
+        counts = {1, *(count for count, _ in demo.vectors.values())}
+        demo.told = told if chosen or len(told) in counts else ()
     return demo
 
 
@@ -195,6 +203,12 @@ def raw_bytes(value: Any) -> bytes:
         if isinstance(value, bytes)
         else str(value).encode("utf-8", "surrogateescape")
     )
+
+
+def text_attribute(group: Any, name: str) -> str:
+    """A text among the attributes of a group, alone or as a list of one; "" where there is none."""
+    value = group.attrs.get(name)
+    return line(value[0] if isinstance(value, np.ndarray) and value.shape == (1,) else value)
 
 
 def line(value: Any) -> str:

@@ -9,7 +9,7 @@ import numpy as np
 
 from gwp.data.formats.files.reader import FileReader
 from gwp.data.formats.files.texts import read_json
-from gwp.data.formats.hdf5.demo import Demo, described, line
+from gwp.data.formats.hdf5.demo import Demo, described, line, text_attribute
 from gwp.data.formats.hdf5.file import DAMAGE, member_of, opened, reason_of
 from gwp.data.formats.hdf5.groups import Place, episodes_in, is_numbered, passed_over
 from gwp.errors import DataError
@@ -88,13 +88,15 @@ def _demo(place: Place, told_by: str | None) -> Demo:
 
 def _about(group: Any) -> tuple[float | None, str]:
     """Rate and instruction out of the attributes that robomimic and LIBERO write."""
-    rate, text = None, line(group.attrs.get("language_instruction"))
+    rate, text = None, text_attribute(group, "language_instruction")
+    # That of the file is of all that lies in it.
+    text = text or text_attribute(group.file, "language_instruction")
     for name in ("env_args", "problem_info"):
         try:
             # robomimic's `env_args` have the rate, LIBERO's `problem_info` the instruction,
             # whole or as words.
             about = read_json(line(group.attrs.get(name)) or "{}")
-            rate = rate or _rate(about.get("env_kwargs", {}).get("control_freq"))
+            rate = rate or _rate((about.get("env_kwargs") or {}).get("control_freq"))
             given = about.get("language_instruction", "")
             text = text or (" ".join(given) if isinstance(given, list) else str(given))
         except (ValueError, TypeError, AttributeError, RecursionError):

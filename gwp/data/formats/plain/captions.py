@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from gwp import storage
 from gwp.data.formats.files.listing import NOTHING_THERE
 from gwp.data.formats.files.reader import several
-from gwp.data.formats.plain.clip_set import agreed, caption_in, caption_of, legible
+from gwp.data.formats.plain.clip_set import agreed, caption_in, caption_of, legible, one_line
 from gwp.data.formats.plain.tables import NAME_KEYS, csv_lines, json_lines
 from gwp.errors import DataError
 from gwp.storage.names import shown_all
@@ -223,12 +223,12 @@ def _of_none(files: dict[str, int], videos: Sequence[str]) -> Iterator[Remark]:
     endings = tuple(
         ending
         for ending in _BESIDE
-        if ending == ".txt" or any(name.endswith(ending) for name in spoken & files.keys())
+        if ending == ".txt" or any(name.lower().endswith(ending) for name in spoken & files.keys())
     )
     alone = [
         name
         for name in files
-        if name.endswith(endings)
+        if name.lower().endswith(endings)
         and name not in spoken
         and not name.rpartition("/")[2].lower().startswith(_ABOUT)
     ]
@@ -238,7 +238,7 @@ def _of_none(files: dict[str, int], videos: Sequence[str]) -> Iterator[Remark]:
 
 def names_beside(video: str) -> list[str]:
     """Files that may hold the caption of a video alone, in its own folder."""
-    return [_stem(video) + ending for ending in _BESIDE]
+    return [_stem(video) + ending for ending in (*_BESIDE, *map(str.upper, _BESIDE))]
 
 
 def _names_beside(video: str) -> list[str]:
@@ -260,4 +260,4 @@ def _text(place: str, size: int) -> tuple[str, str]:
         text = caption_of(place, storage.read_bytes(place, size))
     except ValueError as error:
         return "", str(error)
-    return (" ".join(text.split()) if place.endswith(".txt") else text), ""
+    return one_line(place, text), ""

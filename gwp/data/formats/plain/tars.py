@@ -14,7 +14,7 @@ from gwp import storage
 from gwp.data.formats.files.listing import NOTHING_THERE, is_stray_member, is_text, without_repeats
 from gwp.data.formats.files.reader import FileReader, several
 from gwp.data.formats.format import SetSource
-from gwp.data.formats.plain.clip_set import Clip, ClipSet, agreed, caption_of
+from gwp.data.formats.plain.clip_set import Clip, ClipSet, agreed, caption_of, one_line
 from gwp.data.formats.plain.clips import EXTENSIONS
 from gwp.errors import DataError
 from gwp.storage.names import shown
@@ -253,6 +253,6 @@ def _caption(name: str, handle: BinaryIO, size: int) -> tuple[str, str]:
     if size > _LARGEST:
         return "", f"has {size} bytes, so it is no caption"
     try:
-        return caption_of(name, handle.read(size)), ""
+        return one_line(name, caption_of(name, handle.read(size))), ""
     except ValueError as error:
         return "", str(error)

@@ -9,7 +9,9 @@ import pytest
 
 from gwp import storage
 from gwp.data.formats.find import set_at
+from gwp.data.plan.build import build_manifest
 from gwp.data.source import Source
+from gwp.data.window import ClipWindow, Window
 from gwp.errors import DataError
 from pipelines.cli import main
 from pipelines.datasets.inspect import describe, exit_code
@@ -364,3 +366,38 @@ def test_a_quote_costs_its_own_line(
     assert texts(root) == dict(zip(("a.mp4", "b.mp4", "c.mp4"), wanted, strict=True))
     told = [item for item in remarks(root) if item.startswith("metadata.csv")]
     assert told == [f"metadata.csv:line {number}" for number in wrong]
+
+
+def test_lines_of_a_text_are_one_in_a_folder_and_in_a_shard(tmp_path: Path) -> None:
+    root = videos(tmp_path / "folder", "a.mp4", "b.mp4")
+    (root / "a.txt").write_bytes(b"pick\r\nthe cup\n")
+    (root / "b.TXT").write_text("put it")
+    assert texts(root) == {"a.mp4": "pick the cup", "b.mp4": "put it"}
+    (tmp_path / "tars").mkdir()
+    with tarfile.open(tmp_path / "tars/0.tar", "w") as tar:
+        for name in ("a.mp4", "a.txt", "b.mp4", "b.TXT"):
+            tar.add(root / name, name)
+    assert texts(tmp_path / "tars") == {"0.tar/a.mp4": "pick the cup", "0.tar/b.mp4": "put it"}
+
+
+def test_a_link_that_leads_nowhere_keeps_its_number(tmp_path: Path) -> None:
+    root = tmp_path
+    for name in ("a.mp4", "b.mp4", "c.mp4"):
+        write_video(root / name, range(10))
+    source = Source(uri=str(root), episodes="1")
+
+    def chosen() -> set[str]:
+        manifest = build_manifest(
+            [source],
+            embodiments={},
+            window=Window(chunk=4, stride=1),
+            clip=ClipWindow(frames=5, fps=5),
+        )
+        return {name.split("/")[1] for name in manifest.samples["sample_id"].to_pylist()}
+
+    assert chosen() == {"b.mp4"}
+    (root / "a.mp4").unlink()
+    (root / "a.mp4").symlink_to(tmp_path / "nothing.mp4")
+    assert chosen() == {"b.mp4"}
+    facts = describe(Source(uri=str(root)))
+    assert (facts["usable"], exit_code(facts)) == (2, 1)

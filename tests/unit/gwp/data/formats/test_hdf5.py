@@ -468,3 +468,30 @@ def test_what_has_actions_and_is_no_episode_is_named(
     assert [e.length for e in robots(path, fps=FPS).episodes] == list(LENGTHS)
     told = [text.rpartition(": ")[2] for text in said(path) if "no name of an episode" in text]
     assert told == ([", ".join(others)] if others else [])
+
+
+@pytest.mark.parametrize("form", ["column", "one", "list", "file"])
+def test_the_usual_instruction_wherever_it_stands(tmp_path: Path, form: str) -> None:
+    path = write_demos(tmp_path / "a.h5", "data/demo_{}")
+    with h5py.File(path, "a") as file:
+        for demo in file["data"].values():
+            n = len(demo["actions"])
+            if form == "column":
+                demo["language_instruction"] = ["lift"] * 3 + ["put"] * (n - 3)
+            elif form == "one":
+                demo["language_instruction"] = ["lift"]
+            elif form == "list":
+                demo.attrs["language_instruction"] = ["lift"]
+        if form == "file":
+            file.attrs["language_instruction"] = "lift"
+    (first, _) = robots(path, fps=FPS).episodes
+    assert [first.text_at(k) for k in (0, 5)] == ["lift", "put" if form == "column" else "lift"]
+    assert not skipped(path, fps=FPS)
+
+
+def test_a_column_of_the_usual_name_that_nobody_chose_costs_nothing(tmp_path: Path) -> None:
+    path = write_demos(tmp_path / "a.h5")
+    with h5py.File(path, "a") as file:
+        for demo in file.values():
+            demo["language_instruction"] = ["lift", "put"]
+    assert not skipped(path, fps=FPS)

@@ -266,3 +266,30 @@ def test_turned_and_mirrored_videos_come_as_they_are_shown(
     assert "".join(names) == wanted
     info = probe(io.BytesIO(raw))
     assert (info.width, info.height) == (w, h)
+
+
+@pytest.mark.parametrize("count", [1, 2, 3])
+def test_avi_with_frames_in_another_order_is_refused(tmp_path: Path, count: int) -> None:
+    path = write_video(tmp_path / "a.avi", range(40), gop=10, bf=str(count))
+    with open_video(str(path)) as handle, pytest.raises(DataError, match="convert it to MP4"):
+        probe(handle)
+
+
+def test_frames_of_avi_are_found_by_number(tmp_path: Path) -> None:
+    """It has no times of its own; those of its frames begin with what decoding holds back."""
+    path = write_video(tmp_path / "a.avi", range(40), gop=10, bf="0")
+    with open_video(str(path)) as handle:
+        assert probe(handle).frames == 40
+    assert numbers(path, [k / FPS for k in range(38)]) == list(range(38))
+    assert numbers(path, [2.5, 0.0, 0.1]) == [25, 0, 1]
+
+
+def test_colours_of_16_bits_are_refused(tmp_path: Path) -> None:
+    path = tmp_path / "a.mkv"
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("ffv1", rate=FPS)
+        stream.width, stream.height, stream.pix_fmt = 64, 48, "yuv420p16le"
+        frame = av.VideoFrame(64, 48, "yuv420p16le")
+        container.mux([*stream.encode(frame), *stream.encode(None)])
+    with open_video(str(path)) as handle, pytest.raises(DataError, match="has 16 bits a channel"):
+        probe(handle)
