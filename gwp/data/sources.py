@@ -40,9 +40,11 @@ class Once:
     def __init__(self) -> None:
         self._readers: dict[tuple[str, Read], str] = {}
 
-    def note(self, source: Source, read: Iterable[Read]) -> None:
-        """Keep what a source reads. DataError where another one reads it for the same use."""
-        use = use_of(source)
+    def note(self, source: Source, read: Iterable[Read], use: str | None = None) -> None:
+        """Keep what a source reads. DataError where another one reads it for the same use. use: what
+        it makes of that; None: what it says of it
+        """
+        use = use_of(source) if use is None else use
         wanted = list(read)
         places = places_of({file for file, *_ in wanted})
         own: dict[tuple[str, Read], str] = {}

@@ -182,7 +182,13 @@ def _add_robot(
         raise DataError(f"{source.uri}: the set has no video")
     bgr = tuple(slot for slot, camera in cameras.items() if source.is_bgr(camera))
     good, bad = usable_episodes(data, source, list(cameras.values()), reader)
-    build.once.note(source, episodes_read(data, good))
+    # What it comes to: a field may say what would be so without it.
+    use = [source.labelled, ratio, data.state_keys, data.action_keys, sorted(cameras.items()), bgr]
+    use += [source.embodiment, source.with_actions]
+    texts = [(e.text, e.texts) if source.task is None else source.task for e, _ in good]
+    reads = zip(episodes_read(data, good), texts, strict=True)
+    read = ((file, byte, f"{path} {text}", row) for (file, byte, path, row), text in reads)
+    build.once.note(source, read, repr(use))
     build.compare(source, episode_pieces(data, good, reader))
     if embodiment and source.labelled:
         for doubt in angle_doubts(data, good, embodiment, reader):

@@ -363,3 +363,24 @@ def test_slashes_more_than_needed_are_one(bucket: str, tmp_path: Path) -> None:
     twice = f"{bucket.replace('s3://', 's3:///')}//set//"
     assert robots(twice).fingerprint == robots(f"{bucket}/set").fingerprint
     assert build(Source(uri=twice)) == build(Source(uri=f"{bucket}/set"))
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"resample": True},
+        {"fps": FPS},
+        {"state": ("observation.state",)},
+        {"cameras": {"front": TOP}},
+        {"instruction": "task_index"},
+        {"colours": {TOP: "rgb"}},
+    ],
+)
+def test_a_field_that_changes_nothing_makes_no_other_samples(
+    tmp_path: Path, fields: dict[str, Any]
+) -> None:
+    source = Source(uri=str(write_v21(tmp_path / "set", lengths=(9, 9))))
+    with pytest.raises(DataError, match="the same episodes are named twice"):
+        build(source, Source(uri=source.uri, **fields))
+    half = Source(uri=source.uri, episodes="0", **fields)
+    assert build(half, source.model_copy(update={"episodes": "1"})) == build(source)
