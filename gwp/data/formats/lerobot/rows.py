@@ -163,7 +163,8 @@ def _held(
             problem = f"its rows lie in another order than {by} says"
         step = _step(frames, clock, places)
         # Others begin late or were thinned out; where they begin `index` does not say.
-        every = step == 1 and not (order.column == FRAME and len(frames) and frames[0])
+        late = frames is not None and order.column == FRAME and bool(frames[0])
+        every = step == 1 and not late
         runs = () if told is None else _runs(told[0][places], told[1])
         first = int(places[0]) if lie else begin
         drift = None if clock is None else clock.drift(places)
