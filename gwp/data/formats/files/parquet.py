@@ -21,6 +21,10 @@ says is; row groups of numbers, and row groups of pictures, which are large.
 """
 
 
+_MOST = 0.75
+"""Share of rows above which their width is that of the column, and others are damaged."""
+
+
 @contextmanager
 def parquet_errors(uri: str) -> Iterator[None]:
     """What Arrow says of a damaged file, as a DataError with its name. Storage that does not
@@ -193,7 +197,7 @@ def _with_gaps(values: Any, name: str) -> np.ndarray:
     """As `matrix`, of lists of which some are missing, empty or of another length."""
     lengths = pc.fill_null(pc.list_value_length(values), -1).to_numpy(zero_copy_only=False)
     known, counts = np.unique(lengths[lengths > 0], return_counts=True)
-    if not len(known) or 2 * counts.max() <= len(lengths):
+    if not len(known) or counts.max() <= _MOST * len(lengths):
         raise DataError(f"column {name} has rows of different widths")
     whole = lengths == known[counts.argmax()]
     found = matrix(pa.chunked_array([values.filter(pa.array(whole))]), name)
