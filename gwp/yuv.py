@@ -111,11 +111,37 @@ def quarter_turns(frame: Any) -> int:
     return round(frame.rotation / 90) % 4
 
 
+def _mirror_of(frame: Any) -> tuple[int, int, int, int] | None:
+    """Where x and y of a decoded frame go, where it is mirrored before it is shown: cameras at the
+    front of telephones film that way. None where it is turned at most.
+
+    The angle of FFmpeg does not tell.
+    """
+    data = frame.side_data.get("DISPLAYMATRIX")
+    if data is None:
+        return None
+    a, b, _, c, d = np.frombuffer(data, np.int32)[:5].tolist()
+    return (a, b, c, d) if a * d - b * c < 0 else None
+
+
+def _mirrored(picture: np.ndarray, matrix: tuple[int, int, int, int]) -> np.ndarray:
+    """Picture `[H, W, 3]`, or turned, as it is shown. matrix: x goes to `a x + c y`, y to `b x + d
+    y`, along the axes.
+    """
+    a, b, c, d = matrix
+    if abs(a) < abs(b):
+        picture = picture.transpose(1, 0, 2)
+        a, d = c, b
+    return picture[:: -1 if d < 0 else 1, :: -1 if a < 0 else 1]
+
+
 def picture_of(frame: Any, convert: "VideoReformatter") -> Picture:
     """A decoded frame, upright: its planes where that is what it has, else RGB. swscale
     converts odd sizes in another way.
     """
     kind = frame.format.name
+    if (matrix := _mirror_of(frame)) is not None:
+        return _mirrored(rgb(frame, convert), matrix)
     if turns := quarter_turns(frame):
         return np.rot90(rgb(frame, convert), turns)
     if kind not in _FORMATS or frame.width % 2 or frame.height % 2:

@@ -40,6 +40,11 @@ def event(name: str, **fields: Any) -> None:
         _json_line(name, **fields)
 
 
+def warn(text: str) -> None:
+    """Something that looks wrong and stops nothing."""
+    event("warning", text=text)
+
+
 class _Lines:
     """Progress as JSON lines: at most one every two seconds, and always the last."""
 

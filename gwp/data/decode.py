@@ -246,7 +246,8 @@ def _canvases(
         tolerance = None if row["kind"] == "clip" else 0.5 / rate + 1e-6
         for view in row["views"]:
             part = FilePart(view["uri"], view["offset"], view["bytes"])
-            origin = _View(row["format"], part, view["key"], rate, tolerance, bool(row["bgr"]))
+            bgr = bool(row["bgr"]) or view["slot"] in (row["bgr_slots"] or ())
+            origin = _View(row["format"], part, view["key"], rate, tolerance, bgr)
             wanted = files.setdefault(origin, {})
             for k, t in enumerate(frame_times(row, view, spec)):
                 # Microseconds: equal positions reached by different sums must be one request.

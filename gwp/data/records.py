@@ -102,7 +102,9 @@ class Place(TypedDict):
     action_keys: tuple[str, ...]
     """Columns of the action, likewise."""
     bgr: bool
-    """Whether its pictures were written with red and blue exchanged."""
+    """Whether its pictures were written with red and blue exchanged, all of them."""
+    bgr_slots: tuple[Slot, ...]
+    """Of the canvas, whose pictures were, where not all were."""
     views: list[View]
     """One per camera that is there."""
 

@@ -25,6 +25,7 @@ else:
     FormatName = Literal[format_names()]
 
 
+Colours = Literal["rgb", "bgr"]
 _LATER = ("instruction", "only")
 
 
@@ -55,10 +56,10 @@ class Source(BaseModel):
     """Canvas slot -> camera key of this set; None: those of the embodiment, or the first camera
     where there is none.
     """
-    colours: Literal["rgb", "bgr"] = "rgb"
+    colours: Colours | dict[str, Colours] = "rgb"
     """Order of the colours in its pictures and videos as they decode; bgr where they were written
     from RGB arrays by a program that takes BGR (OpenCV), or the other way round: red and blue are
-    exchanged then.
+    exchanged then. Of a robot set also by camera key; those that are not named are rgb.
     """
     state: tuple[str, ...] | None = None
     """Columns that make up the state, joined in this order; None: the usual ones of the format."""
@@ -100,13 +101,19 @@ class Source(BaseModel):
     @model_serializer(mode="wrap")
     def _without_defaults(self, write: SerializerFunctionWrapHandler) -> dict[str, Any]:
         fields: dict[str, Any] = write(self)
-        if not self.bgr:
+        if not self._some_bgr:
             fields.pop("colours", None)
         return fields
 
     @property
-    def bgr(self) -> bool:
-        """Whether red and blue of its pictures are exchanged."""
+    def _some_bgr(self) -> bool:
+        named = self.colours.values() if isinstance(self.colours, dict) else [self.colours]
+        return "bgr" in named
+
+    def is_bgr(self, camera: str) -> bool:
+        """Whether red and blue of the pictures of a camera are exchanged; "" for a plain video."""
+        if isinstance(self.colours, dict):
+            return self.colours.get(camera) == "bgr"
         return self.colours == "bgr"
 
     @property

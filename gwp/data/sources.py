@@ -27,15 +27,24 @@ def episodes_read(data: RobotSet, episodes: Iterable[tuple[Episode, int]]) -> It
         yield storage.join(data.uri, episode.data_file), episode.offset, episode.prefix, first
 
 
+def use_of(source: Source) -> str:
+    """What a source makes of an episode that it chooses: two of the same use have the same samples
+    of it.
+    """
+    return source.model_dump_json(exclude=_CHOICE)
+
+
 class Once:
     """What sources read, whatever folders they name: a file may lie in two of them."""
 
     def __init__(self) -> None:
         self._readers: dict[tuple[str, Read], str] = {}
 
-    def note(self, source: Source, read: Iterable[Read]) -> None:
-        """Keep what a source reads. DataError where another one reads it for the same use."""
-        use = source.model_dump_json(exclude=_CHOICE)
+    def note(self, source: Source, read: Iterable[Read], use: str | None = None) -> None:
+        """Keep what a source reads. DataError where another one reads it for the same use. use: what
+        it makes of that; None: what it says of it
+        """
+        use = use_of(source) if use is None else use
         wanted = list(read)
         places = places_of({file for file, *_ in wanted})
         own: dict[tuple[str, Read], str] = {}

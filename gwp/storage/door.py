@@ -7,6 +7,7 @@ Nothing but the modules of storage goes through it by itself; everybody else cal
 
 import math
 import os
+import re
 import stat
 from collections.abc import Callable
 from functools import lru_cache
@@ -63,7 +64,7 @@ def filesystem(uri: str) -> tuple[fsspec.AbstractFileSystem, str]:
         # Those of s3fs would multiply with the client's and with ours, which cover all that
         # they do.
         remote.retries = 1
-        return remote, uri.removeprefix("s3://").rstrip("/")
+        return remote, _in_bucket(uri)
     if not is_remote(uri):
         return _local(), absolute(uri)
     if uri.partition("://")[0] not in _OTHERS:
@@ -73,6 +74,14 @@ def filesystem(uri: str) -> tuple[fsspec.AbstractFileSystem, str]:
         )
     fs, path = fsspec.core.url_to_fs(uri)
     return fs, path
+
+
+def _in_bucket(uri: str) -> str:
+    """Bucket and key of `s3://...`: one slash between each part, as a path has, for a key with an
+    empty part is a slip nearly always.
+    """
+    path = uri.removeprefix("s3://").rstrip("/")
+    return re.sub("/+", "/", path).lstrip("/") if path.startswith("/") or "//" in path else path
 
 
 @lru_cache(1)
@@ -107,7 +116,7 @@ def arrow_filesystem(uri: str, patient: bool = True) -> tuple[Any, str]:
         # they come near our patience.
         attempts = 2 + int(math.log2(max(1.0, patience_s()))) if patient else 1
         settings = tuple(os.environ.get(name) for name in _SETTINGS)
-        return _arrow_s3(attempts, settings), uri.removeprefix("s3://").rstrip("/")
+        return _arrow_s3(attempts, settings), _in_bucket(uri)
     return pafs.LocalFileSystem(), absolute(uri)
 
 

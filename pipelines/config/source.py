@@ -37,9 +37,10 @@ def add_source_options(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--colours",
-        choices=("rgb", "bgr"),
         default="rgb",
-        help="bgr: red and blue of its pictures are exchanged, as OpenCV writes RGB arrays",
+        metavar="ORDER",
+        help="bgr: red and blue of its pictures are exchanged, as OpenCV writes RGB arrays; of "
+        "some cameras: KEY=bgr,...",
     )
     parser.add_argument("--split", help="split of a set that has several")
     parser.add_argument(
@@ -80,6 +81,9 @@ def source_of(args: argparse.Namespace, uri: str, **more: Any) -> "Source":
 
     names = ("format", "colours", "fps", "split", "instruction", "only")
     fields = {"uri": uri, **{name: getattr(args, name) for name in names}} | more
+    if "=" in args.colours:
+        pairs = [part.partition("=") for part in args.colours.split(",")]
+        fields["colours"] = {key.strip(): order.strip() for key, _, order in pairs}
     for name in ("state", "action"):
         columns = getattr(args, name)
         if columns:

@@ -43,6 +43,7 @@ from gwp.model.codecs.text import load_text_encoder
 from gwp.model.codecs.video import load_video_codec
 from gwp.paths import absolute_paths
 from pipelines.config.load import config_hash
+from pipelines.console import warn
 from pipelines.datasets.cache_rows import missing_shards, shapes, shard_rows, text_rows
 from pipelines.datasets.cache_writers import LatentWriter, TextWriter, decode_block
 from pipelines.jobs.resolve import (
@@ -190,7 +191,7 @@ def plan_cache(
     # Another job may still mean the same samples and codecs: their key says so.
     reader = FileReader()
     init, embodiments = init_uri(job), resolve_embodiments(job, reader)
-    manifest = manifest_of(job, embodiments, reader)
+    manifest = manifest_of(job, embodiments, reader, warn)
     # No statistics: only frames are decoded.
     spec = sample_spec(job, embodiments, {})
     with tempfile.TemporaryDirectory() as scratch:

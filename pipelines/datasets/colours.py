@@ -2,7 +2,7 @@
 the user decides.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations
 
@@ -38,6 +38,12 @@ are, from which on one of them looks exchanged.
 """
 
 
+_HOW_SURE = {
+    1: "one sign of two, so it may be so; a blue table or light gives it, too",
+    2: "both signs, so it is likely",
+}
+
+
 @dataclass(frozen=True)
 class Seen:
     """Colours of a camera. warm, cold: shares of its pixels in which red is well above blue with
@@ -56,54 +62,52 @@ def check_colours(
     data: RobotSet,
     episodes: Sequence[Episode],
     cameras: Sequence[str],
-    bgr: bool,
+    is_bgr: Callable[[str], bool],
     reader: FileReader,
 ) -> list[Finding]:
     """A finding for each camera whose pictures or videos look exchanged, as those that OpenCV
-    encodes from RGB arrays are: for themselves, or beside another camera of the set. bgr: what
-    the source says of them.
+    encodes from RGB arrays are: for themselves, or beside another camera of the set. is_bgr: what
+    the source says of a camera.
 
-    A blue table looks so too: the finding says "looks as if".
+    A blue table looks so too: the finding says by how many signs it looks so.
     """
     found: dict[str, Seen] = {}
     for camera in cameras:
-        pictures = _pictures(data, episodes, camera, bgr, reader)
+        pictures = _pictures(data, episodes, camera, is_bgr(camera), reader)
         if pictures:
             found[camera] = seen(pictures)
-    return suspected(found, "rgb" if bgr else "bgr")
+    return suspected(found, {camera: "rgb" if is_bgr(camera) else "bgr" for camera in found})
 
 
-def suspected(cameras: Mapping[str, Seen], other: str) -> list[Finding]:
-    """The findings of `check_colours`. other: what `colours` would exchange them."""
-    found: dict[str, str] = {}
+def suspected(cameras: Mapping[str, Seen], other: Mapping[str, str]) -> list[Finding]:
+    """The findings of `check_colours`. other: what `colours` would exchange each."""
+    signs: dict[str, list[str]] = {}
     for camera, colours in cameras.items():
         if colours.cold >= _SHARE and colours.cold >= _TIMES * colours.warm:
-            found[camera] = (
-                f"looks as if red and blue were exchanged ({colours.cold:.0%} of the pixels are "
-                f"bluish, {colours.warm:.0%} reddish)"
-            )
+            sign = f"{colours.cold:.0%} of the pixels are bluish, {colours.warm:.0%} reddish"
+            signs.setdefault(camera, []).append(sign)
     # Which of two is right the scene alone would tell; the colder one is the odd one.
-    beside: dict[str, str] = {}
+    beside: set[str] = set()
     for pair in combinations(cameras, 2):
         if not _contrary(*(cameras[camera] for camera in pair)):
             continue
         odd, right = sorted(pair, key=lambda camera: cameras[camera].warm - cameras[camera].cold)
-        beside[odd] = right
-        found.setdefault(
-            odd,
-            "looks as if red and blue were exchanged (its colours are those of "
-            f"{right} the other way round)",
-        )
-    advice = f"compare with the real scene; `colours: {other}` on the source exchanges "
+        if odd in beside:
+            continue
+        beside.add(odd)
+        signs.setdefault(odd, []).append(f"its colours are those of {right} the other way round")
+    # Where all look so, one word is enough.
+    every = len(signs) == len(cameras) and not beside
     return [
         Finding(
             camera,
-            what,
+            f"looks as if red and blue were exchanged ({' and '.join(said)}: {_HOW_SURE[len(said)]})",
             "ignored",
-            # Not all are: what sets one right would exchange the other.
-            advice + ("all cameras, so write this one again" if camera in beside else "them"),
+            "compare with the real scene; on the source `colours: "
+            + (other[camera] if every else f"{{{camera}: {other[camera]}}}")
+            + "` exchanges them",
         )
-        for camera, what in found.items()
+        for camera, said in signs.items()
     ]
 
 

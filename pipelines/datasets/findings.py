@@ -25,6 +25,8 @@ from gwp.storage.names import shown_all
 
 _RATE_TOLERANCE = 1e-5
 """Relative difference up to which two rates are the same."""
+_BESIDE = 0.5
+"""Frames by which a start lies at another one."""
 _SEEK_COSTS = 60
 """Frames between key frames from which on reading a window is slow."""
 
@@ -37,12 +39,15 @@ def of_cameras(data: RobotSet, source: Source) -> RobotSet:
     return replace(data, cameras={camera: data.cameras[camera] for camera in named})
 
 
-def check_metadata(data: RobotSet) -> Iterator[Finding]:
-    """What the metadata of a set lack, or say wrongly. Nothing here costs an episode."""
+def check_metadata(data: RobotSet, used: Sequence[Episode]) -> Iterator[Finding]:
+    """What the metadata of a set lack, or say wrongly. Nothing here costs an episode. used:
+    episodes as they are used, whose rows may say more
+    """
+    episodes = ({e.index: e for e in data.episodes} | {e.index: e for e in used}).values()
     if (count := len(colour_cameras(data.cameras))) > len(SLOTS):
         advice = "a canvas holds three: choose them with `cameras`"
         yield Finding("the set", f"{count} cameras", "ignored", advice)
-    if silent := sum(not (e.text or e.problem) for e in data.episodes):
+    if silent := sum(not (e.text or e.texts or e.problem) for e in episodes):
         what = f"{silent} of {len(data.episodes)} episodes have no instruction"
         advice = "they are learnt without a text; `task` on the source gives one"
         yield Finding("the set", what, "ignored", advice)
@@ -63,6 +68,16 @@ def unreadable_texts(episodes: Sequence[Episode]) -> Iterator[Finding]:
         yield Finding("instruction", what, "ignored", "it is read as U+FFFD; write it again")
 
 
+def _was_moved(stated: float, span: VideoSpan, fps: float) -> bool:
+    """Whether a start is at another frame than it is said to be; seconds of a file may be those of
+    its own clock.
+    """
+    if span.rate is None:
+        return span.start != stated
+    frame = span.start * span.rate
+    return min(abs(stated * rate - frame) for rate in (fps, span.rate)) >= _BESIDE
+
+
 def corrected_starts(data: RobotSet, episodes: Sequence[Episode]) -> Iterator[Finding]:
     """Starts of videos that were corrected by counting frames. episodes: as they are used."""
     # As the metadata have them; `episodes` are as they are going to be read.
@@ -70,7 +85,7 @@ def corrected_starts(data: RobotSet, episodes: Sequence[Episode]) -> Iterator[Fi
     for episode in episodes:
         for camera, span in episode.videos.items():
             before = recorded[episode.index].videos.get(camera)
-            if before and not span.key and span.rate is None and span.start != before.start:
+            if before and not span.key and _was_moved(before.start, span, data.fps):
                 what = (
                     f"{camera} starts at {span.start:.3f} s of {span.file} by count, "
                     f"the metadata say {before.start:.3f} s"

@@ -75,7 +75,7 @@ def _describe_robots(data: RobotSet, source: Source, reader: FileReader) -> dict
         Finding(f"episode {episode.index}", reason, "left out", "mend or remove it")
         for episode, reason in unusable
     ]
-    findings += [*corrected_starts(data, episodes), *check_metadata(data)]
+    findings += [*data.remarks, *corrected_starts(data, episodes), *check_metadata(data, episodes)]
     findings += unreadable_texts(episodes)
     if source.only is not None:
         chosen = source.select([episode.index for episode in data.episodes])
@@ -87,7 +87,7 @@ def _describe_robots(data: RobotSet, source: Source, reader: FileReader) -> dict
         for camera in data.cameras
         if camera not in cameras
     ]
-    colours = check_colours(data, episodes, cameras, source.bgr, reader)
+    colours = check_colours(data, episodes, cameras, source.is_bgr, reader)
     findings += colours
     # The videos of each camera; where there are none, `infos` is the reason.
     streams = {camera: stream_infos(data, episodes, camera, reader) for camera in cameras}
@@ -197,6 +197,7 @@ def _describe_clips(clip_set: ClipSet) -> dict[str, Any]:
 
 def _probe(kinds: Kinds, clip: Clip) -> VideoInfo | DataError:
     try:
+        clip.check()
         with open_to_probe(clip.uri, clip.size, clip.offset) as handle:
             return probe(handle, kinds)
     except DataError as error:

@@ -9,6 +9,7 @@ import numpy as np
 
 from gwp.data.formats.finding import Finding
 from gwp.data.robot.kinds import PAIRS, TURNS
+from gwp.data.robot.rotations import third_axis
 
 _JUMP = 0.75
 """Share of a turn from which on a change from row to row is a jump of it."""
@@ -63,6 +64,7 @@ class RotationGuess:
         # Of four entries that begin at each, and of six in either order.
         self._off_unit = np.zeros(max(0, width - 3))
         self._off_axes = {kind: np.zeros(max(0, width - 5)) for kind in PAIRS}
+        self._off_third = np.zeros(max(0, width - 8))
 
     def add(self, rows: np.ndarray) -> None:
         """The finite rows `[n, d]` of an episode, one behind the other."""
@@ -85,11 +87,19 @@ class RotationGuess:
                 # What was no pair of axes once is none.
                 if off[i] <= _UNIT:
                     off[i] = max(off[i], _off_axes(rows[:, i : i + 6][:, order]))
+        for i in range(len(self._off_third)):
+            if self._off_third[i] <= _UNIT:
+                away = rows[:, i + 6 : i + 9] - third_axis(rows[:, i : i + 6])
+                self._off_third[i] = max(self._off_third[i], np.abs(away).max())
 
     def findings(self) -> Iterator[Finding]:
-        """One per rotation of six or four entries, and per angle that wraps."""
+        """One per rotation of nine, six or four entries, and per angle that wraps."""
         i = 0
         while i < len(self._names):
+            if self._is_matrix(i):
+                yield self._entries(i, 9, "matrix", "a rotation matrix")
+                i += 9
+                continue
             if kind := self._pair(i):
                 yield self._entries(i, 6, kind, "two axes at a right angle")
                 i += 6
@@ -120,6 +130,11 @@ class RotationGuess:
         if first >= len(self._off_unit) or self._off_unit[first] > _UNIT:
             return False
         return self._moves(first, 4)
+
+    def _is_matrix(self, first: int) -> bool:
+        if first >= len(self._off_third) or self._off_third[first] > _UNIT:
+            return False
+        return self._off_axes["rot6d"][first] <= _UNIT and self._moves(first, 9)
 
     def _pair(self, first: int) -> str:
         """The kind of six entries; nothing where they are no pair of axes."""

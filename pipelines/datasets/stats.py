@@ -10,8 +10,9 @@ from gwp import storage
 from gwp.data.canvas import SLOTS
 from gwp.data.formats.cameras import colour_cameras, default_slots
 from gwp.data.formats.files.reader import FileReader
-from gwp.data.formats.find import robots_at
+from gwp.data.formats.find import robots_at, usable_episodes
 from gwp.data.formats.robot_set import RobotSet, embodiment_of
+from gwp.data.plan.doubts import angle_doubts
 from gwp.data.robot.embodiment import Embodiment
 from gwp.data.source import parse_ranges
 from gwp.data.sources import check_once
@@ -92,9 +93,13 @@ def _computed(args: argparse.Namespace) -> tuple[Embodiment, Stats]:
     ]
     check_once(sources)
     # The stride plays no part in statistics; a quarter of a chunk is one that fits.
-    return embodiment, compute_stats(
-        sources, embodiment, Window(chunk=chunk, stride=chunk // 4), reader
-    )
+    stats = compute_stats(sources, embodiment, Window(chunk=chunk, stride=chunk // 4), reader)
+    for source in sources:
+        if (data := robots_at(source, reader)) is not None:
+            good, _ = usable_episodes(data, source, [], reader)
+            for text in angle_doubts(data, good, embodiment, reader):
+                event("warning", text=f"{source.uri}: {text}")
+    return embodiment, stats
 
 
 def _imported(args: argparse.Namespace) -> tuple[Embodiment, Stats]:

@@ -13,6 +13,7 @@ from gwp.data.formats.vectors import vectors_of
 from gwp.errors import DataError
 from pipelines.datasets.grippers import check_grippers
 from pipelines.datasets.rows import Feature
+from pipelines.datasets.units import check_units
 
 _BINARY_SHARE = 0.9
 """Share of rows at one of the two ends from which on a dimension is called near-binary."""
@@ -84,6 +85,7 @@ def check_vectors(
     for feature in features:
         findings += _wild(feature)
     findings += check_grippers(dimensions, state, action)
+    findings += check_units(dimensions)
     for feature in features:
         findings += feature.guess.findings()
     return VectorCheck(findings, dimensions)

@@ -163,7 +163,7 @@ class Recording:
         # Half a row: between two steps of another rate the nearest frame is shown.
         tolerance = 0.5 / data.fps + 1e-6
         reader = self._set.reader
-        about = part, span.key, data.fps, reader, tolerance, self._set.source.bgr
+        about = part, span.key, data.fps, reader, tolerance, self._set.source.is_bgr(camera)
         with open_frames(data.format, *about) as frames:
             # A reader wants ascending, different times; steps past the end repeat one.
             pictures = {t: np.asarray(picture) for t, picture in frames(sorted(set(times)))}

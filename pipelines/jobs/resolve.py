@@ -6,7 +6,7 @@ folder (`pipelines.training.prepare`) is written from it.
 """
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from itertools import combinations
 from pathlib import Path
 from typing import Any
@@ -19,10 +19,10 @@ from pydantic import ValidationError
 from gwp import storage
 from gwp.data.decode import SampleSpec, decode_frames
 from gwp.data.formats.files.reader import FileReader
-from gwp.data.formats.find import robots_at
+from gwp.data.formats.find import robots_at, set_at
 from gwp.data.formats.robot_set import embodiment_of
 from gwp.data.latent_cache import Key, NumberFormat, sample_names
-from gwp.data.plan.build import build_manifest
+from gwp.data.plan.build import build_manifest, unheard
 from gwp.data.plan.manifest import Manifest
 from gwp.data.plan.plan import Rules, plan_slice
 from gwp.data.robot.embodiment import Embodiment
@@ -116,6 +116,8 @@ def resolve_embodiments(job: TrainJob, reader: FileReader) -> dict[str, Embodime
             )
         data = robots_at(source, reader)
         if data is None:
+            # For its error, where nothing is there that is known.
+            set_at(source, reader)
             raise GwpError(
                 f"{source.uri}: plain videos cannot describe robot {name}; remove `embodiment` "
                 "from this source"
@@ -155,12 +157,23 @@ def resolve_embodiments(job: TrainJob, reader: FileReader) -> dict[str, Embodime
 
 def notes(job: TrainJob, robots: dict[str, Embodiment]) -> Iterator[str]:
     """What was chosen for the robots of a job without a word of its author: their cameras, and
-    rows of the model's projections that several share.
+    rows of the model's projections that several share; and deltas of what is not the same.
     """
     for name, config in job.data.embodiments.items():
         if config.cameras is None:
             slots = ", ".join(f"{slot} = {key}" for slot, key in robots[name].cameras.items())
             yield f"cameras of {name}, for none are named: {slots}"
+        robot = robots[name]
+        pairs = zip(robot.action_names, robot.state_names, robot.delta, strict=False)
+        known = set(robot.state_names)
+        # Another name may be the same quantity; one that stands elsewhere is not.
+        odd = [f"{a} - {s}" for a, s, delta in pairs if delta and a != s and a in known]
+        if odd:
+            yield (
+                f"delta_mask of {name} subtracts the state of the same place and not of the same "
+                f"name ({', '.join(odd)}): bring `state` or `action` into one order of columns, or "
+                "set it to false there"
+            )
     for (name, robot), (other, same) in combinations(robots.items(), 2):
         if robot.id == same.id:
             yield (
@@ -206,8 +219,13 @@ def compute_all_stats(
     return stats
 
 
-def manifest_of(job: TrainJob, embodiments: dict[str, Embodiment], reader: FileReader) -> Manifest:
-    """Every sample that the job may read."""
+def manifest_of(
+    job: TrainJob,
+    embodiments: dict[str, Embodiment],
+    reader: FileReader,
+    tell: Callable[[str], None] = unheard,
+) -> Manifest:
+    """Every sample that the job may read. tell: is given what looks wrong and costs nothing"""
     data = job.data
     return build_manifest(
         data.sources,
@@ -218,6 +236,7 @@ def manifest_of(job: TrainJob, embodiments: dict[str, Embodiment], reader: FileR
         curate=data.curate,
         max_broken=data.max_broken,
         reader=reader,
+        tell=tell,
     )
 
 

@@ -70,8 +70,8 @@ class EmbodimentConfig(BaseModel):
     kinds: dict[str, Kind] = {}
     """Name of a state or action dimension -> what it is: `radians`, `radians_positive`,
     `degrees`, `degrees_positive` for an angle that wraps, `quaternion` for each of its four
-    entries, `rot6d` or `rot6d_interleaved` for each of its six, or a gripper's `range`,
-    `invert` and `binary`; others are plain numbers.
+    entries, `rot6d` or `rot6d_interleaved` for each of its six, `matrix` for each of its nine,
+    or a gripper's `range`, `invert` and `binary`; others are plain numbers.
     """
     stats: Location | None = None
     """File (path or s3://) of statistics made by `gwp data stats`; None: computed from the

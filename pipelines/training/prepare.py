@@ -23,7 +23,7 @@ from gwp.data.text import text_hash
 from gwp.errors import GwpError
 from gwp.paths import absolute_paths
 from pipelines.config.load import config_hash
-from pipelines.console import event
+from pipelines.console import event, warn
 from pipelines.jobs.resolve import (
     cache_key,
     compute_all_stats,
@@ -123,7 +123,7 @@ def prepare(job: TrainJob, allowed: tuple[str, ...] = ()) -> PreparedRun:
     embodiments = resolve_embodiments(job, reader)
     for text in notes(job, embodiments):
         event("note", text=text)
-    manifest = manifest_of(job, embodiments, reader)
+    manifest = manifest_of(job, embodiments, reader, warn)
     # Here, and not in the workers, is where a mixture that fills no batch is told.
     plan = make_plan(manifest, job.run.seed, 0, job.plan_rules)
     stats = compute_all_stats(job, embodiments, reader)

@@ -1,12 +1,14 @@
 """Sets of every format: which one lies at a source, and which of its episodes can be used."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Protocol
 
 from gwp import storage
-from gwp.data.formats.files.listing import with_broken_links
+from gwp.data.formats.files.listing import NOTHING_THERE, folders_gone, with_broken_links
 from gwp.data.formats.files.reader import FileReader
+from gwp.data.formats.finding import Finding
+from gwp.data.formats.foreign import foreign_form, robot_sets_among
 from gwp.data.formats.format import SetSource, Usable
 from gwp.data.formats.outcomes import with_outcome
 from gwp.data.formats.pictures import with_pictures
@@ -22,8 +24,11 @@ _OF_ROBOTS = ("embodiment", "cameras", "state", "action", "fps", "only")
 _DEEP = 3
 """Folders below a source in which sets are looked for that it might have named."""
 
+_CAPTIONS = (".txt", ".json", ".jsonl", ".csv")
+"""Of files beside videos: a link of theirs that leads nowhere is told, too."""
 _LISTS = 16
 """Folders of which it stays what lies there."""
+_NOT_READ = "are not read; convert them to LeRobot or to HDF5 (docs/data.md says in which form)"
 _POINTER = f"is a Git LFS pointer and not the file; {ADVICE}"
 
 
@@ -38,12 +43,17 @@ class NamedSource(SetSource, Protocol):
 @dataclass(frozen=True)
 class _Place:
     """Where the set of a source lies: folder, files below it, and the name of their format
-    (None: nothing that is known).
+    (None: nothing that is known). gone: links to folders that are not there
     """
 
     uri: str
     files: dict[str, int]
     format: str | None
+    gone: tuple[str, ...] = ()
+
+    def findings(self) -> tuple[Finding, ...]:
+        """What of it is not there."""
+        return tuple(Finding(name, NOTHING_THERE, "left out") for name in self.gone)
 
 
 def set_at(source: NamedSource, reader: FileReader | None = None) -> RobotSet | ClipSet:
@@ -55,10 +65,12 @@ def set_at(source: NamedSource, reader: FileReader | None = None) -> RobotSet | 
     reader = reader or FileReader()
     place = _place_of(source, reader)
     if place.format is None:
-        raise DataError(_nothing(source.uri) if not place.files else _nothing_known(source.uri))
+        raise DataError(_nothing(source.uri) if not place.files else _nothing_known(place))
     if place.format in ROBOTS:
         return _read_robots(place, place.format, source, reader)
     _check_options(source, place.format)
+    if isinstance(getattr(source, "colours", None), Mapping):
+        raise DataError(f"{source.uri}: plain videos have no cameras; write `colours: bgr` or rgb")
     with told_of_pointers(place.uri, place.files):
         clips = VIDEOS[place.format].read_clips(place.uri, place.files, source, reader)
     if given := next((name for name in _OF_ROBOTS if getattr(source, name, None)), None):
@@ -69,7 +81,8 @@ def set_at(source: NamedSource, reader: FileReader | None = None) -> RobotSet | 
     # Shards that break off, and are none.
     lost = set(pointers(place.uri, place.files, (name for name, _ in clips.broken)))
     broken = tuple((name, _POINTER if name in lost else why) for name, why in clips.broken)
-    return replace(clips, broken=broken)
+    gone = tuple((finding.item, finding.what) for finding in place.findings())
+    return replace(clips, broken=(*gone, *broken))
 
 
 def robots_at(source: NamedSource, reader: FileReader | None = None) -> RobotSet | None:
@@ -89,7 +102,15 @@ def robots_at(source: NamedSource, reader: FileReader | None = None) -> RobotSet
 def _read_robots(place: _Place, name: str, source: NamedSource, reader: FileReader) -> RobotSet:
     _check_options(source, name)
     with told_of_pointers(place.uri, place.files):
-        return ROBOTS[name].read_set(place.uri, place.files, source, reader)
+        data = ROBOTS[name].read_set(place.uri, place.files, source, reader)
+    named = getattr(source, "colours", None)
+    strangers = set(named if isinstance(named, Mapping) else ()) - {*data.cameras, *data.absent}
+    if strangers:
+        raise DataError(
+            f"{source.uri}: `colours` names {shown_all(strangers)}; the cameras of the set are "
+            f"{shown_all(data.cameras) or 'none'}"
+        )
+    return replace(data, remarks=(*place.findings(), *data.remarks))
 
 
 def _check_options(source: NamedSource, name: str) -> None:
@@ -145,18 +166,28 @@ def _place_of(source: NamedSource, reader: FileReader) -> _Place:
         # Folders of one format that reads what lies deeper, as HDF5 does, are one set.
         kinds = set(below.values())
         if len(kinds) > 1 or not _reads_deeper(uri, files, kinds):
-            raise DataError(
-                f"{uri}: no set itself, but in {len(below)} folders below it: {shown_all(below)}; "
-                "name one of them, or say with `format` what to read of all of them"
-            )
-    return _place(uri, files, _format_at(uri, files, known))
+            raise DataError(_no_set_itself(uri, below))
+    found = _format_at(uri, files, known)
+    # Videos of robots are no plain ones, however deep they lie.
+    if found in VIDEOS and (deep := robot_sets_among(files)):
+        raise DataError(_no_set_itself(uri, deep))
+    return _place(uri, files, found)
+
+
+def _no_set_itself(uri: str, folders: Collection[str]) -> str:
+    return (
+        f"{uri}: no set itself, but in {len(folders)} folders below it: {shown_all(folders)}; "
+        "name one of them, or say with `format` what to read of all of them"
+    )
 
 
 def _place(uri: str, files: dict[str, int], name: str | None) -> _Place:
+    gone = tuple(folders_gone(files))
+    files = {n: size for n, size in files.items() if n not in gone}
     # What has no single files knows by its metadata what is missing.
     if name is None or not formats()[name].endings:
         files = {n: size for n, size in files.items() if size != storage.NOWHERE}
-    return _Place(uri, files, name)
+    return _Place(uri, files, name, gone)
 
 
 def _format_at(uri: str, files: dict[str, int], known: Mapping[str, object]) -> str | None:
@@ -199,17 +230,22 @@ def _listed(uri: str, endings: tuple[str, ...]) -> tuple[str, dict[str, int]]:
     if uri.lower().endswith(endings) and (size := storage.size_of(uri)) is not None:
         folder, _, name = uri.rpartition("/")
         return folder or ".", {name: size}
-    return uri, with_broken_links(uri, endings)
+    return uri, with_broken_links(uri, (*endings, *_CAPTIONS))
 
 
 def _nothing(uri: str) -> str:
     is_file = storage.size_of(uri) is not None
+    if form := foreign_form([uri] if is_file else storage.list_files(uri)):
+        return f"{uri}: {form} {_NOT_READ}"
     what = "a file, of no kind that is read" if is_file else "nothing there"
     endings = ", ".join(f"*{e}" for form in formats().values() for e in form.endings)
     return f"{uri}: {what}; give the folder or s3:// prefix of a set, or one file ({endings})"
 
 
-def _nothing_known(uri: str) -> str:
+def _nothing_known(place: _Place) -> str:
     """Videos first: that is what a folder without any metadata is taken for."""
+    uri = place.uri
+    if form := foreign_form([*place.files, f"{uri.rstrip('/')}/", *storage.list_files(uri)]):
+        return f"{uri}: {form} {_NOT_READ}"
     *most, last = [f"no {form.signs}" for form in (*VIDEOS.values(), *ROBOTS.values())]
     return f"{uri}: {', '.join(most)} and {last}; check the URI"

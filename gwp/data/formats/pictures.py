@@ -3,6 +3,7 @@ by one.
 """
 
 import io
+import re
 import struct
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -24,6 +25,8 @@ from gwp.yuv import Picture
 _CHANNELS = (1, 3, 4)
 """Of grey pictures, RGB and RGBA."""
 _NO_COLOUR = "as depth has, not uint8 colours; name another camera"
+_DEEP = re.compile(r"(?!BGR)[A-Za-z]+;(12|16|32)")
+"""How samples of so many bits lie, as Pillow calls it; `BGR;16` are 16 bits of all three."""
 _ORIENTATION = 0x0112
 """Tag of EXIF: which way up."""
 _TRIED = 65536
@@ -142,7 +145,7 @@ def as_rgb(raw: Any, name: str) -> np.ndarray:
         with Image.open(io.BytesIO(raw)) as picture:
             # What 16 bits mean (mostly millimetres) no conversion could know. Pillow cuts those of
             # several channels to 8 without a word.
-            if picture.mode.startswith(("I", "F")) or _is_deep_png(raw):
+            if picture.mode.startswith(("I", "F")) or _is_deep_png(raw) or _is_deep(picture):
                 raise DataError(f"{name} has more than 8 bits a channel, {_NO_COLOUR}")
             # Pictures that OpenCV encoded from RGB arrays come out with red and blue
             # exchanged: nothing in the file tells (`colours` of the source does).
@@ -157,6 +160,16 @@ def as_rgb(raw: Any, name: str) -> np.ndarray:
 def _is_deep_png(raw: bytes) -> bool:
     # Behind the signature, the head of the first chunk, width and height: bits of a channel.
     return raw.startswith(b"\x89PNG") and raw[24:25] == b"\x10"
+
+
+def _is_deep(picture: Image.Image) -> bool:
+    """Whether what is stored has more than 8 bits a channel, as TIFF and PPM may."""
+    for codec, _, _, about in getattr(picture, "tile", ()):
+        lies, *more = about if isinstance(about, tuple) else (about,)
+        # How the samples lie, as `RGB;16L`; in PPM the largest of them stands behind.
+        if _DEEP.match(str(lies)) or (codec.startswith("ppm") and max(more, default=0) > 255):
+            return True
+    return False
 
 
 def _upright(picture: Image.Image) -> Image.Image:

@@ -11,6 +11,7 @@ from pydantic import ValidationError
 
 from gwp.data.canvas import SLOTS
 from gwp.data.formats.cameras import colour_cameras, default_slots
+from gwp.data.formats.finding import Finding
 from gwp.data.robot.embodiment import Embodiment, Slot
 from gwp.errors import DataError
 
@@ -80,7 +81,8 @@ class RobotSet:
     `named`: whether the set names its dimensions. `state_keys`, `action_keys`: columns that
     make up the vectors, joined in this order.
     `columns`: those that could. `absent`: cameras that are declared and have no file. `own`: what
-    the format keeps of the metadata for itself.
+    the format keeps of the metadata for itself. `remarks`: what was chosen that its user may not
+    have meant, told wherever it is used.
     """
 
     uri: str
@@ -100,6 +102,7 @@ class RobotSet:
     columns: tuple[str, ...] = ()
     absent: tuple[str, ...] = ()
     own: Any = None
+    remarks: tuple[Finding, ...] = ()
 
     def keys(self, episode: Episode) -> tuple[tuple[str, ...], tuple[str, ...]]:
         """Columns of state and action as the file of `episode` calls them."""

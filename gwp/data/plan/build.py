@@ -2,7 +2,7 @@
 looked at once.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import pairwise
 from math import ceil
 
@@ -15,7 +15,9 @@ from gwp.data.formats.files.reader import FileReader, several
 from gwp.data.formats.find import set_at, usable_episodes
 from gwp.data.formats.plain.clip_set import Clip, ClipSet
 from gwp.data.formats.robot_set import Episode, RobotSet, check_embodiment, rows_per_step
+from gwp.data.plan.copies import Copies, Piece, clip_pieces, episode_pieces
 from gwp.data.plan.curate import CurationConfig, Curator, Cut
+from gwp.data.plan.doubts import angle_doubts
 from gwp.data.plan.manifest import Manifest, Rows
 from gwp.data.rates import steps_of
 from gwp.data.records import Place, Skipped, View
@@ -29,19 +31,30 @@ from gwp.data.window import ClipWindow, Window
 from gwp.errors import DataError
 
 
+def unheard(text: str) -> None:
+    """For who does not want to hear what looks wrong."""
+
+
 class _Builder:
     """A manifest while it is built."""
 
-    def __init__(self) -> None:
+    def __init__(self, tell: Callable[[str], None]) -> None:
         self.rows = Rows()
+        self.tell = tell
         self.skipped: list[Skipped] = []
         self.texts: dict[str, str] = {}
         # Episodes and videos of the source in work: `max_broken` is a share of them.
         self.looked = 0
         self.once = Once()
+        self.copies = Copies()
 
     def skip(self, uri: str, item: str, reason: str, broken: bool = True) -> None:
         self.skipped.append({"uri": uri, "item": item, "reason": reason, "broken": broken})
+
+    def compare(self, source: Source, pieces: Iterable[Piece]) -> None:
+        """Tell of what earlier sources hold a copy of."""
+        for text in self.copies.note(source, pieces):
+            self.tell(text)
 
     def key_of(self, text: str) -> str:
         """Key of an instruction or caption, which is remembered."""
@@ -60,6 +73,7 @@ def build_manifest(
     curate: CurationConfig | None = None,
     max_broken: float = 1.0,
     reader: FileReader | None = None,
+    tell: Callable[[str], None] = unheard,
 ) -> Manifest:
     """Look at every source and list its samples.
 
@@ -69,12 +83,12 @@ def build_manifest(
     that cannot be used are left out and named in `skipped`, dropped clips by video and reason
     with their number. `buckets`: shapes of clips, numbered from 1; robot samples are of bucket
     0, and clips too where there are none. `reader`: keeps what is read of files; None: one for
-    this call. DataError when a source has nothing usable, more than
-    a share `max_broken` of it is broken, or it does not fit its embodiment, and when two name the
-    same episodes.
+    this call. `tell`: is given what looks wrong and costs nothing. DataError when a source has
+    nothing usable, more than a share `max_broken` of it is broken, or it does not fit its
+    embodiment, and when two name the same episodes.
     """
     check_once(sources)
-    build, kinds = _Builder(), set()
+    build, kinds = _Builder(tell), set()
     reader = reader or FileReader()
     # One for all sources: a copy of a clip may lie in another of them.
     curator = Curator(clip, buckets, curate)
@@ -140,6 +154,10 @@ def _add_robot(
     window: Window,
     reader: FileReader,
 ) -> None:
+    for remark in data.remarks:
+        # Without labels it is all one which columns they are.
+        if source.labelled or remark.item not in ("state", "action"):
+            build.tell(f"{source.uri}: {remark.item}: {remark.what}; {remark.advice}")
     embodiment = None
     if source.embodiment is not None:
         if source.embodiment not in embodiments:
@@ -162,8 +180,19 @@ def _add_robot(
         cameras = {"front": found[0]} if found else {}
     if not cameras:
         raise DataError(f"{source.uri}: the set has no video")
+    bgr = tuple(slot for slot, camera in cameras.items() if source.is_bgr(camera))
     good, bad = usable_episodes(data, source, list(cameras.values()), reader)
-    build.once.note(source, episodes_read(data, good))
+    # What it comes to: a field may say what would be so without it.
+    use = [source.labelled, ratio, data.state_keys, data.action_keys, sorted(cameras.items()), bgr]
+    use += [source.embodiment, source.with_actions]
+    texts = [(e.text, e.texts) if source.task is None else source.task for e, _ in good]
+    reads = zip(episodes_read(data, good), texts, strict=True)
+    read = ((file, byte, f"{path} {text}", row) for (file, byte, path, row), text in reads)
+    build.once.note(source, read, repr(use))
+    build.compare(source, episode_pieces(data, good, reader))
+    if embodiment and source.labelled:
+        for doubt in angle_doubts(data, good, embodiment, reader):
+            build.tell(f"{source.uri}: {doubt}")
     build.looked += len(good) + len(bad)
     for episode, reason in bad:
         build.skip(source.uri, f"episode {episode.index}", reason)
@@ -216,7 +245,8 @@ def _add_robot(
             "data_bytes": episode.bytes,
             "state_keys": state_keys,
             "action_keys": action_keys,
-            "bgr": source.bgr,
+            "bgr": len(bgr) == len(cameras),
+            "bgr_slots": () if len(bgr) == len(cameras) else bgr,
             "views": views,
         }
         for begin, end, text in _told(episode, source, ratio, len(starts)):
@@ -258,12 +288,14 @@ def _add_clips(
 
     def look(video: Clip) -> VideoInfo | Look | DataError:
         try:
+            video.check()
             return curator.look(video.uri, video.size, video.offset)
         except DataError as error:
             return error
 
     videos = [found.clips[i] for i in chosen]
     build.once.note(source, ((v.uri, v.offset, "", 0) for v in videos))
+    build.compare(source, clip_pieces([video for video in videos if video.is_there]))
     # Copies are told from earlier videos, so all are cut in their order.
     looks = several(found.uri, look, videos, curator.at_once)
     for video, seen in zip(videos, looks, strict=True):
@@ -313,7 +345,8 @@ def _add_clip(
         "state_keys": (),
         "action_keys": (),
         "text_key": build.key_of(video.caption if source.task is None else source.task),
-        "bgr": source.bgr,
+        "bgr": source.is_bgr(""),
+        "bgr_slots": (),
         "views": [view],
     }
     # Pairs of seconds and bucket, as one array of each.

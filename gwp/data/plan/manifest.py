@@ -57,6 +57,8 @@ PLACE = pa.schema(
         ("action_keys", pa.list_(pa.string())),
         # Whether red and blue of its pictures are exchanged.
         ("bgr", pa.bool_()),
+        # Slots of which they are, where not all are.
+        ("bgr_slots", pa.list_(pa.string())),
         # Start in seconds: of the episode in that file (kind robot), of the sample (kind clip).
         ("views", pa.list_(VIEW)),
     ]
@@ -266,9 +268,12 @@ def _later(views: pa.Array, shift: np.ndarray) -> pa.Array:
 
 def _complete(rows: pa.Table) -> pa.Table:
     """Whole rows as they are now: those of before do not say that colours are exchanged."""
-    if "bgr" in rows.column_names:
-        return rows
-    return rows.append_column("bgr", pa.repeat(False, len(rows)))
+    if "bgr" not in rows.column_names:
+        rows = rows.append_column("bgr", pa.repeat(False, len(rows)))
+    if "bgr_slots" not in rows.column_names:
+        none = pa.array([[]] * len(rows), pa.list_(pa.string()))
+        rows = rows.append_column("bgr_slots", none)
+    return rows
 
 
 def _compact(parts: Iterable[pa.Table]) -> tuple[pa.Table, pa.Table]:

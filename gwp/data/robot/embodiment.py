@@ -66,7 +66,8 @@ class Embodiment(BaseModel):
     `radians` (-pi to pi), `radians_positive` (0 to 2 pi), `degrees` (-180 to 180) or
     `degrees_positive` (0 to 360) for an angle that wraps there; `quaternion` for each of its four
     entries; `rot6d` or `rot6d_interleaved` for each of its six: the first two columns of a
-    rotation matrix, one behind the other (rows so, too) or row by row;
+    rotation matrix, one behind the other (rows so, too) or row by row; `matrix` for each of the
+    nine of a whole one;
     for a gripper its `range`, `invert` and `binary`. Actions that `resample` adds up are
     displacements, which do not wrap.
     """

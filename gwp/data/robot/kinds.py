@@ -10,7 +10,16 @@ from typing import Literal
 import numpy as np
 from pydantic import BaseModel, ConfigDict, model_validator
 
-from gwp.data.robot.rotations import between_pairs, near, one_sign, slerp, unit, upright
+from gwp.data.robot.rotations import (
+    between_pairs,
+    near,
+    one_sign,
+    proper,
+    slerp,
+    third_axis,
+    unit,
+    upright,
+)
 
 Rotation = Literal[
     "radians",
@@ -20,6 +29,7 @@ Rotation = Literal[
     "quaternion",
     "rot6d",
     "rot6d_interleaved",
+    "matrix",
 ]
 
 TURNS: dict[str, tuple[float, float]] = {
@@ -94,7 +104,7 @@ class Meaning:
 
     turns: int `[t]`, angles that wrap; low, period: `[t]`, where their range begins and how wide
     it is, robot units. quaternions: int `[q, 4]`, in either order of their parts. pairs: int
-    `[r, 6]`, entries of the first axis, then of the second
+    `[r, 6]`, entries of the first axis, then of the second. matrices: int `[m, 9]`, those of all three
     """
 
     turns: np.ndarray
@@ -102,16 +112,17 @@ class Meaning:
     period: np.ndarray
     quaternions: np.ndarray
     pairs: np.ndarray
+    matrices: np.ndarray
 
     @property
     def entries(self) -> np.ndarray:
         """int: all numbers that are part of a rotation."""
-        return np.concatenate([self.turns, self.quaternions.ravel(), self.pairs.ravel()])
+        return np.concatenate([self.turns, *self.wholes])
 
     @property
     def wholes(self) -> list[np.ndarray]:
         """Entries of each rotation that is more than one number."""
-        return [*self.quaternions, *self.pairs]
+        return [*self.quaternions, *self.pairs, *self.matrices]
 
     def shortest(self, difference: np.ndarray) -> np.ndarray:
         """Differences `[..., d]` of two vectors, with those of angles the short way round."""
@@ -136,6 +147,8 @@ class Meaning:
             out[..., four] = unit(out[..., four])
         for six in self.pairs:
             out[..., six] = upright(out[..., six])
+        for nine in self.matrices:
+            out[..., nine] = proper(out[..., nine])
         return out
 
     def between(self, before: np.ndarray, after: np.ndarray, share: np.ndarray) -> np.ndarray:
@@ -148,6 +161,9 @@ class Meaning:
                 out[:, four] = slerp(before[:, four], after[:, four], share)
             for six in self.pairs:
                 out[:, six] = between_pairs(before[:, six], after[:, six], share)
+            for nine in self.matrices:
+                pairs = between_pairs(before[:, nine[:6]], after[:, nine[:6]], share)
+                out[:, nine] = np.concatenate([pairs, third_axis(pairs)], -1)
         return out
 
     def steady(self, values: np.ndarray, reference: Reference) -> np.ndarray:
@@ -199,16 +215,23 @@ class Meaning:
         for dim in self.turns[out.any(0)]:
             low, high = np.nanmin(rows[:, dim]), np.nanmax(rows[:, dim])
             return int(dim), f"goes from {low:.4g} to {high:.4g}, which is no angle in"
-        for entries in [*self.quaternions, *self.pairs[:, :3], *self.pairs[:, 3:]]:
+        axes = [*self.pairs.reshape(-1, 3), *self.matrices.reshape(-1, 3)]
+        for entries in [*self.quaternions, *axes]:
             length = np.sqrt((rows[:, entries] ** 2).sum(1))
             off = length[np.abs(length - 1) > _OFF]
             if len(off):
                 what = f"begins entries of length {off[0]:.3g} where 1 belongs to a"
                 return int(entries.min()), what
-        for six in self.pairs:
+        for six in [*self.pairs, *self.matrices[:, :6]]:
             dots = (rows[:, six[:3]] * rows[:, six[3:]]).sum(1)
             if (np.abs(dots) > _OFF).any():
                 return int(six.min()), "begins two axes that are at no right angle, as in a"
+        for nine in self.matrices:
+            away = np.abs(rows[:, nine[6:]] - third_axis(rows[:, nine[:6]]))
+            if (away > _OFF).any():
+                return int(
+                    nine.min()
+                ), "begins three axes that are no rotation, or a mirror, as in a"
         return None
 
 
@@ -218,13 +241,13 @@ def meaning_of(
     """The rotations of a vector with these names; None where there are none. displaced: entries
     that are displacements, which do not wrap.
 
-    ValueError when quaternions are no groups of four, pairs of axes none of six, or one of them a
-    displacement.
+    ValueError when quaternions are no groups of four, pairs of axes none of six, matrices none of
+    nine, or one of them a displacement.
     """
     if not kinds:
         return None
     moved = list(displaced) or [False] * len(names)
-    wholes = {"quaternion", *PAIRS}
+    wholes = {"quaternion", "matrix", *PAIRS}
     for name, summed in zip(names, moved, strict=True):
         if summed and kinds.get(name) in wholes:
             raise ValueError(
@@ -236,7 +259,8 @@ def meaning_of(
     fours = _groups(names, of, "quaternion", 4)
     sixes = [_groups(names, of, kind, 6)[:, order] for kind, order in PAIRS.items()]
     low, period = np.array([TURNS[str(of[i])] for i in turns]).reshape(-1, 2).T
-    meaning = Meaning(np.array(turns, np.int64), low, period, fours, np.concatenate(sixes))
+    nines = _groups(names, of, "matrix", 9)
+    meaning = Meaning(np.array(turns, np.int64), low, period, fours, np.concatenate(sixes), nines)
     return meaning if len(meaning.entries) else None
 
 
@@ -247,7 +271,7 @@ def _groups(names: Sequence[str], of: Sequence[Kind | None], wanted: str, size: 
         groups = np.array(parts, np.int64).reshape(-1, size)
         if (np.diff(groups) == 1).all():
             return groups
-    count = {4: "four", 6: "six"}[size]
+    count = {4: "four", 6: "six", 9: "nine"}[size]
     raise ValueError(
         f"kinds: {wanted} is {count} entries one behind the other, these are "
         f"{', '.join(names[i] for i in parts)}"

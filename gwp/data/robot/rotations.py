@@ -1,8 +1,9 @@
-"""Rotations as numbers: quaternions, and pairs of axes (rot6d).
+"""Rotations as numbers: quaternions, pairs of axes (rot6d) and whole matrices.
 
 A pair `[..., 6]` is two axes of length 1 at a right angle, one behind the other: the first two
 columns of a rotation matrix, or its first two rows. Nothing here depends on which, for the way
-from one rotation to another is the same either way.
+from one rotation to another is the same either way. A matrix `[..., 9]` is three such axes, and
+nothing depends on the order there, too.
 """
 
 import numpy as np
@@ -61,6 +62,22 @@ def upright(pairs: np.ndarray) -> np.ndarray:
     other = np.where(np.abs(a[..., :1]) < 0.9, [1.0, 0.0, 0.0], [0.0, 1.0, 0.0])
     b = _direction(b, other - (other * a).sum(-1, keepdims=True) * a)
     return np.where(sound[..., None], pairs, np.concatenate([a, b], -1))
+
+
+def third_axis(pairs: np.ndarray) -> np.ndarray:
+    """Of pairs of axes `[..., 6]` the one at a right angle to both, `[..., 3]`, right-handed."""
+    return np.cross(pairs[..., :3], pairs[..., 3:])
+
+
+def proper(matrices: np.ndarray) -> np.ndarray:
+    """Three axes `[..., 9]` as those of a rotation: the first two as `upright` makes them, the
+    third at a right angle to both; sound ones to the last bit as they are.
+    """
+    pairs = upright(matrices[..., :6])
+    third = third_axis(pairs)
+    sound = (pairs == matrices[..., :6]).all(-1)
+    sound &= (np.abs(third - matrices[..., 6:]) < 2 * _EDGE).all(-1)
+    return np.where(sound[..., None], matrices, np.concatenate([pairs, third], -1))
 
 
 def between_pairs(before: np.ndarray, after: np.ndarray, share: np.ndarray) -> np.ndarray:

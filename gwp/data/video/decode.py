@@ -32,6 +32,8 @@ that asking once more takes.
 """
 _GAP = 1 << 16
 """Bytes between two wanted ranges that are rather read than asked around."""
+_DEEPEST = 12
+"""Bits of a channel of the videos that are made for people."""
 _REORDERED = 4
 """Frames behind a wanted one that may have to be decoded before it comes out."""
 SEEK_SAVES = 2
@@ -192,10 +194,15 @@ def decode_frames(
 
 
 def check_colours(frame: Any) -> None:
-    """DataError for grey of more than 8 bits: what it means no conversion could know. Colours of
-    10 bits are pictures.
+    """DataError for grey of more than 8 bits, and for colours of 16: what they mean no conversion
+    could know. Colours of 10 bits are pictures.
     """
     parts = frame.format.components
+    if len(parts) > 2 and max(part.bits for part in parts) > _DEEPEST:
+        raise DataError(
+            f"has 16 bits a channel ({frame.format.name}), which no video for people has; write it "
+            "with 8"
+        )
     # Alone, or with one of transparency.
     if len(parts) <= 2 and max((part.bits for part in parts), default=0) > 8:
         raise DataError(
@@ -237,6 +244,9 @@ class _Walk:
         # half-way, with its `decode` around it or not.
         self.packets = container.demux(stream)
         self._start()
+        # AVI has no times: those of its frames begin with what decoding holds back.
+        if "avi" in container.format.name and self._advance():
+            self.origin = self._pts()
 
     def _start(self) -> None:
         self.decoder = _decoded(self.packets)
@@ -318,9 +328,10 @@ def small_frames(handle: Any, width: int, height: int) -> Iterator[tuple[float, 
     convert = VideoReformatter()
     with video_stream(handle) as (container, stream):
         tick = float(stream.time_base)
-        origin = int(stream.start_time or 0)
+        origin = None if "avi" in container.format.name else int(stream.start_time or 0)
         for frame in container.decode(stream):
             if frame.pts is not None:
+                origin = int(frame.pts) if origin is None else origin
                 check_colours(frame)
                 # By area: other kinds would take single pixels, and noise would look like motion.
                 small = convert.reformat(

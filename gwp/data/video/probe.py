@@ -16,6 +16,9 @@ from gwp.data.video.mp4 import header_of
 from gwp.errors import DataError
 from gwp.yuv import quarter_turns
 
+_EVEN = 0.1
+"""Frames by which those of an even clock may be off, as coarse ticks make them."""
+
 
 @dataclass(frozen=True)
 class VideoInfo:
@@ -99,10 +102,8 @@ class _Clock:
         keys = np.flatnonzero(is_key) if is_key.any() else np.zeros(1, np.int64)
         gop = int(np.diff(keys, append=len(is_key)).max())
         # Times of decoding, in order, are those of showing but for a shift.
-        per_tick = float(rate * tick)
-        off = stamps - stamps[:1] - np.arange(len(stamps)) / per_tick
-        uneven = float(np.abs(off).max(initial=0.0) * per_tick)
-        return cls(float(rate), len(is_key), gop, uneven)
+        fps, uneven = _evenly(stamps - stamps[:1], float(rate), float(tick))
+        return cls(fps, len(is_key), gop, uneven)
 
     def info(self, like: VideoInfo, size: int) -> VideoInfo:
         """Of a file of `size` bytes that is else like another."""
@@ -153,6 +154,24 @@ def _opened(handle: Any, size: int) -> tuple[VideoInfo, bool]:
         return clock.info(about, size), sure
 
 
+def _evenly(ticks: np.ndarray, rate: float, tick_s: float) -> tuple[float, float]:
+    """Rate of a stream, Hz, and how far frames are from it at most, in frames. ticks: of each
+    frame, from the first on; rate: frames over the whole duration
+    """
+
+    def uneven(fps: float) -> float:
+        off = ticks - np.arange(len(ticks)) / (fps * tick_s)
+        return float(np.abs(off).max(initial=0.0) * fps * tick_s)
+
+    found = uneven(rate)
+    # Some writers let the last frame last a tick: then the mean is not that of the others.
+    if found > _EVEN and len(ticks) > 1 and ticks[-1] > 0:
+        own = (len(ticks) - 1) / (float(ticks[-1]) * tick_s)
+        if (less := uneven(own)) < _EVEN < found:
+            return own, less
+    return rate, found
+
+
 def _upright(container: Any, stream: Any) -> tuple[int, int, bool]:
     """Width and height as a video is shown; only its frames tell whether they are turned, if
     one can be decoded.
@@ -164,7 +183,13 @@ def _upright(container: Any, stream: Any) -> tuple[int, int, bool]:
     except av.error.FFmpegError:
         # Whoever reads frames learns which of them are damaged.
         first = None
+    if first is not None:
+        check_colours(first)
+    if "avi" in container.format.name and stream.codec_context.has_b_frames:
+        raise DataError(
+            "is an AVI file with frames in another order than they are shown (B-frames), of which "
+            "AVI does not tell the times; convert it to MP4"
+        )
     if first is None:
         return width, height, False
-    check_colours(first)
     return (height, width, True) if quarter_turns(first) % 2 else (width, height, True)

@@ -30,7 +30,7 @@ def run_plan(args: argparse.Namespace) -> None:
     from gwp.data.formats.files.reader import FileReader
     from gwp.data.plan.plan import make_plan, mixing
     from pipelines.config.load import load_config
-    from pipelines.console import event
+    from pipelines.console import event, warn
     from pipelines.jobs.resolve import manifest_of, notes, resolve_embodiments
     from pipelines.jobs.train_job import TrainJob
 
@@ -39,7 +39,7 @@ def run_plan(args: argparse.Namespace) -> None:
     embodiments = resolve_embodiments(job, reader)
     for text in notes(job, embodiments):
         event("note", text=text)
-    manifest = manifest_of(job, embodiments, reader)
+    manifest = manifest_of(job, embodiments, reader, warn)
     plan = make_plan(manifest, job.run.seed, args.epoch, job.plan_rules)
     mixed = mixing(manifest, plan, job.cluster.workers)
     if args.out:

@@ -31,6 +31,7 @@ WORDS = {
     "Source.only",
     "Source.task",
     "Source.cameras",
+    "Source.colours",
     "EmbodimentConfig.cameras",
     "EmbodimentConfig.kinds",
     "DataConfig.embodiments",

@@ -6,6 +6,8 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from gwp import storage
+from gwp.errors import DataError
+from gwp.storage.names import shown_all
 
 NOTHING_THERE = "is a link to something that is not there; bring that, or remove the link"
 _STRAYS = frozenset(
@@ -15,19 +17,51 @@ _STRAYS = frozenset(
 
 
 def list_recordings(uri: str) -> dict[str, int]:
-    """Every file below `uri` that may be part of a set: path relative to it -> size in bytes."""
-    return {n: size for n, size in storage.list_files(uri).items() if not is_stray(n)}
+    """Every file below `uri` that may be part of a set: path relative to it -> size in bytes.
+    DataError for names that are no text.
+    """
+    return {n: size for n, size in _listed(uri) if not is_stray(n)}
+
+
+def _listed(uri: str, broken_links: bool = False) -> Iterable[tuple[str, int]]:
+    found = storage.list_files(uri, broken_links=broken_links)
+    # Manifests, digests and messages hold names, as UTF-8.
+    if odd := [name for name in found if not is_text(name) and not is_stray(name)]:
+        raise DataError(
+            f"{uri}: names that are no UTF-8 ({shown_all(odd)}); give those files others, as "
+            "`convmv -f latin1 -t utf8 -r --notest` does"
+        )
+    return found.items()
+
+
+def is_text(name: str) -> bool:
+    """Whether a name can be written as UTF-8: others come out of old disks and archives."""
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def with_broken_links(uri: str, endings: tuple[str, ...]) -> dict[str, int]:
-    """As `list_recordings`, with links of these endings that lead to nothing, as
-    `storage.NOWHERE`: a format tells each as left out.
+    """As `list_recordings`, with links of these endings, or of none as folders have, that lead to
+    nothing, as `storage.NOWHERE`: each is told as left out.
     """
     return {
         name: size
-        for name, size in storage.list_files(uri, broken_links=True).items()
-        if not is_stray(name) and (size != storage.NOWHERE or name.lower().endswith(endings))
+        for name, size in _listed(uri, broken_links=True)
+        if not is_stray(name)
+        and (size != storage.NOWHERE or name.lower().endswith(endings) or _may_be_folder(name))
     }
+
+
+def folders_gone(files: dict[str, int]) -> list[str]:
+    """Links that lead to nothing and were to a folder, by their names."""
+    return [n for n, size in files.items() if size == storage.NOWHERE and _may_be_folder(n)]
+
+
+def _may_be_folder(name: str) -> bool:
+    return "." not in name.rpartition("/")[2]
 
 
 def place_of(uri: str) -> str:

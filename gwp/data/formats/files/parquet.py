@@ -21,6 +21,10 @@ says is; row groups of numbers, and row groups of pictures, which are large.
 """
 
 
+_MOST = 0.75
+"""Share of rows above which their width is that of the column, and others are damaged."""
+
+
 @contextmanager
 def parquet_errors(uri: str) -> Iterator[None]:
     """What Arrow says of a damaged file, as a DataError with its name. Storage that does not
@@ -182,10 +186,14 @@ def _by_path(uri: str, key: str, path: Any) -> bytes | None:
 
 def matrix(column: Any, name: str) -> np.ndarray:
     """A column of numbers, lists or fixed-size lists as float64 `[rows, width]`; missing
-    numbers become NaN. Lists of lists are laid out one behind the other.
+    numbers become NaN, and so do rows of another width than most. Lists of lists are laid out one
+    behind the other. DataError where no width is that of most rows.
     """
     values = joined(column)
     rows = len(values)
+    is_list = pa.types.is_nested(values.type) and hasattr(values, "value_lengths")
+    if rows and is_list and _ragged(values):
+        return _with_gaps(values, name)
     # [rows * width] in the end: lists one after another. `flatten` passes over lists that are
     # null, so their number is checked as well as their widths.
     while pa.types.is_nested(values.type) and hasattr(values, "value_lengths"):
@@ -206,6 +214,19 @@ def joined(column: pa.ChunkedArray) -> pa.Array:
         return column.chunk(0)
     values = column.combine_chunks()
     return pa.concat_arrays(values.chunks) if isinstance(values, pa.ChunkedArray) else values
+
+
+def _with_gaps(values: Any, name: str) -> np.ndarray:
+    """As `matrix`, of lists of which some are missing, empty or of another length."""
+    lengths = pc.fill_null(pc.list_value_length(values), -1).to_numpy(zero_copy_only=False)
+    known, counts = np.unique(lengths[lengths > 0], return_counts=True)
+    if not len(known) or counts.max() <= _MOST * len(lengths):
+        raise DataError(f"column {name} has rows of different widths")
+    whole = lengths == known[counts.argmax()]
+    found = matrix(pa.chunked_array([values.filter(pa.array(whole))]), name)
+    out = np.full((len(lengths), found.shape[1]), np.nan)
+    out[whole] = found
+    return out
 
 
 def _ragged(column: pa.Array) -> bool:

@@ -5,6 +5,7 @@ actions, its single numbers and its instruction is read.
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from itertools import islice
 from math import prod
 from typing import Any
 
@@ -17,10 +18,15 @@ ACTIONS = [("action",), ("actions",)]
 """Usual columns of the action, the first that is there."""
 # robomimic writes the observations of the next step once more, pictures included.
 _FOLLOWING = "next_obs"
+_USUAL = "language_instruction"
+"""Attribute or column that says what is done."""
 _MAGIC = re.compile(rb"\xff\xd8\xff|\x89PNG|RIFF....WEBP|II\*\0|MM\0\*|BM....\0\0\0\0", re.DOTALL)
 """How JPEG, PNG, WebP, TIFF and BMP begin."""
 _CHANNELS = (1, 3, 4)
 """Of grey pictures, RGB and RGBA."""
+_COLOURS = (3, 4)
+_SIDE, _DEPTH = 16, "depth"
+"""Pixels of the smallest picture that is told of, and what the path of one of depth says."""
 _NUMBERS, _WIDEST = "fiub", 1 << 16
 """Kinds of numbers, and the most per row: what is wider is a map or a cloud of points."""
 
@@ -32,8 +38,13 @@ class Demo:
 
     scalars: single numbers, of the attributes too. texts: attributes and columns of text. told:
     what the chosen one of them says, of the episode or of each row. problem: why nothing of it
-    can be used.
+    can be used. unread: what looks like pictures of a kind that is not read, and which.
     """
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether nothing of it could be read, and nothing is wrong."""
+        return not (self.vectors or self.pictures or self.problem)
 
     prefix: str
     name: str = ""
@@ -45,6 +56,7 @@ class Demo:
     texts: list[str] = field(default_factory=list)
     told: tuple[str, ...] = ()
     problem: str = ""
+    unread: dict[str, str] = field(default_factory=dict)
 
 
 def described(group: Any, path: str, name: str, told_by: str | None) -> Demo:
@@ -53,7 +65,7 @@ def described(group: Any, path: str, name: str, told_by: str | None) -> Demo:
 
     What h5py raises of damage, and DataError of links that lead elsewhere.
     """
-    demo = Demo(path, name, line(group.attrs.get("language_instruction")))
+    demo = Demo(path, name, text_attribute(group, _USUAL))
     _read_attributes(group, demo)
     for inner, data in datasets(group, "", ()):
         _add(demo, inner, data, group.file.attrs)
@@ -61,11 +73,17 @@ def described(group: Any, path: str, name: str, told_by: str | None) -> Demo:
     # actions.
     actions = next((member_of(group, k) for (k,) in ACTIONS if k in demo.vectors), None)
     demo.digest = b"" if actions is None else np.ascontiguousarray(actions[()]).tobytes()
+    # The usual one may be a column, too.
+    chosen = told_by is not None
+    told_by = told_by or ("" if demo.text else _USUAL)
     if told_by in demo.texts:
         # A column says it row by row, where there is an attribute of its name, too.
         attribute = told_by in group.attrs and told_by not in group
         said = group.attrs[told_by] if attribute else member_at(group, told_by)[()]
-        demo.told = tuple(map(line, np.ravel(said)))
+        told = tuple(map(line, np.ravel(said)))
+        # One that nobody chose costs no episode by its length.
+        counts = {1, *(count for count, _ in demo.vectors.values())}
+        demo.told = told if chosen or len(told) in counts else ()
     return demo
 
 
@@ -85,6 +103,8 @@ def _add(demo: Demo, path: str, data: Any, attributes: Any) -> None:
     elif data.shape and _encoded(path, data, attributes):
         demo.pictures[_camera(path, demo)] = demo.prefix + path, data.shape[0], None
     elif data.shape and kind in _NUMBERS:
+        if what := _unread(path, data):
+            demo.unread[path] = what
         width = prod(data.shape[1:])
         if data.ndim <= 2 or 0 < width <= _WIDEST:
             demo.vectors[path] = data.shape[0], width
@@ -122,6 +142,17 @@ def _is_picture(data: Any) -> bool:
     return data.shape[-1] in _CHANNELS or data.shape[1] in _CHANNELS
 
 
+def _unread(path: str, data: Any) -> str:
+    """Which pictures data look like that are not read as such; nothing where they look like none."""
+    sides = [side for side in data.shape[1:] if side >= _SIDE]
+    if len(sides) < 2 or _DEPTH in path.lower():
+        return ""
+    if data.ndim == 4 and data.dtype != np.uint8 and data.shape[-1] in _COLOURS:
+        return f"{data.dtype} [T, H, W, {data.shape[-1]}]"
+    # Of other types they are depth, mostly.
+    return "uint8 [T, H, W]" if data.ndim == 3 and data.dtype == np.uint8 else ""
+
+
 def datasets(group: Any, path: str, above: tuple[Any, ...]) -> Iterator[tuple[str, Any]]:
     """Path below an episode and data of everything in it. above: the groups that `group` is in."""
     # A link may lead back to one of them.
@@ -147,10 +178,18 @@ def _encoded(path: str, data: Any, attrs: Any) -> bool:
         data.dtype.kind in "SO" and data.ndim == 1
     ):
         return False
-    # ALOHA says so in an attribute; else the first picture tells.
-    return bool("/images/" in f"/{path}" and attrs.get("compress", False)) or (
-        len(data) > 0 and _MAGIC.match(raw_bytes(data[0])[:16]) is not None
-    )
+    # ALOHA says so in an attribute; else the first picture tells that is there.
+    if "/images/" in f"/{path}" and attrs.get("compress", False):
+        return True
+    return any(_MAGIC.match(raw[:16]) for raw in islice(_some(data), 1))
+
+
+def _some(data: Any) -> Iterator[bytes]:
+    """Pictures of a few rows, without those that are empty: a camera may start late."""
+    n = len(data)
+    rows = dict.fromkeys([*(k for k in (0, 1, 3, 10, 30, 100, 300) if k < n), n // 2, n - 1])
+    raw = (raw_bytes(data[k]) for k in rows if 0 <= k < n)
+    return (picture for picture in raw if picture.strip(b"\0"))
 
 
 def raw_bytes(value: Any) -> bytes:
@@ -164,6 +203,12 @@ def raw_bytes(value: Any) -> bytes:
         if isinstance(value, bytes)
         else str(value).encode("utf-8", "surrogateescape")
     )
+
+
+def text_attribute(group: Any, name: str) -> str:
+    """A text among the attributes of a group, alone or as a list of one; "" where there is none."""
+    value = group.attrs.get(name)
+    return line(value[0] if isinstance(value, np.ndarray) and value.shape == (1,) else value)
 
 
 def line(value: Any) -> str:

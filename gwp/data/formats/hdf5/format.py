@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from gwp import storage
+from gwp.data.formats.columns import passed_over
 from gwp.data.formats.files.listing import NOTHING_THERE, without_repeats
 from gwp.data.formats.files.reader import FileReader, several
 from gwp.data.formats.finding import Finding
@@ -29,7 +30,9 @@ from gwp.data.formats.format import (
 )
 from gwp.data.formats.hdf5.demo import ACTIONS, Demo, raw_bytes
 from gwp.data.formats.hdf5.file import member_at, opened
-from gwp.data.formats.hdf5.index import FileIndex, look, natural
+from gwp.data.formats.hdf5.groups import natural
+from gwp.data.formats.hdf5.index import FileIndex, look
+from gwp.data.formats.hdf5.remarks import remarks_of
 from gwp.data.formats.instructions import ToldBy, stretches
 from gwp.data.formats.plain.clips import EXTENSIONS as VIDEOS
 from gwp.data.formats.robot_set import Episode, RobotSet, VideoSpan, choose_columns, vector_names
@@ -118,6 +121,7 @@ def read_set(uri: str, files: dict[str, int], source: SetSource, reader: FileRea
     digest = hashlib.sha256()
     episodes: list[Episode] = []
     silent: list[int] = []
+    empty: list[tuple[int, str]] = []
     number = 0
     for name, found in looks.items():
         digest.update(f"{name}:{files[name]}\n".encode())
@@ -127,7 +131,9 @@ def read_set(uri: str, files: dict[str, int], source: SetSource, reader: FileRea
             continue
         for demo in found.demos:
             digest.update(demo.digest)
-            if (name, demo.name) in in_split:
+            if demo.is_empty:
+                empty.append((number, f"{name} {demo.prefix.rstrip('/')}"))
+            elif (name, demo.name) in in_split:
                 episodes.append(_episode(number, name, demo, fps, action, widths))
                 if not all(text.strip() for text in demo.told or ("",)):
                     silent.append(number)
@@ -154,6 +160,11 @@ def read_set(uri: str, files: dict[str, int], source: SetSource, reader: FileRea
         action,
         tuple(columns),
         own=ToldBy(told_by, tuple(silent)),
+        remarks=(
+            *remarks_of(indices, empty, fps),
+            *passed_over("state", source.state, state, _STATES, columns),
+            *passed_over("action", source.action, action, ACTIONS, columns),
+        ),
     )
 
 

@@ -1,8 +1,7 @@
 """What an HDF5 file holds: its episodes, their columns and pictures, by names and shapes alone."""
 
 import math
-import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -10,65 +9,31 @@ import numpy as np
 
 from gwp.data.formats.files.reader import FileReader
 from gwp.data.formats.files.texts import read_json
-from gwp.data.formats.hdf5.demo import ACTIONS, Demo, datasets, described, line
+from gwp.data.formats.hdf5.demo import Demo, described, line, text_attribute
 from gwp.data.formats.hdf5.file import DAMAGE, member_of, opened, reason_of
+from gwp.data.formats.hdf5.groups import Place, episodes_in, is_numbered, passed_over
 from gwp.errors import DataError
 
 T = TypeVar("T")
-_DEMOS = "data"
-_HOLDERS = (_DEMOS, "episodes", "demos", "demonstrations", "trajectories", "rollouts")
-"""Groups at the root that may hold episodes."""
-_NUMBERED = re.compile(
-    r"(traj|trajectory|demo|demonstration|episode|ep|rollout|trial)s?[_-]?\d+", re.IGNORECASE
-)
-"""Groups that are episodes by their names: ManiSkill's `traj_0`, `episode_3`."""
-_ANY_NUMBER = re.compile(r"(.*?)[_-]?\d+")
-_PARTS = {
-    *("", "cam", "camera", "view", "image", "img", "rgb", "depth", "video", "sensor", "imu"),
-    *("robot", "arm", "hand", "finger", "gripper", "wrist", "joint", "agent", "obs", "object"),
-}
-"""What numbers count within an episode."""
+RATES = ("fps", "hz", "frequency", "control_freq", "control_frequency", "control_hz", "frame_rate")
+"""Attributes in which writers note a rate, Hz."""
 _MASKS = "mask"
 """Where robomimic names the episodes of its splits."""
-_TWO_FORMS = (
-    "both {} and {} have actions: which of them is an episode cannot be told; write one form"
-)
-
-
-@dataclass(frozen=True)
-class _Place:
-    """A group, and its path in the file, which ends in a slash ("": the file itself). problem:
-    why it cannot be opened.
-    """
-
-    path: str
-    group: Any
-    problem: str = ""
-
-    @property
-    def name(self) -> str:
-        return self.path.rstrip("/").rpartition("/")[2]
 
 
 @dataclass(frozen=True)
 class FileIndex:
     """Episodes of a file, the rate it states, and names of episodes by split. lost: what cannot
-    be read and costs no episode.
+    be read and costs no episode. noted: rates in attributes of any name, Hz, which are compared
+    and not used. passed: groups that have actions and are no episode
     """
 
     demos: tuple[Demo, ...]
     rate: float | None
     splits: dict[str, frozenset[str]]
     lost: tuple[str, ...] = ()
-
-
-def natural(name: str) -> list[Any]:
-    """A key that sorts `episode_10` behind `episode_9`."""
-    # Texts and numbers in turn; the first entry of a part keeps the two from being compared.
-    return [
-        (0, int(part), "") if part.isdecimal() else (1, 0, part)
-        for part in re.split(r"(\d+)", name)
-    ]
+    noted: frozenset[float] = frozenset()
+    passed: tuple[str, ...] = ()
 
 
 def look(reader: FileReader, uri: str, size: int, told_by: str | None) -> FileIndex | str:
@@ -78,11 +43,13 @@ def look(reader: FileReader, uri: str, size: int, told_by: str | None) -> FileIn
     lost: list[str] = []
     try:
         with opened(uri, reader, size) as file:
-            holder, places = _episodes(file)
+            holder, places = episodes_in(file)
             demos = [_demo(place, told_by) for place in places]
+            passed = _whole(lambda: passed_over(file, holder, places), "groups", lost) or ()
             # robomimic and LIBERO write attributes at /data, for all of it.
             rate, text = _whole(lambda: _about(holder), "attributes", lost) or (None, "")
             splits = _whole(lambda: _splits(file), "splits", lost) or {}
+            noted = _whole(lambda: _noted((file, holder)), "attributes", lost) or frozenset()
     except DataError as error:
         return str(error).removeprefix(f"{uri}: ")
     # A demonstration that is named as one and holds nothing keeps its number, and is told.
@@ -92,7 +59,7 @@ def look(reader: FileReader, uri: str, size: int, told_by: str | None) -> FileIn
     if not any(demo.vectors or demo.pictures for demo in found):
         problems = (demo.problem for demo in found if demo.problem)
         return next(problems, "holds no episode (neither columns and pictures nor /data/demo_*)")
-    return FileIndex(found, rate, splits, tuple(lost))
+    return FileIndex(found, rate, splits, tuple(dict.fromkeys(lost)), noted, tuple(passed))
 
 
 def _whole(read: Callable[[], T], what: str, lost: list[str]) -> T | None:
@@ -105,105 +72,10 @@ def _whole(read: Callable[[], T], what: str, lost: list[str]) -> T | None:
 
 
 def _counts(demo: Demo) -> bool:
-    is_named = _NUMBERED.fullmatch(demo.name) is not None
-    return is_named or bool(demo.vectors or demo.pictures or demo.problem)
+    return is_numbered(demo.name) or bool(demo.vectors or demo.pictures or demo.problem)
 
 
-def _episodes(file: Any) -> tuple[Any, list[_Place]]:
-    """The group whose attributes speak for all episodes, and those that are one each."""
-    for name in _HOLDERS:
-        holder = member_of(file, name) if name in file else None
-        if not hasattr(holder, "keys"):
-            continue
-        inside = _groups(holder, f"{name}/")
-        own = _has_actions(holder)
-        # Whatever lies below /data is an episode; elsewhere their names have to say so.
-        if name != _DEMOS or own:
-            inside = [place for place in inside if _is_episode(place)]
-        if inside and own:
-            raise DataError(_TWO_FORMS.format(f"/{name}", inside[0].path))
-        if inside or name == _DEMOS:
-            return holder, [_Place(f"{name}/", holder)] if own else inside
-    inside = [place for place in _groups(file, "") if _is_episode(place)]
-    whole = _Place("", file)
-    if not _has_actions(file):
-        return file, inside or _numbered(file) or [whole]
-    # Numbered parts of one episode, cameras say, have no actions of their own.
-    if acting := [place.path for place in inside if _has_actions(place.group)]:
-        raise DataError(_TWO_FORMS.format("the file itself", acting[0]))
-    return file, [whole]
-
-
-def _numbered(file: Any) -> list[_Place]:
-    """Groups at the root whose numbered names are no known ones, where they are episodes: each
-    has actions, or they are alike and the file holds nothing else. DataError where they are not
-    alike: together they are no episode either.
-    """
-    named = [
-        (found[1].lower(), place)
-        for place in _groups(file, "")
-        if (found := _ANY_NUMBER.fullmatch(place.name)) and found[1].lower() not in _PARTS
-    ]
-    acting = {stem for stem, place in named if _has_actions(place.group)}
-    if acting:
-        return [place for stem, place in named if stem in acting]
-    forms = {place.path: _form(place) for _, place in named}
-    full = {path: form for path, form in forms.items() if form}
-    inside = tuple(full)
-    others = (path for path, data in datasets(file, "", ()) if data.shape)
-    if len(full) < 2 or not all(path.startswith(inside) for path in others):
-        return []
-    if len({frozenset(form) for form in full.values()}) > 1:
-        raise DataError(
-            f"{inside[0]} and {inside[1]} may be episodes or parts of one, for they do not hold "
-            "the same; call episodes demo_0, demo_1 and so on"
-        )
-    return [place for _, place in named if place.path in full]
-
-
-def _form(place: _Place) -> set[tuple[str, str, int]]:
-    """Path, kind of numbers and sides of everything in a group; nothing where it is damaged."""
-    try:
-        found = datasets(place.group, "", ()) if place.group is not None else ()
-        return {(path, data.dtype.kind, data.ndim) for path, data in found if data.shape}
-    except (DataError, *DAMAGE):
-        return set()
-
-
-def _groups(group: Any, path: str) -> list[_Place]:
-    """The groups in a group, and what in it cannot be opened."""
-    found: list[_Place] = []
-    for name in sorted(group, key=natural):
-        try:
-            inner = member_of(group, name)
-        except (DataError, *DAMAGE) as error:
-            found.append(_Place(f"{path}{name}/", None, reason_of(error)))
-            continue
-        if hasattr(inner, "keys"):
-            found.append(_Place(f"{path}{name}/", inner))
-    return found
-
-
-def _is_episode(place: _Place) -> bool:
-    # A bare number may be a camera, too.
-    return bool(_NUMBERED.fullmatch(place.name)) or (
-        place.name.isdecimal() and _has_actions(place.group)
-    )
-
-
-def _has_actions(group: Any) -> bool:
-    """Also where they are damaged: whoever reads them tells. group: None where it cannot be
-    opened
-    """
-    try:
-        return group is not None and any(
-            key in group and hasattr(member_of(group, key), "shape") for (key,) in ACTIONS
-        )
-    except (DataError, *DAMAGE):
-        return True
-
-
-def _demo(place: _Place, told_by: str | None) -> Demo:
+def _demo(place: Place, told_by: str | None) -> Demo:
     """The episode that a group is, or one with a problem: damage of it costs no other."""
     problem = place.problem
     if not problem:
@@ -216,18 +88,32 @@ def _demo(place: _Place, told_by: str | None) -> Demo:
 
 def _about(group: Any) -> tuple[float | None, str]:
     """Rate and instruction out of the attributes that robomimic and LIBERO write."""
-    rate, text = None, line(group.attrs.get("language_instruction"))
+    rate, text = None, text_attribute(group, "language_instruction")
+    # That of the file is of all that lies in it.
+    text = text or text_attribute(group.file, "language_instruction")
     for name in ("env_args", "problem_info"):
         try:
             # robomimic's `env_args` have the rate, LIBERO's `problem_info` the instruction,
             # whole or as words.
             about = read_json(line(group.attrs.get(name)) or "{}")
-            rate = rate or _rate(about.get("env_kwargs", {}).get("control_freq"))
+            rate = rate or _rate((about.get("env_kwargs") or {}).get("control_freq"))
             given = about.get("language_instruction", "")
             text = text or (" ".join(given) if isinstance(given, list) else str(given))
         except (ValueError, TypeError, AttributeError, RecursionError):
             continue
     return rate, text
+
+
+def _noted(groups: Iterable[Any]) -> frozenset[float]:
+    """Rates in attributes of these groups, Hz."""
+    found: set[float] = set()
+    for group in groups:
+        for key in (key for key in RATES if key in group.attrs):
+            value = np.ravel(group.attrs[key])
+            number = value[0].item() if len(value) == 1 and value.dtype.kind in "iuf" else None
+            if (rate := _rate(number)) is not None:
+                found.add(rate)
+    return frozenset(found)
 
 
 def _rate(given: Any) -> float | None:

@@ -11,7 +11,6 @@ from gwp.data.formats.files.reader import FileReader, several
 from gwp.data.formats.format import SetSource, Usable
 from gwp.data.formats.lerobot.data_files import DataFiles
 from gwp.data.formats.lerobot.meta.tasks import by_row, says_something, text_of
-from gwp.data.formats.lerobot.order import FRAME
 from gwp.data.formats.lerobot.repair import mend_spans
 from gwp.data.formats.lerobot.rows import SORTED, Held
 from gwp.data.formats.lerobot.spans import frame_of, shared_spans
@@ -195,14 +194,15 @@ class EpisodeCheck:
         if span.key or not self.set.version.startswith("v3.") or span.file in self.counted:
             return
         raise DataError(
-            f"{FRAME} begins late or leaves frames out, and {span.file} has other frames than its "
-            f"episodes have rows: which of them are of which row of {camera} cannot be told; "
+            f"its rows begin late or leave frames out, as they are counted, and {span.file} has "
+            f"other frames than its episodes have rows: which of them are of which row of {camera} "
+            "cannot be told; "
             "write the video of the rows that are there"
         )
 
     def timed(self, episode: Episode, cameras: Sequence[str]) -> Episode:
         """`episode` with the places of its frames on the clocks of the files, where those run a
-        little off the rate of the set.
+        little off the rate of the set, or frames lie beside their times.
 
         29.97 for 30 Hz is half a frame after 17 s, and from there on another frame.
         """
@@ -210,11 +210,7 @@ class EpisodeCheck:
         for camera in cameras:
             span = videos[camera]
             info = self.video(span.file) if not span.key else ""
-            if (
-                # Frames by which the two clocks are apart at the end of the file.
-                isinstance(info, VideoInfo)
-                and abs(info.fps - self.set.fps) * info.frames > _DRIFT * self.set.fps
-            ):
+            if isinstance(info, VideoInfo) and self._is_off(span.start, info):
                 end = None if span.end is None else span.end * self.set.fps / info.fps
                 videos[camera] = replace(
                     span,
@@ -223,6 +219,16 @@ class EpisodeCheck:
                     rate=info.fps,
                 )
         return replace(episode, videos=videos)
+
+    def _is_off(self, start_s: float, info: VideoInfo) -> bool:
+        """Whether times of the rows would not find each frame of a file: its clock, its start and
+        its single frames may be off, and together by more than each.
+        """
+        fps = self.set.fps
+        # Frames by which the two clocks are apart at the end of the file.
+        drift = abs(info.fps - fps) * info.frames / fps
+        beside = min(abs(start_s * rate - round(start_s * rate)) for rate in (fps, info.fps))
+        return drift > _DRIFT or drift + beside + info.uneven > _UNEVEN
 
 
 def usable_episodes(

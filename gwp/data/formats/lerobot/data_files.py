@@ -131,6 +131,22 @@ class DataFiles:
                     holders[number].append((file, held))
         return holders
 
+    def _has_copies(self) -> bool:
+        """Whether the rows of some episode lie in two files that are the same: one of their names is
+        wrong.
+        """
+        for places in self._holders.values():
+            sizes: dict[int, str] = {}
+            for file, _ in places:
+                size = self.set.files[file]
+                other = sizes.setdefault(size, file)
+                if other != file and self._content(file) == self._content(other):
+                    return True
+        return False
+
+    def _content(self, file: str) -> bytes:
+        return self.reader.read(storage.join(self.set.uri, file), self.set.files[file])
+
     @cached_property
     def verdict(self) -> Literal["names", "rows", ""]:
         """Which of the two counts where they disagree."""
@@ -152,6 +168,8 @@ class DataFiles:
             known += len(listed)
         # Rows that have the numbers of another set, or all the same, are mostly not at home. Of
         # a single file that has another's number, it is the file that is wrong.
+        if names and self._has_copies():
+            names = False
         if rows != names:
             return "rows" if rows else "names" if 2 * at_home <= known else ""
         return ""

@@ -125,6 +125,7 @@ def _check_rows(
     moved, numbered, contradicted = [], [], []
     # Column -> episodes whose rows are read in its order.
     unsorted: dict[str, list[str]] = defaultdict(list)
+    thinned: dict[int, list[str]] = defaultdict(list)
     for episode, _ in episodes:
         before = recorded[episode.index]
         file, held = check.files.place(before)
@@ -134,6 +135,8 @@ def _check_rows(
             moved.append(number)
         elif not isinstance(table, str) and (table.held or {}).get(episode.index) != held:
             numbered.append(number)
+        if held.step > 1:
+            thinned[held.step].append(number)
         if episode.prefix:
             unsorted[held.order].append(number)
         if not data.own.chosen and check.contradicted(before, held):
@@ -144,6 +147,10 @@ def _check_rows(
         *(
             (some, "repaired", f"do not lie in the order of {column}", "they are read in it")
             for column, some in unsorted.items()
+        ),
+        *(
+            (some, "ignored", f"are {step} frames apart, by what they count", _rate(data, step))
+            for step, some in thinned.items()
         ),
         (contradicted, "ignored", "name another task than the metadata", _TRUST),
     )
@@ -158,6 +165,13 @@ def _check_rows(
     if silent:
         what = f"rows without a text in episodes {_few(silent)}"
         yield Finding(data.own.told_by, what, "ignored", "the episode's own task stands there")
+
+
+def _rate(data: RobotSet, step: int) -> str:
+    return (
+        f"they are used as rows at {data.fps:g} Hz; if they are at {data.fps / step:g} Hz, correct "
+        f"fps in {INFO}, and the videos"
+    )
 
 
 def _few(numbers: Sequence[str], most: int = 5) -> str:

@@ -6,11 +6,11 @@ not used.
 """
 
 import hashlib
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from gwp.data.formats.columns import passed_over
 from gwp.data.formats.files.listing import list_recordings
 from gwp.data.formats.files.reader import FileReader
 from gwp.data.formats.finding import Finding
@@ -141,6 +141,10 @@ def read_set(
             tuple(e for e in in_order if e.index not in of_split),
             tuple(found.findings),
         ),
+        remarks=(
+            *passed_over("state", state, state_keys, [(STATE,)], columns),
+            *passed_over("action", action, action_keys, [(ACTION,)], columns),
+        ),
     )
 
 
@@ -152,20 +156,14 @@ def _version(info: dict[str, Any], files: dict[str, int]) -> str:
 
 
 def _check_episodes(uri: str, episodes: Sequence[Episode], lost: Sequence[str]) -> None:
-    """DataError when there is none that can be read, or a number stands for two. lost: why files
-    of the metadata cannot be read
+    """DataError when there is none that can be read. lost: why files of the metadata cannot be
+    read
     """
     if not episodes and not lost:
         raise DataError(f"{uri}: the set has no episodes")
     if all(episode.problem for episode in episodes):
         reason = [*lost, *(e.problem for e in episodes)][0].partition(";")[0]
         raise DataError(f"{uri}: broken metadata ({reason}); write the set again")
-    # A number twice would mix the rows of two episodes up.
-    index, count = Counter(e.index for e in episodes).most_common(1)[0]
-    if count > 1:
-        raise DataError(
-            f"{uri}: the metadata list episode {index} {count} times; remove all but one of them"
-        )
 
 
 def _fingerprint(meta: MetaFiles) -> str:
@@ -228,9 +226,6 @@ def _names(uri: str, feature: dict[str, Any], key: str) -> tuple[tuple[str, ...]
     does not. DataError when it does not say how many they are.
     """
     names, width = feature.get("names"), width_of(uri, feature, key)
-    if isinstance(names, dict) and all(isinstance(v, int) for v in names.values()):
-        # {"x": 0, "y": 1}: names with their positions.
-        names = sorted(names, key=names.__getitem__)
     flat = _flat(names)
     if len(flat) != width:
         return tuple(f"{key.rpartition('.')[2]}_{i}" for i in range(width)), False
@@ -238,7 +233,10 @@ def _names(uri: str, feature: dict[str, Any], key: str) -> tuple[tuple[str, ...]
 
 
 def _flat(names: Any) -> list[str]:
-    if isinstance(names, dict):
+    if isinstance(names, dict) and all(type(place) is int for place in names.values()):
+        # {"x": 0, "y": 1}: names with their positions.
+        names = sorted(names, key=names.__getitem__)
+    elif isinstance(names, dict):
         names = list(names.values())
     if isinstance(names, (list, tuple)):
         # Lists in lists, and groups such as {"motors": [...]}, in their order.

@@ -1,11 +1,12 @@
 """What is wrong in many LeRobot sets and can be set right without a guess."""
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from itertools import accumulate
 
 from gwp.data.formats.finding import Finding
+from gwp.data.formats.lerobot.spans import frame_of
 from gwp.data.formats.robot_set import Episode, VideoSpan
 from gwp.data.video.probe import VideoInfo
 
@@ -147,10 +148,12 @@ class _Places:
     @classmethod
     def of(cls, held: Sequence[Episode], camera: str, fps: float, own: float) -> "_Places":
         # By their numbers, as the format writes them. Where sets were put together they may lie
-        # otherwise: then more of the stated starts agree with that order.
+        # otherwise: then more of the stated starts agree with that order, and
+        # none is far from it.
         orders = [
             sorted(held, key=lambda e: e.index),
             sorted(held, key=lambda e: (e.videos[camera].start, e.index)),
+            sorted(held, key=lambda e: (e.videos[camera].start, -e.index)),
         ]
         counts = [_running(order) for order in orders]
         offs = [
@@ -161,20 +164,63 @@ class _Places:
             for pair in zip(orders, counts, strict=True)
         ]
         agreeing = [sum(abs(off) <= _OFF for off in each) for each in offs]
-        best = int(agreeing[1] > agreeing[0])
+        near = all(abs(off) <= _SHORT for off in offs[1])
+        best = int(near and agreeing[1] > agreeing[0])
         episodes, frames, off = orders[best], counts[best], offs[best]
+        # Where two are said to start at one place, and either fits.
+        either = orders[2] != orders[1] and agreeing[2] >= agreeing[best]
+        alike = Counter(e.videos[camera].start for e in held if either)
+        # Spans that fill the file say of every frame whose it is: counting knows no better.
+        if _fill(orders[1], camera, fps, own) and (
+            wrong := _other_lengths(episodes, camera, fps, own)
+        ):
+            stated = [frame_of(e.videos[camera].start, fps, own) for e in episodes]
+            return cls(episodes, stated, wrong)
         together = len(off) > 1 and max(off) - min(off) <= _OFF and abs(off[0]) > _SHORT
         wrong = {}
         for k, episode in enumerate(episodes):
             # Less than half of the shortest beside it: so no two can change places.
             shortest = min(e.length for e in episodes[max(k - 1, 0) : k + 2])
             said = f"is said to start at {episode.videos[camera].start:g} s"
-            if together:
+            if alike[episode.videos[camera].start] > 1:
+                wrong[episode.index] = (
+                    f"{said}, and so is another: which of them does, is not known,"
+                )
+            elif together:
                 # Frames may be too many in front and lacking behind.
                 wrong[episode.index] = f"{said}, as far off as all others from counting the frames"
+            elif episode.videos[camera].start * fps < -_SHORT:
+                wrong[episode.index] = f"{said}, before the first frame"
             elif abs(off[k]) > _OFF and abs(off[k]) >= shortest / 2:
                 wrong[episode.index] = f"{said}, where counting lets it start at frame {frames[k]}"
         return cls(episodes, frames, wrong)
+
+
+def _fill(episodes: Sequence[Episode], camera: str, fps: float, own: float) -> bool:
+    """Whether the stated spans, one behind the other, leave no frame of the file out and have none
+    twice. episodes: of the file, by their starts
+    """
+    spans = [episode.videos[camera] for episode in episodes]
+    if any(span.end is None for span in spans):
+        return False
+    ends = [0, *(frame_of(span.end or 0.0, fps, own) for span in spans)]
+    starts = [frame_of(span.start, fps, own) for span in spans]
+    return starts == ends[:-1] and ends[-1] == sum(episode.length for episode in episodes)
+
+
+def _other_lengths(
+    episodes: Sequence[Episode], camera: str, fps: float, own: float
+) -> dict[int, str]:
+    """Episode -> how many frames it is said to have, where it has other rows."""
+    wrong: dict[int, str] = {}
+    for episode in episodes:
+        span = episode.videos[camera]
+        frames = frame_of(span.end or 0.0, fps, own) - frame_of(span.start, fps, own)
+        if frames != episode.length:
+            wrong[episode.index] = (
+                f"is said to have {frames} frames, and the episode has {episode.length} rows,"
+            )
+    return wrong
 
 
 def _running(episodes: Sequence[Episode]) -> list[int]:

@@ -25,6 +25,7 @@ from gwp.data.formats.lerobot.order import (
     Order,
     counted_rows,
     equal_runs,
+    is_silent,
     times_in,
     whole_numbers,
     wrong_frames,
@@ -51,7 +52,7 @@ class Held:
     column that says what is done. clock: seconds at the first row, and by how many the others
     are off from row / fps at most; None where no time is recorded. every: whether no frame lies
     before the rows or between them, as far as `frame_index` says. order: column that orders rows
-    which do not lie so.
+    which do not lie so. step: frames from one to the next, as far as that is known.
     """
 
     first: int
@@ -62,6 +63,7 @@ class Held:
     clock: tuple[float, float] | None = None
     every: bool = True
     order: str = ""
+    step: int = 1
 
 
 @dataclass(frozen=True)
@@ -117,11 +119,14 @@ def look(
         types = reader.once(_SCHEMAS, _types, file.schema_arrow)
         count = file.metadata.num_rows
         wanted = [c for c in dict.fromkeys((EPISODE, FRAME, INDEX, told_by, TIME)) if c in types]
-        # What orders rows is one column: the next is read only where the first is not there.
-        if FRAME in wanted and INDEX in wanted and told_by != INDEX:
-            wanted.remove(INDEX)
+        # What orders rows is one column: the next is read only where the first says nothing.
+        # Whose they are the second tells, where no column does.
+        needed = told_by == INDEX or FRAME not in wanted or EPISODE not in wanted
+        some = [c for c in wanted if c != INDEX or needed]
         along = numbers if size <= WHOLE and types.keys() >= {*numbers} else ()
-        table = _with_numbers(file, wanted, along)
+        table = _with_numbers(file, some, along)
+        if some != wanted and is_silent(table, FRAME):
+            table = _with_numbers(file, wanted, along)
     if along:
         parquet.keep(reader, uri, table, along)
     whose = _whose(table)
@@ -161,6 +166,8 @@ def _held(
 ) -> dict[int, Held]:
     """Rows by episode. episodes: int64 `[rows]`; told: codes `[rows]` and what they stand for."""
     mine = episodes[order.positions]
+    # Rows of several that lie mixed are ordered by whose they are.
+    by = order.column or EPISODE
     found: dict[int, Held] = {}
     for begin, end in equal_runs(mine):
         number = int(mine[begin])
@@ -170,20 +177,32 @@ def _held(
         # As they lie: mostly, and then ranges of rows are read.
         lie = bool((np.diff(places) == 1).all())
         frames = None if order.numbers is None else order.numbers[places]
-        problem = order.wrong.get(number) or ("" if frames is None else wrong_frames(frames))
+        problem = order.wrong.get(number) or ("" if frames is None else wrong_frames(frames, by))
         if not lie and not sortable and not problem:
-            problem = f"its rows lie in another order than {order.column} says"
-        # Others begin late or were thinned out.
-        every = (
-            frames is None or order.column != FRAME or bool((frames == range(len(frames))).all())
-        )
+            problem = f"its rows lie in another order than {by} says"
+        step = _step(frames, clock, places)
+        # Others begin late or were thinned out; where they begin `index` does not say.
+        late = frames is not None and order.column == FRAME and bool(frames[0])
+        every = step == 1 and not late
         runs = () if told is None else _runs(told[0][places], told[1])
         first = int(places[0]) if lie else begin
         drift = None if clock is None else clock.drift(places)
         found[number] = Held(
-            first, end - begin, lie, problem, runs, drift, every, "" if lie else order.column
+            first, end - begin, lie, problem, runs, drift, every, "" if lie else by, step
         )
     return dict(sorted(found.items(), key=lambda entry: entry[1].first))
+
+
+def _step(frames: np.ndarray | None, clock: Clock | None, places: np.ndarray) -> int:
+    """Frames from one row of an episode to the next: 2 of a set that was thinned out."""
+    if len(places) < 2:
+        return 1
+    if frames is not None:
+        return max(1, int(frames[1] - frames[0]))
+    if clock is None:
+        return 1
+    apart = float(np.median(np.diff(clock.times[places])) * clock.fps)
+    return max(1, round(apart)) if np.isfinite(apart) else 1
 
 
 def _whose(table: pa.Table) -> np.ndarray | None:

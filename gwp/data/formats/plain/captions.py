@@ -5,36 +5,30 @@ A caption stands in a `metadata.jsonl` or `metadata.csv` of a folder above the v
 `videos/`.
 """
 
-import csv
-import io
 import posixpath
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 from gwp import storage
+from gwp.data.formats.files.listing import NOTHING_THERE
 from gwp.data.formats.files.reader import several
-from gwp.data.formats.files.texts import read_json
-from gwp.data.formats.plain.clip_set import agreed, caption_in, caption_of, legible
+from gwp.data.formats.plain.clip_set import agreed, caption_in, caption_of, legible, one_line
+from gwp.data.formats.plain.tables import NAME_KEYS, csv_lines, json_lines
 from gwp.errors import DataError
 from gwp.storage.names import shown_all
 
 VIDEOS, METAS = "videos", "metas"
 """Folders of Cosmos-Predict2: `videos/a.mp4` has its caption in `metas/a.txt`."""
 TABLES = ("metadata.jsonl", "metadata.csv")
-_NAME_KEYS = ("file_name", "file", "path")
-_SEPARATORS = (",", ";", "\t")
-_MORE = "has more cells than the first line has columns; put quotes around a text with separators"
 _BESIDE = (".txt", ".json")
+_ABOUT = ("readme", "license", "licence", "notice", "changelog", "requirements", "citation")
+"""How texts begin that are of the set, lower case."""
 _LARGEST = 1 << 20
 """Bytes of the largest file of one caption that is read."""
 
 Remark = tuple[str, str]
 """What is told: of which video or entry, and what."""
-
-_Line = tuple[int, dict[str, Any] | str]
-"""Number of a line, and what it says or why that is nothing."""
 
 
 @dataclass(frozen=True)
@@ -82,6 +76,9 @@ def captions_of(
         known.of_name.setdefault(video.rpartition("/")[2], []).append(video)
     remarks: list[Remark] = []
     for table in (n for n in sorted(files) if n.rpartition("/")[2] in TABLES):
+        if files[table] == storage.NOWHERE:
+            remarks.append((table, NOTHING_THERE))
+            continue
         for row in _rows(uri, table, remarks):
             try:
                 legible(row.caption)
@@ -90,6 +87,7 @@ def captions_of(
                 continue
             remarks += _place(row, known, said)
     _read_beside(uri, files, videos, said, remarks)
+    remarks += _of_none(files, videos)
     captions: dict[str, str] = {}
     for video in videos:
         # What names a video best counts alone.
@@ -157,7 +155,7 @@ def _rows(uri: str, table: str, remarks: list[Remark]) -> Iterator[_Row]:
     place = storage.join(uri, table)
     # Some editors begin a file with a mark of its encoding.
     text = storage.read_bytes(place).decode("utf-8-sig", "replace")
-    lines = _csv_lines if table.endswith(".csv") else _json_lines
+    lines = csv_lines if table.endswith(".csv") else json_lines
     folder = table.rpartition("/")[0]
     wrong: list[tuple[int, str]] = []
     good = 0
@@ -166,7 +164,7 @@ def _rows(uri: str, table: str, remarks: list[Remark]) -> Iterator[_Row]:
             wrong.append((number, about))
             continue
         good += 1
-        given = [str(about[key]).strip() for key in _NAME_KEYS if about.get(key)]
+        given = [str(about[key]).strip() for key in NAME_KEYS if about.get(key)]
         # `./a.mp4` is the same file.
         names = tuple(map(posixpath.normpath, given))
         yield _Row(folder, f"{table}:line {number}", names, caption_in(about))
@@ -174,49 +172,6 @@ def _rows(uri: str, table: str, remarks: list[Remark]) -> Iterator[_Row]:
         # It is no such table at all.
         raise DataError(f"{place}:{wrong[0][0]}: {wrong[0][1]}")
     remarks += [(f"{table}:line {number}", f"{what}; left out") for number, what in wrong]
-
-
-def _json_lines(place: str, text: str) -> Iterator[_Line]:  # noqa: ARG001
-    # By this character alone: captions may hold what else Python takes for an end of line.
-    for number, line in enumerate(text.split("\n"), 1):
-        if not line.strip():
-            continue
-        try:
-            about = read_json(line)
-        except (ValueError, RecursionError):
-            about = None
-        is_object = isinstance(about, dict)
-        yield number, about if is_object else "not a JSON object; write one object per line"
-
-
-def _csv_lines(place: str, text: str) -> Iterator[_Line]:
-    try:
-        reader = _csv_reader(place, text)
-        for row in reader:
-            # What stands behind the last column would be cut off.
-            more = None in row
-            yield reader.line_num, _MORE if more else row
-    except csv.Error as error:
-        raise DataError(f"{place}: cannot be read as CSV ({error}); write it again") from error
-
-
-def _csv_reader(place: str, text: str) -> "csv.DictReader[str]":
-    """Rows by the names in the first line, whichever of the usual separators that has."""
-    for separator in _SEPARATORS:
-        # `file_name, caption`: the space is of no name, and of no cell below.
-        spaced = f"{separator} " in text.partition("\n")[0]
-        handle = io.StringIO(text, newline="")
-        reader = csv.DictReader(handle, delimiter=separator, skipinitialspace=spaced)
-        names = [name.strip() for name in reader.fieldnames or ()]
-        if set(names) & set(_NAME_KEYS):
-            reader.fieldnames = names
-            # A name alone fits every separator.
-            if len(names) > 1 or separator == _SEPARATORS[-1]:
-                return reader
-    raise DataError(
-        f"{place}: no column {' or '.join(_NAME_KEYS)}; write comma-separated values with the "
-        "names of the columns in the first line"
-    )
 
 
 def _read_beside(
@@ -232,7 +187,12 @@ def _read_beside(
     for video in videos:
         if video in said.by_path or video in said.by_name:
             continue
-        there = [name for name in _names_beside(video) if files.get(name, _LARGEST + 1) <= _LARGEST]
+        there: list[str] = []
+        for name in (n for n in _names_beside(video) if n in files):
+            if wrong := _wrong_size(files[name]):
+                remarks.append((video, f"{name} {wrong}"))
+            else:
+                there.append(name)
         if there and stems[_stem(video)] > 1:
             remarks.append((video, f"shares {there[0]} with another video: it is given to none"))
             continue
@@ -249,9 +209,36 @@ def _read_beside(
             remarks.append((video, f"{name} {wrong}"))
 
 
+def _wrong_size(size: int) -> str:
+    """Why a file of so many bytes is no caption; nothing where it may be one."""
+    if size == storage.NOWHERE:
+        return NOTHING_THERE
+    return f"has {size} bytes, so it is no caption" if size > _LARGEST else ""
+
+
+def _of_none(files: dict[str, int], videos: Sequence[str]) -> Iterator[Remark]:
+    """Files of captions that are of no video, together: a name that is spelt otherwise, mostly."""
+    spoken = {name for video in videos for name in _names_beside(video)}
+    # Other JSON may be anything, where captions are not written so.
+    endings = tuple(
+        ending
+        for ending in _BESIDE
+        if ending == ".txt" or any(name.lower().endswith(ending) for name in spoken & files.keys())
+    )
+    alone = [
+        name
+        for name in files
+        if name.lower().endswith(endings)
+        and name not in spoken
+        and not name.rpartition("/")[2].lower().startswith(_ABOUT)
+    ]
+    if alone:
+        yield f"{len(alone)} captions", f"of no video by their names: {shown_all(alone)}"
+
+
 def names_beside(video: str) -> list[str]:
     """Files that may hold the caption of a video alone, in its own folder."""
-    return [_stem(video) + ending for ending in _BESIDE]
+    return [_stem(video) + ending for ending in (*_BESIDE, *map(str.upper, _BESIDE))]
 
 
 def _names_beside(video: str) -> list[str]:
@@ -273,4 +260,4 @@ def _text(place: str, size: int) -> tuple[str, str]:
         text = caption_of(place, storage.read_bytes(place, size))
     except ValueError as error:
         return "", str(error)
-    return (" ".join(text.split()) if place.endswith(".txt") else text), ""
+    return one_line(place, text), ""

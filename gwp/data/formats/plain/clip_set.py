@@ -4,8 +4,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from gwp import storage
+from gwp.data.formats.files.listing import NOTHING_THERE
 from gwp.data.formats.files.texts import REPLACED, read_json
 from gwp.data.pointers import ADVICE, HEAD
+from gwp.errors import DataError
 
 CAPTION_KEYS = ("caption", "text", "task", "prompt")
 """Of JSON beside a video, the first of which that is there is its caption."""
@@ -22,6 +25,16 @@ class Clip:
     size: int
     caption: str
     offset: int = 0
+
+    @property
+    def is_there(self) -> bool:
+        """Whether it is no link that leads nowhere."""
+        return self.size != storage.NOWHERE
+
+    def check(self) -> None:
+        """DataError where it is such a link."""
+        if not self.is_there:
+            raise DataError(NOTHING_THERE)
 
 
 @dataclass(frozen=True)
@@ -64,6 +77,11 @@ def caption_of(name: str, raw: bytes) -> str:
     except (ValueError, RecursionError) as error:
         raise ValueError("is no JSON, so it is no caption") from error
     return legible(caption_in(about))
+
+
+def one_line(name: str, text: str) -> str:
+    """The text of a file: lines of a `.txt` are those of its editor, and no part of a caption."""
+    return " ".join(text.split()) if name.lower().endswith(".txt") else text
 
 
 def agreed(found: Sequence[tuple[str, str]]) -> str:

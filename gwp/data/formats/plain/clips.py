@@ -3,7 +3,7 @@
 import hashlib
 
 from gwp import storage
-from gwp.data.formats.files.listing import NOTHING_THERE, list_recordings
+from gwp.data.formats.files.listing import list_recordings, without_repeats
 from gwp.data.formats.files.reader import FileReader
 from gwp.data.formats.format import SetSource
 from gwp.data.formats.plain.captions import (
@@ -16,6 +16,7 @@ from gwp.data.formats.plain.captions import (
 )
 from gwp.data.formats.plain.clip_set import Clip, ClipSet
 from gwp.errors import DataError
+from gwp.storage.names import shown
 
 EXTENSIONS = (".mp4", ".mkv", ".webm", ".mov", ".avi", ".m4v")
 
@@ -47,13 +48,20 @@ def read_clips(
     else:
         (video,) = sizes
         captions, remarks = _captions_of_one(uri, video, files)
-    broken = tuple((n, NOTHING_THERE) for n, size in sizes.items() if size == storage.NOWHERE)
-    sizes = {n: size for n, size in sizes.items() if size != storage.NOWHERE}
+    # A link that leads nowhere keeps its number: `episodes` means the same videos without it.
+    there = [n for n, size in sizes.items() if size != storage.NOWHERE]
+    _, again = without_repeats(uri, there)
+    for name, own in again.items():
+        remarks.append((name, f"is {shown(own)} once more, by a link; it counts once"))
+        # Whoever linked it may have written of the link alone.
+        captions[own] = captions.get(own) or captions.get(name, "")
+    sizes = {n: size for n, size in sizes.items() if n not in again}
     clips = tuple(
         Clip(storage.join(uri, n), n, size, captions.get(n, "")) for n, size in sizes.items()
     )
-    digest = hashlib.sha256("\n".join(f"{n}:{size}" for n, size in sizes.items()).encode())
-    return ClipSet(source.uri, "clips", clips, tuple(remarks), digest.hexdigest()[:12], broken)
+    names = "\n".join(f"{c.name}:{c.size}" for c in clips if c.is_there)
+    digest = hashlib.sha256(names.encode()).hexdigest()[:12]
+    return ClipSet(source.uri, "clips", clips, tuple(remarks), digest)
 
 
 def _captions_of_one(

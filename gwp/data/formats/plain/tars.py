@@ -11,10 +11,10 @@ from dataclasses import dataclass, field
 from typing import BinaryIO
 
 from gwp import storage
-from gwp.data.formats.files.listing import NOTHING_THERE, is_stray_member
+from gwp.data.formats.files.listing import NOTHING_THERE, is_stray_member, is_text, without_repeats
 from gwp.data.formats.files.reader import FileReader, several
 from gwp.data.formats.format import SetSource
-from gwp.data.formats.plain.clip_set import Clip, ClipSet, agreed, caption_of
+from gwp.data.formats.plain.clip_set import Clip, ClipSet, agreed, caption_of, one_line
 from gwp.data.formats.plain.clips import EXTENSIONS
 from gwp.errors import DataError
 from gwp.storage.names import shown
@@ -33,6 +33,7 @@ _LARGEST = 1 << 20
 _CAPTIONS = (".json", ".txt")
 _TO_NONE = "it is given to none"
 _TWICE = "is in its shard more than once; the last one is read, as tar does"
+_ODD = "has a name that is no UTF-8; it is read as Latin-1"
 # What tarfile raises of headers that are none.
 _DAMAGE = (tarfile.TarError, ValueError, OverflowError, EOFError, OSError)
 
@@ -65,7 +66,11 @@ def read_clips(uri: str, files: dict[str, int], source: SetSource, reader: FileR
     """The videos in the shards among `files`, which lie below `uri`. DataError when there is
     none.
     """
-    shards = sorted(n for n in files if n.lower().endswith(EXTENSION))
+    every = sorted(n for n in files if n.lower().endswith(EXTENSION))
+    # A link that leads nowhere is told by itself.
+    there = [n for n in every if files[n] != storage.NOWHERE]
+    _, again = without_repeats(uri, there)
+    shards = [n for n in every if n not in again]
 
     def look_at(name: str) -> _Index:
         if files[name] == storage.NOWHERE:
@@ -86,6 +91,9 @@ def read_clips(uri: str, files: dict[str, int], source: SetSource, reader: FileR
         )
     remarks = tuple(
         (f"{shard}/{name}", what) for shard, index in found.items() for name, what in index.remarks
+    ) + tuple(
+        (name, f"is {shown(own)} once more, by a link; it counts once")
+        for name, own in again.items()
     )
     digest = hashlib.sha256("\n".join(f"{c.name}:{c.offset}:{c.size}" for c in clips).encode())
     return ClipSet(source.uri, "tars", clips, remarks, digest.hexdigest()[:12], broken)
@@ -148,8 +156,12 @@ def _look(uri: str, size: int) -> _Index:
 
 def _note(member: tarfile.TarInfo, handle: BinaryIO, seen: _Seen) -> None:
     """Keep what a header says of a file or a link."""
+    odd = not is_text(member.name)
+    member.name, member.linkname = _legible(member.name), _legible(member.linkname)
     name = posixpath.normpath(member.name)
     wanted = name.lower().endswith((*EXTENSIONS, *_CAPTIONS))
+    if odd and wanted:
+        seen.remarks.append((member.name, _ODD))
     if member.islnk() or member.issym():
         # Hard links name a member from the root of the shard, others from their own folder.
         folder = "" if member.islnk() else posixpath.dirname(name)
@@ -165,6 +177,11 @@ def _note(member: tarfile.TarInfo, handle: BinaryIO, seen: _Seen) -> None:
             seen.spelt[name] = member.name
             # tarfile seeks to each header itself, so the handle may be moved.
             _read_caption(name, handle, seen)
+
+
+def _legible(name: str) -> str:
+    """A name as text: tar has bytes, mostly of UTF-8."""
+    return name if is_text(name) else name.encode("utf-8", "surrogateescape").decode("latin-1")
 
 
 def _follow(handle: BinaryIO, seen: _Seen) -> None:
@@ -236,6 +253,6 @@ def _caption(name: str, handle: BinaryIO, size: int) -> tuple[str, str]:
     if size > _LARGEST:
         return "", f"has {size} bytes, so it is no caption"
     try:
-        return caption_of(name, handle.read(size)), ""
+        return one_line(name, caption_of(name, handle.read(size))), ""
     except ValueError as error:
         return "", str(error)

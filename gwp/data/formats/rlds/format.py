@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from gwp import storage
+from gwp.data.formats.columns import passed_over
 from gwp.data.formats.files.reader import FileReader, several
 from gwp.data.formats.files.texts import read_json
 from gwp.data.formats.finding import Finding
@@ -154,6 +155,10 @@ def read_set(uri: str, files: dict[str, int], source: SetSource, reader: FileRea
         action,
         tuple(widths),
         own=_Own(ToldBy(source.instruction, tuple(silent)), tuple(told)),
+        remarks=(
+            *passed_over("state", source.state, state, _STATES, list(widths)),
+            *passed_over("action", source.action, action, _ACTIONS, list(widths)),
+        ),
     )
 
 

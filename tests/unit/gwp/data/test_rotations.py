@@ -18,7 +18,7 @@ from gwp.data.plan.build import build_manifest
 from gwp.data.rates import at_steps
 from gwp.data.robot.embodiment import Embodiment, Limits
 from gwp.data.robot.kinds import meaning_of
-from gwp.data.robot.rotations import upright
+from gwp.data.robot.rotations import proper, upright
 from gwp.data.source import Source
 from gwp.data.stats.normalise import Normalizer, Stats, compute_stats
 from gwp.data.window import ClipWindow
@@ -27,6 +27,11 @@ from gwp.policy.safety import apply_limits
 from tests.unit.gwp.data.test_kinds import QUATERNION, WINDOW, robot, wrapped, write
 
 SIX = ("r0", "r1", "r2", "r3", "r4", "r5")
+NINE = (*SIX, "r6", "r7", "r8")
+WHOLE = {
+    "row by row": lambda m: m.reshape(*m.shape[:-2], 9),
+    "column by column": lambda m: np.swapaxes(m, -1, -2).reshape(*m.shape[:-2], 9),
+}
 FORMS = {
     "columns": ("rot6d", lambda m: np.concatenate([m[..., 0], m[..., 1]], -1)),
     "rows": ("rot6d", lambda m: np.concatenate([m[..., 0, :], m[..., 1, :]], -1)),
@@ -46,7 +51,7 @@ def decoded(source: Source, arm: Embodiment, stats: Stats) -> list[Any]:
     clip = ClipWindow(frames=5, fps=5)
     manifest = build_manifest([source], embodiments={"arm": arm}, window=WINDOW, clip=clip)
     canvas = Canvas(layout="single", width=16, height=16)
-    spec = SampleSpec(canvas, WINDOW, clip, {"arm": arm}, {"arm": stats}, 7, False, 0)
+    spec = SampleSpec(canvas, WINDOW, clip, {"arm": arm}, {"arm": stats}, 9, False, 0)
     samples, failed = decode_samples(manifest.rows(range(len(manifest))), spec, FileReader())
     assert not failed
     return samples
@@ -117,6 +122,46 @@ def test_six_entries_come_back_as_they_were_and_others_are_made_sound(
     np.testing.assert_allclose((first * second).sum(-1), 0, atol=1e-6)
 
 
+@pytest.mark.parametrize("form", WHOLE)
+@pytest.mark.parametrize("relative", [False, True])
+def test_nine_entries_are_a_rotation_in_every_way(
+    tmp_path: Path, form: str, relative: bool
+) -> None:
+    write_down = WHOLE[form]
+    angles = np.arange(40) / 9
+    state = write_down(matrices(angles, tilt=1.0))
+    action = np.roll(state, -1, 0)
+    uri = write(tmp_path / "set", NINE, state, action)
+    arm = robot(NINE, kinds=dict.fromkeys(NINE, "matrix"), delta_mask=(relative,) * 9)
+    stats, targets, served = learnt_and_served(uri, arm, state)
+    np.testing.assert_allclose(served, chunks_of(action), atol=1e-5)
+    # What a network gives is no rotation; what is served is one.
+    noisy = targets + np.random.default_rng(0).normal(size=targets.shape)
+    rough = Normalizer(stats, arm).inverse_actions(noisy, state).reshape(-1, 3, 3)
+    np.testing.assert_allclose(
+        rough @ np.swapaxes(rough, 1, 2), np.tile(np.eye(3), (len(rough), 1, 1)), atol=1e-5
+    )
+    np.testing.assert_allclose(np.linalg.det(rough), 1, atol=1e-5)
+    # Between two rows it lies on the way from one rotation to the other.
+    meaning = arm.action_meaning
+    found = at_steps(state, 0, 10, 0.3, meaning=meaning)
+    wanted = write_down(matrices(np.interp(np.arange(10) * 0.3, np.arange(40), angles), tilt=1.0))
+    np.testing.assert_allclose(found, wanted, atol=1e-9)
+
+
+def test_a_sound_matrix_keeps_its_bits() -> None:
+    sound = WHOLE["row by row"](matrices(np.arange(50) / 7)).astype(np.float32)
+    np.testing.assert_array_equal(proper(sound), sound)
+
+
+def test_nine_entries_lie_together_and_are_relative_together() -> None:
+    kinds = dict.fromkeys(NINE, "matrix")
+    with pytest.raises(ValidationError, match="matrix is nine entries one behind the other"):
+        robot(NINE, kinds=dict.fromkeys(SIX, "matrix"))
+    with pytest.raises(ValidationError, match="a part of one rotation"):
+        robot(NINE, kinds=kinds, delta_mask=(True,) * 6 + (False,) * 3)
+
+
 def test_sound_axes_keep_their_bits_and_none_become_axes() -> None:
     sound = FORMS["columns"][1](matrices(np.arange(50) / 7)).astype(np.float32)
     np.testing.assert_array_equal(upright(sound), sound)
@@ -135,6 +180,8 @@ def test_sound_axes_keep_their_bits_and_none_become_axes() -> None:
         # The first two columns row by row.
         (SIX, "rot6d", [0.6, -0.8, 0.8, 0.6, 0, 0], "begins entries of length 1.28"),
         (QUATERNION, "quaternion", [0, 0, 0, 2], "qx begins entries of length 2 where 1"),
+        (NINE, "matrix", [1, 0, 0, 0, 1, 0, 0, 0, -1], "no rotation, or a mirror, as in a matrix"),
+        (NINE, "matrix", [1, 0, 0, 0, 1, 0, 0, 0, 0], "length 0 where 1 belongs to a matrix"),
     ],
 )
 def test_what_is_no_rotation_is_refused(
@@ -250,14 +297,15 @@ def test_statistics_of_before_keep_their_jumps(tmp_path: Path) -> None:
     assert learnt[0, 0] - learnt[1, 0] > 1.5
 
 
-@pytest.mark.parametrize("kind", ["quaternion", "rot6d"])
+@pytest.mark.parametrize("kind", ["quaternion", "rot6d", "matrix"])
 def test_a_speed_limit_slows_a_rotation_as_one(kind: str) -> None:
-    names = QUATERNION if kind == "quaternion" else SIX
+    names = {"quaternion": QUATERNION, "rot6d": SIX, "matrix": NINE}[kind]
     width = len(names)
     limits = Limits(lower=(-1,) * width, upper=(1,) * width, velocity=(0.05,) * width)
     arm = robot(names, kinds=dict.fromkeys(names, kind), delta_mask=(True,) * width, limits=limits)
     half = np.array([0.0, 0.5])
-    poses = FORMS["columns"][1](matrices(2 * half, 0.0))
+    write_down = WHOLE["row by row"] if kind == "matrix" else FORMS["columns"][1]
+    poses = write_down(matrices(2 * half, 0.0))
     if kind == "quaternion":
         poses = np.stack([0 * half, 0 * half, np.sin(half), np.cos(half)], 1)
     # The other sign is the same rotation, and no way to go.

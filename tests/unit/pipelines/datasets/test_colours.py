@@ -100,14 +100,19 @@ def test_cameras_of_one_scene_are_compared(
     assert text.count("red and blue exchanged") == len(wanted)
     assert text.count("data:image/png;base64,") == 4 + 2 * len(wanted)
     advice = [f["advice"] for f in found["findings"] if f["item"] in wanted]
-    alone = len(wanted) == 1
-    assert all(("write this one again" in a) == alone for a in advice if "colours" in a)
+    named = "bgr" if len(wanted) == 2 else "{" + "".join(wanted) + ": bgr}"
+    assert all(f"`colours: {named}` exchanges" in a for a in advice if "colours" in a)
+    # What the advice says sets them right, and no other camera wrong.
+    some = ",".join(f"{camera}=bgr" for camera in wanted)
+    assert not wanted or told(root, capsys, "--colours", some)["exchanged"] == []
 
 
 def test_a_little_wood_beside_blue_is_not_enough() -> None:
     # What is blue in one camera is not what is brown in the other: another depth of colour.
     both = {"a": seen([table_top()]), "b": seen([blue_table()])}
-    found = [f.item for f in suspected(both, "bgr") if "other way round" in f.what]
+    found = [
+        f.item for f in suspected(both, {"a": "bgr", "b": "bgr"}) if "other way round" in f.what
+    ]
     assert found == []
 
 
@@ -135,4 +140,5 @@ def test_one_camera_is_suspected_for_itself_never_changed(
     else:
         (finding,) = suspicions
         assert (finding["item"], finding["consequence"]) == (TOP, "ignored")
-        assert finding["advice"].endswith("`colours: bgr` on the source exchanges them")
+        assert finding["advice"].endswith(f"on the source `colours: {{{TOP}: bgr}}` exchanges them")
+        assert "one sign of two" in finding["what"]

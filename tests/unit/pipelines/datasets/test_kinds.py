@@ -9,7 +9,7 @@ from pipelines.datasets.grippers import check_grippers
 from pipelines.datasets.kinds import RotationGuess
 from pipelines.datasets.rows import Feature
 from pipelines.datasets.vectors import described
-from tests.unit.gwp.data.test_rotations import FORMS, SIX, matrices
+from tests.unit.gwp.data.test_rotations import FORMS, NINE, SIX, WHOLE, matrices
 
 T = np.arange(400)
 ARM = np.sin(T / 40)
@@ -62,6 +62,17 @@ def test_two_axes_are_known_by_their_numbers(form: str) -> None:
     # The same, but no longer at a right angle.
     six[7, 5] += 0.1
     assert advice_of(["x", *SIX, "y"], ARM, *six.T, ARM) == []
+
+
+@pytest.mark.parametrize("form", WHOLE)
+def test_a_matrix_is_known_by_its_numbers(form: str) -> None:
+    nine = WHOLE[form](matrices(T / 30, tilt=1.0))
+    (found,) = advice_of(["x", *NINE, "y"], ARM, *nine.T, ARM)
+    assert found.count(": matrix") == 9
+    # A mirror is none.
+    nine[:, 6:] *= -1
+    (found,) = advice_of(["x", *NINE, "y"], ARM, *nine.T, ARM)
+    assert ": matrix" not in found
 
 
 def told(

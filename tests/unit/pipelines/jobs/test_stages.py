@@ -208,3 +208,19 @@ def test_kinds_of_a_robot_reach_it_or_say_why_not(tmp_path):
     assert arm.resampling == ("linear", "hold")
     with pytest.raises(GwpError, match=r"^data\.embodiments\.arm: kinds names yaw; the dimensions"):
         robot("{yaw: radians}")
+
+
+@pytest.mark.parametrize(("mask", "told"), [("[true, true]", True), ("[false, true]", False)])
+def test_deltas_of_another_name_are_told(tmp_path, mask, told):
+    root = write_v21(tmp_path / "set")
+    about = json.loads((root / "meta/info.json").read_text())
+    about["features"]["action"]["names"] = ["y", "dx"]
+    (root / "meta/info.json").write_text(json.dumps(about))
+    sets = [
+        f"data.sources=[{{uri: {root}, embodiment: arm}}]",
+        f"data.embodiments={{arm: {{delta_mask: {mask}}}}}",
+        "data.window={chunk: 4, stride: 1}",
+    ]
+    job = load_config(STAGES / "policy.yaml", TrainJob, sets)
+    said = list(notes(job, resolve_embodiments(job, FileReader())))
+    assert [("not of the same name (y - x)" in text) for text in said].count(True) == told

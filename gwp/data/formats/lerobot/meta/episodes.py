@@ -1,10 +1,11 @@
 """Episodes of a LeRobot set, as its metadata list them."""
 
 from collections.abc import Collection, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from gwp.data.formats.finding import Finding
+from gwp.data.formats.lerobot.meta.indices import check_indices
 from gwp.data.formats.lerobot.meta.info import broken
 from gwp.data.formats.lerobot.meta.places import INFO, Places
 from gwp.data.formats.lerobot.meta.tables import Entry, MetaFiles, Table, json_lines, parquet_rows
@@ -16,9 +17,11 @@ from gwp.data.formats.lerobot.numbers import (
     whole_or_none,
 )
 from gwp.data.formats.robot_set import Episode, VideoSpan
+from gwp.errors import DataError
 from gwp.storage.names import shown
 
 OLD_LIST, _NEW_LIST = "meta/episodes.jsonl", "meta/episodes/"
+_OTHERWISE = "again, and otherwise"
 _MOST = 1_000_000
 """Episodes that info.json is believed to count."""
 
@@ -57,6 +60,9 @@ def listing(meta: MetaFiles, info: dict[str, Any], new: bool) -> Listing:
     reader = _NewRows(*place) if new else _OldRows(*place)
     table = _new_table(meta) if new else json_lines(meta, OLD_LIST)
     unread: list[_Broken] = []
+    known: dict[int, Episode] = {}
+    stated: dict[int, dict[str, Any]] = {}
+    several: set[int] = set()
     before = -1
     for entry in table.entries:
         try:
@@ -65,12 +71,32 @@ def listing(meta: MetaFiles, info: dict[str, Any], new: bool) -> Listing:
             unread.append(_Broken(_number(entry), before, f"{entry.where}: {error}"))
             continue
         before = episode.index
+        # Recordings that were resumed list one again.
+        if first := known.get(episode.index):
+            if first != episode:
+                several.add(episode.index)
+            found.findings.append(_listed_again(entry, episode.index, first == episode))
+            continue
+        known[episode.index] = episode
+        stated[episode.index] = entry.row or {}
         found.episodes.append(episode)
+    found.episodes = [
+        replace(e, problem=f"the metadata list it {_OTHERWISE}; remove the wrong ones")
+        if e.index in several
+        else e
+        for e in found.episodes
+    ]
     found.episodes += _unreadable(unread, table, info, {e.index for e in found.episodes})
+    found.findings += check_indices(stated, found.episodes, _NEW_LIST)
     found.lost = table.lost
     found.findings += [Finding(_NEW_LIST, why, "left out", "write it again") for why in table.lost]
     found.findings += reader.places.findings.values()
     return found
+
+
+def _listed_again(entry: Entry, index: int, same: bool) -> Finding:
+    how = "once more" if same else _OTHERWISE
+    return Finding(entry.where, f"lists episode {index} {how}", "ignored", "remove it")
 
 
 def task_table(meta: MetaFiles, kind: str, findings: list[Finding]) -> dict[int, str]:
@@ -112,6 +138,11 @@ def task_table(meta: MetaFiles, kind: str, findings: list[Finding]) -> dict[int,
 def _new_table(meta: MetaFiles) -> Table:
     every = Table()
     parts = sorted(n for n in meta.files if n.startswith(_NEW_LIST) and n.endswith(".parquet"))
+    if not parts:
+        there = f", though {OLD_LIST} of v2 is there" if OLD_LIST in meta.files else ""
+        raise DataError(
+            f"{meta.uri}: no file in {_NEW_LIST}{there}; bring it, or correct the version in {INFO}"
+        )
     meta.read_ahead(parts)
     for name in parts:
         part = parquet_rows(meta, name)

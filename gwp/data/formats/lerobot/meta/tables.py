@@ -14,6 +14,7 @@ import pyarrow.parquet as pq
 from gwp import storage
 from gwp.data.formats.files.reader import FileReader, several
 from gwp.data.formats.files.texts import read_json
+from gwp.errors import DataError
 
 _EPISODE = re.compile(r'"episode_index"\s*:\s*"?(\d{1,9})"?\s*[,}]')
 
@@ -46,7 +47,11 @@ class MetaFiles:
         self._read: dict[str, bytes] = {}
 
     def read(self, name: str) -> bytes:
-        """The content of a file that is there."""
+        """The content of a file. DataError where it is not there."""
+        if name not in self.files:
+            raise DataError(
+                f"{self.uri}: {name} is missing; bring it, or correct the version in info.json"
+            )
         if name not in self._read:
             self._read[name] = self._fetch(name)
         return self._read[name]

@@ -5,7 +5,7 @@ from typing import Any
 
 from gwp.data.formats.lerobot.numbers import whole_or_none
 
-QUALITY_LABELS = frozenset({"qualified", "unqualified", "success", "failure"})
+QUALITY_LABELS = frozenset({"qualified", "unqualified", "success", "failure", "valid", "invalid"})
 """Entries of an episode's `tasks` that judge it instead of saying what to do."""
 
 

@@ -286,3 +286,101 @@ def test_what_cannot_be_meant_is_one_line(
     out = capsys.readouterr().err.strip()
     assert said in out
     assert len(out.splitlines()) == 1
+
+
+@pytest.mark.parametrize("name", ["hdf5", "clips", "tars", "lerobot"])
+def test_a_link_to_a_folder_that_is_not_there_is_told(tmp_path: Path, name: str) -> None:
+    write, fields = WHOLE_AND_PART[name]
+    write(tmp_path / "set")
+    root = tmp_path / "set/x"
+    (root / "part2").symlink_to("/nowhere/part2")
+    (root / "videos.old.zip").symlink_to("/nowhere/other")
+    facts = describe(Source(uri=str(root), **fields))
+    assert facts["usable"]
+    said = [f for f in facts["findings"] if f["item"] == "part2"]
+    assert [(f["what"].partition(";")[0], f["consequence"]) for f in said] == [
+        ("is a link to something that is not there", "left out")
+    ]
+    assert "videos.old.zip" not in str(facts["findings"])
+    told: list[str] = []
+    manifest = build_manifest(
+        [Source(uri=str(root), **fields)],
+        embodiments={},
+        window=WINDOW,
+        clip=CLIP,
+        tell=told.append,
+    )
+    assert "part2" in str(told) + str(manifest.skipped)
+
+
+@pytest.mark.parametrize("write", [write_v21, write_v30])
+def test_a_set_that_lies_deep_is_no_folder_of_plain_videos(tmp_path: Path, write: Any) -> None:
+    write(tmp_path / "all/a/b/c/d/set", lengths=(5,))
+    for look in (set_at, robots_at):
+        with pytest.raises(DataError, match="no set itself, but in 1 folders below it: a/b/c/d/s"):
+            look(Source(uri=str(tmp_path / "all")))
+    assert len(set_at(Source(uri=str(tmp_path / "all"), format="clips")).clips) == 1
+    (tmp_path / "all/a/b/c/d/set/meta/info.json").unlink()
+    assert len(set_at(Source(uri=str(tmp_path / "all"))).clips) == 1
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("replay_buffer.zarr/data/action/0.0", "zarr"),
+        ("replay_buffer.zarr.zip", "zarr"),
+        ("data/.zarray", "zarr"),
+        ("run_0.mcap", "ROS bags"),
+        ("run_0.bag", "ROS bags"),
+        ("rosbag/rosbag_0.db3", "ROS bags"),
+        ("a/episode_0.npz", "numpy files"),
+        ("a/episode_0.pkl", "pickles"),
+        ("data/train-00000.parquet", "Parquet files without"),
+        ("readme.md", "check the URI"),
+    ],
+)
+def test_known_forms_that_are_not_read_are_named(tmp_path: Path, name: str, said: str) -> None:
+    file = tmp_path / "set" / name
+    file.parent.mkdir(parents=True)
+    file.write_bytes(b"x")
+    places = [tmp_path / "set", *([file] if "." in file.name[1:] else [])]
+    if ".zarr/" in name:
+        places = [tmp_path / "set", tmp_path / "set/replay_buffer.zarr"]
+    for place in places:
+        with pytest.raises(DataError) as caught:
+            set_at(Source(uri=str(place)))
+        text = str(caught.value)
+        if said == "check the URI":
+            assert "convert" not in text
+        else:
+            assert said in text
+            assert "convert them to LeRobot or to HDF5" in text
+
+
+def test_slashes_more_than_needed_are_one(bucket: str, tmp_path: Path) -> None:
+    write_v21(tmp_path / "set", lengths=(5,))
+    storage.upload(tmp_path / "set", f"{bucket}/set")
+    twice = f"{bucket.replace('s3://', 's3:///')}//set//"
+    assert robots(twice).fingerprint == robots(f"{bucket}/set").fingerprint
+    assert build(Source(uri=twice)) == build(Source(uri=f"{bucket}/set"))
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"resample": True},
+        {"fps": FPS},
+        {"state": ("observation.state",)},
+        {"cameras": {"front": TOP}},
+        {"instruction": "task_index"},
+        {"colours": {TOP: "rgb"}},
+    ],
+)
+def test_a_field_that_changes_nothing_makes_no_other_samples(
+    tmp_path: Path, fields: dict[str, Any]
+) -> None:
+    source = Source(uri=str(write_v21(tmp_path / "set", lengths=(9, 9))))
+    with pytest.raises(DataError, match="the same episodes are named twice"):
+        build(source, Source(uri=source.uri, **fields))
+    half = Source(uri=source.uri, episodes="0", **fields)
+    assert build(half, source.model_copy(update={"episodes": "1"})) == build(source)

@@ -42,6 +42,10 @@ def write_demos(path: Path, where: str = "traj_{}", more: int = 0, lengths: Any 
     return path
 
 
+def said(path: Path, **fields: Any) -> list[str]:
+    return [f"{f.item}: {f.what}" for f in robots(path, fps=FPS, **fields).remarks]
+
+
 @pytest.mark.parametrize(
     "where",
     ["traj_{}", "demo_{}", "Episode-{}", "episode{}", "{}", "data/demo_{}", "episodes/{}"],
@@ -182,9 +186,9 @@ def test_an_empty_demonstration_keeps_its_number(tmp_path: Path) -> None:
     with h5py.File(path, "a") as file:
         del file["traj_1"]
         file.create_group("traj_1")
-    assert skipped(path, fps=FPS) == {
-        "episode 1": "a.h5 traj_1 has no column actions; a.h5 traj_1 has no column obs/agent/qpos"
-    }
+    assert not skipped(path, fps=FPS)
+    assert [e.index for e in robots(path, fps=FPS).episodes] == [0, 2]
+    assert said(path) == ["episode 1: a.h5 traj_1 is empty"]
 
 
 def test_a_group_that_holds_itself_ends(tmp_path: Path) -> None:

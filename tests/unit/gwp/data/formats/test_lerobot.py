@@ -86,6 +86,8 @@ def test_tasks_by_number_and_both_names_of_the_text_column(
 @pytest.mark.parametrize(
     ("names", "read"),
     [
+        ({"motors": {"grip": 2, "dx": 0, "dy": 1}}, ("dx", "dy", "grip")),
+        ({"arm": {"dx": 0, "dy": 1}, "hand": ["grip"]}, ("dx", "dy", "grip")),
         ([["a", "b", "c"]], ("a", "b", "c")),
         ({"motors": ["a", "b", "c"]}, ("a", "b", "c")),
         ({"c": 2, "a": 0, "b": 1}, ("a", "b", "c")),
@@ -171,10 +173,6 @@ def test_what_is_no_set(tmp_path: Path) -> None:
         build(tmp_path, format="lerobot")
     with pytest.raises(DataError, match=r"format v1\.6 is not read"):
         read_set(str(write_v21(tmp_path / "old", codebase_version="v1.6")))
-    twice = write_v21(tmp_path / "twice") / "meta/episodes.jsonl"
-    twice.write_text(twice.read_text() + twice.read_text().splitlines()[0])
-    with pytest.raises(DataError, match="the metadata list episode 0 2 times"):
-        read_set(str(tmp_path / "twice"))
     root = write_v21(tmp_path / "broken")
     (root / "meta/episodes.jsonl").write_text('{"episode_index": 0, "length"')
     with pytest.raises(DataError, match="broken metadata"):
@@ -188,7 +186,32 @@ def test_an_empty_set(tmp_path: Path, write: Any) -> None:
         (root / "meta/episodes/chunk-000/file-000.parquet").unlink()
     else:
         root = write(tmp_path / "set", lengths=[])
-    with pytest.raises(DataError, match="the set has no episodes"):
+    with pytest.raises(
+        DataError, match=r"the set has no episodes|no file in meta/episodes/; bring"
+    ):
+        build(root)
+
+
+@pytest.mark.parametrize("other", ["", "otherwise"])
+def test_an_episode_that_is_listed_again(tmp_path: Path, other: str) -> None:
+    """Once more it counts once; otherwise it costs itself alone."""
+    root = write_v21(tmp_path / "set", lengths=(12, 9, 7))
+    file = root / "meta/episodes.jsonl"
+    line = file.read_text().splitlines()[1]
+    file.write_text(file.read_text() + (line.replace("9", "8") if other else line) + "\n")
+    data = read_set(str(root))
+    assert [e.index for e in data.episodes] == [0, 1, 2]
+    assert [bool(e.problem) for e in data.episodes] == [False, bool(other), False]
+    told = [f.what for f in data.own.findings if f.item == "meta/episodes.jsonl, line 4"]
+    assert told == [f"lists episode 1 {'again, and otherwise' if other else 'once more'}"]
+
+
+@pytest.mark.parametrize("stated", ["v2.1", "v3.0"])
+def test_a_list_of_episodes_that_is_not_there_is_one_line(tmp_path: Path, stated: str) -> None:
+    root = (write_v30 if stated == "v2.1" else write_v21)(tmp_path / "set")
+    file = root / "meta/info.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"codebase_version": stated}))
+    with pytest.raises(DataError, match=r"meta/episodes.*; bring it, or correct the version in"):
         build(root)
 
 

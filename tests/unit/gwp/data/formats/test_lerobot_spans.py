@@ -75,7 +75,8 @@ def set_starts(root: Path, starts: dict[int, float]) -> None:
         ({2: -1.0}, [2]),
         ({1: 3.0}, [1]),
         ({3: 46.0}, [3]),
-        ({1: 0.0, 2: 0.0, 3: 0.0}, [1, 2, 3]),
+        # The last of them could as well be the first.
+        ({1: 0.0, 2: 0.0, 3: 0.0}, [0, 1, 2, 3]),
     ],
     ids=["resumed", "early", "negative", "late", "far", "equal"],
 )
@@ -157,3 +158,44 @@ def test_one_video_of_two_cameras_is_of_neither(tmp_path: Path, write: Any) -> N
     # Also where one of them is all that is wanted.
     with pytest.raises(DataError, match=f"{TOP} and {WRIST} are said to lie at one place"):
         starts(root)
+
+
+def test_spans_that_fill_the_file_are_not_overruled(tmp_path: Path) -> None:
+    """An episode of fewer frames than rows beside one of more: neither can be used, and no other
+    is moved.
+    """
+    root = write_v30(tmp_path / "set", lengths=(6, 7, 8, 5))
+    spans = {1: (0.6, 1.4), 2: (1.4, 2.1)}
+
+    def change(row: dict[str, Any]) -> None:
+        if row["episode_index"] in spans:
+            row[START], row[END] = spans[row["episode_index"]]
+
+    change_episodes(root, change)
+    found, bad = starts(root)
+    assert found == pytest.approx({0: 0, 3: 21})
+    assert "is said to have 8 frames, and the episode has 7 rows" in bad[1]
+    assert "is said to have 7 frames, and the episode has 8 rows" in bad[2]
+
+
+def test_starts_that_are_exchanged_are_no_order(tmp_path: Path) -> None:
+    root = write_v30(tmp_path / "set", lengths=(6, 7, 8))
+    set_starts(root, {1: 1.3, 2: 0.6})
+    found, bad = starts(root)
+    assert list(found) == [0]
+    assert sorted(bad) == [1, 2]
+
+
+def test_a_start_before_the_file_costs_its_episode(tmp_path: Path) -> None:
+    root = write_v30(tmp_path / "set", lengths=(6, 7))
+    set_starts(root, {0: -0.2})
+    found, bad = starts(root)
+    assert (list(found), list(bad)) == ([1], [0])
+
+
+def test_of_two_that_start_at_one_place_neither_is_guessed(tmp_path: Path) -> None:
+    root = write_v30(tmp_path / "set", lengths=(6, 6, 6))
+    set_starts(root, {1: 0.6, 2: 0.6})
+    found, bad = starts(root)
+    assert list(found) == [0]
+    assert all("and so is another" in reason for reason in bad.values())

@@ -170,3 +170,27 @@ def test_numbers_of_a_lost_table_are_none_of_tasks(tmp_path: Path, raw: bytes | 
     with pytest.raises(DataError, match=r"counts in meta/subtasks.*missing or damaged"):
         read_set(str(root), instruction="subtask_index")
     assert read_set(str(root), instruction="task_index").own.tasks == {0: "a", 1: "b"}
+
+
+@pytest.mark.parametrize("version", ["v2.1", "v3.0"])
+@pytest.mark.parametrize("label", ["valid", "Invalid", "success"])
+def test_a_judgement_is_no_instruction(tmp_path: Path, version: str, label: str) -> None:
+    write = write_v30 if version == "v3.0" else write_v21
+    root = write(tmp_path / "set", lengths=(5,), tasks=(label, "pick the cup"))
+    # As GR00T lists them; its rows count in columns of their own.
+    if version == "v3.0":
+        put(root / EPISODES, "tasks", [[label, "pick the cup"]], pa.list_(pa.string()))
+    else:
+        row = {"episode_index": 0, "tasks": [label, "pick the cup"], "length": 5}
+        (root / "meta/episodes.jsonl").write_text(json.dumps(row))
+    for file in (root / "data").rglob("*.parquet"):
+        pq.write_table(pq.read_table(file).drop_columns(["task_index"]), file)
+    assert texts(root) == {0: ["pick the cup"] * 5}
+
+
+def test_instructions_that_rows_alone_say_are_not_lacking(tmp_path: Path) -> None:
+    root = write_v30(tmp_path / "set", tasks=("reach", "grasp"))
+    put(root / EPISODES, "tasks", [None, []], pa.list_(pa.string()))
+    put(root / DATA, "task_index", [1] * 12 + [0] * 9)
+    told = [f["what"] for f in describe(Source(uri=str(root)))["findings"]]
+    assert not [what for what in told if "no instruction" in what]

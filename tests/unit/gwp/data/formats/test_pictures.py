@@ -16,7 +16,7 @@ from PIL import Image
 from gwp.data.canvas import Canvas
 from gwp.data.decode import SampleSpec, decode_samples
 from gwp.data.formats.files.reader import FileReader
-from gwp.data.formats.find import robots_at, usable_episodes
+from gwp.data.formats.find import robots_at, set_at, usable_episodes
 from gwp.data.formats.pictures import as_rgb
 from gwp.data.plan.build import build_manifest
 from gwp.data.plan.manifest import Manifest
@@ -36,9 +36,9 @@ def red(*_: Any) -> np.ndarray:
     return np.full((48, 64, 3), RED, np.uint8)
 
 
-def frames_of(source: Source) -> np.ndarray:
+def frames_of(source: Source, canvas: Canvas = CANVAS) -> np.ndarray:
     manifest = build_manifest([source], embodiments={}, window=WINDOW, clip=CLIP)
-    spec = SampleSpec(CANVAS, WINDOW, CLIP, {}, {}, 1, False, 0)
+    spec = SampleSpec(canvas, WINDOW, CLIP, {}, {}, 1, False, 0)
     samples, failed = decode_samples(manifest.rows([0]), spec, FileReader())
     assert not failed
     frames: np.ndarray = samples[0]["frames"]
@@ -182,6 +182,32 @@ def test_pictures_of_16_bits_are_refused(channels: int) -> None:
         as_rgb(deep_png(channels), "a picture")
 
 
+def tiff(channels: int, kind: str) -> bytes:
+    """Numbers of a type, 2 x 2 pixels; Pillow writes none of 16 bits and several channels."""
+    data = np.arange(4 * channels).astype(kind).tobytes()
+    bits = struct.pack("<H", 8 * np.dtype(kind).itemsize) * channels
+    place = 10 + 12 * 9 + 4
+    about = [(256, 2), (257, 2), (258, place), (259, 1), (262, 2), (273, place + len(bits))]
+    about += [(277, channels), (278, 2), (279, len(data))]
+    counts = {258: channels}
+    entries = [struct.pack("<HHII", tag, 3, counts.get(tag, 1), value) for tag, value in about]
+    return b"".join([b"II*\0", struct.pack("<IH", 8, 9), *entries, b"\0\0\0\0", bits, data])
+
+
+@pytest.mark.parametrize(
+    ("deep", "plain"),
+    [
+        (tiff(3, "<u2"), tiff(3, "<u1")),
+        (tiff(4, "<u2"), tiff(4, "<u1")),
+        (b"P6\n2 2\n65535\n" + bytes(24), b"P6\n2 2\n255\n" + bytes(12)),
+    ],
+)
+def test_other_forms_of_16_bits_are_refused(deep: bytes, plain: bytes) -> None:
+    with pytest.raises(DataError, match="more than 8 bits a channel"):
+        as_rgb(deep, "a picture")
+    assert as_rgb(plain, "a picture").shape == (2, 2, 3)
+
+
 @pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP"])
 @pytest.mark.parametrize("way", range(1, 9))
 def test_pictures_are_as_their_exif_says(kind: str, way: int) -> None:
@@ -271,3 +297,41 @@ def test_depth_is_never_the_view_of_a_source_that_names_none(tmp_path: Path) -> 
     assert {view["key"] for view in manifest.rows([0])[0]["views"]} == {
         "observations/images/cam_high"
     }
+
+
+def test_colours_may_differ_from_camera_to_camera(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(other_sets, "picture", red)
+    cameras = {"front": TOP, "left": WRIST}
+    source = Source(uri=str(write_aloha(tmp_path / "set")), fps=FPS, cameras=cameras)
+    some, every, none = (
+        source.model_copy(update={"colours": colours})
+        for colours in ({WRIST: "bgr", TOP: "rgb"}, {TOP: "bgr", WRIST: "bgr"}, {TOP: "rgb"})
+    )
+    wide = Canvas(layout="horizontal", width=128, height=48)
+    plain, mixed = frames_of(source, wide), frames_of(some, wide)
+    exchanged = (mixed != plain).any(-1)
+    # Only the part of the canvas that the wrist has.
+    assert 0 < exchanged.mean() < 1
+    np.testing.assert_array_equal(mixed[exchanged], plain[exchanged][..., ::-1])
+    bgr = source.model_copy(update={"colours": "bgr"})
+    np.testing.assert_array_equal(frames_of(every, wide), frames_of(bgr, wide))
+    made = {
+        name: build_manifest([s], embodiments={}, window=WINDOW, clip=CLIP)
+        for name, s in (("plain", source), ("none", none), ("some", some))
+    }
+    # What changes nothing is no part of what names a manifest.
+    assert made["none"].fingerprint == made["plain"].fingerprint != made["some"].fingerprint
+    made["some"].save(str(tmp_path / "manifest.parquet"))
+    (row,) = Manifest.load(str(tmp_path / "manifest.parquet")).rows([0])
+    assert (row["bgr"], row["bgr_slots"]) == (False, ["left"])
+
+
+def test_colours_of_no_camera_are_refused(tmp_path: Path) -> None:
+    root = write_aloha(tmp_path / "set")
+    with pytest.raises(DataError, match="`colours` names wrist; the cameras of the set are obs"):
+        set_at(Source(uri=str(root), fps=FPS, colours={"wrist": "bgr"}))
+    clips = red_clips(tmp_path / "clips")
+    with pytest.raises(DataError, match="plain videos have no cameras"):
+        set_at(Source(uri=str(clips), colours={"a": "bgr"}))

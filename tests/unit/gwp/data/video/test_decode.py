@@ -2,6 +2,7 @@
 
 import gc
 import io
+import struct
 import weakref
 from pathlib import Path
 
@@ -231,3 +232,64 @@ def test_grey_of_more_than_8_bits_is_refused(
             else:
                 with pytest.raises(DataError, match=f"more than 8 bits .{pixels}., as depth"):
                     read(handle)
+
+
+@pytest.mark.parametrize(
+    ("matrix", "wanted"),
+    [
+        ((1, 0, 0, 1), "RGBW"),
+        ((0, 1, -1, 0), "BRWG"),
+        ((-1, 0, 0, -1), "WBGR"),
+        ((0, -1, 1, 0), "GWRB"),
+        # Mirrored, as cameras at the front of telephones film.
+        ((-1, 0, 0, 1), "GRWB"),
+        ((1, 0, 0, -1), "BWRG"),
+        ((0, 1, 1, 0), "RBGW"),
+        ((0, -1, -1, 0), "WGBR"),
+    ],
+)
+def test_turned_and_mirrored_videos_come_as_they_are_shown(
+    tmp_path: Path, matrix: tuple[int, ...], wanted: str
+) -> None:
+    colours = {"R": (220, 30, 30), "G": (30, 220, 30), "B": (30, 30, 220), "W": (200, 200, 200)}
+    corners = np.array([colours[name] for name in "RGBW"], np.uint8).reshape(2, 2, 3)
+    path = write_pictures(tmp_path / "a.mp4", [corners.repeat(24, 0).repeat(32, 1)] * 2)
+    raw = bytearray(path.read_bytes())
+    # Behind the header, its times and numbers: a, b, 0, c, d, 0, 0, 0, 1.
+    place = raw.find(b"tkhd") + 4 + 4 + 20 + 16
+    a, b, c, d = (int(x) << 16 for x in matrix)
+    raw[place : place + 36] = struct.pack(">9i", a, b, 0, c, d, 0, 0, 0, 1 << 30)
+    picture = decode_frames(io.BytesIO(raw), [0.0])[0].astype(int)
+    h, w = picture.shape[:2]
+    found = [picture[y, x] for y in (h // 4, 3 * h // 4) for x in (w // 4, 3 * w // 4)]
+    names = [min(colours, key=lambda n: abs(np.array(colours[n]) - rgb).sum()) for rgb in found]
+    assert "".join(names) == wanted
+    info = probe(io.BytesIO(raw))
+    assert (info.width, info.height) == (w, h)
+
+
+@pytest.mark.parametrize("count", [1, 2, 3])
+def test_avi_with_frames_in_another_order_is_refused(tmp_path: Path, count: int) -> None:
+    path = write_video(tmp_path / "a.avi", range(40), gop=10, bf=str(count))
+    with open_video(str(path)) as handle, pytest.raises(DataError, match="convert it to MP4"):
+        probe(handle)
+
+
+def test_frames_of_avi_are_found_by_number(tmp_path: Path) -> None:
+    """It has no times of its own; those of its frames begin with what decoding holds back."""
+    path = write_video(tmp_path / "a.avi", range(40), gop=10, bf="0")
+    with open_video(str(path)) as handle:
+        assert probe(handle).frames == 40
+    assert numbers(path, [k / FPS for k in range(38)]) == list(range(38))
+    assert numbers(path, [2.5, 0.0, 0.1]) == [25, 0, 1]
+
+
+def test_colours_of_16_bits_are_refused(tmp_path: Path) -> None:
+    path = tmp_path / "a.mkv"
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("ffv1", rate=FPS)
+        stream.width, stream.height, stream.pix_fmt = 64, 48, "yuv420p16le"
+        frame = av.VideoFrame(64, 48, "yuv420p16le")
+        container.mux([*stream.encode(frame), *stream.encode(None)])
+    with open_video(str(path)) as handle, pytest.raises(DataError, match="has 16 bits a channel"):
+        probe(handle)

@@ -1,0 +1,49 @@
+"""What is told of an HDF5 set wherever it is used: nothing of it costs an episode."""
+
+from collections.abc import Iterator, Mapping, Sequence
+
+from gwp.data.formats.finding import Finding
+from gwp.data.formats.hdf5.demo import Demo
+from gwp.data.formats.hdf5.index import RATES, FileIndex
+from gwp.storage.names import shown, shown_all
+
+_SAME = 1e-3
+"""Relative difference up to which two rates are one, for they are written with few digits."""
+
+
+def remarks_of(
+    indices: Mapping[str, FileIndex], empty: Sequence[tuple[int, str]], fps: float
+) -> Iterator[Finding]:
+    """indices: of each file; empty: number and place of demonstrations that hold nothing; fps: at
+    which the set is read, Hz
+    """
+    for number, place in empty:
+        yield Finding(f"episode {number}", f"{place} is empty", "ignored", "remove it")
+    demos = [demo for index in indices.values() for demo in index.demos]
+    noted = {rate for index in indices.values() for rate in index.noted}
+    noted |= {demo.scalars[key] for demo in demos for key in RATES if demo.scalars.get(key, 0) > 0}
+    if odd := sorted(rate for rate in noted if abs(rate - fps) > _SAME * fps):
+        said = ", ".join(f"{rate:g}" for rate in odd)
+        what = f"files note a rate of {said} Hz, and are read at {fps:g} Hz"
+        yield Finding("the set", what, "ignored", "correct `fps` of the source, unless they err")
+    for name, index in indices.items():
+        if index.passed:
+            what = f"groups that have actions and no name of an episode: {shown_all(index.passed)}"
+            yield Finding(name, what, "left out", "call episodes demo_0, demo_1 and so on")
+        folders = {demo.name.rpartition("/")[0] for demo in index.demos if not demo.is_empty}
+        if len(folders) > 1:
+            named = shown_all(folder or "/" for folder in folders)
+            what = f"its episodes lie in several groups ({named}), and all of them are used"
+            yield Finding(name, what, "ignored", "choose with `episodes`, if they are splits")
+    for path, kinds in _unread(demos).items():
+        what = f"looks like pictures of {shown_all(kinds)}, which are not read as such"
+        yield Finding(shown(path), what, "ignored", "write them as uint8 [T, H, W, 3]")
+
+
+def _unread(demos: Sequence[Demo]) -> dict[str, set[str]]:
+    """Path of data that look like pictures -> what kinds of them, over all episodes."""
+    found: dict[str, set[str]] = {}
+    for demo in demos:
+        for path, kind in demo.unread.items():
+            found.setdefault(path, set()).add(kind)
+    return found
