@@ -137,10 +137,11 @@ def main(argv: Sequence[str] | None = None) -> int:
             f"'gwp[{extra}]'"
         )
         return USER_ERROR
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as stop:
         if debug:
             traceback.print_exc()
-        print("gwp: interrupted", file=sys.stderr)
+        # What was interrupted may say how to go on.
+        print(f"gwp: interrupted{f': {stop}' if str(stop) else ''}", file=sys.stderr)
         return INTERRUPTED
     except BrokenPipeError:
         # The reader (`| head`) has gone; what is left in the buffer must not raise again at exit.

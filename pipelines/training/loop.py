@@ -38,6 +38,7 @@ from pipelines.training.node import Node
 from pipelines.training.prepare import PreparedRun
 from pipelines.training.ranks import Ranks
 from pipelines.training.step import TrainStep
+from pipelines.training.stop import StopWatch
 from pipelines.training.stream import batches
 from pipelines.training.uploads import Uploads
 
@@ -68,6 +69,7 @@ def train_loop(config: dict[str, Any]) -> None:
             loop.run()
         finally:
             if loop:
+                loop.watch.close()
                 loop.journal.flush(_NOTES_S)
             if log:
                 log.flush()
@@ -108,6 +110,7 @@ class _Loop:
             prepared.uri, rank, self.job.run.keep, good, self.uploaded, self.committed_at
         )
         encoders = Encoders(prepared, node, self.engine.device)
+        self.watch = StopWatch(prepared.uri, rank)
         self.steps = TrainStep(self.job, self.ranks, self.engine, self.ema, encoders)
 
     def _fetch_state(self) -> bool:
@@ -163,7 +166,9 @@ class _Loop:
             self.journal.resumed(self.step, self.ranks.world)
 
     def run(self) -> None:
-        """All steps that are left; StoppedError when too many samples are broken."""
+        """All steps that are left, or until it is asked to stop; StoppedError when too many
+        samples are broken.
+        """
         job = self.job
         total = job.run.steps
         stream = batches(
@@ -188,7 +193,7 @@ class _Loop:
             self.step += 1
             self.samples_seen += int(raw["batch"][0])
             # Collective: every rank comes here at the same steps.
-            stop = False
+            stop = leaves = False
             if self.step % job.run.log_every == 0 or self.step in (1, total):
                 elapsed = time.perf_counter() - started
                 skipped = self._progress(losses, elapsed, waited)
@@ -196,12 +201,19 @@ class _Loop:
                 stop = skipped >= _FEW_BROKEN and skipped > job.data.max_broken * (
                     self.samples_seen - begun
                 )
+                leaves = self.watch.machine_leaves()
                 started = time.perf_counter()
                 waited = 0.0
-            if self.step % job.run.checkpoint_every == 0 or self.step == total or stop:
+            asked = self.ranks.anywhere(self.watch.asked)
+            due = self.step % job.run.checkpoint_every == 0 or self.step == total
+            if due or stop or asked or leaves:
                 self._checkpoint(losses)
-            if stop:
+            if stop or leaves:
+                # Steps that follow may be lost with the machine, this one not.
                 self.uploads.wait()
+            if asked:
+                break
+            if stop:
                 quarantine = storage.join(self.prepared.uri, "quarantine")
                 raise StoppedError(
                     f"{skipped} of {self.samples_seen - begun} samples were broken by step "

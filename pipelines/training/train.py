@@ -3,6 +3,7 @@ weights in `final/`.
 """
 
 import json
+import threading
 import time
 import uuid
 from collections.abc import Iterator
@@ -18,6 +19,7 @@ from ray.train.torch import TorchConfig, TorchTrainer
 from gwp import storage
 from gwp.errors import GwpError
 from gwp.paths import absolute_paths
+from pipelines.console import event
 from pipelines.jobs.ray_start import check_resources, ensure_ray
 from pipelines.jobs.resolve import FINAL_NOTE, run_uri
 from pipelines.jobs.train_job import POOL, TrainJob
@@ -35,9 +37,12 @@ from pipelines.training.failures import StopForGood, first, interruptible
 from pipelines.training.lease import lease
 from pipelines.training.loop import train_loop
 from pipelines.training.prepare import PreparedRun, prepare
+from pipelines.training.stop import ask_to_stop, forget_stop
 from pipelines.training.stream import execution_options, remaining_dataset
 
 _REASON_LENGTH = 500
+# Seconds; an interrupt is seen between two waits.
+_WAIT_S = 0.5
 
 
 @dataclass(frozen=True)
@@ -83,6 +88,11 @@ def train(
                 checkpoint = latest_committed(prepared.uri)
                 assert checkpoint is not None
                 uri, manifest = checkpoint
+                if manifest.step < job.run.steps:
+                    raise KeyboardInterrupt(
+                        f"stopped at step {manifest.step} of {job.run.steps} with a checkpoint; "
+                        "the same command goes on from there"
+                    )
                 try:
                     final = write_final(prepared, uri, run_id)
                 except DamagedError as error:
@@ -224,11 +234,42 @@ def _fit(prepared: PreparedRun, run_id: str) -> None:
         datasets={"train": remaining_dataset(prepared)},
         dataset_config=DataConfig(execution_options=execution_options(job.cluster)),
     )
+    forget_stop(prepared.uri)
     try:
-        trainer.fit()
+        _until_over(trainer, prepared.uri)
     except ray.train.TrainingFailedError as error:
         # Ray wraps what a worker raised; the user's line is that of the worker.
         cause = first(error, GwpError)
         if cause is None:
             raise
         raise cause from error
+
+
+def _until_over(trainer: TorchTrainer, run_uri: str) -> None:
+    """Run the workers to their end. The first Ctrl-C or SIGTERM asks them to stop with a
+    checkpoint, the second one ends at once with KeyboardInterrupt.
+    """
+    failed: list[BaseException] = []
+
+    def fit() -> None:
+        try:
+            trainer.fit()
+        except BaseException as error:  # noqa: BLE001  raised again below
+            failed.append(error)
+
+    # Not in the main thread: there Ray Train takes Ctrl-C for itself, and drops what is done. A
+    # daemon, because nobody waits for it behind the second one.
+    fitting = threading.Thread(target=fit, daemon=True, name="gwp-fit")
+    fitting.start()
+    asked = False
+    while fitting.is_alive():
+        try:
+            fitting.join(_WAIT_S)
+        except KeyboardInterrupt:
+            if asked:
+                raise
+            asked = True
+            event("stopping", text="a checkpoint is taken at the next step; once more ends at once")
+            ask_to_stop(run_uri, "interrupted")
+    if failed:
+        raise failed[0]
