@@ -32,13 +32,13 @@ from pipelines.training.checkpoints import (
 from pipelines.training.deepspeed_engine import Engine, convert_to_universal
 from pipelines.training.ema import Ema
 from pipelines.training.encoders import Encoders
-from pipelines.training.failures import StoppedError, lasting
 from pipelines.training.journal import Journal
 from pipelines.training.node import Node
 from pipelines.training.prepare import PreparedRun
 from pipelines.training.ranks import Ranks
 from pipelines.training.step import TrainStep
 from pipelines.training.stop import StopWatch
+from pipelines.training.stopped import StoppedError, lasting
 from pipelines.training.stream import batches
 from pipelines.training.uploads import Uploads
 

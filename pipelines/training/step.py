@@ -25,9 +25,9 @@ from pipelines.jobs.train_job import TrainJob
 from pipelines.training.deepspeed_engine import Engine
 from pipelines.training.ema import Ema
 from pipelines.training.encoders import Encoders
-from pipelines.training.failures import StoppedError
 from pipelines.training.journal import Journal
 from pipelines.training.ranks import Ranks
+from pipelines.training.stopped import StoppedError
 
 # Samples that a message names; all are in the journal.
 _NAMED = 4

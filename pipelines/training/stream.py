@@ -9,8 +9,7 @@ the plan. A sample that cannot be decoded keeps its place as an empty row (`ok` 
 for nothing.
 """
 
-import gc
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from itertools import pairwise
 from typing import Any, cast
 
@@ -19,17 +18,12 @@ import pyarrow as pa
 import ray.data
 from ray.data import ActorPoolStrategy, ExecutionOptions, ExecutionResources
 
-from gwp.data.canvas import SLOTS
-from gwp.data.decode import SampleSpec, decode_samples
-from gwp.data.formats.files.reader import FileReader
-from gwp.data.latent_cache import LatentCache
-from gwp.data.plan.manifest import Manifest
 from gwp.data.plan.plan import plan_slice
-from gwp.data.records import PackedBlock, Pictured, Row, Sample, Share, StreamBatch
+from gwp.data.records import StreamBatch
 from pipelines.compat import split_without_cpu
 from pipelines.jobs.train_job import POOL, ClusterConfig
 from pipelines.training.checkpoints import latest_committed
-from pipelines.training.failures import lasting
+from pipelines.training.decoder import Decoder, block
 from pipelines.training.prepare import PreparedRun
 
 _TOGETHER = 256
@@ -139,28 +133,6 @@ def dataset(prepared: PreparedRun, step: int, samples_seen: int) -> Any:
     )
 
 
-class Decoder:
-    """A decoding process. What it has read of data files stays from block to block; what it
-    gave away is never written to again.
-
-    samples: reference to the manifest and the place of each sample in `cache`.
-    """
-
-    def __init__(self, samples: Any, spec: SampleSpec, cache: LatentCache | None) -> None:
-        self.manifest, self.cached = ray.get(samples)
-        self.spec, self.cache = spec, cache
-        self.reader = FileReader()
-        # Ray collects garbage often, and what was imported is none.
-        gc.freeze()
-
-    def __call__(self, table: pa.Table) -> StreamBatch:
-        """The shares that the only row of a block names."""
-        (row,) = table.to_pylist()
-        with lasting():
-            rows = unpacked(self.manifest, self.cached, row)
-            return decode_block(rows, self.spec, self.cache, self.reader)
-
-
 def packed_blocks(prepared: PreparedRun, rows: pa.Table) -> pa.Table:
     """A row per block, whose `shares` are rows of `planned`: as many of one rank, of consecutive
     steps and of one shape, as Ray's work for a block is worth.
@@ -208,11 +180,6 @@ def packed_blocks(prepared: PreparedRun, rows: pa.Table) -> pa.Table:
     )
 
 
-def unpacked(manifest: Manifest, cached: pa.Array | None, row: PackedBlock) -> pa.Table:
-    """Manifest rows of a row of `packed_blocks`."""
-    return pa.concat_tables([block(manifest, cached, share) for share in row["shares"]])
-
-
 def _bytes_of(prepared: PreparedRun, sample: int) -> int:
     """What the pictures of a sample take."""
     if prepared.cache is not None and prepared.cached is not None:
@@ -224,113 +191,10 @@ def _bytes_of(prepared: PreparedRun, sample: int) -> int:
     return prepared.spec.frames_of(row) * canvas.height * canvas.width * 3
 
 
-def block(manifest: Manifest, cached: pa.Array | None, row: Share) -> pa.Table:
-    """Manifest rows of a row of `planned`, each with its `position` in the plan, the size of
-    its `batch` and where it is `cached`.
-    """
-    ids = np.array(row["ids"], np.int64)
-    table = manifest.take(ids)
-    if cached is not None:
-        table = table.append_column("cached", cached.take(pa.array(ids)))
-    table = table.append_column("position", pa.array(row["first"] + np.arange(len(ids))))
-    return table.append_column("batch", pa.array(np.full(len(ids), row["batch"])))
-
-
 def blocks(prepared: PreparedRun, step: int, samples_seen: int) -> list[pa.Table]:
     """All of `planned` as `decode_block` takes it: for short runs, and for looking at."""
     rows = planned(prepared, step, samples_seen).to_pylist()
     return [block(prepared.manifest, prepared.cached, row) for row in rows]
-
-
-def decode_block(
-    table: pa.Table, spec: SampleSpec, cache: LatentCache | None, reader: FileReader
-) -> StreamBatch:
-    """Columns of shares, whose manifest rows these are."""
-    rows: list[Row] = table.to_pylist()
-    samples, failures = decode_samples(rows, spec, reader, cache)
-    return batch_columns(rows, samples, dict(failures), spec, cache)
-
-
-def batch_columns(
-    rows: Sequence[Row],
-    samples: Sequence[Sample],
-    failures: dict[str, str],
-    spec: SampleSpec,
-    cache: LatentCache | None = None,
-) -> StreamBatch:
-    """Columns of one block in row order; failed samples hold their place with `ok` False and
-    the reason.
-    """
-    # In order and not by id: a source of weight 2 may show a sample twice in one batch, under
-    # another crop.
-    left = iter(samples)
-    # All samples of a block have one shape; where none is whole, it follows from the row.
-    template = samples[0] if samples else None
-    columns: dict[str, list[Any]] = {}
-    for row in rows:
-        sample = None if row["sample_id"] in failures else next(left)
-        values: dict[str, Any] = {
-            **(sample or (_empty_like(template) if template else _empty(row, spec, cache))),
-            "sample_id": row["sample_id"],
-            "position": row["position"],
-            "batch": row["batch"],
-            "ok": sample is not None,
-            "reason": failures.get(row["sample_id"], ""),
-        }
-        for key, value in values.items():
-            columns.setdefault(key, []).append(value)
-    stacked = {
-        key: _stacked(v) if isinstance(v[0], np.ndarray) else np.array(v)
-        for key, v in columns.items()
-    }
-    return cast(StreamBatch, stacked)
-
-
-def _stacked(arrays: list[np.ndarray]) -> np.ndarray:
-    """`np.stack`, without a copy where they lie behind each other in one array already."""
-    first, size = arrays[0], arrays[0].nbytes
-    begin = first.__array_interface__["data"][0]
-    for i, a in enumerate(arrays):
-        # Views of one array, each beginning where the one before it ended.
-        if (
-            a.base is None
-            or a.base is not first.base
-            or not a.flags.c_contiguous
-            or a.shape != first.shape
-            or (a.__array_interface__["data"][0] != begin + i * size)
-        ):
-            return np.stack(arrays)
-    return np.lib.stride_tricks.as_strided(
-        first, (len(arrays), *first.shape), (size, *first.strides)
-    )
-
-
-def _empty_like(sample: Sample) -> Sample:
-    zeros = {
-        k: np.zeros_like(v) if isinstance(v, np.ndarray) else type(v)() for k, v in sample.items()
-    }
-    return cast(Sample, zeros)
-
-
-def _empty(row: Row, spec: SampleSpec, cache: LatentCache | None) -> Sample:
-    p, d = spec.window.chunk, spec.model_dim
-    pictured: Pictured = (
-        {"latents": np.zeros(row["cached"]["shape"], cache.dtype)}
-        if cache
-        else {"frames": spec.canvas_of(row).empty(spec.frames_of(row))}
-    )
-    return {
-        **pictured,
-        "view_valid": np.zeros(len(SLOTS), bool),
-        "state": np.zeros(d, np.float32),
-        "actions": np.zeros((p, d), np.float32),
-        "step_valid": np.zeros(p, bool),
-        "dim_valid": np.zeros(d, bool),
-        "has_action": False,
-        "text_key": "",
-        "embodiment_id": 0,
-        "sample_id": "",
-    }
 
 
 def batches(shard: Any, samples_seen: int, rank: int, world: int) -> Iterator[StreamBatch]:

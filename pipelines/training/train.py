@@ -33,11 +33,12 @@ from pipelines.tracking.runs import (
 )
 from pipelines.training.checkpoints import DamagedError, go_back, latest_committed, set_aside
 from pipelines.training.export import write_final
-from pipelines.training.failures import StopForGood, first, interruptible
+from pipelines.training.failures import StopForGood, interruptible
 from pipelines.training.lease import lease
 from pipelines.training.loop import train_loop
 from pipelines.training.prepare import PreparedRun, prepare
 from pipelines.training.stop import ask_to_stop, forget_stop
+from pipelines.training.stopped import first
 from pipelines.training.stream import execution_options, remaining_dataset
 
 _REASON_LENGTH = 500

@@ -3,6 +3,8 @@ Ray is started.
 """
 
 import pickle
+import subprocess
+import sys
 from dataclasses import replace
 
 import numpy as np
@@ -18,8 +20,9 @@ from gwp.data.stats.normalise import compute_stats
 from gwp.data.window import ClipWindow, Window
 from pipelines.config.load import load_config
 from pipelines.jobs.train_job import TrainJob
+from pipelines.training.decoder import batch_columns, block, decode_block
 from pipelines.training.prepare import PreparedRun
-from pipelines.training.stream import batch_columns, batches, block, blocks, decode_block, planned
+from pipelines.training.stream import batches, blocks, planned
 from tests.support.sets import TOP, infer_embodiment, write_pictures, write_v30
 from tests.unit.pipelines.jobs.test_stages import STAGES
 
@@ -171,3 +174,13 @@ def test_what_is_sent_to_workers_holds_no_sample(tmp_path):
     few, many = prepared(tmp_path / "few"), prepared(tmp_path / "many", rows=(40, 40))
     assert abs(len(pickle.dumps(many.slim())) - len(pickle.dumps(few.slim()))) < 500
     assert many.slim().fingerprint == many.manifest.fingerprint
+
+
+def test_a_decoding_process_imports_nothing_that_trains() -> None:
+    """There are several on each machine: torch alone takes seconds and hundreds of MB."""
+    code = "import sys, pipelines.training.decoder; print(*sys.modules)"
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=True
+    )
+    heavy = {"torch", "deepspeed", "mlflow", "ray.train", "ray.data", "diffusers", "transformers"}
+    assert not heavy & set(done.stdout.split())
