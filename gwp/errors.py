@@ -10,8 +10,8 @@
     │   └── MissingError        a file is not there
     ├── ProtocolError           bytes that are no message (`gwp.protocol.msgpack_numpy`)
     ├── ClientError             no answer, or a refusal; has a `code` (`gwp.client`)
-    ├── DamagedError            a checkpoint is not whole (`pipelines.training.checkpoints`)
-    ├── StoppedError            a run ended for good (`pipelines.training.failures`)
+    ├── DamagedError            a checkpoint is not whole (`pipelines.training.checkpoint.checkpoints`)
+    ├── StoppedError            a run ended for good (`pipelines.training.control.failures`)
     ├── ConfigError             a configuration file has mistakes (`pipelines.config.load`)
     └── RefusedError            why the endpoint gives no chunk; has a `code` (`serve.dispatch`)
 

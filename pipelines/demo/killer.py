@@ -7,7 +7,7 @@ import threading
 
 from gwp.errors import GwpError
 from pipelines.console import event
-from pipelines.training.watch import resumptions, worker_progress
+from pipelines.training.control.watch import resumptions, worker_progress
 
 
 class Killer(threading.Thread):

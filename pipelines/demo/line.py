@@ -33,8 +33,8 @@ from pipelines.evaluation.open_loop import OpenLoop, imagined, open_loop
 from pipelines.evaluation.report import ReportData, write_report
 from pipelines.jobs.resolve import run_uri
 from pipelines.jobs.train_job import TrainJob
+from pipelines.training.control.watch import shown
 from pipelines.training.train import StageResult, train
-from pipelines.training.watch import shown
 
 STAGES = Path(__file__).parents[1] / "stages"
 # Loading a replica takes seconds, beside a crowd on two slow cores more than a minute.

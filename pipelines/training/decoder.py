@@ -18,7 +18,7 @@ from gwp.data.formats.files.reader import FileReader
 from gwp.data.latent_cache import LatentCache
 from gwp.data.plan.manifest import Manifest
 from gwp.data.records import PackedBlock, Pictured, Row, Sample, Share, StreamBatch
-from pipelines.training.stopped import lasting
+from pipelines.training.control.stopped import lasting
 
 
 class Decoder:

@@ -16,7 +16,7 @@ from gwp.model.codecs.cached import CachedTextEncoder, from_stored
 from gwp.model.codecs.text import TextTable, load_text_encoder
 from gwp.model.codecs.video import load_video_codec
 from gwp.model.objective import Batch
-from pipelines.training.node import Node
+from pipelines.training.engine.node import Node
 from pipelines.training.prepare import PreparedRun
 
 

@@ -11,8 +11,8 @@ from gwp.model.weights import save_weights
 from gwp.policy.bundle import PolicyConfig, read_bundle, seal
 from pipelines.jobs.resolve import FINAL_NOTE
 from pipelines.jobs.train_job import TrainJob
-from pipelines.training.checkpoints import fetch, latest_committed, load_committed
-from pipelines.training.ema import load_ema
+from pipelines.training.checkpoint.checkpoints import fetch, latest_committed, load_committed
+from pipelines.training.engine.ema import load_ema
 from pipelines.training.prepare import PreparedRun
 
 Weights = Literal["ema", "raw"]
@@ -61,7 +61,7 @@ def _weights(state: Path, weights: Weights) -> dict[str, Any]:
                 f"{state}: the checkpoint holds no average of weights; export with --weights raw"
             )
         return averaged
-    from pipelines.training.deepspeed_engine import full_state
+    from pipelines.training.engine.deepspeed_engine import full_state
 
     return full_state(state)
 

@@ -1,7 +1,7 @@
 """The one training loop, run by every rank of every stage.
 
 Order that matters: build in fp32, load weights, create the engine, then EMA, then resume.
-Checkpoints are committed by our own protocol (`pipelines.training.checkpoints`); what is
+Checkpoints are committed by our own protocol (`pipelines.training.checkpoint.checkpoints`); what is
 reported to Ray is a pointer.
 """
 
@@ -19,7 +19,7 @@ from gwp.model.transformer import WorldActionTransformer
 from gwp.model.weights import build_model, load_model, locate, open_checkpoint
 from gwp.model.weights.derive import require_same
 from pipelines.tracking.run_log import RunLog
-from pipelines.training.checkpoints import (
+from pipelines.training.checkpoint.checkpoints import (
     CheckpointManifest,
     DamagedError,
     FileEntry,
@@ -29,18 +29,18 @@ from pipelines.training.checkpoints import (
     next_attempt,
     set_aside,
 )
-from pipelines.training.deepspeed_engine import Engine, convert_to_universal
-from pipelines.training.ema import Ema
+from pipelines.training.checkpoint.uploads import Uploads
+from pipelines.training.control.journal import Journal
+from pipelines.training.control.stop import StopWatch
+from pipelines.training.control.stopped import StoppedError, lasting
 from pipelines.training.encoders import Encoders
-from pipelines.training.journal import Journal
-from pipelines.training.node import Node
+from pipelines.training.engine.deepspeed_engine import Engine, convert_to_universal
+from pipelines.training.engine.ema import Ema
+from pipelines.training.engine.node import Node
+from pipelines.training.engine.ranks import Ranks
 from pipelines.training.prepare import PreparedRun
-from pipelines.training.ranks import Ranks
 from pipelines.training.step import TrainStep
-from pipelines.training.stop import StopWatch
-from pipelines.training.stopped import StoppedError, lasting
 from pipelines.training.stream import batches
-from pipelines.training.uploads import Uploads
 
 # Seconds that the end of a run, and a checkpoint, wait for notes that storage does not take.
 _NOTES_S = 10.0

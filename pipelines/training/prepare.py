@@ -40,8 +40,8 @@ from pipelines.jobs.resolve import (
     write_text,
 )
 from pipelines.jobs.train_job import TrainJob
-from pipelines.training.changes import RUN_ONLY, changes_of, require_allowed, told
-from pipelines.training.checkpoints import CheckpointManifest, latest_committed
+from pipelines.training.checkpoint.checkpoints import CheckpointManifest, latest_committed
+from pipelines.training.control.changes import RUN_ONLY, changes_of, require_allowed, told
 
 
 @dataclass(frozen=True)

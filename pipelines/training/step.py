@@ -22,12 +22,12 @@ from gwp.model.objective import (
     training_losses,
 )
 from pipelines.jobs.train_job import TrainJob
-from pipelines.training.deepspeed_engine import Engine
-from pipelines.training.ema import Ema
+from pipelines.training.control.journal import Journal
+from pipelines.training.control.stopped import StoppedError
 from pipelines.training.encoders import Encoders
-from pipelines.training.journal import Journal
-from pipelines.training.ranks import Ranks
-from pipelines.training.stopped import StoppedError
+from pipelines.training.engine.deepspeed_engine import Engine
+from pipelines.training.engine.ema import Ema
+from pipelines.training.engine.ranks import Ranks
 
 # Samples that a message names; all are in the journal.
 _NAMED = 4

@@ -22,7 +22,7 @@ from gwp.data.plan.plan import plan_slice
 from gwp.data.records import StreamBatch
 from pipelines.compat import split_without_cpu
 from pipelines.jobs.train_job import POOL, ClusterConfig
-from pipelines.training.checkpoints import latest_committed
+from pipelines.training.checkpoint.checkpoints import latest_committed
 from pipelines.training.decoder import Decoder, block
 from pipelines.training.prepare import PreparedRun
 

@@ -31,14 +31,19 @@ from pipelines.tracking.runs import (
     log_inputs,
     tracking_uri,
 )
-from pipelines.training.checkpoints import DamagedError, go_back, latest_committed, set_aside
+from pipelines.training.checkpoint.checkpoints import (
+    DamagedError,
+    go_back,
+    latest_committed,
+    set_aside,
+)
+from pipelines.training.control.failures import StopForGood, interruptible
+from pipelines.training.control.lease import lease
+from pipelines.training.control.stop import ask_to_stop, forget_stop
+from pipelines.training.control.stopped import first
 from pipelines.training.export import write_final
-from pipelines.training.failures import StopForGood, interruptible
-from pipelines.training.lease import lease
 from pipelines.training.loop import train_loop
 from pipelines.training.prepare import PreparedRun, prepare
-from pipelines.training.stop import ask_to_stop, forget_stop
-from pipelines.training.stopped import first
 from pipelines.training.stream import execution_options, remaining_dataset
 
 _REASON_LENGTH = 500

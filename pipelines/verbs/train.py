@@ -52,8 +52,8 @@ def run_train(args: argparse.Namespace) -> None:
         return
     from dataclasses import asdict
 
+    from pipelines.training.control.watch import shown
     from pipelines.training.train import train
-    from pipelines.training.watch import shown
 
     with shown(job):
         result = train(job, tuple(args.allow_change), args.from_step)
@@ -64,7 +64,7 @@ def _dry(job: Any) -> dict[str, Any]:
     import torch
 
     from gwp.model.transformer import WorldActionTransformer
-    from pipelines.training.deepspeed_engine import deepspeed_config
+    from pipelines.training.engine.deepspeed_engine import deepspeed_config
 
     # On the meta device, so that a model is counted that this machine could not hold.
     with torch.device("meta"):

@@ -22,9 +22,9 @@ from pipelines.config.load import load_config
 from pipelines.jobs.resolve import run_uri
 from pipelines.jobs.train_job import TrainJob
 from pipelines.tracking.runs import metric_history
-from pipelines.training.checkpoints import ASIDE, find_committed
+from pipelines.training.checkpoint.checkpoints import ASIDE, find_committed
+from pipelines.training.control.watch import resumptions, worker_progress
 from pipelines.training.train import StageResult, train
-from pipelines.training.watch import resumptions, worker_progress
 from tests.unit.pipelines.jobs.test_stages import STAGES
 
 STEPS, EVERY = 60, 15

@@ -23,7 +23,7 @@ from pipelines.jobs.resolve import run_uri
 from pipelines.jobs.train_job import TrainJob
 from pipelines.tracking.registry import promote, register
 from pipelines.tracking.runs import PARENT_TAG, client, metric_history
-from pipelines.training.checkpoints import latest_committed
+from pipelines.training.checkpoint.checkpoints import latest_committed
 from pipelines.training.export import export
 from pipelines.training.prepare import prepare
 from pipelines.training.train import StageResult, train

@@ -25,7 +25,7 @@ from pipelines.cli import main
 from pipelines.tracking import registry as promote
 from pipelines.tracking import runs as tracking
 from pipelines.tracking.run_log import RunLog
-from pipelines.training import checkpoints
+from pipelines.training.checkpoint import checkpoints
 
 WITHIN_S = 180.0
 pytestmark = pytest.mark.timeout(900)

@@ -14,8 +14,8 @@ import pytest
 
 from gwp import storage
 from pipelines.tracking.runs import client, metric_history
-from pipelines.training.checkpoints import find_committed
-from pipelines.training.watch import resumptions, worker_progress
+from pipelines.training.checkpoint.checkpoints import find_committed
+from pipelines.training.control.watch import resumptions, worker_progress
 from tests.support.sets import write_v30
 from tests.unit.pipelines.jobs.test_stages import STAGES
 

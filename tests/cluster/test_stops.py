@@ -13,9 +13,9 @@ from gwp.errors import GwpError
 from pipelines.config.load import load_config
 from pipelines.jobs.train_job import TrainJob
 from pipelines.tracking.runs import STOPPED_TAG, client
-from pipelines.training.checkpoints import find_committed
+from pipelines.training.checkpoint.checkpoints import find_committed
+from pipelines.training.control.watch import resumptions
 from pipelines.training.train import train
-from pipelines.training.watch import resumptions
 from tests.cluster.test_newcomer import SETS
 from tests.support.sets import write_v30
 from tests.unit.pipelines.jobs.test_stages import STAGES

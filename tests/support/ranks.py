@@ -78,7 +78,7 @@ class Rank:
     """One process of a run."""
 
     def __init__(self, rank: int, world: int, folder: Path) -> None:
-        from pipelines.training.ranks import Ranks
+        from pipelines.training.engine.ranks import Ranks
 
         self.ranks = Ranks(rank, world)
         self.folder = folder
@@ -87,9 +87,9 @@ class Rank:
         """A new engine with the first weights."""
         from pipelines.config.load import load_config
         from pipelines.jobs.train_job import TrainJob
-        from pipelines.training.deepspeed_engine import Engine
-        from pipelines.training.ema import Ema
-        from pipelines.training.journal import Journal
+        from pipelines.training.control.journal import Journal
+        from pipelines.training.engine.deepspeed_engine import Engine
+        from pipelines.training.engine.ema import Ema
         from pipelines.training.step import TrainStep
         from tests.support.tiny import tiny_model
 

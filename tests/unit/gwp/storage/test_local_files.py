@@ -16,7 +16,7 @@ from gwp import storage
 from gwp.errors import BundleError, GwpError
 from gwp.policy.bundle import read_bundle, seal
 from gwp.storage import local_files
-from pipelines.training import checkpoints
+from pipelines.training.checkpoint import checkpoints
 from tests.support.paths import ROOT
 
 # Stops in the call that is named, says so, and waits to be killed.

@@ -17,7 +17,7 @@ from gwp.model.weights import load_model, weight_files
 from gwp.policy.bundle import MANIFEST, read_bundle, read_id, seal
 from gwp.policy.contract import PolicyContract
 from gwp.storage import named_files
-from pipelines.training import checkpoints
+from pipelines.training.checkpoint import checkpoints
 from tests.support.sets import TOP, write_v30
 from tests.support.tiny import make_tiny_bundle
 from tests.unit.gwp.storage.test_names import LEADING_OUT, checkpoint_naming, tree

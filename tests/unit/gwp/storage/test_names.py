@@ -30,7 +30,7 @@ from gwp.policy.bundle import MANIFEST, read_bundle, seal
 from gwp.storage.names import relative_name, relative_names
 from pipelines.jobs.train_job import RunConfig
 from pipelines.tracking.run_log import RunLog
-from pipelines.training import checkpoints
+from pipelines.training.checkpoint import checkpoints
 from tests.support.other_sets import write_aloha, write_stills, write_tars
 from tests.support.sets import FPS, TOP, write_v21, write_v30, write_video
 

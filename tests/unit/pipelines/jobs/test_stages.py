@@ -14,7 +14,7 @@ from pipelines.config.load import load_config
 from pipelines.jobs.engine import OptimizerConfig
 from pipelines.jobs.resolve import compute_all_stats, init_uri, notes, resolve_embodiments
 from pipelines.jobs.train_job import TrainJob
-from pipelines.training.deepspeed_engine import deepspeed_config
+from pipelines.training.engine.deepspeed_engine import deepspeed_config
 from tests.support.other_sets import write_aloha
 from tests.support.paths import ROOT
 from tests.support.sets import TOP, WRIST, write_v21

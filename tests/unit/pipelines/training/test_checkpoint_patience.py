@@ -11,8 +11,8 @@ import pytest
 from gwp import storage
 from gwp.errors import GwpError
 from gwp.storage import retry
-from pipelines.training import checkpoints
-from pipelines.training.checkpoints import CheckpointManifest
+from pipelines.training.checkpoint import checkpoints
+from pipelines.training.checkpoint.checkpoints import CheckpointManifest
 from tests.support.faults import FaultyProxy
 from tests.unit.gwp.storage.test_patience import (
     AWAY,
@@ -31,7 +31,7 @@ DOORS = {
     "gwp.storage.door",
     "gwp.storage.errors",
     "gwp.storage.handles",
-    "pipelines.training.checkpoints",
+    "pipelines.training.checkpoint.checkpoints",
 }
 """Where calls of storage and of checkpoints are defined; the rest asks no storage."""
 

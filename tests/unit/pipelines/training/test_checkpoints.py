@@ -6,8 +6,8 @@ import pytest
 
 from gwp import storage
 from gwp.errors import GwpError
-from pipelines.training import checkpoints
-from pipelines.training.checkpoints import CheckpointManifest
+from pipelines.training.checkpoint import checkpoints
+from pipelines.training.checkpoint.checkpoints import CheckpointManifest
 
 
 def _ranks(tmp_path: Path, step: int, world: int = 2) -> list[Path]:

@@ -12,8 +12,8 @@ from ray.train import ControllerError, WorkerGroupError
 
 from gwp import storage
 from gwp.errors import DataError, GwpError, MissingError
-from pipelines.training.failures import StopForGood, interruptible
-from pipelines.training.stopped import StoppedError, first, lasting
+from pipelines.training.control.failures import StopForGood, interruptible
+from pipelines.training.control.stopped import StoppedError, first, lasting
 
 
 def slow_down() -> GwpError:

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from gwp import storage
-from pipelines.training.journal import Journal
+from pipelines.training.control.journal import Journal
 
 
 def test_notes_are_written_and_the_newest_progress_wins(tmp_path: Path) -> None:

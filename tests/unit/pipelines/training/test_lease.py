@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from gwp.errors import GwpError
-from pipelines.training.lease import lease
+from pipelines.training.control.lease import lease
 
 BEAT = 0.05
 
@@ -39,7 +39,7 @@ def test_a_second_driver_is_refused_while_the_first_lives(tmp_path: Path) -> Non
 
 def test_a_driver_that_was_killed_is_in_nobodys_way(tmp_path: Path) -> None:
     code = (
-        "import os, signal, sys\nfrom pipelines.training.lease import lease\n"
+        "import os, signal, sys\nfrom pipelines.training.control.lease import lease\n"
         "with lease(sys.argv[1]):\n    os.kill(os.getpid(), signal.SIGKILL)"
     )
     subprocess.run([sys.executable, "-c", code, str(tmp_path)], timeout=120, check=False)

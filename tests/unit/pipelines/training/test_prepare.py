@@ -13,7 +13,7 @@ from gwp.errors import GwpError
 from pipelines.config.load import config_hash, load_config
 from pipelines.jobs.resolve import init_uri
 from pipelines.jobs.train_job import TrainJob
-from pipelines.training.checkpoints import (
+from pipelines.training.checkpoint.checkpoints import (
     CheckpointManifest,
     FileEntry,
     checkpoint_uri,

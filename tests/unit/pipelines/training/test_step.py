@@ -22,10 +22,10 @@ from gwp.model.objective import (
     levels_of,
     training_losses,
 )
-from pipelines.training.deepspeed_engine import convert_to_universal, full_state
-from pipelines.training.ema import decay_at, load_ema
+from pipelines.training.control.stopped import StoppedError
+from pipelines.training.engine.deepspeed_engine import convert_to_universal, full_state
+from pipelines.training.engine.ema import decay_at, load_ema
 from pipelines.training.step import micro_batches
-from pipelines.training.stopped import StoppedError
 from tests.support import ranks
 from tests.support.ranks import CHUNK, DIMS, SEED, SIZE, STEPS, Encoded, Rank, columns
 from tests.support.tiny import tiny_model

@@ -11,14 +11,14 @@ import pytest
 
 from gwp import storage
 from gwp.errors import GwpError
-from pipelines.training import uploads
-from pipelines.training.checkpoints import (
+from pipelines.training.checkpoint import uploads
+from pipelines.training.checkpoint.checkpoints import (
     CheckpointManifest,
     checkpoint_uri,
     fetch,
     find_committed,
 )
-from pipelines.training.uploads import Uploads
+from pipelines.training.checkpoint.uploads import Uploads
 
 FACTS = {
     "samples_seen": 80,

@@ -17,7 +17,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
-from pipelines.training.deepspeed_engine import Engine
+from pipelines.training.engine.deepspeed_engine import Engine
 
 
 def decay_at(step: int, ceiling: float) -> float:

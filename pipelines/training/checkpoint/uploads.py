@@ -18,7 +18,7 @@ from typing import TypeVar
 
 from gwp import storage
 from gwp.storage.retry import expired, passing
-from pipelines.training.checkpoints import (
+from pipelines.training.checkpoint.checkpoints import (
     CheckpointManifest,
     FileEntry,
     commit,

@@ -6,7 +6,7 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 
-from pipelines.training.ranks import Ranks
+from pipelines.training.engine.ranks import Ranks
 
 
 class Node:

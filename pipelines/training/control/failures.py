@@ -14,7 +14,7 @@ from typing import Any
 
 from ray.train import UserCallback
 
-from pipelines.training.stopped import StoppedError, first
+from pipelines.training.control.stopped import StoppedError, first
 
 PROGRAM_ERRORS = (
     TypeError,

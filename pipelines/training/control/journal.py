@@ -1,6 +1,6 @@
 """What a rank writes into the run folder beside checkpoints: small JSON files by step and rank.
 
-Written by the training loop; read by `pipelines.training.watch`, the demo and whoever looks
+Written by the training loop; read by `pipelines.training.control.watch`, the demo and whoever looks
 into a run folder.
 """
 

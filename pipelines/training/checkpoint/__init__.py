@@ -1,0 +1,1 @@
+"""Checkpoints: what makes one whole, and how it comes to storage."""
