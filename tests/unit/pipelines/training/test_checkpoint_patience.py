@@ -76,6 +76,16 @@ def pruned(run: str, folder: Path) -> list[int]:
     return steps(checkpoints.find_committed(run))
 
 
+def aside(run: str) -> list[int]:
+    checkpoints.set_aside(checkpoints.checkpoint_uri(run, 2, 1), "no more")
+    return steps(checkpoints.find_committed(run))
+
+
+def back(run: str) -> list[int]:
+    checkpoints.go_back(run, 1)
+    return steps(checkpoints.find_committed(run))
+
+
 # Of a run with checkpoints at steps 1 and 2, the newest last.
 CHECKPOINT_CALLS: dict[str, tuple[Callable[[str, Path], object], object]] = {
     "upload_files, commit": (lambda run, folder: write_checkpoint(run, folder, 3)[-4:], "3-a1"),
@@ -87,6 +97,8 @@ CHECKPOINT_CALLS: dict[str, tuple[Callable[[str, Path], object], object]] = {
         lambda run, _: checkpoints.load_committed(checkpoints.checkpoint_uri(run, 1, 1)).step,
         1,
     ),
+    "set_aside": (lambda run, _: aside(run), [1]),
+    "go_back": (lambda run, _: back(run), [1]),
     "next_attempt": (lambda run, _: checkpoints.next_attempt(run), 2),
     "prune": (pruned, [2]),
 }
