@@ -211,6 +211,8 @@ class _Loop:
             if stop or leaves:
                 # Steps that follow may be lost with the machine, this one not.
                 self.uploads.wait()
+                # The first error of any rank ends all: rank 0 may still be committing.
+                self.ranks.gathered(None)
             if asked:
                 break
             if stop:
