@@ -39,8 +39,12 @@ class Ema:
         self._ceiling = ceiling
         self._rank = engine.rank
         self.shadow: dict[str, Tensor] = {}
-        if ceiling > 0:
-            self.shadow = {m.name: m.part.detach().clone() for m in engine.masters()}
+        self._begin()
+
+    def _begin(self) -> None:
+        """From the weights as they are."""
+        if self._ceiling > 0:
+            self.shadow = {m.name: m.part.detach().clone() for m in self._engine.masters()}
 
     @torch.no_grad()
     def update(self, step: int) -> None:
@@ -71,8 +75,9 @@ class Ema:
 
     def load(self, folder: Path) -> None:
         """Go on from the shards of a checkpoint, of however many ranks. What it lacks starts
-        from the weights.
+        from the weights, so those are loaded before.
         """
+        self._begin()
         if not self.shadow:
             return
         own = {m.name: m.start for m in self._engine.masters()}

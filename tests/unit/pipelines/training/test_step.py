@@ -59,6 +59,11 @@ def same(rank: Rank, stages: Sequence[int]) -> dict[int, Any]:
         rank.load(f"half-{stage}")
         again = rank.take(range(3, STEPS))
         assert again == told[stage][3:], (stage, again, told[stage])
+        # A run that had no average before begins with the weights that it goes on from.
+        rank.engine.load(rank.folder / f"half-{stage}")
+        rank.ema.load(rank.folder / "none")
+        masters = {m.name: m.part for m in rank.engine.masters()}
+        assert all(torch.equal(rank.ema.shadow[name], part) for name, part in masters.items())
     return told
 
 
