@@ -10,6 +10,8 @@ from gwp.errors import DataError
 from gwp.storage.names import shown_all
 
 NOTHING_THERE = "is a link to something that is not there; bring that, or remove the link"
+MOVED = "episodes behind it have other numbers than with it, as how many it holds is not known"
+"""Of what cannot be read, and would give several numbers to `episodes`."""
 _STRAYS = frozenset(
     {"thumbs.db", "desktop.ini", "$recycle.bin", "__macosx", "@eadir", "#recycle", "lost+found"}
 )

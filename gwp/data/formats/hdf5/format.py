@@ -161,7 +161,7 @@ def read_set(uri: str, files: dict[str, int], source: SetSource, reader: FileRea
         tuple(columns),
         own=ToldBy(told_by, tuple(silent)),
         remarks=(
-            *remarks_of(indices, empty, fps),
+            *remarks_of(looks, empty, fps),
             *passed_over("state", source.state, state, _STATES, columns),
             *passed_over("action", source.action, action, ACTIONS, columns),
         ),

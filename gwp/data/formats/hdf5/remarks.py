@@ -2,21 +2,29 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 
+from gwp.data.formats.files.listing import MOVED
 from gwp.data.formats.finding import Finding
 from gwp.data.formats.hdf5.demo import Demo
 from gwp.data.formats.hdf5.index import RATES, FileIndex
 from gwp.storage.names import shown, shown_all
 
+_CHOOSE = "bring it, or name files as sources in place of numbers"
 _SAME = 1e-3
 """Relative difference up to which two rates are one, for they are written with few digits."""
 
 
 def remarks_of(
-    indices: Mapping[str, FileIndex], empty: Sequence[tuple[int, str]], fps: float
+    looks: Mapping[str, FileIndex | str], empty: Sequence[tuple[int, str]], fps: float
 ) -> Iterator[Finding]:
-    """indices: of each file; empty: number and place of demonstrations that hold nothing; fps: at
-    which the set is read, Hz
+    """looks: index of each file, in order, or why it has none; empty: number and place of
+    demonstrations that hold nothing; fps: at which the set is read, Hz
     """
+    indices = {name: found for name, found in looks.items() if isinstance(found, FileIndex)}
+    # Where each file is an episode, one that is lost takes its number.
+    if any(len(index.demos) != 1 for index in indices.values()):
+        *before, _ = looks
+        for name in (name for name in before if name not in indices):
+            yield Finding(name, f"cannot be read: {MOVED}", "ignored", _CHOOSE)
     for number, place in empty:
         yield Finding(f"episode {number}", f"{place} is empty", "ignored", "remove it")
     demos = [demo for index in indices.values() for demo in index.demos]

@@ -11,7 +11,13 @@ from dataclasses import dataclass, field
 from typing import BinaryIO
 
 from gwp import storage
-from gwp.data.formats.files.listing import NOTHING_THERE, is_stray_member, is_text, without_repeats
+from gwp.data.formats.files.listing import (
+    MOVED,
+    NOTHING_THERE,
+    is_stray_member,
+    is_text,
+    without_repeats,
+)
 from gwp.data.formats.files.reader import FileReader, several
 from gwp.data.formats.format import SetSource
 from gwp.data.formats.plain.clip_set import Clip, ClipSet, agreed, caption_of, one_line
@@ -85,7 +91,12 @@ def read_clips(uri: str, files: dict[str, int], source: SetSource, reader: FileR
         for shard, index in found.items()
         for m in index.members
     )
-    broken = tuple((shard, index.broken) for shard, index in found.items() if index.broken)
+    # Behind the last there is nothing whose number it could change.
+    broken = tuple(
+        (shard, f"{index.broken}; {MOVED}" if shard != shards[-1] else index.broken)
+        for shard, index in found.items()
+        if index.broken
+    )
     if not clips and not broken:
         raise DataError(
             f"{source.uri}: no videos ({', '.join(EXTENSIONS)}) in shards (*{EXTENSION}) there; "

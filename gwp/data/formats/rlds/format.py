@@ -16,6 +16,7 @@ import numpy as np
 
 from gwp import storage
 from gwp.data.formats.columns import passed_over
+from gwp.data.formats.files.listing import MOVED
 from gwp.data.formats.files.reader import FileReader, several
 from gwp.data.formats.files.texts import read_json
 from gwp.data.formats.finding import Finding
@@ -234,7 +235,9 @@ def _episodes(
         if len(found) < stated or broken:
             lost = stated - len(found)
             more = f" ({lost} episodes)" if lost > 1 else ""
-            problem = f"{name} {broken or counted}{more}"
+            unknown = not shards.lengths and number + 1 < len(shards.names)
+            moved = f"; {MOVED}" if unknown else ""
+            problem = f"{name} {broken or counted}{more}{moved}"
             yield Episode(first + len(found), 0, name, {}, "", problem=problem)
         elif len(found) > stated:
             told.append(Finding(name, counted, "ignored", "all of them are read"))
