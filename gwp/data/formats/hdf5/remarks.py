@@ -14,10 +14,10 @@ _SAME = 1e-3
 
 
 def remarks_of(
-    looks: Mapping[str, FileIndex | str], empty: Sequence[tuple[int, str]], fps: float
+    looks: Mapping[str, FileIndex | str], empty: Sequence[tuple[int, str, Demo]], fps: float
 ) -> Iterator[Finding]:
-    """looks: index of each file, in order, or why it has none; empty: number and place of
-    demonstrations that hold nothing; fps: at which the set is read, Hz
+    """looks: index of each file, in order, or why it has none; empty: numbers, files and
+    demonstrations that hold nothing of their own; fps: at which the set is read, Hz
     """
     indices = {name: found for name, found in looks.items() if isinstance(found, FileIndex)}
     # Where each file is an episode, one that is lost takes its number.
@@ -25,8 +25,13 @@ def remarks_of(
         *before, _ = looks
         for name in (name for name in before if name not in indices):
             yield Finding(name, f"cannot be read: {MOVED}", "ignored", _CHOOSE)
-    for number, place in empty:
-        yield Finding(f"episode {number}", f"{place} is empty", "ignored", "remove it")
+    for number, name, demo in empty:
+        what = f"{name} {demo.prefix.rstrip('/')} is empty"
+        advice = "remove it"
+        if demo.same:
+            what = f"{name}: {shown(demo.prefix)} is {shown(demo.same)} once more, by a link"
+            advice = "it counts once"
+        yield Finding(f"episode {number}", what, "ignored", advice)
     demos = [demo for index in indices.values() for demo in index.demos]
     noted = {rate for index in indices.values() for rate in index.noted}
     noted |= {demo.scalars[key] for demo in demos for key in RATES if demo.scalars.get(key, 0) > 0}
