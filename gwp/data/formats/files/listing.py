@@ -4,6 +4,7 @@ import os
 import re
 import stat
 from collections.abc import Iterable
+from pathlib import Path
 
 from gwp import storage
 from gwp.errors import DataError
@@ -91,10 +92,10 @@ def places_of(uris: Iterable[str]) -> dict[str, str]:
 
 def _on_disk(path: str) -> str:
     try:
-        about = os.lstat(path)
+        about = Path(path).lstat()
         if stat.S_ISLNK(about.st_mode):
             path = place_of(path)
-            about = os.stat(path)
+            about = Path(path).stat()
     except OSError:
         # Whoever reads it says what is wrong.
         return path

@@ -211,7 +211,8 @@ def test_damaged_pictures_cost_the_windows_that_need_them(
     stats = {"arm": compute_stats([labelled], robot, WINDOW)}
     spec = SampleSpec(CANVAS, WINDOW, CLIP, {"arm": robot}, stats, 3, False, 0)
     samples, failed = decode_samples(manifest.rows(range(len(manifest))), spec, FileReader())
-    assert samples and failed
+    assert samples
+    assert failed
     trained = {tuple(map(int, s["sample_id"].split("/")[-2:])) for s in samples}
     expected = set()
     for recording in RecordedSet.of({"arm": robot}, source):

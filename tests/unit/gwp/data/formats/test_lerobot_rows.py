@@ -241,10 +241,10 @@ def test_numbers_of_another_set_say_nothing(tmp_path: Path, numbers: Callable[[i
 
 
 def renumber(root: Path, numbers: dict[int, int]) -> None:
-    for episode, number in numbers.items():
+    for episode, other in numbers.items():
         table = pq.read_table(file_of(root, episode))
         at = table.column_names.index("episode_index")
-        whose = pa.array([number] * len(table))
+        whose = pa.array([other] * len(table))
         pq.write_table(table.set_column(at, "episode_index", whose), file_of(root, episode))
 
 

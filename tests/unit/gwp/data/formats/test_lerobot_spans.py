@@ -149,11 +149,10 @@ def test_videos_of_nobody_and_of_several_are_told(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("more", "consequence"), [(0, None), (-1, None), (1, "ignored"), (4, "ignored"), (5, "left out")]
+    ("more", "consequence"),
+    [(0, None), (-1, None), (1, "ignored"), (4, "ignored"), (5, "left out")],
 )
-def test_frames_of_no_episode_are_told(
-    tmp_path: Path, more: int, consequence: str | None
-) -> None:
+def test_frames_of_no_episode_are_told(tmp_path: Path, more: int, consequence: str | None) -> None:
     root = write_v30(tmp_path / "set", lengths=(6, 5, 7))
     longer(root, 18 + more)
     found = [f for f in describe(Source(uri=str(root)))["findings"] if "of no episode" in f["what"]]

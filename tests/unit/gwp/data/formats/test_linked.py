@@ -9,8 +9,8 @@ import pytest
 
 from gwp.data.formats.find import robots_at, set_at
 from gwp.data.formats.plain.clip_set import ClipSet
-from gwp.data.robot.embodiment import Embodiment
 from gwp.data.plan.build import build_manifest
+from gwp.data.robot.embodiment import Embodiment
 from gwp.data.source import Source
 from gwp.data.window import ClipWindow, Window
 from gwp.errors import DataError

@@ -54,19 +54,19 @@ def test_archives_one_behind_the_other_are_read(tmp_path: Path, video: bytes, ze
 
 @pytest.mark.parametrize("zeros", [0, 512, 5000, 1 << 19])
 @pytest.mark.parametrize("end", [True, False])
-def test_an_archive_alone_says_nothing(
-    tmp_path: Path, video: bytes, zeros: int, end: bool
-) -> None:
+def test_an_archive_alone_says_nothing(tmp_path: Path, video: bytes, zeros: int, end: bool) -> None:
     clips = found(tmp_path, archive(video, "a", end=end) + bytes(zeros))
     assert len(clips.clips) == 1
-    assert not clips.remarks and not clips.broken
+    assert not clips.remarks
+    assert not clips.broken
 
 
 def test_what_is_no_archive_behind_one_is_told(tmp_path: Path, video: bytes) -> None:
     clips = found(tmp_path, archive(video, "a") + b"signature" * 100)
     assert len(clips.clips) == 1
     ((item, what),) = clips.remarks
-    assert item == "a.tar" and what.endswith("behind its end, which are no archive and are not read")
+    assert item == "a.tar"
+    assert what.endswith("behind its end, which are no archive and are not read")
 
 
 def test_a_header_that_is_damaged_breaks_a_shard_off(tmp_path: Path, video: bytes) -> None:
@@ -76,4 +76,5 @@ def test_a_header_that_is_damaged_breaks_a_shard_off(tmp_path: Path, video: byte
     clips = found(tmp_path, bytes(raw))
     assert [c.name for c in clips.clips] == ["a.tar/a.mp4"]
     ((item, why),) = clips.broken
-    assert item == "a.tar" and "behind 1 videos; it is truncated or damaged" in why
+    assert item == "a.tar"
+    assert "behind 1 videos; it is truncated or damaged" in why
