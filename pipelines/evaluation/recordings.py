@@ -132,11 +132,9 @@ class Recording:
         every = range(0, len(self.action), self.embodiment.replan)
         good = [step for step in every if self.usable[step]]
         if len(good) < len(every):
-            event(
-                "warning",
-                text=f"{len(every) - len(good)} of {len(every)} windows left out: NaN or Inf",
-                episode=self.episode.index,
-            )
+            left, file = len(every) - len(good), self.episode.data_file
+            text = f"{left} of {len(every)} windows left out: NaN or Inf in {file}"
+            event("warning", text=text, episode=self.episode.index)
         return good
 
     def runs(self) -> list[list[tuple[int, Observation]]]:
