@@ -3,6 +3,7 @@
 import io
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -22,7 +23,7 @@ from gwp.data.source import Source
 from gwp.data.stats.normalise import compute_stats
 from gwp.data.window import ClipWindow, Window
 from gwp.errors import DataError
-from pipelines.evaluation.recordings import RecordedSet
+from pipelines.evaluation.recordings import RecordedSet, first_observation
 from tests.support.other_sets import write_aloha, write_libero, write_rlds, write_stills
 from tests.support.sets import FPS, TOP, WRIST, write_v21, write_v30
 
@@ -176,12 +177,12 @@ def test_a_broken_episode_is_left_out_and_named(
         RecordedSet.of({"arm": wrist}, source.model_copy(update={"episodes": "1"}))
 
 
-def damaged_stills(root: Path) -> tuple[Source, Path]:
+def damaged_stills(root: Path, *more: int) -> tuple[Source, Path]:
     write_stills(root, "v3.0", lengths=(12, 9))
     file = root / "data/chunk-000/file-000.parquet"
     table = pq.read_table(file)
     rows = table[TOP].to_pylist()
-    for broken in (3, 20):
+    for broken in (3, 20, *more):
         rows[broken] = {"bytes": b"junk", "path": None}
     column = pa.array(rows, table[TOP].type)
     pq.write_table(table.set_column(table.column_names.index(TOP), TOP, column), file)
@@ -228,6 +229,16 @@ def test_damaged_pictures_cost_the_windows_that_need_them(
     told = capsys.readouterr().err
     assert f"windows left out: {file}" in told
     assert '"episode": 0' in told
+
+
+def test_the_first_observation_is_the_first_that_can_be_read(tmp_path: Path) -> None:
+    source, _ = damaged_stills(tmp_path / "set", 0, 2)
+    robot = robot_of(source)
+    policy: Any = SimpleNamespace(bundle=SimpleNamespace(embodiments={"arm": robot}))
+    (recording, *_) = RecordedSet.of({"arm": robot}, source)
+    first = first_observation(policy, source)
+    # Asked for at every second step.
+    assert np.array_equal(first.state, recording.state[4])
 
 
 @pytest.mark.parametrize("write", [write_v21, write_v30])
