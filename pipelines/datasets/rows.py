@@ -26,6 +26,7 @@ class Feature:
             return
         self.count += len(rows)
         self.motion.add(rows)
+        self.motion.note(rows)
         self.guess.add(rows)
         self._episodes.append(smallest(rows.T))
 

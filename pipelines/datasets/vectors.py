@@ -23,6 +23,8 @@ _WILD = 20.0
 """Widths of the middle 98 % of the rows beyond which single ones are wild."""
 _SINGLE = 2
 """Rows one behind the other that still are single ones."""
+_COARSE = 1e-2
+"""Step of float32 as a share of a range, from which on serving loses some of a motion."""
 
 
 @dataclass(frozen=True)
@@ -82,6 +84,7 @@ def check_vectors(
     advice = "normalised it is 0, and comes back as its mean"
     still = [f"{row['of']} {row['name']}" for row in dimensions if row["note"] == "constant"]
     findings += [Finding(item, "never moves", "ignored", advice) for item in still]
+    findings += _served_coarsely(dimensions)
     for feature in features:
         findings += _wild(feature)
     findings += check_grippers(dimensions, state, action)
@@ -89,6 +92,19 @@ def check_vectors(
     for feature in features:
         findings += feature.guess.findings()
     return VectorCheck(findings, dimensions)
+
+
+def _served_coarsely(dimensions: Sequence[dict[str, Any]]) -> Iterator[Finding]:
+    """Dimensions that move so little so far from 0 that float32, in which states and actions are
+    served, does not hold it.
+    """
+    for row in dimensions:
+        furthest, way = max(abs(row["min"]), abs(row["max"])), row["max"] - row["min"]
+        step = float(np.spacing(np.float32(furthest)))
+        if row["note"] != "constant" and step > _COARSE * way:
+            what = f"moves by {way:.4g} at {furthest:.4g}, where float32 has steps of {step:.4g}"
+            advice = "it is learnt, and served in float32; record it less an offset"
+            yield Finding(f"{row['of']} {row['name']}", what, "ignored", advice)
 
 
 def _wild(feature: Feature) -> Iterator[Finding]:

@@ -14,6 +14,7 @@ from gwp.data.source import Source
 from gwp.data.stats.normalise import Normalizer, Stats
 from gwp.errors import DataError
 from gwp.policy.policy import Policy
+from pipelines.console import event
 from pipelines.evaluation.recordings import NO_WINDOW, RecordedSet, Recording
 
 
@@ -56,9 +57,11 @@ def open_loop(policy: Policy, source: Source, batch: int = 8) -> OpenLoop:
         # The part of each chunk that a robot executes, end to end: the line that is drawn.
         executed, done = [], []
         for first in range(0, len(steps), batch):
-            some = steps[first : first + batch]
-            chunks = policy.act_batch(recording.observations(some))
-            for step, chunk in zip(some, chunks, strict=True):
+            seen = recording.observed(steps[first : first + batch])
+            if not seen:
+                continue
+            chunks = policy.act_batch([observation for _, observation in seen])
+            for (step, _), chunk in zip(seen, chunks, strict=True):
                 # Near the end of an episode less is recorded than a chunk has.
                 n = min(p, T - step)
                 true = recording.action[step : step + n]
@@ -140,9 +143,7 @@ def imagined(
     """Title, real and imagined canvas frames uint8 `[T, H, W, 3]`, given the recorded actions,
     from the middle of some episodes.
     """
-    window = policy.settings.window
     recorded = RecordedSet.of(policy.bundle.embodiments, source)
-    embodiment = recorded.embodiment
     # One of each instruction before a second of any.
     turns: Counter[str] = Counter()
     order = []
@@ -150,19 +151,32 @@ def imagined(
         text = recorded.text_of(episode)
         order.append((turns[text], i))
         turns[text] += 1
-    result = []
-    for _, i in sorted(order)[:clips]:
-        recording = Recording(recorded, *recorded.episodes[i])
-        steps = len(recording.action)
-        start = recording.near(max(0, (steps - window.chunk) // 2))
-        views = recording.views([start + offset for offset in window.offsets])
-        by_slot = {slot: views[camera] for slot, camera in embodiment.cameras.items()}
-        real = compose(by_slot, policy.settings.canvas, None)
-        # A short episode goes on with its last action.
-        rows = np.minimum(start + np.arange(window.chunk), steps - 1)
-        observation = recording.observations([start])[0]
-        guess = policy.imagine_given(observation, recording.action[rows])
-        where = f"episode {recording.episode.index}, step {start}"
-        title = f"{observation.prompt or 'episode'} ({where})"
-        result.append((title, real, guess))
+    result: list[tuple[str, np.ndarray, np.ndarray]] = []
+    for _, i in sorted(order):
+        recording = recorded.recording(i) if len(result) < clips else None
+        if recording is None:
+            continue
+        try:
+            result.append(_imagined(policy, recording))
+        except DataError as error:
+            # As of the windows of `open_loop`: another one is shown in its place.
+            event("warning", text=f"no clip of it: {error}", episode=recording.episode.index)
+    if not result and clips:
+        raise DataError(f"{source.uri}: {NO_WINDOW}")
     return result
+
+
+def _imagined(policy: Policy, recording: Recording) -> tuple[str, np.ndarray, np.ndarray]:
+    """Of the middle of one episode, as `imagined`. DataError where it cannot be read."""
+    window, embodiment = policy.settings.window, recording.embodiment
+    steps = len(recording.action)
+    start = recording.near(max(0, (steps - window.chunk) // 2))
+    views = recording.views([start + offset for offset in window.offsets])
+    by_slot = {slot: views[camera] for slot, camera in embodiment.cameras.items()}
+    real = compose(by_slot, policy.settings.canvas, None)
+    # A short episode goes on with its last action.
+    rows = np.minimum(start + np.arange(window.chunk), steps - 1)
+    (_, observation), *_ = recording.observed([start])
+    guess = policy.imagine_given(observation, recording.action[rows])
+    where = f"episode {recording.episode.index}, step {start}"
+    return f"{observation.prompt or 'episode'} ({where})", real, guess

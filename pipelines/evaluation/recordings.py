@@ -14,13 +14,14 @@ from gwp.data.canvas import SLOTS
 from gwp.data.formats.files.reader import FileReader
 from gwp.data.formats.find import robots_at, usable_episodes
 from gwp.data.formats.format import FilePart
-from gwp.data.formats.pictures import open_frames
+from gwp.data.formats.pictures import Frames, open_frames
 from gwp.data.formats.robot_set import Episode, RobotSet, check_embodiment, rows_per_step
 from gwp.data.formats.vectors import episode_vectors
 from gwp.data.rates import step_times
 from gwp.data.robot.embodiment import Embodiment, Slot
 from gwp.data.source import Source
 from gwp.data.stats.windows import stepped
+from gwp.data.video.decode import explained
 from gwp.errors import DataError
 from gwp.policy.policy import Policy
 from gwp.protocol.messages import Observation
@@ -28,7 +29,10 @@ from pipelines.console import event
 
 # Episodes that a message names.
 _NAMED = 3
-NO_WINDOW = "every window needs a row with NaN or Inf; choose other `episodes`"
+NO_WINDOW = (
+    "every window needs a row with NaN or Inf, or a picture that cannot be read; choose other "
+    "`episodes`"
+)
 
 
 @dataclass(frozen=True)
@@ -80,9 +84,24 @@ class RecordedSet:
         return episode.text_at(row) if self.source.task is None else self.source.task
 
     def __iter__(self) -> Iterator["Recording"]:
-        """One after another, so that the rows of one at a time are in memory."""
-        for episode, first_row in self.episodes:
-            yield Recording(self, episode, first_row)
+        """One after another, so that the rows of one at a time are in memory. One whose rows
+        cannot be read is told and left out.
+        """
+        for i in range(len(self.episodes)):
+            recording = self.recording(i)
+            if recording is not None:
+                yield recording
+
+    def recording(self, i: int) -> "Recording | None":
+        """Of `episodes[i]`; where its rows cannot be read that is told, and it is None."""
+        episode, first_row = self.episodes[i]
+        try:
+            return Recording(self, episode, first_row)
+        except DataError as error:
+            file = storage.join(self.data.uri, episode.data_file)
+            reason = str(explained(file, error))
+            event("warning", text=f"episode left out: {reason}", episode=episode.index)
+            return None
 
 
 class Recording:
@@ -113,21 +132,21 @@ class Recording:
         every = range(0, len(self.action), self.embodiment.replan)
         good = [step for step in every if self.usable[step]]
         if len(good) < len(every):
-            event(
-                "warning",
-                text=f"{len(every) - len(good)} of {len(every)} windows left out: NaN or Inf",
-                episode=self.episode.index,
-            )
+            left, file = len(every) - len(good), self.episode.data_file
+            text = f"{left} of {len(every)} windows left out: NaN or Inf in {file}"
+            event("warning", text=text, episode=self.episode.index)
         return good
 
-    def runs(self) -> list[list[int]]:
-        """`starts` in pieces without gaps, in which a chunk goes over into the next."""
-        runs: list[list[int]] = []
-        for step in self.starts():
-            if runs and step - runs[-1][-1] == self.embodiment.replan:
-                runs[-1].append(step)
+    def runs(self) -> list[list[tuple[int, Observation]]]:
+        """`starts` that can be `observed`, in pieces without gaps, in which a chunk goes over
+        into the next.
+        """
+        runs: list[list[tuple[int, Observation]]] = []
+        for step, observation in self.observed(self.starts()):
+            if runs and step - runs[-1][-1][0] == self.embodiment.replan:
+                runs[-1].append((step, observation))
             else:
-                runs.append([step])
+                runs.append([(step, observation)])
         return runs
 
     def near(self, step: int) -> int:
@@ -139,17 +158,44 @@ class Recording:
 
     def views(self, steps: Sequence[int]) -> dict[str, np.ndarray]:
         """Camera key of the robot -> uint8 `[n, H, W, 3]` at these steps; steps past the end
-        show the last frame.
+        show the last frame. DataError when one of them cannot be read.
         """
         result = {}
+        for camera, frames in self._cameras(steps):
+            broken = next((frame for frame in frames if isinstance(frame, DataError)), None)
+            if broken is not None:
+                raise broken
+            result[camera] = np.stack([np.asarray(frame) for frame in frames])
+        return result
+
+    def observed(self, steps: Sequence[int]) -> list[tuple[int, Observation]]:
+        """What the robot would have sent at those of these steps whose pictures can be read; the
+        others are told and left out.
+        """
+        images: list[dict[str, np.ndarray]] = [{} for _ in steps]
+        reasons: dict[int, DataError] = {}
+        for camera, frames in self._cameras(steps):
+            for i, frame in enumerate(frames):
+                if isinstance(frame, DataError):
+                    reasons.setdefault(i, frame)
+                else:
+                    images[i][camera] = frame
+        if reasons:
+            first = next(iter(reasons.values()))
+            text = f"{len(reasons)} of {len(steps)} windows left out: {first}"
+            event("warning", text=text, episode=self.episode.index)
+        good = [(i, step) for i, step in enumerate(steps) if i not in reasons]
+        return [(step, self._observation(step, images[i])) for i, step in good]
+
+    def _cameras(self, steps: Sequence[int]) -> Iterator[tuple[str, list[np.ndarray | DataError]]]:
+        """Camera key of the robot, and the frames at these steps or why they cannot be read."""
         for slot in SLOTS:
             if slot in self._set.cameras:
                 # Under the name that the policy knows, whatever the set calls it.
                 camera = self.embodiment.cameras.get(slot, self._set.cameras[slot])
-                result[camera] = self._frames(self._set.cameras[slot], steps)
-        return result
+                yield camera, self._frames(self._set.cameras[slot], steps)
 
-    def _frames(self, camera: str, steps: Sequence[int]) -> np.ndarray:
+    def _frames(self, camera: str, steps: Sequence[int]) -> list[np.ndarray | DataError]:
         data = self._set.data
         span = self.episode.videos[camera]
         size = data.files[span.file] if span.bytes is None else span.bytes
@@ -164,21 +210,37 @@ class Recording:
         tolerance = 0.5 / data.fps + 1e-6
         reader = self._set.reader
         about = part, span.key, data.fps, reader, tolerance, self._set.source.is_bgr(camera)
-        with open_frames(data.format, *about) as frames:
-            # A reader wants ascending, different times; steps past the end repeat one.
-            pictures = {t: np.asarray(picture) for t, picture in frames(sorted(set(times)))}
-        return np.stack([pictures[t] for t in times])
+        found: dict[float, np.ndarray | DataError] = {}
+        # A reader wants ascending, different times; steps past the end repeat one.
+        left = sorted(set(times))
+        try:
+            with open_frames(data.format, *about) as frames:
+                while left:
+                    left = _fill(found, frames, left, part.uri)
+        except DataError as error:
+            # The file as a whole.
+            found |= dict.fromkeys(left, explained(part.uri, error))
+        return [found[t] for t in times]
 
-    def observations(self, steps: Sequence[int]) -> list[Observation]:
-        """What the robot would have sent at these steps."""
-        views = self.views(steps)
-        observations = []
-        for i, step in enumerate(steps):
-            images = {camera: frames[i] for camera, frames in views.items()}
-            state = self.state[step]
-            text = self._set.text_of(self.episode, int(step * self._ratio + 1e-6))
-            observations.append(Observation(images, state, text, self.embodiment.name))
-        return observations
+    def _observation(self, step: int, images: dict[str, np.ndarray]) -> Observation:
+        text = self._set.text_of(self.episode, int(step * self._ratio + 1e-6))
+        return Observation(images, self.state[step], text, self.embodiment.name)
+
+
+def _fill(
+    found: dict[float, np.ndarray | DataError], frames: Frames, left: list[float], uri: str
+) -> list[float]:
+    """Add the frames at ascending times, up to a bad place; the times behind it are left."""
+    done = 0
+    try:
+        for t, picture in frames(left):
+            found[t] = np.asarray(picture)
+            done += 1
+    except DataError as error:
+        # As in training it costs what needs it, no more.
+        found[left[done]] = explained(uri, error)
+        return left[done + 1 :]
+    return []
 
 
 def _robot_of(robots: Mapping[str, Embodiment], data: RobotSet, source: Source) -> Embodiment:
@@ -207,5 +269,10 @@ def _robot_of(robots: Mapping[str, Embodiment], data: RobotSet, source: Source) 
 
 
 def first_observation(policy: Policy, source: Source) -> Observation:
-    """An observation to time the policy with."""
-    return next(iter(RecordedSet.of(policy.bundle.embodiments, source))).observations([0])[0]
+    """An observation to time the policy with. DataError when there is none."""
+    for recording in RecordedSet.of(policy.bundle.embodiments, source):
+        # One by one: more than the first are asked for where that cannot be read.
+        for step in recording.starts():
+            for _, observation in recording.observed([step]):
+                return observation
+    raise DataError(f"{source.uri}: {NO_WINDOW}")

@@ -169,16 +169,16 @@ def _windows(
     some = False
     for recording in RecordedSet.of(policy.bundle.embodiments, source):
         embodiment = recording.embodiment
-        for steps in recording.runs():
+        for run in recording.runs():
             some = True
-            recorded = [recording.action[step : step + embodiment.chunk] for step in steps]
+            recorded = [recording.action[step : step + embodiment.chunk] for step, _ in run]
             # Noise by episode and step, so that a study of fewer episodes has the same.
             seeded = [
                 replace(
                     observation,
                     seed=1000 * recording.episode.index + step // embodiment.replan,
                 )
-                for step, observation in zip(steps, recording.observations(steps), strict=True)
+                for step, observation in run
             ]
             yield embodiment, recorded, seeded
     if not some:

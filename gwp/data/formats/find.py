@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 from typing import Protocol
 
 from gwp import storage
-from gwp.data.formats.files.listing import NOTHING_THERE, folders_gone, with_broken_links
+from gwp.data.formats.files.listing import MOVED, NOTHING_THERE, folders_gone, with_broken_links
 from gwp.data.formats.files.reader import FileReader
 from gwp.data.formats.finding import Finding
 from gwp.data.formats.foreign import foreign_form, robot_sets_among
@@ -53,7 +53,13 @@ class _Place:
 
     def findings(self) -> tuple[Finding, ...]:
         """What of it is not there."""
-        return tuple(Finding(name, NOTHING_THERE, "left out") for name in self.gone)
+        # Where metadata list the episodes their numbers are known.
+        counted = self.format is None or not formats()[self.format].endings
+        last = "" if counted or not self.files else max(self.files)
+        return tuple(
+            Finding(name, f"{NOTHING_THERE}; {MOVED}" if name < last else NOTHING_THERE, "left out")
+            for name in self.gone
+        )
 
 
 def set_at(source: NamedSource, reader: FileReader | None = None) -> RobotSet | ClipSet:

@@ -2,13 +2,17 @@
 
 import numpy as np
 
+_SHARE = 1e-4
+"""Step of float32 as a share of a range, from which on quantiles need more digits."""
+
 
 class Moments:
     """Running statistics of `[n, d]` rows in float64; quantiles from all rows, or from a
     uniform sample once there are too many.
 
     The rows may come in any order and in any pieces: the sample is decided by the keys that
-    they come with. At most a quarter more than SAMPLE rows are held, as float32.
+    they come with. At most a quarter more than SAMPLE rows are held, as float32; of what moves
+    little far from 0, also what that leaves over.
     """
 
     SAMPLE = 2_000_000
@@ -22,6 +26,8 @@ class Moments:
         self._max = np.full(width, -np.inf)
         # The sample so far: rows, their keys, how many, and the key above which none is taken.
         self._rows: list[np.ndarray] = []
+        # What is left of them beyond float32; None where nothing of it matters.
+        self._rests: list[np.ndarray | None] = []
         self._keys: list[np.ndarray] = []
         self._kept = 0
         self._limit = np.inf
@@ -41,23 +47,36 @@ class Moments:
         self._squares += ((rows - mean) ** 2).sum(0) + shift**2 * (self.count * n / total)
         self._mean += shift * (n / total)
         self.count = total
-        self._min = np.minimum(self._min, rows.min(0))
-        self._max = np.maximum(self._max, rows.max(0))
+        lowest, highest = rows.min(0), rows.max(0)
+        self._min = np.minimum(self._min, lowest)
+        self._max = np.maximum(self._max, highest)
         # What lies above the highest key of a full sample can never be in it.
         low = keys < self._limit
-        self._rows.append(rows[low].astype(np.float32))
+        kept = rows[low]
+        short = kept.astype(np.float32)
+        self._rows.append(short)
+        # Of more than in the end: whether it matters to all rows is known only then.
+        near = _coarse(lowest, highest, _SHARE / 4)
+        rest = np.where(near, kept - short, 0.0).astype(np.float32) if near.any() else None
+        self._rests.append(rest if rest is not None and rest.any() else None)
         self._keys.append(keys[low])
         self._kept += int(low.sum())
         if self._kept > self.SAMPLE + self.SAMPLE // 4:
             self._prune()
 
     def _prune(self) -> None:
+        rests = None
+        if any(rest is not None for rest in self._rests):
+            pairs = zip(self._rows, self._rests, strict=True)
+            rests = np.concatenate([np.zeros_like(a) if b is None else b for a, b in pairs])
         rows, keys = np.concatenate(self._rows), np.concatenate(self._keys)
         if len(keys) > self.SAMPLE:
             lowest = np.argpartition(keys, self.SAMPLE - 1)[: self.SAMPLE]
             rows, keys = rows[lowest], keys[lowest]
+            rests = None if rests is None else rests[lowest]
             self._limit = float(keys.max())
         self._rows = [rows]
+        self._rests = [rests]
         self._keys = [keys]
         self._kept = len(keys)
 
@@ -65,9 +84,14 @@ class Moments:
         """mean, std (of the population), min, max, q01, q99 (linear), float64 `[d]` each."""
         self._prune()
         # One dimension at a time: all of them as float64 would be several times what is held.
-        quantiles = [
-            np.quantile(column.astype(np.float64), [0.01, 0.99]) for column in self._rows[0].T
-        ]
+        near = _coarse(self._min, self._max, _SHARE)
+        rows, rests = self._rows[0], self._rests[0]
+        quantiles = []
+        for i in range(len(self._mean)):
+            column = rows[:, i].astype(np.float64)
+            if rests is not None and near[i]:
+                column += rests[:, i]
+            quantiles.append(np.quantile(column, [0.01, 0.99]))
         q01, q99 = np.clip(np.stack(quantiles, 1), self._min, self._max)
         std = np.sqrt(self._squares / self.count)
         return {
@@ -78,3 +102,9 @@ class Moments:
             "q01": q01,
             "q99": q99,
         }
+
+
+def _coarse(lowest: np.ndarray, highest: np.ndarray, share: float) -> np.ndarray:
+    """bool `[d]`: whether a step of float32 is more than a share of the range of each."""
+    furthest = np.maximum(np.abs(lowest), np.abs(highest)).astype(np.float32)
+    return np.asarray(np.spacing(furthest) > share * (highest - lowest))

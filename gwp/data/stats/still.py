@@ -5,7 +5,9 @@ but compared with the resolution of the recording and with the other dimensions.
 import numpy as np
 
 _DIGITS = 8
-"""Steps of float32 below which a range is what rounding leaves."""
+"""Steps of the recorded numbers below which a range is what rounding leaves."""
+_COUNTS = 1.5
+"""Range above which whole numbers move where the recording would hold parts of them: counts."""
 _SHARE = 1e-4
 """Range of noise, as a share of that of the other dimensions."""
 _LEVELS, _FLICKER = 2.5, 1e-2
@@ -41,6 +43,13 @@ class Motion:
         self._smallest_step = np.full(width, np.inf)
         self._changes = np.zeros(width)
         self._spread = np.zeros(width)
+        # What was recorded: rows; more digits than float32 has, in it and in what is subtracted;
+        # whether anything is; and other than whole numbers.
+        self._noted = 0
+        self._fine = np.zeros(width, bool)
+        self._fine_beside = np.zeros(width, bool)
+        self._beside = np.zeros(width, bool)
+        self._parts = np.zeros(width, bool)
         self._steps = np.zeros((width, _EXPONENTS), np.int64)
         # Of the episode in which each goes furthest: how far, and whether it jumps there and back.
         self._furthest = np.zeros(width)
@@ -72,18 +81,38 @@ class Motion:
         places = (exponents + _EXPONENTS * np.arange(rows.shape[1]))[changes != 0]
         self._steps += np.bincount(places, minlength=self._steps.size).reshape(self._steps.shape)
 
+    def note(self, rows: np.ndarray, beside: np.ndarray | None = None) -> None:
+        """The finite rows `[n, d]` of an episode as they were recorded, which tell the digits of
+        the recording; rows that are computed between them have more. beside: `[n, d]`, what will
+        be subtracted from them.
+        """
+        self._noted += len(rows)
+        self._fine |= _fine(rows)
+        self._parts |= (rows != np.rint(rows)).any(0)
+        if beside is not None:
+            self._fine_beside |= _fine(beside)
+            self._beside |= (beside != 0).any(0)
+
     def resolution(self, ranges: np.ndarray, middle: np.ndarray | None = None) -> np.ndarray:
         """Range of each dimension below which it does not move, `[d]`, above 0. ranges: from
         the lowest to the highest number of each, `[d]`; middle: of the middle 98 % of the rows;
         None: not known, and no part is taken to rest noisily but for a rare way
         """
-        # What float32 can tell apart at this distance from 0; most recordings are float32.
-        # A wild row says nothing of where the others are.
+        # What the recording can tell apart at this distance from 0. A wild row says nothing of
+        # where the others are.
         wild = self.jumps & (self._largest > _WILD * self._usual_size)
         largest = np.where(wild, self._usual_size, self._largest)
-        digits = np.spacing(np.maximum(largest, _TINY).astype(np.float32))
-        floor = _DIGITS * digits.astype(np.float64)
+        largest = np.maximum(largest, _TINY)
+        step = np.spacing(largest.astype(np.float32)).astype(np.float64)
+        floor = _DIGITS * step
         others = _others(ranges, ranges >= floor)
+        # Of more digits, too, what is small beside the others and not even some steps of float32
+        # is no motion: simulators leave such drifts.
+        fine = np.maximum(_DIGITS * np.spacing(largest), np.minimum(floor, _SHARE * others))
+        counts = ~self._parts & ~self._beside & (self._noted > 0) & (self._fine | (step < 1))
+        counted = np.minimum(floor, _COUNTS)
+        floor = np.where(self._fine & (self._fine_beside | ~self._beside), fine, floor)
+        floor = np.where(counts, counted, floor)
         few = _LEVELS * self._smallest_step
         noise = np.where(few <= _FLICKER * others, few, _SHARE * others)
         # What never changes within an episode is no motion either. What is small but smooth is.
@@ -100,6 +129,11 @@ class Motion:
         half = self._steps.sum(1, keepdims=True) / 2
         exponents = (np.cumsum(self._steps, 1) < half).sum(1) - _EXPONENTS // 2
         return np.ldexp(1.0, exponents)
+
+
+def _fine(rows: np.ndarray) -> np.ndarray:
+    """bool `[d]`: whether numbers of `[n, d]` have more digits than float32."""
+    return np.asarray((rows.astype(np.float32) != rows).any(0))
 
 
 def _medians(rows: np.ndarray) -> np.ndarray:

@@ -95,6 +95,7 @@ class WindowSums:
     def add(self, state: np.ndarray, action: np.ndarray, ratio: float, name: str) -> None:
         """Add every window of the episode `name`, whose rows these are."""
         chunk, delta = self._chunk, self._embodiment.delta
+        self._note(state, action)
         state, action, usable = stepped(state, action, ratio, self._embodiment, chunk)
         starts = np.flatnonzero(usable)
         self.left_out += len(usable) - len(starts)
@@ -120,6 +121,14 @@ class WindowSums:
             self.actions.add(
                 windows.reshape(-1, action.shape[1]), of_actions.random(len(some) * chunk)
             )
+
+    def _note(self, state: np.ndarray, action: np.ndarray) -> None:
+        """Rows as they were recorded: between those of another rate there are others."""
+        finite = np.isfinite(action).all(1) & np.isfinite(state).all(1)
+        state, action = state[finite], action[finite]
+        self.motion[0].note(state)
+        delta = self._embodiment.delta
+        self.motion[1].note(action, delta_base(state, delta)[:, 0] if any(delta) else None)
 
 
 def stepped(

@@ -132,26 +132,37 @@ def _opened(handle: Any, size: int) -> tuple[VideoInfo, bool]:
         stamps = [stamp for _, _, stamp in index]
         if "mp4" not in container.format.name:
             # Other containers index key frames only, so their packets are counted.
-            packets = [
-                (p.is_keyframe, p.pts)
-                for p in container.demux(stream)
-                if p.size and not p.is_discard
-            ]
-            entries = [(key, 0) for key, _ in packets]
-            stamps = [pts for _, pts in packets if pts is not None]
+            entries, stamps = _packets(container, stream)
         if not entries or not rate:
             raise DataError("holds no frames")
         if max(end for _, end in entries) > size:
             raise DataError("its data end before its last frame; the file is truncated")
 
+        is_key = np.array([key for key, _ in entries], bool)
+        tick = stream.time_base or Fraction(1)
+        clock = _Clock.of(rate, tick, np.sort(np.array(stamps, np.int64)), is_key)
+        if clock.uneven > _EVEN and len(index) < len(stream.index_entries):
+            # What a cut leaves out goes by when it is shown, the index by when it is decoded: of
+            # frames in another order (B-frames) only packets tell.
+            counted, stamps = _packets(container, stream)
+            if len(stamps) == len(entries):
+                is_key = np.array([key for key, _ in counted], bool)
+                clock = _Clock.of(rate, tick, np.sort(np.array(stamps, np.int64)), is_key)
         codec = stream.codec_context.codec.canonical_name
         width, height, sure = _upright(container, stream)
-        is_key = np.array([key for key, _ in entries], bool)
-        ascending = np.sort(np.array(stamps, np.int64))
-        clock = _Clock.of(rate, stream.time_base or Fraction(1), ascending, is_key)
         others = len(container.streams) - 1
         about = VideoInfo(width, height, 0.0, 0, codec, 0, 0, others)
         return clock.info(about, size), sure
+
+
+def _packets(container: Any, stream: Any) -> tuple[list[tuple[bool, int]], list[int]]:
+    """Of each frame that is shown: whether it is a key frame, and an end that is not known, 0; and
+    when they are shown, ticks. Reads all of the file.
+    """
+    packets = [
+        (p.is_keyframe, p.pts) for p in container.demux(stream) if p.size and not p.is_discard
+    ]
+    return [(key, 0) for key, _ in packets], [pts for _, pts in packets if pts is not None]
 
 
 def _evenly(ticks: np.ndarray, rate: float, tick_s: float) -> tuple[float, float]:

@@ -2,6 +2,7 @@
 
 import os
 import re
+import stat
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -10,6 +11,8 @@ from gwp.errors import DataError
 from gwp.storage.names import shown_all
 
 NOTHING_THERE = "is a link to something that is not there; bring that, or remove the link"
+MOVED = "episodes behind it have other numbers than with it, as how many it holds is not known"
+"""Of what cannot be read, and would give several numbers to `episodes`."""
 _STRAYS = frozenset(
     {"thumbs.db", "desktop.ini", "$recycle.bin", "__macosx", "@eadir", "#recycle", "lost+found"}
 )
@@ -73,7 +76,9 @@ def place_of(uri: str) -> str:
 
 
 def places_of(uris: Iterable[str]) -> dict[str, str]:
-    """`place_of` of many files: of each folder it is asked once."""
+    """`place_of` of many files: of each folder it is asked once. Those of several names on one disk
+    (hard links) have a place of their own, alike for all of the names.
+    """
     folders: dict[str, str] = {}
     places: dict[str, str] = {}
     for uri in uris:
@@ -81,9 +86,21 @@ def places_of(uris: Iterable[str]) -> dict[str, str]:
         if folder not in folders:
             folders[folder] = place_of(folder or "/")
         place = storage.join(folders[folder], name)
-        is_link = not storage.is_remote(uri) and Path(place).is_symlink()
-        places[uri] = place_of(place) if is_link else place
+        places[uri] = place if storage.is_remote(uri) else _on_disk(place)
     return places
+
+
+def _on_disk(path: str) -> str:
+    try:
+        about = Path(path).lstat()
+        if stat.S_ISLNK(about.st_mode):
+            path = place_of(path)
+            about = Path(path).stat()
+    except OSError:
+        # Whoever reads it says what is wrong.
+        return path
+    shared = about.st_nlink > 1 and stat.S_ISREG(about.st_mode)
+    return f"{about.st_dev}:{about.st_ino}" if shared else path
 
 
 def without_repeats(uri: str, names: Iterable[str]) -> tuple[list[str], dict[str, str]]:

@@ -1,5 +1,6 @@
 """Rows and pictures out of Parquet files: of the row groups that hold them, and no more."""
 
+import io
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from typing import Any
@@ -20,7 +21,8 @@ _FOOTERS, _METADATA, _ROW_GROUPS, _PICTURE_GROUPS = 1024, 32, 16, 2
 says is; row groups of numbers, and row groups of pictures, which are large.
 """
 
-
+_TYPES = b"ARROW:schema"
+"""Where Arrow notes them."""
 _MOST = 0.75
 """Share of rows above which their width is that of the column, and others are damaged."""
 
@@ -133,8 +135,26 @@ def _read_group(reader: FileReader, uri: str, group: int, keys: Sequence[str]) -
     about = reader.once(_METADATA, _footer, reader, uri)
     with reader.open(uri) as handle:
         file = pq.ParquetFile(handle, metadata=about)
-        # Of rows of numbers a thread of its own costs more than it saves.
+        try:
+            # Of rows of numbers a thread of its own costs more than it saves.
+            return file.read_row_group(group, columns=list(keys), use_threads=False)
+        except pa.ArrowInvalid:
+            kinds = [file.schema_arrow.field(key).type for key in keys]
+            if not any(pa.types.is_fixed_size_list(kind) for kind in kinds):
+                raise
+        # A row that is missing has no length, which lists of a fixed size cannot have.
+        about = reader.once(_METADATA, _loose_footer, reader, uri)
+        file = pq.ParquetFile(handle, metadata=about)
         return file.read_row_group(group, columns=list(keys), use_threads=False)
+
+
+def _loose_footer(reader: FileReader, uri: str) -> pq.FileMetaData:
+    """As `_footer`, without what Arrow notes of its own types beside those of Parquet: lists have
+    any length.
+    """
+    out = io.BytesIO()
+    reader.once(_METADATA, _footer, reader, uri).write_metadata_file(out)
+    return pq.read_metadata(io.BytesIO(out.getvalue().replace(_TYPES, _TYPES[::-1])))
 
 
 @contextmanager

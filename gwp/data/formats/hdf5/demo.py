@@ -38,7 +38,8 @@ class Demo:
 
     scalars: single numbers, of the attributes too. texts: attributes and columns of text. told:
     what the chosen one of them says, of the episode or of each row. problem: why nothing of it
-    can be used. unread: what looks like pictures of a kind that is not read, and which.
+    can be used. same: path of the one that it is once more, by a link. unread: what looks like
+    pictures of a kind that is not read, and which.
     """
 
     @property
@@ -56,6 +57,7 @@ class Demo:
     texts: list[str] = field(default_factory=list)
     told: tuple[str, ...] = ()
     problem: str = ""
+    same: str = ""
     unread: dict[str, str] = field(default_factory=dict)
 
 

@@ -121,7 +121,7 @@ def read_set(uri: str, files: dict[str, int], source: SetSource, reader: FileRea
     digest = hashlib.sha256()
     episodes: list[Episode] = []
     silent: list[int] = []
-    empty: list[tuple[int, str]] = []
+    empty: list[tuple[int, str, Demo]] = []
     number = 0
     for name, found in looks.items():
         digest.update(f"{name}:{files[name]}\n".encode())
@@ -132,7 +132,7 @@ def read_set(uri: str, files: dict[str, int], source: SetSource, reader: FileRea
         for demo in found.demos:
             digest.update(demo.digest)
             if demo.is_empty:
-                empty.append((number, f"{name} {demo.prefix.rstrip('/')}"))
+                empty.append((number, name, demo))
             elif (name, demo.name) in in_split:
                 episodes.append(_episode(number, name, demo, fps, action, widths))
                 if not all(text.strip() for text in demo.told or ("",)):
@@ -161,7 +161,7 @@ def read_set(uri: str, files: dict[str, int], source: SetSource, reader: FileRea
         tuple(columns),
         own=ToldBy(told_by, tuple(silent)),
         remarks=(
-            *remarks_of(indices, empty, fps),
+            *remarks_of(looks, empty, fps),
             *passed_over("state", source.state, state, _STATES, columns),
             *passed_over("action", source.action, action, ACTIONS, columns),
         ),

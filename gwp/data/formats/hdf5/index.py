@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -44,7 +45,13 @@ def look(reader: FileReader, uri: str, size: int, told_by: str | None) -> FileIn
     try:
         with opened(uri, reader, size) as file:
             holder, places = episodes_in(file)
-            demos = [_demo(place, told_by) for place in places]
+            again = _again(places)
+            demos = [
+                Demo(place.path, place.name, same=again[place.path])
+                if place.path in again
+                else _demo(place, told_by)
+                for place in places
+            ]
             passed = _whole(lambda: passed_over(file, holder, places), "groups", lost) or ()
             # robomimic and LIBERO write attributes at /data, for all of it.
             rate, text = _whole(lambda: _about(holder), "attributes", lost) or (None, "")
@@ -52,7 +59,8 @@ def look(reader: FileReader, uri: str, size: int, told_by: str | None) -> FileIn
             noted = _whole(lambda: _noted((file, holder)), "attributes", lost) or frozenset()
     except DataError as error:
         return str(error).removeprefix(f"{uri}: ")
-    # A demonstration that is named as one and holds nothing keeps its number, and is told.
+    # A demonstration that is named as one and holds nothing, or another's, keeps its number, and
+    # is told.
     found = tuple(d for d in demos if _counts(d))
     for demo in found:
         demo.text = demo.text or text
@@ -72,7 +80,20 @@ def _whole(read: Callable[[], T], what: str, lost: list[str]) -> T | None:
 
 
 def _counts(demo: Demo) -> bool:
-    return is_numbered(demo.name) or bool(demo.vectors or demo.pictures or demo.problem)
+    return is_numbered(demo.name) or not demo.is_empty or bool(demo.same)
+
+
+def _again(places: Iterable[Place]) -> dict[str, str]:
+    """Path of each group that another name stands for, too, and that one's path."""
+    first: dict[Any, str] = {}
+    again: dict[str, str] = {}
+    for place in places:
+        with suppress(DataError, *DAMAGE):
+            # h5py compares what lies behind the links.
+            own = place.path if place.group is None else first.setdefault(place.group, place.path)
+            if own != place.path:
+                again[place.path] = own
+    return again
 
 
 def _demo(place: Place, told_by: str | None) -> Demo:

@@ -2,23 +2,36 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 
+from gwp.data.formats.files.listing import MOVED
 from gwp.data.formats.finding import Finding
 from gwp.data.formats.hdf5.demo import Demo
 from gwp.data.formats.hdf5.index import RATES, FileIndex
 from gwp.storage.names import shown, shown_all
 
+_CHOOSE = "bring it, or name files as sources in place of numbers"
 _SAME = 1e-3
 """Relative difference up to which two rates are one, for they are written with few digits."""
 
 
 def remarks_of(
-    indices: Mapping[str, FileIndex], empty: Sequence[tuple[int, str]], fps: float
+    looks: Mapping[str, FileIndex | str], empty: Sequence[tuple[int, str, Demo]], fps: float
 ) -> Iterator[Finding]:
-    """indices: of each file; empty: number and place of demonstrations that hold nothing; fps: at
-    which the set is read, Hz
+    """looks: index of each file, in order, or why it has none; empty: numbers, files and
+    demonstrations that hold nothing of their own; fps: at which the set is read, Hz
     """
-    for number, place in empty:
-        yield Finding(f"episode {number}", f"{place} is empty", "ignored", "remove it")
+    indices = {name: found for name, found in looks.items() if isinstance(found, FileIndex)}
+    # Where each file is an episode, one that is lost takes its number.
+    if any(len(index.demos) != 1 for index in indices.values()):
+        *before, _ = looks
+        for name in (name for name in before if name not in indices):
+            yield Finding(name, f"cannot be read: {MOVED}", "ignored", _CHOOSE)
+    for number, name, demo in empty:
+        what = f"{name} {demo.prefix.rstrip('/')} is empty"
+        advice = "remove it"
+        if demo.same:
+            what = f"{name}: {shown(demo.prefix)} is {shown(demo.same)} once more, by a link"
+            advice = "it counts once"
+        yield Finding(f"episode {number}", what, "ignored", advice)
     demos = [demo for index in indices.values() for demo in index.demos]
     noted = {rate for index in indices.values() for rate in index.noted}
     noted |= {demo.scalars[key] for demo in demos for key in RATES if demo.scalars.get(key, 0) > 0}

@@ -91,6 +91,8 @@ class DataFiles:
             )
         numbers = [number for number, _ in self._listed[file]]
         if set(numbers) != table.held.keys() and self.verdict == "names":
+            if self._is_exchanged(episode.index):
+                raise DataError(self._not_there(file, table.held, episode))
             # The n-th stretch of rows is of the n-th episode.
             return file, list(table.held.values())[numbers.index(episode.index)]
         if episode.index in table.held:
@@ -130,6 +132,27 @@ class DataFiles:
                 for number, held in (table.held or {}).items():
                     holders[number].append((file, held))
         return holders
+
+    @cached_property
+    def _numbered(self) -> dict[int, int]:
+        """Episode -> the number that the rows have which lie in its place."""
+        found: dict[int, int] = {}
+        for file, listed in self._listed.items():
+            table = self.table(file)
+            if isinstance(table, DataFile) and table.held is not None:
+                found |= dict(zip((number for number, _ in listed), table.held, strict=False))
+        return found
+
+    def _is_exchanged(self, number: int) -> bool:
+        """Whether files lie in each other's places, by the numbers of their rows: numbers of another
+        set, or of fewer episodes, lead back to none.
+        """
+        passed = {number}
+        at = self._numbered.get(number, number)
+        while at in self._numbered and at not in passed:
+            passed.add(at)
+            at = self._numbered[at]
+        return at == number and len(passed) > 1
 
     def _has_copies(self) -> bool:
         """Whether the rows of some episode lie in two files that are the same: one of their names is

@@ -7,6 +7,7 @@ from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+from gwp.data.formats.cameras import colour_cameras
 from gwp.data.formats.files.reader import FileReader
 from gwp.data.formats.finding import Consequence, Finding
 from gwp.data.formats.lerobot.check import EpisodeCheck
@@ -35,6 +36,7 @@ def findings(
     yield from _check_counts(data, info)
     yield from _check_features(data, info)
     yield from _check_videos(data)
+    yield from _check_frames(data, EpisodeCheck(data, reader))
     yield from _check_ends(data, [episode for episode, _ in usable])
     if data.state_names and data.action_names:
         yield from _check_rows(data, usable, reader)
@@ -94,6 +96,34 @@ def _check_videos(data: RobotSet) -> Iterator[Finding]:
     if twice and not data.version.startswith("v3."):
         what = f"{len(twice)} videos are named more than once: {shown_all(twice)}"
         yield Finding("videos", what, "ignored", "give each episode and camera one of its own")
+
+
+def _check_frames(data: RobotSet, check: EpisodeCheck) -> Iterator[Finding]:
+    """Frames of v3 files that are of no episode; in v2 a file is one episode's, whole."""
+    if not data.version.startswith("v3."):
+        return
+    # Camera and file -> rows of each episode that has its frames there.
+    rows: dict[tuple[str, str], list[int]] = defaultdict(list)
+    others: Counter[str] = Counter()
+    for episode in (*data.episodes, *data.own.others):
+        for camera in colour_cameras(data.cameras):
+            span = episode.videos.get(camera)
+            if span is not None and not span.key:
+                rows[camera, span.file].append(episode.length)
+                others[span.file] += episode.length
+    # Camera and whether a whole episode may be among them -> files, and frames of each.
+    found: dict[tuple[str, bool], dict[str, int]] = defaultdict(dict)
+    for (camera, file), lengths in rows.items():
+        info = check.video(file)
+        # What cannot be read is told of its episodes.
+        left = 0 if isinstance(info, str) else info.frames - others[file]
+        if left > 0:
+            found[camera, left >= min(lengths)][file] = left
+    for (camera, whole), files in found.items():
+        what = f"{sum(files.values())} frames of {shown_all(files)} are of no episode"
+        consequence: Consequence = "left out" if whole else "ignored"
+        advice = "as many as an episode has: is one not listed, or are files exchanged?"
+        yield Finding(camera, what, consequence, advice if whole else "they are not read")
 
 
 def _check_ends(data: RobotSet, episodes: Sequence[Episode]) -> Iterator[Finding]:

@@ -11,7 +11,13 @@ from dataclasses import dataclass, field
 from typing import BinaryIO
 
 from gwp import storage
-from gwp.data.formats.files.listing import NOTHING_THERE, is_stray_member, is_text, without_repeats
+from gwp.data.formats.files.listing import (
+    MOVED,
+    NOTHING_THERE,
+    is_stray_member,
+    is_text,
+    without_repeats,
+)
 from gwp.data.formats.files.reader import FileReader, several
 from gwp.data.formats.format import SetSource
 from gwp.data.formats.plain.clip_set import Clip, ClipSet, agreed, caption_of, one_line
@@ -34,6 +40,8 @@ _CAPTIONS = (".json", ".txt")
 _TO_NONE = "it is given to none"
 _TWICE = "is in its shard more than once; the last one is read, as tar does"
 _ODD = "has a name that is no UTF-8; it is read as Latin-1"
+_SEVERAL = "holds several archives, one behind the end of the other; all of them are read"
+_NO_ARCHIVE = "which are no archive and are not read"
 # What tarfile raises of headers that are none.
 _DAMAGE = (tarfile.TarError, ValueError, OverflowError, EOFError, OSError)
 
@@ -83,14 +91,21 @@ def read_clips(uri: str, files: dict[str, int], source: SetSource, reader: FileR
         for shard, index in found.items()
         for m in index.members
     )
-    broken = tuple((shard, index.broken) for shard, index in found.items() if index.broken)
+    # Behind the last there is nothing whose number it could change.
+    broken = tuple(
+        (shard, f"{index.broken}; {MOVED}" if shard != shards[-1] else index.broken)
+        for shard, index in found.items()
+        if index.broken
+    )
     if not clips and not broken:
         raise DataError(
             f"{source.uri}: no videos ({', '.join(EXTENSIONS)}) in shards (*{EXTENSION}) there; "
             "check the URI"
         )
     remarks = tuple(
-        (f"{shard}/{name}", what) for shard, index in found.items() for name, what in index.remarks
+        (f"{shard}/{name}".rstrip("/"), what)
+        for shard, index in found.items()
+        for name, what in index.remarks
     ) + tuple(
         (name, f"is {shown(own)} once more, by a link; it counts once")
         for name, own in again.items()
@@ -125,26 +140,13 @@ def _look(uri: str, size: int) -> _Index:
     reason = ""
     with storage.open_read(uri, _AHEAD) as handle:
         try:
-            # Opening reads the first header.
-            # `r:` takes no compressed archives: a place in those is no place in the file.
-            with tarfile.open(fileobj=handle, mode="r:") as tar:
-                for member in tar:
-                    # tarfile would notice only at the next header.
-                    if member.isreg() and not 0 <= member.size <= size - member.offset_data:
-                        reason = f"is cut off in {shown(member.name)}; the file is truncated"
-                        break
-                    # macOS packs `._a.mp4` beside `a.mp4`.
-                    if not is_stray_member(member.name):
-                        _note(member, handle, seen)
+            reason = _note_all(handle, size, seen)
             _follow(handle, seen)
         except _DAMAGE as error:
             # What the disk itself refuses has a number, and is no property of the file.
             if isinstance(error, OSError) and error.errno not in (None, errno.EINVAL):
                 raise
-            reason = (
-                f"cannot be read as a tar file behind {len(seen.videos())} videos; it is truncated "
-                "or damaged, or compressed"
-            )
+            reason = _no_tar(seen)
             _follow(handle, seen)
     captions = _captions(seen)
     members = tuple(
@@ -152,6 +154,59 @@ def _look(uri: str, size: int) -> _Index:
         for name in seen.videos()
     )
     return _Index(members, reason, tuple(dict.fromkeys(seen.remarks)))
+
+
+def _note_all(handle: BinaryIO, size: int, seen: _Seen) -> str:
+    """Keep what the headers of a shard say, of each archive in it: `cat` puts several one behind
+    the other. Why it breaks off, "" where it does not.
+    """
+    begin: int | None = 0
+    while begin is not None:
+        handle.seek(begin)
+        some = False
+        # Opening reads the first header.
+        # `r:` takes no compressed archives: a place in those is no place in the file.
+        with tarfile.open(fileobj=handle, mode="r:") as tar:
+            for member in tar:
+                some = True
+                # tarfile would notice only at the next header.
+                if member.isreg() and not 0 <= member.size <= size - member.offset_data:
+                    return f"is cut off in {shown(member.name)}; the file is truncated"
+                # macOS packs `._a.mp4` beside `a.mp4`.
+                if not is_stray_member(member.name):
+                    _note(member, handle, seen)
+            end = tar.offset
+        if begin and not some:
+            seen.remarks.append(("", f"has {size - begin} bytes behind its end, {_NO_ARCHIVE}"))
+            return ""
+        if begin:
+            seen.remarks.append(("", _SEVERAL))
+        begin = _behind(handle, end, size)
+        # No mark of an end before it.
+        if begin == end and end < size:
+            return _no_tar(seen)
+    return ""
+
+
+def _behind(handle: BinaryIO, at: int, size: int) -> int | None:
+    """Where something stands behind the end of an archive, which blocks of zeros follow; None
+    where nothing does.
+    """
+    while at < size:
+        handle.seek(at)
+        piece = handle.read(min(_AHEAD, size - at))
+        rest = piece.lstrip(b"\0")
+        if rest:
+            return at + (len(piece) - len(rest)) // tarfile.BLOCKSIZE * tarfile.BLOCKSIZE
+        at += len(piece) or size
+    return None
+
+
+def _no_tar(seen: _Seen) -> str:
+    return (
+        f"cannot be read as a tar file behind {len(seen.videos())} videos; it is truncated "
+        "or damaged, or compressed"
+    )
 
 
 def _note(member: tarfile.TarInfo, handle: BinaryIO, seen: _Seen) -> None:

@@ -16,6 +16,7 @@ import numpy as np
 
 from gwp import storage
 from gwp.data.formats.columns import passed_over
+from gwp.data.formats.files.listing import MOVED, without_repeats
 from gwp.data.formats.files.reader import FileReader, several
 from gwp.data.formats.files.texts import read_json
 from gwp.data.formats.finding import Finding
@@ -40,6 +41,7 @@ from gwp.data.formats.rlds.shards import (
 from gwp.data.formats.rlds.tfrecord import BYTES, Field, count, features, numbers, values
 from gwp.data.formats.robot_set import Episode, RobotSet, VideoSpan, choose_columns, vector_names
 from gwp.errors import DataError
+from gwp.storage.names import shown
 
 title = "RLDS"
 signs = f"RLDS set ({FEATURES} beside *.tfrecord*)"
@@ -215,10 +217,18 @@ def _episodes(
             return (), "is missing"
         return reader.once(_LOOKS, look, storage.join(uri, name), files[name], wanted.told_by)
 
+    _, again = without_repeats(uri, [name for name in shards.names if name in files])
     first = 0
     for number, (name, (found, broken)) in enumerate(
         zip(shards.names, several(uri, look_at, shards.names), strict=True)
     ):
+        stated = shards.lengths[number] if shards.lengths else len(found) + bool(broken)
+        # Its episodes keep their numbers.
+        if own := again.get(name):
+            what = f"is {shown(own)} once more, by a link"
+            told.append(Finding(name, what, "ignored", "its episodes count once"))
+            first += max(stated, len(found))
+            continue
         for i, record in enumerate(found):
             digest.update(record.crc)
             if record.problem:
@@ -229,12 +239,13 @@ def _episodes(
                 silent.append(first + i)
         # What a shard lacks at its end becomes one episode with a problem; as many
         # numbers as were lost stay free.
-        stated = shards.lengths[number] if shards.lengths else len(found) + bool(broken)
         counted = f"has {len(found)} records, {_INFO} says {stated}"
         if len(found) < stated or broken:
             lost = stated - len(found)
             more = f" ({lost} episodes)" if lost > 1 else ""
-            problem = f"{name} {broken or counted}{more}"
+            unknown = not shards.lengths and number + 1 < len(shards.names)
+            moved = f"; {MOVED}" if unknown else ""
+            problem = f"{name} {broken or counted}{more}{moved}"
             yield Episode(first + len(found), 0, name, {}, "", problem=problem)
         elif len(found) > stated:
             told.append(Finding(name, counted, "ignored", "all of them are read"))

@@ -3,6 +3,7 @@
 import io
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -22,7 +23,7 @@ from gwp.data.source import Source
 from gwp.data.stats.normalise import compute_stats
 from gwp.data.window import ClipWindow, Window
 from gwp.errors import DataError
-from pipelines.evaluation.recordings import RecordedSet
+from pipelines.evaluation.recordings import RecordedSet, first_observation
 from tests.support.other_sets import write_aloha, write_libero, write_rlds, write_stills
 from tests.support.sets import FPS, TOP, WRIST, write_v21, write_v30
 
@@ -174,3 +175,87 @@ def test_a_broken_episode_is_left_out_and_named(
     assert "episode 1" in capsys.readouterr().err
     with pytest.raises(DataError, match=r"no chosen episode can be used \(episode 1"):
         RecordedSet.of({"arm": wrist}, source.model_copy(update={"episodes": "1"}))
+
+
+def damaged_stills(root: Path, *more: int) -> tuple[Source, Path]:
+    write_stills(root, "v3.0", lengths=(12, 9))
+    file = root / "data/chunk-000/file-000.parquet"
+    table = pq.read_table(file)
+    rows = table[TOP].to_pylist()
+    for broken in (3, 20, *more):
+        rows[broken] = {"bytes": b"junk", "path": None}
+    column = pa.array(rows, table[TOP].type)
+    pq.write_table(table.set_column(table.column_names.index(TOP), TOP, column), file)
+    return Source(uri=str(root)), file
+
+
+def damaged_video(root: Path) -> tuple[Source, Path]:
+    write_v21(root, lengths=(60, 9))
+    file = root / f"videos/chunk-000/{TOP}/episode_000000.mp4"
+    raw = bytearray(file.read_bytes())
+    middle = raw.find(b"mdat") + 600
+    raw[middle : middle + 300] = bytes((x * 7 + 13) % 256 for x in raw[middle : middle + 300])
+    file.write_bytes(raw)
+    return Source(uri=str(root)), file
+
+
+@pytest.mark.parametrize("write", [damaged_stills, damaged_video])
+def test_damaged_pictures_cost_the_windows_that_need_them(
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    write: Callable[[Path], tuple[Source, Path]],
+) -> None:
+    source, file = write(tmp_path / "set")
+    robot = robot_of(source, replan=1)
+    labelled = source.model_copy(update={"embodiment": "arm"})
+    manifest = build_manifest([labelled], embodiments={"arm": robot}, window=WINDOW, clip=CLIP)
+    stats = {"arm": compute_stats([labelled], robot, WINDOW)}
+    spec = SampleSpec(CANVAS, WINDOW, CLIP, {"arm": robot}, stats, 3, False, 0)
+    samples, failed = decode_samples(manifest.rows(range(len(manifest))), spec, FileReader())
+    assert samples
+    assert failed
+    trained = {tuple(map(int, s["sample_id"].split("/")[-2:])) for s in samples}
+    expected = set()
+    for recording in RecordedSet.of({"arm": robot}, source):
+        index, last = recording.episode.index, len(recording.action) - 1
+        seen = {step for step, _ in recording.observed(recording.starts())}
+        # A sample needs all frames of its window; past the end the last one stands.
+        reach = ((k, {min(k + offset, last) for offset in WINDOW.offsets}) for k in seen)
+        expected |= {(index, k) for k, needed in reach if needed <= seen}
+        pieces = [[step for step, _ in run] for run in recording.runs()]
+        assert [step for piece in pieces for step in piece] == sorted(seen)
+        assert all(piece == list(range(piece[0], piece[-1] + 1)) for piece in pieces)
+    assert expected == trained
+    told = capsys.readouterr().err
+    assert f"windows left out: {file}" in told
+    assert '"episode": 0' in told
+
+
+def test_the_first_observation_is_the_first_that_can_be_read(tmp_path: Path) -> None:
+    source, _ = damaged_stills(tmp_path / "set", 0, 2)
+    robot = robot_of(source)
+    policy: Any = SimpleNamespace(bundle=SimpleNamespace(embodiments={"arm": robot}))
+    (recording, *_) = RecordedSet.of({"arm": robot}, source)
+    first = first_observation(policy, source)
+    # Asked for at every second step.
+    assert np.array_equal(first.state, recording.state[4])
+
+
+@pytest.mark.parametrize("write", [write_v21, write_v30])
+def test_rows_that_cannot_be_read_cost_their_episode(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], write: Callable[[Path], Path]
+) -> None:
+    root = write(tmp_path / "set")
+    source = Source(uri=str(root))
+    recorded = RecordedSet.of({"arm": robot_of(source)}, source)
+    broken = min((root / "data").rglob("*.parquet"))
+    table = pq.read_table(broken)
+    good = {r.episode.index for r in recorded}
+    rows = [[0.0] * (1 + i % 2) for i in range(len(table))]
+    place = table.column_names.index("action")
+    pq.write_table(table.set_column(place, "action", pa.array(rows)), broken)
+    left = {r.episode.index for r in RecordedSet.of({"arm": robot_of(source)}, source)}
+    lost = {e.index for e, _ in recorded.episodes if e.data_file in str(broken)}
+    assert left == good - lost
+    told = capsys.readouterr().err
+    assert f"episode left out: {broken}" in told

@@ -156,16 +156,20 @@ def test_parts_that_keep_their_numbers_are_read_by_their_names(tmp_path: Path) -
     is_right(read(root)[0], {0: 6, 1: 7, 2: 6, 3: 7})
 
 
-@pytest.mark.parametrize("row", [None, [], [1.0, 2.0, 3.0]], ids=["null", "empty", "longer"])
+@pytest.mark.parametrize(
+    ("row", "size"),
+    [(None, -1), ([], -1), ([1.0, 2.0, 3.0], -1), (None, 2)],
+    ids=["null", "empty", "longer", "null of a fixed size"],
+)
 @pytest.mark.parametrize("groups", [21, 7])
 def test_a_row_that_is_no_vector_costs_the_samples_that_need_it(
-    tmp_path: Path, row: list[float] | None, groups: int
+    tmp_path: Path, row: list[float] | None, size: int, groups: int
 ) -> None:
     root = write_v30(tmp_path / "set", lengths=(12, 9))
     table = pq.read_table(root / DATA)
     actions = table["action"].to_pylist()
     actions[3] = row
-    table = with_column(table, "action", pa.array(actions, pa.list_(pa.float32())))
+    table = with_column(table, "action", pa.array(actions, pa.list_(pa.float32(), size)))
     pq.write_table(table, root / DATA, row_group_size=groups)
     values, bad = read(root)
     assert not bad

@@ -232,16 +232,41 @@ def test_a_copy_of_another_episode_is_left_out(tmp_path: Path) -> None:
 )
 def test_numbers_of_another_set_say_nothing(tmp_path: Path, numbers: Callable[[int], int]) -> None:
     root = write_v21(tmp_path / "set", lengths=(6, 7, 8))
-    for i in range(3):
-        table = pq.read_table(file_of(root, i))
-        at = table.column_names.index("episode_index")
-        whose = pa.array([numbers(i)] * len(table))
-        pq.write_table(table.set_column(at, "episode_index", whose), file_of(root, i))
+    renumber(root, {i: numbers(i) for i in range(3)})
     values, bad = read(root)
     assert not bad
     is_right(values, {0: 6, 1: 7, 2: 8})
     told = [f["what"] for f in describe(Source(uri=str(root)))["findings"]]
     assert any("have the episode_index of others" in what for what in told)
+
+
+def renumber(root: Path, numbers: dict[int, int]) -> None:
+    for episode, other in numbers.items():
+        table = pq.read_table(file_of(root, episode))
+        at = table.column_names.index("episode_index")
+        whose = pa.array([other] * len(table))
+        pq.write_table(table.set_column(at, "episode_index", whose), file_of(root, episode))
+
+
+@pytest.mark.parametrize(
+    ("numbers", "exchanged"),
+    [
+        ({1: 2, 2: 1, 4: 0}, [1, 2]),
+        ({0: 2, 2: 4, 4: 0, 1: 9}, [0, 2, 4]),
+        # Some were taken out, and rows have the numbers of before.
+        ({1: 2, 2: 3, 3: 7, 4: 9}, []),
+        ({0: 1, 1: 2, 2: 3, 3: 4, 4: 5}, []),
+        ({1: 0, 2: 0, 3: 0, 4: 0}, []),
+    ],
+)
+def test_files_that_lie_in_each_others_places_are_told_from_other_numbers(
+    tmp_path: Path, numbers: dict[int, int], exchanged: list[int]
+) -> None:
+    root = write_v21(tmp_path / "set", lengths=(6, 6, 6, 6, 6))
+    renumber(root, numbers)
+    values, bad = read(root)
+    assert list(bad) == exchanged
+    is_right(values, {i: 6 for i in range(5) if i not in exchanged})
 
 
 def test_rows_of_others_in_a_file_are_passed_over(tmp_path: Path) -> None:

@@ -148,6 +148,37 @@ def test_videos_of_nobody_and_of_several_are_told(tmp_path: Path) -> None:
     assert any("videos are named more than once" in what for what in told)
 
 
+@pytest.mark.parametrize(
+    ("more", "consequence"),
+    [(0, None), (-1, None), (1, "ignored"), (4, "ignored"), (5, "left out")],
+)
+def test_frames_of_no_episode_are_told(tmp_path: Path, more: int, consequence: str | None) -> None:
+    root = write_v30(tmp_path / "set", lengths=(6, 5, 7))
+    longer(root, 18 + more)
+    found = [f for f in describe(Source(uri=str(root)))["findings"] if "of no episode" in f["what"]]
+    assert [f["consequence"] for f in found] == ([consequence] if consequence else [])
+    if found:
+        file = f"videos/{TOP}/chunk-000/file-000.mp4"
+        assert (found[0]["item"], found[0]["what"]) == (
+            TOP,
+            f"{more} frames of {file} are of no episode",
+        )
+
+
+def test_files_that_are_exchanged_hold_frames_of_no_episode(tmp_path: Path) -> None:
+    root = write_v30(tmp_path / "set", lengths=(12, 6), cameras=(TOP, WRIST))
+
+    def exchange(row: dict[str, Any]) -> None:
+        row[f"videos/{WRIST}/file_index"] = 1 - row["episode_index"]
+
+    change_episodes(root, exchange)
+    found = describe(Source(uri=str(root)))["findings"]
+    told = {f["item"]: f for f in found if "of no episode" in f["what"]}
+    assert list(told) == [WRIST]
+    assert told[WRIST]["consequence"] == "left out"
+    assert told[WRIST]["what"].startswith(f"6 frames of videos/{WRIST}/chunk-000/file-000.mp4")
+
+
 @pytest.mark.parametrize("write", [write_v21, write_v30])
 def test_one_video_of_two_cameras_is_of_neither(tmp_path: Path, write: Any) -> None:
     names = ("episode_{episode_index:06d}", "file-{file_index:03d}")

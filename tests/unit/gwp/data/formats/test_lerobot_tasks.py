@@ -77,7 +77,7 @@ def test_instructions_follow_the_rows_at_another_rate(tmp_path: Path) -> None:
     assert told == ["reach"] * 3 + ["grasp"] * 3
     recorded = RecordedSet.of({"arm": arm}, source)
     recording = Recording(recorded, *recorded.episodes[0])
-    assert [o.prompt for o in recording.observations(range(6))] == told
+    assert [o.prompt for _, o in recording.observed(range(6))] == told
 
 
 def test_rows_alone_say_what_is_done(tmp_path: Path) -> None:

@@ -15,12 +15,14 @@ T = np.arange(400)
 ARM = np.sin(T / 40)
 
 
-def described(*columns: np.ndarray) -> FeatureStats:
-    rows = np.stack(columns, 1).astype(np.float32).astype(np.float64)
+def described(*columns: np.ndarray, kind: str = "float32") -> FeatureStats:
+    """kind: of the numbers in the recording"""
+    rows = np.stack(columns, 1).astype(kind).astype(np.float64)
     moments, motion = Moments(rows.shape[1]), Motion(rows.shape[1])
     for half in np.split(rows, 2):
         moments.add(half, np.linspace(0, 0.9, len(half)))
         motion.add(half)
+        motion.note(half)
     stats = FeatureStats(**moments.result())
     noise = motion.resolution(stats.max - stats.min)
     return FeatureStats(
@@ -51,6 +53,57 @@ def noise(size: float, seed: int = 0) -> np.ndarray:
 def test_what_moves_beside_an_arm(name: str, column: np.ndarray, still: bool) -> None:
     stats = described(ARM, column, 0.5 * np.cos(T / 25))
     assert stats.constant.tolist() == [False, still, False], name
+
+
+@pytest.mark.parametrize(
+    ("name", "column", "kind", "still"),
+    [
+        ("metres far from 0", 5.4e6 + 1.5 * ARM, "float64", False),
+        ("the same with fewer digits", 5.4e6 + 1.5 * ARM, "float32", True),
+        ("a part of a metre", 5.4e6 + 0.05 * ARM, "float64", False),
+        ("counts far from 0", np.round(5.4e6 + 3 * ARM), "float64", False),
+        ("counts behind the digits of float32", np.round(4e8 + 3 * ARM), "float64", False),
+        ("a counter that flickers", 5.4e6 + (T % 7 == 0), "float64", True),
+        ("rounding", 5.4e6 + np.spacing(5.4e6) * (T > 200), "float64", True),
+        ("what rests", np.full(len(T), 5.4e6 + 0.3), "float64", True),
+        ("a drift of the solver", 1.57 + 1e-9 * T / len(T), "float64", True),
+        ("a stroke of 80 micrometres", 4e-5 * np.sin(T / 30) + 0.3, "float64", False),
+    ],
+)
+def test_a_recording_has_the_resolution_of_its_numbers(
+    name: str, column: np.ndarray, kind: str, still: bool
+) -> None:
+    stats = described(ARM, column, 0.5 * np.cos(T / 25), kind=kind)
+    assert stats.constant.tolist() == [False, still, False], name
+    if not still:
+        low, high = (ends[1] for ends in stats.low_high)
+        assert [low, high] == pytest.approx(np.quantile(column, [0.01, 0.99]), abs=1e-8)
+
+
+def test_a_difference_is_as_coarse_as_what_is_subtracted() -> None:
+    actions = (5.4e6 + 1.5 * ARM)[:, None]
+    state = actions.astype(np.float32).astype(np.float64)
+    for beside, still in ((state, True), (actions + 0.1, False)):
+        motion = Motion(1)
+        motion.add(actions, beside)
+        motion.note(actions, beside)
+        assert (motion.resolution(np.array([3.0])) > 3.0).tolist() == [still]
+
+
+def test_quantiles_of_what_moves_little_far_from_zero_do_not_depend_on_pieces() -> None:
+    rows = np.stack([5.4e6 + 0.01 * ARM, ARM], 1)
+    keys = np.random.default_rng(0).random(len(rows))
+    found = []
+    for cuts in ([], [1], [3, 200, 390], list(range(1, len(rows)))):
+        moments = Moments(2)
+        pieces = zip(np.split(rows, cuts), np.split(keys, cuts), strict=True)
+        for some, some_keys in reversed(list(pieces)):
+            moments.add(some, some_keys)
+        found.append(moments.result())
+    exact = np.quantile(rows[:, 0], [0.01, 0.99])
+    for result in found:
+        assert np.array_equal(result["q01"], found[0]["q01"])
+        assert [result["q01"][0], result["q99"][0]] == pytest.approx(exact, abs=1e-9)
 
 
 def test_units_do_not_matter_where_all_have_the_same() -> None:

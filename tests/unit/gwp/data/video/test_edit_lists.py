@@ -2,10 +2,12 @@
 them: the frames that a player shows, and no others.
 """
 
+from fractions import Fraction
 from math import ceil
 from pathlib import Path
 
 import av
+import numpy as np
 import pytest
 
 from gwp.data.canvas import Canvas
@@ -16,8 +18,7 @@ from gwp.data.source import Source
 from gwp.data.video.decode import decode_frames, open_video
 from gwp.data.video.probe import probe
 from gwp.data.window import ClipWindow, Window
-from gwp.errors import DataError
-from tests.support.sets import FPS, TOP, frame_number, write_v21, write_video
+from tests.support.sets import FPS, TOP, frame_number, level, write_v21, write_video
 
 FRAMES = 30
 STARTS = (0.0, 0.1, 0.4, 0.5, 0.75, 0.8, 1.6, 2.5)
@@ -70,8 +71,10 @@ def cut_set(root: Path, seconds: float) -> Source:
 WINDOW, CLIP = Window(chunk=4, stride=1), ClipWindow(frames=5, fps=5)
 
 
-def test_rows_and_frames_of_a_cut_video_belong_together(tmp_path: Path) -> None:
-    source = cut_set(tmp_path / "set", 1.3)
+# Before the first, later frames need one that is left out.
+@pytest.mark.parametrize("first", [4, 13])
+def test_rows_and_frames_of_a_cut_video_belong_together(tmp_path: Path, first: int) -> None:
+    source = cut_set(tmp_path / "set", first / FPS)
     manifest = build_manifest([source], embodiments={}, window=WINDOW, clip=CLIP)
     assert not manifest.skipped
     canvas = Canvas(layout="single", width=64, height=48)
@@ -81,11 +84,29 @@ def test_rows_and_frames_of_a_cut_video_belong_together(tmp_path: Path) -> None:
     assert not failed
     for row, sample in zip(rows, samples, strict=True):
         shown = [frame_number(frame) for frame in sample["frames"]]
-        assert shown == [13 + row["start"] + k for k in range(5)]
+        assert shown == [first + row["start"] + k for k in range(5)]
 
 
-def test_a_cut_before_a_frame_that_later_ones_need_is_refused(tmp_path: Path) -> None:
-    """Its frames are not even by their index: rather nothing than a guess."""
-    source = cut_set(tmp_path / "set", 0.4)
-    with pytest.raises(DataError, match="beside an even 10 Hz"):
-        build_manifest([source], embodiments={}, window=WINDOW, clip=CLIP)
+@pytest.mark.parametrize("shift", [1, 2, 3, 5, 8])
+@pytest.mark.parametrize("reordered", [0, 1, 2, 3])
+@pytest.mark.parametrize("gop", [6, 250])
+def test_frames_in_another_order_are_those_that_are_shown(
+    tmp_path: Path, shift: int, reordered: int, gop: int
+) -> None:
+    path = tmp_path / "cut.mp4"
+    with av.open(str(path), "w") as out:
+        stream = out.add_stream("libx264", FPS, options={"bf": str(reordered), "g": str(gop)})
+        stream.width, stream.height, stream.pix_fmt = 64, 48, "yuv420p"
+        for k in range(FRAMES):
+            frame = av.VideoFrame.from_ndarray(np.full((48, 64, 3), level(k), np.uint8))
+            # What lies before 0 is left out by the edit list that the writer makes.
+            frame.pts, frame.time_base = k - shift, Fraction(1, FPS)
+            out.mux(stream.encode(frame))
+        out.mux(stream.encode(None))
+    with open_video(str(path)) as handle:
+        info = probe(handle)
+        assert (info.frames, info.fps) == (FRAMES - shift, FPS)
+        assert info.uneven < 0.1
+        for k in range(info.frames):
+            (frame,) = decode_frames(handle, [k / FPS], 0.1 / FPS)
+            assert frame_number(frame) == k + shift
