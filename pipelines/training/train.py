@@ -256,21 +256,24 @@ def _until_over(trainer: TorchTrainer, run_uri: str) -> None:
     checkpoint, the second one ends at once with KeyboardInterrupt.
     """
     failed: list[BaseException] = []
+    # Not `join`: Python 3.11 takes a thread whose join is interrupted for one that has ended.
+    over = threading.Event()
 
     def fit() -> None:
         try:
             trainer.fit()
         except BaseException as error:  # noqa: BLE001  raised again below
             failed.append(error)
+        finally:
+            over.set()
 
     # Not in the main thread: there Ray Train takes Ctrl-C for itself, and drops what is done. A
     # daemon, because nobody waits for it behind the second one.
-    fitting = threading.Thread(target=fit, daemon=True, name="gwp-fit")
-    fitting.start()
+    threading.Thread(target=fit, daemon=True, name="gwp-fit").start()
     asked = False
-    while fitting.is_alive():
+    while not over.is_set():
         try:
-            fitting.join(_WAIT_S)
+            over.wait(_WAIT_S)
         except KeyboardInterrupt:
             if asked:
                 raise
