@@ -9,6 +9,7 @@ its number, so clocks need not agree: one that stands still is of a driver that 
 import json
 import logging
 import os
+import re
 import socket
 import threading
 import time
@@ -23,6 +24,7 @@ from gwp.errors import GwpError, MissingError
 BEAT_S = 5.0
 # So many without one, and its holder is taken for dead: storage may be away for a while.
 _MISSED = 6
+_NAME = re.compile(r"\d+\.json")
 
 logger = logging.getLogger(__name__)
 
@@ -34,7 +36,8 @@ def lease(run_uri: str, beat_s: float = BEAT_S) -> Iterator[None]:
     After a driver that was killed on another machine it takes `6 * beat_s` seconds to tell.
     """
     folder = storage.join(run_uri, "lease")
-    numbers = sorted(storage.list_files(folder))
+    # What is half written has another name.
+    numbers = sorted(filter(_NAME.fullmatch, storage.list_files(folder)))
     if numbers:
         _require_free(storage.join(folder, numbers[-1]), run_uri, beat_s)
     number = int(numbers[-1].partition(".")[0]) + 1 if numbers else 1
