@@ -132,9 +132,6 @@ class Counts:
     action: float
     video: float
 
-    def __add__(self, other: "Counts") -> "Counts":
-        return Counts(self.action + other.action, self.video + other.video)
-
 
 @dataclass(frozen=True)
 class Losses:

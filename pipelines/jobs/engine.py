@@ -69,7 +69,9 @@ class DeepSpeedConfig(BaseModel):
     zero_stage: Literal[0, 1, 2, 3] = 2
     """What is sharded over ranks: 1 optimiser states, 2 and gradients, 3 and parameters."""
     precision: Literal["fp32", "bf16"] = "fp32"
-    """Arithmetic of the transformer; norms, modulation and rotary tables stay fp32."""
+    """Arithmetic of the transformer; norms, modulation and rotary tables are computed in
+    fp32.
+    """
     global_batch: int = Field(default=32, gt=0)
     """Samples per optimiser step over all workers; a multiple of `cluster.workers`. It stays
     when their number changes.

@@ -1,8 +1,8 @@
 """The one training loop, run by every rank of every stage.
 
 Order that matters: build in fp32, load weights, create the engine, then EMA, then resume.
-Checkpoints are committed by our own protocol (`pipelines.training.checkpoint.checkpoints`); what is
-reported to Ray is a pointer.
+Checkpoints are committed by our own protocol (`pipelines.training.checkpoint`); Ray is told of
+figures only.
 """
 
 import tempfile
@@ -22,7 +22,6 @@ from pipelines.tracking.run_log import RunLog
 from pipelines.training.checkpoint.checkpoints import (
     CheckpointManifest,
     DamagedError,
-    FileEntry,
     checkpoint_uri,
     fetch,
     latest_committed,
@@ -291,7 +290,7 @@ class _Loop:
             for name in ("latest", "zero_to_fp32.py"):
                 (folder / name).unlink(missing_ok=True)
         manifest = partial(
-            _manifest,
+            CheckpointManifest,
             step=self.step,
             samples_seen=self.samples_seen,
             world_size=self.ranks.world,
@@ -301,10 +300,6 @@ class _Loop:
             attempt=self.attempt,
         )
         uri = checkpoint_uri(self.prepared.uri, self.step, self.attempt)
-        self.uploads.start(scratch, uri, self.step, self.ranks.world, manifest)
+        self.uploads.start(scratch, uri, manifest)
         # No checkpoint of Ray's: it would bring the state to its own storage a second time.
         ray.train.report({"step": self.step, **losses})
-
-
-def _manifest(files: dict[str, FileEntry], **facts: Any) -> CheckpointManifest:
-    return CheckpointManifest(files=files, **facts)

@@ -115,9 +115,9 @@ def prepare(job: TrainJob, allowed: tuple[str, ...] = ()) -> PreparedRun:
     digest = config_hash(job, exclude=RUN_ONLY)
     if storage.exists(storage.join(uri, "job.json")):
         record = json.loads(storage.read_bytes(storage.join(uri, "job.json")))
-        prepared = _read(uri, job, record["config_hash"])
-        _take_changes(prepared, record, allowed)
-        return prepared
+        # Before anything is made of it: what has changed may not go with what lies there.
+        _take_changes(uri, job, record, allowed)
+        return _read(uri, job, record["config_hash"])
     init = init_uri(job)
     reader = FileReader()
     embodiments = resolve_embodiments(job, reader)
@@ -187,9 +187,10 @@ def _read(uri: str, job: TrainJob, digest: str) -> PreparedRun:
     )
 
 
-def _take_changes(prepared: PreparedRun, record: dict[str, Any], allowed: tuple[str, ...]) -> None:
+def _take_changes(
+    uri: str, job: TrainJob, record: dict[str, Any], allowed: tuple[str, ...]
+) -> None:
     """Note in the run folder what changed since the last start; GwpError when that cannot be."""
-    job, uri = prepared.job, prepared.uri
     changes = changes_of(record["job"], job)
     require_allowed(uri, changes, allowed)
     if not changes:

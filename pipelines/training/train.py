@@ -13,7 +13,7 @@ from typing import Any
 
 import ray
 import ray.train
-from ray.train import CheckpointConfig, DataConfig, FailureConfig, RunConfig, ScalingConfig
+from ray.train import DataConfig, FailureConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchConfig, TorchTrainer
 
 from gwp import storage
@@ -233,8 +233,6 @@ def _fit(prepared: PreparedRun, run_id: str) -> None:
                 controller_failure_limit=5,  # type: ignore[call-arg]
             ),
             callbacks=[StopForGood()],  # type: ignore[list-item]
-            # Pointers of a few bytes; `run.keep` says how many checkpoints stay.
-            checkpoint_config=CheckpointConfig(num_to_keep=2),
         ),
         # A callable: Ray asks it at every start of the workers, for what is left then.
         datasets={"train": remaining_dataset(prepared)},
@@ -279,6 +277,6 @@ def _until_over(trainer: TorchTrainer, run_uri: str) -> None:
                 raise
             asked = True
             event("stopping", text="a checkpoint is taken at the next step; once more ends at once")
-            ask_to_stop(run_uri, "interrupted")
+            ask_to_stop(run_uri)
     if failed:
         raise failed[0]

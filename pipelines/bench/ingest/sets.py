@@ -23,7 +23,7 @@ from pipelines.bench.ingest.s3 import CountedS3, Traffic
 from pipelines.bench.ingest.sides import Side, Wanted, bare, dataloader, wanted_of
 from pipelines.bench.ingest.stream import read_videos, stream
 from pipelines.bench.ingest.watch import Watch, store
-from pipelines.datasets.cache import build_cache
+from pipelines.datasets.cache.cache import build_cache
 from pipelines.training.decoder import unpacked
 from pipelines.training.prepare import PreparedRun
 from pipelines.training.stream import blocks, packed_blocks, planned

@@ -14,6 +14,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable
+from functools import partial
 from typing import TypeVar
 
 from gwp import storage
@@ -68,15 +69,13 @@ class Uploads:
         self,
         folder: tempfile.TemporaryDirectory[str],
         uri: str,
-        step: int,
-        world: int,
-        manifest: Callable[[dict[str, FileEntry]], CheckpointManifest],
+        manifest: "partial[CheckpointManifest]",
     ) -> None:
         """Upload a rank's share of the checkpoint `uri` from `folder`, which is removed then.
-        Rank 0 commits it, with the manifest of the files of all ranks. After `wait`.
+        Rank 0 commits it, when all ranks have. manifest: all of it but the files. After `wait`.
         """
         assert self._thread is None
-        args = (folder, uri, step, world, manifest)
+        args = (folder, uri, manifest)
         self._thread = threading.Thread(target=self._work, args=args, daemon=True)
         self._thread.start()
 
@@ -93,10 +92,9 @@ class Uploads:
         self,
         folder: tempfile.TemporaryDirectory[str],
         uri: str,
-        step: int,
-        world: int,
-        manifest: Callable[[dict[str, FileEntry]], CheckpointManifest],
+        manifest: "partial[CheckpointManifest]",
     ) -> None:
+        step, world = manifest.keywords["step"], manifest.keywords["world_size"]
         try:
             with folder as name:
                 mine = _patiently(lambda: upload_files(name, storage.join(uri, "state")))
@@ -104,8 +102,8 @@ class Uploads:
             _patiently(lambda: _note(mine, uri, self._rank))
             if self._rank == 0:
                 files = _patiently(lambda: _files_of_all(uri, world))
-                _patiently(lambda: commit(uri, manifest(files)))
-                storage.remove_tree(storage.join(uri, _SHARES))
+                _patiently(lambda: commit(uri, manifest(files=files)))
+                _patiently(lambda: storage.remove_tree(storage.join(uri, _SHARES)))
                 prune(self._run_uri, self._keep)
                 self._committed(uri, step)
             self.good = f"{uri} (step {step})"

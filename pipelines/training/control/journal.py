@@ -45,12 +45,11 @@ class Journal:
         """Wait until all notes so far are written or given up; whether it came to that in
         time.
         """
-        end = time.monotonic() + timeout_s
-        while self._notes.unfinished_tasks:
-            if time.monotonic() > end:
-                return False
-            time.sleep(0.01)
-        return True
+        # As its `join`, which waits for ever.
+        with self._notes.all_tasks_done:
+            return self._notes.all_tasks_done.wait_for(
+                lambda: not self._notes.unfinished_tasks, timeout_s
+            )
 
     def _work(self) -> None:
         while True:

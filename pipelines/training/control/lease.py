@@ -127,5 +127,6 @@ def _is_dead_here(holder: dict[str, Any]) -> bool:
     except ProcessLookupError:
         return True
     except OSError:
-        return False
+        # It lives, and is somebody else's.
+        pass
     return False

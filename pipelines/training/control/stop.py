@@ -4,7 +4,6 @@ A note in the run folder asks for it, so anyone who can write there can: the dri
 Ctrl-C and SIGTERM. Rank 0 looks for it beside the steps.
 """
 
-import json
 import logging
 import threading
 
@@ -12,15 +11,15 @@ import ray.train
 
 from gwp import storage
 
-_NOTE = "stop.json"
+_NOTE = "stop"
 _POLL_S = 0.5
 
 logger = logging.getLogger(__name__)
 
 
-def ask_to_stop(run_uri: str, reason: str) -> None:
+def ask_to_stop(run_uri: str) -> None:
     """Have the workers of the run take a checkpoint and end."""
-    storage.write_bytes(storage.join(run_uri, _NOTE), json.dumps({"reason": reason}).encode())
+    storage.write_bytes(storage.join(run_uri, _NOTE), b"")
 
 
 def forget_stop(run_uri: str) -> None:

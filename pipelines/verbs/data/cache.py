@@ -56,7 +56,7 @@ def run_cache(args: argparse.Namespace) -> None:
 
     from pipelines.config.load import load_config
     from pipelines.console import event, progress
-    from pipelines.datasets.cache import build_cache
+    from pipelines.datasets.cache.cache import build_cache
     from pipelines.jobs.train_job import TrainJob
 
     job = load_config(args.file, TrainJob, args.sets)

@@ -105,13 +105,14 @@ def test_parts_of_a_batch_add_up_to_it_whatever_is_learnt_in_each():
         objective = ObjectiveConfig(masking=masking)
         model = tiny_model()
         whole = losses(batch, objective, model=model)
-        counts, parts = Counts(0, 0), []
+        learnt, parts = [], []
         for i in (0, 1):
             one = of(batch, slice(i, i + 1))
             drawn = draws(one, objective, [i])
             weights = action_weights(objective, drawn[0], one.step_valid, one.dim_valid, one.ok)
-            counts += counts_of(weights, one.ok)
+            learnt.append(counts_of(weights, one.ok))
             parts.append((one, drawn))
+        counts = Counts(sum(c.action for c in learnt), sum(c.video for c in learnt))
         shares = [
             training_losses(model, one, objective, False, *drawn, counts) for one, drawn in parts
         ]

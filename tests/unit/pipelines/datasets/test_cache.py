@@ -25,7 +25,7 @@ from gwp.model.draws import draw_noise
 from gwp.model.objective import Batch, levels_of, training_losses
 from gwp.model.weights import build_model
 from pipelines.config.load import ConfigError, load_config
-from pipelines.datasets.cache import (
+from pipelines.datasets.cache.cache import (
     build_cache,
     cached_form,
     finish,
@@ -34,7 +34,7 @@ from pipelines.datasets.cache import (
     shard_rows,
     text_rows,
 )
-from pipelines.datasets.cache_writers import LatentWriter, TextWriter, decode_block
+from pipelines.datasets.cache.writers import LatentWriter, TextWriter, decode_block
 from pipelines.jobs.resolve import read_embodiments, sample_spec
 from pipelines.jobs.train_job import TrainJob
 from pipelines.training.decoder import decode_block as decoded_columns

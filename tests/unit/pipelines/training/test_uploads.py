@@ -4,6 +4,7 @@ import json
 import tempfile
 import threading
 import time
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
@@ -30,8 +31,12 @@ FACTS = {
 }
 
 
-def manifest(files: dict, step: int) -> CheckpointManifest:
-    return CheckpointManifest(files=files, step=step, **FACTS)  # type: ignore[arg-type]
+def until(holds: Callable[[], bool]) -> None:
+    """Wait for it, at most 20 s."""
+    end = time.monotonic() + 20
+    while not holds():
+        assert time.monotonic() < end
+        time.sleep(0.01)
 
 
 class Two:
@@ -52,14 +57,14 @@ class Two:
         scratch = tempfile.TemporaryDirectory()
         (Path(scratch.name) / f"{rank}.pt").write_bytes(bytes([rank, step]) * 100)
         uri = checkpoint_uri(self.run, step, 1)
-        self.ranks[rank].start(scratch, uri, step, 2, partial(manifest, step=step))
+        self.ranks[rank].start(scratch, uri, partial(CheckpointManifest, step=step, **FACTS))  # type: ignore[arg-type]
         return Path(scratch.name)
 
 
 def test_a_checkpoint_is_whole_when_all_ranks_have_uploaded(tmp_path: Path) -> None:
     two = Two(tmp_path)
     scratch = two.start(0, 5)
-    time.sleep(0.3)
+    until(lambda: (tmp_path / "checkpoints/step_000005-a1/shares/rank-00000.json").exists())
     assert find_committed(two.run) == []
     two.start(1, 5)
     for rank in two.ranks:
@@ -80,10 +85,12 @@ def test_no_step_waits_for_storage_that_is_away(
 ) -> None:
     """Refused for longer than a call of storage is patient."""
     back = threading.Event()
+    refused: list[str] = []
     put = storage.put_file
 
     def away(file: Path, uri: str) -> None:
         if not back.is_set():
+            refused.append(uri)
             raise ConnectionRefusedError("storage is away")
         put(file, uri)
 
@@ -94,7 +101,7 @@ def test_no_step_waits_for_storage_that_is_away(
     for rank in (0, 1):
         two.start(rank, 7)
     assert time.monotonic() - begin < 10
-    time.sleep(0.2)
+    until(lambda: len(refused) >= 6)
     assert find_committed(two.run) == []
     back.set()
     for waiting in two.ranks:

@@ -8,7 +8,7 @@ from gwp import storage
 from gwp.data.decode import SampleSpec
 from gwp.data.plan.manifest import Manifest
 from gwp.data.text import text_hash
-from pipelines.datasets.cache_writers import frame_shape
+from pipelines.datasets.cache.writers import frame_shape
 from pipelines.jobs.resolve import (
     manifest_names,
 )

@@ -44,8 +44,8 @@ from gwp.model.codecs.video import load_video_codec
 from gwp.paths import absolute_paths
 from pipelines.config.load import config_hash
 from pipelines.console import warn
-from pipelines.datasets.cache_rows import missing_shards, shapes, shard_rows, text_rows
-from pipelines.datasets.cache_writers import LatentWriter, TextWriter, decode_block
+from pipelines.datasets.cache.rows import missing_shards, shapes, shard_rows, text_rows
+from pipelines.datasets.cache.writers import LatentWriter, TextWriter, decode_block
 from pipelines.jobs.resolve import (
     cache_key,
     init_uri,
