@@ -6,7 +6,7 @@ folder (`pipelines.training.prepare`) is written from it.
 """
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from itertools import combinations
 from pathlib import Path
 from typing import Any
@@ -26,6 +26,7 @@ from gwp.data.plan.build import build_manifest, unheard
 from gwp.data.plan.manifest import Manifest
 from gwp.data.plan.plan import Rules, plan_slice
 from gwp.data.robot.embodiment import Embodiment
+from gwp.data.source import Source
 from gwp.data.stats.files import stats_for
 from gwp.data.stats.normalise import Stats, compute_stats
 from gwp.errors import GwpError
@@ -224,11 +225,14 @@ def manifest_of(
     embodiments: dict[str, Embodiment],
     reader: FileReader,
     tell: Callable[[str], None] = unheard,
+    sources: Sequence[Source] | None = None,
 ) -> Manifest:
-    """Every sample that the job may read. tell: is given what looks wrong and costs nothing"""
+    """Every sample that the job may read. tell: is given what looks wrong and costs nothing;
+    sources: others than those that train
+    """
     data = job.data
     return build_manifest(
-        data.sources,
+        sources or data.sources,
         embodiments=embodiments,
         window=data.window,
         clip=data.clip,
@@ -238,6 +242,46 @@ def manifest_of(
         reader=reader,
         tell=tell,
     )
+
+
+def held_out(
+    job: TrainJob,
+    embodiments: dict[str, Embodiment],
+    stats: dict[str, Stats],
+    trained: Manifest,
+    reader: FileReader,
+) -> Manifest | None:
+    """The samples that the job is judged by; GwpError when it trains on one of their episodes,
+    or has no statistics for one of their robots.
+    """
+    if job.validation is None:
+        return None
+    whole = manifest_of(job, embodiments, reader, sources=job.validation.sources)
+    shared = _recordings(whole) & _recordings(trained)
+    if shared:
+        raise GwpError(
+            f"validation: {len(shared)} of its episodes or videos are also in data.sources, "
+            f"{min(shared)} is one; choose others with `split`, `only` or `episodes` in both"
+        )
+    robots = whole.places["embodiment"].to_pylist()
+    acting = {r for r, a in zip(robots, whole.places["has_action"].to_pylist(), strict=True) if a}
+    if unknown := sorted(acting - set(stats)):
+        raise GwpError(
+            f"validation: no source in data.sources has actions of {', '.join(unknown)}, so there "
+            "are no statistics for it; set `with_actions: false` there, or name a file of "
+            f"statistics in data.embodiments.{unknown[0]}.stats"
+        )
+    count = min(job.validation.samples, len(whole))
+    ids = np.linspace(0, len(whole) - 1, count).round().astype(np.int64)
+    return Manifest.of(whole.take(ids), whole.skipped, whole.by_key, whole.rule)
+
+
+def _recordings(manifest: Manifest) -> set[str]:
+    """Episodes and videos of the samples, by set and name."""
+    # Samples of an episode share a place; one of them is enough.
+    _, first = np.unique(manifest.place, return_index=True)
+    ids = manifest.samples["sample_id"].take(pa.array(first)).to_pylist()
+    return {str(name).rpartition("/")[0] for name in ids}
 
 
 def sample_spec(

@@ -24,6 +24,7 @@ from gwp.model.objective import ObjectiveConfig
 from gwp.paths import Location, PathField
 from gwp.storage.names import relative_name
 from pipelines.jobs.engine import DeepSpeedConfig, OptimizerConfig
+from pipelines.jobs.validation import ValidationConfig
 
 # The mini-cluster puts it on its nodes.
 POOL = "gwp/pool"
@@ -232,6 +233,8 @@ class TrainJob(BaseModel):
     """Text encoder; None: the one of `init`."""
     data: DataConfig
     """What is read and how a sample looks."""
+    validation: ValidationConfig | None = None
+    """What the run is judged by at its checkpoints; None: by nothing."""
     objective: ObjectiveConfig = ObjectiveConfig()
     """Training modes, noise and weights of the losses."""
     optimizer: OptimizerConfig = OptimizerConfig()
@@ -247,13 +250,15 @@ class TrainJob(BaseModel):
         if self.init is None and (self.codec is None or self.text is None):
             raise ValueError("without init the job must name its codec and text encoder")
         # Sources name robots, and `data.embodiments` says what they are.
-        named = {s.embodiment for s in self.data.sources if s.embodiment}
-        unknown = named - set(self.data.embodiments)
-        if unknown:
-            raise ValueError(
-                "data.sources name embodiments that data.embodiments lacks: "
-                f"{', '.join(sorted(map(str, unknown)))}"
-            )
+        judged_by = self.validation.sources if self.validation else ()
+        for where, sources in (("data", self.data.sources), ("validation", judged_by)):
+            named = {s.embodiment for s in sources if s.embodiment}
+            unknown = named - set(self.data.embodiments)
+            if unknown:
+                raise ValueError(
+                    f"{where}.sources name embodiments that data.embodiments lacks: "
+                    f"{', '.join(sorted(map(str, unknown)))}"
+                )
         # Every worker takes an equal part of a batch: of the canvas, and below of a bucket.
         if self.engine.global_batch % self.cluster.workers:
             raise ValueError(

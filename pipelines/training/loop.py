@@ -7,6 +7,7 @@ figures only.
 
 import tempfile
 import time
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -40,6 +41,7 @@ from pipelines.training.engine.ranks import Ranks
 from pipelines.training.prepare import PreparedRun
 from pipelines.training.step import TrainStep
 from pipelines.training.stream import batches
+from pipelines.training.validation import Validation
 
 # Seconds that the end of a run, and a checkpoint, wait for notes that storage does not take.
 _NOTES_S = 10.0
@@ -111,6 +113,13 @@ class _Loop:
         encoders = Encoders(prepared, node, self.engine.device)
         self.watch = StopWatch(prepared.uri, rank)
         self.steps = TrainStep(self.job, self.ranks, self.engine, self.ema, encoders)
+        self.validation = None
+        if prepared.validation:
+            # What is judged is in no cache.
+            of_frames = encoders
+            if prepared.cache:
+                of_frames = Encoders(replace(prepared, cache=None), node, self.engine.device)
+            self.validation = Validation(prepared, ranks, self.engine, of_frames)
 
     def _fetch_state(self) -> bool:
         """Bring the state of the last checkpoint to this machine; whether it had to be converted
@@ -206,7 +215,8 @@ class _Loop:
             asked = self.ranks.anywhere(self.watch.asked)
             due = self.step % job.run.checkpoint_every == 0 or self.step == total
             if due or stop or asked or leaves:
-                self._checkpoint(losses)
+                # Where it has to be quick, nothing is judged.
+                self._checkpoint(losses, self._judged() if due else {})
             if stop or leaves:
                 # Steps that follow may be lost with the machine, this one not.
                 self.uploads.wait()
@@ -272,9 +282,19 @@ class _Loop:
             self.log.log_metrics(self.step, losses | extra)
         return skipped
 
-    def _checkpoint(self, losses: dict[str, float]) -> None:
+    def _judged(self) -> dict[str, float]:
+        """The losses of the samples that are not trained on. Collective."""
+        if self.validation is None:
+            return {}
+        losses = self.validation.losses()
+        if self.log and losses:
+            told = {f"validation_{name}": value for name, value in losses.items()}
+            self.log.log_metrics(self.step, told)
+        return losses
+
+    def _checkpoint(self, losses: dict[str, float], judged: dict[str, float]) -> None:
         """Save this rank's share on its disk, and have it uploaded and committed beside the
-        steps that follow. Collective.
+        steps that follow. Collective. judged: losses in validation
         """
         # One at a time; what went wrong with the one before is raised here.
         self.uploads.wait()
@@ -298,6 +318,7 @@ class _Loop:
             plan_hash=self.prepared.plan_hash,
             config_hash=self.prepared.config_hash,
             attempt=self.attempt,
+            validation=judged.get("loss"),
         )
         uri = checkpoint_uri(self.prepared.uri, self.step, self.attempt)
         self.uploads.start(scratch, uri, manifest)

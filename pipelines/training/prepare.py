@@ -1,8 +1,8 @@
 """Everything a stage needs before its workers start: codec, text encoder, embodiments,
 statistics, manifest. Written once per run.
 
-Run folder: job.json, manifest.parquet, embodiments.json, stats.json, texts.json, codec/, text/,
-and later checkpoints/, progress/, events/, quarantine/, final/.
+Run folder: job.json, manifest.parquet, validation.parquet, embodiments.json, stats.json, texts.json,
+codec/, text/, and later checkpoints/, progress/, events/, quarantine/, final/.
 """
 
 import json
@@ -27,6 +27,7 @@ from pipelines.console import event, warn
 from pipelines.jobs.resolve import (
     cache_key,
     compute_all_stats,
+    held_out,
     init_uri,
     manifest_names,
     manifest_of,
@@ -72,6 +73,8 @@ class PreparedRun:
     """Of the plan of the first epoch, as `gwp data plan` tells it: manifest, weights, seed,
     batches and the order they lead to.
     """
+    validation: Manifest | None = None
+    """The samples that the run is judged by."""
 
     def require_own(self, uri: str, checkpoint: CheckpointManifest) -> None:
         """GwpError when a checkpoint was written by another job, or by one that took its
@@ -128,6 +131,7 @@ def prepare(job: TrainJob, allowed: tuple[str, ...] = ()) -> PreparedRun:
     plan = make_plan(manifest, job.run.seed, 0, job.plan_rules)
     stats = compute_all_stats(job, embodiments, reader)
     spec = sample_spec(job, embodiments, stats)
+    validation = held_out(job, embodiments, stats, manifest, reader)
     cache = LatentCache.open(job.data.cache) if job.data.cache else None
     # Collected here first: what cannot be made leaves no half of a run folder behind.
     with tempfile.TemporaryDirectory() as scratch:
@@ -144,16 +148,29 @@ def prepare(job: TrainJob, allowed: tuple[str, ...] = ()) -> PreparedRun:
         robots = {n: e.model_dump(mode="json") for n, e in embodiments.items()}
         _write_json(folder / "embodiments.json", robots)
         _write_json(folder / "stats.json", {n: s.to_json() for n, s in stats.items()})
-        _write_json(folder / "texts.json", manifest.texts())
+        texts_of_all = (validation.texts() if validation else {}) | manifest.texts()
+        _write_json(folder / "texts.json", texts_of_all)
         _write_json(folder / "skipped.json", [dict(s) for s in manifest.skipped])
         storage.upload(folder, uri)
     manifest.save(storage.join(uri, "manifest.parquet"))
+    if validation:
+        validation.save(storage.join(uri, "validation.parquet"))
     # Last, so that a folder with job.json is complete.
     job_json = {"config_hash": digest, "job": job.model_dump(mode="json"), "init": init}
     storage.write_bytes(storage.join(uri, "job.json"), json.dumps(job_json, indent=1).encode())
     places = _places(job, manifest, cache)
     return PreparedRun(
-        uri, job, manifest, manifest.fingerprint, spec, digest, init, cache, places, plan.hash
+        uri,
+        job,
+        manifest,
+        manifest.fingerprint,
+        spec,
+        digest,
+        init,
+        cache,
+        places,
+        plan.hash,
+        validation,
     )
 
 
@@ -173,6 +190,9 @@ def _read(uri: str, job: TrainJob, digest: str) -> PreparedRun:
     places = _places(job, manifest, cache)
     spec = sample_spec(job, embodiments, stats)
     plan = make_plan(manifest, job.run.seed, 0, job.plan_rules)
+    validation = None
+    if job.validation:
+        validation = Manifest.load(storage.join(uri, "validation.parquet"))
     return PreparedRun(
         uri,
         job,
@@ -184,6 +204,7 @@ def _read(uri: str, job: TrainJob, digest: str) -> PreparedRun:
         cache,
         places,
         plan.hash,
+        validation,
     )
 
 

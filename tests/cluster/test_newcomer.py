@@ -49,7 +49,13 @@ def test_a_stage_trains_in_a_plain_folder_and_goes_on_after_an_interruption(
         "PYTHONPATH": str(ROOT)
     }
     command = [sys.executable, "-m", "pipelines.cli", "train", str(STAGES / "policy.yaml")]
-    sets = [*SETS, f"run.steps={LONG}", f"run.checkpoint_every={LONG}"]
+    sets = [
+        *SETS,
+        f"run.steps={LONG}",
+        f"run.checkpoint_every={LONG}",
+        "data.sources=[{uri: data/arm, embodiment: arm, episodes: '0'}]",
+        "validation={sources: [{uri: data/arm, embodiment: arm, episodes: '1'}], samples: 5}",
+    ]
     command += [word for text in sets for word in ("--set", text)]
     run = tmp_path / "runs" / "train" / "policy"
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/runs/mlflow.db")
@@ -86,6 +92,10 @@ def test_a_stage_trains_in_a_plain_folder_and_goes_on_after_an_interruption(
     assert (told["uri"], told["steps"], told["run_id"]) == (str(run), LONG, run_id)
     assert [event["step"] for event in resumptions(str(run))] == [reached]
     assert client().get_run(run_id).info.status == "FINISHED"
+    # Judged by the other episode; the interruption was in a hurry.
+    ((_, checkpoint), (_, interrupted)) = find_committed(str(run))
+    assert interrupted.validation is None
+    assert metric_history(run_id, "validation_loss") == [(LONG, checkpoint.validation)]
     # No hole and nothing twice.
     assert [step for step, _ in metric_history(run_id, "loss")] == list(range(1, LONG + 1))
     assert storage.exists(str(run / "final" / "model" / "config.json"))

@@ -13,7 +13,7 @@ later checkpoint. Knows storage only: neither Ray nor torch.
 import hashlib
 import logging
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
@@ -76,6 +76,8 @@ class CheckpointManifest(BaseModel):
     """Identity of the sample order."""
     config_hash: str
     """Identity of the resolved job."""
+    validation: float | None = None
+    """Loss on the samples that the run is judged by; None where it is not."""
     versions: dict[str, str] = Field(default_factory=lambda: installed_versions())
     """Distribution -> version that wrote it."""
     created: str = Field(default_factory=lambda: datetime.now(UTC).isoformat(timespec="seconds"))
@@ -272,8 +274,8 @@ def load_committed(uri: str) -> CheckpointManifest:
 
 
 def prune(run_uri: str, keep: int) -> list[str]:
-    """Remove all but the newest `keep` checkpoints, and what dead attempts left at or before
-    the newest; returns what went.
+    """Remove all but the newest `keep` checkpoints and the best by validation, and what dead
+    attempts left at or before the newest; returns what went.
 
     Only the writer of the run may call it. Uncommitted folders of later steps stay: they may be
     in the making. It follows a commit that went well, so storage that fails does not fail it:
@@ -294,14 +296,14 @@ def prune(run_uri: str, keep: int) -> list[str]:
 
 
 def _outdated(run_uri: str, keep: int) -> list[str]:
-    """Checkpoint folders beyond the newest `keep`, and those that dead attempts left at or
-    before the newest.
+    """Checkpoint folders beyond the newest `keep` and the best, and those that dead attempts left
+    at or before the newest.
     """
     committed = find_committed(run_uri)
     if not committed:
         return []
     newest = committed[0][1].step
-    kept = {uri for uri, _ in committed[:keep]}
+    kept = {uri for uri, _ in committed[:keep]} | {uri for uri, _ in best(committed)}
     outdated = []
     for name in sorted(_folders(run_uri)):
         uri = storage.join(run_uri, _FOLDER, name)
@@ -310,6 +312,15 @@ def _outdated(run_uri: str, keep: int) -> list[str]:
         if uri not in kept and step <= newest:
             outdated.append(uri)
     return outdated
+
+
+def best(
+    committed: Sequence[tuple[str, CheckpointManifest]],
+) -> list[tuple[str, CheckpointManifest]]:
+    """The one of the lowest loss in validation, the newest of equals; none without validation."""
+    judged = [(uri, m) for uri, m in committed if m.validation is not None]
+    # `min` takes the first, and they come newest first.
+    return [min(judged, key=lambda item: item[1].validation or 0.0)] if judged else []
 
 
 def _folders(run_uri: str) -> dict[str, dict[str, int]]:

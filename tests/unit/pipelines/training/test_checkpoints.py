@@ -20,13 +20,21 @@ def _ranks(tmp_path: Path, step: int, world: int = 2) -> list[Path]:
     return folders
 
 
-def _write(run: str, tmp_path: Path, step: int, attempt: int = 1, committed: bool = True) -> str:
+def _write(
+    run: str,
+    tmp_path: Path,
+    step: int,
+    attempt: int = 1,
+    committed: bool = True,
+    validation: float | None = None,
+) -> str:
     uri = checkpoints.checkpoint_uri(run, step, attempt)
     files = {}
     for folder in _ranks(tmp_path / f"a{attempt}", step):
         files |= checkpoints.upload_files(folder, uri)
     if committed:
-        checkpoints.commit(uri, _manifest(step, attempt, files))
+        manifest = _manifest(step, attempt, files)
+        checkpoints.commit(uri, manifest.model_copy(update={"validation": validation}))
     return uri
 
 
@@ -127,6 +135,15 @@ def test_a_commit_needs_all_its_files_and_happens_once(run: str, tmp_path: Path)
     with pytest.raises(GwpError, match=r"rank_1\.pt is missing"):
         checkpoints.commit(partial, manifest)
     assert not storage.exists(storage.join(partial, checkpoints.MANIFEST))
+
+
+def test_the_best_by_validation_is_kept(run: str, tmp_path: Path) -> None:
+    losses = {20: 0.9, 40: 0.3, 60: 0.5, 80: 0.3, 100: None, 120: 0.4}
+    for step, loss in losses.items():
+        _write(run, tmp_path, step, validation=loss)
+        checkpoints.prune(run, keep=1)
+    # The newest of equals, and the newest.
+    assert [manifest.step for _, manifest in checkpoints.find_committed(run)] == [120, 80]
 
 
 def test_prune_keeps_the_newest_and_what_is_in_the_making(run: str, tmp_path: Path) -> None:

@@ -1,0 +1,165 @@
+"""The loss on samples that a run does not train on.
+
+The training loop asks for it at its checkpoints. It is that of the objective, with noise that is
+the same at every checkpoint and on any number of workers, so two figures of a run differ by its
+weights alone.
+"""
+
+import logging
+from dataclasses import dataclass, fields, replace
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from gwp.data.formats.files.reader import FileReader
+from gwp.data.plan.manifest import Manifest
+from gwp.data.records import Share
+from gwp.model.draws import Levels, draw_noise
+from gwp.model.objective import (
+    Batch,
+    Counts,
+    action_weights,
+    counts_of,
+    levels_of,
+    training_losses,
+)
+from pipelines.training.decoder import block, decode_block
+from pipelines.training.encoders import Encoders
+from pipelines.training.engine.deepspeed_engine import Engine
+from pipelines.training.engine.ranks import Ranks
+from pipelines.training.prepare import PreparedRun
+
+# Behind every position of a plan: the noise of no sample that trains.
+_POSITIONS = 1 << 48
+NAMES = ("loss", "loss_action", "loss_video")
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class _Part:
+    """What a rank has of one pass, on the CPU."""
+
+    batch: Batch
+    positions: list[int]
+    levels: Levels
+    video_only: bool
+
+
+class Validation:
+    """The samples that a run is judged by, encoded once; the training loop makes it."""
+
+    def __init__(
+        self, prepared: PreparedRun, ranks: Ranks, engine: Engine, encoders: Encoders
+    ) -> None:
+        """Collective. encoders: those of frames, also where training reads a cache."""
+        assert prepared.validation is not None
+        job = prepared.job
+        self._ranks = ranks
+        self._engine = engine
+        self._objective = job.objective
+        self._seed = job.run.seed
+        # As many at a time as training takes: they fit.
+        share = -(-job.engine.global_batch // ranks.world)
+        size = min(job.engine.micro_batch or share, share)
+        spec = replace(prepared.spec, augment=False)
+        reader = FileReader()
+        self._parts = []
+        action = video = 0.0
+        for ids, real, labelled in passes(prepared.validation, ranks.world, size):
+            mine = ids[ranks.rank].tolist()
+            share: Share = {"first": 0, "batch": size, "ids": mine}
+            raw: Any = decode_block(block(prepared.validation, None, share), spec, None, reader)
+            told = zip(raw["sample_id"][~raw["ok"]], raw["reason"][~raw["ok"]], strict=True)
+            for name, reason in dict(told).items():
+                logger.warning("%s: no sample to validate by: %s", name, reason)
+            # Those beyond the last one hold a place, so that all ranks have as many passes.
+            raw["ok"] &= real[ranks.rank]
+            part = self._part(raw, [_POSITIONS + i for i in mine], labelled, encoders)
+            counts = self._counts(part)
+            action += counts.action
+            video += counts.video
+            self._parts.append(part)
+        self._counts_of_all = Counts(*ranks.summed([action, video]))
+
+    def _part(self, raw: Any, positions: list[int], labelled: bool, encoders: Encoders) -> _Part:
+        batch = _moved(encoders.batch(raw, slice(None)), torch.device("cpu"))
+        modes = self._objective.modes
+        return _Part(
+            batch,
+            positions,
+            levels_of(self._objective, self._seed, positions, batch.actions.shape[1]),
+            # A stage that never looks at actions is not judged by them.
+            not labelled or modes.ac_wm + modes.wam == 0,
+        )
+
+    def _counts(self, part: _Part) -> Counts:
+        batch = part.batch
+        weights = action_weights(
+            self._objective, part.levels, batch.step_valid, batch.dim_valid, batch.ok
+        )
+        counts = counts_of(weights, batch.ok)
+        return Counts(0.0, counts.video) if part.video_only else counts
+
+    def losses(self) -> dict[str, float]:
+        """`loss`, `loss_action` and `loss_video` of the weights as they are now, without those
+        that the samples do not have; none when no sample can be read. Collective.
+        """
+        counts = self._counts_of_all
+        sums = dict.fromkeys(NAMES, 0.0)
+        self._engine.module.eval()
+        try:
+            with torch.no_grad():
+                for part in self._parts:
+                    self._add(part, sums)
+        finally:
+            self._engine.module.train()
+        told = dict(zip(NAMES, self._ranks.summed([sums[name] for name in NAMES]), strict=True))
+        if not counts.video:
+            return {}
+        if not counts.action:
+            del told["loss_action"]
+        if self._objective.video_weight == 0:
+            del told["loss_video"]
+        return told
+
+    def _add(self, part: _Part, sums: dict[str, float]) -> None:
+        batch = _moved(part.batch, self._engine.device)
+        future, actions = batch.latents[0, :, 1:].shape, batch.actions.shape[1:]
+        result = training_losses(
+            self._engine.module,
+            batch,
+            self._objective,
+            part.video_only,
+            part.levels,
+            draw_noise(self._seed, part.positions, future, actions),
+            self._counts_of_all,
+        )
+        for name, value in zip(NAMES, (result.total, result.action, result.video), strict=True):
+            sums[name] += 0.0 if value is None else float(value)
+
+
+def passes(manifest: Manifest, world: int, size: int) -> list[tuple[np.ndarray, np.ndarray, bool]]:
+    """The samples of a manifest in passes that all ranks take together: row of each int
+    `[world, size]`, which of them count bool `[world, size]`, and whether they have actions.
+    Those of one pass have one shape.
+    """
+    names = ("kind", "bucket", "has_action")
+    shapes = list(zip(*(manifest.column(name).tolist() for name in names), strict=True))
+    found = []
+    for shape in dict.fromkeys(shapes):
+        rows = np.flatnonzero([other == shape for other in shapes])
+        count = -(-len(rows) // (world * size))
+        places = np.arange(count * world * size)
+        # One sample after the other to the ranks, so that a short pass is short on all.
+        dealt = places.reshape(count, size, world).swapaxes(1, 2)
+        ids = rows[dealt % len(rows)]
+        found += [(i, r, bool(shape[2])) for i, r in zip(ids, dealt < len(rows), strict=True)]
+    return found
+
+
+def _moved(batch: Batch, device: torch.device) -> Batch:
+    parts: dict[str, Tensor] = {f.name: getattr(batch, f.name) for f in fields(batch)}
+    return Batch(**{name: part.to(device) for name, part in parts.items()})
