@@ -62,8 +62,8 @@ class Validation:
         self._objective = job.objective
         self._seed = job.run.seed
         # As many at a time as training takes: they fit.
-        share = -(-job.engine.global_batch // ranks.world)
-        size = min(job.engine.micro_batch or share, share)
+        most = -(-job.engine.global_batch // ranks.world)
+        size = min(job.engine.micro_batch or most, most)
         spec = replace(prepared.spec, augment=False)
         reader = FileReader()
         self._parts = []
