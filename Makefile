@@ -5,14 +5,15 @@ TEST_LIMIT ?= 2400
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: help setup demo quick test test-unit lint sanitize bench clean
+.PHONY: help setup demo quick test test-unit test-slow lint sanitize bench clean
 
 help:
 	@echo "make setup      create .venv and install everything"
 	@echo "make demo       the whole line on this machine: videos -> three stages -> policy -> fleet endpoint -> report"
 	@echo "make quick      the same, smaller"
-	@echo "make test       every test: units, then the mini-cluster, then kills"
-	@echo "make test-unit  the tests that need no cluster"
+	@echo "make test       the tests: units, then the mini-cluster"
+	@echo "make test-unit  those that need no cluster"
+	@echo "make test-slow  the rest: kills, outages, and whatever else takes minutes"
 	@echo "make lint       ruff, mypy, and the pages of docs/ with their links"
 	@echo "make sanitize   the compiled code under the address and undefined-behaviour sanitisers"
 	@echo "make bench      how fast a policy acts on this machine"
@@ -34,12 +35,19 @@ demo: setup
 quick: setup
 	$(BIN)/gwp demo --quick
 
-test: test-unit
-	timeout --kill-after=30 $(TEST_LIMIT) $(BIN)/python -m pytest tests/cluster tests/chaos
+# Units run in two processes of one computing thread each; what starts clusters runs alone.
+PYTEST := timeout --kill-after=30 $(TEST_LIMIT) $(BIN)/python -m pytest
+UNITS := OMP_NUM_THREADS=1 $(PYTEST) -n 2 tests/unit tests/parity
 
-# Two processes of one computing thread each; what starts clusters runs alone, above.
+test: test-unit
+	$(PYTEST) -m "not slow" tests/cluster
+
 test-unit: setup
-	OMP_NUM_THREADS=1 timeout --kill-after=30 $(TEST_LIMIT) $(BIN)/python -m pytest -n 2 tests/unit tests/parity
+	$(UNITS) -m "not slow"
+
+test-slow: setup
+	$(UNITS) -m slow
+	$(PYTEST) -m slow tests/cluster tests/chaos
 
 lint: setup
 	$(BIN)/ruff check .

@@ -18,6 +18,7 @@ os.environ.setdefault("DS_ACCELERATOR", "cpu")
 HERE = Path(__file__).parent
 ORDER = ("unit", "parity", "cluster", "chaos")
 MARKED = {"cluster", "chaos"}
+SLOW = {"chaos"}
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -30,12 +31,16 @@ def _room(item: pytest.Item) -> str:
     return item.path.relative_to(HERE).parts[0]
 
 
+def pytest_itemcollected(item: pytest.Item) -> None:
+    # Before `-m` chooses by markers.
+    if _room(item) in MARKED:
+        item.add_marker(_room(item))
+    if _room(item) in SLOW:
+        item.add_marker("slow")
+
+
 @pytest.hookimpl(trylast=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    for item in items:
-        if _room(item) in MARKED:
-            item.add_marker(_room(item))
-
     def when(item: pytest.Item) -> tuple[int, bool]:
         # Tests that start clusters of their own come before the shared one exists: two at a
         # time are more than small machines hold.

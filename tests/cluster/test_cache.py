@@ -73,6 +73,7 @@ def written(out: str) -> dict[int, object]:
     }
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(900)
 def test_a_cache_survives_a_kill_and_trains_as_video_does(
     mini: MiniCluster, capsys: pytest.CaptureFixture[str]

@@ -38,6 +38,7 @@ SETS = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(900)
 def test_a_stage_trains_in_a_plain_folder_and_goes_on_after_an_interruption(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -53,6 +53,7 @@ def stopped(found: TrainJob, words: str) -> str:
     return run
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(400)
 def test_a_loss_that_is_no_number_stops_all_workers_at_its_step(
     mini: MiniCluster, tmp_path: Path
@@ -76,6 +77,7 @@ def test_a_loss_that_is_no_number_stops_all_workers_at_its_step(
     assert len(resumptions(run)) <= 1
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(280)
 def test_weights_that_are_no_numbers_are_no_checkpoint(mini: MiniCluster, tmp_path: Path) -> None:
     """One step from a finite loss with a finite gradient: decay makes -3.4e38 of a weight of

@@ -28,6 +28,7 @@ def peer() -> Any:
     peer.stop()
 
 
+@pytest.mark.slow
 def test_a_crowd_asks_until_a_replica_has_come_and_then_acts(peer: Peer) -> None:
     """One robot acts from the start, one gathers: the replica that its load is for comes after
     three of its requests.
@@ -75,6 +76,7 @@ def test_a_crowd_asks_until_a_replica_has_come_and_then_acts(peer: Peer) -> None
     assert all(np.array_equal(state, states[0]) for state in states)
 
 
+@pytest.mark.slow
 def test_a_fleet_whose_time_is_over_says_so_and_keeps_what_it_saw(peer: Peer) -> None:
     """No replica ever comes, and the robots would ask for ever: the crowd's patience is longer
     than the fleet's time.

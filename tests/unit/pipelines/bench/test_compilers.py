@@ -29,6 +29,7 @@ def test_plain_passes_give_the_numbers_of_the_solver(family, tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.slow
 def test_an_engine_that_cannot_run_has_a_row_that_says_why(monkeypatch, tmp_path):
     (tmp_path / "openvino.py").write_text("raise ModuleNotFoundError(name='openvino')")
     monkeypatch.syspath_prepend(tmp_path)

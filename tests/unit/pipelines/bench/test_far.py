@@ -18,6 +18,7 @@ def test_a_made_set_is_whole_and_each_of_its_files_is_asked_for_once(tmp_path: P
     assert result["seconds"] > 0
 
 
+@pytest.mark.slow
 def test_a_set_of_ones_own_is_served(tmp_path: Path) -> None:
     result = bench_inspect(str(write_v30(tmp_path / "mine")), 0, 0.0)
     assert (result["set"], result["usable"]) == ("mine", 2)

@@ -90,6 +90,7 @@ def test_the_verbs_print_figures_and_one_clear_error(tmp_path, recorded, capsys)
     assert "room for 1 to 4" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_real_time_chunking_stays_with_the_way_that_was_begun():
     """Swings to the left or to the right, which nothing in the observation tells: a second
     chunk that knows nothing of the first takes the other way half of the time.

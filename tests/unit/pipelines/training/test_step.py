@@ -97,6 +97,7 @@ def plain() -> tuple[list[dict[str, float]], dict[str, Tensor], dict[str, Tensor
     return told, {n: p.detach() for n, p in model.named_parameters()}, average
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(400)
 def test_a_run_is_the_same_run_whatever_its_workers(tmp_path: Path) -> None:
     expected, weights, average = plain()
@@ -138,6 +139,7 @@ def moved(rank: Rank, third: int) -> list[Any]:
     return [losses for _, losses in sorted(told)]
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(400)
 def test_a_run_goes_on_with_other_workers_and_another_stage(tmp_path: Path) -> None:
     """2 workers, then 1, then 2: losses and average as if there had always been one."""
@@ -190,6 +192,7 @@ def halves(rank: Rank) -> dict[int, Any]:
     return told
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(400)
 def test_bf16_follows_fp32_and_averages_its_masters(tmp_path: Path) -> None:
     expected, _, _ = plain()
@@ -222,6 +225,7 @@ def bad(rank: Rank) -> list[str]:
     return told
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(400)
 def test_a_loss_that_is_no_number_costs_its_step_and_several_stop_all_workers(
     tmp_path: Path,

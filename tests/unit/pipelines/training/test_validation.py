@@ -118,6 +118,7 @@ def judged(rank: Rank, stages: list[int], sets: list[str]) -> dict[str, Any]:
     return told
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(280)
 def test_a_run_is_judged_alike_whatever_its_workers_and_trains_no_differently(here: Path) -> None:
     sets = [*HELD_OUT, "engine.global_batch=6", f"run.storage={here}/runs", "model.num_layers=1"]

@@ -194,6 +194,7 @@ def test_what_is_no_number_stays_none():
     assert [bool(torch.isfinite(a).all()) for a in actions] == [True, False, True]
 
 
+@pytest.mark.slow
 def test_compiling_at_the_same_time_leaves_one_whole_library(monkeypatch, tmp_path):
     monkeypatch.setenv("GWP_CACHE", str(tmp_path))
     with ThreadPoolExecutor(2) as pool:
