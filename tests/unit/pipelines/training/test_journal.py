@@ -36,7 +36,11 @@ def test_no_step_waits_for_storage(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 
     monkeypatch.setattr(storage, "write_bytes", late)
     journal = Journal(str(tmp_path), 0, 1)
-    raw = {"sample_id": np.array(["a", "b"]), "reason": np.array(["", "torn"])}
+    raw = {
+        "sample_id": np.array(["a", "b"]),
+        "reason": np.array(["", "torn"]),
+        "position": np.array([0, 1]),
+    }
     begin = time.monotonic()
     for step in range(100):
         journal.quarantine(step, raw, np.array([True, False]))  # type: ignore[arg-type]

@@ -136,13 +136,13 @@ def test_what_is_planned_for_the_ranks_is_the_plan(tmp_path):
     steps = plan_slice(found.manifest, found.job.run.seed, 0, 9, found.job.plan_rules)
     ids = found.manifest.table["sample_id"].to_pylist()
     for step in (0, 4, 8):
-        rows = planned(found, step, 14 * step).to_pylist()
+        rows = planned(found, step, 14 * step, 2).to_pylist()
         assert [(r["first"], r["batch"], len(r["ids"])) for r in rows] == [
             (7 * k, 14, 7) for k in range(2 * step, 18)
         ]
         assert [i for r in rows for i in r["ids"]] == np.concatenate(steps[step:]).tolist()
-    tables = blocks(found, 3, 42)
-    for table, row in zip(tables, planned(found, 3, 42).to_pylist(), strict=True):
+    tables = blocks(found, 3, 42, 2)
+    for table, row in zip(tables, planned(found, 3, 42, 2).to_pylist(), strict=True):
         assert table["sample_id"].to_pylist() == [ids[i] for i in row["ids"]]
         assert table["position"].to_pylist() == list(range(row["first"], row["first"] + 7))
 
@@ -155,7 +155,7 @@ def test_a_sample_that_comes_twice_in_a_batch_comes_under_two_crops(tmp_path):
         [np.ascontiguousarray(slope)] * 21,
         gop=4,
     )
-    row = {"ids": [3, 3, 5], "first": 20, "batch": 6}
+    row = {"ids": [3, 3, 5], "first": 20, "batch": 6, "rows": 3}
     table = block(found.manifest, None, row)
     rows = table.to_pylist()
     columns = decode_block(table, found.spec, None, FileReader())
