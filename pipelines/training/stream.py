@@ -9,7 +9,7 @@ the plan. A sample that cannot be decoded keeps its place as an empty row (`ok` 
 for nothing; so does the padding of ranks that have a sample fewer than others (`shares`).
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from itertools import pairwise
 from typing import Any, cast
 
@@ -17,11 +17,14 @@ import numpy as np
 import pyarrow as pa
 import ray.data
 from ray.data import ActorPoolStrategy, ExecutionOptions, ExecutionResources
+from ray.train import DataConfig
 
 from gwp.data.plan.plan import plan_slice
 from gwp.data.records import StreamBatch
 from pipelines.compat import split_without_cpu
 from pipelines.jobs.train_job import POOL, ClusterConfig
+from pipelines.training.checkpoint.checkpoints import latest_committed
+from pipelines.training.control.stopped import lasting
 from pipelines.training.decoder import Decoder, block
 from pipelines.training.prepare import PreparedRun
 from pipelines.training.shares import PADDING, counts_of, positions_of, rows_of
@@ -53,6 +56,37 @@ def execution_options(cluster: ClusterConfig) -> ExecutionOptions:
         options.label_selector = {POOL: cluster.data_pool}
     options.resource_limits = ExecutionResources.for_limits(cpu=float(cluster.decode_tasks))
     return options
+
+
+class PlannedData(DataConfig):
+    """Deals what is left of the plan out to the workers of a start, however many they are.
+
+    Ray Train asks for it at every start, when it knows their number. What it hands over as the
+    dataset stands for the plan only.
+    """
+
+    def __init__(self, prepared: PreparedRun) -> None:
+        super().__init__(execution_options=execution_options(prepared.job.cluster))
+        # Sent to all workers, as everything that Ray Train is told.
+        self._prepared = prepared.slim()
+
+    def configure(
+        self,
+        datasets: Mapping[str, Any],
+        world_size: int,
+        worker_handles: Any,
+        worker_node_ids: Any,
+        **more: Any,
+    ) -> Any:
+        """The shards of each rank, by name of the dataset: the plan behind the last committed
+        checkpoint.
+        """
+        with lasting():
+            committed = latest_committed(self._prepared.uri)
+            step, seen = (committed[1].step, committed[1].samples_seen) if committed else (0, 0)
+            data = dataset(self._prepared.whole(), step, seen, world_size)
+        (name,) = datasets
+        return super().configure({name: data}, world_size, worker_handles, worker_node_ids, **more)
 
 
 def planned(prepared: PreparedRun, step: int, samples_seen: int, world: int) -> pa.Table:

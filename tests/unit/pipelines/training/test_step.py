@@ -107,7 +107,8 @@ def test_a_run_is_the_same_run_whatever_its_workers(tmp_path: Path) -> None:
 
     def of(world: int) -> Any:
         # ZeRO-3 last: it puts another `linear` in the place of torch's, for the whole process.
-        return ranks.run(same, world, tmp_path / str(world), (2,) if world == 4 else (0, 1, 2, 3))
+        stages = {3: (3,), 4: (2,)}.get(world, (0, 1, 2, 3))
+        return ranks.run(same, world, tmp_path / str(world), stages)
 
     worlds = (1, 2, 3, 4)
     with ThreadPoolExecutor(2) as pool:
