@@ -139,3 +139,35 @@ def test_a_run_goes_from_two_workers_to_one_to_two(
         [theirs[s] for s in sorted(ours)], rel=5e-3
     )
     assert np.isfinite(list(ours.values())).all()
+
+
+@pytest.mark.timeout(600)
+def test_a_machine_that_is_called_back_costs_no_step(
+    two_nodes: MiniCluster,
+    recordings: str,  # noqa: F811
+) -> None:
+    """Notice half a minute before, as clouds give it: what is done is in storage at once, and the
+    run goes on without the machine while that still lives. A checkpoint is due at no other time.
+    """
+    mini = two_nodes
+    # Without one failure to spare: a machine that leaves is none.
+    sets = (*SETS, *ELASTIC, "run.checkpoint_every=1000", "run.log_every=50", "engine.zero_stage=1")
+    training = Training(
+        job(mini, recordings, "called-back", *sets, "cluster.max_failures=0", "run.steps=150")
+    )
+    run = training.run
+    training.until(lambda: training.step_of(1) >= 1)
+    leaving = mini.drain_node("train", 30)
+    told = time.time()
+    (event,) = training.until(lambda: resumptions(run))
+    training.until(lambda: training.step_of(2) > event["step"] and training.step_of(2) >= 50)
+    print(f"notice to going on {event['time'] - told:.1f} s, {event}")
+    assert mini.kill_node("train") == leaving
+    result = training.result()
+    # It was not waited for: the machine had half a minute.
+    assert event["world_size"] == 1
+    taken = consumed(run)
+    assert taken[1] == list(range(event["step"] * 8))
+    assert taken[2] == list(range(event["step"] * 8, 150 * 8))
+    assert len(resumptions(run)) == 1
+    assert (result.steps, result.samples) == (150, 150 * 8)
