@@ -15,3 +15,20 @@ def reread_access() -> None:
 
     Config.initialize("")
     AuthenticationTokenLoader.instance().reset_cache()
+
+
+def drain(address: str, node_id: str, deadline_ms: int) -> None:
+    """Tell Ray that a node is taken away at that time (milliseconds since the epoch).
+
+    Autoscalers do so when a spot machine is called back. `ray drain-node` does it too, and is
+    hidden and not covered by Ray's promises; these are its calls.
+    """
+    from ray._raylet import GcsClient  # type: ignore[attr-defined]
+    from ray.core.generated import autoscaler_pb2
+
+    reason = autoscaler_pb2.DrainNodeReason.Value("DRAIN_NODE_REASON_PREEMPTION")
+    taken, why = GcsClient(address=address).drain_node(
+        node_id, reason, "taken back", deadline_ms
+    )
+    if not taken:
+        raise RuntimeError(f"Ray does not drain {node_id}: {why}")

@@ -23,6 +23,7 @@ import shlex
 import signal
 import sys
 import threading
+import time
 import urllib.error
 import urllib.request
 from collections.abc import Mapping, Sequence
@@ -30,7 +31,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-from clusters.compat import reread_access
+from clusters.compat import drain, reread_access
 from clusters.services import LOOPBACK, Service, Sweeper, free_ports
 from gwp.errors import GwpError
 
@@ -211,6 +212,14 @@ class MiniCluster:
         self.cluster.remove_node(node, allow_graceful=False)
         return str(node.node_id)
 
+    def drain_node(self, pool: str, seconds: int) -> str:
+        """Give notice that the newest node of a pool is taken away in so many seconds, as a spot
+        machine is; returns its id. Whoever calls this kills it.
+        """
+        node_id = self.node_ids(pool)[-1]
+        drain(self.address, node_id, int((time.time() + seconds) * 1000))
+        return node_id
+
     def alive(self) -> str | None:
         """None while everything runs, else what has ended."""
         dead = [service.name for service in (self.s3, self.mlflow) if not service.alive()]
@@ -240,10 +249,11 @@ class MiniCluster:
             # Ray Train asks the dashboard whether its controller lives; unpinned, it may ask
             # another cluster on this machine and then remove our placement group.
             "RAY_API_SERVER_ADDRESS": self.dashboard,
-            # The defaults (2 s, 60 s) are for large clusters; every report and every recovery
+            # The defaults (2 s, 60 s, 5 s) are for large clusters; every report and every recovery
             # waits for them.
             "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2",
             "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "45",
+            "RAY_TRAIN_PREEMPTION_POLL_INTERVAL_S": "1",
             # A killed node counts as lost after five failed looks; by default three seconds
             # apart.
             "RAY_health_check_period_ms": "1000",

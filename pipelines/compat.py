@@ -29,6 +29,85 @@ def split_without_cpu(dataset: Any) -> None:
     object.__setattr__(splitting, "compute", TaskPoolStrategy(size=1))
 
 
+def count_workers_by(trainer: Any, room: Callable[[int], int]) -> None:
+    """Let an elastic `TorchTrainer` start as many workers as `room` says, within its bounds.
+
+    Ray Train counts CPUs of all nodes, those of other pools and those that are drained too, and
+    has no public way to count others. So it would start workers for which there is no place, or
+    end those that run well for more that cannot be. room: given the number of workers that run,
+    0 when none do
+    """
+    from ray.train.v2._internal.execution.scaling_policy import ElasticScalingPolicy
+
+    class Policy(ElasticScalingPolicy):
+        running = 0
+
+        def make_decision_for_non_running_worker_group(self) -> Any:
+            self.running = 0
+            return super().make_decision_for_non_running_worker_group()
+
+        def make_decision_for_running_worker_group(self, worker_group_state: Any, **more: Any) -> Any:
+            self.running = worker_group_state.num_workers
+            return super().make_decision_for_running_worker_group(
+                worker_group_state=worker_group_state, **more
+            )
+
+        def _count_possible_workers(self, reserved_resources: Any) -> int:  # noqa: ARG002
+            return min(room(self.running), self.scaling_config.max_workers)
+
+    start = trainer._initialize_and_run_controller
+
+    def with_policy(**parts: Any) -> Any:
+        return start(**parts | {"scaling_policy": Policy(trainer.scaling_config)})
+
+    trainer._initialize_and_run_controller = with_policy
+
+
+def before_resize(save: Callable[[], object]) -> Any:
+    """A callback for Ray Train's `RunConfig`: calls `save` before workers that are well are
+    exchanged for more or fewer.
+
+    Ray documents these hooks as an interface for developers, and has them in a private module.
+    """
+    from ray.train.v2._internal.execution.callback import ControllerCallback, WorkerGroupCallback
+
+    class BeforeResize(ControllerCallback, WorkerGroupCallback):
+        well = False
+
+        def after_worker_group_training_start(self, worker_group: Any) -> None:  # noqa: ARG002
+            self.well = True
+
+        def after_worker_group_poll_status(self, worker_group_status: Any) -> None:
+            self.well = not worker_group_status.errors
+
+        def after_worker_group_shutdown(self, worker_group_context: Any) -> None:  # noqa: ARG002
+            self.well = False
+
+        def before_controller_execute_failure_decision(self, failure_decision: Any) -> None:  # noqa: ARG002
+            self.well = False
+
+        def before_controller_execute_resize_decision(self, resize_decision: Any) -> None:  # noqa: ARG002
+            # Ray asks before every start, also the first and those after a failure.
+            if self.well:
+                save()
+
+    return BeforeResize()
+
+
+def free_of_nodes() -> dict[str, dict[str, float]]:
+    """Node id -> resources that nobody holds. Ray tells in public those of the whole cluster."""
+    from ray._private.state import available_resources_per_node
+
+    return dict(available_resources_per_node())
+
+
+def draining_nodes() -> set[str]:
+    """Ids of nodes that are about to be taken away; Ray Train itself asks so."""
+    import ray._private.state
+
+    return set(ray._private.state.state.get_draining_nodes())
+
+
 def object_store_bytes() -> tuple[int, int]:
     """Bytes in Ray's object store on this node now, and bytes that were ever spilled to disk.
 

@@ -119,7 +119,7 @@ class Row(Place):
     start: int
     """Control step that the sample begins at; 0 for clips."""
     position: NotRequired[int]
-    """In the plan of the run: seeds the crop."""
+    """In the plan of the run: seeds the crop. -1: padding, which is not decoded."""
     batch: NotRequired[int]
     """Samples of the global batch that it is of."""
     cached: NotRequired[CachedPlace]
@@ -147,8 +147,10 @@ class Share(TypedDict):
     """Position of its first sample in the plan."""
     batch: int
     """Samples of the global batch."""
+    rows: int
+    """Of the share: more than it has samples where others have one more."""
     ids: list[int]
-    """Positions of its samples in the manifest."""
+    """Positions of its samples in the manifest; one at least."""
 
 
 class PackedBlock(TypedDict):
@@ -196,7 +198,7 @@ class StreamBatch(TypedDict):
     """Columns of decoded samples in the order of the plan.
 
     Those that could not be decoded keep their place, with `ok` False; what else they hold means
-    nothing.
+    nothing. Behind the samples of a share there may be padding, `ok` False too, at position -1.
     """
 
     frames: NotRequired[np.ndarray]
@@ -222,7 +224,7 @@ class StreamBatch(TypedDict):
     sample_id: np.ndarray
     """str `[n]`."""
     position: np.ndarray
-    """int64 `[n]`: in the plan of the run."""
+    """int64 `[n]`: in the plan of the run; -1: padding."""
     batch: np.ndarray
     """int64 `[n]`: samples of the global batch."""
     ok: np.ndarray

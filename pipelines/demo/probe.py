@@ -108,7 +108,8 @@ def _train_step_ms(job: "TrainJob") -> float:
     # Its rate does not matter: only the time of a step does.
     optimizer = torch.optim.AdamW(model.parameters())
     draw = torch.Generator().manual_seed(0)
-    n = job.share // job.passes
+    workers = job.cluster.max_workers
+    n = -(-job.share(workers) // job.passes(workers))
     p = window.chunk
     d = config.action_channels
     # Of the codec that the first stage makes: 8 pixels a latent row, 4 frames a latent frame.

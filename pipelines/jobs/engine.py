@@ -73,13 +73,13 @@ class DeepSpeedConfig(BaseModel):
     fp32.
     """
     global_batch: int = Field(default=32, gt=0)
-    """Samples per optimiser step over all workers; a multiple of `cluster.workers`. It stays
-    when their number changes.
+    """Samples per optimiser step over all workers; one for each of them at least. It stays when
+    their number changes.
     """
     micro_batch: int | None = Field(default=None, gt=0)
-    """Samples that a worker takes through the model at a time, so what its memory has to hold;
-    gradients are accumulated until the global batch is through. None, or more than its share:
-    all of its share at once. Batches of buckets are cut into as many parts.
+    """Samples that a worker takes through the model at a time, at most, so what its memory has to
+    hold; gradients are accumulated until the global batch is through. None, or more than its
+    share: all of its share at once. Batches of buckets are cut into as many parts.
     """
     gradient_checkpointing: bool = False
     """Recompute blocks in the backward pass: less memory, a third more arithmetic."""

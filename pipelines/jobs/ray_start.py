@@ -19,7 +19,8 @@ def ensure_ray(job: TrainJob) -> None:
         ray.init(address=address, log_to_driver=False)
         return
     # Workers hold a CPU each; decoding on a machine without a spare one would wait for ever.
-    needed = int(job.cluster.workers * job.cluster.cpus_per_worker + job.cluster.decode_tasks + 1)
+    cluster = job.cluster
+    needed = int(cluster.max_workers * cluster.cpus_per_worker + cluster.decode_tasks + 1)
     # Ray looks at its workers every two seconds otherwise, long beside a small run's steps.
     os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.2")
     ray.init(
@@ -44,7 +45,7 @@ def check_resources(job: TrainJob) -> None:
             if pool is None or n["Labels"].get(POOL) == pool
         )
 
-    needed = job.cluster.workers * job.cluster.cpus_per_worker
+    needed = job.cluster.min_workers * job.cluster.cpus_per_worker
     same = job.cluster.train_pool == job.cluster.data_pool
     if same:
         # Workers keep their CPUs to the end; without one more nothing is ever decoded.
@@ -52,7 +53,7 @@ def check_resources(job: TrainJob) -> None:
     if cpus(job.cluster.train_pool) < needed:
         raise GwpError(
             f"the cluster has {cpus(job.cluster.train_pool):g} CPUs in pool "
-            f"'{job.cluster.train_pool}'; {job.cluster.workers} "
+            f"'{job.cluster.train_pool}'; {job.cluster.min_workers} "
             f"workers{' and decoding' if same else ''} need {needed:g}: "
             "lower cluster.cpus_per_worker"
         )

@@ -6,7 +6,14 @@ and how it runs.
 
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    field_validator,
+    model_validator,
+)
 
 from gwp.data.buckets import Bucket, batch_sizes
 from gwp.data.canvas import Canvas
@@ -112,7 +119,7 @@ class DataConfig(BaseModel):
     Empty: every clip fills the canvas, with `clip.frames` frames.
     """
     batch_multiple: int = Field(default=8, gt=0)
-    """Batches of buckets are multiples of this many samples, so that they divide among any
+    """Batches of buckets are multiples of this many samples, so that they divide evenly among any
     number of workers that divides it.
     """
     max_broken: float = Field(default=0.05, ge=0, le=1)
@@ -143,13 +150,28 @@ class DataConfig(BaseModel):
         return self
 
 
+def _workers(value: int | tuple[int, ...]) -> int | tuple[int, ...]:
+    bounds = value if isinstance(value, tuple) else (value, value)
+    if len(bounds) != 2 or not 1 <= bounds[0] <= bounds[1]:
+        shown = list(value) if isinstance(value, tuple) else value
+        raise ValueError(
+            f"is {shown}; give a number of workers from 1 on, or [least, most] with "
+            "1 <= least <= most"
+        )
+    return value
+
+
 class ClusterConfig(BaseModel):
     """Where the job's processes run."""
 
     model_config = _CONFIG
 
-    workers: int = Field(default=2, gt=0)
-    """Training processes."""
+    workers: Annotated[int | tuple[int, ...], AfterValidator(_workers)] = 2
+    """Training processes; `[least, most]`: as many as the machines that are there have room for,
+    and more or fewer when some come or go.
+    """
+    resize_every_s: float = Field(default=60.0, gt=0)
+    """Seconds between two looks whether there is room for more workers, with `[least, most]`."""
     cpus_per_worker: float = Field(default=1.0, gt=0)
     """Logical CPUs of a training process."""
     gpu: bool = False
@@ -162,6 +184,21 @@ class ClusterConfig(BaseModel):
     """Restarts after worker failures; -1: without end."""
     decode_tasks: int = Field(default=2, gt=0)
     """Decoding tasks at a time."""
+
+    @property
+    def elastic(self) -> bool:
+        """Whether the number of workers may change while they run."""
+        return isinstance(self.workers, tuple)
+
+    @property
+    def min_workers(self) -> int:
+        """Training processes without which nothing runs."""
+        return self.workers[0] if isinstance(self.workers, tuple) else self.workers
+
+    @property
+    def max_workers(self) -> int:
+        """Training processes at most."""
+        return self.workers[1] if isinstance(self.workers, tuple) else self.workers
 
 
 class RunConfig(BaseModel):
@@ -259,25 +296,12 @@ class TrainJob(BaseModel):
                     f"{where}.sources name embodiments that data.embodiments lacks: "
                     f"{', '.join(sorted(map(str, unknown)))}"
                 )
-        # Every worker takes an equal part of a batch: of the canvas, and below of a bucket.
-        if self.engine.global_batch % self.cluster.workers:
+        # Every worker takes part in every batch, of the canvas and of each bucket.
+        smallest, workers = min(self.plan_rules.batch), self.cluster.max_workers
+        if smallest < workers:
             raise ValueError(
-                f"engine.global_batch {self.engine.global_batch} is not a multiple of the "
-                f"{self.cluster.workers} workers"
-            )
-        micro = self.engine.micro_batch
-        if micro is not None and micro < self.share and self.share % micro:
-            raise ValueError(
-                f"engine.micro_batch {micro} does not divide the {self.share} samples that each "
-                f"of the {self.cluster.workers} workers has of a global batch of "
-                f"{self.engine.global_batch}"
-            )
-        uneven = [size for size in self.plan_rules.batch if size % self.cluster.workers]
-        if uneven:
-            raise ValueError(
-                f"batches of {uneven[0]} samples do not divide among {self.cluster.workers} "
-                "workers; make data.batch_multiple "
-                "a multiple of cluster.workers"
+                f"a batch of {smallest} samples has none for some of {workers} workers; lower "
+                "cluster.workers, or raise engine.global_batch"
             )
         config = self.model_config_
         # Each robot reads one row of the projections.
@@ -304,16 +328,17 @@ class TrainJob(BaseModel):
             return ModelConfig.released(self.model.released)
         return self.model
 
-    @property
-    def share(self) -> int:
-        """Samples of a worker in a global batch, of the canvas's shape."""
+    def share(self, workers: int) -> int:
+        """Samples of a global batch, of the canvas's shape, that one of so many workers has at
+        most.
+        """
         # Of buckets there may be more or fewer (`plan_rules`).
-        return self.engine.global_batch // self.cluster.workers
+        return -(-self.engine.global_batch // workers)
 
-    @property
-    def passes(self) -> int:
-        """Micro-batches into which a worker cuts its share of every global batch."""
-        return self.share // min(self.engine.micro_batch or self.share, self.share)
+    def passes(self, workers: int) -> int:
+        """Micro-batches into which each of so many workers cuts its share of a global batch."""
+        share = self.share(workers)
+        return -(-share // min(self.engine.micro_batch or share, share))
 
     @property
     def plan_rules(self) -> Rules:

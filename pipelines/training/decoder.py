@@ -19,6 +19,7 @@ from gwp.data.latent_cache import LatentCache
 from gwp.data.plan.manifest import Manifest
 from gwp.data.records import PackedBlock, Pictured, Row, Sample, Share, StreamBatch
 from pipelines.training.control.stopped import lasting
+from pipelines.training.shares import PADDING
 
 
 class Decoder:
@@ -52,11 +53,15 @@ def block(manifest: Manifest, cached: pa.Array | None, row: Share) -> pa.Table:
     """Manifest rows of a row of `planned`, each with its `position` in the plan, the size of
     its `batch` and where it is `cached`.
     """
-    ids = np.array(row["ids"], np.int64)
+    count = len(row["ids"])
+    # Padding looks like the last sample, and is told by its position.
+    ids = np.array(row["ids"] + row["ids"][-1:] * (row["rows"] - count), np.int64)
     table = manifest.take(ids)
     if cached is not None:
         table = table.append_column("cached", cached.take(pa.array(ids)))
-    table = table.append_column("position", pa.array(row["first"] + np.arange(len(ids))))
+    positions = np.full(len(ids), PADDING)
+    positions[:count] = row["first"] + np.arange(count)
+    table = table.append_column("position", pa.array(positions))
     return table.append_column("batch", pa.array(np.full(len(ids), row["batch"])))
 
 
@@ -65,7 +70,8 @@ def decode_block(
 ) -> StreamBatch:
     """Columns of shares, whose manifest rows these are."""
     rows: list[Row] = table.to_pylist()
-    samples, failures = decode_samples(rows, spec, reader, cache)
+    wanted = [row for row in rows if row["position"] != PADDING]
+    samples, failures = decode_samples(wanted, spec, reader, cache)
     return batch_columns(rows, samples, dict(failures), spec, cache)
 
 
@@ -77,7 +83,7 @@ def batch_columns(
     cache: LatentCache | None = None,
 ) -> StreamBatch:
     """Columns of one block in row order; failed samples hold their place with `ok` False and
-    the reason.
+    the reason, padding with neither name nor reason.
     """
     # In order and not by id: a source of weight 2 may show a sample twice in one batch, under
     # another crop.
@@ -86,14 +92,16 @@ def batch_columns(
     template = samples[0] if samples else None
     columns: dict[str, list[Any]] = {}
     for row in rows:
-        sample = None if row["sample_id"] in failures else next(left)
+        padding = row["position"] == PADDING
+        name = "" if padding else row["sample_id"]
+        sample = None if padding or name in failures else next(left)
         values: dict[str, Any] = {
             **(sample or (_empty_like(template) if template else _empty(row, spec, cache))),
-            "sample_id": row["sample_id"],
+            "sample_id": name,
             "position": row["position"],
             "batch": row["batch"],
             "ok": sample is not None,
-            "reason": failures.get(row["sample_id"], ""),
+            "reason": failures.get(name, ""),
         }
         for key, value in values.items():
             columns.setdefault(key, []).append(value)

@@ -32,7 +32,7 @@ from pipelines.training.checkpoint.checkpoints import (
 from pipelines.training.checkpoint.uploads import Uploads
 from pipelines.training.control.journal import Journal
 from pipelines.training.control.stop import StopWatch
-from pipelines.training.control.stopped import StoppedError, lasting
+from pipelines.training.control.stopped import MachineLeavesError, StoppedError, lasting
 from pipelines.training.encoders import Encoders
 from pipelines.training.engine.deepspeed_engine import Engine, convert_to_universal
 from pipelines.training.engine.ema import Ema
@@ -111,7 +111,7 @@ class _Loop:
             prepared.uri, rank, self.job.run.keep, good, self.uploaded, self.committed_at
         )
         encoders = Encoders(prepared, node, self.engine.device)
-        self.watch = StopWatch(prepared.uri, rank)
+        self.watch = StopWatch(prepared.uri, rank, self.job.cluster.elastic)
         self.steps = TrainStep(self.job, self.ranks, self.engine, self.ema, encoders)
         self.validation = None
         if prepared.validation:
@@ -179,12 +179,9 @@ class _Loop:
         """
         job = self.job
         total = job.run.steps
-        stream = batches(
-            ray.train.get_dataset_shard("train"),
-            self.samples_seen,
-            self.ranks.rank,
-            self.ranks.world,
-        )
+        with lasting():
+            shard = ray.train.get_dataset_shard("train")
+        stream = batches(shard, self.samples_seen, self.ranks.rank, self.ranks.world)
         waited = 0.0
         begun = self.samples_seen
         started = time.perf_counter()
@@ -201,7 +198,7 @@ class _Loop:
             self.step += 1
             self.samples_seen += int(raw["batch"][0])
             # Collective: every rank comes here at the same steps.
-            stop = leaves = False
+            stop = False
             if self.step % job.run.log_every == 0 or self.step in (1, total):
                 elapsed = time.perf_counter() - started
                 skipped = self._progress(losses, elapsed, waited)
@@ -209,21 +206,29 @@ class _Loop:
                 stop = skipped >= _FEW_BROKEN and skipped > job.data.max_broken * (
                     self.samples_seen - begun
                 )
-                leaves = self.watch.machine_leaves()
                 started = time.perf_counter()
                 waited = 0.0
-            asked = self.ranks.anywhere(self.watch.asked)
+            asked, resizes, looks = self.ranks.each_anywhere(self.watch.flags())
+            leaves = looks and self.watch.machine_leaves()
             due = self.step % job.run.checkpoint_every == 0 or self.step == total
-            if due or stop or asked or leaves:
+            if due or stop or asked or resizes or leaves:
                 # Where it has to be quick, nothing is judged.
                 self._checkpoint(losses, self._judged() if due else {})
-            if stop or leaves:
-                # Steps that follow may be lost with the machine, this one not.
+            if stop or resizes or leaves:
+                # Until it is whole. The first error of any rank ends all, and rank 0 may still
+                # be committing.
                 self.uploads.wait()
-                # The first error of any rank ends all: rank 0 may still be committing.
                 self.ranks.gathered(None)
             if asked:
                 break
+            if resizes:
+                self.watch.saved()
+            if leaves and not stop and self.step < total:
+                # What they did beyond this step would be lost with the machine.
+                raise MachineLeavesError(
+                    f"a machine of this run is taken away; it goes on from step {self.step} where "
+                    "there is room"
+                )
             if stop:
                 quarantine = storage.join(self.prepared.uri, "quarantine")
                 raise StoppedError(
@@ -234,6 +239,8 @@ class _Loop:
                     "from its last checkpoint"
                 )
         self.uploads.wait()
+        # Whoever waits for a checkpoint has it.
+        self.watch.finished()
 
     def _taken(self, raw: StreamBatch) -> dict[str, float]:
         """Take a step; the losses of the global batch, the same on every rank."""

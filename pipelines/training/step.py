@@ -8,6 +8,7 @@ step does not depend on how many ranks and micro-batches share it.
 import math
 from itertools import pairwise
 
+import numpy as np
 import torch
 
 from gwp.data.records import StreamBatch
@@ -28,6 +29,7 @@ from pipelines.training.encoders import Encoders
 from pipelines.training.engine.deepspeed_engine import Engine
 from pipelines.training.engine.ema import Ema
 from pipelines.training.engine.ranks import Ranks
+from pipelines.training.shares import PADDING
 
 # Samples that a message names; all are in the journal.
 _NAMED = 4
@@ -64,7 +66,8 @@ class TrainStep:
         """
         job = self._job
         objective, seed = job.objective, job.run.seed
-        positions = raw["position"].tolist()
+        # Padding draws as some sample does; nothing that it draws counts.
+        positions = np.maximum(raw["position"], 0).tolist()
         self.broken += journal.quarantine(step, raw, raw["ok"].astype(bool))
         levels = levels_of(objective, seed, positions, raw["actions"].shape[1])
         ok, step_valid, dim_valid = (
@@ -77,7 +80,7 @@ class TrainStep:
         # One draw for all ranks, so that their graphs are the same.
         first = generator(seed, start)
         video_only = draw_video_only(objective.modes, labelled > 0, first)
-        parts = micro_batches(len(positions), job.passes)
+        parts = micro_batches(len(positions), job.passes(self._ranks.world))
         # Of this rank: the sums over its micro-batches, by name.
         losses = {"loss": 0.0}
         for rows in parts:
@@ -130,7 +133,7 @@ class TrainStep:
         self._in_a_row += 1
         # Where only the gradient is no number, every sample may be the reason.
         own = not all(map(math.isfinite, mine.values()))
-        ids = [str(name) for name in raw["sample_id"]]
+        ids = [str(name) for name in raw["sample_id"][raw["position"] != PADDING]]
         shares = self._ranks.gathered((own, mine["loss"], ids))
         worst = [share for share in shares if share[0]] or shares
         names = [name for _, _, names in worst for name in names]

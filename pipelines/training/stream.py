@@ -6,10 +6,10 @@ its samples; the whole rows of the manifest are taken where they are decoded. So
 of steps costs the driver little more than its order. A block is one share, or a few of consecutive
 steps where they are small, so the k-th blocks of all ranks are exactly the next global batches of
 the plan. A sample that cannot be decoded keeps its place as an empty row (`ok` False) that counts
-for nothing.
+for nothing; so does the padding of ranks that have a sample fewer than others (`shares`).
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator, Mapping
 from itertools import pairwise
 from typing import Any, cast
 
@@ -17,14 +17,17 @@ import numpy as np
 import pyarrow as pa
 import ray.data
 from ray.data import ActorPoolStrategy, ExecutionOptions, ExecutionResources
+from ray.train import DataConfig
 
 from gwp.data.plan.plan import plan_slice
 from gwp.data.records import StreamBatch
 from pipelines.compat import split_without_cpu
 from pipelines.jobs.train_job import POOL, ClusterConfig
 from pipelines.training.checkpoint.checkpoints import latest_committed
+from pipelines.training.control.stopped import lasting
 from pipelines.training.decoder import Decoder, block
 from pipelines.training.prepare import PreparedRun
+from pipelines.training.shares import PADDING, counts_of, positions_of, rows_of
 
 _TOGETHER = 256
 """Blocks whose positions lie in one object: handing out objects costs the driver milliseconds
@@ -55,30 +58,42 @@ def execution_options(cluster: ClusterConfig) -> ExecutionOptions:
     return options
 
 
-def remaining_dataset(prepared: PreparedRun) -> Callable[[], Any]:
-    """What Ray Train asks for at every start of the workers: the plan after the last committed
-    checkpoint.
+class PlannedData(DataConfig):
+    """Deals what is left of the plan out to the workers of a start, however many they are.
+
+    Ray Train asks for it at every start, when it knows their number. What it hands over as the
+    dataset stands for the plan only.
     """
-    slim = prepared.slim()
 
-    def build() -> Any:
-        # In Ray Train's controller, at each start: the newest checkpoint is looked up anew.
-        whole = slim.whole()
-        committed = latest_committed(slim.uri)
-        if committed is None:
-            return dataset(whole, 0, 0)
-        _, checkpoint = committed
-        return dataset(whole, checkpoint.step, checkpoint.samples_seen)
+    def __init__(self, prepared: PreparedRun) -> None:
+        super().__init__(execution_options=execution_options(prepared.job.cluster))
+        # Sent to all workers, as everything that Ray Train is told.
+        self._prepared = prepared.slim()
 
-    return build
+    def configure(
+        self,
+        datasets: Mapping[str, Any],
+        world_size: int,
+        worker_handles: Any,
+        worker_node_ids: Any,
+        **more: Any,
+    ) -> Any:
+        """The shards of each rank, by name of the dataset: the plan behind the last committed
+        checkpoint.
+        """
+        with lasting():
+            committed = latest_committed(self._prepared.uri)
+            step, seen = (committed[1].step, committed[1].samples_seen) if committed else (0, 0)
+            data = dataset(self._prepared.whole(), step, seen, world_size)
+        (name,) = datasets
+        return super().configure({name: data}, world_size, worker_handles, worker_node_ids, **more)
 
 
-def planned(prepared: PreparedRun, step: int, samples_seen: int) -> pa.Table:
-    """The rest of a run from optimiser step `step`, at plan position `samples_seen`: a row per
-    share, those of one step in a row.
+def planned(prepared: PreparedRun, step: int, samples_seen: int, world: int) -> pa.Table:
+    """The rest of a run from optimiser step `step`, at plan position `samples_seen`, for `world`
+    ranks: a row per share, those of one step in a row.
 
-    Columns: first (plan position int64), batch (samples of the global batch, int64), ids
-    (manifest positions, list of int64).
+    Columns: those of `Share`; first, batch and rows int64, ids lists of int64.
     """
     job = prepared.job
     steps = plan_slice(
@@ -86,24 +101,25 @@ def planned(prepared: PreparedRun, step: int, samples_seen: int) -> pa.Table:
     )
     ids = np.concatenate([np.empty(0, np.int64), *steps])
     sizes = np.array([len(batch) for batch in steps], np.int64)
-    # `[steps * ranks]`, the ranks of a step side by side; the job checks that they divide.
-    micro = np.repeat(sizes // job.cluster.workers, job.cluster.workers)
+    # `[steps * ranks]`, the ranks of a step side by side.
+    micro = counts_of(sizes, world).ravel()
     edges = np.concatenate([[0], np.cumsum(micro)])
     return pa.table(
         {
             "first": samples_seen + edges[:-1],
-            "batch": np.repeat(sizes, job.cluster.workers),
+            "batch": np.repeat(sizes, world),
+            "rows": np.repeat(rows_of(sizes, world), world),
             # Large: a long run may have more samples than 32-bit offsets can count.
             "ids": pa.LargeListArray.from_arrays(pa.array(edges), pa.array(ids)),
         }
     )
 
 
-def dataset(prepared: PreparedRun, step: int, samples_seen: int) -> Any:
-    """Ray dataset of decoded shares from optimiser step `step`, at plan position
-    `samples_seen`, to the end of the run.
+def dataset(prepared: PreparedRun, step: int, samples_seen: int, world: int) -> Any:
+    """Ray dataset of decoded shares of `world` ranks, from optimiser step `step`, at plan
+    position `samples_seen`, to the end of the run.
     """
-    rows = packed_blocks(prepared, planned(prepared, step, samples_seen))
+    rows = packed_blocks(prepared, planned(prepared, step, samples_seen, world), world)
     context = ray.data.DataContext.get_current()
     # A block is a share, however large.
     context.target_max_block_size = None
@@ -133,18 +149,17 @@ def dataset(prepared: PreparedRun, step: int, samples_seen: int) -> Any:
     )
 
 
-def packed_blocks(prepared: PreparedRun, rows: pa.Table) -> pa.Table:
+def packed_blocks(prepared: PreparedRun, rows: pa.Table, ranks: int) -> pa.Table:
     """A row per block, whose `shares` are rows of `planned`: as many of one rank, of consecutive
     steps and of one shape, as Ray's work for a block is worth.
     """
-    ranks = prepared.job.cluster.workers
     ids = rows["ids"].combine_chunks()
     # Shapes are those of the first sample of rank 0: all ranks have the same at a step.
     first = ids.values.to_numpy()[ids.offsets.to_numpy()[:-1:ranks]]
     buckets = prepared.manifest.samples["bucket"].to_numpy()[first]
     places = prepared.manifest.place[first]
     clips = (prepared.manifest.places["kind"].to_numpy(zero_copy_only=False) == "clip")[places]
-    sizes = rows["batch"].to_numpy()[::ranks] // ranks
+    sizes = rows["rows"].to_numpy()[::ranks]
     # How many steps fit into one block, by shape.
     most: dict[tuple[bool, int, int], int] = {}
     # Cut the steps into runs of one shape that are no longer than that, at `edges`.
@@ -191,9 +206,9 @@ def _bytes_of(prepared: PreparedRun, sample: int) -> int:
     return prepared.spec.frames_of(row) * canvas.height * canvas.width * 3
 
 
-def blocks(prepared: PreparedRun, step: int, samples_seen: int) -> list[pa.Table]:
+def blocks(prepared: PreparedRun, step: int, samples_seen: int, world: int) -> list[pa.Table]:
     """All of `planned` as `decode_block` takes it: for short runs, and for looking at."""
-    rows = planned(prepared, step, samples_seen).to_pylist()
+    rows = planned(prepared, step, samples_seen, world).to_pylist()
     return [block(prepared.manifest, prepared.cached, row) for row in rows]
 
 
@@ -208,15 +223,19 @@ def batches(shard: Any, samples_seen: int, rank: int, world: int) -> Iterator[St
         start = 0
         while start < len(some["position"]):
             size = int(some["batch"][start])
-            share = size // world
-            batch = {name: column[start : start + share] for name, column in some.items()}
-            got, first = batch["position"].tolist(), samples_seen + rank * share
-            # In order of ranks: the first `share` positions of a batch are those of rank 0.
-            if got != list(range(first, first + share)):
+            end = start + rows_of(size, world)
+            batch = {name: column[start:end] for name, column in some.items()}
+            got = batch["position"].tolist()
+            wanted = positions_of(samples_seen, size, rank, world)
+            if got != wanted:
                 raise RuntimeError(
-                    f"data stream at plan positions {got[0]}..{got[-1]}, expected "
-                    f"{first}..{first + share - 1}"
+                    f"data stream at plan positions {_shown(got)}, expected {_shown(wanted)}"
                 )
             yield cast(StreamBatch, batch)
             samples_seen += size
-            start += share
+            start = end
+
+
+def _shown(positions: list[int]) -> str:
+    real = [position for position in positions if position != PADDING]
+    return f"{real[0]}..{real[-1]}" if real else "of padding"

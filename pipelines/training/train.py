@@ -9,19 +9,23 @@ import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import ray
+import ray.data
 import ray.train
-from ray.train import DataConfig, FailureConfig, RunConfig, ScalingConfig
+from ray.train import FailureConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchConfig, TorchTrainer
 
 from gwp import storage
 from gwp.errors import GwpError
 from gwp.paths import absolute_paths
+from pipelines.compat import before_resize, count_workers_by
 from pipelines.console import event
 from pipelines.jobs.ray_start import check_resources, ensure_ray
 from pipelines.jobs.resolve import FINAL_NOTE, run_uri
+from pipelines.jobs.room import room_for
 from pipelines.jobs.train_job import POOL, TrainJob
 from pipelines.tracking.runs import (
     STOPPED_TAG,
@@ -39,12 +43,12 @@ from pipelines.training.checkpoint.checkpoints import (
 )
 from pipelines.training.control.failures import StopForGood, interruptible
 from pipelines.training.control.lease import lease
-from pipelines.training.control.stop import ask_to_stop, forget_stop
+from pipelines.training.control.stop import ask_to_stop, forget_asked, save_and_pause
 from pipelines.training.control.stopped import first
 from pipelines.training.export import write_final
 from pipelines.training.loop import train_loop
 from pipelines.training.prepare import PreparedRun, prepare
-from pipelines.training.stream import execution_options, remaining_dataset
+from pipelines.training.stream import PlannedData
 
 _REASON_LENGTH = 500
 # Seconds; an interrupt is seen between two waits.
@@ -197,26 +201,30 @@ def _fit(prepared: PreparedRun, run_id: str) -> None:
     """The workers under Ray Train, to the last step; GwpError when one of ours was the cause of
     the end.
     """
-    job = prepared.job
     # A filesystem of pyarrow and a path without scheme: so Ray gets address and credentials.
     filesystem, path = storage.arrow_filesystem(prepared.uri)
-    pool = job.cluster.train_pool
+    cluster = prepared.job.cluster
+    pool = cluster.train_pool
     selector: dict[str, Any] = {"label_selector": {POOL: pool}} if pool else {}
-    resources: dict[str, float] = {"CPU": job.cluster.cpus_per_worker}
-    if job.cluster.gpu:
+    resources: dict[str, float] = {"CPU": cluster.cpus_per_worker}
+    if cluster.gpu:
         resources["GPU"] = 1
     loop_config: dict[str, Any] = {
         "prepared": prepared.slim(),
         "run_id": run_id,
         "tracking_uri": tracking_uri(),
     }
+    callbacks: list[Any] = [StopForGood()]
+    if cluster.elastic:
+        callbacks.append(before_resize(partial(save_and_pause, prepared.uri)))
     trainer = TorchTrainer(
         train_loop,
         train_loop_config=loop_config,
-        torch_config=TorchConfig(backend="nccl" if job.cluster.gpu else "gloo"),
+        torch_config=TorchConfig(backend="nccl" if cluster.gpu else "gloo"),
         scaling_config=ScalingConfig(
-            num_workers=job.cluster.workers,
-            use_gpu=job.cluster.gpu,
+            num_workers=cluster.workers,
+            elastic_resize_monitor_interval_s=cluster.resize_every_s,
+            use_gpu=cluster.gpu,
             resources_per_worker=resources,
             **selector,
         ),
@@ -228,17 +236,20 @@ def _fit(prepared: PreparedRun, run_id: str) -> None:
             storage_filesystem=filesystem,
             # Type checkers see the interface that Ray had before; at run time it is the new one.
             failure_config=FailureConfig(
-                max_failures=job.cluster.max_failures,
+                max_failures=cluster.max_failures,
                 # Ray's default, -1, would start a failing controller again for ever.
                 controller_failure_limit=5,  # type: ignore[call-arg]
             ),
-            callbacks=[StopForGood()],  # type: ignore[list-item]
+            callbacks=callbacks,
         ),
-        # A callable: Ray asks it at every start of the workers, for what is left then.
-        datasets={"train": remaining_dataset(prepared)},
-        dataset_config=DataConfig(execution_options=execution_options(job.cluster)),
+        # The name of the plan: what it is follows from the number of workers, which is known
+        # when they start.
+        datasets={"train": ray.data.range(1)},
+        dataset_config=PlannedData(prepared),
     )
-    forget_stop(prepared.uri)
+    if cluster.elastic:
+        count_workers_by(trainer, room_for(cluster))
+    forget_asked(prepared.uri)
     try:
         _until_over(trainer, prepared.uri)
     except ray.train.TrainingFailedError as error:

@@ -62,7 +62,7 @@ class Validation:
         self._objective = job.objective
         self._seed = job.run.seed
         # As many at a time as training takes: they fit.
-        most = -(-job.engine.global_batch // ranks.world)
+        most = job.share(ranks.world)
         size = min(job.engine.micro_batch or most, most)
         spec = replace(prepared.spec, augment=False)
         reader = FileReader()
@@ -70,7 +70,7 @@ class Validation:
         action = video = 0.0
         for ids, real, labelled in passes(prepared.validation, ranks.world, size):
             mine = ids[ranks.rank].tolist()
-            share: Share = {"first": 0, "batch": size, "ids": mine}
+            share: Share = {"first": 0, "batch": size, "rows": size, "ids": mine}
             raw: Any = decode_block(block(prepared.validation, None, share), spec, None, reader)
             told = zip(raw["sample_id"][~raw["ok"]], raw["reason"][~raw["ok"]], strict=True)
             for name, reason in dict(told).items():

@@ -74,5 +74,5 @@ def _dry(job: Any) -> dict[str, Any]:
         "parameters": sum(p.numel() for p in parameters.values()),
         "tensors": len(parameters),
         "global_batch": job.engine.global_batch,
-        "deepspeed": deepspeed_config(job),
+        "deepspeed": deepspeed_config(job, job.cluster.max_workers),
     }

@@ -31,11 +31,11 @@ def test_a_single_cpu_streams_a_long_plan_in_order(
         update={"cluster": cluster, "run": found.job.run.model_copy(update={"steps": 40_000})}
     )
     found = replace(found, job=job)
-    rows = packed_blocks(found, planned(found, 0, 0)).slice(0, 12).to_pylist()
+    rows = packed_blocks(found, planned(found, 0, 0, 2), 2).slice(0, 12).to_pylist()
     context = ray.data.DataContext.get_current().copy()
     context.execution_options = execution_options(cluster)
     with ray.data.DataContext.current(context):
-        stream = dataset(found, 0, 0).iter_batches(
+        stream = dataset(found, 0, 0, 2).iter_batches(
             batch_size=None, batch_format="numpy", prefetch_batches=1
         )
         begin = time.monotonic()
@@ -81,4 +81,4 @@ def test_what_no_decoding_process_can_mend_reaches_the_reader_as_one_line(
         ),
         lasting(),
     ):
-        next(iter(dataset(found, 0, 0).iter_batches(batch_size=None, batch_format="numpy")))
+        next(iter(dataset(found, 0, 0, 2).iter_batches(batch_size=None, batch_format="numpy")))

@@ -15,6 +15,7 @@ import numpy as np
 import torch
 
 from gwp.model.objective import Batch
+from pipelines.training.shares import PADDING, positions_of
 
 SIZE, STEPS, CHUNK, DIMS = 8, 6, 5, 6
 SEED = 7
@@ -49,6 +50,17 @@ def columns(step: int) -> dict[str, np.ndarray]:
         "ok": ok,
         "reason": np.where(ok, "", "cannot be read"),
     }
+
+
+def part(whole: dict[str, np.ndarray], rank: int, world: int) -> dict[str, np.ndarray]:
+    """The rows of a rank, as the stream gives them: zeros where they are padding."""
+    taken = np.array(positions_of(0, SIZE, rank, world))
+    padding = taken == PADDING
+    rows = {name: column[taken].copy() for name, column in whole.items()}
+    for column in rows.values():
+        column[padding] = np.zeros(1, column.dtype)
+    rows["position"][padding] = PADDING
+    return rows
 
 
 class Encoded:
@@ -104,10 +116,8 @@ class Rank:
     def take(self, numbers: range, change: Callable[[int, Any], None] | None = None) -> list[Any]:
         """Take steps; their losses, of all ranks."""
         taken = []
-        share = SIZE // self.ranks.world
-        first = share * self.ranks.rank
         for step in numbers:
-            raw: Any = {k: v[first : first + share] for k, v in columns(step).items()}
+            raw: Any = part(columns(step), self.ranks.rank, self.ranks.world)
             if change:
                 change(step, raw)
             taken.append(self.steps.take(step, raw, SIZE * step, self.journal))

@@ -69,7 +69,7 @@ class _SetBench:
         self.scratch = scratch
         self.name = Path(uri).name
         self.local = shape.prepared(uri)
-        self.videos = _videos(blocks(self.local, 0, 0))
+        self.videos = _videos(blocks(self.local, 0, 0, self.shape.workers))
         self.sides: dict[str, Figures] = {}
         self.frames = 0
         self.read_videos = ""
@@ -114,7 +114,7 @@ class _SetBench:
 
     def _dataloaders(self, prepared: PreparedRun, origin: str) -> None:
         shape = self.shape
-        every = blocks(prepared, 0, 0)
+        every = blocks(prepared, 0, 0, shape.workers)
         # Micro-batches stand in the order of steps, one per worker and step.
         first = shape.warm * shape.workers
         end = (shape.warm + shape.steps) * shape.workers
@@ -197,7 +197,8 @@ def _as_packed(prepared: PreparedRun, shape: Shape) -> tuple[list[pa.Table], lis
     """
     warm: list[pa.Table] = []
     measured: list[pa.Table] = []
-    for row in packed_blocks(prepared, planned(prepared, 0, 0)).to_pylist():
+    rows = planned(prepared, 0, 0, shape.workers)
+    for row in packed_blocks(prepared, rows, shape.workers).to_pylist():
         # A block belongs where its first micro-batch does.
         step = row["shares"][0]["first"] // (shape.batch * shape.workers)
         if step < shape.warm + shape.steps:

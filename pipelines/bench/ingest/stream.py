@@ -42,14 +42,15 @@ def stream(prepared: PreparedRun, warm: int) -> tuple[Side, float]:
     batch to that of the first one behind them; and seconds to the first batch of all.
     """
     cluster = prepared.job.cluster
-    workers = [_RemoteWorker.remote(rank, cluster.workers) for rank in range(cluster.workers)]
+    world = cluster.max_workers
+    workers = [_RemoteWorker.remote(rank, world) for rank in range(world)]
     try:
         # Workers take seconds to start, which is no matter of the stream.
         ray.get([w.__ray_ready__.remote() for w in workers], timeout=120)
         begin = time.monotonic()
-        data = dataset(prepared, 0, 0)
+        data = dataset(prepared, 0, 0, world)
         data.context.execution_options = execution_options(cluster)
-        shards = data.streaming_split(cluster.workers, equal=True)
+        shards = data.streaming_split(world, equal=True)
         taken = ray.get(
             [w.take.remote(s) for w, s in zip(workers, shards, strict=True)], timeout=900
         )

@@ -262,7 +262,7 @@ def _actors(job: TrainJob, blocks: Sequence[pa.Table]) -> dict[str, Any]:
     c = job.cluster
     pool = {"label_selector": {POOL: c.train_pool}} if c.train_pool else {}
     return {
-        "compute": ActorPoolStrategy(size=min(c.workers, len(blocks))),
+        "compute": ActorPoolStrategy(size=min(c.max_workers, len(blocks))),
         "num_cpus": c.cpus_per_worker,
         "num_gpus": 1 if c.gpu else 0,
         "batch_size": None,

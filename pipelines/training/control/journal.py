@@ -16,6 +16,7 @@ import numpy as np
 
 from gwp import storage
 from gwp.data.records import StreamBatch
+from pipelines.training.shares import PADDING
 
 # Notes that wait at most; the next one waits for one of them.
 _WAITING = 1000
@@ -94,6 +95,7 @@ class Journal:
         taken = [
             {"position": int(position), "sample_id": str(sample_id)}
             for position, sample_id in zip(raw["position"], raw["sample_id"], strict=True)
+            if position != PADDING
         ]
         name = f"step_{step:06d}-rank{self._rank}.json"
         self._write(taken, "consumed", f"a{self._attempt}", name)
@@ -103,11 +105,12 @@ class Journal:
 
         `keep`: bool `[batch]`.
         """
-        if keep.all():
+        bad = ~keep & (raw["position"] != PADDING)
+        if not bad.any():
             return 0
         broken = [
             {"sample_id": str(sample_id), "reason": str(reason)}
-            for sample_id, reason in zip(raw["sample_id"][~keep], raw["reason"][~keep], strict=True)
+            for sample_id, reason in zip(raw["sample_id"][bad], raw["reason"][bad], strict=True)
         ]
         # Without the attempt in the name: a step that is taken again replaces its note.
         self._write(broken, "quarantine", f"step_{step:06d}-rank{self._rank}.json")

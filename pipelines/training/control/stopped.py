@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from ray.exceptions import RayTaskError
+from ray.exceptions import RayActorError, RayTaskError
 
 from gwp.errors import GwpError
 from gwp.storage.retry import expired, passing
@@ -11,6 +11,18 @@ from gwp.storage.retry import expired, passing
 
 class StoppedError(GwpError):
     """A run that would fail again in the same way; it is not restarted."""
+
+
+class MachineLeavesError(RayActorError):
+    """Ends the workers of a run, because a machine of theirs is about to be taken away and all
+    that they did is in storage.
+
+    Ray Train starts them again, where there is room, and does not count it among
+    `cluster.max_failures`: it takes them for workers that went with their machine.
+    """
+
+    def __init__(self, message: str) -> None:
+        super().__init__(error_msg=message, preempted=True)
 
 
 @contextmanager

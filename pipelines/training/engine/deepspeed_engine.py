@@ -24,15 +24,17 @@ from pipelines.jobs.train_job import TrainJob
 _TAG = "state"
 
 
-def deepspeed_config(job: TrainJob) -> dict[str, Any]:
-    """The DeepSpeed JSON of a job: a pure function of its typed fields, with `engine.overrides`
-    laid over it.
+def deepspeed_config(job: TrainJob, world: int) -> dict[str, Any]:
+    """The DeepSpeed JSON of a job on `world` ranks: a pure function of its typed fields, with
+    `engine.overrides` laid over it.
     """
     engine = job.engine
+    passes = job.passes(world)
     config: dict[str, Any] = {
-        "train_micro_batch_size_per_gpu": job.share // job.passes,
-        "train_batch_size": engine.global_batch,
-        "gradient_accumulation_steps": job.passes,
+        # DeepSpeed's `train_batch_size` is the product of these and of the ranks; of a batch
+        # that they do not divide it is more than there is. Nothing but its timers reads it.
+        "train_micro_batch_size_per_gpu": -(-job.share(world) // passes),
+        "gradient_accumulation_steps": passes,
         "gradient_clipping": job.optimizer.clip,
         "zero_allow_untested_optimizer": True,
         "zero_optimization": {"stage": engine.zero_stage},
@@ -41,7 +43,7 @@ def deepspeed_config(job: TrainJob) -> dict[str, Any]:
     }
     if engine.precision == "bf16":
         config["bf16"] = {"enabled": True}
-        if job.passes > 1:
+        if passes > 1:
             # A sum of many in bf16 would lose what each of them adds.
             config["data_types"] = {"grad_accum_dtype": "fp32"}
         if engine.zero_stage == 0:
@@ -81,7 +83,7 @@ class Engine:
             betas=job.optimizer.betas,
             weight_decay=job.optimizer.weight_decay,
         )
-        config = deepspeed_config(job)
+        config = deepspeed_config(job, torch.distributed.get_world_size())
         # Read when the engine is made, so `load` could not say it.
         if load_universal:
             config["checkpoint"] = {"load_universal": True}

@@ -29,12 +29,16 @@ class Ranks:
 
     def anywhere(self, flag: bool) -> bool:
         """Whether it holds on any rank."""
+        return self.each_anywhere([flag])[0]
+
+    def each_anywhere(self, flags: Sequence[bool]) -> list[bool]:
+        """Whether each of them holds on any rank."""
         if self.world == 1:
-            return flag
-        box = torch.tensor([flag], dtype=torch.int32, device=self.device)
+            return list(flags)
+        box = torch.tensor(flags, dtype=torch.int32, device=self.device)
         # The largest of 0 and 1 is `or`.
         dist.all_reduce(box, op=dist.ReduceOp.MAX)
-        return bool(box.item())
+        return [bool(flag) for flag in box.tolist()]
 
     def gathered(self, value: Any) -> list[Any]:
         """The values of all ranks, by rank, on every rank."""

@@ -41,7 +41,7 @@ def run_plan(args: argparse.Namespace) -> None:
         event("note", text=text)
     manifest = manifest_of(job, embodiments, reader, warn)
     plan = make_plan(manifest, job.run.seed, args.epoch, job.plan_rules)
-    mixed = mixing(manifest, plan, job.cluster.workers)
+    mixed = mixing(manifest, plan, job.cluster.max_workers)
     if args.out:
         manifest.save(args.out)
     # The canvas is a bucket too, the first one.

@@ -1,7 +1,23 @@
 """What the clusters need of Ray's private parts is there."""
 
-from clusters.compat import reread_access
+import inspect
+
+from clusters.compat import drain, reread_access
 
 
 def test_ray_reads_its_access_variables_again() -> None:
     reread_access()
+
+
+def test_nodes_are_drained_as_ray_does_it_itself() -> None:
+    from ray._raylet import InnerGcsClient
+    from ray.scripts import scripts
+
+    assert callable(InnerGcsClient.drain_node)
+    for call in (scripts.drain_node.callback, drain):
+        source = inspect.getsource(call)
+        assert "DrainNodeReason.Value(" in source
+        assert ".drain_node(" in source
+    from ray.core.generated import autoscaler_pb2
+
+    assert autoscaler_pb2.DrainNodeReason.Value("DRAIN_NODE_REASON_PREEMPTION") == 2

@@ -6,6 +6,8 @@ checkpoints and streams in tests/cluster and tests/chaos.
 
 import inspect
 from dataclasses import fields
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import ray
@@ -44,3 +46,80 @@ def test_aotinductor_takes_options_and_a_path() -> None:
     taken = inspect.signature(aoti_compile_and_package).parameters
     assert {"package_path", "inductor_configs"} <= set(taken)
     assert "path" in inspect.signature(aoti_load_package).parameters
+
+
+def test_an_elastic_trainer_counts_as_it_is_told_within_its_bounds() -> None:
+    from ray.train import ScalingConfig
+    from ray.train.v2._internal.execution.scaling_policy import ElasticScalingPolicy, ResizeDecision
+    from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
+
+    class Trainer:
+        scaling_config = ScalingConfig(num_workers=(1, 3), elastic_resize_monitor_interval_s=0)
+
+        def _initialize_and_run_controller(self, **parts: Any) -> Any:
+            return parts["scaling_policy"]
+
+    # Where the policy is handed over.
+    assert "_initialize_and_run_controller(" in inspect.getsource(DataParallelTrainer.fit)
+    assert "scaling_policy=" in inspect.getsource(DataParallelTrainer.fit)
+    asked: list[int] = []
+    rooms = iter([0, 2, 5, 2])
+
+    def room(running: int) -> int:
+        asked.append(running)
+        return next(rooms)
+
+    trainer = Trainer()
+    compat.count_workers_by(trainer, room)
+    policy = trainer._initialize_and_run_controller(scaling_policy=None)
+    assert isinstance(policy, ElasticScalingPolicy)
+    policy._maybe_send_resource_request = lambda: None
+    policy._get_reserved_resources = dict
+    assert not isinstance(policy.make_decision_for_non_running_worker_group(), ResizeDecision)
+    assert policy.make_decision_for_non_running_worker_group().num_workers == 2
+    state = SimpleNamespace(num_workers=2, start_time=0.0)
+    running = policy.make_decision_for_running_worker_group(
+        worker_group_state=state, worker_group_status=None
+    )
+    assert running.num_workers == 3
+    same = policy.make_decision_for_running_worker_group(
+        worker_group_state=state, worker_group_status=None
+    )
+    assert not isinstance(same, ResizeDecision)
+    assert asked == [0, 0, 2, 2]
+
+
+def test_a_checkpoint_is_asked_for_before_workers_that_are_well_are_exchanged() -> None:
+    from ray.train.v2._internal.execution import callback
+    from ray.train.v2._internal.execution.controller.controller import TrainController
+
+    saved: list[None] = []
+    found = compat.before_resize(lambda: saved.append(None))
+    hooks = [name for name in vars(type(found)) if name.startswith(("after_", "before_"))]
+    known = {**vars(callback.ControllerCallback), **vars(callback.WorkerGroupCallback)}
+    assert len(hooks) == 5
+    assert set(hooks) <= set(known)
+    assert "before_controller_execute_resize_decision" in inspect.getsource(TrainController)
+    sick, healthy = SimpleNamespace(errors={0: OSError()}), SimpleNamespace(errors={})
+    # The first start; workers that run; a failure; the start behind it; a machine taken away.
+    found.before_controller_execute_resize_decision(None)
+    found.after_worker_group_training_start(None)
+    found.after_worker_group_poll_status(sick)
+    found.before_controller_execute_resize_decision(None)
+    found.after_worker_group_poll_status(healthy)
+    found.before_controller_execute_failure_decision(None)
+    found.before_controller_execute_resize_decision(None)
+    assert not saved
+    found.after_worker_group_poll_status(healthy)
+    found.before_controller_execute_resize_decision(None)
+    assert len(saved) == 1
+    found.after_worker_group_shutdown(None)
+    found.before_controller_execute_resize_decision(None)
+    assert len(saved) == 1
+
+
+def test_nodes_and_what_is_free_on_them_can_be_asked_for() -> None:
+    from ray._private import state
+
+    assert callable(state.available_resources_per_node)
+    assert callable(state.state.get_draining_nodes)

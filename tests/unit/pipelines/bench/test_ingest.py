@@ -43,7 +43,7 @@ def sets(tmp_path_factory):
 @pytest.mark.parametrize("gop", [2, 20])
 def test_the_bare_loop_decodes_the_frames_that_the_reader_decodes(sets, gop):
     prepared = prepared_for(job_for(sets[gop], **SHAPE))
-    for some in blocks(prepared, 0, 0):
+    for some in blocks(prepared, 0, 0, 2):
         wanted = wanted_of(some, prepared.spec)
         before = WORK.decoded
         columns = decode_block(some, prepared.spec, None, FileReader())
@@ -65,7 +65,7 @@ def test_made_sets_have_key_frames_where_they_should(sets):
 
 def test_every_side_gets_the_samples_of_the_stream(sets):
     prepared = prepared_for(job_for(sets[2], **SHAPE))
-    every = blocks(prepared, 0, 0)
+    every = blocks(prepared, 0, 0, 2)
     assert [b.num_rows for b in every] == [4] * 6
     first = decode_block(every[0], prepared.spec, None, FileReader())
     by_block = _Blocks(every, prepared.spec, None)[0]
@@ -77,10 +77,10 @@ def test_every_side_gets_the_samples_of_the_stream(sets):
 
 def test_small_micro_batches_travel_together_and_come_out_one_by_one(sets):
     prepared = prepared_for(job_for(sets[2], **SHAPE))
-    micro = blocks(prepared, 0, 0)
+    micro = blocks(prepared, 0, 0, 2)
     together = [
         unpacked(prepared.manifest, None, row)
-        for row in packed_blocks(prepared, planned(prepared, 0, 0)).to_pylist()
+        for row in packed_blocks(prepared, planned(prepared, 0, 0, 2), 2).to_pylist()
     ]
     assert [b.num_rows for b in together] == [12, 12]
     for rank, some in enumerate(together):
@@ -91,7 +91,7 @@ def test_small_micro_batches_travel_together_and_come_out_one_by_one(sets):
     # A large picture is worth a block of its own.
     large = prepared_for(job_for(sets[2], **(SHAPE | {"canvas": (1600, 1600)})))
     assert [
-        len(row["shares"]) for row in packed_blocks(large, planned(large, 0, 0)).to_pylist()
+        len(row["shares"]) for row in packed_blocks(large, planned(large, 0, 0, 2), 2).to_pylist()
     ] == [1] * 6
 
 
@@ -116,9 +116,9 @@ def test_a_block_that_was_given_away_is_not_written_to_again(sets):
     """Ray may still read it, or hand it out without a copy, while the next one is decoded."""
     prepared = prepared_for(job_for(sets[2], **SHAPE))
     given = [
-        decode_block(some, prepared.spec, None, FileReader()) for some in blocks(prepared, 0, 0)
+        decode_block(some, prepared.spec, None, FileReader()) for some in blocks(prepared, 0, 0, 2)
     ]
-    for some, columns in zip(blocks(prepared, 0, 0), given, strict=True):
+    for some, columns in zip(blocks(prepared, 0, 0, 2), given, strict=True):
         again = decode_block(some, prepared.spec, None, FileReader())
         assert all(np.array_equal(columns[k], again[k]) for k in columns)
         assert not any(
@@ -130,7 +130,7 @@ def test_a_block_that_was_given_away_is_not_written_to_again(sets):
 
 def test_a_broken_sample_is_empty(sets):
     prepared = prepared_for(job_for(sets[2], **SHAPE))
-    some = blocks(prepared, 0, 0)[0]
+    some = blocks(prepared, 0, 0, 2)[0]
     rows = some.to_pylist()
     rows[1]["views"][0]["start_s"] = 1e4
     columns = decode_block(
@@ -169,7 +169,7 @@ def test_a_few_frames_of_a_large_file_cost_a_few_ranges(tmp_path, monkeypatch):
         size = prepared.manifest.table["views"][0][0]["bytes"].as_py()
         assert size > 1 << 20
         before = s3.traffic()
-        columns = decode_block(blocks(prepared, 0, 0)[0], prepared.spec, None, FileReader())
+        columns = decode_block(blocks(prepared, 0, 0, 2)[0], prepared.spec, None, FileReader())
         traffic = s3.traffic() - before
     assert columns["ok"].all()
     assert 0 < traffic.bytes < size / 3

@@ -39,7 +39,7 @@ def test_tiny_stages_are_tiny_and_share_one_model(name):
     job = load_config(STAGES / f"{name}.yaml", TrainJob)
     assert parameters(job) < 5_000_000
     assert job.model == load_config(STAGES / "policy.yaml", TrainJob).model
-    assert deepspeed_config(job)["zero_optimization"] == {"stage": 2}
+    assert deepspeed_config(job, 2)["zero_optimization"] == {"stage": 2}
     assert job.cluster.workers == 2
 
 
@@ -47,9 +47,8 @@ def test_tiny_stages_are_tiny_and_share_one_model(name):
 def test_full_stages_have_the_released_shapes(name):
     job = load_config(STAGES / "full" / f"{name}.yaml", TrainJob)
     assert parameters(job) == FULL[name]
-    assert deepspeed_config(job) == {
+    assert deepspeed_config(job, job.cluster.max_workers) == {
         "train_micro_batch_size_per_gpu": 16,
-        "train_batch_size": 128,
         "gradient_accumulation_steps": 1,
         "gradient_clipping": 1.0,
         "zero_allow_untested_optimizer": True,
@@ -70,7 +69,7 @@ def test_overrides_reach_deepspeed_and_keep_the_rest():
         TrainJob,
         ["engine.overrides={zero_optimization: {overlap_comm: true}}"],
     )
-    assert deepspeed_config(job)["zero_optimization"] == {"stage": 2, "overlap_comm": True}
+    assert deepspeed_config(job, 2)["zero_optimization"] == {"stage": 2, "overlap_comm": True}
 
 
 def test_learning_rate_warms_up_and_decays():
@@ -92,7 +91,11 @@ def test_learning_rate_warms_up_and_decays():
         (["objective.chunk_prefix=0.5", "objective.max_prefix=0"], "max_prefix"),
         (["data.window={chunk: 12, stride: 5}"], r"4n \+ 1|chunk"),
         (["optimizer.learning_rate=1"], "learning_rate"),
-        (["engine.micro_batch=5"], "engine.micro_batch 5 does not divide the 16 samples"),
+        (["cluster.workers=33"], "a batch of 32 samples has none for some of 33 workers"),
+        (["cluster.workers=[1, 33]"], "a batch of 32 samples has none for some of 33 workers"),
+        (["cluster.workers=[2, 1]"], r"is \[2, 1\]; give a number .* 1 <= least <= most"),
+        (["cluster.workers=[1, 2, 3]"], r"is \[1, 2, 3\]; give a number"),
+        (["cluster.workers=0"], "is 0; give a number of workers from 1 on"),
         (
             ["engine.overrides={gradient_accumulation_steps: 2}"],
             "gradient_accumulation_steps is what engine.micro_batch says",
@@ -224,3 +227,20 @@ def test_deltas_of_another_name_are_told(tmp_path, mask, told):
     job = load_config(STAGES / "policy.yaml", TrainJob, sets)
     said = list(notes(job, resolve_embodiments(job, FileReader())))
     assert [("not of the same name (y - x)" in text) for text in said].count(True) == told
+
+
+def test_any_number_of_workers_up_to_the_batch_has_its_share_and_its_micro_batches():
+    sets = ["engine.global_batch=8", "engine.micro_batch=2", "cluster.workers=[1, 8]"]
+    job = load_config(STAGES / "policy.yaml", TrainJob, sets)
+    assert (job.cluster.elastic, job.cluster.min_workers, job.cluster.max_workers) == (True, 1, 8)
+    found = [(n, job.share(n), job.passes(n)) for n in (1, 2, 3, 5, 8)]
+    assert found == [(1, 8, 4), (2, 4, 2), (3, 3, 2), (5, 2, 1), (8, 1, 1)]
+    for world, share, passes in found:
+        config = deepspeed_config(job, world)
+        micro = config["train_micro_batch_size_per_gpu"]
+        assert config["gradient_accumulation_steps"] == passes
+        assert micro <= 2
+        assert micro * passes >= share
+    fixed = load_config(STAGES / "policy.yaml", TrainJob, ["cluster.workers=3"])
+    assert not fixed.cluster.elastic
+    assert (fixed.cluster.min_workers, fixed.cluster.max_workers) == (3, 3)

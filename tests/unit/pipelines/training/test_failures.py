@@ -7,13 +7,18 @@ import sys
 
 import pytest
 from botocore.exceptions import ClientError
-from ray.exceptions import RayTaskError
+from ray.exceptions import RayActorError, RayTaskError
 from ray.train import ControllerError, WorkerGroupError
 
 from gwp import storage
 from gwp.errors import DataError, GwpError, MissingError
 from pipelines.training.control.failures import StopForGood, interruptible
-from pipelines.training.control.stopped import StoppedError, first, lasting
+from pipelines.training.control.stopped import (
+    MachineLeavesError,
+    StoppedError,
+    first,
+    lasting,
+)
 
 
 def slow_down() -> GwpError:
@@ -75,6 +80,21 @@ def test_one_lasting_failure_ends_the_run_whatever_the_others_say() -> None:
         WorkerGroupError("x", {0: RuntimeError("y"), 1: DataError("z")}), GwpError
     ).args == ("z",)
     assert first(WorkerGroupError("x", {0: RuntimeError("y")}), GwpError) is None
+
+
+def test_a_machine_that_leaves_is_no_failure_of_the_run() -> None:
+    """Ray counts it among those that went with their machine, of which there may be any number."""
+    from ray.train.v2._internal.execution.failure_handling.default import _is_preemption_failure
+
+    error = MachineLeavesError("it goes on from step 7")
+    again = pickle.loads(pickle.dumps(error))
+    assert (type(again), str(again)) == (MachineLeavesError, "it goes on from step 7")
+    assert isinstance(again, RayActorError)
+    assert again.preempted
+    assert _is_preemption_failure(WorkerGroupError("x", {0: again, 1: again}))
+    StopForGood().after_exception(None, {0: error, 1: error})
+    with pytest.raises(MachineLeavesError), lasting():
+        raise error
 
 
 def _interrupt(how: str) -> None:

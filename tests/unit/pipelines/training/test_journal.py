@@ -4,12 +4,14 @@ import json
 import threading
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
 from gwp import storage
 from pipelines.training.control.journal import Journal
+from pipelines.training.shares import PADDING
 
 
 def test_notes_are_written_and_the_newest_progress_wins(tmp_path: Path) -> None:
@@ -21,6 +23,24 @@ def test_notes_are_written_and_the_newest_progress_wins(tmp_path: Path) -> None:
     report = json.loads((tmp_path / "progress" / "rank-1.json").read_text())
     assert (report["step"], report["loss"], report["attempt"]) == (199, 199.0, 3)
     assert json.loads((tmp_path / "events" / "resumed-a3.json").read_text())["step"] == 40
+
+
+def test_padding_is_no_sample(tmp_path: Path) -> None:
+    journal = Journal(str(tmp_path), 2, 1)
+    raw: Any = {
+        "sample_id": np.array(["a", "b", ""]),
+        "reason": np.array(["", "torn", ""]),
+        "position": np.array([6, 7, PADDING]),
+    }
+    assert journal.quarantine(0, raw, np.array([True, False, False])) == 1
+    assert journal.quarantine(1, raw, np.array([True, True, False])) == 0
+    journal.consumed(0, raw)
+    assert journal.flush(20)
+    (broken,) = storage.list_files(str(tmp_path / "quarantine"))
+    noted = json.loads((tmp_path / "quarantine" / broken).read_text())
+    assert noted == [{"sample_id": "b", "reason": "torn"}]
+    taken = json.loads((tmp_path / "consumed" / "a1" / "step_000000-rank2.json").read_text())
+    assert [sample["position"] for sample in taken] == [6, 7]
 
 
 def test_no_step_waits_for_storage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -36,7 +56,11 @@ def test_no_step_waits_for_storage(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 
     monkeypatch.setattr(storage, "write_bytes", late)
     journal = Journal(str(tmp_path), 0, 1)
-    raw = {"sample_id": np.array(["a", "b"]), "reason": np.array(["", "torn"])}
+    raw = {
+        "sample_id": np.array(["a", "b"]),
+        "reason": np.array(["", "torn"]),
+        "position": np.array([0, 1]),
+    }
     begin = time.monotonic()
     for step in range(100):
         journal.quarantine(step, raw, np.array([True, False]))  # type: ignore[arg-type]

@@ -22,7 +22,8 @@ from pipelines.config.load import load_config
 from pipelines.jobs.train_job import TrainJob
 from pipelines.training.decoder import batch_columns, block, decode_block
 from pipelines.training.prepare import PreparedRun
-from pipelines.training.stream import batches, blocks, planned
+from pipelines.training.shares import PADDING, positions_of
+from pipelines.training.stream import batches, blocks, packed_blocks, planned
 from tests.support.sets import TOP, infer_embodiment, write_pictures, write_v30
 from tests.unit.pipelines.jobs.test_stages import STAGES
 
@@ -99,6 +100,17 @@ def test_each_rank_gets_its_share_of_batches_of_any_size():
     assert got == [[4, 5, 6, 7], [10, 11], [16, 17, 18, 19]]
 
 
+def test_ranks_with_a_sample_fewer_have_padding_behind_theirs():
+    class Padded:
+        def iter_batches(self, **_):
+            yield {"position": np.array([6, 7, PADDING, 14, 15, PADDING]), "batch": np.full(6, 8)}
+
+    got = [b["position"].tolist() for b in batches(Padded(), 0, 2, 3)]
+    assert got == [[6, 7, PADDING], [14, 15, PADDING]]
+    with pytest.raises(RuntimeError, match=r"positions 6\.\.7, expected 3\.\.5"):
+        next(batches(Padded(), 0, 1, 3))
+
+
 def test_a_stream_out_of_step_stops_instead_of_repeating_samples():
     stream = batches(Shard((0, 8), (4, 8)), 0, 0, 2)
     next(stream)
@@ -136,15 +148,48 @@ def test_what_is_planned_for_the_ranks_is_the_plan(tmp_path):
     steps = plan_slice(found.manifest, found.job.run.seed, 0, 9, found.job.plan_rules)
     ids = found.manifest.table["sample_id"].to_pylist()
     for step in (0, 4, 8):
-        rows = planned(found, step, 14 * step).to_pylist()
+        rows = planned(found, step, 14 * step, 2).to_pylist()
         assert [(r["first"], r["batch"], len(r["ids"])) for r in rows] == [
             (7 * k, 14, 7) for k in range(2 * step, 18)
         ]
         assert [i for r in rows for i in r["ids"]] == np.concatenate(steps[step:]).tolist()
-    tables = blocks(found, 3, 42)
-    for table, row in zip(tables, planned(found, 3, 42).to_pylist(), strict=True):
+    tables = blocks(found, 3, 42, 2)
+    for table, row in zip(tables, planned(found, 3, 42, 2).to_pylist(), strict=True):
         assert table["sample_id"].to_pylist() == [ids[i] for i in row["ids"]]
         assert table["position"].to_pylist() == list(range(row["first"], row["first"] + 7))
+
+
+@pytest.mark.parametrize("world", [3, 4, 14])
+def test_any_number_of_ranks_gets_the_plan_in_blocks_of_equal_rows(tmp_path, world):
+    found = prepared(tmp_path / "set")
+    steps = plan_slice(found.manifest, found.job.run.seed, 0, 9, found.job.plan_rules)
+    rows = planned(found, 0, 0, world).to_pylist()
+    assert [i for r in rows for i in r["ids"]] == np.concatenate(steps).tolist()
+    tables = blocks(found, 0, 0, world)
+    for step in range(9):
+        for rank in range(world):
+            table = tables[step * world + rank]
+            wanted = positions_of(14 * step, 14, rank, world)
+            assert table["position"].to_pylist() == wanted
+    # So Ray deals blocks out to ranks: one after another, with as many rows.
+    shares = [b["shares"] for b in packed_blocks(found, planned(found, 0, 0, world), world).to_pylist()]
+    sizes = [sum(share["rows"] for share in some) for some in shares]
+    for start in range(0, len(sizes), world):
+        assert len(set(sizes[start : start + world])) == 1
+
+
+def test_padding_is_decoded_by_nobody_and_has_neither_name_nor_reason(tmp_path):
+    found = prepared(tmp_path / "set")
+    row = planned(found, 0, 0, 4).to_pylist()[3]
+    assert (len(row["ids"]), row["rows"]) == (3, 4)
+    table = block(found.manifest, None, row)
+    whole = decode_block(table.slice(0, 3), found.spec, None, FileReader())
+    columns = decode_block(table, found.spec, None, FileReader())
+    assert columns["ok"].tolist() == [True, True, True, False]
+    assert columns["position"].tolist() == [11, 12, 13, PADDING]
+    assert (columns["sample_id"][3], columns["reason"][3]) == ("", "")
+    assert not columns["frames"][3].any()
+    assert all(np.array_equal(columns[name][:3], whole[name]) for name in whole)
 
 
 def test_a_sample_that_comes_twice_in_a_batch_comes_under_two_crops(tmp_path):
@@ -155,7 +200,7 @@ def test_a_sample_that_comes_twice_in_a_batch_comes_under_two_crops(tmp_path):
         [np.ascontiguousarray(slope)] * 21,
         gop=4,
     )
-    row = {"ids": [3, 3, 5], "first": 20, "batch": 6}
+    row = {"ids": [3, 3, 5], "first": 20, "batch": 6, "rows": 3}
     table = block(found.manifest, None, row)
     rows = table.to_pylist()
     columns = decode_block(table, found.spec, None, FileReader())

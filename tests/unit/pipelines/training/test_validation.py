@@ -104,7 +104,7 @@ def judged(rank: Rank, stages: list[int], sets: list[str]) -> dict[str, Any]:
             told[str(stage)] = [validation.losses()] if validation else []
             losses = []
             for step in range(3):
-                rows = blocks(prepared, 0, 0)[step * world + rank.ranks.rank]
+                rows = blocks(prepared, 0, 0, world)[step * world + rank.ranks.rank]
                 raw = decode_block(rows, prepared.spec, None, FileReader())
                 losses.append(steps.take(step, raw, found.engine.global_batch * step, journal))
                 if validation:
