@@ -19,7 +19,7 @@ Weights = Literal["ema", "raw"]
 
 
 def write_final(
-    prepared: PreparedRun, checkpoint: str, run_id: str, weights: Weights = "ema"
+    prepared: PreparedRun, checkpoint: str, run_id: str | None, weights: Weights = "ema"
 ) -> str:
     """Finished weights of a run with its codec and text encoder under `final/`; the form that
     `init` takes.

@@ -5,6 +5,7 @@ Checkpoints are committed by our own protocol (`pipelines.training.checkpoint`);
 figures only.
 """
 
+import os
 import tempfile
 import time
 from functools import partial
@@ -18,6 +19,7 @@ from gwp.data.records import StreamBatch
 from gwp.model.transformer import WorldActionTransformer
 from gwp.model.weights import build_model, load_model, locate, open_checkpoint
 from gwp.model.weights.derive import require_same
+from pipelines.tracking.curves import CHECKPOINT_TAG
 from pipelines.tracking.run_log import RunLog
 from pipelines.training.checkpoint.checkpoints import (
     CheckpointManifest,
@@ -40,6 +42,7 @@ from pipelines.training.engine.ranks import Ranks
 from pipelines.training.prepare import PreparedRun
 from pipelines.training.step import TrainStep
 from pipelines.training.stream import batches
+from pipelines.training.tracked import RunRecord
 
 # Seconds that the end of a run, and a checkpoint, wait for notes that storage does not take.
 _NOTES_S = 10.0
@@ -48,8 +51,8 @@ _FEW_BROKEN = 20
 
 
 def train_loop(config: dict[str, Any]) -> None:
-    """Entry point of a Ray Train worker. `config`: {"prepared": PreparedRun, "run_id": str |
-    None, "tracking_uri": str | None}.
+    """Entry point of a Ray Train worker. `config`: {"prepared": PreparedRun, "record": RunRecord
+    | None, "tracking_uri": str}.
     """
     prepared: PreparedRun = config["prepared"]
     context = ray.train.get_context()
@@ -57,8 +60,11 @@ def train_loop(config: dict[str, Any]) -> None:
     ranks = Ranks(rank, context.get_world_size())
     log = loop = None
     # One rank is enough: losses are means over all of them.
-    if rank == 0 and config["run_id"]:
-        log = RunLog(config["run_id"], config["tracking_uri"])
+    if rank == 0 and config["record"]:
+        record: RunRecord = config["record"]
+        # For the client that opens the run, too.
+        os.environ["MLFLOW_TRACKING_URI"] = config["tracking_uri"]
+        log = RunLog(record.opened, config["tracking_uri"], record.uri, record.since)
     with tempfile.TemporaryDirectory(prefix="gwp-worker-") as scratch:
         try:
             with lasting():
@@ -71,7 +77,7 @@ def train_loop(config: dict[str, Any]) -> None:
                 loop.watch.close()
                 loop.journal.flush(_NOTES_S)
             if log:
-                log.flush()
+                log.close()
 
 
 class _Loop:
@@ -163,6 +169,8 @@ class _Loop:
         self.samples_seen = manifest.samples_seen
         if self.ranks.rank == 0:
             self.journal.resumed(self.step, self.ranks.world)
+        if self.log:
+            self.log.goes_on(self.step)
 
     def run(self) -> None:
         """All steps that are left, or until it is asked to stop; StoppedError when too many
@@ -242,18 +250,19 @@ class _Loop:
             "optimizer.warmup_steps, or look at the data, and start it under another run.name"
         )
 
-    def uploaded(self) -> None:
-        """Have what was noted until now where it belongs, before a checkpoint becomes whole: what
-        a committed step measured must not be lost with a killed worker. Called beside the steps.
+    def uploaded(self, step: int) -> None:
+        """Have what was noted until now where it belongs, before the checkpoint at `step` becomes
+        whole: what a committed step measured must not be lost with a killed worker. Called beside
+        the steps.
         """
         if self.log:
-            self.log.flush(timeout_s=2.0)
+            self.log.cover(step, self.attempt)
         self.journal.flush(_NOTES_S)
 
     def committed_at(self, uri: str, step: int) -> None:
         """Tell MLflow of a checkpoint that is whole now. Called beside the steps, on rank 0."""
         if self.log:
-            self.log.set_tags({"gwp.checkpoint": uri, "gwp.checkpoint_step": str(step)})
+            self.log.set_tags({"gwp.checkpoint": uri, CHECKPOINT_TAG: str(step)})
 
     def _progress(self, losses: dict[str, float], elapsed: float, waited: float) -> int:
         """Tell how far this rank is; the number of samples that all ranks skipped since they

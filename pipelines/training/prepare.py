@@ -7,6 +7,7 @@ and later checkpoints/, progress/, events/, quarantine/, final/.
 
 import json
 import tempfile
+import time
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -211,7 +212,8 @@ def _take_changes(
     for line in told(changes, job):
         event("changed", text=line)
     # Its hash stays: checkpoints know the run by it.
-    note = {"step": done, "changes": {name: list(pair) for name, pair in changes.items()}}
+    pairs = {name: list(pair) for name, pair in changes.items()}
+    note = {"step": done, "time": time.time(), "changes": pairs}
     record |= {
         "job": job.model_dump(mode="json"),
         "changes": [*record.get("changes", []), note],

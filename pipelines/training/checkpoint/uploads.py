@@ -50,11 +50,11 @@ class Uploads:
         rank: int,
         keep: int,
         good: str,
-        uploaded: Callable[[], None],
+        uploaded: Callable[[int], None],
         committed: Callable[[str, int], None],
     ) -> None:
-        """uploaded: called when this rank's share is in storage; committed: called on rank 0 with
-        URI and step of a checkpoint that is whole. Both by the thread.
+        """uploaded: called with the step when this rank's share is in storage; committed: called
+        on rank 0 with URI and step of a checkpoint that is whole. Both by the thread.
         """
         self._run_uri = run_uri
         self._rank = rank
@@ -98,7 +98,7 @@ class Uploads:
         try:
             with folder as name:
                 mine = _patiently(lambda: upload_files(name, storage.join(uri, "state")))
-            self._uploaded()
+            _patiently(lambda: self._uploaded(step))
             _patiently(lambda: _note(mine, uri, self._rank))
             if self._rank == 0:
                 files = _patiently(lambda: _files_of_all(uri, world))
