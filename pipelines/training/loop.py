@@ -5,6 +5,7 @@ Checkpoints are committed by our own protocol (`pipelines.training.checkpoint`);
 figures only.
 """
 
+import logging
 import os
 import tempfile
 import time
@@ -30,6 +31,7 @@ from pipelines.training.checkpoint.checkpoints import (
     next_attempt,
     set_aside,
 )
+from pipelines.training.checkpoint.kept import referenced
 from pipelines.training.checkpoint.uploads import Uploads
 from pipelines.training.control.journal import Journal
 from pipelines.training.control.stop import StopWatch
@@ -46,8 +48,14 @@ from pipelines.training.tracked import RunRecord
 
 # Seconds that the end of a run, and a checkpoint, wait for notes that storage does not take.
 _NOTES_S = 10.0
+# Seconds that steps wait for the checkpoint before, so that checkpoints are taken where they
+# are due unless storage is away.
+_STAND_S = 5.0
 # Below this many broken samples their share says nothing.
 _FEW_BROKEN = 20
+
+
+logger = logging.getLogger(__name__)
 
 
 def train_loop(config: dict[str, Any]) -> None:
@@ -70,7 +78,7 @@ def train_loop(config: dict[str, Any]) -> None:
             with lasting():
                 number, local = context.get_node_rank(), context.get_local_rank()
                 node = Node(ranks, number, local, Path(scratch))
-                loop = _Loop(prepared, ranks, node, log)
+                loop = _Loop(prepared, ranks, node, log, config["record"])
             loop.run()
         finally:
             if loop:
@@ -87,7 +95,14 @@ class _Loop:
     samples_seen: of all ranks, position in the plan
     """
 
-    def __init__(self, prepared: PreparedRun, ranks: Ranks, node: Node, log: RunLog | None) -> None:
+    def __init__(
+        self,
+        prepared: PreparedRun,
+        ranks: Ranks,
+        node: Node,
+        log: RunLog | None,
+        record: RunRecord | None,
+    ) -> None:
         self.prepared = prepared
         self.log = log
         self.job = prepared.job
@@ -112,8 +127,15 @@ class _Loop:
             self._resume(*self.committed)
             good = f"{self.committed[0]} (step {self.step})"
         self.uploads = Uploads(
-            prepared.uri, rank, self.job.run.keep, good, self.uploaded, self.committed_at
+            prepared.uri,
+            rank,
+            self.job.run.keep,
+            good,
+            self.uploaded,
+            self.committed_at,
+            (lambda: referenced(record.uri, record.noted())) if record else frozenset,
         )
+        self.late = False
         encoders = Encoders(prepared, node, self.engine.device)
         self.watch = StopWatch(prepared.uri, rank)
         self.steps = TrainStep(self.job, self.ranks, self.engine, self.ema, encoders)
@@ -187,6 +209,7 @@ class _Loop:
         waited = 0.0
         begun = self.samples_seen
         started = time.perf_counter()
+        due = False
         while self.step < total:
             # The next share; what is waited for here is the data's share.
             begin = time.perf_counter()
@@ -212,9 +235,11 @@ class _Loop:
                 started = time.perf_counter()
                 waited = 0.0
             asked = self.ranks.anywhere(self.watch.asked)
-            due = self.step % job.run.checkpoint_every == 0 or self.step == total
-            if due or stop or asked or leaves:
+            due = due or self.step % job.run.checkpoint_every == 0
+            now = self.step == total or stop or asked or leaves
+            if now or (due and self._arrived()):
                 self._checkpoint(losses)
+                due = False
             if stop or leaves:
                 # Steps that follow may be lost with the machine, this one not.
                 self.uploads.wait()
@@ -280,6 +305,21 @@ class _Loop:
             }
             self.log.log_metrics(self.step, losses | extra)
         return skipped
+
+    def _arrived(self) -> bool:
+        """Whether all ranks have the checkpoint before in storage: while storage is away, steps go
+        on, and the next one is taken when it is back. Collective.
+        """
+        on_its_way = not self.uploads.arrived(0.0 if self.late else _STAND_S)
+        late = self.ranks.anywhere(on_its_way)
+        if late and not self.late and self.ranks.rank == 0:
+            logger.warning(
+                "step %d: the last checkpoint is still on its way, the next one waits for "
+                "it; steps go on",
+                self.step,
+            )
+        self.late = late
+        return not late
 
     def _checkpoint(self, losses: dict[str, float]) -> None:
         """Save this rank's share on its disk, and have it uploaded and committed beside the

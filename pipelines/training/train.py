@@ -26,6 +26,7 @@ from pipelines.training.checkpoint.checkpoints import (
     latest_committed,
     set_aside,
 )
+from pipelines.training.checkpoint.uploads import patiently
 from pipelines.training.control.failures import StopForGood, interruptible
 from pipelines.training.control.lease import lease
 from pipelines.training.control.stop import ask_to_stop, forget_stop
@@ -90,7 +91,7 @@ def train(
                         "the same command goes on from there"
                     )
                 try:
-                    final = write_final(prepared, uri, record.noted())
+                    final = patiently(lambda: write_final(prepared, uri, record.noted()))
                 except DamagedError as error:
                     set_aside(uri, str(error))
                     raise GwpError(
