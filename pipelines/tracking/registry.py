@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from gwp import storage
 from gwp.errors import GwpError, MissingError
+from gwp.policy.locate import parse_model_uri
 from pipelines.tracking.runs import client, explained, tracking_uri
 
 if TYPE_CHECKING:
@@ -70,6 +71,28 @@ def checkpoints_of(run_uri: str, run_id: str) -> set[str]:
             *mlflow.search_model_versions(f"tag.`{RUN_TAG}` = '{run_uri}'"),
         ]
     return {uri for version in found if (uri := _checkpoint_of(version))}
+
+
+def bundle_of(uri: str) -> str:
+    """Where the bundle of `models:/NAME@ALIAS` or `models:/NAME/VERSION` lies; GwpError when there
+    is no such version.
+    """
+    from mlflow.exceptions import MlflowException
+
+    name, alias, version = parse_model_uri(uri)
+    with explained():
+        mlflow = client()
+        try:
+            if alias is not None:
+                found = mlflow.get_model_version_by_alias(name, alias)
+            else:
+                found = mlflow.get_model_version(name, str(version))
+        except MlflowException as error:
+            # What it says of an alias that nothing has.
+            if error.error_code != "INVALID_PARAMETER_VALUE":
+                raise
+            raise GwpError(f"{uri}: no version has this alias; check the name") from error
+    return str(found.source).rstrip("/")
 
 
 def _checkpoint_of(version: Any) -> str | None:

@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 
 PARENT_TAG = "gwp.parent_run"
 KEY_TAG = "gwp.run_key"
+PLACE_TAG = "gwp.place"
+"""The run folder."""
 STOPPED_TAG = "gwp.stopped"
 """Why a run ended before its last step."""
 _NESTING_TAG = "mlflow.parentRunId"
@@ -124,7 +126,7 @@ def create_run(
     with explained():
         mlflow = client()
         experiment_id = _experiment(mlflow, experiment, uri)
-        labels = {"mlflow.runName": name, "gwp.place": uri, **(tags or {})}
+        labels = {"mlflow.runName": name, PLACE_TAG: uri, **(tags or {})}
         if key:
             # Whoever opened it was interrupted before it could note the id.
             labels[KEY_TAG] = key
@@ -160,6 +162,15 @@ def find_run(experiment: str, key: str) -> str | None:
         mlflow = client()
         known = mlflow.get_experiment_by_name(experiment)
         return _opened(mlflow, known.experiment_id, key) if known else None
+
+
+def place_of(run_id: str) -> str:
+    """The run folder of an MLflow run; GwpError when there is no such run, or it has none."""
+    with explained():
+        tags = client().get_run(run_id).data.tags
+    if PLACE_TAG not in tags:
+        raise GwpError(f"MLflow run {run_id} is no training run of ours; it names no run folder")
+    return str(tags[PLACE_TAG])
 
 
 def _opened(mlflow: "MlflowClient", experiment_id: str, key: str) -> str | None:

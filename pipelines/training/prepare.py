@@ -28,7 +28,6 @@ from pipelines.console import event, warn
 from pipelines.jobs.resolve import (
     cache_key,
     compute_all_stats,
-    init_uri,
     manifest_names,
     manifest_of,
     notes,
@@ -43,6 +42,7 @@ from pipelines.jobs.resolve import (
 from pipelines.jobs.train_job import TrainJob
 from pipelines.training.checkpoint.checkpoints import CheckpointManifest, latest_committed
 from pipelines.training.control.changes import RUN_ONLY, changes_of, require_allowed, told
+from pipelines.training.origin import moves, origin_of
 
 
 @dataclass(frozen=True)
@@ -118,8 +118,10 @@ def prepare(job: TrainJob, allowed: tuple[str, ...] = ()) -> PreparedRun:
         record = json.loads(storage.read_bytes(storage.join(uri, "job.json")))
         # Before anything is made of it: what has changed may not go with what lies there.
         _take_changes(uri, job, record, allowed)
-        return _read(uri, job, record["config_hash"])
-    init = init_uri(job)
+        # What an alias means may have changed since.
+        init = record["init"] if moves(job.init) else origin_of(job)
+        return _read(uri, job, record["config_hash"], init)
+    init = origin_of(job)
     reader = FileReader()
     embodiments = resolve_embodiments(job, reader)
     for text in notes(job, embodiments):
@@ -158,7 +160,7 @@ def prepare(job: TrainJob, allowed: tuple[str, ...] = ()) -> PreparedRun:
     )
 
 
-def _read(uri: str, job: TrainJob, digest: str) -> PreparedRun:
+def _read(uri: str, job: TrainJob, digest: str, init: str | None) -> PreparedRun:
     """What the first start wrote, so that data that changed since do not change the run."""
     embodiments = read_embodiments(uri)
     stats = read_stats(uri)
@@ -181,7 +183,7 @@ def _read(uri: str, job: TrainJob, digest: str) -> PreparedRun:
         manifest.fingerprint,
         spec,
         digest,
-        init_uri(job),
+        init,
         cache,
         places,
         plan.hash,

@@ -16,7 +16,6 @@ from typing import Any
 
 from gwp import storage
 from pipelines.console import event
-from pipelines.jobs.resolve import FINAL_NOTE
 from pipelines.tracking.curves import CHECKPOINT_TAG, Curves
 from pipelines.tracking.runs import (
     STOPPED_TAG,
@@ -29,6 +28,7 @@ from pipelines.tracking.runs import (
     finish_run,
     log_inputs,
 )
+from pipelines.training.origin import parents_of
 from pipelines.training.prepare import PreparedRun
 
 _REASON_LENGTH = 500
@@ -120,17 +120,6 @@ def record_of(prepared: PreparedRun) -> RunRecord:
         sources=tuple(source.uri for source in job.data.sources),
         since=_changed_at(prepared.uri),
     )
-
-
-def parents_of(init: str | None) -> tuple[str, ...]:
-    """The MLflow run whose weights lie at `init`, when it was one of ours."""
-    if not init:
-        return ()
-    note = storage.join(init, FINAL_NOTE)
-    if not storage.exists(note):
-        return ()
-    run_id = json.loads(storage.read_bytes(note))["run_id"]
-    return (run_id,) if run_id else ()
 
 
 def _changed_at(run_uri: str) -> int:

@@ -25,7 +25,7 @@ PAUSE_S = 12.0
 
 
 @pytest.fixture(scope="module")
-def calm(mini: MiniCluster, recordings: str) -> tuple[StageResult, dict[str, np.ndarray]]:  # noqa: F811
+def calm(mini: MiniCluster, recordings: str) -> tuple[StageResult, dict[str, np.ndarray]]:
     result = train(job(mini, recordings, "undisturbed"))
     return result, weights(result)
 
@@ -72,7 +72,7 @@ class Aside:
 @pytest.mark.timeout(600)
 def test_mlflow_is_away_at_the_start_and_a_worker_is_killed(
     mini: MiniCluster,
-    recordings: str,  # noqa: F811
+    recordings: str,
     calm: tuple[StageResult, dict[str, np.ndarray]],
 ) -> None:
     """It is away until the first checkpoint is whole, comes back, and is away again when a worker
@@ -114,7 +114,7 @@ def test_mlflow_is_away_at_the_start_and_a_worker_is_killed(
 @pytest.mark.timeout(600)
 def test_storage_that_goes_away_changes_nothing_but_the_time(
     mini: MiniCluster,
-    recordings: str,  # noqa: F811
+    recordings: str,
     calm: tuple[StageResult, dict[str, np.ndarray]],
     capsys: pytest.CaptureFixture[str],
 ) -> None:
