@@ -2,7 +2,7 @@
 statistics, manifest. Written once per run.
 
 Run folder: job.json, manifest.parquet, embodiments.json, stats.json, texts.json, codec/, text/,
-and later checkpoints/, progress/, events/, quarantine/, final/.
+embeddings/, and later checkpoints/, progress/, events/, quarantine/, final/.
 """
 
 import json
@@ -22,6 +22,8 @@ from gwp.data.plan.manifest import SCHEMA, Manifest
 from gwp.data.plan.plan import make_plan
 from gwp.data.text import text_hash
 from gwp.errors import GwpError
+from gwp.model.codecs.embeddings import write_embeddings
+from gwp.model.codecs.text import load_text_encoder
 from gwp.paths import absolute_paths
 from pipelines.config.load import config_hash
 from pipelines.console import event, warn
@@ -43,6 +45,11 @@ from pipelines.jobs.train_job import TrainJob
 from pipelines.training.checkpoint.checkpoints import CheckpointManifest, latest_committed
 from pipelines.training.control.changes import RUN_ONLY, changes_of, require_allowed, told
 from pipelines.training.origin import moves, origin_of
+
+EMBEDDINGS = "embeddings"
+"""Folder of the run with all its instructions as the text encoder says them."""
+# About 3 GB of a umT5-XXL, for each machine that trains.
+_MOST_TEXTS = 20_000
 
 
 @dataclass(frozen=True)
@@ -144,6 +151,8 @@ def prepare(job: TrainJob, allowed: tuple[str, ...] = ()) -> PreparedRun:
             texts = sorted({text_hash(t) for t in manifest.by_key.values()})
             cache.find("texts", pa.array(texts, pa.string()))
             _write_json(folder / "cache.json", cache.key.model_dump(mode="json"))
+        else:
+            _encode_texts(manifest, folder)
         robots = {n: e.model_dump(mode="json") for n, e in embodiments.items()}
         _write_json(folder / "embodiments.json", robots)
         _write_json(folder / "stats.json", {n: s.to_json() for n, s in stats.items()})
@@ -226,6 +235,19 @@ def _take_changes(
 def _places(job: TrainJob, manifest: Manifest, cache: LatentCache | None) -> pa.Array | None:
     """Where each sample lies in the cache; GwpError when it lacks one."""
     return cache.find("latents", manifest_names(manifest, job)) if cache else None
+
+
+def _encode_texts(manifest: Manifest, folder: Path) -> None:
+    """Encode all instructions once, beside the text encoder in `folder`."""
+    texts = set(manifest.by_key.values())
+    if len(texts) > _MOST_TEXTS:
+        event(
+            "note",
+            text=f"{len(texts)} texts are too many to keep their embeddings: each worker loads the "
+            "text encoder and encodes what it meets; `gwp data cache` encodes them before",
+        )
+        return
+    write_embeddings(load_text_encoder(folder / "text"), texts, folder / EMBEDDINGS)
 
 
 def _write_json(path: Path, value: Any) -> None:
