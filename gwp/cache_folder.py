@@ -1,4 +1,4 @@
-"""Where this machine keeps fetched bundles, compiled code, and metrics that MLflow has not taken.
+"""Where this machine keeps fetched bundles and compiled code.
 
 Code and policies are loaded from there, so a folder that another user may write to is never used.
 """
@@ -18,18 +18,17 @@ _FIX = f"set {VARIABLE} to a folder of your own"
 _OTHERS = stat.S_IWGRP | stat.S_IWOTH
 
 
-def cache_folder(part: str, keep: bool = False) -> Path:
+def cache_folder(part: str) -> Path:
     """The folder of one part of the cache, there and ours alone: below `root`.
 
     Where that cannot be, a private temporary folder in its place, with the reason on the log,
-    for as long as this process lives. keep: it outlives the process, because what is in it cannot
-    be had again.
+    for as long as this process lives.
     """
     try:
         problem = problem_of(part)
     except RuntimeError:
-        return _private(f"the home folder is not known; {_FIX}", part, keep)
-    return _private(problem, part, keep) if problem else root() / part
+        return _private(f"the home folder is not known; {_FIX}", part)
+    return _private(problem, part) if problem else root() / part
 
 
 def problem_of(part: str) -> str:
@@ -84,15 +83,11 @@ def _made(folder: Path) -> str:
 
 
 @lru_cache(maxsize=64)
-def _private(problem: str, part: str, keep: bool) -> Path:
+def _private(problem: str, part: str) -> Path:
     """A temporary folder in place of one that has a problem, told once. Its mode is 0700."""
     folder = Path(tempfile.mkdtemp(prefix=f"gwp-{part}-"))
-    if not keep:
-        atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
     logging.getLogger(__name__).warning(
-        "cache: %s; until then %s is in its place%s",
-        problem,
-        folder,
-        "" if keep else ", for this process alone",
+        "cache: %s; until then %s is in its place, for this process alone", problem, folder
     )
     return folder

@@ -50,6 +50,8 @@ def init_uri(job: TrainJob) -> str | None:
     """
     if job.init is None:
         return None
+    if job.init.startswith("models:/"):
+        raise GwpError(f"init: {job.init} is known to the registry alone; give its folder here")
     # A name without a slash is a run beside this one, anything else a place.
     named = "/" not in job.init
     init = storage.join(job.run.storage, job.init, "final") if named else job.init.rstrip("/")

@@ -255,9 +255,10 @@ class TrainJob(BaseModel):
     """
     run: RunConfig
     """Name, place and length of the run."""
-    # Without a slash it is the name of a run, which must not be made an absolute path.
-    init: Annotated[str, PathField(names="[^/]*")] | None = None
-    """Where weights start: the name of a run below `run.storage`, or a folder/URI of a
+    # Without a slash it is the name or id of a run, which must not be made an absolute path.
+    init: Annotated[str, PathField(names="[^/]*|models:/.*")] | None = None
+    """Where weights start: the name of a run below `run.storage`, the id of an MLflow run, a
+    policy of the registry (`models:/NAME@ALIAS`, `models:/NAME/VERSION`), or a folder/URI of a
     checkpoint; None: random weights.
     """
     model: ModelConfig | ReleasedConfig

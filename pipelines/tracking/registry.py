@@ -5,18 +5,24 @@ A version keeps the bundle's address and its policy id (the hash of everything i
 is copied.
 """
 
+import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from gwp import storage
-from gwp.errors import GwpError
+from gwp.errors import GwpError, MissingError
+from gwp.policy.locate import parse_model_uri
 from pipelines.tracking.runs import client, explained, tracking_uri
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
 
 POLICY_TAG = "policy_id"
+RUN_TAG = "gwp.run"
+"""Folder of the run that a version was made of."""
+CHECKPOINT_TAG = "gwp.checkpoint"
+"""Its checkpoint."""
 
 
 def register(
@@ -41,6 +47,65 @@ def register(
         return str(
             mlflow.create_model_version(name, source=uri, run_id=run_id, tags=labels).version
         )
+
+
+def made_of(lineage: Mapping[str, Any]) -> dict[str, str]:
+    """The tags that say of which run and checkpoint a bundle was made, by its `lineage`; those
+    are kept for it.
+    """
+    stages = lineage.get("stages") or [{}]
+    tags = {RUN_TAG: stages[0].get("run"), CHECKPOINT_TAG: lineage.get("checkpoint")}
+    return {key: value for key, value in tags.items() if value}
+
+
+def checkpoints_of(run_uri: str, run_id: str) -> set[str]:
+    """URIs of the checkpoints of a run of which registered versions were made.
+
+    UnansweredError when MLflow does not answer; what storage raises when a bundle cannot be read.
+    """
+    with explained():
+        mlflow = client()
+        found = [
+            *mlflow.search_model_versions(f"run_id = '{run_id}'"),
+            # Of bundles that were made before the run had its MLflow run.
+            *mlflow.search_model_versions(f"tag.`{RUN_TAG}` = '{run_uri}'"),
+        ]
+    return {uri for version in found if (uri := _checkpoint_of(version))}
+
+
+def bundle_of(uri: str) -> str:
+    """Where the bundle of `models:/NAME@ALIAS` or `models:/NAME/VERSION` lies; GwpError when there
+    is no such version.
+    """
+    from mlflow.exceptions import MlflowException
+
+    name, alias, version = parse_model_uri(uri)
+    with explained():
+        mlflow = client()
+        try:
+            if alias is not None:
+                found = mlflow.get_model_version_by_alias(name, alias)
+            else:
+                found = mlflow.get_model_version(name, str(version))
+        except MlflowException as error:
+            # What it says of an alias that nothing has.
+            if error.error_code != "INVALID_PARAMETER_VALUE":
+                raise
+            raise GwpError(f"{uri}: no version has this alias; check the name") from error
+    return str(found.source).rstrip("/")
+
+
+def _checkpoint_of(version: Any) -> str | None:
+    """None when its bundle is gone, or does not say."""
+    if CHECKPOINT_TAG in version.tags:
+        return str(version.tags[CHECKPOINT_TAG])
+    # Registered by an earlier version.
+    try:
+        lineage = json.loads(storage.read_bytes(storage.join(version.source, "lineage.json")))
+    except MissingError:
+        return None
+    found = lineage.get("checkpoint")
+    return str(found) if found else None
 
 
 def promote(name: str, version: str, alias: str = "champion") -> None:

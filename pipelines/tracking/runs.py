@@ -20,14 +20,22 @@ if TYPE_CHECKING:
 
 PARENT_TAG = "gwp.parent_run"
 KEY_TAG = "gwp.run_key"
+PLACE_TAG = "gwp.place"
+"""The run folder."""
 STOPPED_TAG = "gwp.stopped"
 """Why a run ended before its last step."""
 _NESTING_TAG = "mlflow.parentRunId"
 _PARAM_LENGTH = 500
 _DIGEST_LENGTH = 36  # MLflow refuses longer ones
 _PARAMS_PER_CALL = 100
+# MLflow's codes for a server, or a database behind it, that is there and cannot answer now.
+_AWAY = {"TEMPORARILY_UNAVAILABLE", "REQUEST_LIMIT_EXCEEDED"}
 
 logger = logging.getLogger(__name__)
+
+
+class UnansweredError(GwpError):
+    """MLflow does not answer now; it may later."""
 
 
 def tracking_uri() -> str:
@@ -72,7 +80,7 @@ def explained(uri: str | None = None) -> Iterator[None]:
         uri = uri or tracking_uri()
         text = short(error)
         if _unanswered(error):
-            raise GwpError(
+            raise UnansweredError(
                 f"MLflow at {uri} does not answer; start it or correct MLFLOW_TRACKING_URI"
             ) from error
         if getattr(error, "error_code", None) == "RESOURCE_DOES_NOT_EXIST":
@@ -83,13 +91,14 @@ def explained(uri: str | None = None) -> Iterator[None]:
 
 
 def _unanswered(error: BaseException) -> bool:
-    """Whether the server was not reached: MLflow wraps what its HTTP client raised into an
-    error of its own.
+    """Whether the server was not reached, or could do nothing: MLflow wraps what its HTTP client
+    raised into an error of its own.
     """
     from requests import exceptions
 
     unanswered = (exceptions.ConnectionError, exceptions.RetryError, exceptions.Timeout)
-    return any(isinstance(e, unanswered) for e in causes(error))
+    codes = {getattr(e, "error_code", None) for e in causes(error)}
+    return bool(codes & _AWAY) or any(isinstance(e, unanswered) for e in causes(error))
 
 
 def short(error: BaseException) -> str:
@@ -112,12 +121,12 @@ def create_run(
     `uri`: folder of the run; a new experiment keeps its artifacts below it. `parents`:
     runs whose weights it starts from.
     `key`: known before the run; what an interrupted call with the same key opened is gone on
-    with. GwpError when MLflow does not answer: a training that nobody can see should not start.
+    with. UnansweredError when MLflow does not answer.
     """
     with explained():
         mlflow = client()
         experiment_id = _experiment(mlflow, experiment, uri)
-        labels = {"mlflow.runName": name, "gwp.place": uri, **(tags or {})}
+        labels = {"mlflow.runName": name, PLACE_TAG: uri, **(tags or {})}
         if key:
             # Whoever opened it was interrupted before it could note the id.
             labels[KEY_TAG] = key
@@ -153,6 +162,15 @@ def find_run(experiment: str, key: str) -> str | None:
         mlflow = client()
         known = mlflow.get_experiment_by_name(experiment)
         return _opened(mlflow, known.experiment_id, key) if known else None
+
+
+def place_of(run_id: str) -> str:
+    """The run folder of an MLflow run; GwpError when there is no such run, or it has none."""
+    with explained():
+        tags = client().get_run(run_id).data.tags
+    if PLACE_TAG not in tags:
+        raise GwpError(f"MLflow run {run_id} is no training run of ours; it names no run folder")
+    return str(tags[PLACE_TAG])
 
 
 def _opened(mlflow: "MlflowClient", experiment_id: str, key: str) -> str | None:
@@ -237,6 +255,16 @@ def finish_run(run_id: str, tags: Mapping[str, str], status: str = "FINISHED") -
     finished training counts.
     """
     try:
+        end_run(run_id, tags, status)
+    except Exception as error:  # noqa: BLE001  whatever MLflow raises, the training is done
+        logger.warning(
+            "MLflow did not take the end of run %s (%s); its weights are safe", run_id, error
+        )
+
+
+def end_run(run_id: str, tags: Mapping[str, str], status: str = "FINISHED") -> None:
+    """As `finish_run`; raises what MLflow does, UnansweredError when it does not answer."""
+    with explained():
         mlflow = client()
         for key, value in tags.items():
             mlflow.set_tag(run_id, key, value)
@@ -244,10 +272,6 @@ def finish_run(run_id: str, tags: Mapping[str, str], status: str = "FINISHED") -
         if status == "FINISHED" and STOPPED_TAG in mlflow.get_run(run_id).data.tags:
             mlflow.delete_tag(run_id, STOPPED_TAG)
         mlflow.set_terminated(run_id, status)
-    except Exception as error:  # noqa: BLE001  whatever MLflow raises, the training is done
-        logger.warning(
-            "MLflow did not take the end of run %s (%s); its weights are safe", run_id, error
-        )
 
 
 def metric_history(run_id: str, key: str) -> list[tuple[int, float]]:

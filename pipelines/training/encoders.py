@@ -1,7 +1,8 @@
 """The frozen models of a run: what turns a batch of the stream into what the transformer sees.
 
 The training loop owns one `Encoders` per rank. They are never trained and lie in the run folder;
-where the run has a cache of latents, the video codec is not loaded at all.
+where the run has a cache of latents, the video codec is not loaded at all; the text encoder only
+where `prepare` left no embeddings.
 """
 
 import json
@@ -13,11 +14,12 @@ from torch import Tensor
 from gwp import storage
 from gwp.data.records import StreamBatch
 from gwp.model.codecs.cached import CachedTextEncoder, from_stored
+from gwp.model.codecs.embeddings import TABLE, StoredTexts
 from gwp.model.codecs.text import TextTable, load_text_encoder
 from gwp.model.codecs.video import load_video_codec
 from gwp.model.objective import Batch
 from pipelines.training.engine.node import Node
-from pipelines.training.prepare import PreparedRun
+from pipelines.training.prepare import EMBEDDINGS, PreparedRun
 
 
 class Encoders:
@@ -31,12 +33,19 @@ class Encoders:
             folder = node.folder
 
             def bring() -> None:
-                for part in ("codec", "text"):
+                stored = storage.exists(storage.join(prepared.uri, EMBEDDINGS, TABLE))
+                # Where texts are too many, or of an earlier version, workers encode them.
+                for part in ("codec", EMBEDDINGS if stored else "text"):
                     storage.download(storage.join(prepared.uri, part), folder / part)
 
             node.once(bring)
             self._codec = load_video_codec(folder / "codec")
-            self._text = TextTable(load_text_encoder(folder / "text"))
+            embeddings = folder / EMBEDDINGS
+            self._text = TextTable(
+                StoredTexts(embeddings)
+                if embeddings.is_dir()
+                else load_text_encoder(folder / "text")
+            )
         texts = storage.read_bytes(storage.join(prepared.uri, "texts.json"))
         self._texts: dict[str, str] = json.loads(texts)
 

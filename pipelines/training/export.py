@@ -13,13 +13,14 @@ from pipelines.jobs.resolve import FINAL_NOTE
 from pipelines.jobs.train_job import TrainJob
 from pipelines.training.checkpoint.checkpoints import fetch, latest_committed, load_committed
 from pipelines.training.engine.ema import load_ema
+from pipelines.training.origin import parents_of, stages_of
 from pipelines.training.prepare import PreparedRun
 
 Weights = Literal["ema", "raw"]
 
 
 def write_final(
-    prepared: PreparedRun, checkpoint: str, run_id: str, weights: Weights = "ema"
+    prepared: PreparedRun, checkpoint: str, run_id: str | None, weights: Weights = "ema"
 ) -> str:
     """Finished weights of a run with its codec and text encoder under `final/`; the form that
     `init` takes.
@@ -38,7 +39,13 @@ def write_final(
         )
         for part in ("codec", "text"):
             storage.download(storage.join(prepared.uri, part), out / part)
-        note = {"run_id": run_id, "checkpoint": checkpoint, "weights": weights}
+        note = {
+            "run_id": run_id,
+            "checkpoint": checkpoint,
+            "weights": weights,
+            "init": prepared.init,
+            "parents": list(parents_of(prepared.init)),
+        }
         # Last, and gone while older weights are replaced: with it the folder is whole.
         whole = storage.join(final, FINAL_NOTE)
         storage.remove(whole)
@@ -154,10 +161,13 @@ def _lineage(run: str, checkpoint: str, samples: int, record: dict[str, Any]) ->
                 "sources": [s["uri"] for s in job["job"]["data"]["sources"]],
             }
         )
-        # The chain ends at weights that no run of ours made, or whose run is gone.
+        # The chain ends at weights that no run of ours made, or whose run is gone. A bundle says
+        # itself what came before it.
         init = job["init"]
         parent = init.removesuffix("/final") if init and init.endswith("/final") else None
         uri = parent if parent and storage.exists(storage.join(parent, "job.json")) else None
+        if init and uri is None:
+            chain += stages_of(init)
     return {
         "checkpoint": checkpoint,
         "samples_seen": samples,

@@ -5,6 +5,8 @@ Checkpoints are committed by our own protocol (`pipelines.training.checkpoint`);
 figures only.
 """
 
+import logging
+import os
 import tempfile
 import time
 from dataclasses import replace
@@ -19,6 +21,7 @@ from gwp.data.records import StreamBatch
 from gwp.model.transformer import WorldActionTransformer
 from gwp.model.weights import build_model, load_model, locate, open_checkpoint
 from gwp.model.weights.derive import require_same
+from pipelines.tracking.curves import CHECKPOINT_TAG
 from pipelines.tracking.run_log import RunLog
 from pipelines.training.checkpoint.checkpoints import (
     CheckpointManifest,
@@ -29,6 +32,7 @@ from pipelines.training.checkpoint.checkpoints import (
     next_attempt,
     set_aside,
 )
+from pipelines.training.checkpoint.kept import referenced
 from pipelines.training.checkpoint.uploads import Uploads
 from pipelines.training.control.journal import Journal
 from pipelines.training.control.stop import StopWatch
@@ -41,17 +45,24 @@ from pipelines.training.engine.ranks import Ranks
 from pipelines.training.prepare import PreparedRun
 from pipelines.training.step import TrainStep
 from pipelines.training.stream import batches
+from pipelines.training.tracked import RunRecord
 from pipelines.training.validation import Validation
 
 # Seconds that the end of a run, and a checkpoint, wait for notes that storage does not take.
 _NOTES_S = 10.0
+# Seconds that steps wait for the checkpoint before, so that checkpoints are taken where they
+# are due unless storage is away.
+_STAND_S = 5.0
 # Below this many broken samples their share says nothing.
 _FEW_BROKEN = 20
 
 
+logger = logging.getLogger(__name__)
+
+
 def train_loop(config: dict[str, Any]) -> None:
-    """Entry point of a Ray Train worker. `config`: {"prepared": PreparedRun, "run_id": str |
-    None, "tracking_uri": str | None}.
+    """Entry point of a Ray Train worker. `config`: {"prepared": PreparedRun, "record": RunRecord
+    | None, "tracking_uri": str}.
     """
     prepared: PreparedRun = config["prepared"]
     context = ray.train.get_context()
@@ -59,21 +70,24 @@ def train_loop(config: dict[str, Any]) -> None:
     ranks = Ranks(rank, context.get_world_size())
     log = loop = None
     # One rank is enough: losses are means over all of them.
-    if rank == 0 and config["run_id"]:
-        log = RunLog(config["run_id"], config["tracking_uri"])
+    if rank == 0 and config["record"]:
+        record: RunRecord = config["record"]
+        # For the client that opens the run, too.
+        os.environ["MLFLOW_TRACKING_URI"] = config["tracking_uri"]
+        log = RunLog(record.opened, config["tracking_uri"], record.uri, record.since)
     with tempfile.TemporaryDirectory(prefix="gwp-worker-") as scratch:
         try:
             with lasting():
                 number, local = context.get_node_rank(), context.get_local_rank()
                 node = Node(ranks, number, local, Path(scratch))
-                loop = _Loop(prepared, ranks, node, log)
+                loop = _Loop(prepared, ranks, node, log, config["record"])
             loop.run()
         finally:
             if loop:
                 loop.watch.close()
                 loop.journal.flush(_NOTES_S)
             if log:
-                log.flush()
+                log.close()
 
 
 class _Loop:
@@ -83,7 +97,14 @@ class _Loop:
     samples_seen: of all ranks, position in the plan
     """
 
-    def __init__(self, prepared: PreparedRun, ranks: Ranks, node: Node, log: RunLog | None) -> None:
+    def __init__(
+        self,
+        prepared: PreparedRun,
+        ranks: Ranks,
+        node: Node,
+        log: RunLog | None,
+        record: RunRecord | None,
+    ) -> None:
         self.prepared = prepared
         self.log = log
         self.job = prepared.job
@@ -108,8 +129,15 @@ class _Loop:
             self._resume(*self.committed)
             good = f"{self.committed[0]} (step {self.step})"
         self.uploads = Uploads(
-            prepared.uri, rank, self.job.run.keep, good, self.uploaded, self.committed_at
+            prepared.uri,
+            rank,
+            self.job.run.keep,
+            good,
+            self.uploaded,
+            self.committed_at,
+            (lambda: referenced(record.uri, record.noted())) if record else frozenset,
         )
+        self.late = False
         encoders = Encoders(prepared, node, self.engine.device)
         self.watch = StopWatch(prepared.uri, rank, self.job.cluster.elastic)
         self.steps = TrainStep(self.job, self.ranks, self.engine, self.ema, encoders)
@@ -172,6 +200,8 @@ class _Loop:
         self.samples_seen = manifest.samples_seen
         if self.ranks.rank == 0:
             self.journal.resumed(self.step, self.ranks.world)
+        if self.log:
+            self.log.goes_on(self.step)
 
     def run(self) -> None:
         """All steps that are left, or until it is asked to stop; StoppedError when too many
@@ -185,6 +215,7 @@ class _Loop:
         waited = 0.0
         begun = self.samples_seen
         started = time.perf_counter()
+        due = False
         while self.step < total:
             # The next share; what is waited for here is the data's share.
             begin = time.perf_counter()
@@ -210,10 +241,12 @@ class _Loop:
                 waited = 0.0
             asked, resizes, looks = self.ranks.each_anywhere(self.watch.flags())
             leaves = looks and self.watch.machine_leaves()
-            due = self.step % job.run.checkpoint_every == 0 or self.step == total
-            if due or stop or asked or resizes or leaves:
+            due = due or self.step % job.run.checkpoint_every == 0 or self.step == total
+            hurry = stop or asked or resizes or leaves
+            if hurry or (due and (self.step == total or self._arrived())):
                 # Where it has to be quick, nothing is judged.
-                self._checkpoint(losses, self._judged() if due else {})
+                self._checkpoint(losses, {} if hurry else self._judged())
+                due = False
             if stop or resizes or leaves:
                 # Until it is whole. The first error of any rank ends all, and rank 0 may still
                 # be committing.
@@ -259,18 +292,19 @@ class _Loop:
             "optimizer.warmup_steps, or look at the data, and start it under another run.name"
         )
 
-    def uploaded(self) -> None:
-        """Have what was noted until now where it belongs, before a checkpoint becomes whole: what
-        a committed step measured must not be lost with a killed worker. Called beside the steps.
+    def uploaded(self, step: int) -> None:
+        """Have what was noted until now where it belongs, before the checkpoint at `step` becomes
+        whole: what a committed step measured must not be lost with a killed worker. Called beside
+        the steps.
         """
         if self.log:
-            self.log.flush(timeout_s=2.0)
+            self.log.cover(step, self.attempt)
         self.journal.flush(_NOTES_S)
 
     def committed_at(self, uri: str, step: int) -> None:
         """Tell MLflow of a checkpoint that is whole now. Called beside the steps, on rank 0."""
         if self.log:
-            self.log.set_tags({"gwp.checkpoint": uri, "gwp.checkpoint_step": str(step)})
+            self.log.set_tags({"gwp.checkpoint": uri, CHECKPOINT_TAG: str(step)})
 
     def _progress(self, losses: dict[str, float], elapsed: float, waited: float) -> int:
         """Tell how far this rank is; the number of samples that all ranks skipped since they
@@ -298,6 +332,21 @@ class _Loop:
             told = {f"validation_{name}": value for name, value in losses.items()}
             self.log.log_metrics(self.step, told)
         return losses
+
+    def _arrived(self) -> bool:
+        """Whether all ranks have the checkpoint before in storage: while storage is away, steps go
+        on, and the next one is taken when it is back. Collective.
+        """
+        on_its_way = not self.uploads.arrived(0.0 if self.late else _STAND_S)
+        late = self.ranks.anywhere(on_its_way)
+        if late and not self.late and self.ranks.rank == 0:
+            logger.warning(
+                "step %d: the last checkpoint is still on its way, the next one waits for "
+                "it; steps go on",
+                self.step,
+            )
+        self.late = late
+        return not late
 
     def _checkpoint(self, losses: dict[str, float], judged: dict[str, float]) -> None:
         """Save this rank's share on its disk, and have it uploaded and committed beside the

@@ -2,11 +2,13 @@
 statistics, manifest. Written once per run.
 
 Run folder: job.json, manifest.parquet, validation.parquet, embodiments.json, stats.json, texts.json,
-codec/, text/, and later checkpoints/, progress/, events/, quarantine/, final/.
+codec/, text/, embeddings/, and later checkpoints/, progress/, events/, quarantine/, final/.
 """
 
 import json
 import tempfile
+import time
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -21,6 +23,8 @@ from gwp.data.plan.manifest import SCHEMA, Manifest
 from gwp.data.plan.plan import make_plan
 from gwp.data.text import text_hash
 from gwp.errors import GwpError
+from gwp.model.codecs.embeddings import write_embeddings
+from gwp.model.codecs.text import load_text_encoder
 from gwp.paths import absolute_paths
 from pipelines.config.load import config_hash
 from pipelines.console import event, warn
@@ -28,7 +32,6 @@ from pipelines.jobs.resolve import (
     cache_key,
     compute_all_stats,
     held_out,
-    init_uri,
     manifest_names,
     manifest_of,
     notes,
@@ -43,6 +46,12 @@ from pipelines.jobs.resolve import (
 from pipelines.jobs.train_job import TrainJob
 from pipelines.training.checkpoint.checkpoints import CheckpointManifest, latest_committed
 from pipelines.training.control.changes import RUN_ONLY, changes_of, require_allowed, told
+from pipelines.training.origin import moves, origin_of
+
+EMBEDDINGS = "embeddings"
+"""Folder of the run with all its instructions as the text encoder says them."""
+# About 3 GB of a umT5-XXL, for each machine that trains.
+_MOST_TEXTS = 20_000
 
 
 @dataclass(frozen=True)
@@ -120,8 +129,10 @@ def prepare(job: TrainJob, allowed: tuple[str, ...] = ()) -> PreparedRun:
         record = json.loads(storage.read_bytes(storage.join(uri, "job.json")))
         # Before anything is made of it: what has changed may not go with what lies there.
         _take_changes(uri, job, record, allowed)
-        return _read(uri, job, record["config_hash"])
-    init = init_uri(job)
+        # What an alias means may have changed since.
+        init = record["init"] if moves(job.init) else origin_of(job)
+        return _read(uri, job, record["config_hash"], init)
+    init = origin_of(job)
     reader = FileReader()
     embodiments = resolve_embodiments(job, reader)
     for text in notes(job, embodiments):
@@ -145,6 +156,8 @@ def prepare(job: TrainJob, allowed: tuple[str, ...] = ()) -> PreparedRun:
             texts = sorted({text_hash(t) for t in manifest.by_key.values()})
             cache.find("texts", pa.array(texts, pa.string()))
             _write_json(folder / "cache.json", cache.key.model_dump(mode="json"))
+        # A cache has those that train.
+        _encode_texts([m for m in (None if cache else manifest, validation) if m], folder)
         robots = {n: e.model_dump(mode="json") for n, e in embodiments.items()}
         _write_json(folder / "embodiments.json", robots)
         _write_json(folder / "stats.json", {n: s.to_json() for n, s in stats.items()})
@@ -174,7 +187,7 @@ def prepare(job: TrainJob, allowed: tuple[str, ...] = ()) -> PreparedRun:
     )
 
 
-def _read(uri: str, job: TrainJob, digest: str) -> PreparedRun:
+def _read(uri: str, job: TrainJob, digest: str, init: str | None) -> PreparedRun:
     """What the first start wrote, so that data that changed since do not change the run."""
     embodiments = read_embodiments(uri)
     stats = read_stats(uri)
@@ -200,7 +213,7 @@ def _read(uri: str, job: TrainJob, digest: str) -> PreparedRun:
         manifest.fingerprint,
         spec,
         digest,
-        init_uri(job),
+        init,
         cache,
         places,
         plan.hash,
@@ -232,7 +245,8 @@ def _take_changes(
     for line in told(changes, job):
         event("changed", text=line)
     # Its hash stays: checkpoints know the run by it.
-    note = {"step": done, "changes": {name: list(pair) for name, pair in changes.items()}}
+    pairs = {name: list(pair) for name, pair in changes.items()}
+    note = {"step": done, "time": time.time(), "changes": pairs}
     record |= {
         "job": job.model_dump(mode="json"),
         "changes": [*record.get("changes", []), note],
@@ -243,6 +257,21 @@ def _take_changes(
 def _places(job: TrainJob, manifest: Manifest, cache: LatentCache | None) -> pa.Array | None:
     """Where each sample lies in the cache; GwpError when it lacks one."""
     return cache.find("latents", manifest_names(manifest, job)) if cache else None
+
+
+def _encode_texts(manifests: Sequence[Manifest], folder: Path) -> None:
+    """Encode all instructions once, beside the text encoder in `folder`."""
+    texts: set[str] = set().union(*(m.by_key.values() for m in manifests))
+    if not manifests:
+        return
+    if len(texts) > _MOST_TEXTS:
+        event(
+            "note",
+            text=f"{len(texts)} texts are too many to keep their embeddings: each worker loads the "
+            "text encoder and encodes what it meets; `gwp data cache` encodes them before",
+        )
+        return
+    write_embeddings(load_text_encoder(folder / "text"), texts, folder / EMBEDDINGS)
 
 
 def _write_json(path: Path, value: Any) -> None:

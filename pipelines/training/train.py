@@ -2,12 +2,9 @@
 weights in `final/`.
 """
 
-import json
+import tempfile
 import threading
 import time
-import uuid
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -18,29 +15,22 @@ import ray.train
 from ray.train import FailureConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchConfig, TorchTrainer
 
-from gwp import storage
 from gwp.errors import GwpError
 from gwp.paths import absolute_paths
 from pipelines.compat import before_resize, count_workers_by
 from pipelines.console import event
 from pipelines.jobs.ray_start import check_resources, ensure_ray
-from pipelines.jobs.resolve import FINAL_NOTE, run_uri
+from pipelines.jobs.resolve import run_uri
 from pipelines.jobs.room import room_for
 from pipelines.jobs.train_job import POOL, TrainJob
-from pipelines.tracking.runs import (
-    STOPPED_TAG,
-    create_run,
-    find_run,
-    finish_run,
-    log_inputs,
-    tracking_uri,
-)
+from pipelines.tracking.runs import tracking_uri
 from pipelines.training.checkpoint.checkpoints import (
     DamagedError,
     go_back,
     latest_committed,
     set_aside,
 )
+from pipelines.training.checkpoint.uploads import patiently
 from pipelines.training.control.failures import StopForGood, interruptible
 from pipelines.training.control.lease import lease
 from pipelines.training.control.stop import ask_to_stop, forget_asked, save_and_pause
@@ -49,8 +39,8 @@ from pipelines.training.export import write_final
 from pipelines.training.loop import train_loop
 from pipelines.training.prepare import PreparedRun, prepare
 from pipelines.training.stream import PlannedData
+from pipelines.training.tracked import RunRecord, finished, open_run, record_of
 
-_REASON_LENGTH = 500
 # Seconds; an interrupt is seen between two waits.
 _WAIT_S = 0.5
 
@@ -64,7 +54,7 @@ class StageResult:
     final: str
     """Folder of the finished weights, codec and text encoder; the next stage's `init`."""
     run_id: str
-    """MLflow run."""
+    """MLflow run; empty when MLflow did not answer until the end."""
     steps: int
     """Optimiser steps done."""
     samples: int
@@ -92,9 +82,10 @@ def train(
             if from_step is not None:
                 go_back(prepared.uri, from_step)
             complete = _complete(prepared)
-            with open_run(prepared) as run_id:
+            record = record_of(prepared)
+            with open_run(record):
                 if not complete:
-                    _fit(prepared, run_id)
+                    _fit(prepared, record)
                 checkpoint = latest_committed(prepared.uri)
                 assert checkpoint is not None
                 uri, manifest = checkpoint
@@ -104,16 +95,15 @@ def train(
                         "the same command goes on from there"
                     )
                 try:
-                    final = write_final(prepared, uri, run_id)
+                    final = patiently(lambda: write_final(prepared, uri, record.noted()))
                 except DamagedError as error:
                     set_aside(uri, str(error))
                     raise GwpError(
                         f"{error}. It is set aside: the same command trains again from the one before"
                     ) from error
                 seen = str(manifest.samples_seen)
-                finish_run(
-                    run_id, {"checkpoint_uri": uri, "final_uri": final, "samples_seen": seen}
-                )
+                tags = {"checkpoint_uri": uri, "final_uri": final, "samples_seen": seen}
+                run_id = finished(record, manifest.step, tags)
     seconds = time.time() - begin
     return StageResult(prepared.uri, final, run_id, manifest.step, manifest.samples_seen, seconds)
 
@@ -128,81 +118,10 @@ def _complete(prepared: PreparedRun) -> bool:
     return manifest.step >= prepared.job.run.steps
 
 
-@contextmanager
-def open_run(prepared: PreparedRun) -> Iterator[str]:
-    """The MLflow run of this run folder, the same one on every attempt.
-
-    Whatever leaves the block ends it: errors as FAILED, interruptions as KILLED, each with the
-    reason. What a killed process left is gone on with at the next start.
-    """
-    run_id = None
-    try:
-        run_id = _run_of(prepared)
-        yield run_id
-    # Base: KeyboardInterrupt ends a run too, and must not leave it RUNNING.
-    except BaseException as error:
-        status = "FAILED" if isinstance(error, Exception) else "KILLED"
-        run_id = run_id or _half_open(prepared)
-        if run_id:
-            reason = str(error)[:_REASON_LENGTH] or type(error).__name__
-            finish_run(run_id, {STOPPED_TAG: reason}, status)
-        raise
-
-
-def _run_of(prepared: PreparedRun) -> str:
-    """Its id: the noted one, or that of a run which is opened now."""
-    note = storage.join(prepared.uri, "run_id")
-    if storage.exists(note):
-        return storage.read_bytes(note).decode()
-    # First of all, so that a run opened by a start that came no further is found again.
-    key_uri = _key_uri(prepared)
-    if not storage.exists(key_uri):
-        storage.write_bytes(key_uri, uuid.uuid4().hex.encode())
-    key = storage.read_bytes(key_uri).decode()
-    job = prepared.job
-    name = f"{job.stage}/{job.run.name}"
-    params = job.model_dump(mode="json")
-    run_id = create_run(job.run.experiment, name, params, prepared.uri, _parents(prepared), key=key)
-    manifest = prepared.manifest
-    sources = [source.uri for source in job.data.sources]
-    log_inputs(run_id, prepared.fingerprint, len(manifest), len(manifest.skipped), sources)
-    storage.write_bytes(note, run_id.encode())
-    return run_id
-
-
-def _half_open(prepared: PreparedRun) -> str | None:
-    """The run that an interrupted `_run_of` has opened; None when there is none, or MLflow does
-    not answer.
-    """
-    try:
-        key_uri = _key_uri(prepared)
-        if not storage.exists(key_uri):
-            return None
-        return find_run(prepared.job.run.experiment, storage.read_bytes(key_uri).decode())
-    except Exception:  # noqa: BLE001  the error that brought us here is the one to tell
-        return None
-
-
-def _key_uri(prepared: PreparedRun) -> str:
-    return storage.join(prepared.uri, "run_key")
-
-
-def _parents(prepared: PreparedRun) -> tuple[str, ...]:
-    """The MLflow run whose weights this one starts from, when it was one of ours."""
-    if not prepared.init:
-        return ()
-    note = storage.join(prepared.init, FINAL_NOTE)
-    if not storage.exists(note):
-        return ()
-    return (json.loads(storage.read_bytes(note))["run_id"],)
-
-
-def _fit(prepared: PreparedRun, run_id: str) -> None:
+def _fit(prepared: PreparedRun, record: RunRecord) -> None:
     """The workers under Ray Train, to the last step; GwpError when one of ours was the cause of
     the end.
     """
-    # A filesystem of pyarrow and a path without scheme: so Ray gets address and credentials.
-    filesystem, path = storage.arrow_filesystem(prepared.uri)
     cluster = prepared.job.cluster
     pool = cluster.train_pool
     selector: dict[str, Any] = {"label_selector": {POOL: pool}} if pool else {}
@@ -211,12 +130,15 @@ def _fit(prepared: PreparedRun, run_id: str) -> None:
         resources["GPU"] = 1
     loop_config: dict[str, Any] = {
         "prepared": prepared.slim(),
-        "run_id": run_id,
+        "record": record,
         "tracking_uri": tracking_uri(),
     }
     callbacks: list[Any] = [StopForGood()]
     if cluster.elastic:
         callbacks.append(before_resize(partial(save_and_pause, prepared.uri)))
+    # Ray is given no checkpoints and has nothing to store; but it looks at its storage at each
+    # start, without patience. So that is a folder here, and an empty one wherever else it looks.
+    unused = tempfile.TemporaryDirectory(prefix="gwp-ray-")
     trainer = TorchTrainer(
         train_loop,
         train_loop_config=loop_config,
@@ -229,11 +151,9 @@ def _fit(prepared: PreparedRun, run_id: str) -> None:
             **selector,
         ),
         run_config=RunConfig(
-            # Ray's own snapshots are not what we resume from, so each submission has a name of
-            # its own.
+            # What it finds under a name that it knows it would go on with.
             name=f"ray-{int(time.time() * 1000)}",
-            storage_path=f"{path}/ray",
-            storage_filesystem=filesystem,
+            storage_path=unused.name,
             # Type checkers see the interface that Ray had before; at run time it is the new one.
             failure_config=FailureConfig(
                 max_failures=cluster.max_failures,
@@ -258,6 +178,8 @@ def _fit(prepared: PreparedRun, run_id: str) -> None:
         if cause is None:
             raise
         raise cause from error
+    finally:
+        unused.cleanup()
 
 
 def _until_over(trainer: TorchTrainer, run_uri: str) -> None:

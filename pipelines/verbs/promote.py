@@ -26,13 +26,14 @@ def run_promote(args: argparse.Namespace) -> None:
     import json
 
     from gwp.policy.bundle import read_bundle
-    from pipelines.tracking.registry import promote, register
+    from pipelines.tracking.registry import made_of, promote, register
 
     # Reading verifies every hash: what cannot be served is never promoted.
     bundle = read_bundle(args.bundle)
     stages = bundle.lineage.get("stages") or [{}]
     run_id = stages[0].get("mlflow_run_id")
     tags = {"family": bundle.settings.family, "embodiments": ",".join(sorted(bundle.embodiments))}
+    tags |= made_of(bundle.lineage)
     version = register(args.bundle, bundle.id, args.name, run_id, tags)
     promote(args.name, version, args.alias)
     promoted = {

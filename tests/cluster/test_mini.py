@@ -49,9 +49,9 @@ def _visit(uri: str, run_id: str) -> bytes:
     with fs.open_input_stream(path) as stream:
         seen = stream.read()
     storage.write_bytes(f"{uri}.reply", seen[::-1])
-    log = RunLog(run_id, tracking.tracking_uri())
+    log = RunLog(lambda: run_id, tracking.tracking_uri(), uri)
     log.log_metrics(1, {"loss": 0.5})
-    log.finish()
+    log.close()
     return bytes(seen)
 
 
@@ -238,20 +238,19 @@ def test_a_submitted_job_finds_everything(mini: MiniCluster) -> None:
 
 def test_an_mlflow_outage_costs_no_metric(mini: MiniCluster, tmp_path: Path) -> None:
     run_id = tracking.create_run("outage", "a", {}, storage.join(mini.bucket, "outage"))
-    log = RunLog(run_id, tracking.tracking_uri(), tmp_path, batch=1)
+    log = RunLog(lambda: run_id, tracking.tracking_uri(), str(tmp_path), batch=1)
     log.log_metrics(1, {"loss": 1.0})
     log.flush()
     mini.mlflow.stop()
     try:
         log.log_metrics(2, {"loss": 2.0})
-        log.flush()
-        assert log.spilled == 1
+        assert not log.flush()
     finally:
         mini.mlflow.start()
         mini.mlflow.wait(WITHIN_S)
     log.log_metrics(3, {"loss": 3.0})
-    log.finish()
-    assert log.unsent == []
+    assert log.flush()
+    log.close()
     assert [(m.step, m.value) for m in tracking.client().get_metric_history(run_id, "loss")] == [
         (1, 1.0),
         (2, 2.0),

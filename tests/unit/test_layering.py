@@ -186,7 +186,6 @@ CLIENTS = {
 DIRECT = {"filesystem", "arrow_filesystem", "call"}
 # Ray takes a file system of Arrow's, which is patient by itself.
 RAY_READS = {
-    "pipelines/training/train.py": "arrow_filesystem",
     "pipelines/bench/ingest/stream.py": "arrow_filesystem",
 }
 

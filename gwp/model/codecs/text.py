@@ -15,6 +15,7 @@ from gwp import storage
 from gwp.data.text import text_hash
 from gwp.errors import GwpError
 from gwp.model.codecs.cached import CachedTextEncoder
+from gwp.model.codecs.embeddings import StoredTexts, without_padding
 from gwp.model.codecs.hashed import HashedConfig, HashedTextEncoder
 from gwp.model.codecs.saved import describe
 from gwp.model.codecs.umt5 import UMT5Config, UMT5TextEncoder
@@ -54,7 +55,7 @@ class TextTable:
 
     def __init__(
         self,
-        encoder: TextEncoder | CachedTextEncoder,
+        encoder: TextEncoder | CachedTextEncoder | StoredTexts,
         capacity: int = 4096,
         cache: str | None = None,
     ) -> None:
@@ -107,9 +108,7 @@ class TextTable:
         fresh = [key for key in missing if key not in new]
         encoded = self._encoder.encode([missing[key] for key in fresh]) if fresh else ()
         for key, rows in zip(fresh, encoded, strict=True):
-            length = max((i + 1 for i, row in enumerate(rows) if row.any()), default=0)
-            # A copy: a view would keep the zero rows, and the whole batch, in memory.
-            new[key] = rows[:length].clone()
+            new[key] = without_padding(rows)
             if self._cache:
                 storage.write_bytes(self._uri(self._cache, key), save({"text": new[key]}))
         with self._lock:

@@ -100,6 +100,9 @@ class UMT5TextEncoder:
                 clean, padding=True, truncation=True, max_length=_MAX_TOKENS, return_tensors="pt"
             )
             ids = tokens["input_ids"].to(self.model.device)
+            # Of tokenizers without an end token an empty text has none.
+            if not ids.numel():
+                continue
             mask = tokens["attention_mask"].to(self.model.device)
             hidden = self.model(input_ids=ids, attention_mask=mask).last_hidden_state.float()
             # States of padding are no zeros; only a text's own rows are kept.

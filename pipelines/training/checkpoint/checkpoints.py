@@ -13,7 +13,7 @@ later checkpoint. Knows storage only: neither Ray nor torch.
 import hashlib
 import logging
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
@@ -273,9 +273,12 @@ def load_committed(uri: str) -> CheckpointManifest:
     return manifest
 
 
-def prune(run_uri: str, keep: int) -> list[str]:
+def prune(
+    run_uri: str, keep: int, referenced: Callable[[], Collection[str]] = frozenset
+) -> list[str]:
     """Remove all but the newest `keep` checkpoints and the best by validation, and what dead
-    attempts left at or before the newest; returns what went.
+    attempts left at or before the newest; returns what went. referenced: names of folders that
+    stay all the same; nothing is removed when it cannot tell.
 
     Only the writer of the run may call it. Uncommitted folders of later steps stay: they may be
     in the making. It follows a commit that went well, so storage that fails does not fail it:
@@ -285,7 +288,12 @@ def prune(run_uri: str, keep: int) -> list[str]:
         raise GwpError(f"run.keep is {keep}; keep at least one checkpoint")
     gone: list[str] = []
     try:
-        for uri in _outdated(run_uri, keep):
+        outdated = _outdated(run_uri, keep)
+        # Asked only where something would go.
+        stays = referenced() if outdated else frozenset()
+        for uri in outdated:
+            if uri.rpartition("/")[2] in stays:
+                continue
             # First, so that a removal cut short leaves no checkpoint that looks whole.
             storage.remove(storage.join(uri, MANIFEST))
             storage.remove_tree(uri)

@@ -13,7 +13,7 @@ import logging
 import tempfile
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from functools import partial
 from typing import TypeVar
 
@@ -50,17 +50,20 @@ class Uploads:
         rank: int,
         keep: int,
         good: str,
-        uploaded: Callable[[], None],
+        uploaded: Callable[[int], None],
         committed: Callable[[str, int], None],
+        referenced: Callable[[], Collection[str]] = frozenset,
     ) -> None:
-        """uploaded: called when this rank's share is in storage; committed: called on rank 0 with
-        URI and step of a checkpoint that is whole. Both by the thread.
+        """uploaded: called with the step when this rank's share is in storage; committed: called
+        on rank 0 with URI and step of a checkpoint that is whole; referenced: as for `prune`.
+        All by the thread.
         """
         self._run_uri = run_uri
         self._rank = rank
         self._keep = keep
         self._uploaded = uploaded
         self._committed = committed
+        self._referenced = referenced
         self._thread: threading.Thread | None = None
         self._error: BaseException | None = None
         self.good = good
@@ -78,6 +81,12 @@ class Uploads:
         args = (folder, uri, manifest)
         self._thread = threading.Thread(target=self._work, args=args, daemon=True)
         self._thread.start()
+
+    def arrived(self, timeout_s: float) -> bool:
+        """Whether the upload under way is done, well or not, within so many seconds."""
+        if self._thread:
+            self._thread.join(timeout_s)
+        return self._thread is None or not self._thread.is_alive()
 
     def wait(self) -> None:
         """Until the upload under way is done, and on rank 0 committed; raises why it is not."""
@@ -97,15 +106,15 @@ class Uploads:
         step, world = manifest.keywords["step"], manifest.keywords["world_size"]
         try:
             with folder as name:
-                mine = _patiently(lambda: upload_files(name, storage.join(uri, "state")))
-            self._uploaded()
-            _patiently(lambda: _note(mine, uri, self._rank))
+                mine = patiently(lambda: upload_files(name, storage.join(uri, "state")))
+            patiently(lambda: self._uploaded(step))
+            patiently(lambda: _note(mine, uri, self._rank))
             if self._rank == 0:
-                files = _patiently(lambda: _files_of_all(uri, world))
-                _patiently(lambda: commit(uri, manifest(files=files)))
-                _patiently(lambda: storage.remove_tree(storage.join(uri, _SHARES)))
-                prune(self._run_uri, self._keep)
+                files = patiently(lambda: _files_of_all(uri, world))
+                patiently(lambda: commit(uri, manifest(files=files)))
+                patiently(lambda: storage.remove_tree(storage.join(uri, _SHARES)))
                 self._committed(uri, step)
+                prune(self._run_uri, self._keep, self._referenced)
             self.good = f"{uri} (step {step})"
         except BaseException as error:  # noqa: BLE001  raised by `wait`, in the loop
             self._error = error
@@ -135,8 +144,10 @@ def _share(uri: str, rank: int) -> str:
     return storage.join(uri, _SHARES, f"rank-{rank:05d}.json")
 
 
-def _patiently(call: Callable[[], T]) -> T:
-    """What `call` returns, tried again while storage is away for longer than its own patience."""
+def patiently(call: Callable[[], T]) -> T:
+    """What `call` returns, tried again while storage is away for longer than a call's own
+    patience. Nothing of it may be wrong to do twice.
+    """
     end = time.monotonic() + PATIENCE_S
     while True:
         try:
@@ -144,5 +155,5 @@ def _patiently(call: Callable[[], T]) -> T:
         except Exception as error:
             if not (passing(error) or expired(error)) or time.monotonic() > end:
                 raise
-            logger.warning("the checkpoint waits for storage: %s", error)
+            logger.warning("waiting for storage: %s", error)
             time.sleep(_AGAIN_S)

@@ -29,7 +29,6 @@ from gwp.model.weights import load_model
 from gwp.policy.bundle import MANIFEST, read_bundle, seal
 from gwp.storage.names import relative_name, relative_names
 from pipelines.jobs.train_job import RunConfig
-from pipelines.tracking.run_log import RunLog
 from pipelines.training.checkpoint import checkpoints
 from tests.support.other_sets import write_aloha, write_stills, write_tars
 from tests.support.sets import FPS, TOP, write_v21, write_v30, write_video
@@ -188,10 +187,6 @@ def by_run_name(folder: Path, name: str) -> None:
         raise GwpError(error.errors()[0]["msg"]) from error
 
 
-def by_run_id(folder: Path, name: str) -> None:
-    RunLog(name, f"sqlite:///{folder}/mlflow.db")
-
-
 def by_digest(folder: Path, name: str) -> None:
     class Cached(HashedTextEncoder):
         def digest(self) -> str:
@@ -227,7 +222,6 @@ DOORS: dict[str, Callable[[Path, str], None]] = {
     "picture": by_picture,
     "camera written": by_written_camera,
     "run": by_run_name,
-    "run id": by_run_id,
     "text table": by_digest,
 }
 

@@ -1,12 +1,8 @@
-"""A run is written once and whole; an MLflow that is down or hangs costs training nothing and
-loses no metric.
-"""
+"""A run is written once and whole, and the registry knows its policies."""
 
 import base64
 import json
-import socket
 import threading
-import time
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -17,7 +13,6 @@ from gwp.errors import GwpError
 from gwp.policy.locate import locate
 from pipelines.tracking import registry as promote
 from pipelines.tracking import runs as tracking
-from pipelines.tracking.run_log import RunLog, replay
 
 
 @pytest.fixture(scope="module")
@@ -29,21 +24,10 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
         yield uri
 
 
-@pytest.fixture
-def silent() -> Iterator[str]:
-    """A server that takes connections and never answers."""
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        yield f"http://127.0.0.1:{server.getsockname()[1]}"
-
-
 def _run(
     place: Path, name: str = "a", parents: tuple[str, ...] = (), params: dict | None = None
 ) -> str:
     return tracking.create_run("gwp", name, params or {}, str(place), parents)
-
-
-def _history(run_id: str, key: str) -> list[tuple[int, float]]:
-    return [(m.step, m.value) for m in tracking.client().get_metric_history(run_id, key)]
 
 
 def test_nested_settings_become_short_dotted_params(store: str, tmp_path: Path) -> None:
@@ -75,78 +59,17 @@ def test_a_run_says_where_it_comes_from_and_what_it_reads(store: str, tmp_path: 
     assert (run.info.status, run.data.tags["checkpoint_uri"]) == ("FINISHED", "s3://b/c")
 
 
-def test_metrics_of_two_attempts_make_one_run(store: str, tmp_path: Path) -> None:
-    run_id = _run(tmp_path)
-    for attempt in range(2):
-        log = RunLog(run_id, store, tmp_path / "spill")
-        for step in range(3):
-            log.log_metrics(attempt * 3 + step, {"loss": float(step)})
-        log.set_tags({"attempt": str(attempt)})
-        log.finish("FAILED" if attempt == 0 else "FINISHED")
-        assert log.unsent == []
-    assert _history(run_id, "loss") == [(s, float(s % 3)) for s in range(6)]
-    run = tracking.client().get_run(run_id)
-    assert (run.info.status, run.data.tags["attempt"]) == ("FINISHED", "1")
-
-
-def test_a_dead_server_loses_nothing(store: str, tmp_path: Path) -> None:
-    run_id = _run(tmp_path)
-    log = RunLog(run_id, "http://127.0.0.1:9", tmp_path / "spill", batch=2)
-    for step in range(5):
-        log.log_metrics(step, {"loss": float(step)})
-    log.finish()
-    assert log.spilled == 7
-    assert tracking.client().get_run(run_id).info.status == "RUNNING"
-    assert replay(tmp_path / "spill") == 7
-    assert _history(run_id, "loss") == [(s, float(s)) for s in range(5)]
-    assert tracking.client().get_run(run_id).info.status == "FINISHED"
-    assert not list((tmp_path / "spill").iterdir())
-
-
-def test_what_is_sent_late_does_not_open_a_run_again(store: str, tmp_path: Path) -> None:
-    run_id = _run(tmp_path)
-    log = RunLog(run_id, "http://127.0.0.1:9", tmp_path / "spill")
-    log.log_metrics(1, {"loss": 1.0})
-    log.flush()
-    tracking.finish_run(run_id, {}, "FAILED")
-    replay(tmp_path / "spill")
-    assert _history(run_id, "loss") == [(1, 1.0)]
-    assert tracking.client().get_run(run_id).info.status == "FAILED"
-
-
 def test_a_parent_in_another_mlflow_is_named_and_not_asked(store: str, tmp_path: Path) -> None:
     parent = "0" * 32
     run_id = tracking.create_run("gwp", "policy/a", {}, str(tmp_path), (parent,))
     assert tracking.client().get_run(run_id).data.tags[tracking.PARENT_TAG] == parent
 
 
-def test_the_next_attempt_sends_what_the_last_could_not(store: str, tmp_path: Path) -> None:
-    run_id = _run(tmp_path)
-    before = RunLog(run_id, "http://127.0.0.1:9", tmp_path / "spill")
-    before.log_metrics(1, {"loss": 1.0})
-    before.finish("FAILED")
-    after = RunLog(run_id, store, tmp_path / "spill")
-    after.log_metrics(2, {"loss": 2.0})
-    after.finish()
-    assert after.unsent == []
-    assert _history(run_id, "loss") == [(1, 1.0), (2, 2.0)]
-    assert tracking.client().get_run(run_id).info.status == "FINISHED"
-
-
-def test_a_hanging_server_holds_nobody_up(silent: str, store: str, tmp_path: Path) -> None:
-    log = RunLog("0" * 32, silent, tmp_path / "spill", batch=1, limit=50)
-    start = time.monotonic()
-    for step in range(200):
-        log.log_metrics(step, {"loss": 0.0})
-    log.finish(timeout_s=0.5)
-    assert time.monotonic() - start < 5.0
-    kept = [json.loads(line) for file in log.unsent for line in file.read_text().splitlines()]
-    assert {point[3] for record in kept for point in record.get("metrics", ())} == set(range(200))
-
-
-def test_a_training_does_not_start_unseen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_server_that_is_away_is_an_error_of_its_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
-    with pytest.raises(GwpError, match="does not answer; start it"):
+    with pytest.raises(tracking.UnansweredError, match="does not answer; start it"):
         _run(tmp_path)
 
 

@@ -13,7 +13,7 @@ from gwp import storage
 from gwp.errors import GwpError
 from pipelines.tracking import runs as tracking
 from pipelines.training.prepare import PreparedRun
-from pipelines.training.train import open_run
+from pipelines.training.tracked import open_run, record_of
 from tests.unit.pipelines.training.test_stream import prepared
 
 
@@ -83,11 +83,11 @@ def runs_of(found: PreparedRun) -> list[Any]:
 def calls(ready: PreparedRun, folder: Path) -> list[str]:
     """What a start calls when nothing cuts it off."""
     # The first run of a store creates the experiment, which is a call more.
-    with open_run(replace(ready, uri=str(folder / "first"))):
+    with open_run(record_of(replace(ready, uri=str(folder / "first")))):
         pass
     with pytest.MonkeyPatch.context() as patch:
         cut = Cut(patch, -1, Killed(), dead=False)
-        with open_run(replace(ready, uri=str(folder / "whole"))):
+        with open_run(record_of(replace(ready, uri=str(folder / "whole")))):
             pass
     return cut.calls
 
@@ -103,10 +103,10 @@ def test_a_start_that_was_killed_anywhere_is_gone_on_with(
         found = replace(ready, uri=str(tmp_path / f"killed-{at}"))
         with pytest.MonkeyPatch.context() as patch:
             cut = Cut(patch, at, Killed(), dead=True)
-            with pytest.raises(Killed), open_run(found):
+            with pytest.raises(Killed), open_run(record_of(found)):
                 pytest.fail("must not come so far")
         assert len(cut.calls) > at
-        with open_run(found) as run_id:
+        with open_run(record_of(found)) as run_id:
             pass
         (run,) = runs_of(found)
         assert (run.info.run_id, run.data.params["run.steps"]) == (run_id, "9")
@@ -124,7 +124,7 @@ def test_a_start_that_was_interrupted_anywhere_ends_its_run(
         found = replace(ready, uri=str(tmp_path / f"cut-{at}"))
         with pytest.MonkeyPatch.context() as patch:
             Cut(patch, at, error, dead=False)
-            with pytest.raises(type(error)), open_run(found):
+            with pytest.raises(type(error)), open_run(record_of(found)):
                 pytest.fail("must not come so far")
         assert {run.info.status for run in runs_of(found)} <= {status}
     assert runs_of(found)
@@ -138,7 +138,7 @@ def test_what_ends_the_training_is_told_and_what_finishes_it_untold(
         (GwpError("step 3: loss is nan"), "FAILED", "step 3: loss is nan"),
         (KeyboardInterrupt(), "KILLED", "KeyboardInterrupt"),
     ):
-        with pytest.raises(type(error)), open_run(found) as run_id:
+        with pytest.raises(type(error)), open_run(record_of(found)) as run_id:
             raise error
         (run,) = runs_of(found)
         assert (run.info.run_id, run.info.status, run.data.tags[tracking.STOPPED_TAG]) == (
@@ -146,7 +146,7 @@ def test_what_ends_the_training_is_told_and_what_finishes_it_untold(
             status,
             reason,
         )
-    with open_run(found) as again:
+    with open_run(record_of(found)) as again:
         tracking.finish_run(again, {})
     (run,) = runs_of(found)
     assert (again, run.info.status) == (run_id, "FINISHED")
@@ -157,10 +157,10 @@ def test_a_folder_that_is_made_anew_is_a_new_run(
     store: str, ready: PreparedRun, tmp_path: Path
 ) -> None:
     found = replace(ready, uri=str(tmp_path / "run"))
-    with open_run(found) as first:
+    with open_run(record_of(found)) as first:
         pass
     for name in storage.list_files(found.uri):
         storage.remove(storage.join(found.uri, name))
-    with open_run(found) as second:
+    with open_run(record_of(found)) as second:
         pass
     assert first != second

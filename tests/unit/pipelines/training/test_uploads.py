@@ -44,11 +44,14 @@ class Two:
 
     def __init__(self, run: Path) -> None:
         self.run = str(run)
-        self.told: list[object] = []
+        self.told: list[tuple[object, int]] = []
         self.ranks = [
-            Uploads(self.run, rank, 2, "none yet", partial(self.told.append, rank), self.commit)
+            Uploads(self.run, rank, 2, "none yet", partial(self.covered, rank), self.commit)
             for rank in (0, 1)
         ]
+
+    def covered(self, rank: int, step: int) -> None:
+        self.told.append((rank, step))
 
     def commit(self, uri: str, step: int) -> None:
         self.told.append((uri, step))
@@ -73,7 +76,7 @@ def test_a_checkpoint_is_whole_when_all_ranks_have_uploaded(tmp_path: Path) -> N
     assert sorted(found.files) == ["state/0.pt", "state/1.pt"]
     assert fetch(uri, found, tmp_path / "back").joinpath("state/1.pt").read_bytes()[:2] == b"\1\5"
     # What was measured is where it belongs before the checkpoint is.
-    assert sorted(map(str, two.told[:2])) == ["0", "1"]
+    assert sorted(two.told[:2]) == [(0, 5), (1, 5)]
     assert two.told[2:] == [(uri, 5)]
     assert [rank.good for rank in two.ranks] == [f"{uri} (step 5)"] * 2
     assert not scratch.exists()
