@@ -3,6 +3,8 @@ weights in `final/`.
 """
 
 import json
+import math
+import os
 import threading
 import time
 import uuid
@@ -37,8 +39,9 @@ from pipelines.training.checkpoint.checkpoints import (
     latest_committed,
     set_aside,
 )
-from pipelines.training.control.failures import StopForGood, interruptible
+from pipelines.training.control.failures import StopForGood, gave_up, interruptible
 from pipelines.training.control.lease import lease
+from pipelines.training.control.lookout import clear_earlier, lookout
 from pipelines.training.control.stop import ask_to_stop, forget_stop
 from pipelines.training.control.stopped import first
 from pipelines.training.export import write_final
@@ -47,6 +50,9 @@ from pipelines.training.prepare import PreparedRun, prepare
 from pipelines.training.stream import execution_options, remaining_dataset
 
 _REASON_LENGTH = 500
+# Seconds behind `cluster.hang_s`, so that the driver tells who stands still before others give up.
+_LATER_S = 30.0
+_ANSWER = "RAY_TRAIN_WORKER_HEALTH_CHECK_TIMEOUT_S"
 # Seconds; an interrupt is seen between two waits.
 _WAIT_S = 0.5
 
@@ -213,7 +219,11 @@ def _fit(prepared: PreparedRun, run_id: str) -> None:
     trainer = TorchTrainer(
         train_loop,
         train_loop_config=loop_config,
-        torch_config=TorchConfig(backend="nccl" if job.cluster.gpu else "gloo"),
+        torch_config=TorchConfig(
+            backend="nccl" if job.cluster.gpu else "gloo",
+            # Of those who wait for a rank that stands still, if nobody ends it before.
+            timeout_s=math.ceil(job.cluster.hang_s + _LATER_S),
+        ),
         scaling_config=ScalingConfig(
             num_workers=job.cluster.workers,
             use_gpu=job.cluster.gpu,
@@ -232,21 +242,40 @@ def _fit(prepared: PreparedRun, run_id: str) -> None:
                 # Ray's default, -1, would start a failing controller again for ever.
                 controller_failure_limit=5,  # type: ignore[call-arg]
             ),
-            callbacks=[StopForGood()],  # type: ignore[list-item]
+            callbacks=[StopForGood(prepared.uri)],  # type: ignore[list-item]
         ),
         # A callable: Ray asks it at every start of the workers, for what is left then.
         datasets={"train": remaining_dataset(prepared)},
         dataset_config=DataConfig(execution_options=execution_options(job.cluster)),
     )
+    clear_earlier(prepared.uri)
     forget_stop(prepared.uri)
+    hang_s = job.cluster.hang_s
+    with _answers_within(hang_s + _LATER_S), lookout(prepared.uri, hang_s) as watch:
+        try:
+            _until_over(trainer, prepared.uri)
+        except ray.train.TrainingFailedError as error:
+            # Ray wraps what a worker raised; the user's line is that of the worker.
+            cause = first(error, GwpError)
+            told = cause or gave_up(error, watch.hung, job.cluster.max_failures + 1)
+            if told is None:
+                raise
+            raise told from error
+
+
+@contextmanager
+def _answers_within(seconds: float) -> Iterator[None]:
+    """How long a worker may not answer Ray Train, which reads it when it starts; what is in the
+    environment already goes before.
+    """
+    if _ANSWER in os.environ:
+        yield
+        return
+    os.environ[_ANSWER] = f"{seconds:g}"
     try:
-        _until_over(trainer, prepared.uri)
-    except ray.train.TrainingFailedError as error:
-        # Ray wraps what a worker raised; the user's line is that of the worker.
-        cause = first(error, GwpError)
-        if cause is None:
-            raise
-        raise cause from error
+        yield
+    finally:
+        os.environ.pop(_ANSWER, None)
 
 
 def _until_over(trainer: TorchTrainer, run_uri: str) -> None:
@@ -274,7 +303,9 @@ def _until_over(trainer: TorchTrainer, run_uri: str) -> None:
             over.wait(_WAIT_S)
         except KeyboardInterrupt:
             if asked:
-                raise
+                raise KeyboardInterrupt(
+                    "ended at once; the same command goes on from the last checkpoint"
+                ) from None
             asked = True
             event("stopping", text="a checkpoint is taken at the next step; once more ends at once")
             ask_to_stop(run_uri)
