@@ -218,7 +218,7 @@ def test_a_start_that_was_killed_anywhere_is_begun_again(here: Path) -> None:
             begin(at, f"killed-{at}")
         again = begin(1000, f"killed-{at}")
         assert (again.plan_hash, again.fingerprint) == (whole.plan_hash, whole.fingerprint)
-        assert prepare(job(f"run.name=killed-{at}")).config_hash == whole.config_hash
+        assert prepare(job(f"run.name=killed-{at}")).config_hash == again.config_hash
 
 
 def test_samples_that_teach_nothing_are_refused_or_told(

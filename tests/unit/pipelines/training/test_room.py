@@ -34,9 +34,11 @@ def test_memory_that_ran_out_says_what_to_set(error: Exception) -> None:
     )
     # What is set already is not named.
     most = job("engine.gradient_checkpointing=true", "engine.zero_stage=3")
-    with pytest.raises(NoRoomError, match=r"at a time: give it more workers$"):
-        with memory_told("at step 7", most, lambda: 1):
-            raise error
+    with (
+        pytest.raises(NoRoomError, match=r"at a time: give it more workers$"),
+        memory_told("at step 7", most, lambda: 1),
+    ):
+        raise error
     with pytest.raises(ValueError, match="x"), memory_told("at step 7", job()):
         raise ValueError("x")
 
@@ -64,9 +66,11 @@ def test_a_disk_that_is_full_is_told_with_what_was_needed(small: Path) -> None:
     )
     # Nobody knows before the first one how large it is; torch makes an error of its own of it.
     big = torch.zeros(8 * MB, dtype=torch.uint8)
-    with pytest.raises(NoRoomError, match=r"no room for a checkpoint: 4.2 MB were free"):
-        with disk_told(small, "a checkpoint", 0):
-            torch.save(big, small / "x.pt")
+    with (
+        pytest.raises(NoRoomError, match=r"no room for a checkpoint: 4.2 MB were free"),
+        disk_told(small, "a checkpoint", 0),
+    ):
+        torch.save(big, small / "x.pt")
     (small / "x.pt").unlink(missing_ok=True)
     run = small / "run" / "checkpoints"
     with (
