@@ -185,6 +185,26 @@ def notes(job: TrainJob, robots: dict[str, Embodiment]) -> Iterator[str]:
             )
 
 
+def require_learning(job: TrainJob, manifest: Manifest, told: Callable[[str], None]) -> None:
+    """GwpError when nothing of a manifest teaches anything under the job's losses; `told` of the
+    sources of which nothing does.
+    """
+    if job.objective.video_weight > 0:
+        return
+    labelled = manifest.column("has_action")
+    if not labelled.any():
+        raise GwpError(
+            "objective.video_weight 0 leaves actions alone to learn, and no sample of data.sources "
+            "has any: give video_weight, or a source with actions"
+        )
+    source = manifest.column("source")
+    for number in sorted(set(source.tolist()) - set(source[labelled].tolist())):
+        told(
+            f"{job.data.sources[number].uri} has no actions, and objective.video_weight 0 leaves "
+            "nothing else to learn: its samples teach nothing"
+        )
+
+
 def _check_rows_of_projections(robots: dict[str, Embodiment]) -> None:
     """GwpError when robots of other widths share a row of the model's projections: it would be of
     neither.

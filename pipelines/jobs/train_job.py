@@ -182,6 +182,10 @@ class ClusterConfig(BaseModel):
     """Value of the node label `gwp/pool` that decoding needs; None: any node."""
     max_failures: int = Field(default=3, ge=-1)
     """Restarts after worker failures; -1: without end."""
+    hang_s: float = Field(default=1800.0, gt=0)
+    """Seconds that a worker may be in one phase (a step, waiting for data, fetching or saving a
+    checkpoint) before the workers start again; told after a tenth of it.
+    """
     decode_tasks: int = Field(default=2, gt=0)
     """Decoding tasks at a time."""
 

@@ -7,13 +7,14 @@ figures only.
 
 import logging
 import os
-import tempfile
 import time
+import uuid
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+import ray
 import ray.train
 
 from gwp import storage
@@ -34,7 +35,17 @@ from pipelines.training.checkpoint.checkpoints import (
 )
 from pipelines.training.checkpoint.kept import referenced
 from pipelines.training.checkpoint.uploads import Uploads
-from pipelines.training.control.journal import Journal
+from pipelines.training.control.journal import (
+    DATA,
+    FETCHING,
+    SAVING,
+    STARTING,
+    STEPPING,
+    UPLOADING,
+    Journal,
+    beat_s,
+)
+from pipelines.training.control.room import NoRoomError, disk_told, memory_told, size_of_folder
 from pipelines.training.control.stop import StopWatch
 from pipelines.training.control.stopped import MachineLeavesError, StoppedError, lasting
 from pipelines.training.encoders import Encoders
@@ -43,6 +54,7 @@ from pipelines.training.engine.ema import Ema
 from pipelines.training.engine.node import Node
 from pipelines.training.engine.ranks import Ranks
 from pipelines.training.prepare import PreparedRun
+from pipelines.training.scratch import Scratch, sweep
 from pipelines.training.step import TrainStep
 from pipelines.training.stream import batches
 from pipelines.training.tracked import RunRecord
@@ -75,17 +87,20 @@ def train_loop(config: dict[str, Any]) -> None:
         # For the client that opens the run, too.
         os.environ["MLFLOW_TRACKING_URI"] = config["tracking_uri"]
         log = RunLog(record.opened, config["tracking_uri"], record.uri, record.since)
-    with tempfile.TemporaryDirectory(prefix="gwp-worker-") as scratch:
+    if context.get_local_rank() == 0:
+        # What killed workers of earlier starts left may fill the disk.
+        sweep()
+    with Scratch() as scratch:
         try:
-            with lasting():
+            with lasting(), memory_told("at the start", prepared.job):
                 number, local = context.get_node_rank(), context.get_local_rank()
-                node = Node(ranks, number, local, Path(scratch))
+                node = Node(ranks, number, local, scratch.folder)
                 loop = _Loop(prepared, ranks, node, log, config["record"])
             loop.run()
         finally:
             if loop:
                 loop.watch.close()
-                loop.journal.flush(_NOTES_S)
+                loop.journal.close(_NOTES_S)
             if log:
                 log.close()
 
@@ -114,16 +129,29 @@ class _Loop:
         # Rank 0 looks for all: listings at different moments could differ.
         attempt = self.ranks.agreed(next_attempt(prepared.uri) if rank == 0 else 0)
         self.attempt = int(attempt)
-        self.journal = Journal(prepared.uri, rank, self.attempt)
+        self.journal = Journal(
+            prepared.uri,
+            rank,
+            self.attempt,
+            self.ranks.agreed(uuid.uuid4().hex),
+            beat_s(self.job.cluster.hang_s),
+            ray.get_runtime_context().get_node_id(),
+        )
+        self.journal.phase(STARTING)
         latest = latest_committed(prepared.uri) if rank == 0 else None
         self.committed: tuple[str, CheckpointManifest] | None = self.ranks.agreed(latest)
+        if self.committed:
+            self.journal.phase(FETCHING, self.committed[1].step)
         model = self._model()
         universal = self._fetch_state()
+        self.journal.phase(STARTING)
         self.engine = Engine(model, self.job, load_universal=universal)
         self.ranks.device = self.engine.device
         self.ema = Ema(self.engine, self.job.engine.ema_decay)
         self.step = 0
         self.samples_seen = 0
+        # Bytes that this rank's part of a checkpoint took last; 0: none yet.
+        self._share = 0
         good = "none yet"
         if self.committed:
             self._resume(*self.committed)
@@ -161,15 +189,20 @@ class _Loop:
         # Without ZeRO every rank has all of the state, so it is in no form of its own.
         converted = before != now and before[1] > 0
 
+        size = sum(entry.size for entry in manifest.files.values())
+
         def bring() -> None:
+            folder = self.node.folder
             try:
-                state = fetch(uri, manifest, self.node.folder / "checkpoint") / "state"
+                # The universal form lies beside the one that it is made of.
+                with disk_told(folder, "the checkpoint", size * (2 if converted else 1)):
+                    state = fetch(uri, manifest, folder / "checkpoint") / "state"
+                    if converted:
+                        convert_to_universal(state)
             except DamagedError as error:
                 set_aside(uri, str(error))
                 # No StoppedError: the next start of the workers takes the one before.
                 raise RuntimeError(f"{error}. The run goes on from the one before") from error
-            if converted:
-                convert_to_universal(state)
 
         self.node.once(bring)
         return converted
@@ -219,8 +252,10 @@ class _Loop:
         while self.step < total:
             # The next share; what is waited for here is the data's share.
             begin = time.perf_counter()
+            self.journal.phase(DATA, self.step, tell=False)
             with lasting():
                 raw = next(stream)
+            self.journal.phase(STEPPING, tell=False)
             waited += time.perf_counter() - begin
             if job.run.record_samples:
                 self.journal.consumed(self.step, raw)
@@ -250,7 +285,7 @@ class _Loop:
             if stop or resizes or leaves:
                 # Until it is whole. The first error of any rank ends all, and rank 0 may still
                 # be committing.
-                self.uploads.wait()
+                self._wait_for_upload()
                 self.ranks.gathered(None)
             if asked:
                 break
@@ -271,14 +306,24 @@ class _Loop:
                     "each with its reason. Mend the data, or raise data.max_broken; the run goes on "
                     "from its last checkpoint"
                 )
-        self.uploads.wait()
+        self._wait_for_upload()
         # Whoever waits for a checkpoint has it.
         self.watch.finished()
+
+    def _wait_for_upload(self) -> None:
+        """Wait for the upload under way."""
+        self.journal.phase(UPLOADING, self.step)
+        with lasting():
+            self.uploads.wait()
 
     def _taken(self, raw: StreamBatch) -> dict[str, float]:
         """Take a step; the losses of the global batch, the same on every rank."""
         try:
-            return self.steps.take(self.step, raw, self.samples_seen, self.journal)
+            with memory_told(f"at step {self.step + 1}", self.job, lambda: self.steps.at_once):
+                return self.steps.take(self.step, raw, self.samples_seen, self.journal)
+        except NoRoomError:
+            # The others wait for this rank: nothing collective from here on.
+            raise
         except StoppedError as error:
             raise self._diverged(str(error)) from error
 
@@ -348,19 +393,32 @@ class _Loop:
         self.late = late
         return not late
 
+    def _saved(self) -> Scratch:
+        """This rank's share on its disk. Collective; NoRoomError when it does not fit."""
+        with lasting():
+            scratch = Scratch()
+            try:
+                with disk_told(scratch.folder, "a checkpoint", self._share):
+                    self.engine.save(scratch.folder)
+                    self.ema.save(scratch.folder)
+            except BaseException:
+                scratch.cleanup()
+                raise
+        self._share = size_of_folder(scratch.folder)
+        return scratch
+
     def _checkpoint(self, losses: dict[str, float], judged: dict[str, float]) -> None:
         """Save this rank's share on its disk, and have it uploaded and committed beside the
         steps that follow. Collective. judged: losses in validation
         """
         # One at a time; what went wrong with the one before is raised here.
-        self.uploads.wait()
+        self._wait_for_upload()
+        self.journal.phase(SAVING)
         if self.ranks.anywhere(not self.engine.finite()):
             # A finite loss and gradient may still have led here.
             raise self._diverged(f"step {self.step}: a weight is not a finite number")
-        scratch = tempfile.TemporaryDirectory(prefix="gwp-save-")
-        folder = Path(scratch.name)
-        self.engine.save(folder)
-        self.ema.save(folder)
+        scratch = self._saved()
+        folder = scratch.folder
         if self.ranks.rank:
             # Every rank writes the same pointer files of DeepSpeed; one copy is enough.
             for name in ("latest", "zero_to_fp32.py"):

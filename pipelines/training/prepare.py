@@ -37,6 +37,7 @@ from pipelines.jobs.resolve import (
     notes,
     read_embodiments,
     read_stats,
+    require_learning,
     resolve_embodiments,
     run_uri,
     sample_spec,
@@ -138,6 +139,7 @@ def prepare(job: TrainJob, allowed: tuple[str, ...] = ()) -> PreparedRun:
     for text in notes(job, embodiments):
         event("note", text=text)
     manifest = manifest_of(job, embodiments, reader, warn)
+    require_learning(job, manifest, warn)
     # Here, and not in the workers, is where a mixture that fills no batch is told.
     plan = make_plan(manifest, job.run.seed, 0, job.plan_rules)
     stats = compute_all_stats(job, embodiments, reader)

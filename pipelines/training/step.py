@@ -41,6 +41,7 @@ class TrainStep:
     broken:  samples of this rank that could not be read, in this attempt
     skipped: steps that were not taken because a loss or gradient was no finite number; the same
              on every rank
+    at_once: samples of the largest micro-batch of the newest step
     """
 
     def __init__(
@@ -53,6 +54,7 @@ class TrainStep:
         self._encoders = encoders
         self.broken = 0
         self.skipped = 0
+        self.at_once = 0
         # Of the steps skipped just now, one behind the other.
         self._in_a_row = 0
 
@@ -81,6 +83,7 @@ class TrainStep:
         first = generator(seed, start)
         video_only = draw_video_only(objective.modes, labelled > 0, first)
         parts = micro_batches(len(positions), job.passes(self._ranks.world))
+        self.at_once = max(rows.stop - rows.start for rows in parts)
         # Of this rank: the sums over its micro-batches, by name.
         losses = {"loss": 0.0}
         for rows in parts:

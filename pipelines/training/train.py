@@ -2,9 +2,13 @@
 weights in `final/`.
 """
 
+import math
+import os
 import tempfile
 import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -31,8 +35,9 @@ from pipelines.training.checkpoint.checkpoints import (
     set_aside,
 )
 from pipelines.training.checkpoint.uploads import patiently
-from pipelines.training.control.failures import StopForGood, interruptible
+from pipelines.training.control.failures import StopForGood, gave_up, interruptible
 from pipelines.training.control.lease import lease
+from pipelines.training.control.lookout import clear_earlier, lookout
 from pipelines.training.control.stop import ask_to_stop, forget_asked, save_and_pause
 from pipelines.training.control.stopped import first
 from pipelines.training.export import write_final
@@ -41,6 +46,9 @@ from pipelines.training.prepare import PreparedRun, prepare
 from pipelines.training.stream import PlannedData
 from pipelines.training.tracked import RunRecord, finished, open_run, record_of
 
+# Seconds behind `cluster.hang_s`, so that the driver tells who stands still before others give up.
+_LATER_S = 30.0
+_ANSWER = "RAY_TRAIN_WORKER_HEALTH_CHECK_TIMEOUT_S"
 # Seconds; an interrupt is seen between two waits.
 _WAIT_S = 0.5
 
@@ -133,7 +141,7 @@ def _fit(prepared: PreparedRun, record: RunRecord) -> None:
         "record": record,
         "tracking_uri": tracking_uri(),
     }
-    callbacks: list[Any] = [StopForGood()]
+    callbacks: list[Any] = [StopForGood(prepared.uri)]
     if cluster.elastic:
         callbacks.append(before_resize(partial(save_and_pause, prepared.uri)))
     # Ray is given no checkpoints and has nothing to store; but it looks at its storage at each
@@ -142,7 +150,11 @@ def _fit(prepared: PreparedRun, record: RunRecord) -> None:
     trainer = TorchTrainer(
         train_loop,
         train_loop_config=loop_config,
-        torch_config=TorchConfig(backend="nccl" if cluster.gpu else "gloo"),
+        torch_config=TorchConfig(
+            backend="nccl" if cluster.gpu else "gloo",
+            # Of those who wait for a rank that stands still, if nobody ends it before.
+            timeout_s=math.ceil(cluster.hang_s + _LATER_S),
+        ),
         scaling_config=ScalingConfig(
             num_workers=cluster.workers,
             elastic_resize_monitor_interval_s=cluster.resize_every_s,
@@ -169,17 +181,34 @@ def _fit(prepared: PreparedRun, record: RunRecord) -> None:
     )
     if cluster.elastic:
         count_workers_by(trainer, room_for(cluster))
+    clear_earlier(prepared.uri)
     forget_asked(prepared.uri)
+    hang_s = cluster.hang_s
+    with unused, _answers_within(hang_s + _LATER_S), lookout(prepared.uri, hang_s) as watch:
+        try:
+            _until_over(trainer, prepared.uri)
+        except ray.train.TrainingFailedError as error:
+            # Ray wraps what a worker raised; the user's line is that of the worker.
+            cause = first(error, GwpError)
+            told = cause or gave_up(error, watch.hung, cluster.max_failures + 1)
+            if told is None:
+                raise
+            raise told from error
+
+
+@contextmanager
+def _answers_within(seconds: float) -> Iterator[None]:
+    """How long a worker may not answer Ray Train, which reads it when it starts; what is in the
+    environment already goes before.
+    """
+    if _ANSWER in os.environ:
+        yield
+        return
+    os.environ[_ANSWER] = f"{seconds:g}"
     try:
-        _until_over(trainer, prepared.uri)
-    except ray.train.TrainingFailedError as error:
-        # Ray wraps what a worker raised; the user's line is that of the worker.
-        cause = first(error, GwpError)
-        if cause is None:
-            raise
-        raise cause from error
+        yield
     finally:
-        unused.cleanup()
+        os.environ.pop(_ANSWER, None)
 
 
 def _until_over(trainer: TorchTrainer, run_uri: str) -> None:
@@ -207,7 +236,9 @@ def _until_over(trainer: TorchTrainer, run_uri: str) -> None:
             over.wait(_WAIT_S)
         except KeyboardInterrupt:
             if asked:
-                raise
+                raise KeyboardInterrupt(
+                    "ended at once; the same command goes on from the last checkpoint"
+                ) from None
             asked = True
             event("stopping", text="a checkpoint is taken at the next step; once more ends at once")
             ask_to_stop(run_uri)

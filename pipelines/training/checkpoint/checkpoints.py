@@ -303,6 +303,19 @@ def prune(
     return gone
 
 
+def remove_torn(run_uri: str) -> list[str]:
+    """Remove checkpoints that were never committed, for they take room and nobody will; returns
+    what went. Only for a driver whose workers are not there: they may be in the making.
+    """
+    gone = []
+    for name, files in _folders(run_uri).items():
+        if MANIFEST not in files:
+            uri = storage.join(run_uri, _FOLDER, name)
+            storage.remove_tree(uri)
+            gone.append(uri)
+    return gone
+
+
 def _outdated(run_uri: str, keep: int) -> list[str]:
     """Checkpoint folders beyond the newest `keep` and the best, and those that dead attempts left
     at or before the newest.

@@ -10,7 +10,6 @@ ranks outside the steps.
 
 import json
 import logging
-import tempfile
 import threading
 import time
 from collections.abc import Callable, Collection
@@ -26,6 +25,8 @@ from pipelines.training.checkpoint.checkpoints import (
     prune,
     upload_files,
 )
+from pipelines.training.control.room import room_told, size_of_folder
+from pipelines.training.scratch import Scratch
 
 # Seconds that storage may be away before the attempt ends; a step loop goes on meanwhile.
 PATIENCE_S = 900.0
@@ -70,7 +71,7 @@ class Uploads:
 
     def start(
         self,
-        folder: tempfile.TemporaryDirectory[str],
+        folder: Scratch,
         uri: str,
         manifest: "partial[CheckpointManifest]",
     ) -> None:
@@ -99,14 +100,14 @@ class Uploads:
 
     def _work(
         self,
-        folder: tempfile.TemporaryDirectory[str],
+        folder: Scratch,
         uri: str,
         manifest: "partial[CheckpointManifest]",
     ) -> None:
         step, world = manifest.keywords["step"], manifest.keywords["world_size"]
         try:
-            with folder as name:
-                mine = patiently(lambda: upload_files(name, storage.join(uri, "state")))
+            with folder as scratch, room_told(uri, size_of_folder(scratch.folder)):
+                mine = patiently(lambda: upload_files(scratch.folder, storage.join(uri, "state")))
             patiently(lambda: self._uploaded(step))
             patiently(lambda: _note(mine, uri, self._rank))
             if self._rank == 0:

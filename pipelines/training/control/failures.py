@@ -6,14 +6,19 @@ file or a configuration that does not fit: those are raised as `StoppedError`, a
 ends the run.
 """
 
+import json
 import signal
 import threading
-from collections.abc import Iterator
+import time
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
+from ray.exceptions import OutOfMemoryError, RayActorError
 from ray.train import UserCallback
 
+from gwp import storage
+from gwp.errors import GwpError
 from pipelines.training.control.stopped import StoppedError, first
 
 PROGRAM_ERRORS = (
@@ -25,6 +30,8 @@ PROGRAM_ERRORS = (
     AssertionError,
 )
 """Raised by code that is wrong, and by nothing that passes."""
+# Characters of what an error says that are told.
+_SAID = 200
 
 
 class StopForGood(UserCallback):
@@ -34,6 +41,10 @@ class StopForGood(UserCallback):
     An error of a callback is one of the controller, and those are never tried again. All
     workers end with it, also those that wait for the failed one.
     """
+
+    def __init__(self, run_uri: str | None = None) -> None:
+        """run_uri: where failures are noted that a restart may mend; None: nowhere"""
+        self._run_uri = run_uri
 
     def after_exception(
         self,
@@ -49,6 +60,69 @@ class StopForGood(UserCallback):
         # Beside a worker that died, such an error may only be the consequence.
         if all(isinstance(error, PROGRAM_ERRORS) for error in errors):
             raise errors[0]
+        if self._run_uri:
+            # By a thread: Ray Train looks after the other workers meanwhile.
+            args = (self._run_uri, lost(worker_exceptions))
+            threading.Thread(target=_note, args=args, daemon=True).start()
+
+
+def lost(errors: Mapping[int, BaseException]) -> dict[str, Any]:
+    """What made Ray Train start the workers again, by rank: {"event", "kind", "text", "time"}.
+
+    kind: `memory`, `killed` or `error`. Beside a rank whose process is gone, what the others
+    raise is the consequence.
+    """
+    full = [rank for rank, error in errors.items() if first(error, OutOfMemoryError)]
+    gone = [rank for rank, error in errors.items() if first(error, RayActorError)]
+    if full:
+        kind = "memory"
+        text = f"{_named(full)} was ended by Ray, because memory ran out on its machine"
+    elif gone:
+        kind = "killed"
+        text = (
+            f"the process of {_named(gone)} is gone: killed from outside, by the kernel when memory "
+            "runs out (its log says so), or with its machine"
+        )
+    else:
+        kind = "error"
+        rank, error = min(errors.items())
+        said = " ".join(str(error).split())
+        text = f"{_named([rank])}: {type(error).__name__}: {said[:_SAID]}"
+    return {"event": "failed", "kind": kind, "text": text, "time": time.time()}
+
+
+def _named(ranks: Sequence[int]) -> str:
+    return ("rank " if len(ranks) == 1 else "ranks ") + ", ".join(map(str, sorted(ranks)))
+
+
+def _note(run_uri: str, note: dict[str, Any]) -> None:
+    name = f"failed-{time.time_ns()}.json"
+    storage.write_bytes(storage.join(run_uri, "events", name), json.dumps(note).encode())
+
+
+def gave_up(error: BaseException, hung: str | None, starts: int) -> GwpError | None:
+    """Why the workers were not started once more, in one line; None when it is a fault in the
+    program, whose traceback says more.
+
+    error: what Ray Train raised; hung: the ranks that stood still last; starts: how many there
+    were
+    """
+    failures = getattr(error, "worker_failures", None)
+    if not failures or any(isinstance(e, PROGRAM_ERRORS) for e in failures.values()):
+        return None
+    last = lost(failures)
+    text = f"{hung}: it was ended" if hung and last["kind"] != "memory" else last["text"]
+    advice = {
+        "memory": "give its machine more memory, or lower engine.micro_batch, cluster.workers on a "
+        "machine, or cluster.decode_tasks",
+        "killed": "look at the machine's log (dmesg) for what killed it",
+        "error": "--debug shows where",
+    }[last["kind"]]
+    times = f"the workers failed at each of {starts} starts (cluster.max_failures {starts - 1})"
+    return GwpError(
+        f"{times}; the last time {text}. {advice[0].upper()}{advice[1:]}; the same "
+        "command goes on from the last checkpoint"
+    )
 
 
 @contextmanager

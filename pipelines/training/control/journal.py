@@ -6,22 +6,41 @@ into a run folder.
 
 import json
 import logging
-import os
 import queue
 import threading
 import time
+from dataclasses import asdict
 from typing import Any
 
 import numpy as np
 
 from gwp import storage
 from gwp.data.records import StreamBatch
+from pipelines.training.control.processes import Process
 from pipelines.training.shares import PADDING
 
 # Notes that wait at most; the next one waits for one of them.
 _WAITING = 1000
+# Seconds between two signs of life, at most.
+BEAT_S = 30.0
+# A wait of the thread; a beat that was set meanwhile is late by it at most.
+_LONG_S = 1.0
+
+STARTING = "starting"
+FETCHING = "fetching the checkpoint"
+DATA = "waiting for data"
+STEPPING = "stepping"
+SAVING = "saving"
+UPLOADING = "waiting for storage"
+ENDED = "ended"
+"""Phases of a rank, as its reports name them."""
 
 logger = logging.getLogger(__name__)
+
+
+def beat_s(hang_s: float) -> float:
+    """Seconds between two signs of life of a rank, where a phase may last `hang_s`."""
+    return min(BEAT_S, hang_s / 20)
 
 
 class Journal:
@@ -29,17 +48,46 @@ class Journal:
 
     A file per note: object stores cannot append, and no two ranks write the same name. They are
     written by a thread of their own: no step waits for storage. One that cannot be written is
-    logged and left out; of those on how far the rank is, only the newest is written.
+    logged and left out; of those on how far the rank is, only the newest is written, and while
+    the rank says nothing it is written again as a sign of life.
     """
 
-    def __init__(self, run_uri: str, rank: int, attempt: int) -> None:
+    def __init__(
+        self,
+        run_uri: str,
+        rank: int,
+        attempt: int,
+        start: str = "",
+        beat_s: float = BEAT_S,
+        node: str = "",
+    ) -> None:
+        """start: the same on all ranks, another at each start of the workers; node: Ray's id of
+        the machine
+        """
         self._uri = run_uri
         self._rank = rank
         self._attempt = attempt
-        # Bounded: a run that notes every sample must not fill memory while storage is away.
-        self._notes: queue.Queue[tuple[str, bytes]] = queue.Queue(_WAITING)
-        self._newest: dict[str, bytes] = {}
+        # Bounded: a run that notes every sample must not fill memory while storage is away. None
+        # is for the newest progress.
+        self._notes: queue.Queue[tuple[str, bytes] | None] = queue.Queue(_WAITING)
         self._lock = threading.Lock()
+        # The demo and the tests of restarts kill this process.
+        process = asdict(Process.own(node))
+        self._report: dict[str, Any] = {
+            "rank": rank,
+            "step": 0,
+            "attempt": attempt,
+            "start": start,
+            "skipped": 0,
+            **process,
+        }
+        self._phase = STARTING
+        self._since = time.monotonic()
+        self._asked = False
+        self._beat_s = beat_s
+        self._beats = 0
+        # Nothing was noted yet, so there is nothing to repeat.
+        self._next_beat = float("inf")
         threading.Thread(target=self._work, name="gwp-journal", daemon=True).start()
 
     def flush(self, timeout_s: float) -> bool:
@@ -52,31 +100,74 @@ class Journal:
                 lambda: not self._notes.unfinished_tasks, timeout_s
             )
 
+    def close(self, timeout_s: float) -> None:
+        """Note that this rank is done, and give no sign of life from then on."""
+        self.phase(ENDED)
+        self.flush(timeout_s)
+
     def _work(self) -> None:
         while True:
-            uri, note = self._notes.get()
+            left = self._next_beat - time.monotonic()
             try:
-                # Whatever has come until now; what comes from here on has a turn of its own.
-                if not note:
-                    with self._lock:
-                        note = self._newest.pop(uri)
-                storage.write_bytes(uri, note)
-            except Exception as error:  # noqa: BLE001  training is not to end for a note
-                logger.warning("%s is not written: %s", uri, error)
+                note = self._notes.get(timeout=min(max(left, 0.0), _LONG_S))
+            except queue.Empty:
+                if left <= 0:
+                    self._write_progress()
+                continue
+            try:
+                if note is None:
+                    self._write_progress()
+                else:
+                    self._write_now(*note)
+                    if time.monotonic() >= self._next_beat:
+                        self._write_progress()
             finally:
                 self._notes.task_done()
+
+    def _write_now(self, uri: str, note: bytes) -> None:
+        try:
+            storage.write_bytes(uri, note)
+        except Exception as error:  # noqa: BLE001  training is not to end for a note
+            logger.warning("%s is not written: %s", uri, error)
+
+    def _write_progress(self) -> None:
+        with self._lock:
+            self._asked = False
+            self._beats += 1
+            now = time.monotonic()
+            over = self._phase == ENDED
+            self._next_beat = float("inf") if over else now + self._beat_s
+            report = {
+                **self._report,
+                "time": time.time(),
+                "beat": self._beats,
+                "phase": self._phase,
+                "phase_s": round(now - self._since, 3),
+            }
+        uri = storage.join(self._uri, "progress", f"rank-{self._rank}.json")
+        self._write_now(uri, json.dumps(report).encode())
 
     def _write(self, record: Any, *names: str) -> None:
         self._notes.put((storage.join(self._uri, *names), json.dumps(record).encode()))
 
-    def _replace(self, record: Any, *names: str) -> None:
-        """As `_write`, but an older note of this name that still waits is not written."""
-        uri = storage.join(self._uri, *names)
+    def _tell(self) -> None:
+        """Have the report written as it is then; one that waits already is enough."""
         with self._lock:
-            waits = uri in self._newest
-            self._newest[uri] = json.dumps(record).encode()
-        if not waits:
-            self._notes.put((uri, b""))
+            asked, self._asked = self._asked, True
+        if not asked:
+            self._notes.put(None)
+
+    def phase(self, name: str, step: int | None = None, tell: bool = True) -> None:
+        """Say what this rank does from now on. step: how far it is, where that has changed; tell:
+        write it soon, else with the next sign of life
+        """
+        with self._lock:
+            self._phase = name
+            self._since = time.monotonic()
+            if step is not None:
+                self._report["step"] = step
+        if tell:
+            self._tell()
 
     def resumed(self, step: int, world: int) -> None:
         """Note that this attempt goes on from a checkpoint at `step`."""
@@ -126,12 +217,6 @@ class Journal:
 
     def progress(self, step: int, skipped: int, losses: dict[str, float]) -> None:
         """Tell how far this rank is; overwrites what it told before."""
-        report = {
-            "step": step,
-            # The demo and the tests of restarts kill this process.
-            "pid": os.getpid(),
-            "attempt": self._attempt,
-            "time": time.time(),
-            "skipped": skipped,
-        }
-        self._replace(report | losses, "progress", f"rank-{self._rank}.json")
+        with self._lock:
+            self._report |= {"step": step, "skipped": skipped, **losses}
+        self._tell()

@@ -2,11 +2,14 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import TypeVar
 
 from ray.exceptions import RayActorError, RayTaskError
 
 from gwp.errors import GwpError
 from gwp.storage.retry import expired, passing
+
+E = TypeVar("E", bound=BaseException)
 
 
 class StoppedError(GwpError):
@@ -46,7 +49,7 @@ def lasting() -> Iterator[None]:
         raise StoppedError(str(stopped).splitlines()[0]) from error
 
 
-def first(error: BaseException, kind: type[GwpError]) -> GwpError | None:
+def first(error: BaseException, kind: type[E]) -> E | None:
     """The first error of a kind inside Ray's wrappers; None when there is none."""
     seen: list[BaseException] = [error]
     # It grows while it is walked: each error adds what it wraps.
@@ -56,7 +59,15 @@ def first(error: BaseException, kind: type[GwpError]) -> GwpError | None:
             return e
         workers = getattr(e, "worker_failures", None) or {}
         controller = getattr(e, "controller_failure", None)
-        for inner in (*workers.values(), controller, e.__cause__, getattr(e, "cause", None)):
+        # What Ray Train found when it looked for a worker.
+        looked = getattr(e, "health_check_failure", None)
+        for inner in (
+            *workers.values(),
+            controller,
+            looked,
+            e.__cause__,
+            getattr(e, "cause", None),
+        ):
             if isinstance(inner, BaseException) and inner not in seen:
                 seen.append(inner)
     return None

@@ -86,6 +86,13 @@ def back(run: str) -> list[int]:
     return steps(checkpoints.find_committed(run))
 
 
+def torn(run: str, _: Path) -> list[object]:
+    """Beside whole ones: removed, and not they."""
+    storage.write_bytes(f"{checkpoints.checkpoint_uri(run, 3, 1)}/state/0.pt", SMALL)
+    gone = [uri.rpartition("/")[2] for uri in checkpoints.remove_torn(run)]
+    return [gone, *steps(checkpoints.find_committed(run))]
+
+
 # Of a run with checkpoints at steps 1 and 2, the newest last.
 CHECKPOINT_CALLS: dict[str, tuple[Callable[[str, Path], object], object]] = {
     "upload_files, commit": (lambda run, folder: write_checkpoint(run, folder, 3)[-4:], "3-a1"),
@@ -101,6 +108,7 @@ CHECKPOINT_CALLS: dict[str, tuple[Callable[[str, Path], object], object]] = {
     "go_back": (lambda run, _: back(run), [1]),
     "next_attempt": (lambda run, _: checkpoints.next_attempt(run), 2),
     "prune": (pruned, [2]),
+    "remove_torn": (torn, [["step_000003-a1"], 2, 1]),
 }
 
 

@@ -4,21 +4,24 @@ import os
 import pickle
 import signal
 import sys
+import time
+from pathlib import Path
 
 import pytest
 from botocore.exceptions import ClientError
-from ray.exceptions import RayActorError, RayTaskError
+from ray.exceptions import ActorDiedError, OutOfMemoryError, RayActorError, RayTaskError
 from ray.train import ControllerError, WorkerGroupError
 
 from gwp import storage
 from gwp.errors import DataError, GwpError, MissingError
-from pipelines.training.control.failures import StopForGood, interruptible
+from pipelines.training.control.failures import StopForGood, gave_up, interruptible, lost
 from pipelines.training.control.stopped import (
     MachineLeavesError,
     StoppedError,
     first,
     lasting,
 )
+from pipelines.training.control.watch import failures
 
 
 def slow_down() -> GwpError:
@@ -112,3 +115,60 @@ def test_an_interruption_is_one_however_it_comes(how: str) -> None:
     with pytest.raises(KeyboardInterrupt), interruptible():
         _interrupt(how)
     assert (signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)) == before
+
+
+class HealthCheckError(Exception):
+    """As Ray Train wraps what it finds when it looks for a worker."""
+
+    def __init__(self, found: Exception) -> None:
+        super().__init__("A worker health check failed.\nWorker info: ...")
+        self.health_check_failure = found
+
+
+FULL = HealthCheckError(OutOfMemoryError("Task was killed due to the node running low on memory"))
+GONE = HealthCheckError(ActorDiedError())
+CLOSED = RuntimeError("[gloo/transport/tcp/pair.cc:547] Connection closed by peer\nat 0x1")
+
+
+@pytest.mark.parametrize(
+    ("errors", "kind", "text"),
+    [
+        ({0: CLOSED, 1: FULL}, "memory", "rank 1 was ended by Ray, because memory ran out on"),
+        ({0: CLOSED, 1: GONE, 2: GONE}, "killed", "the process of ranks 1, 2 is gone: killed"),
+        ({0: CLOSED, 1: CLOSED}, "error", "rank 0: RuntimeError: [gloo/transport/tcp/pair.cc:547]"),
+    ],
+)
+def test_what_made_the_workers_start_again_is_noted(
+    errors: dict[int, Exception], kind: str, text: str, tmp_path: Path
+) -> None:
+    note = lost(errors)
+    assert note["kind"] == kind
+    assert note["text"].startswith(text)
+    assert "\n" not in note["text"]
+    StopForGood(str(tmp_path)).after_exception(None, errors)
+    end = time.monotonic() + 20
+    while not failures(str(tmp_path)):
+        assert time.monotonic() < end
+        time.sleep(0.01)
+    (told,) = failures(str(tmp_path))
+    assert (told["kind"], told["text"]) == (kind, note["text"])
+
+
+def test_workers_that_fail_every_time_end_in_one_line() -> None:
+    def end(errors: dict[int, Exception], hung: str | None = None) -> str:
+        return str(gave_up(WorkerGroupError("traceback", errors), hung, 4))
+
+    memory = end({0: CLOSED, 1: FULL})
+    assert memory == (
+        "the workers failed at each of 4 starts (cluster.max_failures 3); the last time rank 1 was "
+        "ended by Ray, because memory ran out on its machine. Give its machine more memory, or "
+        "lower engine.micro_batch, cluster.workers on a machine, or cluster.decode_tasks; the same "
+        "command goes on from the last checkpoint"
+    )
+    assert "the last time rank 1 (n, pid 7) has been in 'stepping'" in end(
+        {1: GONE}, "rank 1 (n, pid 7) has been in 'stepping' since step 2 for 60 s"
+    )
+    assert "\n" not in end({0: CLOSED})
+    # Of a fault in the program the traceback says more.
+    assert gave_up(WorkerGroupError("traceback", {0: TypeError("x"), 1: CLOSED}), None, 4) is None
+    assert gave_up(ControllerError(RuntimeError("x")), None, 4) is None

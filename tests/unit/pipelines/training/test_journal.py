@@ -86,3 +86,34 @@ def test_a_note_that_cannot_be_written_is_logged_and_the_next_one_is(
     assert journal.flush(20)
     assert "resumed-a1.json is not written" in caplog.text
     assert (tmp_path / "skipped_steps" / "step_000002.json").exists()
+
+
+def test_a_rank_that_says_nothing_gives_a_sign_of_life_with_its_phase(tmp_path: Path) -> None:
+    journal = Journal(str(tmp_path), 0, 1, "start", beat_s=0.05, node="n")
+
+    def report() -> dict:
+        return json.loads((tmp_path / "progress" / "rank-0.json").read_text())
+
+    # Nothing was said yet, so there is nothing to repeat.
+    assert journal.flush(20)
+    assert not (tmp_path / "progress").exists()
+    journal.phase("fetching the checkpoint", 40)
+    assert journal.flush(20)
+    first = report()
+    assert (first["step"], first["phase"], first["start"], first["node"]) == (
+        40,
+        "fetching the checkpoint",
+        "start",
+        "n",
+    )
+    end = time.monotonic() + 20
+    while (second := report())["beat"] < first["beat"] + 2:
+        assert time.monotonic() < end
+        time.sleep(0.01)
+    assert second["phase_s"] > first["phase_s"]
+    # In the step loop nothing is written at once.
+    journal.phase("stepping", tell=False)
+    journal.progress(41, 0, {"loss": 1.0})
+    journal.close(20)
+    last = report()
+    assert (last["step"], last["phase"], last["loss"]) == (41, "ended", 1.0)

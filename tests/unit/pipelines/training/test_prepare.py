@@ -2,6 +2,7 @@
 
 import json
 import re
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -20,7 +21,7 @@ from pipelines.training.checkpoint.checkpoints import (
     commit,
     sha256_file,
 )
-from pipelines.training.prepare import RUN_ONLY, prepare
+from pipelines.training.prepare import RUN_ONLY, PreparedRun, prepare
 from pipelines.training.train import _complete
 from tests.support.sets import write_v21
 from tests.unit.pipelines.jobs.test_stages import STAGES
@@ -182,3 +183,56 @@ def test_a_checkpoint_of_another_order_is_not_gone_on_with(here: Path) -> None:
         _complete(began)
     with pytest.raises(GwpError, match="written by another configuration"):
         replace(began, config_hash="another").require_own(uri, own)
+
+
+class Killed(BaseException):
+    """The process is no more."""
+
+
+def test_a_start_that_was_killed_anywhere_is_begun_again(here: Path) -> None:
+    """Every write into the run folder, cut off at each."""
+    calls: list[str] = []
+
+    def begin(at: int, name: str) -> PreparedRun:
+        calls.clear()
+
+        def counted(call: Callable[..., object]) -> Callable[..., object]:
+            def counting(*args: object, **named: object) -> object:
+                calls.append(name)
+                if len(calls) > at:
+                    raise Killed
+                return call(*args, **named)
+
+            return counting
+
+        with pytest.MonkeyPatch.context() as patch:
+            for door in ("write_bytes", "put_file"):
+                patch.setattr(storage, door, counted(getattr(storage, door)))
+            return prepare(job(f"run.name={name}"))
+
+    whole = begin(1000, "whole")
+    writes = len(calls)
+    assert writes > 5
+    for at in range(writes):
+        with pytest.raises(Killed):
+            begin(at, f"killed-{at}")
+        again = begin(1000, f"killed-{at}")
+        assert (again.plan_hash, again.fingerprint) == (whole.plan_hash, whole.fingerprint)
+        assert prepare(job(f"run.name=killed-{at}")).config_hash == again.config_hash
+
+
+def test_samples_that_teach_nothing_are_refused_or_told(
+    here: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    plain = "objective={video_weight: 0, modes: {wam: 1}}"
+    unlabelled = "{uri: set, embodiment: arm, with_actions: false}"
+    with pytest.raises(
+        GwpError, match="video_weight 0 leaves actions alone to learn, and no sample"
+    ):
+        prepare(job(plain, f"data.sources=[{unlabelled}]"))
+    assert not storage.exists("runs/train/policy/job.json")
+    capsys.readouterr()
+    prepare(job(plain, f"data.sources=[{{uri: set, embodiment: arm}}, {unlabelled}]"))
+    assert "has no actions, and objective.video_weight 0" in capsys.readouterr().err
+    prepare(job("run.name=other", f"data.sources=[{{uri: set, embodiment: arm}}, {unlabelled}]"))
+    assert "has no actions" not in capsys.readouterr().err

@@ -1,7 +1,6 @@
 """A checkpoint is uploaded beside the steps, and whole when all ranks have."""
 
 import json
-import tempfile
 import threading
 import time
 from collections.abc import Callable
@@ -20,6 +19,7 @@ from pipelines.training.checkpoint.checkpoints import (
     find_committed,
 )
 from pipelines.training.checkpoint.uploads import Uploads
+from pipelines.training.scratch import Scratch
 
 FACTS = {
     "samples_seen": 80,
@@ -57,11 +57,11 @@ class Two:
         self.told.append((uri, step))
 
     def start(self, rank: int, step: int) -> Path:
-        scratch = tempfile.TemporaryDirectory()
-        (Path(scratch.name) / f"{rank}.pt").write_bytes(bytes([rank, step]) * 100)
+        scratch = Scratch()
+        (scratch.folder / f"{rank}.pt").write_bytes(bytes([rank, step]) * 100)
         uri = checkpoint_uri(self.run, step, 1)
         self.ranks[rank].start(scratch, uri, partial(CheckpointManifest, step=step, **FACTS))  # type: ignore[arg-type]
-        return Path(scratch.name)
+        return scratch.folder
 
 
 def test_a_checkpoint_is_whole_when_all_ranks_have_uploaded(tmp_path: Path) -> None:

@@ -1,0 +1,80 @@
+"""Which rank stands still, by the reports of all.
+
+One rank that no longer steps holds up all of them: the others wait for it in a collective. Its
+report stands still with it when its process does; else it says in which phase it is, and since
+when.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+from pipelines.training.control.journal import ENDED, SAVING, STEPPING, beat_s
+
+# Ranks wait for each other in these.
+_TOGETHER = (STEPPING, SAVING)
+# Reports that may be missed by a rank that lives.
+_MISSED = 3
+
+
+@dataclass
+class _Seen:
+    report: dict[str, Any]
+    at: float
+    """When it came, on our clock."""
+
+
+@dataclass(frozen=True)
+class Standing:
+    """Ranks that others may be waiting for, and how long they have been in a phase."""
+
+    reports: list[dict[str, Any]]
+    seconds: float
+    """Of the one that stands longest."""
+    text: str
+
+
+class Clock:
+    """For how long each rank has been in its phase, by the reports that are given to it.
+
+    Clocks of machines need not agree: what passes between two reports is measured here.
+    """
+
+    def __init__(self, hang_s: float) -> None:
+        self._silence = _MISSED * beat_s(hang_s)
+        self._seen: dict[int, _Seen] = {}
+
+    def standing(self, reports: list[dict[str, Any]], now: float, limit: float) -> Standing | None:
+        """The ranks that have been in one phase for `limit` seconds or more, without those that
+        only wait for them; None when there is none. now: seconds on any steady clock
+        """
+        for report in reports:
+            before = self._seen.get(report["rank"])
+            if before is None or before.report != report:
+                self._seen[report["rank"]] = _Seen(report, now)
+        ranks = {report["rank"] for report in reports if report["phase"] != ENDED}
+        # A start of the workers may have fewer of them.
+        self._seen = {rank: seen for rank, seen in self._seen.items() if rank in ranks}
+        silent = {rank for rank in ranks if now - self._seen[rank].at > self._silence}
+        if silent == ranks:
+            # Storage does not take their notes, or all of them have gone: nothing is known.
+            return None
+        late = {rank for rank in ranks if self._lasts(rank, now) >= limit}
+        apart = {r for r in late if self._seen[r].report["phase"] not in _TOGETHER}
+        blamed = sorted((late & silent) or apart or late)
+        if not blamed:
+            return None
+        found = [self._seen[rank].report for rank in blamed]
+        seconds = max(self._lasts(rank, now) for rank in blamed)
+        text = "; ".join(_told(report, self._lasts(report["rank"], now)) for report in found)
+        return Standing(found, seconds, text)
+
+    def _lasts(self, rank: int, now: float) -> float:
+        seen = self._seen[rank]
+        return float(seen.report["phase_s"]) + now - seen.at
+
+
+def _told(report: dict[str, Any], seconds: float) -> str:
+    return (
+        f"rank {report['rank']} ({report['host']}, pid {report['pid']}) has been in "
+        f"'{report['phase']}' since step {report['step']} for {seconds:.0f} s"
+    )

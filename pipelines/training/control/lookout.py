@@ -1,0 +1,127 @@
+"""What a driver does about its workers while they train: it tells what made them start again, and
+ends those that stand still, so that Ray Train starts them again.
+
+It is the driver's, because it has the terminal and lives as long as the run.
+"""
+
+import logging
+import threading
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from itertools import repeat
+from typing import Any
+
+from gwp.errors import GwpError
+from pipelines.console import warn
+from pipelines.training.checkpoint.checkpoints import remove_torn
+from pipelines.training.control.hang import Clock
+from pipelines.training.control.processes import Process, end
+from pipelines.training.control.watch import failures, forget_progress, worker_progress
+
+# A part of the limit after which a phase is told.
+_WARNED = 0.1
+_POLL_S = 5.0
+# Seconds that Ray may take to end the workers of a driver that was killed.
+_LEFT_S = 60.0
+# Machines that are asked at a time.
+_PARALLEL = 16
+
+logger = logging.getLogger(__name__)
+
+
+def clear_earlier(run: str) -> None:
+    """Have the workers of an earlier start gone, and forget their reports and the checkpoints
+    that they did not finish. A driver that was killed has left them, and Ray ends them a little
+    later: they must write no more.
+    """
+    all_gone = True
+    found = list(filter(None, map(Process.of, worker_progress(run))))
+    if found:
+        with ThreadPoolExecutor(_PARALLEL) as pool:
+            gone = list(pool.map(end, found, repeat(_LEFT_S)))
+        all_gone = all(gone)
+        for process, ended in zip(found, gone, strict=True):
+            if not ended:
+                logger.warning("a worker of an earlier start (%s) was not seen to end", process)
+    forget_progress(run)
+    if all_gone:
+        remove_torn(run)
+
+
+class Lookout:
+    """Reads the notes of a run until it is closed.
+
+    hung: the ranks that it ended last, in words; None when there were none
+    """
+
+    def __init__(self, run: str, hang_s: float) -> None:
+        self.hung: str | None = None
+        self._run = run
+        self._limit = hang_s
+        self._clock = Clock(hang_s)
+        self._over = threading.Event()
+        # Starts of the workers that were warned of, and those of which ranks were ended.
+        self._warned: set[str] = set()
+        self._ended: set[str] = set()
+        # Failures by their time.
+        self._known: set[float] | None = None
+        threading.Thread(target=self._work, name="gwp-lookout", daemon=True).start()
+
+    def close(self) -> None:
+        """Look no more."""
+        self._over.set()
+
+    def _work(self) -> None:
+        every = min(_POLL_S, self._limit * _WARNED / 2)
+        while not self._over.wait(every):
+            try:
+                self.look(time.monotonic())
+            except (OSError, GwpError) as error:
+                logger.warning("cannot look after the workers: %s", error)
+
+    def look(self, now: float) -> None:
+        """Look once; now: seconds on a steady clock."""
+        self._tell_failures()
+        reports = [report for report in worker_progress(self._run) if "phase_s" in report]
+        start = reports[0]["start"] if reports else ""
+        if not reports or start in self._ended:
+            return
+        found = self._clock.standing(reports, now, self._limit * _WARNED)
+        if found and start not in self._warned:
+            self._warned.add(start)
+            warn(f"{found.text}; at {self._limit:g} s (cluster.hang_s) the workers start again")
+        found = self._clock.standing(reports, now, self._limit)
+        if found:
+            self._ended.add(start)
+            self.hung = found.text
+            warn(f"{found.text}: ended; the workers start again from the last checkpoint")
+            self._end(found.reports)
+
+    def _end(self, reports: list[dict[str, Any]]) -> None:
+        for report in reports:
+            process = Process.of(report)
+            if process is None or not end(process):
+                # The others give up in their collective, and Ray Train when it asks in vain.
+                logger.warning("rank %s was not ended", report["rank"])
+
+    def _tell_failures(self) -> None:
+        found = {failure["time"]: failure for failure in failures(self._run)}
+        # What is there when it begins is of an earlier start: workers take longer to fail.
+        if self._known is not None:
+            for moment in sorted(set(found) - self._known):
+                # What it ended itself is told already.
+                if not (self.hung and found[moment]["kind"] == "killed"):
+                    warn(found[moment]["text"])
+        self._known = set(found)
+
+
+@contextmanager
+def lookout(run: str, hang_s: float) -> Iterator[Lookout]:
+    """Look after the workers while the block runs them."""
+    watch = Lookout(run, hang_s)
+    try:
+        yield watch
+    finally:
+        watch.close()

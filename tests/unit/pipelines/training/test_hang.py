@@ -1,0 +1,143 @@
+"""Who stands still is named, whoever waits for it is not; clocks of machines need not agree."""
+
+import os
+import signal
+import subprocess
+import sys
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+
+from pipelines.training.control import lookout as lookout_module
+from pipelines.training.control.hang import Clock
+from pipelines.training.control.journal import DATA, ENDED, FETCHING, STEPPING
+from pipelines.training.control.lookout import Lookout, clear_earlier
+from pipelines.training.control.processes import Process, end
+from tests.unit.pipelines.training.test_watch import write
+
+LIMIT = 60.0
+
+
+def report(rank: int, phase: str = STEPPING, lasts: float = 0.0, beat: int = 1) -> dict[str, Any]:
+    return {
+        "rank": rank,
+        "host": f"node{rank}",
+        "pid": 100 + rank,
+        "step": 12,
+        "phase": phase,
+        "phase_s": lasts,
+        "beat": beat,
+        "start": "s",
+    }
+
+
+def told(clock: Clock, now: float, *reports: dict[str, Any]) -> str | None:
+    found = clock.standing(list(reports), now, LIMIT)
+    return found.text if found else None
+
+
+def test_a_rank_whose_process_stands_is_named_and_not_the_one_that_waits() -> None:
+    clock = Clock(LIMIT)
+    assert told(clock, 0, report(0), report(1)) is None
+    # Rank 1 reports no more; rank 0 lives, and is in its step for as long.
+    assert told(clock, 50, report(0, lasts=50, beat=2), report(1)) is None
+    text = told(clock, 61, report(0, lasts=61, beat=3), report(1))
+    assert text == "rank 1 (node1, pid 101) has been in 'stepping' since step 12 for 61 s"
+
+
+def test_a_rank_that_lives_and_does_not_come_to_the_step_is_named() -> None:
+    clock = Clock(LIMIT)
+    text = told(clock, 5, report(0, lasts=70), report(1, DATA, 71.4))
+    assert text == "rank 1 (node1, pid 101) has been in 'waiting for data' since step 12 for 71 s"
+    # Within a step nobody can tell who keeps whom waiting.
+    both = told(Clock(LIMIT), 5, report(0, lasts=70), report(1, lasts=70))
+    assert both is not None
+    assert both.startswith("rank 0 ")
+    assert "; rank 1 " in both
+
+
+def test_storage_that_takes_no_notes_is_no_hang() -> None:
+    clock = Clock(LIMIT)
+    assert told(clock, 0, report(0), report(1)) is None
+    # Nothing new of anybody, for an hour.
+    assert told(clock, 3600, report(0), report(1)) is None
+    # They are back, and were at work.
+    assert told(clock, 3601, report(0, lasts=0.2, beat=9), report(1, lasts=0.1, beat=9)) is None
+
+
+def test_who_is_done_stands_still_rightly_and_fewer_ranks_are_no_dead_ones() -> None:
+    clock = Clock(LIMIT)
+    told(clock, 0, report(0), report(1), report(2))
+    # A new start with two ranks, one of which is done.
+    assert told(clock, 1, report(0, beat=2), report(1, ENDED)) is None
+    assert told(clock, 100, report(0, beat=3), report(1, ENDED)) is None
+
+
+def sleeping() -> tuple[subprocess.Popen[bytes], Process]:
+    child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(300)"])
+    own = Process.own()
+    born = psutil.Process(child.pid).create_time()
+    return child, Process(own.host, "", child.pid, born)
+
+
+def test_a_stopped_process_is_ended_and_another_of_its_number_is_not() -> None:
+    child, process = sleeping()
+    try:
+        other = Process(process.host, "", child.pid, process.born - 60)
+        # It is no more.
+        assert end(other)
+        assert child.poll() is None
+        # Without Ray there is nobody to ask on other machines.
+        assert not end(Process("elsewhere", "", child.pid, process.born))
+        os.kill(child.pid, signal.SIGSTOP)
+        assert end(process)
+        assert not psutil.pid_exists(child.pid)
+        assert end(process)
+    finally:
+        child.kill()
+        child.wait()
+
+
+def test_the_driver_warns_once_and_ends_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    warned: list[str] = []
+    monkeypatch.setattr(lookout_module, "warn", warned.append)
+    child, process = sleeping()
+    watch = Lookout(str(tmp_path), LIMIT)
+    # By hand instead of by its thread.
+    watch.close()
+    try:
+        write(tmp_path, {**report(0), **asdict(Process.own())})
+        write(tmp_path, {**report(1), **asdict(process)})
+        for now, beat in ((0, 1), (7, 2), (8, 3), (61, 4), (62, 5)):
+            write(tmp_path, {**report(0, lasts=now, beat=beat), **asdict(Process.own())})
+            watch.look(1000.0 + now)
+        assert not psutil.pid_exists(child.pid)
+    finally:
+        child.kill()
+        child.wait()
+    first, second = warned
+    assert "'stepping' since step 12 for 7 s; at 60 s (cluster.hang_s) the workers" in first
+    assert f"pid {child.pid}) has been in 'stepping' since step 12 for 61 s: ended" in second
+    assert watch.hung is not None
+
+
+def test_workers_of_a_driver_that_was_killed_are_ended_and_forgotten(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(lookout_module, "_LEFT_S", 0.1)
+    child, process = sleeping()
+    try:
+        write(tmp_path, {**report(0, FETCHING), **asdict(process)})
+        clear_earlier(str(tmp_path))
+        assert not psutil.pid_exists(child.pid)
+    finally:
+        child.kill()
+        child.wait()
+    assert not list((tmp_path / "progress").glob("*"))
+    # And where there were none.
+    clear_earlier(str(tmp_path / "new"))
