@@ -36,7 +36,7 @@ PURE = {
     "version_of",
     "native",
 }
-PURE_CHECKPOINTS = {"installed_versions", "checkpoint_uri", "sha256_file"}
+PURE_CHECKPOINTS = {"best", "installed_versions", "checkpoint_uri", "sha256_file"}
 
 
 @pytest.fixture(scope="module")
