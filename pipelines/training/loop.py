@@ -5,13 +5,10 @@ Checkpoints are committed by our own protocol (`pipelines.training.checkpoint`);
 figures only.
 """
 
-import logging
 import os
 import time
 import uuid
 from dataclasses import replace
-from functools import partial
-from pathlib import Path
 from typing import Any
 
 import ray
@@ -19,37 +16,30 @@ import ray.train
 
 from gwp import storage
 from gwp.data.records import StreamBatch
-from gwp.model.transformer import WorldActionTransformer
-from gwp.model.weights import build_model, load_model, locate, open_checkpoint
-from gwp.model.weights.derive import require_same
 from pipelines.tracking.curves import CHECKPOINT_TAG
 from pipelines.tracking.run_log import RunLog
+from pipelines.training.beginning import bring_state, brought, first_model, free_brought
 from pipelines.training.checkpoint.checkpoints import (
     CheckpointManifest,
-    DamagedError,
-    checkpoint_uri,
-    fetch,
     latest_committed,
     next_attempt,
-    set_aside,
 )
 from pipelines.training.checkpoint.kept import referenced
+from pipelines.training.checkpoint.saves import Saves
 from pipelines.training.checkpoint.uploads import Uploads
 from pipelines.training.control.journal import (
     DATA,
     FETCHING,
-    SAVING,
     STARTING,
     STEPPING,
-    UPLOADING,
     Journal,
     beat_s,
 )
-from pipelines.training.control.room import NoRoomError, disk_told, memory_told, size_of_folder
+from pipelines.training.control.room import NoRoomError, memory_told
 from pipelines.training.control.stop import StopWatch
 from pipelines.training.control.stopped import MachineLeavesError, StoppedError, lasting
 from pipelines.training.encoders import Encoders
-from pipelines.training.engine.deepspeed_engine import Engine, convert_to_universal
+from pipelines.training.engine.deepspeed_engine import Engine
 from pipelines.training.engine.ema import Ema
 from pipelines.training.engine.node import Node
 from pipelines.training.engine.ranks import Ranks
@@ -62,14 +52,8 @@ from pipelines.training.validation import Validation
 
 # Seconds that the end of a run, and a checkpoint, wait for notes that storage does not take.
 _NOTES_S = 10.0
-# Seconds that steps wait for the checkpoint before, so that checkpoints are taken where they
-# are due unless storage is away.
-_STAND_S = 5.0
 # Below this many broken samples their share says nothing.
 _FEW_BROKEN = 20
-
-
-logger = logging.getLogger(__name__)
 
 
 def train_loop(config: dict[str, Any]) -> None:
@@ -142,21 +126,21 @@ class _Loop:
         self.committed: tuple[str, CheckpointManifest] | None = self.ranks.agreed(latest)
         if self.committed:
             self.journal.phase(FETCHING, self.committed[1].step)
-        model = self._model()
-        universal = self._fetch_state()
+        model = first_model(prepared, node, bool(self.committed))
+        universal = self.committed is not None and bring_state(
+            prepared, node, ranks.world, self.committed
+        )
         self.journal.phase(STARTING)
         self.engine = Engine(model, self.job, load_universal=universal)
         self.ranks.device = self.engine.device
         self.ema = Ema(self.engine, self.job.engine.ema_decay)
         self.step = 0
         self.samples_seen = 0
-        # Bytes that this rank's part of a checkpoint took last; 0: none yet.
-        self._share = 0
         good = "none yet"
         if self.committed:
             self._resume(*self.committed)
             good = f"{self.committed[0]} (step {self.step})"
-        self.uploads = Uploads(
+        uploads = Uploads(
             prepared.uri,
             rank,
             self.job.run.keep,
@@ -165,7 +149,9 @@ class _Loop:
             self.committed_at,
             (lambda: referenced(record.uri, record.noted())) if record else frozenset,
         )
-        self.late = False
+        self.saves = Saves(
+            prepared, self.attempt, ranks, self.engine, self.ema, self.journal, uploads
+        )
         encoders = Encoders(prepared, node, self.engine.device)
         self.watch = StopWatch(prepared.uri, rank, self.job.cluster.elastic)
         self.steps = TrainStep(self.job, self.ranks, self.engine, self.ema, encoders)
@@ -177,58 +163,12 @@ class _Loop:
                 of_frames = Encoders(replace(prepared, cache=None), node, self.engine.device)
             self.validation = Validation(prepared, ranks, self.engine, of_frames)
 
-    def _fetch_state(self) -> bool:
-        """Bring the state of the last checkpoint to this machine; whether it had to be converted
-        because another number of ranks, or another ZeRO stage, wrote it.
-        """
-        if not self.committed:
-            return False
-        uri, manifest = self.committed
-        before = (manifest.world_size, manifest.zero_stage)
-        now = (self.ranks.world, self.job.engine.zero_stage)
-        # Without ZeRO every rank has all of the state, so it is in no form of its own.
-        converted = before != now and before[1] > 0
-
-        size = sum(entry.size for entry in manifest.files.values())
-
-        def bring() -> None:
-            folder = self.node.folder
-            try:
-                # The universal form lies beside the one that it is made of.
-                with disk_told(folder, "the checkpoint", size * (2 if converted else 1)):
-                    state = fetch(uri, manifest, folder / "checkpoint") / "state"
-                    if converted:
-                        convert_to_universal(state)
-            except DamagedError as error:
-                set_aside(uri, str(error))
-                # No StoppedError: the next start of the workers takes the one before.
-                raise RuntimeError(f"{error}. The run goes on from the one before") from error
-
-        self.node.once(bring)
-        return converted
-
-    def _model(self) -> WorldActionTransformer:
-        """The model in fp32: with the weights of `init` where the run begins there, else drawn
-        by the job's seed, the same on every rank.
-        """
-        config = self.job.model_config_
-        # A checkpoint brings its own weights; those of `init` would be read for nothing.
-        if not self.prepared.init or self.committed:
-            return build_model(config, self.job.run.seed).train()
-        uri = locate(self.prepared.init)
-        local = Path(uri.removeprefix("file://"))
-        if storage.is_remote(uri):
-            local = self.node.folder / "init"
-            self.node.once(lambda: storage.download(uri, local))
-        require_same(open_checkpoint(local), config, uri)
-        return load_model(local).train()
-
     def _resume(self, uri: str, manifest: CheckpointManifest) -> None:
         """Go on from the fetched state."""
         self.prepared.require_own(uri, manifest)
-        self.engine.load(self.node.folder / "checkpoint" / "state")
-        self.ema.load(self.node.folder / "checkpoint" / "state")
-        self.node.remove("checkpoint")
+        self.engine.load(brought(self.node))
+        self.ema.load(brought(self.node))
+        free_brought(self.node)
         self.step = manifest.step
         self.samples_seen = manifest.samples_seen
         if self.ranks.rank == 0:
@@ -278,14 +218,14 @@ class _Loop:
             leaves = looks and self.watch.machine_leaves()
             due = due or self.step % job.run.checkpoint_every == 0 or self.step == total
             hurry = stop or asked or resizes or leaves
-            if hurry or (due and (self.step == total or self._arrived())):
+            if hurry or (due and (self.step == total or self.saves.may_take(self.step))):
                 # Where it has to be quick, nothing is judged.
                 self._checkpoint(losses, {} if hurry else self._judged())
                 due = False
             if stop or resizes or leaves:
                 # Until it is whole. The first error of any rank ends all, and rank 0 may still
                 # be committing.
-                self._wait_for_upload()
+                self.saves.wait(self.step)
                 self.ranks.gathered(None)
             if asked:
                 break
@@ -306,15 +246,9 @@ class _Loop:
                     "each with its reason. Mend the data, or raise data.max_broken; the run goes on "
                     "from its last checkpoint"
                 )
-        self._wait_for_upload()
+        self.saves.wait(self.step)
         # Whoever waits for a checkpoint has it.
         self.watch.finished()
-
-    def _wait_for_upload(self) -> None:
-        """Wait for the upload under way."""
-        self.journal.phase(UPLOADING, self.step)
-        with lasting():
-            self.uploads.wait()
 
     def _taken(self, raw: StreamBatch) -> dict[str, float]:
         """Take a step; the losses of the global batch, the same on every rank."""
@@ -329,8 +263,7 @@ class _Loop:
 
     def _diverged(self, what: str) -> StoppedError:
         """Collective: rank 0 knows which checkpoint is whole."""
-        self.uploads.wait()
-        good = self.ranks.agreed(self.uploads.good)
+        good = self.saves.good()
         return StoppedError(
             f"{what}. Training has stopped; its last good checkpoint: {good}. The "
             "same job would come to the same numbers: lower optimizer.lr, raise "
@@ -378,63 +311,13 @@ class _Loop:
             self.log.log_metrics(self.step, told)
         return losses
 
-    def _arrived(self) -> bool:
-        """Whether all ranks have the checkpoint before in storage: while storage is away, steps go
-        on, and the next one is taken when it is back. Collective.
-        """
-        on_its_way = not self.uploads.arrived(0.0 if self.late else _STAND_S)
-        late = self.ranks.anywhere(on_its_way)
-        if late and not self.late and self.ranks.rank == 0:
-            logger.warning(
-                "step %d: the last checkpoint is still on its way, the next one waits for "
-                "it; steps go on",
-                self.step,
-            )
-        self.late = late
-        return not late
-
-    def _saved(self) -> Scratch:
-        """This rank's share on its disk. Collective; NoRoomError when it does not fit."""
-        with lasting():
-            scratch = Scratch()
-            try:
-                with disk_told(scratch.folder, "a checkpoint", self._share):
-                    self.engine.save(scratch.folder)
-                    self.ema.save(scratch.folder)
-            except BaseException:
-                scratch.cleanup()
-                raise
-        self._share = size_of_folder(scratch.folder)
-        return scratch
-
     def _checkpoint(self, losses: dict[str, float], judged: dict[str, float]) -> None:
-        """Save this rank's share on its disk, and have it uploaded and committed beside the
-        steps that follow. Collective. judged: losses in validation
-        """
+        """Take a checkpoint here. Collective. judged: losses in validation"""
         # One at a time; what went wrong with the one before is raised here.
-        self._wait_for_upload()
-        self.journal.phase(SAVING)
+        self.saves.wait(self.step)
         if self.ranks.anywhere(not self.engine.finite()):
             # A finite loss and gradient may still have led here.
             raise self._diverged(f"step {self.step}: a weight is not a finite number")
-        scratch = self._saved()
-        folder = scratch.folder
-        if self.ranks.rank:
-            # Every rank writes the same pointer files of DeepSpeed; one copy is enough.
-            for name in ("latest", "zero_to_fp32.py"):
-                (folder / name).unlink(missing_ok=True)
-        manifest = partial(
-            CheckpointManifest,
-            step=self.step,
-            samples_seen=self.samples_seen,
-            world_size=self.ranks.world,
-            zero_stage=self.job.engine.zero_stage,
-            plan_hash=self.prepared.plan_hash,
-            config_hash=self.prepared.config_hash,
-            attempt=self.attempt,
-            validation=judged.get("loss"),
-        )
-        uri = checkpoint_uri(self.prepared.uri, self.step, self.attempt)
-        self.uploads.start(scratch, uri, manifest)
+        self.saves.take(self.step, self.samples_seen, judged.get("loss"))
         # No checkpoint of Ray's: it would bring the state to its own storage a second time.
         ray.train.report({"step": self.step, **losses})
