@@ -27,8 +27,6 @@ def drain(address: str, node_id: str, deadline_ms: int) -> None:
     from ray.core.generated import autoscaler_pb2
 
     reason = autoscaler_pb2.DrainNodeReason.Value("DRAIN_NODE_REASON_PREEMPTION")
-    taken, why = GcsClient(address=address).drain_node(
-        node_id, reason, "taken back", deadline_ms
-    )
+    taken, why = GcsClient(address=address).drain_node(node_id, reason, "taken back", deadline_ms)
     if not taken:
         raise RuntimeError(f"Ray does not drain {node_id}: {why}")

@@ -46,7 +46,9 @@ def count_workers_by(trainer: Any, room: Callable[[int], int]) -> None:
             self.running = 0
             return super().make_decision_for_non_running_worker_group()
 
-        def make_decision_for_running_worker_group(self, worker_group_state: Any, **more: Any) -> Any:
+        def make_decision_for_running_worker_group(
+            self, worker_group_state: Any, **more: Any
+        ) -> Any:
             self.running = worker_group_state.num_workers
             return super().make_decision_for_running_worker_group(
                 worker_group_state=worker_group_state, **more

@@ -100,7 +100,7 @@ def consumed(run: str) -> dict[int, list[int]]:
 @pytest.mark.timeout(900)
 def test_a_run_goes_from_two_workers_to_one_to_two(
     two_nodes: MiniCluster,
-    recordings: str,  # noqa: F811
+    recordings: str,
 ) -> None:
     mini = two_nodes
     training = Training(job(mini, recordings, "elastic", *SETS, *ELASTIC))
@@ -144,7 +144,7 @@ def test_a_run_goes_from_two_workers_to_one_to_two(
 @pytest.mark.timeout(600)
 def test_a_machine_that_is_called_back_costs_no_step(
     two_nodes: MiniCluster,
-    recordings: str,  # noqa: F811
+    recordings: str,
 ) -> None:
     """Notice half a minute before, as clouds give it: what is done is in storage at once, and the
     run goes on without the machine while that still lives. A checkpoint is due at no other time.

@@ -172,7 +172,9 @@ def test_any_number_of_ranks_gets_the_plan_in_blocks_of_equal_rows(tmp_path, wor
             wanted = positions_of(14 * step, 14, rank, world)
             assert table["position"].to_pylist() == wanted
     # So Ray deals blocks out to ranks: one after another, with as many rows.
-    shares = [b["shares"] for b in packed_blocks(found, planned(found, 0, 0, world), world).to_pylist()]
+    shares = [
+        b["shares"] for b in packed_blocks(found, planned(found, 0, 0, world), world).to_pylist()
+    ]
     sizes = [sum(share["rows"] for share in some) for some in shares]
     for start in range(0, len(sizes), world):
         assert len(set(sizes[start : start + world])) == 1
