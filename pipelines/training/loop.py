@@ -7,6 +7,7 @@ figures only.
 
 import tempfile
 import time
+from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -39,7 +40,7 @@ from pipelines.training.engine.node import Node
 from pipelines.training.engine.ranks import Ranks
 from pipelines.training.prepare import PreparedRun
 from pipelines.training.step import TrainStep
-from pipelines.training.stream import batches
+from pipelines.training.stream import batches, started
 
 # Seconds that the end of a run, and a checkpoint, wait for notes that storage does not take.
 _NOTES_S = 10.0
@@ -94,6 +95,8 @@ class _Loop:
         self.journal = Journal(prepared.uri, rank, self.attempt)
         latest = latest_committed(prepared.uri) if rank == 0 else None
         self.committed: tuple[str, CheckpointManifest] | None = self.ranks.agreed(latest)
+        # Decoding takes as long to start as all of this, and needs nothing of it.
+        self.stream = self._stream()
         model = self._model()
         universal = self._fetch_state()
         self.engine = Engine(model, self.job, load_universal=universal)
@@ -111,6 +114,12 @@ class _Loop:
         encoders = Encoders(prepared, node, self.engine.device)
         self.watch = StopWatch(prepared.uri, rank, self.job.cluster.elastic)
         self.steps = TrainStep(self.job, self.ranks, self.engine, self.ema, encoders)
+
+    def _stream(self) -> Iterator[StreamBatch]:
+        """This rank's shares behind the last checkpoint; the first is waited for from now on."""
+        seen = self.committed[1].samples_seen if self.committed else 0
+        shard = ray.train.get_dataset_shard("train")
+        return started(batches(shard, seen, self.ranks.rank, self.ranks.world))
 
     def _fetch_state(self) -> bool:
         """Bring the state of the last checkpoint to this machine; whether it had to be converted
@@ -170,9 +179,6 @@ class _Loop:
         """
         job = self.job
         total = job.run.steps
-        with lasting():
-            shard = ray.train.get_dataset_shard("train")
-        stream = batches(shard, self.samples_seen, self.ranks.rank, self.ranks.world)
         waited = 0.0
         begun = self.samples_seen
         started = time.perf_counter()
@@ -180,7 +186,7 @@ class _Loop:
             # The next share; what is waited for here is the data's share.
             begin = time.perf_counter()
             with lasting():
-                raw = next(stream)
+                raw = next(self.stream)
             waited += time.perf_counter() - begin
             if job.run.record_samples:
                 self.journal.consumed(self.step, raw)
