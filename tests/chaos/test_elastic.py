@@ -152,9 +152,9 @@ def test_a_machine_that_is_called_back_costs_no_step(
     """
     mini = two_nodes
     # Without one failure to spare: a machine that leaves is none.
-    sets = (*SETS, *ELASTIC, "run.checkpoint_every=1000", "run.log_every=50", "engine.zero_stage=1")
+    sets = (*SETS, *ELASTIC, "run.checkpoint_every=1000", "run.log_every=25", "engine.zero_stage=1")
     training = Training(
-        job(mini, recordings, "called-back", *sets, "cluster.max_failures=0", "run.steps=150")
+        job(mini, recordings, "called-back", *sets, "cluster.max_failures=0", "run.steps=100")
     )
     run = training.run
     training.until(lambda: training.step_of(1) >= 1)
@@ -169,6 +169,6 @@ def test_a_machine_that_is_called_back_costs_no_step(
     assert event["world_size"] == 1
     taken = consumed(run)
     assert taken[1] == list(range(event["step"] * 8))
-    assert taken[2] == list(range(event["step"] * 8, 150 * 8))
+    assert taken[2] == list(range(event["step"] * 8, 100 * 8))
     assert len(resumptions(run)) == 1
-    assert (result.steps, result.samples) == (150, 150 * 8)
+    assert (result.steps, result.samples) == (100, 100 * 8)
