@@ -205,7 +205,14 @@ def _fit(prepared: PreparedRun, run_id: str) -> None:
     filesystem, path = storage.arrow_filesystem(prepared.uri)
     cluster = prepared.job.cluster
     pool = cluster.train_pool
-    selector: dict[str, Any] = {"label_selector": {POOL: pool}} if pool else {}
+    # Type checkers see the interface that Ray had before, here and below; at run time it is the
+    # new one.
+    scaling: dict[str, Any] = {
+        "num_workers": cluster.workers,
+        "elastic_resize_monitor_interval_s": cluster.resize_every_s,
+    }
+    if pool:
+        scaling["label_selector"] = {POOL: pool}
     resources: dict[str, float] = {"CPU": cluster.cpus_per_worker}
     if cluster.gpu:
         resources["GPU"] = 1
@@ -222,11 +229,9 @@ def _fit(prepared: PreparedRun, run_id: str) -> None:
         train_loop_config=loop_config,
         torch_config=TorchConfig(backend="nccl" if cluster.gpu else "gloo"),
         scaling_config=ScalingConfig(
-            num_workers=cluster.workers,
-            elastic_resize_monitor_interval_s=cluster.resize_every_s,
             use_gpu=cluster.gpu,
             resources_per_worker=resources,
-            **selector,
+            **scaling,
         ),
         run_config=RunConfig(
             # Ray's own snapshots are not what we resume from, so each submission has a name of
@@ -234,7 +239,6 @@ def _fit(prepared: PreparedRun, run_id: str) -> None:
             name=f"ray-{int(time.time() * 1000)}",
             storage_path=f"{path}/ray",
             storage_filesystem=filesystem,
-            # Type checkers see the interface that Ray had before; at run time it is the new one.
             failure_config=FailureConfig(
                 max_failures=cluster.max_failures,
                 # Ray's default, -1, would start a failing controller again for ever.
