@@ -25,7 +25,6 @@ from pipelines.compat import before_resize, count_workers_by
 from pipelines.console import event
 from pipelines.jobs.ray_start import check_resources, ensure_ray
 from pipelines.jobs.resolve import FINAL_NOTE, run_uri
-from pipelines.jobs.room import room_for
 from pipelines.jobs.train_job import POOL, TrainJob
 from pipelines.tracking.runs import (
     STOPPED_TAG,
@@ -43,6 +42,7 @@ from pipelines.training.checkpoint.checkpoints import (
 )
 from pipelines.training.control.failures import StopForGood, interruptible
 from pipelines.training.control.lease import lease
+from pipelines.training.control.machines import room_for
 from pipelines.training.control.stop import ask_to_stop, forget_asked, save_and_pause
 from pipelines.training.control.stopped import first
 from pipelines.training.export import write_final
