@@ -26,7 +26,8 @@ def drain(address: str, node_id: str, deadline_ms: int) -> None:
     from ray._raylet import GcsClient  # type: ignore[attr-defined]
     from ray.core.generated import autoscaler_pb2
 
-    reason = autoscaler_pb2.DrainNodeReason.Value("DRAIN_NODE_REASON_PREEMPTION")
+    # Made at run time, so type checkers do not see it.
+    reason = autoscaler_pb2.DrainNodeReason.Value("DRAIN_NODE_REASON_PREEMPTION")  # type: ignore[attr-defined]
     taken, why = GcsClient(address=address).drain_node(node_id, reason, "taken back", deadline_ms)
     if not taken:
         raise RuntimeError(f"Ray does not drain {node_id}: {why}")

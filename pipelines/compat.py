@@ -47,11 +47,11 @@ def count_workers_by(trainer: Any, room: Callable[[int], int]) -> None:
             return super().make_decision_for_non_running_worker_group()
 
         def make_decision_for_running_worker_group(
-            self, worker_group_state: Any, **more: Any
+            self, worker_group_state: Any, worker_group_status: Any
         ) -> Any:
             self.running = worker_group_state.num_workers
             return super().make_decision_for_running_worker_group(
-                worker_group_state=worker_group_state, **more
+                worker_group_state, worker_group_status
             )
 
         def _count_possible_workers(self, reserved_resources: Any) -> int:  # noqa: ARG002

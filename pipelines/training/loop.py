@@ -8,6 +8,7 @@ figures only.
 import os
 import time
 import uuid
+from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
@@ -46,7 +47,7 @@ from pipelines.training.engine.ranks import Ranks
 from pipelines.training.prepare import PreparedRun
 from pipelines.training.scratch import Scratch, sweep
 from pipelines.training.step import TrainStep
-from pipelines.training.stream import batches
+from pipelines.training.stream import batches, started
 from pipelines.training.tracked import RunRecord
 from pipelines.training.validation import Validation
 
@@ -126,6 +127,8 @@ class _Loop:
         self.committed: tuple[str, CheckpointManifest] | None = self.ranks.agreed(latest)
         if self.committed:
             self.journal.phase(FETCHING, self.committed[1].step)
+        # Decoding takes as long to start as all of this, and needs nothing of it.
+        self.stream = self._stream()
         model = first_model(prepared, node, bool(self.committed))
         universal = self.committed is not None and bring_state(
             prepared, node, ranks.world, self.committed
@@ -163,6 +166,12 @@ class _Loop:
                 of_frames = Encoders(replace(prepared, cache=None), node, self.engine.device)
             self.validation = Validation(prepared, ranks, self.engine, of_frames)
 
+    def _stream(self) -> Iterator[StreamBatch]:
+        """This rank's shares behind the last checkpoint; the first is waited for from now on."""
+        seen = self.committed[1].samples_seen if self.committed else 0
+        shard = ray.train.get_dataset_shard("train")
+        return started(batches(shard, seen, self.ranks.rank, self.ranks.world))
+
     def _resume(self, uri: str, manifest: CheckpointManifest) -> None:
         """Go on from the fetched state."""
         self.prepared.require_own(uri, manifest)
@@ -182,9 +191,6 @@ class _Loop:
         """
         job = self.job
         total = job.run.steps
-        with lasting():
-            shard = ray.train.get_dataset_shard("train")
-        stream = batches(shard, self.samples_seen, self.ranks.rank, self.ranks.world)
         waited = 0.0
         begun = self.samples_seen
         started = time.perf_counter()
@@ -194,7 +200,7 @@ class _Loop:
             begin = time.perf_counter()
             self.journal.phase(DATA, self.step, tell=False)
             with lasting():
-                raw = next(stream)
+                raw = next(self.stream)
             self.journal.phase(STEPPING, tell=False)
             waited += time.perf_counter() - begin
             if job.run.record_samples:

@@ -9,9 +9,11 @@ the plan. A sample that cannot be decoded keeps its place as an empty row (`ok` 
 for nothing; so does the padding of ranks that have a sample fewer than others (`shares`).
 """
 
+import threading
 from collections.abc import Iterator, Mapping
-from itertools import pairwise
-from typing import Any, cast
+from concurrent.futures import Future
+from itertools import islice, pairwise
+from typing import Any, TypeVar, cast
 
 import numpy as np
 import pyarrow as pa
@@ -28,6 +30,8 @@ from pipelines.training.control.stopped import lasting
 from pipelines.training.decoder import Decoder, block
 from pipelines.training.prepare import PreparedRun
 from pipelines.training.shares import PADDING, counts_of, positions_of, rows_of
+
+T = TypeVar("T")
 
 _TOGETHER = 256
 """Blocks whose positions lie in one object: handing out objects costs the driver milliseconds
@@ -234,6 +238,26 @@ def batches(shard: Any, samples_seen: int, rank: int, world: int) -> Iterator[St
             yield cast(StreamBatch, batch)
             samples_seen += size
             start = end
+
+
+def started(stream: Iterator[T]) -> Iterator[T]:
+    """The same, but its first is made from now on, beside what the caller does."""
+    first: Future[list[T]] = Future()
+
+    def fetch() -> None:
+        try:
+            first.set_result(list(islice(stream, 1)))
+        except BaseException as error:  # noqa: BLE001  raised where the first is asked for
+            first.set_exception(error)
+
+    # A daemon: a process that fails before the first is there does not wait for it.
+    threading.Thread(target=fetch, daemon=True, name="gwp-stream").start()
+
+    def all_of_it() -> Iterator[T]:
+        yield from first.result()
+        yield from stream
+
+    return all_of_it()
 
 
 def _shown(positions: list[int]) -> str:

@@ -25,7 +25,6 @@ from pipelines.compat import before_resize, count_workers_by
 from pipelines.console import event
 from pipelines.jobs.ray_start import check_resources, ensure_ray
 from pipelines.jobs.resolve import run_uri
-from pipelines.jobs.room import room_for
 from pipelines.jobs.train_job import POOL, TrainJob
 from pipelines.tracking.runs import tracking_uri
 from pipelines.training.checkpoint.checkpoints import (
@@ -38,6 +37,7 @@ from pipelines.training.checkpoint.uploads import patiently
 from pipelines.training.control.failures import StopForGood, gave_up, interruptible
 from pipelines.training.control.lease import lease
 from pipelines.training.control.lookout import clear_earlier, lookout
+from pipelines.training.control.machines import room_for
 from pipelines.training.control.stop import ask_to_stop, forget_asked, save_and_pause
 from pipelines.training.control.stopped import first
 from pipelines.training.export import write_final
@@ -132,7 +132,14 @@ def _fit(prepared: PreparedRun, record: RunRecord) -> None:
     """
     cluster = prepared.job.cluster
     pool = cluster.train_pool
-    selector: dict[str, Any] = {"label_selector": {POOL: pool}} if pool else {}
+    # Type checkers see the interface that Ray had before, here and below; at run time it is the
+    # new one.
+    scaling: dict[str, Any] = {
+        "num_workers": cluster.workers,
+        "elastic_resize_monitor_interval_s": cluster.resize_every_s,
+    }
+    if pool:
+        scaling["label_selector"] = {POOL: pool}
     resources: dict[str, float] = {"CPU": cluster.cpus_per_worker}
     if cluster.gpu:
         resources["GPU"] = 1
@@ -156,17 +163,14 @@ def _fit(prepared: PreparedRun, record: RunRecord) -> None:
             timeout_s=math.ceil(cluster.hang_s + _LATER_S),
         ),
         scaling_config=ScalingConfig(
-            num_workers=cluster.workers,
-            elastic_resize_monitor_interval_s=cluster.resize_every_s,
             use_gpu=cluster.gpu,
             resources_per_worker=resources,
-            **selector,
+            **scaling,
         ),
         run_config=RunConfig(
             # What it finds under a name that it knows it would go on with.
             name=f"ray-{int(time.time() * 1000)}",
             storage_path=unused.name,
-            # Type checkers see the interface that Ray had before; at run time it is the new one.
             failure_config=FailureConfig(
                 max_failures=cluster.max_failures,
                 # Ray's default, -1, would start a failing controller again for ever.

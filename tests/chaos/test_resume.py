@@ -31,7 +31,7 @@ STEPS, EVERY = 60, 15
 CALM = ("calm", "run.keep=10", "run.record_samples=true")
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def recordings(mini: MiniCluster) -> str:
     """Four short labelled episodes: a bright square follows the action."""
     uri = f"{mini.bucket}/chaos/set"
@@ -76,7 +76,7 @@ def job(mini: MiniCluster, uri: str, name: str, *more: str) -> TrainJob:
     return load_config(STAGES / "policy.yaml", TrainJob, sets)
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def calm(mini: MiniCluster, recordings: str) -> tuple[StageResult, dict[str, np.ndarray]]:
     """A run that nothing happened to, by two workers, with all its checkpoints; and its
     weights, which outlive what tests do to it.

@@ -43,7 +43,9 @@ def deepspeed_config(job: TrainJob, world: int) -> dict[str, Any]:
     }
     if engine.precision == "bf16":
         config["bf16"] = {"enabled": True}
-        if passes > 1:
+        # Another optimiser of DeepSpeed's may come with it, so it does not depend on how many
+        # workers there are just now.
+        if passes > 1 or (job.cluster.elastic and engine.micro_batch is not None):
             # A sum of many in bf16 would lose what each of them adds.
             config["data_types"] = {"grad_accum_dtype": "fp32"}
         if engine.zero_stage == 0:

@@ -244,3 +244,12 @@ def test_any_number_of_workers_up_to_the_batch_has_its_share_and_its_micro_batch
     fixed = load_config(STAGES / "policy.yaml", TrainJob, ["cluster.workers=3"])
     assert not fixed.cluster.elastic
     assert (fixed.cluster.min_workers, fixed.cluster.max_workers) == (3, 3)
+
+
+def test_gradients_are_summed_alike_whatever_the_number_of_elastic_workers():
+    sets = ["engine.global_batch=8", "engine.micro_batch=4", "engine.precision=bf16"]
+    elastic = load_config(STAGES / "policy.yaml", TrainJob, [*sets, "cluster.workers=[1, 2]"])
+    fixed = load_config(STAGES / "policy.yaml", TrainJob, sets)
+    for world in (1, 2):
+        assert deepspeed_config(elastic, world)["data_types"] == {"grad_accum_dtype": "fp32"}
+    assert "data_types" not in deepspeed_config(fixed, 2)

@@ -2,6 +2,7 @@
 
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -22,9 +23,9 @@ def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(stop, "_PAUSE_S", 0.02)
 
 
-def until(happened: "threading.Event | object") -> None:
+def until(happened: Callable[[], object]) -> None:
     end = time.monotonic() + 20
-    while not happened():  # type: ignore[operator]
+    while not happened():
         assert time.monotonic() < end
         threading.Event().wait(0.01)
 
@@ -90,10 +91,13 @@ def test_whether_a_machine_leaves_is_asked_now_and_then(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     watch = StopWatch(str(tmp_path), 0, False)
-    now = 100.0
-    monkeypatch.setattr(stop.time, "monotonic", lambda: now)
-    asked = []
-    for now in (100.0, 100.2, 100.9, 101.1, 101.2, 102.3):
-        asked.append(watch.flags()[2])
+    now = [0.0]
+    monkeypatch.setattr(stop.time, "monotonic", lambda: now[0])
+
+    def asked_at(time_s: float) -> bool:
+        now[0] = time_s
+        return watch.flags()[2]
+
+    asked = [asked_at(time_s) for time_s in (100.0, 100.2, 100.9, 101.1, 101.2, 102.3)]
     assert asked == [True, False, False, True, False, True]
     watch.close()

@@ -5,6 +5,7 @@ Ray is started.
 import pickle
 import subprocess
 import sys
+import threading
 from dataclasses import replace
 
 import numpy as np
@@ -20,10 +21,11 @@ from gwp.data.stats.normalise import compute_stats
 from gwp.data.window import ClipWindow, Window
 from pipelines.config.load import load_config
 from pipelines.jobs.train_job import TrainJob
+from pipelines.training.control.stopped import StoppedError
 from pipelines.training.decoder import batch_columns, block, decode_block
 from pipelines.training.prepare import PreparedRun
 from pipelines.training.shares import PADDING, positions_of
-from pipelines.training.stream import batches, blocks, packed_blocks, planned
+from pipelines.training.stream import batches, blocks, packed_blocks, planned, started
 from tests.support.sets import TOP, infer_embodiment, write_pictures, write_v30
 from tests.unit.pipelines.jobs.test_stages import STAGES
 
@@ -109,6 +111,28 @@ def test_ranks_with_a_sample_fewer_have_padding_behind_theirs():
     assert got == [[6, 7, PADDING], [14, 15, PADDING]]
     with pytest.raises(RuntimeError, match=r"positions 6\.\.7, expected 3\.\.5"):
         next(batches(Padded(), 0, 1, 3))
+
+
+def test_a_stream_that_is_started_makes_its_first_beside_the_caller():
+    made = threading.Event()
+
+    def numbers():
+        made.set()
+        yield 1
+        yield 2
+
+    stream = started(numbers())
+    assert made.wait(20)
+    assert list(stream) == [1, 2]
+    assert list(started(iter(()))) == []
+
+    def broken():
+        raise StoppedError("no such column")
+        yield
+
+    stream = started(broken())
+    with pytest.raises(StoppedError, match="no such column"):
+        next(stream)
 
 
 def test_a_stream_out_of_step_stops_instead_of_repeating_samples():

@@ -6,9 +6,9 @@ from typing import Any
 import pytest
 
 from pipelines import compat
-from pipelines.jobs import room
-from pipelines.jobs.room import workers_on
 from pipelines.jobs.train_job import POOL, ClusterConfig
+from pipelines.training.control import machines
+from pipelines.training.control.machines import workers_on
 
 
 def node(name: str, pool: str | None, cpus: float, gpus: float = 0, port: int = 0) -> Any:
@@ -62,9 +62,9 @@ def test_a_machine_that_is_drained_or_does_not_answer_has_no_room(
         # Bound and not listening: as a machine that has died a moment ago.
         ports = {"a": here.getsockname()[1], "b": here.getsockname()[1], "c": gone.getsockname()[1]}
         nodes = [node(name, "train", 2, port=port) for name, port in ports.items()]
-        monkeypatch.setattr(room.ray, "nodes", lambda: nodes)
+        monkeypatch.setattr(machines.ray, "nodes", lambda: nodes)
         monkeypatch.setattr(compat, "draining_nodes", lambda: {"b"})
         monkeypatch.setattr(compat, "free_of_nodes", lambda: {"a": {"CPU": 0.0}, "b": {"CPU": 2.0}})
-        found = room.room_for(TRAIN)
+        found = machines.room_for(TRAIN)
         assert found(0) == 1
         assert found(1) == 1
