@@ -17,6 +17,7 @@ import ray.train
 
 from gwp import storage
 from gwp.data.records import StreamBatch
+from pipelines.compat import import_deepspeed
 from pipelines.tracking.curves import CHECKPOINT_TAG
 from pipelines.tracking.run_log import RunLog
 from pipelines.training.beginning import bring_state, brought, first_model, free_brought
@@ -66,6 +67,11 @@ def train_loop(config: dict[str, Any]) -> None:
     rank = context.get_world_rank()
     ranks = Ranks(rank, context.get_world_size())
     log = loop = None
+    if not prepared.job.cluster.gpu:
+        # It chooses its accelerator when it is imported.
+        os.environ.setdefault("DS_ACCELERATOR", "cpu")
+    # Before the thread that tells MLflow imports that.
+    import_deepspeed()
     # One rank is enough: losses are means over all of them.
     if rank == 0 and config["record"]:
         record: RunRecord = config["record"]

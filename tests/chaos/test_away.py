@@ -15,18 +15,24 @@ import pytest
 
 from clusters.mini import MiniCluster
 from pipelines.jobs.resolve import run_uri
+from pipelines.jobs.train_job import TrainJob
 from pipelines.tracking.runs import client
 from pipelines.training.checkpoint.checkpoints import find_committed
 from pipelines.training.control.watch import resumptions, worker_progress
 from pipelines.training.train import StageResult, train
-from tests.chaos.test_resume import EVERY, STEPS, job, recordings, weights  # noqa: F401
+from tests.chaos.test_resume import job, recordings, weights  # noqa: F401
 
+STEPS, EVERY = 40, 10
 PAUSE_S = 12.0
+
+
+def short(mini: MiniCluster, uri: str, name: str, *more: str) -> TrainJob:
+    return job(mini, uri, name, f"run.steps={STEPS}", f"run.checkpoint_every={EVERY}", *more)
 
 
 @pytest.fixture(scope="module")
 def calm(mini: MiniCluster, recordings: str) -> tuple[StageResult, dict[str, np.ndarray]]:
-    result = train(job(mini, recordings, "undisturbed"))
+    result = train(short(mini, recordings, "undisturbed"))
     return result, weights(result)
 
 
@@ -78,7 +84,7 @@ def test_mlflow_is_away_at_the_start_and_a_worker_is_killed(
     """It is away until the first checkpoint is whole, comes back, and is away again when a worker
     dies.
     """
-    shaken = job(mini, recordings, "unseen", "cluster.max_failures=1")
+    shaken = short(mini, recordings, "unseen", "cluster.max_failures=1")
     run = run_uri(shaken)
     mini.mlflow.stop()
 
@@ -119,7 +125,7 @@ def test_storage_that_goes_away_changes_nothing_but_the_time(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     """It is away while the run is prepared, around a checkpoint, and while the end is written."""
-    paused = job(mini, recordings, "paused", "cluster.max_failures=0")
+    paused = short(mini, recordings, "paused", "cluster.max_failures=0")
     run = run_uri(paused)
     done: list[tuple[str, int, int]] = []
 

@@ -75,8 +75,10 @@ class StoredTexts:
         self.rows = int(about["rows"])
         self.dim = int(about["dim"])
         self._digest = str(about["encoder"])
-        self._files = [safe_open(f, "pt") for f in sorted(self._folder.glob("*.safetensors"))]
-        self._file_of = {key: file for file in self._files for key in list(file.keys())}
+        self._file_of: dict[str, Any] = {}
+        for path in sorted(self._folder.glob("*.safetensors")):
+            file: Any = safe_open(path, "pt")
+            self._file_of |= dict.fromkeys(file.keys(), file)
 
     def encode(self, texts: list[str]) -> Tensor:
         """fp32 `[n, rows, dim]`; GwpError for a text that was not encoded."""

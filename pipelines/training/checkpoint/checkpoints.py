@@ -11,6 +11,7 @@ later checkpoint. Knows storage only: neither Ray nor torch.
 """
 
 import hashlib
+import json
 import logging
 import re
 from collections.abc import Callable, Collection, Iterable, Sequence
@@ -30,6 +31,7 @@ from gwp.storage.named_files import check_files, read_manifest
 MANIFEST = "MANIFEST.json"
 ASIDE = "ASIDE.txt"
 """File in a checkpoint that is no longer gone on from, with the reason."""
+_DIGEST = "digest"
 _FOLDER = "checkpoints"
 _NAME = re.compile(r"step_(\d+)-a(\d+)")
 # Large enough that a read from an object store is mostly transfer.
@@ -152,7 +154,7 @@ def commit(uri: str, manifest: CheckpointManifest) -> None:
     try:
         storage.write_bytes(
             storage.join(uri, MANIFEST),
-            manifest.model_dump_json(indent=1).encode(),
+            _sealed(manifest),
             create_only=True,
         )
     except FileExistsError as error:
@@ -354,11 +356,33 @@ def _folders(run_uri: str) -> dict[str, dict[str, int]]:
     return folders
 
 
+def _sealed(manifest: CheckpointManifest) -> bytes:
+    """The file of a manifest: what it says, and a digest of that."""
+    record = manifest.model_dump(mode="json")
+    return json.dumps(record | {_DIGEST: _digest_of(record)}, indent=1).encode()
+
+
+def _digest_of(record: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(record, sort_keys=True).encode()).hexdigest()
+
+
 def _read(uri: str) -> CheckpointManifest:
     raw = read_manifest(storage.join(uri, MANIFEST))
     try:
-        return CheckpointManifest.model_validate_json(raw)
-    except ValidationError as error:
+        record = json.loads(raw)
+        digest = record.pop(_DIGEST, None) if isinstance(record, dict) else None
+        manifest = CheckpointManifest.model_validate(record)
+        # Earlier versions wrote none.
+        if digest is not None and digest != _digest_of(record):
+            raise DamagedError(
+                f"{uri}: {MANIFEST} was altered (its digest differs); choose an earlier checkpoint"
+            )
+        return manifest
+    except ValueError as error:
+        if not isinstance(error, ValidationError):
+            raise DamagedError(
+                f"{uri}: {MANIFEST} cannot be read (no JSON); choose an earlier checkpoint"
+            ) from error
         first: Any = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"]) or "the file"
         raise DamagedError(

@@ -5,6 +5,9 @@ checkpoints and streams in tests/cluster and tests/chaos.
 """
 
 import inspect
+import os
+import subprocess
+import sys
 from dataclasses import fields
 from types import SimpleNamespace
 from typing import Any
@@ -14,6 +17,7 @@ import ray
 import torch
 
 from pipelines import compat
+from tests.support.paths import ROOT
 
 
 def test_the_operator_that_splits_has_what_is_set() -> None:
@@ -21,6 +25,29 @@ def test_the_operator_that_splits_has_what_is_set() -> None:
 
     assert {"ray_remote_args", "compute"} <= {field.name for field in fields(StreamingRepartition)}
     assert "_logical_plan" in inspect.getsource(ray.data.Dataset.__init__)
+
+
+@pytest.mark.parametrize("first", ["pipelines.compat", "mlflow"])
+def test_deepspeed_comes_without_mlflow_which_can_be_had_afterwards(first: str) -> None:
+    """In a process of its own, as a worker is; also where MLflow is there already."""
+    script = (
+        f"import sys, {first}\n"
+        "from pipelines.compat import import_deepspeed\n"
+        "before = 'mlflow' in sys.modules\n"
+        "import_deepspeed()\n"
+        "from deepspeed.autotuning import autotuner\n"
+        "assert ('mlflow' in sys.modules) is before\n"
+        "assert autotuner.has_mlflow is before\n"
+        "from mlflow import MlflowClient\n"
+        "assert MlflowClient and sys.modules['mlflow']\n"
+    )
+    subprocess.run(
+        [sys.executable, "-c", script],
+        env=os.environ | {"DS_ACCELERATOR": "cpu"},
+        cwd=ROOT,
+        timeout=240,
+        check=True,
+    )
 
 
 def test_deepspeed_asks_the_table_that_is_changed(monkeypatch: pytest.MonkeyPatch) -> None:

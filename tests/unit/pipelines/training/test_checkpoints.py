@@ -1,5 +1,7 @@
 """A checkpoint exists when its manifest does, and only whole ones are ever handed out."""
 
+import json
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -97,17 +99,88 @@ def test_orphans_of_a_dead_attempt_are_never_adopted(run: str, tmp_path: Path) -
     assert checkpoints.next_attempt(run) == 3
 
 
-@pytest.mark.parametrize("damage", ["missing", "short", "unreadable manifest"])
-def test_torn_newest_falls_back_to_the_one_before(
-    run: str, tmp_path: Path, damage: str, caplog: pytest.LogCaptureFixture
+def _cut(content: bytes) -> Iterator[bytes]:
+    """Nothing, one byte, half, and all but one."""
+    yield from (content[:size] for size in (0, 1, len(content) // 2, len(content) - 1))
+
+
+def _altered(content: bytes) -> Iterator[bytes]:
+    """A bit is another, at the begin, in the middle and at the end; all zeros, as some file
+    systems leave them.
+    """
+    for place in (0, len(content) // 3, len(content) // 2, len(content) - 1):
+        yield content[:place] + bytes([content[place] ^ 1]) + content[place + 1 :]
+    yield bytes(len(content))
+
+
+def _damages(path: Path) -> Iterator[bytes | None]:
+    """Everything that may have become of a file; None: it is missing."""
+    content = path.read_bytes()
+    yield None
+    yield from _cut(content)
+    yield from _altered(content)
+    yield content + b"x"
+
+
+def test_no_file_can_be_damaged_and_the_checkpoint_loaded(
+    run: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
+    """Every file, the manifest too, missing, cut, altered, longer: the one before is taken, and a
+    line says so; at the latest when it is fetched.
+    """
     first, second = _write(run, tmp_path, 40), _write(run, tmp_path, 80)
-    victim = Path(second) / ("MANIFEST.json" if damage == "unreadable manifest" else "ds/rank_1.pt")
-    victim.unlink() if damage == "missing" else victim.write_bytes(victim.read_bytes()[:-1])
-    found = checkpoints.latest_committed(run)
-    assert found is not None
-    assert found[0] == first
-    assert second in caplog.text
+    files = [path for path in sorted(Path(second).rglob("*")) if path.is_file()]
+    assert len(files) == 3
+    tried = 0
+    for path in files:
+        whole = path.read_bytes()
+        for damage in list(_damages(path)):
+            caplog.clear()
+            path.unlink() if damage is None else path.write_bytes(damage)
+            uri = _gone_on_from(run, tmp_path / f"back-{tried}")
+            tried += 1
+            assert uri == first, (path, damage)
+            # A folder without a manifest is none: nobody takes it for damaged.
+            unseen = damage is None and path.name == checkpoints.MANIFEST
+            assert unseen or second in caplog.text
+            storage.remove(storage.join(second, checkpoints.ASIDE))
+            path.write_bytes(whole)
+    assert tried == 3 * 11
+    assert checkpoints.latest_committed(run)[0] == second  # type: ignore[index]
+
+
+def test_every_word_of_a_manifest_counts(run: str, tmp_path: Path) -> None:
+    """Another digit in the position of the plan would train on other samples."""
+    uri = _write(run, tmp_path, 40)
+    file = Path(uri) / checkpoints.MANIFEST
+    whole = file.read_text()
+    for before, after in (
+        ('"samples_seen": 640', '"samples_seen": 641'),
+        ('zero_stage": 2', 'zero_stage": 1'),
+    ):
+        assert before in whole
+        file.write_text(whole.replace(before, after))
+        with pytest.raises(checkpoints.DamagedError, match=r"MANIFEST.json was altered"):
+            checkpoints.load_committed(uri)
+    # As a version before wrote it.
+    record = json.loads(whole)
+    del record["digest"]
+    file.write_text(json.dumps(record))
+    assert checkpoints.load_committed(uri).samples_seen == 640
+
+
+def _gone_on_from(run: str, folder: Path) -> str:
+    """The checkpoint whose state the workers would have, after as many starts as it takes."""
+    for start in range(3):
+        found = checkpoints.latest_committed(run)
+        assert found is not None
+        try:
+            checkpoints.fetch(*found, folder / str(start))
+        except checkpoints.DamagedError as error:
+            checkpoints.set_aside(found[0], str(error))
+        else:
+            return found[0]
+    raise AssertionError
 
 
 def test_altered_bytes_of_the_same_size_are_refused(run: str, tmp_path: Path) -> None:

@@ -6,11 +6,14 @@ import time
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
 from gwp import storage
 from gwp.errors import GwpError
+from pipelines.training import loop
 from pipelines.training.checkpoint import uploads
 from pipelines.training.checkpoint.checkpoints import (
     CheckpointManifest,
@@ -106,10 +109,40 @@ def test_no_step_waits_for_storage_that_is_away(
     assert time.monotonic() - begin < 10
     until(lambda: len(refused) >= 6)
     assert find_committed(two.run) == []
+    assert not two.ranks[0].arrived(0.01)
     back.set()
+    assert two.ranks[0].arrived(20.0)
     for waiting in two.ranks:
         waiting.wait()
     assert [found.step for _, found in find_committed(two.run)] == [7]
+
+
+def test_a_checkpoint_that_is_due_waits_for_the_one_before_and_steps_do_not(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Steps wait a little, once; then they look at each of them whether it has arrived, on all
+    ranks.
+    """
+    monkeypatch.setattr(loop, "_STAND_S", 3.0)
+    waits: list[float] = []
+    answers = iter([True, False, False, True, True])
+
+    def arrived(timeout_s: float) -> bool:
+        waits.append(timeout_s)
+        return next(answers)
+
+    # The other rank is late once more.
+    others = iter([False, False, False, True, False])
+    rank: Any = SimpleNamespace(
+        late=False,
+        step=5,
+        uploads=SimpleNamespace(arrived=arrived),
+        ranks=SimpleNamespace(rank=0, anywhere=lambda flag: next(others) or flag),
+    )
+    came = [loop._Loop._arrived(rank) for _ in range(5)]
+    assert came == [True, False, False, False, True]
+    assert waits == [3.0, 3.0, 0.0, 0.0, 0.0]
+    assert caplog.text.count("step 5: the last checkpoint is still on its way") == 1
 
 
 def test_what_does_not_pass_is_told_at_the_next_checkpoint(
