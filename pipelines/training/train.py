@@ -50,8 +50,6 @@ from pipelines.training.prepare import PreparedRun, prepare
 from pipelines.training.stream import execution_options, remaining_dataset
 
 _REASON_LENGTH = 500
-# Seconds behind `cluster.hang_s`, so that the driver tells who stands still before others give up.
-_LATER_S = 30.0
 _ANSWER = "RAY_TRAIN_WORKER_HEALTH_CHECK_TIMEOUT_S"
 # Seconds; an interrupt is seen between two waits.
 _WAIT_S = 0.5
@@ -222,7 +220,7 @@ def _fit(prepared: PreparedRun, run_id: str) -> None:
         torch_config=TorchConfig(
             backend="nccl" if job.cluster.gpu else "gloo",
             # Of those who wait for a rank that stands still, if nobody ends it before.
-            timeout_s=math.ceil(job.cluster.hang_s + _LATER_S),
+            timeout_s=math.ceil(job.cluster.patience_s),
         ),
         scaling_config=ScalingConfig(
             num_workers=job.cluster.workers,
@@ -250,8 +248,8 @@ def _fit(prepared: PreparedRun, run_id: str) -> None:
     )
     clear_earlier(prepared.uri)
     forget_stop(prepared.uri)
-    hang_s = job.cluster.hang_s
-    with _answers_within(hang_s + _LATER_S), lookout(prepared.uri, hang_s) as watch:
+    cluster = job.cluster
+    with _answers_within(cluster.patience_s), lookout(prepared.uri, cluster.hang_s) as watch:
         try:
             _until_over(trainer, prepared.uri)
         except ray.train.TrainingFailedError as error:

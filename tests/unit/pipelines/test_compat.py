@@ -6,6 +6,7 @@ checkpoints and streams in tests/cluster and tests/chaos.
 
 import inspect
 from dataclasses import fields
+from pathlib import Path
 
 import pytest
 import ray
@@ -44,3 +45,18 @@ def test_aotinductor_takes_options_and_a_path() -> None:
     taken = inspect.signature(aoti_compile_and_package).parameters
     assert {"package_path", "inductor_configs"} <= set(taken)
     assert "path" in inspect.signature(aoti_load_package).parameters
+
+
+def test_every_group_of_a_process_gets_the_limit(tmp_path: Path) -> None:
+    from torch import distributed as dist
+    from torch.distributed import distributed_c10d
+
+    dist.init_process_group("gloo", init_method=f"file://{tmp_path}/store", rank=0, world_size=1)
+    try:
+        # As DeepSpeed makes them: torch gives it a limit of its own.
+        groups = [distributed_c10d._get_default_group(), dist.new_group([0])]
+        compat.limit_collectives(7.5)
+        backends = [group._get_backend(torch.device("cpu")) for group in groups]
+        assert [b.options._timeout.total_seconds() for b in backends] == [7.5, 7.5]
+    finally:
+        dist.destroy_process_group()
