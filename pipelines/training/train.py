@@ -21,7 +21,7 @@ from ray.train.torch import TorchConfig, TorchTrainer
 from gwp import storage
 from gwp.errors import GwpError
 from gwp.paths import absolute_paths
-from pipelines.console import event
+from pipelines.console import event, warn
 from pipelines.jobs.ray_start import check_resources, ensure_ray
 from pipelines.jobs.resolve import FINAL_NOTE, run_uri
 from pipelines.jobs.train_job import POOL, TrainJob
@@ -39,7 +39,7 @@ from pipelines.training.checkpoint.checkpoints import (
     latest_committed,
     set_aside,
 )
-from pipelines.training.control.failures import StopForGood, gave_up, interruptible
+from pipelines.training.control.failures import Interrupts, StopForGood, gave_up, interruptible
 from pipelines.training.control.lease import lease
 from pipelines.training.control.lookout import clear_earlier, lookout
 from pipelines.training.control.stop import ask_to_stop, forget_stop
@@ -261,6 +261,13 @@ def _fit(prepared: PreparedRun, run_id: str) -> None:
             raise told from error
 
 
+def _ask_to_stop(run_uri: str) -> None:
+    try:
+        ask_to_stop(run_uri)
+    except (OSError, GwpError) as error:
+        warn(f"the workers cannot be asked to stop ({error}); once more ends at once")
+
+
 @contextmanager
 def _answers_within(seconds: float) -> Iterator[None]:
     """How long a worker may not answer Ray Train, which reads it when it starts; what is in the
@@ -296,16 +303,19 @@ def _until_over(trainer: TorchTrainer, run_uri: str) -> None:
     # daemon, because nobody waits for it behind the second one.
     threading.Thread(target=fit, daemon=True, name="gwp-fit").start()
     asked = False
-    while not over.is_set():
-        try:
-            over.wait(_WAIT_S)
-        except KeyboardInterrupt:
-            if asked:
+    with Interrupts() as interrupts:
+        while not over.wait(_WAIT_S):
+            if interrupts.count > 1:
                 raise KeyboardInterrupt(
                     "ended at once; the same command goes on from the last checkpoint"
-                ) from None
-            asked = True
-            event("stopping", text="a checkpoint is taken at the next step; once more ends at once")
-            ask_to_stop(run_uri)
+                )
+            if interrupts.count and not asked:
+                asked = True
+                event(
+                    "stopping",
+                    text="a checkpoint is taken at the next step; once more ends at once",
+                )
+                # Not here: storage may be slow, and the second one is waited for.
+                threading.Thread(target=_ask_to_stop, args=(run_uri,), daemon=True).start()
     if failed:
         raise failed[0]

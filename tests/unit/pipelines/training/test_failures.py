@@ -14,7 +14,13 @@ from ray.train import ControllerError, WorkerGroupError
 
 from gwp import storage
 from gwp.errors import DataError, GwpError, MissingError
-from pipelines.training.control.failures import StopForGood, gave_up, interruptible, lost
+from pipelines.training.control.failures import (
+    Interrupts,
+    StopForGood,
+    gave_up,
+    interruptible,
+    lost,
+)
 from pipelines.training.control.stopped import StoppedError, first, lasting
 from pipelines.training.control.watch import failures
 
@@ -78,6 +84,15 @@ def test_one_lasting_failure_ends_the_run_whatever_the_others_say() -> None:
         WorkerGroupError("x", {0: RuntimeError("y"), 1: DataError("z")}), GwpError
     ).args == ("z",)
     assert first(WorkerGroupError("x", {0: RuntimeError("y")}), GwpError) is None
+
+
+def test_interruptions_are_counted_wherever_they_come() -> None:
+    before = signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)
+    with Interrupts() as interrupts:
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.raise_signal(number)
+    assert interrupts.count == 2
+    assert (signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)) == before
 
 
 def _interrupt(how: str) -> None:
