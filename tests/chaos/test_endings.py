@@ -102,7 +102,7 @@ def test_a_rank_that_stands_still_is_named_and_the_run_goes_on(
     mini: MiniCluster, sets: list[str], tmp_path: Path
 ) -> None:
     run = f"{mini.bucket}/endings/hang"
-    hang_s = 40
+    hang_s = 50
     own = [*sets, "run.name=hang", "run.steps=3000", "run.checkpoint_every=20"]
     own += [f"cluster.hang_s={hang_s}"]
     with driver(tmp_path, run, own) as found:
@@ -111,30 +111,27 @@ def test_a_rank_that_stands_still_is_named_and_the_run_goes_on(
         os.kill(reports[1]["pid"], signal.SIGSTOP)
         stopped = time.monotonic()
         who = f"rank 1 ({reports[1]['host']}, pid {reports[1]['pid']}) has been in '"
+        before = len(found.lines)
 
         def told(words: str) -> list[str]:
-            return [line for line in found.lines if who in line and words in line]
+            return [line for line in found.lines[before:] if who in line and words in line]
 
-        found.until(lambda: told("the workers start again"), hang_s)
+        found.until(lambda: told("(cluster.hang_s) the workers start again"), hang_s)
         warned = time.monotonic() - stopped
-        assert warned < hang_s / 2
         found.until(lambda: told(": ended; "), hang_s + 30)
         ended = time.monotonic() - stopped
         gone(reports, 30)
-        start = reports[0]["start"]
-        again = found.until(
-            lambda: [
-                r
-                for r in worker_progress(run)
-                if r["start"] != start and r["step"] > resumptions(run)[-1]["step"]
-            ],
-            120,
-        )
+
+        def goes_on() -> bool:
+            steps = [event["step"] for event in resumptions(run)]
+            again = [r for r in worker_progress(run) if r["start"] != reports[0]["start"]]
+            return bool(steps and again) and again[0]["step"] > steps[-1]
+
+        found.until(goes_on, 240)
         back = time.monotonic() - stopped
         print(f"warned after {warned:.1f} s, ended after {ended:.1f}, next step {back:.1f}")
-        assert again
         # Rank 0 waited for it, and is not blamed.
         assert not [line for line in found.lines if "rank 0 (" in line and "ended" in line]
         found.process.send_signal(signal.SIGINT)
-        assert found.wait(60) == 130
+        assert found.wait(90) == 130
     assert len(told(": ended; ")) == 1
