@@ -8,6 +8,7 @@ import sys
 from argparse import Namespace
 from collections.abc import Callable
 from dataclasses import dataclass
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -150,6 +151,18 @@ def without_shared_memory_collective() -> None:
     import deepspeed
 
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+
+
+def limit_collectives(seconds: float) -> None:
+    """Give every process group that this process is in the same limit for its collectives.
+
+    DeepSpeed makes groups of its own, without a limit: torch gives them 10 minutes under NCCL and
+    30 under gloo, and has no public way to list or change them.
+    """
+    from torch.distributed import distributed_c10d
+
+    for group in list(distributed_c10d._world.pg_map):
+        distributed_c10d._set_pg_timeout(timedelta(seconds=seconds), group)
 
 
 @dataclass(frozen=True)

@@ -186,6 +186,14 @@ class ClusterConfig(BaseModel):
     """Seconds that a worker may be in one phase (a step, waiting for data, fetching or saving a
     checkpoint) before the workers start again; told after a tenth of it.
     """
+
+    @property
+    def patience_s(self) -> float:
+        """Seconds that others wait for a worker that stands still. A little longer than
+        `hang_s`, so that the driver tells which one it is before they give up.
+        """
+        return self.hang_s + 30.0
+
     decode_tasks: int = Field(default=2, gt=0)
     """Decoding tasks at a time."""
 

@@ -12,6 +12,7 @@ from gwp.policy.bundle import PolicyConfig, read_bundle, seal
 from pipelines.jobs.resolve import FINAL_NOTE
 from pipelines.jobs.train_job import TrainJob
 from pipelines.training.checkpoint.checkpoints import fetch, latest_committed, load_committed
+from pipelines.training.control.room import disk_told
 from pipelines.training.engine.ema import load_ema
 from pipelines.training.origin import parents_of, stages_of
 from pipelines.training.prepare import PreparedRun
@@ -30,13 +31,12 @@ def write_final(
     weights = weights if prepared.job.engine.ema_decay else "raw"
     with tempfile.TemporaryDirectory(prefix="gwp-final-") as scratch:
         folder = Path(scratch)
-        state = _state(checkpoint, folder / "checkpoint")
         out = folder / "final"
-        save_weights(
-            out / "model",
-            prepared.job.model_config_,
-            _weights(state, weights),
-        )
+        # The weights are no more than what they are made of.
+        size = 2 * sum(entry.size for entry in load_committed(checkpoint).files.values())
+        with disk_told(folder, "the finished weights", size):
+            state = _state(checkpoint, folder / "checkpoint")
+            save_weights(out / "model", prepared.job.model_config_, _weights(state, weights))
         for part in ("codec", "text"):
             storage.download(storage.join(prepared.uri, part), out / part)
         note = {

@@ -22,7 +22,7 @@ from ray.train.torch import TorchConfig, TorchTrainer
 from gwp.errors import GwpError
 from gwp.paths import absolute_paths
 from pipelines.compat import before_resize, count_workers_by
-from pipelines.console import event
+from pipelines.console import event, warn
 from pipelines.jobs.ray_start import check_resources, ensure_ray
 from pipelines.jobs.resolve import run_uri
 from pipelines.jobs.train_job import POOL, TrainJob
@@ -34,7 +34,7 @@ from pipelines.training.checkpoint.checkpoints import (
     set_aside,
 )
 from pipelines.training.checkpoint.uploads import patiently
-from pipelines.training.control.failures import StopForGood, gave_up, interruptible
+from pipelines.training.control.failures import Interrupts, StopForGood, gave_up, interruptible
 from pipelines.training.control.lease import lease
 from pipelines.training.control.lookout import clear_earlier, lookout
 from pipelines.training.control.machines import room_for
@@ -46,8 +46,6 @@ from pipelines.training.prepare import PreparedRun, prepare
 from pipelines.training.stream import PlannedData
 from pipelines.training.tracked import RunRecord, finished, open_run, record_of
 
-# Seconds behind `cluster.hang_s`, so that the driver tells who stands still before others give up.
-_LATER_S = 30.0
 _ANSWER = "RAY_TRAIN_WORKER_HEALTH_CHECK_TIMEOUT_S"
 # Seconds; an interrupt is seen between two waits.
 _WAIT_S = 0.5
@@ -160,7 +158,7 @@ def _fit(prepared: PreparedRun, record: RunRecord) -> None:
         torch_config=TorchConfig(
             backend="nccl" if cluster.gpu else "gloo",
             # Of those who wait for a rank that stands still, if nobody ends it before.
-            timeout_s=math.ceil(cluster.hang_s + _LATER_S),
+            timeout_s=math.ceil(cluster.patience_s),
         ),
         scaling_config=ScalingConfig(
             use_gpu=cluster.gpu,
@@ -187,8 +185,11 @@ def _fit(prepared: PreparedRun, record: RunRecord) -> None:
         count_workers_by(trainer, room_for(cluster))
     clear_earlier(prepared.uri)
     forget_asked(prepared.uri)
-    hang_s = cluster.hang_s
-    with unused, _answers_within(hang_s + _LATER_S), lookout(prepared.uri, hang_s) as watch:
+    with (
+        unused,
+        _answers_within(cluster.patience_s),
+        lookout(prepared.uri, cluster.hang_s) as watch,
+    ):
         try:
             _until_over(trainer, prepared.uri)
         except ray.train.TrainingFailedError as error:
@@ -198,6 +199,13 @@ def _fit(prepared: PreparedRun, record: RunRecord) -> None:
             if told is None:
                 raise
             raise told from error
+
+
+def _ask_to_stop(run_uri: str) -> None:
+    try:
+        ask_to_stop(run_uri)
+    except (OSError, GwpError) as error:
+        warn(f"the workers cannot be asked to stop ({error}); once more ends at once")
 
 
 @contextmanager
@@ -235,16 +243,19 @@ def _until_over(trainer: TorchTrainer, run_uri: str) -> None:
     # daemon, because nobody waits for it behind the second one.
     threading.Thread(target=fit, daemon=True, name="gwp-fit").start()
     asked = False
-    while not over.is_set():
-        try:
-            over.wait(_WAIT_S)
-        except KeyboardInterrupt:
-            if asked:
+    with Interrupts() as interrupts:
+        while not over.wait(_WAIT_S):
+            if interrupts.count > 1:
                 raise KeyboardInterrupt(
                     "ended at once; the same command goes on from the last checkpoint"
-                ) from None
-            asked = True
-            event("stopping", text="a checkpoint is taken at the next step; once more ends at once")
-            ask_to_stop(run_uri)
+                )
+            if interrupts.count and not asked:
+                asked = True
+                event(
+                    "stopping",
+                    text="a checkpoint is taken at the next step; once more ends at once",
+                )
+                # Not here: storage may be slow, and the second one is waited for.
+                threading.Thread(target=_ask_to_stop, args=(run_uri,), daemon=True).start()
     if failed:
         raise failed[0]

@@ -55,9 +55,24 @@ def run_train(args: argparse.Namespace) -> None:
     from pipelines.training.control.watch import shown
     from pipelines.training.train import train
 
+    _warn_of_shared_memory()
     with shown(job):
         result = train(job, tuple(args.allow_change), args.from_step)
     print(json.dumps(asdict(result), indent=1))
+
+
+def _warn_of_shared_memory() -> None:
+    """Say that it is small where Ray is started on this machine: Ray then takes files in its
+    place, and NCCL may find none.
+    """
+    import os
+
+    from pipelines.console import warn
+    from pipelines.doctor import shared_memory
+
+    memory = shared_memory()
+    if memory.status != "ok" and not os.environ.get("RAY_ADDRESS"):
+        warn(f"{memory.name}: {memory.detail}; {memory.fix}")
 
 
 def _dry(job: Any) -> dict[str, Any]:

@@ -42,70 +42,59 @@ def status(run: str) -> tuple[str, str]:
 def test_a_driver_may_be_ended_in_any_way_and_started_again(
     mini: MiniCluster, sets: list[str], tmp_path: Path
 ) -> None:
-    """SIGTERM, two Ctrl-C, SIGKILL; and a second one while it lives."""
+    """SIGKILL, SIGTERM, two Ctrl-C; and a second one while it lives."""
     run = f"{mini.bucket}/endings/driver"
     # So many that it does not end before it is ended.
-    steps, every = 4000, 40
+    steps, every = 9000, 10
     own = [*sets, "run.name=driver", f"run.steps={steps}", f"run.checkpoint_every={every}"]
 
     with driver(tmp_path, run, own) as first:
-        first.reports(3)
+        reports = first.reports(3)
         with driver(tmp_path, run, own) as second:
-            assert second.wait(120) == 2
-            told = [line for line in second.lines if line.startswith("gwp: error")]
-            assert len(told) == 1
-            assert f"is being trained by process {first.process.pid} on" in told[0]
-            assert second.lines[-1] == told[0]
-        first.process.send_signal(signal.SIGTERM)
-        assert first.wait(60) == 130
-        reached = find_committed(run)[0][1].step
-        said = f"stopped at step {reached} of {steps} with a checkpoint; the same command goes on"
-        assert first.lines[-1] == f"gwp: interrupted: {said} from there"
-        assert status(run) == ("KILLED", f"{said} from there")
-    run_id = storage.read_bytes(f"{run}/run_id")
-
-    with driver(tmp_path, run, own) as third:
-        reports = third.reports(reached + 1)
-        assert [event["step"] for event in resumptions(run)] == [reached]
-        third.process.send_signal(signal.SIGINT)
-        # It says so at once; whether the checkpoint was taken before the second is all the same.
-        third.until(lambda: any('"stopping"' in line for line in third.lines), 20)
-        third.process.send_signal(signal.SIGINT)
-        begin = time.monotonic()
-        assert third.wait(60) == 130
-        ended = time.monotonic() - begin
-        assert third.lines[-1].startswith("gwp: interrupted: ")
-        assert "the same command goes on from" in third.lines[-1]
-        assert status(run)[0] == "KILLED"
-        print(f"the second Ctrl-C took {ended:.1f} s, the workers {gone(reports, 60):.1f} s more")
-
-    with driver(tmp_path, run, own) as fourth:
-        begin = find_committed(run)[0][1].step
-        reports = fourth.reports(begin + 1)
-        newest = fourth.until(
-            lambda: find_committed(run)[0][1].step > begin and find_committed(run)
-        )
-        fourth.process.kill()
+            assert second.wait(150) == 2
+            (told,) = [line for line in second.lines if line.startswith("gwp: error")]
+            assert f"is being trained by process {first.process.pid} on" in told
+            assert second.lines[-1] == told
+        first.until(lambda: find_committed(run))
+        first.process.kill()
         killed = time.monotonic()
-        fourth.wait(10)
+        first.wait(10)
+        # Nobody was there to tell MLflow.
         assert status(run)[0] == "RUNNING"
         print(f"workers of a killed driver were gone after {gone(reports, 60):.1f} s")
-    assert find_committed(run)[0][1].step >= newest[0][1].step
-
+    run_id = storage.read_bytes(f"{run}/run_id")
     last = find_committed(run)[0][1].step
-    own = [*own, f"run.steps={last + 50}"]
-    with driver(tmp_path, run, own) as fifth:
-        fifth.reports(last + 1)
+
+    with driver(tmp_path, run, own) as third:
+        third.reports(last + 1)
         print(f"next step {time.monotonic() - killed:.1f} s after the kill of the driver")
-        assert fifth.wait(150) == 0, fifth.lines[-20:]
+        assert [event["step"] for event in resumptions(run)] == [last]
+        third.process.send_signal(signal.SIGTERM)
+        assert third.wait(90) == 130
+        reached = find_committed(run)[0][1].step
+        said = f"stopped at step {reached} of {steps} with a checkpoint; the same command goes on"
+        assert third.lines[-1] == f"gwp: interrupted: {said} from there"
+        assert status(run) == ("KILLED", f"{said} from there")
     assert storage.read_bytes(f"{run}/run_id") == run_id
-    assert status(run) == ("FINISHED", "")
-    assert resumptions(run)[-1]["step"] == last
-    # No hole and nothing twice, whatever happened.
-    assert [step for step, _ in metric_history(run_id.decode(), "loss")] == list(
-        range(1, last + 51)
-    )
     assert not storage.list_files(f"{run}/lease")
+    # No hole, whatever happened.
+    measured = [step for step, _ in metric_history(run_id.decode(), "loss")]
+    assert measured == list(range(1, reached + 1))
+
+    with driver(tmp_path, run, own) as fourth:
+        reports = fourth.reports(reached + 1)
+        assert resumptions(run)[-1]["step"] == reached
+        fourth.process.send_signal(signal.SIGINT)
+        # It says so at once; whether the checkpoint was taken before the second is all the same.
+        fourth.until(lambda: any('"stopping"' in line for line in fourth.lines), 20)
+        fourth.process.send_signal(signal.SIGINT)
+        begin = time.monotonic()
+        assert fourth.wait(90) == 130
+        ended = time.monotonic() - begin
+        assert fourth.lines[-1].startswith("gwp: interrupted: ")
+        assert "the same command goes on from" in fourth.lines[-1]
+        assert status(run)[0] == "KILLED"
+        print(f"the second Ctrl-C took {ended:.1f} s, the workers {gone(reports, 60):.1f} s more")
 
 
 @pytest.mark.timeout(600)
@@ -113,7 +102,7 @@ def test_a_rank_that_stands_still_is_named_and_the_run_goes_on(
     mini: MiniCluster, sets: list[str], tmp_path: Path
 ) -> None:
     run = f"{mini.bucket}/endings/hang"
-    hang_s = 40
+    hang_s = 50
     own = [*sets, "run.name=hang", "run.steps=3000", "run.checkpoint_every=20"]
     own += [f"cluster.hang_s={hang_s}"]
     with driver(tmp_path, run, own) as found:
@@ -122,30 +111,27 @@ def test_a_rank_that_stands_still_is_named_and_the_run_goes_on(
         os.kill(reports[1]["pid"], signal.SIGSTOP)
         stopped = time.monotonic()
         who = f"rank 1 ({reports[1]['host']}, pid {reports[1]['pid']}) has been in '"
+        before = len(found.lines)
 
         def told(words: str) -> list[str]:
-            return [line for line in found.lines if who in line and words in line]
+            return [line for line in found.lines[before:] if who in line and words in line]
 
-        found.until(lambda: told("the workers start again"), hang_s)
+        found.until(lambda: told("(cluster.hang_s) the workers start again"), hang_s)
         warned = time.monotonic() - stopped
-        assert warned < hang_s / 2
         found.until(lambda: told(": ended; "), hang_s + 30)
         ended = time.monotonic() - stopped
         gone(reports, 30)
-        start = reports[0]["start"]
-        again = found.until(
-            lambda: [
-                r
-                for r in worker_progress(run)
-                if r["start"] != start and r["step"] > resumptions(run)[-1]["step"]
-            ],
-            120,
-        )
+
+        def goes_on() -> bool:
+            steps = [event["step"] for event in resumptions(run)]
+            again = [r for r in worker_progress(run) if r["start"] != reports[0]["start"]]
+            return bool(steps and again) and again[0]["step"] > steps[-1]
+
+        found.until(goes_on, 240)
         back = time.monotonic() - stopped
         print(f"warned after {warned:.1f} s, ended after {ended:.1f}, next step {back:.1f}")
-        assert again
         # Rank 0 waited for it, and is not blamed.
         assert not [line for line in found.lines if "rank 0 (" in line and "ended" in line]
         found.process.send_signal(signal.SIGINT)
-        assert found.wait(60) == 130
+        assert found.wait(90) == 130
     assert len(told(": ended; ")) == 1

@@ -12,7 +12,7 @@ import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, Self
 
 from ray.exceptions import OutOfMemoryError, RayActorError
 from ray.train import UserCallback
@@ -123,6 +123,34 @@ def gave_up(error: BaseException, hung: str | None, starts: int) -> GwpError | N
         f"{times}; the last time {text}. {advice[0].upper()}{advice[1:]}; the same "
         "command goes on from the last checkpoint"
     )
+
+
+class Interrupts:
+    """Ctrl-C and SIGTERM that come while the block lasts: counted, and nothing is interrupted.
+
+    A second one must find its way wherever it comes, also while the first is answered.
+
+    count: how many came
+    """
+
+    def __init__(self) -> None:
+        self.count = 0
+        self._before: dict[signal.Signals, Any] = {}
+
+    def __enter__(self) -> Self:
+        # Python lets no other thread set a handler.
+        if threading.current_thread() is threading.main_thread():
+            numbers = (signal.SIGINT, signal.SIGTERM)
+            self._before = {n: signal.signal(n, self._come) for n in numbers}
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self._before.items():
+            if handler is not None:
+                signal.signal(number, handler)
+
+    def _come(self, *_: object) -> None:
+        self.count += 1
 
 
 @contextmanager

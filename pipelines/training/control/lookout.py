@@ -62,8 +62,8 @@ class Lookout:
         self._limit = hang_s
         self._clock = Clock(hang_s)
         self._over = threading.Event()
-        # Starts of the workers that were warned of, and those of which ranks were ended.
-        self._warned: set[str] = set()
+        # Start of the workers and phase that were warned of; starts of which ranks were ended.
+        self._warned: set[tuple[str, str]] = set()
         self._ended: set[str] = set()
         # Failures by their time.
         self._known: set[float] | None = None
@@ -89,8 +89,9 @@ class Lookout:
         if not reports or start in self._ended:
             return
         found = self._clock.standing(reports, now, self._limit * _WARNED)
-        if found and start not in self._warned:
-            self._warned.add(start)
+        # Once for each phase: where every step is long, one warning is enough.
+        if found and (start, found.reports[0]["phase"]) not in self._warned:
+            self._warned.add((start, found.reports[0]["phase"]))
             warn(f"{found.text}; at {self._limit:g} s (cluster.hang_s) the workers start again")
         found = self._clock.standing(reports, now, self._limit)
         if found:

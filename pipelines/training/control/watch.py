@@ -13,11 +13,13 @@ from gwp.errors import GwpError, MissingError
 from pipelines.console import Progress, progress
 from pipelines.jobs.resolve import run_uri
 from pipelines.jobs.train_job import TrainJob
-from pipelines.training.control.journal import STEPPING
+from pipelines.training.control.journal import BEAT_S, STEPPING
 
 _POLL_S = 1.0
 # A phase is shown when it lasts longer than steps of small models do.
 _LONG_S = 5.0
+# Without any report for so long, either storage takes none or all workers have gone.
+_QUIET_S = 3 * BEAT_S
 _NAME = re.compile(r"rank-\d+\.json")
 _FIGURES = ("loss", "loss_action", "loss_video", "attempt")
 
@@ -97,7 +99,10 @@ class View:
         slowest = min(reports, key=lambda report: report["step"])
         lasts = slowest.get("phase_s", 0.0) + quiet
         phase = slowest.get("phase", STEPPING)
-        if lasts >= _LONG_S or phase != STEPPING:
+        if quiet > _QUIET_S:
+            # Nobody knows what they do.
+            figures["phase"] = f"no report for {quiet:.0f} s"
+        elif lasts >= _LONG_S or phase != STEPPING:
             figures["phase"] = f"{phase} for {lasts:.0f} s"
         return slowest["step"], figures
 

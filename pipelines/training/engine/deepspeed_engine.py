@@ -90,6 +90,7 @@ class Engine:
         if load_universal:
             config["checkpoint"] = {"load_universal": True}
         self._engine, *_ = deepspeed.initialize(model=model, optimizer=optimizer, config=config)
+        compat.limit_collectives(job.cluster.patience_s)
         self._zero_stage = job.engine.zero_stage
 
     @property

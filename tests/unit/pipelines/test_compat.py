@@ -9,6 +9,7 @@ import os
 import subprocess
 import sys
 from dataclasses import fields
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -150,3 +151,18 @@ def test_nodes_and_what_is_free_on_them_can_be_asked_for() -> None:
 
     assert callable(state.available_resources_per_node)
     assert callable(state.state.get_draining_nodes)
+
+
+def test_every_group_of_a_process_gets_the_limit(tmp_path: Path) -> None:
+    from torch import distributed as dist
+    from torch.distributed import distributed_c10d
+
+    dist.init_process_group("gloo", init_method=f"file://{tmp_path}/store", rank=0, world_size=1)
+    try:
+        # As DeepSpeed makes them: torch gives it a limit of its own.
+        groups = [distributed_c10d._get_default_group(), dist.new_group([0])]
+        compat.limit_collectives(7.5)
+        backends = [group._get_backend(torch.device("cpu")) for group in groups]
+        assert [b.options._timeout.total_seconds() for b in backends] == [7.5, 7.5]
+    finally:
+        dist.destroy_process_group()

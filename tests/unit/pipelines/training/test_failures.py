@@ -14,7 +14,13 @@ from ray.train import ControllerError, WorkerGroupError
 
 from gwp import storage
 from gwp.errors import DataError, GwpError, MissingError
-from pipelines.training.control.failures import StopForGood, gave_up, interruptible, lost
+from pipelines.training.control.failures import (
+    Interrupts,
+    StopForGood,
+    gave_up,
+    interruptible,
+    lost,
+)
 from pipelines.training.control.stopped import (
     MachineLeavesError,
     StoppedError,
@@ -98,6 +104,15 @@ def test_a_machine_that_leaves_is_no_failure_of_the_run() -> None:
     StopForGood().after_exception(None, {0: error, 1: error})
     with pytest.raises(MachineLeavesError), lasting():
         raise error
+
+
+def test_interruptions_are_counted_wherever_they_come() -> None:
+    before = signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)
+    with Interrupts() as interrupts:
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.raise_signal(number)
+    assert interrupts.count == 2
+    assert (signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)) == before
 
 
 def _interrupt(how: str) -> None:

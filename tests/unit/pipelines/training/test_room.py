@@ -2,7 +2,6 @@
 
 import errno
 import os
-import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -15,6 +14,7 @@ from pipelines.training import scratch as scratch_module
 from pipelines.training.control.room import NoRoomError, disk_told, memory_told, room_told
 from pipelines.training.control.stopped import StoppedError, lasting
 from pipelines.training.scratch import Scratch, sweep
+from tests.support.disks import small_disk
 from tests.unit.pipelines.training.test_prepare import job
 
 MB = 1 << 20
@@ -45,16 +45,9 @@ def test_memory_that_ran_out_says_what_to_set(error: Exception) -> None:
 
 @pytest.fixture
 def small(tmp_path: Path) -> Iterator[Path]:
-    """A disk of 4 MB."""
-    folder = tmp_path / "small"
-    folder.mkdir()
-    mount = ["mount", "-t", "tmpfs", "-o", "size=4m", "gwp-test", str(folder)]
-    if os.geteuid() or not shutil.which("mount") or subprocess.run(mount, check=False).returncode:
-        pytest.skip("no small disk can be mounted here")
-    try:
+    """A disk of 4 MiB."""
+    with small_disk(tmp_path / "small", 4) as folder:
         yield folder
-    finally:
-        subprocess.run(["umount", str(folder)], check=True)
 
 
 def test_a_disk_that_is_full_is_told_with_what_was_needed(small: Path) -> None:

@@ -79,6 +79,8 @@ def test_the_view_forgets_earlier_starts_and_shows_what_is_waited_for() -> None:
         39,
         {"loss": 2.0, "attempt": 2, "phase": "stepping for 20 s"},
     )
+    # Whether they step, or are no more: nobody says.
+    assert (view.look(new, 102.0) or (0, {}))[1]["phase"] == "no report for 100 s"
     waiting = [report(0, 40), report(1, 39, phase="waiting for data", phase_s=1.0)]
-    step, figures = view.look(waiting, 23.0) or (0, {})
+    step, figures = view.look(waiting, 103.0) or (0, {})
     assert (step, figures["phase"]) == (39, "waiting for data for 1 s")
