@@ -25,7 +25,7 @@ from pipelines.cli import main
 from pipelines.tracking import registry as promote
 from pipelines.tracking import runs as tracking
 from pipelines.tracking.run_log import RunLog
-from pipelines.training.checkpoint import checkpoints
+from pipelines.training.checkpoint import checkpoints, retention
 
 WITHIN_S = 180.0
 pytestmark = pytest.mark.timeout(900)
@@ -179,7 +179,7 @@ def test_a_torn_checkpoint_in_object_storage_is_never_loaded(
     assert before is not None
     assert before[1].step == 10
     checkpoints.fetch(*before, tmp_path / "back")
-    assert checkpoints.prune(run, keep=1) == []
+    assert retention.prune(run, keep=1) == []
     assert len(checkpoints.find_committed(run)) == 1
     assert checkpoints.next_attempt(run) == 2
 

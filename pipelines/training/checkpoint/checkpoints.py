@@ -14,7 +14,7 @@ import hashlib
 import json
 import logging
 import re
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
@@ -208,8 +208,8 @@ def find_committed(run_uri: str) -> list[tuple[str, CheckpointManifest]]:
     since.
     """
     committed = []
-    for name, files in _folders(run_uri).items():
-        uri = storage.join(run_uri, _FOLDER, name)
+    for name, files in folders(run_uri).items():
+        uri = place_of(run_uri, name)
         # Never committed, or still being written; or no longer wanted.
         if MANIFEST not in files or ASIDE in files:
             continue
@@ -275,85 +275,26 @@ def load_committed(uri: str) -> CheckpointManifest:
     return manifest
 
 
-def prune(
-    run_uri: str, keep: int, referenced: Callable[[], Collection[str]] = frozenset
-) -> list[str]:
-    """Remove all but the newest `keep` checkpoints and the best by validation, and what dead
-    attempts left at or before the newest; returns what went. referenced: names of folders that
-    stay all the same; nothing is removed when it cannot tell.
-
-    Only the writer of the run may call it. Uncommitted folders of later steps stay: they may be
-    in the making. It follows a commit that went well, so storage that fails does not fail it:
-    what could not be removed is logged and left to the next call.
-    """
-    if keep < 1:
-        raise GwpError(f"run.keep is {keep}; keep at least one checkpoint")
-    gone: list[str] = []
-    try:
-        outdated = _outdated(run_uri, keep)
-        # Asked only where something would go.
-        stays = referenced() if outdated else frozenset()
-        for uri in outdated:
-            if uri.rpartition("/")[2] in stays:
-                continue
-            # First, so that a removal cut short leaves no checkpoint that looks whole.
-            storage.remove(storage.join(uri, MANIFEST))
-            storage.remove_tree(uri)
-            gone.append(uri)
-    except Exception as error:  # noqa: BLE001  whatever it is, the checkpoint is written
-        logger.warning("old checkpoints of %s stay for now: %s", run_uri, error)
-    return gone
+def place_of(run_uri: str, name: str) -> str:
+    """Where a checkpoint folder of this name lies."""
+    return storage.join(run_uri, _FOLDER, name)
 
 
-def remove_torn(run_uri: str) -> list[str]:
-    """Remove checkpoints that were never committed, for they take room and nobody will; returns
-    what went. Only for a driver whose workers are not there: they may be in the making.
-    """
-    gone = []
-    for name, files in _folders(run_uri).items():
-        if MANIFEST not in files:
-            uri = storage.join(run_uri, _FOLDER, name)
-            storage.remove_tree(uri)
-            gone.append(uri)
-    return gone
+def step_of(name: str) -> int:
+    """The step in the name of a checkpoint folder."""
+    match = _NAME.fullmatch(name)
+    assert match
+    return int(match[1])
 
 
-def _outdated(run_uri: str, keep: int) -> list[str]:
-    """Checkpoint folders beyond the newest `keep` and the best, and those that dead attempts left
-    at or before the newest.
-    """
-    committed = find_committed(run_uri)
-    if not committed:
-        return []
-    newest = committed[0][1].step
-    kept = {uri for uri, _ in committed[:keep]} | {uri for uri, _ in best(committed)}
-    outdated = []
-    for name in sorted(_folders(run_uri)):
-        uri = storage.join(run_uri, _FOLDER, name)
-        # `_folders` gives no other names.
-        step = int(_NAME.fullmatch(name)[1])  # type: ignore[index]
-        if uri not in kept and step <= newest:
-            outdated.append(uri)
-    return outdated
-
-
-def best(
-    committed: Sequence[tuple[str, CheckpointManifest]],
-) -> list[tuple[str, CheckpointManifest]]:
-    """The one of the lowest loss in validation, the newest of equals; none without validation."""
-    judged = [(uri, m) for uri, m in committed if m.validation is not None]
-    # `min` takes the first, and they come newest first.
-    return [min(judged, key=lambda item: item[1].validation or 0.0)] if judged else []
-
-
-def _folders(run_uri: str) -> dict[str, dict[str, int]]:
+def folders(run_uri: str) -> dict[str, dict[str, int]]:
     """Checkpoint folder -> its files and sizes, from one listing."""
-    folders: dict[str, dict[str, int]] = {}
+    found: dict[str, dict[str, int]] = {}
     for path, size in storage.list_files(storage.join(run_uri, _FOLDER)).items():
         name, _, file = path.partition("/")
         if file and _NAME.fullmatch(name):
-            folders.setdefault(name, {})[file] = size
-    return folders
+            found.setdefault(name, {})[file] = size
+    return found
 
 
 def _sealed(manifest: CheckpointManifest) -> bytes:

@@ -22,9 +22,9 @@ from pipelines.training.checkpoint.checkpoints import (
     CheckpointManifest,
     FileEntry,
     commit,
-    prune,
     upload_files,
 )
+from pipelines.training.checkpoint.retention import prune
 from pipelines.training.control.room import room_told, size_of_folder
 from pipelines.training.scratch import Scratch
 

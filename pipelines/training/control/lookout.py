@@ -15,7 +15,7 @@ from typing import Any
 
 from gwp.errors import GwpError
 from pipelines.console import warn
-from pipelines.training.checkpoint.checkpoints import remove_torn
+from pipelines.training.checkpoint.retention import remove_torn
 from pipelines.training.control.hang import Clock
 from pipelines.training.control.processes import Process, end
 from pipelines.training.control.watch import failures, forget_progress, worker_progress

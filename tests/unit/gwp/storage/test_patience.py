@@ -36,7 +36,14 @@ PURE = {
     "version_of",
     "native",
 }
-PURE_CHECKPOINTS = {"best", "installed_versions", "checkpoint_uri", "sha256_file"}
+PURE_CHECKPOINTS = {
+    "best",
+    "installed_versions",
+    "checkpoint_uri",
+    "place_of",
+    "sha256_file",
+    "step_of",
+}
 
 
 @pytest.fixture(scope="module")

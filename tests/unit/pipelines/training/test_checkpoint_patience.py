@@ -11,7 +11,7 @@ import pytest
 from gwp import storage
 from gwp.errors import GwpError
 from gwp.storage import retry
-from pipelines.training.checkpoint import checkpoints
+from pipelines.training.checkpoint import checkpoints, retention
 from pipelines.training.checkpoint.checkpoints import CheckpointManifest
 from tests.support.faults import FaultyProxy
 from tests.unit.gwp.storage.test_patience import (
@@ -32,6 +32,7 @@ DOORS = {
     "gwp.storage.errors",
     "gwp.storage.handles",
     "pipelines.training.checkpoint.checkpoints",
+    "pipelines.training.checkpoint.retention",
 }
 """Where calls of storage and of checkpoints are defined; the rest asks no storage."""
 
@@ -72,7 +73,7 @@ def verified(run: str) -> None:
 
 
 def pruned(run: str, folder: Path) -> list[int]:
-    assert checkpoints.prune(run, keep=1) == [checkpoints.checkpoint_uri(run, 1, 1)]
+    assert retention.prune(run, keep=1) == [checkpoints.checkpoint_uri(run, 1, 1)]
     return steps(checkpoints.find_committed(run))
 
 
@@ -89,7 +90,7 @@ def back(run: str) -> list[int]:
 def torn(run: str, _: Path) -> list[object]:
     """Beside whole ones: removed, and not they."""
     storage.write_bytes(f"{checkpoints.checkpoint_uri(run, 3, 1)}/state/0.pt", SMALL)
-    gone = [uri.rpartition("/")[2] for uri in checkpoints.remove_torn(run)]
+    gone = [uri.rpartition("/")[2] for uri in retention.remove_torn(run)]
     return [gone, *steps(checkpoints.find_committed(run))]
 
 
@@ -106,6 +107,10 @@ CHECKPOINT_CALLS: dict[str, tuple[Callable[[str, Path], object], object]] = {
     ),
     "set_aside": (lambda run, _: aside(run), [1]),
     "go_back": (lambda run, _: back(run), [1]),
+    "folders": (
+        lambda run, _: sorted(checkpoints.folders(run)),
+        ["step_000001-a1", "step_000002-a1"],
+    ),
     "next_attempt": (lambda run, _: checkpoints.next_attempt(run), 2),
     "prune": (pruned, [2]),
     "remove_torn": (torn, [["step_000003-a1"], 2, 1]),
@@ -128,7 +133,11 @@ def test_calls_of_checkpoints_outlast_them_too(
 
 @pytest.mark.parametrize(
     ("module", "table", "pure"),
-    [(storage, CALLS, PURE), (checkpoints, CHECKPOINT_CALLS, PURE_CHECKPOINTS)],
+    [
+        (storage, CALLS, PURE),
+        (checkpoints, CHECKPOINT_CALLS, PURE_CHECKPOINTS),
+        (retention, CHECKPOINT_CALLS, PURE_CHECKPOINTS),
+    ],
 )
 def test_no_call_is_left_out(module: ModuleType, table: dict[str, object], pure: set[str]) -> None:
     public = {
@@ -148,7 +157,7 @@ def test_a_hiccup_of_pruning_costs_no_attempt(
     monkeypatch.setenv(retry.PATIENCE, "0.1")
     for broken in ("DELETE", "HEAD", "GET"):
         proxy.fault = lambda method, *_, broken=broken: "slow down" if method == broken else None
-        assert checkpoints.prune(run, keep=1) == []
+        assert retention.prune(run, keep=1) == []
         assert "old checkpoints" in caplog.text
         caplog.clear()
         proxy.fault = lambda *_: None
@@ -157,10 +166,10 @@ def test_a_hiccup_of_pruning_costs_no_attempt(
     proxy.fault = lambda method, path, _: (
         "error" if method == "DELETE" and "MANIFEST" not in path else None
     )
-    assert checkpoints.prune(run, keep=1) == []
+    assert retention.prune(run, keep=1) == []
     proxy.fault = lambda *_: None
     assert steps(checkpoints.find_committed(run)) == [2]
-    assert checkpoints.prune(run, keep=1) == [checkpoints.checkpoint_uri(run, 1, 1)]
+    assert retention.prune(run, keep=1) == [checkpoints.checkpoint_uri(run, 1, 1)]
     assert storage.list_files(checkpoints.checkpoint_uri(run, 1, 1)) == {}
 
 

@@ -8,7 +8,7 @@ import pytest
 
 from gwp import storage
 from gwp.errors import GwpError
-from pipelines.training.checkpoint import checkpoints
+from pipelines.training.checkpoint import checkpoints, retention
 from pipelines.training.checkpoint.checkpoints import CheckpointManifest
 
 
@@ -214,7 +214,7 @@ def test_the_best_by_validation_is_kept(run: str, tmp_path: Path) -> None:
     losses = {20: 0.9, 40: 0.3, 60: 0.5, 80: 0.3, 100: None, 120: 0.4}
     for step, loss in losses.items():
         _write(run, tmp_path, step, validation=loss)
-        checkpoints.prune(run, keep=1)
+        retention.prune(run, keep=1)
     # The newest of equals, and the newest.
     assert [manifest.step for _, manifest in checkpoints.find_committed(run)] == [120, 80]
 
@@ -223,11 +223,11 @@ def test_prune_keeps_the_newest_and_what_is_in_the_making(run: str, tmp_path: Pa
     uris = [_write(run, tmp_path, step) for step in (10, 20, 30)]
     dead = _write(run, tmp_path, 20, attempt=2, committed=False)
     in_the_making = _write(run, tmp_path, 40, attempt=2, committed=False)
-    assert checkpoints.prune(run, keep=2) == sorted([uris[0], dead])
+    assert retention.prune(run, keep=2) == sorted([uris[0], dead])
     assert [uri for uri, _ in checkpoints.find_committed(run)] == [uris[2], uris[1]]
     assert storage.list_files(in_the_making)
     with pytest.raises(GwpError, match="at least one"):
-        checkpoints.prune(run, keep=0)
+        retention.prune(run, keep=0)
 
 
 def test_what_is_set_aside_is_not_gone_on_from(run: str, tmp_path: Path) -> None:
@@ -244,7 +244,7 @@ def test_what_is_set_aside_is_not_gone_on_from(run: str, tmp_path: Path) -> None
     # A new attempt writes beside it; behind that it is pruned as others are.
     assert checkpoints.next_attempt(run) == 2
     again = _write(run, tmp_path, 30, attempt=2)
-    assert sorted(checkpoints.prune(run, 2)) == [uris[0], uris[2]]
+    assert sorted(retention.prune(run, 2)) == [uris[0], uris[2]]
     assert [uri for uri, _ in checkpoints.find_committed(run)] == [again, uris[1]]
 
 

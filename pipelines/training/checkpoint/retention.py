@@ -1,0 +1,86 @@
+"""Which checkpoints of a run stay, and the removal of the others."""
+
+import logging
+from collections.abc import Callable, Collection, Sequence
+
+from gwp import storage
+from gwp.errors import GwpError
+from pipelines.training.checkpoint.checkpoints import (
+    MANIFEST,
+    CheckpointManifest,
+    find_committed,
+    folders,
+    place_of,
+    step_of,
+)
+
+logger = logging.getLogger(__name__)
+
+
+def prune(
+    run_uri: str, keep: int, referenced: Callable[[], Collection[str]] = frozenset
+) -> list[str]:
+    """Remove all but the newest `keep` checkpoints and the best by validation, and what dead
+    attempts left at or before the newest; returns what went. referenced: names of folders that
+    stay all the same; nothing is removed when it cannot tell.
+
+    Only the writer of the run may call it. Uncommitted folders of later steps stay: they may be
+    in the making. It follows a commit that went well, so storage that fails does not fail it:
+    what could not be removed is logged and left to the next call.
+    """
+    if keep < 1:
+        raise GwpError(f"run.keep is {keep}; keep at least one checkpoint")
+    gone: list[str] = []
+    try:
+        outdated = _outdated(run_uri, keep)
+        # Asked only where something would go.
+        stays = referenced() if outdated else frozenset()
+        for uri in outdated:
+            if uri.rpartition("/")[2] in stays:
+                continue
+            # First, so that a removal cut short leaves no checkpoint that looks whole.
+            storage.remove(storage.join(uri, MANIFEST))
+            storage.remove_tree(uri)
+            gone.append(uri)
+    except Exception as error:  # noqa: BLE001  whatever it is, the checkpoint is written
+        logger.warning("old checkpoints of %s stay for now: %s", run_uri, error)
+    return gone
+
+
+def remove_torn(run_uri: str) -> list[str]:
+    """Remove checkpoints that were never committed, for they take room and nobody will; returns
+    what went. Only for a driver whose workers are not there: they may be in the making.
+    """
+    gone = []
+    for name, files in folders(run_uri).items():
+        if MANIFEST not in files:
+            uri = place_of(run_uri, name)
+            storage.remove_tree(uri)
+            gone.append(uri)
+    return gone
+
+
+def _outdated(run_uri: str, keep: int) -> list[str]:
+    """Checkpoint folders beyond the newest `keep` and the best, and those that dead attempts left
+    at or before the newest.
+    """
+    committed = find_committed(run_uri)
+    if not committed:
+        return []
+    newest = committed[0][1].step
+    kept = {uri for uri, _ in committed[:keep]} | {uri for uri, _ in best(committed)}
+    outdated = []
+    for name in sorted(folders(run_uri)):
+        uri = place_of(run_uri, name)
+        if uri not in kept and step_of(name) <= newest:
+            outdated.append(uri)
+    return outdated
+
+
+def best(
+    committed: Sequence[tuple[str, CheckpointManifest]],
+) -> list[tuple[str, CheckpointManifest]]:
+    """The one of the lowest loss in validation, the newest of equals; none without validation."""
+    judged = [(uri, m) for uri, m in committed if m.validation is not None]
+    # `min` takes the first, and they come newest first.
+    return [min(judged, key=lambda item: item[1].validation or 0.0)] if judged else []
