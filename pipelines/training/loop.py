@@ -40,7 +40,7 @@ from pipelines.training.engine.node import Node
 from pipelines.training.engine.ranks import Ranks
 from pipelines.training.prepare import PreparedRun
 from pipelines.training.step import TrainStep
-from pipelines.training.stream import batches, started
+from pipelines.training.stream import ahead, batches
 
 # Seconds that the end of a run, and a checkpoint, wait for notes that storage does not take.
 _NOTES_S = 10.0
@@ -119,7 +119,7 @@ class _Loop:
         """This rank's shares behind the last checkpoint; the first is waited for from now on."""
         seen = self.committed[1].samples_seen if self.committed else 0
         shard = ray.train.get_dataset_shard("train")
-        return started(batches(shard, seen, self.ranks.rank, self.ranks.world))
+        return ahead(batches(shard, seen, self.ranks.rank, self.ranks.world))
 
     def _fetch_state(self) -> bool:
         """Bring the state of the last checkpoint to this machine; whether it had to be converted
