@@ -4,7 +4,9 @@ Nothing else here may reach past a public interface of theirs. `tests/unit/pipel
 test_compat.py` and the tests that are named notice when one changes with an update.
 """
 
+import logging
 import sys
+import time
 from argparse import Namespace
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -13,6 +15,11 @@ from pathlib import Path
 from typing import Any
 
 from torch import Tensor
+
+# Seconds.
+_AGAIN_S = 1.0
+
+logger = logging.getLogger(__name__)
 
 
 def split_without_cpu(dataset: Any) -> None:
@@ -39,14 +46,18 @@ def count_workers_by(trainer: Any, room: Callable[[int], int]) -> None:
     end those that run well for more that cannot be. room: given the number of workers that run,
     0 when none do
     """
-    from ray.train.v2._internal.execution.scaling_policy import ElasticScalingPolicy
+    from ray.train.v2._internal.execution.scaling_policy import ElasticScalingPolicy, NoopDecision
 
     class Policy(ElasticScalingPolicy):
         running = 0
 
         def make_decision_for_non_running_worker_group(self) -> Any:
             self.running = 0
-            return super().make_decision_for_non_running_worker_group()
+            decision = super().make_decision_for_non_running_worker_group()
+            if isinstance(decision, NoopDecision):
+                # Ray asks again at once, and so on until there is room.
+                time.sleep(_AGAIN_S)
+            return decision
 
         def make_decision_for_running_worker_group(
             self, worker_group_state: Any, worker_group_status: Any
@@ -57,7 +68,11 @@ def count_workers_by(trainer: Any, room: Callable[[int], int]) -> None:
             )
 
         def _count_possible_workers(self, reserved_resources: Any) -> int:  # noqa: ARG002
-            return min(room(self.running), self.scaling_config.max_workers)
+            try:
+                return min(room(self.running), self.scaling_config.max_workers)
+            except Exception as error:  # noqa: BLE001  it would end the run; it is asked again
+                logger.warning("cannot count the machines: %s", error)
+                return self.running
 
     start = trainer._initialize_and_run_controller
 

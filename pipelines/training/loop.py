@@ -48,7 +48,7 @@ from pipelines.training.engine.ranks import Ranks
 from pipelines.training.prepare import PreparedRun
 from pipelines.training.scratch import Scratch, sweep
 from pipelines.training.step import TrainStep
-from pipelines.training.stream import batches, started
+from pipelines.training.stream import ahead, batches
 from pipelines.training.tracked import RunRecord
 from pipelines.training.validation import Validation
 
@@ -176,7 +176,7 @@ class _Loop:
         """This rank's shares behind the last checkpoint; the first is waited for from now on."""
         seen = self.committed[1].samples_seen if self.committed else 0
         shard = ray.train.get_dataset_shard("train")
-        return started(batches(shard, seen, self.ranks.rank, self.ranks.world))
+        return ahead(batches(shard, seen, self.ranks.rank, self.ranks.world))
 
     def _resume(self, uri: str, manifest: CheckpointManifest) -> None:
         """Go on from the fetched state."""

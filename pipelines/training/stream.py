@@ -240,7 +240,7 @@ def batches(shard: Any, samples_seen: int, rank: int, world: int) -> Iterator[St
             start = end
 
 
-def started(stream: Iterator[T]) -> Iterator[T]:
+def ahead(stream: Iterator[T]) -> Iterator[T]:
     """The same, but its first is made from now on, beside what the caller does."""
     first: Future[list[T]] = Future()
 

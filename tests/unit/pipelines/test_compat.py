@@ -76,7 +76,9 @@ def test_aotinductor_takes_options_and_a_path() -> None:
     assert "path" in inspect.signature(aoti_load_package).parameters
 
 
-def test_an_elastic_trainer_counts_as_it_is_told_within_its_bounds() -> None:
+def test_an_elastic_trainer_counts_as_it_is_told_within_its_bounds(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     from ray.train import ScalingConfig
     from ray.train.v2._internal.execution.scaling_policy import ElasticScalingPolicy, ResizeDecision
     from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
@@ -91,11 +93,14 @@ def test_an_elastic_trainer_counts_as_it_is_told_within_its_bounds() -> None:
     assert "_initialize_and_run_controller(" in inspect.getsource(DataParallelTrainer.fit)
     assert "scaling_policy=" in inspect.getsource(DataParallelTrainer.fit)
     asked: list[int] = []
-    rooms = iter([0, 2, 5, 2])
+    rooms = iter([0, OSError(), 2, 5, 2, OSError()])
 
     def room(running: int) -> int:
         asked.append(running)
-        return next(rooms)
+        found = next(rooms)
+        if isinstance(found, OSError):
+            raise found
+        return found
 
     trainer = Trainer()
     compat.count_workers_by(trainer, room)
@@ -103,18 +108,24 @@ def test_an_elastic_trainer_counts_as_it_is_told_within_its_bounds() -> None:
     assert isinstance(policy, ElasticScalingPolicy)
     policy._maybe_send_resource_request = lambda: None
     policy._get_reserved_resources = dict
-    assert not isinstance(policy.make_decision_for_non_running_worker_group(), ResizeDecision)
+    # Too few, then none could be counted: Ray is let wait, and not asked at once again.
+    slept: list[float] = []
+    monkeypatch.setattr(compat.time, "sleep", slept.append)
+    for _ in range(2):
+        assert not isinstance(policy.make_decision_for_non_running_worker_group(), ResizeDecision)
+    assert slept == [1.0, 1.0]
     assert policy.make_decision_for_non_running_worker_group().num_workers == 2
     state = SimpleNamespace(num_workers=2, start_time=0.0)
     running = policy.make_decision_for_running_worker_group(
         worker_group_state=state, worker_group_status=None
     )
     assert running.num_workers == 3
-    same = policy.make_decision_for_running_worker_group(
-        worker_group_state=state, worker_group_status=None
-    )
-    assert not isinstance(same, ResizeDecision)
-    assert asked == [0, 0, 2, 2]
+    for _ in range(2):
+        same = policy.make_decision_for_running_worker_group(
+            worker_group_state=state, worker_group_status=None
+        )
+        assert not isinstance(same, ResizeDecision)
+    assert asked == [0, 0, 0, 2, 2, 2]
 
 
 def test_a_checkpoint_is_asked_for_before_workers_that_are_well_are_exchanged() -> None:

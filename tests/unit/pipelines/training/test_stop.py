@@ -54,6 +54,16 @@ def test_a_resize_goes_on_when_nobody_answers(tmp_path: Path) -> None:
     assert not storage.list_files(str(tmp_path))
 
 
+def test_storage_that_is_away_costs_the_checkpoint_and_not_the_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def away(*_: object) -> None:
+        raise OSError("away")
+
+    monkeypatch.setattr(storage, "write_bytes", away)
+    assert not save_and_pause(str(tmp_path), 20)
+
+
 def test_a_run_that_ends_answers_whoever_waits(tmp_path: Path) -> None:
     run = str(tmp_path)
     watch = StopWatch(run, 0, True)

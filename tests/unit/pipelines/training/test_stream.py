@@ -25,7 +25,7 @@ from pipelines.training.control.stopped import StoppedError
 from pipelines.training.decoder import batch_columns, block, decode_block
 from pipelines.training.prepare import PreparedRun
 from pipelines.training.shares import PADDING, positions_of
-from pipelines.training.stream import batches, blocks, packed_blocks, planned, started
+from pipelines.training.stream import ahead, batches, blocks, packed_blocks, planned
 from tests.support.sets import TOP, infer_embodiment, write_pictures, write_v30
 from tests.unit.pipelines.jobs.test_stages import STAGES
 
@@ -113,7 +113,7 @@ def test_ranks_with_a_sample_fewer_have_padding_behind_theirs():
         next(batches(Padded(), 0, 1, 3))
 
 
-def test_a_stream_that_is_started_makes_its_first_beside_the_caller():
+def test_a_stream_ahead_makes_its_first_beside_the_caller():
     made = threading.Event()
 
     def numbers():
@@ -121,16 +121,16 @@ def test_a_stream_that_is_started_makes_its_first_beside_the_caller():
         yield 1
         yield 2
 
-    stream = started(numbers())
+    stream = ahead(numbers())
     assert made.wait(20)
     assert list(stream) == [1, 2]
-    assert list(started(iter(()))) == []
+    assert list(ahead(iter(()))) == []
 
     def broken():
         raise StoppedError("no such column")
         yield
 
-    stream = started(broken())
+    stream = ahead(broken())
     with pytest.raises(StoppedError, match="no such column"):
         next(stream)
 
