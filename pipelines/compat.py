@@ -5,6 +5,7 @@ test_compat.py` and the tests that are named notice when one changes with an upd
 """
 
 import logging
+import os
 import sys
 import time
 from argparse import Namespace
@@ -141,13 +142,16 @@ def object_store_bytes() -> tuple[int, int]:
     return int(stats.object_store_bytes_used), int(stats.spilled_bytes_total)
 
 
-def import_deepspeed() -> None:
+def import_deepspeed(gpu: bool) -> None:
     """Import DeepSpeed without MLflow, which it would import for a tuner that we do not use:
     2.4 s of a core and 115 MB of each worker.
 
     There is no switch. A module that is None cannot be imported; the tuner takes that for MLflow
     not being installed. Before another thread imports MLflow itself.
     """
+    if not gpu:
+        # It chooses its accelerator when it is imported.
+        os.environ.setdefault("DS_ACCELERATOR", "cpu")
     known = {"mlflow", "deepspeed"} & sys.modules.keys()
     if not known:
         sys.modules["mlflow"] = None  # type: ignore[assignment]

@@ -63,12 +63,14 @@ def checkpoints_of(run_uri: str, run_id: str) -> set[str]:
 
     UnansweredError when MLflow does not answer; what storage raises when a bundle cannot be read.
     """
+    # A folder may have an apostrophe in its name.
+    quote = '"' if "'" in run_uri else "'"
     with explained():
         mlflow = client()
         found = [
             *mlflow.search_model_versions(f"run_id = '{run_id}'"),
             # Of bundles that were made before the run had its MLflow run.
-            *mlflow.search_model_versions(f"tag.`{RUN_TAG}` = '{run_uri}'"),
+            *mlflow.search_model_versions(f"tag.`{RUN_TAG}` = {quote}{run_uri}{quote}"),
         ]
     return {uri for version in found if (uri := _checkpoint_of(version))}
 

@@ -67,11 +67,8 @@ def train_loop(config: dict[str, Any]) -> None:
     rank = context.get_world_rank()
     ranks = Ranks(rank, context.get_world_size())
     log = loop = None
-    if not prepared.job.cluster.gpu:
-        # It chooses its accelerator when it is imported.
-        os.environ.setdefault("DS_ACCELERATOR", "cpu")
     # Before the thread that tells MLflow imports that.
-    import_deepspeed()
+    import_deepspeed(prepared.job.cluster.gpu)
     # One rank is enough: losses are means over all of them.
     if rank == 0 and config["record"]:
         record: RunRecord = config["record"]

@@ -27,6 +27,7 @@ from pipelines.tracking.runs import (
     find_run,
     finish_run,
     log_inputs,
+    short,
 )
 from pipelines.training.origin import parents_of
 from pipelines.training.prepare import PreparedRun
@@ -161,8 +162,8 @@ def finished(
     record: RunRecord, step: int, tags: Mapping[str, str], patience_s: float = _PATIENCE_S
 ) -> str:
     """Tell MLflow that the run is done, with all figures up to its last checkpoint at `step`;
-    returns its id. When it does not answer for `patience_s` seconds a line says so, and the id
-    is empty unless it is known.
+    returns its id. When it does not answer for `patience_s` seconds, or refuses, a line says so:
+    the training counts. The id is empty then, unless it is known.
     """
     end = time.monotonic() + patience_s
     while True:
@@ -177,3 +178,6 @@ def finished(
                 event("tracking", text=f"{error}. The weights are whole; the same command tells it")
                 return record.noted() or ""
             time.sleep(_AGAIN_S)
+        except Exception as error:  # noqa: BLE001  whatever MLflow raises, the training is done
+            event("tracking", text=f"MLflow did not take the end of the run: {short(error)}")
+            return record.noted() or ""

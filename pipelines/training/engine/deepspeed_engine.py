@@ -7,7 +7,6 @@ world size load only through the universal format.
 """
 
 import math
-import os
 import shutil
 from pathlib import Path
 from typing import Any
@@ -70,9 +69,7 @@ class Engine:
     def __init__(
         self, model: WorldActionTransformer, job: TrainJob, load_universal: bool = False
     ) -> None:
-        # DeepSpeed chooses its accelerator when it is imported.
-        if not job.cluster.gpu:
-            os.environ.setdefault("DS_ACCELERATOR", "cpu")
+        compat.import_deepspeed(job.cluster.gpu)
         import deepspeed
 
         if not job.cluster.gpu:

@@ -37,7 +37,7 @@ def bundle(folder: Path, run: str, checkpoint: str) -> str:
 
 
 def test_what_is_referred_to_stays(store: str, tmp_path: Path) -> None:
-    run = str(tmp_path / "run")
+    run = str(tmp_path / "the robot's")
     run_id = tracking.create_run("gwp", "a", {}, run)
     other = tracking.create_run("gwp", "b", {}, str(tmp_path / "other"))
     uris = [_write(run, tmp_path, step) for step in (10, 20, 30, 40, 50, 60, 70)]

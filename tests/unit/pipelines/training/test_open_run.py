@@ -12,8 +12,9 @@ import pytest
 from gwp import storage
 from gwp.errors import GwpError
 from pipelines.tracking import runs as tracking
+from pipelines.tracking.curves import write_figures
 from pipelines.training.prepare import PreparedRun
-from pipelines.training.tracked import open_run, record_of
+from pipelines.training.tracked import finished, open_run, record_of
 from tests.unit.pipelines.training.test_stream import prepared
 
 
@@ -151,6 +152,34 @@ def test_what_ends_the_training_is_told_and_what_finishes_it_untold(
     (run,) = runs_of(found)
     assert (again, run.info.status) == (run_id, "FINISHED")
     assert tracking.STOPPED_TAG not in run.data.tags
+
+
+def test_mlflow_that_is_away_keeps_nobody_from_training(
+    store: str,
+    ready: PreparedRun,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """At the start, and at the end: the same command tells it when it is back."""
+    record = record_of(replace(ready, uri=str(tmp_path / "run")))
+    with monkeypatch.context() as patch:
+        patch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
+        with open_run(record) as run_id:
+            assert run_id is None
+        assert "does not answer" in capsys.readouterr().err
+        write_figures(record.uri, 2, 1, [("loss", 1.0, 5, 1), ("loss", 0.5, 6, 2)])
+        assert finished(record, 2, {}, patience_s=0.0) == ""
+        assert "the same command tells it" in capsys.readouterr().err
+    with open_run(record) as run_id:
+        assert finished(record, 2, {"final_uri": "there"}) == run_id
+    assert tracking.metric_history(str(run_id), "loss") == [(1, 1.0), (2, 0.5)]
+    (run,) = runs_of(replace(ready, uri=record.uri))
+    assert (run.info.status, run.data.tags["final_uri"]) == ("FINISHED", "there")
+    # What it refuses is told, and stops nothing either.
+    tracking.client().delete_run(run.info.run_id)
+    assert finished(record, 2, {}) == run_id
+    assert "did not take the end of the run" in capsys.readouterr().err
 
 
 def test_a_folder_that_is_made_anew_is_a_new_run(
