@@ -51,7 +51,7 @@ def test_a_driver_may_be_ended_in_any_way_and_started_again(
     with driver(tmp_path, run, own) as first:
         reports = first.reports(3)
         with driver(tmp_path, run, own) as second:
-            assert second.wait(150) == 2
+            assert second.wait(240) == 2
             (told,) = [line for line in second.lines if line.startswith("gwp: error")]
             assert f"is being trained by process {first.process.pid} on" in told
             assert second.lines[-1] == told
