@@ -255,7 +255,7 @@ def _fit(prepared: PreparedRun, run_id: str) -> None:
         except ray.train.TrainingFailedError as error:
             # Ray wraps what a worker raised; the user's line is that of the worker.
             cause = first(error, GwpError)
-            told = cause or gave_up(error, watch.hung, job.cluster.max_failures + 1)
+            told = cause or gave_up(error, watch.hung(), job.cluster.max_failures + 1)
             if told is None:
                 raise
             raise told from error
