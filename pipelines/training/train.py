@@ -195,7 +195,7 @@ def _fit(prepared: PreparedRun, record: RunRecord) -> None:
         except ray.train.TrainingFailedError as error:
             # Ray wraps what a worker raised; the user's line is that of the worker.
             cause = first(error, GwpError)
-            told = cause or gave_up(error, watch.hung, cluster.max_failures + 1)
+            told = cause or gave_up(error, watch.hung(), cluster.max_failures + 1)
             if told is None:
                 raise
             raise told from error

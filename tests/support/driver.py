@@ -52,7 +52,7 @@ class Driver:
         found: dict[str, Any] = json.loads(self._out.read_text())
         return found
 
-    def until(self, holds: Callable[[], Any], timeout: float = 150) -> Any:
+    def until(self, holds: Callable[[], Any], timeout: float = 300) -> Any:
         """What `holds` returns as soon as it is true, while the process runs."""
         end = time.monotonic() + timeout
         while not (found := holds()):

@@ -51,20 +51,19 @@ def clear_earlier(run: str) -> None:
 
 
 class Lookout:
-    """Reads the notes of a run until it is closed.
-
-    hung: the ranks that it ended last, in words; None when there were none
-    """
+    """Reads the notes of a run until it is closed."""
 
     def __init__(self, run: str, hang_s: float) -> None:
-        self.hung: str | None = None
         self._run = run
         self._limit = hang_s
         self._clock = Clock(hang_s)
         self._over = threading.Event()
-        # Start of the workers and phase that were warned of; starts of which ranks were ended.
+        # Start of the workers and phase that were warned of; starts of which ranks were ended,
+        # with which ones, in words.
         self._warned: set[tuple[str, str]] = set()
-        self._ended: set[str] = set()
+        self._ended: dict[str, str] = {}
+        # Whether what was ended has not been seen to fail yet.
+        self._expected = False
         # Failures by their time.
         self._known: set[float] | None = None
         threading.Thread(target=self._work, name="gwp-lookout", daemon=True).start()
@@ -72,6 +71,16 @@ class Lookout:
     def close(self) -> None:
         """Look no more."""
         self._over.set()
+
+    def hung(self) -> str | None:
+        """The ranks that it ended at the newest start of the workers, in words; None when there
+        are none, or storage does not say.
+        """
+        try:
+            reports = worker_progress(self._run)
+        except (OSError, GwpError):
+            return None
+        return self._ended.get(reports[0].get("start", "")) if reports else None
 
     def _work(self) -> None:
         every = min(_POLL_S, self._limit * _WARNED / 2)
@@ -95,8 +104,8 @@ class Lookout:
             warn(f"{found.text}; at {self._limit:g} s (cluster.hang_s) the workers start again")
         found = self._clock.standing(reports, now, self._limit)
         if found:
-            self._ended.add(start)
-            self.hung = found.text
+            self._ended[start] = found.text
+            self._expected = True
             warn(f"{found.text}: ended; the workers start again from the last checkpoint")
             self._end(found.reports)
 
@@ -113,8 +122,9 @@ class Lookout:
         if self._known is not None:
             for moment in sorted(set(found) - self._known):
                 # What it ended itself is told already.
-                if not (self.hung and found[moment]["kind"] == "killed"):
+                if not self._expected:
                     warn(found[moment]["text"])
+                self._expected = False
         self._known = set(found)
 
 

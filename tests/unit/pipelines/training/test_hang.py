@@ -123,7 +123,10 @@ def test_the_driver_warns_once_and_ends_once(
     first, second = warned
     assert "'stepping' since step 12 for 7 s; at 60 s (cluster.hang_s) the workers" in first
     assert f"pid {child.pid}) has been in 'stepping' since step 12 for 61 s: ended" in second
-    assert watch.hung is not None
+    assert "rank 1" in str(watch.hung())
+    # A later start failed otherwise.
+    write(tmp_path, {**report(0), "start": "later"})
+    assert watch.hung() is None
 
 
 def test_workers_of_a_driver_that_was_killed_are_ended_and_forgotten(
