@@ -239,11 +239,11 @@ def _until_over(trainer: TorchTrainer, run_uri: str) -> None:
         finally:
             over.set()
 
-    # Not in the main thread: there Ray Train takes Ctrl-C for itself, and drops what is done. A
-    # daemon, because nobody waits for it behind the second one.
-    threading.Thread(target=fit, daemon=True, name="gwp-fit").start()
     asked = False
     with Interrupts() as interrupts:
+        # Not in the main thread: there Ray Train takes Ctrl-C for itself, and drops what is done. A
+        # daemon, because nobody waits for it behind the second one.
+        threading.Thread(target=fit, daemon=True, name="gwp-fit").start()
         while not over.wait(_WAIT_S):
             if interrupts.count > 1:
                 raise KeyboardInterrupt(

@@ -23,11 +23,6 @@ def small_disk(folder: Path, megabytes: int) -> Iterator[Path]:
         subprocess.run(["umount", "-l", str(folder)], check=True)
 
 
-def enlarge(folder: Path, megabytes: int) -> None:
-    """Give a small disk more room."""
-    assert _mount(folder, f"remount,size={megabytes}m") == 0
-
-
 def _mount(folder: Path, options: str) -> int:
     mount = ["mount", "-t", "tmpfs", "-o", options, "gwp-test", str(folder)]
     return subprocess.run(mount, check=False, capture_output=True).returncode
