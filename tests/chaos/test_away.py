@@ -20,7 +20,7 @@ from pipelines.tracking.runs import client
 from pipelines.training.checkpoint.checkpoints import find_committed
 from pipelines.training.control.watch import resumptions, worker_progress
 from pipelines.training.train import StageResult, train
-from tests.chaos.test_resume import job, recordings, weights  # noqa: F401
+from tests.support.dot import job, weights
 
 STEPS, EVERY = 40, 10
 PAUSE_S = 12.0
