@@ -12,6 +12,7 @@ from tests.support.driver import driver
 from tests.support.sets import write_v30
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(400)
 def test_a_disk_without_room_for_a_checkpoint_is_told_in_one_line(tmp_path: Path) -> None:
     write_v30(tmp_path / "data" / "arm")

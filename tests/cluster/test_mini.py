@@ -51,8 +51,7 @@ def _visit(uri: str, run_id: str) -> bytes:
     storage.write_bytes(f"{uri}.reply", seen[::-1])
     log = RunLog(lambda: run_id, tracking.tracking_uri(), uri)
     log.log_metrics(1, {"loss": 0.5})
-    # A task imports MLflow first, which takes seconds.
-    log.close(timeout_s=60.0)
+    log.close()
     return bytes(seen)
 
 
@@ -147,7 +146,8 @@ def test_tasks_reach_storage_and_tracking(mini: MiniCluster) -> None:
     )
     assert storage.read_bytes(f"{uri}.reply") == b"cba"
     run = tracking.client().get_run(run_id)
-    assert (run.data.metrics["loss"], run.info.status) == (0.5, "FINISHED")
+    # Who drives the run ends it.
+    assert (run.data.metrics["loss"], run.info.status) == (0.5, "RUNNING")
     assert run.info.artifact_uri.startswith("s3://gwp/visit/artifacts/")
 
 
