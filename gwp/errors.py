@@ -13,6 +13,7 @@
     ├── DamagedError            a checkpoint is not whole (`pipelines.training.checkpoint.checkpoints`)
     ├── StoppedError            a run ended for good (`pipelines.training.control.failures`)
     │   └── NoRoomError         memory or a disk is too small for it (`pipelines.training.control.room`)
+    ├── UnansweredError         MLflow does not answer (`pipelines.tracking.runs`)
     ├── ConfigError             a configuration file has mistakes (`pipelines.config.load`)
     └── RefusedError            why the endpoint gives no chunk; has a `code` (`serve.dispatch`)
 
