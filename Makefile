@@ -38,18 +38,18 @@ quick: setup
 	$(BIN)/gwp demo --quick
 
 # Units run in two processes of one computing thread each; what starts clusters runs alone.
-PYTEST := timeout --kill-after=30 $(TEST_LIMIT) $(BIN)/python -m pytest
-UNITS := OMP_NUM_THREADS=1 $(PYTEST) -n 2 tests/unit tests/parity
+PYTEST = timeout --kill-after=30 $(1) $(BIN)/python -m pytest
+UNITS := OMP_NUM_THREADS=1 $(call PYTEST,$(TEST_LIMIT)) -n 2 tests/unit tests/parity
 
 test: test-unit
-	$(PYTEST) -m "not slow" tests/cluster
+	$(call PYTEST,$(TEST_LIMIT)) -m "not slow" tests/cluster
 
 test-unit: setup
 	$(UNITS) -m "not slow"
 
 test-slow: setup
 	$(UNITS) -m slow
-	$(PYTEST:$(TEST_LIMIT)=$(SLOW_LIMIT)) -m slow tests/cluster tests/chaos
+	$(call PYTEST,$(SLOW_LIMIT)) -m slow tests/cluster tests/chaos
 
 lint: setup
 	$(BIN)/ruff check .

@@ -138,7 +138,7 @@ class Skipped(TypedDict):
     """Whether something is wrong with it; else it was not asked for, or is too short."""
 
 
-# `pipelines.training.stream` plans these two, and takes the rows of `ids` only where they are
+# `pipelines.training.samples.stream` plans these two, and takes the rows of `ids` only where they are
 # decoded.
 class Share(TypedDict):
     """The share of one rank in a global batch, as it is planned."""

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 Point = tuple[str, float, int, int]
 """Name, value, time in ms and optimiser step, as MLflow takes them."""
-CHECKPOINT_TAG = "gwp.checkpoint_step"
+STEP_TAG = "gwp.checkpoint_step"
 """Step of the newest checkpoint that MLflow was told of, behind all figures up to there."""
 _FOLDER = "figures"
 _NAME = re.compile(r"step_(\d+)-a(\d+)\.json")
@@ -79,7 +79,7 @@ class Curves:
         """
         if after is None:
             tags = self._mlflow.get_run(self._run_id).data.tags
-            told = int(tags.get(CHECKPOINT_TAG, -1))
+            told = int(tags.get(STEP_TAG, -1))
             # A run that was sent back is told of again from the start.
             after = told if told <= until else -1
         for points in read_figures(run_uri, after, until):

@@ -18,16 +18,16 @@ import ray.train
 from gwp import storage
 from gwp.data.records import StreamBatch
 from pipelines.compat import import_deepspeed
-from pipelines.tracking.curves import CHECKPOINT_TAG
+from pipelines.tracking.curves import STEP_TAG
+from pipelines.tracking.registry import CHECKPOINT_TAG
 from pipelines.tracking.run_log import RunLog
-from pipelines.training.beginning import bring_state, brought, first_model, free_brought
+from pipelines.training.checkpoint.checkpointer import Checkpointer
 from pipelines.training.checkpoint.checkpoints import (
     CheckpointManifest,
     latest_committed,
     next_attempt,
 )
-from pipelines.training.checkpoint.kept import referenced
-from pipelines.training.checkpoint.saves import Saves
+from pipelines.training.checkpoint.references import referenced
 from pipelines.training.checkpoint.uploads import Uploads
 from pipelines.training.control.journal import (
     DATA,
@@ -40,15 +40,16 @@ from pipelines.training.control.journal import (
 from pipelines.training.control.room import NoRoomError, memory_told
 from pipelines.training.control.stop import StopWatch
 from pipelines.training.control.stopped import MachineLeavesError, StoppedError, lasting
-from pipelines.training.encoders import Encoders
 from pipelines.training.engine.deepspeed_engine import Engine
 from pipelines.training.engine.ema import Ema
 from pipelines.training.engine.node import Node
 from pipelines.training.engine.ranks import Ranks
+from pipelines.training.initial_state import fetch_state, first_model, remove_state, state_folder
 from pipelines.training.prepare import PreparedRun
+from pipelines.training.samples.encoders import Encoders
+from pipelines.training.samples.stream import ahead, batches
 from pipelines.training.scratch import Scratch, sweep
 from pipelines.training.step import TrainStep
-from pipelines.training.stream import ahead, batches
 from pipelines.training.tracked import RunRecord
 from pipelines.training.validation import Validation
 
@@ -133,7 +134,7 @@ class _Loop:
         # Decoding takes as long to start as all of this, and needs nothing of it.
         self.stream = self._stream()
         model = first_model(prepared, node, bool(self.committed))
-        universal = self.committed is not None and bring_state(
+        universal = self.committed is not None and fetch_state(
             prepared, node, ranks.world, self.committed
         )
         self.journal.phase(STARTING)
@@ -155,7 +156,7 @@ class _Loop:
             self.committed_at,
             (lambda: referenced(record.uri, record.noted())) if record else frozenset,
         )
-        self.saves = Saves(
+        self.checkpointer = Checkpointer(
             prepared, self.attempt, ranks, self.engine, self.ema, self.journal, uploads
         )
         encoders = Encoders(prepared, node, self.engine.device)
@@ -178,9 +179,9 @@ class _Loop:
     def _resume(self, uri: str, manifest: CheckpointManifest) -> None:
         """Go on from the fetched state."""
         self.prepared.require_own(uri, manifest)
-        self.engine.load(brought(self.node))
-        self.ema.load(brought(self.node))
-        free_brought(self.node)
+        self.engine.load(state_folder(self.node))
+        self.ema.load(state_folder(self.node))
+        remove_state(self.node)
         self.step = manifest.step
         self.samples_seen = manifest.samples_seen
         if self.ranks.rank == 0:
@@ -227,14 +228,14 @@ class _Loop:
             leaves = looks and self.watch.machine_leaves()
             due = due or self.step % job.run.checkpoint_every == 0 or self.step == total
             hurry = stop or asked or resizes or leaves
-            if hurry or (due and (self.step == total or self.saves.may_take(self.step))):
+            if hurry or (due and (self.step == total or self.checkpointer.may_take(self.step))):
                 # Where it has to be quick, nothing is judged.
                 self._checkpoint(losses, {} if hurry else self._judged())
                 due = False
             if stop or resizes or leaves:
                 # Until it is whole. The first error of any rank ends all, and rank 0 may still
                 # be committing.
-                self.saves.wait(self.step)
+                self.checkpointer.wait(self.step)
                 self.ranks.gathered(None)
             if asked:
                 break
@@ -255,7 +256,7 @@ class _Loop:
                     "each with its reason. Mend the data, or raise data.max_broken; the run goes on "
                     "from its last checkpoint"
                 )
-        self.saves.wait(self.step)
+        self.checkpointer.wait(self.step)
         # Whoever waits for a checkpoint has it.
         self.watch.finished()
 
@@ -272,7 +273,7 @@ class _Loop:
 
     def _diverged(self, what: str) -> StoppedError:
         """Collective: rank 0 knows which checkpoint is whole."""
-        good = self.saves.good()
+        good = self.checkpointer.good()
         return StoppedError(
             f"{what}. Training has stopped; its last good checkpoint: {good}. The "
             "same job would come to the same numbers: lower optimizer.lr, raise "
@@ -291,7 +292,7 @@ class _Loop:
     def committed_at(self, uri: str, step: int) -> None:
         """Tell MLflow of a checkpoint that is whole now. Called beside the steps, on rank 0."""
         if self.log:
-            self.log.set_tags({"gwp.checkpoint": uri, CHECKPOINT_TAG: str(step)})
+            self.log.set_tags({CHECKPOINT_TAG: uri, STEP_TAG: str(step)})
 
     def _progress(self, losses: dict[str, float], elapsed: float, waited: float) -> int:
         """Tell how far this rank is; the number of samples that all ranks skipped since they
@@ -323,10 +324,10 @@ class _Loop:
     def _checkpoint(self, losses: dict[str, float], judged: dict[str, float]) -> None:
         """Take a checkpoint here. Collective. judged: losses in validation"""
         # One at a time; what went wrong with the one before is raised here.
-        self.saves.wait(self.step)
+        self.checkpointer.wait(self.step)
         if self.ranks.anywhere(not self.engine.finite()):
             # A finite loss and gradient may still have led here.
             raise self._diverged(f"step {self.step}: a weight is not a finite number")
-        self.saves.take(self.step, self.samples_seen, judged.get("loss"))
+        self.checkpointer.take(self.step, self.samples_seen, judged.get("loss"))
         # No checkpoint of Ray's: it would bring the state to its own storage a second time.
         ray.train.report({"step": self.step, **losses})

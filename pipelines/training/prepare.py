@@ -20,7 +20,7 @@ from gwp.data.decode import SampleSpec
 from gwp.data.formats.files.reader import FileReader
 from gwp.data.latent_cache import Key, LatentCache
 from gwp.data.plan.manifest import SCHEMA, Manifest
-from gwp.data.plan.plan import make_plan
+from gwp.data.plan.plan import Plan, make_plan
 from gwp.data.text import text_hash
 from gwp.errors import GwpError
 from gwp.model.codecs.embeddings import write_embeddings
@@ -173,20 +173,7 @@ def prepare(job: TrainJob, allowed: tuple[str, ...] = ()) -> PreparedRun:
     # Last, so that a folder with job.json is complete.
     job_json = {"config_hash": digest, "job": job.model_dump(mode="json"), "init": init}
     storage.write_bytes(storage.join(uri, "job.json"), json.dumps(job_json, indent=1).encode())
-    places = _places(job, manifest, cache)
-    return PreparedRun(
-        uri,
-        job,
-        manifest,
-        manifest.fingerprint,
-        spec,
-        digest,
-        init,
-        cache,
-        places,
-        plan.hash,
-        validation,
-    )
+    return _prepared(uri, job, manifest, spec, digest, init, cache, plan, validation)
 
 
 def _read(uri: str, job: TrainJob, digest: str, init: str | None) -> PreparedRun:
@@ -202,24 +189,38 @@ def _read(uri: str, job: TrainJob, digest: str, init: str | None) -> PreparedRun
             raise GwpError(
                 f"data.cache {cache.uri} is not the one that {uri} began with; give run.name another name"
             )
-    places = _places(job, manifest, cache)
     spec = sample_spec(job, embodiments, stats)
     plan = make_plan(manifest, job.run.seed, 0, job.plan_rules)
     validation = None
     if job.validation:
         validation = Manifest.load(storage.join(uri, "validation.parquet"))
+    return _prepared(uri, job, manifest, spec, digest, init, cache, plan, validation)
+
+
+def _prepared(
+    uri: str,
+    job: TrainJob,
+    manifest: Manifest,
+    spec: SampleSpec,
+    digest: str,
+    init: str | None,
+    cache: LatentCache | None,
+    plan: Plan,
+    validation: Manifest | None,
+) -> PreparedRun:
+    """With what follows from the samples: their fingerprint, and their places in the cache."""
     return PreparedRun(
-        uri,
-        job,
-        manifest,
-        manifest.fingerprint,
-        spec,
-        digest,
-        init,
-        cache,
-        places,
-        plan.hash,
-        validation,
+        uri=uri,
+        job=job,
+        manifest=manifest,
+        fingerprint=manifest.fingerprint,
+        spec=spec,
+        config_hash=digest,
+        init=init,
+        cache=cache,
+        cached=_places(job, manifest, cache),
+        plan_hash=plan.hash,
+        validation=validation,
     )
 
 

@@ -25,11 +25,11 @@ from gwp.model.objective import (
 from pipelines.jobs.train_job import TrainJob
 from pipelines.training.control.journal import Journal
 from pipelines.training.control.stopped import StoppedError
-from pipelines.training.encoders import Encoders
 from pipelines.training.engine.deepspeed_engine import Engine
 from pipelines.training.engine.ema import Ema
 from pipelines.training.engine.ranks import Ranks
-from pipelines.training.shares import PADDING
+from pipelines.training.samples.encoders import Encoders
+from pipelines.training.samples.shares import PADDING
 
 # Samples that a message names; all are in the journal.
 _NAMED = 4

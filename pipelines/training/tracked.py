@@ -16,7 +16,7 @@ from typing import Any
 
 from gwp import storage
 from pipelines.console import event
-from pipelines.tracking.curves import CHECKPOINT_TAG, Curves
+from pipelines.tracking.curves import STEP_TAG, Curves
 from pipelines.tracking.runs import (
     STOPPED_TAG,
     UnansweredError,
@@ -171,7 +171,7 @@ def finished(
             run_id = record.opened()
             with explained():
                 Curves(client(), run_id, record.since).fill(record.uri, step)
-            end_run(run_id, {CHECKPOINT_TAG: str(step), **tags})
+            end_run(run_id, {STEP_TAG: str(step), **tags})
             return run_id
         except UnansweredError as error:
             if time.monotonic() > end:

@@ -36,14 +36,14 @@ from pipelines.training.checkpoint.checkpoints import (
 from pipelines.training.checkpoint.uploads import patiently
 from pipelines.training.control.failures import Interrupts, StopForGood, gave_up, interruptible
 from pipelines.training.control.lease import lease
-from pipelines.training.control.lookout import clear_earlier, lookout
 from pipelines.training.control.machines import room_for
 from pipelines.training.control.stop import ask_to_stop, forget_asked, save_and_pause
 from pipelines.training.control.stopped import first
+from pipelines.training.control.watchdog import clear_earlier, watchdog
 from pipelines.training.export import write_final
 from pipelines.training.loop import train_loop
 from pipelines.training.prepare import PreparedRun, prepare
-from pipelines.training.stream import PlannedData
+from pipelines.training.samples.stream import PlannedData
 from pipelines.training.tracked import RunRecord, finished, open_run, record_of
 
 _ANSWER = "RAY_TRAIN_WORKER_HEALTH_CHECK_TIMEOUT_S"
@@ -188,7 +188,7 @@ def _fit(prepared: PreparedRun, record: RunRecord) -> None:
     with (
         unused,
         _answers_within(cluster.patience_s),
-        lookout(prepared.uri, cluster.hang_s) as watch,
+        watchdog(prepared.uri, cluster.hang_s) as watch,
     ):
         try:
             _until_over(trainer, prepared.uri)

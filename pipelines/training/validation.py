@@ -25,11 +25,11 @@ from gwp.model.objective import (
     levels_of,
     training_losses,
 )
-from pipelines.training.decoder import block, decode_block
-from pipelines.training.encoders import Encoders
 from pipelines.training.engine.deepspeed_engine import Engine
 from pipelines.training.engine.ranks import Ranks
 from pipelines.training.prepare import PreparedRun
+from pipelines.training.samples.decoder import block, decode_block
+from pipelines.training.samples.encoders import Encoders
 
 # Behind every position of a plan: the noise of no sample that trains.
 _POSITIONS = 1 << 48

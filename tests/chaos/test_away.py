@@ -14,6 +14,7 @@ import psutil
 import pytest
 
 from clusters.mini import MiniCluster
+from gwp import storage
 from pipelines.jobs.resolve import run_uri
 from pipelines.jobs.train_job import TrainJob
 from pipelines.tracking.runs import client
@@ -139,7 +140,8 @@ def test_storage_that_goes_away_changes_nothing_but_the_time(
         program.resume()
 
     def work() -> None:
-        time.sleep(0.3)
+        # Taken before anything is prepared.
+        until(lambda: bool(storage.list_files(f"{run}/lease")))
         away("prepare")
         until(lambda: steps(run) >= EVERY - 1)
         away("checkpoint")

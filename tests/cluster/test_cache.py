@@ -12,13 +12,13 @@ import pytest
 
 from clusters.mini import MiniCluster
 from gwp import storage
-from gwp.data.formats.lerobot.write import LeRobotWriter
 from gwp.data.latent_cache import CACHE, shards_there
 from pipelines.cli import main
 from pipelines.config.load import load_config
 from pipelines.jobs.train_job import TrainJob
 from pipelines.tracking.runs import metric_history
 from pipelines.training.train import train
+from tests.support.dot import write_recordings
 from tests.unit.pipelines.jobs.test_stages import STAGES
 
 FILE = str(STAGES / "policy.yaml")
@@ -27,24 +27,7 @@ STEPS, EPISODES, LENGTH = 3, 5, 40
 
 def fields(mini: MiniCluster) -> list[str]:
     uri = f"{mini.bucket}/cached/set"
-    rng = np.random.default_rng(0)
-    names = ("a", "b")
-    with LeRobotWriter(
-        uri,
-        fps=20,
-        robot_type="dot",
-        cameras={"top": (32, 32)},
-        state_names=names,
-        action_names=names,
-    ) as writer:
-        for _ in range(EPISODES):
-            action = np.cumsum(rng.normal(0, 0.05, (LENGTH, 2)), axis=0).astype(np.float32)
-            writer.add_episode(
-                {"top": rng.integers(0, 256, (LENGTH, 32, 32, 3), np.uint8)},
-                "follow",
-                action * 0.9,
-                action,
-            )
+    write_recordings(uri, EPISODES)
     return [
         f"run.storage={mini.bucket}/cached",
         f"run.steps={STEPS}",

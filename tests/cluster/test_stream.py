@@ -12,8 +12,8 @@ import ray.data
 from clusters.mini import MiniCluster
 from gwp.data.formats.files.reader import FileReader
 from pipelines.training.control.stopped import StoppedError, lasting
-from pipelines.training.decoder import decode_block, unpacked
-from pipelines.training.stream import dataset, execution_options, packed_blocks, planned
+from pipelines.training.samples.decoder import decode_block, unpacked
+from pipelines.training.samples.stream import dataset, execution_options, packed_blocks, planned
 from tests.unit.pipelines.training.test_stream import prepared
 
 

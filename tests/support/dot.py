@@ -15,8 +15,8 @@ STEPS, EVERY = 60, 15
 CALM = ("calm", "run.keep=10", "run.record_samples=true")
 
 
-def write_recordings(uri: str) -> None:
-    """Four short labelled episodes: a bright square follows the action."""
+def write_recordings(uri: str, episodes: int = 4) -> None:
+    """Short labelled episodes of 40 steps: a bright square follows the action."""
     rng = np.random.default_rng(0)
     names = ("a", "b")
     with LeRobotWriter(
@@ -27,7 +27,7 @@ def write_recordings(uri: str) -> None:
         state_names=names,
         action_names=names,
     ) as writer:
-        for _ in range(4):
+        for _ in range(episodes):
             action = np.cumsum(rng.normal(0, 0.05, (40, 2)), axis=0).astype(np.float32)
             frames = np.full((40, 32, 32, 3), 30, np.uint8)
             for t, (x, y) in enumerate(np.clip(16 + action * 20, 2, 28).astype(int)):

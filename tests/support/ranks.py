@@ -15,7 +15,7 @@ import numpy as np
 import torch
 
 from gwp.model.objective import Batch
-from pipelines.training.shares import PADDING, positions_of
+from pipelines.training.samples.shares import PADDING, positions_of
 
 SIZE, STEPS, CHUNK, DIMS = 8, 6, 5, 6
 SEED = 7

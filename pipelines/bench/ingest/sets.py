@@ -24,9 +24,9 @@ from pipelines.bench.ingest.sides import Side, Wanted, bare, dataloader, wanted_
 from pipelines.bench.ingest.stream import read_videos, stream
 from pipelines.bench.ingest.watch import Watch, store
 from pipelines.datasets.cache.cache import build_cache
-from pipelines.training.decoder import unpacked
 from pipelines.training.prepare import PreparedRun
-from pipelines.training.stream import blocks, packed_blocks, planned
+from pipelines.training.samples.decoder import unpacked
+from pipelines.training.samples.stream import blocks, packed_blocks, planned
 
 _MORE = 10
 """Times as many steps for cached latents."""

@@ -26,7 +26,7 @@ from gwp.data.formats.files.reader import FileReader
 from gwp.data.latent_cache import LatentCache
 from gwp.data.records import StreamBatch
 from gwp.data.video.decode import SEEK_SAVES, WORK
-from pipelines.training.decoder import decode_block
+from pipelines.training.samples.decoder import decode_block
 
 _START_S = 120.0
 

@@ -12,7 +12,7 @@ import ray.data
 
 from pipelines.bench.ingest.sides import Side
 from pipelines.training.prepare import PreparedRun
-from pipelines.training.stream import batches, dataset, execution_options
+from pipelines.training.samples.stream import batches, dataset, execution_options
 
 
 class _Worker:

@@ -311,24 +311,25 @@ def _read(uri: str) -> CheckpointManifest:
     raw = read_manifest(storage.join(uri, MANIFEST))
     try:
         record = json.loads(raw)
-        digest = record.pop(_DIGEST, None) if isinstance(record, dict) else None
-        manifest = CheckpointManifest.model_validate(record)
-        # Earlier versions wrote none.
-        if digest is not None and digest != _digest_of(record):
-            raise DamagedError(
-                f"{uri}: {MANIFEST} was altered (its digest differs); choose an earlier checkpoint"
-            )
-        return manifest
     except ValueError as error:
-        if not isinstance(error, ValidationError):
-            raise DamagedError(
-                f"{uri}: {MANIFEST} cannot be read (no JSON); choose an earlier checkpoint"
-            ) from error
+        raise DamagedError(
+            f"{uri}: {MANIFEST} cannot be read (no JSON); choose an earlier checkpoint"
+        ) from error
+    digest = record.pop(_DIGEST, None) if isinstance(record, dict) else None
+    try:
+        manifest = CheckpointManifest.model_validate(record)
+    except ValidationError as error:
         first: Any = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"]) or "the file"
         raise DamagedError(
             f"{uri}: {MANIFEST} cannot be read ({where}: {first['msg']}); choose an earlier checkpoint"
         ) from error
+    # Earlier versions wrote none.
+    if digest is not None and digest != _digest_of(record):
+        raise DamagedError(
+            f"{uri}: {MANIFEST} was altered (its digest differs); choose an earlier checkpoint"
+        )
+    return manifest
 
 
 def _check_sizes(uri: str, manifest: CheckpointManifest, files: dict[str, int]) -> None:

@@ -1,6 +1,7 @@
 """Which checkpoints of a run stay, and the removal of the others."""
 
 import logging
+import math
 from collections.abc import Callable, Collection, Sequence
 
 from gwp import storage
@@ -68,7 +69,7 @@ def _outdated(run_uri: str, keep: int) -> list[str]:
     if not committed:
         return []
     newest = committed[0][1].step
-    kept = {uri for uri, _ in committed[:keep]} | {uri for uri, _ in best(committed)}
+    kept = {uri for uri, _ in committed[:keep]} | {best(committed)}
     outdated = []
     for name in sorted(folders(run_uri)):
         uri = place_of(run_uri, name)
@@ -77,10 +78,12 @@ def _outdated(run_uri: str, keep: int) -> list[str]:
     return outdated
 
 
-def best(
-    committed: Sequence[tuple[str, CheckpointManifest]],
-) -> list[tuple[str, CheckpointManifest]]:
-    """The one of the lowest loss in validation, the newest of equals; none without validation."""
-    judged = [(uri, m) for uri, m in committed if m.validation is not None]
-    # `min` takes the first, and they come newest first.
-    return [min(judged, key=lambda item: item[1].validation or 0.0)] if judged else []
+def best(committed: Sequence[tuple[str, CheckpointManifest]]) -> str | None:
+    """The URI of the one of the lowest loss in validation, the newest of equals; None without
+    validation. committed: newest first
+    """
+    losses = [(m.validation, uri) for uri, m in committed if m.validation is not None]
+    # A loss that is no number is the lowest of nothing.
+    finite = [(loss, uri) for loss, uri in losses if math.isfinite(loss)]
+    # `min` takes the first of equals.
+    return min(finite, key=lambda pair: pair[0])[1] if finite else None

@@ -25,12 +25,11 @@ class _Seen:
 
 @dataclass(frozen=True)
 class Standing:
-    """Ranks that others may be waiting for, and how long they have been in a phase."""
+    """Ranks that others may be waiting for."""
 
     reports: list[dict[str, Any]]
-    seconds: float
-    """Of the one that stands longest."""
     text: str
+    """How long each has been in its phase, in words."""
 
 
 class Clock:
@@ -64,9 +63,8 @@ class Clock:
         if not blamed:
             return None
         found = [self._seen[rank].report for rank in blamed]
-        seconds = max(self._lasts(rank, now) for rank in blamed)
         text = "; ".join(_told(report, self._lasts(report["rank"], now)) for report in found)
-        return Standing(found, seconds, text)
+        return Standing(found, text)
 
     def _lasts(self, rank: int, now: float) -> float:
         seen = self._seen[rank]

@@ -17,7 +17,7 @@ import numpy as np
 from gwp import storage
 from gwp.data.records import StreamBatch
 from pipelines.training.control.processes import Process
-from pipelines.training.shares import PADDING
+from pipelines.training.samples.shares import PADDING
 
 # Notes that wait at most; the next one waits for one of them.
 _WAITING = 1000

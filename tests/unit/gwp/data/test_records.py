@@ -18,7 +18,7 @@ from gwp.data.records import CachedPlace, Place, Row, Sample, StreamBatch, View
 from gwp.data.source import Source
 from gwp.data.stats.normalise import compute_stats
 from gwp.data.window import ClipWindow, Window
-from pipelines.training.decoder import batch_columns
+from pipelines.training.samples.decoder import batch_columns
 from tests.support.sets import infer_embodiment, write_v30, write_video
 
 WINDOW, CLIP = Window(chunk=4, stride=1), ClipWindow(frames=5, fps=5)

@@ -18,8 +18,8 @@ from pipelines.bench.ingest.s3 import counted_s3
 from pipelines.bench.ingest.sets import _as_packed
 from pipelines.bench.ingest.show import soak_table, table
 from pipelines.bench.ingest.sides import _Blocks, _Samples, bare_block, wanted_of
-from pipelines.training.decoder import decode_block, unpacked
-from pipelines.training.stream import batches, blocks, packed_blocks, planned
+from pipelines.training.samples.decoder import decode_block, unpacked
+from pipelines.training.samples.stream import batches, blocks, packed_blocks, planned
 
 SHAPE = {
     "canvas": (48, 64),

@@ -37,8 +37,8 @@ from pipelines.datasets.cache.cache import (
 from pipelines.datasets.cache.writers import LatentWriter, TextWriter, decode_block
 from pipelines.jobs.resolve import read_embodiments, sample_spec
 from pipelines.jobs.train_job import TrainJob
-from pipelines.training.decoder import decode_block as decoded_columns
 from pipelines.training.prepare import PreparedRun, prepare
+from pipelines.training.samples.decoder import decode_block as decoded_columns
 from tests.support.sets import TOP, WRIST, write_v30, write_video
 from tests.unit.pipelines.jobs.test_stages import STAGES
 

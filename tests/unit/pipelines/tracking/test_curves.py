@@ -14,7 +14,7 @@ import pytest
 
 from pipelines.tracking import run_log
 from pipelines.tracking import runs as tracking
-from pipelines.tracking.curves import CHECKPOINT_TAG, Curves, read_figures, write_figures
+from pipelines.tracking.curves import STEP_TAG, Curves, read_figures, write_figures
 from pipelines.tracking.run_log import RunLog
 
 
@@ -59,7 +59,7 @@ class Attempt:
 
     def checkpoint(self) -> None:
         self.log.cover(self.step, self.number)
-        self.log.set_tags({CHECKPOINT_TAG: str(self.step)})
+        self.log.set_tags({STEP_TAG: str(self.step)})
 
 
 AWAY = "http://127.0.0.1:9"

@@ -1,6 +1,7 @@
 """A checkpoint exists when its manifest does, and only whole ones are ever handed out."""
 
 import json
+import math
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -211,7 +212,7 @@ def test_a_commit_needs_all_its_files_and_happens_once(run: str, tmp_path: Path)
 
 
 def test_the_best_by_validation_is_kept(run: str, tmp_path: Path) -> None:
-    losses = {20: 0.9, 40: 0.3, 60: 0.5, 80: 0.3, 100: None, 120: 0.4}
+    losses = {20: math.nan, 40: 0.3, 60: 0.5, 80: 0.3, 100: None, 120: 0.4}
     for step, loss in losses.items():
         _write(run, tmp_path, step, validation=loss)
         retention.prune(run, keep=1)

@@ -11,11 +11,11 @@ from typing import Any
 import psutil
 import pytest
 
-from pipelines.training.control import lookout as lookout_module
+from pipelines.training.control import watchdog as watchdog_module
 from pipelines.training.control.hang import Clock
 from pipelines.training.control.journal import DATA, ENDED, FETCHING, STEPPING
-from pipelines.training.control.lookout import Lookout, clear_earlier
 from pipelines.training.control.processes import Process, end
+from pipelines.training.control.watchdog import Watchdog, clear_earlier
 from tests.unit.pipelines.training.test_watch import write
 
 LIMIT = 60.0
@@ -105,9 +105,9 @@ def test_the_driver_warns_once_and_ends_once(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     warned: list[str] = []
-    monkeypatch.setattr(lookout_module, "warn", warned.append)
+    monkeypatch.setattr(watchdog_module, "warn", warned.append)
     child, process = sleeping()
-    watch = Lookout(str(tmp_path), LIMIT)
+    watch = Watchdog(str(tmp_path), LIMIT)
     # By hand instead of by its thread.
     watch.close()
     try:
@@ -132,7 +132,7 @@ def test_the_driver_warns_once_and_ends_once(
 def test_workers_of_a_driver_that_was_killed_are_ended_and_forgotten(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(lookout_module, "_LEFT_S", 0.1)
+    monkeypatch.setattr(watchdog_module, "_LEFT_S", 0.1)
     child, process = sleeping()
     try:
         write(tmp_path, {**report(0, FETCHING), **asdict(process)})

@@ -11,7 +11,7 @@ import pytest
 
 from gwp import storage
 from pipelines.training.control.journal import Journal
-from pipelines.training.shares import PADDING
+from pipelines.training.samples.shares import PADDING
 
 
 def test_notes_are_written_and_the_newest_progress_wins(tmp_path: Path) -> None:

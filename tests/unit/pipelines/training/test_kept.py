@@ -10,7 +10,7 @@ from gwp import storage
 from pipelines.tracking import runs as tracking
 from pipelines.tracking.registry import made_of, register
 from pipelines.training.checkpoint.checkpoints import find_committed
-from pipelines.training.checkpoint.kept import referenced
+from pipelines.training.checkpoint.references import referenced
 from pipelines.training.checkpoint.retention import prune
 from tests.unit.pipelines.training.test_checkpoints import _write
 

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from pipelines.training.shares import PADDING, counts_of, positions_of, rows_of
+from pipelines.training.samples.shares import PADDING, counts_of, positions_of, rows_of
 
 
 def test_shares_are_even_have_every_sample_once_and_as_many_rows() -> None:

@@ -22,10 +22,10 @@ from gwp.data.window import ClipWindow, Window
 from pipelines.config.load import load_config
 from pipelines.jobs.train_job import TrainJob
 from pipelines.training.control.stopped import StoppedError
-from pipelines.training.decoder import batch_columns, block, decode_block
 from pipelines.training.prepare import PreparedRun
-from pipelines.training.shares import PADDING, positions_of
-from pipelines.training.stream import ahead, batches, blocks, packed_blocks, planned
+from pipelines.training.samples.decoder import batch_columns, block, decode_block
+from pipelines.training.samples.shares import PADDING, positions_of
+from pipelines.training.samples.stream import ahead, batches, blocks, packed_blocks, planned
 from tests.support.sets import TOP, infer_embodiment, write_pictures, write_v30
 from tests.unit.pipelines.jobs.test_stages import STAGES
 
@@ -249,7 +249,7 @@ def test_what_is_sent_to_workers_holds_no_sample(tmp_path):
 
 def test_a_decoding_process_imports_nothing_that_trains() -> None:
     """There are several on each machine: torch alone takes seconds and hundreds of MB."""
-    code = "import sys, pipelines.training.decoder; print(*sys.modules)"
+    code = "import sys, pipelines.training.samples.decoder; print(*sys.modules)"
     done = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=True
     )

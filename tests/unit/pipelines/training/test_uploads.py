@@ -13,7 +13,7 @@ import pytest
 
 from gwp import storage
 from gwp.errors import GwpError
-from pipelines.training.checkpoint import saves, uploads
+from pipelines.training.checkpoint import checkpointer, uploads
 from pipelines.training.checkpoint.checkpoints import (
     CheckpointManifest,
     checkpoint_uri,
@@ -122,7 +122,7 @@ def test_a_checkpoint_that_is_due_waits_for_the_one_before_and_steps_do_not(
     """Steps wait a little, once; then they look at each of them whether it has arrived, on all
     ranks.
     """
-    monkeypatch.setattr(saves, "_STAND_S", 3.0)
+    monkeypatch.setattr(checkpointer, "_STAND_S", 3.0)
     waits: list[float] = []
     answers = iter([True, False, False, True, True])
 
@@ -136,7 +136,7 @@ def test_a_checkpoint_that_is_due_waits_for_the_one_before_and_steps_do_not(
     underway: Any = SimpleNamespace(arrived=arrived)
     # What it does not ask for this is nothing.
     nothing: Any = None
-    taken = saves.Saves(nothing, 1, ranks, nothing, nothing, nothing, underway)
+    taken = checkpointer.Checkpointer(nothing, 1, ranks, nothing, nothing, nothing, underway)
     came = [taken.may_take(5) for _ in range(5)]
     assert came == [True, False, False, False, True]
     assert waits == [3.0, 3.0, 0.0, 0.0, 0.0]

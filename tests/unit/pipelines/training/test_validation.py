@@ -75,13 +75,13 @@ def judged(rank: Rank, stages: list[int], sets: list[str]) -> dict[str, Any]:
     from gwp.data.formats.files.reader import FileReader
     from gwp.model.weights import build_model
     from pipelines.training.control.journal import Journal
-    from pipelines.training.decoder import decode_block
-    from pipelines.training.encoders import Encoders
     from pipelines.training.engine.deepspeed_engine import Engine
     from pipelines.training.engine.ema import Ema
     from pipelines.training.engine.node import Node
+    from pipelines.training.samples.decoder import decode_block
+    from pipelines.training.samples.encoders import Encoders
+    from pipelines.training.samples.stream import blocks
     from pipelines.training.step import TrainStep
-    from pipelines.training.stream import blocks
     from pipelines.training.validation import Validation
 
     world = rank.ranks.world

@@ -41,7 +41,7 @@ def first_model(prepared: PreparedRun, node: Node, resumes: bool) -> WorldAction
     return load_model(local).train()
 
 
-def bring_state(
+def fetch_state(
     prepared: PreparedRun, node: Node, world: int, committed: tuple[str, CheckpointManifest]
 ) -> bool:
     """Bring the state of a checkpoint to this machine; whether it had to be converted because
@@ -69,11 +69,11 @@ def bring_state(
     return converted
 
 
-def brought(node: Node) -> Path:
-    """Where `bring_state` left the state on this machine."""
+def state_folder(node: Node) -> Path:
+    """Where `fetch_state` left the state on this machine."""
     return node.folder / _CHECKPOINT / "state"
 
 
-def free_brought(node: Node) -> None:
+def remove_state(node: Node) -> None:
     """Remove it, when every rank has loaded it."""
     node.remove(_CHECKPOINT)

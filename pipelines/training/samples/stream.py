@@ -27,9 +27,9 @@ from pipelines.compat import split_without_cpu
 from pipelines.jobs.train_job import POOL, ClusterConfig
 from pipelines.training.checkpoint.checkpoints import latest_committed
 from pipelines.training.control.stopped import lasting
-from pipelines.training.decoder import Decoder, block
 from pipelines.training.prepare import PreparedRun
-from pipelines.training.shares import PADDING, counts_of, positions_of, rows_of
+from pipelines.training.samples.decoder import Decoder, block
+from pipelines.training.samples.shares import PADDING, counts_of, positions_of, rows_of
 
 T = TypeVar("T")
 

@@ -50,7 +50,7 @@ def clear_earlier(run: str) -> None:
         remove_torn(run)
 
 
-class Lookout:
+class Watchdog:
     """Reads the notes of a run until it is closed."""
 
     def __init__(self, run: str, hang_s: float) -> None:
@@ -66,7 +66,7 @@ class Lookout:
         self._expected = False
         # Failures by their time.
         self._known: set[float] | None = None
-        threading.Thread(target=self._work, name="gwp-lookout", daemon=True).start()
+        threading.Thread(target=self._work, name="gwp-watchdog", daemon=True).start()
 
     def close(self) -> None:
         """Look no more."""
@@ -129,9 +129,9 @@ class Lookout:
 
 
 @contextmanager
-def lookout(run: str, hang_s: float) -> Iterator[Lookout]:
+def watchdog(run: str, hang_s: float) -> Iterator[Watchdog]:
     """Look after the workers while the block runs them."""
-    watch = Lookout(run, hang_s)
+    watch = Watchdog(run, hang_s)
     try:
         yield watch
     finally:

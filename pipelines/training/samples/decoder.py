@@ -19,7 +19,7 @@ from gwp.data.latent_cache import LatentCache
 from gwp.data.plan.manifest import Manifest
 from gwp.data.records import PackedBlock, Pictured, Row, Sample, Share, StreamBatch
 from pipelines.training.control.stopped import lasting
-from pipelines.training.shares import PADDING
+from pipelines.training.samples.shares import PADDING
 
 
 class Decoder:

@@ -25,7 +25,7 @@ _POINTERS = ("latest", "zero_to_fp32.py")
 logger = logging.getLogger(__name__)
 
 
-class Saves:
+class Checkpointer:
     """The checkpoints of one rank; the training loop makes it. Every method is collective."""
 
     def __init__(

@@ -1,0 +1,1 @@
+"""What workers train on: the plan dealt out in shares, decoded, streamed and encoded."""
