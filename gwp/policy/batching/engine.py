@@ -172,6 +172,11 @@ class Engine:
         """Requests that wait, and those being computed."""
         return self._schedule.waiting + len(self._incoming), len(self._schedule.active)
 
+    @property
+    def wait_s(self) -> float:
+        """Seconds until a request that came now would be computed, by what others cost; about."""
+        return self.load[0] * self._schedule.pace
+
     def close(self) -> None:
         """Stop; requests that are not done raise ClosedError."""
         self._ask_to_end()
