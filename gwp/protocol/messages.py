@@ -19,6 +19,15 @@ class Observation:
     delay:          control steps until the reply can take effect; the first `delay` rows of
                     `prefix_actions` are kept
     seed:           noise seed; the same seed and observation give the same chunk. None: 0
+    robot, session, episode: who asks; text of the robot's choosing
+    policy:         id of the only policy that may answer (sha256, or a prefix of it); None: any
+    deadline_s:     seconds from the arrival after which the answer is worthless
+    observed_at:    when the observation was made, seconds since the epoch, on the endpoint's clock
+    max_age_s:      older than this when the chunk would become valid, it is refused, seconds
+    executed_action: float32 `[d_action]`, robot units: what the robot executed last
+    steps_left:     rows that the robot still has
+    rate:           its control rate, Hz; with `steps_left` it says when the robot runs dry
+    request_id:     comes back in the answer: text of up to 64 characters, or a number
     """
 
     images: dict[str, np.ndarray]
@@ -33,6 +42,12 @@ class Observation:
     policy: str | None = None
     deadline_s: float | None = None
     observed_at: float | None = None
+    episode: str = ""
+    executed_action: np.ndarray | None = None
+    max_age_s: float | None = None
+    steps_left: int | None = None
+    rate: float | None = None
+    request_id: str | int | None = None
 
 
 @dataclass(frozen=True)
@@ -43,6 +58,10 @@ class ActionChunk:
     timings: milliseconds per phase (preprocess, vae, text, prefix, denoise, postprocess,
     total).
     flags:   what the safety envelope changed, e.g. "clipped:gripper"; empty when nothing.
+    policy_version, policy_alias, run_id: where the policy comes from; "" when not known.
+    request_id: that of the observation.
+    observation_age_s: age of the observation when the chunk was ready, seconds; None: it did not
+             say when it was made.
     """
 
     actions: np.ndarray
@@ -50,3 +69,8 @@ class ActionChunk:
     valid_from: int = 0
     timings: dict[str, float] = field(default_factory=dict)
     flags: tuple[str, ...] = ()
+    policy_version: str = ""
+    policy_alias: str = ""
+    run_id: str = ""
+    request_id: str | int | None = None
+    observation_age_s: float | None = None
