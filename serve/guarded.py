@@ -75,18 +75,14 @@ class GuardedEngine:
         """End the engine; who waits is told."""
         self._engine.close()
 
-    async def _submit(
-        self, given: ComposedObservation, allowed_s: float
-    ) -> "Future[ActionChunk]":
+    async def _submit(self, given: ComposedObservation, allowed_s: float) -> "Future[ActionChunk]":
         prompt = given.observation.prompt
         if self._engine.policy.text.knows(prompt):
             # Numbers of a state and a copy of a canvas: less than the way to a thread.
             return self._engine.submit(given, allowed_s)
         # A new instruction is encoded first, which may take a while. The thread cannot be
         # cancelled; what it submits after all is cancelled then.
-        submission = asyncio.ensure_future(
-            asyncio.to_thread(self._engine.submit, given, allowed_s)
-        )
+        submission = asyncio.ensure_future(asyncio.to_thread(self._engine.submit, given, allowed_s))
         try:
             return await asyncio.shield(submission)
         except asyncio.CancelledError:

@@ -5,6 +5,7 @@ import heapq
 import itertools
 import math
 import time
+from collections import Counter
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, TypeVar
@@ -15,8 +16,6 @@ T = TypeVar("T")
 _HALVES_S = 2.0
 """A second of decoding long ago counts half as much after so long."""
 _MOST_CLIENTS = 10_000
-_OWN = 8
-"""Messages of one client that may wait here."""
 
 
 class Intake:
@@ -38,7 +37,7 @@ class Intake:
         self._order = itertools.count()
         # Client -> (seconds of threads it has had, when that was reckoned), and those waiting.
         self._had: dict[str, tuple[float, float]] = {}
-        self._waiting: dict[str, int] = {}
+        self._waiting: Counter[str] = Counter()
 
     async def run(self, client: str, deadline: float, work: Callable[[], T]) -> T:
         """The result of `work`, done in a thread when it is the client's turn. RefusedError
@@ -71,13 +70,12 @@ class Intake:
         if self._free and not self._line:
             self._free -= 1
             return
-        mine = self._waiting.get(client, 0)
-        if len(self._line) >= self._queue or mine >= _OWN:
+        if len(self._line) >= self._queue:
             raise RefusedError("busy", "too many messages wait to be decoded; try again", 0.1)
         turn: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         entry = (self._greedy(client), deadline, next(self._order), client, turn)
         heapq.heappush(self._line, entry)
-        self._waiting[client] = mine + 1
+        self._waiting[client] += 1
         try:
             await turn
         except asyncio.CancelledError:
@@ -131,6 +129,6 @@ def _timed(work: Callable[[], T]) -> tuple[T | BaseException, float]:
     begin = time.thread_time()
     try:
         result: T | BaseException = work()
-    except Exception as error:
+    except Exception as error:  # noqa: BLE001  raised where the result is wanted
         result = error
     return result, time.thread_time() - begin

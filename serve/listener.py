@@ -23,9 +23,7 @@ class Listener:
     Raises GwpError when the port cannot be had.
     """
 
-    def __init__(
-        self, app: Asgi, host: str, port: int, thread: LoopThread, max_bytes: int
-    ) -> None:
+    def __init__(self, app: Asgi, host: str, port: int, thread: LoopThread, max_bytes: int) -> None:
         """max_bytes: of one websocket message"""
         self._thread = thread
         self._socket = _shared_socket(host, port)

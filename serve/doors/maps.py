@@ -1,8 +1,6 @@
 """The request and reply maps that both doors share, and the way from one to the other."""
 
-import asyncio
 import io
-import time
 from collections.abc import Mapping
 from typing import Any
 
@@ -13,34 +11,9 @@ from gwp.policy.contract import MAX_PROMPT, MAX_SIDE, PolicyContract
 from gwp.protocol.handshake import short_name
 from gwp.protocol.messages import ActionChunk, Observation
 from gwp.protocol.msgpack_numpy import ProtocolError
-from serve.dispatch import Dispatcher, RefusedError
 
 _MAX_NAME = 256
 _MAX_DEPTH = 3
-
-
-async def infer(
-    message: object,
-    dispatcher: Dispatcher,
-    embodiment: str | None,
-    previous_ms: float | None = None,
-) -> dict[str, Any]:
-    """The reply map for one request map. RefusedError when there is none."""
-    try:
-        # In a thread: pictures are decoded and copied here, and other robots' frames are waiting.
-        observation = await asyncio.to_thread(_admitted, message, dispatcher.contract, embodiment)
-    except ObservationError as error:
-        raise RefusedError("observation", str(error)) from error
-    except ProtocolError as error:
-        raise RefusedError("protocol", str(error)) from error
-    start = time.perf_counter()
-    chunk = await dispatcher.act(observation)
-    return to_reply(chunk, (time.perf_counter() - start) * 1e3, previous_ms)
-
-
-def _admitted(message: object, contract: PolicyContract, embodiment: str | None) -> Observation:
-    observation, _ = contract.admit(to_observation(message, contract, embodiment))
-    return observation
 
 
 def to_observation(

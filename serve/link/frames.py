@@ -16,7 +16,7 @@ from serve.refusal import RefusedError
 
 MAX_FRAME = 64 << 20
 """Bytes of one frame: some hundred canvases of the largest models."""
-TOKEN_HEADER = "x-gwp-link"
+TOKEN_HEADER = "x-gwp-link"  # noqa: S105  a name
 """Carries the secret that only gateways and replicas of one application know."""
 
 

@@ -8,6 +8,7 @@ import itertools
 import random
 from collections.abc import Collection
 from contextlib import suppress
+from functools import partial
 
 from gwp.policy.composed import ComposedObservation
 from gwp.protocol.messages import ActionChunk
@@ -59,7 +60,7 @@ class ReplicaPool:
         for address in self._known - self._keepers.keys():
             keeper = asyncio.ensure_future(self._keep(address))
             self._keepers[address] = keeper
-            keeper.add_done_callback(lambda _, gone=address: self._keepers.pop(gone, None))
+            keeper.add_done_callback(partial(self._forget, address))
 
     async def act(self, given: ComposedObservation, allowed_s: float) -> ActionChunk:
         """The chunk, from whichever replica is free. A request that is lost with its replica is
@@ -87,6 +88,9 @@ class ReplicaPool:
         for keeper in keepers:
             keeper.cancel()
         await asyncio.gather(*keepers, return_exceptions=True)
+
+    def _forget(self, address: str, _: "asyncio.Task[None]") -> None:
+        self._keepers.pop(address, None)
 
     def _choose(self) -> Link | None:
         """Who has least to do; None when all have enough, or when others have waited longer."""

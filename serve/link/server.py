@@ -142,8 +142,8 @@ class _Link:
             return
         except Exception:
             log.exception("a request failed in the replica")
-            error = RefusedError("internal", "internal error; see the log of the replica")
-            answer = to_answer(number, error)
+            failed = RefusedError("internal", "internal error; see the log of the replica")
+            answer = to_answer(number, failed)
         finally:
             self._tasks.pop(number, None)
         self._answers.append(answer)
