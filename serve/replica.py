@@ -4,7 +4,7 @@ loop.
 
 import asyncio
 import contextlib
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import ray
 from ray import serve
@@ -15,12 +15,13 @@ from gwp.policy.contract import PolicyContract
 from serve.config import ServeApp
 from serve.directory import ANSWER_S, SAY_S, UNANSWERED, Repeated
 from serve.endpoint import Endpoint
-from serve.guarded import GuardedEngine
 from serve.identity import Identity
-from serve.link.server import LinkServer
 from serve.loop import LoopThread
 from serve.scaling import LOAD
 from serve.warmup import observation_for
+
+if TYPE_CHECKING:
+    from serve.guarded import GuardedEngine
 
 _BEGIN_S = 30.0
 
@@ -60,6 +61,8 @@ class Replica:
             )
             return
         self._endpoint = None
+        from serve.link.server import LinkServer
+
         self._links = LinkServer(self._engine, token)
         host = _own_address()
         port = self._thread.run(self._links.listen(host), _BEGIN_S)
@@ -95,13 +98,14 @@ class Replica:
         self._directory.say.remote(self._address, self._policy_id).result(timeout_s=ANSWER_S)
 
 
-def _load(uri: str, contract: PolicyContract, app: ServeApp) -> GuardedEngine:
+def _load(uri: str, contract: PolicyContract, app: ServeApp) -> "GuardedEngine":
     """The policy, warm. Raises what is wrong with it."""
     # The gateway and the command line import this module too, and need no torch.
     import torch
 
     from gwp.policy import Engine, Policy
     from gwp.threads import apart
+    from serve.guarded import GuardedEngine
 
     torch.set_num_threads(app.replica.torch_threads)
     device = "cuda" if app.replica.gpus else "cpu"

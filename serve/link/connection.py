@@ -12,8 +12,7 @@ from websockets.exceptions import ConnectionClosed, WebSocketException
 from gwp.policy.composed import ComposedObservation
 from gwp.protocol.messages import ActionChunk
 from gwp.protocol.msgpack_numpy import packb, unpackb
-from serve.link.frames import MAX_FRAME, TOKEN_HEADER, from_answer, to_ask
-from serve.link.server import PING_S, PONG_S
+from serve.link.frames import MAX_FRAME, PING_S, PONG_S, TOKEN_HEADER, from_answer, to_ask
 from serve.refusal import RefusedError
 
 log = logging.getLogger("ray.serve")

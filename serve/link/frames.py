@@ -16,6 +16,8 @@ from serve.refusal import RefusedError
 
 MAX_FRAME = 64 << 20
 """Bytes of one frame: some hundred canvases of the largest models."""
+PING_S, PONG_S = 1.0, 2.0
+"""How often either side looks whether the other lives, and how long it waits for a sign of it."""
 TOKEN_HEADER = "x-gwp-link"  # noqa: S105  a name
 """Carries the secret that only gateways and replicas of one application know."""
 

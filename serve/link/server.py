@@ -12,13 +12,11 @@ from websockets.http11 import Request, Response
 
 from gwp.protocol.msgpack_numpy import packb, unpackb
 from serve.guarded import GuardedEngine
-from serve.link.frames import MAX_FRAME, TOKEN_HEADER, from_ask, to_answer
+from serve.link.frames import MAX_FRAME, PING_S, PONG_S, TOKEN_HEADER, from_ask, to_answer
 from serve.refusal import RefusedError
 
 log = logging.getLogger("ray.serve")
 
-PING_S, PONG_S = 1.0, 2.0
-"""How often either side looks whether the other lives, and how long it waits for a sign of it."""
 _QUIET_S = 0.2
 """A replica that leaves goes when nobody has asked for so long."""
 
