@@ -4,6 +4,9 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict
 
+_SHORTEST = 8
+"""Digits of an id that may stand for it."""
+
 
 class Identity(BaseModel):
     """Of the deployed policy; resolved once, when the endpoint is deployed. Every handshake and
@@ -27,4 +30,5 @@ class Identity(BaseModel):
 
     def is_pinned(self, wanted: str) -> bool:
         """Whether a robot that insists on `wanted`, an id or its first digits, gets it here."""
-        return len(wanted) >= 8 and self.policy_id.startswith(wanted)
+        same = wanted == self.policy_id
+        return same or (len(wanted) >= _SHORTEST and self.policy_id.startswith(wanted))

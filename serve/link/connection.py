@@ -27,6 +27,7 @@ class LostError(Exception):
 class Link:
     """An open connection to one replica. The `ReplicaPool` keeps it.
 
+    promised: places that were given to requests which are about to be sent
     free: called with the number of requests that the replica has just answered
     """
 
@@ -34,6 +35,7 @@ class Link:
         self.address = address
         self.leaving = False
         self.wait_s = 0.0
+        self.promised = 0
         self._socket = socket
         self._free = free
         self._numbers = itertools.count()
@@ -45,14 +47,14 @@ class Link:
         self._others = 0
 
     @property
-    def asked(self) -> int:
-        """Requests of this gateway that the replica has not answered."""
-        return len(self._open)
+    def taken(self) -> int:
+        """Places that requests of this gateway have there, or were promised."""
+        return len(self._open) + self.promised
 
     @property
     def load(self) -> int:
         """Requests of everybody there, as far as this gateway knows."""
-        return self.asked + self._others
+        return self.taken + self._others
 
     async def ask(self, given: ComposedObservation, allowed_s: float) -> ActionChunk:
         """The answer. RefusedError as the replica gives it, LostError when it goes first."""
@@ -102,7 +104,7 @@ class Link:
                 waiting.set_result(found)
         self.leaving = state["leaving"]
         self.wait_s = state["wait_s"]
-        self._others = max(0, state["load"] - self.asked)
+        self._others = max(0, state["load"] - len(self._open))
         self._free(len(state["answers"]))
 
     async def _send(self) -> None:

@@ -68,8 +68,9 @@ class ReplicaPool:
         """
         loop = asyncio.get_running_loop()
         deadline = loop.time() + allowed_s
+        link: Link | None = None
         for last_try in (False, True):
-            link = self._choose() or await self._wait(deadline)
+            link = self._choose(link) or await self._wait(deadline)
             try:
                 return await link.ask(given, max(0.0, deadline - loop.time()))
             except (LostError, RefusedError) as error:
@@ -92,16 +93,18 @@ class ReplicaPool:
     def _forget(self, address: str, _: "asyncio.Task[None]") -> None:
         self._keepers.pop(address, None)
 
-    def _choose(self) -> Link | None:
-        """Who has least to do; None when all have enough, or when others have waited longer."""
+    def _choose(self, failed: Link | None) -> Link | None:
+        """Who has least to do, and rather not the one that just failed; None when all have
+        enough, or when others have waited longer.
+        """
         if self._line:
             return None
-        return self._free_link()
+        return self._free_link(failed)
 
-    def _free_link(self) -> Link | None:
-        free = [link for link in self._links.values() if link.asked < self._window]
+    def _free_link(self, failed: Link | None = None) -> Link | None:
+        free = [link for link in self._links.values() if link.taken < self._window]
         # Who leaves still answers those who have nobody else.
-        staying = [link for link in free if not link.leaving]
+        staying = [link for link in free if not link.leaving and link is not failed]
         # By chance among equals, or the gateways would all choose the same.
         return min(staying or free, key=lambda link: (link.load, random.random()), default=None)
 
@@ -115,30 +118,31 @@ class ReplicaPool:
         turn: asyncio.Future[Link] = asyncio.get_running_loop().create_future()
         heapq.heappush(self._line, (deadline, next(self._order), turn))
         try:
-            return await turn
+            link = await turn
         except asyncio.CancelledError:
             if turn.done() and not turn.cancelled():
                 # It was given a place in the same moment: somebody else may have it.
+                turn.result().promised -= 1
                 self._free(0)
             else:
                 self._line = [entry for entry in self._line if entry[2] is not turn]
                 heapq.heapify(self._line)
             raise
+        link.promised -= 1
+        return link
 
     def _free(self, answered: int) -> None:
         """A replica has answered so many and may take others: hand places to those who wait."""
         if answered:
             self._measure(answered)
-        given: dict[str, int] = {}
         while self._line:
             link = self._free_link()
-            # Those who got a place a moment ago have not asked yet.
-            if link is None or link.asked + given.get(link.address, 0) >= self._window:
+            if link is None:
                 return
             _, _, turn = heapq.heappop(self._line)
             if not turn.done():
                 turn.set_result(link)
-                given[link.address] = given.get(link.address, 0) + 1
+                link.promised += 1
 
     def _measure(self, answered: int) -> None:
         now = asyncio.get_running_loop().time()
