@@ -21,6 +21,10 @@ class Backend(Protocol):
         known, seconds.
         """
 
+    @property
+    def batch(self) -> float:
+        """Robots computed together, on average."""
+
     async def act(self, given: ComposedObservation, allowed_s: float) -> ActionChunk:
         """The chunk. RefusedError when there is none within `allowed_s` seconds; cancelling frees
         its place.

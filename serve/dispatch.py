@@ -142,6 +142,7 @@ class Dispatcher:
             "ready": self.ready,
             "robots": self._sockets,
             "wait_s": self._backend.wait_s,
+            "batch": self._backend.batch,
             "counts": dict(self.counts),
         }
 

@@ -42,6 +42,11 @@ class GuardedEngine:
         """Seconds until a request that came now would be computed; about."""
         return self._engine.wait_s
 
+    @property
+    def batch(self) -> float:
+        """Robots computed together, on average."""
+        return self._engine.batch
+
     async def act(self, given: ComposedObservation, allowed_s: float) -> ActionChunk:
         """The chunk. RefusedError when there is none; cancelling frees its row in the batch."""
         try:

@@ -34,7 +34,7 @@ class Link:
     def __init__(self, address: str, socket: ClientConnection, free: Callable[[int], None]) -> None:
         self.address = address
         self.leaving = False
-        self.wait_s = 0.0
+        self.wait_s = self.batch = 0.0
         self.promised = 0
         self._socket = socket
         self._free = free
@@ -104,6 +104,7 @@ class Link:
                 waiting.set_result(found)
         self.leaving = state["leaving"]
         self.wait_s = state["wait_s"]
+        self.batch = state["batch"]
         self._others = max(0, state["load"] - len(self._open))
         self._free(len(state["answers"]))
 

@@ -1,7 +1,8 @@
 """What travels between a gateway and a replica: binary msgpack maps, never pickles.
 
     gateway -> replica   {"asks": [request, ...], "cancel": [number, ...]}
-    replica -> gateway   {"answers": [answer, ...], "load": int, "wait_s": float, "leaving": bool}
+    replica -> gateway   {"answers": [answer, ...], "load": int, "wait_s": float, "batch": float,
+                          "leaving": bool}
 
 A request has the number that its answer carries. Both sides are of one version: they are deployed
 together, and a gateway asks only replicas of its own policy.

@@ -54,6 +54,12 @@ class ReplicaPool:
         there = min((link.wait_s for link in self._links.values()), default=0.0)
         return there + len(self._line) * self._pace
 
+    @property
+    def batch(self) -> float:
+        """Robots computed together, on average over replicas."""
+        links = self._links.values()
+        return sum(link.batch for link in links) / max(1, len(links))
+
     def found(self, addresses: Collection[str]) -> None:
         """Replicas are at these addresses, `host:port`, and nowhere else."""
         self._known = set(addresses)

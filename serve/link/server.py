@@ -159,6 +159,7 @@ class _Link:
                 "answers": answers,
                 "load": self._engine.load,
                 "wait_s": self._engine.wait_s,
+                "batch": self._engine.batch,
                 "leaving": self._leaving(),
             }
             await self._socket.send(packb(state))

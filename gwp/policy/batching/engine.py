@@ -78,6 +78,8 @@ class Engine:
         self._closed = False
         # Written by the engine's thread alone; others read one number, which is whole in Python.
         self._busy_since: float | None = None
+        # Steps taken, and robots in them together.
+        self._steps = self._rows = 0
         # Whether the current tick has answered anybody.
         self._answered = False
         # Buffers and recordings belong to the engine's thread, so it makes them.
@@ -171,6 +173,11 @@ class Engine:
     def load(self) -> tuple[int, int]:
         """Requests that wait, and those being computed."""
         return self._schedule.waiting + len(self._incoming), len(self._schedule.active)
+
+    @property
+    def batch(self) -> float:
+        """Robots that were computed together, on average over all steps so far."""
+        return self._rows / max(1, self._steps)
 
     @property
     def wait_s(self) -> float:
@@ -328,6 +335,8 @@ class Engine:
         committed = any(self._jobs[r.id].admitted.observation.delay for r in active)
         self._runner.step(size, committed)
         self._schedule.costs.measured("step", size, self._clock() - begin)
+        self._steps += 1
+        self._rows += len(active)
         done = self._schedule.stepped()
         if not done:
             return

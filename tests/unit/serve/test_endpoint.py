@@ -42,7 +42,7 @@ class Backend:
         self.asked: list[ComposedObservation] = []
         self.allowed: list[float] = []
         self.given_up = 0
-        self.ready, self.wait_s = True, 0.0
+        self.ready, self.wait_s, self.batch = True, 0.0, 1.0
         self.refusal: RefusedError | None = None
         self.open = threading.Event()
         self.open.set()

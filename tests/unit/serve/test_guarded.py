@@ -188,8 +188,8 @@ def test_another_bundle_at_the_same_place_is_refused(bundle: Path) -> None:
         .model_copy(update={"policy_id": "0" * 64})
         .model_dump(mode="json")
     )
+    who = Identity(policy_id="0" * 64).model_dump()
     with pytest.raises(GwpError, match="deploy again"):
-        who = Identity(policy_id="0" * 64).model_dump()
         Replica.func_or_class(str(bundle), other, who, settings(bundle), "token", None)  # type: ignore[attr-defined]
 
 

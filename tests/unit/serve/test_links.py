@@ -35,7 +35,7 @@ class Engine:
         self.refusal: RefusedError | None = None
         self.open = asyncio.Event()
         self.open.set()
-        self.load, self.wait_s, self.ready = 0, 0.0, True
+        self.load, self.wait_s, self.batch, self.ready = 0, 0.0, 1.0, True
 
     async def act(self, given: ComposedObservation, allowed_s: float) -> ActionChunk:
         self.asked.append(given)
