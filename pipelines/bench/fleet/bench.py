@@ -23,7 +23,8 @@ from pipelines.bench.fleet.robots import Crowd
 
 PICTURE = (240, 278)
 """Height and width of what a robot sends: 200 kB as raw pixels."""
-_STEPS = 10
+ROBOTS = "pipelines.bench.fleet.robots"
+STEPS = 10
 _SPARE_S = 120.0
 
 
@@ -56,7 +57,7 @@ def bench_fleet(plan: Plan) -> dict[str, Any]:
     with tempfile.TemporaryDirectory(prefix="gwp-fleet-") as scratch:
         bundle = Path(scratch) / "bundle"
         bundle.mkdir()
-        random_bundle(bundle, plan.size, _STEPS)
+        random_bundle(bundle, plan.size, STEPS)
         bare_ms = _bare(bundle, plan)
         with _rival(bundle, plan, Path(scratch)) as url:
             rival = [_crowd(bundle, plan, count, url) for count in plan.robots]
@@ -119,9 +120,8 @@ def _served(way: str, bundle: Path, plan: Plan) -> list[dict[str, Any]]:
 
 def _crowd(bundle: Path, plan: Plan, count: int, url: str) -> dict[str, Any]:
     crowd = crowd_for(bundle, plan, count, url)
-    program = [sys.executable, "-m", "pipelines.bench.fleet.robots"]
     done = subprocess.run(
-        program,
+        [sys.executable, "-m", ROBOTS],
         input=json.dumps(asdict(crowd)),
         capture_output=True,
         text=True,

@@ -56,7 +56,7 @@ class Log:
 
     latencies: seconds from asking to the chunk; ages: of observations when their chunks were
     ready, seconds; missed: answers later than the robot's next turn; silences: longest time of each
-    robot without an answer, and when it began (seconds since the epoch)
+    robot without an answer
     """
 
     latencies: list[float] = field(default_factory=list)
@@ -64,9 +64,9 @@ class Log:
     errors: Counter[str] = field(default_factory=Counter)
     policies: Counter[str] = field(default_factory=Counter)
     missed: int = 0
-    silences: list[tuple[float, float]] = field(default_factory=list)
-    # When each answer came, seconds since the epoch.
-    answered: list[float] = field(default_factory=list)
+    silences: list[float] = field(default_factory=list)
+    # When each answer came, seconds since the epoch, and to which robot.
+    answered: list[tuple[float, int]] = field(default_factory=list)
     # When robots began and ended to be measured, seconds since the epoch.
     begins: list[float] = field(default_factory=list)
     ends: list[float] = field(default_factory=list)
@@ -75,7 +75,7 @@ class Log:
     def per_s(self) -> float:
         """Answers a second while all robots asked."""
         begin, end = max(self.begins), min(self.ends)
-        return sum(begin <= when <= end for when in self.answered) / max(end - begin, 1e-9)
+        return sum(begin <= when <= end for when, _ in self.answered) / max(end - begin, 1e-9)
 
 
 async def drive(crowd: Crowd) -> dict[str, Any]:
@@ -93,7 +93,7 @@ async def drive(crowd: Crowd) -> dict[str, Any]:
         "errors": dict(log.errors),
         "missed": log.missed,
         "policies": dict(log.policies),
-        "silence_s": round(max((s for s, _ in log.silences), default=0.0), 3),
+        "silence_s": round(max(log.silences, default=0.0), 3),
         "answered": log.answered,
     }
 
@@ -119,18 +119,18 @@ async def _robot(crowd: Crowd, number: int, log: Log) -> None:
     await asyncio.sleep(pause.uniform(0, _RAMP_S / 2))
     client = AsyncClient(crowd.url, timeout_s=crowd.timeout_s, reply_timeout_s=crowd.timeout_s / 3)
     async with client:
-        await _asked(client, observe, Log())
+        await _asked(client, observe, Log(), number)
         await asyncio.sleep(_RAMP_S / 2)
         period = 1 / crowd.rate_hz if crowd.rate_hz else 0.0
         turn = time.monotonic() + pause.uniform(0, period)
-        end, last, worst = time.monotonic() + crowd.seconds, time.monotonic(), (0.0, 0.0)
+        end, last, worst = time.monotonic() + crowd.seconds, time.monotonic(), 0.0
         log.begins.append(time.time())
         while time.monotonic() < end if crowd.until is None else not _is_there(crowd.until):
             await asyncio.sleep(max(0.0, turn - time.monotonic()) + crowd.latency_s)
-            ok = await _asked(client, observe, log, crowd.latency_s)
+            ok = await _asked(client, observe, log, number, crowd.latency_s)
             now = time.monotonic()
             if ok:
-                worst = max(worst, (now - last, time.time() - (now - last)))
+                worst = max(worst, now - last)
                 last = now
             turn += period
             if period and now > turn:
@@ -140,7 +140,9 @@ async def _robot(crowd: Crowd, number: int, log: Log) -> None:
         log.silences.append(worst)
 
 
-async def _asked(client: AsyncClient, observe: Any, log: Log, latency_s: float = 0.0) -> bool:
+async def _asked(
+    client: AsyncClient, observe: Any, log: Log, number: int, latency_s: float = 0.0
+) -> bool:
     begin = time.monotonic()
     try:
         chunk = await client.act(observe)
@@ -148,7 +150,7 @@ async def _asked(client: AsyncClient, observe: Any, log: Log, latency_s: float =
         log.errors[error.code] += 1
         return False
     log.latencies.append(time.monotonic() - begin + latency_s)
-    log.answered.append(time.time())
+    log.answered.append((time.time(), number))
     log.policies[chunk.policy_id] += 1
     if chunk.observation_age_s is not None:
         log.ages.append(chunk.observation_age_s + latency_s / 2)

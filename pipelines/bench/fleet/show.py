@@ -8,11 +8,15 @@ def table(r: dict[str, Any]) -> str:
     asked = f"{r['rate_hz']:g} Hz each" if r["rate_hz"] else "as soon as they are answered"
     lines = [
         f"{r['size']} policy, {r['replicas']} replicas, {r['slots']} slots; robots ask {asked}",
-        f"  {r['hardware']}, {r['threads']} threads each, torch {r['torch']}; pictures "
-        f"{'x'.join(map(str, r['picture']))}",
+        (
+            f"  {r['hardware']}, {r['threads']} threads each, torch {r['torch']}; pictures "
+            f"{'x'.join(map(str, r['picture']))}"
+        ),
         f"  the engine alone, one robot: p50 {r['bare_ms_p50']:.1f} ms",
-        f"  {'':16} {'robots':>6} {'per s':>7} {'p50':>7} {'p95':>7} {'p99':>7} ms "
-        f"{'age':>7} {'batch':>6} {'failed':>6} {'missed':>6} {'silence':>8}",
+        (
+            f"  {'':16} {'robots':>6} {'per s':>7} {'p50':>7} {'p95':>7} {'p99':>7} ms "
+            f"{'age':>7} {'batch':>6} {'failed':>6} {'missed':>6} {'silence':>8}"
+        ),
     ]
     for way, rows in r["by_robots"].items():
         lines += [_row(way, row) for row in rows]

@@ -48,6 +48,14 @@ def add(verbs: Any) -> None:
     fleet.add_argument("--replicas", type=int, default=1, help="of the policy (default: 1)")
     fleet.add_argument("--slots", type=int, default=16, help="engine.slots (default: 16)")
     fleet.add_argument("--threads", type=int, default=1, help="torch threads (default: 1)")
+    fleet.add_argument(
+        "--faults",
+        action="store_true",
+        help=(
+            "instead: kill, replace and scale what answers, under the first crowd, and print the "
+            "longest silence of any robot"
+        ),
+    )
     fleet.add_argument("--json", metavar="FILE", help="write the figures there too")
     fleet.set_defaults(run=run_fleet)
 
@@ -56,6 +64,7 @@ def run_fleet(args: argparse.Namespace) -> None:
     import json
     from pathlib import Path
 
+    from pipelines.bench.fleet import faults
     from pipelines.bench.fleet.bench import Plan, bench_fleet
     from pipelines.bench.fleet.show import table
 
@@ -70,7 +79,11 @@ def run_fleet(args: argparse.Namespace) -> None:
         slots=args.slots,
         threads=args.threads,
     )
-    found = bench_fleet(plan)
-    print(table(found))
+    if args.faults:
+        found = faults.bench_faults(plan)
+        print(faults.table(found))
+    else:
+        found = bench_fleet(plan)
+        print(table(found))
     if args.json:
         Path(args.json).write_text(json.dumps(found, indent=1) + "\n")
