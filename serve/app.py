@@ -107,7 +107,7 @@ def render(config: ServeApp) -> dict[str, Any]:
         "applications": [
             {
                 "name": config.name,
-                "route_prefix": "/",
+                "route_prefix": None,
                 "import_path": "serve.app:build",
                 "args": config.model_dump(mode="json", exclude_defaults=True),
             }

@@ -62,13 +62,13 @@ class AutoscalingConfig(_Config):
     """Most replicas that may run."""
     target_ongoing_requests: float | None = Field(default=None, gt=0)
     """Waiting and running requests per replica that scaling aims at; None: `engine.slots`."""
-    upscale_delay_s: float = Field(default=10, ge=0)
+    upscale_delay_s: float = Field(default=2, ge=0)
     """How long the load has to last before replicas are added, seconds."""
     downscale_delay_s: float = Field(default=300, ge=0)
     """How long the load has to be low before replicas are removed, seconds."""
-    look_back_period_s: float = Field(default=10, gt=0)
+    look_back_period_s: float = Field(default=2, gt=0)
     """Window over which the load is averaged, seconds."""
-    metrics_interval_s: float = Field(default=2, gt=0)
+    metrics_interval_s: float = Field(default=0.5, gt=0)
     """How often the load is reported, seconds."""
 
     @model_validator(mode="after")

@@ -22,6 +22,7 @@ from serve.warmup import observation_for
 
 if TYPE_CHECKING:
     from serve.guarded import GuardedEngine
+    from serve.link.server import LinkServer
 
 _BEGIN_S = 30.0
 
@@ -59,11 +60,10 @@ class Replica:
             self._endpoint: Endpoint | None = Endpoint(
                 self._engine, contract, who, app, self._thread
             )
+            self._links: LinkServer | None = None
             return
         self._endpoint = None
-        from serve.link.server import LinkServer
-
-        self._links = LinkServer(self._engine, token)
+        self._links = _links(self._engine, token)
         host = _own_address()
         port = self._thread.run(self._links.listen(host), _BEGIN_S)
         self._address = f"{host}:{port}"
@@ -77,7 +77,7 @@ class Replica:
 
     def record_autoscaling_stats(self) -> dict[str, float]:
         """For Serve's autoscaler, which cannot count what does not pass through it."""
-        return {LOAD: float(self._engine.load)}
+        return {LOAD: self._links.load if self._links else float(self._engine.load)}
 
     async def __del__(self) -> None:
         """Serve ends this replica: whoever is being computed gets an answer."""
@@ -88,6 +88,7 @@ class Replica:
         else:
             with contextlib.suppress(*UNANSWERED):
                 await self._directory.leave.remote(self._address)  # type: ignore[union-attr]
+            assert self._links
             leaving = self._links.leave(self._config.limits.drain_s)
             await asyncio.wrap_future(self._thread.start(leaving))
         self._engine.close()
@@ -126,6 +127,13 @@ def _load(uri: str, contract: PolicyContract, app: ServeApp) -> "GuardedEngine":
         raise
     # Robots have given up long before.
     return GuardedEngine(engine, stuck_after_s=5 * app.limits.request_timeout_s)
+
+
+def _links(engine: "GuardedEngine", token: str) -> "LinkServer":
+    # As above: it knows the engine.
+    from serve.link.server import LinkServer
+
+    return LinkServer(engine, token)
 
 
 def _own_address() -> str:

@@ -27,17 +27,25 @@ class LostError(Exception):
 class Link:
     """An open connection to one replica. The `ReplicaPool` keeps it.
 
+    line: how many of the gateway's waiting requests count as this replica's
     promised: places that were given to requests which are about to be sent
     free: called with the number of requests that the replica has just answered
     """
 
-    def __init__(self, address: str, socket: ClientConnection, free: Callable[[int], None]) -> None:
+    def __init__(
+        self,
+        address: str,
+        socket: ClientConnection,
+        free: Callable[[int], None],
+        line: Callable[[], float],
+    ) -> None:
         self.address = address
         self.leaving = False
         self.wait_s = self.batch = 0.0
         self.promised = 0
         self._socket = socket
         self._free = free
+        self._line = line
         self._numbers = itertools.count()
         self._open: dict[int, asyncio.Future[ActionChunk]] = {}
         self._asks: list[dict[str, Any]] = []
@@ -121,10 +129,13 @@ class Link:
             if self._cancels:
                 message["cancel"], self._cancels = self._cancels, []
             if message:
+                message["line"] = self._line()
                 await self._socket.send(packb(message))
 
 
-async def open_link(address: str, token: str, free: Callable[[int], None]) -> Link | None:
+async def open_link(
+    address: str, token: str, free: Callable[[int], None], line: Callable[[], float]
+) -> Link | None:
     """The link to a replica at `host:port`; None when nothing answers there."""
     try:
         socket = await connect(
@@ -141,4 +152,4 @@ async def open_link(address: str, token: str, free: Callable[[int], None]) -> Li
     except (OSError, TimeoutError, WebSocketException) as error:
         log.debug("no replica at %s: %s", address, error)
         return None
-    return Link(address, socket, free)
+    return Link(address, socket, free, line)

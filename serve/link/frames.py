@@ -1,6 +1,6 @@
 """What travels between a gateway and a replica: binary msgpack maps, never pickles.
 
-    gateway -> replica   {"asks": [request, ...], "cancel": [number, ...]}
+    gateway -> replica   {"asks": [request, ...], "cancel": [number, ...], "line": float}
     replica -> gateway   {"answers": [answer, ...], "load": int, "wait_s": float, "batch": float,
                           "leaving": bool}
 

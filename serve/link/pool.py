@@ -150,6 +150,10 @@ class ReplicaPool:
                 turn.set_result(link)
                 link.promised += 1
 
+    def _share(self) -> float:
+        """Of those who wait here, how many come to each replica."""
+        return len(self._line) / max(1, len(self._links))
+
     def _measure(self, answered: int) -> None:
         now = asyncio.get_running_loop().time()
         if self._line and self._freed_at:
@@ -160,7 +164,7 @@ class ReplicaPool:
     async def _keep(self, address: str) -> None:
         """Stay connected to a replica for as long as it is known to be there."""
         while address in self._known:
-            link = await open_link(address, self._token, self._free)
+            link = await open_link(address, self._token, self._free, self._share)
             if link is not None:
                 self._links[address] = link
                 self._free(0)

@@ -35,6 +35,11 @@ class LinkServer:
         self._server: Server | None = None
         self._leaving = False
 
+    @property
+    def load(self) -> float:
+        """Requests that wait or are computed here, and those that wait for it in gateways."""
+        return self._engine.load + sum(link.line for link in self._links)
+
     async def listen(self, host: str) -> int:
         """The port where gateways find this replica."""
         self._server = await serve(
@@ -83,7 +88,10 @@ class LinkServer:
 
 
 class _Link:
-    """One gateway: what it has asked, and the answers that wait to be sent together."""
+    """One gateway: what it has asked, and the answers that wait to be sent together.
+
+    line: how many wait in the gateway for this replica
+    """
 
     def __init__(self, socket: ServerConnection, engine: GuardedEngine, leaving: Any) -> None:
         self._socket = socket
@@ -94,6 +102,7 @@ class _Link:
         self._wake = asyncio.Event()
         self._loop = asyncio.get_running_loop()
         self._asked_at = self._loop.time()
+        self.line = 0.0
 
     @property
     def quiet_for(self) -> float:
@@ -122,6 +131,7 @@ class _Link:
 
     def _take(self, message: dict[str, Any]) -> None:
         self._asked_at = self._loop.time()
+        self.line = message["line"]
         for number in message.get("cancel", ()):
             if task := self._tasks.get(number):
                 task.cancel()
