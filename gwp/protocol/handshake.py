@@ -70,7 +70,9 @@ def _other_rate(fps: Any, offer: Mapping[str, Any]) -> str | None:
     rate, wanted = float(fps), float(offer["fps"])
     # Nothing is ever further from a number than NaN is, so it would pass for the same.
     if not math.isfinite(rate) or rate <= 0:
-        return f"fps: {rate:g} is no rate; announce the control rate in Hz, {wanted:g} for this policy"
+        return (
+            f"fps: {rate:g} is no rate; announce the control rate in Hz, {wanted:g} for this policy"
+        )
     # A rate that went through text or a division is still the same rate.
     if abs(rate - wanted) > 1e-3 * wanted:
         return (
