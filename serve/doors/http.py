@@ -18,6 +18,7 @@ log = logging.getLogger("ray.serve")
 STATUS = {
     "access": 401,
     "observation": 422,
+    "gone": 409,
     "protocol": 400,
     "busy": 429,
     "unavailable": 503,

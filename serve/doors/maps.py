@@ -1,22 +1,18 @@
-"""The request and reply maps that both doors share, and the way from one to the other."""
+"""The way from one message to its answer, which all doors share."""
 
 import asyncio
-import io
 import time
-from collections.abc import Mapping
 from typing import Any
 
-import numpy as np
-
-from gwp.errors import ObservationError
-from gwp.policy.contract import MAX_PROMPT, MAX_SIDE, PolicyContract
-from gwp.protocol.handshake import short_name
-from gwp.protocol.messages import ActionChunk, Observation
-from gwp.protocol.msgpack_numpy import ProtocolError
+from gwp.errors import GoneError, ObservationError, ProtocolError
+from gwp.policy.contract import PolicyContract
+from gwp.protocol.messages import Observation
 from serve.dispatch import Dispatcher, RefusedError
-
-_MAX_NAME = 256
-_MAX_DEPTH = 3
+from serve.doors.pictures import Pixels
+from serve.doors.replies import join, to_error, to_reply
+from serve.doors.requests import to_observation
+from serve.doors.together import Split, split
+from serve.doors.values import request_id
 
 
 async def infer(
@@ -25,176 +21,68 @@ async def infer(
     embodiment: str | None,
     previous_ms: float | None = None,
 ) -> dict[str, Any]:
-    """The reply map for one request map. RefusedError when there is none."""
+    """The reply map for one message. RefusedError when there is none; of several observations
+    each has an error of its own.
+    """
     try:
         # In a thread: pictures are decoded and copied here, and other robots' frames are waiting.
-        observation = await asyncio.to_thread(_admitted, message, dispatcher.contract, embodiment)
-    except ObservationError as error:
-        raise RefusedError("observation", str(error)) from error
-    except ProtocolError as error:
-        raise RefusedError("protocol", str(error)) from error
+        parts, admitted = await asyncio.to_thread(_read, message, dispatcher.contract, embodiment)
+    except (ObservationError, ProtocolError) as error:
+        raise _refused(error) from error
+    if parts.form == "one":
+        if isinstance(admitted[0], RefusedError):
+            raise admitted[0]
+        return await _answer(admitted[0], dispatcher, previous_ms)
+    replies = await asyncio.gather(
+        *(_told(part, one, dispatcher) for part, one in zip(parts.requests, admitted, strict=True))
+    )
+    return join(replies, parts.form)
+
+
+def _read(
+    message: object, contract: PolicyContract, embodiment: str | None
+) -> tuple[Split, list[Observation | RefusedError]]:
+    """The observations of a message, admitted or refused each by itself."""
+    parts = split(message)
+    pixels = Pixels()
+    admitted: list[Observation | RefusedError] = []
+    for request in parts.requests:
+        try:
+            observation = to_observation(request, contract, embodiment, pixels)
+            admitted.append(contract.admit(observation)[0])
+        except (ObservationError, ProtocolError) as error:
+            admitted.append(_refused(error))
+    return parts, admitted
+
+
+def _refused(error: ObservationError | ProtocolError) -> RefusedError:
+    code = "protocol" if isinstance(error, ProtocolError) else "observation"
+    return RefusedError("gone" if isinstance(error, GoneError) else code, str(error))
+
+
+async def _answer(
+    observation: Observation, dispatcher: Dispatcher, previous_ms: float | None
+) -> dict[str, Any]:
     start = time.perf_counter()
     chunk = await dispatcher.act(observation)
     return to_reply(chunk, (time.perf_counter() - start) * 1e3, previous_ms)
 
 
-def _admitted(message: object, contract: PolicyContract, embodiment: str | None) -> Observation:
-    observation, _ = contract.admit(to_observation(message, contract, embodiment))
-    return observation
-
-
-def to_observation(
-    message: object, contract: PolicyContract, embodiment: str | None = None
-) -> Observation:
-    """The observation in one request map, not yet checked against the contract.
-
-    Cameras and state are read under their full key (`observation.images.top`), under
-    `observation/top`, `images/top` or `top`, and in nested maps (`{"images": {"top": ...}}`).
-    Images may be JPEG or PNG bytes. `embodiment` is used where the request names none. Raises
-    ProtocolError or ObservationError naming the field.
-    """
-    if not isinstance(message, dict) or not all(isinstance(key, str) for key in message):
-        raise ProtocolError("a request is one msgpack map with text keys")
-    name = _text(message, "embodiment") or embodiment
-    cameras = {short_name(key): key for key in contract.embodiment(name).cameras.values()}
-
-    # Images and the state may stand anywhere in the map; of the others there is one place each.
-    images: dict[str, Any] = {}
-    state: Any = None
-    for key, value in _flat(message):
-        short = short_name(key)
-        if short == "state":
-            state = _state(value)
-        elif short in cameras or _is_image(key, value):
-            if short in images:
-                raise ObservationError(
-                    f"images: camera '{short}' came twice; send each camera once"
-                )
-            # Only cameras that the policy looks at are worth decoding.
-            compressed = isinstance(value, bytes) and short in cameras
-            images[short] = _decoded(short, value) if compressed else value
-    if state is None:
-        keys = ", ".join(sorted(message))[:200]
-        raise ObservationError(
-            f"state: missing (came: {keys}); send it as `state` or `observation.state`"
-        )
-    return Observation(
-        images=images,
-        state=state,
-        prompt=_text(message, "prompt", MAX_PROMPT) or _text(message, "task", MAX_PROMPT) or "",
-        embodiment=name,
-        prefix_actions=message.get("prefix_actions"),
-        delay=_integer(message, "delay") or 0,
-        seed=_integer(message, "seed"),
-        robot=_text(message, "robot") or "",
-        session=_text(message, "session") or _text(message, "session_id") or "",
-        policy=_text(message, "policy"),
-        deadline_s=_seconds(message, "deadline_s"),
-        observed_at=_seconds(message, "observed_at"),
-    )
-
-
-def to_reply(chunk: ActionChunk, infer_ms: float, previous_ms: float | None) -> dict[str, Any]:
-    """The reply map of one chunk, with the keys of openpi first.
-
-    policy_timing: `infer_ms` of the policy as a whole and one entry per phase
-    server_timing: what the gateway saw
-    """
-    phases = {f"{name}_ms": ms for name, ms in chunk.timings.items() if name != "total"}
-    server = {"infer_ms": infer_ms}
-    if previous_ms is not None:
-        server["prev_total_ms"] = previous_ms
-    return {
-        "actions": chunk.actions,
-        "policy_timing": {"infer_ms": chunk.timings.get("total", infer_ms)} | phases,
-        "server_timing": server,
-        "policy_id": chunk.policy_id,
-        "valid_from": chunk.valid_from,
-        "flags": list(chunk.flags),
-    }
-
-
-def _flat(message: Mapping[str, Any], prefix: str = "", depth: int = 0) -> list[tuple[str, Any]]:
-    entries: list[tuple[str, Any]] = []
-    for key, value in message.items():
-        if not isinstance(key, str):
-            raise ProtocolError("maps need text keys")
-        # A map nested without end would end Python's own stack.
-        if isinstance(value, dict) and depth < _MAX_DEPTH:
-            entries += _flat(value, f"{prefix}{key}.", depth + 1)
-        else:
-            entries.append((prefix + key, value))
-    return entries
-
-
-def _is_image(key: str, value: object) -> bool:
-    return isinstance(value, np.ndarray) and value.ndim >= 2 and key != "prefix_actions"
-
-
-def _state(value: object) -> Any:
-    if isinstance(value, list):
-        try:
-            value = np.asarray(value, np.float32)
-        except (ValueError, TypeError) as error:
-            raise ObservationError(
-                "state: got a list that is not all numbers; send float32 in robot units"
-            ) from error
-    # A batch of one, as LeRobot sends it.
-    if isinstance(value, np.ndarray) and value.ndim == 2 and len(value) == 1:
-        return value[0]
-    return value
-
-
-def _decoded(name: str, data: bytes) -> np.ndarray:
-    from PIL import Image, UnidentifiedImageError
-
+async def _told(
+    request: Any, observation: Observation | RefusedError, dispatcher: Dispatcher
+) -> dict[str, Any]:
+    """The reply to one of several, or the error that it has."""
     try:
-        with Image.open(io.BytesIO(data), formats=("JPEG", "PNG")) as image:
-            # The header's size is checked before a pixel is decoded.
-            width, height = image.size
-            if max(width, height) > MAX_SIDE or width * height > MAX_SIDE * MAX_SIDE // 4:
-                raise ObservationError(
-                    f"images.{name}: got {width}x{height} pixels, expected less; scale it down"
-                )
-            return np.asarray(image.convert("RGB"))
-    except (
-        UnidentifiedImageError,
-        OSError,
-        SyntaxError,
-        ValueError,
-        Image.DecompressionBombError,
-    ) as error:
-        raise ObservationError(
-            f"images.{name}: got {len(data)} bytes that are no JPEG or PNG image"
-        ) from error
+        if isinstance(observation, RefusedError):
+            raise observation
+        return await _answer(observation, dispatcher, None)
+    except RefusedError as error:
+        return to_error(error.code, str(error), _id_of(request))
 
 
-def _text(message: Mapping[str, Any], key: str, longest: int = _MAX_NAME) -> str | None:
-    value = message.get(key)
-    if value is None:
+def _id_of(request: Any) -> str | int | None:
+    """What a request calls itself, if that is a name."""
+    try:
+        return request_id(request) if isinstance(request, dict) else None
+    except ObservationError:
         return None
-    if not isinstance(value, str) or len(value) > longest:
-        raise ObservationError(
-            f"{key}: got {type(value).__name__}, expected text of up to {longest} characters"
-        )
-    return value
-
-
-def _integer(message: Mapping[str, Any], key: str) -> int | None:
-    value = message.get(key)
-    if value is None:
-        return None
-    # To Python True is the number 1.
-    if isinstance(value, bool) or not isinstance(value, (int, np.integer)):
-        raise ObservationError(f"{key}: got {type(value).__name__}, expected a whole number")
-    return int(value)
-
-
-def _seconds(message: Mapping[str, Any], key: str) -> float | None:
-    value = message.get(key)
-    if value is None:
-        return None
-    number = isinstance(value, (int, float, np.number)) and not isinstance(value, bool)
-    if not number or not 0 < float(value) < float("inf"):
-        raise ObservationError(f"{key}: expected a positive number of seconds")
-    return float(value)

@@ -15,7 +15,7 @@ from fastapi import WebSocket, WebSocketDisconnect
 from fastapi.responses import PlainTextResponse
 
 from gwp.errors import GwpError, ObservationError
-from gwp.protocol.handshake import FIELDS
+from gwp.protocol.handshake import FIELDS, LISTS
 from gwp.protocol.msgpack_numpy import ProtocolError, packb, unpackb
 from serve.dispatch import Dispatcher, RefusedError
 from serve.doors.maps import infer
@@ -82,9 +82,10 @@ def announced(query: Mapping[str, str]) -> dict[str, Any]:
             raise ObservationError(
                 f"fps: '{robot['fps'][:32]}' is no number; write the control rate in Hz"
             ) from error
-    for name in ("cameras", "action_names", "state_names"):
+    for name in LISTS:
         if name in robot:
-            robot[name] = [part.strip() for part in robot[name].split(",") if part.strip()]
+            # An empty name is kept: whoever compares says that it is none.
+            robot[name] = [part.strip() for part in robot[name].split(",")]
     return robot
 
 

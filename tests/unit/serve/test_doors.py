@@ -21,8 +21,9 @@ from serve.config import ServeApp
 from serve.dispatch import Dispatcher, RefusedError
 from serve.doors import openpi
 from serve.doors.http import STATUS, refused
-from serve.doors.maps import to_observation, to_reply
 from serve.doors.openpi import announced, converse
+from serve.doors.replies import to_reply
+from serve.doors.requests import to_observation
 from tests.unit.gwp.policy.test_contract import IMAGE, ONE, TWO
 
 STATE = np.arange(3, dtype=np.float32)
@@ -58,7 +59,13 @@ STATE = np.arange(3, dtype=np.float32)
             {"top": IMAGE, "wrist": IMAGE, "state": STATE[None]}, id="a batch of one state"
         ),
         pytest.param(
-            {"top": IMAGE, "wrist": IMAGE, "spare": IMAGE, "state": STATE, "reward": 1.0},
+            {
+                "top": IMAGE,
+                "wrist": IMAGE,
+                "spare": IMAGE,
+                "state": STATE,
+                "observation.reward": 1.0,
+            },
             id="more than needed",
         ),
     ],
@@ -238,6 +245,7 @@ def test_a_handshake_that_fails_in_the_gateway_is_answered(monkeypatch: pytest.M
 def test_every_refusal_has_a_status() -> None:
     codes = {
         "access",
+        "gone",
         "observation",
         "policy",
         "protocol",
