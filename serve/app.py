@@ -48,7 +48,7 @@ def build_app(config: ServeApp) -> Application:
     # Replicas have working directories of their own.
     uri = uri if storage.is_remote(uri) else os.path.abspath(uri.removeprefix("file://"))
     # Wrong bundles are found here, before anything on the cluster is touched.
-    contract = PolicyContract.read(uri)
+    contract = PolicyContract.read(uri).guarded(config.guard)
     registered_id = registered.get("policy_id", contract.policy_id)
     if registered_id != contract.policy_id:
         raise GwpError(

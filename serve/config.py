@@ -6,6 +6,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from gwp.paths import PathField
 from gwp.policy.batching.schedule import BatchingConfig
+from gwp.policy.guard import Guard
 
 _LOOPBACK = ("127.0.0.1", "localhost", "::1")
 
@@ -156,6 +157,8 @@ class ServeApp(_Config):
     """How many replicas run."""
     engine: BatchingConfig = BatchingConfig()
     """How observations are computed together."""
+    guard: Guard = Guard()
+    """What is asked of robots, and promised of answers, beyond what the bundle says."""
     limits: LimitsConfig = LimitsConfig()
     """What one request may cost."""
 

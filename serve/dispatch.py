@@ -9,16 +9,19 @@ from collections import Counter
 from dataclasses import dataclass, replace
 from typing import Any
 
-from gwp.errors import ObservationError
+from gwp.errors import GoneError, ObservationError, ProtocolError
 from gwp.policy.composed import ComposedObservation, compose_observation
 from gwp.policy.contract import PolicyContract
-from gwp.protocol.messages import ActionChunk, Observation
-from gwp.protocol.msgpack_numpy import ProtocolError, unpackb
+from gwp.protocol.messages import ActionChunk
+from gwp.protocol.msgpack_numpy import unpackb
 from serve.access import Access
 from serve.ages import age_of, judge_age
 from serve.backend import Backend
 from serve.config import ServeApp
-from serve.doors.maps import to_observation
+from serve.doors.pictures import Pixels
+from serve.doors.requests import to_observation
+from serve.doors.together import Form, split
+from serve.doors.values import request_id
 from serve.identity import Identity
 from serve.intake import Intake
 from serve.rates import Rates
@@ -42,18 +45,32 @@ class Peer:
 
 
 @dataclass(frozen=True)
-class Asked:
-    """A message that was unpacked: what it asks of the endpoint, or one observation.
+class Item:
+    """One observation of a message: checked and composed, or the refusal that it gets.
 
-    endpoint:   as vLLM-Omni's clients name it, or None
     request_id: comes back, with a refusal too
-    given:      the observation, checked and composed; the refusal where it does not fit; None where
-                the endpoint asked for needs none
+    """
+
+    request_id: str | int | None
+    given: ComposedObservation | RefusedError
+
+
+@dataclass(frozen=True)
+class Asked:
+    """A message that was unpacked.
+
+    endpoint: as vLLM-Omni's clients name it, or None; where it needs no observation there is none
+    form:     one observation or several, and so how they are answered
     """
 
     endpoint: str | None
-    request_id: str | int | None = None
-    given: ComposedObservation | RefusedError | None = None
+    form: Form = "one"
+    items: tuple[Item, ...] = ()
+
+    @property
+    def request_id(self) -> str | int | None:
+        """Of the only observation."""
+        return self.items[0].request_id if len(self.items) == 1 else None
 
 
 class Dispatcher:
@@ -122,12 +139,12 @@ class Dispatcher:
         begun = arrival + min(peer.allowed_s, self.limits.request_timeout_s)
         return await self._intake.run(peer.name, begun, lambda: self._take(data, peer))
 
-    async def act(self, asked: Asked, peer: Peer, arrival: float) -> ActionChunk:
+    async def act(self, item: Item, peer: Peer, arrival: float) -> ActionChunk:
         """The chunk of one observation. RefusedError when there is none in time, counted from
         its arrival.
         """
         try:
-            chunk = await self._act(asked, peer, arrival)
+            chunk = await self._act(item, peer, arrival)
         except RefusedError as error:
             self.counts[error.code] += 1
             raise
@@ -154,44 +171,31 @@ class Dispatcher:
         """In a thread of the intake."""
         try:
             message = unpackb(data, self.max_bytes)
-        except ProtocolError as error:
-            raise RefusedError("protocol", str(error)) from error
-        if not isinstance(message, dict):
-            raise RefusedError("protocol", "a request is one msgpack map with text keys")
-        endpoint, number = message.get("endpoint"), message.get("request_id")
-        number = number if isinstance(number, (str, int)) else None
-        if endpoint not in (None, "infer"):
-            return Asked(str(endpoint), number)
-        given: ComposedObservation | RefusedError
+            endpoint = message.get("endpoint") if isinstance(message, dict) else None
+            if endpoint not in (None, "infer"):
+                return Asked(str(endpoint))
+            parts = split(message)
+        except (ObservationError, ProtocolError) as error:
+            raise _refusal(error) from error
+        pixels = Pixels()
+        items = tuple(self._item(request, peer, pixels) for request in parts.requests)
+        return Asked(endpoint, parts.form, items)
+
+    def _item(self, request: Any, peer: Peer, pixels: Pixels) -> Item:
+        number = None
         try:
-            given = self._compose(to_observation(message, self.contract, peer.embodiment))
-        except ProtocolError as error:
-            given = RefusedError("protocol", str(error))
-        except ObservationError as error:
-            given = RefusedError("observation", str(error))
-        except RefusedError as error:
-            given = error
-        return Asked(endpoint, number, given)
+            number = request_id(request) if isinstance(request, dict) else None
+            observation = to_observation(request, self.contract, peer.embodiment, pixels)
+            if observation.seed is None and self._fresh:
+                observation = replace(observation, seed=secrets.randbits(32))
+            return Item(number, compose_observation(observation, self.contract))
+        except (ObservationError, ProtocolError) as error:
+            return Item(number, _refusal(error))
 
-    def _compose(self, observation: Observation) -> ComposedObservation:
-        pinned = observation.policy
-        if pinned is not None and not self.identity.is_pinned(pinned):
-            raise RefusedError(
-                "gone",
-                f"policy {pinned[:64]} is not served here, {self.identity.policy_id} is; end the "
-                "episode and begin another, or drop the pin",
-            )
-        seed = observation.seed
-        if seed is None and self._fresh:
-            seed = secrets.randbits(32)
-        # The pin holds; its short form would not be known further on.
-        return compose_observation(replace(observation, policy=None, seed=seed), self.contract)
-
-    async def _act(self, asked: Asked, peer: Peer, arrival: float) -> ActionChunk:
-        given = asked.given
+    async def _act(self, item: Item, peer: Peer, arrival: float) -> ActionChunk:
+        given = item.given
         if isinstance(given, RefusedError):
             raise given
-        assert given is not None
         observation = given.observation
         own_s = observation.deadline_s
         allowed_s = min(own_s or float("inf"), self.limits.request_timeout_s)
@@ -238,3 +242,8 @@ class Dispatcher:
                 "add replicas",
                 wait_s - left_s,
             )
+
+
+def _refusal(error: ObservationError | ProtocolError) -> RefusedError:
+    code = "protocol" if isinstance(error, ProtocolError) else "observation"
+    return RefusedError("gone" if isinstance(error, GoneError) else code, str(error))

@@ -4,9 +4,6 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict
 
-_SHORTEST = 8
-"""Digits of an id that may stand for it."""
-
 
 class Identity(BaseModel):
     """Of the deployed policy; resolved once, when the endpoint is deployed. Every handshake and
@@ -27,8 +24,3 @@ class Identity(BaseModel):
     def fields(self) -> dict[str, Any]:
         """As they stand in a handshake and in a reply."""
         return self.model_dump()
-
-    def is_pinned(self, wanted: str) -> bool:
-        """Whether a robot that insists on `wanted`, an id or its first digits, gets it here."""
-        same = wanted == self.policy_id
-        return same or (len(wanted) >= _SHORTEST and self.policy_id.startswith(wanted))

@@ -111,7 +111,7 @@ def _load(uri: str, contract: PolicyContract, app: ServeApp) -> "GuardedEngine":
     torch.set_num_threads(app.replica.torch_threads)
     device = "cuda" if app.replica.gpus else "cpu"
     dtype = getattr(torch, app.replica.dtype)
-    policy = apart(lambda: Policy.load(uri, device, dtype, app.replica.steps))
+    policy = apart(lambda: Policy.load(uri, device, dtype, app.replica.steps, app.guard))
     # Gateways check observations against the contract that they announce.
     if policy.id != contract.policy_id:
         raise GwpError(

@@ -4,28 +4,20 @@ import asyncio
 import time
 from typing import Any
 
-from gwp.protocol.messages import ActionChunk
-from serve.dispatch import Asked, Dispatcher, Peer
-from serve.doors.maps import to_reply
+from serve.dispatch import Asked, Dispatcher, Item, Peer
+from serve.doors.replies import join, to_error, to_reply
 from serve.refusal import RefusedError
 
 ENDPOINTS = ("infer", "reset", "clock")
 
 
-async def answer(
-    data: bytes,
-    peer: Peer,
-    arrival: float,
-    dispatcher: Dispatcher,
-    previous_ms: float | None = None,
-) -> dict[str, Any]:
-    """The reply map. RefusedError when there is none.
+async def answer(data: bytes, peer: Peer, arrival: float, dispatcher: Dispatcher) -> dict[str, Any]:
+    """The reply map to the bytes of a message. RefusedError when there is none.
 
-    arrival: when the message had come, on the loop's clock; previous_ms: what the reply before
-    took, for those who ask on one connection
+    arrival: when they had come, on the loop's clock
     """
     asked = await dispatcher.ask(data, peer, arrival)
-    return await reply_to(asked, peer, arrival, dispatcher, previous_ms)
+    return await reply_to(asked, peer, arrival, dispatcher)
 
 
 async def reply_to(
@@ -35,26 +27,41 @@ async def reply_to(
     dispatcher: Dispatcher,
     previous_ms: float | None = None,
 ) -> dict[str, Any]:
-    """The reply map to what was unpacked. RefusedError when there is none."""
+    """The reply map to what was unpacked. RefusedError when there is none; of several
+    observations each has an error of its own.
+
+    previous_ms: what the reply before took, for those who ask on one connection
+    """
     if asked.endpoint == "reset":
         return {"status": "reset successful"}
     if asked.endpoint == "clock":
         return {"time": time.time()}
-    if asked.given is None:
+    if asked.endpoint not in (None, "infer"):
         raise RefusedError(
             "protocol",
             f"endpoint {str(asked.endpoint)[:32]!r} is unknown; use {', '.join(ENDPOINTS)}",
         )
-    chunk: ActionChunk = await dispatcher.act(asked, peer, arrival)
+    if asked.form == "one":
+        return await _reply(asked.items[0], peer, arrival, dispatcher, previous_ms)
+    replies = (_told(item, peer, arrival, dispatcher) for item in asked.items)
+    return join(await asyncio.gather(*replies), asked.form)
+
+
+async def _reply(
+    item: Item,
+    peer: Peer,
+    arrival: float,
+    dispatcher: Dispatcher,
+    previous_ms: float | None = None,
+) -> dict[str, Any]:
+    chunk = await dispatcher.act(item, peer, arrival)
     took_ms = (asyncio.get_running_loop().time() - arrival) * 1e3
     return to_reply(chunk, took_ms, previous_ms)
 
 
-def error_map(error: RefusedError, request_id: object = None) -> dict[str, Any]:
-    """A refusal as it travels to clients that understand maps."""
-    fields: dict[str, Any] = {"type": "error", "code": error.code, "message": str(error)}
-    if request_id is not None:
-        fields["request_id"] = request_id
-    if error.retry_after_s is not None:
-        fields["retry_after_s"] = error.retry_after_s
-    return fields
+async def _told(item: Item, peer: Peer, arrival: float, dispatcher: Dispatcher) -> dict[str, Any]:
+    """The reply to one of several, or the error that it has."""
+    try:
+        return await _reply(item, peer, arrival, dispatcher)
+    except RefusedError as error:
+        return to_error(error.code, str(error), item.request_id, error.retry_after_s)

@@ -16,11 +16,12 @@ from fastapi import WebSocket, WebSocketDisconnect
 from fastapi.responses import PlainTextResponse
 
 from gwp.errors import GwpError, ObservationError
-from gwp.protocol.handshake import FIELDS
+from gwp.protocol.handshake import FIELDS, LISTS
 from gwp.protocol.msgpack_numpy import packb
 from serve.dispatch import Dispatcher, Peer
-from serve.doors.answers import error_map, reply_to
+from serve.doors.answers import reply_to
 from serve.doors.http import STATUS, name_of
+from serve.doors.replies import to_error
 from serve.refusal import RefusedError
 
 log = logging.getLogger("ray.serve")
@@ -137,7 +138,7 @@ class _Conversation:
     async def _reply(self, event: Mapping[str, Any], arrival: float) -> bytes | str:
         # Whether the client sends `endpoint` and understands errors as maps.
         mapped = False
-        number: object = None
+        number: str | int | None = None
         try:
             data = event.get("bytes")
             if data is None:
@@ -157,7 +158,7 @@ class _Conversation:
             refusal = RefusedError("internal", INTERNAL)
         if not mapped:
             return f"{refusal.code}: {refusal}"
-        return packb(error_map(refusal, number))
+        return packb(to_error(refusal.code, str(refusal), number, refusal.retry_after_s))
 
 
 def announced(query: Mapping[str, str]) -> dict[str, Any]:
@@ -173,7 +174,8 @@ def announced(query: Mapping[str, str]) -> dict[str, Any]:
             raise ObservationError(
                 f"fps: '{robot['fps'][:32]}' is no number; write the control rate in Hz"
             ) from error
-    for name in ("cameras", "action_names", "state_names"):
+    for name in LISTS:
         if name in robot:
-            robot[name] = [part.strip() for part in robot[name].split(",") if part.strip()]
+            # An empty name is kept: whoever compares says that it is none.
+            robot[name] = [part.strip() for part in robot[name].split(",")]
     return robot

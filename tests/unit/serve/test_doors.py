@@ -12,8 +12,9 @@ from PIL import Image
 from gwp.errors import GwpError, ObservationError
 from gwp.protocol.messages import ActionChunk
 from gwp.protocol.msgpack_numpy import ProtocolError, packb, unpackb
-from serve.doors.maps import to_observation, to_reply
 from serve.doors.openpi import announced
+from serve.doors.replies import to_reply
+from serve.doors.requests import to_observation
 from tests.unit.gwp.policy.test_contract import IMAGE, ONE, TWO
 
 STATE = np.arange(3, dtype=np.float32)
@@ -49,7 +50,13 @@ STATE = np.arange(3, dtype=np.float32)
             {"top": IMAGE, "wrist": IMAGE, "state": STATE[None]}, id="a batch of one state"
         ),
         pytest.param(
-            {"top": IMAGE, "wrist": IMAGE, "spare": IMAGE, "state": STATE, "reward": 1.0},
+            {
+                "top": IMAGE,
+                "wrist": IMAGE,
+                "spare": IMAGE,
+                "state": STATE,
+                "observation.reward": 1.0,
+            },
             id="more than needed",
         ),
     ],
