@@ -1,6 +1,7 @@
 """`gwp act`: one observation from the shell, to an endpoint or to a policy in this process."""
 
 import argparse
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -50,11 +51,12 @@ def run_act(args: argparse.Namespace) -> None:
     import json
     import os
 
-    from gwp.client import Client, Observation
+    from gwp.client import ActionChunk, Client, Observation
 
     images = _images(args.image)
     state = None if args.state is None else _numbers(args.state)
     # Both kinds say the same of a policy and answer the same call.
+    act: Callable[[Observation], ActionChunk]
     if args.url:
         client = Client(
             args.url,
