@@ -1,11 +1,14 @@
 """`gwp act`: one observation from the shell, to an endpoint or to a policy in this process."""
 
 import argparse
-from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     import numpy as np
+
+    from gwp.protocol.messages import ActionChunk
 
 
 def add(subparsers: Any) -> None:
@@ -51,12 +54,11 @@ def run_act(args: argparse.Namespace) -> None:
     import json
     import os
 
-    from gwp.client import ActionChunk, Client, Observation
+    from gwp.client import Client, Observation
 
     images = _images(args.image)
     state = None if args.state is None else _numbers(args.state)
     # Both kinds say the same of a policy and answer the same call.
-    act: Callable[[Observation], ActionChunk]
     if args.url:
         client = Client(
             args.url,
@@ -65,7 +67,7 @@ def run_act(args: argparse.Namespace) -> None:
             timeout_s=args.timeout,
         )
         metadata = client.metadata
-        act = client.act
+        act: Callable[[Observation], ActionChunk] = client.act
     else:
         from gwp.policy.policy import Policy
 
