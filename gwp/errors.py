@@ -2,13 +2,14 @@
 
     GwpError                    whatever the user can mend
     ├── ObservationError        an observation does not fit the policy (`act`, `submit`)
+    │   └── GoneError           its policy is not served here
     ├── BundleError             a policy bundle is incomplete, altered, or no bundle (`Policy.load`)
     ├── PolicyError             the policy gave what must not reach a robot (`Policy.act`)
     ├── ExpiredError            the deadline passed before the chunk was ready (`Engine.act`)
     ├── ClosedError             the engine was closed before the chunk was ready (`Engine.act`)
     ├── DataError               a data set cannot be read as what it claims to be
     │   └── MissingError        a file is not there
-    ├── ProtocolError           bytes that are no message (`gwp.protocol.msgpack_numpy`)
+    ├── ProtocolError           bytes that are no message (`gwp.protocol`)
     ├── ClientError             no answer, or a refusal; has a `code` (`gwp.client`)
     ├── DamagedError            a checkpoint is not whole (`pipelines.training.checkpoint.checkpoints`)
     ├── StoppedError            a run ended for good (`pipelines.training.control.failures`)
@@ -34,6 +35,16 @@ class ObservationError(GwpError):
 
 class BundleError(GwpError):
     """A policy bundle that is incomplete, altered, or of another shape than it claims."""
+
+
+class GoneError(ObservationError):
+    """The policy that an observation insists on does not answer here, or no longer."""
+
+
+class ProtocolError(GwpError):
+    """A message that is not what the protocol promises: broken msgpack, a refused dtype, a shape
+    that does not fit, more than a message may hold.
+    """
 
 
 class PolicyError(GwpError):

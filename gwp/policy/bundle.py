@@ -19,7 +19,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    SerializerFunctionWrapHandler,
+    TypeAdapter,
+    ValidationError,
+    model_serializer,
+)
 
 from gwp import storage
 from gwp.cache_folder import cache_folder
@@ -67,6 +75,18 @@ class PolicyConfig(BaseModel):
     """Euler steps of the solver."""
     shift: float = Field(default=5.0, gt=0)
     """Shift of the solver's noise levels."""
+    trained_delay: int | None = Field(default=None, ge=0)
+    """Longest delay of real-time chunking that training showed the model, control steps; 0: none;
+    None: not known, as in bundles of before.
+    """
+
+    # Bundles of before are hashed without it.
+    @model_serializer(mode="wrap")
+    def _without_defaults(self, write: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        fields: dict[str, Any] = write(self)
+        if self.trained_delay is None:
+            fields.pop("trained_delay", None)
+        return fields
 
 
 @dataclass(frozen=True)

@@ -2,36 +2,39 @@
 gateway runs it.
 """
 
-import hashlib
-import json
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field
 
-from gwp import storage
 from gwp.data.canvas import Canvas
-from gwp.data.robot.embodiment import Embodiment
-from gwp.errors import BundleError, MissingError, ObservationError
-from gwp.policy.bundle import MANIFEST, PolicyConfig
+from gwp.data.robot.embodiment import Embodiment, Limits
+from gwp.errors import DataError, GoneError, ObservationError
+from gwp.policy.bundle import PolicyConfig
+from gwp.policy.checks import MAX_SIDE, MIN_SIDE, picture, vector
+from gwp.policy.derived import Seen, limits_from, run_of, seen_in
+from gwp.policy.guard import Guard
+from gwp.policy.offer import describe, offer
+from gwp.policy.plausible import strangers
+from gwp.policy.read_contract import read_parts
+from gwp.policy.safety import Envelope
 from gwp.protocol.handshake import mismatch, short_name
 from gwp.protocol.messages import Observation
-from gwp.storage.named_files import read_manifest
 
 if TYPE_CHECKING:
     from gwp.policy.bundle import Bundle
 
-DIALECTS = ("openpi", "vllm-omni")
-"""Forms of request that the endpoint answers on its websocket."""
-MIN_SIDE, MAX_SIDE = 8, 8192
-"""Allowed height and width of a camera image, pixels."""
+__all__ = ["MAX_PROMPT", "MAX_SIDE", "MIN_SIDE", "PolicyContract"]
+
 MAX_PROMPT = 4096
 """Longest instruction, characters."""
+_PIN = 8
+"""Digits of a policy id that name it."""
 
 
 class PolicyContract(BaseModel):
-    """What one policy takes and gives. Everything in it is read from the bundle."""
+    """What one policy takes and gives. Everything in it but `guard` is read from the bundle."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -47,11 +50,23 @@ class PolicyContract(BaseModel):
     """How camera views are composed."""
     embodiments: dict[str, Embodiment]
     """Robots that the policy was trained for, by name."""
+    seen: dict[str, Seen] = {}
+    """Where the state of each robot was in training."""
+    derived: dict[str, Limits] = {}
+    """Limits that the training data of each robot tell."""
+    trained_delay: int | None = None
+    """Longest delay that the policy was trained for, control steps; None: not known."""
+    run_id: str = ""
+    """MLflow run that made the policy; empty: not known."""
+    guard: Guard | None = None
+    """What an endpoint asks beyond the bundle; None: nothing, as in one's own process."""
 
     @classmethod
     def from_bundle(cls, bundle: "Bundle") -> "PolicyContract":
         """The contract of a verified bundle."""
-        return cls._of(bundle.id, bundle.settings, bundle.embodiments)
+        return cls._of(
+            bundle.id, bundle.settings, bundle.embodiments, bundle.stats, run_of(bundle.lineage)
+        )
 
     @classmethod
     def read(cls, uri: str) -> "PolicyContract":
@@ -60,41 +75,33 @@ class PolicyContract(BaseModel):
         Raises BundleError when there is no bundle or the files read here differ from its
         manifest.
         """
-        try:
-            # The manifest and two small files: the weights stay where they are.
-            raw = read_manifest(storage.join(uri, MANIFEST), BundleError)
-            files = json.loads(raw)["files"]
-            texts = {
-                name: storage.read_bytes(storage.join(uri, name))
-                for name in ("policy.json", "embodiments.json")
-            }
-            # The policy id is the manifest's hash: what it vouches for has to be what was read.
-            for name, text in texts.items():
-                if hashlib.sha256(text).hexdigest() != files[name]["sha256"]:
-                    raise BundleError(
-                        f"{uri}: {name} was altered (its sha256 differs from the manifest); "
-                        "copy the bundle again"
-                    )
-            embodiments = {
-                n: Embodiment.model_validate(e)
-                for n, e in json.loads(texts["embodiments.json"]).items()
-            }
-            settings = PolicyConfig.model_validate_json(texts["policy.json"])
-        except MissingError as error:
-            raise BundleError(
-                f"{uri}: {error}; this is not a whole policy bundle (make one with `gwp export`)"
-            ) from error
-        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-            why = type(error).__name__
-            raise BundleError(
-                f"{uri}: not a policy bundle of this version ({why}); export the policy again"
-            ) from error
-        return cls._of(hashlib.sha256(raw).hexdigest(), settings, embodiments)
+        parts = read_parts(uri)
+        return cls._of(
+            parts.policy_id, parts.settings, parts.embodiments, parts.stats, run_of(parts.lineage)
+        )
 
     @classmethod
     def _of(
-        cls, policy_id: str, settings: PolicyConfig, embodiments: dict[str, Embodiment]
+        cls,
+        policy_id: str,
+        settings: PolicyConfig,
+        embodiments: dict[str, Embodiment],
+        stats: dict[str, Any],
+        run_id: str,
     ) -> "PolicyContract":
+        # It knows the formats of data sets too, which a gateway has no other use for.
+        from gwp.data.stats.normalise import Stats
+
+        seen: dict[str, Seen] = {}
+        derived: dict[str, Limits] = {}
+        for name, embodiment in embodiments.items():
+            # What is wrong with statistics is said by the policy that needs them to compute.
+            try:
+                found = Stats.from_json(stats[name])
+                seen[name] = seen_in(found, embodiment)
+                derived[name] = limits_from(found, embodiment)
+            except (DataError, KeyError):
+                continue
         return cls(
             policy_id=policy_id,
             family=settings.family,
@@ -102,7 +109,26 @@ class PolicyContract(BaseModel):
             chunk=settings.window.chunk,
             canvas=settings.canvas,
             embodiments=embodiments,
+            seen=seen,
+            derived=derived,
+            trained_delay=settings.trained_delay,
+            run_id=run_id,
         )
+
+    def guarded(self, guard: Guard | None) -> "PolicyContract":
+        """The same contract with the checks of an endpoint."""
+        return self.model_copy(update={"guard": guard})
+
+    def envelope(self, embodiment: Embodiment) -> Envelope | None:
+        """The limits that hold for a robot: its own, else under a guard those of its training
+        data.
+        """
+        if embodiment.limits is not None:
+            return Envelope(embodiment.limits)
+        derived = self.derived.get(embodiment.name)
+        if self.guard is None or self.guard.limits == "none" or derived is None:
+            return None
+        return Envelope(derived, derived=True)
 
     def embodiment(self, name: str | None) -> Embodiment:
         """The embodiment called `name`; None picks the only one. ObservationError when it is
@@ -132,27 +158,26 @@ class PolicyContract(BaseModel):
 
         Given back: `images` only of the embodiment's cameras, under its camera keys, uint8 `[H,
         W, 3]` (CHW is transposed); `state` float32 `[d_state]`; `prefix_actions` float32 `[k,
-        d_action]` or None; `embodiment` and `seed` filled in. Cameras that the policy does not
-        use are left out: robots publish what they have.
+        d_action]` or None; `executed_action` float32 `[d_action]` or None; `embodiment` and
+        `seed` filled in. Cameras that the policy does not use are left out: robots publish what
+        they have.
 
-        Raises ObservationError: one line with the field, what came, what is expected.
+        Raises ObservationError: one line with the field, what came, what is expected. GoneError
+        where the observation insists on another policy. Under a guard also for what it refuses.
         """
         # Which robot first: all else is checked against it.
         embodiment = self.embodiment(observation.embodiment)
-        # A robot may insist on one policy, whatever is rolled out meanwhile.
-        if observation.policy is not None and observation.policy != self.policy_id:
-            raise ObservationError(
-                f"policy: {observation.policy[:64]} is asked for, this endpoint serves "
-                f"{self.policy_id}; reconnect or drop the pin"
-            )
+        self._check_pin(observation.policy)
         # Doors have checked its type already; a caller of the library has not.
         if not isinstance(observation.prompt, str) or len(observation.prompt) > MAX_PROMPT:
             raise ObservationError(f"prompt: expected text of up to {MAX_PROMPT} characters")
         images = self._images(observation.images, embodiment)
-        state = _vector(
-            "state", observation.state, (len(embodiment.state_names),), embodiment.state_names
-        )
+        states, actions = embodiment.state_names, embodiment.action_names
+        state = vector("state", observation.state, (len(states),), states)
         prefix = self._prefix(observation, embodiment)
+        executed = observation.executed_action
+        if executed is not None:
+            executed = vector("executed_action", executed, (len(actions),), actions)
         seed = 0 if observation.seed is None else observation.seed
         # Seeds from 2^32 on are for other noise of an observation, in `gwp.policy.inputs`.
         if not 0 <= seed < 1 << 32:
@@ -162,10 +187,32 @@ class PolicyContract(BaseModel):
             images=images,
             state=state,
             prefix_actions=prefix,
+            executed_action=executed,
             embodiment=embodiment.name,
             seed=seed,
         )
+        self._refuse_strangers(admitted, embodiment)
         return admitted, embodiment
+
+    def remarks(self, admitted: Observation) -> tuple[str, ...]:
+        """Flags of an admitted observation: `out-of-range:NAME` for a state that its guard lets
+        through, `untrained:delay` for a delay that training may not have shown.
+        """
+        if self.guard is None:
+            return ()
+        flags: list[str] = []
+        if self.guard.on_state == "flag":
+            embodiment = self.embodiment(admitted.embodiment)
+            flags += [f"out-of-range:{name}" for name in self._strangers(admitted, embodiment)]
+        if admitted.delay > (self.trained_delay or 0):
+            flags.append("untrained:delay")
+        return tuple(flags)
+
+    def holds(self, admitted: Observation) -> bool:
+        """Whether the answer stands still after the promised actions: their number is more than
+        the policy was trained for.
+        """
+        return self.guard is not None and self.guard.on_delay == "hold" and self._too_late(admitted)
 
     def metadata(self, embodiment: str | None = None) -> dict[str, Any]:
         """What the endpoint says of itself when a robot connects: plain numbers, text, lists
@@ -175,13 +222,8 @@ class PolicyContract(BaseModel):
         where stock clients look.
         """
         embodiments = {name: self._describe(e) for name, e in self.embodiments.items()}
-        metadata = {
-            "policy_id": self.policy_id,
-            "family": self.family,
-            "dialects": list(DIALECTS),
-            "canvas": self.canvas.model_dump(mode="json"),
-            "embodiments": embodiments,
-        }
+        metadata = offer(self.policy_id, self.family, self.canvas, self.run_id, self.trained_delay)
+        metadata["embodiments"] = embodiments
         # With several, nobody knows yet which of them connects.
         if embodiment is None and len(embodiments) > 1:
             return metadata
@@ -190,7 +232,7 @@ class PolicyContract(BaseModel):
 
     def agree(self, robot: dict[str, Any]) -> Embodiment | None:
         """Check what a robot announces at the handshake: `embodiment`, `fps`, `action_names`,
-        `state_names`, `cameras`.
+        `state_names`, `action_units`, `state_units`, `cameras`.
 
         Returns its embodiment, None when it announced nothing and there are several.
         ObservationError when they do not match.
@@ -205,17 +247,41 @@ class PolicyContract(BaseModel):
         return embodiment
 
     def _describe(self, embodiment: Embodiment) -> dict[str, Any]:
-        return {
-            "action_horizon": self.chunk,
-            "action_dim": len(embodiment.action_names),
-            "action_names": list(embodiment.action_names),
-            "action_units": list(embodiment.action_units),
-            "state_dim": len(embodiment.state_names),
-            "state_names": list(embodiment.state_names),
-            "fps": embodiment.fps,
-            "replan": embodiment.replan,
-            "cameras": list(embodiment.cameras.values()),
-        }
+        envelope = self.envelope(embodiment)
+        limits = None if envelope is None else envelope.limits
+        return describe(embodiment, limits, self.canvas, self.chunk, self.trained_delay)
+
+    def _check_pin(self, pin: str | None) -> None:
+        # A robot may insist on one policy, whatever is rolled out meanwhile.
+        if pin is None or pin == self.policy_id:
+            return
+        if len(pin) < _PIN or not self.policy_id.startswith(pin):
+            raise GoneError(
+                f"policy: {pin[:64]} is asked for, this endpoint serves "
+                f"{self.policy_id}; reconnect or drop the pin"
+            )
+
+    def _strangers(self, admitted: Observation, embodiment: Embodiment) -> dict[str, str]:
+        seen = self.seen.get(embodiment.name)
+        if seen is None or self.guard is None:
+            return {}
+        return strangers(admitted.state, embodiment, seen, self.guard.state_spans)
+
+    def _refuse_strangers(self, admitted: Observation, embodiment: Embodiment) -> None:
+        if self.guard is None or self.guard.on_state != "refuse":
+            return
+        found = self._strangers(admitted, embodiment)
+        if found:
+            told = [f"{name} {why}" for name, why in list(found.items())[:3]]
+            more = f" and {len(found) - 3} more" if len(found) > 3 else ""
+            raise ObservationError(
+                f"state: {'; '.join(told)}{more}; send it as it was recorded, or let the endpoint "
+                "flag it (guard.on_state: flag)"
+            )
+
+    def _too_late(self, observation: Observation) -> bool:
+        trained = self.trained_delay
+        return trained is not None and observation.delay > trained
 
     def _images(
         self, images: dict[str, np.ndarray], embodiment: Embodiment
@@ -235,7 +301,7 @@ class PolicyContract(BaseModel):
                 f"{', '.join(sorted(given)) or 'none'}); "
                 f"{embodiment.name} needs {', '.join(embodiment.cameras.values())}"
             )
-        return {key: _image(key, given[short_name(key)]) for key in embodiment.cameras.values()}
+        return {key: picture(key, given[short_name(key)]) for key in embodiment.cameras.values()}
 
     def _prefix(self, observation: Observation, embodiment: Embodiment) -> np.ndarray | None:
         # The first `delay` rows are executed before the answer comes; only those are fixed.
@@ -245,14 +311,19 @@ class PolicyContract(BaseModel):
                 f"delay: {delay} control steps, expected 0..{self.chunk - 1}, less than a "
                 "chunk of actions"
             )
+        if (
+            self.guard is not None
+            and self.guard.on_delay == "refuse"
+            and self._too_late(observation)
+        ):
+            raise ObservationError(
+                f"delay: {delay} control steps, this policy was trained for {self.trained_delay} "
+                "at most; ask earlier or send less, or let it stand still (guard.on_delay: hold)"
+            )
         rows = 0
         if prefix is not None:
-            prefix = _vector(
-                "prefix_actions",
-                prefix,
-                (-1, len(embodiment.action_names)),
-                embodiment.action_names,
-            )
+            names = embodiment.action_names
+            prefix = vector("prefix_actions", prefix, (-1, len(names)), names)
             rows = len(prefix)
         # Row i of the prefix is row i of the new chunk.
         if rows > self.chunk:
@@ -266,59 +337,3 @@ class PolicyContract(BaseModel):
                 "committed actions"
             )
         return prefix
-
-
-def _image(name: str, image: object) -> np.ndarray:
-    if not isinstance(image, np.ndarray):
-        _fail(
-            f"images.{name}", f"a {type(image).__name__}", "a uint8 array [height, width, 3], RGB"
-        )
-    # Not converted here: floats may mean 0..1 or 0..255, and nobody could tell.
-    if image.dtype != np.uint8:
-        fix = "; multiply by 255 and convert" if image.dtype.kind == "f" else ""
-        _fail(f"images.{name}", f"dtype {image.dtype}", f"uint8 values 0..255, RGB{fix}")
-    # Channels first, as torch has them; where both could be meant, they come last.
-    if image.ndim == 3 and image.shape[2] != 3 and image.shape[0] == 3:
-        image = image.transpose(1, 2, 0)
-    # One picture per camera: no batch, no history, no alpha.
-    if image.ndim != 3 or image.shape[2] != 3:
-        _fail(
-            f"images.{name}",
-            f"shape {list(image.shape)}",
-            "[height, width, 3] or [3, height, width], without a batch axis",
-        )
-    if not (MIN_SIDE <= image.shape[0] <= MAX_SIDE and MIN_SIDE <= image.shape[1] <= MAX_SIDE):
-        _fail(
-            f"images.{name}",
-            f"{image.shape[1]}x{image.shape[0]} pixels",
-            f"{MIN_SIDE} to {MAX_SIDE} on each side",
-        )
-    return np.ascontiguousarray(image)
-
-
-def _vector(field: str, value: Any, shape: tuple[int, ...], names: tuple[str, ...]) -> np.ndarray:
-    expected = f"{['k' if n < 0 else n for n in shape]}".replace("'", "") + f" ({', '.join(names)})"
-    if not isinstance(value, np.ndarray):
-        _fail(field, f"a {type(value).__name__}", f"an array {expected}")
-    # Booleans and complex numbers are no values of a joint, nor is text.
-    if value.dtype.kind not in "fiu":
-        _fail(field, f"dtype {value.dtype}", "float32 in robot units")
-    if value.ndim != len(shape) or value.shape[-1] != shape[-1]:
-        _fail(field, f"shape {list(value.shape)}", expected)
-    # A copy: the array may be a view of the message. float64 past the range of float32 becomes
-    # infinite, and is then refused with the rest.
-    with np.errstate(over="ignore"):
-        value = np.array(value, np.float32)
-    # By dimension, over all rows: the name says where to look.
-    broken = (~np.isfinite(value)).reshape(-1, shape[-1]).any(axis=0)
-    if broken.any():
-        _fail(
-            field,
-            f"NaN or infinity in {', '.join(names[i] for i in np.flatnonzero(broken))}",
-            "finite robot units",
-        )
-    return value
-
-
-def _fail(field: str, got: str, expected: str) -> NoReturn:
-    raise ObservationError(f"{field}: got {got}, expected {expected}")

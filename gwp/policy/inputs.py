@@ -10,12 +10,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from gwp.data.canvas import compose
 from gwp.data.robot.embodiment import Embodiment
 from gwp.data.stats.normalise import Normalizer, Stats
 from gwp.policy.bundle import Bundle
+from gwp.policy.composed import ComposedObservation, compose_observation
 from gwp.policy.contract import PolicyContract
-from gwp.policy.safety import apply_limits
+from gwp.policy.guard import Guard
+from gwp.policy.safety import apply_limits, hold_from
 from gwp.protocol.messages import Observation
 
 
@@ -31,6 +32,7 @@ class AdmittedObservation:
     state      fp32 `[1, d]`, normalised and padded
     given      fp32 `[p, d]`, promised actions, normalised and padded; zeros elsewhere
     committed  bool `[p]`, which rows of `given` are promised
+    flags      what is to be told of the observation with its answer
     """
 
     observation: Observation
@@ -39,6 +41,7 @@ class AdmittedObservation:
     state: Tensor
     given: Tensor
     committed: Tensor
+    flags: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -70,20 +73,28 @@ class Inputs:
     The policy makes it; policy and engine use it before and after the model.
     """
 
-    def __init__(self, bundle: Bundle, contract: PolicyContract) -> None:
+    def __init__(
+        self, bundle: Bundle, contract: PolicyContract, guard: Guard | None = None
+    ) -> None:
+        """guard: what an endpoint promises of answers; whom it refuses, its gateway does."""
         self._contract = contract
+        self._guarded = contract.guarded(guard)
         self._settings = bundle.settings
         self._normalizers = {
             name: Normalizer(Stats.from_json(bundle.stats[name]), embodiment)
             for name, embodiment in bundle.embodiments.items()
         }
 
-    def admit(self, observation: Observation) -> AdmittedObservation:
-        """ObservationError when the observation does not fit the policy."""
-        observation, embodiment = self._contract.admit(observation)
-        views = {
-            slot: observation.images[camera][None] for slot, camera in embodiment.cameras.items()
-        }
+    def admit(self, given: Observation | ComposedObservation) -> AdmittedObservation:
+        """ObservationError when the observation does not fit the policy.
+
+        given: a composed one was checked by whoever composed it, against this contract
+        """
+        if isinstance(given, Observation):
+            # Here, not in a batch: every caller's thread composes its own.
+            given = compose_observation(given, self._contract)
+        observation = given.observation
+        embodiment = self._contract.embodiment(observation.embodiment)
         p, d = self._settings.window.chunk, self._settings.model_dim
         given_pd = torch.zeros(p, d)
         committed_p = torch.zeros(p, dtype=torch.bool)
@@ -95,9 +106,10 @@ class Inputs:
             given_pd[:delay] = self.normalized(embodiment, promised, observation)
             committed_p[:delay] = True
         state = self._pad(self._normalizers[embodiment.name].state(observation.state)[None])
-        # Here, not in a batch: every caller's thread composes its own.
-        canvas = compose(views, self._settings.canvas, None)
-        return AdmittedObservation(observation, embodiment, canvas, state, given_pd, committed_p)
+        flags = self._guarded.remarks(observation)
+        return AdmittedObservation(
+            observation, embodiment, given.canvas, state, given_pd, committed_p, flags
+        )
 
     def normalized(
         self, embodiment: Embodiment, actions_pd: np.ndarray, observation: Observation
@@ -134,12 +146,24 @@ class Inputs:
     def finish(
         self, admitted: AdmittedObservation, y_pd: np.ndarray
     ) -> tuple[np.ndarray, tuple[str, ...]]:
-        """Model actions to robot units, within the safety envelope; what the envelope changed."""
+        """Model actions to robot units, within the safety envelope; what the envelope changed,
+        and what is to be told of the observation.
+        """
         observation, embodiment = admitted.observation, admitted.embodiment
         # The model's width is padded; the robot has the leading dimensions.
         y = y_pd[None, :, : len(embodiment.action_names)]
         actions = self._normalizers[embodiment.name].inverse_actions(y, observation.state[None])[0]
-        return apply_limits(actions, observation.state, embodiment, observation.delay)
+        if self._guarded.holds(observation):
+            actions = hold_from(actions, embodiment, observation.delay)
+        actions, flags = apply_limits(
+            actions,
+            observation.state,
+            embodiment,
+            observation.delay,
+            observation.executed_action,
+            self._guarded.envelope(embodiment),
+        )
+        return actions, admitted.flags + flags
 
     def _pad(self, rows: np.ndarray) -> Tensor:
         x = torch.from_numpy(np.ascontiguousarray(rows)).float()

@@ -26,7 +26,9 @@ from gwp.model.transformer import Tokens, WorldActionTransformer
 from gwp.model.weights import load_model
 from gwp.policy.bundle import Bundle, read_bundle
 from gwp.policy.contract import PolicyContract
+from gwp.policy.finite import check_finite
 from gwp.policy.graphs import RecordedSingle
+from gwp.policy.guard import Guard
 from gwp.policy.inputs import AdmittedObservation, Batch, Inputs
 from gwp.policy.locate import locate
 from gwp.policy.solver import Prefix, Shapes, Solver
@@ -88,6 +90,8 @@ class Policy:
 
     model: not kept; its weights live on, arranged for inference, on its device and in its dtype
     steps: Euler steps of the solver instead of the bundle's own; fewer are faster and less exact
+    guard: what an endpoint promises of answers beyond the bundle (limits derived from the training
+        data, flags); None: nothing
     """
 
     def __init__(
@@ -97,13 +101,14 @@ class Policy:
         codec: VideoCodec,
         text: TextEncoder,
         steps: int | None = None,
+        guard: Guard | None = None,
     ) -> None:
         self.bundle = bundle
         self.contract = PolicyContract.from_bundle(bundle)
         self.settings = bundle.settings
         self.codec = codec
         self.text = TextTable(text)
-        self.inputs = Inputs(bundle, self.contract)
+        self.inputs = Inputs(bundle, self.contract, guard)
 
         # A bundle of parts that do not belong together would fail at the first robot.
         config = model.config
@@ -139,10 +144,11 @@ class Policy:
         device: str = "cpu",
         dtype: torch.dtype = torch.float32,
         steps: int | None = None,
+        guard: Guard | None = None,
     ) -> "Policy":
         """From a path, `s3://bucket/bundle`, or `models:/name@alias`.
 
-        Every hash, shape and width is checked.
+        Every hash, shape and width is checked, and that all weights are finite.
         """
         bundle_uri, registered = locate(str(uri))
         bundle = read_bundle(bundle_uri)
@@ -157,7 +163,8 @@ class Policy:
         model = load_model(folder / "model", device, dtype)
         codec = load_video_codec(folder / "codec")
         text = load_text_encoder(folder / "text")
-        return cls(bundle, model, codec, text, steps)
+        check_finite(folder, {"model": model, "codec": codec, "text": text})
+        return cls(bundle, model, codec, text, steps, guard)
 
     def with_steps(self, steps: int) -> "Policy":
         """The same policy with another number of Euler steps; all else is shared, weights too."""
@@ -272,7 +279,16 @@ class Policy:
     def chunk(self, admitted: AdmittedObservation, y_pd: np.ndarray) -> ActionChunk:
         """The answer to one observation from denoised actions `[p, d]`."""
         actions, flags = self.inputs.finish(admitted, y_pd)
-        return ActionChunk(actions, self.id, admitted.observation.delay, {}, flags)
+        asked = admitted.observation
+        return ActionChunk(
+            actions,
+            self.id,
+            asked.delay,
+            {},
+            flags,
+            run_id=self.contract.run_id,
+            request_id=asked.request_id,
+        )
 
     def _observe(self, observations: Sequence[Observation], timer: Timer) -> Observed:
         with torch.inference_mode():

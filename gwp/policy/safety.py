@@ -1,39 +1,55 @@
 """The safety envelope: the last thing that happens to a chunk before it leaves for a robot."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 
-from gwp.data.robot.embodiment import Embodiment
-from gwp.data.robot.kinds import Meaning
-from gwp.data.robot.rotations import near
+from gwp.data.robot.embodiment import Embodiment, Limits
 from gwp.errors import PolicyError
+from gwp.policy.braking import braked
+from gwp.policy.turning import Turn, Whole, rotations_of
 
-_WHOLE = 0.99
-"""Share of a turn from which on limits are taken for those of all angles."""
-_QUATERNION = 4
-"""Entries of a quaternion; two axes have six."""
-_HALVINGS = 24
-"""To the last digit of float32."""
+
+@dataclass(frozen=True)
+class Envelope:
+    """Limits of one robot.
+
+    derived: they come of the training data and not from whoever knows the robot. They catch what
+    no trained policy does, and never make a robot move: where it is counts as inside, and a
+    measured state is nothing that the first action is held against.
+    """
+
+    limits: Limits
+    derived: bool = False
 
 
 def apply_limits(
-    actions: np.ndarray, state: np.ndarray, embodiment: Embodiment, committed: int = 0
+    actions: np.ndarray,
+    state: np.ndarray,
+    embodiment: Embodiment,
+    committed: int = 0,
+    executed: np.ndarray | None = None,
+    envelope: Envelope | None = None,
 ) -> tuple[np.ndarray, tuple[str, ...]]:
-    """Hold a chunk inside the embodiment's limits.
+    """Hold a chunk inside the limits of a robot.
 
     actions:   `[p, d]`, robot units, absolute
     state:     `[ds]`, robot units, where the robot is now
     committed: leading rows that the robot already executes (real-time chunking); they are left
     as they are
+    executed:  `[d]`, robot units, the action that the robot executed last; None: not known
+    envelope:  None: the embodiment's own limits, if it has any
 
     Returns float32 `[p, d]` and flags: `clipped:<action>` where the position limit took hold,
-    `slowed:<action>` where the velocity limit did. Every free row lies within `lower..upper`
-    and within `velocity` of the row before it. The first row is held against the state where
-    `delta_mask` says that the state entry is the same quantity, otherwise against nothing.
+    `slowed:` where velocity did, `held:` where the distance from the last executed action did,
+    `eased:` where acceleration did. Every free row lies within `lower..upper` and within
+    `velocity` of the row before it, and changes that by no more than `acceleration` wherever
+    position and velocity leave room for it. The first row is held against the last committed or
+    executed one; without them against the state where `delta_mask` says that the state entry is
+    the same quantity, otherwise against nothing.
 
-    Raises PolicyError when a value is not finite: there is no safe replacement for a chunk that
-    was never computed.
+    Raises PolicyError when a value is not finite, for there is no safe replacement for a chunk
+    that was never computed, and when the chunk leaves limits that say `on_excess: refuse`.
     """
     # A copy: rows are changed below.
     actions = np.array(actions, np.float32)
@@ -45,145 +61,144 @@ def apply_limits(
             f"the policy gave a non-finite action for {', '.join(names)}; nothing was sent, "
             "check its weights"
         )
-    limits = embodiment.limits
-    if limits is None or committed >= len(actions):
+    if envelope is None and embodiment.limits is not None:
+        envelope = Envelope(embodiment.limits)
+    if envelope is None or committed >= len(actions):
         return actions, ()
-    lower = np.asarray(limits.lower, np.float32)
-    upper = np.asarray(limits.upper, np.float32)
-    wanted = actions[committed:].copy()
-    free = np.clip(wanted, lower, upper)
-    clipped = (free != wanted).any(0)
-
-    # One row after the other: each is held against the row before as it was held itself.
-    slowed = np.zeros(len(lower), bool)
-    rotations = _rotations(embodiment, lower, upper)
-    if limits.velocity is not None:
-        velocity = np.asarray(limits.velocity, np.float32)
-        # Per control step, as rows are.
-        previous = _before(actions, state, embodiment, committed)
-        for i in range(len(free)):
-            # Both ends lie within lower..upper, so the slower step does too.
-            held = np.where(
-                np.isnan(previous),
-                free[i],
-                np.clip(free[i], previous - velocity, previous + velocity),
-            )
-            for rotation in rotations:
-                rotation.hold(held, free[i], previous, velocity)
-            slowed |= held != free[i]
-            free[i] = previous = held
+    start = _start(actions, state, embodiment, envelope, committed, executed)
+    wanted = actions[committed:]
+    free = np.clip(wanted, start.lower, start.upper)
+    changed = {"clipped": (free != wanted).any(0)}
+    changed |= _follow(free, start, envelope.limits, embodiment)
+    flags = tuple(
+        f"{what}:{embodiment.action_names[i]}"
+        for what, dims in changed.items()
+        for i in np.flatnonzero(dims)
+    )
+    if flags and envelope.limits.on_excess == "refuse":
+        raise PolicyError(
+            f"the chunk leaves the limits of {embodiment.name} ({', '.join(flags)}) and they say "
+            "`on_excess: refuse`; nothing was sent"
+        )
     actions[committed:] = free
-    flags = [f"clipped:{embodiment.action_names[i]}" for i in np.flatnonzero(clipped)]
-    flags += [f"slowed:{embodiment.action_names[i]}" for i in np.flatnonzero(slowed)]
-    return actions, tuple(flags)
+    return actions, flags
 
 
-@dataclass(frozen=True)
-class _Turn:
-    """An angle that may go all the way round: the number of its dimension."""
-
-    dim: int
-    meaning: Meaning
-    lower: float
-    upper: float
-
-    def hold(
-        self, held: np.ndarray, wanted: np.ndarray, previous: np.ndarray, velocity: np.ndarray
-    ) -> None:
-        """Set the angle of a row `[d]` no further than `velocity` from that of the row before,
-        the short way round.
-        """
-        before, limit = previous[self.dim], velocity[self.dim]
-        if np.isnan(before):
-            return
-        way = self.meaning.shortest(np.nan_to_num(wanted - previous))[self.dim]
-        if abs(way) <= limit:
-            held[self.dim] = wanted[self.dim]
-            return
-        step = previous.copy()
-        step[self.dim] += np.sign(way) * limit
-        held[self.dim] = np.clip(self.meaning.within(step)[self.dim], self.lower, self.upper)
+def hold_from(actions: np.ndarray, embodiment: Embodiment, committed: int) -> np.ndarray:
+    """A chunk `[p, d]` that stands still after its committed rows: targets stay where the last of
+    them is, displacements (`resample: sum`) are 0.
+    """
+    out = np.array(actions, np.float32)
+    summed = np.array([rule == "sum" for rule in embodiment.resampling])
+    out[committed:] = np.where(summed, 0.0, out[committed - 1])
+    return out
 
 
-@dataclass(frozen=True)
-class _Whole:
-    """A rotation of several entries, a quaternion or two axes, which is slowed as one: held each
-    by itself, its entries would name another rotation, or none.
+@dataclass
+class _Start:
+    """What the first free row is held against, `[d]` each; NaN where nothing is known.
+
+    before: the row before. speed: how it differs from the one before it. jumps: whether the row
+    before was or will be executed, which the limit of jumps asks for
     """
 
-    dims: np.ndarray
-    meaning: Meaning
     lower: np.ndarray
     upper: np.ndarray
-
-    def hold(
-        self, held: np.ndarray, wanted: np.ndarray, previous: np.ndarray, velocity: np.ndarray
-    ) -> None:
-        """Set the rotation of a row `[d]` on the shorter way from that of the row before, as far
-        as no entry goes further than `velocity`.
-        """
-        if np.isnan(previous[self.dims]).any():
-            return
-        before = self._alike(previous, wanted)
-        share = self._largest(before, wanted, velocity[self.dims])
-        part = wanted if share == 1 else self._part(before, wanted, share)
-        held[self.dims] = np.clip(part, self.lower, self.upper)[self.dims]
-
-    def _alike(self, previous: np.ndarray, wanted: np.ndarray) -> np.ndarray:
-        """The row before; a quaternion in the sign of the wanted one: a state may have either."""
-        before = np.nan_to_num(previous)
-        if len(self.dims) == _QUATERNION:
-            before[self.dims] = near(before[self.dims], wanted[self.dims])
-        return before
-
-    def _part(self, before: np.ndarray, wanted: np.ndarray, share: float) -> np.ndarray:
-        return self.meaning.between(before[None], wanted[None], np.array([[share]]))[0]
-
-    def _largest(self, before: np.ndarray, wanted: np.ndarray, velocity: np.ndarray) -> float:
-        """Share of the way, 0 to 1."""
-        if (np.abs(wanted - before)[self.dims] <= velocity).all():
-            return 1.0
-        low, high = 0.0, 1.0
-        for _ in range(_HALVINGS):
-            middle = (low + high) / 2
-            way = np.abs(self._part(before, wanted, middle) - before)[self.dims]
-            low, high = (middle, high) if (way <= velocity).all() else (low, middle)
-        return low
+    before: np.ndarray
+    speed: np.ndarray
+    jumps: bool
+    rotations: list[Turn | Whole] = field(default_factory=list)
 
 
-def _rotations(
-    embodiment: Embodiment, lower: np.ndarray, upper: np.ndarray
-) -> list[_Turn | _Whole]:
-    """The rotations that may go the short way: of angles only those whose limits leave them a
-    whole turn.
-    """
-    meaning = embodiment.action_meaning
-    if meaning is None:
-        return []
-    turns = zip(meaning.turns.tolist(), meaning.period.tolist(), strict=True)
-    angles = [
-        _Turn(i, meaning, float(lower[i]), float(upper[i]))
-        for i, period in turns
-        if upper[i] - lower[i] >= _WHOLE * period
-    ]
-    wholes = [_Whole(dims, meaning, lower, upper) for dims in meaning.wholes]
-    return [*angles, *wholes]
-
-
-def _before(
-    actions: np.ndarray, state: np.ndarray, embodiment: Embodiment, committed: int
-) -> np.ndarray:
-    """What each action dimension was before the first free row, `[d]`; NaN where unknown."""
-    assert embodiment.limits is not None
-    if committed:
-        before = actions[committed - 1]
-    else:
-        before = np.full(actions.shape[1], np.nan, np.float32)
-        same = np.asarray(embodiment.delta)
-        before[same] = np.asarray(state, np.float32)[: len(same)][same]
+def _start(
+    actions: np.ndarray,
+    state: np.ndarray,
+    embodiment: Embodiment,
+    envelope: Envelope,
+    committed: int,
+    executed: np.ndarray | None,
+) -> _Start:
+    limits = envelope.limits
+    lower, upper = np.array(limits.lower, np.float32), np.array(limits.upper, np.float32)
+    same = np.asarray(embodiment.delta)
+    measured = np.full(actions.shape[1], np.nan, np.float32)
+    measured[same] = np.asarray(state, np.float32)[: len(same)][same]
+    done = [] if executed is None else [np.asarray(executed, np.float32)]
+    rows = [*done, *actions[:committed]][-2:]
+    before = rows[-1] if rows else measured
+    if envelope.derived:
+        for place in (measured, *rows):
+            lower, upper = np.fmin(lower, place), np.fmax(upper, place)
+        before = rows[-1] if rows else np.full_like(measured, np.nan)
+    speed = rows[1] - rows[0] if len(rows) == 2 else np.full_like(before, np.nan)
     # A sensor may read slightly past a limit; the limit still binds.
-    return np.clip(
-        before,
-        np.asarray(embodiment.limits.lower, np.float32),
-        np.asarray(embodiment.limits.upper, np.float32),
+    before = np.clip(before, lower, upper)
+    turning = rotations_of(embodiment, lower, upper)
+    return _Start(lower, upper, before, speed, bool(rows), turning)
+
+
+def _follow(
+    free: np.ndarray, start: _Start, limits: Limits, embodiment: Embodiment
+) -> dict[str, np.ndarray]:
+    """Change rows `[n, d]`, which lie within the positions, until each may follow the one before.
+
+    Returns what took hold -> bool `[d]`.
+    """
+    width = free.shape[1]
+    took = {what: np.zeros(width, bool) for what in ("slowed", "held", "eased")}
+    if limits.velocity is None and limits.acceleration is None and limits.jump is None:
+        return took
+    velocity, jump = _row(limits.velocity, width), _row(limits.jump, width)
+    # Where the robot has still to catch up with a chunk that began too far away.
+    behind = np.full(width, start.jumps and limits.jump is not None)
+    acceleration = None
+    if limits.acceleration is not None:
+        acceleration = _row(limits.acceleration, width)
+        if embodiment.action_meaning is not None:
+            # An angle has no one speed between two turns, nor an entry of a quaternion.
+            acceleration[embodiment.action_meaning.entries] = np.inf
+    before, speed = start.before, start.speed
+    # One row after the other: each is held against the row before as it was held itself.
+    for i, wanted in enumerate(free.copy()):
+        # Both ends lie within lower..upper, so the slower step does too.
+        row = slower = _stepped(wanted, before, velocity, start.rotations)
+        took["slowed"] |= slower != wanted
+        step = velocity
+        if behind.any():
+            step = np.where(behind, np.minimum(velocity, jump), velocity)
+            row = _stepped(wanted, before, step, start.rotations)
+            late = _joined(row != slower, start.rotations)
+            took["held"] |= late
+            behind &= late
+        if acceleration is not None:
+            eased = braked(row, before, speed, step, acceleration, (start.lower, start.upper))
+            took["eased"] |= eased != row
+            row = eased
+        speed = row - before
+        free[i] = before = row
+    return took
+
+
+def _row(values: tuple[float, ...] | None, width: int) -> np.ndarray:
+    return np.full(width, np.inf, np.float32) if values is None else np.array(values, np.float32)
+
+
+def _stepped(
+    wanted: np.ndarray, before: np.ndarray, step: np.ndarray, rotations: list[Turn | Whole]
+) -> np.ndarray:
+    """The row that is wanted, no further than `step` from the one before, `[d]` each."""
+    held: np.ndarray = np.where(
+        np.isnan(before), wanted, np.clip(wanted, before - step, before + step)
     )
+    for rotation in rotations:
+        rotation.hold(held, wanted, before, step)
+    return held
+
+
+def _joined(dims: np.ndarray, rotations: list[Turn | Whole]) -> np.ndarray:
+    """bool `[d]`, with all entries of a rotation of which one is."""
+    out = dims.copy()
+    for rotation in rotations:
+        if isinstance(rotation, Whole):
+            out[rotation.dims] = out[rotation.dims].any()
+    return out

@@ -1,51 +1,39 @@
-"""NumPy arrays in msgpack, in the dialect of openpi, decoded strictly.
+"""NumPy arrays in msgpack, written in the dialect of openpi and read strictly.
 
 An array travels as a map with bytes keys `__ndarray__`, `data`, `dtype` (`"<f4"`), `shape`; a
-NumPy scalar as `__npgeneric__`, `data`, `dtype`. What arrives may come from anyone: only plain
-numbers are let through, and the announced shape has to fit the bytes that came with it.
+NumPy scalar as `__npgeneric__`, `data`, `dtype`. Other dialects are read where it is safe
+(`gwp.protocol.arrays`). How much a message may hold is checked first (`gwp.protocol.bounds`).
 """
 
-import math
+from collections import Counter
 from typing import Any
 
 import msgpack
 import numpy as np
 
-from gwp.errors import GwpError
+from gwp.errors import ProtocolError
+from gwp.protocol.arrays import KINDS, decode
+from gwp.protocol.bounds import BOUNDS, Bounds, check_bounds
 
-MAX_DIMS = 8
-_KINDS = "biuf"
-_ARRAY = frozenset((b"__ndarray__", b"data", b"dtype", b"shape"))
-_SCALAR = frozenset((b"__npgeneric__", b"data", b"dtype"))
+__all__ = ["ProtocolError", "packb", "unpackb"]
 
-
-class ProtocolError(GwpError):
-    """A message that is not what the protocol promises: broken msgpack, a refused dtype, a
-    shape that does not fit.
-    """
-
-
-def _dtype(text: object) -> np.dtype[Any]:
-    if not isinstance(text, str):
-        raise ProtocolError(f"array dtype is {type(text).__name__}, expected text such as '<f4'")
-    try:
-        dtype = np.dtype(text)
-    except (TypeError, ValueError, SyntaxError) as error:
-        raise ProtocolError(
-            f"array dtype {text[:32]!r} is unknown; send bool, integers or floats"
-        ) from error
-    # Structured, object and extended-precision types mean code paths nobody tests, or memory
-    # nobody expects.
-    if dtype.kind not in _KINDS or dtype.itemsize > 8 or dtype.subdtype is not None:
-        raise ProtocolError(
-            f"array dtype {text[:32]!r} is refused; send bool, integers or floats of up to 64 bits"
-        )
-    return dtype
+_FOREIGN = {
+    b"\x80\x02": "a pickle",
+    b"\x80\x03": "a pickle",
+    b"\x80\x04": "a pickle",
+    b"\x80\x05": "a pickle",
+    b"PK": "a file of torch.save or np.savez",
+    b"{": "JSON",
+    b"\x93NUMPY": "a file of np.save",
+}
+"""How bytes begin that are something else -> what."""
+_KEYS = 64
+"""Characters of a key that an error shows."""
 
 
 def _encode(value: object) -> object:
     if isinstance(value, (np.ndarray, np.generic)) and (
-        value.dtype.kind not in _KINDS or value.dtype.itemsize > 8
+        value.dtype.kind not in KINDS or value.dtype.itemsize > 8
     ):
         raise ProtocolError(
             f"cannot send dtype {value.dtype}; send bool, integers or floats of up to 64 bits"
@@ -64,52 +52,15 @@ def _encode(value: object) -> object:
     )
 
 
-def _decode(fields: dict[Any, Any]) -> Any:
+def _map(pairs: list[tuple[Any, Any]]) -> Any:
     """Called for every map, innermost first; one that is no array or scalar stays a map."""
-    if b"__ndarray__" in fields:
-        return _decode_array(fields)
-    if b"__npgeneric__" in fields:
-        return _decode_scalar(fields)
-    return fields
-
-
-def _decode_array(fields: dict[Any, Any]) -> np.ndarray:
-    if fields.keys() != _ARRAY:
-        raise ProtocolError(
-            "an array needs exactly the keys __ndarray__, data, dtype, shape (as bytes)"
-        )
-    dtype = _dtype(fields[b"dtype"])
-    shape, data = fields[b"shape"], fields[b"data"]
-    if (
-        not isinstance(shape, list)
-        or len(shape) > MAX_DIMS
-        # Exactly int: to Python True is a number too.
-        or not all(type(n) is int and n >= 0 for n in shape)
-    ):
-        raise ProtocolError(f"array shape must be a list of up to {MAX_DIMS} sizes")
-    if not isinstance(data, bytes):
-        raise ProtocolError(f"array data is {type(data).__name__}, expected bytes")
-    # `math.prod` has no largest number: a shape that overflows fits no bytes either.
-    if len(data) != math.prod(shape) * dtype.itemsize:
-        raise ProtocolError(
-            f"array of shape {shape} and dtype {dtype.str} needs "
-            f"{math.prod(shape) * dtype.itemsize} bytes, {len(data)} came"
-        )
-    return np.frombuffer(data, dtype).reshape(shape)
-
-
-def _decode_scalar(fields: dict[Any, Any]) -> np.generic:
-    if fields.keys() != _SCALAR:
-        raise ProtocolError("a scalar needs exactly the keys __npgeneric__, data, dtype (as bytes)")
-    dtype = _dtype(fields[b"dtype"])
-    number = fields[b"data"]
-    if not isinstance(number, (bool, int, float)):
-        raise ProtocolError(f"scalar data is {type(number).__name__}, expected a number")
-    try:
-        scalar: np.generic = dtype.type(number)
-    except (OverflowError, ValueError) as error:
-        raise ProtocolError(f"scalar {number} does not fit dtype {dtype.str}") from error
-    return scalar
+    fields = dict(pairs)
+    # The last of them would count, without a word.
+    if len(fields) != len(pairs):
+        counts = Counter(key for key, _ in pairs)
+        twice = counts.most_common(1)[0][0]
+        raise ProtocolError(f"the key {str(twice)[:_KEYS]!r} came twice in one map; send it once")
+    return decode(fields)
 
 
 def _refuse_extension(code: int, _data: bytes) -> Any:
@@ -129,21 +80,26 @@ def packb(message: Any) -> bytes:
         raise ProtocolError(f"this message cannot be sent: {error}") from error
 
 
-def unpackb(data: bytes, max_bytes: int | None = None) -> Any:
+def unpackb(data: bytes, max_bytes: int | None = None, bounds: Bounds = BOUNDS) -> Any:
     """The message in `data`; arrays come back read-only, without a copy.
 
-    Raises ProtocolError when the bytes are longer than `max_bytes`, are no msgpack, or hold an
-    array of a refused dtype or of another size than it announces. Never runs code from the
-    message.
+    Raises ProtocolError when the bytes are longer than `max_bytes`, are no msgpack, hold more
+    than `bounds`, or an array of a refused dtype or of another size than it announces. Never
+    runs code from the message.
     """
     if max_bytes is not None and len(data) > max_bytes:
         raise ProtocolError(
             f"message of {len(data)} bytes is over the limit of {max_bytes}; send smaller or "
             "JPEG images"
         )
+    for begin, what in _FOREIGN.items():
+        # A map of no entries is one byte and no pickle; whatever follows it is not read.
+        if data.startswith(begin) and len(data) > len(begin):
+            raise ProtocolError(f"this is {what}, not msgpack; send one msgpack map per frame")
+    check_bounds(data, bounds)
     try:
         # Without a hook of ours extensions would come back as objects of msgpack's.
-        return msgpack.unpackb(data, object_hook=_decode, ext_hook=_refuse_extension, raw=False)
+        return msgpack.unpackb(data, object_pairs_hook=_map, ext_hook=_refuse_extension, raw=False)
     except ProtocolError:
         raise
     except (msgpack.exceptions.UnpackException, ValueError, TypeError, RecursionError) as error:

@@ -1,5 +1,6 @@
 """What a robot is, for the model and for the endpoint: names, units, cameras, rates, limits."""
 
+import math
 from typing import Any, Literal
 
 from pydantic import (
@@ -31,6 +32,53 @@ class Limits(BaseModel):
     """Largest allowed change of each action dimension between two control steps (robot units);
     None: no limit.
     """
+    acceleration: tuple[float, ...] | None = None
+    """Largest allowed change of that change from one control step to the next (robot units);
+    rotations of several entries and angles that go all the way round are left out. None: no limit.
+    """
+    jump: tuple[float, ...] | None = None
+    """Largest allowed distance of the first new action from the one that the robot executed last
+    (robot units); None: no limit.
+    """
+    on_excess: Literal["clamp", "refuse"] = "clamp"
+    """What becomes of a chunk that leaves the limits: held inside them and flagged, or refused."""
+
+    @model_validator(mode="after")
+    def _sensible(self) -> "Limits":
+        widths = {len(row) for row in self._rows.values()}
+        if len(widths) > 1:
+            raise ValueError(
+                "limits: "
+                + ", ".join(f"{name} has {len(row)}" for name, row in self._rows.items())
+                + " entries; give one per action in each"
+            )
+        for name, row in self._rows.items():
+            # Anything is within a limit that is no number.
+            if any(math.isnan(value) for value in row):
+                raise ValueError(f"limits.{name} holds NaN; give numbers")
+            if name not in ("lower", "upper") and any(value < 0 for value in row):
+                raise ValueError(f"limits.{name} is below 0; it is a size")
+        if any(low > high for low, high in zip(self.lower, self.upper, strict=True)):
+            raise ValueError("limits.lower is above limits.upper; exchange them")
+        return self
+
+    @property
+    def _rows(self) -> dict[str, tuple[float, ...]]:
+        rows = {
+            "lower": self.lower,
+            "upper": self.upper,
+            "velocity": self.velocity,
+            "acceleration": self.acceleration,
+            "jump": self.jump,
+        }
+        return {name: row for name, row in rows.items() if row is not None}
+
+    # Digests of this JSON name manifests, caches and policies. Those of before know no more.
+    @model_serializer(mode="wrap")
+    def _without_defaults(self, write: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        fields: dict[str, Any] = write(self)
+        unset = {"acceleration": None, "jump": None, "on_excess": "clamp"}
+        return {k: v for k, v in fields.items() if k not in unset or v != unset[k]}
 
 
 # Bundles, runs and caches keep it as JSON (`embodiments.json`): a new field needs a default,
@@ -73,6 +121,8 @@ class Embodiment(BaseModel):
     """
     action_units: tuple[str, ...] = ()
     """Unit of each action dimension, e.g. `rad`, `m`; empty: not stated."""
+    state_units: tuple[str, ...] = ()
+    """Unit of each state dimension, e.g. `rad`, `m`; empty: not stated."""
     cameras: dict[Slot, str]
     """Canvas slot -> camera key of the data set and of the robot's observation."""
     limits: Limits | None = None
@@ -100,10 +150,14 @@ class Embodiment(BaseModel):
                 "delta_mask needs a state entry for every action; set delta_mask to all false "
                 "or extend the state"
             )
-        if self.limits and not len(self.limits.lower) == len(self.limits.upper) == d:
-            raise ValueError(f"limits.lower and limits.upper need {d} entries, one per action")
-        if self.limits and self.limits.velocity is not None and len(self.limits.velocity) != d:
-            raise ValueError(f"limits.velocity needs {d} entries, one per action")
+        # All of its rows are as long as this one.
+        if self.limits and len(self.limits.lower) != d:
+            raise ValueError(f"limits need {d} entries in each row, one per action")
+        if self.state_units and len(self.state_units) != len(self.state_names):
+            raise ValueError(
+                f"state_units has {len(self.state_units)} entries, state_names "
+                f"{len(self.state_names)}; give one per state"
+            )
         if self.replan > self.chunk:
             raise ValueError(f"replan {self.replan} is longer than the chunk {self.chunk}")
         return self
@@ -158,8 +212,9 @@ class Embodiment(BaseModel):
     @model_serializer(mode="wrap")
     def _without_defaults(self, write: SerializerFunctionWrapHandler) -> dict[str, Any]:
         fields: dict[str, Any] = write(self)
-        if not self.kinds:
-            fields.pop("kinds", None)
+        for name in ("kinds", "state_units"):
+            if not getattr(self, name):
+                fields.pop(name, None)
         return fields
 
     @property

@@ -19,7 +19,8 @@ class FeatureStats:
 
     resolution: ranges below it are noise of a part that does not move; None: not stated, as in
     published files and in ours of before, where it is 1e-4. wild: bool, dimensions whose extremes
-    are single rows far from all others, no motion; None: none of them
+    are single rows far from all others, no motion; None: none of them. step: largest change from
+    one control step to the next; None: not stated, as in all but ours of now
     """
 
     mean: np.ndarray
@@ -30,6 +31,7 @@ class FeatureStats:
     q99: np.ndarray
     resolution: np.ndarray | None = None
     wild: np.ndarray | None = None
+    step: np.ndarray | None = None
 
     @property
     def noise(self) -> np.ndarray:
@@ -72,7 +74,8 @@ class FeatureStats:
         noise = None if self.resolution is None else self.resolution[:width]
         cut = FeatureStats(*(getattr(self, name)[:width] for name in NAMES))
         wild = None if self.wild is None else self.wild[:width]
-        return replace(cut, resolution=noise, wild=wild)
+        step = None if self.step is None else self.step[:width]
+        return replace(cut, resolution=noise, wild=wild, step=step)
 
     def to_json(self, width: int) -> dict[str, list[float] | list[int]]:
         """The values by name, with zeros up to `width`, and `constant`: indices of dimensions
@@ -89,6 +92,8 @@ class FeatureStats:
             values["resolution"] = padded.tolist()
         if self.wild is not None:
             values["wild"] = np.flatnonzero(self.wild).tolist()
+        if self.step is not None:
+            values["step"] = np.pad(self.step, (0, more)).tolist()
         return values
 
     @classmethod
@@ -96,15 +101,15 @@ class FeatureStats:
         """From `to_json` or a published file. Raises ValueError, KeyError and TypeError."""
         # Published files may have no extremes; the quantiles stand in.
         complete = {"min": raw["q01"], "max": raw["q99"]} | dict(raw)
-        names = (*NAMES, "resolution") if raw.get("resolution") is not None else NAMES
-        arrays = [np.asarray(complete[name], np.float64) for name in names]
+        more = [name for name in ("resolution", "step") if raw.get(name) is not None]
+        arrays = [np.asarray(complete[name], np.float64) for name in (*NAMES, *more)]
         if (
             len({a.shape for a in arrays}) != 1
             or arrays[0].ndim != 1
             or not all(np.isfinite(a).all() for a in arrays)
         ):
             raise ValueError("vectors of different lengths, or not finite")
-        stats = cls(*arrays)
+        stats = cls(**dict(zip((*NAMES, *more), arrays, strict=True)))
         if raw.get("wild") is not None:
             wild = np.isin(np.arange(len(stats.mean)), np.asarray(raw["wild"], np.int64))
             stats = replace(stats, wild=wild)

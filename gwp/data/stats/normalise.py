@@ -265,7 +265,8 @@ class _Rows:
 def _resolved(sums: Moments, motion: Motion) -> FeatureStats:
     stats = FeatureStats(**sums.result())
     noise = motion.resolution(stats.max - stats.min, stats.q99 - stats.q01)
-    return replace(stats, resolution=noise).without_wild(motion.jumps)
+    told = replace(stats, resolution=noise, step=motion.largest_step)
+    return told.without_wild(motion.jumps)
 
 
 def _named(stats: FeatureStats, names: Sequence[str]) -> list[str]:

@@ -35,12 +35,14 @@ class Motion:
     """How the rows of a feature move, gathered over episodes.
 
     jumps: bool `[d]`, where the furthest way of each is of single rows, not of a motion
+    largest_step: `[d]`, largest change from row to row
     """
 
     def __init__(self, width: int) -> None:
         self._largest = np.zeros(width)
         self._usual_size = np.zeros(width)
         self._smallest_step = np.full(width, np.inf)
+        self.largest_step = np.zeros(width)
         self._changes = np.zeros(width)
         self._spread = np.zeros(width)
         # What was recorded: rows; more digits than float32 has, in it and in what is subtracted;
@@ -69,6 +71,7 @@ class Motion:
         changes = np.diff(rows, axis=0)
         steps = np.where(changes == 0, np.inf, np.abs(changes)).min(0, initial=np.inf)
         self._smallest_step = np.minimum(self._smallest_step, steps)
+        self.largest_step = np.maximum(self.largest_step, np.abs(changes).max(0, initial=0.0))
         squares, spread = (changes**2).sum(0), ((rows - rows.mean(0)) ** 2).sum(0)
         self._changes += squares
         self._spread += spread
