@@ -122,7 +122,8 @@ def _run_dry(args: argparse.Namespace, config: "ServeApp") -> None:
     episodes = None if args.episode is None else str(args.episode)
     options = {"embodiment": args.embodiment, "resample": args.resample}
     source = source_of(args, args.data, episodes=episodes, **options)
-    dry = dry_run(Policy.load(config.policy), source, args.step)
+    policy = Policy.load(config.policy, steps=config.replica.steps, guard=config.guard)
+    dry = dry_run(policy, source, args.step)
     rows = dry.rows()
     if args.json:
         answer = {

@@ -42,6 +42,7 @@ WEIGHT = 29
 CAMERAS = ("head",)
 _KP, _KD = 60.0, 1.5
 _RAMP_S = 1.0
+_RELEASE_S = 5.0
 _STATE_S = 5.0
 _SPEED = np.full(14, 2.0, np.float32)
 """rad/s"""
@@ -84,7 +85,7 @@ class G1:
         # Where the arms are is where they stay until somebody says something else.
         self._target = self._at = self._positions()
         self._weight, self._wanted_weight = 0.0, 1.0
-        self._ended = threading.Event()
+        self._released, self._ended = threading.Event(), threading.Event()
         self._writer = threading.Thread(target=self._write, name="g1-writer", daemon=True)
 
     @property
@@ -113,8 +114,9 @@ class G1:
         return self
 
     def __exit__(self, *_: object) -> None:
+        # Not before the robot's own controller has its arms again.
         self._wanted_weight = 0.0
-        self._ended.wait(self._ramp_s * 1.5)
+        self._released.wait(self._ramp_s + _RELEASE_S)
         self._ended.set()
         self._writer.join(timeout=2)
 
@@ -135,6 +137,8 @@ class G1:
             change = 1 / (_WRITE_HZ * self._ramp_s)
             self._weight += float(np.clip(self._wanted_weight - self._weight, -change, change))
             self._tell()
+            if self._wanted_weight == self._weight == 0:
+                self._released.set()
             written += 1
             self._ended.wait(max(0.0, begin + written / _WRITE_HZ - time.monotonic()))
 
