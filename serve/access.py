@@ -27,15 +27,19 @@ class Access:
                 )
             self._hashes = tuple(_hash(key) for key in keys)
 
-    def allows(self, headers: Mapping[str, str]) -> bool:
-        """True for `Authorization: Api-Key <key>` or `Bearer <key>` with an accepted key."""
+    def name_of(self, headers: Mapping[str, str]) -> str | None:
+        """A name for the key in `Authorization: Api-Key <key>` or `Bearer <key>`, which tells
+        nothing of it; "" where no keys are asked for, None where the key is not accepted.
+        """
         if self._hashes is None:
-            return True
+            return ""
         scheme, _, key = headers.get("authorization", "").partition(" ")
         given = _hash(key.strip())
         # All keys are compared, in constant time each: the answer's delay tells nothing.
         known = [hmac.compare_digest(given, own) for own in self._hashes]
-        return scheme.lower() in ("api-key", "bearer") and any(known)
+        if scheme.lower() in ("api-key", "bearer") and any(known):
+            return given.hex()[:16]
+        return None
 
 
 def _hash(key: str) -> bytes:

@@ -1,6 +1,9 @@
 """The Ray Serve application: gateways in front of autoscaled replicas, from one `ServeApp`."""
 
+import contextlib
 import os
+import secrets
+import socket
 import time
 from typing import Any, NamedTuple, cast
 from urllib.error import URLError
@@ -8,7 +11,7 @@ from urllib.request import urlopen
 
 from ray import serve
 from ray.serve import Application
-from ray.serve.config import HTTPOptions
+from ray.serve.exceptions import RayServeException
 from ray.serve.schema import ApplicationStatus, ReplicaState
 
 from gwp import storage
@@ -16,15 +19,22 @@ from gwp.errors import GwpError
 from gwp.policy.contract import PolicyContract
 from gwp.policy.locate import locate
 from serve.config import ServeApp
+from serve.directory import Directory
 from serve.gateway import Gateway
+from serve.identity import Identity
 from serve.replica import Replica
 
-# The proxy starts beside the replicas, on a small machine on the same cores.
-_ANSWER_S = 60.0
+# After Serve calls them running, gateways listen.
+_ANSWER_S = 30.0
 
 # What the decorator makes of a class, which type checkers do not see.
 _REPLICA = cast("serve.Deployment", Replica)
 _GATEWAY = cast("serve.Deployment", Gateway)
+_DIRECTORY = cast("serve.Deployment", Directory)
+
+_ENDING_S = 10.0
+"""Beyond draining, before a process is ended that does not end."""
+_HEALTH_S = 2.0
 
 
 def build_app(config: ServeApp) -> Application:
@@ -38,40 +48,50 @@ def build_app(config: ServeApp) -> Application:
     # Replicas have working directories of their own.
     uri = uri if storage.is_remote(uri) else os.path.abspath(uri.removeprefix("file://"))
     # Wrong bundles are found here, before anything on the cluster is touched.
-    policy_contract = PolicyContract.read(uri)
-    policy_id = policy_contract.policy_id
-    registered_id = registered.get("policy_id", policy_id)
-    if registered_id != policy_id:
+    contract = PolicyContract.read(uri).guarded(config.guard)
+    registered_id = registered.get("policy_id", contract.policy_id)
+    if registered_id != contract.policy_id:
         raise GwpError(
-            f"{config.policy}: registered as policy {registered_id}, {uri} holds {policy_id}; "
-            "promote it again"
+            f"{config.policy}: registered as policy {registered_id}, {uri} holds "
+            f"{contract.policy_id}; promote it again"
         )
+    identity = Identity(
+        policy_id=contract.policy_id,
+        policy_version=registered.get("version", ""),
+        policy_alias=registered.get("alias", ""),
+        run_id=registered.get("run_id", ""),
+    )
     # As plain maps, which the processes they travel to check anew.
-    contract = policy_contract.model_dump(mode="json")
-    app_config = config.model_dump(mode="json")
+    shared = {
+        "identity": identity.model_dump(mode="json"),
+        "config": config.model_dump(mode="json"),
+        "token": secrets.token_hex(16),
+    }
+    expected = contract.model_dump(mode="json")
+    separate = config.separate
+    directory = _DIRECTORY.bind() if separate else None
     replica = _REPLICA.options(
         ray_actor_options=_resources(config.replica.cpus, config.replica.pool, config.replica.gpus),
         autoscaling_config=config.autoscaling_options(),
-        # A second batch waits at the replica while the first one computes.
-        max_ongoing_requests=2 * config.engine.slots,
-        max_queued_requests=config.limits.queue,
         # A bundle that does not load will not load the twentieth time either.
         max_constructor_retry_count=3,
         max_surge_percent=config.replica.surge_percent,
         # Whoever is being computed gets an answer.
-        graceful_shutdown_timeout_s=2 * config.limits.request_timeout_s,
-    ).bind(uri, contract, app_config)
-    gateway = _GATEWAY.options(
-        num_replicas=config.gateway.replicas,
-        ray_actor_options=_resources(config.gateway.cpus, config.gateway.pool),
-        # An open connection counts as a request for as long as the robot runs.
-        max_ongoing_requests=config.gateway.connections,
-        # Connections do not end by themselves; robots reconnect.
-        graceful_shutdown_timeout_s=config.gateway.drain_s,
+        graceful_shutdown_timeout_s=config.limits.drain_s + _ENDING_S,
+        health_check_period_s=_HEALTH_S,
+        health_check_timeout_s=_ENDING_S,
+    ).bind(uri, expected, directory=directory, **shared)
+    if separate is None:
+        return replica
+    return _GATEWAY.options(
+        num_replicas=separate.replicas,
+        ray_actor_options=_resources(separate.cpus, separate.pool),
+        graceful_shutdown_timeout_s=config.limits.drain_s + _ENDING_S,
         # Gateways cost next to nothing: the new ones listen before the old ones go.
         max_surge_percent=100,
-    )
-    return gateway.bind(replica, contract, app_config)
+        health_check_period_s=_HEALTH_S,
+        health_check_timeout_s=_ENDING_S,
+    ).bind(expected, replica=replica, directory=directory, **shared)
 
 
 def build(args: dict[str, Any]) -> Application:
@@ -82,12 +102,12 @@ def build(args: dict[str, Any]) -> Application:
 def render(config: ServeApp) -> dict[str, Any]:
     """The configuration file of Ray Serve for `config`: `serve deploy`, `serveConfigV2`."""
     return {
-        "proxy_location": config.proxy_location,
-        "http_options": {"host": config.host, "port": config.port},
+        # Robots talk to gateways themselves: no proxy stands between.
+        "proxy_location": "Disabled",
         "applications": [
             {
                 "name": config.name,
-                "route_prefix": "/",
+                "route_prefix": None,
                 "import_path": "serve.app:build",
                 "args": config.model_dump(mode="json", exclude_defaults=True),
             }
@@ -105,22 +125,17 @@ def deploy(config: ServeApp) -> str:
     cluster.
     """
     app = build_app(config)
-    # Where Serve runs already, this changes nothing: the address is the first one's.
-    serve.start(
-        proxy_location=config.proxy_location,
-        http_options=HTTPOptions(host=config.host, port=config.port),
-    )
+    _refuse_foreign(config)
+    # Robots talk to gateways themselves: no proxy stands between.
+    serve.start(proxy_location="Disabled")
     # Waited for below: up to a limit, and with the reason when it fails.
     serve.run_many(
-        [serve.RunTarget(app, name=config.name, route_prefix="/")],
+        [serve.RunTarget(app, name=config.name, route_prefix=None)],
         wait_for_applications_running=False,
     )
     _await_running(config.name, config.start_timeout_s)
-    # The proxy may still be starting, and an address that stands for all is none to ask at.
-    anywhere = config.host in ("0.0.0.0", "::")  # noqa: S104 - an address to compare with
-    host = "127.0.0.1" if anywhere else config.host
-    _await_answer(f"http://{host}:{config.port}/healthz")
-    return f"ws://{host}:{config.port}/"
+    _await_answer(f"http://{_asked_at(config)}/readyz")
+    return f"ws://{_asked_at(config)}/"
 
 
 class ReplicaCounts(NamedTuple):
@@ -175,6 +190,29 @@ def _reason(app_name: str) -> str:
     return ""
 
 
+def _asked_at(config: ServeApp) -> str:
+    """`host:port` for whoever asks from here."""
+    # An address that stands for all is none to ask at.
+    anywhere = config.host in ("0.0.0.0", "::")  # noqa: S104 - an address to compare with
+    return f"{'127.0.0.1' if anywhere else config.host}:{config.port}"
+
+
+def _refuse_foreign(config: ServeApp) -> None:
+    """GwpError when something else listens on the port already."""
+    with contextlib.suppress(RayServeException):
+        # Itself, which is to be replaced; raised where no Serve runs yet.
+        if config.name in serve.status().applications:
+            return
+    with socket.socket() as probe:
+        probe.settimeout(1)
+        host, _, port = _asked_at(config).rpartition(":")
+        if probe.connect_ex((host, int(port))) == 0:
+            raise GwpError(
+                f"something listens on {host}:{port} already; choose another port, or the name of "
+                "the application that is to be replaced"
+            )
+
+
 def _await_answer(url: str) -> None:
     deadline = time.monotonic() + _ANSWER_S
     while True:
@@ -185,7 +223,7 @@ def _await_answer(url: str) -> None:
         except (URLError, OSError) as error:
             if time.monotonic() > deadline:
                 raise GwpError(
-                    f"{url} does not answer ({error}); if Serve already listens on another port of "
-                    "this cluster, use that host and port or stop it with `serve shutdown`"
+                    f"{url} does not answer ({error}); gateways listen on the machines where they "
+                    "run: set `host: 0.0.0.0` and `gateway.pool`, or ask there"
                 ) from error
-        time.sleep(0.1)
+        time.sleep(0.05)

@@ -6,6 +6,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from gwp.paths import PathField
 from gwp.policy.batching.schedule import BatchingConfig
+from gwp.policy.guard import Guard
 
 _LOOPBACK = ("127.0.0.1", "localhost", "::1")
 
@@ -19,16 +20,12 @@ class _Config(BaseModel):
 class GatewayConfig(_Config):
     """The part that robots talk to: access, decoding, checks. Needs no accelerator."""
 
-    replicas: int = Field(default=1, ge=1)
-    """Gateway processes; a robot's connection stays on one of them."""
+    replicas: int = Field(default=2, ge=1)
+    """Gateway processes. Those of one machine share its port; a robot's connection stays on one of
+    them, and finds another when it is lost.
+    """
     cpus: float = Field(default=0.1, ge=0)
     """CPUs reserved for each gateway process."""
-    connections: int = Field(default=1000, ge=1)
-    """Open connections and requests per gateway process."""
-    drain_s: float = Field(default=5, ge=0)
-    """How long connections go on at a gateway that is being replaced, seconds; then robots have
-    to reconnect.
-    """
     pool: str | None = None
     """Run gateways only on nodes labelled `gwp/pool=<pool>`; None: anywhere."""
 
@@ -66,13 +63,13 @@ class AutoscalingConfig(_Config):
     """Most replicas that may run."""
     target_ongoing_requests: float | None = Field(default=None, gt=0)
     """Waiting and running requests per replica that scaling aims at; None: `engine.slots`."""
-    upscale_delay_s: float = Field(default=10, ge=0)
+    upscale_delay_s: float = Field(default=2, ge=0)
     """How long the load has to last before replicas are added, seconds."""
     downscale_delay_s: float = Field(default=300, ge=0)
     """How long the load has to be low before replicas are removed, seconds."""
-    look_back_period_s: float = Field(default=10, gt=0)
+    look_back_period_s: float = Field(default=2, gt=0)
     """Window over which the load is averaged, seconds."""
-    metrics_interval_s: float = Field(default=2, gt=0)
+    metrics_interval_s: float = Field(default=0.5, gt=0)
     """How often the load is reported, seconds."""
 
     @model_validator(mode="after")
@@ -85,14 +82,43 @@ class AutoscalingConfig(_Config):
 
 
 class LimitsConfig(_Config):
-    """What one request may cost."""
+    """What a client may cost, and what is too late to be answered."""
+
+    connections: int = Field(default=1000, ge=1)
+    """Open websockets of one process that robots talk to; more are told 503."""
+    decoders: int = Field(default=2, ge=1)
+    """Threads of such a process that unpack messages and decode pictures."""
+    robot_hz: float | None = Field(default=None, gt=0)
+    """Requests per second that one robot may send; None: no limit."""
+    key_hz: float | None = Field(default=None, gt=0)
+    """Requests per second for each API key; None: no limit."""
+    max_age_s: float = Field(default=10, gt=0)
+    """Oldest observation that is answered, seconds, where it says when it was made
+    (`observed_at`).
+    """
+    max_ages_s: dict[str, float] = {}
+    """The same for single embodiments, by name."""
+    max_ahead_s: float = Field(default=1, gt=0)
+    """How far in the future an observation may claim to be made, seconds: clocks differ."""
+    on_stale: Literal["refuse", "flag"] = "refuse"
+    """What happens to one that is older or further ahead: it is refused, or answered with the
+    flag `stale` or `future`.
+    """
 
     max_message_mb: float = Field(default=16, gt=0, le=16)
     """Largest message, MiB. The web server cuts websocket frames at 16."""
     queue: int = Field(default=64, ge=1)
-    """Requests of one gateway that may wait for a replica; more are told `busy` at once."""
+    """Requests of one such process that may wait to be decoded, and as many to be computed; more
+    are told `busy` at once.
+    """
     request_timeout_s: float = Field(default=10, gt=0)
-    """Longest time one request may take, seconds; a robot may ask for less with `deadline_s`."""
+    """Longest time one request may take from its arrival on, seconds; a robot may ask for less with
+    `deadline_s`.
+    """
+    drain_s: float = Field(default=5, ge=0)
+    """How long a process that is being replaced goes on with what it has, seconds; then robots
+    have to reconnect.
+    """
 
 
 class ServeApp(_Config):
@@ -108,8 +134,6 @@ class ServeApp(_Config):
     """Address to listen on. Other than loopback needs `api_keys_env` or `allow_anonymous`."""
     port: int = Field(default=8000, ge=1, le=65535)
     """TCP port to listen on."""
-    proxy_location: Literal["HeadOnly", "EveryNode"] = "HeadOnly"
-    """Which nodes of the cluster listen."""
     start_timeout_s: float = Field(default=900, gt=0)
     """Longest wait for the policy to be loaded and ready, seconds."""
     api_keys_env: str | None = None
@@ -118,14 +142,23 @@ class ServeApp(_Config):
     """
     allow_anonymous: bool = False
     """Listen beyond loopback without keys, because something in front checks access."""
-    gateway: GatewayConfig = GatewayConfig()
-    """The part that robots talk to."""
+    gateway: Literal["inline"] | GatewayConfig = "inline"
+    """The part that robots talk to. `inline`: the process of the model itself, which is fastest on
+    one machine. Otherwise processes of their own, in front of replicas on any machine: a robot then
+    uses all replicas, and loses nothing with one of them.
+    """
+    noise: Literal["fixed", "fresh"] = "fixed"
+    """Noise of a request without a seed. `fixed`: always the same, so equal observations get equal
+    chunks. `fresh`: another one each time, as the published server has it.
+    """
     replica: ReplicaConfig = ReplicaConfig()
     """The part that holds the model."""
     autoscaling: AutoscalingConfig = AutoscalingConfig()
     """How many replicas run."""
     engine: BatchingConfig = BatchingConfig()
     """How observations are computed together."""
+    guard: Guard = Guard()
+    """What is asked of robots, and promised of answers, beyond what the bundle says."""
     limits: LimitsConfig = LimitsConfig()
     """What one request may cost."""
 
@@ -141,4 +174,14 @@ class ServeApp(_Config):
     def autoscaling_options(self) -> dict[str, Any]:
         """The `autoscaling_config` of Ray Serve."""
         target = self.autoscaling.target_ongoing_requests or float(self.engine.slots)
-        return self.autoscaling.model_dump() | {"target_ongoing_requests": target}
+        # Requests do not pass through Serve, so it cannot count them: replicas do.
+        policy = {"policy_function": "serve.scaling:by_load"}
+        return self.autoscaling.model_dump() | {
+            "target_ongoing_requests": target,
+            "policy": policy,
+        }
+
+    @property
+    def separate(self) -> GatewayConfig | None:
+        """Gateways of their own, if any."""
+        return None if self.gateway == "inline" else self.gateway

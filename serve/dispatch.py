@@ -1,155 +1,249 @@
-"""From an admitted observation to a chunk: deadline, one retry, refusals that say what to do."""
+"""From the bytes of a message to a chunk: who may ask, when it is too late, and which answer is
+whose. Every door goes through here.
+"""
 
 import asyncio
-import contextlib
-from collections.abc import Awaitable
-from dataclasses import dataclass
+import secrets
+import time
+from collections import Counter
+from dataclasses import dataclass, replace
 from typing import Any
 
-from ray.exceptions import (
-    NodeDiedError,
-    ObjectLostError,
-    OutOfMemoryError,
-    RayActorError,
-    TaskCancelledError,
-    WorkerCrashedError,
-)
-from ray.serve.exceptions import (
-    BackPressureError,
-    DeploymentUnavailableError,
-    ReplicaUnavailableError,
-)
-from ray.serve.handle import DeploymentHandle
-
-from gwp.errors import GwpError
+from gwp.errors import GoneError, ObservationError, ProtocolError
+from gwp.policy.composed import ComposedObservation, compose_observation
 from gwp.policy.contract import PolicyContract
-from gwp.protocol.messages import ActionChunk, Observation
+from gwp.protocol.messages import ActionChunk
+from gwp.protocol.msgpack_numpy import unpackb
 from serve.access import Access
+from serve.ages import age_of, judge_age
+from serve.backend import Backend
 from serve.config import ServeApp
+from serve.doors.pictures import Pixels
+from serve.doors.requests import to_observation
+from serve.doors.together import Form, split
+from serve.doors.values import request_id
+from serve.identity import Identity
+from serve.intake import Intake
+from serve.rates import Rates
+from serve.refusal import RefusedError
 
-_LOST = (
-    RayActorError,
-    ReplicaUnavailableError,
-    WorkerCrashedError,
-    NodeDiedError,
-    ObjectLostError,
-    OutOfMemoryError,
-)
-"""What the loss of a replica, of its process or of its node looks like from here."""
+
+@dataclass
+class Peer:
+    """Whoever sends messages through a door; one for each connection.
+
+    name:       for fair shares: those of one name share one
+    key:        of its API key, as `Access` names it; "" without keys
+    embodiment: announced at the handshake; used where a request names none
+    allowed_s:  what its last request allowed: the next one is decoded in that order
+    """
+
+    name: str
+    key: str = ""
+    embodiment: str | None = None
+    allowed_s: float = float("inf")
 
 
 @dataclass(frozen=True)
-class Refusal:
-    """Why a replica gave no chunk, as a value: it crosses processes as it is, unlike an
-    exception.
+class Item:
+    """One observation of a message: checked and composed, or the refusal that it gets.
 
-    `GuardedEngine` makes it, the `Dispatcher` raises it as RefusedError with the same `code`.
+    request_id: comes back, with a refusal too
     """
 
-    code: str
-    message: str
+    request_id: str | int | None
+    given: ComposedObservation | RefusedError
 
 
-class RefusedError(GwpError):
-    """A request that gets no chunk.
+@dataclass(frozen=True)
+class Asked:
+    """A message that was unpacked.
 
-    code: observation, policy, protocol, busy, unavailable, deadline, access, internal
+    endpoint: as vLLM-Omni's clients name it, or None; where it needs no observation there is none
+    form:     one observation or several, and so how they are answered
     """
 
-    def __init__(self, code: str, message: str) -> None:
-        super().__init__(message)
-        self.code = code
+    endpoint: str | None
+    form: Form = "one"
+    items: tuple[Item, ...] = ()
 
-    def __reduce__(self) -> tuple[Any, ...]:
-        return type(self), (self.code, str(self))
+    @property
+    def request_id(self) -> str | int | None:
+        """Of the only observation."""
+        return self.items[0].request_id if len(self.items) == 1 else None
 
 
 class Dispatcher:
-    """What every door needs: the contract, who may come in, and the way to a replica.
+    """What every door needs: the contract, who may come in, and the way to a chunk.
 
-    The gateway makes one; all doors share it.
+    The process that robots talk to makes one; all its doors share it. Lives in one event loop.
+
+    counts: answers by outcome (`ok` or the code of a refusal) and flags given, since the start
     """
 
     def __init__(
-        self, replica: "DeploymentHandle[Any]", contract: PolicyContract, config: ServeApp
+        self, backend: Backend, contract: PolicyContract, identity: Identity, config: ServeApp
     ) -> None:
         self.contract = contract
+        self.identity = identity
         self.access = Access(config.api_keys_env)
+        self.limits = config.limits
         self.max_bytes = int(config.limits.max_message_mb * 2**20)
-        self._timeout_s = config.limits.request_timeout_s
-        self._replica = replica
+        self.draining = asyncio.Event()
+        self.counts: Counter[str] = Counter()
+        self._backend = backend
+        self._fresh = config.noise == "fresh"
+        self._noise = config.noise
+        self._intake = Intake(config.limits.decoders, config.limits.queue)
+        self._robots = Rates(config.limits.robot_hz)
+        self._keys = Rates(config.limits.key_hz)
+        self._sockets = 0
 
-    async def act(self, observation: Observation) -> ActionChunk:
-        """The chunk for an admitted observation, from whichever replica is free.
+    @property
+    def ready(self) -> bool:
+        """Whether a chunk could be computed now, for those who send robots here."""
+        return self._backend.ready and not self.draining.is_set()
 
-        A request lost with its replica is sent once more: it carries all that the answer depends
-        on. Raises RefusedError when there is no chunk in time.
+    def metadata(self, embodiment: str | None = None) -> dict[str, Any]:
+        """What a robot is told when it connects."""
+        return self.contract.metadata(embodiment) | {
+            **self.identity.fields(),
+            "time": time.time(),
+            "max_message_bytes": self.max_bytes,
+            "max_age_s": self.limits.max_ages_s.get(embodiment or "", self.limits.max_age_s),
+            "noise": self._noise,
+        }
+
+    def enter(self) -> None:
+        """A robot wants to stay. RefusedError `busy` when there are too many; else it `leave`s."""
+        if self._sockets >= self.limits.connections:
+            raise RefusedError("busy", "too many connections (limits.connections)", 1.0)
+        self._sockets += 1
+
+    def leave(self) -> None:
+        """A robot that had entered is gone."""
+        self._sockets -= 1
+
+    @property
+    def sockets(self) -> int:
+        """Robots that stay."""
+        return self._sockets
+
+    async def ask(self, data: bytes, peer: Peer, arrival: float) -> Asked:
+        """The message, unpacked and composed off the loop. RefusedError when it is none.
+
+        arrival: when the message had come, on the loop's clock
         """
-        allowed_s = observation.deadline_s
-        budget_s = self._timeout_s if allowed_s is None else min(allowed_s, self._timeout_s)
-        # One budget for both tries: a robot waits no longer because a replica was lost.
-        clock = asyncio.get_running_loop().time
-        deadline = clock() + budget_s
-        for last_try in (False, True):
-            try:
-                result = await self._ask(observation, max(0.0, deadline - clock()))
-            except TimeoutError as error:
-                # Without a deadline of its own a robot may well ask again: a lost replica takes
-                # longer than one request.
-                raise RefusedError(
-                    "unavailable" if allowed_s is None else "deadline",
-                    f"no chunk within {budget_s:g} s; add replicas or allow more time "
-                    "(deadline_s, request_timeout_s)",
-                ) from error
-            except BackPressureError as error:
-                raise RefusedError(
-                    "busy", "all replicas are busy and the queue is full; try again in a moment"
-                ) from error
-            except DeploymentUnavailableError as error:
-                raise RefusedError(
-                    "unavailable", "the policy failed to start; see the log of the replicas"
-                ) from error
-            except TaskCancelledError as error:
-                raise RefusedError(
-                    "unavailable", "the request was dropped by the endpoint; try again in a moment"
-                ) from error
-            except _LOST as error:
-                # The handle chooses a replica anew.
-                if last_try:
-                    raise RefusedError(
-                        "unavailable", "the replica was lost twice; try again in a moment"
-                    ) from error
-                continue
-            if isinstance(result, Refusal):
-                raise RefusedError(result.code, result.message)
-            return result
-        raise AssertionError("unreachable")
+        if wait_s := self._keys.wait_s(peer.key):
+            raise RefusedError("limit", "this key asks too often (limits.key_hz)", wait_s)
+        begun = arrival + min(peer.allowed_s, self.limits.request_timeout_s)
+        return await self._intake.run(peer.name, begun, lambda: self._take(data, peer))
 
-    async def _ask(self, observation: Observation, timeout_s: float) -> ActionChunk | Refusal:
-        """One try. Given up, for whatever reason, its work is cancelled too."""
-        response = self._replica.act.remote(observation)
+    async def act(self, item: Item, peer: Peer, arrival: float) -> ActionChunk:
+        """The chunk of one observation. RefusedError when there is none in time, counted from
+        its arrival.
+        """
         try:
-            return await asyncio.wait_for(_result(response), timeout_s)
-        except TimeoutError:
-            _cancel(response)
+            chunk = await self._act(item, peer, arrival)
+        except RefusedError as error:
+            self.counts[error.code] += 1
             raise
-        except asyncio.CancelledError as error:
-            _cancel(response)
-            task = asyncio.current_task()
-            if task is not None and task.cancelling():
-                # The robot hung up, or the gateway ends.
-                raise
-            # Serve gave the request up; the robot still waits for an answer.
-            raise TaskCancelledError(error_message="given up by Serve") from error
+        self.counts["ok"] += 1
+        self.counts.update(chunk.flags)
+        return chunk
+
+    def stats(self) -> dict[str, Any]:
+        """How it stands: counts, robots connected, what a newcomer would wait."""
+        return {
+            "policy_id": self.identity.policy_id,
+            "ready": self.ready,
+            "robots": self._sockets,
+            "wait_s": self._backend.wait_s,
+            "batch": self._backend.batch,
+            "counts": dict(self.counts),
+        }
+
+    def close(self) -> None:
+        """End the threads that decode."""
+        self._intake.close()
+
+    def _take(self, data: bytes, peer: Peer) -> Asked:
+        """In a thread of the intake."""
+        try:
+            message = unpackb(data, self.max_bytes)
+            endpoint = message.get("endpoint") if isinstance(message, dict) else None
+            if endpoint not in (None, "infer"):
+                return Asked(str(endpoint))
+            parts = split(message)
+        except (ObservationError, ProtocolError) as error:
+            raise _refusal(error) from error
+        pixels = Pixels()
+        items = tuple(self._item(request, peer, pixels) for request in parts.requests)
+        return Asked(endpoint, parts.form, items)
+
+    def _item(self, request: Any, peer: Peer, pixels: Pixels) -> Item:
+        number = None
+        try:
+            number = request_id(request) if isinstance(request, dict) else None
+            observation = to_observation(request, self.contract, peer.embodiment, pixels)
+            if observation.seed is None and self._fresh:
+                observation = replace(observation, seed=secrets.randbits(32))
+            return Item(number, compose_observation(observation, self.contract))
+        except (ObservationError, ProtocolError) as error:
+            return Item(number, _refusal(error))
+
+    async def _act(self, item: Item, peer: Peer, arrival: float) -> ActionChunk:
+        given = item.given
+        if isinstance(given, RefusedError):
+            raise given
+        observation = given.observation
+        own_s = observation.deadline_s
+        allowed_s = min(own_s or float("inf"), self.limits.request_timeout_s)
+        peer.allowed_s = allowed_s
+        if wait_s := self._robots.wait_s(observation.robot or peer.name):
+            raise RefusedError("limit", "this robot asks too often (limits.robot_hz)", wait_s)
+        judge_age(observation, self.limits)
+        code = "unavailable" if own_s is None else "deadline"
+        late = RefusedError(
+            code,
+            f"no chunk within {allowed_s:g} s of the request's arrival; add replicas or allow more "
+            "time (deadline_s, limits.request_timeout_s)",
+            None if code == "deadline" else 0.1,
+        )
+        loop = asyncio.get_running_loop()
+        left_s = arrival + allowed_s - loop.time()
+        if left_s <= 0:
+            raise late
+        self._refuse_hopeless(left_s)
+        try:
+            async with asyncio.timeout(left_s):
+                chunk = await self._backend.act(given, left_s)
+        except TimeoutError as error:
+            raise late from error
+        # As old as it is now: it has waited and been computed meanwhile.
+        flags = judge_age(observation, self.limits)
+        return replace(
+            chunk,
+            policy_version=self.identity.policy_version,
+            policy_alias=self.identity.policy_alias,
+            run_id=self.identity.run_id,
+            request_id=observation.request_id,
+            observation_age_s=age_of(observation),
+            flags=(*chunk.flags, *flags),
+        )
+
+    def _refuse_hopeless(self, left_s: float) -> None:
+        """Nobody is let in who would be told after his deadline: the others are answered sooner."""
+        wait_s = self._backend.wait_s
+        if wait_s > left_s:
+            raise RefusedError(
+                "busy",
+                f"the endpoint is {wait_s:.2f} s behind and {left_s:.2f} s are left; try again, or "
+                "add replicas",
+                wait_s - left_s,
+            )
 
 
-async def _result(response: Awaitable[Any]) -> ActionChunk | Refusal:
-    # wait_for wants a coroutine; a response of Serve is only awaitable.
-    result: ActionChunk | Refusal = await response
-    return result
-
-
-def _cancel(response: Any) -> None:
-    # Cancelling a request that ends at this moment raises what it ended with.
-    with contextlib.suppress(Exception):
-        response.cancel()
+def _refusal(error: ObservationError | ProtocolError) -> RefusedError:
+    code = "protocol" if isinstance(error, ProtocolError) else "observation"
+    return RefusedError("gone" if isinstance(error, GoneError) else code, str(error))

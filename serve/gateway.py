@@ -1,62 +1,67 @@
-"""The process that robots connect to: access, decoding and checks here, the model elsewhere.
-
-Every observation goes through the handle on its own, so a robot's long-lived connection still
-spreads its load over all replicas, new ones included.
+"""The process that robots connect to, where it is not that of the model: access, decoding and
+checks here, the model elsewhere.
 """
 
+import asyncio
+import time
 from typing import Any
 
-from fastapi import FastAPI, Request, Response, WebSocket
-from fastapi.responses import PlainTextResponse
 from ray import serve
 from ray.serve.handle import DeploymentHandle
 
 from gwp.policy.contract import PolicyContract
 from serve.config import ServeApp
-from serve.dispatch import Dispatcher
-from serve.doors import http, openpi
-
-app = FastAPI(openapi_url=None)
+from serve.directory import ANSWER_S, ASK_S, Repeated
+from serve.endpoint import Endpoint
+from serve.identity import Identity
+from serve.link.pool import ReplicaPool
+from serve.loop import LoopThread
 
 
 @serve.deployment
-@serve.ingress(app)
 class Gateway:
-    """The routes; what they do stands in `serve.doors`.
+    """Begins to listen once a replica of its policy can answer.
 
-    contract, config: `PolicyContract` and `ServeApp` as plain maps, as `serve.app` binds them
+    contract, identity, config: as plain maps, as `serve.app` binds them
+    replica:   requests do not go through Serve's handle, but over links
+    token:     the secret of the application's links
+    directory: knows where replicas are
     """
 
     def __init__(
         self,
-        replica: "DeploymentHandle[Any]",
         contract: dict[str, Any],
+        identity: dict[str, Any],
         config: dict[str, Any],
+        token: str,
+        replica: "DeploymentHandle[Any]",  # noqa: ARG002  named so that Serve deploys it
+        directory: "DeploymentHandle[Any]",
     ) -> None:
-        self._dispatcher = Dispatcher(
-            replica, PolicyContract.model_validate(contract), ServeApp.model_validate(config)
-        )
+        app = ServeApp.model_validate(config)
+        checked = PolicyContract.model_validate(contract)
+        self._policy_id = checked.policy_id
+        self._directory = directory
+        self._thread = LoopThread("gwp-loop")
+        self._pool = ReplicaPool(token, window=2 * app.engine.slots, queue=app.limits.queue)
+        self._looking = Repeated(self._look, ASK_S)
+        # Serve calls this gateway ready when this returns, and ends those before it then.
+        while not self._pool.ready:
+            time.sleep(ASK_S / 5)
+        who = Identity.model_validate(identity)
+        self._endpoint = Endpoint(self._pool, checked, who, app, self._thread)
 
-    @app.websocket("/")
-    async def openpi_root(self, socket: WebSocket) -> None:
-        await openpi.converse(socket, self._dispatcher)
+    def check_health(self) -> None:
+        """Raises, so that Serve replaces this gateway, when it no longer listens."""
+        if not self._endpoint.alive:
+            raise RuntimeError("the gateway has ended")
 
-    @app.websocket("/v1/openpi")
-    async def openpi_named(self, socket: WebSocket) -> None:
-        await openpi.converse(socket, self._dispatcher)
+    async def __del__(self) -> None:
+        """Serve ends this gateway: robots get their answers, and are told to come back."""
+        self._looking.stop()
+        await asyncio.wrap_future(self._thread.start(self._endpoint.close()))
+        await asyncio.wrap_future(self._thread.start(self._pool.close()))
+        self._thread.close()
 
-    @app.websocket("/v1/realtime/robot/openpi")
-    async def openpi_vllm_omni(self, socket: WebSocket) -> None:
-        await openpi.converse(socket, self._dispatcher)
-
-    @app.post("/v1/act")
-    async def act(self, request: Request) -> Response:
-        return await http.act(request, self._dispatcher)
-
-    @app.get("/v1/policy")
-    async def policy(self, request: Request) -> Response:
-        return http.policy(request, self._dispatcher)
-
-    @app.get("/healthz")
-    async def healthz(self) -> PlainTextResponse:
-        return PlainTextResponse("OK\n")
+    def _look(self) -> None:
+        found = self._directory.where.remote(self._policy_id).result(timeout_s=ANSWER_S)
+        self._thread.loop.call_soon_threadsafe(self._pool.found, found)

@@ -2,26 +2,19 @@
 networks.
 """
 
-import random
+import asyncio
 import threading
-import time
-from collections.abc import Callable, Mapping
-from dataclasses import replace
+from collections.abc import Callable, Coroutine, Mapping
 from types import TracebackType
 from typing import Any, Self
-from urllib.parse import parse_qsl, urlencode, urlsplit, urlunsplit
 
-from websockets.exceptions import InvalidStatus, WebSocketException
-from websockets.sync.client import ClientConnection, connect
-
-from gwp.client.wire import ClientError, to_chunk, to_message
-from gwp.protocol.handshake import FIELDS, mismatch
+from gwp.client.health import is_healthy
+from gwp.client.link import Link, Proxy
+from gwp.client.profile import Profile
+from gwp.client.session import Episode, Session
+from gwp.client.steps import LinkLostError, Look, Pause, Step, Steps
+from gwp.client.wire import ClientError
 from gwp.protocol.messages import ActionChunk, Observation
-from gwp.protocol.msgpack_numpy import ProtocolError, packb, unpackb
-
-_RETRYABLE = ("busy", "unavailable")
-_BACKOFF_S, _BACKOFF_MAX_S = 0.1, 2.0
-_MAX_REPLY_BYTES = 64 << 20
 
 
 class Client:
@@ -37,6 +30,10 @@ class Client:
     reply_timeout_s:   longest wait for one reply before the connection is given up and the
                        observation sent again. Requests carry all that the answer depends on, so
                        sending one twice is harmless.
+    max_age_s:         oldest observation that is sent, and oldest whose answer is taken; None: what
+                       the endpoint says, else 10 s. `math.inf`: any
+    proxy:             address of a proxy; True: that of the environment; None: none, whatever
+                       stands in the environment
 
     Every method raises ClientError with one line that says what to do. Safe to use from several
     threads; they take turns.
@@ -51,74 +48,119 @@ class Client:
         expect: Mapping[str, Any] | None = None,
         timeout_s: float = 30.0,
         reply_timeout_s: float = 10.0,
+        max_age_s: float | None = None,
+        proxy: Proxy = None,
     ) -> None:
-        self._robot = dict(expect or {}) | ({"embodiment": embodiment} if embodiment else {})
-        unknown = set(self._robot) - set(FIELDS)
-        if unknown:
-            raise ClientError(
-                f"expect: unknown {', '.join(sorted(unknown))}; known: {', '.join(FIELDS)}",
-                "handshake",
-            )
-        self.url = _websocket_url(url)
-        self.embodiment: str | None = self._robot.get("embodiment")
-        self._headers = {"Authorization": f"Api-Key {api_key}"} if api_key else {}
-        self._timeout_s = timeout_s
-        self._reply_timeout_s = reply_timeout_s
+        self._session = Session(
+            url,
+            api_key=api_key,
+            embodiment=embodiment,
+            expect=expect,
+            timeout_s=timeout_s,
+            reply_timeout_s=reply_timeout_s,
+            max_age_s=max_age_s,
+        )
+        self._proxy = proxy
+        self._link = Link(self._session.url, proxy)
+        self._session.is_open = lambda: self._link.is_open
         self._lock = threading.Lock()
-        self._socket: ClientConnection | None = None
-        self._metadata: dict[str, Any] = {}
+        self._closing = threading.Event()
+        self._loop = _Loop()
         # At once: a wrong address, key or robot is found before the robot moves.
-        self._retrying(self._connected)
+        try:
+            self._drive(self._session.connect())
+        except BaseException:
+            self._loop.stop()
+            raise
+
+    @property
+    def url(self) -> str:
+        """Address of the endpoint."""
+        return self._session.url
+
+    @property
+    def embodiment(self) -> str | None:
+        """Name of this robot, as given."""
+        return self._session.embodiment
 
     @property
     def metadata(self) -> dict[str, Any]:
         """What the endpoint said of itself at the last handshake: `policy_id`, `action_names`,
         `fps`, `replan`, `cameras`, ...
         """
-        return self._metadata
+        return self._session.metadata
 
-    def act(self, observation: Observation) -> ActionChunk:
+    @property
+    def clock_offset_s(self) -> float:
+        """By how much the endpoint's clock is ahead of this machine's, seconds; 0 when it does
+        not tell its time.
+        """
+        return self._session.clock.offset_s
+
+    def act(
+        self,
+        observation: Observation | Callable[[], Observation],
+        *,
+        max_age_s: float | None = None,
+        timeout_s: float | None = None,
+    ) -> ActionChunk:
         """The next chunk for `observation`. Reconnects and sends again until `timeout_s` is
         over.
 
+        observation: its `observed_at` is a time of this machine's clock; it is translated. Without
+            one, it was made now. When it gets older than `max_age_s` before it is (again) sent
+            or answered, ClientError with the code `stale` is raised. A function that observes is
+            called before each try, in this thread.
+        max_age_s, timeout_s: for this call; None: those of the client
+
         Raises ClientError when the observation is refused (no retry: it would be refused again)
-        or no answer came in time.
+        or no answer came in time; with the code `gone` when another policy answers than the one
+        that is asked for or that began the episode.
         """
-        if observation.embodiment is None and self.embodiment:
-            observation = replace(observation, embodiment=self.embodiment)
-        return to_chunk(self._request(to_message(observation)))
+        chunk: ActionChunk = self._drive(self._session.act(observation, max_age_s, timeout_s))
+        return chunk
+
+    def episode(self, name: str = "") -> Episode:
+        """Begin an episode: the policy that answers first is the only one that answers until the
+        next begins, also across reconnections. The name ("": a random one) travels along.
+        """
+        return self._session.episode(name)
+
+    def describe(self, embodiment: str | None = None) -> Profile:
+        """The robot's side as the endpoint declares it: names, units, rate, limits, and what to
+        do about time. ClientError when it declares too little, as stock servers do.
+        """
+        return Profile.of(self.metadata, embodiment or self.embodiment)
 
     def infer(self, obs: Mapping[str, Any]) -> dict[str, Any]:
         """As openpi's client: the raw observation map in, the raw reply map out. For code
         written against that client.
         """
-        return self._request(dict(obs))
+        reply: dict[str, Any] = self._drive(self._session.infer(dict(obs)))
+        return reply
 
     def get_server_metadata(self) -> dict[str, Any]:
         """As openpi's client: `metadata`."""
-        return self._metadata
+        return self.metadata
 
     def reset(self) -> None:
         """As openpi's client: nothing to do, the endpoint keeps no state of a robot."""
 
     def healthz(self) -> bool:
         """True when the endpoint answers its health check within `reply_timeout_s`."""
-        from urllib.error import URLError
-        from urllib.request import urlopen
-
-        parts = urlsplit(self.url)
-        url = urlunsplit(
-            ({"ws": "http", "wss": "https"}[parts.scheme], parts.netloc, "/healthz", "", "")
-        )
-        try:
-            with urlopen(url, timeout=self._reply_timeout_s) as reply:  # noqa: S310 - the scheme was chosen above
-                return int(reply.status) == 200
-        except (URLError, OSError):
-            return False
+        return is_healthy(self.url, self._session.reply_timeout_s, self._proxy)
 
     def close(self) -> None:
-        """Close the connection; the next call opens a new one."""
-        self._drop()
+        """Close the connection, and end a call that waits in another thread with a ClientError.
+        The next call opens a new connection.
+        """
+        self._closing.set()
+        self._loop.soon(self._link.abort) if self._lock.locked() else self._loop.run(
+            self._link.close()
+        )
+        with self._lock:
+            self._loop.stop()
+            self._closing.clear()
 
     def __enter__(self) -> Self:
         return self
@@ -131,158 +173,87 @@ class Client:
     ) -> None:
         self.close()
 
-    def _request(self, message: dict[str, Any]) -> dict[str, Any]:
-        return self._retrying(lambda deadline: self._exchange(message, deadline))
-
-    def _retrying(self, attempt: Callable[[float], dict[str, Any]]) -> dict[str, Any]:
-        # Threads take turns: the protocol has no numbers to tell replies apart by.
-        deadline = time.monotonic() + self._timeout_s
-        if not self._lock.acquire(timeout=self._timeout_s):
+    def _drive(self, steps: Steps) -> Any:
+        wait = self._session.timeout_s
+        if not self._lock.acquire(timeout=wait):
             raise ClientError(
-                f"{self.url}: another call still waits after {self._timeout_s:g} s; give each "
-                "robot its own Client"
+                f"{self.url}: another call still waits after {wait:g} s; give each robot its own "
+                "Client"
             )
         try:
-            backoff = _BACKOFF_S
+            result: Any = None
+            lost: LinkLostError | ClientError | None = None
             while True:
                 try:
-                    return attempt(deadline)
-                except (OSError, WebSocketException, ProtocolError) as error:
-                    self._drop()
-                    last = ClientError(
-                        f"{self.url}: no answer within {self._timeout_s:g} s (last: "
-                        f"{type(error).__name__}: {error}); "
-                        "check that `gwp serve` runs there and that the address and port are right"
-                    )
-                except ClientError as error:
-                    if error.code not in _RETRYABLE:
-                        raise
-                    last = error
-                # Jitter, or a fleet that lost its gateway together comes back together.
-                pause = min(backoff, _BACKOFF_MAX_S) * random.uniform(0.5, 1.5)
-                backoff *= 2
-                if time.monotonic() + pause >= deadline:
-                    raise last
-                time.sleep(pause)
+                    step = steps.send(result) if lost is None else steps.throw(lost)
+                except StopIteration as end:
+                    return end.value
+                result = lost = None
+                try:
+                    result = self._do(step)
+                except (LinkLostError, ClientError) as error:
+                    lost = error
         finally:
             self._lock.release()
 
-    def _exchange(self, message: dict[str, Any], deadline: float) -> dict[str, Any]:
-        self._connected(deadline)
-        assert self._socket is not None
-        # With `endpoint`, our gateway says in the error whether trying again makes sense; a
-        # stock server knows no such key.
-        ours = "vllm-omni" in self._metadata.get("dialects", ())
+    def _do(self, step: Step) -> Any:
+        if isinstance(step, Look):
+            # In the caller's thread: most robots' libraries want to be used from one.
+            return step.observe()
+        if self._closing.is_set():
+            raise ClientError(f"{self.url}: closed while a call was waiting", "closed")
+        if isinstance(step, Pause):
+            self._closing.wait(step.seconds)
+            return None
         try:
-            data = packb({"endpoint": "infer"} | message if ours else message)
-        except ProtocolError as error:
-            raise ClientError(str(error), "protocol") from error
-        self._socket.send(data)
-        reply = self._receive(deadline)
-        if reply.get("type") == "error":
-            raise ClientError(
-                f"{self.url}: {reply.get('message')}", str(reply.get("code", "internal"))
-            )
-        return reply
-
-    def _connected(self, deadline: float) -> dict[str, Any]:
-        if self._socket is not None:
-            return self._metadata
-        query = parse_qsl(urlsplit(self.url).query) + [
-            (name, _text(value)) for name, value in self._robot.items()
-        ]
-        target = urlunsplit(urlsplit(self.url)._replace(query=urlencode(query)))
-        wait = max(0.1, min(self._reply_timeout_s, deadline - time.monotonic()))
-        try:
-            socket = connect(
-                target,
-                additional_headers=self._headers,
-                # Deflating raw pictures takes longer than sending them over a robot's network.
-                compression=None,
-                max_size=_MAX_REPLY_BYTES,
-                open_timeout=wait,
-                close_timeout=1,
-            )
-        except InvalidStatus as error:
-            raise _refused(self.url, error) from error
-        self._socket = socket
-        # The server speaks first.
-        try:
-            self._metadata = self._receive(deadline)
-        except ClientError:
-            # A connection without a handshake must not be taken for an open one.
-            self._drop()
+            return self._loop.run(self._link.do(step))
+        except KeyboardInterrupt:
+            self._loop.soon(self._link.abort)
             raise
-        # A stock server looks at no query, so both sides compare; what it does not state of its
-        # policy cannot be compared.
-        offer = self._metadata.get("embodiments", {}).get(self.embodiment, self._metadata)
-        comparable = {name: value for name, value in self._robot.items() if name in offer}
-        if wrong := mismatch(comparable, offer):
-            self._drop()
-            raise ClientError(f"{self.url}: {wrong}", "handshake")
-        return self._metadata
 
-    def _receive(self, deadline: float) -> dict[str, Any]:
-        assert self._socket is not None
-        frame = self._socket.recv(
-            timeout=max(0.0, min(self._reply_timeout_s, deadline - time.monotonic()))
-        )
-        if isinstance(frame, str):
-            # A stock server sends a traceback; its last line is what went wrong.
-            raise ClientError(
-                f"{self.url}: {(frame.strip().splitlines() or ['error without text'])[-1]}",
-                "internal",
+
+class _Loop:
+    """An event loop in a thread of its own, started when needed.
+
+    It is what bounds every wait: blocking sockets know no time for a name look-up, for TLS or
+    for sending.
+    """
+
+    def __init__(self) -> None:
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._thread: threading.Thread | None = None
+
+    def run(self, work: Coroutine[Any, Any, Any]) -> Any:
+        """What `work` gives or raises."""
+        # A forked process has the object and not the thread.
+        if self._loop is None or self._thread is None or not self._thread.is_alive():
+            self._loop = asyncio.new_event_loop()
+            self._thread = threading.Thread(
+                target=_turn, args=(self._loop,), name="gwp-client", daemon=True
             )
-        message = unpackb(frame)
-        if not isinstance(message, dict):
-            raise ClientError(
-                f"{self.url}: the reply is no map; is this an openpi endpoint?", "protocol"
-            )
-        return message
+            self._thread.start()
+        future = asyncio.run_coroutine_threadsafe(work, self._loop)
+        try:
+            return future.result()
+        except KeyboardInterrupt:
+            future.cancel()
+            raise
 
-    def _drop(self) -> None:
-        # A late reply on the old connection would be taken for the answer to the next request.
-        socket, self._socket = self._socket, None
-        if socket is not None:
-            try:
-                socket.close()
-            except (OSError, WebSocketException):
-                return
+    def soon(self, work: Callable[[], Any]) -> None:
+        """Do it in the loop's thread; nobody waits."""
+        if self._loop is not None:
+            self._loop.call_soon_threadsafe(work)
 
-
-def _websocket_url(url: str) -> str:
-    # `host:port` alone has no scheme; `urlsplit` would take the host for one.
-    if "://" not in url:
-        url = f"ws://{url}"
-    scheme, _, rest = url.partition("://")
-    scheme = {"http": "ws", "https": "wss"}.get(scheme, scheme)
-    parts = urlsplit(f"{scheme}://{rest}")
-    try:
-        valid = scheme in ("ws", "wss") and bool(parts.hostname) and parts.port != 0
-    except ValueError:
-        valid = False
-    if not valid:
-        raise ClientError(f"{url}: not an endpoint address; write ws://host:port")
-    return urlunsplit(parts._replace(path=parts.path or "/"))
+    def stop(self) -> None:
+        """End the thread."""
+        loop, thread = self._loop, self._thread
+        self._loop = self._thread = None
+        if loop is not None and thread is not None:
+            loop.call_soon_threadsafe(loop.stop)
+            thread.join(timeout=5)
 
 
-def _text(value: Any) -> str:
-    if isinstance(value, (list, tuple)):
-        return ",".join(value)
-    return str(value)
-
-
-def _refused(url: str, error: InvalidStatus) -> ClientError:
-    status = error.response.status_code
-    body = (error.response.body or b"").decode(errors="replace").strip()
-    if status in (401, 403):
-        return ClientError(f"{url}: {body or 'access refused'}; check the API key", "handshake")
-    if status in (404, 405, 426):
-        return ClientError(
-            f"{url}: nothing speaks openpi at this path (HTTP {status}); use ws://host:port/",
-            "handshake",
-        )
-    if status in (400, 409):
-        return ClientError(f"{url}: {body or 'the endpoint refused this robot'}", "handshake")
-    # A proxy whose gateway restarts, for instance: this passes, and is tried again.
-    return ClientError(f"{url}: HTTP {status} {body}".strip(), "unavailable")
+def _turn(loop: asyncio.AbstractEventLoop) -> None:
+    loop.run_forever()
+    loop.run_until_complete(loop.shutdown_asyncgens())
+    loop.close()

@@ -10,10 +10,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from gwp.data.canvas import compose
 from gwp.data.robot.embodiment import Embodiment
 from gwp.data.stats.normalise import Normalizer, Stats
 from gwp.policy.bundle import Bundle
+from gwp.policy.composed import ComposedObservation, compose_observation
 from gwp.policy.contract import PolicyContract
 from gwp.policy.guard import Guard
 from gwp.policy.safety import apply_limits, hold_from
@@ -85,12 +85,16 @@ class Inputs:
             for name, embodiment in bundle.embodiments.items()
         }
 
-    def admit(self, observation: Observation) -> AdmittedObservation:
-        """ObservationError when the observation does not fit the policy."""
-        observation, embodiment = self._contract.admit(observation)
-        views = {
-            slot: observation.images[camera][None] for slot, camera in embodiment.cameras.items()
-        }
+    def admit(self, given: Observation | ComposedObservation) -> AdmittedObservation:
+        """ObservationError when the observation does not fit the policy.
+
+        given: a composed one was checked by whoever composed it, against this contract
+        """
+        if isinstance(given, Observation):
+            # Here, not in a batch: every caller's thread composes its own.
+            given = compose_observation(given, self._contract)
+        observation = given.observation
+        embodiment = self._contract.embodiment(observation.embodiment)
         p, d = self._settings.window.chunk, self._settings.model_dim
         given_pd = torch.zeros(p, d)
         committed_p = torch.zeros(p, dtype=torch.bool)
@@ -102,11 +106,9 @@ class Inputs:
             given_pd[:delay] = self.normalized(embodiment, promised, observation)
             committed_p[:delay] = True
         state = self._pad(self._normalizers[embodiment.name].state(observation.state)[None])
-        # Here, not in a batch: every caller's thread composes its own.
-        canvas = compose(views, self._settings.canvas, None)
         flags = self._guarded.remarks(observation)
         return AdmittedObservation(
-            observation, embodiment, canvas, state, given_pd, committed_p, flags
+            observation, embodiment, given.canvas, state, given_pd, committed_p, flags
         )
 
     def normalized(

@@ -4,7 +4,11 @@ import argparse
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     import numpy as np
+
+    from gwp.protocol.messages import ActionChunk
 
 
 def add(subparsers: Any) -> None:
@@ -63,7 +67,7 @@ def run_act(args: argparse.Namespace) -> None:
             timeout_s=args.timeout,
         )
         metadata = client.metadata
-        act = client.act
+        act: Callable[[Observation], ActionChunk] = client.act
     else:
         from gwp.policy.policy import Policy
 

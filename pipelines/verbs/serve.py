@@ -117,7 +117,8 @@ def _start_ray(config: "ServeApp", address: str | None) -> None:
     # A machine with one core must have room for a gateway beside the replicas; CPUs are a count
     # here, not a limit.
     replicas = config.autoscaling.max_replicas * config.replica.cpus
-    gateways = config.gateway.replicas * config.gateway.cpus
+    separate = config.separate
+    gateways = separate.replicas * separate.cpus if separate else 0
     ray.init(
         address="local",
         num_cpus=max(os.cpu_count() or 1, math.ceil(replicas + gateways)),

@@ -1,26 +1,32 @@
-"""One observation per HTTP request, for those who do not want to hold a connection.
+"""One message per HTTP request, for those who do not want to hold a connection.
 
 The same maps travel as on the websocket.
 """
 
+import asyncio
 import json
 import logging
+import math
 
 from fastapi import Request
-from fastapi.responses import JSONResponse, Response
+from fastapi.responses import JSONResponse, PlainTextResponse, Response
+from starlette.requests import HTTPConnection
 
-from gwp.protocol.msgpack_numpy import ProtocolError, packb, unpackb
-from serve.dispatch import Dispatcher, RefusedError
-from serve.doors.maps import infer
+from gwp.protocol.msgpack_numpy import packb
+from serve.dispatch import Dispatcher, Peer
+from serve.doors.answers import answer
+from serve.refusal import RefusedError
 
 log = logging.getLogger("ray.serve")
 
 STATUS = {
     "access": 401,
     "observation": 422,
+    "stale": 422,
     "gone": 409,
     "protocol": 400,
     "busy": 429,
+    "limit": 429,
     "unavailable": 503,
     "deadline": 504,
     "policy": 500,
@@ -28,6 +34,8 @@ STATUS = {
 }
 """Code of a refusal -> HTTP status."""
 MSGPACK = "application/msgpack"
+_UPLOAD_S = 10.0
+"""A body that takes longer to arrive is given up."""
 
 
 async def act(request: Request, dispatcher: Dispatcher) -> Response:
@@ -36,13 +44,13 @@ async def act(request: Request, dispatcher: Dispatcher) -> Response:
     An error is JSON `{"code", "message"}`.
     """
     try:
-        if not dispatcher.access.allows(request.headers):
+        key = dispatcher.access.name_of(request.headers)
+        if key is None:
             raise RefusedError("access", "API key missing or unknown")
-        try:
-            message = unpackb(await _body(request, dispatcher.max_bytes))
-        except ProtocolError as error:
-            raise RefusedError("protocol", str(error)) from error
-        return Response(packb(await infer(message, dispatcher, None)), media_type=MSGPACK)
+        peer = Peer(name_of(request), key)
+        data = await _body(request, dispatcher.max_bytes)
+        reply = await _unless_hung_up(request, data, peer, dispatcher)
+        return Response(packb(reply), media_type=MSGPACK)
     except RefusedError as error:
         return refused(error)
     except Exception:
@@ -52,27 +60,76 @@ async def act(request: Request, dispatcher: Dispatcher) -> Response:
 
 def policy(request: Request, dispatcher: Dispatcher) -> Response:
     """`GET /v1/policy`: what the websocket says at the handshake, as JSON."""
-    if not dispatcher.access.allows(request.headers):
+    if dispatcher.access.name_of(request.headers) is None:
         return refused(RefusedError("access", "API key missing or unknown"))
-    metadata = json.dumps(dispatcher.contract.metadata(), indent=1)
-    return Response(metadata, media_type="application/json")
+    return Response(json.dumps(dispatcher.metadata(), indent=1), media_type="application/json")
+
+
+def stats(request: Request, dispatcher: Dispatcher) -> Response:
+    """`GET /v1/stats`: what this process has answered since it started, as JSON."""
+    if dispatcher.access.name_of(request.headers) is None:
+        return refused(RefusedError("access", "API key missing or unknown"))
+    return JSONResponse(dispatcher.stats())
+
+
+def ready(dispatcher: Dispatcher) -> Response:
+    """`GET /readyz`: 200 while a replica can answer, else 503."""
+    if dispatcher.ready:
+        return PlainTextResponse("OK\n")
+    return PlainTextResponse("no replica\n", 503)
 
 
 def refused(error: RefusedError) -> Response:
     """A refusal as an HTTP response."""
-    headers = {"Retry-After": "1"} if error.code in ("busy", "unavailable") else {}
+    after_s = error.retry_after_s
+    # Whole seconds, as HTTP has them; the body has the exact number.
+    headers = {} if after_s is None else {"Retry-After": str(max(1, math.ceil(after_s)))}
+    body = {"code": error.code, "message": str(error)}
+    if after_s is not None:
+        body["retry_after_s"] = after_s  # type: ignore[assignment]
     # A replica of another version may know codes that this gateway does not.
-    status = STATUS.get(error.code, STATUS["internal"])
-    return JSONResponse({"code": error.code, "message": str(error)}, status, headers)
+    return JSONResponse(body, STATUS.get(error.code, STATUS["internal"]), headers)
+
+
+def name_of(connection: HTTPConnection) -> str:
+    """A name for whoever is at the other end."""
+    client = connection.client
+    return f"{client.host}:{client.port}" if client else ""
+
+
+async def _unless_hung_up(
+    request: Request, data: bytes, peer: Peer, dispatcher: Dispatcher
+) -> object:
+    """The reply map; its work is given up when the client hangs up."""
+    arrival = asyncio.get_running_loop().time()
+    working = asyncio.ensure_future(answer(data, peer, arrival, dispatcher))
+    # After the body nothing comes but the end.
+    gone = asyncio.ensure_future(request.receive())
+    try:
+        await asyncio.wait({working, gone}, return_when=asyncio.FIRST_COMPLETED)
+        if not working.done():
+            raise RefusedError("unavailable", "the client hung up")
+        return working.result()
+    finally:
+        working.cancel()
+        gone.cancel()
 
 
 async def _body(request: Request, max_bytes: int) -> bytes:
     """The body, cut off as soon as it is too long: nothing over the limit is held in memory."""
     body = bytearray()
-    async for part in request.stream():
-        body += part
-        if len(body) > max_bytes:
-            raise ProtocolError(
-                f"message is over the limit of {max_bytes} bytes; send smaller or JPEG images"
-            )
+    try:
+        async with asyncio.timeout(_UPLOAD_S):
+            async for part in request.stream():
+                body += part
+                if len(body) > max_bytes:
+                    raise RefusedError(
+                        "protocol",
+                        f"message is over the limit of {max_bytes} bytes; send smaller or JPEG "
+                        "images",
+                    )
+    except TimeoutError as error:
+        raise RefusedError(
+            "protocol", f"the message took longer than {_UPLOAD_S:g} s to arrive"
+        ) from error
     return bytes(body)

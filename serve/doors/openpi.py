@@ -6,8 +6,9 @@ a map `{"type": "error", "code", "message"}` for one that sends `endpoint`; eith
 connection stays open. Arrays travel as in `gwp.protocol.msgpack_numpy`.
 """
 
+import asyncio
 import logging
-import time
+from collections import deque
 from collections.abc import Mapping
 from typing import Any
 
@@ -16,57 +17,148 @@ from fastapi.responses import PlainTextResponse
 
 from gwp.errors import GwpError, ObservationError
 from gwp.protocol.handshake import FIELDS, LISTS
-from gwp.protocol.msgpack_numpy import ProtocolError, packb, unpackb
-from serve.dispatch import Dispatcher, RefusedError
-from serve.doors.maps import infer
+from gwp.protocol.msgpack_numpy import packb
+from serve.dispatch import Dispatcher, Peer
+from serve.doors.answers import reply_to
+from serve.doors.http import STATUS, name_of
+from serve.doors.replies import to_error
+from serve.refusal import RefusedError
 
 log = logging.getLogger("ray.serve")
 
 INTERNAL = "internal error; see the log of the gateway"
+RESTART = 1012
+"""Close code: come back at once, another process will answer."""
+_AHEAD = 8
+"""Frames of one robot that are taken before their turn."""
 
 
 async def converse(socket: WebSocket, dispatcher: Dispatcher) -> None:
-    """Serve one robot until it hangs up."""
+    """Serve one robot until it hangs up, or until the endpoint drains."""
     try:
         # Before the connection is accepted: a refusal then is an HTTP answer with a status.
-        if not dispatcher.access.allows(socket.headers):
+        key = dispatcher.access.name_of(socket.headers)
+        if key is None:
             raise RefusedError("access", "API key missing or unknown")
         embodiment = dispatcher.contract.agree(announced(socket.query_params))
+        dispatcher.enter()
+    except RefusedError as error:
+        await _deny(socket, STATUS["unavailable"] if error.code == "busy" else 401, str(error))
+        return
     except GwpError as error:
-        await _deny(socket, 401 if isinstance(error, RefusedError) else 409, str(error))
+        await _deny(socket, 409, str(error))
         return
     except Exception:
         log.exception("a handshake failed in the gateway")
         await _deny(socket, 500, INTERNAL)
         return
+    peer = Peer(name_of(socket), key, embodiment.name if embodiment else None)
     try:
-        await _serve(socket, dispatcher, embodiment.name if embodiment else None)
+        await _Conversation(socket, dispatcher, peer).run()
     except WebSocketDisconnect:
         # The robot hung up while its reply was on the way.
         return
+    finally:
+        dispatcher.leave()
 
 
 async def _deny(socket: WebSocket, status: int, text: str) -> None:
     await socket.send_denial_response(PlainTextResponse(text, status_code=status))
 
 
-async def _serve(socket: WebSocket, dispatcher: Dispatcher, embodiment: str | None) -> None:
-    await socket.accept()
-    await socket.send_bytes(packb(dispatcher.contract.metadata(embodiment)))
-    # How long a reply took to be sent is known only after it: the next one says it.
-    previous_ms: float | None = None
-    while True:
-        # Not `receive_bytes`, to which a text frame is a fault: it gets an answer here.
-        event = await socket.receive()
+class _Conversation:
+    """One robot's socket. It is listened to while an answer is computed: a robot that hangs up
+    frees its place.
+    """
+
+    def __init__(self, socket: WebSocket, dispatcher: Dispatcher, peer: Peer) -> None:
+        self._socket = socket
+        self._dispatcher = dispatcher
+        self._peer = peer
+        self._loop = asyncio.get_running_loop()
+        # Frames that came, with the times when they did.
+        self._inbox: deque[tuple[float, Mapping[str, Any]]] = deque()
+        self._hung_up = False
+        self._previous_ms: float | None = None
+
+    async def run(self) -> None:
+        await self._socket.accept()
+        await self._socket.send_bytes(packb(self._dispatcher.metadata(self._peer.embodiment)))
+        listening: asyncio.Future[Any] = asyncio.ensure_future(self._socket.receive())
+        draining = asyncio.ensure_future(self._dispatcher.draining.wait())
+        try:
+            while not self._hung_up:
+                if self._inbox:
+                    listening = await self._answer_next(listening)
+                elif draining.done():
+                    await self._socket.close(RESTART, "the endpoint restarts; reconnect")
+                    return
+                else:
+                    await asyncio.wait({listening, draining}, return_when=asyncio.FIRST_COMPLETED)
+                    listening = self._heard(listening)
+        finally:
+            listening.cancel()
+            draining.cancel()
+
+    def _heard(self, listening: "asyncio.Future[Any]") -> "asyncio.Future[Any]":
+        """Put what came into the inbox; whatever is listened to next."""
+        if not listening.done():
+            return listening
+        event = listening.result()
         if event["type"] == "websocket.disconnect":
-            return
-        start = time.perf_counter()
-        reply = await _answer(event.get("bytes"), dispatcher, embodiment, previous_ms)
+            self._hung_up = True
+            return listening
+        self._inbox.append((self._loop.time(), event))
+        return asyncio.ensure_future(self._socket.receive())
+
+    async def _answer_next(self, listening: "asyncio.Future[Any]") -> "asyncio.Future[Any]":
+        """Answer the first frame of the inbox, with an ear on the robot."""
+        arrival, event = self._inbox.popleft()
+        answering = asyncio.ensure_future(self._reply(event, arrival))
+        try:
+            while not answering.done():
+                if len(self._inbox) >= _AHEAD:
+                    await asyncio.wait({answering})
+                    break
+                await asyncio.wait({answering, listening}, return_when=asyncio.FIRST_COMPLETED)
+                listening = self._heard(listening)
+                if self._hung_up:
+                    return listening
+            reply = answering.result()
+        finally:
+            answering.cancel()
         if isinstance(reply, str):
-            await socket.send_text(reply)
+            await self._socket.send_text(reply)
         else:
-            await socket.send_bytes(reply)
-        previous_ms = (time.perf_counter() - start) * 1e3
+            await self._socket.send_bytes(reply)
+        # How long a reply took to be sent is known only after it: the next one says it.
+        self._previous_ms = (self._loop.time() - arrival) * 1e3
+        return listening
+
+    async def _reply(self, event: Mapping[str, Any], arrival: float) -> bytes | str:
+        # Whether the client sends `endpoint` and understands errors as maps.
+        mapped = False
+        number: str | int | None = None
+        try:
+            data = event.get("bytes")
+            if data is None:
+                raise RefusedError(
+                    "protocol",
+                    "text frames are not understood; send one binary msgpack map per observation",
+                )
+            asked = await self._dispatcher.ask(data, self._peer, arrival)
+            mapped, number = asked.endpoint is not None, asked.request_id
+            return packb(
+                await reply_to(asked, self._peer, arrival, self._dispatcher, self._previous_ms)
+            )
+        except RefusedError as error:
+            refusal = error
+        except Exception:
+            log.exception("a request failed in the gateway")
+            refusal = RefusedError("internal", INTERNAL)
+        if not mapped:
+            return f"{refusal.code}: {refusal}"
+        return packb(to_error(refusal.code, str(refusal), number, refusal.retry_after_s))
 
 
 def announced(query: Mapping[str, str]) -> dict[str, Any]:
@@ -87,37 +179,3 @@ def announced(query: Mapping[str, str]) -> dict[str, Any]:
             # An empty name is kept: whoever compares says that it is none.
             robot[name] = [part.strip() for part in robot[name].split(",")]
     return robot
-
-
-async def _answer(
-    data: bytes | None, dispatcher: Dispatcher, embodiment: str | None, previous_ms: float | None
-) -> bytes | str:
-    # Whether the client sends `endpoint` and understands errors as maps.
-    mapped = False
-    try:
-        if data is None:
-            raise RefusedError(
-                "protocol",
-                "text frames are not understood; send one binary msgpack map per observation",
-            )
-        try:
-            message = unpackb(data, dispatcher.max_bytes)
-        except ProtocolError as error:
-            raise RefusedError("protocol", str(error)) from error
-        endpoint = message.get("endpoint") if isinstance(message, dict) else None
-        mapped = endpoint is not None
-        if endpoint == "reset":
-            return packb({"status": "reset successful"})
-        if endpoint not in (None, "infer"):
-            raise RefusedError(
-                "protocol", f"endpoint {str(endpoint)[:32]!r} is unknown; use infer or reset"
-            )
-        return packb(await infer(message, dispatcher, embodiment, previous_ms))
-    except RefusedError as error:
-        refusal = error
-    except Exception:
-        log.exception("a request failed in the gateway")
-        refusal = RefusedError("internal", INTERNAL)
-    if mapped:
-        return packb({"type": "error", "code": refusal.code, "message": str(refusal)})
-    return f"{refusal.code}: {refusal}"

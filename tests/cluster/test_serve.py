@@ -241,7 +241,7 @@ def test_the_fields_of_vllm_omni_are_understood(endpoint: Endpoint) -> None:
             omni.infer({"endpoint": "infer", "session_id": "s"} | endpoint.raw())["policy_id"]
             == endpoint.policy.id
         )
-        with pytest.raises(ClientError, match="this endpoint serves"):
+        with pytest.raises(ClientError, match="is not served here"):
             omni.act(replace(endpoint.observation, policy="another"))
 
 

@@ -33,6 +33,7 @@ from gwp.errors import ClosedError, ExpiredError, GwpError
 from gwp.policy.batching.job import Job, as_exception
 from gwp.policy.batching.runner import ModelRunner
 from gwp.policy.batching.schedule import BUCKETS, BatchingConfig, Request, Schedule
+from gwp.policy.composed import ComposedObservation
 from gwp.policy.policy import Policy
 from gwp.protocol.messages import ActionChunk, Observation
 from gwp.threads import apart
@@ -77,6 +78,8 @@ class Engine:
         self._closed = False
         # Written by the engine's thread alone; others read one number, which is whole in Python.
         self._busy_since: float | None = None
+        # Steps taken, and robots in them together.
+        self._steps = self._rows = 0
         # Whether the current tick has answered anybody.
         self._answered = False
         # Buffers and recordings belong to the engine's thread, so it makes them.
@@ -91,9 +94,11 @@ class Engine:
             raise
 
     def submit(
-        self, observation: Observation, deadline_s: float | None = None
+        self,
+        given: Observation | ComposedObservation,
+        deadline_s: float | None = None,
     ) -> "Future[ActionChunk]":
-        """The chunk to come.
+        """The chunk to come, for an observation or for one that was composed elsewhere.
 
         ObservationError at once when the observation does not fit, so that it never enters a
         batch.
@@ -107,7 +112,7 @@ class Engine:
         """
         # In the caller's thread: what one robot sends costs the others nothing.
         began = self._clock()
-        admitted = self.policy.inputs.admit(observation)
+        admitted = self.policy.inputs.admit(given)
         checked = self._clock()
         prompt = admitted.observation.prompt
         if not self.policy.text.knows(prompt):
@@ -116,7 +121,7 @@ class Engine:
             apart(lambda: self.policy.text.lookup([prompt]))
         timings = {"preprocess": (checked - began) * 1e3, "text": (self._clock() - checked) * 1e3}
         job = Job(admitted, Future(), began, timings)
-        allowed_s = observation.deadline_s if deadline_s is None else deadline_s
+        allowed_s = admitted.observation.deadline_s if deadline_s is None else deadline_s
         request = Request(next(self._ids))
         if allowed_s is not None:
             request.deadline = began + allowed_s
@@ -168,6 +173,16 @@ class Engine:
     def load(self) -> tuple[int, int]:
         """Requests that wait, and those being computed."""
         return self._schedule.waiting + len(self._incoming), len(self._schedule.active)
+
+    @property
+    def batch(self) -> float:
+        """Robots that were computed together, on average over all steps so far."""
+        return self._rows / max(1, self._steps)
+
+    @property
+    def wait_s(self) -> float:
+        """Seconds until a request that came now would be computed, by what others cost; about."""
+        return self.load[0] * self._schedule.pace
 
     def close(self) -> None:
         """Stop; requests that are not done raise ClosedError."""
@@ -274,13 +289,7 @@ class Engine:
         # Answers come before the moves, which may fail: who was merely too late is not to be
         # told of a broken device.
         for request in expired:
-            self._answer(
-                request.id,
-                ExpiredError(
-                    "the deadline passed before the chunk was ready; "
-                    "allow more time or add replicas"
-                ),
-            )
+            self._answer(request.id, _expired())
         for key in cancelled:
             self._answer(key, ClosedError("cancelled"))
         self._runner.move(moves)
@@ -326,6 +335,8 @@ class Engine:
         committed = any(self._jobs[r.id].admitted.observation.delay for r in active)
         self._runner.step(size, committed)
         self._schedule.costs.measured("step", size, self._clock() - begin)
+        self._steps += 1
+        self._rows += len(active)
         done = self._schedule.stepped()
         if not done:
             return
@@ -350,6 +361,10 @@ class Engine:
             self._answer(request.id, error)
             return
         now = self._clock()
+        if now > request.deadline:
+            # Its last step took longer than there was.
+            self._answer(request.id, _expired())
+            return
         denoise = (begin - job.began) * 1e3 - sum(job.timings.values())
         timings = job.timings | {"denoise": denoise, "postprocess": (now - begin) * 1e3}
         self._answer(
@@ -363,3 +378,9 @@ class Engine:
         self._jobs[key].answer(answer)
         with self._lock:
             del self._jobs[key]
+
+
+def _expired() -> ExpiredError:
+    return ExpiredError(
+        "the deadline passed before the chunk was ready; allow more time or add replicas"
+    )

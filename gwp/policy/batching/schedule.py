@@ -57,7 +57,8 @@ class Costs:
 
     def of(self, kind: str, size: int) -> float:
         """The mean of the nearest measured size, in proportion; 0 before anything was measured."""
-        table: dict[int, float] = getattr(self, kind)
+        # A copy, which is one step of Python's: another thread may ask while the engine measures.
+        table: dict[int, float] = dict(getattr(self, kind))
         if not table:
             return 0.0
         nearest = min(table, key=lambda known: abs(math.log(known / size)))
@@ -114,6 +115,13 @@ class Schedule:
         self._exact = exact
         self._line: list[tuple[float, int, Request]] = []
         self._order = itertools.count()
+
+    @property
+    def pace(self) -> float:
+        """Seconds that a chunk costs where all rows are taken; 0 before anything was measured."""
+        group = min(self.group, self.slots)
+        step = self.costs.of("step", self.rows(self.slots)) / self.slots
+        return self.costs.of("prefix", group) / group + self.steps * step
 
     @property
     def waiting(self) -> int:

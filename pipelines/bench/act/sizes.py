@@ -110,7 +110,7 @@ def random_policy(
         {},
     )
     model = random_model(size.config(family), torch.device(device), dtype)
-    video = _random_wan(size.channels, dtype) if codec == "wan" else _random_pca(size)
+    video = _random_wan(size.channels, dtype) if codec == "wan" else random_pca(size)
     return Policy(bundle, model, video, HashedTextEncoder(dim=size.text[1], rows=size.text[0]))
 
 
@@ -133,7 +133,8 @@ def random_model(
     return model.eval()
 
 
-def _random_pca(size: Size) -> PcaCodec:
+def random_pca(size: Size) -> PcaCodec:
+    """A linear codec fitted to noise."""
     noise = torch.randint(0, 256, (2, 5, 4 * size.spatial, 4 * size.spatial, 3), dtype=torch.uint8)
     return PcaCodec.fit([noise], channels=size.channels, spatial=size.spatial)
 

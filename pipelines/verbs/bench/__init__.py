@@ -4,7 +4,7 @@ import argparse
 from typing import Any
 
 from pipelines.verbs.arguments import numbers
-from pipelines.verbs.bench import compilers, inspect
+from pipelines.verbs.bench import compilers, fleet, inspect
 
 
 def add(subparsers: Any) -> None:
@@ -13,6 +13,7 @@ def add(subparsers: Any) -> None:
     _add_act(verbs)
     compilers.add(verbs)
     _add_ingest(verbs)
+    fleet.add(verbs)
     inspect.add(verbs)
 
 

@@ -162,10 +162,13 @@ def test_the_client_of_the_docs_lasts_through_a_bad_day(fleet: Fleet, tmp_path: 
     picture = np.full((48, 64, 3), 90, np.uint8)
     seen = Observation({"top": picture}, np.zeros(4, np.float32), "open the door")
     first = fleet.policy.act(seen).actions
-    replan = fleet.policy.contract.embodiment(None).replan
-    assert np.allclose(told["sent"][:replan], first[:replan], atol=1e-4)
-    # The late answer moved nothing, and the endpoint that went away was found again.
-    assert told["held"] >= 1
+    # k rows may have passed before the first chunk came; it is then caught up with in k rows.
+    sent = told["sent"]
+    assert any(np.allclose(sent[k], first[2 * k], atol=1e-4) for k in range(3))
+    # The late answer moved nothing, the robot held, and the endpoint that went away was found again.
+    (counts,) = re.findall(r"late \d+, held (\d+), failed (\d+)", done.stderr)
+    assert int(counts[0]) >= 1
+    assert int(counts[1]) >= 1
     assert "deadline" in done.stderr
     assert fleet.connections >= 2
     assert fleet.requests > LOST

@@ -65,11 +65,9 @@ def test_the_rendered_file_is_one_that_serve_deploys_and_builds_the_same_applica
     told = yaml.safe_load(yaml.safe_dump(render(config)))
     schema = ServeDeploySchema.model_validate(told)
     application = schema.applications[0]
-    assert (schema.http_options.port, application.name, application.route_prefix) == (
-        9000,
-        "arms",
-        "/",
-    )
+    # Robots talk to gateways themselves: no proxy of Serve's listens.
+    assert schema.proxy_location == "Disabled"
+    assert (application.name, application.route_prefix) == ("arms", None)
     assert application.import_path == "serve.app:build"
     assert ServeApp.model_validate(application.args) == config
 

@@ -3,25 +3,16 @@ line.
 """
 
 import io
-import json
 from typing import Any
 
 import numpy as np
 import pytest
-from fastapi import FastAPI, WebSocket
-from fastapi.testclient import TestClient
 from PIL import Image
-from starlette.testclient import WebSocketDenialResponse
 
 from gwp.errors import GwpError, ObservationError
 from gwp.protocol.messages import ActionChunk
 from gwp.protocol.msgpack_numpy import ProtocolError, packb, unpackb
-from serve.access import Access
-from serve.config import ServeApp
-from serve.dispatch import Dispatcher, RefusedError
-from serve.doors import openpi
-from serve.doors.http import STATUS, refused
-from serve.doors.openpi import announced, converse
+from serve.doors.openpi import announced
 from serve.doors.replies import to_reply
 from serve.doors.requests import to_observation
 from tests.unit.gwp.policy.test_contract import IMAGE, ONE, TWO
@@ -192,67 +183,3 @@ def test_what_a_robot_announces_is_read_from_the_query() -> None:
     }
     with pytest.raises(ObservationError, match="fps: 'fast' is no number"):
         announced({"fps": "fast"})
-
-
-def test_access_by_key(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("ROBOT_KEYS", "one, two")
-    access = Access("ROBOT_KEYS")
-    for header in ("Api-Key one", "api-key two", "Bearer one"):
-        assert access.allows({"authorization": header})
-    for header in ("Api-Key three", "Api-Key", "one", "", "Basic one", "Api-Key one, two"):
-        assert not access.allows({"authorization": header})
-    assert not access.allows({})
-    assert "two" not in str(vars(access))
-
-
-def test_without_a_named_variable_everyone_is_let_in_and_an_empty_one_is_an_error(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    assert Access(None).allows({})
-    monkeypatch.setenv("ROBOT_KEYS", " , ")
-    for name in ("ROBOT_KEYS", "NOT_SET_ANYWHERE"):
-        with pytest.raises(GwpError, match=f"{name} is empty or not set"):
-            Access(name)
-
-
-def test_a_refusal_of_another_version_is_answered_too() -> None:
-    response = refused(RefusedError("overheated", "try later"))
-    assert (response.status_code, json.loads(bytes(response.body))) == (
-        500,
-        {"code": "overheated", "message": "try later"},
-    )
-
-
-def test_a_handshake_that_fails_in_the_gateway_is_answered(monkeypatch: pytest.MonkeyPatch) -> None:
-    app = FastAPI()
-
-    @app.websocket("/")
-    async def endpoint(socket: WebSocket) -> None:
-        await converse(socket, Dispatcher(None, ONE, ServeApp(policy="p")))  # type: ignore[arg-type]
-
-    def broken(_: object) -> None:
-        raise ZeroDivisionError
-
-    client = TestClient(app)
-    with client.websocket_connect("/") as socket:
-        assert unpackb(socket.receive_bytes())["policy_id"] == ONE.policy_id
-    monkeypatch.setattr(openpi, "announced", broken)
-    with pytest.raises(WebSocketDenialResponse) as caught, client.websocket_connect("/"):
-        pass
-    assert (caught.value.status_code, caught.value.text) == (500, openpi.INTERNAL)
-
-
-def test_every_refusal_has_a_status() -> None:
-    codes = {
-        "access",
-        "gone",
-        "observation",
-        "policy",
-        "protocol",
-        "busy",
-        "unavailable",
-        "deadline",
-        "internal",
-    }
-    assert set(STATUS) == codes
-    assert all(400 <= status < 600 for status in STATUS.values())

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from gwp.client import ActionChunk, ChunkBuffer, Observation
+from gwp.client.fetch import Waiting
 from gwp.errors import GwpError
 
 WAIT_S = 10
@@ -127,7 +128,7 @@ def test_an_error_of_the_policy_reaches_the_control_loop() -> None:
     plain = clock(4)
 
     def act(observation: Observation) -> ActionChunk:
-        if observation.delay:
+        if observation.executed_action is not None:
             raise GwpError("state: NaN")
         return plain(observation)
 
@@ -137,21 +138,25 @@ def test_an_error_of_the_policy_reaches_the_control_loop() -> None:
 
 
 @pytest.mark.parametrize("delay", [0, 1, 2])
-def test_a_robot_that_goes_on_after_an_error_is_not_told_it_again(delay: int) -> None:
-    answers, asked = clock(6), []
+def test_a_failed_request_costs_no_valid_row_and_is_told_once_when_none_is_left(delay: int) -> None:
+    answers, asked = clock(4), []
 
     def act(observation: Observation) -> ActionChunk:
         asked.append(observation)
-        if len(asked) == 2:
+        if 2 <= len(asked) <= 4:
             raise GwpError("no answer within 30 s")
         return answers(observation)
 
-    with ChunkBuffer(act, replan=2, delay=delay) as buffer:
+    with ChunkBuffer(act, replan=2, delay=delay, fetch=Waiting()) as buffer:
         robot = Robot()
+        assert robot.run(buffer, 4) == [0, 1, 2, 3]
+        assert buffer.error is not None
         with pytest.raises(GwpError, match="no answer"):
-            robot.run(buffer, 6)
-        step = robot.step
-        assert robot.run(buffer, 3) == [step, step + 1, step + 2]
+            robot.run(buffer, 1)
+        # The step of the failure has passed; the next looks anew.
+        robot.step += 1
+        assert robot.run(buffer, 3) == [5, 6, 7]
+        assert buffer.failed == 3
 
 
 @pytest.mark.parametrize("delay", [0, 2])

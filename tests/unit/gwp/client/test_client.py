@@ -341,7 +341,7 @@ def test_what_is_no_address_is_refused(address: str) -> None:
 
 def test_threads_take_turns(peer: Peer) -> None:
     peer.answer = lambda request: {"actions": np.full((1, 1), request["n"])}
-    wrong = []
+    wrong: list[int] = []
     with Client(url(peer)) as client:
 
         def ask(n: int) -> None:

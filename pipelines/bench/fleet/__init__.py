@@ -1,0 +1,1 @@
+"""What a fleet gets from the endpoint: `gwp bench fleet`."""

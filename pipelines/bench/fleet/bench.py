@@ -1,0 +1,152 @@
+"""`gwp bench fleet`: the endpoint under a fleet, against the bare engine and against a server that
+computes one request at a time, side by side in one run.
+"""
+
+import json
+import statistics
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from clusters.services import LOOPBACK, Service, free_ports
+from gwp.errors import GwpError
+from gwp.policy.contract import PolicyContract
+from pipelines.bench.act.bench import hardware
+from pipelines.bench.fleet.bundle import random_bundle
+from pipelines.bench.fleet.rival import HEALTH
+from pipelines.bench.fleet.robots import Crowd
+
+PICTURE = (240, 278)
+"""Height and width of what a robot sends: 200 kB as raw pixels."""
+ROBOTS = "pipelines.bench.fleet.robots"
+STEPS = 10
+_SPARE_S = 120.0
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What is measured.
+
+    size:    of the policy, of `gwp bench act`
+    robots:  crowds
+    gateways: ways to serve: `inline`, `separate`
+    rate_hz, latency_s, seconds: as of `Crowd`
+    threads: of torch, on either side
+    """
+
+    size: str = "tiny"
+    robots: tuple[int, ...] = (1, 4, 16, 32)
+    gateways: tuple[str, ...] = ("inline", "separate")
+    rate_hz: float = 0.0
+    latency_s: float = 0.0
+    seconds: float = 5.0
+    replicas: int = 1
+    slots: int = 16
+    threads: int = 1
+
+
+def bench_fleet(plan: Plan) -> dict[str, Any]:
+    """Everything that `gwp bench fleet` prints."""
+    import torch
+
+    with tempfile.TemporaryDirectory(prefix="gwp-fleet-") as scratch:
+        bundle = Path(scratch) / "bundle"
+        bundle.mkdir()
+        random_bundle(bundle, plan.size, STEPS)
+        bare_ms = _bare(bundle, plan)
+        with _rival(bundle, plan, Path(scratch)) as url:
+            rival = [_crowd(bundle, plan, count, url) for count in plan.robots]
+        ways = {way: _served(way, bundle, plan) for way in plan.gateways}
+    by_robots = {"one_at_a_time": rival} | ways
+    return {
+        **asdict(plan),
+        "hardware": hardware(torch.device("cpu")),
+        "torch": torch.__version__,
+        "picture": [*PICTURE, 3],
+        "bare_ms_p50": bare_ms,
+        "by_robots": by_robots,
+        "overhead_ms_p50": {
+            way: round(found[0]["ms"]["p50"] - bare_ms, 2) for way, found in ways.items()
+        },
+        "ratios": {"vs_one_at_a_time": {way: _ratios(found, rival) for way, found in ways.items()}},
+        "failed": sum(one["failed"] for found in ways.values() for one in found),
+    }
+
+
+def _ratios(ours: Sequence[Mapping[str, Any]], theirs: Sequence[Mapping[str, Any]]) -> Any:
+    pairs = zip(ours, theirs, strict=True)
+    return {str(a["robots"]): round(a["per_s"] / max(b["per_s"], 1e-9), 2) for a, b in pairs}
+
+
+def _bare(bundle: Path, plan: Plan) -> float:
+    """Milliseconds of one request in the process of the engine, composing included, p50."""
+    command = [sys.executable, "-m", "pipelines.bench.fleet.bare", str(bundle), str(plan.threads)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=_SPARE_S, check=False)
+    if done.returncode:
+        raise GwpError(f"the engine alone failed: {done.stderr.strip()[-500:]}")
+    return statistics.median(json.loads(done.stdout)) * 1e3
+
+
+@contextmanager
+def _rival(bundle: Path, plan: Plan, scratch: Path) -> Iterator[str]:
+    (port,) = free_ports(1)
+    program = [sys.executable, "-m", "pipelines.bench.fleet.rival"]
+    command = [*program, str(bundle), str(port), str(plan.threads)]
+    server = Service("the one-at-a-time server", command, port, HEALTH, scratch / "rival.log", {})
+    server.start()
+    try:
+        server.wait(_SPARE_S)
+        yield f"ws://{LOOPBACK}:{port}"
+    finally:
+        server.stop()
+
+
+def _served(way: str, bundle: Path, plan: Plan) -> list[dict[str, Any]]:
+    """Each crowd at the endpoint, on a Ray of its own."""
+    from pipelines.bench.fleet.service import served
+
+    with served(way, bundle, plan.replicas, plan.slots, plan.threads) as endpoint:
+        found = []
+        for count in plan.robots:
+            crowd = _crowd(bundle, plan, count, endpoint.url)
+            found.append(crowd | {"batch": endpoint.stats()["batch"]})
+        return found
+
+
+def _crowd(bundle: Path, plan: Plan, count: int, url: str) -> dict[str, Any]:
+    crowd = crowd_for(bundle, plan, count, url)
+    done = subprocess.run(
+        [sys.executable, "-m", ROBOTS],
+        input=json.dumps(asdict(crowd)),
+        capture_output=True,
+        text=True,
+        timeout=plan.seconds + _SPARE_S,
+        check=False,
+    )
+    if done.returncode:
+        raise GwpError(f"{count} robots failed: {done.stderr.strip()[-500:]}")
+    result: dict[str, Any] = json.loads(done.stdout)
+    result.pop("answered")
+    return result
+
+
+def crowd_for(bundle: Path, plan: Plan, count: int, url: str) -> Crowd:
+    """So many robots of the bundle's only kind."""
+    (robot,) = PolicyContract.read(str(bundle)).embodiments.values()
+    (camera,) = robot.cameras.values()
+    return Crowd(
+        url=url,
+        camera=camera,
+        height=PICTURE[0],
+        width=PICTURE[1],
+        dims=len(robot.state_names),
+        robots=count,
+        rate_hz=plan.rate_hz,
+        latency_s=plan.latency_s,
+        seconds=plan.seconds,
+    )

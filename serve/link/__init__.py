@@ -1,0 +1,3 @@
+"""Between gateways and replicas: one connection each, on which requests of all robots travel
+together.
+"""

@@ -1,0 +1,55 @@
+"""What travels between a gateway and a replica: binary msgpack maps, never pickles.
+
+    gateway -> replica   {"asks": [request, ...], "cancel": [number, ...], "line": float}
+    replica -> gateway   {"answers": [answer, ...], "load": int, "wait_s": float, "batch": float,
+                          "leaving": bool}
+
+A request has the number that its answer carries. Both sides are of one version: they are deployed
+together, and a gateway asks only replicas of its own policy.
+"""
+
+from dataclasses import asdict
+from typing import Any
+
+from gwp.policy.composed import ComposedObservation
+from gwp.protocol.messages import ActionChunk, Observation
+from serve.refusal import RefusedError
+
+MAX_FRAME = 64 << 20
+"""Bytes of one frame: some hundred canvases of the largest models."""
+PING_S, PONG_S = 1.0, 2.0
+"""How often either side looks whether the other lives, and how long it waits for a sign of it."""
+TOKEN_HEADER = "x-gwp-link"  # noqa: S105  a name
+"""Carries the secret that only gateways and replicas of one application know."""
+
+
+def to_ask(number: int, given: ComposedObservation, allowed_s: float) -> dict[str, Any]:
+    """A request as a map. allowed_s: seconds that are left for it."""
+    fields = asdict(given.observation)
+    fields.pop("images")
+    said = {name: value for name, value in fields.items() if value is not None}
+    return {"n": number, "left_s": allowed_s, "canvas": given.canvas, "observation": said}
+
+
+def from_ask(ask: dict[str, Any]) -> tuple[int, ComposedObservation, float]:
+    """Number, observation, seconds that are left."""
+    observation = Observation(images={}, **ask["observation"])
+    return ask["n"], ComposedObservation(observation, ask["canvas"]), ask["left_s"]
+
+
+def to_answer(number: int, answer: ActionChunk | RefusedError) -> dict[str, Any]:
+    """A chunk or a refusal as a map."""
+    if isinstance(answer, RefusedError):
+        refusal = {"code": answer.code, "message": str(answer), "after_s": answer.retry_after_s}
+        return {"n": number, "refusal": refusal}
+    return {"n": number, "chunk": asdict(answer)}
+
+
+def from_answer(answer: dict[str, Any]) -> tuple[int, ActionChunk | RefusedError]:
+    """Number, and the chunk or the refusal."""
+    refusal = answer.get("refusal")
+    if refusal is not None:
+        error = RefusedError(refusal["code"], refusal["message"], refusal["after_s"])
+        return answer["n"], error
+    fields = answer["chunk"]
+    return answer["n"], ActionChunk(**fields | {"flags": tuple(fields["flags"])})
