@@ -19,7 +19,7 @@ from gwp.policy.contract import PolicyContract
 from pipelines.bench.act.bench import hardware
 from pipelines.bench.fleet.bundle import random_bundle
 from pipelines.bench.fleet.rival import HEALTH
-from pipelines.bench.fleet.robots import Crowd
+from pipelines.bench.fleet.robots import PATIENCE_S, Crowd
 
 PICTURE = (240, 278)
 """Height and width of what a robot sends: 200 kB as raw pixels."""
@@ -35,7 +35,8 @@ class Plan:
     size:    of the policy, of `gwp bench act`
     robots:  crowds
     gateways: ways to serve: `inline`, `separate`
-    rate_hz, latency_s, seconds: as of `Crowd`
+    rate_hz, latency_s, seconds, deadline_s: as of `Crowd`; with a deadline clients do not try
+        again after it
     threads: of torch, on either side
     """
 
@@ -45,6 +46,7 @@ class Plan:
     rate_hz: float = 0.0
     latency_s: float = 0.0
     seconds: float = 5.0
+    deadline_s: float | None = None
     replicas: int = 1
     slots: int = 16
     threads: int = 1
@@ -149,4 +151,6 @@ def crowd_for(bundle: Path, plan: Plan, count: int, url: str) -> Crowd:
         rate_hz=plan.rate_hz,
         latency_s=plan.latency_s,
         seconds=plan.seconds,
+        deadline_s=plan.deadline_s,
+        timeout_s=plan.deadline_s or PATIENCE_S,
     )

@@ -20,7 +20,7 @@ import numpy as np
 from gwp.client import AsyncClient, ClientError, Observation
 
 _RAMP_S = 1.0
-_PATIENCE_S = 30.0
+PATIENCE_S = 30.0
 
 
 @dataclass(frozen=True)
@@ -35,6 +35,7 @@ class Crowd:
     seconds:   how long
     until:     a file: they go on until it is there, instead
     timeout_s: how long a robot's client tries before a request has failed
+    deadline_s: after which an answer is worthless; None: never
     """
 
     url: str
@@ -47,7 +48,8 @@ class Crowd:
     latency_s: float = 0.0
     seconds: float = 5.0
     until: str | None = None
-    timeout_s: float = _PATIENCE_S
+    timeout_s: float = PATIENCE_S
+    deadline_s: float | None = None
 
 
 @dataclass
@@ -113,6 +115,7 @@ async def _robot(crowd: Crowd, number: int, log: Log) -> None:
             robot=f"robot-{number}",
             observed_at=time.time(),
             rate=crowd.rate_hz or None,
+            deadline_s=crowd.deadline_s,
         )
 
     # Not all at once: nobody's first request belongs to what is measured.

@@ -36,5 +36,5 @@ def _row(way: str, row: dict[str, Any]) -> str:
     return (
         f"  {way:16} {row['robots']:6} {row['per_s']:7.1f} {ms['p50']:7.1f} {ms['p95']:7.1f} "
         f"{ms['p99']:7.1f}    {told:>7} {batch:>6} {row['failed']:6} {row['missed']:6} "
-        f"{row['silence_s']:7.2f}s"
+        f"{row['silence_s']:7.2f}s {row['errors'] or ''}"
     )

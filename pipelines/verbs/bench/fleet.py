@@ -44,6 +44,12 @@ def add(verbs: Any) -> None:
         metavar="MS",
         help="of the network, there and back (default: 0)",
     )
+    fleet.add_argument(
+        "--deadline",
+        type=float,
+        metavar="MS",
+        help="after which a robot has no use for an answer; what is not answered by then failed",
+    )
     fleet.add_argument("--seconds", type=float, default=5.0, help="of each crowd (default: 5)")
     fleet.add_argument("--replicas", type=int, default=1, help="of the policy (default: 1)")
     fleet.add_argument("--slots", type=int, default=16, help="engine.slots (default: 16)")
@@ -75,6 +81,7 @@ def run_fleet(args: argparse.Namespace) -> None:
         rate_hz=args.rate,
         latency_s=args.latency_net / 1e3,
         seconds=args.seconds,
+        deadline_s=args.deadline / 1e3 if args.deadline else None,
         replicas=args.replicas,
         slots=args.slots,
         threads=args.threads,
