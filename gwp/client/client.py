@@ -3,6 +3,7 @@ networks.
 """
 
 import asyncio
+import os
 import threading
 from collections.abc import Callable, Coroutine, Mapping
 from types import TracebackType
@@ -61,11 +62,8 @@ class Client:
             max_age_s=max_age_s,
         )
         self._proxy = proxy
-        self._link = Link(self._session.url, proxy)
         self._session.is_open = lambda: self._link.is_open
-        self._lock = threading.Lock()
-        self._closing = threading.Event()
-        self._loop = _Loop()
+        self._own()
         # At once: a wrong address, key or robot is found before the robot moves.
         try:
             self._drive(self._session.connect())
@@ -154,6 +152,8 @@ class Client:
         """Close the connection, and end a call that waits in another thread with a ClientError.
         The next call opens a new connection.
         """
+        if os.getpid() != self._process:
+            return
         self._closing.set()
         self._loop.soon(self._link.abort) if self._lock.locked() else self._loop.run(
             self._link.close()
@@ -173,7 +173,18 @@ class Client:
     ) -> None:
         self.close()
 
+    def _own(self) -> None:
+        """What belongs to this process alone."""
+        self._process = os.getpid()
+        self._link = Link(self._session.url, self._proxy)
+        self._lock = threading.Lock()
+        self._closing = threading.Event()
+        self._loop = _Loop()
+
     def _drive(self, steps: Steps) -> Any:
+        # A fork has the socket of its parent: both would read each other's answers.
+        if os.getpid() != self._process:
+            self._own()
         wait = self._session.timeout_s
         if not self._lock.acquire(timeout=wait):
             raise ClientError(
@@ -225,8 +236,7 @@ class _Loop:
 
     def run(self, work: Coroutine[Any, Any, Any]) -> Any:
         """What `work` gives or raises."""
-        # A forked process has the object and not the thread.
-        if self._loop is None or self._thread is None or not self._thread.is_alive():
+        if self._loop is None or self._thread is None:
             self._loop = asyncio.new_event_loop()
             self._thread = threading.Thread(
                 target=_turn, args=(self._loop,), name="gwp-client", daemon=True
