@@ -33,6 +33,8 @@ def build_routes(dispatcher: Dispatcher) -> FastAPI:
     async def healthz() -> Response:
         return PlainTextResponse("OK\n")
 
+    # Where KubeRay asks whether a pod of a RayService may get traffic.
+    @app.get("/-/healthz")
     @app.get("/readyz")
     async def readyz() -> Response:
         return http.ready(dispatcher)

@@ -36,10 +36,18 @@ from gwp.data.robot.embodiment import Embodiment
 from gwp.data.window import Window
 from gwp.errors import BundleError, MissingError
 from gwp.storage.local_files import is_temporary
-from gwp.storage.named_files import check_files, fetch_files, read_manifest
+from gwp.storage.named_files import (
+    check_files,
+    check_part,
+    check_room,
+    fetch_files,
+    read_manifest,
+)
 from gwp.storage.names import shown, shown_all
 
 MANIFEST = "MANIFEST.json"
+PARTS = ("policy.json", "embodiments.json", "stats.json", "lineage.json")
+"""What a bundle says of itself, besides its weights."""
 FORMAT = 1
 _NO_BUNDLE = f"no {MANIFEST}; this is not a policy bundle (make one with `gwp export`)"
 
@@ -226,6 +234,8 @@ def _check_sizes(entries: dict[str, FileEntry], files: dict[str, int], uri: str)
     for name, entry in entries.items():
         if name not in files:
             raise BundleError(f"{uri}: {shown(name)} is missing; copy the bundle again")
+        if name in PARTS:
+            check_part(f"{uri}: {name}", entry.size, BundleError)
         if files[name] != entry.size:
             raise BundleError(
                 f"{uri}: {shown(name)} was altered (it has {files[name]} bytes instead "
@@ -267,19 +277,23 @@ def _fetch(uri: str) -> Path:
     raw = _manifest(uri)
     root = cache_folder("bundles")
     target = root / hashlib.sha256(raw).hexdigest()
-    # Not verified here: `read_bundle` does it at every start, whoever has put it there.
+    # Not verified here: `read_bundle` does it at every start, whatever became of it since.
     if target.is_dir():
         return target
     # Names and sizes first: a bundle that cannot be whole costs no transfer.
     entries = _entries(raw, uri)
     check_files(uri, entries, BundleError)
     _check_sizes(entries, storage.list_files(uri), uri)
+    sizes = {name: entry.size for name, entry in entries.items()}
+    check_room(uri, sizes.values(), root, BundleError)
     # Beside its place, for a rename within one file system is all or nothing.
     with tempfile.TemporaryDirectory(dir=root) as scratch:
         folder = Path(scratch) / "bundle"
         # Whatever the umask is: the files in it are read again and again.
         folder.mkdir(mode=0o700)
-        fetch_files(uri, {name: entry.size for name, entry in entries.items()}, folder)
+        # Hashed on the way: what is not what the manifest names is never kept.
+        digests = {name: entry.sha256 for name, entry in entries.items()}
+        fetch_files(uri, sizes, folder, digests, BundleError)
         (folder / MANIFEST).write_bytes(raw)
         try:
             folder.rename(target)

@@ -8,10 +8,8 @@ from typing import Any
 from gwp import storage
 from gwp.data.robot.embodiment import Embodiment
 from gwp.errors import BundleError, MissingError
-from gwp.policy.bundle import MANIFEST, PolicyConfig
-from gwp.storage.named_files import read_manifest
-
-FILES = ("policy.json", "embodiments.json", "stats.json", "lineage.json")
+from gwp.policy.bundle import MANIFEST, PARTS, FileEntry, PolicyConfig
+from gwp.storage.named_files import read_manifest, read_part
 
 
 @dataclass(frozen=True)
@@ -35,22 +33,17 @@ def read_parts(uri: str) -> Parts:
         raw = read_manifest(storage.join(uri, MANIFEST), BundleError)
         files = json.loads(raw)["files"]
         texts = {}
-        for name in FILES:
-            # No more of it than such a file can have, whatever lies there.
-            text = read_manifest(storage.join(uri, name), BundleError)
+        for name in PARTS:
             # The policy id is the manifest's hash: what it vouches for has to be what was read.
-            if hashlib.sha256(text).hexdigest() != files[name]["sha256"]:
-                raise BundleError(
-                    f"{uri}: {name} was altered (its sha256 differs from the manifest); "
-                    "copy the bundle again"
-                )
-            texts[name] = text
+            entry = FileEntry.model_validate(files[name])
+            path = storage.join(uri, name)
+            texts[name] = read_part(path, entry.size, entry.sha256, BundleError)
         settings = PolicyConfig.model_validate_json(texts["policy.json"])
         embodiments = {
             n: Embodiment.model_validate(e)
             for n, e in json.loads(texts["embodiments.json"]).items()
         }
-        stats, lineage = (dict(json.loads(texts[name])) for name in FILES[2:])
+        stats, lineage = (dict(json.loads(texts[name])) for name in PARTS[2:])
     except MissingError as error:
         raise BundleError(
             f"{uri}: {error}; this is not a whole policy bundle (make one with `gwp export`)"

@@ -158,6 +158,8 @@ def _follow(
             # An angle has no one speed between two turns, nor an entry of a quaternion.
             acceleration[embodiment.action_meaning.entries] = np.inf
     before, speed = start.before, start.speed
+    if _follows(free, start, velocity, np.where(behind, jump, np.inf), acceleration):
+        return took
     # One row after the other: each is held against the row before as it was held itself.
     for i, wanted in enumerate(free.copy()):
         # Both ends lie within lower..upper, so the slower step does too.
@@ -177,6 +179,30 @@ def _follow(
         speed = row - before
         free[i] = before = row
     return took
+
+
+def _follows(
+    free: np.ndarray,
+    start: _Start,
+    velocity: np.ndarray,
+    jump: np.ndarray,
+    acceleration: np.ndarray | None,
+) -> bool:
+    """Whether rows `[n, d]` keep all limits as they are, as those of a trained policy do: told of
+    all of them at once, where changing them takes one after the other.
+    """
+    before = np.concatenate([start.before[None], free[:-1]])
+    step = np.tile(velocity, (len(free), 1))
+    step[0] = np.minimum(step[0], jump)
+    # The same sums as for one row, so that rounding decides alike.
+    within = np.clip(free, before - step, before + step)
+    if ((within != free) & ~np.isnan(before)).any():
+        return False
+    if acceleration is None:
+        return True
+    speed = np.concatenate([start.speed[None], (free - before)[:-1]])
+    eased = braked(free, before, speed, step, acceleration, (start.lower, start.upper))
+    return bool((eased == free).all())
 
 
 def _row(values: tuple[float, ...] | None, width: int) -> np.ndarray:

@@ -2,6 +2,7 @@
 these two.
 """
 
+import math
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -74,3 +75,10 @@ class ActionChunk:
     run_id: str = ""
     request_id: str | int | None = None
     observation_age_s: float | None = None
+
+
+def dry_in_s(observation: Observation) -> float:
+    """Seconds until the robot has no action left, as it says; infinite where it does not."""
+    if observation.steps_left is None or not observation.rate:
+        return math.inf
+    return observation.steps_left / observation.rate

@@ -111,6 +111,7 @@ def export(
         window=job.data.window,
         steps=steps,
         shift=shift,
+        trained_delay=_trained_delay(job),
     )
     # Built and sealed here, then copied: a bundle in the making is never seen at `out`.
     with tempfile.TemporaryDirectory(prefix="gwp-export-") as scratch:
@@ -131,6 +132,16 @@ def export(
         read_bundle(bundle)
         _publish(bundle, out)
     return policy_id
+
+
+def _trained_delay(job: TrainJob) -> int:
+    """Longest clean prefix that training showed the model, control steps, as
+    `gwp.model.draws` draws it; 0: none.
+    """
+    objective = job.objective
+    if objective.chunk_prefix == 0:
+        return 0
+    return min(objective.max_prefix, job.data.window.chunk - 1)
 
 
 def _publish(bundle: Path, out: str) -> None:

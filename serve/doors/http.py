@@ -75,7 +75,8 @@ def stats(request: Request, dispatcher: Dispatcher) -> Response:
 def ready(dispatcher: Dispatcher) -> Response:
     """`GET /readyz`: 200 while a replica can answer, else 503."""
     if dispatcher.ready:
-        return PlainTextResponse("OK\n")
+        # The word that KubeRay looks for.
+        return PlainTextResponse("success\n")
     return PlainTextResponse("no replica\n", 503)
 
 

@@ -11,7 +11,7 @@ from contextlib import suppress
 from functools import partial
 
 from gwp.policy.composed import ComposedObservation
-from gwp.protocol.messages import ActionChunk
+from gwp.protocol.messages import ActionChunk, dry_in_s
 from serve.link.connection import Link, LostError, open_link
 from serve.refusal import RefusedError
 
@@ -22,8 +22,8 @@ _AGAIN_S = 0.2
 class ReplicaPool:
     """The `Backend` of a gateway. Lives in one event loop.
 
-    Requests go to whoever has least to do. Where all have enough, they wait here, earliest
-    deadline first, for whoever is free first.
+    Requests go to whoever has least to do. Where all have enough, they wait here for whoever is
+    free first: earliest deadline first, or when the robot has nothing left to do.
 
     token:  the secret of the application
     window: requests that one replica is given at a time
@@ -74,9 +74,10 @@ class ReplicaPool:
         """
         loop = asyncio.get_running_loop()
         deadline = loop.time() + allowed_s
+        due = min(deadline, loop.time() + dry_in_s(given.observation))
         link: Link | None = None
         for last_try in (False, True):
-            link = self._choose(link) or await self._wait(deadline)
+            link = self._choose(link) or await self._wait(due)
             try:
                 return await link.ask(given, max(0.0, deadline - loop.time()))
             except (LostError, RefusedError) as error:
@@ -114,7 +115,7 @@ class ReplicaPool:
         # By chance among equals, or the gateways would all choose the same.
         return min(staying or free, key=lambda link: (link.load, random.random()), default=None)
 
-    async def _wait(self, deadline: float) -> Link:
+    async def _wait(self, due: float) -> Link:
         if len(self._line) >= self._queue:
             raise RefusedError(
                 "busy",
@@ -122,7 +123,7 @@ class ReplicaPool:
                 max(0.05, self.wait_s),
             )
         turn: asyncio.Future[Link] = asyncio.get_running_loop().create_future()
-        heapq.heappush(self._line, (deadline, next(self._order), turn))
+        heapq.heappush(self._line, (due, next(self._order), turn))
         try:
             link = await turn
         except asyncio.CancelledError:

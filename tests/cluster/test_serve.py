@@ -28,7 +28,7 @@ from gwp.policy.bundle import seal
 from gwp.policy.policy import Policy
 from gwp.protocol.handshake import short_name
 from gwp.protocol.msgpack_numpy import packb, unpackb
-from serve.app import deploy, replica_counts
+from serve.app import deploy, replica_counts, replica_states
 from serve.config import ServeApp
 from serve.warmup import observation_for
 from tests.support.tiny import make_tiny_bundle
@@ -283,6 +283,54 @@ def test_no_request_is_lost_when_a_process_is_killed_under_load(
     while replica_counts(endpoint.config.name) < 2:
         assert time.monotonic() < deadline
         time.sleep(0.1)
+
+
+def test_replicas_follow_the_load_and_nobody_notices(endpoint: Endpoint) -> None:
+    """More while robots wait, fewer when they are gone, and one robot that asks all the time."""
+    scale = {"min_replicas": 1, "max_replicas": 2, "target_ongoing_requests": 1}
+    config = ServeApp.model_validate(
+        endpoint.config.model_dump(exclude={"api_keys_env"})
+        | {
+            "name": "scaling",
+            "port": free_ports(1)[0],
+            "gateway": {"pool": "serve", "replicas": 1},
+            "autoscaling": scale | {"upscale_delay_s": 1, "downscale_delay_s": 3},
+        }
+    )
+    url = deploy(config)
+    crowd_over, over = threading.Event(), threading.Event()
+
+    def robot(until: threading.Event) -> int:
+        answered = 0
+        with Client(url, timeout_s=WAIT_S) as client:
+            while not until.is_set():
+                client.act(endpoint.observation)
+                answered += 1
+        return answered
+
+    def reached(count: int) -> None:
+        deadline = time.monotonic() + WAIT_S
+        while replica_counts("scaling") != count:
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+
+    with ThreadPoolExecutor(7) as pool:
+        steady = pool.submit(robot, over)
+        crowd = [pool.submit(robot, crowd_over) for _ in range(6)]
+        try:
+            begin = time.monotonic()
+            while not sum(replica_states("scaling")) > 1:
+                assert time.monotonic() < begin + WAIT_S
+                time.sleep(0.02)
+            print(f"another replica was asked for after {time.monotonic() - begin:.1f} s")
+            reached(2)
+            crowd_over.set()
+            reached(1)
+        finally:
+            crowd_over.set()
+            over.set()
+        assert all(one.result(WAIT_S) > 0 for one in [steady, *crowd])
+    serve.delete("scaling")
 
 
 def test_altered_weights_never_take_traffic_and_the_reason_is_told(

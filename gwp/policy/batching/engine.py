@@ -35,7 +35,7 @@ from gwp.policy.batching.runner import ModelRunner
 from gwp.policy.batching.schedule import BUCKETS, BatchingConfig, Request, Schedule
 from gwp.policy.composed import ComposedObservation
 from gwp.policy.policy import Policy
-from gwp.protocol.messages import ActionChunk, Observation
+from gwp.protocol.messages import ActionChunk, Observation, dry_in_s
 from gwp.threads import apart
 
 log = logging.getLogger("gwp.engine")
@@ -125,6 +125,7 @@ class Engine:
         request = Request(next(self._ids))
         if allowed_s is not None:
             request.deadline = began + allowed_s
+        request.due = began + dry_in_s(admitted.observation)
         with self._lock:
             if self._closed:
                 raise ClosedError("the engine is closed")

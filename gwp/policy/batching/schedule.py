@@ -4,7 +4,8 @@ Requests wait, then hold a row of the batch until their steps are done. Active r
 rows `0 .. n-1` without gaps, so a batch is the first rows of some buffers; when one leaves, the
 last moves into its place.
 
-Admission is earliest deadline first. It may slow down those who are already active, but none of
+Admission is earliest deadline first, where a robot that has nothing left to do counts as one
+whose deadline has come. It may slow down those who are already active, but none of
 them by more than `max_delay` times what a request takes alone: a robot's latency stays near
 that of an idle machine, and whoever has to wait shares the next batch.
 """
@@ -73,12 +74,14 @@ class Request:
     The engine makes it and keeps its `Job` under the same id.
 
     deadline: time on the caller's clock after which an answer is worthless, or inf
+    due:      time when its robot has nothing left to do, or inf; for the order alone
     step:     Euler steps taken
     delayed:  seconds that others cost it by coming in while it was active
     """
 
     id: int
     deadline: float = math.inf
+    due: float = math.inf
     step: int = 0
     delayed: float = 0.0
 
@@ -131,7 +134,8 @@ class Schedule:
     def add(self, request: Request) -> None:
         """A new request joins the waiting line."""
         # The number in between: of equal deadlines who came first, and requests have no order.
-        heapq.heappush(self._line, (request.deadline, next(self._order), request))
+        urgency = min(request.deadline, request.due)
+        heapq.heappush(self._line, (urgency, next(self._order), request))
 
     def sweep(self, now: float, cancelled: set[int]) -> tuple[list[Request], list[Move]]:
         """Take out those past their deadline (returned) and those cancelled, waiting or active."""

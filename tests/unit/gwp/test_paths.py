@@ -41,6 +41,7 @@ WORDS = {
     "ServeApp.host",
     "ServeApp.api_keys_env",
     "GatewayConfig.pool",
+    "LimitsConfig.max_ages_s",
     "ReplicaConfig.pool",
     # Handed to DeepSpeed as it is.
     "DeepSpeedConfig.overrides",

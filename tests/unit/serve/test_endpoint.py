@@ -3,7 +3,6 @@ the end of the process.
 """
 
 import asyncio
-import json
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -15,14 +14,11 @@ import pytest
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 from websockets.sync.client import ClientConnection, connect
 
-from gwp.errors import GwpError
 from gwp.policy.composed import ComposedObservation
 from gwp.protocol.messages import ActionChunk
 from gwp.protocol.msgpack_numpy import packb, unpackb
-from serve.access import Access
 from serve.config import ServeApp
 from serve.doors import openpi
-from serve.doors.http import STATUS, refused
 from serve.endpoint import Endpoint
 from serve.identity import Identity
 from serve.loop import LoopThread
@@ -168,7 +164,7 @@ def test_what_takes_too_long_is_given_up_and_its_work_cancelled(
         told = place.ask(robot, **asked)
         assert (told["code"], "0.05 s" in told["message"]) == (code, True)
         until(lambda: place.backend.given_up == 1)
-        assert place.backend.allowed[0] <= 0.05
+        assert place.backend.allowed[0] == pytest.approx(0.05, abs=0.05)
 
 
 def test_nobody_is_let_in_who_would_be_told_too_late(place: Place) -> None:
@@ -373,43 +369,3 @@ def test_a_handshake_that_fails_in_the_gateway_is_answered(
         place.robot()
     response = caught.value.response
     assert (response.status_code, response.body) == (500, openpi.INTERNAL.encode())
-
-
-def test_access_by_key(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("ROBOT_KEYS", "one, two")
-    access = Access("ROBOT_KEYS")
-    named = {
-        access.name_of({"authorization": header})
-        for header in ("Api-Key one", "api-key one", "Bearer one")
-    }
-    assert len(named) == 1
-    assert access.name_of({"authorization": "Api-Key two"}) not in named | {None, ""}
-    for header in ("Api-Key three", "Api-Key", "one", "", "Basic one", "Api-Key one, two"):
-        assert access.name_of({"authorization": header}) is None
-    assert access.name_of({}) is None
-    assert "two" not in str(vars(access))
-
-
-def test_without_a_named_variable_everyone_is_let_in_and_an_empty_one_is_an_error(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    assert Access(None).name_of({}) == ""
-    monkeypatch.setenv("ROBOT_KEYS", " , ")
-    for name in ("ROBOT_KEYS", "NOT_SET_ANYWHERE"):
-        with pytest.raises(GwpError, match=f"{name} is empty or not set"):
-            Access(name)
-
-
-def test_a_refusal_of_another_version_is_answered_too() -> None:
-    response = refused(RefusedError("overheated", "try later"))
-    assert (response.status_code, json.loads(bytes(response.body))) == (
-        500,
-        {"code": "overheated", "message": "try later"},
-    )
-
-
-def test_every_refusal_has_a_status() -> None:
-    assert RefusedError.__doc__ is not None
-    codes = RefusedError.__doc__.split("code:")[1].split("retry_after_s")[0]
-    assert set(STATUS) == {code.strip() for code in codes.split(",")}
-    assert all(400 <= status < 600 for status in STATUS.values())

@@ -200,6 +200,9 @@ def test_those_who_wait_go_by_their_deadlines_and_a_full_line_is_told() -> None:
         await until(lambda: engine.asked)
         for seed, allowed_s in ((1, 50), (2, 20), (3, 40)):
             asked.append(asyncio.ensure_future(fleet.pool.act(given(seed), allowed_s)))
+        # It has as much time as they like, but no actions.
+        dry = replace(SEEN, seed=5, steps_left=2, rate=20.0)
+        asked.append(asyncio.ensure_future(fleet.pool.act(replace(GIVEN, observation=dry), 60)))
         await asyncio.sleep(0)
         with pytest.raises(RefusedError, match="queue is full") as caught:
             await fleet.pool.act(given(4), 10)
@@ -207,9 +210,9 @@ def test_those_who_wait_go_by_their_deadlines_and_a_full_line_is_told() -> None:
         assert caught.value.retry_after_s
         engine.open.set()
         await asyncio.gather(*asked)
-        assert [each.observation.seed for each in engine.asked] == [0, 2, 3, 1]
+        assert [each.observation.seed for each in engine.asked] == [0, 5, 2, 3, 1]
 
-    run(test, window=1, queue=3)
+    run(test, window=1, queue=4)
 
 
 def test_who_gives_up_frees_its_place_here_and_there() -> None:

@@ -185,6 +185,23 @@ def test_a_request_past_its_deadline_is_told_so(engine):
     assert isinstance(fine.result(LIMIT), ActionChunk)
 
 
+def test_a_chunk_that_is_ready_after_the_deadline_is_not_given(policy, monkeypatch):
+    """Also when only its last step was too slow."""
+    now = [0.0]
+    with Engine(policy, clock=lambda: now[0]) as engine:
+        real = policy.chunk
+
+        def late(*args):
+            now[0] += 10
+            return real(*args)
+
+        monkeypatch.setattr(policy, "chunk", late)
+        with pytest.raises(ExpiredError, match="deadline passed"):
+            engine.act(observe(), 5)
+        assert isinstance(engine.act(observe(), 15), ActionChunk)
+        assert engine.load == (0, 0)
+
+
 def test_cancelling_frees_the_place(policy):
     with Engine(policy, BatchingConfig(slots=1)) as engine:
         with engine._lock:

@@ -154,14 +154,17 @@ def test_a_crowd_behind_one_robot_soon_shares_a_batch():
 
 def test_the_earliest_deadline_goes_first_and_without_one_the_earliest_comer():
     schedule = Schedule(1, 1, STEPS, 0.0, costs())
-    for request in (Request(0), Request(1, 9.0), Request(2, 5.0), Request(3)):
+    requests = (Request(0), Request(1, 9.0), Request(2, 5.0), Request(3), Request(4, 99.0, due=7.0))
+    for request in requests:
         schedule.add(request)
     order = []
     while schedule.waiting:
         (group,) = schedule.admit()
         order += [r.id for r in group]
         schedule.release(group)
-    assert order == [2, 1, 0, 3]
+    assert order == [2, 4, 1, 0, 3]
+    # When it has nothing left to do is no deadline.
+    assert schedule.sweep(8.0, set()) == ([], [])
 
 
 def test_more_slots_than_the_largest_batch_are_refused():
