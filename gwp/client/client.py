@@ -17,6 +17,8 @@ from gwp.client.steps import LinkLostError, Look, Pause, Step, Steps
 from gwp.client.wire import ClientError
 from gwp.protocol.messages import ActionChunk, Observation
 
+_CLOSE_S = 1.0
+
 
 class Client:
     """Sends observations, receives action chunks, over the openpi websocket protocol.
@@ -158,9 +160,14 @@ class Client:
         self._loop.soon(self._link.abort) if self._lock.locked() else self._loop.run(
             self._link.close()
         )
-        with self._lock:
-            self._loop.stop()
-            self._closing.clear()
+        # Not for ever: a signal's handler may run in the thread that waits. The call ends it then.
+        if self._lock.acquire(timeout=_CLOSE_S):
+            self._end()
+            self._lock.release()
+
+    def _end(self) -> None:
+        self._loop.stop()
+        self._closing.clear()
 
     def __enter__(self) -> Self:
         return self
@@ -205,6 +212,8 @@ class Client:
                 except (LinkLostError, ClientError) as error:
                     lost = error
         finally:
+            if self._closing.is_set():
+                self._end()
             self._lock.release()
 
     def _do(self, step: Step) -> Any:
@@ -218,7 +227,10 @@ class Client:
             return None
         try:
             return self._loop.run(self._link.do(step))
-        except KeyboardInterrupt:
+        except (LinkLostError, ClientError):
+            raise
+        except BaseException:
+            # Interrupted: an answer that is under way must not meet the next request.
             self._loop.soon(self._link.abort)
             raise
 
@@ -245,9 +257,9 @@ class _Loop:
         future = asyncio.run_coroutine_threadsafe(work, self._loop)
         try:
             return future.result()
-        except KeyboardInterrupt:
+        finally:
+            # Of no effect unless the caller was interrupted.
             future.cancel()
-            raise
 
     def soon(self, work: Callable[[], Any]) -> None:
         """Do it in the loop's thread; nobody waits."""

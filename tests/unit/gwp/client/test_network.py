@@ -215,6 +215,42 @@ def test_closing_ends_a_call_that_waits(peer: Peer) -> None:
     assert not [t for t in threading.enumerate() if t.name == "gwp-client"]
 
 
+SIGNALLED = """
+import os, signal, sys, threading, time
+import numpy as np
+from gwp.client import Client, ClientError
+
+client = Client(sys.argv[1], timeout_s=20, reply_timeout_s=20)
+signal.signal(signal.SIGTERM, lambda *_: client.close())
+threading.Timer(0.3, os.kill, (os.getpid(), signal.SIGTERM)).start()
+begin = time.monotonic()
+try:
+    client.infer({"state": np.zeros(1)})
+except ClientError as error:
+    print(error.code, time.monotonic() - begin < 10)
+"""
+
+
+def test_a_signal_may_close_the_client_that_waits(peer: Peer) -> None:
+    stuck = threading.Event()
+
+    def answer(_: dict[str, Any]) -> Any:
+        stuck.wait(WAIT_S)
+        return None
+
+    peer.answer = answer
+    done = subprocess.run(
+        [sys.executable, "-c", SIGNALLED, url(peer)],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=30,
+        check=False,
+    )
+    stuck.set()
+    assert done.stdout.split() == ["closed", "True"], done.stderr
+
+
 FORKS = """
 import os, sys
 import numpy as np
