@@ -257,16 +257,17 @@ class ChunkBuffer:
         if error is None:
             self._take(request.future.result(), request, at)
         elif isinstance(error, Exception):
-            self._fail(error)
+            self._fail(error, request)
         else:
             raise error
 
-    def _fail(self, error: Exception) -> None:
+    def _fail(self, error: Exception, request: _Request) -> None:
         self.failed += 1
         self.error, self._untold = error, True
         # The first time at once: most failures are over by then.
         pause = min(_AGAIN_S * 2**self._failures, _AGAIN_MAX_S) if self._failures else 0.0
-        self._again_at = self._clock() + pause
+        # From the request on: one that took long has paused enough.
+        self._again_at = request.seen + pause
         self._failures = min(self._failures + 1, 16)
 
     def _take(self, chunk: ActionChunk, request: _Request, at: int) -> None:
@@ -278,7 +279,7 @@ class ChunkBuffer:
                 "chunks",
                 "stale",
             )
-            self._fail(error)
+            self._fail(error, request)
             # A slow network passes, a chunk shorter than its delay does not.
             if p <= self._delay:
                 raise error
@@ -317,9 +318,10 @@ class ChunkBuffer:
         if held:
             self._tell()
         if plan is None or chunk is None or (held and self.executed is None):
+            why = f" (last: {self.error})" if self.error else ""
             raise ClientError(
-                "no chunk has come yet and there is no action to hold; call again, the request "
-                "goes on",
+                f"no chunk has come yet{why} and there is no action to hold; call again, it is "
+                "asked for",
                 "dry",
             )
         if held and self.executed is not None:

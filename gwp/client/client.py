@@ -3,6 +3,7 @@ networks.
 """
 
 import asyncio
+import os
 import threading
 from collections.abc import Callable, Coroutine, Mapping
 from types import TracebackType
@@ -15,6 +16,8 @@ from gwp.client.session import Episode, Session
 from gwp.client.steps import LinkLostError, Look, Pause, Step, Steps
 from gwp.client.wire import ClientError
 from gwp.protocol.messages import ActionChunk, Observation
+
+_CLOSE_S = 1.0
 
 
 class Client:
@@ -61,11 +64,8 @@ class Client:
             max_age_s=max_age_s,
         )
         self._proxy = proxy
-        self._link = Link(self._session.url, proxy)
         self._session.is_open = lambda: self._link.is_open
-        self._lock = threading.Lock()
-        self._closing = threading.Event()
-        self._loop = _Loop()
+        self._own()
         # At once: a wrong address, key or robot is found before the robot moves.
         try:
             self._drive(self._session.connect())
@@ -154,13 +154,20 @@ class Client:
         """Close the connection, and end a call that waits in another thread with a ClientError.
         The next call opens a new connection.
         """
+        if os.getpid() != self._process:
+            return
         self._closing.set()
         self._loop.soon(self._link.abort) if self._lock.locked() else self._loop.run(
             self._link.close()
         )
-        with self._lock:
-            self._loop.stop()
-            self._closing.clear()
+        # Not for ever: a signal's handler may run in the thread that waits. The call ends it then.
+        if self._lock.acquire(timeout=_CLOSE_S):
+            self._end()
+            self._lock.release()
+
+    def _end(self) -> None:
+        self._loop.stop()
+        self._closing.clear()
 
     def __enter__(self) -> Self:
         return self
@@ -173,7 +180,18 @@ class Client:
     ) -> None:
         self.close()
 
+    def _own(self) -> None:
+        """What belongs to this process alone."""
+        self._process = os.getpid()
+        self._link = Link(self._session.url, self._proxy)
+        self._lock = threading.Lock()
+        self._closing = threading.Event()
+        self._loop = _Loop()
+
     def _drive(self, steps: Steps) -> Any:
+        # A fork has the socket of its parent: both would read each other's answers.
+        if os.getpid() != self._process:
+            self._own()
         wait = self._session.timeout_s
         if not self._lock.acquire(timeout=wait):
             raise ClientError(
@@ -194,6 +212,8 @@ class Client:
                 except (LinkLostError, ClientError) as error:
                     lost = error
         finally:
+            if self._closing.is_set():
+                self._end()
             self._lock.release()
 
     def _do(self, step: Step) -> Any:
@@ -207,7 +227,10 @@ class Client:
             return None
         try:
             return self._loop.run(self._link.do(step))
-        except KeyboardInterrupt:
+        except (LinkLostError, ClientError):
+            raise
+        except BaseException:
+            # Interrupted: an answer that is under way must not meet the next request.
             self._loop.soon(self._link.abort)
             raise
 
@@ -225,8 +248,7 @@ class _Loop:
 
     def run(self, work: Coroutine[Any, Any, Any]) -> Any:
         """What `work` gives or raises."""
-        # A forked process has the object and not the thread.
-        if self._loop is None or self._thread is None or not self._thread.is_alive():
+        if self._loop is None or self._thread is None:
             self._loop = asyncio.new_event_loop()
             self._thread = threading.Thread(
                 target=_turn, args=(self._loop,), name="gwp-client", daemon=True
@@ -235,9 +257,9 @@ class _Loop:
         future = asyncio.run_coroutine_threadsafe(work, self._loop)
         try:
             return future.result()
-        except KeyboardInterrupt:
+        finally:
+            # Of no effect unless the caller was interrupted.
             future.cancel()
-            raise
 
     def soon(self, work: Callable[[], Any]) -> None:
         """Do it in the loop's thread; nobody waits."""

@@ -33,7 +33,7 @@ class ClientError(GwpError):
 
     code:          `observation`, `policy`, `busy`, `unavailable`, `limit`, `deadline`, `stale`,
                    `gone`, `access`, `protocol`, `internal` from the endpoint; `connection`,
-                   `handshake`, `stale`, `gone`, `dry` from this side.
+                   `handshake`, `stale`, `gone`, `dry`, `closed` from this side.
     retry_after_s: what the endpoint asks to wait before another try, seconds; None: nothing.
     """
 

@@ -180,6 +180,20 @@ def test_it_holds_when_dry_and_recovers_with_the_next_chunk() -> None:
     assert buffer.error is None
 
 
+def test_a_robot_that_never_gets_a_chunk_in_time_is_told_why() -> None:
+    world = World(np.random.default_rng(0))
+    buffer = world.buffer(4)
+    for _ in range(3):
+        with pytest.raises(ClientError, match="no chunk has come yet"):
+            buffer.next_action(world.observe)
+        world.now += 9 / RATE
+        world.answer(0)
+    with pytest.raises(ClientError, match=r"last: the reply came at step 9 of 8 actions") as caught:
+        buffer.next_action(world.observe)
+    assert caught.value.passing
+    assert buffer.late == buffer.failed == 3
+
+
 def test_a_robot_that_stood_still_catches_up_instead_of_jumping() -> None:
     world = World(np.random.default_rng(0), now=0.0, length=16)
     buffer = ChunkBuffer(

@@ -215,6 +215,79 @@ def test_closing_ends_a_call_that_waits(peer: Peer) -> None:
     assert not [t for t in threading.enumerate() if t.name == "gwp-client"]
 
 
+SIGNALLED = """
+import os, signal, sys, threading, time
+import numpy as np
+from gwp.client import Client, ClientError
+
+client = Client(sys.argv[1], timeout_s=20, reply_timeout_s=20)
+signal.signal(signal.SIGTERM, lambda *_: client.close())
+threading.Timer(0.3, os.kill, (os.getpid(), signal.SIGTERM)).start()
+begin = time.monotonic()
+try:
+    client.infer({"state": np.zeros(1)})
+except ClientError as error:
+    print(error.code, time.monotonic() - begin < 10)
+"""
+
+
+def test_a_signal_may_close_the_client_that_waits(peer: Peer) -> None:
+    stuck = threading.Event()
+
+    def answer(_: dict[str, Any]) -> Any:
+        stuck.wait(WAIT_S)
+        return None
+
+    peer.answer = answer
+    done = subprocess.run(
+        [sys.executable, "-c", SIGNALLED, url(peer)],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=30,
+        check=False,
+    )
+    stuck.set()
+    assert done.stdout.split() == ["closed", "True"], done.stderr
+
+
+FORKS = """
+import os, sys
+import numpy as np
+from gwp.client import Client
+
+def ask(n):
+    return float(client.infer({"state": np.full(1, n)})["actions"][0, 0])
+
+client = Client(sys.argv[1], timeout_s=5)
+right = ask(1) == 1
+child = os.fork()
+if child == 0:
+    answers = [ask(n) == n for n in range(10, 20)]
+    client.close()
+    os._exit(0 if all(answers) else 1)
+answers = [ask(n) == n for n in range(20, 60)]
+_, status = os.waitpid(child, 0)
+answers += [ask(n) == n for n in range(60, 70)]
+client.close()
+print(right, all(answers), os.waitstatus_to_exitcode(status))
+"""
+
+
+def test_a_forked_process_has_a_connection_of_its_own(peer: Peer) -> None:
+    peer.answer = lambda request: {"actions": np.full((1, 1), request["state"][0])}
+    done = subprocess.run(
+        [sys.executable, "-c", FORKS, url(peer)],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=30,
+        check=False,
+    )
+    assert done.stdout.split() == ["True", "True", "0"], done.stderr
+    assert len(peer.connections) == 2
+
+
 def test_an_error_of_the_camera_is_the_robots_own(peer: Peer) -> None:
     def observe() -> Observation:
         raise OSError("camera unplugged")
