@@ -14,7 +14,16 @@ from gwp.protocol.handshake import short_name
 from gwp.protocol.messages import Observation
 from serve.doors.picture_files import is_picture_file
 from serve.doors.pictures import Pixels, decode_picture
-from serve.doors.values import as_text, integer, one_text, positive, request_id, squeezed, text
+from serve.doors.values import (
+    MAX_NAME,
+    as_text,
+    integer,
+    name_of,
+    one_name,
+    positive,
+    request_id,
+    squeezed,
+)
 
 _MAX_DEPTH = 3
 _LEAST_SIDE = 8
@@ -51,6 +60,9 @@ def entries(message: Mapping[str, Any]) -> Iterator[Entry]:
 def _flat(key: object, value: Any, depth: int) -> Iterator[tuple[str, Any]]:
     if not isinstance(key, str):
         raise ProtocolError("maps need text keys")
+    # They are names of fields and cameras, which errors and logs repeat.
+    if len(key) > MAX_NAME or not key.isprintable():
+        raise ProtocolError(f"a key is longer than {MAX_NAME} or holds control characters")
     # A map nested without end would end Python's own stack.
     if not isinstance(value, dict) or depth >= _MAX_DEPTH:
         yield key, value
@@ -93,7 +105,7 @@ def to_observation(
         raise ProtocolError("a request is one msgpack map with text keys")
     if "batch" in message:
         raise ProtocolError("batch: stands inside of another one; send one list of requests")
-    name = text(message, "embodiment") or embodiment
+    name = name_of(message, "embodiment") or embodiment
     found = _Found(contract.embodiment(name), pixels or Pixels())
     for entry in entries(message):
         found.take(entry)
@@ -105,10 +117,10 @@ def to_observation(
         prefix_actions=squeezed(message.get("prefix_actions"), 2),
         delay=integer(message, "delay") or 0,
         seed=integer(message, "seed"),
-        robot=text(message, "robot") or "",
-        session=one_text(message, "session", "session_id"),
-        episode=text(message, "episode") or "",
-        policy=text(message, "policy"),
+        robot=name_of(message, "robot") or "",
+        session=one_name(message, "session", "session_id"),
+        episode=name_of(message, "episode") or "",
+        policy=name_of(message, "policy"),
         deadline_s=positive(message, "deadline_s"),
         observed_at=positive(message, "observed_at"),
         max_age_s=positive(message, "max_age_s"),
