@@ -21,7 +21,7 @@ from serve.config import ServeApp
 from serve.doors.pictures import Pixels
 from serve.doors.requests import to_observation
 from serve.doors.together import Form, split
-from serve.doors.values import request_id
+from serve.doors.values import request_id, text
 from serve.identity import Identity
 from serve.intake import Intake
 from serve.rates import Rates
@@ -171,9 +171,9 @@ class Dispatcher:
         """In a thread of the intake."""
         try:
             message = unpackb(data, self.max_bytes)
-            endpoint = message.get("endpoint") if isinstance(message, dict) else None
+            endpoint = text(message, "endpoint") if isinstance(message, dict) else None
             if endpoint not in (None, "infer"):
-                return Asked(str(endpoint))
+                return Asked(endpoint)
             parts = split(message)
         except (ObservationError, ProtocolError) as error:
             raise _refusal(error) from error

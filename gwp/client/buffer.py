@@ -150,6 +150,7 @@ class ChunkBuffer:
         raised, when nothing is left to execute and holding would not help.
         """
         at = self._grid.step(self._clock(), step)
+        self._catch_up(at)
         self._collect(at)
         asks = self._due(at)
         if asks:
@@ -197,8 +198,13 @@ class ChunkBuffer:
         seen, wall = self._clock(), time.time()
         observation = observe()
         left = self._left(at)
+        # When all its rows have passed an answer is worth nothing: rather is it asked anew.
+        worth_s = observation.max_age_s
+        if worth_s is None and self._rate and self.chunk is not None:
+            worth_s = len(self.chunk.actions) / self._rate
         request = replace(
             observation,
+            max_age_s=worth_s,
             observed_at=wall if observation.observed_at is None else observation.observed_at,
             executed_action=None if self.executed is None else self.executed.action,
             steps_left=left,
@@ -294,6 +300,16 @@ class ChunkBuffer:
         plan = plan.joined(self._plan, still, at, over, mixed)
         self._plan, self.chunk = plan, chunk
         self.error, self._untold, self._failures, self._again_at = None, False, 0, 0.0
+
+    def _catch_up(self, at: int) -> None:
+        """The robot kept its last target while the loop stood still: it goes on gradually, too."""
+        plan, done = self._plan, self.executed
+        if plan is None or done is None or done.held or not plan.left(at):
+            return
+        missed = at - self._moved_at - 1
+        if missed > 0:
+            mixed = self._mask(1, len(done.action), True)
+            self._plan = plan.joined(None, self._still(done.action), at, missed, mixed)
 
     def _give(self, at: int) -> np.ndarray:
         plan, chunk, now = self._plan, self.chunk, self._clock()

@@ -135,6 +135,15 @@ def to_chunk(reply: dict[str, Any]) -> ActionChunk:
             "nothing of it is executed, look at the policy",
             "policy",
         )
+    try:
+        return _chunk(actions, reply)
+    except (TypeError, ValueError) as error:
+        raise ClientError(
+            f"the reply says of itself what cannot be: {error}", "protocol"
+        ) from error
+
+
+def _chunk(actions: np.ndarray, reply: dict[str, Any]) -> ActionChunk:
     timing = reply.get("policy_timing")
     timings = (
         {str(name).removesuffix("_ms"): float(ms) for name, ms in timing.items()}

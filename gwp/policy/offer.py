@@ -49,6 +49,9 @@ def describe(
         "state_dim": len(embodiment.state_names),
         "state_names": list(embodiment.state_names),
         "state_units": list(units) if any(units) else [],
+        # What a robot that holds repeats, and what it sets to zero; what it may blend, and not.
+        "resample": list(embodiment.resampling),
+        "kinds": sorted(embodiment.kinds),
         "fps": embodiment.fps,
         "rates": {"fps": embodiment.fps},
         "chunk": chunk,

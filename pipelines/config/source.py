@@ -2,7 +2,7 @@
 
 import argparse
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 if TYPE_CHECKING:
     from gwp.data.source import Source
@@ -23,7 +23,14 @@ class _FormatNames(Sequence[str]):
         return len(self[:])
 
 
-def add_source_options(parser: argparse.ArgumentParser) -> None:
+class Options(Protocol):
+    """A parser, or a group of its options."""
+
+    def add_argument(self, *names: str, **options: Any) -> Any:
+        """As of `argparse`."""
+
+
+def add_source_options(parser: Options) -> None:
     """What a set does not say of itself, as in a source of a stage file."""
     parser.add_argument(
         "--format",

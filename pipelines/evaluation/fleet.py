@@ -338,7 +338,8 @@ def _ask(
         events.put(("requests", event | {"ms": ms, "error": error}))
 
     try:
-        chunk = client.act(observation)
+        # In simulation time stands still: what was seen is what is to be seen.
+        chunk = client.act(lambda: observation)
     except GwpError as error:
         # Without a chunk a robot cannot go on: the error ends its process, and is told there.
         note(str(error))

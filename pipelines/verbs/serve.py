@@ -37,7 +37,29 @@ def add(subparsers: Any) -> None:
         action="store_true",
         help="print the file for `serve deploy` or a RayService, and stop",
     )
+    _add_dry(parser)
     parser.set_defaults(run=run_serve)
+
+
+def _add_dry(parser: argparse.ArgumentParser) -> None:
+    from pipelines.config.source import add_source_options
+
+    dry = parser.add_argument_group(
+        "without robots and without Ray",
+        "What one robot would receive for one recorded observation, in units, against its limits.",
+    )
+    dry.add_argument("--dry", action="store_true", help="print that, and stop")
+    dry.add_argument("--data", metavar="URI", help="robot set with the recording")
+    dry.add_argument("--episode", type=int, metavar="N", help="which episode (default: the first)")
+    dry.add_argument(
+        "--step", type=int, metavar="N", help="control step in it (default: the first usable)"
+    )
+    dry.add_argument("--embodiment", metavar="NAME", help="which robot of the policy recorded it")
+    dry.add_argument(
+        "--resample", action="store_true", help="bring a set of another rate to that of the robot"
+    )
+    dry.add_argument("--json", action="store_true", help="all of it as JSON")
+    add_source_options(dry)
 
 
 def run_serve(args: argparse.Namespace) -> None:
@@ -48,6 +70,9 @@ def run_serve(args: argparse.Namespace) -> None:
     from contextlib import suppress
 
     config = _config(args)
+    if args.dry:
+        _run_dry(args, config)
+        return
     if args.render:
         import yaml
 
@@ -81,6 +106,48 @@ def run_serve(args: argparse.Namespace) -> None:
     finally:
         _stop(config.name, local=not address)
     event("stopped", app=config.name)
+
+
+def _run_dry(args: argparse.Namespace, config: "ServeApp") -> None:
+    import json
+
+    from gwp.errors import GwpError
+    from gwp.policy.policy import Policy
+    from pipelines.config.source import source_of
+    from pipelines.console import table
+    from pipelines.evaluation.dry import dry_run
+
+    if args.data is None:
+        raise GwpError("--dry: which recording? give a robot set with --data URI")
+    episodes = None if args.episode is None else str(args.episode)
+    options = {"embodiment": args.embodiment, "resample": args.resample}
+    source = source_of(args, args.data, episodes=episodes, **options)
+    policy = Policy.load(config.policy, steps=config.replica.steps, guard=config.guard)
+    dry = dry_run(policy, source, args.step)
+    rows = dry.rows()
+    if args.json:
+        answer = {
+            "policy_id": dry.chunk.policy_id,
+            "embodiment": dry.embodiment.name,
+            "episode": dry.episode,
+            "step": dry.step,
+            "prompt": dry.observation.prompt,
+            "fps": dry.embodiment.fps,
+            "replan": dry.embodiment.replan,
+            "flags": dry.chunk.flags,
+            "rows": rows,
+            "state": dry.observation.state.tolist(),
+            "actions": dry.chunk.actions.tolist(),
+        }
+        print(json.dumps(answer))
+        return
+    print(table([{k: "" if v is None else v for k, v in row.items()} for row in rows]))
+    print(
+        f"policy {dry.chunk.policy_id[:12]}  {dry.embodiment.name} at {dry.embodiment.fps:g} Hz  "
+        f"episode {dry.episode}, step {dry.step}  {dry.observation.prompt!r}"
+    )
+    if not dry.limits:
+        print("this robot has no limits: only values that are not finite would be held back")
 
 
 def _config(args: argparse.Namespace) -> "ServeApp":

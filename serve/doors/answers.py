@@ -36,10 +36,10 @@ async def reply_to(
         return {"status": "reset successful"}
     if asked.endpoint == "clock":
         return {"time": time.time()}
-    if asked.endpoint not in (None, "infer"):
+    if asked.endpoint is not None and asked.endpoint != "infer":
         raise RefusedError(
             "protocol",
-            f"endpoint {str(asked.endpoint)[:32]!r} is unknown; use {', '.join(ENDPOINTS)}",
+            f"endpoint {asked.endpoint[:32]!r} is unknown; use {', '.join(ENDPOINTS)}",
         )
     if asked.form == "one":
         return await _reply(asked.items[0], peer, arrival, dispatcher, previous_ms)

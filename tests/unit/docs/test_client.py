@@ -3,30 +3,31 @@
 import asyncio
 import json
 import re
-import socket
 import subprocess
 import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
-import uvicorn
-from fastapi import FastAPI, WebSocket
 
-from gwp.client import Observation
+from gwp.client import ActionChunk, Observation
 from gwp.policy.batching.engine import Engine
+from gwp.policy.composed import ComposedObservation
+from gwp.policy.guard import Guard
 from gwp.policy.policy import Policy
 from serve.config import ServeApp
-from serve.dispatch import Dispatcher, Refusal
-from serve.doors import openpi
+from serve.endpoint import Endpoint
 from serve.guarded import GuardedEngine
+from serve.identity import Identity
+from serve.loop import LoopThread
+from serve.refusal import RefusedError
 from serve.warmup import observation_for
 from tests.support.paths import ROOT
 from tests.support.tiny import make_tiny_bundle
 
+WAIT_S = 20
 STEPS = 40
 SLOW, LOST = 3, 5
 """Requests of the robot that are answered too late, and whose endpoint goes away."""
@@ -62,72 +63,64 @@ class Robot:
 
 
 class Fleet:
-    """The endpoint in one process: real door and engine, no Ray; it misbehaves on demand."""
+    """The endpoint in one process: real doors and engine, no Ray; it misbehaves on demand."""
 
     def __init__(self, folder: Path) -> None:
-        self.policy = Policy.load(folder)
+        self.policy = Policy.load(folder, guard=Guard())
         self.engine = Engine(self.policy)
         robots = self.policy.contract.embodiments.values()
         self.engine.warm_up([observation_for(robot) for robot in robots])
         self._guarded = GuardedEngine(self.engine, stuck_after_s=60)
-        # What Ray Serve's handle is to a gateway.
-        self.act = self
-        self.requests = self.connections = 0
-        config = ServeApp.model_validate({"policy": str(folder)})
-        desk = Dispatcher(self, self.policy.contract, config)  # type: ignore[arg-type]
-        self._app = FastAPI()
+        self.requests = self.restarts = 0
+        config = ServeApp.model_validate({"policy": str(folder), "limits": {"drain_s": 0.1}})
+        self._config = config.model_copy(update={"port": 0})
+        self._restarting: threading.Thread | None = None
+        self._open()
 
-        @self._app.websocket("/")
-        async def door(websocket: WebSocket) -> None:
-            self.connections += 1
-            await openpi.converse(websocket, desk)
+    def _open(self) -> None:
+        self._loop = LoopThread("fleet")
+        who = Identity(policy_id=self.policy.id)
+        self._endpoint = Endpoint(self, self.policy.contract, who, self._config, self._loop)
+        self.port = self._endpoint.port
 
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            self.port = free.getsockname()[1]
-        self._ended = False
-        self._thread = threading.Thread(target=self._serve, daemon=True)
-        self._thread.start()
+    def _restart(self) -> None:
+        self._shut()
+        # Robots look for it where it was.
+        self._config = self._config.model_copy(update={"port": self.port})
+        self._open()
+        self.restarts += 1
 
-    def _serve(self) -> None:
-        while not self._ended:
-            # Without patience for robots that are connected: they notice.
-            config = uvicorn.Config(
-                self._app, port=self.port, log_level="critical", timeout_graceful_shutdown=0
-            )
-            self.server = uvicorn.Server(config)
-            self.server.run()
+    def _shut(self) -> None:
+        self._loop.run(self._endpoint.close(), WAIT_S)
+        self._loop.close()
 
-    def remote(self, observation: Observation) -> "Answer":
+    @property
+    def ready(self) -> bool:
+        return self._guarded.ready
+
+    @property
+    def wait_s(self) -> float:
+        return self._guarded.wait_s
+
+    @property
+    def batch(self) -> float:
+        return self._guarded.batch
+
+    async def act(self, given: ComposedObservation, allowed_s: float) -> ActionChunk:
         self.requests += 1
-        return Answer(self, observation, self.requests)
-
-    async def answer(self, observation: Observation, number: int) -> Any:
-        if number == SLOW:
+        if self.requests == SLOW:
             await asyncio.Event().wait()
-        if number == LOST:
-            self.server.should_exit = True
-            return Refusal("unavailable", "going away")
-        return await self._guarded.act(observation)
+        if self.requests == LOST:
+            self._restarting = threading.Thread(target=self._restart)
+            self._restarting.start()
+            raise RefusedError("unavailable", "going away")
+        return await self._guarded.act(given, allowed_s)
 
     def close(self) -> None:
-        self._ended = True
-        self.server.should_exit = True
-        self._thread.join(20)
+        if self._restarting:
+            self._restarting.join(WAIT_S)
+        self._shut()
         self.engine.close()
-
-
-class Answer:
-    """As Serve's response: awaitable, and it can be cancelled."""
-
-    def __init__(self, fleet: Fleet, observation: Observation, number: int) -> None:
-        self._answer = fleet.answer(observation, number)
-
-    def __await__(self) -> Any:
-        return self._answer.__await__()
-
-    def cancel(self) -> None:
-        self._answer.close()
 
 
 @pytest.fixture
@@ -170,7 +163,7 @@ def test_the_client_of_the_docs_lasts_through_a_bad_day(fleet: Fleet, tmp_path: 
     assert int(counts[0]) >= 1
     assert int(counts[1]) >= 1
     assert "deadline" in done.stderr
-    assert fleet.connections >= 2
+    assert fleet.restarts == 1
     assert fleet.requests > LOST
 
 

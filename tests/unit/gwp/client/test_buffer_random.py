@@ -206,6 +206,42 @@ def test_a_robot_that_stood_still_catches_up_instead_of_jumping() -> None:
     assert (steps > 0).all()
 
 
+def test_a_loop_that_stood_still_goes_on_without_a_jump() -> None:
+    world = World(np.random.default_rng(0), now=0.0, length=30)
+
+    def act(observation: Observation) -> ActionChunk:
+        rows = np.arange(30, dtype=np.float32)[:, None] + np.float32(observation.state[0])
+        return ActionChunk(rows, "p")
+
+    buffer = ChunkBuffer(act, 30, rate=RATE, clock=world.clock)
+    done = []
+    for step in range(20):
+        done.append(float(buffer.next_action(world.observe)[0]))
+        world.now += (9 if step == 4 else 1) / RATE
+    assert done[:5] == [0, 1, 2, 3, 4]
+    # Eight steps passed; eight steps later it is where it would have been.
+    assert done[13:] == [21, 22, 23, 24, 25, 26, 27]
+    assert np.diff(done).max() < 3
+    assert buffer.skipped == 8
+
+
+def test_a_request_is_worth_no_more_than_the_rows_that_it_brings() -> None:
+    world = World(np.random.default_rng(0))
+    buffer = world.buffer(4)
+    with pytest.raises(ClientError):
+        buffer.next_action(world.observe)
+    assert world.under_way[0][0].max_age_s is None
+    world.answer(0)
+    for _ in range(5):
+        world.now += 1 / RATE
+        buffer.next_action(world.observe)
+    (request, _) = world.under_way[0]
+    assert request.max_age_s == pytest.approx(world.length / RATE)
+    assert (request.steps_left, request.rate) == (4, RATE)
+    assert request.executed_action is not None
+    assert request.executed_action[0] + 1 == pytest.approx(request.state[0])
+
+
 def test_a_lasting_refusal_is_raised_when_the_rows_are_gone_and_asked_again_with_pauses() -> None:
     world = World(np.random.default_rng(0))
     buffer = world.buffer(4, refill=2)
@@ -288,7 +324,7 @@ def test_a_caller_that_counts_decides_which_row_is_due() -> None:
     def act(observation: Observation) -> ActionChunk:
         return ActionChunk(observation.state + np.arange(8, dtype=np.float32)[:, None], "p")
 
-    buffer = ChunkBuffer(act, 8)
+    buffer = ChunkBuffer(act, 8, mixed=[False])
     first = Observation({}, np.array([5], np.float32))
     done = [float(buffer.next_action(lambda: first, step)[0]) for step in (5, 6, 9, 9, 12)]
     assert done == [5, 6, 9, 9, 12]

@@ -327,6 +327,16 @@ def test_nothing_that_is_not_a_number_reaches_the_robot() -> None:
     assert caught.value.code == "policy"
 
 
+@pytest.mark.parametrize(
+    "wrong", [{"valid_from": "soon"}, {"policy_timing": {"infer_ms": "x"}}, {"flags": 3}]
+)
+def test_a_reply_that_makes_no_sense_is_told_in_one_line(wrong: dict[str, Any]) -> None:
+    endpoint = Endpoint(OURS, lambda r: chunk_for(r, **wrong))
+    with pytest.raises(ClientError, match="what cannot be") as caught:
+        act(endpoint, endpoint.session())
+    assert caught.value.code == "protocol"
+
+
 def test_what_a_reply_says_of_itself_comes_with_the_chunk() -> None:
     said = {"policy_version": "7", "policy_alias": "champion", "run_id": "r1", "flags": ["stale"]}
     endpoint = Endpoint(OURS, lambda r: chunk_for(r, observation_age_s=0.25, **said))
