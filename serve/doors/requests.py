@@ -18,11 +18,11 @@ from serve.doors.values import (
     MAX_NAME,
     as_text,
     integer,
-    name_of,
-    one_name,
+    one_text,
     positive,
     request_id,
     squeezed,
+    text,
 )
 
 _MAX_DEPTH = 3
@@ -105,7 +105,7 @@ def to_observation(
         raise ProtocolError("a request is one msgpack map with text keys")
     if "batch" in message:
         raise ProtocolError("batch: stands inside of another one; send one list of requests")
-    name = name_of(message, "embodiment") or embodiment
+    name = text(message, "embodiment") or embodiment
     found = _Found(contract.embodiment(name), pixels or Pixels())
     for entry in entries(message):
         found.take(entry)
@@ -117,10 +117,10 @@ def to_observation(
         prefix_actions=squeezed(message.get("prefix_actions"), 2),
         delay=integer(message, "delay") or 0,
         seed=integer(message, "seed"),
-        robot=name_of(message, "robot") or "",
-        session=one_name(message, "session", "session_id"),
-        episode=name_of(message, "episode") or "",
-        policy=name_of(message, "policy"),
+        robot=text(message, "robot") or "",
+        session=one_text(message, "session", "session_id"),
+        episode=text(message, "episode") or "",
+        policy=text(message, "policy"),
         deadline_s=positive(message, "deadline_s"),
         observed_at=positive(message, "observed_at"),
         max_age_s=positive(message, "max_age_s"),

@@ -12,7 +12,7 @@ MAX_NAME = 256
 _MAX_ID = 64
 
 
-def name_of(message: Mapping[str, Any], key: str) -> str | None:
+def text(message: Mapping[str, Any], key: str) -> str | None:
     """A name of one line; None where it is not there."""
     value = message.get(key)
     return None if value is None else as_name(key, value)
@@ -35,12 +35,12 @@ def as_name(key: str, value: object, longest: int = MAX_NAME) -> str:
     return name
 
 
-def one_name(message: Mapping[str, Any], *keys: str) -> str:
+def one_text(message: Mapping[str, Any], *keys: str) -> str:
     """A name under one of several names of its field; "" where there is none.
 
     ObservationError where two of them say different things.
     """
-    given = {key: value for key in keys if (value := name_of(message, key))}
+    given = {key: value for key in keys if (value := text(message, key))}
     if len(set(given.values())) > 1:
         raise ObservationError(f"{' and '.join(given)} say different things; send one of them")
     return next(iter(given.values()), "")
