@@ -17,6 +17,7 @@ from gwp.client.address import announcing, websocket_url
 from gwp.client.clock import EndpointClock
 from gwp.client.steps import Drop, Exchange, LinkLostError, Look, Open, Pause, Steps
 from gwp.client.wire import ClientError, packed, refusal, to_chunk, to_message
+from gwp.protocol.bounds import FROM_ENDPOINT
 from gwp.protocol.handshake import FIELDS, mismatch
 from gwp.protocol.messages import ActionChunk, Observation
 from gwp.protocol.msgpack_numpy import ProtocolError, packb, unpackb
@@ -331,7 +332,7 @@ class Session:
             # Of a stock server: a traceback.
             last = (frame.strip().splitlines() or ["error without text"])[-1]
             raise ClientError(f"{self.url}: {last}", "internal")
-        message = unpackb(frame)
+        message = unpackb(frame, bounds=FROM_ENDPOINT)
         if not isinstance(message, dict):
             raise ClientError(
                 f"{self.url}: the reply is no map; is this an openpi endpoint?", "protocol"

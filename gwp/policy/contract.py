@@ -298,7 +298,7 @@ class PolicyContract(BaseModel):
         if missing:
             raise ObservationError(
                 f"images: camera {', '.join(missing)} is missing (came: "
-                f"{', '.join(sorted(given)) or 'none'}); "
+                f"{', '.join(sorted(given))[:200] or 'none'}); "
                 f"{embodiment.name} needs {', '.join(embodiment.cameras.values())}"
             )
         return {key: picture(key, given[short_name(key)]) for key in embodiment.cameras.values()}

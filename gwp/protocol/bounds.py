@@ -30,6 +30,11 @@ class Bounds:
 BOUNDS = Bounds()
 """64 observations of a robot with three cameras have some 4000 items in 1200 maps and lists."""
 
+FROM_ENDPOINT = Bounds(items=1 << 18, containers=1 << 16, text=1 << 20)
+"""For what a robot reads: an endpoint of many robots says more at its handshake than a robot ever
+does, and many observations have as many answers.
+"""
+
 _RUN = 16
 """Entries from which on a list is looked at as a whole."""
 _FIX = "this is no msgpack message; send one msgpack map per binary frame"

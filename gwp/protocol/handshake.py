@@ -110,12 +110,12 @@ def _other_names(robot: Mapping[str, Any], offer: Mapping[str, Any], field: str)
 def _other_units(robot: Mapping[str, Any], offer: Mapping[str, Any], field: str) -> str | None:
     units = robot.get(field)
     ours = list(offer.get(field) or ())
+    names = list(offer.get(field.replace("units", "names")) or ())
     # A policy that does not state its units cannot be compared.
-    if units is None or not ours:
+    if units is None or not ours or len(ours) != len(names):
         return None
     if isinstance(units, str) or not all(isinstance(unit, str) for unit in units):
         return f"{field}: a list of units is expected: {_line(ours)}"
-    names = list(offer[field.replace("units", "names")])
     theirs = list(units)
     if len(theirs) != len(ours):
         return f"{field}: {len(theirs)} of them, the policy has {len(ours)}: {_line(ours)}"

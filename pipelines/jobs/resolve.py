@@ -141,6 +141,8 @@ def resolve_embodiments(job: TrainJob, reader: FileReader) -> dict[str, Embodime
             "resample": config.resample,
             "fps": config.fps or inferred.fps,
             "kinds": config.kinds,
+            "action_units": config.action_units,
+            "state_units": config.state_units,
         }
         # Validated again: limits and rules have to fit the names that were read.
         try:

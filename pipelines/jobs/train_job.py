@@ -4,14 +4,16 @@ A job names its data mixture, modes and losses (`objective`), where its weights 
 and how it runs.
 """
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import (
     AfterValidator,
     BaseModel,
     ConfigDict,
     Field,
+    SerializerFunctionWrapHandler,
     field_validator,
+    model_serializer,
     model_validator,
 )
 
@@ -81,6 +83,12 @@ class EmbodimentConfig(BaseModel):
     entries, `rot6d` or `rot6d_interleaved` for each of its six, `matrix` for each of its nine,
     or a gripper's `range`, `invert` and `binary`; others are plain numbers.
     """
+    action_units: tuple[str, ...] = ()
+    """Unit of each action dimension, e.g. `rad`, `m`; empty: not stated."""
+    state_units: tuple[str, ...] = ()
+    """Unit of each state dimension; robots that announce others are refused, and states that are
+    no number of their unit. Empty: not stated.
+    """
     stats: Location | None = None
     """File (path or s3://) of statistics made by `gwp data stats`; None: computed from the
     sources of the run.
@@ -89,6 +97,15 @@ class EmbodimentConfig(BaseModel):
     """Take `stats` although they are of other data than the sources, or do not say of which:
     imported ones, those of a pre-training.
     """
+
+    # Hashes of this JSON say whether a run goes on. Those of before know no units.
+    @model_serializer(mode="wrap")
+    def _without_defaults(self, write: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        fields: dict[str, Any] = write(self)
+        for name in ("action_units", "state_units"):
+            if not getattr(self, name):
+                fields.pop(name, None)
+        return fields
 
     @model_validator(mode="after")
     def _of_a_file(self) -> "EmbodimentConfig":

@@ -12,7 +12,7 @@ _SEGMENTS = 1024
 """Markers before the pixels of a JPEG."""
 _CHUNKS = 8192
 """Chunks of a PNG: 16 MiB in pieces of 2 KiB."""
-_SCANS = 64
+_SCANS = 20
 """Passes over a JPEG; progressive files have some ten."""
 _FILL = 16
 """Fill bytes before a marker."""

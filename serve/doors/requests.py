@@ -14,7 +14,16 @@ from gwp.protocol.handshake import short_name
 from gwp.protocol.messages import Observation
 from serve.doors.picture_files import is_picture_file
 from serve.doors.pictures import Pixels, decode_picture
-from serve.doors.values import as_text, integer, one_text, positive, request_id, squeezed, text
+from serve.doors.values import (
+    MAX_NAME,
+    as_text,
+    integer,
+    one_text,
+    positive,
+    request_id,
+    squeezed,
+    text,
+)
 
 _MAX_DEPTH = 3
 _LEAST_SIDE = 8
@@ -51,6 +60,9 @@ def entries(message: Mapping[str, Any]) -> Iterator[Entry]:
 def _flat(key: object, value: Any, depth: int) -> Iterator[tuple[str, Any]]:
     if not isinstance(key, str):
         raise ProtocolError("maps need text keys")
+    # They are names of fields and cameras, which errors and logs repeat.
+    if len(key) > MAX_NAME or not key.isprintable():
+        raise ProtocolError(f"a key is longer than {MAX_NAME} or holds control characters")
     # A map nested without end would end Python's own stack.
     if not isinstance(value, dict) or depth >= _MAX_DEPTH:
         yield key, value

@@ -11,7 +11,7 @@ from serve.doors.requests import PROMPTS, Entry, entries, is_picture
 Form = Literal["one", "batch", "stacked"]
 """How requests came, and so how they are answered: one by itself, a list, a leading axis."""
 
-MOST = 128
+MOST = 64
 """Most observations of one message."""
 _BESIDE = frozenset(("batch", "endpoint", "request_id"))
 # Field -> axes of one observation's.

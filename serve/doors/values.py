@@ -12,10 +12,10 @@ MAX_NAME = 256
 _MAX_ID = 64
 
 
-def text(message: Mapping[str, Any], key: str, longest: int = MAX_NAME) -> str | None:
-    """Text of up to `longest` characters; None where it is not there."""
+def text(message: Mapping[str, Any], key: str) -> str | None:
+    """A name of one line; None where it is not there."""
     value = message.get(key)
-    return None if value is None else as_text(key, value, longest)
+    return None if value is None else as_name(key, value)
 
 
 def as_text(key: str, value: object, longest: int = MAX_NAME) -> str:
@@ -27,8 +27,16 @@ def as_text(key: str, value: object, longest: int = MAX_NAME) -> str:
     return value
 
 
+def as_name(key: str, value: object, longest: int = MAX_NAME) -> str:
+    """Text of one line, as logs and errors show it."""
+    name = as_text(key, value, longest)
+    if not name.isprintable():
+        raise ObservationError(f"{key}: holds control characters; send a plain name")
+    return name
+
+
 def one_text(message: Mapping[str, Any], *keys: str) -> str:
-    """Text under one of several names of a field; "" where there is none.
+    """A name under one of several names of its field; "" where there is none.
 
     ObservationError where two of them say different things.
     """
@@ -67,7 +75,7 @@ def request_id(message: Mapping[str, Any]) -> str | int | None:
     """What the robot calls its request; None where it does not."""
     value = message.get("request_id")
     if value is None or (isinstance(value, str) and len(value) <= _MAX_ID):
-        return value
+        return None if value is None else as_name("request_id", value)
     if isinstance(value, (int, np.integer)) and not isinstance(value, bool):
         return int(value)
     raise ObservationError(

@@ -11,8 +11,16 @@ from websockets.exceptions import ConnectionClosed, WebSocketException
 
 from gwp.policy.composed import ComposedObservation
 from gwp.protocol.messages import ActionChunk
-from gwp.protocol.msgpack_numpy import packb, unpackb
-from serve.link.frames import MAX_FRAME, PING_S, PONG_S, TOKEN_HEADER, from_answer, to_ask
+from gwp.protocol.msgpack_numpy import packb
+from serve.link.frames import (
+    MAX_FRAME,
+    PING_S,
+    PONG_S,
+    TOKEN_HEADER,
+    from_answer,
+    to_ask,
+    unpack_frame,
+)
 from serve.refusal import RefusedError
 
 log = logging.getLogger("ray.serve")
@@ -86,7 +94,7 @@ class Link:
         sender = asyncio.ensure_future(self._send())
         try:
             async for frame in self._socket:
-                self._take(unpackb(frame if isinstance(frame, bytes) else frame.encode()))
+                self._take(unpack_frame(frame))
         except ConnectionClosed:
             return
         finally:

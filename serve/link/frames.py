@@ -13,6 +13,7 @@ from typing import Any
 
 from gwp.policy.composed import ComposedObservation
 from gwp.protocol.messages import ActionChunk, Observation
+from gwp.protocol.msgpack_numpy import unpackb
 from serve.refusal import RefusedError
 
 MAX_FRAME = 64 << 20
@@ -21,6 +22,13 @@ PING_S, PONG_S = 1.0, 2.0
 """How often either side looks whether the other lives, and how long it waits for a sign of it."""
 TOKEN_HEADER = "x-gwp-link"  # noqa: S105  a name
 """Carries the secret that only gateways and replicas of one application know."""
+
+
+def unpack_frame(frame: bytes | str) -> dict[str, Any]:
+    """The map of one frame. A hundred robots that ask together are more than a robot may send."""
+    data = frame if isinstance(frame, bytes) else frame.encode()
+    message: dict[str, Any] = unpackb(data, bounds=None)
+    return message
 
 
 def to_ask(number: int, given: ComposedObservation, allowed_s: float) -> dict[str, Any]:

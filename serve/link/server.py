@@ -10,9 +10,17 @@ from websockets.asyncio.server import Server, ServerConnection, serve
 from websockets.exceptions import ConnectionClosed
 from websockets.http11 import Request, Response
 
-from gwp.protocol.msgpack_numpy import packb, unpackb
+from gwp.protocol.msgpack_numpy import packb
 from serve.guarded import GuardedEngine
-from serve.link.frames import MAX_FRAME, PING_S, PONG_S, TOKEN_HEADER, from_ask, to_answer
+from serve.link.frames import (
+    MAX_FRAME,
+    PING_S,
+    PONG_S,
+    TOKEN_HEADER,
+    from_ask,
+    to_answer,
+    unpack_frame,
+)
 from serve.refusal import RefusedError
 
 log = logging.getLogger("ray.serve")
@@ -121,7 +129,7 @@ class _Link:
         self.flush()
         try:
             async for frame in self._socket:
-                self._take(unpackb(frame if isinstance(frame, bytes) else frame.encode()))
+                self._take(unpack_frame(frame))
         except ConnectionClosed:
             return
         finally:

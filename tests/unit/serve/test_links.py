@@ -295,3 +295,17 @@ def test_only_gateways_of_the_application_are_let_in() -> None:
         assert (len(engine.asked), len(stranger.asked)) == (5, 0)
 
     run(test)
+
+
+def test_a_frame_holds_more_than_any_robot_may_send() -> None:
+    rich = {"prefix_actions": np.ones((3, 4), np.float32), "delay": 2, "robot": "r", "rate": 20.0}
+
+    async def test(fleet: Fleet) -> None:
+        engine = await fleet.add()
+        await fleet.connected(1)
+        asked = [replace(GIVEN, observation=replace(SEEN, seed=n, **rich)) for n in range(400)]
+        chunks = await asyncio.gather(*(fleet.pool.act(one, 20) for one in asked))
+        assert [int(chunk.actions[0, 0]) for chunk in chunks] == list(range(400))
+        assert len(engine.asked) == 400
+
+    run(test, window=400, queue=400)

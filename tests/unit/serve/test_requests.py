@@ -179,7 +179,7 @@ def test_a_list_of_requests_is_taken_as_it_is() -> None:
     for message, words in [
         ({"batch": good()}, "expected a list"),
         ({"batch": []}, "expected a list"),
-        ({"batch": batch * 100}, "300 requests, up to 128"),
+        ({"batch": batch * 100}, "300 requests, up to 64"),
         ({"batch": batch, "prompt": "go"}, "prompt: stands beside `batch`"),
     ]:
         with pytest.raises(ProtocolError, match=words):

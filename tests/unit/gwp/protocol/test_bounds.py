@@ -10,7 +10,7 @@ import pytest
 
 from gwp.errors import ProtocolError
 from gwp.protocol import bounds as module
-from gwp.protocol.bounds import BOUNDS, Bounds, check_bounds
+from gwp.protocol.bounds import BOUNDS, FROM_ENDPOINT, Bounds, check_bounds
 from gwp.protocol.msgpack_numpy import packb, unpackb
 
 MIB = 1 << 20
@@ -201,3 +201,16 @@ def test_every_first_byte_has_the_size_that_msgpack_gives_it() -> None:
             end = 0
         if (end and not 0x80 <= first < 0xA0 and first < 0xDC) or first >= 0xE0:
             assert module._walk(data, BOUNDS) == end, hex(first)
+
+
+def test_an_endpoint_may_say_more_than_a_robot_may() -> None:
+    names = [f"joint_{i}" for i in range(40)]
+    robots = {f"robot {i}": {"action_names": names, "state_names": names} for i in range(200)}
+    with pytest.raises(ProtocolError):
+        unpackb(packb(robots))
+    assert unpackb(packb(robots), bounds=FROM_ENDPOINT) == robots
+    # Between processes of our own nothing is looked through.
+    deep: Any = 0
+    for _ in range(20):
+        deep = [deep]
+    assert unpackb(packb(deep), bounds=None) == deep

@@ -253,3 +253,26 @@ def test_gradients_are_summed_alike_whatever_the_number_of_elastic_workers():
     for world in (1, 2):
         assert deepspeed_config(elastic, world)["data_types"] == {"grad_accum_dtype": "fp32"}
     assert "data_types" not in deepspeed_config(fixed, 2)
+
+
+def test_units_reach_the_robot_and_change_no_hash_where_they_are_not_stated(tmp_path):
+    root = write_v21(tmp_path / "set")
+
+    def job(robot: str) -> TrainJob:
+        sets = [
+            f"data.sources=[{{uri: {root}, embodiment: arm}}]",
+            f"data.embodiments={{arm: {robot}}}",
+            "data.window={chunk: 4, stride: 1}",
+        ]
+        return load_config(STAGES / "policy.yaml", TrainJob, sets)
+
+    silent = job("{}")
+    # Hashes of this JSON say whether a run goes on.
+    written = silent.model_dump(mode="json")["data"]["embodiments"]["arm"]
+    assert not {"action_units", "state_units"} & written.keys()
+    told = job("{state_units: [rad, m, m], action_units: [rad, m]}")
+    assert TrainJob.model_validate(told.model_dump(mode="json")) == told
+    arm = resolve_embodiments(told, FileReader())["arm"]
+    assert (arm.state_units, arm.action_units) == (("rad", "m", "m"), ("rad", "m"))
+    with pytest.raises(GwpError, match="state_units has 1 entries, state_names 3"):
+        resolve_embodiments(job("{state_units: [rad]}"), FileReader())
