@@ -1,0 +1,1 @@
+"""Maps of the wire to observations, and chunks to maps."""
