@@ -18,12 +18,12 @@ from serve.access import Access
 from serve.ages import age_of, judge_age
 from serve.backend import Backend
 from serve.config import ServeApp
-from serve.doors.pictures import Pixels
-from serve.doors.requests import to_observation
-from serve.doors.together import Form, split
-from serve.doors.values import request_id, text
 from serve.identity import Identity
 from serve.intake import Intake
+from serve.messages.pictures import Pixels
+from serve.messages.requests import to_observation
+from serve.messages.together import Form, split
+from serve.messages.values import request_id, text
 from serve.rates import Rates
 from serve.refusal import RefusedError
 

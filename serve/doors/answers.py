@@ -5,7 +5,7 @@ import time
 from typing import Any
 
 from serve.dispatch import Asked, Dispatcher, Item, Peer
-from serve.doors.replies import join, to_error, to_reply
+from serve.messages.replies import join, to_error, to_reply
 from serve.refusal import RefusedError
 
 ENDPOINTS = ("infer", "reset", "clock")

@@ -21,7 +21,7 @@ from gwp.protocol.msgpack_numpy import packb
 from serve.dispatch import Dispatcher, Peer
 from serve.doors.answers import reply_to
 from serve.doors.http import STATUS, name_of
-from serve.doors.replies import to_error
+from serve.messages.replies import to_error
 from serve.refusal import RefusedError
 
 log = logging.getLogger("ray.serve")

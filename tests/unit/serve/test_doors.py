@@ -13,8 +13,8 @@ from gwp.errors import GwpError, ObservationError
 from gwp.protocol.messages import ActionChunk
 from gwp.protocol.msgpack_numpy import ProtocolError, packb, unpackb
 from serve.doors.openpi import announced
-from serve.doors.replies import to_reply
-from serve.doors.requests import to_observation
+from serve.messages.replies import to_reply
+from serve.messages.requests import to_observation
 from tests.unit.gwp.policy.test_contract import IMAGE, ONE, TWO
 
 STATE = np.arange(3, dtype=np.float32)

@@ -25,9 +25,9 @@ from gwp.policy.derived import Seen
 from gwp.policy.guard import Guard
 from gwp.protocol.fields import FIELDS
 from gwp.protocol.msgpack_numpy import packb, unpackb
-from serve.doors.pictures import Pixels
-from serve.doors.requests import to_observation
-from serve.doors.together import split
+from serve.messages.pictures import Pixels
+from serve.messages.requests import to_observation
+from serve.messages.together import split
 from tests.unit.gwp.policy.test_contract import IMAGE, ONE
 
 MOST_BYTES = 1 << 20

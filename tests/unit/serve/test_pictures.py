@@ -13,8 +13,8 @@ from PIL import Image, ImageOps
 
 from gwp.data.formats.pictures import as_rgb
 from gwp.errors import ObservationError
-from serve.doors.picture_files import read_picture_file
-from serve.doors.pictures import Pixels, decode_picture
+from serve.messages.picture_files import read_picture_file
+from serve.messages.pictures import Pixels, decode_picture
 
 RNG = np.random.default_rng(0)
 RGB = RNG.integers(0, 256, (20, 30, 3), dtype=np.uint8)

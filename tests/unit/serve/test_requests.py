@@ -13,9 +13,9 @@ from gwp.errors import GwpError, ObservationError
 from gwp.protocol.fields import FIELDS, unknown
 from gwp.protocol.messages import ActionChunk
 from gwp.protocol.msgpack_numpy import ProtocolError, packb, unpackb
-from serve.doors.replies import join, to_error, to_reply
-from serve.doors.requests import to_observation
-from serve.doors.together import split
+from serve.messages.replies import join, to_error, to_reply
+from serve.messages.requests import to_observation
+from serve.messages.together import split
 from tests.unit.gwp.policy.test_contract import ARM, IMAGE, ONE
 
 STATE = np.arange(3, dtype=np.float32)

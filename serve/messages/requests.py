@@ -12,9 +12,9 @@ from gwp.policy.contract import MAX_PROMPT, PolicyContract
 from gwp.protocol.fields import FIELDS, unknown
 from gwp.protocol.handshake import short_name
 from gwp.protocol.messages import Observation
-from serve.doors.picture_files import is_picture_file
-from serve.doors.pictures import Pixels, decode_picture
-from serve.doors.values import (
+from serve.messages.picture_files import is_picture_file
+from serve.messages.pictures import Pixels, decode_picture
+from serve.messages.values import (
     MAX_NAME,
     as_text,
     integer,

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 
 from gwp.protocol.messages import ActionChunk
-from serve.doors.together import Form
+from serve.messages.together import Form
 
 
 def to_reply(chunk: ActionChunk, infer_ms: float, previous_ms: float | None) -> dict[str, Any]:

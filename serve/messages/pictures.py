@@ -9,7 +9,7 @@ import numpy as np
 
 from gwp.errors import ObservationError
 from gwp.policy.contract import MAX_SIDE
-from serve.doors.picture_files import read_picture_file
+from serve.messages.picture_files import read_picture_file
 
 if TYPE_CHECKING:
     from PIL import Image

@@ -6,7 +6,7 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 
 from gwp.errors import ObservationError, ProtocolError
-from serve.doors.requests import PROMPTS, Entry, entries, is_picture
+from serve.messages.requests import PROMPTS, Entry, entries, is_picture
 
 Form = Literal["one", "batch", "stacked"]
 """How requests came, and so how they are answered: one by itself, a list, a leading axis."""
