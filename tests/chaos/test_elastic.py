@@ -17,6 +17,7 @@ from pipelines.jobs.resolve import run_uri
 from pipelines.jobs.train_job import TrainJob
 from pipelines.tracking.runs import metric_history
 from pipelines.training.checkpoint.checkpoints import find_committed
+from pipelines.training.control.stop import SAVE_S
 from pipelines.training.control.watch import resumptions, worker_progress
 from pipelines.training.train import StageResult, train
 from tests.support.dot import EVERY, STEPS, job
@@ -92,13 +93,17 @@ def consumed(run: str) -> dict[int, list[int]]:
 
 
 @pytest.mark.timeout(900)
+@pytest.mark.parametrize("stage", [1, 2, 3])
 def test_a_run_goes_from_two_workers_to_one_to_two(
     two_nodes: MiniCluster,
     recordings: str,
     calm: tuple[StageResult, Any],
+    stage: int,
 ) -> None:
+    """The run that nothing happened to is one of ZeRO 2, whatever the stage of this one."""
     mini = two_nodes
-    training = Training(job(mini, recordings, "elastic", *SETS, *ELASTIC))
+    own = (f"engine.zero_stage={stage}",)
+    training = Training(job(mini, recordings, f"elastic-{stage}", *SETS, *ELASTIC, *own))
     run = training.run
     training.until(lambda: training.step_of(1) >= EVERY + 3 and find_committed(run))
     assert len(worker_progress(run)) == 2
@@ -119,6 +124,8 @@ def test_a_run_goes_from_two_workers_to_one_to_two(
     )
     result = training.result()
     assert [first["world_size"], second["world_size"]] == [1, 2]
+    # The checkpoint before the resize was not waited for in vain.
+    assert second["time"] - added < SAVE_S
     # What was lost goes back to the last checkpoint; at the resize nothing is.
     assert first["step"] >= EVERY
     assert second["step"] > first["step"]
