@@ -39,7 +39,7 @@ from pipelines.training.control.lease import lease
 from pipelines.training.control.machines import room_for
 from pipelines.training.control.stop import ask_to_stop, forget_asked, save_and_pause
 from pipelines.training.control.stopped import first
-from pipelines.training.control.watchdog import clear_earlier, watchdog
+from pipelines.training.control.watchdog import at_work, clear_earlier, watchdog
 from pipelines.training.export import write_final
 from pipelines.training.loop import train_loop
 from pipelines.training.prepare import PreparedRun, prepare
@@ -201,9 +201,12 @@ def _fit(prepared: PreparedRun, record: RunRecord) -> None:
             raise told from error
 
 
-def _ask_to_stop(run_uri: str) -> None:
+def _ask_to_stop(run_uri: str, nobody: threading.Event) -> None:
+    """nobody: set when there is none who could stop"""
     try:
         ask_to_stop(run_uri)
+        if not at_work(run_uri):
+            nobody.set()
     except (OSError, GwpError) as error:
         warn(f"the workers cannot be asked to stop ({error}); once more ends at once")
 
@@ -225,9 +228,11 @@ def _answers_within(seconds: float) -> Iterator[None]:
 
 def _until_over(trainer: TorchTrainer, run_uri: str) -> None:
     """Run the workers to their end. The first Ctrl-C or SIGTERM asks them to stop with a
-    checkpoint, the second one ends at once with KeyboardInterrupt.
+    checkpoint; the second one, and the first while they wait for room, ends at once with
+    KeyboardInterrupt.
     """
     failed: list[BaseException] = []
+    nobody = threading.Event()
     # Not `join`: Python 3.11 takes a thread whose join is interrupted for one that has ended.
     over = threading.Event()
 
@@ -245,7 +250,7 @@ def _until_over(trainer: TorchTrainer, run_uri: str) -> None:
         # daemon, because nobody waits for it behind the second one.
         threading.Thread(target=fit, daemon=True, name="gwp-fit").start()
         while not over.wait(_WAIT_S):
-            if interrupts.count > 1:
+            if interrupts.count > 1 or nobody.is_set():
                 raise KeyboardInterrupt(
                     "ended at once; the same command goes on from the last checkpoint"
                 )
@@ -256,6 +261,6 @@ def _until_over(trainer: TorchTrainer, run_uri: str) -> None:
                     text="a checkpoint is taken at the next step; once more ends at once",
                 )
                 # Not here: storage may be slow, and the second one is waited for.
-                threading.Thread(target=_ask_to_stop, args=(run_uri,), daemon=True).start()
+                threading.Thread(target=_ask_to_stop, args=(run_uri, nobody), daemon=True).start()
     if failed:
         raise failed[0]

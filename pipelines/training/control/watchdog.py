@@ -54,6 +54,16 @@ def clear_earlier(run: str) -> None:
         remove_torn(run)
 
 
+def at_work(run: str) -> bool:
+    """Whether the workers of this start are there; False while they wait for room, or have not
+    come so far as to report.
+    """
+    reports = worker_progress(run)
+    # Rank 0 is there at every start, and none of them is without it.
+    first = Process.of(reports[0]) if reports else None
+    return first is not None and lives(first)
+
+
 class Watchdog:
     """Reads the notes of a run until it is closed."""
 

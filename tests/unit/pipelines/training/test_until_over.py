@@ -4,13 +4,16 @@ import signal
 import threading
 import time
 from collections.abc import Callable
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from pipelines.training import train as train_module
+from pipelines.training.control.processes import Process
 from pipelines.training.train import _until_over
+from tests.unit.pipelines.training.test_watch import report, write
 
 
 class Trainer:
@@ -49,6 +52,7 @@ def _soon(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_the_first_interrupt_asks_the_workers_to_stop(tmp_path: Path, number: int) -> None:
     note = tmp_path / "stop"
+    write(tmp_path, report(0, 7) | asdict(Process.own()))
     trainer: Any = Trainer(note.exists)
     after(trainer.began.is_set, number)
     _until_over(trainer, str(tmp_path))
@@ -68,6 +72,20 @@ def test_the_second_one_ends_also_while_storage_does_not_take_the_first(
     trainer: Any = Trainer(over.is_set)
     after(trainer.began.is_set, signal.SIGINT)
     after(asked.is_set, signal.SIGINT)
+    with pytest.raises(KeyboardInterrupt, match="ended at once; the same command goes on from the"):
+        _until_over(trainer, str(tmp_path))
+    over.set()
+
+
+@pytest.mark.parametrize("before", [False, True], ids=["first", "again"])
+def test_one_ends_at_once_while_no_worker_is_there(tmp_path: Path, before: bool) -> None:
+    """They wait for machines; so does who asks them to stop, for ever."""
+    if before:
+        own = Process.own()
+        write(tmp_path, report(0, 7) | asdict(replace(own, born=own.born - 60)))
+    over = threading.Event()
+    trainer: Any = Trainer(over.is_set)
+    after(trainer.began.is_set, signal.SIGTERM)
     with pytest.raises(KeyboardInterrupt, match="ended at once; the same command goes on from the"):
         _until_over(trainer, str(tmp_path))
     over.set()
