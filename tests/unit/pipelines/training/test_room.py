@@ -76,9 +76,8 @@ def test_a_disk_that_is_full_is_told_with_what_was_needed(small: Path) -> None:
         pytest.raises(NoRoomError, match=r"a worker's part of .* takes 2.1 MB: \S+ MB are left;"),
         room_told(str(run), 2 * MB),
     ):
-        (small / "x").write_bytes(bytes(3 * MB))
-        (small / "y").write_bytes(bytes(2 * MB))
-    (small / "y").unlink()
+        (small / "x").write_bytes(bytes(5 * MB))
+    (small / "x").unlink()
     with disk_told(small, "a checkpoint", MB), room_told(str(run), MB):
         (small / "x").write_bytes(bytes(MB))
 

@@ -10,9 +10,9 @@ from typing import Any
 
 import pytest
 
-from pipelines.training import train as train_module
+from pipelines.training import workers as workers_module
 from pipelines.training.control.processes import Process
-from pipelines.training.train import _until_over
+from pipelines.training.workers import _until_over
 from tests.unit.pipelines.training.test_watch import report, write
 
 
@@ -46,7 +46,7 @@ def after(holds: Callable[[], bool], number: int) -> None:
 
 @pytest.fixture(autouse=True)
 def _soon(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(train_module, "_WAIT_S", 0.02)
+    monkeypatch.setattr(workers_module, "_WAIT_S", 0.02)
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
@@ -68,7 +68,7 @@ def test_the_second_one_ends_also_while_storage_does_not_take_the_first(
         asked.set()
         over.wait(60)
 
-    monkeypatch.setattr(train_module, "ask_to_stop", slow)
+    monkeypatch.setattr(workers_module, "ask_to_stop", slow)
     trainer: Any = Trainer(over.is_set)
     after(trainer.began.is_set, signal.SIGINT)
     after(asked.is_set, signal.SIGINT)
