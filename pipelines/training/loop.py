@@ -28,7 +28,7 @@ from pipelines.training.checkpoint.checkpoints import (
     next_attempt,
 )
 from pipelines.training.checkpoint.references import referenced
-from pipelines.training.checkpoint.uploads import Uploads
+from pipelines.training.checkpoint.uploads import Uploads, patiently
 from pipelines.training.control.journal import (
     DATA,
     FETCHING,
@@ -116,8 +116,8 @@ class _Loop:
         self.ranks = ranks
         rank = ranks.rank
         # Rank 0 looks for all: listings at different moments could differ.
-        attempt = self.ranks.agreed(next_attempt(prepared.uri) if rank == 0 else 0)
-        self.attempt = int(attempt)
+        attempt = patiently(lambda: next_attempt(prepared.uri)) if rank == 0 else 0
+        self.attempt = int(self.ranks.agreed(attempt))
         self.journal = Journal(
             prepared.uri,
             rank,
@@ -127,7 +127,7 @@ class _Loop:
             ray.get_runtime_context().get_node_id(),
         )
         self.journal.phase(STARTING)
-        latest = latest_committed(prepared.uri) if rank == 0 else None
+        latest = patiently(lambda: latest_committed(prepared.uri)) if rank == 0 else None
         self.committed: tuple[str, CheckpointManifest] | None = self.ranks.agreed(latest)
         if self.committed:
             self.journal.phase(FETCHING, self.committed[1].step)

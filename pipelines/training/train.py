@@ -3,10 +3,13 @@ weights in `final/`.
 """
 
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 from gwp.errors import GwpError
 from gwp.paths import absolute_paths
+from pipelines.console import warn
 from pipelines.jobs.ray_start import check_resources, ensure_ray
 from pipelines.jobs.resolve import run_uri
 from pipelines.jobs.train_job import TrainJob
@@ -63,10 +66,10 @@ def train(
                 go_back(prepared.uri, from_step)
             complete = _complete(prepared)
             record = record_of(prepared)
-            with open_run(record):
+            with open_run(record), _sent_back(from_step):
                 if not complete:
                     run_workers(prepared, record)
-                checkpoint = latest_committed(prepared.uri)
+                checkpoint = patiently(lambda: latest_committed(prepared.uri))
                 assert checkpoint is not None
                 uri, manifest = checkpoint
                 if manifest.step < job.run.steps:
@@ -96,3 +99,16 @@ def _complete(prepared: PreparedRun) -> bool:
     uri, manifest = checkpoint
     prepared.require_own(uri, manifest)
     return manifest.step >= prepared.job.run.steps
+
+
+@contextmanager
+def _sent_back(step: int | None) -> Iterator[None]:
+    """Say before a line that names the same command what that would do, when this one has gone
+    back to `step`.
+    """
+    try:
+        yield
+    except BaseException:
+        if step is not None:
+            warn(f"leave --from out to go on: with it the run goes back to step {step} again")
+        raise

@@ -28,6 +28,7 @@ from pipelines.compat import before_resize, count_workers_by, found_no_room
 from pipelines.console import event, warn
 from pipelines.jobs.train_job import POOL
 from pipelines.tracking.runs import tracking_uri
+from pipelines.training.checkpoint.uploads import patiently
 from pipelines.training.control.failures import Interrupts, StopForGood, gave_up, lost_of_ray
 from pipelines.training.control.machines import room_for
 from pipelines.training.control.stop import ask_to_stop, forget_asked, save_and_pause
@@ -53,7 +54,7 @@ def run_workers(prepared: PreparedRun, record: RunRecord) -> None:
     earlier = noted = len(failures(uri))
     # Times that Ray failed, and no worker with it.
     alone = 0
-    clear_earlier(uri)
+    _clear(uri)
     with _answers_within(cluster.patience_s), watchdog(uri, cluster.hang_s) as watch:
         while True:
             left = max(0, most - (noted - earlier) - alone) if most >= 0 else -1
@@ -64,7 +65,8 @@ def run_workers(prepared: PreparedRun, record: RunRecord) -> None:
                 cause = first(error, GwpError)
                 if cause:
                     raise cause from error
-                before, noted = noted, len(failures(uri))
+                # Storage may have gone with what Ray lost.
+                before, noted = noted, patiently(lambda: len(failures(uri)))
                 lost = lost_of_ray(error)
                 if found_no_room(error):
                     warn(f"no machine has room for all {cluster.min_workers} workers: waiting")
@@ -76,9 +78,15 @@ def run_workers(prepared: PreparedRun, record: RunRecord) -> None:
                     if told is None:
                         raise
                     raise told from error
-                clear_earlier(uri)
+                patiently(lambda: _clear(uri))
             else:
                 return
+
+
+def _clear(uri: str) -> None:
+    """Remove what an earlier start left that concerns the next one."""
+    clear_earlier(uri)
+    forget_asked(uri)
 
 
 def _start(prepared: PreparedRun, record: RunRecord, max_failures: int) -> None:
@@ -86,9 +94,7 @@ def _start(prepared: PreparedRun, record: RunRecord, max_failures: int) -> None:
     # Ray is given no checkpoints and has nothing to store; but it looks at its storage at each
     # start, without patience. So that is a folder here, and an empty one wherever else it looks.
     with tempfile.TemporaryDirectory(prefix="gwp-ray-") as unused:
-        trainer = _trainer(prepared, record, unused, max_failures)
-        forget_asked(prepared.uri)
-        _until_over(trainer, prepared.uri)
+        _until_over(_trainer(prepared, record, unused, max_failures), prepared.uri)
 
 
 def _trainer(

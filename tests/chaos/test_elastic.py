@@ -21,7 +21,10 @@ from pipelines.training.control.stop import SAVE_S
 from pipelines.training.control.watch import resumptions, worker_progress
 from pipelines.training.train import StageResult, train
 from tests.support.dot import EVERY, STEPS, job
+from tests.support.servers import silent
 
+# Of storage; one call waits for half a minute.
+AWAY_S = 50.0
 SETS = ("run.record_samples=true",)
 # A node of the pool has two CPUs, so one worker each.
 ELASTIC = ("cluster.workers=[1, 2]", "cluster.cpus_per_worker=2", "cluster.resize_every_s=2")
@@ -174,3 +177,28 @@ def test_a_machine_that_is_called_back_costs_no_step(
     assert taken[2] == list(range(event["step"] * 8, 100 * 8))
     assert len(resumptions(run)) == 1
     assert (result.steps, result.samples) == (100, 100 * 8)
+
+
+@pytest.mark.timeout(600)
+def test_a_machine_is_lost_while_storage_is_away(
+    two_nodes: MiniCluster,
+    recordings: str,
+) -> None:
+    """For longer than one call waits for it, so that what is left starts again meanwhile."""
+    mini = two_nodes
+    training = Training(job(mini, recordings, "dark", *SETS, *ELASTIC, "cluster.max_failures=2"))
+    run = training.run
+    training.until(lambda: training.step_of(1) >= EVERY + 3 and find_committed(run))
+    with silent(mini.s3):
+        mini.kill_node("train")
+        time.sleep(AWAY_S)
+    back = time.time()
+    (event,) = training.until(lambda: resumptions(run))
+    training.until(lambda: training.step_of(event["attempt"]) > event["step"])
+    print(f"next step {time.time() - back:.1f} s after storage was back, {event}")
+    result = training.result()
+    assert event["world_size"] == 1
+    assert event["step"] >= EVERY
+    assert (result.steps, result.samples) == (STEPS, STEPS * 8)
+    taken = consumed(run)
+    assert taken[event["attempt"]] == list(range(event["step"] * 8, STEPS * 8))

@@ -3,6 +3,7 @@ that stands still.
 """
 
 import os
+import re
 import signal
 import time
 from pathlib import Path
@@ -150,3 +151,30 @@ def test_ranks_that_stand_still_are_named_and_the_run_goes_on(
         found.process.send_signal(signal.SIGINT)
         assert found.wait(90) == 130
     assert len(told(": ended; ", who)) == 1
+
+
+@pytest.mark.timeout(400)
+def test_a_loss_that_is_no_number_ends_the_command_with_the_samples_and_no_restart(
+    mini: MiniCluster, sets: list[str], tmp_path: Path
+) -> None:
+    """A rate of 1e30 leaves finite weights, with which no loss is finite."""
+    run = f"{mini.bucket}/endings/diverged"
+    own = [*sets, "run.name=diverged", "run.checkpoint_every=1", "optimizer.lr=1e30"]
+    begin = time.monotonic()
+    with driver(tmp_path, run, [*own, "optimizer.warmup_steps=0"]) as found:
+        first = found.reports(1)
+        stepped = time.monotonic()
+        assert found.wait(200) == 2, found.lines[-20:]
+        ended = time.monotonic()
+    print(
+        f"ended {ended - stepped:.1f} s after the first step, {ended - begin:.1f} s after its start"
+    )
+    (told,) = [line for line in found.lines if line.startswith("gwp: error")]
+    assert found.lines[-1] == told
+    # Three steps in a row may be left out.
+    assert "steps 2 to 5: the loss is nan" in told
+    assert re.search(r"samples of the last step: [0-9a-f]+/\S+, ", told)
+    assert not [line for line in found.lines if "Traceback" in line or '"warning"' in line]
+    assert {report["start"] for report in worker_progress(run)} == {first[0]["start"]}
+    assert not resumptions(run)
+    assert status(run) == ("FAILED", told.removeprefix("gwp: error: ")[:500])
