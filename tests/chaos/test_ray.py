@@ -1,4 +1,4 @@
-"""Processes of Ray that a run needs beside its workers are killed: the run goes on."""
+"""The controller of Ray Train, which a run needs beside its workers, is killed: the run goes on."""
 
 import time
 from pathlib import Path
@@ -40,7 +40,7 @@ def test_a_process_of_ray_that_is_killed_ends_no_run(
     with driver(tmp_path, run, own) as found:
         first = found.reports(3)[0]["start"]
         found.until(lambda: find_committed(run))
-        (process,) = processes(word)
+        (process,) = processes("ray::TrainController")
         process.kill()
         killed = time.monotonic()
 
@@ -50,7 +50,7 @@ def test_a_process_of_ray_that_is_killed_ends_no_run(
             return bool(reports and steps) and reports[0]["step"] > steps[-1]
 
         found.until(goes_on, 240)
-        print(f"{name}: next step {time.monotonic() - killed:.1f} s after its kill")
+        print(f"next step {time.monotonic() - killed:.1f} s after its kill")
         assert [line for line in found.lines if "the workers start again" in line]
         assert found.wait(240) == 0, found.lines[-20:]
         assert found.result["steps"] == 300
