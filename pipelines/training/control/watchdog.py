@@ -121,8 +121,8 @@ class Watchdog:
                 self._clock.excuse(time.monotonic())
                 return
             if not any(map(lives, filter(None, map(Process.of, reports)))):
-                # They wait for their next start.
                 self._gone = start
+                warn("no worker is there any more; they start again when machines have room")
                 return
         found = self._clock.standing(now, self._limit * _WARNED)
         # Once for each phase: where every step is long, one warning is enough.
