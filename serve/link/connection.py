@@ -153,7 +153,7 @@ async def open_link(
             proxy=None,
             max_size=MAX_FRAME,
             open_timeout=CONNECT_S,
-            close_timeout=CONNECT_S,
+            close_timeout=HANG_UP_S,
             ping_interval=PING_S,
             ping_timeout=PONG_S,
         )

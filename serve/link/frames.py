@@ -18,8 +18,12 @@ from serve.refusal import RefusedError
 
 MAX_FRAME = 64 << 20
 """Bytes of one frame: some hundred canvases of the largest models."""
-PING_S, PONG_S = 1.0, 2.0
-"""How often either side looks whether the other lives, and how long it waits for a sign of it."""
+PING_S, PONG_S = 0.5, 1.5
+"""How often either side looks whether the other lives, and how long it waits for a sign of it: a
+machine that is gone says nothing. A process that is killed is noticed at once.
+"""
+HANG_UP_S = 0.2
+"""How long the end of a connection is waited for: who has given no sign says no farewell."""
 TOKEN_HEADER = "x-gwp-link"  # noqa: S105  a name
 """Carries the secret that only gateways and replicas of one application know."""
 

@@ -13,6 +13,7 @@ from websockets.http11 import Request, Response
 from gwp.protocol.msgpack_numpy import packb
 from serve.guarded import GuardedEngine
 from serve.link.frames import (
+    HANG_UP_S,
     MAX_FRAME,
     PING_S,
     PONG_S,
@@ -57,6 +58,7 @@ class LinkServer:
             process_request=self._admit,
             compression=None,
             max_size=MAX_FRAME,
+            close_timeout=HANG_UP_S,
             ping_interval=PING_S,
             ping_timeout=PONG_S,
         )

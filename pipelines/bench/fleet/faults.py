@@ -137,7 +137,11 @@ def _deploy(endpoint: Served, policy: str, replicas: int) -> None:
 
 
 def _await_whole(endpoint: Served, replicas: int, since: float) -> None:
-    """Return when so many replicas and two gateways run, none of them stopped or leaving."""
+    """Return when so many replicas answer, and they, two gateways and nobody else are left, none of
+    them stopped.
+    """
+    from serve.app import replica_counts
+
     wanted = {_REPLICA: replicas, _GATEWAY: 2, _CONTROLLER: 1}
     end = time.monotonic() + _WAIT_S
     while time.monotonic() < end:
@@ -146,7 +150,7 @@ def _await_whole(endpoint: Served, replicas: int, since: float) -> None:
             for title in wanted
         }
         whole = all(len(alive[title]) == count for title, count in wanted.items())
-        if whole and time.time() - since > 1:
+        if whole and time.time() - since > 1 and replica_counts(endpoint.config.name) == replicas:
             return
         time.sleep(0.2)
     raise GwpError(f"not whole again after {_WAIT_S:g} s: {endpoint.url}")
