@@ -16,7 +16,7 @@
     │   └── NoRoomError         memory or a disk is too small for it (`pipelines.training.control.room`)
     ├── UnansweredError         MLflow does not answer (`pipelines.tracking.runs`)
     ├── ConfigError             a configuration file has mistakes (`pipelines.config.load`)
-    └── RefusedError            why the endpoint gives no chunk; has a `code` (`serve.dispatch`)
+    └── RefusedError            why the endpoint gives no chunk; has a `code` (`serve.refusal`)
 
 Anything else that is raised is a fault of this project or of the machine: a bug, a lost device.
 """

@@ -4,9 +4,11 @@ line.
 
 import argparse
 import os
+import select
 import sys
 import traceback
 from collections.abc import Sequence
+from contextlib import suppress
 from importlib import import_module
 
 from gwp import __version__
@@ -105,6 +107,16 @@ def _complain(text: str) -> None:
         print(f"gwp: error: {line}", file=sys.stderr)
 
 
+def _reader_has_gone() -> bool:
+    """Whether nobody reads what this process writes any more (`| head`)."""
+    ends = select.poll()
+    for stream in (sys.stdout, sys.stderr):
+        # What stands in for a stream may be no file.
+        with suppress(OSError, ValueError):
+            ends.register(stream.fileno(), select.POLLOUT)
+    return any(state & (select.POLLERR | select.POLLHUP) for _, state in ends.poll(0))
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command line; returns the exit code.
 
@@ -144,7 +156,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"gwp: interrupted{f': {stop}' if str(stop) else ''}", file=sys.stderr)
         return INTERRUPTED
     except BrokenPipeError:
-        # The reader (`| head`) has gone; what is left in the buffer must not raise again at exit.
+        # A connection of the work itself may break like this, too.
+        if not _reader_has_gone():
+            raise
+        # What is left in the buffer must not raise again at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
 

@@ -114,6 +114,16 @@ def before_resize(save: Callable[[], object]) -> Any:
     return BeforeResize()
 
 
+def found_no_room(error: BaseException) -> bool:
+    """Whether Ray Train gave up because it found no place for the workers in time, a few times.
+
+    Its error has no public name.
+    """
+    from ray.train.v2._internal.exceptions import WorkerGroupStartupTimeoutError
+
+    return isinstance(getattr(error, "controller_failure", None), WorkerGroupStartupTimeoutError)
+
+
 def free_of_nodes() -> dict[str, dict[str, float]]:
     """Node id -> resources that nobody holds. Ray tells in public those of the whole cluster."""
     from ray._private.state import available_resources_per_node

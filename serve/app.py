@@ -19,10 +19,10 @@ from gwp.errors import GwpError
 from gwp.policy.contract import PolicyContract
 from gwp.policy.locate import locate
 from serve.config import ServeApp
-from serve.directory import Directory
-from serve.gateway import Gateway
+from serve.deployments.directory import Directory
+from serve.deployments.gateway import Gateway
+from serve.deployments.replica import Replica
 from serve.identity import Identity
-from serve.replica import Replica
 
 # After Serve calls them running, gateways listen.
 _ANSWER_S = 30.0

@@ -175,7 +175,7 @@ class ServeApp(_Config):
         """The `autoscaling_config` of Ray Serve."""
         target = self.autoscaling.target_ongoing_requests or float(self.engine.slots)
         # Requests do not pass through Serve, so it cannot count them: replicas do.
-        policy = {"policy_function": "serve.scaling:by_load"}
+        policy = {"policy_function": "serve.deployments.scaling:by_load"}
         return self.autoscaling.model_dump() | {
             "target_ongoing_requests": target,
             "policy": policy,

@@ -5,11 +5,11 @@ import asyncio
 from gwp.policy.contract import PolicyContract
 from serve.backend import Backend
 from serve.config import ServeApp
-from serve.dispatch import Dispatcher
+from serve.desk.dispatch import Dispatcher
+from serve.doors.web import build_routes
 from serve.identity import Identity
 from serve.listener import Listener
 from serve.loop import LoopThread
-from serve.web import build_routes
 
 _DRAINED_S = 0.02
 

@@ -1,8 +1,8 @@
 """The one training loop, run by every rank of every stage.
 
 Order that matters: build in fp32, load weights, create the engine, then EMA, then resume.
-Checkpoints are committed by our own protocol (`pipelines.training.checkpoint`); Ray is told of
-figures only.
+Checkpoints are committed by our own protocol (`pipelines.training.checkpoint`). Ray Train is told
+nothing: a report waits until the controller takes it, which at a resize waits for us.
 """
 
 import os
@@ -28,7 +28,7 @@ from pipelines.training.checkpoint.checkpoints import (
     next_attempt,
 )
 from pipelines.training.checkpoint.references import referenced
-from pipelines.training.checkpoint.uploads import Uploads
+from pipelines.training.checkpoint.uploads import Uploads, patiently
 from pipelines.training.control.journal import (
     DATA,
     FETCHING,
@@ -116,8 +116,8 @@ class _Loop:
         self.ranks = ranks
         rank = ranks.rank
         # Rank 0 looks for all: listings at different moments could differ.
-        attempt = self.ranks.agreed(next_attempt(prepared.uri) if rank == 0 else 0)
-        self.attempt = int(attempt)
+        attempt = patiently(lambda: next_attempt(prepared.uri)) if rank == 0 else 0
+        self.attempt = int(self.ranks.agreed(attempt))
         self.journal = Journal(
             prepared.uri,
             rank,
@@ -127,7 +127,7 @@ class _Loop:
             ray.get_runtime_context().get_node_id(),
         )
         self.journal.phase(STARTING)
-        latest = latest_committed(prepared.uri) if rank == 0 else None
+        latest = patiently(lambda: latest_committed(prepared.uri)) if rank == 0 else None
         self.committed: tuple[str, CheckpointManifest] | None = self.ranks.agreed(latest)
         if self.committed:
             self.journal.phase(FETCHING, self.committed[1].step)
@@ -230,7 +230,7 @@ class _Loop:
             hurry = stop or asked or resizes or leaves
             if hurry or (due and (self.step == total or self.checkpointer.may_take(self.step))):
                 # Where it has to be quick, nothing is judged.
-                self._checkpoint(losses, {} if hurry else self._judged())
+                self._checkpoint({} if hurry else self._judged())
                 due = False
             if stop or resizes or leaves:
                 # Until it is whole. The first error of any rank ends all, and rank 0 may still
@@ -321,7 +321,7 @@ class _Loop:
             self.log.log_metrics(self.step, told)
         return losses
 
-    def _checkpoint(self, losses: dict[str, float], judged: dict[str, float]) -> None:
+    def _checkpoint(self, judged: dict[str, float]) -> None:
         """Take a checkpoint here. Collective. judged: losses in validation"""
         # One at a time; what went wrong with the one before is raised here.
         self.checkpointer.wait(self.step)
@@ -329,5 +329,3 @@ class _Loop:
             # A finite loss and gradient may still have led here.
             raise self._diverged(f"step {self.step}: a weight is not a finite number")
         self.checkpointer.take(self.step, self.samples_seen, judged.get("loss"))
-        # No checkpoint of Ray's: it would bring the state to its own storage a second time.
-        ray.train.report({"step": self.step, **losses})

@@ -4,7 +4,7 @@ import asyncio
 import time
 from typing import Any
 
-from serve.dispatch import Asked, Dispatcher, Item, Peer
+from serve.desk.dispatch import Asked, Dispatcher, Item, Peer
 from serve.messages.replies import join, to_error, to_reply
 from serve.refusal import RefusedError
 

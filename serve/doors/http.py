@@ -13,7 +13,7 @@ from fastapi.responses import JSONResponse, PlainTextResponse, Response
 from starlette.requests import HTTPConnection
 
 from gwp.protocol.msgpack_numpy import packb
-from serve.dispatch import Dispatcher, Peer
+from serve.desk.dispatch import Dispatcher, Peer
 from serve.doors.answers import answer
 from serve.refusal import RefusedError
 

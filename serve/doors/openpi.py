@@ -18,7 +18,7 @@ from fastapi.responses import PlainTextResponse
 from gwp.errors import GwpError, ObservationError
 from gwp.protocol.handshake import FIELDS, LISTS
 from gwp.protocol.msgpack_numpy import packb
-from serve.dispatch import Dispatcher, Peer
+from serve.desk.dispatch import Dispatcher, Peer
 from serve.doors.answers import reply_to
 from serve.doors.http import STATUS, name_of
 from serve.messages.replies import to_error

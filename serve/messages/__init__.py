@@ -1,1 +1,1 @@
-"""What robots send and get, as maps: read into observations, and written from chunks."""
+"""Maps of the wire to observations, and chunks to maps."""

@@ -10,7 +10,6 @@ from collections import Counter
 from collections.abc import Callable
 
 import numpy as np
-import psutil
 import pytest
 
 from clusters.mini import MiniCluster
@@ -22,6 +21,7 @@ from pipelines.training.checkpoint.checkpoints import find_committed
 from pipelines.training.control.watch import resumptions, worker_progress
 from pipelines.training.train import StageResult, train
 from tests.support.dot import job, weights
+from tests.support.servers import silent
 
 STEPS, EVERY = 40, 10
 PAUSE_S = 12.0
@@ -130,14 +130,10 @@ def test_storage_that_goes_away_changes_nothing_but_the_time(
     pauses: dict[str, tuple[float, float]] = {}
 
     def away(where: str) -> None:
-        """The server answers nothing, and loses nothing."""
-        assert mini.s3._keeper
-        (program,) = psutil.Process(mini.s3._keeper.pid).children()
-        program.suspend()
         begin = time.time()
-        time.sleep(PAUSE_S)
-        pauses[where] = (begin, time.time())
-        program.resume()
+        with silent(mini.s3):
+            time.sleep(PAUSE_S)
+            pauses[where] = (begin, time.time())
 
     def work() -> None:
         # Taken before anything is prepared.

@@ -17,10 +17,14 @@ from pipelines.jobs.resolve import run_uri
 from pipelines.jobs.train_job import TrainJob
 from pipelines.tracking.runs import metric_history
 from pipelines.training.checkpoint.checkpoints import find_committed
+from pipelines.training.control.stop import SAVE_S
 from pipelines.training.control.watch import resumptions, worker_progress
 from pipelines.training.train import StageResult, train
 from tests.support.dot import EVERY, STEPS, job
+from tests.support.servers import silent
 
+# Of storage; one call waits for half a minute.
+AWAY_S = 50.0
 SETS = ("run.record_samples=true",)
 # A node of the pool has two CPUs, so one worker each.
 ELASTIC = ("cluster.workers=[1, 2]", "cluster.cpus_per_worker=2", "cluster.resize_every_s=2")
@@ -92,13 +96,17 @@ def consumed(run: str) -> dict[int, list[int]]:
 
 
 @pytest.mark.timeout(900)
+@pytest.mark.parametrize("stage", [1, 2, 3])
 def test_a_run_goes_from_two_workers_to_one_to_two(
     two_nodes: MiniCluster,
     recordings: str,
     calm: tuple[StageResult, Any],
+    stage: int,
 ) -> None:
+    """The run that nothing happened to is one of ZeRO 2, whatever the stage of this one."""
     mini = two_nodes
-    training = Training(job(mini, recordings, "elastic", *SETS, *ELASTIC))
+    own = (f"engine.zero_stage={stage}",)
+    training = Training(job(mini, recordings, f"elastic-{stage}", *SETS, *ELASTIC, *own))
     run = training.run
     training.until(lambda: training.step_of(1) >= EVERY + 3 and find_committed(run))
     assert len(worker_progress(run)) == 2
@@ -119,6 +127,8 @@ def test_a_run_goes_from_two_workers_to_one_to_two(
     )
     result = training.result()
     assert [first["world_size"], second["world_size"]] == [1, 2]
+    # The checkpoint before the resize was not waited for in vain.
+    assert second["time"] - added < SAVE_S
     # What was lost goes back to the last checkpoint; at the resize nothing is.
     assert first["step"] >= EVERY
     assert second["step"] > first["step"]
@@ -167,3 +177,28 @@ def test_a_machine_that_is_called_back_costs_no_step(
     assert taken[2] == list(range(event["step"] * 8, 100 * 8))
     assert len(resumptions(run)) == 1
     assert (result.steps, result.samples) == (100, 100 * 8)
+
+
+@pytest.mark.timeout(600)
+def test_a_machine_is_lost_while_storage_is_away(
+    two_nodes: MiniCluster,
+    recordings: str,
+) -> None:
+    """For longer than one call waits for it, so that what is left starts again meanwhile."""
+    mini = two_nodes
+    training = Training(job(mini, recordings, "dark", *SETS, *ELASTIC, "cluster.max_failures=2"))
+    run = training.run
+    training.until(lambda: training.step_of(1) >= EVERY + 3 and find_committed(run))
+    with silent(mini.s3):
+        mini.kill_node("train")
+        time.sleep(AWAY_S)
+    back = time.time()
+    (event,) = training.until(lambda: resumptions(run))
+    training.until(lambda: training.step_of(event["attempt"]) > event["step"])
+    print(f"next step {time.time() - back:.1f} s after storage was back, {event}")
+    result = training.result()
+    assert event["world_size"] == 1
+    assert event["step"] >= EVERY
+    assert (result.steps, result.samples) == (STEPS, STEPS * 8)
+    taken = consumed(run)
+    assert taken[event["attempt"]] == list(range(event["step"] * 8, STEPS * 8))

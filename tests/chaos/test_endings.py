@@ -3,6 +3,7 @@ that stands still.
 """
 
 import os
+import re
 import signal
 import time
 from pathlib import Path
@@ -105,27 +106,34 @@ def test_a_second_interrupt_ends_at_once_and_leaves_no_process(
 
 
 @pytest.mark.timeout(600)
-def test_a_rank_that_stands_still_is_named_and_the_run_goes_on(
-    mini: MiniCluster, sets: list[str], tmp_path: Path
+@pytest.mark.parametrize("still", [(1,), (0, 1)], ids=["one", "all"])
+def test_ranks_that_stand_still_are_named_and_the_run_goes_on(
+    mini: MiniCluster, sets: list[str], tmp_path: Path, still: tuple[int, ...]
 ) -> None:
-    run = f"{mini.bucket}/endings/hang"
+    name = f"hang-{len(still)}"
+    run = f"{mini.bucket}/endings/{name}"
     hang_s = 50
-    own = [*sets, "run.name=hang", "run.steps=3000", "run.checkpoint_every=20"]
+    own = [*sets, f"run.name={name}", "run.steps=3000", "run.checkpoint_every=20"]
     own += [f"cluster.hang_s={hang_s}"]
     with driver(tmp_path, run, own) as found:
         reports = found.reports(3)
         found.until(lambda: find_committed(run))
-        os.kill(reports[1]["pid"], signal.SIGSTOP)
+        for rank in still:
+            os.kill(reports[rank]["pid"], signal.SIGSTOP)
         stopped = time.monotonic()
-        who = f"rank 1 ({reports[1]['host']}, pid {reports[1]['pid']}) has been in '"
+        each = [reports[rank] for rank in still]
+        who = [f"rank {r['rank']} ({r['host']}, pid {r['pid']}) has been in '" for r in each]
         before = len(found.lines)
 
-        def told(words: str) -> list[str]:
-            return [line for line in found.lines[before:] if who in line and words in line]
+        def told(words: str, names: list[str]) -> list[str]:
+            said = [line for line in found.lines[before:] if words in line]
+            return [line for line in said if all(name in line for name in names)]
 
-        found.until(lambda: told("(cluster.hang_s) the workers start again"), hang_s)
+        # The first that is silent for long enough; the other one a moment later.
+        warning = "(cluster.hang_s) the workers start again"
+        found.until(lambda: any(told(warning, [name]) for name in who), hang_s)
         warned = time.monotonic() - stopped
-        found.until(lambda: told(": ended; "), hang_s + 30)
+        found.until(lambda: told(": ended; ", who), hang_s + 30)
         ended = time.monotonic() - stopped
         gone(reports, 30)
 
@@ -137,8 +145,36 @@ def test_a_rank_that_stands_still_is_named_and_the_run_goes_on(
         found.until(goes_on, 240)
         back = time.monotonic() - stopped
         print(f"warned after {warned:.1f} s, ended after {ended:.1f}, next step {back:.1f}")
-        # Rank 0 waited for it, and is not blamed.
-        assert not [line for line in found.lines if "rank 0 (" in line and "ended" in line]
+        # Whoever waited for another is not blamed.
+        blamed = [line for line in found.lines if "rank 0 (" in line and ": ended" in line]
+        assert bool(blamed) == (0 in still)
         found.process.send_signal(signal.SIGINT)
         assert found.wait(90) == 130
-    assert len(told(": ended; ")) == 1
+    assert len(told(": ended; ", who)) == 1
+
+
+@pytest.mark.timeout(400)
+def test_a_loss_that_is_no_number_ends_the_command_with_the_samples_and_no_restart(
+    mini: MiniCluster, sets: list[str], tmp_path: Path
+) -> None:
+    """A rate of 1e30 leaves finite weights, with which no loss is finite."""
+    run = f"{mini.bucket}/endings/diverged"
+    own = [*sets, "run.name=diverged", "run.checkpoint_every=1", "optimizer.lr=1e30"]
+    begin = time.monotonic()
+    with driver(tmp_path, run, [*own, "optimizer.warmup_steps=0"]) as found:
+        first = found.reports(1)
+        stepped = time.monotonic()
+        assert found.wait(200) == 2, found.lines[-20:]
+        ended = time.monotonic()
+    print(
+        f"ended {ended - stepped:.1f} s after the first step, {ended - begin:.1f} s after its start"
+    )
+    (told,) = [line for line in found.lines if line.startswith("gwp: error")]
+    assert found.lines[-1] == told
+    # Three steps in a row may be left out.
+    assert "steps 2 to 5: the loss is nan" in told
+    assert re.search(r"samples of the last step: [0-9a-f]+/\S+, ", told)
+    assert not [line for line in found.lines if "Traceback" in line or '"warning"' in line]
+    assert {report["start"] for report in worker_progress(run)} == {first[0]["start"]}
+    assert not resumptions(run)
+    assert status(run) == ("FAILED", told.removeprefix("gwp: error: ")[:500])

@@ -23,6 +23,11 @@ def small_disk(folder: Path, megabytes: int) -> Iterator[Path]:
         subprocess.run(["umount", "-l", str(folder)], check=True)
 
 
+def grow(folder: Path, megabytes: int) -> None:
+    """Let the disk at `folder` have so many MiB."""
+    assert not _mount(folder, f"remount,size={megabytes}m")
+
+
 def _mount(folder: Path, options: str) -> int:
     mount = ["mount", "-t", "tmpfs", "-o", options, "gwp-test", str(folder)]
     return subprocess.run(mount, check=False, capture_output=True).returncode

@@ -12,7 +12,7 @@ import pytest
 import gwp.errors
 from gwp.client.wire import ClientError
 from pipelines.config.load import ConfigError
-from serve.dispatch import RefusedError
+from serve.desk.dispatch import RefusedError
 from tests.unit.test_layering import ROOT, imports, python_files, within
 
 PUBLIC = {

@@ -91,6 +91,24 @@ def lost(errors: Mapping[int, BaseException]) -> dict[str, Any]:
     return {"event": "failed", "kind": kind, "text": text, "time": time.time()}
 
 
+def lost_of_ray(error: BaseException) -> dict[str, Any] | None:
+    """What Ray Train itself lost, as `lost` says it of workers; None when that is not why it
+    ended. error: what it raised, or what came in its place
+    """
+    if getattr(error, "worker_failures", None):
+        return None
+    if first(error, OutOfMemoryError):
+        text = "memory ran out on a machine, and Ray ended processes of its own there"
+        return {"kind": "memory", "text": text}
+    if first(error, RayActorError):
+        text = (
+            "a process of Ray is gone that this run needs: killed from outside, by the kernel when "
+            "memory runs out (its log says so), or with its machine"
+        )
+        return {"kind": "killed", "text": text}
+    return None
+
+
 def _named(ranks: Sequence[int]) -> str:
     return ("rank " if len(ranks) == 1 else "ranks ") + ", ".join(map(str, sorted(ranks)))
 
@@ -107,10 +125,12 @@ def gave_up(error: BaseException, hung: str | None, starts: int) -> GwpError | N
     error: what Ray Train raised; hung: the ranks that stood still last; starts: how many there
     were
     """
-    failures = getattr(error, "worker_failures", None)
-    if not failures or any(isinstance(e, PROGRAM_ERRORS) for e in failures.values()):
+    failures = getattr(error, "worker_failures", None) or {}
+    if any(isinstance(e, PROGRAM_ERRORS) for e in failures.values()):
         return None
-    last = lost(failures)
+    last = lost(failures) if failures else lost_of_ray(error)
+    if last is None:
+        return None
     text = f"{hung}: it was ended" if hung and last["kind"] != "memory" else last["text"]
     advice = {
         "memory": "give its machine more memory, or lower engine.micro_batch, cluster.workers on a "

@@ -2,7 +2,8 @@
 
 One rank that no longer steps holds up all of them: the others wait for it in a collective. Its
 report stands still with it when its process does; else it says in which phase it is, and since
-when.
+when. Reports of all that stand still mean the same of all, unless storage takes none: whoever asks
+here has to know that.
 """
 
 from dataclasses import dataclass
@@ -42,10 +43,8 @@ class Clock:
         self._silence = _MISSED * beat_s(hang_s)
         self._seen: dict[int, _Seen] = {}
 
-    def standing(self, reports: list[dict[str, Any]], now: float, limit: float) -> Standing | None:
-        """The ranks that have been in one phase for `limit` seconds or more, without those that
-        only wait for them; None when there is none. now: seconds on any steady clock
-        """
+    def see(self, reports: list[dict[str, Any]], now: float) -> None:
+        """Take the newest reports. now: seconds on any steady clock, here and below"""
         for report in reports:
             before = self._seen.get(report["rank"])
             if before is None or before.report != report:
@@ -53,18 +52,35 @@ class Clock:
         ranks = {report["rank"] for report in reports if report["phase"] != ENDED}
         # A start of the workers may have fewer of them.
         self._seen = {rank: seen for rank, seen in self._seen.items() if rank in ranks}
-        silent = {rank for rank in ranks if now - self._seen[rank].at > self._silence}
-        if silent == ranks:
-            # Storage does not take their notes, or all of them have gone: nothing is known.
-            return None
-        late = {rank for rank in ranks if self._lasts(rank, now) >= limit}
+
+    def all_silent(self, now: float) -> bool:
+        """Whether no rank gives a sign of life: all stand still, storage does not take their
+        notes, or all have gone.
+        """
+        return bool(self._seen) and self._silent(now) == set(self._seen)
+
+    def excuse(self, now: float) -> None:
+        """Count no silence before `now`: nothing could be heard."""
+        for seen in self._seen.values():
+            seen.at = now
+
+    def standing(self, now: float, limit: float) -> Standing | None:
+        """The ranks that have been in one phase for `limit` seconds or more, without those that
+        only wait for them; None when there is none.
+        """
+        silent = self._silent(now)
+        late = {rank for rank in self._seen if self._lasts(rank, now) >= limit}
         apart = {r for r in late if self._seen[r].report["phase"] not in _TOGETHER}
-        blamed = sorted((late & silent) or apart or late)
+        # Those that are silent too, if not for as long, would not end by themselves either.
+        blamed = sorted((late & silent and silent) or apart or late)
         if not blamed:
             return None
         found = [self._seen[rank].report for rank in blamed]
         text = "; ".join(_told(report, self._lasts(report["rank"], now)) for report in found)
         return Standing(found, text)
+
+    def _silent(self, now: float) -> set[int]:
+        return {rank for rank, seen in self._seen.items() if now - seen.at > self._silence}
 
     def _lasts(self, rank: int, now: float) -> float:
         seen = self._seen[rank]

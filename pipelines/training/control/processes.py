@@ -7,6 +7,7 @@ import contextlib
 import logging
 import os
 import socket
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -58,7 +59,18 @@ def end(process: Process, patience_s: float = 0.0) -> bool:
     # Containers of one machine may have its name, and see their own processes only.
     if own and (not process.node or _here(process)):
         return end_here(process, patience_s)
-    return bool(process.node) and _end_there(process, patience_s)
+    return bool(process.node) and _asked(process, end_here, patience_s)
+
+
+def lives(process: Process) -> bool:
+    """Whether a process is there, stopped or not. Of a machine that does not answer, True."""
+    if process.host == socket.gethostname() and (not process.node or _here(process)):
+        return _here(process) is not None
+    return bool(process.node) and not _asked(process, _is_gone, 0.0)
+
+
+def _is_gone(process: Process, _: float) -> bool:
+    return _here(process) is None
 
 
 def end_here(process: Process, patience_s: float) -> bool:
@@ -89,18 +101,20 @@ def _here(process: Process) -> psutil.Process | None:
         return None
 
 
-def _end_there(process: Process, patience_s: float) -> bool:
+def _asked(process: Process, ask: Callable[[Process, float], bool], patience_s: float) -> bool:
+    """What `ask` says of a process on its machine; True when Ray has lost that, which ends what
+    runs there, and False when it does not answer.
+    """
     import ray
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
     alive = {node["NodeID"] for node in ray.nodes() if node["Alive"]}
     if process.node not in alive:
-        # Ray ends what runs on a machine that it has lost.
         return True
     where = NodeAffinitySchedulingStrategy(process.node, soft=False)
-    task = ray.remote(num_cpus=0, max_retries=0)(end_here).options(scheduling_strategy=where)
+    task = ray.remote(num_cpus=0, max_retries=0)(ask).options(scheduling_strategy=where)
     try:
         return bool(ray.get(task.remote(process, patience_s), timeout=patience_s + _ANSWER_S))
     except ray.exceptions.RayError as error:
-        logger.warning("process %s was not ended: %s", process, error)
+        logger.warning("process %s: its machine does not answer: %s", process, error)
         return False

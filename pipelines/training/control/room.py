@@ -71,7 +71,7 @@ def room_told(uri: str, needed: int) -> Iterator[None]:
     folder = Path(uri.removeprefix("file://"))
     # It is made with its first file.
     there = next(parent for parent in (folder, *folder.parents) if parent.is_dir())
-    with _told(there, "a checkpoint", needed, "lower run.keep"):
+    with _told(there, "a worker's part of a checkpoint", needed, "lower run.keep"):
         yield
 
 
@@ -79,23 +79,26 @@ def room_told(uri: str, needed: int) -> Iterator[None]:
 def _told(folder: Path, what: str, needed: int, way: str) -> Iterator[None]:
     free = shutil.disk_usage(folder).free
     if needed > free:
-        raise _no_room(folder, what, needed, free, way)
+        raise _no_room(folder, what, needed, f"{megabytes(free)} were free", way)
     try:
         yield
     except StoppedError:
         raise
     except Exception as error:
         full = any(isinstance(e, OSError) and e.errno in _FULL for e in causes(error))
-        if full or shutil.disk_usage(folder).free < _NOTHING:
-            raise _no_room(folder, what, needed, free, way) from error
-        raise
+        left = shutil.disk_usage(folder).free
+        if not full and left >= _NOTHING:
+            raise
+        # What was free sufficed for this one: others write there, too.
+        room = f"{megabytes(left)} are left" if needed else f"{megabytes(free)} were free"
+        raise _no_room(folder, what, needed, room, way) from error
 
 
-def _no_room(folder: Path, what: str, needed: int, free: int, way: str) -> NoRoomError:
+def _no_room(folder: Path, what: str, needed: int, room: str, way: str) -> NoRoomError:
     size = f", which takes {megabytes(needed)}" if needed else ""
     return NoRoomError(
-        f"{folder}: no room for {what}{size}: {megabytes(free)} were free; free some, or {way}, "
-        "and start the same command again"
+        f"{folder}: no room for {what}{size}: {room}; free some, or {way}, and start the same "
+        "command again"
     )
 
 

@@ -45,6 +45,7 @@ def save_and_pause(run_uri: str, timeout_s: float = SAVE_S) -> bool:
         while storage.exists(note):
             if time.monotonic() > end:
                 storage.remove(note)
+                logger.warning("no checkpoint within %g s before the resize", timeout_s)
                 return False
             time.sleep(_POLL_S)
     except Exception as error:  # noqa: BLE001  storage that is away costs steps, not the run

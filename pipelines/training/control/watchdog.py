@@ -4,6 +4,7 @@ ends those that stand still, so that Ray Train starts them again.
 It is the driver's, because it has the terminal and lives as long as the run.
 """
 
+import json
 import logging
 import threading
 import time
@@ -13,16 +14,19 @@ from contextlib import contextmanager
 from itertools import repeat
 from typing import Any
 
+from gwp import storage
 from gwp.errors import GwpError
 from pipelines.console import warn
 from pipelines.training.checkpoint.retention import remove_torn
 from pipelines.training.control.hang import Clock
-from pipelines.training.control.processes import Process, end
+from pipelines.training.control.processes import Process, end, lives
 from pipelines.training.control.watch import failures, forget_progress, worker_progress
 
 # A part of the limit after which a phase is told.
 _WARNED = 0.1
 _POLL_S = 5.0
+# Storage that takes longer for a note of ours may take none of the workers'.
+_PROMPT_S = 5.0
 # Seconds that Ray may take to end the workers of a driver that was killed.
 _LEFT_S = 60.0
 # Machines that are asked at a time.
@@ -50,6 +54,16 @@ def clear_earlier(run: str) -> None:
         remove_torn(run)
 
 
+def at_work(run: str) -> bool:
+    """Whether the workers of this start are there; False while they wait for room, or have not
+    come so far as to report.
+    """
+    reports = worker_progress(run)
+    # Rank 0 is there at every start, and none of them is without it.
+    first = Process.of(reports[0]) if reports else None
+    return first is not None and lives(first)
+
+
 class Watchdog:
     """Reads the notes of a run until it is closed."""
 
@@ -62,6 +76,8 @@ class Watchdog:
         # with which ones, in words.
         self._warned: set[tuple[str, str]] = set()
         self._ended: dict[str, str] = {}
+        # Start of the workers none of which was there any more.
+        self._gone = ""
         # Whether what was ended has not been seen to fail yet.
         self._expected = False
         # Failures by their time.
@@ -88,6 +104,7 @@ class Watchdog:
             try:
                 self.look(time.monotonic())
             except (OSError, GwpError) as error:
+                self._clock.excuse(time.monotonic())
                 logger.warning("cannot look after the workers: %s", error)
 
     def look(self, now: float) -> None:
@@ -95,19 +112,36 @@ class Watchdog:
         self._tell_failures()
         reports = [report for report in worker_progress(self._run) if "phase_s" in report]
         start = reports[0]["start"] if reports else ""
-        if not reports or start in self._ended:
+        if not reports or start in self._ended or start == self._gone:
             return
-        found = self._clock.standing(reports, now, self._limit * _WARNED)
+        self._clock.see(reports, now)
+        if self._clock.all_silent(now):
+            if not self._takes_notes():
+                # Nor theirs, and they may be at work.
+                self._clock.excuse(time.monotonic())
+                return
+            if not any(map(lives, filter(None, map(Process.of, reports)))):
+                self._gone = start
+                warn("no worker is there any more; they start again when machines have room")
+                return
+        found = self._clock.standing(now, self._limit * _WARNED)
         # Once for each phase: where every step is long, one warning is enough.
         if found and (start, found.reports[0]["phase"]) not in self._warned:
             self._warned.add((start, found.reports[0]["phase"]))
             warn(f"{found.text}; at {self._limit:g} s (cluster.hang_s) the workers start again")
-        found = self._clock.standing(reports, now, self._limit)
+        found = self._clock.standing(now, self._limit)
         if found:
             self._ended[start] = found.text
             self._expected = True
             warn(f"{found.text}: ended; the workers start again from the last checkpoint")
             self._end(found.reports)
+
+    def _takes_notes(self) -> bool:
+        """Whether storage takes a note beside those of the workers."""
+        begin = time.monotonic()
+        uri = storage.join(self._run, "progress", "watchdog.json")
+        storage.write_bytes(uri, json.dumps({"time": time.time()}).encode())
+        return time.monotonic() - begin < _PROMPT_S
 
     def _end(self, reports: list[dict[str, Any]]) -> None:
         for report in reports:

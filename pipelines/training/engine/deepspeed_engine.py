@@ -41,7 +41,9 @@ def deepspeed_config(job: TrainJob, world: int) -> dict[str, Any]:
         "steps_per_print": 1_000_000_000,
     }
     if engine.precision == "bf16":
-        config["bf16"] = {"enabled": True}
+        # DeepSpeed's optimiser for ZeRO-1 that sums in fp32 would otherwise keep what earlier
+        # micro-batches left in bf16, and add it once more with each that follows.
+        config["bf16"] = {"enabled": True, "immediate_grad_update": True}
         # Another optimiser of DeepSpeed's may come with it, so it does not depend on how many
         # workers there are just now.
         if passes > 1 or (job.cluster.elastic and engine.micro_batch is not None):

@@ -26,6 +26,7 @@ from gwp.data.records import StreamBatch
 from pipelines.compat import split_without_cpu
 from pipelines.jobs.train_job import POOL, ClusterConfig
 from pipelines.training.checkpoint.checkpoints import latest_committed
+from pipelines.training.checkpoint.uploads import patiently
 from pipelines.training.control.stopped import lasting
 from pipelines.training.prepare import PreparedRun
 from pipelines.training.samples.decoder import Decoder, block
@@ -86,9 +87,13 @@ class PlannedData(DataConfig):
         checkpoint.
         """
         with lasting():
-            committed = latest_committed(self._prepared.uri)
+            # In Ray Train's controller, where no error is tried again: workers that were lost
+            # while storage is away wait for it here.
+            committed, whole = patiently(
+                lambda: (latest_committed(self._prepared.uri), self._prepared.whole())
+            )
             step, seen = (committed[1].step, committed[1].samples_seen) if committed else (0, 0)
-            data = dataset(self._prepared.whole(), step, seen, world_size)
+            data = dataset(whole, step, seen, world_size)
         (name,) = datasets
         return super().configure({name: data}, world_size, worker_handles, worker_node_ids, **more)
 

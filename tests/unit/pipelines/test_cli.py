@@ -197,3 +197,14 @@ def test_every_optional_dependency_is_known_to_the_message() -> None:
         for line in extras[extra]:
             name = re.split(r"[^A-Za-z0-9_-]", line)[0].lower()
             assert name == "gwp" or modules_of.get(name, {name}) & set(cli.EXTRAS[extra]), line
+
+
+def test_a_connection_that_breaks_is_no_reader_that_has_gone(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def broken(_: object) -> None:
+        raise BrokenPipeError("the connection to a server")
+
+    monkeypatch.setattr("pipelines.verbs.doctor.run_doctor", broken)
+    with pytest.raises(BrokenPipeError):
+        cli.main(["doctor"])

@@ -23,10 +23,10 @@ from gwp.policy.contract import PolicyContract
 from gwp.policy.policy import Policy
 from gwp.protocol.messages import ActionChunk, Observation
 from serve.config import ServeApp
+from serve.deployments.replica import Replica
 from serve.guarded import MAX_FAILURES, GuardedEngine
 from serve.identity import Identity
 from serve.refusal import RefusedError
-from serve.replica import Replica
 from serve.warmup import observation_for
 from tests.support.tiny import TINY_ARM, make_tiny_bundle
 

@@ -54,7 +54,7 @@ def test_full_stages_have_the_released_shapes(name):
         "zero_allow_untested_optimizer": True,
         "zero_optimization": {"stage": 2},
         "steps_per_print": 1_000_000_000,
-        "bf16": {"enabled": True},
+        "bf16": {"enabled": True, "immediate_grad_update": True},
     }
 
 

@@ -71,6 +71,13 @@ def test_a_disk_that_is_full_is_told_with_what_was_needed(small: Path) -> None:
         room_told(str(run), 64 * MB),
     ):
         pytest.fail("must not come so far")
+    # Room for this one, which another takes meanwhile.
+    with (
+        pytest.raises(NoRoomError, match=r"a worker's part of .* takes 2.1 MB: \S+ MB are left;"),
+        room_told(str(run), 2 * MB),
+    ):
+        (small / "x").write_bytes(bytes(5 * MB))
+    (small / "x").unlink()
     with disk_told(small, "a checkpoint", MB), room_told(str(run), MB):
         (small / "x").write_bytes(bytes(MB))
 

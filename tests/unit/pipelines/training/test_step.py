@@ -201,7 +201,8 @@ def test_bf16_follows_fp32_and_averages_its_masters(tmp_path: Path) -> None:
     expected, _, _ = plain()
     for stage, losses in ranks.run(halves, 2, tmp_path).items():
         for got, want in zip(losses, expected, strict=True):
-            assert got == pytest.approx(want, rel=0.1), stage
+            # Gradients of one micro-batch that count twice are 3 % in the fourth loss.
+            assert got == pytest.approx(want, rel=0.01), stage
 
 
 def bad(rank: Rank) -> list[str]:

@@ -3,7 +3,7 @@
 from fastapi import FastAPI, Request, Response, WebSocket
 from fastapi.responses import PlainTextResponse
 
-from serve.dispatch import Dispatcher
+from serve.desk.dispatch import Dispatcher
 from serve.doors import http, openpi
 
 

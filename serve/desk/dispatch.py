@@ -14,17 +14,17 @@ from gwp.policy.composed import ComposedObservation, compose_observation
 from gwp.policy.contract import PolicyContract
 from gwp.protocol.messages import ActionChunk
 from gwp.protocol.msgpack_numpy import unpackb
-from serve.access import Access
-from serve.ages import age_of, judge_age
 from serve.backend import Backend
 from serve.config import ServeApp
+from serve.desk.access import Access
+from serve.desk.ages import age_of, judge_age
+from serve.desk.intake import Intake
+from serve.desk.rates import Rates
 from serve.identity import Identity
-from serve.intake import Intake
 from serve.messages.pictures import Pixels
 from serve.messages.requests import to_observation
 from serve.messages.together import Form, split
 from serve.messages.values import request_id, text
-from serve.rates import Rates
 from serve.refusal import RefusedError
 
 

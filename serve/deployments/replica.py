@@ -13,11 +13,11 @@ from ray.serve.handle import DeploymentHandle
 from gwp.errors import GwpError
 from gwp.policy.contract import PolicyContract
 from serve.config import ServeApp
-from serve.directory import ANSWER_S, SAY_S, UNANSWERED, Repeated
+from serve.deployments.directory import ANSWER_S, SAY_S, UNANSWERED, Repeated
+from serve.deployments.scaling import LOAD
 from serve.endpoint import Endpoint
 from serve.identity import Identity
 from serve.loop import LoopThread
-from serve.scaling import LOAD
 from serve.warmup import observation_for
 
 if TYPE_CHECKING:

@@ -11,7 +11,7 @@ from ray.serve.handle import DeploymentHandle
 
 from gwp.policy.contract import PolicyContract
 from serve.config import ServeApp
-from serve.directory import ANSWER_S, ASK_S, Repeated
+from serve.deployments.directory import ANSWER_S, ASK_S, Repeated
 from serve.endpoint import Endpoint
 from serve.identity import Identity
 from serve.link.pool import ReplicaPool

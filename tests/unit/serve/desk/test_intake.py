@@ -6,8 +6,8 @@ from collections.abc import Awaitable, Callable
 
 import pytest
 
-from serve.intake import Intake
-from serve.rates import Rates
+from serve.desk.intake import Intake
+from serve.desk.rates import Rates
 from serve.refusal import RefusedError
 
 

@@ -5,7 +5,7 @@ import json
 import pytest
 
 from gwp.errors import GwpError
-from serve.access import Access
+from serve.desk.access import Access
 from serve.doors.http import STATUS, refused
 from serve.refusal import RefusedError
 
