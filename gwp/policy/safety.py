@@ -69,7 +69,7 @@ def apply_limits(
     wanted = actions[committed:]
     free = np.clip(wanted, start.lower, start.upper)
     changed = {"clipped": (free != wanted).any(0)}
-    changed |= _follow(free, start, envelope.limits, embodiment)
+    changed |= _follow(free, start, envelope.limits)
     flags = tuple(
         f"{what}:{embodiment.action_names[i]}"
         for what, dims in changed.items()
@@ -137,9 +137,7 @@ def _start(
     return _Start(lower, upper, before, speed, bool(rows), turning)
 
 
-def _follow(
-    free: np.ndarray, start: _Start, limits: Limits, embodiment: Embodiment
-) -> dict[str, np.ndarray]:
+def _follow(free: np.ndarray, start: _Start, limits: Limits) -> dict[str, np.ndarray]:
     """Change rows `[n, d]`, which lie within the positions, until each may follow the one before.
 
     Returns what took hold -> bool `[d]`.
@@ -154,9 +152,9 @@ def _follow(
     acceleration = None
     if limits.acceleration is not None:
         acceleration = _row(limits.acceleration, width)
-        if embodiment.action_meaning is not None:
-            # An angle has no one speed between two turns, nor an entry of a quaternion.
-            acceleration[embodiment.action_meaning.entries] = np.inf
+        # An angle has no one speed between two turns, nor an entry of a quaternion.
+        for rotation in start.rotations:
+            acceleration[rotation.dims if isinstance(rotation, Whole) else rotation.dim] = np.inf
     before, speed = start.before, start.speed
     if _follows(free, start, velocity, np.where(behind, jump, np.inf), acceleration):
         return took

@@ -172,6 +172,16 @@ def test_an_angle_goes_the_short_way_under_an_acceleration_limit_too() -> None:
     assert out[-1, 0] == pytest.approx(-3.1)
 
 
+def test_an_angle_that_its_limits_keep_from_a_whole_turn_is_a_number_as_any_other() -> None:
+    rng = np.random.default_rng(7)
+    plain, angle = robot(jump=None), robot(jump=None, kinds={"x": "radians"})
+    for _ in range(100):
+        chunk, state = walk(rng).astype(np.float32), rng.uniform(-1, 1, D)
+        one, other = apply_limits(chunk, state, plain), apply_limits(chunk, state, angle)
+        assert np.array_equal(one[0], other[0])
+        assert one[1] == other[1]
+
+
 def test_a_held_chunk_stands_still() -> None:
     arm = robot(resample=("linear", "sum", "hold"))
     chunk = np.arange(P * D, dtype=np.float32).reshape(P, D)
