@@ -13,6 +13,7 @@ from gwp.policy.composed import ComposedObservation
 from gwp.protocol.messages import ActionChunk
 from gwp.protocol.msgpack_numpy import packb
 from serve.link.frames import (
+    HANG_UP_S,
     MAX_FRAME,
     PING_S,
     PONG_S,
