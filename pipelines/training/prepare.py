@@ -127,7 +127,7 @@ def prepare(job: TrainJob, allowed: tuple[str, ...] = ()) -> PreparedRun:
     uri = run_uri(job)
     digest = config_hash(job, exclude=RUN_ONLY)
     if storage.exists(storage.join(uri, "job.json")):
-        record = json.loads(storage.read_bytes(storage.join(uri, "job.json")))
+        record = _record(uri)
         # Before anything is made of it: what has changed may not go with what lies there.
         _take_changes(uri, job, record, allowed)
         # What an alias means may have changed since.
@@ -222,6 +222,16 @@ def _prepared(
         plan_hash=plan.hash,
         validation=validation,
     )
+
+
+def _record(uri: str) -> dict[str, Any]:
+    """What the first start, and those that changed something, noted of the job."""
+    path = storage.join(uri, "job.json")
+    try:
+        record: dict[str, Any] = json.loads(storage.read_bytes(path))
+    except ValueError as error:
+        raise GwpError(f"{path} is no JSON; restore it, or give run.name another name") from error
+    return record
 
 
 def _take_changes(

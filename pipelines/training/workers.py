@@ -43,6 +43,7 @@ from pipelines.training.tracked import RunRecord
 _ANSWER = "RAY_TRAIN_WORKER_HEALTH_CHECK_TIMEOUT_S"
 # Seconds; an interrupt is seen between two waits.
 _WAIT_S = 0.5
+_ENDED = "ended at once; the same command goes on from the last checkpoint"
 
 
 def run_workers(prepared: PreparedRun, record: RunRecord) -> None:
@@ -55,7 +56,11 @@ def run_workers(prepared: PreparedRun, record: RunRecord) -> None:
     # Times that Ray failed, and no worker with it.
     alone = 0
     _clear(uri)
-    with _answers_within(cluster.patience_s), watchdog(uri, cluster.hang_s) as watch:
+    with (
+        _told_how_to_go_on(),
+        _answers_within(cluster.patience_s),
+        watchdog(uri, cluster.hang_s) as watch,
+    ):
         while True:
             left = max(0, most - (noted - earlier) - alone) if most >= 0 else -1
             try:
@@ -81,6 +86,17 @@ def run_workers(prepared: PreparedRun, record: RunRecord) -> None:
                 patiently(lambda: _clear(uri))
             else:
                 return
+
+
+@contextmanager
+def _told_how_to_go_on() -> Iterator[None]:
+    """Give an interrupt that comes between two starts the words of those that come during one."""
+    try:
+        yield
+    except KeyboardInterrupt as stop:
+        if str(stop):
+            raise
+        raise KeyboardInterrupt(_ENDED) from stop
 
 
 def _clear(uri: str) -> None:
@@ -206,9 +222,7 @@ def _until_over(trainer: TorchTrainer, run_uri: str) -> None:
         threading.Thread(target=fit, daemon=True, name="gwp-fit").start()
         while not over.wait(_WAIT_S):
             if interrupts.count > 1 or nobody.is_set():
-                raise KeyboardInterrupt(
-                    "ended at once; the same command goes on from the last checkpoint"
-                )
+                raise KeyboardInterrupt(_ENDED)
             if interrupts.count and not asked:
                 asked = True
                 event(

@@ -50,13 +50,16 @@ def run_train(args: argparse.Namespace) -> None:
     if args.dry_run:
         print(json.dumps(_dry(job), indent=1))
         return
+    import sys
+    from contextlib import redirect_stdout
     from dataclasses import asdict
 
     from pipelines.training.control.watch import shown
     from pipelines.training.train import train
 
     _warn_of_shared_memory()
-    with shown(job):
+    # Ray prints there what befalls its processes; it is for the result.
+    with shown(job), redirect_stdout(sys.stderr):
         result = train(job, tuple(args.allow_change), args.from_step)
     print(json.dumps(asdict(result), indent=1))
 

@@ -27,16 +27,13 @@ def processes(word: str) -> list[psutil.Process]:
 
 
 @pytest.mark.timeout(600)
-@pytest.mark.parametrize("word", ["ray::TrainController", "ray::SplitCoordinator"])
-def test_a_process_of_ray_that_is_killed_ends_no_run(
+def test_a_controller_that_is_killed_ends_no_run(
     mini: MiniCluster,
     sets: list[str],
     tmp_path: Path,
-    word: str,
 ) -> None:
-    name = word.removeprefix("ray::")
-    run = f"{mini.bucket}/endings/{name}"
-    own = [*sets, f"run.name={name}", "run.steps=300", "run.checkpoint_every=20"]
+    run = f"{mini.bucket}/endings/controller"
+    own = [*sets, "run.name=controller", "run.steps=300", "run.checkpoint_every=20"]
     with driver(tmp_path, run, own) as found:
         first = found.reports(3)[0]["start"]
         found.until(lambda: find_committed(run))
@@ -53,6 +50,7 @@ def test_a_process_of_ray_that_is_killed_ends_no_run(
         print(f"next step {time.monotonic() - killed:.1f} s after its kill")
         assert [line for line in found.lines if "the workers start again" in line]
         assert found.wait(240) == 0, found.lines[-20:]
+        # Nothing of what Ray says of it is among the results.
         assert found.result["steps"] == 300
     # From a checkpoint, once.
     (event,) = resumptions(run)

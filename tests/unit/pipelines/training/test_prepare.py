@@ -111,6 +111,13 @@ def test_a_change_is_named_and_has_to_be_wanted(
     ]
 
 
+def test_a_note_of_the_job_that_is_torn_is_told(here: Path) -> None:
+    began = prepare(job())
+    Path(began.uri, "job.json").write_text("{")
+    with pytest.raises(GwpError, match=r"job\.json is no JSON; restore it, or give run\.name"):
+        prepare(job())
+
+
 def test_a_field_that_a_newer_version_added_changes_nothing(here: Path) -> None:
     began = prepare(job())
     record = json.loads(storage.read_bytes(f"{began.uri}/job.json"))

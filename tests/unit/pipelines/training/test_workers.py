@@ -120,3 +120,14 @@ def test_what_lasts_and_what_is_wrong_ends_at_once(
     # Of a fault in the program the traceback says more.
     with pytest.raises(ControllerError):
         run(tmp_path, monkeypatch, 3, ControllerError(TypeError("x")))
+
+
+def test_an_interrupt_between_two_starts_says_how_to_go_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(
+        KeyboardInterrupt, match="the same command goes on from the last checkpoint"
+    ):
+        run(tmp_path, monkeypatch, 3, KeyboardInterrupt())
+    with pytest.raises(KeyboardInterrupt, match=r"^stopped at step 7$"):
+        run(tmp_path, monkeypatch, 3, KeyboardInterrupt("stopped at step 7"))
