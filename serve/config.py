@@ -86,7 +86,7 @@ class LimitsConfig(_Config):
 
     connections: int = Field(default=1000, ge=1)
     """Open websockets of one process that robots talk to; more are told 503."""
-    decoders: int = Field(default=2, ge=1)
+    decoders: int = Field(default=4, ge=1)
     """Threads of such a process that unpack messages and decode pictures."""
     robot_hz: float | None = Field(default=None, gt=0)
     """Requests per second that one robot may send; None: no limit."""
