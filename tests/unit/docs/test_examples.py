@@ -17,7 +17,6 @@ from gwp.data.robot.embodiment import Embodiment, Limits
 from tests.support.tiny import make_tiny_bundle
 from tests.unit.docs.test_client import Fleet
 
-
 _TRIES = 15
 
 
