@@ -64,7 +64,7 @@ class Endpoint:
         self._dispatcher.draining.set()
         loop = asyncio.get_running_loop()
         end = loop.time() + self._drain_s
-        while self._dispatcher.sockets and loop.time() < end:
+        while not self._dispatcher.empty and loop.time() < end:
             await asyncio.sleep(_DRAINED_S)
         await self._listener.end()
         self._dispatcher.close()

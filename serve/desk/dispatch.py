@@ -3,16 +3,19 @@ whose. Every door goes through here.
 """
 
 import asyncio
+import math
 import secrets
 import time
 from collections import Counter
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
 from gwp.errors import GoneError, ObservationError, ProtocolError
 from gwp.policy.composed import ComposedObservation, compose_observation
 from gwp.policy.contract import PolicyContract
-from gwp.protocol.messages import ActionChunk
+from gwp.protocol.messages import ActionChunk, Observation
 from gwp.protocol.msgpack_numpy import unpackb
 from serve.backend import Backend
 from serve.config import ServeApp
@@ -59,18 +62,18 @@ class Item:
 class Asked:
     """A message that was unpacked.
 
-    endpoint: as vLLM-Omni's clients name it, or None; where it needs no observation there is none
-    form:     one observation or several, and so how they are answered
+    endpoint:   as vLLM-Omni's clients name it, or None; where it needs no observation there is
+                none
+    request_id: of the whole message; comes back
+    form:       one observation or several, and so how they are answered
+    refusal:    what is wrong with the message as a whole
     """
 
     endpoint: str | None
+    request_id: str | int | None = None
     form: Form = "one"
     items: tuple[Item, ...] = ()
-
-    @property
-    def request_id(self) -> str | int | None:
-        """Of the only observation."""
-        return self.items[0].request_id if len(self.items) == 1 else None
+    refusal: RefusedError | None = None
 
 
 class Dispatcher:
@@ -97,7 +100,7 @@ class Dispatcher:
         self._intake = Intake(config.limits.decoders, config.limits.queue)
         self._robots = Rates(config.limits.robot_hz)
         self._keys = Rates(config.limits.key_hz)
-        self._sockets = 0
+        self._sockets = self._asking = 0
 
     @property
     def ready(self) -> bool:
@@ -129,28 +132,70 @@ class Dispatcher:
         """Robots that stay."""
         return self._sockets
 
+    @contextmanager
+    def visit(self) -> Iterator[None]:
+        """Somebody waits for one answer without staying."""
+        self._asking += 1
+        try:
+            yield
+        finally:
+            self._asking -= 1
+
+    @property
+    def empty(self) -> bool:
+        """Whether nobody stays, and nobody waits for an answer."""
+        return not (self._sockets or self._asking)
+
     async def ask(self, data: bytes, peer: Peer, arrival: float) -> Asked:
-        """The message, unpacked and composed off the loop. RefusedError when it is none.
+        """The message, unpacked and composed off the loop. RefusedError when it is not looked at.
 
         arrival: when the message had come, on the loop's clock
         """
         if wait_s := self._keys.wait_s(peer.key):
             raise RefusedError("limit", "this key asks too often (limits.key_hz)", wait_s)
         begun = arrival + min(peer.allowed_s, self.limits.request_timeout_s)
-        return await self._intake.run(peer.name, begun, lambda: self._take(data, peer))
+        asked = await self._intake.run(peer.name, begun, lambda: self._take(data, peer))
+        self._keys.owe(peer.key, len(asked.items) - 1)
+        return asked
 
     async def act(self, item: Item, peer: Peer, arrival: float) -> ActionChunk:
         """The chunk of one observation. RefusedError when there is none in time, counted from
         its arrival.
         """
+        if isinstance(item.given, RefusedError):
+            raise item.given
+        observation = item.given.observation
+        peer.allowed_s = self._allowed_s(observation)
+        if wait_s := self._robots.wait_s(observation.robot or peer.name):
+            raise RefusedError("limit", "this robot asks too often (limits.robot_hz)", wait_s)
+        left_s, _ = self._judge(observation, arrival)
+        self._refuse_hopeless(left_s)
         try:
-            chunk = await self._act(item, peer, arrival)
-        except RefusedError as error:
-            self.counts[error.code] += 1
-            raise
-        self.counts["ok"] += 1
-        self.counts.update(chunk.flags)
-        return chunk
+            async with asyncio.timeout(left_s):
+                chunk = await self._backend.act(item.given, left_s)
+        except TimeoutError as error:
+            raise self._late(observation) from error
+        # As old as it is now: it has waited and been computed meanwhile.
+        _, flags = self._judge(observation, arrival)
+        return replace(
+            chunk,
+            policy_version=self.identity.policy_version,
+            policy_alias=self.identity.policy_alias,
+            run_id=self.identity.run_id,
+            request_id=observation.request_id,
+            observation_age_s=age_of(observation),
+            flags=(*chunk.flags, *flags),
+        )
+
+    def check_time(self, item: Item, arrival: float) -> None:
+        """RefusedError where it is too late by now for the chunk of an observation."""
+        if not isinstance(item.given, RefusedError):
+            self._judge(item.given.observation, arrival)
+
+    def count(self, outcome: str, flags: Sequence[str] = ()) -> None:
+        """An observation, or a message that held none, was answered. outcome: `ok` or a code."""
+        self.counts[outcome] += 1
+        self.counts.update(flags)
 
     def stats(self) -> dict[str, Any]:
         """How it stands: counts, robots connected, what a newcomer would wait."""
@@ -169,17 +214,19 @@ class Dispatcher:
 
     def _take(self, data: bytes, peer: Peer) -> Asked:
         """In a thread of the intake."""
+        endpoint = number = None
         try:
             message = unpackb(data, self.max_bytes)
-            endpoint = text(message, "endpoint") if isinstance(message, dict) else None
+            if isinstance(message, dict):
+                endpoint, number = text(message, "endpoint"), request_id(message)
             if endpoint not in (None, "infer"):
-                return Asked(endpoint)
+                return Asked(endpoint, number)
             parts = split(message)
         except (ObservationError, ProtocolError) as error:
-            raise _refusal(error) from error
+            return Asked(endpoint, number, refusal=_refusal(error))
         pixels = Pixels()
         items = tuple(self._item(request, peer, pixels) for request in parts.requests)
-        return Asked(endpoint, parts.form, items)
+        return Asked(endpoint, number, parts.form, items)
 
     def _item(self, request: Any, peer: Peer, pixels: Pixels) -> Item:
         number = None
@@ -192,44 +239,27 @@ class Dispatcher:
         except (ObservationError, ProtocolError) as error:
             return Item(number, _refusal(error))
 
-    async def _act(self, item: Item, peer: Peer, arrival: float) -> ActionChunk:
-        given = item.given
-        if isinstance(given, RefusedError):
-            raise given
-        observation = given.observation
-        own_s = observation.deadline_s
-        allowed_s = min(own_s or float("inf"), self.limits.request_timeout_s)
-        peer.allowed_s = allowed_s
-        if wait_s := self._robots.wait_s(observation.robot or peer.name):
-            raise RefusedError("limit", "this robot asks too often (limits.robot_hz)", wait_s)
-        judge_age(observation, self.limits)
-        code = "unavailable" if own_s is None else "deadline"
-        late = RefusedError(
+    def _judge(self, observation: Observation, arrival: float) -> tuple[float, tuple[str, ...]]:
+        """Seconds that are left for an observation, and flags for its age. RefusedError where it
+        is too late or too old.
+        """
+        left_s = arrival + self._allowed_s(observation) - asyncio.get_running_loop().time()
+        flags = judge_age(observation, self.limits)
+        if left_s <= 0:
+            raise self._late(observation)
+        return left_s, flags
+
+    def _allowed_s(self, observation: Observation) -> float:
+        return min(observation.deadline_s or math.inf, self.limits.request_timeout_s)
+
+    def _late(self, observation: Observation) -> RefusedError:
+        allowed_s = self._allowed_s(observation)
+        code = "unavailable" if observation.deadline_s is None else "deadline"
+        return RefusedError(
             code,
             f"no chunk within {allowed_s:g} s of the request's arrival; add replicas or allow more "
             "time (deadline_s, limits.request_timeout_s)",
             None if code == "deadline" else 0.1,
-        )
-        loop = asyncio.get_running_loop()
-        left_s = arrival + allowed_s - loop.time()
-        if left_s <= 0:
-            raise late
-        self._refuse_hopeless(left_s)
-        try:
-            async with asyncio.timeout(left_s):
-                chunk = await self._backend.act(given, left_s)
-        except TimeoutError as error:
-            raise late from error
-        # As old as it is now: it has waited and been computed meanwhile.
-        flags = judge_age(observation, self.limits)
-        return replace(
-            chunk,
-            policy_version=self.identity.policy_version,
-            policy_alias=self.identity.policy_alias,
-            run_id=self.identity.run_id,
-            request_id=observation.request_id,
-            observation_age_s=age_of(observation),
-            flags=(*chunk.flags, *flags),
         )
 
     def _refuse_hopeless(self, left_s: float) -> None:

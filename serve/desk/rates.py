@@ -17,23 +17,32 @@ class Rates:
         self._clock = clock
         self._buckets: dict[str, tuple[float, float]] = {}
 
-    def wait_s(self, name: str, count: int = 1) -> float:
-        """0 where `count` requests of `name` may pass, which are counted then; else the seconds
-        until they may.
+    def wait_s(self, name: str) -> float:
+        """0 where a request of `name` may pass, which is counted then; else the seconds until it
+        may.
         """
         if self._hz is None:
             return 0.0
-        now, most = self._clock(), max(1.0, self._hz)
-        left, when = self._buckets.get(name, (most, now))
-        left = min(most, left + (now - when) * self._hz)
-        # More than fits into a bucket passes when it is full, and leaves a debt.
-        if left < min(count, most):
-            self._buckets[name] = (left, now)
-            return (min(count, most) - left) / self._hz
-        self._buckets[name] = (left - count, now)
+        left, now = self._left(name)
+        if left < 1:
+            return (1 - left) / self._hz
+        self._buckets[name] = (left - 1, now)
         if len(self._buckets) > _MOST:
             # The fullest have not asked for longest.
             full = sorted(self._buckets, key=lambda known: self._buckets[known][1])
             for known in full[: _MOST // 2]:
                 del self._buckets[known]
         return 0.0
+
+    def owe(self, name: str, count: int) -> None:
+        """So many more have passed with one of `name`: the next ones wait for it."""
+        if self._hz is not None and count > 0:
+            left, now = self._left(name)
+            self._buckets[name] = (left - count, now)
+
+    def _left(self, name: str) -> tuple[float, float]:
+        """Requests that may pass now, and the time of that."""
+        assert self._hz is not None
+        now, most = self._clock(), max(1.0, self._hz)
+        left, when = self._buckets.get(name, (most, now))
+        return min(most, left + (now - when) * self._hz), now

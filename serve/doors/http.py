@@ -12,9 +12,10 @@ from fastapi import Request
 from fastapi.responses import JSONResponse, PlainTextResponse, Response
 from starlette.requests import HTTPConnection
 
-from gwp.protocol.msgpack_numpy import packb
+from gwp.errors import ObservationError
 from serve.desk.dispatch import Dispatcher, Peer
-from serve.doors.answers import answer
+from serve.doors.announced import announced
+from serve.doors.answers import INTERNAL, Answer, answer
 from serve.refusal import RefusedError
 
 log = logging.getLogger("ray.serve")
@@ -41,21 +42,24 @@ _UPLOAD_S = 10.0
 async def act(request: Request, dispatcher: Dispatcher) -> Response:
     """`POST /v1/act`: a msgpack observation in, a msgpack chunk out.
 
-    An error is JSON `{"code", "message"}`.
+    An error is JSON `{"code", "message"}`, with `request_id` and `retry_after_s` where there are.
     """
     try:
         key = dispatcher.access.name_of(request.headers)
         if key is None:
             raise RefusedError("access", "API key missing or unknown")
-        peer = Peer(name_of(request), key)
+        peer = Peer(name_of(request), key, _embodiment(request, dispatcher))
         data = await _body(request, dispatcher.max_bytes)
-        reply = await _unless_hung_up(request, data, peer, dispatcher)
-        return Response(packb(reply), media_type=MSGPACK)
+        with dispatcher.visit():
+            given = await _unless_hung_up(request, data, peer, dispatcher)
     except RefusedError as error:
         return refused(error)
     except Exception:
         log.exception("a request failed in the gateway")
-        return refused(RefusedError("internal", "internal error; see the log of the gateway"))
+        return refused(RefusedError("internal", INTERNAL))
+    if isinstance(given.reply, RefusedError):
+        return refused(given.reply, given.request_id)
+    return Response(given.reply, media_type=MSGPACK)
 
 
 def policy(request: Request, dispatcher: Dispatcher) -> Response:
@@ -80,16 +84,22 @@ def ready(dispatcher: Dispatcher) -> Response:
     return PlainTextResponse("no replica\n", 503)
 
 
-def refused(error: RefusedError) -> Response:
+def refused(error: RefusedError, request_id: str | int | None = None) -> Response:
     """A refusal as an HTTP response."""
     after_s = error.retry_after_s
-    # Whole seconds, as HTTP has them; the body has the exact number.
-    headers = {} if after_s is None else {"Retry-After": str(max(1, math.ceil(after_s)))}
-    body = {"code": error.code, "message": str(error)}
+    body: dict[str, object] = {"code": error.code, "message": str(error)}
+    if request_id is not None:
+        body["request_id"] = request_id
     if after_s is not None:
-        body["retry_after_s"] = after_s  # type: ignore[assignment]
+        body["retry_after_s"] = after_s
     # A replica of another version may know codes that this gateway does not.
-    return JSONResponse(body, STATUS.get(error.code, STATUS["internal"]), headers)
+    return JSONResponse(body, STATUS.get(error.code, STATUS["internal"]), retry_after(error))
+
+
+def retry_after(error: RefusedError) -> dict[str, str]:
+    """The header that says when to come back: whole seconds, as HTTP has them."""
+    after_s = error.retry_after_s
+    return {} if after_s is None else {"Retry-After": str(max(1, math.ceil(after_s)))}
 
 
 def name_of(connection: HTTPConnection) -> str:
@@ -98,10 +108,22 @@ def name_of(connection: HTTPConnection) -> str:
     return f"{client.host}:{client.port}" if client else ""
 
 
+def _embodiment(request: Request, dispatcher: Dispatcher) -> str | None:
+    """Which robot the query announces. RefusedError where it does not match the policy."""
+    robot = announced(request.query_params)
+    if not robot:
+        return None
+    try:
+        embodiment = dispatcher.contract.agree(robot)
+    except ObservationError as error:
+        raise RefusedError("observation", str(error)) from error
+    return embodiment.name if embodiment else None
+
+
 async def _unless_hung_up(
     request: Request, data: bytes, peer: Peer, dispatcher: Dispatcher
-) -> object:
-    """The reply map; its work is given up when the client hangs up."""
+) -> Answer:
+    """The answer; its work is given up when the client hangs up."""
     arrival = asyncio.get_running_loop().time()
     working = asyncio.ensure_future(answer(data, peer, arrival, dispatcher))
     # After the body nothing comes but the end.

@@ -15,22 +15,25 @@ from typing import Any
 from fastapi import WebSocket, WebSocketDisconnect
 from fastapi.responses import PlainTextResponse
 
-from gwp.errors import GwpError, ObservationError
-from gwp.protocol.handshake import FIELDS, LISTS
+from gwp.errors import GwpError
 from gwp.protocol.msgpack_numpy import packb
 from serve.desk.dispatch import Dispatcher, Peer
-from serve.doors.answers import reply_to
-from serve.doors.http import STATUS, name_of
+from serve.doors.announced import announced
+from serve.doors.answers import INTERNAL, answer
+from serve.doors.http import STATUS, name_of, retry_after
 from serve.messages.replies import to_error
 from serve.refusal import RefusedError
 
 log = logging.getLogger("ray.serve")
 
-INTERNAL = "internal error; see the log of the gateway"
 RESTART = 1012
 """Close code: come back at once, another process will answer."""
 _AHEAD = 8
 """Frames of one robot that are taken before their turn."""
+_ENDPOINT, _ENDS = b"\xa8endpoint", 256
+"""The key as msgpack writes it, and how far from both ends of a message that was not unpacked it is
+searched for: pictures lie in between.
+"""
 
 
 async def converse(socket: WebSocket, dispatcher: Dispatcher) -> None:
@@ -43,7 +46,8 @@ async def converse(socket: WebSocket, dispatcher: Dispatcher) -> None:
         embodiment = dispatcher.contract.agree(announced(socket.query_params))
         dispatcher.enter()
     except RefusedError as error:
-        await _deny(socket, STATUS["unavailable"] if error.code == "busy" else 401, str(error))
+        status = STATUS["unavailable"] if error.code == "busy" else STATUS[error.code]
+        await _deny(socket, status, str(error), retry_after(error))
         return
     except GwpError as error:
         await _deny(socket, 409, str(error))
@@ -62,8 +66,10 @@ async def converse(socket: WebSocket, dispatcher: Dispatcher) -> None:
         dispatcher.leave()
 
 
-async def _deny(socket: WebSocket, status: int, text: str) -> None:
-    await socket.send_denial_response(PlainTextResponse(text, status_code=status))
+async def _deny(
+    socket: WebSocket, status: int, text: str, headers: Mapping[str, str] | None = None
+) -> None:
+    await socket.send_denial_response(PlainTextResponse(text, status, headers))
 
 
 class _Conversation:
@@ -79,6 +85,8 @@ class _Conversation:
         # Frames that came, with the times when they did.
         self._inbox: deque[tuple[float, Mapping[str, Any]]] = deque()
         self._hung_up = False
+        # Whether the robot sends `endpoint` and reads refusals as maps.
+        self._mapped = False
         self._previous_ms: float | None = None
 
     async def run(self) -> None:
@@ -136,46 +144,24 @@ class _Conversation:
         return listening
 
     async def _reply(self, event: Mapping[str, Any], arrival: float) -> bytes | str:
-        # Whether the client sends `endpoint` and understands errors as maps.
-        mapped = False
-        number: str | int | None = None
-        try:
-            data = event.get("bytes")
-            if data is None:
-                raise RefusedError(
+        data = event.get("bytes")
+        if data is None:
+            return self._refused(
+                RefusedError(
                     "protocol",
                     "text frames are not understood; send one binary msgpack map per observation",
-                )
-            asked = await self._dispatcher.ask(data, self._peer, arrival)
-            mapped, number = asked.endpoint is not None, asked.request_id
-            return packb(
-                await reply_to(asked, self._peer, arrival, self._dispatcher, self._previous_ms)
+                ),
+                None,
             )
-        except RefusedError as error:
-            refusal = error
-        except Exception:
-            log.exception("a request failed in the gateway")
-            refusal = RefusedError("internal", INTERNAL)
-        if not mapped:
-            return f"{refusal.code}: {refusal}"
-        return packb(to_error(refusal.code, str(refusal), number, refusal.retry_after_s))
+        given = await answer(data, self._peer, arrival, self._dispatcher, self._previous_ms)
+        # One that was refused unread, because too much waits, had no time to say what it is.
+        ends = data[:_ENDS] + data[-_ENDS:]
+        self._mapped = self._mapped or given.mapped or _ENDPOINT in ends
+        if isinstance(given.reply, RefusedError):
+            return self._refused(given.reply, given.request_id)
+        return given.reply
 
-
-def announced(query: Mapping[str, str]) -> dict[str, Any]:
-    """What a robot says of itself in the query of its URL.
-
-    For instance `?embodiment=...&fps=50&action_names=a,b&cameras=top,wrist`.
-    """
-    robot: dict[str, Any] = {name: query[name] for name in FIELDS if name in query}
-    if "fps" in robot:
-        try:
-            robot["fps"] = float(robot["fps"])
-        except ValueError as error:
-            raise ObservationError(
-                f"fps: '{robot['fps'][:32]}' is no number; write the control rate in Hz"
-            ) from error
-    for name in LISTS:
-        if name in robot:
-            # An empty name is kept: whoever compares says that it is none.
-            robot[name] = [part.strip() for part in robot[name].split(",")]
-    return robot
+    def _refused(self, error: RefusedError, number: str | int | None) -> bytes | str:
+        if not self._mapped:
+            return f"{error.code}: {error}"
+        return packb(to_error(error.code, str(error), number, error.retry_after_s))

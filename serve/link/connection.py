@@ -18,6 +18,8 @@ from serve.link.frames import (
     PING_S,
     PONG_S,
     TOKEN_HEADER,
+    awakened,
+    end_with,
     from_answer,
     to_ask,
     unpack_frame,
@@ -62,6 +64,7 @@ class Link:
         self._wake = asyncio.Event()
         # What others have there, as last told.
         self._others = 0
+        self._lost = False
 
     @property
     def taken(self) -> int:
@@ -75,6 +78,9 @@ class Link:
 
     async def ask(self, given: ComposedObservation, allowed_s: float) -> ActionChunk:
         """The answer. RefusedError as the replica gives it, LostError when it goes first."""
+        # It may go between the moment when a place is given and the one when it is taken.
+        if self._lost:
+            raise LostError
         number = next(self._numbers)
         answer = asyncio.get_running_loop().create_future()
         self._open[number] = answer
@@ -84,8 +90,7 @@ class Link:
             chunk: ActionChunk = await answer
             return chunk
         except asyncio.CancelledError:
-            self._cancels.append(number)
-            self._wake.set()
+            self._give_up(number)
             raise
         finally:
             self._open.pop(number, None)
@@ -93,6 +98,7 @@ class Link:
     async def serve(self) -> None:
         """Until the replica hangs up or is lost."""
         sender = asyncio.ensure_future(self._send())
+        end_with(sender, self._socket)
         try:
             async for frame in self._socket:
                 self._take(unpack_frame(frame))
@@ -100,6 +106,7 @@ class Link:
             return
         finally:
             sender.cancel()
+            self._lost = True
             for answer in self._open.values():
                 if not answer.done():
                     answer.set_exception(LostError())
@@ -107,6 +114,15 @@ class Link:
     async def close(self) -> None:
         """Hang up."""
         await self._socket.close()
+
+    def _give_up(self, number: int) -> None:
+        """Nobody waits for this answer."""
+        unsent = [ask for ask in self._asks if ask["n"] != number]
+        # What was not sent yet is not sent; the rest has to be told.
+        if len(unsent) == len(self._asks):
+            self._cancels.append(number)
+            self._wake.set()
+        self._asks = unsent
 
     def _take(self, state: dict[str, Any]) -> None:
         for entry in state["answers"]:
@@ -126,20 +142,19 @@ class Link:
         self._free(len(state["answers"]))
 
     async def _send(self) -> None:
-        """All requests of a moment in one frame."""
+        """All requests of a moment in one frame; else how many wait, when that has changed."""
+        told = 0.0
         while True:
-            await self._wake.wait()
-            # One round of the loop later, so that robots that ask together travel together.
-            await asyncio.sleep(0)
-            self._wake.clear()
+            await awakened(self._wake)
             message: dict[str, Any] = {}
             if self._asks:
                 message["asks"], self._asks = self._asks, []
             if self._cancels:
                 message["cancel"], self._cancels = self._cancels, []
-            if message:
-                message["line"] = self._line()
-                await self._socket.send(packb(message))
+            line = self._line()
+            if message or line != told:
+                await self._socket.send(packb(message | {"line": line}))
+                told = line
 
 
 async def open_link(

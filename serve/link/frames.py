@@ -8,13 +8,21 @@ A request has the number that its answer carries. Both sides are of one version:
 together, and a gateway asks only replicas of its own policy.
 """
 
+import asyncio
+import logging
+from contextlib import suppress
 from dataclasses import asdict
 from typing import Any
+
+from websockets.asyncio.connection import Connection
+from websockets.exceptions import ConnectionClosed
 
 from gwp.policy.composed import ComposedObservation
 from gwp.protocol.messages import ActionChunk, Observation
 from gwp.protocol.msgpack_numpy import unpackb
 from serve.refusal import RefusedError
+
+log = logging.getLogger("ray.serve")
 
 MAX_FRAME = 64 << 20
 """Bytes of one frame: some hundred canvases of the largest models."""
@@ -26,6 +34,33 @@ HANG_UP_S = 0.2
 """How long the end of a connection is waited for: who has given no sign says no farewell."""
 TOKEN_HEADER = "x-gwp-link"  # noqa: S105  a name
 """Carries the secret that only gateways and replicas of one application know."""
+TELL_S = 0.2
+"""How long either side may believe of the other what is true no more: what changes without a
+question or an answer is told so often.
+"""
+
+
+async def awakened(wake: asyncio.Event) -> None:
+    """Return when there is something to send, or when it is time to see whether there is."""
+    with suppress(TimeoutError):
+        async with asyncio.timeout(TELL_S):
+            await wake.wait()
+    # One round of the loop later: what comes together travels together.
+    await asyncio.sleep(0)
+    wake.clear()
+
+
+def end_with(sender: "asyncio.Task[None]", socket: Connection) -> None:
+    """A link that sends no more is hung up: whoever is at its other end would wait in vain."""
+
+    def ended(task: "asyncio.Task[None]") -> None:
+        if task.cancelled():
+            return
+        if not isinstance(task.exception(), ConnectionClosed):
+            log.error("a link cannot send", exc_info=task.exception())
+        socket.transport.abort()
+
+    sender.add_done_callback(ended)
 
 
 def unpack_frame(frame: bytes | str) -> dict[str, Any]:

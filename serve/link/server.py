@@ -3,6 +3,7 @@
 import asyncio
 import hmac
 import logging
+from functools import partial
 from http import HTTPStatus
 from typing import Any
 
@@ -18,6 +19,8 @@ from serve.link.frames import (
     PING_S,
     PONG_S,
     TOKEN_HEADER,
+    awakened,
+    end_with,
     from_ask,
     to_answer,
     unpack_frame,
@@ -117,7 +120,7 @@ class _Link:
     @property
     def quiet_for(self) -> float:
         """Seconds since the gateway has asked or waited for anything."""
-        if self._tasks or self._answers:
+        if self._tasks or self._answers or self.line:
             self._asked_at = self._loop.time()
         return self._loop.time() - self._asked_at
 
@@ -128,6 +131,7 @@ class _Link:
     async def serve(self) -> None:
         """Until the gateway hangs up, or is lost; what it has asked is given up then."""
         sender = asyncio.ensure_future(self._send())
+        end_with(sender, self._socket)
         self.flush()
         try:
             async for frame in self._socket:
@@ -140,13 +144,19 @@ class _Link:
                 task.cancel()
 
     def _take(self, message: dict[str, Any]) -> None:
-        self._asked_at = self._loop.time()
         self.line = message["line"]
         for number in message.get("cancel", ()):
             if task := self._tasks.get(number):
                 task.cancel()
         for ask in message.get("asks", ()):
-            self._tasks[ask["n"]] = asyncio.ensure_future(self._answer(ask))
+            self._asked_at = self._loop.time()
+            task = asyncio.ensure_future(self._answer(ask))
+            self._tasks[ask["n"]] = task
+            # Also for one that is cancelled before it has begun.
+            task.add_done_callback(partial(self._forget, ask["n"]))
+
+    def _forget(self, number: int, _: "asyncio.Task[None]") -> None:
+        self._tasks.pop(number, None)
 
     async def _answer(self, ask: dict[str, Any]) -> None:
         number = ask["n"]
@@ -162,24 +172,24 @@ class _Link:
             log.exception("a request failed in the replica")
             failed = RefusedError("internal", "internal error; see the log of the replica")
             answer = to_answer(number, failed)
-        finally:
-            self._tasks.pop(number, None)
         self._answers.append(answer)
         self.flush()
 
     async def _send(self) -> None:
-        """All answers of a moment in one frame."""
+        """All answers of a moment in one frame, and how it stands; else that, when it has changed:
+        a gateway that is kept away by what it was told asks nothing.
+        """
+        told: dict[str, Any] = {}
         while True:
-            await self._wake.wait()
-            # One round of the loop later: those who were computed together are answered together.
-            await asyncio.sleep(0)
-            self._wake.clear()
+            await awakened(self._wake)
             answers, self._answers = self._answers, []
             state = {
-                "answers": answers,
                 "load": self._engine.load,
                 "wait_s": self._engine.wait_s,
                 "batch": self._engine.batch,
-                "leaving": self._leaving(),
+                # An engine that has ended refuses sooner than any other answers.
+                "leaving": self._leaving() or not self._engine.ready,
             }
-            await self._socket.send(packb(state))
+            if answers or state != told:
+                await self._socket.send(packb(state | {"answers": answers}))
+                told = state

@@ -124,13 +124,14 @@ def test_a_burst_of_a_second_passes_and_then_so_many_a_second() -> None:
         now[0] = 0.25 + step * 0.01
         passed += rates.wait_s("a") == 0
     assert 39 <= passed <= 41
-    assert Rates(None).wait_s("a", 1000) == 0
+    assert Rates(None).wait_s("a") == 0
 
 
-def test_more_than_a_burst_passes_when_it_can_and_leaves_a_debt() -> None:
+def test_what_came_with_a_request_is_owed() -> None:
     now = [0.0]
     rates = Rates(4, lambda: now[0])
-    assert rates.wait_s("a", 8) == 0
+    assert rates.wait_s("a") == 0
+    rates.owe("a", 7)
     assert rates.wait_s("a") == pytest.approx(1.25)
     now[0] = 1.25
     assert rates.wait_s("a") == 0

@@ -12,7 +12,7 @@ from PIL import Image
 from gwp.errors import GwpError, ObservationError
 from gwp.protocol.messages import ActionChunk
 from gwp.protocol.msgpack_numpy import ProtocolError, packb, unpackb
-from serve.doors.openpi import announced
+from serve.doors.announced import announced
 from serve.messages.replies import to_reply
 from serve.messages.requests import to_observation
 from tests.unit.gwp.policy.test_contract import IMAGE, ONE, TWO
