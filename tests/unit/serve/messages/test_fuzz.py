@@ -9,6 +9,7 @@ import pickle
 import resource
 import struct
 import sys
+import threading
 import zlib
 from collections.abc import Callable
 from functools import partial
@@ -244,16 +245,20 @@ class Lines:
 
 
 class Audit:
-    """Events of the interpreter that no message may cause. A hook stays for ever; it sleeps."""
+    """Events of the interpreter that no message may cause, of this thread: others may do as they
+    like. A hook stays for ever; it sleeps.
+    """
 
     def __init__(self) -> None:
         self.awake = False
         self.seen: list[str] = []
+        self._thread = threading.get_ident()
         sys.addaudithook(self)
 
-    def __call__(self, event: str, _: tuple[Any, ...]) -> None:
-        if self.awake and event in FORBIDDEN:
-            self.seen.append(event)
+    def __call__(self, event: str, what: tuple[Any, ...]) -> None:
+        mine = self.awake and threading.get_ident() == self._thread
+        if mine and event in FORBIDDEN:
+            self.seen.append(f"{event} {what}")
 
 
 def used_mb() -> float:
