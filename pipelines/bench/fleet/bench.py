@@ -24,6 +24,7 @@ from pipelines.bench.fleet.robots import PATIENCE_S, Crowd
 PICTURE = (240, 278)
 """Height and width of what a robot sends: 200 kB as raw pixels."""
 ROBOTS = "pipelines.bench.fleet.robots"
+RIVAL = "one_at_a_time"
 STEPS = 10
 _SPARE_S = 120.0
 
@@ -37,6 +38,7 @@ class Plan:
     gateways: ways to serve: `inline`, `separate`
     rate_hz, latency_s, seconds, deadline_s: as of `Crowd`; with a deadline clients do not try
         again after it
+    replicas, most_replicas: of the policy; with more at most than at least they follow the load
     threads: of torch, on either side
     """
 
@@ -48,6 +50,7 @@ class Plan:
     seconds: float = 5.0
     deadline_s: float | None = None
     replicas: int = 1
+    most_replicas: int = 1
     slots: int = 16
     threads: int = 1
 
@@ -64,23 +67,34 @@ def bench_fleet(plan: Plan) -> dict[str, Any]:
         with _rival(bundle, plan, Path(scratch)) as url:
             rival = [_crowd(bundle, plan, count, url) for count in plan.robots]
         ways = {way: _served(way, bundle, plan) for way in plan.gateways}
-    by_robots = {"one_at_a_time": rival} | ways
+    overheads = {way: round(found[0]["ms"]["p50"] - bare_ms, 2) for way, found in ways.items()}
+    ratios = {way: _ratios(found, rival) for way, found in ways.items()}
+    first = plan.gateways[0]
     return {
         **asdict(plan),
         "hardware": hardware(torch.device("cpu")),
         "torch": torch.__version__,
         "picture": [*PICTURE, 3],
         "bare_ms_p50": bare_ms,
-        "by_robots": by_robots,
-        "overhead_ms_p50": {
-            way: round(found[0]["ms"]["p50"] - bare_ms, 2) for way, found in ways.items()
-        },
-        "ratios": {"vs_one_at_a_time": {way: _ratios(found, rival) for way, found in ways.items()}},
+        # Of the first way to serve: for one robot, and at the largest crowd.
+        "overhead_ms_p50": overheads[first],
+        "ratios": {"vs_one_at_a_time": ratios[first][str(plan.robots[-1])]},
         "failed": sum(one["failed"] for found in ways.values() for one in found),
+        "by_robots": {
+            str(count): {way: rows[i] for way, rows in ({RIVAL: rival} | ways).items()}
+            for i, count in enumerate(plan.robots)
+        },
+        "by_gateway": {
+            way: {"overhead_ms_p50": overheads[way], "vs_one_at_a_time": ratios[way]}
+            for way in ways
+        },
     }
 
 
-def _ratios(ours: Sequence[Mapping[str, Any]], theirs: Sequence[Mapping[str, Any]]) -> Any:
+def _ratios(
+    ours: Sequence[Mapping[str, Any]], theirs: Sequence[Mapping[str, Any]]
+) -> dict[str, float]:
+    """Chunks a second of ours over theirs, by robots."""
     pairs = zip(ours, theirs, strict=True)
     return {str(a["robots"]): round(a["per_s"] / max(b["per_s"], 1e-9), 2) for a, b in pairs}
 
@@ -110,13 +124,15 @@ def _rival(bundle: Path, plan: Plan, scratch: Path) -> Iterator[str]:
 
 def _served(way: str, bundle: Path, plan: Plan) -> list[dict[str, Any]]:
     """Each crowd at the endpoint, on a Ray of its own."""
-    from pipelines.bench.fleet.service import served
+    from pipelines.bench.fleet.service import served, watched_replicas
 
-    with served(way, bundle, plan.replicas, plan.slots, plan.threads) as endpoint:
+    scale = {"min_replicas": plan.replicas, "max_replicas": plan.most_replicas}
+    with served(way, bundle, scale, plan.slots, plan.threads) as endpoint:
         found = []
         for count in plan.robots:
-            crowd = _crowd(bundle, plan, count, endpoint.url)
-            found.append(crowd | {"batch": endpoint.stats()["batch"]})
+            with watched_replicas(endpoint) as replicas:
+                crowd = _crowd(bundle, plan, count, endpoint.url)
+            found.append(crowd | {"batch": endpoint.stats()["batch"], "replicas": replicas})
         return found
 
 

@@ -50,7 +50,8 @@ def bench_faults(plan: Plan) -> dict[str, Any]:
         for folder in (bundle, newer):
             folder.mkdir()
             random_bundle(folder, plan.size, STEPS, note=folder.name)
-        with served("separate", bundle, 2, plan.slots, plan.threads) as endpoint:
+        scale = {"min_replicas": 2, "max_replicas": 2}
+        with served("separate", bundle, scale, plan.slots, plan.threads) as endpoint:
             crowd = crowd_for(bundle, plan, plan.robots[0], endpoint.url)
             over = scratch / "over"
             robots = _start(asdict(replace(crowd, until=str(over))))

@@ -1,6 +1,8 @@
 """The endpoint that is measured: on a Ray cluster of one machine, started and stopped here."""
 
 import json
+import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -12,6 +14,7 @@ from clusters.services import free_ports
 from serve.config import ServeApp
 
 _WAIT_S = 300.0
+_WATCH_S = 0.5
 
 
 @dataclass
@@ -32,10 +35,38 @@ class Served:
 
 
 @contextmanager
+def watched_replicas(endpoint: Served) -> Iterator[list[tuple[float, int]]]:
+    """While the block runs: each change of the number of replicas that answer, with the seconds
+    since the block began.
+    """
+    from serve.app import replica_counts
+
+    begin, over = time.monotonic(), threading.Event()
+    seen = [(0.0, replica_counts(endpoint.config.name))]
+
+    def watch() -> None:
+        while not over.wait(_WATCH_S):
+            count = replica_counts(endpoint.config.name)
+            if count != seen[-1][1]:
+                seen.append((round(time.monotonic() - begin, 1), count))
+
+    watching = threading.Thread(target=watch, daemon=True)
+    watching.start()
+    try:
+        yield seen
+    finally:
+        over.set()
+        watching.join()
+
+
+@contextmanager
 def served(
-    way: str, bundle: Path, replicas: int, slots: int, threads: int, **more: Any
+    way: str, bundle: Path, scale: dict[str, int], slots: int, threads: int
 ) -> Iterator[Served]:
-    """Serve a bundle for as long as the block runs. way: `inline` or `separate`"""
+    """Serve a bundle for as long as the block runs.
+
+    way: `inline` or `separate`; scale: least and most replicas, as fields of `autoscaling`
+    """
     import ray
     from ray import serve
 
@@ -47,11 +78,10 @@ def served(
             "port": free_ports(1)[0],
             "gateway": "inline" if way == "inline" else {"replicas": 2},
             "replica": {"cpus": 0.5, "torch_threads": threads},
-            "autoscaling": {"min_replicas": replicas, "max_replicas": replicas},
+            "autoscaling": scale,
             "engine": {"slots": slots},
             "start_timeout_s": _WAIT_S,
         }
-        | more
     )
     ray.init(
         address="local",

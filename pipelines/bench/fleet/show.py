@@ -18,12 +18,13 @@ def table(r: dict[str, Any]) -> str:
             f"{'age':>7} {'batch':>6} {'failed':>6} {'missed':>6} {'silence':>8}"
         ),
     ]
-    for way, rows in r["by_robots"].items():
-        lines += [_row(way, row) for row in rows]
-    for way, found in r["ratios"]["vs_one_at_a_time"].items():
-        told = ", ".join(f"{robots}: {ratio:.2f}" for robots, ratio in found.items())
+    for ways in r["by_robots"].values():
+        lines += [_row(way, row) for way, row in ways.items()]
+    for way, found in r["by_gateway"].items():
+        ratios = found["vs_one_at_a_time"].items()
+        told = ", ".join(f"{robots}: {ratio:.2f}" for robots, ratio in ratios)
         lines.append(
-            f"  {way}: {r['overhead_ms_p50'][way]:.1f} ms over the engine alone; chunks/s against "
+            f"  {way}: {found['overhead_ms_p50']:.1f} ms over the engine alone; chunks/s against "
             f"one at a time, by robots: {told}"
         )
     return "\n".join(lines)
@@ -36,5 +37,11 @@ def _row(way: str, row: dict[str, Any]) -> str:
     return (
         f"  {way:16} {row['robots']:6} {row['per_s']:7.1f} {ms['p50']:7.1f} {ms['p95']:7.1f} "
         f"{ms['p99']:7.1f}    {told:>7} {batch:>6} {row['failed']:6} {row['missed']:6} "
-        f"{row['silence_s']:7.2f}s {row['errors'] or ''}"
+        f"{row['silence_s']:7.2f}s {row['errors'] or ''}{_replicas(row)}"
     )
+
+
+def _replicas(row: dict[str, Any]) -> str:
+    """Where they were not always as many."""
+    seen = row.get("replicas", ())
+    return " replicas " + ", ".join(f"{n} at {s:g} s" for s, n in seen) if len(seen) > 1 else ""

@@ -52,6 +52,12 @@ def add(verbs: Any) -> None:
     )
     fleet.add_argument("--seconds", type=float, default=5.0, help="of each crowd (default: 5)")
     fleet.add_argument("--replicas", type=int, default=1, help="of the policy (default: 1)")
+    fleet.add_argument(
+        "--most-replicas",
+        type=int,
+        metavar="N",
+        help="replicas follow the load up to so many (default: as many as --replicas)",
+    )
     fleet.add_argument("--slots", type=int, default=16, help="engine.slots (default: 16)")
     fleet.add_argument("--threads", type=int, default=1, help="torch threads (default: 1)")
     fleet.add_argument(
@@ -83,6 +89,7 @@ def run_fleet(args: argparse.Namespace) -> None:
         seconds=args.seconds,
         deadline_s=args.deadline / 1e3 if args.deadline else None,
         replicas=args.replicas,
+        most_replicas=args.most_replicas or args.replicas,
         slots=args.slots,
         threads=args.threads,
     )
