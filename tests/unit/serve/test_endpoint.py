@@ -18,7 +18,7 @@ from gwp.policy.composed import ComposedObservation
 from gwp.protocol.messages import ActionChunk
 from gwp.protocol.msgpack_numpy import packb, unpackb
 from serve.config import ServeApp
-from serve.doors import openpi
+from serve.doors import answers, openpi
 from serve.endpoint import Endpoint
 from serve.identity import Identity
 from serve.loop import LoopThread
@@ -370,7 +370,7 @@ def test_a_handshake_that_fails_in_the_gateway_is_answered(
     with pytest.raises(InvalidStatus) as caught:
         place.robot()
     response = caught.value.response
-    assert (response.status_code, response.body) == (500, openpi.INTERNAL.encode())
+    assert (response.status_code, response.body) == (500, answers.INTERNAL.encode())
 
 
 def test_of_several_each_is_in_time_or_told(place: Place) -> None:

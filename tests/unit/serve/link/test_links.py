@@ -300,7 +300,7 @@ def test_only_gateways_of_the_application_are_let_in() -> None:
 
 
 def test_a_frame_holds_more_than_any_robot_may_send() -> None:
-    rich = {"prefix_actions": np.ones((3, 4), np.float32), "delay": 2, "robot": "r", "rate": 20.0}
+    rich: dict[str, Any] = {"prefix_actions": np.ones((3, 4), np.float32), "delay": 2, "robot": "r", "rate": 20.0}
 
     async def test(fleet: Fleet) -> None:
         engine = await fleet.add()
