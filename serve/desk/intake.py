@@ -81,6 +81,10 @@ class Intake:
         except asyncio.CancelledError:
             if turn.done() and not turn.cancelled():
                 self._next()
+            else:
+                # Or those who have gone would keep others out of the line.
+                self._line = [waiting for waiting in self._line if waiting[-1] is not turn]
+                heapq.heapify(self._line)
             raise
         finally:
             self._waiting[client] -= 1

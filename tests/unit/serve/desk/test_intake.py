@@ -96,6 +96,24 @@ def test_a_full_line_is_told_and_nothing_is_lost_by_those_who_give_up() -> None:
     run(test)
 
 
+def test_who_gives_up_keeps_nobody_out_of_the_line() -> None:
+    async def test() -> None:
+        intake, desk = Intake(1, 3), Desk()
+        asked = [asyncio.ensure_future(intake.run(str(n), n, desk.work(str(n)))) for n in range(4)]
+        await asyncio.sleep(0)
+        for one in asked[1:]:
+            one.cancel()
+        await asyncio.sleep(0)
+        later = asyncio.ensure_future(intake.run("later", 0, desk.work("later")))
+        await asyncio.sleep(0)
+        desk.go.set()
+        assert await later == "later"
+        assert desk.begun == ["0", "later"]
+        intake.close()
+
+    run(test)
+
+
 def test_what_is_raised_in_a_thread_is_raised_here() -> None:
     async def test() -> None:
         intake = Intake(1, 1)
