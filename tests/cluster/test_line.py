@@ -276,7 +276,8 @@ def test_the_stock_client_is_answered_by_the_deployed_policy(
         deploy(config)
         robot = openpi.WebsocketClientPolicy("127.0.0.1", port)
         assert robot.get_server_metadata()["policy_id"] == bundle
-        policy = Policy.load("models:/g1@champion")
+        # With the limits that an endpoint derives for a robot that has none.
+        policy = Policy.load("models:/g1@champion", guard=config.guard)
         observation = first_observation(policy, Source(uri=f"{mini.bucket}/g1", episodes="5"))
         camera, image = next(iter(observation.images.items()))
         reply = robot.infer(
