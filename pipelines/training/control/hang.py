@@ -71,10 +71,11 @@ class Clock:
         silent = self._silent(now)
         late = {rank for rank in self._seen if self._lasts(rank, now) >= limit}
         apart = {r for r in late if self._seen[r].report["phase"] not in _TOGETHER}
-        # Those that are silent too, if not for as long, would not end by themselves either.
-        blamed = sorted((late & silent and silent) or apart or late)
-        if not blamed:
+        if not late:
             return None
+        # Those that are silent too, if not for as long, would not end by themselves either. Who
+        # lives and waits in a collective may be late a moment before the silent one it waits for.
+        blamed = sorted((late & silent and silent) or apart or silent or late)
         found = [self._seen[rank].report for rank in blamed]
         text = "; ".join(_told(report, self._lasts(report["rank"], now)) for report in found)
         return Standing(found, text)

@@ -52,6 +52,16 @@ def test_a_rank_whose_process_stands_is_named_and_not_the_one_that_waits() -> No
     assert text == "rank 1 (node1, pid 101) has been in 'stepping' since step 12 for 61 s"
 
 
+def test_the_silent_one_is_named_also_when_the_one_that_waits_is_late_before_it() -> None:
+    clock = Clock(LIMIT)
+    told(clock, 0, report(0), report(1))
+    # The last report of rank 1 came later, so that it has been in its step for less, as far as
+    # is known.
+    told(clock, 3, report(0, lasts=3, beat=2), report(1, beat=2))
+    text = told(clock, 61, report(0, lasts=61, beat=3), report(1, beat=2))
+    assert text == "rank 1 (node1, pid 101) has been in 'stepping' since step 12 for 58 s"
+
+
 def test_a_rank_that_lives_and_does_not_come_to_the_step_is_named() -> None:
     clock = Clock(LIMIT)
     text = told(clock, 5, report(0, lasts=70), report(1, DATA, 71.4))
