@@ -81,6 +81,7 @@ class Dispatcher:
 
     The process that robots talk to makes one; all its doors share it. Lives in one event loop.
 
+    uploading: bytes of messages that are arriving over HTTP
     counts: answers by outcome (`ok` or the code of a refusal) and flags given, since the start
     """
 
@@ -94,6 +95,7 @@ class Dispatcher:
         self.max_bytes = int(config.limits.max_message_mb * 2**20)
         self.draining = asyncio.Event()
         self.counts: Counter[str] = Counter()
+        self.uploading = 0
         self._backend = backend
         self._fresh = config.noise == "fresh"
         self._noise = config.noise

@@ -35,6 +35,8 @@ STATUS = {
 }
 """Code of a refusal -> HTTP status."""
 MSGPACK = "application/msgpack"
+_UPLOADS = 16
+"""Messages of the largest size that may be arriving at a time, in bytes together."""
 _UPLOAD_S = 10.0
 """A body that takes longer to arrive is given up."""
 
@@ -49,7 +51,7 @@ async def act(request: Request, dispatcher: Dispatcher) -> Response:
         if key is None:
             raise RefusedError("access", "API key missing or unknown")
         peer = Peer(name_of(request), key, _embodiment(request, dispatcher))
-        data = await _body(request, dispatcher.max_bytes)
+        data = await _body(request, dispatcher)
         with dispatcher.visit():
             given = await _unless_hung_up(request, data, peer, dispatcher)
     except RefusedError as error:
@@ -138,21 +140,28 @@ async def _unless_hung_up(
         gone.cancel()
 
 
-async def _body(request: Request, max_bytes: int) -> bytes:
-    """The body, cut off as soon as it is too long: nothing over the limit is held in memory."""
+async def _body(request: Request, dispatcher: Dispatcher) -> bytes:
+    """The body, cut off as soon as it is too long, or as all that arrive together are: nothing
+    over the limits is held in memory.
+    """
     body = bytearray()
     try:
         async with asyncio.timeout(_UPLOAD_S):
             async for part in request.stream():
                 body += part
-                if len(body) > max_bytes:
+                dispatcher.uploading += len(part)
+                if len(body) > dispatcher.max_bytes:
                     raise RefusedError(
                         "protocol",
-                        f"message is over the limit of {max_bytes} bytes; send smaller or JPEG "
-                        "images",
+                        f"message is over the limit of {dispatcher.max_bytes} bytes; send smaller "
+                        "or JPEG images",
                     )
+                if dispatcher.uploading > _UPLOADS * dispatcher.max_bytes:
+                    raise RefusedError("busy", "too much is being sent at once; try again", 0.5)
     except TimeoutError as error:
         raise RefusedError(
             "protocol", f"the message took longer than {_UPLOAD_S:g} s to arrive"
         ) from error
+    finally:
+        dispatcher.uploading -= len(body)
     return bytes(body)

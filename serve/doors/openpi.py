@@ -108,6 +108,12 @@ class _Conversation:
             listening.cancel()
             draining.cancel()
 
+    @property
+    def _full(self) -> bool:
+        """Whether so much waits that the robot is not listened to: no more than it may send once."""
+        size = sum(len(event.get("bytes") or b"") for _, event in self._inbox)
+        return len(self._inbox) >= _AHEAD or size >= self._dispatcher.max_bytes
+
     def _heard(self, listening: "asyncio.Future[Any]") -> "asyncio.Future[Any]":
         """Put what came into the inbox; whatever is listened to next."""
         if not listening.done():
@@ -125,7 +131,7 @@ class _Conversation:
         answering = asyncio.ensure_future(self._reply(event, arrival))
         try:
             while not answering.done():
-                if len(self._inbox) >= _AHEAD:
+                if self._full:
                     await asyncio.wait({answering})
                     break
                 await asyncio.wait({answering, listening}, return_when=asyncio.FIRST_COMPLETED)

@@ -157,3 +157,29 @@ def test_an_answer_that_takes_its_time_is_not_hung_up_on(
     threading.Timer(0.5, place.backend.open.set).start()
     reply = httpx.post(f"{place.http}/v1/act", content=packb(GOOD), timeout=WAIT_S)
     assert reply.status_code == 200
+
+
+def test_what_arrives_at_the_same_time_is_bounded_together(make: Callable[..., Place]) -> None:
+    """By half a request each, which keep what they have sent for as long as they like."""
+    place = make(limits={"max_message_mb": 0.5})
+    size = 1 << 19
+    head = f"POST /v1/act HTTP/1.1\r\nHost: x\r\nContent-Length: {size}\r\n\r\n".encode()
+    sockets = []
+    told = b""
+    for _ in range(20):
+        one = socket.create_connection(("127.0.0.1", place.endpoint.port), WAIT_S)
+        one.sendall(head + bytes(size - 1000))
+        sockets.append(one)
+    for one in sockets:
+        # Those within the bound wait for the rest.
+        one.settimeout(0.2)
+        try:
+            told += one.recv(4096)
+        except TimeoutError:
+            continue
+    assert b"too much is being sent at once" in told
+    for one in sockets:
+        one.close()
+    until(lambda: place.endpoint._dispatcher.uploading == 0)
+    reply = httpx.post(f"{place.http}/v1/act", content=packb(GOOD), timeout=WAIT_S)
+    assert reply.status_code == 200
