@@ -150,5 +150,6 @@ def test_the_fields_of_vllm_omni_are_understood(endpoint: Endpoint) -> None:
             omni.infer({"endpoint": "infer", "session_id": "s"} | endpoint.raw())["policy_id"]
             == endpoint.policy.id
         )
-        with pytest.raises(ClientError, match="is not served here"):
+        with pytest.raises(ClientError, match="another is asked for") as caught:
             omni.act(replace(endpoint.observation, policy="another"))
+        assert caught.value.code == "gone"
