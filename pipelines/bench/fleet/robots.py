@@ -51,6 +51,11 @@ class Crowd:
     timeout_s: float = PATIENCE_S
     deadline_s: float | None = None
 
+    @property
+    def reply_timeout_s(self) -> float:
+        """How long one answer is waited for."""
+        return self.timeout_s if self.deadline_s else self.timeout_s / 3
+
 
 @dataclass
 class Log:
@@ -120,7 +125,9 @@ async def _robot(crowd: Crowd, number: int, log: Log) -> None:
 
     # Not all at once: nobody's first request belongs to what is measured.
     await asyncio.sleep(pause.uniform(0, _RAMP_S / 2))
-    client = AsyncClient(crowd.url, timeout_s=crowd.timeout_s, reply_timeout_s=crowd.timeout_s / 3)
+    client = AsyncClient(
+        crowd.url, timeout_s=crowd.timeout_s, reply_timeout_s=crowd.reply_timeout_s
+    )
     async with client:
         await _asked(client, observe, Log(), number)
         await asyncio.sleep(_RAMP_S / 2)
