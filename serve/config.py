@@ -5,8 +5,8 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from gwp.paths import PathField
+from gwp.policy.admission.guard import Guard
 from gwp.policy.batching.schedule import BatchingConfig
-from gwp.policy.guard import Guard
 
 _LOOPBACK = ("127.0.0.1", "localhost", "::1")
 

@@ -8,11 +8,11 @@ while running:
 """
 
 from gwp.client.aio import AsyncClient
-from gwp.client.buffer import ChunkBuffer, Executed
+from gwp.client.buffering.buffer import ChunkBuffer, Executed
 from gwp.client.client import Client
+from gwp.client.connection.session import Episode
+from gwp.client.connection.wire import ClientError
 from gwp.client.profile import Profile
-from gwp.client.session import Episode
-from gwp.client.wire import ClientError
 from gwp.protocol.messages import ActionChunk, Observation
 
 __all__ = [

@@ -6,12 +6,12 @@ from collections.abc import Awaitable, Callable, Mapping
 from types import TracebackType
 from typing import Any, Self
 
-from gwp.client.health import is_healthy
-from gwp.client.link import Link, Proxy
+from gwp.client.connection.health import is_healthy
+from gwp.client.connection.link import Link, Proxy
+from gwp.client.connection.session import Episode, Session
+from gwp.client.connection.steps import LinkLostError, Look, Pause, Step, Steps
+from gwp.client.connection.wire import ClientError
 from gwp.client.profile import Profile
-from gwp.client.session import Episode, Session
-from gwp.client.steps import LinkLostError, Look, Pause, Step, Steps
-from gwp.client.wire import ClientError
 from gwp.protocol.messages import ActionChunk, Observation
 
 

@@ -4,9 +4,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from gwp.client.buffer import ChunkBuffer
-from gwp.client.fetch import Act
-from gwp.client.wire import ClientError
+from gwp.client.buffering.buffer import ChunkBuffer
+from gwp.client.buffering.fetch import Act
+from gwp.client.connection.wire import ClientError
 
 _NEEDED = ("fps", "action_names", "replan")
 _PER_TIME = ("/s", "/step", "per step", "per second")

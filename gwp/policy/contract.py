@@ -11,14 +11,14 @@ from pydantic import BaseModel, ConfigDict, Field
 from gwp.data.canvas import Canvas
 from gwp.data.robot.embodiment import Embodiment, Limits
 from gwp.errors import DataError, GoneError, ObservationError
+from gwp.policy.admission.checks import MAX_SIDE, MIN_SIDE, picture, vector
+from gwp.policy.admission.derived import Seen, limits_from, run_of, seen_in
+from gwp.policy.admission.guard import Guard
+from gwp.policy.admission.offer import describe, offer
+from gwp.policy.admission.plausible import strangers
+from gwp.policy.admission.read_contract import read_parts
 from gwp.policy.bundle import PolicyConfig
-from gwp.policy.checks import MAX_SIDE, MIN_SIDE, picture, vector
-from gwp.policy.derived import Seen, limits_from, run_of, seen_in
-from gwp.policy.guard import Guard
-from gwp.policy.offer import describe, offer
-from gwp.policy.plausible import strangers
-from gwp.policy.read_contract import read_parts
-from gwp.policy.safety import Envelope
+from gwp.policy.envelope.safety import Envelope
 from gwp.protocol.handshake import mismatch, short_name
 from gwp.protocol.messages import Observation
 

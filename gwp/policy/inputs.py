@@ -12,11 +12,11 @@ from torch import Tensor
 
 from gwp.data.robot.embodiment import Embodiment
 from gwp.data.stats.normalise import Normalizer, Stats
+from gwp.policy.admission.guard import Guard
 from gwp.policy.bundle import Bundle
 from gwp.policy.composed import ComposedObservation, compose_observation
 from gwp.policy.contract import PolicyContract
-from gwp.policy.guard import Guard
-from gwp.policy.safety import apply_limits, hold_from
+from gwp.policy.envelope.safety import apply_limits, hold_from
 from gwp.protocol.messages import Observation
 
 

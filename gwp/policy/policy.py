@@ -24,11 +24,11 @@ from gwp.model.inference.fused import FusedTransformer
 from gwp.model.inference.layout import TextKeys
 from gwp.model.transformer import Tokens, WorldActionTransformer
 from gwp.model.weights import load_model
+from gwp.policy.admission.guard import Guard
 from gwp.policy.bundle import Bundle, read_bundle
 from gwp.policy.contract import PolicyContract
 from gwp.policy.finite import check_finite
 from gwp.policy.graphs import RecordedSingle
-from gwp.policy.guard import Guard
 from gwp.policy.inputs import AdmittedObservation, Batch, Inputs
 from gwp.policy.locate import locate
 from gwp.policy.solver import Prefix, Shapes, Solver

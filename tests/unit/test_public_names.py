@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 import gwp.errors
-from gwp.client.wire import ClientError
+from gwp.client.connection.wire import ClientError
 from pipelines.config.load import ConfigError
 from serve.desk.dispatch import RefusedError
 from tests.unit.test_layering import ROOT, imports, python_files, within

@@ -10,7 +10,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from gwp.client.client import Client
-from gwp.client.wire import ClientError
+from gwp.client.connection.wire import ClientError
 from gwp.protocol.messages import Observation
 
 

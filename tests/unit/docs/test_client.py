@@ -13,9 +13,9 @@ import numpy as np
 import pytest
 
 from gwp.client import ActionChunk, Observation
+from gwp.policy.admission.guard import Guard
 from gwp.policy.batching.engine import Engine
 from gwp.policy.composed import ComposedObservation
-from gwp.policy.guard import Guard
 from gwp.policy.policy import Policy
 from serve.config import ServeApp
 from serve.endpoint import Endpoint

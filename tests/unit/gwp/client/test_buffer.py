@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from gwp.client import ActionChunk, ChunkBuffer, Observation
-from gwp.client.fetch import Waiting
+from gwp.client.buffering.fetch import Waiting
 from gwp.errors import GwpError
 
 WAIT_S = 10

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 from gwp.client import ActionChunk, ClientError, Observation
-from gwp.client.session import Session
-from gwp.client.steps import Drop, Exchange, LinkLostError, Look, Open, Pause, Steps
+from gwp.client.connection.session import Session
+from gwp.client.connection.steps import Drop, Exchange, LinkLostError, Look, Open, Pause, Steps
 from gwp.protocol.msgpack_numpy import packb, unpackb
 
 FIELDS = [

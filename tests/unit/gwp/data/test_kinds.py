@@ -26,7 +26,7 @@ from gwp.data.stats.feature import FeatureStats
 from gwp.data.stats.normalise import Normalizer, Stats, compute_stats
 from gwp.data.window import ClipWindow, Window
 from gwp.errors import DataError
-from gwp.policy.safety import apply_limits
+from gwp.policy.envelope.safety import apply_limits
 from tests.support.sets import FPS, TOP, columns, info, write_v21
 
 WINDOW = Window(chunk=4, stride=1)

@@ -23,7 +23,7 @@ from gwp.data.source import Source
 from gwp.data.stats.normalise import Normalizer, Stats, compute_stats
 from gwp.data.window import ClipWindow
 from gwp.errors import DataError
-from gwp.policy.safety import apply_limits
+from gwp.policy.envelope.safety import apply_limits
 from tests.unit.gwp.data.test_kinds import QUATERNION, WINDOW, robot, wrapped, write
 
 SIX = ("r0", "r1", "r2", "r3", "r4", "r5")

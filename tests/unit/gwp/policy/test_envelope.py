@@ -11,8 +11,8 @@ from gwp.data.robot.embodiment import Embodiment, Limits
 from gwp.data.stats.feature import FeatureStats
 from gwp.data.stats.normalise import Stats
 from gwp.errors import PolicyError
-from gwp.policy.derived import limits_from
-from gwp.policy.safety import Envelope, apply_limits, hold_from
+from gwp.policy.admission.derived import limits_from
+from gwp.policy.envelope.safety import Envelope, apply_limits, hold_from
 
 D, P = 3, 24
 LOWER, UPPER = np.array([-1.0, -1, 0]), np.array([1.0, 2, 1])

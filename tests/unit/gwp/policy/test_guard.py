@@ -12,11 +12,11 @@ import pytest
 
 from gwp.data.robot.embodiment import Embodiment, Limits
 from gwp.errors import GoneError, ObservationError
+from gwp.policy.admission.derived import Seen
+from gwp.policy.admission.guard import Guard
+from gwp.policy.admission.plausible import strangers
 from gwp.policy.bundle import PolicyConfig, read_bundle, seal
 from gwp.policy.contract import PolicyContract
-from gwp.policy.derived import Seen
-from gwp.policy.guard import Guard
-from gwp.policy.plausible import strangers
 from gwp.policy.policy import Policy
 from gwp.protocol.handshake import mismatch
 from gwp.protocol.messages import Observation

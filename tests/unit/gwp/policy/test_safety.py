@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from gwp.data.robot.embodiment import Embodiment, Limits
-from gwp.policy.safety import PolicyError, apply_limits
+from gwp.policy.envelope.safety import PolicyError, apply_limits
 
 
 def robot(velocity: tuple[float, ...] | None = (0.1, 0.2, 5.0), **more: Any) -> Embodiment:

@@ -22,8 +22,8 @@ import pytest
 from PIL import Image
 
 from gwp.errors import ObservationError, ProtocolError
-from gwp.policy.derived import Seen
-from gwp.policy.guard import Guard
+from gwp.policy.admission.derived import Seen
+from gwp.policy.admission.guard import Guard
 from gwp.protocol.fields import FIELDS
 from gwp.protocol.msgpack_numpy import packb, unpackb
 from serve.messages.pictures import Pixels

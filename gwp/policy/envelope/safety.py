@@ -6,8 +6,8 @@ import numpy as np
 
 from gwp.data.robot.embodiment import Embodiment, Limits
 from gwp.errors import PolicyError
-from gwp.policy.braking import braked
-from gwp.policy.turning import Turn, Whole, rotations_of
+from gwp.policy.envelope.braking import braked
+from gwp.policy.envelope.turning import Turn, Whole, rotations_of
 
 
 @dataclass(frozen=True)

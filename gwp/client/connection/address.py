@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 from urllib.parse import parse_qsl, urlencode, urlsplit, urlunsplit
 
-from gwp.client.wire import ClientError
+from gwp.client.connection.wire import ClientError
 
 
 def websocket_url(url: str) -> str:

@@ -11,9 +11,9 @@ from typing import Self
 
 import numpy as np
 
-from gwp.client.fetch import Act, Beside, Fetch, Waiting
-from gwp.client.rows import Grid, Plan
-from gwp.client.wire import ClientError
+from gwp.client.buffering.fetch import Act, Beside, Fetch, Waiting
+from gwp.client.buffering.rows import Grid, Plan
+from gwp.client.connection.wire import ClientError
 from gwp.errors import GwpError
 from gwp.protocol.messages import ActionChunk, Observation
 

@@ -1,7 +1,7 @@
 """The endpoint's health check."""
 
-from gwp.client.address import health_url
-from gwp.client.link import Proxy
+from gwp.client.connection.address import health_url
+from gwp.client.connection.link import Proxy
 
 
 def is_healthy(url: str, timeout_s: float, proxy: Proxy) -> bool:

@@ -7,8 +7,8 @@ from websockets.asyncio.client import ClientConnection, connect
 from websockets.exceptions import InvalidStatus, WebSocketException
 from websockets.protocol import State
 
-from gwp.client.steps import Drop, Exchange, LinkLostError, Open
-from gwp.client.wire import ClientError
+from gwp.client.connection.steps import Drop, Exchange, LinkLostError, Open
+from gwp.client.connection.wire import ClientError
 
 _MAX_REPLY_BYTES = 64 << 20
 _CLOSE_S = 1.0

@@ -13,10 +13,10 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-from gwp.client.address import announcing, websocket_url
-from gwp.client.clock import EndpointClock
-from gwp.client.steps import Drop, Exchange, LinkLostError, Look, Open, Pause, Steps
-from gwp.client.wire import ClientError, packed, refusal, to_chunk, to_message
+from gwp.client.connection.address import announcing, websocket_url
+from gwp.client.connection.clock import EndpointClock
+from gwp.client.connection.steps import Drop, Exchange, LinkLostError, Look, Open, Pause, Steps
+from gwp.client.connection.wire import ClientError, packed, refusal, to_chunk, to_message
 from gwp.protocol.bounds import FROM_ENDPOINT
 from gwp.protocol.handshake import FIELDS, mismatch
 from gwp.protocol.messages import ActionChunk, Observation

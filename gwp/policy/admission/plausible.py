@@ -5,7 +5,7 @@ from math import degrees, pi
 import numpy as np
 
 from gwp.data.robot.embodiment import Embodiment
-from gwp.policy.derived import Seen
+from gwp.policy.admission.derived import Seen
 from gwp.protocol.handshake import unit_name
 
 _LARGEST = {"rad": 2 * pi, "deg": 720.0, "m": 10.0, "mm": 10_000.0}

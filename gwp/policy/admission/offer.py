@@ -5,7 +5,7 @@ from typing import Any
 from gwp.data.canvas import Canvas
 from gwp.data.robot.embodiment import Embodiment, Limits
 from gwp.errors import DataError
-from gwp.policy.plausible import units_of_state
+from gwp.policy.admission.plausible import units_of_state
 from gwp.protocol.fields import FIELDS
 
 DIALECTS = ("openpi", "vllm-omni")

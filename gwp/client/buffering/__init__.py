@@ -1,0 +1,1 @@
+"""Chunks in, one action per control step out."""
