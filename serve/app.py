@@ -1,4 +1,6 @@
-"""The Ray Serve application: gateways in front of autoscaled replicas, from one `ServeApp`."""
+"""The Ray Serve application of one `ServeApp`: autoscaled replicas, with gateways in front or with
+doors of their own.
+"""
 
 import contextlib
 import os
@@ -121,8 +123,7 @@ def deploy(config: ServeApp) -> str:
 
     Deploying again under the same name is a rolling update; when the new version does not
     start, the old one goes on. Raises GwpError when the replicas do not come up within
-    `start_timeout_s`, with their reason, or when Serve already listens elsewhere on this
-    cluster.
+    `start_timeout_s`, with their reason, or when something else listens on the port.
     """
     app = build_app(config)
     _refuse_foreign(config)
@@ -134,8 +135,8 @@ def deploy(config: ServeApp) -> str:
         wait_for_applications_running=False,
     )
     _await_running(config.name, config.start_timeout_s)
-    _await_answer(f"http://{_asked_at(config)}/readyz")
-    return f"ws://{_asked_at(config)}/"
+    _await_answer(f"http://{_address(config)}/readyz")
+    return f"ws://{_address(config)}/"
 
 
 class ReplicaCounts(NamedTuple):
@@ -191,10 +192,16 @@ def _reason(app_name: str) -> str:
 
 
 def _asked_at(config: ServeApp) -> str:
-    """`host:port` for whoever asks from here."""
+    """The host for whoever asks from here."""
     # An address that stands for all is none to ask at.
     anywhere = config.host in ("0.0.0.0", "::")  # noqa: S104 - an address to compare with
-    return f"{'127.0.0.1' if anywhere else config.host}:{config.port}"
+    return "127.0.0.1" if anywhere else config.host
+
+
+def _address(config: ServeApp) -> str:
+    """`host:port` of a URL for whoever asks from here."""
+    host = _asked_at(config)
+    return f"[{host}]:{config.port}" if ":" in host else f"{host}:{config.port}"
 
 
 def _refuse_foreign(config: ServeApp) -> None:
@@ -203,14 +210,14 @@ def _refuse_foreign(config: ServeApp) -> None:
         # Itself, which is to be replaced; raised where no Serve runs yet.
         if config.name in serve.status().applications:
             return
-    with socket.socket() as probe:
-        probe.settimeout(1)
-        host, _, port = _asked_at(config).rpartition(":")
-        if probe.connect_ex((host, int(port))) == 0:
-            raise GwpError(
-                f"something listens on {host}:{port} already; choose another port, or the name of "
-                "the application that is to be replaced"
-            )
+    with (
+        contextlib.suppress(OSError),
+        socket.create_connection((_asked_at(config), config.port), timeout=1),
+    ):
+        raise GwpError(
+            f"something listens on {_address(config)} already; choose another port, or the name "
+            "of the application that is to be replaced"
+        )
 
 
 def _await_answer(url: str) -> None:

@@ -160,7 +160,7 @@ class ServeApp(_Config):
     guard: Guard = Guard()
     """What is asked of robots, and promised of answers, beyond what the bundle says."""
     limits: LimitsConfig = LimitsConfig()
-    """What one request may cost."""
+    """What a client may cost, and what is too late to be answered."""
 
     @model_validator(mode="after")
     def _guarded(self) -> "ServeApp":

@@ -1,7 +1,5 @@
 """Who answers: what a reply says of the policy behind it."""
 
-from typing import Any
-
 from pydantic import BaseModel, ConfigDict
 
 
@@ -20,7 +18,3 @@ class Identity(BaseModel):
     """Alias under which it was found."""
     run_id: str = ""
     """MLflow run that trained it."""
-
-    def fields(self) -> dict[str, Any]:
-        """As they stand in a handshake and in a reply."""
-        return self.model_dump()

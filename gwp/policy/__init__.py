@@ -6,9 +6,9 @@
         future = engine.submit(observation)
 
     bundle, locate              the artefact, and where it is
-    contract, checks, inputs    what a robot sends, checked
-    guard, plausible, derived   what an endpoint asks beyond the bundle, and what training tells
-    safety, braking, turning    what a robot gets, within limits
+    contract, composed, inputs  what a robot sends, checked, and as numbers
+    admission                   the checks: of fields, and of what an endpoint asks beyond the bundle
+    envelope                    what a robot gets, within limits
     solver, graphs              the numbers; they know of neither way to act
     policy                      acting for one robot
     batching                    acting for many

@@ -97,7 +97,6 @@ class Dispatcher:
         self.counts: Counter[str] = Counter()
         self.uploading = 0
         self._backend = backend
-        self._fresh = config.noise == "fresh"
         self._noise = config.noise
         self._intake = Intake(config.limits.decoders, config.limits.queue)
         self._robots = Rates(config.limits.robot_hz)
@@ -112,7 +111,7 @@ class Dispatcher:
     def metadata(self, embodiment: str | None = None) -> dict[str, Any]:
         """What a robot is told when it connects."""
         return self.contract.metadata(embodiment) | {
-            **self.identity.fields(),
+            **self.identity.model_dump(),
             "time": time.time(),
             "max_message_bytes": self.max_bytes,
             "max_age_s": self.limits.max_ages_s.get(embodiment or "", self.limits.max_age_s),
@@ -235,7 +234,7 @@ class Dispatcher:
         try:
             number = request_id(request) if isinstance(request, dict) else None
             observation = to_observation(request, self.contract, peer.embodiment, pixels)
-            if observation.seed is None and self._fresh:
+            if observation.seed is None and self._noise == "fresh":
                 observation = replace(observation, seed=secrets.randbits(32))
             return Item(number, compose_observation(observation, self.contract))
         except (ObservationError, ProtocolError) as error:

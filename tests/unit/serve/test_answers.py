@@ -6,7 +6,7 @@ import asyncio
 import socket
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import httpx
@@ -17,26 +17,8 @@ from gwp.policy.composed import ComposedObservation
 from gwp.protocol.messages import ActionChunk
 from gwp.protocol.msgpack_numpy import packb, unpackb
 from serve import listener
+from tests.support.place import GOOD, STATE, WAIT_S, Place, until
 from tests.unit.gwp.policy.test_contract import ONE
-from tests.unit.serve.test_endpoint import GOOD, STATE, WAIT_S, Place, until
-
-
-@pytest.fixture
-def make() -> Iterator[Callable[..., Place]]:
-    made: list[Place] = []
-
-    def build(**config: Any) -> Place:
-        made.append(Place(**config))
-        return made[-1]
-
-    yield build
-    for one in made:
-        one.close()
-
-
-@pytest.fixture
-def place(make: Callable[..., Place]) -> Place:
-    return make()
 
 
 def test_of_several_each_is_in_time_or_told(place: Place) -> None:
