@@ -109,7 +109,7 @@ def test_every_error_that_a_caller_may_catch_stands_in_the_tree_of_errors() -> N
 
 def test_both_ways_to_act_stand_on_one_solver_that_knows_neither() -> None:
     beneath = {"gwp.policy.policy", "gwp.policy.batching"}
-    for name in ("solver", "graphs", "inputs", "contract", "bundle", "locate", "safety"):
+    for name in ("solver", "graphs", "inputs", "contract", "bundle", "locate", "envelope/safety"):
         assert not [
             m
             for _, m in imports(ROOT / f"gwp/policy/{name}.py")
