@@ -24,6 +24,7 @@ VERBS = (
     "serve",
     "act",
     "mini",
+    "cluster",
     "demo",
     "bench",
     "submit",

@@ -314,6 +314,7 @@ def kinds() -> dict[str, tuple[str, str]]:
     return {
         "TrainJob": ("pipelines.jobs.train_job", "TrainJob"),
         "ServeApp": ("serve.config", "ServeApp"),
+        "Cluster": ("clusters.document.cluster", "Cluster"),
     }
 
 

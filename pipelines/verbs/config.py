@@ -30,7 +30,7 @@ def add(subparsers: Any) -> None:
     schema = verbs.add_parser(
         "schema", help="print the JSON Schema of a kind, for completion in editors"
     )
-    schema.add_argument("kind", metavar="KIND", help="TrainJob or ServeApp")
+    schema.add_argument("kind", metavar="KIND", help="TrainJob, ServeApp or Cluster")
     schema.set_defaults(run=run_schema)
 
     reference = verbs.add_parser(

@@ -1,0 +1,225 @@
+"""`kind: Cluster`: one description of a cluster for all targets."""
+
+import ipaddress
+import re
+from typing import Annotated, Any, Literal
+from urllib.parse import urlsplit
+
+from pydantic import BaseModel, BeforeValidator, Field, field_validator, model_validator
+
+from clusters.document.pools import CONFIG, NodeLabels, Pools, Toleration
+from clusters.document.targets import KubernetesConfig, Name, SecretKey, SlurmConfig
+
+_VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
+_SECRET = re.compile(r".*(KEY|TOKEN|SECRET|PASSWORD|CREDENTIALS?)(_ID|S)?", re.IGNORECASE)
+_KEY_PAIR = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY")
+# Repositories whose images are known to hold other things.
+_FOREIGN = re.compile(
+    r"(docker\.io/)?(library/)?(rayproject/.*|python|ubuntu|debian|nvidia/cuda|pytorch/pytorch)"
+)
+# Set by KubeRay, by our own manifests or by `gwp`.
+_TAKEN = {"RAY_ADDRESS", "RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "MLFLOW_TRACKING_URI", "AWS_ENDPOINT_URL"}
+
+
+def _named(given: Any) -> Any:
+    """A reference; ValueError for a value, which must not be shown either."""
+    if isinstance(given, (dict, SecretKey)):
+        return given
+    raise ValueError("a secret is named, never written: give {name: SECRET, key: KEY}")
+
+
+SecretRef = Annotated[SecretKey, BeforeValidator(_named)]
+
+
+def loopback(url: str) -> bool:
+    """Whether an address stands for the machine that asks."""
+    host = urlsplit(url).hostname or ""
+    if host == "localhost" or host.endswith(".localhost"):
+        return True
+    try:
+        address = ipaddress.ip_address(host)
+    except ValueError:
+        return False
+    return address.is_loopback or address.is_unspecified
+
+
+def _reachable(url: str | None) -> str | None:
+    if url is None:
+        return None
+    if urlsplit(url).scheme not in ("http", "https") or not urlsplit(url).hostname:
+        raise ValueError(f"{url!r} is no address that other machines can ask; give http(s)://HOST")
+    if loopback(url):
+        raise ValueError(
+            f"{url} is each pod itself; give the address under which the whole cluster reaches it"
+        )
+    if urlsplit(url).username or urlsplit(url).password:
+        raise ValueError("an address with a password in it would be logged; name it under `secrets`")
+    return url
+
+
+class StorageConfig(BaseModel):
+    """The object store. Its credentials are secrets of the cluster."""
+
+    model_config = CONFIG
+
+    endpoint: str | None = None
+    """Address of a store that is not AWS (`https://minio.example.com`); None: AWS."""
+    region: str | None = None
+    """Region; None: `us-east-1`."""
+
+    @field_validator("endpoint")
+    @classmethod
+    def _answers(cls, endpoint: str | None) -> str | None:
+        return _reachable(endpoint)
+
+
+class SpotConfig(BaseModel):
+    """How nodes that may be taken back are known on this cloud."""
+
+    model_config = CONFIG
+
+    node_selector: NodeLabels = {}
+    """Their labels, e.g. `cloud.google.com/gke-spot: "true"`."""
+    tolerations: tuple[Toleration, ...] = ()
+    """Their taints."""
+
+
+class Machine(BaseModel):
+    """A machine type that this cluster can have; pools are held against them."""
+
+    model_config = CONFIG
+
+    name: str
+    """What the cloud or the site calls it."""
+    cpus: float = Field(gt=0)
+    """CPUs that pods can have."""
+    memory_gb: float = Field(gt=0)
+    """Memory that pods can have, GiB."""
+    gpus: int = Field(default=0, ge=0)
+    """GPUs."""
+    gpu_type: str | None = None
+    """Which."""
+
+
+class Cluster(BaseModel):
+    """A cluster: what it consists of, and where its storage and records are."""
+
+    model_config = CONFIG
+
+    kind: Literal["Cluster"]
+    """Kind of this document."""
+    version: Literal[1]
+    """Version of this kind."""
+    name: Name = "gwp"
+    """Name of the cluster, and of what is rendered."""
+    image: str | None = None
+    """Image with gwp, with a tag or digest (`clusters/image/Dockerfile`); only Kubernetes needs
+    it.
+    """
+    pools: Pools
+    """The nodes."""
+    machines: tuple[Machine, ...] = ()
+    """Machine types that there are: a pool that fits on none is refused. Empty: not checked."""
+    spot: SpotConfig | None = None
+    """How spot nodes are known; pools with `spot: true` need it on Kubernetes."""
+    storage: StorageConfig = StorageConfig()
+    """The object store."""
+    mlflow: str | None = None
+    """Address of the MLflow server; None: none, and names such as `models:/gwp@champion` are not
+    known.
+    """
+    secrets: dict[str, SecretRef] = {}
+    """Environment variable -> where Kubernetes has its value. On Slurm `slurm.env_file` sets
+    them.
+    """
+    env: dict[str, str] = {}
+    """Other environment variables of all nodes."""
+    token_auth: bool = True
+    """Ray asks everybody for a token. Without it whoever reaches a port of Ray runs code."""
+    token_secret: str | None = None
+    """Secret with Ray's token in its key `auth_token`; None: KubeRay makes one."""
+    kubernetes: KubernetesConfig = KubernetesConfig()
+    """What only Kubernetes needs to know."""
+    slurm: SlurmConfig = SlurmConfig()
+    """What only Slurm needs to know."""
+
+    @field_validator("image")
+    @classmethod
+    def _holds_gwp(cls, image: str | None) -> str | None:
+        if image is None:
+            return None
+        repository, _, tag = image.rpartition("/")[2].partition(":")
+        repository = image.partition("@")[0].removesuffix(f":{tag}")
+        if _FOREIGN.fullmatch(repository):
+            raise ValueError(f"{image} holds no gwp; build one from clusters/image/Dockerfile")
+        if "@sha256:" not in image and (not tag or tag == "latest"):
+            raise ValueError(
+                f"{image} names no version, and nodes would run different ones; add a tag or digest"
+            )
+        return image
+
+    @field_validator("mlflow")
+    @classmethod
+    def _tracks(cls, mlflow: str | None) -> str | None:
+        return _reachable(mlflow)
+
+    @field_validator("secrets", "env")
+    @classmethod
+    def _variables(cls, given: dict[str, Any]) -> dict[str, Any]:
+        for name in given:
+            if not _VARIABLE.fullmatch(name):
+                raise ValueError(f"{name!r} is no name of an environment variable")
+            if name in _TAKEN:
+                raise ValueError(f"{name} follows from other fields of this document; remove it")
+        return given
+
+    @field_validator("env")
+    @classmethod
+    def _open(cls, env: dict[str, str]) -> dict[str, str]:
+        for name in env:
+            if _SECRET.fullmatch(name):
+                raise ValueError(f"{name} looks like a secret; name it under `secrets` instead")
+        return env
+
+    @field_validator("secrets")
+    @classmethod
+    def _pairs(cls, secrets: dict[str, SecretKey]) -> dict[str, SecretKey]:
+        missing = [name for name in _KEY_PAIR if name not in secrets]
+        if len(missing) == 1:
+            raise ValueError(f"the keys of storage come in pairs: {missing[0]} is missing")
+        return secrets
+
+    @model_validator(mode="after")
+    def _consistent(self) -> "Cluster":
+        if not self.token_auth and self.token_secret:
+            raise ValueError("token_secret names a token that token_auth: false does not ask for")
+        for name, pool in self.pools.all().items():
+            if pool.spot and self.spot is None:
+                raise ValueError(
+                    f"pools.{name} is spot: say under `spot` how such nodes are known "
+                    "(node_selector, tolerations)"
+                )
+            short = [_lacks(machine, pool) for machine in self.machines]
+            if short and all(short):
+                raise ValueError(f"pools.{name} fits on no machine: {'; '.join(filter(None, short))}")
+        return self
+
+    @property
+    def keys_of_storage(self) -> bool:
+        """Whether pods can reach private buckets: by keys, or as somebody."""
+        return _KEY_PAIR[0] in self.secrets or self.kubernetes.service_account is not None
+
+
+def _lacks(machine: Machine, pool: Any) -> str | None:
+    """What a machine has too little of for a node of the pool; None: it fits."""
+    asked = {
+        "CPUs": (pool.cpus, machine.cpus),
+        "GiB": (pool.memory_gb, machine.memory_gb),
+        "GPUs": (pool.gpus, machine.gpus),
+    }
+    for what, (needed, there) in asked.items():
+        if needed > there:
+            return f"{machine.name} has {there:g} {what}, a node needs {needed:g}"
+    if pool.gpu_type and pool.gpu_type != machine.gpu_type:
+        return f"{machine.name} has {machine.gpu_type or 'no'} GPUs, not {pool.gpu_type}"
+    return None

@@ -1,0 +1,36 @@
+"""What runs on a cluster, as its targets need to know it: stages and an endpoint."""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Stage:
+    """A stage of training, checked and resolved."""
+
+    name: str
+    """Name of the run."""
+    document: str
+    """The resolved stage file, YAML."""
+    train_nodes: int
+    """Nodes of the pool `train` that it needs at least."""
+    data_nodes: int
+    """Nodes of the pool `data` that it needs at least; 0: it decodes elsewhere."""
+    after: str | None = None
+    """Run among those that are rendered with it whose weights it begins with."""
+
+
+@dataclass(frozen=True)
+class Endpoint:
+    """An endpoint, checked."""
+
+    name: str
+    """Name of the application."""
+    port: int
+    """Where its gateways listen."""
+    drain_s: float
+    """How long a process that leaves goes on with what it has, seconds."""
+    nodes: int
+    """Nodes of the pool `serve` that it needs at least."""
+    config: dict[str, Any] = field(hash=False)
+    """The configuration of Ray Serve (`serveConfigV2`)."""

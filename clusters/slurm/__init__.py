@@ -1,0 +1,1 @@
+"""A cluster document as batch scripts for Slurm: Ray lives as long as an allocation."""

@@ -1,0 +1,66 @@
+if [ -n "$env_file" ]; then
+    set -a
+    # shellcheck source=/dev/null
+    . "$env_file"
+    set +a
+fi
+if [ -n "$venv" ]; then
+    export PATH="$venv/bin:$PATH"
+fi
+command -v gwp > /dev/null || { echo "gwp is not on the PATH of $(hostname); set slurm.venv" >&2; exit 2; }
+
+# Where Ray's head is: the first node, which this script runs on. Its own name may stand for
+# loopback there, which the other nodes cannot ask.
+first="$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)"
+address="$(getent ahostsv4 "$first" | awk '!/^127\./ {print $1; exit}')"
+address="${address:-$(hostname -I | awk '{print $1}')}"
+
+# Whoever knows the token of this allocation may use its Ray.
+if [ "$token_auth" = 1 ]; then
+    RAY_AUTH_TOKEN="$(od -An -N32 -tx1 /dev/urandom | tr -d ' \n')"
+    export RAY_AUTH_MODE=token RAY_AUTH_TOKEN
+fi
+# Nodes of a large allocation come up one after the other.
+export RAY_SYMMETRIC_RUN_CLUSTER_WAIT_TIMEOUT="${RAY_SYMMETRIC_RUN_CLUSTER_WAIT_TIMEOUT:-600}"
+export RAY_USAGE_STATS_ENABLED=0
+
+scratch="$(mktemp -d)"
+trap 'rm -rf "$scratch"' EXIT
+driver="$scratch/driver"
+
+# Slurm's notice, before the time is over or the nodes are taken away: the driver takes a
+# checkpoint and ends. Only the driver is told; Ray is needed until then.
+noticed=0
+notice() {
+    noticed=1
+    if [ -s "$driver" ]; then
+        kill -TERM "$(cat "$driver")" || true
+    fi
+}
+trap notice USR1
+
+# shellcheck disable=SC2016  # for the shell on the head
+train='echo $$ > "$0"; export RAY_ADDRESS="$1"; shift; exec gwp train "$@"'
+srun --ntasks="$nodes" --ntasks-per-node=1 --wait=60 --kill-on-bad-exit=1 \
+    ray symmetric-run --address "$address:$port" --min-nodes "$nodes" "${ray_options[@]}" \
+    -- bash -c "$train" "$driver" "$address:$port" "$stage" &
+step=$!
+# A notice interrupts the waiting, not the step.
+while kill -0 "$step" 2> /dev/null; do
+    wait "$step" || true
+    # It may have come before there was a driver to tell.
+    if [ "$noticed" = 1 ]; then
+        notice
+        sleep 1
+    fi
+done
+code=0
+wait "$step" || code=$?
+
+# Ended by the notice, with a checkpoint: again, when there is room. What is over is over.
+if [ "$noticed" = 1 ] && [ "$code" -ge 128 ]; then
+    echo "stopped by Slurm's notice; queued again, and the stage goes on from its checkpoint" >&2
+    scontrol requeue "$SLURM_JOB_ID"
+    exit 0
+fi
+exit "$code"

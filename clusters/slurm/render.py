@@ -1,0 +1,132 @@
+"""Batch scripts for the stages of training, and one that queues them in a row."""
+
+import shlex
+from collections.abc import Sequence
+from pathlib import Path
+
+from clusters.document.cluster import Cluster
+from clusters.document.pools import POOL, TRAIN, Pool
+from clusters.document.work import Stage
+from gwp.errors import GwpError
+
+BODY = Path(__file__).with_name("body.sh")
+QUEUE = "queue.sh"
+_GIB = 1 << 30
+_SPREAD = ["--ntasks-per-node=1", "--exclusive"]
+
+
+def render(cluster: Cluster, stages: Sequence[Stage], folder: Path) -> dict[str, str]:
+    """File name -> text: stage files, a batch script for each, and `queue.sh`.
+
+    folder: where they will lie, on a disk that all nodes see. GwpError when the document lacks
+    what Slurm needs.
+    """
+    pool = cluster.pools.train
+    if not stages:
+        raise GwpError("Slurm runs stages; say which: --job STAGE.yaml")
+    if pool is None:
+        raise GwpError("pools.train: missing, and a stage needs nodes to train on")
+    files: dict[str, str] = {}
+    scripts: list[str] = []
+    for i, stage in enumerate(stages):
+        name = f"{i:02}-{_plain(stage.name)}"
+        files[f"{name}.yaml"] = stage.document
+        files[f"{name}.sbatch"] = _script(cluster, pool, stage, folder / f"{name}.yaml")
+        scripts.append(f"{name}.sbatch")
+    return files | {QUEUE: _queue(scripts)}
+
+
+def _plain(name: str) -> str:
+    return "".join(c if c.isalnum() or c in "-_." else "-" for c in name)
+
+
+def _script(cluster: Cluster, pool: Pool, stage: Stage, file: Path) -> str:
+    nodes = max(stage.train_nodes, pool.min_nodes)
+    asked = "\n".join(f"#SBATCH {option}" for option in _options(cluster, pool, stage, nodes))
+    # Values are quoted once, here; the rest of the script is the same for everybody.
+    values = {
+        "nodes": str(nodes),
+        "port": str(cluster.slurm.port),
+        "stage": str(file),
+        "venv": cluster.slurm.venv or "",
+        "env_file": cluster.slurm.env_file or "",
+        "token_auth": str(int(cluster.token_auth)),
+    }
+    exported = {
+        "AWS_ENDPOINT_URL": cluster.storage.endpoint,
+        "AWS_REGION": cluster.storage.region,
+        "MLFLOW_TRACKING_URI": cluster.mlflow,
+        **cluster.env,
+    }
+    ray = _ray_options(pool)
+    lines = [
+        "#!/bin/bash",
+        f"# Run {stage.name}. Written by `gwp cluster render`; hand it to sbatch.",
+        asked,
+        "set -euo pipefail",
+        *(f"{name}={shlex.quote(value)}" for name, value in values.items()),
+        f"ray_options=({shlex.join(ray)})",
+        *(f"export {name}={shlex.quote(v)}" for name, v in exported.items() if v is not None),
+        "",
+    ]
+    return "\n".join(lines) + BODY.read_text()
+
+
+def _options(cluster: Cluster, pool: Pool, stage: Stage, nodes: int) -> list[str]:
+    """What sbatch is asked for."""
+    slurm = cluster.slurm
+    options = [
+        f"--job-name={_plain(stage.name)}",
+        "--output=%x-%j.out",
+        # A run that was queued again goes on in the same log.
+        "--open-mode=append",
+        f"--nodes={nodes}",
+        *_SPREAD,
+        f"--cpus-per-task={pool.cpus}",
+        f"--mem={int(pool.memory_gb * 1024)}M",
+    ]
+    if pool.gpus:
+        kind = f"{pool.gpu_type}:" if pool.gpu_type else ""
+        options.append(f"--gres=gpu:{kind}{pool.gpus}")
+    for name, value in (
+        ("partition", slurm.partition),
+        ("account", slurm.account),
+        ("qos", slurm.qos),
+    ):
+        if value:
+            options.append(f"--{name}={value}")
+    return [
+        *options,
+        f"--time={slurm.time_min}",
+        "--requeue",
+        # To this script alone (B): it knows whom to tell.
+        f"--signal=B:USR1@{slurm.save_s}",
+    ]
+
+
+def _ray_options(pool: Pool) -> list[str]:
+    """For `ray start` on every node; the first one works, too."""
+    labels = ",".join(f"{k}={v}" for k, v in ({POOL: TRAIN} | pool.labels).items())
+    options = [f"--num-cpus={pool.cpus}", f"--labels={labels}"]
+    if pool.gpus:
+        options.append(f"--num-gpus={pool.gpus}")
+    return [*options, f"--object-store-memory={int(pool.object_store_gb * _GIB)}"]
+
+
+def _queue(scripts: Sequence[str]) -> str:
+    """Each stage starts when the one before has ended well."""
+    lines = [
+        "#!/bin/bash",
+        "# Queues the stages in a row; one that fails leaves those behind it waiting for ever, until",
+        "# they are cancelled (scancel) or queued anew.",
+        "set -euo pipefail",
+        'cd "$(dirname "$0")"',
+        "before=",
+    ]
+    for script in scripts:
+        lines += [
+            'before="$(sbatch --parsable ${before:+--dependency=afterok:"$before"} '
+            f'{shlex.quote(script)})"',
+            f'echo "{script}: job $before"',
+        ]
+    return "\n".join(lines) + "\n"

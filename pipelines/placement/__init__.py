@@ -1,0 +1,1 @@
+"""Whether a stage or an endpoint fits a cluster, before anything starts."""

@@ -1,0 +1,51 @@
+"""Whether the nodes of a cluster can reach what a document names."""
+
+from collections.abc import Iterator
+from pathlib import PurePosixPath
+from typing import Any, Literal
+
+from pydantic import BaseModel
+
+from clusters.document.cluster import Cluster
+from gwp import storage
+from gwp.paths import local_paths
+
+Target = Literal["kuberay", "slurm", "local"]
+
+
+def unreached(config: BaseModel, cluster: Cluster, target: Target) -> Iterator[str]:
+    """A line for everything that `config` names and nodes of the target cannot get at."""
+    # One machine, or disks that all nodes of a site mount: what is found here is found there.
+    if target == "kuberay":
+        volumes = [PurePosixPath(v.path) for v in cluster.kubernetes.volumes]
+        for name, path in local_paths(config).items():
+            place = PurePosixPath(path.removeprefix("file://"))
+            if not any(place.is_relative_to(volume) for volume in volumes):
+                yield (
+                    f"{name}: {path} is a path of this machine, which pods do not see; give "
+                    "s3://BUCKET/..., or a path below a volume of kubernetes.volumes"
+                )
+    texts = dict(_texts(config.model_dump(mode="json")))
+    remote = [name for name, text in texts.items() if storage.is_remote(text)]
+    if remote and target == "kuberay" and not cluster.keys_of_storage:
+        yield (
+            f"{remote[0]}: {texts[remote[0]]} needs access, and the cluster document names none: "
+            "give secrets.AWS_ACCESS_KEY_ID and secrets.AWS_SECRET_ACCESS_KEY, or "
+            "kubernetes.service_account"
+        )
+    named = [name for name, text in texts.items() if text.startswith("models:/")]
+    if named and cluster.mlflow is None and target != "local":
+        yield (
+            f"{named[0]}: {texts[named[0]]} is known to an MLflow server alone; give `mlflow` in "
+            "the cluster document"
+        )
+
+
+def _texts(value: Any, name: str = "") -> Iterator[tuple[str, str]]:
+    """Dotted name and value of every text."""
+    if isinstance(value, str):
+        yield name, value
+    items = value.items() if isinstance(value, dict) else ()
+    items = enumerate(value) if isinstance(value, list) else items
+    for key, below in items:
+        yield from _texts(below, f"{name}.{key}".lstrip("."))

@@ -1,0 +1,92 @@
+"""A stage on a cluster: what it needs, and what there is not."""
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from clusters.document.cluster import Cluster
+from clusters.document.pools import DATA, TRAIN, Pool
+from pipelines.jobs.train_job import TrainJob
+from pipelines.placement.reach import Target, unreached
+
+
+@dataclass(frozen=True)
+class Needs:
+    """Nodes that a stage needs at least."""
+
+    train: int
+    data: int
+
+
+def needs(job: TrainJob, cluster: Cluster, target: Target) -> Needs:
+    """Of a stage that `misfits` found nothing against."""
+    assert cluster.pools.train is not None
+    train = math.ceil(job.cluster.min_workers / _workers_of_a_node(job, cluster.pools.train))
+    return Needs(train, 1 if decodes_apart(cluster, target) else 0)
+
+
+def decodes_apart(cluster: Cluster, target: Target) -> bool:
+    """Whether decoding has nodes of its own. An allocation of Slurm has nodes of one kind."""
+    return cluster.pools.data is not None and target != "slurm"
+
+
+def misfits(job: TrainJob, cluster: Cluster, target: Target) -> Iterator[str]:
+    """A line for each reason why the stage cannot run there."""
+    yield from unreached(job, cluster, target)
+    pools = cluster.pools
+    for field, pool, known in (
+        ("train_pool", job.cluster.train_pool, (None, TRAIN)),
+        ("data_pool", job.cluster.data_pool, (None, TRAIN, DATA)),
+    ):
+        if pool not in known:
+            names = " or ".join(str(k) for k in known if k)
+            yield f"cluster.{field}: {pool!r} is no pool of a cluster document; give {names}"
+    if pools.train is None:
+        yield "pools.train: missing, and a stage needs nodes to train on"
+        return
+    if target == "local" and (pools.train.gpus or job.cluster.gpu):
+        yield (
+            "the mini-cluster has CPUs only: set cluster.gpu: false, or run `gwp train` on a "
+            "machine with GPUs without a cluster"
+        )
+        return
+    yield from _room(job, pools.train, apart=decodes_apart(cluster, target))
+
+
+def _room(job: TrainJob, pool: Pool, *, apart: bool) -> Iterator[str]:
+    """What the pool `train` has too little of. apart: whether decoding is elsewhere"""
+    workers = job.cluster.min_workers
+    most = max(pool.max_nodes, pool.min_nodes)
+    there = f"{most} x {pool.gpus} GPUs" if job.cluster.gpu else f"{most} x {pool.cpus} CPUs"
+    if job.cluster.gpu and most * pool.gpus < workers:
+        yield (
+            f"cluster.workers: {workers} workers need a GPU each, and pools.train has "
+            f"{most * pool.gpus} ({there}); lower cluster.workers, or raise pools.train.max_nodes"
+        )
+        return
+    each = _workers_of_a_node(job, pool)
+    if each < 1:
+        yield (
+            f"cluster.cpus_per_worker: {job.cluster.cpus_per_worker:g} is more than a node of "
+            f"pools.train has ({pool.cpus} CPUs)"
+        )
+        return
+    if most * each < workers:
+        yield (
+            f"cluster.workers: {workers} workers of {job.cluster.cpus_per_worker:g} CPUs do not "
+            f"fit into pools.train ({there}, {each} workers a node); lower cluster.workers or "
+            "cluster.cpus_per_worker, or raise pools.train.max_nodes"
+        )
+        return
+    # Workers keep their CPUs to the end.
+    left = most * pool.cpus - workers * job.cluster.cpus_per_worker
+    if not apart and left < 1:
+        yield (
+            f"pools.train: {workers} workers take all of its {most * pool.cpus} CPUs, and none is "
+            "left for decoding; give pools.data, or lower cluster.cpus_per_worker"
+        )
+
+
+def _workers_of_a_node(job: TrainJob, pool: Pool) -> int:
+    by_cpu = int(pool.cpus // job.cluster.cpus_per_worker)
+    return min(by_cpu, pool.gpus) if job.cluster.gpu else by_cpu

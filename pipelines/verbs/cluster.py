@@ -1,0 +1,164 @@
+"""`gwp cluster`: a cluster document as what Kubernetes, Slurm or this machine runs."""
+
+import argparse
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from clusters.document.cluster import Cluster
+    from clusters.document.work import Endpoint, Stage
+    from pipelines.placement.reach import Target
+
+_TARGETS = ("kuberay", "slurm", "local")
+
+
+def add(subparsers: Any) -> None:
+    parser = subparsers.add_parser(
+        "cluster", help="a cluster document as manifests, batch scripts, or a mini-cluster"
+    )
+    actions = parser.add_subparsers(dest="action", metavar="ACTION", required=True)
+    render = actions.add_parser(
+        "render",
+        help="write the files that a target takes",
+        description=(
+            "Checks the document, and whether stages and endpoint fit it, then writes one file for "
+            "each object. The same input gives the same files."
+        ),
+    )
+    render.add_argument("file", metavar="FILE", help="a Cluster file")
+    render.add_argument("--target", required=True, choices=_TARGETS, help="what runs it")
+    render.add_argument(
+        "--out", required=True, type=Path, metavar="DIR", help="new or empty folder for the files"
+    )
+    render.add_argument(
+        "--job",
+        nargs="+",
+        default=[],
+        action="extend",
+        dest="jobs",
+        metavar="STAGE",
+        help="stage files, in the order in which they run",
+    )
+    render.add_argument(
+        "--job-set",
+        action="append",
+        default=[],
+        dest="job_sets",
+        metavar="A.B=VALUE",
+        help="override a value of every stage, e.g. codec.path=/weights/vae",
+    )
+    render.add_argument("--serve", metavar="SERVE", help="a ServeApp file (kuberay)")
+    render.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        dest="sets",
+        metavar="A.B=VALUE",
+        help="override a value of the Cluster file",
+    )
+    render.add_argument(
+        "--force", action="store_true", help="write into a folder that holds files already"
+    )
+    render.set_defaults(run=run_render)
+
+
+def run_render(args: argparse.Namespace) -> None:
+    from clusters.document.cluster import Cluster
+    from gwp.errors import GwpError
+    from pipelines.config.load import load_config
+
+    cluster = load_config(args.file, Cluster, args.sets)
+    if args.serve and args.target != "kuberay":
+        raise GwpError(
+            f"--serve: {args.target} runs no RayService; on a running cluster `gwp serve` deploys"
+        )
+    out: Path = args.out.absolute()
+    if out.exists() and any(out.iterdir()) and not args.force:
+        raise GwpError(f"{out} is not empty; give another --out, or --force")
+    stages = _stages(args.jobs, args.job_sets, cluster, args.target)
+    endpoint = _endpoint(args.serve, cluster, args.target) if args.serve else None
+    files = _files(args.target, cluster, stages, endpoint, out)
+    out.mkdir(parents=True, exist_ok=True)
+    for name, text in files.items():
+        path = out / name
+        path.write_text(text)
+        if name.endswith((".sh", ".sbatch")):
+            path.chmod(0o755)
+        print(path)
+
+
+def _files(
+    target: "Target",
+    cluster: "Cluster",
+    stages: "list[Stage]",
+    endpoint: "Endpoint | None",
+    out: Path,
+) -> dict[str, str]:
+    from clusters import local
+    from clusters.kuberay.render import render as kuberay
+    from clusters.slurm.render import render as slurm
+    from pipelines.config.load import dump_resolved
+
+    if target == "kuberay":
+        return kuberay(cluster, stages, endpoint)
+    if target == "slurm":
+        return slurm(cluster, stages, out)
+    return local.render(cluster, dump_resolved(cluster), stages)
+
+
+def _stages(
+    files: list[str], sets: list[str], cluster: "Cluster", target: "Target"
+) -> "list[Stage]":
+    """Checked, resolved and measured against the cluster; ConfigError with all that is wrong."""
+    from clusters.document.work import Stage
+    from pipelines.config.load import ConfigError, dump_resolved, load_config
+    from pipelines.console import event
+    from pipelines.jobs.train_job import TrainJob
+    from pipelines.placement.stage import decodes_apart, misfits, needs
+
+    jobs = {file: load_config(file, TrainJob, sets) for file in files}
+    problems = [f"{f}: {line}" for f, job in jobs.items() for line in misfits(job, cluster, target)]
+    if problems:
+        raise ConfigError(problems)
+    stages: list[Stage] = []
+    for file, job in jobs.items():
+        placed = job
+        if job.cluster.data_pool == "data" and not decodes_apart(cluster, target):
+            event("decoding on the nodes of train", stage=file, why=f"{target} has no pool data")
+            changed = job.cluster.model_copy(update={"data_pool": job.cluster.train_pool})
+            placed = job.model_copy(update={"cluster": changed})
+        wanted = needs(placed, cluster, target)
+        before = [stage.name for stage in stages if stage.name == job.init]
+        stages.append(
+            Stage(
+                name=job.run.name,
+                document=dump_resolved(placed),
+                train_nodes=wanted.train,
+                data_nodes=wanted.data,
+                after=before[0] if before else None,
+            )
+        )
+    return stages
+
+
+def _endpoint(file: str, cluster: "Cluster", target: "Target") -> "Endpoint":
+    from clusters.document.work import Endpoint
+    from pipelines.config.load import ConfigError, load_config
+    from pipelines.placement.endpoint import gateways_of_a_node, misfits, nodes
+    from serve.app import render
+    from serve.config import ServeApp
+
+    app = load_config(file, ServeApp)
+    problems = [f"{file}: {line}" for line in misfits(app, cluster, target)]
+    if problems:
+        raise ConfigError(problems)
+    pool = cluster.pools.serve
+    assert pool is not None
+    config = render(app)
+    if app.separate:
+        # Each node that can has a gateway, so that its pod gets robots.
+        bound = gateways_of_a_node(app, pool)
+        config["applications"][0]["deployments"] = [
+            {"name": "Gateway", "max_replicas_per_node": bound}
+        ]
+    return Endpoint(app.name, app.port, app.limits.drain_s, nodes(app, pool), config)
