@@ -43,6 +43,8 @@ class SecretKey(BaseModel):
     """Name of the Secret, in the namespace of the cluster."""
     key: str = Field(pattern=r"^[-._a-zA-Z0-9]+$")
     """Key in it."""
+    pools: tuple[Literal["head", "data", "train", "serve"], ...] = ()
+    """Pools whose pods get it; empty: all. Keys of the fleet are for `serve` alone."""
 
 
 class Volume(BaseModel):

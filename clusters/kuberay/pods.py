@@ -46,7 +46,7 @@ def pod_template(
         "name": "ray",
         "image": cluster.image,
         "imagePullPolicy": "IfNotPresent",
-        "env": environment(cluster, env),
+        "env": environment(cluster, pool_name, env),
         "ports": [{"name": n, "containerPort": p} for n, p in named_ports.items()],
         "resources": _resources(cluster, pool),
         "volumeMounts": [mount for mount, _ in mounts],
@@ -103,7 +103,9 @@ def image_check(cluster: Cluster) -> dict[str, Any]:
     }
 
 
-def environment(cluster: Cluster, more: dict[str, str] | None = None) -> list[dict[str, Any]]:
+def environment(
+    cluster: Cluster, pool_name: str, more: dict[str, str] | None = None
+) -> list[dict[str, Any]]:
     """`env` of a container: addresses, then what the document gives, then secrets by name."""
     plain = {
         "AWS_ENDPOINT_URL": cluster.storage.endpoint,
@@ -120,6 +122,7 @@ def environment(cluster: Cluster, more: dict[str, str] | None = None) -> list[di
     return entries + [
         {"name": name, "valueFrom": {"secretKeyRef": secret_key(secret)}}
         for name, secret in cluster.secrets.items()
+        if pool_name in secret.pools or not secret.pools
     ]
 
 

@@ -25,7 +25,8 @@ def misfits(app: ServeApp, cluster: Cluster, target: Target) -> Iterator[str]:
     if target == "kuberay":
         if loopback(f"http://{app.host}") and app.host not in ("0.0.0.0", "::"):  # noqa: S104
             yield f"host: {app.host} is reached inside its pod alone; give host: 0.0.0.0"
-        if app.api_keys_env and app.api_keys_env not in cluster.secrets:
+        keys = cluster.secrets.get(app.api_keys_env or "")
+        if app.api_keys_env and (keys is None or (keys.pools and SERVE not in keys.pools)):
             yield (
                 f"api_keys_env: {app.api_keys_env} is not set in any pod; name its Secret under "
                 f"secrets.{app.api_keys_env} of the cluster document"
