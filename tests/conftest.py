@@ -16,9 +16,9 @@ from clusters.mini import MiniCluster
 os.environ.setdefault("DS_ACCELERATOR", "cpu")
 
 HERE = Path(__file__).parent
-ORDER = ("unit", "parity", "cluster", "chaos")
-MARKED = {"cluster", "chaos"}
-SLOW = {"chaos"}
+ORDER = ("unit", "parity", "slurm", "cluster", "chaos")
+MARKED = {"slurm", "cluster", "chaos"}
+SLOW = {"slurm", "chaos"}
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

@@ -65,7 +65,7 @@ def _script(cluster: Cluster, pool: Pool, stage: Stage, file: Path) -> str:
         asked,
         "set -euo pipefail",
         *(f"{name}={shlex.quote(value)}" for name, value in values.items()),
-        f"ray_options=({shlex.join(ray)})",
+        f"ray_options=({' '.join(map(_quoted, ray))})",
         *(f"export {name}={shlex.quote(v)}" for name, v in exported.items() if v is not None),
         "",
     ]
@@ -111,6 +111,12 @@ def _ray_options(pool: Pool) -> list[str]:
     if pool.gpus:
         options.append(f"--num-gpus={pool.gpus}")
     return [*options, f"--object-store-memory={int(pool.object_store_gb * _GIB)}"]
+
+
+def _quoted(word: str) -> str:
+    """In quotes, also where a shell needs none: commas in a list look like a mistake."""
+    quoted = shlex.quote(word)
+    return quoted if quoted != word else f"'{word}'"
 
 
 def _queue(scripts: Sequence[str]) -> str:
