@@ -9,7 +9,7 @@ from gwp.errors import GwpError
 
 DOCUMENT = "cluster.yaml"
 START, RUN = "start.sh", "run.sh"
-_HEAD = "#!/bin/bash\n# Written by `gwp cluster render`.\nset -euo pipefail\ncd \"$(dirname \"$0\")\"\n"
+_HEAD = '#!/bin/bash\n# Written by `gwp cluster render`.\nset -euo pipefail\ncd "$(dirname "$0")"\n'
 
 
 def cpus_of(cluster: Cluster) -> dict[str, int]:
@@ -21,7 +21,9 @@ def cpus_of(cluster: Cluster) -> dict[str, int]:
                 "`gwp train` and `gwp serve` without a cluster"
             )
         if pool.min_nodes > 1:
-            raise GwpError(f"pools.{name}.min_nodes: {pool.min_nodes}, and here each pool is one node")
+            raise GwpError(
+                f"pools.{name}.min_nodes: {pool.min_nodes}, and here each pool is one node"
+            )
     return {name: pool.cpus for name, pool in cluster.pools.workers().items()}
 
 

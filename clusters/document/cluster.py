@@ -18,7 +18,13 @@ _FOREIGN = re.compile(
     r"(docker\.io/)?(library/)?(rayproject/.*|python|ubuntu|debian|nvidia/cuda|pytorch/pytorch)"
 )
 # Set by KubeRay, by our own manifests or by `gwp`.
-_TAKEN = {"RAY_ADDRESS", "RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "MLFLOW_TRACKING_URI", "AWS_ENDPOINT_URL"}
+_TAKEN = {
+    "RAY_ADDRESS",
+    "RAY_AUTH_MODE",
+    "RAY_AUTH_TOKEN",
+    "MLFLOW_TRACKING_URI",
+    "AWS_ENDPOINT_URL",
+}
 
 
 def _named(given: Any) -> Any:
@@ -53,7 +59,9 @@ def _reachable(url: str | None) -> str | None:
             f"{url} is each pod itself; give the address under which the whole cluster reaches it"
         )
     if urlsplit(url).username or urlsplit(url).password:
-        raise ValueError("an address with a password in it would be logged; name it under `secrets`")
+        raise ValueError(
+            "an address with a password in it would be logged; name it under `secrets`"
+        )
     return url
 
 
@@ -201,7 +209,9 @@ class Cluster(BaseModel):
                 )
             short = [_lacks(machine, pool) for machine in self.machines]
             if short and all(short):
-                raise ValueError(f"pools.{name} fits on no machine: {'; '.join(filter(None, short))}")
+                raise ValueError(
+                    f"pools.{name} fits on no machine: {'; '.join(filter(None, short))}"
+                )
         return self
 
     @property

@@ -14,7 +14,9 @@ CONFIG = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
 
 _OWN_SHARE = 0.3
 """Share of a node's memory that Ray's object store takes by itself."""
-_LABEL_KEY = re.compile(r"([a-z0-9]([-a-z0-9.]*[a-z0-9])?/)?[A-Za-z0-9]([-A-Za-z0-9_.]{0,61}[A-Za-z0-9])?")
+_LABEL_KEY = re.compile(
+    r"([a-z0-9]([-a-z0-9.]*[a-z0-9])?/)?[A-Za-z0-9]([-A-Za-z0-9_.]{0,61}[A-Za-z0-9])?"
+)
 _LABEL_VALUE = re.compile(r"([A-Za-z0-9]([-A-Za-z0-9_.]{0,61}[A-Za-z0-9])?)?")
 
 
@@ -91,7 +93,9 @@ class Pool(BaseModel):
                 f"{self.memory_gb:g} for processes; four fifths at most"
             )
         if not self.gpus and (self.gpu_type or self.gpu_memory_gb):
-            raise ValueError("gpu_type and gpu_memory_gb speak of GPUs; give `gpus`, or remove them")
+            raise ValueError(
+                "gpu_type and gpu_memory_gb speak of GPUs; give `gpus`, or remove them"
+            )
         if POOL in self.labels:
             raise ValueError(f"labels: {POOL} is the name of the pool already; remove it")
         return self

@@ -121,7 +121,9 @@ class ServiceRules(BaseModel):
     @model_validator(mode="after")
     def _complete(self) -> "ServiceRules":
         if self.upgrade == "incremental" and self.gateway_class is None:
-            raise ValueError("upgrade: incremental moves robots through a Gateway; give gateway_class")
+            raise ValueError(
+                "upgrade: incremental moves robots through a Gateway; give gateway_class"
+            )
         if self.step_percent > self.surge_percent:
             raise ValueError(
                 f"step_percent {self.step_percent} is above surge_percent {self.surge_percent}; "

@@ -10,6 +10,8 @@ from clusters.kuberay.objects import OF, POOL_LABEL, Manifest, metadata
 from clusters.kuberay.pods import METRICS_PORT
 
 _NAMESPACE = "kubernetes.io/metadata.name"
+# Ports of the autoscaler's and the dashboard's own metrics, as KubeRay sets them.
+_OF_THE_HEAD = (44217, 44227)
 
 
 def namespace(cluster: Cluster) -> Manifest:
@@ -31,61 +33,49 @@ def namespace(cluster: Cluster) -> Manifest:
 
 def policies(cluster: Cluster, endpoint: Endpoint | None) -> list[Manifest]:
     """Nobody outside reaches a pod, but whom one of these lets in."""
-    rules = [
-        (
+    kubernetes = cluster.kubernetes
+    operator = _of_namespace(kubernetes.operator_namespace) | {
+        "podSelector": {"matchLabels": {"app.kubernetes.io/name": "kuberay-operator"}}
+    }
+    found = [
+        _policy(
+            cluster,
             "inside",
             {},
-            [{"from": [{"podSelector": {"matchLabels": {OF: cluster.name}}}]}],
+            {"from": [{"podSelector": {"matchLabels": {OF: cluster.name}}}]},
             "Pods of the cluster reach each other; everybody else is shut out of 6379, 8265, 10001 "
-            "and all other ports, unless a policy beside this one names them.",
+            "and all other ports, unless a policy beside this one lets him in.",
         ),
-        (
+        _policy(
+            cluster,
             "operator",
             {POOL_LABEL: HEAD},
-            [
-                {
-                    "from": [
-                        {
-                            "namespaceSelector": {
-                                "matchLabels": {_NAMESPACE: cluster.kubernetes.operator_namespace}
-                            },
-                            "podSelector": {
-                                "matchLabels": {"app.kubernetes.io/name": "kuberay-operator"}
-                            },
-                        }
-                    ],
-                    "ports": _ports(HEAD_PORTS["dashboard"]),
-                }
-            ],
+            {"from": [operator], "ports": _ports(HEAD_PORTS["dashboard"])},
             "KubeRay asks the dashboard how jobs and the endpoint are.",
         ),
     ]
-    if cluster.kubernetes.monitoring_namespace:
-        place = {"matchLabels": {_NAMESPACE: cluster.kubernetes.monitoring_namespace}}
-        source = [{"from": [{"namespaceSelector": place}], "ports": _ports(METRICS_PORT)}]
-        rules.append(("metrics", {}, source, "Prometheus reads the metrics of all pods."))
+    if kubernetes.monitoring_namespace:
+        place = _of_namespace(kubernetes.monitoring_namespace)
+        entry = {"from": [place], "ports": _ports(METRICS_PORT, *_OF_THE_HEAD)}
+        found.append(_policy(cluster, "metrics", {}, entry, "Prometheus reads all metrics."))
     if endpoint:
-        networks = cluster.kubernetes.service.robots
-        entry: dict[str, Any] = {"ports": _ports(endpoint.port)}
-        if networks:
-            entry = {"from": [{"ipBlock": {"cidr": n}} for n in networks], **entry}
+        entry = {"ports": _ports(endpoint.port)}
+        if networks := kubernetes.service.robots:
+            entry["from"] = [{"ipBlock": {"cidr": network}} for network in networks]
         note = "Robots, and what stands in front of them, reach the gateways."
-        rules.append(("robots", {POOL_LABEL: SERVE}, [entry], note))
-    return [_policy(cluster, *rule) for rule in rules]
+        found.append(_policy(cluster, "robots", {POOL_LABEL: SERVE}, entry, note))
+    return found
 
 
 def budgets(cluster: Cluster, endpoint: Endpoint | None) -> list[Manifest]:
     """How many pods a drained node may take with it."""
-    found = [_budget(cluster, "head", {POOL_LABEL: HEAD}, {"maxUnavailable": 0})]
-    found[0] = Manifest(
-        found[0].body,
-        (
-            "A node is not drained under a head: a run would lose its driver. Delete this to let it "
-            "go; the run goes on from its checkpoint.",
-        ),
+    kept = (
+        "No node is drained under a head: a run would lose its driver. Delete this to let it go; "
+        "the run goes on from its checkpoint."
     )
+    found = [_budget(cluster, HEAD, 0, (kept,))]
     if endpoint:
-        found.append(_budget(cluster, "serve", {POOL_LABEL: SERVE}, {"maxUnavailable": 1}))
+        found.append(_budget(cluster, SERVE, 1))
     return found
 
 
@@ -94,7 +84,10 @@ def monitors(cluster: Cluster) -> list[Manifest]:
     if cluster.kubernetes.monitoring_namespace is None:
         return []
     note = "Needs the Prometheus operator (monitoring.coreos.com)."
-    endpoint = {"interval": "15s", "relabelings": [_relabel("ray_io_cluster"), _relabel("gwp_pool")]}
+    endpoint = {
+        "interval": "15s",
+        "relabelings": [_relabel("ray_io_cluster"), _relabel("gwp_pool")],
+    }
     pods = {
         "apiVersion": "monitoring.coreos.com/v1",
         "kind": "PodMonitor",
@@ -123,13 +116,18 @@ def _relabel(label: str) -> dict[str, Any]:
     return {"action": "replace", "sourceLabels": [source], "targetLabel": label}
 
 
-def _ports(port: int) -> list[dict[str, Any]]:
-    return [{"protocol": "TCP", "port": port}]
+def _of_namespace(name: str) -> dict[str, Any]:
+    return {"namespaceSelector": {"matchLabels": {_NAMESPACE: name}}}
+
+
+def _ports(*ports: int) -> list[dict[str, Any]]:
+    return [{"protocol": "TCP", "port": port} for port in ports]
 
 
 def _policy(
-    cluster: Cluster, name: str, of: dict[str, str], ingress: list[dict[str, Any]], note: str
+    cluster: Cluster, name: str, of: dict[str, str], entry: dict[str, Any], note: str
 ) -> Manifest:
+    """Pods of the cluster with the labels `of` may be reached as `entry` says."""
     body = {
         "apiVersion": "networking.k8s.io/v1",
         "kind": "NetworkPolicy",
@@ -137,19 +135,20 @@ def _policy(
         "spec": {
             "podSelector": {"matchLabels": {OF: cluster.name, **of}},
             "policyTypes": ["Ingress"],
-            "ingress": ingress,
+            "ingress": [entry],
         },
     }
     return Manifest(body, (note,))
 
 
-def _budget(
-    cluster: Cluster, name: str, of: dict[str, str], allowed: dict[str, int]
-) -> Manifest:
+def _budget(cluster: Cluster, pool: str, gone: int, notes: tuple[str, ...] = ()) -> Manifest:
     body = {
         "apiVersion": "policy/v1",
         "kind": "PodDisruptionBudget",
-        "metadata": metadata(cluster, f"{cluster.name}-{name}"),
-        "spec": {**allowed, "selector": {"matchLabels": {OF: cluster.name, **of}}},
+        "metadata": metadata(cluster, f"{cluster.name}-{pool}"),
+        "spec": {
+            "maxUnavailable": gone,
+            "selector": {"matchLabels": {OF: cluster.name, POOL_LABEL: pool}},
+        },
     }
-    return Manifest(body)
+    return Manifest(body, notes)

@@ -31,9 +31,7 @@ class Manifest:
     def text(self) -> str:
         """As YAML, notes first."""
         head = "".join(f"# {note}\n" for note in self.notes)
-        body = yaml.dump(
-            self.body, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=120
-        )
+        body = yaml.dump(self.body, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=120)
         return head + body
 
 

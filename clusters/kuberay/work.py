@@ -15,10 +15,12 @@ from gwp.errors import GwpError
 
 _HOUR = 3600
 _FILE = "stage.yaml"
-# Between the notice and the end, beside draining: Serve's own end of a process, and the time in
-# which a Service forgets a pod.
-_ENDING_S = 15.0
-_SERVE_FORGETS_S = 5
+# Between the notice and the end of a pod: its Service forgets it, then Ray lets it go as a machine
+# that is taken away (runs take a checkpoint, the endpoint moves), then its processes end.
+_FORGOTTEN_S = 5
+_CHECKPOINT_S = 120
+_PROCESS_S = 15
+_LET_GO = "RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S"
 _SUSPENDED = (
     "DECIDE: it waits until somebody says so: kubectl -n {namespace} patch rayjob {name} "
     """--type merge -p '{{"spec": {{"suspend": false}}}}'"""
@@ -37,7 +39,14 @@ def development(cluster: Cluster) -> Manifest:
         "metadata": metadata(cluster, cluster.name),
         "spec": spec,
     }
-    return Manifest(body, ("For developing: it runs until it is deleted, idle or not.",))
+    reach = (
+        f"kubectl -n {cluster.kubernetes.namespace} port-forward service/{cluster.name}-head-svc"
+    )
+    notes = (
+        "For developing: it runs until it is deleted, idle or not.",
+        f"Dashboard and `gwp submit`: {reach} 8265",
+    )
+    return Manifest(body, notes)
 
 
 def object_name(run: str) -> str:
@@ -70,9 +79,8 @@ def training(cluster: Cluster, stage: Stage) -> Manifest:
     least = {TRAIN: max(stage.train_nodes, _min_nodes(cluster, TRAIN))}
     if cluster.pools.data is not None:
         least[DATA] = max(stage.data_nodes, _min_nodes(cluster, DATA))
-    # A driver that gets notice takes a checkpoint; this is how long that may take.
-    grace = {"grace_s": 120}
-    head = {"stage": f"{name}-stage", **grace}
+    leaving = _leaving(_CHECKPOINT_S)
+    head = {"stage": f"{name}-stage", **leaving}
     suspended = rules.queue is not None or stage.after is not None
     spec: dict[str, Any] = {
         "entrypoint": f"gwp train {STAGE_FOLDER}/{_FILE}",
@@ -86,7 +94,7 @@ def training(cluster: Cluster, stage: Stage) -> Manifest:
         spec["preRunningDeadlineSeconds"] = math.ceil(rules.start_deadline_h * _HOUR)
     spec |= _deletion(rules.keep_failed_h, suspended)
     spec["rayClusterSpec"] = cluster_spec(
-        cluster, least, autoscaling=rules.queue is None, head=head, workers=grace
+        cluster, least, autoscaling=rules.queue is None, head=head, workers=leaving
     )
     if rules.submission == "K8sJobMode":
         spec["submitterPodTemplate"] = _submitter(cluster)
@@ -104,20 +112,21 @@ def training(cluster: Cluster, stage: Stage) -> Manifest:
 def serving(cluster: Cluster, endpoint: Endpoint) -> Manifest:
     """The endpoint as a RayService."""
     rules = cluster.kubernetes.service
-    grace = {"grace_s": endpoint.drain_s + _ENDING_S + _SERVE_FORGETS_S}
-    ports = {"serve": endpoint.port}
+    # Serve gives a process some seconds beyond its drain.
+    leaving = _leaving(endpoint.drain_s + _PROCESS_S)
     # No request passes a proxy of Ray Serve, so there is none to exchange either.
-    env = {"RAY_SERVE_ENABLE_HA_PROXY": "0"}
+    leaving["env"]["RAY_SERVE_ENABLE_HA_PROXY"] = "0"
+    leaving["ports"] = {"serve": endpoint.port}
     spec = cluster_spec(
         cluster,
         {SERVE: max(endpoint.nodes, _min_nodes(cluster, SERVE))},
-        head={"ports": ports, "env": env, **grace},
-        workers={"ports": ports, "env": env, "probe": _answers(), **grace},
+        head=leaving,
+        workers={"probe": _answers(), **leaving},
     )
     for group in spec["workerGroupSpecs"]:
         (container,) = group["template"]["spec"]["containers"]
         # A Service forgets a pod a moment after its end has begun.
-        sleep = ["/bin/sh", "-c", f"sleep {_SERVE_FORGETS_S}"]
+        sleep = ["/bin/sh", "-c", f"sleep {_FORGOTTEN_S}"]
         container["lifecycle"] = {"preStop": {"exec": {"command": sleep}}}
     if rules.redis:
         spec["gcsFaultToleranceOptions"] = _kept(cluster)
@@ -131,11 +140,19 @@ def serving(cluster: Cluster, endpoint: Endpoint) -> Manifest:
             # It holds no gateway.
             "excludeHeadPodFromServeSvc": True,
             # Robots that are still connected there get their answers first.
-            "rayClusterDeletionDelaySeconds": max(60, math.ceil(grace["grace_s"])),
+            "rayClusterDeletionDelaySeconds": max(60, math.ceil(leaving["grace_s"])),
             "rayClusterConfig": spec,
         },
     }
     return Manifest(body, _service_notes(cluster, endpoint))
+
+
+def _leaving(let_go_s: float) -> dict[str, Any]:
+    """Options of `pod_template` for pods that Ray lets go within so many seconds."""
+    return {
+        "grace_s": _FORGOTTEN_S + let_go_s + _PROCESS_S,
+        "env": {_LET_GO: str(math.ceil(let_go_s))},
+    }
 
 
 def _min_nodes(cluster: Cluster, name: str) -> int:
@@ -232,11 +249,12 @@ def _job_notes(cluster: Cluster, stage: Stage, name: str) -> tuple[str, ...]:
 
 
 def _service_notes(cluster: Cluster, endpoint: Endpoint) -> tuple[str, ...]:
-    notes = [
-        f"Robots ask {cluster.name}-serve-svc:{endpoint.port}, a Service that KubeRay makes.",
+    outside = (
         "DECIDE: TLS and the way in from outside (Ingress, Gateway, load balancer) are yours; let "
-        "it keep websockets open, and ask /readyz.",
-    ]
+        "it keep websockets open, and ask /readyz."
+    )
+    service = f"{cluster.name}-serve-svc:{endpoint.port}"
+    notes = [f"Robots ask {service}, a Service that KubeRay makes.", outside]
     if cluster.kubernetes.service.redis is None:
         notes.append(
             "DECIDE: without kubernetes.service.redis the endpoint starts anew when its head is lost."

@@ -23,6 +23,8 @@ fi
 # Nodes of a large allocation come up one after the other.
 export RAY_SYMMETRIC_RUN_CLUSTER_WAIT_TIMEOUT="${RAY_SYMMETRIC_RUN_CLUSTER_WAIT_TIMEOUT:-600}"
 export RAY_USAGE_STATS_ENABLED=0
+# Nodes are ended when the head is gone already, and there is nobody to say farewell to.
+export RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S=0
 
 scratch="$(mktemp -d)"
 trap 'rm -rf "$scratch"' EXIT
@@ -31,13 +33,7 @@ driver="$scratch/driver"
 # Slurm's notice, before the time is over or the nodes are taken away: the driver takes a
 # checkpoint and ends. Only the driver is told; Ray is needed until then.
 noticed=0
-notice() {
-    noticed=1
-    if [ -s "$driver" ]; then
-        kill -TERM "$(cat "$driver")" || true
-    fi
-}
-trap notice USR1
+trap 'noticed=1' USR1
 
 # shellcheck disable=SC2016  # for the shell on the head
 train='echo $$ > "$0"; export RAY_ADDRESS="$1"; shift; exec gwp train "$@"'
@@ -46,12 +42,17 @@ srun --ntasks="$nodes" --ntasks-per-node=1 --wait=60 --kill-on-bad-exit=1 \
     -- bash -c "$train" "$driver" "$address:$port" "$stage" &
 step=$!
 # A notice interrupts the waiting, not the step.
+told=0
 while kill -0 "$step" 2> /dev/null; do
-    wait "$step" || true
-    # It may have come before there was a driver to tell.
-    if [ "$noticed" = 1 ]; then
-        notice
+    # It may come before there is a driver to tell. Told twice, a driver ends at once.
+    if [ "$noticed" = 1 ] && [ "$told" = 0 ] && [ -s "$driver" ]; then
+        kill -TERM "$(cat "$driver")" 2> /dev/null || true
+        told=1
+    fi
+    if [ "$noticed" = 1 ] && [ "$told" = 0 ]; then
         sleep 1
+    else
+        wait "$step" || true
     fi
 done
 code=0

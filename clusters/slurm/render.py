@@ -130,9 +130,7 @@ def _queue(scripts: Sequence[str]) -> str:
         "before=",
     ]
     for script in scripts:
-        lines += [
-            'before="$(sbatch --parsable ${before:+--dependency=afterok:"$before"} '
-            f'{shlex.quote(script)})"',
-            f'echo "{script}: job $before"',
-        ]
+        after = '${before:+--dependency=afterok:"$before"}'
+        lines.append(f'before="$(sbatch --parsable {after} {shlex.quote(script)})"')
+        lines.append(f'echo "{script}: job $before"')
     return "\n".join(lines) + "\n"

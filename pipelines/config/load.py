@@ -321,14 +321,9 @@ def kinds() -> dict[str, tuple[str, str]]:
 def model_of(kind: str) -> type[BaseModel]:
     """The model class of a `kind:`; ConfigError for an unknown one."""
     if kind not in kinds():
-        raise ConfigError(
-            [
-                (
-                    f"{kind!r} is not a kind of configuration{did_you_mean(kind, kinds())}; known: "
-                    f"{', '.join(kinds())}"
-                )
-            ]
-        )
+        hint = did_you_mean(kind, kinds())
+        known = ", ".join(kinds())
+        raise ConfigError([f"{kind!r} is not a kind of configuration{hint}; known: {known}"])
     module, name = kinds()[kind]
     model: type[BaseModel] = getattr(import_module(module), name)
     return model

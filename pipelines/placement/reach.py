@@ -45,7 +45,6 @@ def _texts(value: Any, name: str = "") -> Iterator[tuple[str, str]]:
     """Dotted name and value of every text."""
     if isinstance(value, str):
         yield name, value
-    items = value.items() if isinstance(value, dict) else ()
-    items = enumerate(value) if isinstance(value, list) else items
-    for key, below in items:
+    below_it = dict(enumerate(value)) if isinstance(value, list) else value
+    for key, below in below_it.items() if isinstance(below_it, dict) else ():
         yield from _texts(below, f"{name}.{key}".lstrip("."))

@@ -50,13 +50,16 @@ def misfits(job: TrainJob, cluster: Cluster, target: Target) -> Iterator[str]:
             "machine with GPUs without a cluster"
         )
         return
-    yield from _room(job, pools.train, apart=decodes_apart(cluster, target))
+    if pools.train.max_nodes < 1:
+        yield "pools.train.max_nodes: 0, and a stage needs nodes to train on"
+        return
+    yield from _room(job, pools.train, target, apart=decodes_apart(cluster, target))
 
 
-def _room(job: TrainJob, pool: Pool, *, apart: bool) -> Iterator[str]:
+def _room(job: TrainJob, pool: Pool, target: Target, *, apart: bool) -> Iterator[str]:
     """What the pool `train` has too little of. apart: whether decoding is elsewhere"""
     workers = job.cluster.min_workers
-    most = max(pool.max_nodes, pool.min_nodes)
+    most = pool.max_nodes
     there = f"{most} x {pool.gpus} GPUs" if job.cluster.gpu else f"{most} x {pool.cpus} CPUs"
     if job.cluster.gpu and most * pool.gpus < workers:
         yield (
@@ -81,9 +84,10 @@ def _room(job: TrainJob, pool: Pool, *, apart: bool) -> Iterator[str]:
     # Workers keep their CPUs to the end.
     left = most * pool.cpus - workers * job.cluster.cpus_per_worker
     if not apart and left < 1:
+        mend = "" if target == "slurm" else ", or give pools.data"
         yield (
             f"pools.train: {workers} workers take all of its {most * pool.cpus} CPUs, and none is "
-            "left for decoding; give pools.data, or lower cluster.cpus_per_worker"
+            f"left for decoding; lower cluster.cpus_per_worker{mend}"
         )
 
 

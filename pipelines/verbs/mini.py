@@ -27,6 +27,11 @@ def add(subparsers: Any) -> None:
         metavar="NAME",
         help="bucket to make, repeatable (default: gwp)",
     )
+    start.add_argument(
+        "--cluster",
+        metavar="FILE",
+        help="a Cluster file: its pools and their CPUs (default: data 2, train 2, serve 4)",
+    )
     start.set_defaults(run=run_start)
     put = actions.add_parser("put", help="copy a file or folder into its S3")
     put.add_argument("path", type=Path, metavar="PATH")
@@ -41,10 +46,12 @@ def run_start(args: argparse.Namespace) -> int:
     import signal
     import threading
 
-    from clusters.mini import MiniCluster
+    from clusters.mini import CPUS, MiniCluster
 
+    cpus = _cpus(args.cluster) if args.cluster else CPUS
     ended = threading.Event()
-    with MiniCluster(args.folder, buckets=tuple(args.bucket or ("gwp",))) as mini:
+    buckets = tuple(args.bucket or ("gwp",))
+    with MiniCluster(args.folder, cpus=cpus, buckets=buckets) as mini:
         for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, lambda *_: ended.set())
         print((mini.folder / "env.sh").read_text(), end="")
@@ -63,6 +70,15 @@ def run_start(args: argparse.Namespace) -> int:
                     "/tmp/ray/session_latest/logs"  # noqa: S108
                 )
     return 0
+
+
+def _cpus(file: str) -> dict[str, int]:
+    """Pool -> logical CPUs of its node."""
+    from clusters.document.cluster import Cluster
+    from clusters.local import cpus_of
+    from pipelines.config.load import load_config
+
+    return cpus_of(load_config(file, Cluster))
 
 
 def run_put(args: argparse.Namespace) -> None:

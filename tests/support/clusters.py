@@ -86,7 +86,9 @@ def any_cluster(seed: int) -> Cluster:
             "service": {
                 "upgrade": upgrade,
                 "gateway_class": "istio" if upgrade == "incremental" else None,
-                "redis": some({"address": "redis:6379", "password": some(SECRETS["AWS_ACCESS_KEY_ID"])}),
+                "redis": some(
+                    {"address": "redis:6379", "password": some(SECRETS["AWS_ACCESS_KEY_ID"])}
+                ),
                 "robots": some(["10.0.0.0/8"], []),
             },
         },

@@ -115,7 +115,9 @@ def _refused_job(spec: dict[str, Any], scaled: bool) -> Iterator[str]:
             yield f"condition {rule['condition']}"
         if scaled and rule["policy"] == "DeleteWorkers":
             yield "DeleteWorkers does not go with autoscaling"
-    if spec["submissionMode"] == "SidecarMode" and {"submitterPodTemplate", "submitterConfig"} & {*spec}:
+    if spec["submissionMode"] == "SidecarMode" and {"submitterPodTemplate", "submitterConfig"} & {
+        *spec
+    }:
         yield "a sidecar is no pod of its own"
     for field in ("activeDeadlineSeconds", "preRunningDeadlineSeconds"):
         if field in spec and spec[field] <= 0:

@@ -95,7 +95,9 @@ def lacking() -> str | None:
         return "namespaces for two nodes need root"
     absent = [name for name in PROGRAMS if shutil.which(name, path=_path()) is None]
     if absent:
-        return f"{', '.join(absent)} not installed (Debian: apt-get install slurm-wlm munge iproute2)"
+        return (
+            f"{', '.join(absent)} not installed (Debian: apt-get install slurm-wlm munge iproute2)"
+        )
     tried = subprocess.run(
         ["unshare", "--net", "--mount", "--pid", "--uts", "--fork", "--mount-proc", "true"],
         capture_output=True,
@@ -195,7 +197,8 @@ def slurm(folder: Path) -> Iterator[Slurm]:
 def _ready(folder: Path, process: "subprocess.Popen[bytes]") -> Slurm:
     end = time.monotonic() + _UP_S
     while not (folder / "up").exists():
-        assert process.poll() is None and time.monotonic() < end, _end(folder / "control.out")
+        assert process.poll() is None, _end(folder / "control.out")
+        assert time.monotonic() < end, _end(folder / "control.out")
         time.sleep(0.1)
     (inside,) = psutil.Process(process.pid).children()
     running = Slurm(folder, inside.pid)

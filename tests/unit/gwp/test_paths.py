@@ -45,6 +45,50 @@ WORDS = {
     "GatewayConfig.pool",
     "LimitsConfig.max_ages_s",
     "ReplicaConfig.pool",
+    "Cluster.env",
+    "Cluster.image",
+    "Cluster.mlflow",
+    "Cluster.name",
+    "Cluster.secrets",
+    "Cluster.token_secret",
+    "HeadPool.gpu_type",
+    "HeadPool.labels",
+    "HeadPool.node_selector",
+    "HeadPool.priority",
+    "JobRules.queue",
+    "KubernetesConfig.gpu_label",
+    "KubernetesConfig.gpu_resource",
+    "KubernetesConfig.monitoring_namespace",
+    "KubernetesConfig.namespace",
+    "KubernetesConfig.operator_namespace",
+    "KubernetesConfig.pull_secret",
+    "KubernetesConfig.service_account",
+    "Machine.gpu_type",
+    "Machine.name",
+    "Pool.gpu_type",
+    "Pool.labels",
+    "Pool.node_selector",
+    "Pool.priority",
+    "Redis.address",
+    "SecretKey.key",
+    "SecretKey.name",
+    "ServiceRules.gateway_class",
+    "ServiceRules.robots",
+    "SlurmConfig.account",
+    "SlurmConfig.partition",
+    "SlurmConfig.qos",
+    "SpotConfig.node_selector",
+    "StandingPool.gpu_type",
+    "StandingPool.labels",
+    "StandingPool.node_selector",
+    "StandingPool.priority",
+    "StorageConfig.endpoint",
+    "StorageConfig.region",
+    "Toleration.key",
+    "Toleration.value",
+    "Volume.claim",
+    # A path in pods, not on this machine.
+    "Volume.path",
     # Handed to DeepSpeed as it is.
     "DeepSpeedConfig.overrides",
 }
@@ -75,7 +119,7 @@ def models(top: type[BaseModel]) -> set[type[BaseModel]]:
     return found
 
 
-@pytest.mark.parametrize("kind", ["TrainJob", "ServeApp"])
+@pytest.mark.parametrize("kind", ["TrainJob", "ServeApp", "Cluster"])
 def test_every_text_of_a_configuration_is_marked_as_a_path_or_known_as_a_word(kind: str) -> None:
     every = models(model_of(kind))
     assert len(every) >= 5
@@ -99,6 +143,7 @@ def test_every_text_of_a_configuration_is_marked_as_a_path_or_known_as_a_word(ki
             "UMT5Config.path",
         },
         "ServeApp": {"ServeApp.policy"},
+        "Cluster": {"SlurmConfig.venv", "SlurmConfig.env_file"},
     }
     assert paths == expected[kind]
 

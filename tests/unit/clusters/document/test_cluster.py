@@ -58,7 +58,10 @@ def test_a_document_is_read_again_from_what_it_resolves_to(seed: int) -> None:
         ("pools.train.labels={'a b': x}", "is no label of Kubernetes"),
         ("pools.gpu={cpus: 1, memory_gb: 2}", "unknown key"),
         ("pools={head: {cpus: 4, memory_gb: 16}}", "a head alone does no work"),
-        ("image=rayproject/ray:2.60.0-gpu", "holds no gwp; build one from clusters/image/Dockerfile"),
+        (
+            "image=rayproject/ray:2.60.0-gpu",
+            "holds no gwp; build one from clusters/image/Dockerfile",
+        ),
         ("image=python:3.11", "holds no gwp"),
         ("image=registry.example.com:5000/gwp", "names no version"),
         ("image=registry.example.com/gwp:latest", "names no version"),
@@ -89,7 +92,9 @@ def test_a_mistake_is_one_line(given: str, said: str | None, tmp_path: Path) -> 
     assert len(line) < 400
 
 
-@pytest.mark.parametrize("value", ["AKIA1234", "[AKIA1234]", "{AKIA1234: x, name: y, key: z}", "7777"])
+@pytest.mark.parametrize(
+    "value", ["AKIA1234", "[AKIA1234]", "{AKIA1234: x, name: y, key: z}", "7777"]
+)
 def test_a_secret_that_was_written_out_is_not_shown(value: str, tmp_path: Path) -> None:
     lines = wrong(tmp_path, f"secrets.OTHER={value}")
     file = tmp_path / "c.yaml"

@@ -21,7 +21,7 @@ def pods(document: Any) -> list[dict[str, Any]]:
     """Every template of a pod, with its labels."""
     found = []
     for body in (m.body for m in manifests(document, [STAGE], ENDPOINT)):
-        spec = body["spec"] if "spec" in body else {}
+        spec = body.get("spec", {})
         ray = spec.get("rayClusterSpec") or spec.get("rayClusterConfig")
         if ray:
             groups = [ray["headGroupSpec"], *ray["workerGroupSpecs"]]
@@ -46,7 +46,11 @@ def reached_by(document: Any, labels: dict[str, str], port: int, source: dict[st
             return True
         for peer in entry["from"]:
             pod = peer.get("podSelector", {}).get("matchLabels", {})
-            if "namespaceSelector" not in peer and "ipBlock" not in peer and pod.items() <= source.items():
+            if (
+                "namespaceSelector" not in peer
+                and "ipBlock" not in peer
+                and pod.items() <= source.items()
+            ):
                 return True
     return False
 
@@ -111,8 +115,16 @@ def test_a_pod_ends_after_its_gateway_has_drained_and_gets_robots_while_it_answe
     groups = body["spec"]["rayClusterConfig"]["workerGroupSpecs"]
     (template,) = [group["template"]["spec"] for group in groups]
     (container,) = template["containers"]
-    # Serve gives a process ten seconds beyond its drain; the pod sleeps for five before.
-    assert template["terminationGracePeriodSeconds"] > ENDPOINT.drain_s + 10 + 5
+    # Serve gives a process ten seconds beyond its drain; Ray lets the pod go within them, after
+    # the five in which its Service forgets it.
+    (let_go,) = [
+        float(entry["value"])
+        for entry in container["env"]
+        if entry["name"] == "RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S"
+    ]
+    assert let_go > ENDPOINT.drain_s + 10
+    assert template["terminationGracePeriodSeconds"] > let_go + 5
+    assert container["lifecycle"]["preStop"]["exec"]["command"][-1] == "sleep 5"
     probe = container["readinessProbe"]["httpGet"]
     assert probe == {"path": "/readyz", "port": "serve"}
     assert {"name": "serve", "containerPort": ENDPOINT.port} in container["ports"]
@@ -182,7 +194,9 @@ def test_a_stage_waits_for_its_queue_and_for_the_stage_before(
     assert spec["rayClusterSpec"]["enableInTreeAutoscaling"] == (queue is None)
     labels = manifest.body["metadata"]["labels"]
     assert labels.get("kueue.x-k8s.io/queue-name") == queue
-    assert any("suspend" in note for note in manifest.notes) == (after is not None and queue is None)
+    assert any("suspend" in note for note in manifest.notes) == (
+        after is not None and queue is None
+    )
 
 
 @pytest.mark.parametrize(

@@ -22,10 +22,16 @@ PROGRAMS = {
     "srun": 'echo "srun $*" >> "$LOG"\nwhile [ "$1" != -- ]; do shift; done\nshift\n"$@"\n',
     "gwp": """\
 echo "gwp $*; RAY_ADDRESS=$RAY_ADDRESS; token ${#RAY_AUTH_TOKEN}" >> "$LOG"
-trap 'echo "told" >> "$LOG"; exit "$ON_TERM"' TERM
+# As the real one: told twice, it ends at once and without a checkpoint.
+told=0
+trap 'echo told >> "$LOG"; told=$((told + 1))' TERM
 touch "$LOG.trains"
 [ -z "$ENDS" ] || exit "$ENDS"
-for _ in $(seq 300); do sleep 0.1; done
+for _ in $(seq 300); do
+    sleep 0.1
+    # A checkpoint takes a while.
+    [ "$told" = 0 ] || { sleep 2.5; exit "$ON_TERM"; }
+done
 """,
     "scontrol": """\
 if [ "$1" = show ]; then echo localhost; else echo "scontrol $*" >> "$LOG"; fi
@@ -111,7 +117,8 @@ class Batch:
         """Slurm's, once the stage trains."""
         end = time.monotonic() + 30
         while not Path(f"{self.log}.trains").exists():
-            assert time.monotonic() < end and self.process.poll() is None
+            assert time.monotonic() < end
+            assert self.process.poll() is None
             time.sleep(0.02)
         self.process.send_signal(signal.SIGUSR1)
 
