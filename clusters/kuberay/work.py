@@ -240,7 +240,8 @@ def _kept(cluster: Cluster) -> dict[str, Any]:
 
 
 def _job_notes(cluster: Cluster, stage: Stage, name: str) -> tuple[str, ...]:
-    notes = [f"Run {stage.name}. Applied again after its end it resumes, or says that it is done."]
+    again = "kubectl replace --force -f THIS_FILE"
+    notes = [f"Run {stage.name}. After its end, `{again}` resumes it, or says that it is done."]
     if stage.after:
         notes.append(f"It begins with the weights of {stage.after}, which must have ended.")
     if stage.after and cluster.kubernetes.jobs.queue is None:
