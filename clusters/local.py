@@ -36,7 +36,7 @@ def render(cluster: Cluster, document: str, stages: Sequence[Stage]) -> dict[str
     files = {DOCUMENT: document, START: _HEAD + start}
     if not stages:
         return files
-    lines = [f". {name}/env.sh"]
+    lines = ["# shellcheck source=/dev/null", f". {name}/env.sh"]
     for i, stage in enumerate(stages):
         file = f"{i:02}-{stage.name.replace('/', '-')}.yaml"
         files[file] = stage.document

@@ -49,6 +49,12 @@ def add(subparsers: Any) -> None:
     )
     render.add_argument("--serve", metavar="SERVE", help="a ServeApp file (kuberay)")
     render.add_argument(
+        "--nodes",
+        type=Path,
+        metavar="FILE",
+        help="what `kubectl get nodes -o json` printed: pools are held against these nodes",
+    )
+    render.add_argument(
         "--set",
         action="append",
         default=[],
@@ -75,6 +81,8 @@ def run_render(args: argparse.Namespace) -> None:
     out: Path = args.out.absolute()
     if out.exists() and any(out.iterdir()) and not args.force:
         raise GwpError(f"{out} is not empty; give another --out, or --force")
+    if args.nodes:
+        _hold_against(args.nodes, cluster)
     stages = _stages(args.jobs, args.job_sets, cluster, args.target)
     endpoint = _endpoint(args.serve, cluster, args.target) if args.serve else None
     files = _files(args.target, cluster, stages, endpoint, out)
@@ -85,6 +93,19 @@ def run_render(args: argparse.Namespace) -> None:
         if name.endswith((".sh", ".sbatch")):
             path.chmod(0o755)
         print(path)
+
+
+def _hold_against(file: Path, cluster: "Cluster") -> None:
+    """ConfigError when no node holds a pool."""
+    from clusters.kuberay.nodes import read_nodes, unplaced
+    from gwp.errors import GwpError
+    from pipelines.config.load import ConfigError
+
+    if not file.is_file():
+        raise GwpError(f"--nodes {file}: not found; `kubectl get nodes -o json > {file}` makes it")
+    problems = unplaced(cluster, read_nodes(file.read_text(errors="replace"), str(file)))
+    if problems:
+        raise ConfigError(problems)
 
 
 def _files(
