@@ -61,7 +61,9 @@ class Pool(BaseModel):
     gpu_type: str | None = None
     """Which GPU: value of the node label `gpu_label`, and the name in Slurm's `--gres`."""
     gpu_memory_gb: float | None = Field(default=None, gt=0)
-    """Memory of one GPU, GiB; stages are checked against it. None: not checked."""
+    """Memory of one GPU, GB as its maker says it (80); stages are checked against it. None: not
+    checked.
+    """
     min_nodes: int = Field(default=0, ge=0)
     """Nodes that are always there."""
     max_nodes: int = Field(default=1, ge=0)

@@ -48,12 +48,9 @@ def cluster_spec(
         }
     template = pod_template(cluster, HEAD, cluster.pools.head, **_head_options(head))
     template["spec"]["initContainers"] = [image_check(cluster)]
-    if autoscaling and cluster.kubernetes.service_account is None:
-        # The autoscaler's account is KubeRay's, and it asks the API server.
-        del template["spec"]["automountServiceAccountToken"]
     if autoscaling:
-        # KubeRay sets its own one.
-        template["spec"].pop("serviceAccountName", None)
+        # The autoscaler asks the API server: as the account that is named, or one of KubeRay's.
+        template["spec"]["automountServiceAccountToken"] = True
     spec["headGroupSpec"] = {
         "rayStartParams": {
             # Drivers and controllers have it to themselves.

@@ -4,6 +4,7 @@ and goes on where it stood.
 
 import sys
 import tempfile
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -91,23 +92,29 @@ def test_a_stage_whose_nodes_are_taken_away_is_queued_again_and_goes_on(
     job = cluster.run("sbatch", "--parsable", str(batch_script(folder, "taken")))
     log = folder / "slurm" / f"taken-{job}.out"
     cluster.until(job, "RUNNING", timeout=60)
+    began = time.monotonic()
     cluster.wait_for(lambda: reached(run) >= 5, job, timeout=300)
+    print(f"fifth step {time.monotonic() - began:.0f} s after the nodes were given")
     assert {report["host"] for report in worker_progress(run)} == set(NODES)
 
     # More important work for both nodes.
+    noticed = time.monotonic()
     other = cluster.run(
         "sbatch", "--parsable", "--partition=high", "--nodes=2", "--exclusive", "--wrap=sleep 3"
     )
-    cluster.until(job, "PENDING", timeout=120)
+    cluster.until(job, "PENDING", timeout=180)
+    print(f"queued again {time.monotonic() - noticed:.0f} s after it")
     cluster.until(other, "COMPLETED", timeout=120)
     said = log.read_text()
     assert "with a checkpoint; the same command goes on from there" in said, said
     ((_, manifest),) = find_committed(run)
     assert 5 <= manifest.step < STEPS
+    print(f"with a checkpoint at step {manifest.step}")
 
     # Slurm waits for some minutes with what was queued again.
     cluster.run("scontrol", "update", f"JobId={job}", "StartTime=now")
     cluster.until(job, "COMPLETED", timeout=400)
+    print(log.read_text())
     assert [event["step"] for event in resumptions(run)] == [manifest.step]
     assert find_committed(run)[0][1].step == STEPS
     assert (folder / "runs" / "taken" / "final" / "run.json").exists()

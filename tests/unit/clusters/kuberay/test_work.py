@@ -1,5 +1,7 @@
 """What runs, who reaches it, and what of it a document decides."""
 
+import subprocess
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -7,6 +9,7 @@ import pytest
 from clusters.kuberay.objects import OF, POOL_LABEL
 from clusters.kuberay.render import NOTES, manifests, render, secrets_of
 from clusters.kuberay.work import object_name
+from gwp import __version__
 from gwp.errors import GwpError
 from tests.support.clusters import ENDPOINT, POOL, SECRETS, STAGE, any_cluster, cluster
 
@@ -101,6 +104,64 @@ def test_secrets_are_references_and_go_where_they_are_needed() -> None:
     assert secrets_of(document) == {"fleet": ["keys"], "s3": ["id", "secret"]}
     notes = render(document)[NOTES]
     assert "create secret generic s3 --from-file=id=FILE --from-file=secret=FILE" in notes
+
+
+@pytest.mark.parametrize(("account", "queue"), [(None, None), ("trainer", None), (None, "q")])
+def test_only_who_asks_the_api_server_has_a_token_for_it(
+    account: str | None, queue: str | None
+) -> None:
+    kubernetes = {"service_account": account, "jobs": {"queue": queue}}
+    (body,) = kinds(cluster(kubernetes=kubernetes), "RayJob", [STAGE])
+    ray = body["spec"]["rayClusterSpec"]
+    head = ray["headGroupSpec"]["template"]["spec"]
+    workers = [group["template"]["spec"] for group in ray["workerGroupSpecs"]]
+    # The autoscaler stands beside the head; a named account is for storage, on every pod.
+    assert head["automountServiceAccountToken"] == (queue is None or account is not None)
+    assert {w["automountServiceAccountToken"] for w in workers} == {account is not None}
+    assert {pod.get("serviceAccountName") for pod in (head, *workers)} == {account}
+
+
+@pytest.mark.parametrize(
+    ("gwp", "said"),
+    [
+        (f"echo gwp {__version__}", None),
+        ("echo gwp 0.0.0", f"the image has gwp 0.0.0, these manifests are of gwp {__version__}"),
+        ("exit 3", "the image has no gwp"),
+        (None, "the image has no gwp"),
+    ],
+)
+def test_an_image_without_gwp_ends_the_start_with_a_line(
+    gwp: str | None, said: str | None, tmp_path: Path
+) -> None:
+    if gwp:
+        (tmp_path / "gwp").write_text(f"#!/bin/sh\n{gwp}\n")
+        (tmp_path / "gwp").chmod(0o755)
+    (check,) = pods(cluster())[0]["spec"]["initContainers"]
+    # Nothing but what a shell has itself.
+    env = {"PATH": str(tmp_path)}
+    done = subprocess.run(check["command"], env=env, capture_output=True, text=True, check=False)
+    assert done.returncode == (said is not None)
+    assert (said or "") in done.stderr
+    assert done.stderr.count("\n") == (said is not None)
+
+
+def test_metrics_are_found_and_let_out_where_the_document_says() -> None:
+    assert not kinds(cluster(), "PodMonitor")
+    document = cluster(kubernetes={"monitoring_namespace": "monitoring"})
+    (pods_,), (head,) = (kinds(document, kind) for kind in ("PodMonitor", "ServiceMonitor"))
+    (endpoint,) = pods_["spec"]["podMetricsEndpoints"]
+    assert endpoint["port"] == "metrics"
+    assert pods_["spec"]["selector"]["matchLabels"] == {OF: "gwp"}
+    # Ports of that name are what KubeRay gives the head's Service.
+    assert [e["port"] for e in head["spec"]["endpoints"]] == ["as-metrics", "dash-metrics"]
+    assert head["spec"]["selector"]["matchLabels"] == {"ray.io/node-type": "head"}
+    (policy,) = [p for p in kinds(document, "NetworkPolicy") if "metrics" in p["metadata"]["name"]]
+    (entry,) = policy["spec"]["ingress"]
+    assert [port["port"] for port in entry["ports"]] == [8080, 44217, 44227]
+    (source,) = entry["from"]
+    assert source["namespaceSelector"]["matchLabels"] == {
+        "kubernetes.io/metadata.name": "monitoring"
+    }
 
 
 def test_ray_asks_for_a_token() -> None:
