@@ -27,6 +27,7 @@ VERBS = (
     "demo",
     "bench",
     "submit",
+    "plan",
     "config",
     "doctor",
 )

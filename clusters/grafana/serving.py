@@ -3,7 +3,6 @@
 from clusters.grafana.panels import OF_APP, Dashboard, Panel, Query, quantile, rate
 from gwp.metrics import names as m
 
-
 SERVING = Dashboard(
     "serving",
     "gwp: serving",

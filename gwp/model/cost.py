@@ -5,6 +5,7 @@ is not counted, as is usual.
 """
 
 from collections.abc import Mapping
+from functools import lru_cache
 
 import torch
 
@@ -80,6 +81,11 @@ def training_flop(config: ModelConfig, tokens: Mapping[Group, int], text_rows: i
 
 def parameter_counts(config: ModelConfig) -> dict[str, int]:
     """Numbers of the model by part: each expert of the blocks, and the `rest`."""
+    return dict(_counted(config))
+
+
+@lru_cache(maxsize=16)
+def _counted(config: ModelConfig) -> dict[str, int]:
     # There nothing is allocated.
     with torch.device("meta"):
         model = WorldActionTransformer(config)

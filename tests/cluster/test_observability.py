@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import httpx
 import pytest
 import ray
 from ray import serve
@@ -26,6 +27,8 @@ from gwp.data.robot.embodiment import Limits
 from gwp.errors import GwpError
 from gwp.metrics.names import SERVE_REPLICAS, SERVE_REQUESTS, all_metrics
 from gwp.policy.policy import Policy
+from gwp.protocol.handshake import short_name
+from gwp.protocol.msgpack_numpy import packb
 from pipelines.jobs.resolve import run_uri
 from pipelines.training.control.watch import worker_progress
 from pipelines.training.prepare import prepare
@@ -56,7 +59,7 @@ class Watched:
 
 
 class Robots:
-    """Two that ask well, with little room for their actions; and three that do not."""
+    """Two that ask well, with little room for their actions; three that do not; and one of another make."""
 
     def __init__(self, url: str, observation: Observation) -> None:
         self.url = url
@@ -64,7 +67,7 @@ class Robots:
         self.stop = threading.Event()
         kinds: list[dict[str, object]] = [
             {"deadline_s": 5.0},
-            {},
+            {"deadline_s": 2.0},
             {"deadline_s": 1e-4},
             {"max_age_s": 1e-6},
             {"state": observation.state * float("nan")},
@@ -72,8 +75,21 @@ class Robots:
         self.threads = [
             threading.Thread(target=self.ask, args=(fields,), daemon=True) for fields in kinds
         ]
+        self.threads.append(threading.Thread(target=self.ask_without_deadline, daemon=True))
         for thread in self.threads:
             thread.start()
+
+    def ask_without_deadline(self) -> None:
+        """As a stock client; who waits for a replica in vain is told so, and not that he is late."""
+        images = {
+            f"observation/{short_name(name)}": image
+            for name, image in self.observation.images.items()
+        }
+        body = packb(images | {"observation/state": self.observation.state, "prompt": "go"})
+        address = f"http{self.url.removeprefix('ws')}v1/act"
+        while not self.stop.wait(0.1):
+            with contextlib.suppress(httpx.HTTPError):
+                httpx.post(address, content=body, timeout=10)
 
     def ask(self, fields: dict[str, object]) -> None:
         while not self.stop.is_set():
@@ -92,7 +108,9 @@ def serve_app(mini: MiniCluster, folder: Path) -> tuple[ServeApp, Robots]:
     """One replica behind one gateway, of a robot whose actions are nearly always too large."""
     tight = Limits(lower=(-0.001,) * 4, upper=(0.001,) * 4)
     uri = f"{mini.bucket}/observability/bundle"
-    storage.upload(make_tiny_bundle(folder / "bundle", arm=TINY_ARM.model_copy(update={"limits": tight})), uri)
+    storage.upload(
+        make_tiny_bundle(folder / "bundle", arm=TINY_ARM.model_copy(update={"limits": tight})), uri
+    )
     config = ServeApp.model_validate(
         {
             "policy": uri,
