@@ -28,6 +28,7 @@ VERBS = (
     "demo",
     "bench",
     "submit",
+    "plan",
     "config",
     "doctor",
 )

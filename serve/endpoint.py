@@ -2,6 +2,7 @@
 
 import asyncio
 
+from gwp.metrics.meter import Meter
 from gwp.policy.contract import PolicyContract
 from serve.backend import Backend
 from serve.config import ServeApp
@@ -28,10 +29,12 @@ class Endpoint:
         identity: Identity,
         config: ServeApp,
         thread: LoopThread,
+        meter: Meter | None = None,
     ) -> None:
+        """meter: what is told of answers; None: nothing"""
         self._thread = thread
         self._drain_s = config.limits.drain_s
-        self._dispatcher = Dispatcher(backend, contract, identity, config)
+        self._dispatcher = Dispatcher(backend, contract, identity, config, meter)
         self._listener = Listener(
             build_routes(self._dispatcher),
             config.host,

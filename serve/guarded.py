@@ -47,6 +47,11 @@ class GuardedEngine:
         """Robots computed together, on average."""
         return self._engine.batch
 
+    @property
+    def totals(self) -> tuple[int, int]:
+        """Solver steps so far, and robots in them together."""
+        return self._engine.totals
+
     async def act(self, given: ComposedObservation, allowed_s: float) -> ActionChunk:
         """The chunk. RefusedError when there is none; cancelling frees its row in the batch."""
         try:

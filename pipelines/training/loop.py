@@ -19,6 +19,7 @@ from gwp import storage
 from gwp.data.records import StreamBatch
 from pipelines.compat import import_deepspeed
 from pipelines.tracking.curves import STEP_TAG
+from pipelines.tracking.live import LiveRun
 from pipelines.tracking.registry import CHECKPOINT_TAG
 from pipelines.tracking.run_log import RunLog
 from pipelines.training.checkpoint.checkpointer import Checkpointer
@@ -90,6 +91,7 @@ def train_loop(config: dict[str, Any]) -> None:
             if loop:
                 loop.watch.close()
                 loop.journal.close(_NOTES_S)
+                loop.live.close()
             if log:
                 log.close()
 
@@ -118,6 +120,8 @@ class _Loop:
         # Rank 0 looks for all: listings at different moments could differ.
         attempt = patiently(lambda: next_attempt(prepared.uri)) if rank == 0 else 0
         self.attempt = int(self.ranks.agreed(attempt))
+        run = self.job.run
+        self.live = LiveRun(run.name, rank, ranks.world, run.steps, run.checkpoint_every)
         self.journal = Journal(
             prepared.uri,
             rank,
@@ -125,6 +129,7 @@ class _Loop:
             self.ranks.agreed(uuid.uuid4().hex),
             beat_s(self.job.cluster.hang_s),
             ray.get_runtime_context().get_node_id(),
+            self.live.spent,
         )
         self.journal.phase(STARTING)
         latest = patiently(lambda: latest_committed(prepared.uri)) if rank == 0 else None
@@ -147,6 +152,7 @@ class _Loop:
         if self.committed:
             self._resume(*self.committed)
             good = f"{self.committed[0]} (step {self.step})"
+        self.live.begins(self.step)
         uploads = Uploads(
             prepared.uri,
             rank,
@@ -213,6 +219,7 @@ class _Loop:
                 losses = self._taken(raw)
             self.step += 1
             self.samples_seen += int(raw["batch"][0])
+            self.live.stepped(self.step, int(raw["batch"][0]), self.steps.flop, self.steps.skipped)
             # Collective: every rank comes here at the same steps.
             stop = False
             if self.step % job.run.log_every == 0 or self.step in (1, total):
@@ -232,6 +239,7 @@ class _Loop:
                 # Where it has to be quick, nothing is judged.
                 self._checkpoint({} if hurry else self._judged())
                 due = False
+                self.live.resumes()
             if stop or resizes or leaves:
                 # Until it is whole. The first error of any rank ends all, and rank 0 may still
                 # be committing.
@@ -291,6 +299,7 @@ class _Loop:
 
     def committed_at(self, uri: str, step: int) -> None:
         """Tell MLflow of a checkpoint that is whole now. Called beside the steps, on rank 0."""
+        self.live.committed(step)
         if self.log:
             self.log.set_tags({CHECKPOINT_TAG: uri, STEP_TAG: str(step)})
 
@@ -300,6 +309,7 @@ class _Loop:
         """
         skipped = int(self.ranks.summed([self.steps.broken])[0])
         self.journal.progress(self.step, skipped, losses)
+        self.live.losses(losses)
         if self.log and losses:
             extra = {
                 "data_wait_share": waited / max(elapsed, 1e-9),
@@ -316,6 +326,7 @@ class _Loop:
         if self.validation is None:
             return {}
         losses = self.validation.losses()
+        self.live.losses(losses, validation=True)
         if self.log and losses:
             told = {f"validation_{name}": value for name, value in losses.items()}
             self.log.log_metrics(self.step, told)
@@ -323,6 +334,7 @@ class _Loop:
 
     def _checkpoint(self, judged: dict[str, float]) -> None:
         """Take a checkpoint here. Collective. judged: losses in validation"""
+        self.live.taken(self.step)
         # One at a time; what went wrong with the one before is raised here.
         self.checkpointer.wait(self.step)
         if self.ranks.anywhere(not self.engine.finite()):

@@ -6,12 +6,14 @@ step does not depend on how many ranks and micro-batches share it.
 """
 
 import math
+from collections.abc import Sequence
 from itertools import pairwise
 
 import numpy as np
 import torch
 
 from gwp.data.records import StreamBatch
+from gwp.model.cost import tokens_of, training_flop
 from gwp.model.draws import draw_noise, generator
 from gwp.model.objective import (
     Counts,
@@ -42,6 +44,7 @@ class TrainStep:
     skipped: steps that were not taken because a loss or gradient was no finite number; the same
              on every rank
     at_once: samples of the largest micro-batch of the newest step
+    flop:    arithmetic of the model for the global batch of the newest step
     """
 
     def __init__(
@@ -55,6 +58,7 @@ class TrainStep:
         self.broken = 0
         self.skipped = 0
         self.at_once = 0
+        self.flop = 0
         # Of the steps skipped just now, one behind the other.
         self._in_a_row = 0
 
@@ -90,6 +94,12 @@ class TrainStep:
             self._engine.begin(last=rows is parts[-1])
             batch = self._encoders.batch(raw, rows)
             future, actions = batch.latents[0, :, 1:].shape, batch.actions.shape[1:]
+            if rows is parts[0]:
+                self.flop = int(raw["batch"][0]) * self._flop_of_sample(
+                    batch.latents.shape[2:],
+                    None if video_only else actions[0],
+                    batch.text.shape[1],
+                )
             result = training_losses(
                 self._engine.module,
                 batch,
@@ -120,6 +130,14 @@ class TrainStep:
             return dict(zip(losses, sums, strict=True)) if counts.video else {}
         self._skip(step, raw, losses, norm, journal)
         return {}
+
+    def _flop_of_sample(self, latent: Sequence[int], actions: int | None, text_rows: int) -> int:
+        """latent: frames, rows and columns; actions: rows of a chunk, None: video only"""
+        frames, rows, columns = latent
+        config = self._job.model_config_
+        future = actions is None or self._job.objective.video_weight > 0
+        tokens = tokens_of(config, (frames, rows, columns), actions, future)
+        return training_flop(config, tokens, text_rows)
 
     def _skip(
         self,

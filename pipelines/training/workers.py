@@ -29,7 +29,13 @@ from pipelines.console import event, warn
 from pipelines.jobs.train_job import POOL
 from pipelines.tracking.runs import tracking_uri
 from pipelines.training.checkpoint.uploads import patiently
-from pipelines.training.control.failures import Interrupts, StopForGood, gave_up, lost_of_ray
+from pipelines.training.control.failures import (
+    Interrupts,
+    StopForGood,
+    count_lost,
+    gave_up,
+    lost_of_ray,
+)
 from pipelines.training.control.machines import room_for
 from pipelines.training.control.stop import ask_to_stop, forget_asked, save_and_pause
 from pipelines.training.control.stopped import first
@@ -77,6 +83,7 @@ def run_workers(prepared: PreparedRun, record: RunRecord) -> None:
                     warn(f"no machine has room for all {cluster.min_workers} workers: waiting")
                 elif lost and left:
                     alone += noted == before
+                    count_lost(prepared.job.run.name, lost["kind"])
                     warn(f"{lost['text']}; the workers start again from the last checkpoint")
                 else:
                     told = gave_up(error, watch.hung(), most + 1)
@@ -135,7 +142,7 @@ def _trainer(
         "record": record,
         "tracking_uri": tracking_uri(),
     }
-    callbacks: list[Any] = [StopForGood(prepared.uri)]
+    callbacks: list[Any] = [StopForGood(prepared.uri, prepared.job.run.name)]
     if cluster.elastic:
         callbacks.append(before_resize(partial(save_and_pause, prepared.uri)))
     trainer = TorchTrainer(

@@ -16,6 +16,7 @@ from serve.endpoint import Endpoint
 from serve.identity import Identity
 from serve.link.pool import ReplicaPool
 from serve.loop import LoopThread
+from serve.metrics import meter_of
 
 
 @serve.deployment
@@ -48,7 +49,8 @@ class Gateway:
         while not self._pool.ready:
             time.sleep(ASK_S / 5)
         who = Identity.model_validate(identity)
-        self._endpoint = Endpoint(self._pool, checked, who, app, self._thread)
+        self._meter = meter_of(app.name, who)
+        self._endpoint = Endpoint(self._pool, checked, who, app, self._thread, self._meter)
 
     def check_health(self) -> None:
         """Raises, so that Serve replaces this gateway, when it no longer listens."""
@@ -60,6 +62,7 @@ class Gateway:
         self._looking.stop()
         await asyncio.wrap_future(self._thread.start(self._endpoint.close()))
         await asyncio.wrap_future(self._thread.start(self._pool.close()))
+        self._meter.close()
         self._thread.close()
 
     def _look(self) -> None:

@@ -18,6 +18,7 @@ from serve.deployments.scaling import LOAD
 from serve.endpoint import Endpoint
 from serve.identity import Identity
 from serve.loop import LoopThread
+from serve.metrics import meter_of, watch_replica
 from serve.warmup import observation_for
 
 if TYPE_CHECKING:
@@ -55,10 +56,13 @@ class Replica:
         self._policy_id = contract.policy_id
         self._thread = LoopThread("gwp-loop")
         self._saying: Repeated | None = None
+        who = Identity.model_validate(identity)
+        self._meter = meter_of(app.name, who)
+        engine = self._engine
+        watch_replica(self._meter, lambda: engine.load, lambda: engine.totals)
         if directory is None:
-            who = Identity.model_validate(identity)
             self._endpoint: Endpoint | None = Endpoint(
-                self._engine, contract, who, app, self._thread
+                self._engine, contract, who, app, self._thread, self._meter
             )
             self._links: LinkServer | None = None
             return
@@ -92,6 +96,7 @@ class Replica:
             leaving = self._links.leave(self._config.limits.drain_s)
             await asyncio.wrap_future(self._thread.start(leaving))
         self._engine.close()
+        self._meter.close()
         self._thread.close()
 
     def _say(self) -> None:

@@ -13,10 +13,12 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from gwp.errors import GoneError, ObservationError, ProtocolError
+from gwp.metrics.meter import Meter
 from gwp.policy.composed import ComposedObservation, compose_observation
 from gwp.policy.contract import PolicyContract
 from gwp.protocol.messages import ActionChunk, Observation
 from gwp.protocol.msgpack_numpy import unpackb
+from serve import metrics
 from serve.backend import Backend
 from serve.config import ServeApp
 from serve.desk.access import Access
@@ -86,8 +88,14 @@ class Dispatcher:
     """
 
     def __init__(
-        self, backend: Backend, contract: PolicyContract, identity: Identity, config: ServeApp
+        self,
+        backend: Backend,
+        contract: PolicyContract,
+        identity: Identity,
+        config: ServeApp,
+        meter: Meter | None = None,
     ) -> None:
+        """meter: what is told of answers; None: nothing"""
         self.contract = contract
         self.identity = identity
         self.access = Access(config.api_keys_env)
@@ -102,6 +110,10 @@ class Dispatcher:
         self._robots = Rates(config.limits.robot_hz)
         self._keys = Rates(config.limits.key_hz)
         self._sockets = self._asking = 0
+        self._meter = meter or Meter()
+        metrics.watch_gateway(
+            self._meter, lambda: self.ready, lambda: self._sockets, lambda: backend.wait_s
+        )
 
     @property
     def ready(self) -> bool:
@@ -178,7 +190,7 @@ class Dispatcher:
             raise self._late(observation) from error
         # As old as it is now: it has waited and been computed meanwhile.
         _, flags = self._judge(observation, arrival)
-        return replace(
+        told = replace(
             chunk,
             policy_version=self.identity.policy_version,
             policy_alias=self.identity.policy_alias,
@@ -187,6 +199,9 @@ class Dispatcher:
             observation_age_s=age_of(observation),
             flags=(*chunk.flags, *flags),
         )
+        took_s = asyncio.get_running_loop().time() - arrival
+        metrics.answered(self._meter, observation, told, took_s)
+        return told
 
     def check_time(self, item: Item, arrival: float) -> None:
         """RefusedError where it is too late by now for the chunk of an observation."""
@@ -197,6 +212,7 @@ class Dispatcher:
         """An observation, or a message that held none, was answered. outcome: `ok` or a code."""
         self.counts[outcome] += 1
         self.counts.update(flags)
+        metrics.count(self._meter, outcome, flags)
 
     def stats(self) -> dict[str, Any]:
         """How it stands: counts, robots connected, what a newcomer would wait."""

@@ -50,6 +50,7 @@ MAY_KNOW: dict[str, set[str]] = {
     "doctor": set(),
     "jobs": {"config"},
     "pages": set(),
+    "plan": {"jobs"},
     "tracking": {"config", "jobs"},
     "training": {"compat", "config", "console", "jobs", "tracking"},
     "datasets": {"config", "console", "jobs", "pages"},

@@ -181,6 +181,11 @@ class Engine:
         return self._rows / max(1, self._steps)
 
     @property
+    def totals(self) -> tuple[int, int]:
+        """Solver steps so far, and robots in them together."""
+        return self._steps, self._rows
+
+    @property
     def wait_s(self) -> float:
         """Seconds until a request that came now would be computed, by what others cost; about."""
         return self.load[0] * self._schedule.pace

@@ -19,7 +19,9 @@ from ray.train import UserCallback
 
 from gwp import storage
 from gwp.errors import GwpError
-from pipelines.training.control.stopped import StoppedError, first
+from gwp.metrics.names import TRAIN_LOST
+from pipelines.tracking.live import meter_of
+from pipelines.training.control.stopped import MachineLeavesError, StoppedError, first
 
 PROGRAM_ERRORS = (
     TypeError,
@@ -42,9 +44,10 @@ class StopForGood(UserCallback):
     workers end with it, also those that wait for the failed one.
     """
 
-    def __init__(self, run_uri: str | None = None) -> None:
-        """run_uri: where failures are noted that a restart may mend; None: nowhere"""
+    def __init__(self, run_uri: str | None = None, run: str = "") -> None:
+        """run_uri: where failures are noted that a restart may mend; None: nowhere; run: its name"""
         self._run_uri = run_uri
+        self._run = run
 
     def after_exception(
         self,
@@ -62,7 +65,11 @@ class StopForGood(UserCallback):
             raise errors[0]
         if self._run_uri:
             # By a thread: Ray Train looks after the other workers meanwhile.
-            args = (self._run_uri, lost(worker_exceptions))
+            note = lost(worker_exceptions)
+            leaves = any(first(error, MachineLeavesError) for error in errors)
+            kind = "machine" if leaves else note["kind"]
+            threading.Thread(target=count_lost, args=(self._run, kind), daemon=True).start()
+            args = (self._run_uri, note)
             threading.Thread(target=_note, args=args, daemon=True).start()
 
 
@@ -116,6 +123,15 @@ def _named(ranks: Sequence[int]) -> str:
 def _note(run_uri: str, note: dict[str, Any]) -> None:
     name = f"failed-{time.time_ns()}.json"
     storage.write_bytes(storage.join(run_uri, "events", name), json.dumps(note).encode())
+
+
+def count_lost(run: str, kind: str) -> None:
+    """Have Prometheus know that the workers of a run ended early. kind: as `lost` names it,
+    or `machine`: one was taken away with notice
+    """
+    meter = meter_of(run)
+    meter.add(TRAIN_LOST, kind=kind)
+    meter.close()
 
 
 def gave_up(error: BaseException, hung: str | None, starts: int) -> GwpError | None:

@@ -9,6 +9,7 @@ import logging
 import queue
 import threading
 import time
+from collections.abc import Callable
 from dataclasses import asdict
 from typing import Any
 
@@ -60,10 +61,12 @@ class Journal:
         start: str = "",
         beat_s: float = BEAT_S,
         node: str = "",
+        spent: Callable[[str, float], None] = lambda *_: None,
     ) -> None:
         """start: the same on all ranks, another at each start of the workers; node: Ray's id of
-        the machine
+        the machine; spent: told of each phase that is over, with its seconds
         """
+        self._spent = spent
         self._uri = run_uri
         self._rank = rank
         self._attempt = attempt
@@ -162,10 +165,13 @@ class Journal:
         write it soon, else with the next sign of life
         """
         with self._lock:
+            now = time.monotonic()
+            over, lasted = self._phase, now - self._since
             self._phase = name
-            self._since = time.monotonic()
+            self._since = now
             if step is not None:
                 self._report["step"] = step
+        self._spent(over, lasted)
         if tell:
             self._tell()
 

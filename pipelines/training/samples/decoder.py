@@ -5,6 +5,7 @@ neither torch nor what trains.
 """
 
 import gc
+import time
 from collections.abc import Sequence
 from typing import Any, cast
 
@@ -18,6 +19,8 @@ from gwp.data.formats.files.reader import FileReader
 from gwp.data.latent_cache import LatentCache
 from gwp.data.plan.manifest import Manifest
 from gwp.data.records import PackedBlock, Pictured, Row, Sample, Share, StreamBatch
+from gwp.metrics.names import DATA_BYTES, DATA_FAILURES, DATA_SAMPLES, DATA_SECONDS
+from pipelines.tracking.live import meter_of
 from pipelines.training.control.stopped import lasting
 from pipelines.training.samples.shares import PADDING
 
@@ -26,22 +29,34 @@ class Decoder:
     """A decoding process. What it has read of data files stays from block to block; what it
     gave away is never written to again.
 
-    samples: reference to the manifest and the place of each sample in `cache`.
+    samples: reference to the manifest and the place of each sample in `cache`; run: its name
     """
 
-    def __init__(self, samples: Any, spec: SampleSpec, cache: LatentCache | None) -> None:
+    def __init__(self, samples: Any, spec: SampleSpec, cache: LatentCache | None, run: str) -> None:
         self.manifest, self.cached = ray.get(samples)
         self.spec, self.cache = spec, cache
         self.reader = FileReader()
+        self.meter = meter_of(run)
         # Ray collects garbage often, and what was imported is none.
         gc.freeze()
 
     def __call__(self, table: pa.Table) -> StreamBatch:
         """The shares that the only row of a block names."""
         (row,) = table.to_pylist()
+        begin = time.perf_counter()
         with lasting():
             rows = unpacked(self.manifest, self.cached, row)
-            return decode_block(rows, self.spec, self.cache, self.reader)
+            decoded = decode_block(rows, self.spec, self.cache, self.reader)
+        self._count(decoded, time.perf_counter() - begin)
+        return decoded
+
+    def _count(self, decoded: StreamBatch, seconds: float) -> None:
+        whole, wanted = decoded["ok"].astype(bool), decoded["position"] != PADDING
+        self.meter.add(DATA_SECONDS, seconds)
+        self.meter.add(DATA_SAMPLES, int(whole.sum()))
+        self.meter.add(DATA_FAILURES, int((wanted & ~whole).sum()))
+        arrays = [column for column in decoded.values() if isinstance(column, np.ndarray)]
+        self.meter.add(DATA_BYTES, sum(column.nbytes for column in arrays))
 
 
 def unpacked(manifest: Manifest, cached: pa.Array | None, row: PackedBlock) -> pa.Table:

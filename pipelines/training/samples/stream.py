@@ -146,7 +146,7 @@ def dataset(prepared: PreparedRun, step: int, samples_seen: int, world: int) -> 
     split_without_cpu(single)
     return single.map_batches(
         Decoder,
-        fn_constructor_args=(samples, prepared.spec, prepared.cache),
+        fn_constructor_args=(samples, prepared.spec, prepared.cache, prepared.job.run.name),
         batch_size=None,
         batch_format="pyarrow",
         zero_copy_batch=True,

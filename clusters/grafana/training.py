@@ -1,0 +1,116 @@
+"""The dashboard of training: progress, time, checkpoints, and what was lost."""
+
+from clusters.grafana.panels import OF_RUN, Dashboard, Panel, Query, quantile, rate
+from gwp.metrics import names as m
+
+
+def _per_worker(expr: str) -> str:
+    return f"{expr} / on (run) group_left max by (run) ({m.TRAIN_WORKERS.exported})"
+
+
+TRAINING = Dashboard(
+    "training",
+    "gwp: training",
+    "run",
+    m.TRAIN_STEP,
+    (
+        Panel(
+            "Loss",
+            "short",
+            "Newest loss of the global batch by part, and of what is not trained on.",
+            (Query(m.TRAIN_LOSS.exported + OF_RUN, "{{run}} {{part}}"),),
+        ),
+        Panel(
+            "Progress",
+            "percentunit",
+            "Steps done of those planned.",
+            (
+                Query(
+                    f"{m.TRAIN_STEP.exported}{OF_RUN} / on (run) {m.TRAIN_STEPS_PLANNED.exported}",
+                    "{{run}}",
+                ),
+            ),
+        ),
+        Panel(
+            "Time left",
+            "s",
+            "What the steps that are left take at the pace of the last five minutes.",
+            (
+                Query(
+                    f"(max by (run) ({m.TRAIN_STEPS_PLANNED.exported}{OF_RUN}) - "
+                    f"max by (run) ({m.TRAIN_STEP.exported}{OF_RUN})) / "
+                    f"{rate(m.TRAIN_STEP_SECONDS, 'run', OF_RUN, '_count')}",
+                    "{{run}}",
+                ),
+            ),
+        ),
+        Panel(
+            "Samples per second",
+            "short",
+            "Trained on, over all workers.",
+            (Query(rate(m.TRAIN_SAMPLES, "run", OF_RUN), "{{run}}"),),
+        ),
+        Panel(
+            "Step time",
+            "s",
+            "From one optimiser step to the next, without checkpoints.",
+            (
+                Query(quantile(0.5, m.TRAIN_STEP_SECONDS, "run", OF_RUN), "{{run}} half"),
+                Query(quantile(0.95, m.TRAIN_STEP_SECONDS, "run", OF_RUN), "{{run}} 95 %"),
+            ),
+        ),
+        Panel(
+            "Where time goes",
+            "percentunit",
+            "Share of the workers' time by phase. Much of `waiting for data`: add decoders.",
+            (
+                Query(
+                    _per_worker(rate(m.TRAIN_PHASE, "run, phase", OF_RUN)),
+                    "{{run}} {{phase}}",
+                ),
+            ),
+        ),
+        Panel(
+            "Arithmetic per worker",
+            "FLOPS",
+            "Of the model, forward and backward. Divided by the peak of a GPU it is the MFU.",
+            (Query(_per_worker(rate(m.TRAIN_FLOP, "run", OF_RUN)), "{{run}}"),),
+        ),
+        Panel(
+            "Steps that a loss of the workers would cost",
+            "short",
+            "Steps behind the newest whole checkpoint, and how many there are between two.",
+            (
+                Query(m.TRAIN_UNSAVED.exported + OF_RUN, "{{run}} unsaved"),
+                Query(m.TRAIN_CHECKPOINT_EVERY.exported + OF_RUN, "{{run}} checkpoint_every"),
+            ),
+        ),
+        Panel(
+            "Age of the newest checkpoint",
+            "s",
+            "Since it was whole in storage.",
+            (Query(f"time() - {m.TRAIN_CHECKPOINT.exported}{OF_RUN}", "{{run}}"),),
+        ),
+        Panel(
+            "Time of a checkpoint",
+            "s",
+            "From the moment when it is taken until it is whole. Steps go on meanwhile.",
+            (Query(quantile(0.95, m.TRAIN_CHECKPOINT_SECONDS, "run", OF_RUN), "{{run}} 95 %"),),
+        ),
+        Panel(
+            "Workers",
+            "short",
+            "Ranks that train. With `[least, most]` they follow the machines that are there.",
+            (Query(m.TRAIN_WORKERS.exported + OF_RUN, "{{run}}"),),
+        ),
+        Panel(
+            "Workers lost, steps skipped",
+            "short",
+            "Times that all workers started again, by reason; steps without a finite loss.",
+            (
+                Query(f"sum by (run, kind) ({m.TRAIN_LOST.exported}{OF_RUN})", "{{run}} {{kind}}"),
+                Query(f"sum by (run) ({m.TRAIN_SKIPPED.exported}{OF_RUN})", "{{run}} skipped"),
+            ),
+        ),
+    ),
+)

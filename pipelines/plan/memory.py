@@ -1,0 +1,170 @@
+"""What a GPU has to hold while a stage trains, by part; and what fits which GPU.
+
+How DeepSpeed shards is written down once, here: see `parts`. The activations are counted on the
+training model itself.
+"""
+
+from dataclasses import dataclass
+
+import torch
+
+from gwp.model.codecs.wan import WanCodecConfig
+from gwp.model.cost import parameter_counts
+from pipelines.jobs.train_job import TrainJob
+from pipelines.plan.activations import activation_bytes
+from pipelines.plan.sample import SampleShape
+
+GPUS_GB = (24, 48, 80, 141)
+"""Sizes that a plan looks at: RTX 4090 or L4, L40S, A100 or H100, H200."""
+STAGES = (1, 2, 3)
+
+USABLE = 0.92
+"""Of a GPU: the rest is the driver's, the libraries', and gaps between blocks."""
+_BUCKET = 500_000_000
+"""Numbers of DeepSpeed's buckets, `reduce_bucket_size` and `allgather_bucket_size`, by default."""
+_PREFETCH = 50_000_000
+"""Of `stage3_prefetch_bucket_size`; `stage3_max_live_parameters` is above one block's."""
+_WAN_PARAMETERS = 705_000_000
+"""Of the video codec of Wan 2.2: 2.82 GB in fp32 on disk."""
+# Widest feature maps of that codec's encoder: channels, pixels a side, frames at a time, alive.
+_WAN_MAPS = (160, 2, 4, 4)
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Bytes of one GPU, by part.
+
+    parts: name -> bytes
+    """
+
+    parts: dict[str, int]
+
+    @property
+    def total(self) -> int:
+        """All parts together."""
+        return sum(self.parts.values())
+
+    def fits(self, gpu_gb: float) -> bool:
+        """Whether a GPU of so many 1e9 bytes holds it."""
+        return self.total <= USABLE * gpu_gb * 1e9
+
+
+def memory_of(
+    job: TrainJob,
+    workers: int | None = None,
+    zero_stage: int | None = None,
+    micro_batch: int | None = None,
+) -> Memory:
+    """Of a GPU of a job, with the job's own numbers where none are given."""
+    workers = workers or job.cluster.min_workers
+    stage = job.engine.zero_stage if zero_stage is None else zero_stage
+    share = job.share(workers)
+    micro = min(micro_batch or job.engine.micro_batch or share, share)
+    shape = SampleShape.of(job)
+    mixed = job.engine.precision == "bf16"
+    dtype = torch.bfloat16 if mixed else torch.float32
+    again = job.engine.gradient_checkpointing
+    config = job.model_config_
+    rows = shape.text_rows
+    kept = activation_bytes(config, shape.largest, shape.latent, rows, dtype, again, micro)
+    count = sum(parameter_counts(config).values())
+    found = _sharded(count, workers, stage, mixed, accumulates=share > micro)
+    found["average of weights"] = 4 * count // workers if job.engine.ema_decay else 0
+    found["activations"] = kept
+    found["video codec"] = _codec(job, micro)
+    return Memory(found)
+
+
+def largest_micro_batch(
+    job: TrainJob, gpu_gb: float, workers: int | None = None, zero_stage: int | None = None
+) -> int:
+    """Samples at a time that a GPU of so many 1e9 bytes has room for, of a worker's share of the
+    batch; 0: none.
+    """
+    low, high = 0, job.share(workers or job.cluster.min_workers)
+    while low < high:
+        middle = (low + high + 1) // 2
+        if memory_of(job, workers, zero_stage, middle).fits(gpu_gb):
+            low = middle
+        else:
+            high = middle - 1
+    return low
+
+
+def fits(job: TrainJob, gpu_gb: float, workers: int | None = None) -> str | None:
+    """None where a job's workers have room on GPUs of so many 1e9 bytes; else why not, and what
+    would help, in one line.
+    """
+    found = memory_of(job, workers)
+    if not job.cluster.gpu or found.fits(gpu_gb):
+        return None
+    # What helps is looked for in the order of what it costs.
+    best = largest_micro_batch(job, gpu_gb, workers)
+    advice = f"set engine.micro_batch to {best}"
+    if not best:
+        enough = [gb for gb in GPUS_GB if largest_micro_batch(job, gb, workers)]
+        sharded = next((s for s in STAGES if largest_micro_batch(job, gpu_gb, workers, s)), None)
+        if sharded is not None:
+            most = largest_micro_batch(job, gpu_gb, workers, sharded)
+            advice = f"set engine.zero_stage to {sharded} and engine.micro_batch to {most} or less"
+        elif not job.engine.gradient_checkpointing:
+            advice = "set engine.gradient_checkpointing, or take larger GPUs or more of them"
+        elif enough:
+            advice = f"take GPUs of {enough[0]} GB, or more workers"
+        else:
+            advice = "take more workers, which share it"
+    return (
+        f"a worker of {job.run.name} needs about {found.total / 1e9:.0f} GB, of a GPU of {gpu_gb:g} GB "
+        f"{USABLE * gpu_gb:.0f} are usable: {advice}"
+    )
+
+
+def _sharded(
+    count: int, workers: int, stage: int, mixed: bool, accumulates: bool
+) -> dict[str, int]:
+    """Parameters, gradients and optimiser of DeepSpeed's engines, with what they send.
+
+    mixed: weights in bf16 beside fp32 masters; accumulates: over several micro-batches, whose sum
+    is fp32
+    """
+    wide = 2 if mixed else 4
+    each = -(-count // workers)
+    sums = 4 if accumulates or not mixed else wide
+    # Stage 0 shards nothing, and needs no second copy: it is for fp32 alone.
+    if stage == 0:
+        return {
+            "parameters": 4 * count,
+            "gradients": 4 * count,
+            "optimiser": 8 * count,
+            "buffers": 0,
+        }
+    bucket = min(_BUCKET, count)
+    gradients = {1: sums * count, 2: sums * each, 3: sums * each}[stage]
+    if stage == 3:
+        # Whole parameters of what is computed, and of what comes next.
+        buffers = wide * (min(2 * _PREFETCH, count) + 2 * bucket)
+    else:
+        # Two buckets of gradients, one filled while the other is sent; one of parameters.
+        buffers = wide * 3 * bucket
+    return {
+        "parameters": wide * (each if stage == 3 else count),
+        "gradients": gradients,
+        # Masters and two moments in fp32.
+        "optimiser": 12 * each,
+        "buffers": buffers,
+    }
+
+
+def _codec(job: TrainJob, micro: int) -> int:
+    """Weights and widest maps of the video codec; none where latents are read from a cache, and
+    next to nothing of a linear one.
+    """
+    wan = isinstance(job.codec, WanCodecConfig)
+    if job.data.cache is not None or not wan:
+        return 0
+    assert isinstance(job.codec, WanCodecConfig)
+    wide = 2 if job.codec.dtype == "bfloat16" else 4
+    channels, pixels, frames, alive = _WAN_MAPS
+    canvas = job.data.canvas
+    maps = channels * frames * (canvas.height // pixels) * (canvas.width // pixels) * alive
+    return wide * (_WAN_PARAMETERS + maps * micro)

@@ -1,0 +1,236 @@
+"""Plans of the released stages, by hand: both families, every part."""
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+import torch
+
+from gwp.errors import GwpError
+from pipelines.config.load import load_config
+from pipelines.jobs.train_job import TrainJob
+from pipelines.plan.activations import activation_bytes
+from pipelines.plan.memory import GPUS_GB, fits, largest_micro_batch, memory_of
+from pipelines.plan.sample import SampleShape
+from pipelines.plan.show import show_stage
+from pipelines.plan.stage import Assumed, plan_stage
+from tests.unit.pipelines.jobs.test_stages import FULL, STAGES
+
+GB = 1e9
+# Parameters of the released shapes, as the papers' tables have them.
+MIXTURE, DENSE = FULL["policy"], FULL["policy-gwp0"]
+
+
+def stage(name: str, *sets: str) -> TrainJob:
+    return load_config(STAGES / f"{name}.yaml", TrainJob, list(sets))
+
+
+@pytest.mark.parametrize(("name", "count"), [("policy", MIXTURE), ("policy-gwp0", DENSE)])
+def test_what_a_gpu_holds_by_hand(name: str, count: int) -> None:
+    """ZeRO-2 over 8 GPUs, bf16, 16 samples each at once: weights whole, the rest an eighth."""
+    parts = memory_of(stage(f"full/{name}")).parts
+    assert parts["parameters"] == 2 * count
+    assert parts["gradients"] == pytest.approx(2 * count / 8)
+    assert parts["optimiser"] == pytest.approx(12 * count / 8)
+    assert parts["average of weights"] == pytest.approx(4 * count / 8)
+    # Three buckets of 5e8 numbers in bf16.
+    assert parts["buffers"] == 3 * 500_000_000 * 2
+    assert 2 * 705_000_000 < parts["video codec"] < 6 * GB
+
+
+def test_zero_stages_shard_one_part_more_each() -> None:
+    job = stage("full/policy")
+    first, second, third = (memory_of(job, zero_stage=s, micro_batch=4).parts for s in (1, 2, 3))
+    # Sums over four micro-batches are fp32: whole, then an eighth.
+    assert first["gradients"] == 4 * MIXTURE
+    assert second["gradients"] == third["gradients"] == pytest.approx(4 * MIXTURE / 8)
+    assert second["parameters"] == 2 * MIXTURE
+    assert third["parameters"] == pytest.approx(2 * MIXTURE / 8)
+    assert {p["optimiser"] for p in (first, second, third)} == {first["optimiser"]}
+
+
+def test_fp32_without_sharding_is_sixteen_bytes_a_parameter() -> None:
+    job = stage("policy", "engine.zero_stage=0", "engine.ema_decay=0", "cluster.workers=1")
+    memory = memory_of(job)
+    count = sum(plan_stage(job).parameters.values())
+    states = {"parameters", "gradients", "optimiser", "buffers", "average of weights"}
+    assert sum(memory.parts[name] for name in states) == 16 * count
+
+
+@pytest.mark.parametrize("family", ["policy", "policy-gwp0"])
+def test_activations_of_a_block_by_hand(family: str) -> None:
+    """In bf16, of one layer more: everything that the formulas of a block need again."""
+    job = stage(f"full/{family}")
+    shape, config = SampleShape.of(job), job.model_config_
+    each = activation_bytes(
+        config, shape.largest, shape.latent, shape.text_rows, torch.bfloat16, False
+    )
+    widths = {"visual": (240, 3072, 14336), "action": (49, 1024, 4096)}
+    if family == "policy-gwp0":
+        widths = {"shared": (289, 3072, 14336)}
+    bytes_ = 0
+    for tokens, width, ffn in widths.values():
+        # Twice the feed-forward's inner activation, and the input of its second product.
+        bytes_ += tokens * ffn * 2 * 2
+        # Queries, keys, values, outputs of both attentions, and their fp32 norms.
+        bytes_ += tokens * 3072 * (2 * 8 + 4 * 2)
+        # Norms, modulation and gates in fp32 over the expert's width.
+        bytes_ += tokens * width * (4 * 12)
+    assert each / config.num_layers == pytest.approx(bytes_, rel=0.5)
+
+
+def test_checkpointing_keeps_a_block_and_what_the_others_begin_with() -> None:
+    job = stage("full/policy")
+    shape, config = SampleShape.of(job), job.model_config_
+    args = (config, shape.largest, shape.latent, shape.text_rows, torch.bfloat16)
+    all_of_it, some = activation_bytes(*args, False), activation_bytes(*args, True)
+    two = activation_bytes(*args, True, 2)
+    begin = 30 * (240 * 3072 + 49 * 1024) * 2
+    block = all_of_it / 30
+    # Texts are projected outside of the blocks that are computed again: norms of keys in fp32.
+    texts = 30 * 2 * 64 * 3072 * 2 * 4
+    assert begin + block * 0.7 < two - some < begin + block + texts
+    # Weights of modulation in fp32, once: 6 x 3072 x 3072 numbers, and those of the embedding.
+    assert some - (two - some) == pytest.approx(4 * (3072**2 + 1024**2) * 7, rel=0.1)
+    assert two - some < all_of_it / 4
+
+
+def test_activations_follow_what_torch_keeps_of_a_real_pass() -> None:
+    """On the CPU, in fp32: bytes that autograd keeps, with the attention that is taken there."""
+    job = stage("policy")
+    shape, config = SampleShape.of(job), job.model_config_
+    counted = activation_bytes(
+        config, shape.largest, shape.latent, shape.text_rows, torch.float32, False
+    )
+    half = activation_bytes(
+        config, shape.largest, shape.latent, shape.text_rows, torch.bfloat16, False
+    )
+    assert counted / 2 < half < counted
+
+
+def test_arithmetic_time_and_money_by_hand() -> None:
+    """6 x (4.91e9 x 240 + 1.01e9 x 49) = 7.4e12 at most, without the text's share of the layers;
+    128 samples on eight GPUs of 989 TFLOP/s, a third more because blocks are computed again.
+    """
+    job = stage("full/policy")
+    prices = {"h100": 2.0, "core": 0.05}
+    plan = plan_stage(job, Assumed(prices=prices))
+    assert plan.flop_sample == pytest.approx(7.37e12, rel=0.1)
+    slow = 16 * plan.flop_sample * 4 / 3 / (989e12 * 0.25)
+    assert plan.step_s[1] == pytest.approx(slow)
+    assert plan.days[1] == pytest.approx(30_000 * slow / 86_400)
+    assert plan.gpu_hours[1] == pytest.approx(plan.days[1] * 24 * 8)
+    # Five pictures of three cameras a sample, at 525 a second of a core.
+    assert plan.decode_cores[0] == pytest.approx(15 * (128 / slow) / 8 / 525)
+    hourly = 2.0 + 0.05 * plan.decode_cores[0]
+    assert plan.price
+    assert plan.price[1] == pytest.approx(plan.gpu_hours[1] * hourly)
+    # 2 + 12 + 4 bytes a parameter; an eighth of it from each worker at 200 MB/s.
+    assert plan.checkpoint_gb == pytest.approx(18 * MIXTURE / GB)
+    assert plan.checkpoint_s == pytest.approx(18 * MIXTURE / 8 / 200e6)
+    # A canvas of 384 x 320 in three colours, five times.
+    assert plan.store_mb_s == pytest.approx(5 * 384 * 320 * 3 * plan.samples_s[1] / 1e6)
+
+
+def test_a_cache_takes_the_decoders_and_most_of_the_traffic() -> None:
+    frames = stage("full/policy")
+    cached = stage("full/policy", "data.cache=s3://b/cache", "data.augment=false")
+    plan = plan_stage(cached)
+    assert plan.decode_cores == (0, 0)
+    # Two latent frames of 48 x 24 x 20 numbers of two bytes.
+    assert plan.store_mb_s == pytest.approx(2 * 48 * 24 * 20 * 2 * plan.samples_s[1] / 1e6)
+    assert plan.store_mb_s < plan_stage(frames).store_mb_s / 5
+    assert plan.memory.parts["video codec"] == 0
+
+
+def test_what_fits_grows_with_the_gpu_and_with_sharding() -> None:
+    plan = plan_stage(stage("full/policy"))
+    for row in plan.fitting.values():
+        assert list(row) == list(GPUS_GB)
+        assert list(row.values()) == sorted(row.values())
+    for gb in GPUS_GB:
+        column = [plan.fitting[s][gb] for s in (1, 2, 3)]
+        assert column == sorted(column)
+    assert plan.fitting[2][24] == 0
+    assert plan.fitting[2][80] == 16
+
+
+@pytest.mark.parametrize("gb", [24, 48, 80])
+def test_the_micro_batch_is_the_largest_that_fits(gb: int) -> None:
+    job = stage("full/policy", "cluster.workers=2")
+    best = largest_micro_batch(job, gb, 2, 3)
+    if best:
+        assert memory_of(job, 2, 3, best).fits(gb)
+    if best < job.share(2):
+        assert not memory_of(job, 2, 3, best + 1).fits(gb)
+
+
+@pytest.mark.parametrize(
+    ("sets", "gb", "words"),
+    [
+        ([], 80, None),
+        (
+            [],
+            24,
+            r"needs about \d+ GB, of a GPU of 24 GB 22 are usable: set engine.zero_stage to 3",
+        ),
+        (["engine.zero_stage=3"], 24, r"set engine.micro_batch to \d+"),
+        (["engine.gradient_checkpointing=false"], 48, r"set engine.micro_batch to \d+$"),
+        (["cluster.workers=1"], 80, r"take more workers, which share it"),
+        (["cluster.workers=2"], 48, r"take GPUs of 141 GB, or more workers"),
+        (["cluster.workers=2"], 80, r"set engine.zero_stage to [23]|set engine.micro_batch to"),
+        (["cluster.gpu=false"], 24, None),
+    ],
+)
+def test_what_does_not_fit_is_said_with_what_helps(
+    sets: list[str], gb: int, words: str | None
+) -> None:
+    said = fits(stage("full/policy", *sets), gb)
+    if words is None:
+        assert said is None
+    else:
+        assert said
+        assert re.search(words, said), said
+        assert "\n" not in said
+
+
+def test_advice_that_is_followed_fits() -> None:
+    said = fits(stage("full/policy"), 24)
+    assert said
+    sizes = [int(word) for word in said.replace(".", " ").split() if word.isdigit()]
+    zero, micro = sizes[-2:]
+    followed = stage("full/policy", f"engine.zero_stage={zero}", f"engine.micro_batch={micro}")
+    assert fits(followed, 24) is None
+
+
+@pytest.mark.parametrize(
+    ("assumed", "words"),
+    [
+        (Assumed(gpu="gtx"), "choose one of .*h100"),
+        (Assumed(workers=500), "500 workers for a batch of 128"),
+        (Assumed(utilisation=(0.5, 1.5)), "between 0 and 1"),
+        (Assumed(prices={"a100": 1.0}), "no price of h100"),
+    ],
+)
+def test_what_makes_no_plan_is_one_line(assumed: Assumed, words: str) -> None:
+    with pytest.raises(GwpError, match=words):
+        plan_stage(stage("full/policy"), assumed)
+
+
+def test_a_canvas_that_is_no_multiple_of_a_patch_is_refused() -> None:
+    job = stage("full/policy", "data.canvas={layout: t, width: 320, height: 376}")
+    with pytest.raises(GwpError, match="height 376 is no multiple of 32"):
+        plan_stage(job)
+
+
+@pytest.mark.parametrize("path", sorted(STAGES.rglob("*.yaml")), ids=lambda p: p.stem)
+def test_every_stage_of_the_repository_has_a_plan(path: Path) -> None:
+    if path.stem in ("tiny", "gwp05"):
+        # Parts of others.
+        return
+    job = load_config(path, TrainJob)
+    plan = plan_stage(job)
+    json.dumps(plan.to_json())
+    text = show_stage(plan, Assumed())
+    assert all(len(line) <= 110 for line in text.splitlines())
