@@ -27,6 +27,7 @@ VERBS = (
     "demo",
     "bench",
     "submit",
+    "jobs",
     "config",
     "doctor",
 )

@@ -5,7 +5,18 @@ import os
 import ray
 
 from gwp.errors import GwpError
-from pipelines.jobs.train_job import POOL, TrainJob
+from pipelines.jobs.cluster import POOL
+from pipelines.jobs.train_job import TrainJob
+
+
+def require_secrets(job: TrainJob) -> None:
+    """GwpError when a variable of `cluster.secrets` is not set here."""
+    unset = [name for name in job.cluster.secrets if not os.environ.get(name)]
+    if unset:
+        raise GwpError(
+            f"cluster.secrets: {', '.join(unset)} is not set in the environment of this machine; set "
+            "it there, on every node"
+        )
 
 
 def ensure_ray(job: TrainJob) -> None:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from gwp.errors import GwpError
 from gwp.paths import absolute_paths
 from pipelines.console import warn
-from pipelines.jobs.ray_start import check_resources, ensure_ray
+from pipelines.jobs.ray_start import check_resources, ensure_ray, require_secrets
 from pipelines.jobs.resolve import run_uri
 from pipelines.jobs.train_job import TrainJob
 from pipelines.training.checkpoint.checkpoints import (
@@ -56,6 +56,7 @@ def train(
     checkpoint to go on from, newer ones are set aside; None: the newest
     """
     begin = time.time()
+    require_secrets(job)
     ensure_ray(job)
     # Behind `ensure_ray`: ray.init puts handlers of its own there.
     with interruptible():

@@ -46,6 +46,7 @@ from pipelines.config.load import config_hash
 from pipelines.console import warn
 from pipelines.datasets.cache.rows import missing_shards, shapes, shard_rows, text_rows
 from pipelines.datasets.cache.writers import LatentWriter, TextWriter, decode_block
+from pipelines.jobs.cluster import POOL
 from pipelines.jobs.resolve import (
     cache_key,
     init_uri,
@@ -56,7 +57,7 @@ from pipelines.jobs.resolve import (
     write_codec,
     write_text,
 )
-from pipelines.jobs.train_job import POOL, TrainJob
+from pipelines.jobs.train_job import TrainJob
 
 # These say how a stage trains, not what its samples and codecs are.
 _NOT_CACHED = (
