@@ -121,7 +121,7 @@ class Jobs:
                     yield piece
                 if self.get(job.id).over:
                     return
-            except Exception as error:  # noqa: BLE001  whatever the client's libraries raise
+            except Exception as error:
                 lost = lost or time.monotonic()
                 if time.monotonic() - lost > READY_S:
                     raise GwpError(

@@ -50,7 +50,7 @@ def run_status(args: argparse.Namespace) -> None:
     import json
 
     from pipelines.console import table
-    from pipelines.verbs.following import last_progress
+    from pipelines.verbs.submit.following import last_progress
 
     jobs = connected(args)
     job = jobs.find(args.job)
@@ -65,7 +65,7 @@ def run_status(args: argparse.Namespace) -> None:
 
 def run_logs(args: argparse.Namespace) -> int:
     from pipelines.console import event
-    from pipelines.verbs.following import follow
+    from pipelines.verbs.submit.following import follow
 
     jobs = connected(args)
     job = jobs.find(args.job)

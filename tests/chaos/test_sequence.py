@@ -33,8 +33,8 @@ def stage_files(mini: MiniCluster, recordings: str, folder: Path, name: str) -> 
         first = number == 0
         labelled = stage == "policy"
         more = (
-            f"codec: {{kind: pca, spatial: 8, channels: 24, fit_clips: 16}}\n"
-            f"text: {{kind: hashed, dim: 64, rows: 8}}"
+            "codec: {kind: pca, spatial: 8, channels: 24, fit_clips: 16}\n"
+            "text: {kind: hashed, dim: 64, rows: 8}"
             if first
             else f"init: {name}-{number - 1}"
         )

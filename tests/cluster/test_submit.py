@@ -92,7 +92,7 @@ def test_a_job_is_asked_for_twice_stopped_resumed_and_found_finished(
     # Followed to its end, from where it stood.
     assert main(["submit", *words]) == 0
     out, err = told()
-    assert f"attempt 2: goes on where attempt 1 stood (STOPPED" in err
+    assert "attempt 2: goes on where attempt 1 stood (STOPPED" in err
     assert [event["step"] for event in resumptions(run)] == [manifest.step]
     ((result),) = json.loads(out)
     assert (result["steps"], result["uri"]) == (STEPS, run)

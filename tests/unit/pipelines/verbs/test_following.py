@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from pipelines.verbs.following import _Lines, last_progress, results_of
+from pipelines.verbs.submit.following import _Lines, last_progress, results_of
 
 PROGRESS = {"event": "progress", "task": "policy: a", "done": 3, "total": 9, "loss": 0.5}
 FINISHED = {"event": "finished", "stage": "policy", "run": "a", "steps": 9}

@@ -180,14 +180,14 @@ def _ago(started: float) -> str:
 
 
 def _followed(jobs: "Jobs", answer: "Answer") -> int:
-    from pipelines.verbs.following import follow
+    from pipelines.verbs.submit.following import follow
 
     job, results = follow(jobs, answer.job, joined=answer.came == "attached")
     return _ended(job, results)
 
 
 def _finished(jobs: "Jobs", job: "Job") -> int:
-    from pipelines.verbs.following import results_of
+    from pipelines.verbs.submit.following import results_of
 
     return _ended(job, results_of(jobs.log(job)))
 
