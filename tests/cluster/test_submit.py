@@ -2,8 +2,12 @@
 
 import json
 import os
+import signal
+import subprocess
+import sys
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -15,6 +19,7 @@ from pipelines.cli import main
 from pipelines.training.checkpoint.checkpoints import find_committed
 from pipelines.training.control.watch import resumptions, worker_progress
 from tests.support.dot import write_recordings
+from tests.support.paths import ROOT
 from tests.unit.pipelines.jobs.test_stages import STAGES
 
 WITHIN_S = 240.0
@@ -57,8 +62,25 @@ def words(mini: MiniCluster) -> list[str]:
     return [str(STAGES / "policy.yaml"), *(word for text in sets for word in ("--set", text))]
 
 
+def _leaves_it_running_at_ctrl_c(folder: Path, job: str) -> None:
+    command = [sys.executable, "-m", "pipelines.cli", "jobs", "logs", job, "--follow"]
+    log = folder / "followed.log"
+    with log.open("wb") as err:
+        following = subprocess.Popen(command, cwd=ROOT, stdout=err, stderr=err)
+    try:
+        until(lambda: "Running entrypoint" in log.read_text())
+        following.send_signal(signal.SIGINT)
+        assert following.wait(60) == 130
+    finally:
+        following.kill()
+        following.wait()
+    last = log.read_text().splitlines()[-1]
+    assert last.startswith(f"gwp: interrupted: {job} goes on; to see it again: ")
+    assert last.endswith(f"to stop it: `gwp jobs stop {job}`")
+
+
 def test_a_job_is_asked_for_twice_stopped_resumed_and_found_finished(
-    mini: MiniCluster, words: list[str], capsys: pytest.CaptureFixture[str]
+    mini: MiniCluster, words: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     run = f"{mini.bucket}/submit/twice"
 
@@ -81,6 +103,7 @@ def test_a_job_is_asked_for_twice_stopped_resumed_and_found_finished(
     # It may not be exchanged for something else while it runs.
     assert main(["submit", *words, "--set", "run.log_every=5", "--detach"]) == 2
     assert f"{job} does these runs with another configuration" in told()[1]
+    _leaves_it_running_at_ctrl_c(tmp_path, job)
     until(lambda: len(reports := worker_progress(run)) == 2 and min(r["step"] for r in reports) > 2)
 
     assert main(["jobs", "stop", "twice"]) == 0

@@ -98,7 +98,6 @@ class _Lines:
         elif found["event"] == "progress":
             self._progress(found)
         else:
-            self._end_bar()
             event(found["event"], **{k: v for k, v in found.items() if k != "event"})
 
     def _plain(self, line: str) -> None:
