@@ -97,7 +97,7 @@ def there(nodes: list[dict[str, Any]]) -> str:
     for node in alive:
         cpus[node["Labels"].get(POOL)] += node["Resources"].get("CPU", 0)
     pools = [
-        f"{n} in {_pool(p) if p else 'none'} with {cpus[p]:g} CPU"
+        f"{n} in {_pool(p) if p else 'no pool'} with {cpus[p]:g} CPU"
         for p, n in sorted(counts.items(), key=str)
     ]
     return f"there are {', '.join(pools)}"

@@ -186,3 +186,29 @@ def test_replicas_bring_a_node_up_under_load_and_give_it_back(
         serve.shutdown()
     assert not failed
     until(lambda: not pools_now(), "nodes leave")
+
+
+def test_a_pool_that_no_node_can_be_of_is_told_while_the_endpoint_waits(
+    growing: GrowingCluster, tmp_path: Path
+) -> None:
+    folder = make_tiny_bundle(tmp_path / "bundle")
+    replica = {"pool": "nowhere", "cpus": 1}
+    config = ServeApp.model_validate(
+        {
+            "policy": str(folder),
+            "port": free_ports(1)[0],
+            "replica": replica,
+            # Serve says it after half a minute.
+            "start_timeout_s": 40,
+        }
+    )
+    told: list[str] = []
+    try:
+        with pytest.raises(GwpError, match="not ready after 40 s"):
+            deploy(config, told.append)
+    finally:
+        serve.shutdown()
+    print(told)
+    assert len(told) == 1
+    assert "scheduled" in told[0]
+    assert pools_now() == {}
