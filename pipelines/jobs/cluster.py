@@ -12,6 +12,11 @@ POOL = "gwp/pool"
 """Label of a node that says which work it is for."""
 
 
+def named(pool: str | None) -> str:
+    """A pool in words."""
+    return f"pool '{pool}'" if pool else "any pool"
+
+
 def _workers(value: int | tuple[int, ...]) -> int | tuple[int, ...]:
     bounds = value if isinstance(value, tuple) else (value, value)
     if len(bounds) != 2 or not 1 <= bounds[0] <= bounds[1]:

@@ -14,7 +14,7 @@ from ray.util.placement_group import PlacementGroup, placement_group, remove_pla
 from gwp.errors import GwpError
 from pipelines import compat
 from pipelines.console import event
-from pipelines.jobs.cluster import POOL, ClusterConfig
+from pipelines.jobs.cluster import POOL, ClusterConfig, named
 from pipelines.jobs.ray_start import check_resources
 from pipelines.jobs.train_job import TrainJob
 
@@ -84,8 +84,8 @@ def asked(cluster: ClusterConfig) -> str:
     """What a run asks for, in words."""
     each = f"{cluster.cpus_per_worker:g} CPU" + (" and a GPU" if cluster.gpu else "")
     return (
-        f"{cluster.min_workers} workers with {each} each in {_pool(cluster.train_pool)}, 1 CPU for "
-        f"decoding in {_pool(cluster.data_pool)}"
+        f"{cluster.min_workers} workers with {each} each in {named(cluster.train_pool)}, 1 CPU for "
+        f"decoding in {named(cluster.data_pool)}"
     )
 
 
@@ -97,14 +97,10 @@ def there(nodes: list[dict[str, Any]]) -> str:
     for node in alive:
         cpus[node["Labels"].get(POOL)] += node["Resources"].get("CPU", 0)
     pools = [
-        f"{n} in {_pool(p) if p else 'no pool'} with {cpus[p]:g} CPU"
-        for p, n in sorted(counts.items(), key=str)
+        f"{n} in {named(p) if p else 'no pool'} with {cpus[p]:g} CPU"
+        for p, n in sorted(counts.items(), key=lambda pool: pool[0] or "")
     ]
     return f"there are {', '.join(pools)}"
-
-
-def _pool(name: str | None) -> str:
-    return f"pool '{name}'" if name else "any pool"
 
 
 def _infeasible(group: PlacementGroup) -> bool:

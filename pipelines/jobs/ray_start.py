@@ -5,7 +5,7 @@ import os
 import ray
 
 from gwp.errors import GwpError
-from pipelines.jobs.cluster import POOL
+from pipelines.jobs.cluster import POOL, named
 from pipelines.jobs.train_job import TrainJob
 
 
@@ -63,13 +63,13 @@ def check_resources(job: TrainJob) -> None:
         needed += 1
     if cpus(job.cluster.train_pool) < needed:
         raise GwpError(
-            f"the cluster has {cpus(job.cluster.train_pool):g} CPUs in pool "
-            f"'{job.cluster.train_pool}'; {job.cluster.min_workers} "
+            f"the cluster has {cpus(job.cluster.train_pool):g} CPUs in "
+            f"{named(job.cluster.train_pool)}; {job.cluster.min_workers} "
             f"workers{' and decoding' if same else ''} need {needed:g}: "
             "lower cluster.cpus_per_worker"
         )
     if not same and cpus(job.cluster.data_pool) < 1:
         raise GwpError(
-            f"no CPU in pool '{job.cluster.data_pool}' for decoding; set cluster.data_pool to "
+            f"no CPU in {named(job.cluster.data_pool)} for decoding; set cluster.data_pool to "
             "a label the cluster has"
         )
