@@ -46,30 +46,40 @@ def check_resources(job: TrainJob) -> None:
     """GwpError when the cluster can never hold the workers and one decoding task, instead of a
     silent wait.
     """
+    cluster = job.cluster
     nodes = [n for n in ray.nodes() if n["Alive"]]
 
-    def cpus(pool: str | None) -> float:
-        """Of all living nodes of a pool; None: of any."""
-        return sum(
-            n["Resources"].get("CPU", 0.0)
-            for n in nodes
-            if pool is None or n["Labels"].get(POOL) == pool
-        )
+    def of(pool: str | None) -> list[dict[str, float]]:
+        """Resources of the living nodes of a pool; None: of any."""
+        return [
+            node["Resources"] for node in nodes if pool is None or node["Labels"].get(POOL) == pool
+        ]
 
-    needed = job.cluster.min_workers * job.cluster.cpus_per_worker
-    same = job.cluster.train_pool == job.cluster.data_pool
-    if same:
-        # Workers keep their CPUs to the end; without one more nothing is ever decoded.
-        needed += 1
-    if cpus(job.cluster.train_pool) < needed:
+    def cpus(pool: str | None) -> float:
+        return sum(resources.get("CPU", 0.0) for resources in of(pool))
+
+    # A worker is on one machine.
+    room = 0
+    for resources in of(cluster.train_pool):
+        fitting = resources.get("CPU", 0.0) // cluster.cpus_per_worker
+        room += int(min(fitting, resources.get("GPU", 0.0)) if cluster.gpu else fitting)
+    if room < cluster.min_workers:
         raise GwpError(
-            f"the cluster has {cpus(job.cluster.train_pool):g} CPUs in "
-            f"{named(job.cluster.train_pool)}; {job.cluster.min_workers} "
-            f"workers{' and decoding' if same else ''} need {needed:g}: "
-            "lower cluster.cpus_per_worker"
+            f"the machines in {named(cluster.train_pool)} have room for {room} workers with "
+            f"{cluster.cpus_per_worker:g} CPU{' and a GPU' if cluster.gpu else ''} each, and "
+            f"{cluster.min_workers} are asked for: lower cluster.workers or cluster.cpus_per_worker"
         )
-    if not same and cpus(job.cluster.data_pool) < 1:
+    same = cluster.train_pool == cluster.data_pool
+    # Workers keep their CPUs to the end; without one more nothing is ever decoded.
+    needed = cluster.min_workers * cluster.cpus_per_worker + 1
+    if same and cpus(cluster.train_pool) < needed:
         raise GwpError(
-            f"no CPU in {named(job.cluster.data_pool)} for decoding; set cluster.data_pool to "
+            f"the cluster has {cpus(cluster.train_pool):g} CPUs in {named(cluster.train_pool)}; "
+            f"{cluster.min_workers} workers and decoding need {needed:g}: lower "
+            "cluster.cpus_per_worker"
+        )
+    if not same and cpus(cluster.data_pool) < 1:
+        raise GwpError(
+            f"no CPU in {named(cluster.data_pool)} for decoding; set cluster.data_pool to "
             "a label the cluster has"
         )

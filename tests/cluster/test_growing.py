@@ -117,7 +117,7 @@ def test_a_run_waits_for_machines_says_so_trains_and_gives_them_back(
 @pytest.mark.parametrize(
     ("more", "words"),
     [
-        (["cluster.cpus_per_worker=3"], "2 workers need 6"),
+        (["cluster.cpus_per_worker=3"], "room for 0 workers with 3 CPU each, and 2 are asked for"),
         (["cluster.data_pool=nowhere"], "no CPU in pool 'nowhere'"),
     ],
 )

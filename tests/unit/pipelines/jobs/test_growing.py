@@ -8,7 +8,7 @@ from gwp.errors import GwpError
 from pipelines.config.load import load_config
 from pipelines.jobs.cluster import POOL, ClusterConfig
 from pipelines.jobs.growing import asked, there
-from pipelines.jobs.ray_start import require_secrets
+from pipelines.jobs.ray_start import check_resources, require_secrets
 from pipelines.jobs.train_job import TrainJob
 from tests.unit.pipelines.jobs.test_stages import STAGES
 
@@ -41,3 +41,37 @@ def test_a_run_without_its_secrets_does_not_begin(monkeypatch: pytest.MonkeyPatc
     for name in ("GWP_EMPTY", "GWP_UNSET"):
         monkeypatch.setenv(name, "x")
     require_secrets(job)
+
+
+@pytest.mark.parametrize(
+    ("sets", "words"),
+    [
+        ([], None),
+        (["cluster.workers=4"], None),
+        (["cluster.workers=[4, 9]"], None),
+        (["cluster.workers=5"], "room for 4 workers with 1 CPU each, and 5 are asked for"),
+        # Four CPUs, on three machines.
+        (["cluster.cpus_per_worker=2"], "room for 1 workers with 2 CPU each, and 2 are asked for"),
+        (["cluster.gpu=true"], "room for 1 workers with 1 CPU and a GPU each, and 2 are asked for"),
+        (["cluster.data_pool=nowhere"], "no CPU in pool 'nowhere' for decoding"),
+        (["cluster.data_pool=train"], None),
+        (
+            ["cluster.data_pool=train", "cluster.workers=4"],
+            "has 4 CPUs in pool 'train'; 4 workers and decoding need 5",
+        ),
+    ],
+)
+def test_a_cluster_that_can_never_hold_a_job_is_told(
+    sets: list[str], words: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    nodes = [node("train", 2), node("train", 1), node("train", 1), node("data", 1)]
+    nodes[0]["Resources"]["GPU"] = 1
+    nodes.append(node("train", 64, alive=False))
+    monkeypatch.setattr("ray.nodes", lambda: nodes)
+    pools = ["cluster.train_pool=train", "cluster.data_pool=data"]
+    job = load_config(STAGES / "policy.yaml", TrainJob, [*pools, *sets])
+    if words is None:
+        check_resources(job)
+        return
+    with pytest.raises(GwpError, match=words):
+        check_resources(job)
