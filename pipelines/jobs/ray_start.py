@@ -1,6 +1,7 @@
 """Ray for a job: connect or start it, and say at once when it can never hold the job."""
 
 import os
+from collections.abc import Mapping
 
 import ray
 
@@ -42,43 +43,49 @@ def ensure_ray(job: TrainJob) -> None:
     )
 
 
+def room(pool: str | None, each: Mapping[str, float]) -> int:
+    """Processes with these resources each that the living machines of a pool could hold, were they
+    free; None: those of any. Each process is on one machine.
+    """
+    return sum(
+        int(min(resources.get(name, 0.0) // amount for name, amount in each.items()))
+        for resources in _of(pool)
+    )
+
+
+def _of(pool: str | None) -> list[dict[str, float]]:
+    """Resources of each of them."""
+    return [
+        node["Resources"]
+        for node in ray.nodes()
+        if node["Alive"] and (pool is None or node["Labels"].get(POOL) == pool)
+    ]
+
+
 def check_resources(job: TrainJob) -> None:
     """GwpError when the cluster can never hold the workers and one decoding task, instead of a
     silent wait.
     """
     cluster = job.cluster
-    nodes = [n for n in ray.nodes() if n["Alive"]]
-
-    def of(pool: str | None) -> list[dict[str, float]]:
-        """Resources of the living nodes of a pool; None: of any."""
-        return [
-            node["Resources"] for node in nodes if pool is None or node["Labels"].get(POOL) == pool
-        ]
-
-    def cpus(pool: str | None) -> float:
-        return sum(resources.get("CPU", 0.0) for resources in of(pool))
-
-    # A worker is on one machine.
-    room = 0
-    for resources in of(cluster.train_pool):
-        fitting = resources.get("CPU", 0.0) // cluster.cpus_per_worker
-        room += int(min(fitting, resources.get("GPU", 0.0)) if cluster.gpu else fitting)
-    if room < cluster.min_workers:
+    each = {"CPU": cluster.cpus_per_worker} | ({"GPU": 1.0} if cluster.gpu else {})
+    found = room(cluster.train_pool, each)
+    if found < cluster.min_workers:
         raise GwpError(
-            f"the machines in {named(cluster.train_pool)} have room for {room} workers with "
+            f"the machines in {named(cluster.train_pool)} have room for {found} workers with "
             f"{cluster.cpus_per_worker:g} CPU{' and a GPU' if cluster.gpu else ''} each, and "
             f"{cluster.min_workers} are asked for: lower cluster.workers or cluster.cpus_per_worker"
         )
     same = cluster.train_pool == cluster.data_pool
     # Workers keep their CPUs to the end; without one more nothing is ever decoded.
     needed = cluster.min_workers * cluster.cpus_per_worker + 1
-    if same and cpus(cluster.train_pool) < needed:
+    cpus = sum(resources.get("CPU", 0.0) for resources in _of(cluster.train_pool))
+    if same and cpus < needed:
         raise GwpError(
-            f"the cluster has {cpus(cluster.train_pool):g} CPUs in {named(cluster.train_pool)}; "
+            f"the cluster has {cpus:g} CPUs in {named(cluster.train_pool)}; "
             f"{cluster.min_workers} workers and decoding need {needed:g}: lower "
             "cluster.cpus_per_worker"
         )
-    if not same and cpus(cluster.data_pool) < 1:
+    if not same and not room(cluster.data_pool, {"CPU": 1.0}):
         raise GwpError(
             f"no CPU in {named(cluster.data_pool)} for decoding; set cluster.data_pool to "
             "a label the cluster has"

@@ -117,14 +117,16 @@ def test_a_run_waits_for_machines_says_so_trains_and_gives_them_back(
 @pytest.mark.parametrize(
     ("more", "words"),
     [
-        (["cluster.cpus_per_worker=3"], "room for 0 workers with 3 CPU each, and 2 are asked for"),
-        (["cluster.data_pool=nowhere"], "no CPU in pool 'nowhere'"),
+        (["cluster.cpus_per_worker=3"], "2 workers with 3 CPU each in pool 'train'"),
+        (["cluster.data_pool=nowhere"], "1 CPU for decoding in pool 'nowhere'"),
     ],
 )
 def test_machines_that_can_never_come_are_told(
     growing: GrowingCluster, tmp_path: Path, more: list[str], words: str
 ) -> None:
-    with pytest.raises(GwpError, match=f"{words}.*the autoscaler has no kind of machine for it"):
+    with pytest.raises(
+        GwpError, match=rf"can never have this together: .*{words}.*\. Its autoscaler"
+    ):
         train(job(tmp_path, "never", *more))
     assert not (tmp_path / "runs" / "never" / "job.json").exists()
 

@@ -7,7 +7,7 @@ import pytest
 from gwp.errors import GwpError
 from pipelines.config.load import load_config
 from pipelines.jobs.cluster import POOL, ClusterConfig
-from pipelines.jobs.growing import asked, there
+from pipelines.jobs.growing import there, wanted
 from pipelines.jobs.ray_start import check_resources, require_secrets
 from pipelines.jobs.train_job import TrainJob
 from tests.unit.pipelines.jobs.test_stages import STAGES
@@ -19,10 +19,12 @@ def node(pool: str | None, cpus: float, alive: bool = True) -> dict[str, Any]:
 
 
 def test_what_is_asked_is_the_least_that_a_run_can_begin_with() -> None:
-    found = asked(ClusterConfig(workers=(2, 8), cpus_per_worker=4, gpu=True, train_pool="train"))
-    assert found == (
-        "2 workers with 4 CPU and a GPU each in pool 'train', 1 CPU for decoding in any pool"
-    )
+    cluster = ClusterConfig(workers=(2, 8), cpus_per_worker=4, gpu=True, train_pool="train")
+    workers, decoding = wanted(cluster)
+    assert workers.text == "2 workers with 4 CPU and a GPU each in pool 'train'"
+    assert (workers.count, workers.each, workers.pool) == (2, {"CPU": 4, "GPU": 1}, "train")
+    assert decoding.text == "1 CPU for decoding in any pool"
+    assert (decoding.count, decoding.each, decoding.pool) == (1, {"CPU": 1}, None)
 
 
 def test_what_is_there_is_counted_by_pool_without_the_dead() -> None:
