@@ -129,7 +129,13 @@ def start(jobs: Jobs, work: Work) -> Answer:
     with tempfile.TemporaryDirectory() as folder:
         fill(Path(folder), dict(zip(names, work.documents, strict=True)), work.code)
         patiently(accepted, jobs.address, "the cluster does not take the job")
-    return Answer(jobs.get(job_id), "again" if before else "started", before)
+    job = jobs.get(job_id)
+    if job.digest != work.digest:
+        raise GwpError(
+            f"{job_id} was started at the same moment, with another configuration; `gwp jobs stop "
+            f"{job_id}` and submit again"
+        )
+    return Answer(job, "again" if before else "started", before)
 
 
 def require_nodes(

@@ -90,6 +90,8 @@ def test_two_terminals_that_ask_at_the_same_moment_have_one_job() -> None:
         # It looked before the other one had started its own.
         late.of_key = lambda _: []  # type: ignore[method-assign]
         assert start(late, WORK).job.id == f"{WORK.key}-1"
+        with pytest.raises(GwpError, match="at the same moment, with another configuration"):
+            start(late, replace(WORK, documents=("a", "b")))
         assert cluster.jobs == taken
 
 
