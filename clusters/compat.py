@@ -3,6 +3,8 @@
 `tests/unit/clusters/test_compat.py` notices when one changes with an update.
 """
 
+from typing import Any
+
 
 def reread_access() -> None:
     """Let Ray look at `RAY_AUTH_*` again.
@@ -31,3 +33,11 @@ def drain(address: str, node_id: str, deadline_ms: int) -> None:
     taken, why = GcsClient(address=address).drain_node(node_id, reason, "taken back", deadline_ms)
     if not taken:
         raise RuntimeError(f"Ray does not drain {node_id}: {why}")
+
+
+def server_version(client: Any) -> str:
+    """Version of Ray that the cluster of a `JobSubmissionClient` runs.
+
+    The client asks for it when it is made, and keeps the answer to itself.
+    """
+    return str(client._server_ray_version)

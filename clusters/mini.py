@@ -79,6 +79,7 @@ class MiniCluster:
         self._cpus = dict(cpus)
         self._buckets = tuple(buckets)
         self._nodes: dict[str, list[Any]] = {pool: [] for pool in cpus}
+        self._count = 0
         self._token = secrets.token_hex(32)
         self._sweeper: Sweeper
         self._undo = contextlib.ExitStack()
@@ -307,8 +308,12 @@ class MiniCluster:
 
     def _add(self, **settings: Any) -> Any:
         previous = signal.getsignal(signal.SIGTERM)
+        self._count += 1
+        # Each as a machine of its own: a node that unpacks what travels with a job removes what
+        # lies there, under the feet of the others.
+        own = f"runtime_resources_{self._count}"
         try:
-            node = self.cluster.add_node(**settings)
+            node = self.cluster.add_node(**settings, runtime_env_dir_name=own)
         finally:
             # Ray puts its own handler there.
             signal.signal(signal.SIGTERM, previous or signal.SIG_DFL)

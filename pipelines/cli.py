@@ -29,6 +29,7 @@ VERBS = (
     "bench",
     "submit",
     "plan",
+    "jobs",
     "config",
     "doctor",
 )

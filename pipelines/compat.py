@@ -138,6 +138,25 @@ def draining_nodes() -> set[str]:
     return set(ray._private.state.state.get_draining_nodes())
 
 
+def autoscaler_state() -> Any | None:
+    """What the autoscaler of the connected cluster said last (`AutoscalingState` of Ray's protocol);
+    None where there is none, so where no machine comes by itself.
+
+    Ray has a command for people (`ray status`), and in public only what is asked of an autoscaler,
+    not whether there is one.
+    """
+    import ray
+    from ray._raylet import GcsClient  # type: ignore[attr-defined]
+    from ray.core.generated import autoscaler_pb2
+
+    # Made at run time, so type checkers do not see it.
+    reply = autoscaler_pb2.GetClusterStatusReply()  # type: ignore[attr-defined]
+    client = GcsClient(ray.get_runtime_context().gcs_address)
+    reply.ParseFromString(client.get_cluster_status(timeout_s=10))
+    # The first one that speaks says 1.
+    return reply.autoscaling_state if reply.autoscaling_state.autoscaler_state_version else None
+
+
 def object_store_bytes() -> tuple[int, int]:
     """Bytes in Ray's object store on this node now, and bytes that were ever spilled to disk.
 

@@ -7,6 +7,7 @@ import os
 import secrets
 import socket
 import time
+from collections.abc import Callable
 from typing import Any, NamedTuple, cast
 from urllib.error import URLError
 from urllib.request import urlopen
@@ -117,9 +118,9 @@ def render(config: ServeApp) -> dict[str, Any]:
     }
 
 
-def deploy(config: ServeApp) -> str:
+def deploy(config: ServeApp, told: Callable[[str], object] = lambda _: None) -> str:
     """Deploy on the connected Ray cluster; once the policy answers, return its `ws://...`
-    address.
+    address. told: given what it waits for, in a line, when that takes half a minute or changes
 
     Deploying again under the same name is a rolling update; when the new version does not
     start, the old one goes on. Raises GwpError when the replicas do not come up within
@@ -134,7 +135,7 @@ def deploy(config: ServeApp) -> str:
         [serve.RunTarget(app, name=config.name, route_prefix=None)],
         wait_for_applications_running=False,
     )
-    _await_running(config.name, config.start_timeout_s)
+    _await_running(config.name, config.start_timeout_s, told)
     _await_answer(f"http://{_address(config)}/readyz")
     return f"ws://{_address(config)}/"
 
@@ -164,8 +165,9 @@ def _resources(cpus: float, pool: str | None, gpus: float = 0) -> dict[str, Any]
     return {"num_cpus": cpus, "num_gpus": gpus} | label
 
 
-def _await_running(app_name: str, timeout_s: float) -> None:
+def _await_running(app_name: str, timeout_s: float, told: Callable[[str], object]) -> None:
     deadline = time.monotonic() + timeout_s
+    known = ""
     while True:
         app = serve.status().applications.get(app_name)
         if app is not None and app.status == ApplicationStatus.RUNNING:
@@ -178,6 +180,10 @@ def _await_running(app_name: str, timeout_s: float) -> None:
             raise GwpError(
                 f"{app_name}: not ready after {timeout_s:g} s: {reason}; see start_timeout_s"
             )
+        reason = _reason(app_name)
+        if reason and reason != known:
+            known = reason
+            told(reason)
         time.sleep(0.2)
 
 

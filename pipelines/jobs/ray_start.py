@@ -1,11 +1,23 @@
 """Ray for a job: connect or start it, and say at once when it can never hold the job."""
 
 import os
+from collections.abc import Mapping
 
 import ray
 
 from gwp.errors import GwpError
-from pipelines.jobs.train_job import POOL, TrainJob
+from pipelines.jobs.cluster import POOL, named
+from pipelines.jobs.train_job import TrainJob
+
+
+def require_secrets(job: TrainJob) -> None:
+    """GwpError when a variable of `cluster.secrets` is not set here."""
+    unset = [name for name in job.cluster.secrets if not os.environ.get(name)]
+    if unset:
+        raise GwpError(
+            f"cluster.secrets: {', '.join(unset)} is not set in the environment of this machine; set "
+            "it there, on every node"
+        )
 
 
 def ensure_ray(job: TrainJob) -> None:
@@ -31,34 +43,50 @@ def ensure_ray(job: TrainJob) -> None:
     )
 
 
+def room(pool: str | None, each: Mapping[str, float]) -> int:
+    """Processes with these resources each that the living machines of a pool could hold, were they
+    free; None: those of any. Each process is on one machine.
+    """
+    return sum(
+        int(min(resources.get(name, 0.0) // amount for name, amount in each.items()))
+        for resources in _of(pool)
+    )
+
+
+def _of(pool: str | None) -> list[dict[str, float]]:
+    """Resources of each of them."""
+    return [
+        node["Resources"]
+        for node in ray.nodes()
+        if node["Alive"] and (pool is None or node["Labels"].get(POOL) == pool)
+    ]
+
+
 def check_resources(job: TrainJob) -> None:
     """GwpError when the cluster can never hold the workers and one decoding task, instead of a
     silent wait.
     """
-    nodes = [n for n in ray.nodes() if n["Alive"]]
-
-    def cpus(pool: str | None) -> float:
-        """Of all living nodes of a pool; None: of any."""
-        return sum(
-            n["Resources"].get("CPU", 0.0)
-            for n in nodes
-            if pool is None or n["Labels"].get(POOL) == pool
-        )
-
-    needed = job.cluster.min_workers * job.cluster.cpus_per_worker
-    same = job.cluster.train_pool == job.cluster.data_pool
-    if same:
-        # Workers keep their CPUs to the end; without one more nothing is ever decoded.
-        needed += 1
-    if cpus(job.cluster.train_pool) < needed:
+    cluster = job.cluster
+    each = {"CPU": cluster.cpus_per_worker} | ({"GPU": 1.0} if cluster.gpu else {})
+    found = room(cluster.train_pool, each)
+    if found < cluster.min_workers:
         raise GwpError(
-            f"the cluster has {cpus(job.cluster.train_pool):g} CPUs in pool "
-            f"'{job.cluster.train_pool}'; {job.cluster.min_workers} "
-            f"workers{' and decoding' if same else ''} need {needed:g}: "
-            "lower cluster.cpus_per_worker"
+            f"the machines in {named(cluster.train_pool)} have room for {found} workers with "
+            f"{cluster.cpus_per_worker:g} CPU{' and a GPU' if cluster.gpu else ''} each, and "
+            f"{cluster.min_workers} are asked for: lower cluster.workers or cluster.cpus_per_worker"
         )
-    if not same and cpus(job.cluster.data_pool) < 1:
+    same = cluster.train_pool == cluster.data_pool
+    # Workers keep their CPUs to the end; without one more nothing is ever decoded.
+    needed = cluster.min_workers * cluster.cpus_per_worker + 1
+    cpus = sum(resources.get("CPU", 0.0) for resources in _of(cluster.train_pool))
+    if same and cpus < needed:
         raise GwpError(
-            f"no CPU in pool '{job.cluster.data_pool}' for decoding; set cluster.data_pool to "
+            f"the cluster has {cpus:g} CPUs in {named(cluster.train_pool)}; "
+            f"{cluster.min_workers} workers and decoding need {needed:g}: lower "
+            "cluster.cpus_per_worker"
+        )
+    if not same and not room(cluster.data_pool, {"CPU": 1.0}):
+        raise GwpError(
+            f"no CPU in {named(cluster.data_pool)} for decoding; set cluster.data_pool to "
             "a label the cluster has"
         )

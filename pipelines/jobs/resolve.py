@@ -41,7 +41,7 @@ FINAL_NOTE = "run.json"
 
 def run_uri(job: TrainJob) -> str:
     """Folder of the run."""
-    return storage.join(job.run.storage, job.run.name)
+    return job.run.uri
 
 
 def init_uri(job: TrainJob) -> str | None:

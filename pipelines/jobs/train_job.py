@@ -7,7 +7,6 @@ and how it runs.
 from typing import Annotated, Any, Literal
 
 from pydantic import (
-    AfterValidator,
     BaseModel,
     ConfigDict,
     Field,
@@ -17,6 +16,7 @@ from pydantic import (
     model_validator,
 )
 
+from gwp import storage
 from gwp.data.buckets import Bucket, batch_sizes
 from gwp.data.canvas import Canvas
 from gwp.data.plan.curate import CurationConfig
@@ -32,12 +32,9 @@ from gwp.model.config import Family, ModelConfig
 from gwp.model.objective import ObjectiveConfig
 from gwp.paths import Location, PathField
 from gwp.storage.names import relative_name
+from pipelines.jobs.cluster import ClusterConfig
 from pipelines.jobs.engine import DeepSpeedConfig, OptimizerConfig
 from pipelines.jobs.validation import ValidationConfig
-
-# The mini-cluster puts it on its nodes.
-POOL = "gwp/pool"
-"""Label of a node that says which work it is for."""
 
 # Docstrings of fields become the reference page, so each field has one.
 _CONFIG = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
@@ -167,69 +164,6 @@ class DataConfig(BaseModel):
         return self
 
 
-def _workers(value: int | tuple[int, ...]) -> int | tuple[int, ...]:
-    bounds = value if isinstance(value, tuple) else (value, value)
-    if len(bounds) != 2 or not 1 <= bounds[0] <= bounds[1]:
-        shown = list(value) if isinstance(value, tuple) else value
-        raise ValueError(
-            f"is {shown}; give a number of workers from 1 on, or [least, most] with "
-            "1 <= least <= most"
-        )
-    return value
-
-
-class ClusterConfig(BaseModel):
-    """Where the job's processes run."""
-
-    model_config = _CONFIG
-
-    workers: Annotated[int | tuple[int, ...], AfterValidator(_workers)] = 2
-    """Training processes; `[least, most]`: as many as the machines that are there have room for,
-    and more or fewer when some come or go.
-    """
-    resize_every_s: float = Field(default=60.0, gt=0)
-    """Seconds between two looks whether there is room for more workers, with `[least, most]`."""
-    cpus_per_worker: float = Field(default=1.0, gt=0)
-    """Logical CPUs of a training process."""
-    gpu: bool = False
-    """One GPU per training process, NCCL instead of gloo."""
-    train_pool: str | None = None
-    """Value of the node label `gwp/pool` that training needs; None: any node."""
-    data_pool: str | None = None
-    """Value of the node label `gwp/pool` that decoding needs; None: any node."""
-    max_failures: int = Field(default=3, ge=-1)
-    """Restarts after worker failures; -1: without end."""
-    hang_s: float = Field(default=1800.0, gt=0)
-    """Seconds that a worker may be in one phase (a step, waiting for data, fetching or saving a
-    checkpoint) before the workers start again; told after a tenth of it.
-    """
-
-    @property
-    def patience_s(self) -> float:
-        """Seconds that others wait for a worker that stands still. A little longer than
-        `hang_s`, so that the driver tells which one it is before they give up.
-        """
-        return self.hang_s + 30.0
-
-    decode_tasks: int = Field(default=2, gt=0)
-    """Decoding tasks at a time."""
-
-    @property
-    def elastic(self) -> bool:
-        """Whether the number of workers may change while they run."""
-        return isinstance(self.workers, tuple)
-
-    @property
-    def min_workers(self) -> int:
-        """Training processes without which nothing runs."""
-        return self.workers[0] if isinstance(self.workers, tuple) else self.workers
-
-    @property
-    def max_workers(self) -> int:
-        """Training processes at most."""
-        return self.workers[1] if isinstance(self.workers, tuple) else self.workers
-
-
 class RunConfig(BaseModel):
     """Length, places and names of a run."""
 
@@ -257,6 +191,11 @@ class RunConfig(BaseModel):
     """Write which samples each worker took at each step, below `consumed/` of the run folder:
     one small file per step and worker.
     """
+
+    @property
+    def uri(self) -> str:
+        """Folder of the run."""
+        return storage.join(self.storage, self.name)
 
     @field_validator("name")
     @classmethod

@@ -4,13 +4,14 @@ weights in `final/`.
 
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 
 from gwp.errors import GwpError
 from gwp.paths import absolute_paths
 from pipelines.console import warn
-from pipelines.jobs.ray_start import check_resources, ensure_ray
+from pipelines.jobs.growing import machines
+from pipelines.jobs.ray_start import ensure_ray, require_secrets
 from pipelines.jobs.resolve import run_uri
 from pipelines.jobs.train_job import TrainJob
 from pipelines.training.checkpoint.checkpoints import (
@@ -56,12 +57,16 @@ def train(
     checkpoint to go on from, newer ones are set aside; None: the newest
     """
     begin = time.time()
+    require_secrets(job)
     ensure_ray(job)
     # Behind `ensure_ray`: ray.init puts handlers of its own there.
     with interruptible():
-        check_resources(job)
-        with lease(run_uri(absolute_paths(job))):
-            prepared = prepare(job, allowed)
+        place = run_uri(absolute_paths(job))
+        with lease(place):
+            # One that is done needs none.
+            done = from_step is None and _is_done(job, place)
+            with nullcontext() if done else machines(job):
+                prepared = prepare(job, allowed)
             if from_step is not None:
                 go_back(prepared.uri, from_step)
             complete = _complete(prepared)
@@ -89,6 +94,12 @@ def train(
                 run_id = finished(record, manifest.step, tags)
     seconds = time.time() - begin
     return StageResult(prepared.uri, final, run_id, manifest.step, manifest.samples_seen, seconds)
+
+
+def _is_done(job: TrainJob, uri: str) -> bool:
+    """Whether the last step is done, as far as can be told before the run is prepared."""
+    checkpoint = latest_committed(uri)
+    return checkpoint is not None and checkpoint[1].step >= job.run.steps
 
 
 def _complete(prepared: PreparedRun) -> bool:

@@ -26,7 +26,7 @@ from ray.train.torch import TorchConfig, TorchTrainer
 from gwp.errors import GwpError
 from pipelines.compat import before_resize, count_workers_by, found_no_room
 from pipelines.console import event, warn
-from pipelines.jobs.train_job import POOL
+from pipelines.jobs.cluster import POOL
 from pipelines.tracking.runs import tracking_uri
 from pipelines.training.checkpoint.uploads import patiently
 from pipelines.training.control.failures import (

@@ -93,7 +93,7 @@ def run_serve(args: argparse.Namespace) -> None:
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     event("deploying", policy=config.policy, cluster=address or "local")
     try:
-        url = deploy(config)
+        url = deploy(config, lambda text: event("waiting", text=text))
         scale = config.autoscaling
         event(
             "serving",

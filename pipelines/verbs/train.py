@@ -1,13 +1,21 @@
-"""`gwp train`: run one stage."""
+"""`gwp train`: run one stage, or several one after another."""
 
 import argparse
 from typing import Any
 
 
 def add(subparsers: Any) -> None:
-    parser = subparsers.add_parser("train", help="run one training stage, or resume it")
+    parser = subparsers.add_parser(
+        "train",
+        help="run one training stage, or resume it",
+        description="Run a stage, or several: each starts when the one before is finished, and what "
+        "is finished already is not trained again.",
+    )
     parser.add_argument(
-        "file", metavar="FILE", help="stage file, e.g. pipelines/stages/policy.yaml"
+        "files",
+        nargs="+",
+        metavar="FILE",
+        help="stage file, e.g. pipelines/stages/policy.yaml; several are trained in this order",
     )
     parser.add_argument(
         "--set",
@@ -15,7 +23,7 @@ def add(subparsers: Any) -> None:
         default=[],
         dest="sets",
         metavar="A.B=VALUE",
-        help="override a value",
+        help="override a value, in every file",
     )
     parser.add_argument(
         "--allow-change",
@@ -41,27 +49,36 @@ def add(subparsers: Any) -> None:
 
 
 def run_train(args: argparse.Namespace) -> None:
-    import json
-
+    from gwp.errors import GwpError
     from pipelines.config.load import load_config
+    from pipelines.jobs.sequence import require_sequence
     from pipelines.jobs.train_job import TrainJob
 
-    job = load_config(args.file, TrainJob, args.sets)
+    jobs = [load_config(file, TrainJob, args.sets) for file in args.files]
+    if args.from_step is not None and len(jobs) > 1:
+        raise GwpError("--from is for one file: give that stage alone first")
+    require_sequence(jobs)
     if args.dry_run:
-        print(json.dumps(_dry(job), indent=1))
+        _print([_dry(job) for job in jobs])
         return
     import sys
     from contextlib import redirect_stdout
     from dataclasses import asdict
 
-    from pipelines.training.control.watch import shown
-    from pipelines.training.train import train
+    from pipelines.training.sequence import train_sequence
 
     _warn_of_shared_memory()
     # Ray prints there what befalls its processes; it is for the result.
-    with shown(job), redirect_stdout(sys.stderr):
-        result = train(job, tuple(args.allow_change), args.from_step)
-    print(json.dumps(asdict(result), indent=1))
+    with redirect_stdout(sys.stderr):
+        results = train_sequence(jobs, tuple(args.allow_change), args.from_step)
+    _print([asdict(result) for result in results])
+
+
+def _print(results: list[dict[str, Any]]) -> None:
+    """One as it is, several as a list."""
+    import json
+
+    print(json.dumps(results if len(results) > 1 else results[0], indent=1))
 
 
 def _warn_of_shared_memory() -> None:

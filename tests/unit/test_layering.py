@@ -48,7 +48,7 @@ MAY_KNOW: dict[str, set[str]] = {
     "config": set(),
     "console": set(),
     "doctor": set(),
-    "jobs": {"config"},
+    "jobs": {"compat", "config", "console"},
     "pages": set(),
     "plan": {"jobs"},
     "tracking": {"config", "jobs"},

@@ -46,6 +46,7 @@ from pipelines.config.load import config_hash
 from pipelines.console import warn
 from pipelines.datasets.cache.rows import missing_shards, shapes, shard_rows, text_rows
 from pipelines.datasets.cache.writers import LatentWriter, TextWriter, decode_block
+from pipelines.jobs.cluster import POOL
 from pipelines.jobs.resolve import (
     cache_key,
     init_uri,
@@ -56,7 +57,7 @@ from pipelines.jobs.resolve import (
     write_codec,
     write_text,
 )
-from pipelines.jobs.train_job import POOL, TrainJob
+from pipelines.jobs.train_job import TrainJob
 
 # These say how a stage trains, not what its samples and codecs are.
 _NOT_CACHED = (
@@ -135,10 +136,13 @@ def build_cache(
     if storage.exists(storage.join(uri, CACHE)):
         return _summary(uri, 0, begin)
     # Here, because a finished cache needs no cluster, and what trains is slow to import.
-    from pipelines.jobs.ray_start import check_resources, ensure_ray
+    from pipelines.jobs.growing import machines
+    from pipelines.jobs.ray_start import ensure_ray
 
     ensure_ray(job)
-    check_resources(job)
+    with machines(job):
+        # They are there, or can never be.
+        pass
     # As it was planned: what was added to the sets since would move the ranges of the shards.
     manifest = Manifest.load(storage.join(uri, "manifest.parquet"))
     # Latents: what earlier calls have written is not in `blocks`, and counts as done.

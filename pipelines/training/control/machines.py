@@ -10,7 +10,7 @@ from typing import Any
 import ray
 
 from pipelines import compat
-from pipelines.jobs.train_job import POOL, ClusterConfig
+from pipelines.jobs.cluster import POOL, ClusterConfig
 
 # Seconds. Ray takes longer to notice that a machine is gone, and would wait for workers on it.
 _ANSWER_S = 1.0

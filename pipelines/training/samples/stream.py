@@ -24,7 +24,7 @@ from ray.train import DataConfig
 from gwp.data.plan.plan import plan_slice
 from gwp.data.records import StreamBatch
 from pipelines.compat import split_without_cpu
-from pipelines.jobs.train_job import POOL, ClusterConfig
+from pipelines.jobs.cluster import POOL, ClusterConfig
 from pipelines.training.checkpoint.checkpoints import latest_committed
 from pipelines.training.checkpoint.uploads import patiently
 from pipelines.training.control.stopped import lasting

@@ -177,3 +177,15 @@ def test_every_group_of_a_process_gets_the_limit(tmp_path: Path) -> None:
         assert [b.options._timeout.total_seconds() for b in backends] == [7.5, 7.5]
     finally:
         dist.destroy_process_group()
+
+
+def test_an_autoscaler_says_what_it_cannot_start() -> None:
+    """tests/cluster/test_growing.py meets one."""
+    from ray._raylet import InnerGcsClient
+    from ray.core.generated import autoscaler_pb2
+
+    assert callable(InnerGcsClient.get_cluster_status)
+    state = autoscaler_pb2.GetClusterStatusReply().autoscaling_state
+    assert state.autoscaler_state_version == 0
+    assert list(state.infeasible_gang_resource_requests) == []
+    assert autoscaler_pb2.GangResourceRequest(details="group:PACK|PENDING").details

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from pipelines import compat
-from pipelines.jobs.train_job import POOL, ClusterConfig
+from pipelines.jobs.cluster import POOL, ClusterConfig
 from pipelines.training.control import machines
 from pipelines.training.control.machines import workers_on
 

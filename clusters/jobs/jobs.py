@@ -1,0 +1,175 @@
+"""Our jobs on a Ray cluster, as it knows them: listed, found, stopped, followed.
+
+Ray forgets its jobs with the cluster. What a run has done stands in its run folder, so nothing is
+lost with them.
+"""
+
+import asyncio
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from ray.job_submission import JobDetails, JobStatus, JobSubmissionClient
+
+from clusters.jobs.access import READY_S
+from gwp.errors import GwpError
+
+KEY, ATTEMPT, RUNS, NAMES = "gwp_key", "gwp_attempt", "gwp_runs", "gwp_run"
+STAGES, DIGEST = "gwp_stage", "gwp_digest"
+"""Names in what the dashboard shows of a job."""
+_AGAIN_S = 1.0
+_POLL_S = 0.5
+_SAID = 300
+
+
+@dataclass(frozen=True)
+class Job:
+    """One attempt to do the work of a submission."""
+
+    id: str
+    """Ray's name for it: the key and the attempt."""
+    key: str
+    """The same for every attempt: made of the names and places of the runs."""
+    attempt: int
+    """From 1."""
+    names: tuple[str, ...]
+    """Of the runs, in their order."""
+    runs: tuple[str, ...]
+    """Their folders."""
+    stages: tuple[str, ...]
+    digest: str
+    """Of the documents and how they are run."""
+    status: str
+    """PENDING, RUNNING, SUCCEEDED, FAILED or STOPPED."""
+    message: str
+    """How it ended, in one line: the exit code, or what Ray says where it did not come to one."""
+    started: float
+    """Seconds since 1970, by the cluster's clock."""
+    ended: float | None
+    """None while it is not over."""
+
+    @property
+    def over(self) -> bool:
+        return JobStatus(self.status).is_terminal()
+
+
+class Jobs:
+    """Those of one cluster."""
+
+    def __init__(self, client: JobSubmissionClient) -> None:
+        self.client = client
+        self.address: str = client.get_address()
+
+    def all(self) -> list[Job]:
+        """Every job that was submitted by us, the newest first."""
+        found = [job for details in self.client.list_jobs() if (job := _job(details))]
+        return sorted(found, key=lambda job: job.started, reverse=True)
+
+    def of_key(self, key: str) -> list[Job]:
+        """The attempts at a submission, the last one first."""
+        found = [job for job in self.all() if job.key == key]
+        return sorted(found, key=lambda job: job.attempt, reverse=True)
+
+    def get(self, job_id: str) -> Job:
+        """A job as it is now, by Ray's name for it."""
+        job = _job(self.client.get_job_info(job_id))
+        assert job is not None, job_id
+        return job
+
+    def find(self, word: str) -> Job:
+        """The newest job with this id or key, or of a run with this name; GwpError when there is
+        none, or when runs in several places have it.
+        """
+        every = self.all()
+        named = [j for j in every if word in (j.id, j.key)] or [j for j in every if word in j.names]
+        if not named:
+            raise GwpError(f"{self.address} knows no job or run {word}; see `gwp jobs list`")
+        keys = {job.key for job in named}
+        if len(keys) > 1:
+            raise GwpError(
+                f"{word} is a run of several jobs; give one of {', '.join(sorted(keys))}"
+            )
+        return named[0]
+
+    def stop(self, job: Job) -> None:
+        """Have a job end as Ctrl-C ends it: with a checkpoint. `wait` tells when it has."""
+        self.client.stop_job(job.id)
+
+    def wait(self, job: Job) -> Job:
+        """The job when it is over."""
+        while not (found := self.get(job.id)).over:
+            time.sleep(_POLL_S)
+        return found
+
+    def log(self, job: Job) -> str:
+        """All that a job has printed."""
+        return str(self.client.get_job_logs(job.id))
+
+    def follow(self, job: Job, known: int = 0) -> Iterator[str]:
+        """What a job prints, in pieces, until it is over. known: characters that were read already.
+
+        A connection that is lost is made again. GwpError when the cluster does not answer any more;
+        the job may go on all the same.
+        """
+        lost: float | None = None
+        while True:
+            try:
+                for piece in self._stream(job.id, known):
+                    known += len(piece)
+                    lost = None
+                    yield piece
+                if self.get(job.id).over:
+                    return
+            except Exception as error:
+                lost = lost or time.monotonic()
+                if time.monotonic() - lost > READY_S:
+                    raise GwpError(
+                        f"{self.address} does not answer any more ({str(error)[:200]}); the job may "
+                        f"go on: `gwp jobs logs {job.id} --follow` when it is back"
+                    ) from error
+            time.sleep(_AGAIN_S)
+
+    def _stream(self, job_id: str, known: int) -> Iterator[str]:
+        """What comes behind the first `known` characters: Ray begins anew with each connection."""
+        stream: Any = self.client.tail_job_logs(job_id)
+        loop = asyncio.new_event_loop()
+        try:
+            while True:
+                try:
+                    piece: str = loop.run_until_complete(anext(stream))
+                except StopAsyncIteration:
+                    return
+                if fresh := piece[known:]:
+                    yield fresh
+                known = max(0, known - len(piece))
+        finally:
+            loop.run_until_complete(stream.aclose())
+            loop.close()
+
+
+def _job(details: JobDetails) -> Job | None:
+    """None for what others submitted."""
+    noted = details.metadata or {}
+    if KEY not in noted or not details.submission_id:
+        return None
+    return Job(
+        id=details.submission_id,
+        key=noted[KEY],
+        attempt=int(noted[ATTEMPT]),
+        names=tuple(noted[NAMES].split(", ")),
+        runs=tuple(noted[RUNS].split(", ")),
+        stages=tuple(noted[STAGES].split(", ")),
+        digest=noted[DIGEST],
+        status=JobStatus(details.status).value,
+        message=_message(details),
+        started=(details.start_time or 0) / 1000,
+        ended=details.end_time / 1000 if details.end_time else None,
+    )
+
+
+def _message(details: JobDetails) -> str:
+    # Ray's own message ends with the log, which is shown already.
+    if details.driver_exit_code:
+        return f"exit code {details.driver_exit_code}"
+    return " ".join((details.message or "").split())[:_SAID]
