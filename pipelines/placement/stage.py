@@ -5,9 +5,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from clusters.document.cluster import Cluster
-from clusters.document.pools import DATA, TRAIN, Pool
+from clusters.document.pools import DATA, HEAD, TRAIN, Pool
 from pipelines.jobs.train_job import TrainJob
 from pipelines.placement.reach import Target, unreached
+from pipelines.plan.memory import fits
 
 
 @dataclass(frozen=True)
@@ -33,6 +34,7 @@ def decodes_apart(cluster: Cluster, target: Target) -> bool:
 def misfits(job: TrainJob, cluster: Cluster, target: Target) -> Iterator[str]:
     """A line for each reason why the stage cannot run there."""
     yield from unreached(job, cluster, target)
+    yield from _unset(job, cluster, target)
     pools = cluster.pools
     for field, pool, known in (
         ("train_pool", job.cluster.train_pool, (None, TRAIN)),
@@ -53,7 +55,29 @@ def misfits(job: TrainJob, cluster: Cluster, target: Target) -> Iterator[str]:
     if pools.train.max_nodes < 1:
         yield "pools.train.max_nodes: 0, and a stage needs nodes to train on"
         return
-    yield from _room(job, pools.train, target, apart=decodes_apart(cluster, target))
+    short = list(_room(job, pools.train, target, apart=decodes_apart(cluster, target)))
+    yield from short
+    memory_gb = pools.train.gpu_memory_gb
+    if job.cluster.gpu and memory_gb and not short:
+        line = fits(job, memory_gb, job.cluster.min_workers)
+        if line:
+            yield f"pools.train.gpu_memory_gb: {line}"
+
+
+def _unset(job: TrainJob, cluster: Cluster, target: Target) -> Iterator[str]:
+    """Variables that the job cannot work without, and that no pod that trains or decodes has."""
+    if target != "kuberay":
+        return
+    for name in job.cluster.secrets:
+        if name in cluster.env:
+            continue
+        secret = cluster.secrets.get(name)
+        pools = {HEAD, TRAIN, DATA} & set(cluster.pools.all())
+        if secret is None or (secret.pools and not pools <= set(secret.pools)):
+            yield (
+                f"cluster.secrets: {name} is not set in the pods of the stage; name its Secret under "
+                f"secrets.{name} of the cluster document"
+            )
 
 
 def _room(job: TrainJob, pool: Pool, target: Target, *, apart: bool) -> Iterator[str]:

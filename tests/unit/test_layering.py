@@ -55,7 +55,7 @@ MAY_KNOW: dict[str, set[str]] = {
     "training": {"compat", "config", "console", "jobs", "tracking"},
     "datasets": {"config", "console", "jobs", "pages"},
     "evaluation": {"config", "console", "jobs", "pages"},
-    "placement": {"config", "jobs"},
+    "placement": {"config", "jobs", "plan"},
     "bench": {"compat", "config", "console", "datasets", "evaluation", "jobs", "pages", "training"},
 }
 PACKAGES = ("gwp", "gwp/data", "gwp/model", "gwp/policy", "pipelines", "serve", "clusters")

@@ -82,6 +82,39 @@ def test_a_stage_that_does_not_is_told_why(
     assert said in line
 
 
+def test_gpus_that_are_too_small_for_the_stage_are_told() -> None:
+    """The released shape, on eight GPUs."""
+    assert not list(stage.misfits(job(), pools(gpus=8, gpu_memory_gb=80), "kuberay"))
+    (line,) = stage.misfits(job(), pools(gpus=8, gpu_memory_gb=24), "kuberay")
+    assert line.startswith("pools.train.gpu_memory_gb: ")
+    assert "24 GB" in line
+    # Without its memory, nothing can be said.
+    assert not list(stage.misfits(job(), pools(gpus=8), "kuberay"))
+
+
+@pytest.mark.parametrize(
+    ("named", "env", "target", "told"),
+    [
+        (None, {}, "kuberay", True),
+        ({"name": "wb", "key": "k", "pools": ["serve"]}, {}, "kuberay", True),
+        ({"name": "wb", "key": "k"}, {}, "kuberay", False),
+        ({"name": "wb", "key": "k", "pools": ["head", "data", "train"]}, {}, "kuberay", False),
+        (None, {"WB": "1"}, "kuberay", False),
+        (None, {}, "slurm", False),
+    ],
+)
+def test_a_variable_that_a_stage_needs_has_a_secret(
+    named: dict[str, Any] | None, env: dict[str, str], target: Any, told: bool
+) -> None:
+    secrets = SECRETS | ({"WB": named} if named else {})
+    document = cluster(pools=pools(gpus=8).pools.model_dump(), secrets=secrets, env=env)
+    lines = list(
+        stage.misfits(job("cluster.secrets=[WB]", "cluster.cpus_per_worker=3"), document, target)
+    )
+    assert len(lines) == told
+    assert all("secrets.WB of the cluster document" in line for line in lines)
+
+
 def test_decoding_needs_cpus_of_its_own() -> None:
     document = cluster(pools={"head": NODE, "train": NODE | {"gpus": 8}}, secrets=SECRETS)
     full = job("cluster.cpus_per_worker=4", "cluster.workers=8")
