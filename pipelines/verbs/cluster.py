@@ -1,6 +1,7 @@
 """`gwp cluster`: a cluster document as what Kubernetes, Slurm or this machine runs."""
 
 import argparse
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -63,7 +64,9 @@ def add(subparsers: Any) -> None:
         help="override a value of the Cluster file",
     )
     render.add_argument(
-        "--force", action="store_true", help="write into a folder that holds files already"
+        "--force",
+        action="store_true",
+        help="write into a folder that holds files already; what an earlier render numbered goes",
     )
     render.set_defaults(run=run_render)
 
@@ -79,6 +82,8 @@ def run_render(args: argparse.Namespace) -> None:
             f"--serve: {args.target} runs no RayService; on a running cluster `gwp serve` deploys"
         )
     out: Path = args.out.absolute()
+    if out.exists() and not out.is_dir():
+        raise GwpError(f"--out {out}: a file; give a folder")
     if out.exists() and any(out.iterdir()) and not args.force:
         raise GwpError(f"{out} is not empty; give another --out, or --force")
     if args.nodes:
@@ -86,7 +91,18 @@ def run_render(args: argparse.Namespace) -> None:
     stages = _stages(args.jobs, args.job_sets, cluster, args.target)
     endpoint = _endpoint(args.serve, cluster, args.target) if args.serve else None
     files = _files(args.target, cluster, stages, endpoint, out)
+    try:
+        _write(out, files)
+    except OSError as error:
+        raise GwpError(f"--out {out}: cannot be written ({error.strerror})") from error
+
+
+def _write(out: Path, files: dict[str, str]) -> None:
     out.mkdir(parents=True, exist_ok=True)
+    # `kubectl apply -f .` would apply those, too.
+    for path in out.iterdir():
+        if re.fullmatch(r"\d\d-.+\.(yaml|sbatch)", path.name):
+            path.unlink()
     for name, text in files.items():
         path = out / name
         path.write_text(text)

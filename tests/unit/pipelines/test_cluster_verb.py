@@ -122,3 +122,18 @@ def test_other_files_are_not_written_over(
     assert "is not empty; give another --out, or --force" in capsys.readouterr().err
     assert main([*words, "--force"]) == 0
     assert (tmp_path / "mine").read_text() == "mine"
+    # With fewer objects, none of before is left for `kubectl apply -f .`.
+    before = {path.name for path in tmp_path.iterdir()}
+    fewer = ["--set", "kubernetes.monitoring_namespace=null", "--force"]
+    assert main([*words, *fewer]) == 0
+    after = {path.name for path in tmp_path.iterdir()}
+    assert not [name for name in after if "monitor" in name]
+    assert len(after) == len(before) - 3
+
+
+def test_a_file_is_no_folder(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "file").write_text("")
+    words = ["cluster", "render", KUBERNETES, "--target", "kuberay", "--out"]
+    assert main([*words, str(tmp_path / "file")]) == 2
+    assert main([*words, str(tmp_path / "file" / "out")]) == 2
+    assert "a file; give a folder" in capsys.readouterr().err
