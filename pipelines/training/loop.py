@@ -19,7 +19,7 @@ from gwp import storage
 from gwp.data.records import StreamBatch
 from pipelines.compat import import_deepspeed
 from pipelines.tracking.curves import STEP_TAG
-from pipelines.tracking.live import LiveRun
+from pipelines.tracking.live import LiveRun, meter_of
 from pipelines.tracking.registry import CHECKPOINT_TAG
 from pipelines.tracking.run_log import RunLog
 from pipelines.training.checkpoint.checkpointer import Checkpointer
@@ -121,7 +121,8 @@ class _Loop:
         attempt = patiently(lambda: next_attempt(prepared.uri)) if rank == 0 else 0
         self.attempt = int(self.ranks.agreed(attempt))
         run = self.job.run
-        self.live = LiveRun(run.name, rank, ranks.world, run.steps, run.checkpoint_every)
+        meter = meter_of(run.name, rank)
+        self.live = LiveRun(meter, rank, ranks.world, run.steps, run.checkpoint_every)
         self.journal = Journal(
             prepared.uri,
             rank,
