@@ -219,8 +219,9 @@ class _Loop:
             with lasting():
                 losses = self._taken(raw)
             self.step += 1
-            self.samples_seen += int(raw["batch"][0])
-            self.live.stepped(self.step, int(raw["batch"][0]), self.steps.flop, self.steps.skipped)
+            size = int(raw["batch"][0])
+            self.samples_seen += size
+            self.live.stepped(self.step, size, size * self.steps.flop, self.steps.skipped)
             # Collective: every rank comes here at the same steps.
             stop = False
             if self.step % job.run.log_every == 0 or self.step in (1, total):

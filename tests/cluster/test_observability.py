@@ -183,8 +183,9 @@ def kill_replica(app: str) -> None:
     names = [
         actor
         for actor in ray.util.list_named_actors(all_namespaces=True)
-        if f"#{app}#Replica#" in actor["name"]
+        if f"{app}#Replica#" in actor["name"]
     ]
+    assert names
     for found in names:
         ray.kill(ray.get_actor(found["name"], namespace=found["namespace"]), no_restart=True)
 
