@@ -7,7 +7,7 @@ SLOW_LIMIT ?= 4000
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: help setup demo quick test test-unit test-slow test-slurm lint sanitize bench clean
+.PHONY: help setup demo quick test test-unit test-slow test-slurm test-observability lint sanitize bench clean
 
 help:
 	@echo "make setup      create .venv and install everything"
@@ -17,6 +17,7 @@ help:
 	@echo "make test-unit  those that need no cluster"
 	@echo "make test-slow  the rest: kills, outages, and whatever else takes minutes"
 	@echo "make test-slurm a stage on a real Slurm of two nodes (root; Debian: slurm-wlm, munge)"
+	@echo "make test-observability  metrics, dashboards and alerts against a real Prometheus"
 	@echo "make lint       ruff, mypy, and the pages of docs/ with their links"
 	@echo "make sanitize   the compiled code under the address and undefined-behaviour sanitisers"
 	@echo "make bench      how fast a policy acts on this machine"
@@ -55,6 +56,12 @@ test-slow: setup
 # Nodes in namespaces of their own on this machine; skipped where there is no Slurm.
 test-slurm: setup
 	$(call PYTEST,$(TEST_LIMIT)) tests/slurm
+
+# Debian's Prometheus is taken where this user may install it; without one those tests are skipped.
+test-observability: setup
+	command -v prometheus || ! command -v apt-get || [ "$$(id -u)" != 0 ] || \
+		apt-get install -y -q --no-install-recommends prometheus
+	$(call PYTEST,$(TEST_LIMIT)) tests/cluster/test_observability.py
 
 lint: setup
 	$(BIN)/ruff check .

@@ -12,6 +12,7 @@ from gwp.metrics.names import (
     SERVE_FLAGS,
     SERVE_LATENCY,
     SERVE_LOAD,
+    SERVE_PHASE,
     SERVE_READY,
     SERVE_REPLICAS,
     SERVE_REQUESTS,
@@ -54,9 +55,10 @@ def count(meter: Meter, outcome: str, flags: Sequence[str]) -> None:
 
 def answered(meter: Meter, observation: Observation, chunk: ActionChunk, took_s: float) -> None:
     """A chunk is ready. took_s: since its observation arrived"""
-    meter.observe(SERVE_LATENCY, took_s, phase="endpoint")
-    for name, ms in chunk.timings.items():
-        meter.observe(SERVE_LATENCY, ms / 1e3, phase="policy" if name == "total" else name)
+    meter.observe(SERVE_LATENCY, took_s)
+    seconds = {name: ms / 1e3 for name, ms in chunk.timings.items()}
+    seconds["outside"] = took_s - seconds.pop("total", took_s)
+    meter.add_each(SERVE_PHASE, seconds)
     if observation.deadline_s is not None:
         meter.observe(SERVE_SLACK, observation.deadline_s - took_s)
     if chunk.observation_age_s is not None:

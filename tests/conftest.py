@@ -23,6 +23,11 @@ SLOW = {"slurm", "chaos"}
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
+        "--pictures",
+        default=None,
+        help="folder for the dashboards of tests/cluster/test_observability.py",
+    )
+    parser.addoption(
         "--damage", type=int, default=24, help="damaged files that are tried of each format"
     )
 

@@ -27,7 +27,7 @@ SERVING = Dashboard(
             "From its arrival on.",
             tuple(
                 Query(
-                    quantile(share, m.SERVE_LATENCY, "app", '{app=~"$app", phase="endpoint"}'),
+                    quantile(share, m.SERVE_LATENCY, "app", OF_APP),
                     f"{{{{app}}}} {share:.0%}",
                 )
                 for share in (0.5, 0.95, 0.99)
@@ -36,8 +36,14 @@ SERVING = Dashboard(
         Panel(
             "Time by phase",
             "s",
-            "99 % of answers took at most so long in it.",
-            (Query(quantile(0.99, m.SERVE_LATENCY, "app, phase", OF_APP), "{{app}} {{phase}}"),),
+            "Mean of the answers of five minutes; `outside` is all that is not the policy.",
+            (
+                Query(
+                    f"{rate(m.SERVE_PHASE, 'app, phase', OF_APP)} / on (app) group_left "
+                    f"{rate(m.SERVE_LATENCY, 'app', OF_APP, '_count')}",
+                    "{{app}} {{phase}}",
+                ),
+            ),
         ),
         Panel(
             "Slack",

@@ -7,7 +7,7 @@ the numbers (`ray.util.metrics` in a process of Ray) is handed in: this package 
 import logging
 import threading
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from gwp.metrics.names import Kind, Metric
@@ -49,22 +49,31 @@ class Meter:
 
     def add(self, metric: Metric, amount: float = 1.0, **labels: str) -> None:
         """Count `amount` more of a counter."""
-        series = self._series("counter", metric, labels)
         if self._backend is not None and amount > 0:
+            series = self._series("counter", metric, labels)
             with self._lock:
                 self._counted[series] += amount
 
+    def add_each(self, metric: Metric, amounts: Mapping[str, float]) -> None:
+        """Count more of a counter, by the last of its labels."""
+        if self._backend is not None:
+            rest = self._series("counter", metric, {metric.labels[-1]: ""})[1][:-1]
+            with self._lock:
+                for last, amount in amounts.items():
+                    if amount > 0:
+                        self._counted[metric, (*rest, last)] += amount
+
     def set(self, metric: Metric, value: float, **labels: str) -> None:
         """A gauge has this value, until it is set again or the meter is closed."""
-        series = self._series("gauge", metric, labels)
         if self._backend is not None:
+            series = self._series("gauge", metric, labels)
             with self._lock:
                 self._gauges[series] = value
 
     def observe(self, metric: Metric, value: float, **labels: str) -> None:
         """One more value of a histogram."""
-        series = self._series("histogram", metric, labels)
         if self._backend is not None:
+            series = self._series("histogram", metric, labels)
             with self._lock:
                 if len(self._values) < _AT_MOST:
                     self._values.append((series, value))
@@ -108,10 +117,10 @@ class Meter:
     def _series(self, kind: Kind, metric: Metric, labels: dict[str, str]) -> _Series:
         if metric.kind != kind:
             raise TypeError(f"{metric.name} is a {metric.kind}, not a {kind}")
-        if self._backend is None:
-            return metric, ()
-        given = self._labels | labels
-        return metric, tuple(given[name] for name in metric.labels)
+        own = self._labels
+        return metric, tuple(
+            labels[name] if name in labels else own[name] for name in metric.labels
+        )
 
     def _tags(self, series: _Series) -> dict[str, str]:
         metric, values = series

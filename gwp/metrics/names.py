@@ -9,7 +9,8 @@ from typing import Literal
 Kind = Literal["counter", "gauge", "histogram"]
 
 
-@dataclass(frozen=True)
+# Known by identity: they are keys of what is counted.
+@dataclass(frozen=True, eq=False)
 class Metric:
     """One metric.
 
@@ -174,10 +175,17 @@ SERVE_LATENCY = Metric(
     "gwp_serve_latency_seconds",
     "histogram",
     "seconds",
-    ("app", "phase"),
-    "Time of an answer: `endpoint` from its arrival on, `policy` in the engine, and the phases "
-    "of that.",
+    _APP,
+    "Time of an answer, from the arrival of its observation on.",
     _LATENCY_S,
+)
+SERVE_PHASE = Metric(
+    "gwp_serve_phase_seconds",
+    "counter",
+    "seconds",
+    ("app", "phase"),
+    "Time of answers by what was done: the phases of the policy, and `outside` of it: decoding, "
+    "network and queues of gateways.",
 )
 SERVE_SLACK = Metric(
     "gwp_serve_slack_seconds",
@@ -260,6 +268,7 @@ TABLE: dict[str, tuple[Metric, ...]] = {
         SERVE_REQUESTS,
         SERVE_FLAGS,
         SERVE_LATENCY,
+        SERVE_PHASE,
         SERVE_SLACK,
         SERVE_AGE,
         SERVE_ROBOTS,

@@ -129,5 +129,5 @@ class _Fused(TorchFunctionMode):
         self, func: Callable[..., Any], types: Any, args: Any = (), kwargs: Any = None
     ) -> Any:
         if func is torch.nn.functional.scaled_dot_product_attention:
-            return _FusedAttention.apply(*args[:3])
+            return _FusedAttention.apply(*args[:3])  # type: ignore[no-untyped-call]
         return func(*args, **(kwargs or {}))

@@ -16,7 +16,7 @@ a fleet".
 """
 HEADROOM = 0.8
 """Of what a replica was measured to answer: robots do not spread evenly over replicas."""
-_HOW = "make it by `gwp bench act --p99-ms BOUND --json FILE` on the hardware that will serve"
+_HOW = "make it by `gwp bench act --p99 BOUND --json FILE` on the hardware that will serve"
 
 
 @dataclass(frozen=True)
@@ -115,7 +115,7 @@ def _within(crowds: Mapping[str, Any], engine_ms: float, service_ms: float) -> R
     if best is None:
         least = min(crowds["rows"], key=lambda row: row["robots"])
         raise GwpError(
-            f"--p99-ms: with {least['robots']} robots 99 % of the engine's answers took "
+            f"--p99: with {least['robots']} robots 99 % of the engine's answers took "
             f"{least['p99']:.0f} ms, the service takes {service_ms:g} more; allow more time, take fewer "
             "solver steps (replica.steps) or faster hardware"
         )

@@ -140,12 +140,11 @@ def _sharded(
         }
     bucket = min(_BUCKET, count)
     gradients = {1: sums * count, 2: sums * each, 3: sums * each}[stage]
+    # Two buckets of gradients, one filled while the other is sent; one of parameters.
+    buffers = wide * 3 * bucket
     if stage == 3:
-        # Whole parameters of what is computed, and of what comes next.
-        buffers = wide * (min(2 * _PREFETCH, count) + 2 * bucket)
-    else:
-        # Two buckets of gradients, one filled while the other is sent; one of parameters.
-        buffers = wide * 3 * bucket
+        # Parameters are gathered for what is computed and what comes next, one bucket of gradients.
+        buffers = wide * (2 * bucket + min(2 * _PREFETCH, count))
     return {
         "parameters": wide * (each if stage == 3 else count),
         "gradients": gradients,

@@ -60,19 +60,26 @@ def _stage(plan: StagePlan, assumed: Assumed) -> Iterator[str]:
 
 def show_endpoint(plan: EndpointPlan) -> str:
     """An endpoint's plan for people."""
-    lines = [
-        f"{plan.robots} robots at {plan.rate_hz:g} Hz: {plan.requests_s:g} requests a second, 99 % of "
-        f"them within {plan.bound_ms:g} ms",
+    return "\n".join(_endpoint(plan))
+
+
+def _endpoint(plan: EndpointPlan) -> Iterator[str]:
+    yield (
+        f"{plan.robots} robots at {plan.rate_hz:g} Hz: {plan.requests_s:g} requests a second, "
+        f"99 % of them within {plan.bound_ms:g} ms"
+    )
+    yield (
         f"one engine: {plan.one.requests_s:.3g} a second at {plan.one.p99_ms:.0f} ms "
-        f"(of {plan.engine_ms:.0f} that the service leaves it), measured on {plan.hardware}",
-        f"replicas: {plan.replicas} at {HEADROOM:.0%} of that, {plan.spare} with one that may be lost",
-    ]
+        f"(of {plan.engine_ms:.0f} that the service leaves it), measured on {plan.hardware}"
+    )
+    yield (
+        f"replicas: {plan.replicas} at {HEADROOM:.0%} of that, {plan.spare} with one that may be lost"
+    )
     if not plan.enough:
-        lines.append(
+        yield (
             f"too few: autoscaling.max_replicas is {plan.most}; set it to {plan.spare} or more, and "
             "min_replicas with it for a fleet that joins at once"
         )
-    return "\n".join(lines)
 
 
 def _big(count: int) -> str:

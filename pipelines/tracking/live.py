@@ -35,9 +35,11 @@ def meter_of(run: str, rank: int = 0) -> Meter:
 class LiveRun:
     """A rank of a run; the training loop makes and feeds it."""
 
-    def __init__(self, run: str, rank: int, world: int, steps: int, checkpoint_every: int) -> None:
-        """world: ranks; steps: of the whole run; checkpoint_every: steps"""
-        self._meter = meter_of(run, rank)
+    def __init__(
+        self, meter: Meter, rank: int, world: int, steps: int, checkpoint_every: int
+    ) -> None:
+        """meter: of `meter_of`; world: ranks; steps: of the whole run; checkpoint_every: steps"""
+        self._meter = meter
         self._first = rank == 0
         self._step = self._saved = self._skipped = 0
         # When the newest step ended, and when a checkpoint was taken at a step.

@@ -19,7 +19,7 @@ from gwp import storage
 from gwp.data.records import StreamBatch
 from pipelines.compat import import_deepspeed
 from pipelines.tracking.curves import STEP_TAG
-from pipelines.tracking.live import LiveRun
+from pipelines.tracking.live import LiveRun, meter_of
 from pipelines.tracking.registry import CHECKPOINT_TAG
 from pipelines.tracking.run_log import RunLog
 from pipelines.training.checkpoint.checkpointer import Checkpointer
@@ -121,7 +121,8 @@ class _Loop:
         attempt = patiently(lambda: next_attempt(prepared.uri)) if rank == 0 else 0
         self.attempt = int(self.ranks.agreed(attempt))
         run = self.job.run
-        self.live = LiveRun(run.name, rank, ranks.world, run.steps, run.checkpoint_every)
+        meter = meter_of(run.name, rank)
+        self.live = LiveRun(meter, rank, ranks.world, run.steps, run.checkpoint_every)
         self.journal = Journal(
             prepared.uri,
             rank,
@@ -218,8 +219,9 @@ class _Loop:
             with lasting():
                 losses = self._taken(raw)
             self.step += 1
-            self.samples_seen += int(raw["batch"][0])
-            self.live.stepped(self.step, int(raw["batch"][0]), self.steps.flop, self.steps.skipped)
+            size = int(raw["batch"][0])
+            self.samples_seen += size
+            self.live.stepped(self.step, size, size * self.steps.flop, self.steps.skipped)
             # Collective: every rank comes here at the same steps.
             stop = False
             if self.step % job.run.log_every == 0 or self.step in (1, total):

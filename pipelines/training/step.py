@@ -44,7 +44,7 @@ class TrainStep:
     skipped: steps that were not taken because a loss or gradient was no finite number; the same
              on every rank
     at_once: samples of the largest micro-batch of the newest step
-    flop:    arithmetic of the model for the global batch of the newest step
+    flop:    arithmetic of the model for a sample of the newest step
     """
 
     def __init__(
@@ -95,7 +95,7 @@ class TrainStep:
             batch = self._encoders.batch(raw, rows)
             future, actions = batch.latents[0, :, 1:].shape, batch.actions.shape[1:]
             if rows is parts[0]:
-                self.flop = int(raw["batch"][0]) * self._flop_of_sample(
+                self.flop = self._flop_of_sample(
                     batch.latents.shape[2:],
                     None if video_only else actions[0],
                     batch.text.shape[1],

@@ -44,15 +44,18 @@ def add(subparsers: Any) -> None:
         help="YAML of hourly prices: the GPU's name, and `core` for a CPU core",
     )
     fleet = parser.add_argument_group("an endpoint")
-    fleet.add_argument("--profile", metavar="FILE", help="of `gwp bench act --p99-ms ... --json`")
+    fleet.add_argument("--profile", metavar="FILE", help="of `gwp bench act --p99 ... --json`")
     fleet.add_argument("--robots", type=int, metavar="N", help="that ask it")
     fleet.add_argument("--rate", type=float, metavar="HZ", help="requests a second of each robot")
-    fleet.add_argument("--p99-ms", type=float, metavar="MS", help="bound of 99 %% of the answers")
+    fleet.add_argument("--p99", type=float, metavar="MS", help="bound of 99 %% of the answers")
     parser.set_defaults(run=run_plan)
 
 
 def _two(text: str) -> tuple[float, float]:
-    least, most = (float(part) for part in text.split(","))
+    try:
+        least, most = (float(part) for part in text.split(","))
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(f"{text}: give two shares, such as 0.25,0.45") from error
     return least, most
 
 
@@ -79,12 +82,12 @@ def run_plan(args: argparse.Namespace) -> int:
         "--profile": args.profile,
         "--robots": args.robots,
         "--rate": args.rate,
-        "--p99-ms": args.p99_ms,
+        "--p99": args.p99,
     }
     missing = [name for name, value in needed.items() if not value]
     if missing:
         raise GwpError(f"{args.file}: an endpoint is planned with {', '.join(missing)}, too")
-    fleet = plan_endpoint(document, args.profile, args.robots, args.rate, args.p99_ms)
+    fleet = plan_endpoint(document, args.profile, args.robots, args.rate, args.p99)
     print(json.dumps(fleet.to_json(), indent=1) if args.json else show_endpoint(fleet))
     return 0 if fleet.enough else 1
 

@@ -16,9 +16,11 @@ from pathlib import Path
 import httpx
 import pytest
 import ray
+from PIL import Image
 from ray import serve
 
 from clusters.grafana.dashboard import ALL
+from clusters.grafana.draw import draw
 from clusters.mini import MiniCluster
 from clusters.services import free_ports
 from gwp import storage
@@ -80,7 +82,7 @@ class Robots:
             thread.start()
 
     def ask_without_deadline(self) -> None:
-        """As a stock client; who waits for a replica in vain is told so, and not that he is late."""
+        """As a stock client, who is told of a replica that does not come, and not that he is late."""
         images = {
             f"observation/{short_name(name)}": image
             for name, image in self.observation.images.items()
@@ -181,8 +183,9 @@ def kill_replica(app: str) -> None:
     names = [
         actor
         for actor in ray.util.list_named_actors(all_namespaces=True)
-        if f"#{app}#Replica#" in actor["name"]
+        if f"{app}#Replica#" in actor["name"]
     ]
+    assert names
     for found in names:
         ray.kill(ray.get_actor(found["name"], namespace=found["namespace"]), no_restart=True)
 
@@ -272,6 +275,21 @@ def test_what_went_wrong_is_seen(watched: Watched) -> None:
         "GwpSafetyViolations",
     } <= held
     assert "GwpVersionMismatch" not in held
+
+
+@needs_prometheus
+def test_dashboards_can_be_drawn(
+    watched: Watched, tmp_path: Path, pytestconfig: pytest.Config
+) -> None:
+    assert watched.prometheus
+    folder = Path(pytestconfig.getoption("--pictures") or tmp_path)
+    for dashboard in ALL:
+        file = folder / f"dashboard-{dashboard.name}.png"
+        draw(dashboard, watched.prometheus.ask, watched.begin, watched.end, file)
+        with Image.open(file) as picture:
+            assert picture.width > 1000
+            # Lines, and not empty axes alone.
+            assert len(picture.convert("RGB").getcolors(1 << 20) or []) > 200
 
 
 @needs_prometheus

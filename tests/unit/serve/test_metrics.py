@@ -4,6 +4,7 @@ from collections import Counter
 from dataclasses import replace
 
 import numpy as np
+import pytest
 
 from gwp.metrics.meter import Meter
 from gwp.metrics.names import SERVE_ROWS, SERVE_STEPS
@@ -36,10 +37,10 @@ def test_answers_are_counted_by_outcome_flag_and_phase() -> None:
     meter.close()
     assert told(backend, "gwp_serve_requests") == {"ok": [1], "deadline": [1]}
     assert told(backend, "gwp_serve_flags") == {"clipped": [2], "slowed": [1]}
-    latency = told(backend, "gwp_serve_latency_seconds")
-    assert latency["endpoint"] == [0.1, 0.3]
-    assert latency["policy"] == [0.08, 0.08]
-    assert latency["vae"] == [0.02, 0.02]
+    assert told(backend, "gwp_serve_latency_seconds") == {"": [0.1, 0.3]}
+    phases = told(backend, "gwp_serve_phase_seconds")
+    # Those of the policy, and what of the answers' time is not in it.
+    assert phases == {"vae": [pytest.approx(0.04)], "outside": [pytest.approx(0.02 + 0.22)]}
     assert told(backend, "gwp_serve_slack_seconds") == {"": [0.4]}
     assert told(backend, "gwp_serve_observation_age_seconds") == {"": [0.2]}
     assert "arm-17" not in str(backend.told)

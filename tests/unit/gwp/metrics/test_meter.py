@@ -49,7 +49,7 @@ def test_what_is_counted_by_many_threads_arrives_once() -> None:
     def work() -> None:
         for _ in range(500):
             meter.add(SERVE_REQUESTS, outcome="ok")
-            meter.observe(SERVE_LATENCY, 0.01, phase="vae")
+            meter.observe(SERVE_LATENCY, 0.01)
 
     threads = [threading.Thread(target=work) for _ in range(4)]
     for thread in threads:
@@ -61,7 +61,7 @@ def test_what_is_counted_by_many_threads_arrives_once() -> None:
     assert sum(ok) == 2000
     # Once a hand-over, however many requests there were.
     assert len(ok) < 100
-    assert len(backend.told["gwp_serve_latency_seconds", (("app", "a"), ("phase", "vae"))]) == 2000
+    assert len(backend.told["gwp_serve_latency_seconds", (("app", "a"),)]) == 2000
     assert len(backend.made) == 2
 
 
@@ -82,7 +82,7 @@ def test_without_a_backend_nothing_is_kept_and_no_thread_runs() -> None:
     before = threading.active_count()
     meter = Meter()
     meter.add(SERVE_REQUESTS, outcome="ok")
-    meter.observe(SERVE_LATENCY, 1.0, phase="vae")
+    meter.observe(SERVE_LATENCY, 1.0)
     meter.set(TRAIN_LOSS, 1.0, part="loss")
     meter.flush()
     meter.close()
@@ -112,7 +112,7 @@ def test_values_that_nobody_takes_do_not_fill_memory() -> None:
     meter = Meter(Backend(), app="a")
     meter.close()
     for _ in range(30_000):
-        meter.observe(SERVE_LATENCY, 0.1, phase="vae")
+        meter.observe(SERVE_LATENCY, 0.1)
     assert len(meter.__dict__["_values"]) <= 20_000
 
 

@@ -10,7 +10,13 @@ import numpy as np
 import pytest
 
 from gwp import storage
-from pipelines.training.control.journal import Journal
+from pipelines.training.control.journal import (
+    DATA,
+    SAVING,
+    STARTING,
+    STEPPING,
+    Journal,
+)
 from pipelines.training.samples.shares import PADDING
 
 
@@ -23,6 +29,18 @@ def test_notes_are_written_and_the_newest_progress_wins(tmp_path: Path) -> None:
     report = json.loads((tmp_path / "progress" / "rank-1.json").read_text())
     assert (report["step"], report["loss"], report["attempt"]) == (199, 199.0, 3)
     assert json.loads((tmp_path / "events" / "resumed-a3.json").read_text())["step"] == 40
+
+
+def test_each_phase_is_told_with_its_time_when_it_is_over(tmp_path: Path) -> None:
+    told: list[tuple[str, float]] = []
+    begin = time.monotonic()
+    journal = Journal(str(tmp_path), 0, 1, spent=lambda *spent: told.append(spent))
+    for phase in (DATA, STEPPING, SAVING):
+        journal.phase(phase, tell=False)
+    journal.close(10)
+    assert [phase for phase, _ in told] == [STARTING, DATA, STEPPING, SAVING]
+    # All of the time since the start is in one of them, and none of it twice.
+    assert 0 < sum(seconds for _, seconds in told) <= time.monotonic() - begin
 
 
 def test_padding_is_no_sample(tmp_path: Path) -> None:
