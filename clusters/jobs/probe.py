@@ -15,12 +15,14 @@ import secrets
 import shlex
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 if TYPE_CHECKING:
     from ray.job_submission import JobSubmissionClient
+
+T = TypeVar("T")
 
 # What the packages of the project cannot do without, as far as a node has to have it installed.
 NEEDED = ("deepspeed", "mlflow", "pyarrow", "pydantic", "torch", "yaml")
@@ -68,9 +70,12 @@ def probe(client: "JobSubmissionClient", names: Sequence[str]) -> list[Found]:
             entrypoint=shlex.join(["python", "-c", source, *names]), submission_id=job_id
         )
 
-    patiently(accepted, address, "the cluster takes no job")
+    def asked(call: Callable[[], T]) -> T:
+        return patiently(call, address, "the cluster takes no job")
+
+    asked(accepted)
     end = time.monotonic() + _JOB_S
-    while not client.get_job_status(job_id).is_terminal():
+    while not asked(lambda: client.get_job_status(job_id)).is_terminal():
         if time.monotonic() > end:
             client.stop_job(job_id)
             raise GwpError(
@@ -78,7 +83,7 @@ def probe(client: "JobSubmissionClient", names: Sequence[str]) -> list[Found]:
                 "head overloaded?"
             )
         time.sleep(_POLL_S)
-    log = client.get_job_logs(job_id)
+    log = asked(lambda: client.get_job_logs(job_id))
     found = [line for line in log.splitlines() if line.startswith(_MARK)]
     if not found:
         last = " ".join(log.split())[-200:]
