@@ -19,6 +19,7 @@ import requests
 from ray.exceptions import AuthenticationError
 from ray.job_submission import JobSubmissionClient
 from ray.util.state import list_nodes
+from ray.util.state.exception import RayStateApiException
 
 from clusters.compat import server_version
 from gwp.errors import GwpError
@@ -74,8 +75,12 @@ def is_here(address: str) -> bool:
     is one of ours too.
     """
     ours = {a.address for addresses in psutil.net_if_addrs().values() for a in addresses}
-    with _addressed(address):
-        nodes = list_nodes(address=address, filters=[("state", "=", "ALIVE")])
+    try:
+        with _addressed(address):
+            nodes = list_nodes(address=address, filters=[("state", "=", "ALIVE")])
+    except RayStateApiException as error:
+        said = " ".join(str(error).split())[:_SAID]
+        raise GwpError(f"{address} does not say which nodes it has ({said}); try again") from error
     return all(node.node_ip in ours for node in nodes)
 
 

@@ -6,14 +6,17 @@ lost with them.
 
 import asyncio
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 from ray.job_submission import JobDetails, JobStatus, JobSubmissionClient
+from requests import RequestException
 
-from clusters.jobs.access import READY_S
+from clusters.jobs.access import READY_S, patiently
 from gwp.errors import GwpError
+
+T = TypeVar("T")
 
 KEY, ATTEMPT, RUNS, NAMES = "gwp_key", "gwp_attempt", "gwp_runs", "gwp_run"
 STAGES, DIGEST = "gwp_stage", "gwp_digest"
@@ -63,7 +66,8 @@ class Jobs:
 
     def all(self) -> list[Job]:
         """Every job that was submitted by us, the newest first."""
-        found = [job for details in self.client.list_jobs() if (job := _job(details))]
+        every = self._asked(self.client.list_jobs)
+        found = [job for details in every if (job := _job(details))]
         return sorted(found, key=lambda job: job.started, reverse=True)
 
     def of_key(self, key: str) -> list[Job]:
@@ -73,7 +77,7 @@ class Jobs:
 
     def get(self, job_id: str) -> Job:
         """A job as it is now, by Ray's name for it."""
-        job = _job(self.client.get_job_info(job_id))
+        job = _job(self._asked(lambda: self.client.get_job_info(job_id)))
         assert job is not None, job_id
         return job
 
@@ -94,7 +98,7 @@ class Jobs:
 
     def stop(self, job: Job) -> None:
         """Have a job end as Ctrl-C ends it: with a checkpoint. `wait` tells when it has."""
-        self.client.stop_job(job.id)
+        self._asked(lambda: self.client.stop_job(job.id))
 
     def wait(self, job: Job) -> Job:
         """The job when it is over."""
@@ -103,8 +107,14 @@ class Jobs:
         return found
 
     def log(self, job: Job) -> str:
-        """All that a job has printed."""
-        return str(self.client.get_job_logs(job.id))
+        """All that a job has printed; GwpError when it is gone, as with the machine of its driver."""
+        try:
+            return str(self.client.get_job_logs(job.id))
+        except (ConnectionError, RequestException, RuntimeError) as error:
+            raise GwpError(
+                f"{self.address} has no log of {job.id} any more ({str(error)[:_SAID]}); what its runs "
+                f"did stands in {', '.join(job.runs)}"
+            ) from error
 
     def follow(self, job: Job, known: int = 0) -> Iterator[str]:
         """What a job prints, in pieces, until it is over. known: characters that were read already.
@@ -129,6 +139,9 @@ class Jobs:
                         f"go on: `gwp jobs logs {job.id} --follow` when it is back"
                     ) from error
             time.sleep(_AGAIN_S)
+
+    def _asked(self, call: Callable[[], T]) -> T:
+        return patiently(call, self.address, "the cluster does not answer any more")
 
     def _stream(self, job_id: str, known: int) -> Iterator[str]:
         """What comes behind the first `known` characters: Ray begins anew with each connection."""

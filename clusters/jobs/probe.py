@@ -5,6 +5,7 @@ variables of the environment, by their names.
 may lack; that job prints what `see` found on one node of each pool.
 """
 
+import contextlib
 import importlib.util
 import inspect
 import json
@@ -14,20 +15,24 @@ import secrets
 import shlex
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 if TYPE_CHECKING:
     from ray.job_submission import JobSubmissionClient
 
+T = TypeVar("T")
+
 # What the packages of the project cannot do without, as far as a node has to have it installed.
 NEEDED = ("deepspeed", "mlflow", "pyarrow", "pydantic", "torch", "yaml")
+_PREFIX = "gwp-probe-"
 _MARK = "gwp-probe "
 # Of a node for its answer, and of the job from its submission to its end.
 _NODE_S = 60.0
 _JOB_S = 180.0
 _POLL_S = 0.25
+_KEPT_S = 60.0
 _MAIN = "__main__"
 
 
@@ -56,7 +61,8 @@ def probe(client: "JobSubmissionClient", names: Sequence[str]) -> list[Found]:
     from clusters.jobs.access import patiently
     from gwp.errors import GwpError
 
-    address, job_id = client.get_address(), f"gwp-probe-{secrets.token_hex(6)}"
+    address, job_id = client.get_address(), f"{_PREFIX}{secrets.token_hex(6)}"
+    _forget_earlier(client)
     source = inspect.getsource(sys.modules[__name__])
 
     def accepted() -> None:
@@ -64,19 +70,20 @@ def probe(client: "JobSubmissionClient", names: Sequence[str]) -> list[Found]:
             entrypoint=shlex.join(["python", "-c", source, *names]), submission_id=job_id
         )
 
-    patiently(accepted, address, "the cluster takes no job")
-    try:
-        end = time.monotonic() + _JOB_S
-        while not client.get_job_status(job_id).is_terminal():
-            if time.monotonic() > end:
-                raise GwpError(
-                    f"{address}: a job that looks at the nodes has not ended after {_JOB_S:g} s; "
-                    "is its head overloaded?"
-                )
-            time.sleep(_POLL_S)
-        log = client.get_job_logs(job_id)
-    finally:
-        _forget(client, job_id)
+    def asked(call: Callable[[], T]) -> T:
+        return patiently(call, address, "the cluster takes no job")
+
+    asked(accepted)
+    end = time.monotonic() + _JOB_S
+    while not asked(lambda: client.get_job_status(job_id)).is_terminal():
+        if time.monotonic() > end:
+            client.stop_job(job_id)
+            raise GwpError(
+                f"{address}: a job that looks at the nodes has not ended after {_JOB_S:g} s; is its "
+                "head overloaded?"
+            )
+        time.sleep(_POLL_S)
+    log = asked(lambda: client.get_job_logs(job_id))
     found = [line for line in log.splitlines() if line.startswith(_MARK)]
     if not found:
         last = " ".join(log.split())[-200:]
@@ -87,16 +94,15 @@ def probe(client: "JobSubmissionClient", names: Sequence[str]) -> list[Found]:
     return [Found(**_tuples(node)) for node in json.loads(found[-1].removeprefix(_MARK))]
 
 
-def _forget(client: "JobSubmissionClient", job_id: str) -> None:
-    """Nobody wants to see it among the jobs."""
-    try:
-        if client.get_job_status(job_id).is_terminal():
-            client.delete_job(job_id)
-        else:
-            client.stop_job(job_id)
-    except RuntimeError:
-        # It stays in the list then.
-        return
+def _forget_earlier(client: "JobSubmissionClient") -> None:
+    """Take earlier looks out of the list of jobs. Not the own one: Ray looks after a job for a
+    moment when it is over, and would list one that has gone as failed.
+    """
+    for job in client.list_jobs():
+        old = (job.end_time or 0) / 1000 < time.time() - _KEPT_S
+        if old and job.status.is_terminal() and (job.submission_id or "").startswith(_PREFIX):
+            with contextlib.suppress(RuntimeError):
+                client.delete_job(str(job.submission_id))
 
 
 def _tuples(node: dict[str, Any]) -> dict[str, Any]:

@@ -49,12 +49,17 @@ def run_list(args: argparse.Namespace) -> None:
 def run_status(args: argparse.Namespace) -> None:
     import json
 
-    from pipelines.console import table
+    from gwp.errors import GwpError
+    from pipelines.console import table, warn
     from pipelines.verbs.submit.following import last_progress
 
     jobs = connected(args)
     job = jobs.find(args.job)
-    far = last_progress(jobs.log(job)) or {}
+    try:
+        far = last_progress(jobs.log(job)) or {}
+    except GwpError as error:
+        warn(str(error))
+        far = {}
     told = _row(job) | {"runs": ", ".join(job.runs), "message": job.message}
     told |= {k: v for k, v in far.items() if k != "event"}
     if args.json:

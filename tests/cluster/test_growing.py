@@ -95,9 +95,10 @@ def test_a_run_waits_for_machines_says_so_trains_and_gives_them_back(
     finally:
         over.set()
         watching.join(30)
-    print(f"trained {time.monotonic() - begin:.0f} s after it was asked for, with {most} nodes")
+    took = time.monotonic() - begin
     assert result.steps == 60
     events = [json.loads(line) for line in capsys.readouterr().err.splitlines() if line[:1] == "{"]
+    print(f"trained {took:.0f} s after it was asked for, with {most} nodes")
     (waiting,) = [event["text"] for event in events if event["event"] == "waiting"]
     assert "2 workers with 1 CPU each in pool 'train', 1 CPU for decoding in pool 'data'" in waiting
     assert "there are 1 in pool 'head' with 1 CPU" in waiting

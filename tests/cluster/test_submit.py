@@ -141,8 +141,9 @@ def test_a_job_is_asked_for_twice_stopped_resumed_and_found_finished(
     everything += client.get_job_logs(job)
     assert KEYS in everything
     assert os.environ[KEYS] not in everything
-    # The jobs that looked at the nodes are gone.
-    assert not [j for j in client.list_jobs() if (j.submission_id or "").startswith("gwp-probe")]
+    # What looked at the nodes is no failure in anyone's list.
+    probes = [j for j in client.list_jobs() if (j.submission_id or "").startswith("gwp-probe")]
+    assert {str(j.status.value) for j in probes} == {"SUCCEEDED"}
 
 
 def test_what_nodes_lack_is_told_before_anything_starts(

@@ -1,6 +1,7 @@
 """A server that speaks as the dashboard of a Ray cluster does, as far as jobs are concerned."""
 
 import json
+import platform
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -10,8 +11,16 @@ from typing import Any
 
 import ray
 
+from gwp import __version__
+
 BUSY = "No available agent to submit job, please try again later."
-NODE = {"pool": "head", "python": "3.11", "gwp": "0.1.0", "lacks": [], "unset": []}
+NODE = {
+    "pool": "head",
+    "python": ".".join(platform.python_version_tuple()[:2]),
+    "gwp": __version__,
+    "lacks": [],
+    "unset": [],
+}
 
 
 @dataclass
@@ -31,6 +40,7 @@ class Cluster:
     """Submissions; without those that look at nodes."""
     jobs: dict[str, dict[str, Any]] = field(default_factory=dict)
     """Those that were started, by their id."""
+    without_log: set[str] = field(default_factory=set)
     packages: list[bytes] = field(default_factory=list)
     tokens: list[str] = field(default_factory=list)
     """What came as a token with each request."""
@@ -90,6 +100,8 @@ class _Handler(BaseHTTPRequestHandler):
             self._reply(200, {"result": True, "msg": "", "data": {"result": result}})
         elif parts[2] not in cluster.jobs:
             self._reply(404, f"Job {parts[2]} does not exist")
+        elif parts[-1] == "logs" and parts[2] in cluster.without_log:
+            self._reply(500, "the agent is gone")
         elif parts[-1] == "logs":
             found = "gwp-probe " + json.dumps(cluster.nodes)
             self._reply(200, {"logs": f"noise\n{found}\n"})

@@ -187,9 +187,16 @@ def _followed(jobs: "Jobs", answer: "Answer") -> int:
 
 
 def _finished(jobs: "Jobs", job: "Job") -> int:
+    from gwp.errors import GwpError
+    from pipelines.console import warn
     from pipelines.verbs.submit.following import results_of
 
-    return _ended(job, results_of(jobs.log(job)))
+    try:
+        results = results_of(jobs.log(job))
+    except GwpError as error:
+        warn(str(error))
+        results = []
+    return _ended(job, results)
 
 
 def _ended(job: "Job", results: list[dict[str, Any]]) -> int:

@@ -198,7 +198,7 @@ def test_other_versions_are_taken_when_it_is_said_and_other_code_goes_along() ->
         require_nodes([replace(NODE, gwp=version)], work, "http://head:8265", HERE)
 
 
-def test_the_look_at_the_nodes_leaves_no_job_and_sends_names_only(
+def test_the_look_at_the_nodes_leaves_no_more_than_one_job_and_sends_names_only(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setenv("HF_TOKEN", "hf_value_of_mine")
@@ -206,10 +206,18 @@ def test_the_look_at_the_nodes_leaves_no_job_and_sends_names_only(
     with serving(Cluster(nodes=[unset])) as cluster:
         work = replace(WORK, secrets=("HF_TOKEN",))
         jobs = jobs_of(cluster)
+        cluster.jobs["gwp-probe-old"] = {
+            "type": "SUBMISSION",
+            "submission_id": "gwp-probe-old",
+            "status": "SUCCEEDED",
+            "entrypoint": "",
+            "end_time": 1000,
+        }
         assert probe(jobs.client, work.secrets) == [
             Found("data", "3.11", "0.1.0", (), ("HF_TOKEN",))
         ]
-        assert not cluster.jobs
+        assert len(cluster.jobs) == 1
+        assert "gwp-probe-old" not in cluster.jobs
         start(jobs, work)
         (request,) = cluster.asked
         assert request["metadata"]["gwp_secrets"] == "HF_TOKEN"
