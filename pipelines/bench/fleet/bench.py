@@ -168,6 +168,5 @@ def crowd_for(bundle: Path, plan: Plan, count: int, url: str) -> Crowd:
         latency_s=plan.latency_s,
         seconds=plan.seconds,
         deadline_s=plan.deadline_s,
-        # The endpoint's refusal has to come before the client hangs up.
-        timeout_s=2 * plan.deadline_s if plan.deadline_s else PATIENCE_S,
+        timeout_s=plan.deadline_s or PATIENCE_S,
     )
