@@ -50,7 +50,7 @@ class ReplicaPool:
 
     @property
     def wait_s(self) -> float:
-        """Seconds until a request that came now would be computed; about."""
+        """Seconds until a request that came now would be answered; about."""
         there = min((link.wait_s for link in self._links.values()), default=0.0)
         return there + len(self._line) * self._pace
 
