@@ -30,10 +30,6 @@ RESTART = 1012
 """Close code: come back at once, another process will answer."""
 _AHEAD = 8
 """Frames of one robot that are taken before their turn."""
-_ENDPOINT, _ENDS = b"\xa8endpoint", 256
-"""The key as msgpack writes it, and how far from both ends of a message that was not unpacked it is
-searched for: pictures lie in between.
-"""
 
 
 async def converse(socket: WebSocket, dispatcher: Dispatcher) -> None:
@@ -160,9 +156,7 @@ class _Conversation:
                 None,
             )
         given = await answer(data, self._peer, arrival, self._dispatcher, self._previous_ms)
-        # One that was refused unread, because too much waits, had no time to say what it is.
-        ends = data[:_ENDS] + data[-_ENDS:]
-        self._mapped = self._mapped or given.mapped or _ENDPOINT in ends
+        self._mapped = self._mapped or given.mapped
         if isinstance(given.reply, RefusedError):
             return self._refused(given.reply, given.request_id)
         return given.reply
