@@ -1,8 +1,6 @@
 """The rules of an exchange against a scripted endpoint and a clock that the test turns."""
 
 import math
-from collections.abc import Callable, Iterator
-from contextlib import nullcontext
 from dataclasses import replace
 from typing import Any
 
@@ -11,126 +9,9 @@ import pytest
 
 from gwp.client import ActionChunk, ClientError, Observation
 from gwp.client.connection.session import Session
-from gwp.client.connection.steps import (
-    Drop,
-    Exchange,
-    LinkLostError,
-    Look,
-    Open,
-    Pause,
-    ReplyLateError,
-    Steps,
-)
-from gwp.protocol.msgpack_numpy import packb, unpackb
-
-FIELDS = [
-    "request_id",
-    "observed_at",
-    "max_age_s",
-    "episode",
-    "executed_action",
-    "steps_left",
-    "rate",
-    "policy",
-]
-OURS = {"dialects": ["vllm-omni"], "fields": FIELDS, "policy_id": "a" * 64}
-SEEN = Observation({"top": np.zeros((4, 4, 3), np.uint8)}, np.zeros(2, np.float32), "go")
-ABOUT = 1_700_000_000.0
-
-
-class Endpoint:
-    """Answers requests with what `answer` gives: a map, raised errors, or a list of frames of
-    which the first is the answer's place.
-
-    late: frames that come on the same connection before the next answer
-    """
-
-    def __init__(self, metadata: dict[str, Any], answer: Callable[[dict[str, Any]], Any]) -> None:
-        self.now = 50.0
-        self.ahead = 0.0
-        self.latency = 0.01
-        self.metadata = metadata
-        self.answer = answer
-        self.requests: list[dict[str, Any]] = []
-        self.opened = 0
-        self.pauses: list[float] = []
-        self.connected = False
-        self.frames: Iterator[Any] = iter(())
-        self.late: list[Any] = []
-
-    def session(self, **options: Any) -> Session:
-        session = Session(
-            "host:8000", now=lambda: self.now, wall=lambda: ABOUT + self.now, **options
-        )
-        session.is_open = lambda: self.connected
-        return session
-
-    def drive(self, steps: Steps) -> Any:
-        result, lost = None, None
-        while True:
-            try:
-                step = steps.send(result) if lost is None else steps.throw(lost)
-            except StopIteration as end:
-                return end.value
-            result = lost = None
-            try:
-                result = self.do(step)
-            except LinkLostError as error:
-                lost = error
-
-    def do(self, step: Any) -> Any:
-        if isinstance(step, Look):
-            return step.observe()
-        if isinstance(step, Pause):
-            self.pauses.append(step.seconds)
-            self.now += step.seconds
-        elif isinstance(step, Open):
-            self.opened += 1
-            self.connected = True
-            self.frames = iter([self.metadata])
-            self.late.clear()
-        elif isinstance(step, Drop):
-            self.connected = False
-        else:
-            return self.exchange(step)
-        return None
-
-    def exchange(self, step: Exchange) -> bytes:
-        if step.data is not None:
-            self.now += self.latency
-            before = self.late[:]
-            self.late.clear()
-            request = unpackb(step.data)
-            if request.get("endpoint") == "clock":
-                named = {n: request[n] for n in ("request_id",) if n in request}
-                reply: Any = {"time": ABOUT + self.now + self.ahead} | named
-            else:
-                self.requests.append(request)
-                reply = self.answer(request)
-            self.frames = iter([*before, *(reply if isinstance(reply, list) else [reply])])
-            self.now += self.latency
-        frame = next(self.frames, None)
-        if frame is None:
-            self.now += step.timeout_s
-            raise (ReplyLateError if step.numbered else LinkLostError)("nothing came")
-        if isinstance(frame, Exception):
-            raise frame
-        return packb(frame)
-
-
-def chunk_for(request: dict[str, Any], **more: Any) -> dict[str, Any]:
-    reply = {"actions": np.zeros((4, 2)), "policy_id": "a" * 64}
-    return reply | {n: request[n] for n in ("request_id",) if n in request} | more
-
-
-def error(code: str, **more: Any) -> dict[str, Any]:
-    return {"type": "error", "code": code, "message": "no"} | more
-
-
-def act(endpoint: Endpoint, session: Session, source: Any = SEEN, **options: Any) -> ActionChunk:
-    given = {"max_age_s": None, "timeout_s": None} | options
-    chunk: ActionChunk = endpoint.drive(session.act(source, **given))
-    return chunk
+from gwp.client.connection.steps import Exchange, LinkLostError, Open
+from gwp.protocol.msgpack_numpy import unpackb
+from tests.support.scripted import ABOUT, OURS, SEEN, Endpoint, act, chunk_for, error
 
 
 def test_a_reply_under_another_number_is_waited_past() -> None:
@@ -391,67 +272,3 @@ def test_a_thousand_bad_days_no_answer_meets_another_request() -> None:
         session = endpoint.session(max_age_s=math.inf, timeout_s=1e4)
         for n in range(100, 108):
             assert act(endpoint, session, replace(SEEN, seed=n)).actions[0, 0] == n, seed
-
-
-TIMED = OURS | {"fields": [*FIELDS, "deadline_s"]}
-
-
-def test_a_late_reply_costs_no_connection_where_replies_have_numbers() -> None:
-    def answer(request: dict[str, Any]) -> Any:
-        if request["seed"] == 1:
-            endpoint.late.append(chunk_for(request, actions=np.ones((4, 2))))
-            return []
-        return chunk_for(request)
-
-    endpoint = Endpoint(OURS, answer)
-    session = endpoint.session(timeout_s=0.5, reply_timeout_s=0.5)
-    with pytest.raises(ClientError, match="no answer within"):
-        act(endpoint, session, replace(SEEN, seed=1))
-    assert not act(endpoint, session, replace(SEEN, seed=2)).actions.any()
-    assert (endpoint.opened, session.dropped) == (1, 1)
-
-
-def test_a_late_reply_costs_the_connection_of_a_stock_server() -> None:
-    replies: Iterator[Any] = iter([[], None])
-    endpoint = Endpoint({}, lambda r: chunk_for(r) if next(replies) is None else [])
-    act(endpoint, endpoint.session(timeout_s=1.0, reply_timeout_s=0.2))
-    assert endpoint.opened == 2
-
-
-def test_a_late_reply_is_not_taken_for_the_time() -> None:
-    endpoint = Endpoint(OURS, chunk_for)
-    endpoint.metadata = OURS | {"time": ABOUT + endpoint.now}
-    session = endpoint.session()
-    act(endpoint, session)
-    endpoint.now += 1000
-    endpoint.ahead = 5.0
-    endpoint.late.append(chunk_for({"request_id": "late-1"}) | {"time": 3.0})
-    act(endpoint, session)
-    assert abs(session.clock.offset_s - 5) < 0.1
-
-
-@pytest.mark.parametrize(("own", "told"), [(None, 1.8), (5.0, 1.8), (0.5, 0.5)])
-def test_the_endpoint_is_told_how_long_its_reply_is_awaited(own: float | None, told: float) -> None:
-    endpoint = Endpoint(TIMED, chunk_for)
-    session = endpoint.session(reply_timeout_s=2.0)
-    act(endpoint, session, replace(SEEN, deadline_s=own))
-    endpoint.drive(session.infer({"state": np.zeros(2)} | ({"deadline_s": own} if own else {})))
-    assert [round(r["deadline_s"], 6) for r in endpoint.requests] == [told, told]
-
-
-def test_a_stock_server_and_a_batch_are_told_of_no_deadline() -> None:
-    cases: tuple[tuple[dict[str, Any], dict[str, Any]], ...] = (({}, {}), (TIMED, {"batch": [{}]}))
-    for known, message in cases:
-        endpoint = Endpoint(known, chunk_for)
-        endpoint.drive(endpoint.session().infer(dict(message)))
-        assert "deadline_s" not in endpoint.requests[0]
-
-
-@pytest.mark.parametrize(("own", "tries"), [(None, 2), (0.1, 1)])
-def test_only_a_deadline_of_the_robot_itself_ends_the_call(own: float | None, tries: int) -> None:
-    replies = iter([error("deadline"), None])
-    endpoint = Endpoint(TIMED, lambda r: next(replies) or chunk_for(r))
-    expected = pytest.raises(ClientError, match="no") if tries == 1 else nullcontext()
-    with expected:
-        act(endpoint, endpoint.session(), replace(SEEN, deadline_s=own))
-    assert (len(endpoint.requests), endpoint.opened) == (tries, 1)

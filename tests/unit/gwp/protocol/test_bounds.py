@@ -200,7 +200,7 @@ def test_every_first_byte_has_the_size_that_msgpack_gives_it() -> None:
         except ValueError:
             end = 0
         if (end and not 0x80 <= first < 0xA0 and first < 0xDC) or first >= 0xE0:
-            assert module._walk(data, BOUNDS) == end, hex(first)
+            assert module._walk(data, BOUNDS)[0] == end, hex(first)
 
 
 def test_an_endpoint_may_say_more_than_a_robot_may() -> None:
@@ -243,7 +243,7 @@ def test_a_glance_is_bounded_and_breaks_on_nothing() -> None:
     good = packb(REQUEST)
     for _ in range(300):
         cut = good[: rng.integers(len(good))]
-        assert glance(cut, NAMES).items() <= REQUEST.items() - {"images", "state"}
+        assert all(value == REQUEST[name] for name, value in glance(cut, NAMES).items())
         broken = bytearray(good)
         broken[rng.integers(200)] = rng.integers(256)
         glance(bytes(broken), NAMES)
