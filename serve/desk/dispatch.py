@@ -23,6 +23,7 @@ from serve.desk.access import Access
 from serve.desk.ages import age_of, judge_age
 from serve.desk.intake import Intake
 from serve.desk.rates import Rates
+from serve.desk.uploads import Uploads
 from serve.identity import Identity
 from serve.messages.glance import Glance, glance_at
 from serve.messages.pictures import Pixels
@@ -30,6 +31,9 @@ from serve.messages.requests import to_observation
 from serve.messages.together import Form, split
 from serve.messages.values import request_id, text
 from serve.refusal import RefusedError
+
+_UPLOADS = 16
+"""Messages of full size that may be arriving or waiting at once."""
 
 
 @dataclass
@@ -82,7 +86,7 @@ class Dispatcher:
 
     The process that robots talk to makes one; all its doors share it. Lives in one event loop.
 
-    uploading: bytes of messages that are arriving over HTTP
+    uploads: what has arrived of messages that have not had their turn
     counts: answers by outcome (`ok` or the code of a refusal) and flags given, since the start
     """
 
@@ -96,7 +100,7 @@ class Dispatcher:
         self.max_bytes = int(config.limits.max_message_mb * 2**20)
         self.draining = asyncio.Event()
         self.counts: Counter[str] = Counter()
-        self.uploading = 0
+        self.uploads = Uploads(_UPLOADS * self.max_bytes)
         self._backend = backend
         self._noise = config.noise
         self._intake = Intake(config.limits.decoders, config.limits.queue)
