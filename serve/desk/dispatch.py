@@ -115,9 +115,11 @@ class Dispatcher:
         self._robots = Rates(config.limits.robot_hz)
         self._keys = Rates(config.limits.key_hz)
         self._sockets = self._asking = 0
+        # Share of the latest requests that were refused for lack of time.
+        self._refused = 0.0
         self._meter = meter or Meter()
         metrics.watch_gateway(
-            self._meter, lambda: self.ready, lambda: self._sockets, lambda: backend.wait_s
+            self._meter, lambda: self.ready, lambda: self._sockets, lambda: self.wait_s
         )
 
     @property
@@ -304,12 +306,16 @@ class Dispatcher:
     def _refuse_hopeless(self, left_s: float) -> None:
         """Nobody is let in who would be told after his deadline: the others are answered sooner."""
         wait_s = self._intake.wait_s + self._backend.wait_s
-        if wait_s > left_s:
+        hopeless = wait_s > left_s
+        self._refused += 0.02 * (hopeless - self._refused)
+        if hopeless:
             raise RefusedError(
                 "busy",
                 f"the endpoint is {wait_s:.2f} s behind and {left_s:.2f} s are left; try again, or "
                 "add replicas",
-                wait_s - left_s,
+                # The more are sent away the later they should come back, or all are here again at
+                # once: to look at what is refused takes time from those who are let in.
+                wait_s - left_s + wait_s * self._refused / (1.02 - self._refused),
             )
 
 

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, TypeVar
 
-from serve.desk.pace import Pace
+from gwp.policy.batching.pace import Pace
 from serve.refusal import RefusedError
 
 T = TypeVar("T")
@@ -115,7 +115,7 @@ class Intake:
         self._had[client] = (self._recent(client) + seconds, self._now())
         if len(self._had) > _MOST_CLIENTS:
             self._forget()
-        self._pace.measure(1, waiting=bool(self._line))
+        self._pace.measure(1, bool(self._line), self._now())
         self._next()
 
     def _greedy(self, client: str) -> bool:

@@ -10,9 +10,9 @@ from collections.abc import Collection
 from contextlib import suppress
 from functools import partial
 
+from gwp.policy.batching.pace import Pace
 from gwp.policy.composed import ComposedObservation
 from gwp.protocol.messages import ActionChunk, dry_in_s
-from serve.desk.pace import Pace
 from serve.link.connection import Link, LostError, open_link
 from serve.refusal import RefusedError
 
@@ -140,7 +140,8 @@ class ReplicaPool:
     def _free(self, answered: int) -> None:
         """A replica has answered so many and may take others: hand places to those who wait."""
         if answered:
-            self._pace.measure(answered, waiting=bool(self._line))
+            now = asyncio.get_running_loop().time()
+            self._pace.measure(answered, bool(self._line), now)
         while self._line:
             link = self._free_link()
             if link is None:

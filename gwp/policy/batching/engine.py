@@ -31,6 +31,7 @@ import torch
 
 from gwp.errors import ClosedError, ExpiredError, GwpError
 from gwp.policy.batching.job import Job, as_exception
+from gwp.policy.batching.pace import Pace
 from gwp.policy.batching.runner import ModelRunner
 from gwp.policy.batching.schedule import BUCKETS, BatchingConfig, Request, Schedule
 from gwp.policy.composed import ComposedObservation
@@ -80,6 +81,7 @@ class Engine:
         self._busy_since: float | None = None
         # Steps taken, and robots in them together.
         self._steps = self._rows = 0
+        self._pace = Pace()
         # Whether the current tick has answered anybody.
         self._answered = False
         # Buffers and recordings belong to the engine's thread, so it makes them.
@@ -190,7 +192,10 @@ class Engine:
         """Seconds until a request that came now would be answered, by what others cost; about. 0
         where nobody is computed.
         """
-        return self.load[0] * self._schedule.pace + self._schedule.stay
+        # What others cost here is known from the line itself, when there is one: the rest of the
+        # process takes its share.
+        pace = max(self._schedule.pace, self._pace.seconds)
+        return self.load[0] * pace + self._schedule.stay
 
     def close(self) -> None:
         """Stop; requests that are not done raise ClosedError."""
@@ -348,6 +353,7 @@ class Engine:
         done = self._schedule.stepped()
         if not done:
             return
+        self._pace.measure(len(done), self._schedule.waiting > 0, self._clock())
         # Read before rows move into theirs.
         chunks = self._runner.chunks([self._schedule.row(request) for request in done])
         try:

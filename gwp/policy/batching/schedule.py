@@ -8,7 +8,8 @@ Admission is earliest deadline first, where a robot that has nothing left to do 
 whose deadline has come. Nobody goes in who could not be done in time: under overload each row
 would be spent on a chunk that comes just too late. Admission may slow down those who are already
 active, but none of them by more than `max_delay` times what a request takes alone: a robot's
-latency stays near that of an idle machine, and whoever has to wait shares the next batch.
+latency stays near that of an idle machine, and whoever has to wait shares the next batch. Only
+where a whole batch waits do the last few of the one before not hold it up.
 """
 
 import heapq
@@ -32,7 +33,9 @@ class BatchingConfig(BaseModel):
     group: int = Field(default=4, ge=1, le=BUCKETS[-1])
     """Most observations encoded at once."""
     max_delay: float = Field(default=0.3, ge=0)
-    """How much longer a chunk may take because others come in, as a share of its time alone."""
+    """How much longer a chunk may take because others come in, as a share of its time alone. While
+    as many wait as there are slots, a few who are left do not hold them up.
+    """
 
 
 def bucket_of(count: int) -> int:
@@ -58,14 +61,16 @@ class Costs:
         table[size] = seconds if size not in table else 0.8 * table[size] + 0.2 * seconds
 
     def of(self, kind: str, size: int) -> float:
-        """The mean of the nearest measured size, in proportion; 0 before anything was measured."""
+        """What so many cost by what was measured; 0 before anything was.
+
+        Fewer rows cost no more than many, and many no more than in proportion: so one that was
+        measured in a bad moment and seldom since is put right by all others.
+        """
         # A copy, which is one step of Python's: another thread may ask while the engine measures.
         table: dict[int, float] = dict(getattr(self, kind))
         if not table:
             return 0.0
-        nearest = min(table, key=lambda known: abs(math.log(known / size)))
-        # Never less than what was measured: fewer rows may cost as much.
-        return table[nearest] * max(1.0, size / nearest)
+        return min(cost * max(1.0, size / known) for known, cost in table.items())
 
 
 @dataclass
@@ -166,6 +171,8 @@ class Schedule:
     def admit(self, now: float) -> list[list[Request]]:
         """Groups that go in now, in the order of their rows, which follow the active ones."""
         held = list(self.active)
+        # A few who are nearly done would keep a whole batch waiting.
+        overtaken = self.waiting >= self.slots and len(held) <= self.slots // 4
         going = self._going(now)
         groups: list[list[Request]] = []
         while going:
@@ -173,7 +180,7 @@ class Schedule:
             # them in one by one keeps the batch small for good, while those who hold them up
             # are done within a few steps and make place for all.
             size = max(size for size in BUCKETS if size <= min(len(going), self.group))
-            if not self._bearable(size, held):
+            if not (self._bearable(size, held) or overtaken):
                 break
             self._take(going[:size])
             group = [request for _, _, request in going[:size]]
