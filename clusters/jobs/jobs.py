@@ -147,18 +147,24 @@ class Jobs:
         """What comes behind the first `known` characters: Ray begins anew with each connection."""
         stream: Any = self.client.tail_job_logs(job_id)
         loop = asyncio.new_event_loop()
+        coming = loop.create_task(_next(stream))
         try:
-            while True:
-                try:
-                    piece: str = loop.run_until_complete(anext(stream))
-                except StopAsyncIteration:
-                    return
+            while (piece := loop.run_until_complete(coming)) is not None:
                 if fresh := piece[known:]:
                     yield fresh
                 known = max(0, known - len(piece))
+                coming = loop.create_task(_next(stream))
         finally:
+            # Ctrl-C comes while one is waited for, and a stream that is asked cannot be closed.
+            coming.cancel()
+            loop.run_until_complete(asyncio.wait([coming]))
             loop.run_until_complete(stream.aclose())
             loop.close()
+
+
+async def _next(stream: Any) -> str | None:
+    """The next piece; None at the end."""
+    return await anext(stream, None)
 
 
 def _job(details: JobDetails) -> Job | None:

@@ -66,7 +66,14 @@ def _leaves_it_running_at_ctrl_c(folder: Path, job: str) -> None:
     command = [sys.executable, "-m", "pipelines.cli", "jobs", "logs", job, "--follow"]
     log = folder / "followed.log"
     with log.open("wb") as err:
-        following = subprocess.Popen(command, cwd=ROOT, stdout=err, stderr=err)
+        following = subprocess.Popen(
+            command,
+            cwd=ROOT,
+            stdout=err,
+            stderr=err,
+            # In the background of a shell it is ignored, and so it is by what tests start there.
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+        )
     try:
         until(lambda: "Running entrypoint" in log.read_text())
         following.send_signal(signal.SIGINT)
