@@ -17,8 +17,8 @@ class Backend(Protocol):
 
     @property
     def wait_s(self) -> float:
-        """How long a request that came now would wait before it is computed, as far as that is
-        known, seconds.
+        """How long a request that came now would wait for its answer, as far as that is known,
+        seconds; 0 where nobody waits or is computed.
         """
 
     @property

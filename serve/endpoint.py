@@ -41,6 +41,7 @@ class Endpoint:
             config.port,
             thread,
             max_bytes=self._dispatcher.max_bytes,
+            uploads=self._dispatcher.uploads,
         )
         self._listener.await_started()
 

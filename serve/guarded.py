@@ -39,7 +39,7 @@ class GuardedEngine:
 
     @property
     def wait_s(self) -> float:
-        """Seconds until a request that came now would be computed; about."""
+        """Seconds until a request that came now would be answered; about."""
         return self._engine.wait_s
 
     @property

@@ -6,14 +6,13 @@ from collections.abc import Awaitable, Callable
 from typing import Any
 
 import uvicorn
-from uvicorn.protocols.http.auto import AutoHTTPProtocol
 
 from gwp.errors import GwpError
+from serve.compat import ImpatientHttp, bounded_websockets
+from serve.desk.uploads import Uploads
 from serve.loop import LoopThread
 
 _START_S = 30.0
-ASKED_S = 10.0
-"""Who connects and has not asked for anything after so long is hung up on."""
 Asgi = Callable[[Any, Any, Any], Awaitable[None]]
 
 
@@ -26,15 +25,23 @@ class Listener:
     Raises GwpError when the port cannot be had.
     """
 
-    def __init__(self, app: Asgi, host: str, port: int, thread: LoopThread, max_bytes: int) -> None:
+    def __init__(
+        self,
+        app: Asgi,
+        host: str,
+        port: int,
+        thread: LoopThread,
+        max_bytes: int,
+        uploads: Uploads,
+    ) -> None:
         """max_bytes: of one websocket message"""
         self._thread = thread
         self._socket = _shared_socket(host, port)
         self.port: int = self._socket.getsockname()[1]
         config = uvicorn.Config(
             app,
-            http=_Impatient,
-            ws="websockets-sansio",
+            http=ImpatientHttp,
+            ws=bounded_websockets(uploads),
             ws_max_size=max_bytes,
             # Deflating pictures takes longer than sending them over a robot's network.
             ws_per_message_deflate=False,
@@ -74,33 +81,6 @@ class Listener:
                 self._serving.result()
                 raise GwpError("the web server ended while it started")
             await asyncio.sleep(0.005)
-
-
-class _Impatient(AutoHTTPProtocol):  # type: ignore[misc, valid-type]
-    """As uvicorn's, which waits without end for the first request and for the rest of any head:
-    such connections would take all the descriptors that a process has.
-    """
-
-    def connection_made(self, transport: Any) -> None:
-        super().connection_made(transport)
-        # The request that was being answered when it was looked at last.
-        self._before: Any = None
-        self._looking = self.loop.call_later(ASKED_S, self._look)
-
-    def connection_lost(self, exc: Exception | None) -> None:
-        self._looking.cancel()
-        super().connection_lost(exc)
-
-    def _look(self) -> None:
-        # A websocket has another protocol by now, which looks after itself.
-        if self.transport.is_closing() or self.transport.get_protocol() is not self:
-            return
-        cycle = self.cycle
-        if cycle is self._before and (cycle is None or cycle.response_complete):
-            self.transport.close()
-            return
-        self._before = cycle
-        self._looking = self.loop.call_later(ASKED_S, self._look)
 
 
 def _shared_socket(host: str, port: int) -> socket.socket:

@@ -30,9 +30,10 @@ class Client:
                        `cameras`. Both sides compare it with the policy at every (re)connection
                        and refuse a robot that does not match.
     timeout_s:         longest time one call may take, reconnections included
-    reply_timeout_s:   longest wait for one reply before the connection is given up and the
-                       observation sent again. Requests carry all that the answer depends on, so
-                       sending one twice is harmless.
+    reply_timeout_s:   longest wait for one reply before the observation is sent again. Requests
+                       carry all that the answer depends on, so sending one twice is harmless. An
+                       endpoint of ours is told, so that it computes nothing that nobody awaits,
+                       and keeps the connection; a stock server's is given up.
     max_age_s:         oldest observation that is sent, and oldest whose answer is taken; None: what
                        the endpoint says, else 10 s. `math.inf`: any
     proxy:             address of a proxy; True: that of the environment; None: none, whatever
@@ -277,5 +278,10 @@ class _Loop:
 
 def _turn(loop: asyncio.AbstractEventLoop) -> None:
     loop.run_forever()
+    left = asyncio.all_tasks(loop)
+    for task in left:
+        task.cancel()
+    if left:
+        loop.run_until_complete(asyncio.wait(left))
     loop.run_until_complete(loop.shutdown_asyncgens())
     loop.close()

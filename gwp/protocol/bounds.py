@@ -6,7 +6,11 @@ excess.
 """
 
 import struct
+from collections.abc import Collection
 from dataclasses import dataclass
+from typing import Any
+
+import msgpack
 
 from gwp.errors import ProtocolError
 
@@ -35,6 +39,8 @@ FROM_ENDPOINT = Bounds(items=1 << 18, containers=1 << 16, text=1 << 20)
 does, and many observations have as many answers.
 """
 
+_SINGLE = 260
+"""Bytes of a field that is looked at before its message is unpacked."""
 _RUN = 16
 """Entries from which on a list is looked at as a whole."""
 _FIX = "this is no msgpack message; send one msgpack map per binary frame"
@@ -86,7 +92,7 @@ def check_bounds(data: bytes, bounds: Bounds = BOUNDS) -> None:
     At most `bounds.items` headers are looked at, whatever is in them.
     """
     try:
-        end = _walk(data, bounds)
+        end, _ = _walk(data, bounds)
     except (IndexError, struct.error) as error:
         raise ProtocolError(f"the message ends before its content does: {_FIX}") from error
     if end > len(data):
@@ -95,15 +101,47 @@ def check_bounds(data: bytes, bounds: Bounds = BOUNDS) -> None:
         raise ProtocolError(f"{len(data) - end} bytes follow the message: {_FIX}")
 
 
-def _walk(data: bytes, bounds: Bounds) -> int:
-    """Where the first item of `data` ends. IndexError or struct.error past the end."""
-    at, left, items, containers = 0, 1, 1, 0
+def glance(data: bytes, names: Collection[str], items: int = 512) -> dict[str, Any]:
+    """Texts and numbers that stand under `names` in a message that is a map, as far as so many
+    items tell; nothing of anything else. For who has to know what a message is before it is its
+    turn to be unpacked: it is bounded, and says nothing of whether the message is a good one.
+    """
+    found: dict[str, Any] = {}
+    bounds = Bounds(items=items)
+    try:
+        at, entries, each = _counted(data, 0, data[0])
+        used = entries * each
+        for _ in range(entries if each == 2 else 0):
+            value_at, used = _walk(data, bounds, at, used)
+            key = _single(data[at:value_at])
+            at, used = _walk(data, bounds, value_at, used)
+            if isinstance(key, str) and key in names:
+                found[key] = _single(data[value_at:at])
+    except (ProtocolError, IndexError, struct.error, ValueError):
+        # Whoever unpacks it will say what is wrong.
+        pass
+    return {key: value for key, value in found.items() if value is not None}
+
+
+def _single(data: bytes) -> str | float | None:
+    """A short text or a number; None for whatever else it is."""
+    if not data or len(data) > _SINGLE:
+        return None
+    value = msgpack.unpackb(data)
+    return value if isinstance(value, (str, int, float)) else None
+
+
+def _walk(data: bytes, bounds: Bounds, at: int = 0, items: int = 1) -> tuple[int, int]:
+    """Where the item at `at` ends, and `items` with those inside it. IndexError or struct.error
+    past the end.
+    """
+    left, containers = 1, 0
     # Items that are left of the maps and lists around the current one.
     around: list[int] = []
     while True:
         while not left:
             if not around:
-                return at
+                return at, items
             left = around.pop()
         left -= 1
         first = data[at]

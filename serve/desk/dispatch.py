@@ -25,12 +25,17 @@ from serve.desk.access import Access
 from serve.desk.ages import age_of, judge_age
 from serve.desk.intake import Intake
 from serve.desk.rates import Rates
+from serve.desk.uploads import Uploads
 from serve.identity import Identity
+from serve.messages.glance import Glance, glance_at
 from serve.messages.pictures import Pixels
 from serve.messages.requests import to_observation
 from serve.messages.together import Form, split
 from serve.messages.values import request_id, text
 from serve.refusal import RefusedError
+
+_UPLOADS = 16
+"""Messages of full size that may be arriving or waiting at once."""
 
 
 @dataclass
@@ -83,7 +88,7 @@ class Dispatcher:
 
     The process that robots talk to makes one; all its doors share it. Lives in one event loop.
 
-    uploading: bytes of messages that are arriving over HTTP
+    uploads: what has arrived of messages that have not had their turn
     counts: answers by outcome (`ok` or the code of a refusal) and flags given, since the start
     """
 
@@ -103,7 +108,7 @@ class Dispatcher:
         self.max_bytes = int(config.limits.max_message_mb * 2**20)
         self.draining = asyncio.Event()
         self.counts: Counter[str] = Counter()
-        self.uploading = 0
+        self.uploads = Uploads(_UPLOADS * self.max_bytes)
         self._backend = backend
         self._noise = config.noise
         self._intake = Intake(config.limits.decoders, config.limits.queue)
@@ -160,14 +165,26 @@ class Dispatcher:
         return not (self._sockets or self._asking)
 
     async def ask(self, data: bytes, peer: Peer, arrival: float) -> Asked:
-        """The message, unpacked and composed off the loop. RefusedError when it is not looked at.
+        """The message, unpacked and composed off the loop, or refused unread.
 
         arrival: when the message had come, on the loop's clock
         """
-        if wait_s := self._keys.wait_s(peer.key):
-            raise RefusedError("limit", "this key asks too often (limits.key_hz)", wait_s)
-        begun = arrival + min(peer.allowed_s, self.limits.request_timeout_s)
-        asked = await self._intake.run(peer.name, begun, lambda: self._take(data, peer))
+        seen = Glance()
+        try:
+            if wait_s := self._keys.wait_s(peer.key):
+                raise RefusedError("limit", "this key asks too often (limits.key_hz)", wait_s)
+            allowed_s = peer.allowed_s
+            if self._intake.wait_s or self._backend.wait_s:
+                # Decoding what is refused after all would slow down those who are not.
+                seen = glance_at(data)
+                allowed_s = seen.deadline_s or allowed_s
+                self._refuse_hopeless(self._left_s(arrival, allowed_s))
+            due = arrival + min(allowed_s, self.limits.request_timeout_s)
+            asked = await self._intake.run(peer.name, due, lambda: self._take(data, peer))
+        except RefusedError as error:
+            if seen == Glance():
+                seen = glance_at(data)
+            return Asked(seen.endpoint, seen.request_id, refusal=error)
         self._keys.owe(peer.key, len(asked.items) - 1)
         return asked
 
@@ -220,7 +237,7 @@ class Dispatcher:
             "policy_id": self.identity.policy_id,
             "ready": self.ready,
             "robots": self._sockets,
-            "wait_s": self._backend.wait_s,
+            "wait_s": self._intake.wait_s + self._backend.wait_s,
             "batch": self._backend.batch,
             "counts": dict(self.counts),
         }
@@ -260,11 +277,16 @@ class Dispatcher:
         """Seconds that are left for an observation, and flags for its age. RefusedError where it
         is too late or too old.
         """
-        left_s = arrival + self._allowed_s(observation) - asyncio.get_running_loop().time()
+        left_s = self._left_s(arrival, observation.deadline_s)
         flags = judge_age(observation, self.limits)
         if left_s <= 0:
             raise self._late(observation)
         return left_s, flags
+
+    def _left_s(self, arrival: float, allowed_s: float | None) -> float:
+        """Seconds that are left of those that a request allows."""
+        most_s = min(allowed_s or math.inf, self.limits.request_timeout_s)
+        return arrival + most_s - asyncio.get_running_loop().time()
 
     def _allowed_s(self, observation: Observation) -> float:
         return min(observation.deadline_s or math.inf, self.limits.request_timeout_s)
@@ -281,7 +303,7 @@ class Dispatcher:
 
     def _refuse_hopeless(self, left_s: float) -> None:
         """Nobody is let in who would be told after his deadline: the others are answered sooner."""
-        wait_s = self._backend.wait_s
+        wait_s = self._intake.wait_s + self._backend.wait_s
         if wait_s > left_s:
             raise RefusedError(
                 "busy",

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, TypeVar
 
+from serve.desk.pace import Pace
 from serve.refusal import RefusedError
 
 T = TypeVar("T")
@@ -38,6 +39,12 @@ class Intake:
         # Client -> (seconds of threads it has had, when that was reckoned), and those waiting.
         self._had: dict[str, tuple[float, float]] = {}
         self._waiting: Counter[str] = Counter()
+        self._pace = Pace()
+
+    @property
+    def wait_s(self) -> float:
+        """Seconds until a message that came now would have its turn; about."""
+        return len(self._line) * self._pace.seconds
 
     async def run(self, client: str, deadline: float, work: Callable[[], T]) -> T:
         """The result of `work`, done in a thread when it is the client's turn. RefusedError
@@ -108,6 +115,7 @@ class Intake:
         self._had[client] = (self._recent(client) + seconds, self._now())
         if len(self._had) > _MOST_CLIENTS:
             self._forget()
+        self._pace.measure(1, waiting=bool(self._line))
         self._next()
 
     def _greedy(self, client: str) -> bool:

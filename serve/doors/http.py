@@ -14,6 +14,7 @@ from starlette.requests import HTTPConnection
 
 from gwp.errors import ObservationError
 from serve.desk.dispatch import Dispatcher, Peer
+from serve.desk.uploads import ARRIVED_S
 from serve.doors.announced import announced
 from serve.doors.answers import INTERNAL, Answer, answer
 from serve.refusal import RefusedError
@@ -35,10 +36,6 @@ STATUS = {
 }
 """Code of a refusal -> HTTP status."""
 MSGPACK = "application/msgpack"
-_UPLOADS = 16
-"""Messages of the largest size that may be arriving at a time, in bytes together."""
-_UPLOAD_S = 10.0
-"""A body that takes longer to arrive is given up."""
 
 
 async def act(request: Request, dispatcher: Dispatcher) -> Response:
@@ -144,24 +141,24 @@ async def _body(request: Request, dispatcher: Dispatcher) -> bytes:
     """The body, cut off as soon as it is too long, or as all that arrive together are: nothing
     over the limits is held in memory.
     """
-    body = bytearray()
+    body, uploads = bytearray(), dispatcher.uploads
     try:
-        async with asyncio.timeout(_UPLOAD_S):
+        async with asyncio.timeout(ARRIVED_S):
             async for part in request.stream():
                 body += part
-                dispatcher.uploading += len(part)
+                uploads.bytes += len(part)
                 if len(body) > dispatcher.max_bytes:
                     raise RefusedError(
                         "protocol",
                         f"message is over the limit of {dispatcher.max_bytes} bytes; send smaller "
                         "or JPEG images",
                     )
-                if dispatcher.uploading > _UPLOADS * dispatcher.max_bytes:
+                if uploads.full:
                     raise RefusedError("busy", "too much is being sent at once; try again", 0.5)
     except TimeoutError as error:
         raise RefusedError(
-            "protocol", f"the message took longer than {_UPLOAD_S:g} s to arrive"
+            "protocol", f"the message took longer than {ARRIVED_S:g} s to arrive"
         ) from error
     finally:
-        dispatcher.uploading -= len(body)
+        uploads.bytes -= len(body)
     return bytes(body)

@@ -30,10 +30,6 @@ RESTART = 1012
 """Close code: come back at once, another process will answer."""
 _AHEAD = 8
 """Frames of one robot that are taken before their turn."""
-_ENDPOINT, _ENDS = b"\xa8endpoint", 256
-"""The key as msgpack writes it, and how far from both ends of a message that was not unpacked it is
-searched for: pictures lie in between.
-"""
 
 
 async def converse(socket: WebSocket, dispatcher: Dispatcher) -> None:
@@ -72,6 +68,11 @@ async def _deny(
     await socket.send_denial_response(PlainTextResponse(text, status, headers))
 
 
+def _size(event: Mapping[str, Any]) -> int:
+    """Bytes of a frame."""
+    return len(event.get("bytes") or b"")
+
+
 class _Conversation:
     """One robot's socket. It is listened to while an answer is computed: a robot that hangs up
     frees its place.
@@ -107,12 +108,16 @@ class _Conversation:
         finally:
             listening.cancel()
             draining.cancel()
+            self._dispatcher.uploads.bytes -= sum(_size(event) for _, event in self._inbox)
 
     @property
     def _full(self) -> bool:
-        """Whether so much waits that the robot is not listened to: no more than it may send once."""
-        size = sum(len(event.get("bytes") or b"") for _, event in self._inbox)
-        return len(self._inbox) >= _AHEAD or size >= self._dispatcher.max_bytes
+        """Whether so much waits that the robot is not listened to: no more than it may send once,
+        and less when all robots together have sent much.
+        """
+        size = sum(_size(event) for _, event in self._inbox)
+        much = size >= self._dispatcher.max_bytes or (size and self._dispatcher.uploads.full)
+        return bool(much) or len(self._inbox) >= _AHEAD
 
     def _heard(self, listening: "asyncio.Future[Any]") -> "asyncio.Future[Any]":
         """Put what came into the inbox; whatever is listened to next."""
@@ -123,11 +128,13 @@ class _Conversation:
             self._hung_up = True
             return listening
         self._inbox.append((self._loop.time(), event))
+        self._dispatcher.uploads.bytes += _size(event)
         return asyncio.ensure_future(self._socket.receive())
 
     async def _answer_next(self, listening: "asyncio.Future[Any]") -> "asyncio.Future[Any]":
         """Answer the first frame of the inbox, with an ear on the robot."""
         arrival, event = self._inbox.popleft()
+        self._dispatcher.uploads.bytes -= _size(event)
         answering = asyncio.ensure_future(self._reply(event, arrival))
         try:
             while not answering.done():
@@ -160,9 +167,7 @@ class _Conversation:
                 None,
             )
         given = await answer(data, self._peer, arrival, self._dispatcher, self._previous_ms)
-        # One that was refused unread, because too much waits, had no time to say what it is.
-        ends = data[:_ENDS] + data[-_ENDS:]
-        self._mapped = self._mapped or given.mapped or _ENDPOINT in ends
+        self._mapped = self._mapped or given.mapped
         if isinstance(given.reply, RefusedError):
             return self._refused(given.reply, given.request_id)
         return given.reply

@@ -12,6 +12,7 @@ from functools import partial
 
 from gwp.policy.composed import ComposedObservation
 from gwp.protocol.messages import ActionChunk, dry_in_s
+from serve.desk.pace import Pace
 from serve.link.connection import Link, LostError, open_link
 from serve.refusal import RefusedError
 
@@ -39,9 +40,7 @@ class ReplicaPool:
         self._known: set[str] = set()
         self._line: list[tuple[float, int, asyncio.Future[Link]]] = []
         self._order = itertools.count()
-        # Seconds between two answers while requests wait here, as a running mean.
-        self._pace = 0.0
-        self._freed_at = 0.0
+        self._pace = Pace()
 
     @property
     def ready(self) -> bool:
@@ -50,9 +49,9 @@ class ReplicaPool:
 
     @property
     def wait_s(self) -> float:
-        """Seconds until a request that came now would be computed; about."""
+        """Seconds until a request that came now would be answered; about."""
         there = min((link.wait_s for link in self._links.values()), default=0.0)
-        return there + len(self._line) * self._pace
+        return there + len(self._line) * self._pace.seconds
 
     @property
     def batch(self) -> float:
@@ -141,7 +140,7 @@ class ReplicaPool:
     def _free(self, answered: int) -> None:
         """A replica has answered so many and may take others: hand places to those who wait."""
         if answered:
-            self._measure(answered)
+            self._pace.measure(answered, waiting=bool(self._line))
         while self._line:
             link = self._free_link()
             if link is None:
@@ -154,13 +153,6 @@ class ReplicaPool:
     def _share(self) -> float:
         """Of those who wait here, how many come to each replica."""
         return len(self._line) / max(1, len(self._links))
-
-    def _measure(self, answered: int) -> None:
-        now = asyncio.get_running_loop().time()
-        if self._line and self._freed_at:
-            self._pace += 0.1 * ((now - self._freed_at) / answered - self._pace)
-        # From an empty line on nothing can be learnt.
-        self._freed_at = now if self._line else 0.0
 
     async def _keep(self, address: str) -> None:
         """Stay connected to a replica for as long as it is known to be there."""

@@ -7,11 +7,13 @@ from websockets.asyncio.client import ClientConnection, connect
 from websockets.exceptions import InvalidStatus, WebSocketException
 from websockets.protocol import State
 
-from gwp.client.connection.steps import Drop, Exchange, LinkLostError, Open
+from gwp.client.connection.steps import Drop, Exchange, LinkLostError, Open, ReplyLateError
 from gwp.client.connection.wire import ClientError
 
 _MAX_REPLY_BYTES = 64 << 20
 _CLOSE_S = 1.0
+_SILENT_S = 1.0
+"""Longest time that an endpoint whose reply is late may take to say that it is there."""
 Proxy = str | Literal[True] | None
 """Address of a proxy; None: no proxy; True: that of the environment."""
 
@@ -23,6 +25,7 @@ class Link:
         self._url = url
         self._proxy = proxy
         self._socket: ClientConnection | None = None
+        self._doubt: asyncio.Task[None] | None = None
 
     @property
     def is_open(self) -> bool:
@@ -31,8 +34,8 @@ class Link:
         return socket is not None and socket.state is State.OPEN
 
     async def do(self, step: Open | Exchange | Drop) -> bytes | str | None:
-        """Do one step. LinkLostError when that fails or takes too long; ClientError when the
-        endpoint refuses the connection.
+        """Do one step. LinkLostError when that fails or takes too long, ReplyLateError where the
+        connection is kept then; ClientError when the endpoint refuses the connection.
         """
         if isinstance(step, Drop):
             self.abort()
@@ -41,13 +44,14 @@ class Link:
             if isinstance(step, Open):
                 await self._open(step)
                 return None
-            async with asyncio.timeout(step.timeout_s):
-                return await self._exchange(step.data)
+            return await self._exchange(step)
         except InvalidStatus as error:
             raise _refused(self._url, error) from error
+        except LinkLostError:
+            raise
         except TimeoutError as error:
             self.abort()
-            raise LinkLostError(f"nothing came within {step.timeout_s:.1f} s") from error
+            raise LinkLostError(_nothing(step)) from error
         except (OSError, WebSocketException) as error:
             self.abort()
             raise LinkLostError(f"{type(error).__name__}: {error}") from error
@@ -81,14 +85,41 @@ class Link:
             proxy=self._proxy,
         )
 
-    async def _exchange(self, data: bytes | None) -> bytes | str:
+    async def _exchange(self, step: Exchange) -> bytes | str:
         socket = self._socket
         if socket is None:
             raise ConnectionError("the connection is closed")
-        if data is not None:
-            await socket.send(data)
-        frame: Any = await socket.recv()
+        end = asyncio.get_running_loop().time() + step.timeout_s
+        if step.data is not None:
+            async with asyncio.timeout_at(end):
+                await socket.send(step.data)
+        try:
+            async with asyncio.timeout_at(end):
+                frame: Any = await socket.recv()
+        except TimeoutError as error:
+            if not step.numbered:
+                raise
+            self._ask_whether_alive(socket)
+            raise ReplyLateError(_nothing(step)) from error
         return bytes(frame) if isinstance(frame, (bytearray, memoryview)) else frame
+
+    def _ask_whether_alive(self, socket: ClientConnection) -> None:
+        """Nobody waits for the answer. Without one the connection breaks, and whoever uses it
+        meanwhile connects anew.
+        """
+        if self._doubt is None or self._doubt.done():
+            self._doubt = asyncio.ensure_future(self._is_alive(socket))
+
+    async def _is_alive(self, socket: ClientConnection) -> None:
+        try:
+            async with asyncio.timeout(_SILENT_S):
+                await (await socket.ping())
+        except (TimeoutError, OSError, WebSocketException):
+            socket.transport.abort()
+
+
+def _nothing(step: Open | Exchange) -> str:
+    return f"nothing came within {step.timeout_s:.1f} s"
 
 
 def _refused(url: str, error: InvalidStatus) -> ClientError:

@@ -15,18 +15,29 @@ from typing import Any
 
 from gwp.client.connection.address import announcing, websocket_url
 from gwp.client.connection.clock import EndpointClock
-from gwp.client.connection.steps import Drop, Exchange, LinkLostError, Look, Open, Pause, Steps
+from gwp.client.connection.steps import (
+    Drop,
+    Exchange,
+    LinkLostError,
+    Look,
+    Open,
+    Pause,
+    ReplyLateError,
+    Steps,
+)
 from gwp.client.connection.wire import ClientError, packed, refusal, to_chunk, to_message
 from gwp.protocol.bounds import FROM_ENDPOINT
 from gwp.protocol.handshake import FIELDS, mismatch
 from gwp.protocol.messages import ActionChunk, Observation
-from gwp.protocol.msgpack_numpy import ProtocolError, packb, unpackb
+from gwp.protocol.msgpack_numpy import ProtocolError, unpackb
 
 MAX_AGE_S = 10.0
 """Oldest observation that is sent where neither robot nor endpoint sets a bound, seconds."""
 _RETRYABLE = ("busy", "unavailable", "limit")
 _BACKOFF_S, _BACKOFF_MAX_S = 0.1, 2.0
 _CLOCK_MESSAGES, _CLOSE_ENOUGH_S = 3, 0.002
+_TOLD = 0.9
+"""Share of a wait that the endpoint is told: a refusal at its end still arrives."""
 Source = Observation | Callable[[], Any]
 """An observation, or what makes one."""
 
@@ -162,9 +173,8 @@ class Session:
             try:
                 return (yield from attempt(deadline))
             except (LinkLostError, ProtocolError) as error:
-                # A late reply on the old connection would be taken for the answer to the next
-                # request where nothing numbers them.
-                yield Drop()
+                if not isinstance(error, ReplyLateError):
+                    yield Drop()
                 last = ClientError(
                     f"{self.url}: no answer within {timeout_s:g} s (last: {error}); "
                     "check that `gwp serve` runs there and that the address and port are right"
@@ -194,7 +204,7 @@ class Session:
         yield Open(announcing(self.url, self._robot), self._headers, wait)
         try:
             # The server speaks first.
-            self.metadata = self._map((yield Exchange(None, self._wait(deadline))))
+            self.metadata = self._map((yield Exchange(None, self._end(deadline) - self._now())))
             self._agree()
             theirs = self.metadata.get("time")
             if isinstance(theirs, (int, float)):
@@ -218,9 +228,9 @@ class Session:
         answers = list(known)
         for _ in range(_CLOCK_MESSAGES):
             sent = self._now()
-            frame = yield Exchange(packb({"endpoint": "clock"}), self._wait(deadline))
+            reply = yield from self._exchange({"endpoint": "clock"}, self._end(deadline))
             received = self._now()
-            theirs = self._map(frame).get("time")
+            theirs = reply.get("time")
             if not isinstance(theirs, (int, float)):
                 break
             answers.append((sent, received, float(theirs)))
@@ -294,38 +304,62 @@ class Session:
             episode.policy_id = chunk.policy_id
 
     def _answer(self, message: dict[str, Any], deadline: float) -> Steps:
-        """The reply to one request map, and to no other."""
-        number: str | int | None = None
+        """The reply to one request map. ClientError when it is a refusal."""
         # With `endpoint`, our gateway says in the error whether trying again makes sense; a
         # stock server knows no such key.
         if "vllm-omni" in self.metadata.get("dialects", ()):
             message = {"endpoint": "infer"} | message
+        end = self._end(deadline)
+        told = self._tell_wait(message, end)
+        reply = yield from self._exchange(message, end)
+        if reply.get("type") != "error":
+            return reply
+        error = refusal(self.url, reply)
+        if told and error.code == "deadline":
+            # It is ours and not the robot's, who may wait for another try.
+            raise ReplyLateError(str(error))
+        raise error
+
+    def _tell_wait(self, message: dict[str, Any], end: float) -> bool:
+        """Say how long the reply is waited for: nothing is computed that nobody awaits. Whether
+        the robot itself allowed more.
+        """
+        if "deadline_s" not in self.fields or "batch" in message:
+            return False
+        wait = _TOLD * (end - self._now())
+        own = message.get("deadline_s")
+        if wait <= 0 or not (own is None or (isinstance(own, (int, float)) and own > wait)):
+            return False
+        message["deadline_s"] = wait
+        return True
+
+    def _exchange(self, message: dict[str, Any], end: float) -> Steps:
+        """The reply to a message, and to no other; an error is one, too."""
+        number: str | int | None = None
         if "request_id" in self.fields:
             # `infer` may bring its own.
             message.setdefault("request_id", f"{self._name}-{next(self._numbers)}")
             number = message["request_id"]
         data: bytes | None = packed(message, self._max_bytes)
-        end = min(deadline, self._now() + self.reply_timeout_s)
         while True:
-            reply = self._map((yield Exchange(data, max(0.0, end - self._now()))))
-            failed = reply.get("type") == "error"
+            wait = max(0.0, end - self._now())
+            reply = self._map((yield Exchange(data, wait, numbered=number is not None)))
             named = reply.get("request_id")
             # What could not be read has no number to be refused under.
-            if number is None or named == number or (failed and named is None):
-                break
+            unnamed = named is None and reply.get("type") == "error"
+            if number is None or named == number or unnamed:
+                return reply
             self.dropped += 1
             data = None
-        if failed:
-            raise refusal(self.url, reply)
-        return reply
 
     @property
     def _max_bytes(self) -> int | None:
         most = self.metadata.get("max_message_bytes")
         return most if isinstance(most, int) and most > 0 else None
 
-    def _wait(self, deadline: float) -> float:
-        return max(0.0, min(self.reply_timeout_s, deadline - self._now()))
+    def _end(self, deadline: float) -> float:
+        """Until when one reply is waited for."""
+        return min(deadline, self._now() + self.reply_timeout_s)
 
     def _map(self, frame: bytes | str) -> dict[str, Any]:
         if isinstance(frame, str):

@@ -9,6 +9,10 @@ class LinkLostError(Exception):
     """The connection could not be made, broke, or said nothing for too long."""
 
 
+class ReplyLateError(LinkLostError):
+    """No reply came in time. The connection stands: a late one will be known by its number."""
+
+
 @dataclass(frozen=True)
 class Open:
     """Connect; gives nothing."""
@@ -20,10 +24,15 @@ class Open:
 
 @dataclass(frozen=True)
 class Exchange:
-    """Send `data` (None: nothing) and give the next frame, bytes or text."""
+    """Send `data` (None: nothing) and give the next frame, bytes or text.
+
+    numbered: replies say which request they answer, so that the connection outlives one that is
+        late
+    """
 
     data: bytes | None
     timeout_s: float
+    numbered: bool = False
 
 
 @dataclass(frozen=True)

@@ -187,8 +187,10 @@ class Engine:
 
     @property
     def wait_s(self) -> float:
-        """Seconds until a request that came now would be computed, by what others cost; about."""
-        return self.load[0] * self._schedule.pace
+        """Seconds until a request that came now would be answered, by what others cost; about. 0
+        where nobody is computed.
+        """
+        return self.load[0] * self._schedule.pace + self._schedule.stay
 
     def close(self) -> None:
         """Stop; requests that are not done raise ClosedError."""
@@ -303,7 +305,7 @@ class Engine:
     def _admit(self) -> None:
         row = len(self._schedule.active)
         refused: list[Request] = []
-        for group in self._schedule.admit():
+        for group in self._schedule.admit(self._clock()):
             refused += self._encode(group, row)
             row += len(group)
         # Only now: as long as groups go in, their rows must stay where the schedule says.

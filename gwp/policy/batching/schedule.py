@@ -5,9 +5,10 @@ rows `0 .. n-1` without gaps, so a batch is the first rows of some buffers; when
 last moves into its place.
 
 Admission is earliest deadline first, where a robot that has nothing left to do counts as one
-whose deadline has come. It may slow down those who are already active, but none of
-them by more than `max_delay` times what a request takes alone: a robot's latency stays near
-that of an idle machine, and whoever has to wait shares the next batch.
+whose deadline has come. Nobody goes in who could not be done in time: under overload each row
+would be spent on a chunk that comes just too late. Admission may slow down those who are already
+active, but none of them by more than `max_delay` times what a request takes alone: a robot's
+latency stays near that of an idle machine, and whoever has to wait shares the next batch.
 """
 
 import heapq
@@ -86,6 +87,10 @@ class Request:
     delayed: float = 0.0
 
 
+Entry = tuple[float, int, Request]
+"""One who waits: urgency, number of arrival, and the request."""
+
+
 @dataclass(frozen=True)
 class Move:
     """Row `source` replaces row `target`; applied in order, before anything is admitted."""
@@ -116,7 +121,7 @@ class Schedule:
         self.costs = costs or Costs()
         self.active: list[Request] = []
         self._exact = exact
-        self._line: list[tuple[float, int, Request]] = []
+        self._line: list[Entry] = []
         self._order = itertools.count()
 
     @property
@@ -125,6 +130,11 @@ class Schedule:
         group = min(self.group, self.slots)
         step = self.costs.of("step", self.rows(self.slots)) / self.slots
         return self.costs.of("prefix", group) / group + self.steps * step
+
+    @property
+    def stay(self) -> float:
+        """Seconds that a request takes which goes in now; 0 where nobody is here."""
+        return self._stay(1) if self.active or self._line else 0.0
 
     @property
     def waiting(self) -> int:
@@ -138,27 +148,36 @@ class Schedule:
         heapq.heappush(self._line, (urgency, next(self._order), request))
 
     def sweep(self, now: float, cancelled: set[int]) -> tuple[list[Request], list[Move]]:
-        """Take out those past their deadline (returned) and those cancelled, waiting or active."""
-        gone = [entry for entry in self._line if _leaves(entry[2], now, cancelled)]
-        self._line = [entry for entry in self._line if not _leaves(entry[2], now, cancelled)]
-        heapq.heapify(self._line)
+        """Take out those who cannot be done by their deadline (returned) and those cancelled,
+        waiting or active.
+        """
+        # Of the active ones only those past it: what is left of their time is best known by trying.
+        latest = now + self._stay(1)
+        gone = [entry for entry in self._line if _leaves(entry[2], latest, cancelled)]
+        if len(gone) == len(self._line) and not self.active:
+            # A machine that has nothing else to do tries one, and learns what it costs now.
+            last = max(gone, key=lambda entry: entry[2].deadline, default=None)
+            gone = [e for e in gone if e is not last or _leaves(e[2], now, cancelled)]
+        self._take(gone)
         rows = [i for i, r in enumerate(self.active) if _leaves(r, now, cancelled)]
         leaving = [request for _, _, request in gone] + [self.active[row] for row in rows]
         return [r for r in leaving if r.id not in cancelled], self._free(rows)
 
-    def admit(self) -> list[list[Request]]:
+    def admit(self, now: float) -> list[list[Request]]:
         """Groups that go in now, in the order of their rows, which follow the active ones."""
         held = list(self.active)
+        going = self._going(now)
         groups: list[list[Request]] = []
-        while self._line and len(self.active) < self.slots:
-            free = min(len(self._line), self.slots - len(self.active), self.group)
+        while going:
             # Powers of two, so that prefixes have few shapes. Not fewer than could go: letting
             # them in one by one keeps the batch small for good, while those who hold them up
             # are done within a few steps and make place for all.
-            size = max(size for size in BUCKETS if size <= free)
+            size = max(size for size in BUCKETS if size <= min(len(going), self.group))
             if not self._bearable(size, held):
                 break
-            group = [heapq.heappop(self._line)[2] for _ in range(size)]
+            self._take(going[:size])
+            group = [request for _, _, request in going[:size]]
+            going = going[size:]
             for request in held:
                 request.delayed += self._delay(size, request)
             groups.append(group)
@@ -197,6 +216,33 @@ class Schedule:
         self.active.clear()
         self._line.clear()
 
+    def _going(self, now: float) -> list[Entry]:
+        """Those who may go in, most urgent first: the most who are all in time together."""
+        line = sorted(self._line)
+        for count in range(min(len(line), self.slots - len(self.active)), 0, -1):
+            latest = now + self._stay(count)
+            fit = [entry for entry in line if entry[2].deadline >= latest]
+            if len(fit) >= count:
+                return fit[:count]
+        return [] if self.active else line[-1:]
+
+    def _stay(self, entering: int) -> float:
+        """Seconds that each of so many takes at most which go in now, with what those who come
+        later may cost them.
+        """
+        group = min(self.group, entering)
+        prefixes = math.ceil(entering / group) * self.costs.of("prefix", group)
+        rows = self.rows(min(len(self.active) + entering, self.slots))
+        steps = self.steps * self.costs.of("step", rows)
+        return prefixes + steps + self.max_delay * self._alone
+
+    def _take(self, entries: list[Entry]) -> None:
+        """They leave the line."""
+        if entries:
+            numbers = {number for _, number, _ in entries}
+            self._line = [entry for entry in self._line if entry[1] not in numbers]
+            heapq.heapify(self._line)
+
     def _free(self, rows: list[int]) -> list[Move]:
         moves = []
         # From the back: the last row is then never one that has to leave itself.
@@ -210,8 +256,13 @@ class Schedule:
 
     def _bearable(self, size: int, held: list[Request]) -> bool:
         """Whether none of those who are active would be delayed beyond the limit."""
-        alone = self.costs.of("prefix", 1) + self.steps * self.costs.of("step", 1)
-        return all(r.delayed + self._delay(size, r) <= self.max_delay * alone for r in held)
+        most = self.max_delay * self._alone
+        return all(r.delayed + self._delay(size, r) <= most for r in held)
+
+    @property
+    def _alone(self) -> float:
+        """Seconds of a request that has the machine for itself."""
+        return self.costs.of("prefix", 1) + self.steps * self.costs.of("step", 1)
 
     def _delay(self, size: int, request: Request) -> float:
         """Seconds that `size` more cost a request: their prefix, and its slower steps to come."""

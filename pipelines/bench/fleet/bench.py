@@ -19,7 +19,7 @@ from gwp.policy.contract import PolicyContract
 from pipelines.bench.act.bench import hardware
 from pipelines.bench.fleet.bundle import random_bundle
 from pipelines.bench.fleet.rival import HEALTH
-from pipelines.bench.fleet.robots import PATIENCE_S, Crowd
+from pipelines.bench.fleet.robots import Crowd
 
 PICTURE = (240, 278)
 """Height and width of what a robot sends: 200 kB as raw pixels."""
@@ -168,6 +168,4 @@ def crowd_for(bundle: Path, plan: Plan, count: int, url: str) -> Crowd:
         latency_s=plan.latency_s,
         seconds=plan.seconds,
         deadline_s=plan.deadline_s,
-        # The endpoint's refusal has to come before the client hangs up.
-        timeout_s=2 * plan.deadline_s if plan.deadline_s else PATIENCE_S,
     )

@@ -34,8 +34,7 @@ class Crowd:
     latency_s: of the network, there and back together
     seconds:   how long
     until:     a file: they go on until it is there, instead
-    timeout_s: how long a robot's client tries before a request has failed
-    deadline_s: after which an answer is worthless; None: never
+    deadline_s: after which an answer is worthless and its client gives up; None: never
     """
 
     url: str
@@ -48,13 +47,7 @@ class Crowd:
     latency_s: float = 0.0
     seconds: float = 5.0
     until: str | None = None
-    timeout_s: float = PATIENCE_S
     deadline_s: float | None = None
-
-    @property
-    def reply_timeout_s(self) -> float:
-        """How long one answer is waited for."""
-        return self.timeout_s if self.deadline_s else self.timeout_s / 3
 
 
 @dataclass
@@ -125,11 +118,10 @@ async def _robot(crowd: Crowd, number: int, log: Log) -> None:
 
     # Not all at once: nobody's first request belongs to what is measured.
     await asyncio.sleep(pause.uniform(0, _RAMP_S / 2))
-    client = AsyncClient(
-        crowd.url, timeout_s=crowd.timeout_s, reply_timeout_s=crowd.reply_timeout_s
-    )
+    wait = crowd.deadline_s
+    client = AsyncClient(crowd.url, timeout_s=PATIENCE_S, reply_timeout_s=PATIENCE_S / 3)
     async with client:
-        await _asked(client, observe, Log(), number)
+        await _asked(client, observe, Log(), number, wait)
         await asyncio.sleep(_RAMP_S / 2)
         period = 1 / crowd.rate_hz if crowd.rate_hz else 0.0
         turn = time.monotonic() + pause.uniform(0, period)
@@ -137,7 +129,7 @@ async def _robot(crowd: Crowd, number: int, log: Log) -> None:
         log.begins.append(time.time())
         while time.monotonic() < end if crowd.until is None else not _is_there(crowd.until):
             await asyncio.sleep(max(0.0, turn - time.monotonic()) + crowd.latency_s)
-            ok = await _asked(client, observe, log, number, crowd.latency_s)
+            ok = await _asked(client, observe, log, number, wait, crowd.latency_s)
             now = time.monotonic()
             if ok:
                 worst = max(worst, now - last)
@@ -151,11 +143,16 @@ async def _robot(crowd: Crowd, number: int, log: Log) -> None:
 
 
 async def _asked(
-    client: AsyncClient, observe: Any, log: Log, number: int, latency_s: float = 0.0
+    client: AsyncClient,
+    observe: Any,
+    log: Log,
+    number: int,
+    timeout_s: float | None,
+    latency_s: float = 0.0,
 ) -> bool:
     begin = time.monotonic()
     try:
-        chunk = await client.act(observe)
+        chunk = await client.act(observe, timeout_s=timeout_s)
     except ClientError as error:
         log.errors[error.code] += 1
         return False

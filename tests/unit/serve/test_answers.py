@@ -3,6 +3,7 @@ and who only takes up room is sent away.
 """
 
 import asyncio
+import contextlib
 import socket
 import threading
 import time
@@ -16,7 +17,8 @@ import pytest
 from gwp.policy.composed import ComposedObservation
 from gwp.protocol.messages import ActionChunk
 from gwp.protocol.msgpack_numpy import packb, unpackb
-from serve import listener
+from serve import compat
+from serve.desk import uploads
 from tests.support.place import GOOD, STATE, WAIT_S, Place, until
 from tests.unit.gwp.policy.test_contract import ONE
 
@@ -115,7 +117,7 @@ def test_who_waits_at_the_http_door_gets_an_answer_before_the_process_ends(place
 def test_who_connects_and_does_not_ask_is_hung_up_on(
     place: Place, monkeypatch: pytest.MonkeyPatch, begun: bytes, asked: bool
 ) -> None:
-    monkeypatch.setattr(listener, "ASKED_S", 0.3)
+    monkeypatch.setattr(compat, "ASKED_S", 0.3)
     with (
         place.robot() as robot,
         socket.create_connection(("127.0.0.1", place.endpoint.port)) as idle,
@@ -134,7 +136,7 @@ def test_who_connects_and_does_not_ask_is_hung_up_on(
 def test_an_answer_that_takes_its_time_is_not_hung_up_on(
     place: Place, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(listener, "ASKED_S", 0.05)
+    monkeypatch.setattr(compat, "ASKED_S", 0.05)
     place.backend.open.clear()
     threading.Timer(0.5, place.backend.open.set).start()
     reply = httpx.post(f"{place.http}/v1/act", content=packb(GOOD), timeout=WAIT_S)
@@ -162,6 +164,62 @@ def test_what_arrives_at_the_same_time_is_bounded_together(make: Callable[..., P
     assert b"too much is being sent at once" in told
     for one in sockets:
         one.close()
-    until(lambda: place.endpoint._dispatcher.uploading == 0)
+    until(lambda: place.endpoint._dispatcher.uploads.bytes == 0)
     reply = httpx.post(f"{place.http}/v1/act", content=packb(GOOD), timeout=WAIT_S)
     assert reply.status_code == 200
+
+
+def begin_frame(place: Place, size: int) -> socket.socket:
+    """A websocket that has sent all but the end of a frame of so many bytes."""
+    one = socket.create_connection(("127.0.0.1", place.endpoint.port), WAIT_S)
+    head = (
+        "GET / HTTP/1.1\r\nHost: x\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
+        "Sec-WebSocket-Key: MDEyMzQ1Njc4OWFiY2RlZg==\r\nSec-WebSocket-Version: 13\r\n\r\n"
+    )
+    one.sendall(head.encode())
+    one.recv(1 << 16)
+    with contextlib.suppress(ConnectionError):
+        one.sendall(b"\x82\xff" + size.to_bytes(8, "big") + bytes(4) + bytes(size - 1000))
+    return one
+
+
+def test_frames_that_arrive_at_the_same_time_are_bounded_together(
+    make: Callable[..., Place],
+) -> None:
+    place = make(limits={"max_message_mb": 0.5})
+    held = place.endpoint._dispatcher.uploads
+    sockets = [begin_frame(place, 1 << 19) for _ in range(24)]
+    until(lambda: place.endpoint._dispatcher.sockets < 24)
+    assert held.bytes <= held.most + (1 << 19)
+    for one in sockets:
+        one.close()
+    until(lambda: held.bytes == 0)
+    with place.robot() as robot:
+        assert "actions" in place.ask(robot)
+    assert held.bytes == 0
+
+
+def test_a_frame_that_never_ends_is_hung_up_on(place: Place, monkeypatch: Any) -> None:
+    monkeypatch.setattr(uploads, "ARRIVED_S", 0.2)
+    one = begin_frame(place, 1 << 19)
+    until(lambda: place.endpoint._dispatcher.sockets == 0)
+    assert place.endpoint._dispatcher.uploads.bytes == 0
+    one.close()
+
+
+def test_frames_that_wait_for_their_turn_count_until_they_have_it(place: Place) -> None:
+    place.backend.open.clear()
+    held = place.endpoint._dispatcher.uploads
+    with place.robot() as robot:
+        for _ in range(4):
+            robot.send(packb(GOOD))
+        until(lambda: held.bytes >= 3 * len(packb(GOOD)))
+        place.backend.open.set()
+        for _ in range(4):
+            robot.recv(WAIT_S)
+        assert held.bytes == 0
+        place.backend.open.clear()
+        for _ in range(4):
+            robot.send(packb(GOOD))
+        until(lambda: held.bytes)
+    until(lambda: held.bytes == 0)

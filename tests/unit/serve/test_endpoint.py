@@ -15,6 +15,7 @@ from websockets.sync.client import ClientConnection, connect
 
 from gwp.protocol.msgpack_numpy import packb, unpackb
 from serve.config import ServeApp
+from serve.desk.dispatch import Dispatcher
 from serve.doors import answers, openpi
 from serve.endpoint import Endpoint
 from serve.loop import LoopThread
@@ -86,6 +87,28 @@ def test_nobody_is_let_in_who_would_be_told_too_late(place: Place) -> None:
         assert 0 < told["retry_after_s"] < 0.4
         assert not place.backend.asked
         assert "actions" in place.ask(robot, deadline_s=5)
+
+
+def test_who_is_refused_for_lack_of_time_is_not_decoded_and_named(
+    place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    decoded: list[bytes] = []
+    take = Dispatcher._take
+
+    def counted(self: Dispatcher, data: bytes, peer: Any) -> Any:
+        decoded.append(data)
+        return take(self, data, peer)
+
+    monkeypatch.setattr(Dispatcher, "_take", counted)
+    with place.robot() as robot:
+        place.backend.wait_s = 5.0
+        refused = place.ask(robot, request_id="r-1", deadline_s=0.5)
+        assert (refused["code"], refused["request_id"]) == ("busy", "r-1")
+        assert 0 < refused["retry_after_s"] < 5
+        assert not decoded
+        # With as much time as that there is hope.
+        assert place.ask(robot, request_id="r-2", deadline_s=8)["request_id"] == "r-2"
+        assert len(decoded) == 1
 
 
 def test_a_robot_that_hangs_up_frees_its_place_on_every_door(place: Place) -> None:

@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 
 from gwp.client import AsyncClient, Client, ClientError, Observation
+from gwp.protocol.msgpack_numpy import packb
 from tests.support.paths import ROOT
 from tests.unit.gwp.client.test_client import ARM, METADATA, OBSERVATION, Peer, url
 
@@ -128,8 +129,8 @@ def test_a_proxy_of_the_environment_captures_no_robot(peer: Peer, captured: str)
 class Mute:
     """Accepts connections, says its greeting if it does so, and reads nothing more."""
 
-    def __init__(self, greets: bool = False) -> None:
-        self.greets = greets
+    def __init__(self, greeting: dict[str, Any] | None = None) -> None:
+        self.greeting = greeting
         self.socket = socket.create_server(("127.0.0.1", 0))
         self.url = f"ws://127.0.0.1:{self.socket.getsockname()[1]}"
         self.kept: list[socket.socket] = []
@@ -141,16 +142,19 @@ class Mute:
                 self.kept.append(self.socket.accept()[0])
             except OSError:
                 return
-            if self.greets:
-                self.greet(self.kept[-1])
+            if self.greeting is not None:
+                self.greet(self.kept[-1], packb(self.greeting))
 
-    def greet(self, peer: socket.socket) -> None:
+    def greet(self, peer: socket.socket, metadata: bytes) -> None:
         (key,) = re.findall(rb"Sec-WebSocket-Key: (\S+)", peer.recv(1 << 16))
         digest = hashlib.sha1(key + b"258EAFA5-E914-47DA-95CA-C5AB0DC85B11").digest()
         accept = base64.b64encode(digest)
         head = b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
-        # And one binary frame with the metadata: an empty map.
-        peer.sendall(head + b"Sec-WebSocket-Accept: " + accept + b"\r\n\r\n" + b"\x82\x01\x80")
+        # And one binary frame, longer than 125 bytes or not.
+        size = len(metadata)
+        length = bytes([size]) if size < 126 else b"\x7e" + size.to_bytes(2, "big")
+        frame = b"\x82" + length + metadata
+        peer.sendall(head + b"Sec-WebSocket-Accept: " + accept + b"\r\n\r\n" + frame)
 
 
 @pytest.mark.parametrize("asynchronous", [False, True])
@@ -171,7 +175,7 @@ def test_a_peer_that_says_nothing_is_given_up_in_time(asynchronous: bool) -> Non
 
 
 def test_sending_is_bounded_too() -> None:
-    deaf = Mute(greets=True)
+    deaf = Mute({})
     client = Client(deaf.url, timeout_s=0.6, reply_timeout_s=0.3)
     begin = time.monotonic()
     # More than the buffers of the system hold.
@@ -180,6 +184,36 @@ def test_sending_is_bounded_too() -> None:
     assert time.monotonic() - begin < 5
     client.close()
     deaf.socket.close()
+
+
+def test_a_call_that_is_given_up_keeps_a_connection_whose_replies_have_numbers(peer: Peer) -> None:
+    slow = threading.Event()
+    peer.metadata = METADATA | {"fields": ["request_id"]}
+
+    def answer(request: dict[str, Any]) -> Any:
+        if request["n"] == 1:
+            slow.wait(WAIT_S)
+        return {"actions": np.full((1, 1), request["n"]), "request_id": request["request_id"]}
+
+    peer.answer = answer
+    with Client(url(peer), timeout_s=0.3) as client:
+        with pytest.raises(ClientError, match="nothing came"):
+            client.infer({"n": 1})
+        slow.set()
+        for n in (2, 3):
+            assert client.infer({"n": n})["actions"][0, 0] == n
+    assert len(peer.connections) == 1
+
+
+def test_a_peer_that_falls_silent_loses_the_connection() -> None:
+    # It reads nothing, so it answers no ping.
+    frozen = Mute(METADATA | {"fields": ["request_id"]})
+    client = Client(frozen.url, timeout_s=3.0, reply_timeout_s=0.2)
+    with pytest.raises(ClientError, match="no answer within"):
+        client.infer({"n": 1})
+    assert len(frozen.kept) > 1
+    client.close()
+    frozen.socket.close()
 
 
 def test_closing_ends_a_call_that_waits(peer: Peer) -> None:

@@ -1,7 +1,6 @@
 """The rules of an exchange against a scripted endpoint and a clock that the test turns."""
 
 import math
-from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import Any
 
@@ -10,110 +9,9 @@ import pytest
 
 from gwp.client import ActionChunk, ClientError, Observation
 from gwp.client.connection.session import Session
-from gwp.client.connection.steps import Drop, Exchange, LinkLostError, Look, Open, Pause, Steps
-from gwp.protocol.msgpack_numpy import packb, unpackb
-
-FIELDS = [
-    "request_id",
-    "observed_at",
-    "max_age_s",
-    "episode",
-    "executed_action",
-    "steps_left",
-    "rate",
-    "policy",
-]
-OURS = {"dialects": ["vllm-omni"], "fields": FIELDS, "policy_id": "a" * 64}
-SEEN = Observation({"top": np.zeros((4, 4, 3), np.uint8)}, np.zeros(2, np.float32), "go")
-ABOUT = 1_700_000_000.0
-
-
-class Endpoint:
-    """Answers requests with what `answer` gives: a map, raised errors, or a list of frames of
-    which the first is the answer's place.
-    """
-
-    def __init__(self, metadata: dict[str, Any], answer: Callable[[dict[str, Any]], Any]) -> None:
-        self.now = 50.0
-        self.ahead = 0.0
-        self.latency = 0.01
-        self.metadata = metadata
-        self.answer = answer
-        self.requests: list[dict[str, Any]] = []
-        self.opened = 0
-        self.pauses: list[float] = []
-        self.connected = False
-        self.frames: Iterator[Any] = iter(())
-
-    def session(self, **options: Any) -> Session:
-        session = Session(
-            "host:8000", now=lambda: self.now, wall=lambda: ABOUT + self.now, **options
-        )
-        session.is_open = lambda: self.connected
-        return session
-
-    def drive(self, steps: Steps) -> Any:
-        result, lost = None, None
-        while True:
-            try:
-                step = steps.send(result) if lost is None else steps.throw(lost)
-            except StopIteration as end:
-                return end.value
-            result = lost = None
-            try:
-                result = self.do(step)
-            except LinkLostError as error:
-                lost = error
-
-    def do(self, step: Any) -> Any:
-        if isinstance(step, Look):
-            return step.observe()
-        if isinstance(step, Pause):
-            self.pauses.append(step.seconds)
-            self.now += step.seconds
-        elif isinstance(step, Open):
-            self.opened += 1
-            self.connected = True
-            self.frames = iter([self.metadata])
-        elif isinstance(step, Drop):
-            self.connected = False
-        else:
-            return self.exchange(step)
-        return None
-
-    def exchange(self, step: Exchange) -> bytes:
-        if step.data is not None:
-            self.now += self.latency
-            request = unpackb(step.data)
-            if request.get("endpoint") == "clock":
-                reply: Any = {"time": ABOUT + self.now + self.ahead}
-            else:
-                self.requests.append(request)
-                reply = self.answer(request)
-            self.frames = iter(reply if isinstance(reply, list) else [reply])
-            self.now += self.latency
-        frame = next(self.frames, None)
-        if frame is None:
-            self.now += step.timeout_s
-            raise LinkLostError("nothing came")
-        if isinstance(frame, Exception):
-            raise frame
-        return packb(frame)
-
-
-def chunk_for(request: dict[str, Any], **more: Any) -> dict[str, Any]:
-    reply = {"actions": np.zeros((4, 2)), "policy_id": "a" * 64}
-    return reply | {n: request[n] for n in ("request_id",) if n in request} | more
-
-
-def error(code: str, **more: Any) -> dict[str, Any]:
-    return {"type": "error", "code": code, "message": "no"} | more
-
-
-def act(endpoint: Endpoint, session: Session, source: Any = SEEN, **options: Any) -> ActionChunk:
-    given = {"max_age_s": None, "timeout_s": None} | options
-    chunk: ActionChunk = endpoint.drive(session.act(source, **given))
-    return chunk
+from gwp.client.connection.steps import Exchange, LinkLostError, Open
+from gwp.protocol.msgpack_numpy import unpackb
+from tests.support.scripted import ABOUT, OURS, SEEN, Endpoint, act, chunk_for, error
 
 
 def test_a_reply_under_another_number_is_waited_past() -> None:
@@ -349,7 +247,13 @@ def test_a_thousand_bad_days_no_answer_meets_another_request() -> None:
     for seed in range(1000):
         random = np.random.default_rng(seed)
 
-        def answer(request: dict[str, Any], random: np.random.Generator = random) -> Any:
+        late: list[Any] = []
+
+        def answer(
+            request: dict[str, Any],
+            random: np.random.Generator = random,
+            late: list[Any] = late,
+        ) -> Any:
             mine = chunk_for(request, actions=np.full((1, 2), request["seed"]))
             frames: list[Any] = []
             while random.random() < 0.4:
@@ -358,9 +262,13 @@ def test_a_thousand_bad_days_no_answer_meets_another_request() -> None:
             kind = random.random()
             if kind < 0.1:
                 return [*frames, LinkLostError("gone")]
+            if kind > 0.8:
+                late.append(mine)
+                return []
             return [*frames, error("busy") if kind < 0.2 else mine]
 
         endpoint = Endpoint(OURS, answer)
+        endpoint.late = late
         session = endpoint.session(max_age_s=math.inf, timeout_s=1e4)
         for n in range(100, 108):
             assert act(endpoint, session, replace(SEEN, seed=n)).actions[0, 0] == n, seed

@@ -10,7 +10,7 @@ import pytest
 
 from gwp.errors import ProtocolError
 from gwp.protocol import bounds as module
-from gwp.protocol.bounds import BOUNDS, FROM_ENDPOINT, Bounds, check_bounds
+from gwp.protocol.bounds import BOUNDS, FROM_ENDPOINT, Bounds, check_bounds, glance
 from gwp.protocol.msgpack_numpy import packb, unpackb
 
 MIB = 1 << 20
@@ -200,7 +200,7 @@ def test_every_first_byte_has_the_size_that_msgpack_gives_it() -> None:
         except ValueError:
             end = 0
         if (end and not 0x80 <= first < 0xA0 and first < 0xDC) or first >= 0xE0:
-            assert module._walk(data, BOUNDS) == end, hex(first)
+            assert module._walk(data, BOUNDS)[0] == end, hex(first)
 
 
 def test_an_endpoint_may_say_more_than_a_robot_may() -> None:
@@ -214,3 +214,50 @@ def test_an_endpoint_may_say_more_than_a_robot_may() -> None:
     for _ in range(20):
         deep = [deep]
     assert unpackb(packb(deep), bounds=None) == deep
+
+
+NAMES = ("endpoint", "request_id", "deadline_s")
+REQUEST = {
+    "endpoint": "infer",
+    "images": {"top": np.zeros((240, 320, 3), np.uint8)},
+    "state": np.zeros(14, np.float32),
+    "deadline_s": 0.25,
+    "request_id": "robot-7",
+}
+
+
+def test_a_glance_sees_what_unpacking_finds() -> None:
+    assert glance(packb(REQUEST), NAMES) == {n: REQUEST[n] for n in NAMES}
+    for one in ({}, {"request_id": 2**63}, {"deadline_s": -1.5, "x": [1, {"request_id": 3}]}):
+        assert glance(packb(one), NAMES) == {n: one[n] for n in NAMES if n in one}
+
+
+@pytest.mark.parametrize("value", [None, b"x" * 9, [1], {"a": 1}, "x" * 300, np.float32(1)])
+def test_a_glance_leaves_alone_what_is_no_short_text_or_number(value: Any) -> None:
+    message = packb({"request_id": value, "deadline_s": 2.0})
+    assert glance(message, NAMES) == {"deadline_s": 2.0}
+
+
+def test_a_glance_is_bounded_and_breaks_on_nothing() -> None:
+    rng = np.random.default_rng(0)
+    good = packb(REQUEST)
+    for _ in range(300):
+        cut = good[: rng.integers(len(good))]
+        assert all(value == REQUEST[name] for name, value in glance(cut, NAMES).items())
+        broken = bytearray(good)
+        broken[rng.integers(200)] = rng.integers(256)
+        glance(bytes(broken), NAMES)
+        glance(rng.bytes(60), NAMES)
+
+
+@pytest.mark.parametrize(("data", "_why"), HOSTILE)
+def test_a_glance_at_what_is_hostile_costs_no_more_than_its_bound(data: bytes, _why: str) -> None:
+    for message in (data, b"\x82\xa1x" + data + b"\xa8endpoint\xa5infer"):
+        Counted.looks = 0
+        glance(Counted(message), NAMES)
+        assert Counted.looks < 5 * 512
+
+
+def test_a_glance_tells_what_came_before_too_much() -> None:
+    many = packb({"endpoint": "infer", "batch": [{"state": [1.0, None] * 400}] * 2})
+    assert glance(many, NAMES) == {"endpoint": "infer"}

@@ -43,24 +43,34 @@ class Machine:
     def tick(self, cancelled=()):
         schedule = self.schedule
         known = {r.id for r in schedule.active} | {r.id for _, _, r in schedule._line}
+        latest = self.now + schedule._stay(1)
         expired, moves = schedule.sweep(self.now, set(cancelled) & known)
         for key in set(cancelled) & known:
             self.ended[key] = "cancelled"
         for request in expired:
-            assert request.deadline <= self.now
+            assert request.deadline <= (latest if request.step == 0 else self.now)
             self.end(request, "expired")
         self.follow(moves)
-        line = sorted(schedule._line)
-        for group in schedule.admit():
+        line = [request for _, _, request in sorted(schedule._line)]
+        latest = [self.now + schedule._stay(n) for n in range(1, schedule.slots + 1)]
+        alone, begin = not schedule.active, self.now
+        going = []
+        for group in schedule.admit(self.now):
             assert len(group) in BUCKETS
             assert len(group) <= schedule.group
             for request in group:
-                # Nobody with an earlier deadline is left behind.
-                assert request is line.pop(0)[2]
-                assert request.deadline > self.now
+                assert request.deadline > begin
                 self.started[request.id] = self.now
             self.rows += group
+            going += group
             self.now += schedule.costs.of("prefix", len(group))
+        # Whoever is more urgent and is left behind could not have been done in time with them.
+        left = [
+            r for r in line if r not in going and going and line.index(r) < line.index(going[-1])
+        ]
+        assert all(r.deadline < latest[-1] for r in left)
+        if len(going) > 1 or not alone:
+            assert all(r.deadline >= latest[len(going) - 1] for r in going)
         assert [r.id for r in self.rows] == [r.id for r in schedule.active]
         assert len(self.rows) <= schedule.slots
         if schedule.active:
@@ -129,7 +139,7 @@ def test_those_who_wait_when_nobody_is_active_go_in_together():
     schedule = Schedule(16, 4, STEPS, 0.0, costs())
     for i in range(16):
         schedule.add(Request(i))
-    groups = schedule.admit()
+    groups = schedule.admit(0.0)
     assert [len(group) for group in groups] == [4, 4, 4, 4]
     assert bucket_of(len(schedule.active)) == 16
 
@@ -159,7 +169,7 @@ def test_the_earliest_deadline_goes_first_and_without_one_the_earliest_comer():
         schedule.add(request)
     order = []
     while schedule.waiting:
-        (group,) = schedule.admit()
+        (group,) = schedule.admit(0.0)
         order += [r.id for r in group]
         schedule.release(group)
     assert order == [2, 4, 1, 0, 3]
@@ -176,3 +186,53 @@ def test_batches_of_any_number_are_counted_as_they_are():
     counts = range(1, 33)
     assert [Schedule(32, 4, 10, exact=True).rows(n) for n in counts] == list(counts)
     assert [Schedule(32, 4, 10).rows(n) for n in counts] == [bucket_of(n) for n in counts]
+
+
+def answered_in_time(load, deadline, seed=0):
+    """Of what the machine can do at most, the share that is done in time when `load` times as much
+    is asked; and how long those took who were, from their arrival, in the worst case.
+    """
+    rng, schedule = random.Random(seed), Schedule(8, 4, STEPS, 0.3, costs())
+    machine, arrivals, now = Machine(schedule), [], 0.0
+    for i in range(2000):
+        now += rng.expovariate(load / schedule.pace)
+        arrivals.append(Request(i, now + deadline))
+    waiting = list(arrivals)
+    while waiting or schedule.waiting or schedule.active:
+        if waiting and not (schedule.waiting or schedule.active):
+            machine.now = max(machine.now, waiting[0].deadline - deadline)
+        while waiting and waiting[0].deadline - deadline <= machine.now:
+            schedule.add(waiting.pop(0))
+        machine.tick()
+    ends = {i: machine.started[i] + machine.took[i] for i in machine.took}
+    in_time = [i for i, end in ends.items() if end <= arrivals[i].deadline]
+    rate = len(in_time) / machine.now
+    return rate * schedule.pace, max(ends[i] - arrivals[i].deadline + deadline for i in in_time)
+
+
+@pytest.mark.parametrize("load", [2.0, 5.0, 20.0])
+@pytest.mark.parametrize("deadline", [6.0, 8.0, 20.0])
+def test_under_overload_as_much_is_done_in_time_as_can_be_done(load, deadline):
+    # Without deadlines all rows are always taken; a full batch takes four.
+    done, worst = answered_in_time(load, deadline)
+    assert done > 0.85
+    assert worst <= deadline
+
+
+def test_a_deadline_that_a_full_batch_misses_makes_batches_smaller():
+    # Half of the rows are in time, and do four fifths as much.
+    done, _ = answered_in_time(5.0, deadline=4.0)
+    assert done > 0.75
+
+
+def test_a_machine_with_nothing_else_to_do_tries_what_it_believes_too_late():
+    schedule = Schedule(8, 4, STEPS, 0.3, costs())
+    for i, deadline in enumerate((1.0, 1.2, 1.1)):
+        schedule.add(Request(i, deadline))
+    expired, _ = schedule.sweep(0.0, set())
+    assert sorted(request.id for request in expired) == [0, 2]
+    ((tried,),) = schedule.admit(0.0)
+    assert tried.id == 1
+    schedule.add(Request(3, 1.3))
+    expired, _ = schedule.sweep(0.0, set())
+    assert [request.id for request in expired] == [3]
