@@ -7,6 +7,7 @@ hand, and for the docs.
 import argparse
 import json
 import math
+import re
 import time
 import urllib.parse
 import urllib.request
@@ -90,7 +91,8 @@ def _panel(axes: Any, panel: Panel, label: str, ask: Ask, begin: float, end: flo
 def _legend(text: str, labels: dict[str, str]) -> str:
     for name, value in labels.items():
         text = text.replace(f"{{{{{name}}}}}", value)
-    return text
+    # Labels that are empty are left out by Prometheus.
+    return re.sub(r"{{\w+}}", "", text)
 
 
 def main() -> None:

@@ -47,7 +47,7 @@ OF_APP = '{app=~"$app"}'
 
 def rate(metric: m.Metric, by: str, chosen: str, part: str = "") -> str:
     """Of a counter, per second, summed over all series that have the same labels `by`."""
-    return f"sum by ({by}) (rate({metric.exported}{part}{chosen}[5m]))"
+    return f"sum by ({by}) (rate({metric.exported}{part}{chosen}[1m]))"
 
 
 def quantile(share: float, metric: m.Metric, by: str, chosen: str) -> str:

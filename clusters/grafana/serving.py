@@ -36,7 +36,7 @@ SERVING = Dashboard(
         Panel(
             "Time by phase",
             "s",
-            "Mean of the answers of five minutes; `outside` is all that is not the policy.",
+            "Mean of the answers of a minute; `outside` is all that is not the policy.",
             (
                 Query(
                     f"{rate(m.SERVE_PHASE, 'app, phase', OF_APP)} / on (app) group_left "

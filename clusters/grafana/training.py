@@ -4,6 +4,11 @@ from clusters.grafana.panels import OF_RUN, Dashboard, Panel, Query, quantile, r
 from gwp.metrics import names as m
 
 
+def _newest(metric: m.Metric, by: str = "run") -> str:
+    """A gauge of a run: those of an earlier start of its workers may still be there."""
+    return f"max by ({by}) ({metric.exported}{OF_RUN})"
+
+
 def _per_worker(expr: str) -> str:
     return f"{expr} / on (run) group_left max by (run) ({m.TRAIN_WORKERS.exported})"
 
@@ -18,7 +23,7 @@ TRAINING = Dashboard(
             "Loss",
             "short",
             "Newest loss of the global batch by part, and of what is not trained on.",
-            (Query(m.TRAIN_LOSS.exported + OF_RUN, "{{run}} {{part}}"),),
+            (Query(_newest(m.TRAIN_LOSS, "run, part"), "{{run}} {{part}}"),),
         ),
         Panel(
             "Progress",
@@ -26,7 +31,7 @@ TRAINING = Dashboard(
             "Steps done of those planned.",
             (
                 Query(
-                    f"{m.TRAIN_STEP.exported}{OF_RUN} / on (run) {m.TRAIN_STEPS_PLANNED.exported}",
+                    f"{_newest(m.TRAIN_STEP)} / {_newest(m.TRAIN_STEPS_PLANNED)}",
                     "{{run}}",
                 ),
             ),
@@ -34,11 +39,10 @@ TRAINING = Dashboard(
         Panel(
             "Time left",
             "s",
-            "What the steps that are left take at the pace of the last five minutes.",
+            "What the steps that are left take at the pace of the last minute.",
             (
                 Query(
-                    f"(max by (run) ({m.TRAIN_STEPS_PLANNED.exported}{OF_RUN}) - "
-                    f"max by (run) ({m.TRAIN_STEP.exported}{OF_RUN})) / "
+                    f"({_newest(m.TRAIN_STEPS_PLANNED)} - {_newest(m.TRAIN_STEP)}) / "
                     f"{rate(m.TRAIN_STEP_SECONDS, 'run', OF_RUN, '_count')}",
                     "{{run}}",
                 ),
@@ -81,15 +85,15 @@ TRAINING = Dashboard(
             "short",
             "Steps behind the newest whole checkpoint, and how many there are between two.",
             (
-                Query(m.TRAIN_UNSAVED.exported + OF_RUN, "{{run}} unsaved"),
-                Query(m.TRAIN_CHECKPOINT_EVERY.exported + OF_RUN, "{{run}} checkpoint_every"),
+                Query(_newest(m.TRAIN_UNSAVED), "{{run}} unsaved"),
+                Query(_newest(m.TRAIN_CHECKPOINT_EVERY), "{{run}} checkpoint_every"),
             ),
         ),
         Panel(
             "Age of the newest checkpoint",
             "s",
             "Since it was whole in storage.",
-            (Query(f"time() - {m.TRAIN_CHECKPOINT.exported}{OF_RUN}", "{{run}}"),),
+            (Query(f"time() - {_newest(m.TRAIN_CHECKPOINT)}", "{{run}}"),),
         ),
         Panel(
             "Time of a checkpoint",
@@ -101,7 +105,7 @@ TRAINING = Dashboard(
             "Workers",
             "short",
             "Ranks that train. With `[least, most]` they follow the machines that are there.",
-            (Query(m.TRAIN_WORKERS.exported + OF_RUN, "{{run}}"),),
+            (Query(_newest(m.TRAIN_WORKERS), "{{run}}"),),
         ),
         Panel(
             "Workers lost, steps skipped",
