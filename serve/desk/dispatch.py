@@ -123,6 +123,11 @@ class Dispatcher:
         )
 
     @property
+    def wait_s(self) -> float:
+        """How long a message that came now would wait for its answer; about, seconds."""
+        return self._intake.wait_s + self._backend.wait_s
+
+    @property
     def ready(self) -> bool:
         """Whether a chunk could be computed now, for those who send robots here."""
         return self._backend.ready and not self.draining.is_set()
@@ -176,7 +181,7 @@ class Dispatcher:
             if wait_s := self._keys.wait_s(peer.key):
                 raise RefusedError("limit", "this key asks too often (limits.key_hz)", wait_s)
             allowed_s = peer.allowed_s
-            if self._intake.wait_s or self._backend.wait_s:
+            if self.wait_s:
                 # Decoding what is refused after all would slow down those who are not.
                 seen = glance_at(data)
                 allowed_s = seen.deadline_s or allowed_s
@@ -239,7 +244,7 @@ class Dispatcher:
             "policy_id": self.identity.policy_id,
             "ready": self.ready,
             "robots": self._sockets,
-            "wait_s": self._intake.wait_s + self._backend.wait_s,
+            "wait_s": self.wait_s,
             "batch": self._backend.batch,
             "counts": dict(self.counts),
         }
@@ -305,7 +310,7 @@ class Dispatcher:
 
     def _refuse_hopeless(self, left_s: float) -> None:
         """Nobody is let in who would be told after his deadline: the others are answered sooner."""
-        wait_s = self._intake.wait_s + self._backend.wait_s
+        wait_s = self.wait_s
         hopeless = wait_s > left_s
         self._refused += 0.02 * (hopeless - self._refused)
         if hopeless:
