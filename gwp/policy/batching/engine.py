@@ -192,8 +192,7 @@ class Engine:
         """Seconds until a request that came now would be answered, by what others cost; about. 0
         where nobody is computed.
         """
-        # What others cost here is known from the line itself, when there is one: the rest of the
-        # process takes its share.
+        # From the line itself, when there is one: the rest of the process takes its share.
         pace = max(self._schedule.pace, self._pace.seconds)
         return self.load[0] * pace + self._schedule.stay
 

@@ -8,8 +8,7 @@ Admission is earliest deadline first, where a robot that has nothing left to do 
 whose deadline has come. Nobody goes in who could not be done in time: under overload each row
 would be spent on a chunk that comes just too late. Admission may slow down those who are already
 active, but none of them by more than `max_delay` times what a request takes alone: a robot's
-latency stays near that of an idle machine, and whoever has to wait shares the next batch. Only
-where a whole batch waits do the last few of the one before not hold it up.
+latency stays near that of an idle machine, and whoever has to wait shares the next batch.
 """
 
 import heapq
@@ -33,9 +32,7 @@ class BatchingConfig(BaseModel):
     group: int = Field(default=4, ge=1, le=BUCKETS[-1])
     """Most observations encoded at once."""
     max_delay: float = Field(default=0.3, ge=0)
-    """How much longer a chunk may take because others come in, as a share of its time alone. While
-    as many wait as there are slots, a few who are left do not hold them up.
-    """
+    """How much longer a chunk may take because others come in, as a share of its time alone."""
 
 
 def bucket_of(count: int) -> int:
@@ -171,8 +168,6 @@ class Schedule:
     def admit(self, now: float) -> list[list[Request]]:
         """Groups that go in now, in the order of their rows, which follow the active ones."""
         held = list(self.active)
-        # A few who are nearly done would keep a whole batch waiting.
-        overtaken = self.waiting >= self.slots and len(held) <= self.slots // 4
         going = self._going(now)
         groups: list[list[Request]] = []
         while going:
@@ -180,7 +175,7 @@ class Schedule:
             # them in one by one keeps the batch small for good, while those who hold them up
             # are done within a few steps and make place for all.
             size = max(size for size in BUCKETS if size <= min(len(going), self.group))
-            if not (self._bearable(size, held) or overtaken):
+            if not self._bearable(size, held):
                 break
             self._take(going[:size])
             group = [request for _, _, request in going[:size]]
