@@ -32,6 +32,13 @@ _POLL_S = 2.0
 _ANSWER_S = 20.0
 _ADDRESS = "RAY_API_SERVER_ADDRESS"
 _SAID = 200
+_FOR_GOOD = (
+    requests.exceptions.SSLError,
+    requests.exceptions.InvalidURL,
+    requests.exceptions.InvalidSchema,
+    requests.exceptions.MissingSchema,
+)
+"""What is no better later."""
 # They tell of each upload and each connection that ends.
 _TALKATIVE = (
     "ray.dashboard.modules.dashboard_sdk",
@@ -62,10 +69,7 @@ def connect(
         client.list_jobs()
         return client
 
-    try:
-        client = patiently(answering, url, "the cluster does not answer")
-    except AuthenticationError as error:
-        raise GwpError(_refused(url)) from error
+    client = patiently(answering, url, "the cluster does not answer")
     _require_version(url, server_version(client), any_version)
     return client
 
@@ -86,13 +90,21 @@ def is_here(address: str) -> bool:
 
 def patiently(call: Callable[[], T], address: str, what: str) -> T:
     """The result of `call`, tried again for a while: a cluster that has just started, or is busy,
-    answers and takes jobs only after some seconds. GwpError, beginning with `what`, after that.
+    answers and takes jobs only after some seconds. GwpError, beginning with `what`, after that, and
+    at once where asking again is of no use or our token is not taken.
     """
     deadline = time.monotonic() + READY_S
     told = False
     while True:
         try:
             return call()
+        except AuthenticationError as error:
+            raise GwpError(_refused(address)) from error
+        except _FOR_GOOD as error:
+            reason = " ".join(str(error).split())[:_SAID]
+            raise GwpError(
+                f"{address}: {what} ({reason}); check --address, http:// or https:// too"
+            ) from error
         except (ConnectionError, requests.RequestException, RuntimeError) as error:
             if time.monotonic() > deadline:
                 reason = " ".join(str(error).split())[:_SAID]
@@ -109,11 +121,17 @@ def _address(given: str | None) -> str:
     address = given or os.environ.get(_ADDRESS) or ""
     if not address:
         raise GwpError(f"no cluster: give --address http://HOST:8265, or set {_ADDRESS}")
-    parts = urlsplit(address)
-    if parts.scheme not in ("http", "https") or not parts.hostname:
-        raise GwpError(
-            f"--address {address}: give the cluster's dashboard, http://HOST:8265 or https://HOST"
-        )
+    wrong = GwpError(
+        f"--address {address}: give the cluster's dashboard, http://HOST:8265 or https://HOST"
+    )
+    try:
+        parts = urlsplit(address)
+        # Looked at, since only then a port that is none is noticed.
+        good = parts.scheme in ("http", "https") and parts.hostname and parts.port != 0
+    except ValueError:
+        raise wrong from None
+    if not good:
+        raise wrong
     if parts.username or parts.password:
         raise GwpError("--address: leave the password out; the token comes from RAY_AUTH_TOKEN")
     return address.rstrip("/")

@@ -22,7 +22,7 @@ _PYTHONS = "__pycache__"
 def fill(folder: Path, documents: Mapping[str, str], code: Code) -> None:
     """Write into `folder` what the job's working directory holds. documents: file name -> text."""
     for name, text in documents.items():
-        (folder / name).write_text(text)
+        (folder / name).write_text(text, encoding="utf-8")
     if code == "project":
         _copy(_root(), folder)
 
@@ -44,7 +44,12 @@ def _copy(root: Path, folder: Path) -> None:
     for path in files:
         target = folder / path.relative_to(root)
         target.parent.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(path, target)
+        try:
+            shutil.copyfile(path, target)
+        except PermissionError as error:
+            raise GwpError(
+                f"--code project: {path} cannot be read; change its rights, or put it elsewhere"
+            ) from error
 
 
 def _files(root: Path) -> Iterator[Path]:

@@ -9,11 +9,12 @@ import hashlib
 import re
 import shlex
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+import yaml
 from requests import RequestException
 
 from clusters.jobs.access import patiently
@@ -183,9 +184,12 @@ def require_no_values(work: Work, values: Mapping[str, str]) -> None:
     """GwpError when a document holds the value of one of the secrets. values: name -> value, of
     those that are set here
     """
+    # As they are and as they are read: YAML quotes, escapes and folds.
+    texts = [*work.documents, *work.options]
+    texts += [text for document in work.documents for text in _texts(yaml.safe_load(document))]
     for name, value in values.items():
         # Short ones (`1`, `key`) are words, and stand in any file.
-        if len(value) >= 8 and any(value in document for document in work.documents):
+        if len(value) >= 8 and any(value in text for text in texts):
             raise GwpError(
                 f"the files hold the value of {name}, which everyone who sees the cluster would "
                 "read; take it out"
@@ -230,6 +234,19 @@ def _noted(work: Work, attempt: int) -> dict[str, str]:
         _VERSION: __version__,
         **({_SECRETS: ", ".join(work.secrets)} if work.secrets else {}),
     }
+
+
+def _texts(value: object) -> Iterator[str]:
+    """Every text in a document, names of fields too."""
+    if isinstance(value, dict):
+        for key, inner in value.items():
+            yield from _texts(key)
+            yield from _texts(inner)
+    elif isinstance(value, list):
+        for inner in value:
+            yield from _texts(inner)
+    elif value is not None:
+        yield str(value)
 
 
 def _is_there(jobs: Jobs, job_id: str) -> bool:

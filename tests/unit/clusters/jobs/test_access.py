@@ -6,6 +6,7 @@ import sys
 
 import pytest
 import ray
+from ray.exceptions import AuthenticationError
 
 from clusters.jobs import access
 from clusters.jobs.access import connect, is_here
@@ -109,6 +110,9 @@ def test_the_address_that_is_given_is_meant_whatever_the_environment_says(
         ("head:8265", "give the cluster's dashboard, http://HOST:8265"),
         ("ray://head:10001", "give the cluster's dashboard"),
         ("http://", "give the cluster's dashboard"),
+        ("http://head:port", "give the cluster's dashboard"),
+        ("http://head:99999", "give the cluster's dashboard"),
+        ("http://[::1", "give the cluster's dashboard"),
         ("http://me:secret@head:8265", "leave the password out"),
     ],
 )
@@ -116,6 +120,22 @@ def test_addresses_that_are_none(address: str | None, words: str) -> None:
     with pytest.raises(GwpError, match=words) as refused:
         connect(address)
     assert "secret" not in str(refused.value)
+
+
+def test_what_is_no_better_later_is_told_at_once() -> None:
+    with (
+        serving(Cluster()) as cluster,
+        pytest.raises(GwpError, match=r"does not answer .*http:// or https://"),
+    ):
+        connect(cluster.url.replace("http://", "https://"))
+
+
+def test_a_token_that_is_taken_no_more_is_one_line() -> None:
+    def asked() -> None:
+        raise AuthenticationError("no")
+
+    with pytest.raises(GwpError, match="a token"):
+        access.patiently(asked, "http://head:8265", "the cluster does not answer")
 
 
 def test_what_does_not_answer_or_is_something_else_is_told(monkeypatch: pytest.MonkeyPatch) -> None:

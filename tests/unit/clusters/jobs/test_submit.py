@@ -7,6 +7,7 @@ import zipfile
 from dataclasses import replace
 
 import pytest
+import yaml
 
 from clusters.jobs import access, code
 from clusters.jobs.access import connect
@@ -231,3 +232,14 @@ def test_a_file_that_holds_the_value_of_a_secret_does_not_travel() -> None:
         require_no_values(work, {"KEY": "abcdefgh1"})
     assert "abcdefgh1" not in str(refused.value)
     require_no_values(work, {"KEY": "another-value", "SHORT": "x"})
+
+
+@pytest.mark.parametrize(
+    "value", ['it\'s "q" 1', "two\nlines of it", "schlüssel-ü", "w " * 80 + "w"]
+)
+def test_nor_does_one_that_writes_it_in_another_way(value: str) -> None:
+    document = yaml.safe_dump({"sources": [{"uri": f"s3://b/{value}"}]})
+    with pytest.raises(GwpError, match="hold the value of KEY"):
+        require_no_values(replace(WORK, documents=(document,)), {"KEY": value})
+    with pytest.raises(GwpError, match="hold the value of KEY"):
+        require_no_values(replace(WORK, options=("--allow-change", value)), {"KEY": value})
