@@ -9,9 +9,12 @@ from pydantic import BaseModel, BeforeValidator, Field, field_validator, model_v
 
 from clusters.document.pools import CONFIG, NodeLabels, Pools, Toleration
 from clusters.document.targets import KubernetesConfig, Name, SecretKey, SlurmConfig
+from clusters.document.words import Image, LabelValue, ObjectName
 
 _VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
-_SECRET = re.compile(r".*(KEY|TOKEN|SECRET|PASSWORD|CREDENTIALS?)(_ID|S)?", re.IGNORECASE)
+_SECRET = re.compile(
+    r".*(KEY|TOKEN|SECRET|PASS(WORD|WD)?|AUTH|CREDENTIALS?)(_ID|S)?", re.IGNORECASE
+)
 _KEY_PAIR = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY")
 # Repositories whose images are known to hold other things.
 _FOREIGN = re.compile(
@@ -24,6 +27,7 @@ _TAKEN = {
     "RAY_AUTH_TOKEN",
     "MLFLOW_TRACKING_URI",
     "AWS_ENDPOINT_URL",
+    "AWS_REGION",
 }
 
 
@@ -39,7 +43,7 @@ SecretRef = Annotated[SecretKey, BeforeValidator(_named)]
 
 def loopback(url: str) -> bool:
     """Whether an address stands for the machine that asks."""
-    host = urlsplit(url).hostname or ""
+    host = (urlsplit(url).hostname or "").rstrip(".")
     if host == "localhost" or host.endswith(".localhost"):
         return True
     try:
@@ -52,6 +56,8 @@ def loopback(url: str) -> bool:
 def _reachable(url: str | None) -> str | None:
     if url is None:
         return None
+    if re.search(r"[\s\x00-\x1f?#]", url):
+        raise ValueError(f"{url.partition('?')[0]!r}: give http(s)://HOST without spaces and query")
     if urlsplit(url).scheme not in ("http", "https") or not urlsplit(url).hostname:
         raise ValueError(f"{url!r} is no address that other machines can ask; give http(s)://HOST")
     if loopback(url):
@@ -72,7 +78,7 @@ class StorageConfig(BaseModel):
 
     endpoint: str | None = None
     """Address of a store that is not AWS (`https://minio.example.com`); None: AWS."""
-    region: str | None = None
+    region: LabelValue | None = None
     """Region; None: `us-east-1`."""
 
     @field_validator("endpoint")
@@ -120,7 +126,7 @@ class Cluster(BaseModel):
     """Version of this kind."""
     name: Name = "gwp"
     """Name of the cluster, and of what is rendered."""
-    image: str | None = None
+    image: Image | None = None
     """Image with gwp, with a tag or digest (`clusters/image/Dockerfile`); only Kubernetes needs
     it.
     """
@@ -144,7 +150,7 @@ class Cluster(BaseModel):
     """Other environment variables of all nodes."""
     token_auth: bool = True
     """Ray asks everybody for a token. Without it whoever reaches a port of Ray runs code."""
-    token_secret: str | None = None
+    token_secret: ObjectName | None = None
     """Secret with Ray's token in its key `auth_token`; None: KubeRay makes one."""
     kubernetes: KubernetesConfig = KubernetesConfig()
     """What only Kubernetes needs to know."""
@@ -199,6 +205,8 @@ class Cluster(BaseModel):
 
     @model_validator(mode="after")
     def _consistent(self) -> "Cluster":
+        if both := sorted(set(self.env) & set(self.secrets)):
+            raise ValueError(f"{both[0]} is under `env` and under `secrets`; remove one")
         if not self.token_auth and self.token_secret:
             raise ValueError("token_secret names a token that token_auth: false does not ask for")
         for name, pool in self.pools.all().items():

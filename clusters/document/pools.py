@@ -5,6 +5,8 @@ from typing import Annotated, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, field_validator, model_validator
 
+from clusters.document.words import LabelKey, LabelValue, ObjectName
+
 POOL = "gwp/pool"
 """Label of a Ray node that says which pool it is of."""
 HEAD, DATA, TRAIN, SERVE = "head", "data", "train", "serve"
@@ -39,9 +41,9 @@ class Toleration(BaseModel):
 
     model_config = CONFIG
 
-    key: str
+    key: LabelKey
     """Key of the taint."""
-    value: str | None = None
+    value: LabelValue | None = None
     """Its value; None: any."""
     effect: Literal["NoSchedule", "PreferNoSchedule", "NoExecute"] | None = None
     """Its effect; None: any."""
@@ -52,13 +54,13 @@ class Pool(BaseModel):
 
     model_config = CONFIG
 
-    cpus: int = Field(ge=1)
+    cpus: int = Field(ge=1, le=10_000)
     """CPUs of a node."""
-    memory_gb: float = Field(gt=0)
+    memory_gb: float = Field(ge=0.5, le=1e6)
     """Memory of a node, GiB, shared memory included."""
-    gpus: int = Field(default=0, ge=0)
+    gpus: int = Field(default=0, ge=0, le=1000)
     """GPUs of a node."""
-    gpu_type: str | None = None
+    gpu_type: LabelValue | None = None
     """Which GPU: value of the node label `gpu_label`, and the name in Slurm's `--gres`."""
     gpu_memory_gb: float | None = Field(default=None, gt=0)
     """Memory of one GPU, GB as its maker says it (80); stages are checked against it. None: not
@@ -66,11 +68,11 @@ class Pool(BaseModel):
     """
     min_nodes: int = Field(default=0, ge=0)
     """Nodes that are always there."""
-    max_nodes: int = Field(default=1, ge=0)
+    max_nodes: int = Field(default=1, ge=0, le=100_000)
     """Nodes at most; more than `min_nodes` come and go with the work."""
-    shared_memory_gb: float | None = Field(default=None, gt=0)
+    shared_memory_gb: float | None = Field(default=None, ge=0.1)
     """Memory of a node for Ray's object store (/dev/shm), GiB; None: 30 % of its memory."""
-    spill_gb: float = Field(default=50, gt=0)
+    spill_gb: float = Field(default=50, ge=0.01, le=1e7)
     """Local disk of a node for what does not fit into the object store, and for logs, GiB."""
     labels: NodeLabels = {}
     """Labels of its Ray nodes, beside `gwp/pool`."""
@@ -78,7 +80,7 @@ class Pool(BaseModel):
     """Labels that a Kubernetes node must have."""
     tolerations: tuple[Toleration, ...] = ()
     """Taints of Kubernetes nodes that it puts up with."""
-    priority: str | None = None
+    priority: ObjectName | None = None
     """Priority class of its pods; None: that of the namespace."""
     spot: bool = False
     """On nodes that may be taken back at any time. Of `data` and `train` only."""
@@ -98,6 +100,8 @@ class Pool(BaseModel):
             raise ValueError(
                 "gpu_type and gpu_memory_gb speak of GPUs; give `gpus`, or remove them"
             )
+        if own := [k for k in self.labels if k.startswith("ray.io/")]:
+            raise ValueError(f"labels: {own[0]} is Ray's own to set; take another name")
         if POOL in self.labels:
             raise ValueError(f"labels: {POOL} is the name of the pool already; remove it")
         return self

@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 from pydantic import AfterValidator, BaseModel, Field, model_validator
 
 from clusters.document.pools import CONFIG
+from clusters.document.words import Address, LabelKey, LabelValue, ObjectName, SlurmWord
 from gwp.paths import Location
 
 _NAME = re.compile(r"[a-z]([-a-z0-9]*[a-z0-9])?")
@@ -39,7 +40,7 @@ class SecretKey(BaseModel):
 
     model_config = CONFIG
 
-    name: str = Field(pattern=r"^[a-z0-9]([-a-z0-9.]*[a-z0-9])?$")
+    name: ObjectName
     """Name of the Secret, in the namespace of the cluster."""
     key: str = Field(pattern=r"^[-._a-zA-Z0-9]+$")
     """Key in it."""
@@ -52,9 +53,9 @@ class Volume(BaseModel):
 
     model_config = CONFIG
 
-    claim: str
+    claim: ObjectName
     """Name of the PersistentVolumeClaim."""
-    path: str = Field(pattern=r"^/.+")
+    path: str = Field(pattern=r"^/[^\x00-\x1f:]+$")
     """Where it is mounted. Paths of stages below it are found."""
     read_only: bool = True
     """Whether pods may only read it."""
@@ -65,7 +66,7 @@ class Redis(BaseModel):
 
     model_config = CONFIG
 
-    address: str
+    address: Address
     """`host:port`."""
     password: SecretKey | None = None
     """Where its password is; None: it asks for none."""
@@ -80,15 +81,15 @@ class JobRules(BaseModel):
     """Who hands the stage to Ray: a small pod whose log is that of the stage, the operator, or a
     container beside the head.
     """
-    retries: int = Field(default=2, ge=0)
+    retries: int = Field(default=2, ge=0, le=100)
     """How often a failed stage is started anew, on new pods; it goes on from its last checkpoint."""
-    deadline_h: float | None = Field(default=None, gt=0)
+    deadline_h: float | None = Field(default=None, gt=0, le=100_000)
     """Hours after which a stage is stopped; None: never."""
-    start_deadline_h: float | None = Field(default=None, gt=0)
+    start_deadline_h: float | None = Field(default=None, gt=0, le=100_000)
     """Hours that a stage may wait for its nodes; None: any."""
-    keep_failed_h: float = Field(default=1, ge=0)
+    keep_failed_h: float = Field(default=1, ge=0, le=100_000)
     """Hours that the pods of a failed stage stay, for whoever looks at them."""
-    queue: str | None = None
+    queue: LabelValue | None = None
     """Local queue of Kueue. Stages then wait until it admits them, and their nodes are those they
     need at least: Kueue takes no autoscaled cluster. None: no queue.
     """
@@ -105,7 +106,7 @@ class ServiceRules(BaseModel):
     `new-cluster`: a second cluster, then all robots move. `incremental`: by steps, through a
     Gateway; needs `gateway_class`.
     """
-    gateway_class: str | None = None
+    gateway_class: ObjectName | None = None
     """Gateway class of the Kubernetes Gateway API, for `incremental`."""
     step_percent: int = Field(default=10, ge=1, le=100)
     """Share of the robots that moves at a time, percent, for `incremental`."""
@@ -139,15 +140,15 @@ class KubernetesConfig(BaseModel):
 
     namespace: Name = "gwp"
     """Namespace of everything that is rendered."""
-    service_account: str | None = None
+    service_account: ObjectName | None = None
     """Service account of the pods, for storage without keys (workload identity); None: the default
     one, without a token.
     """
-    pull_secret: str | None = None
+    pull_secret: ObjectName | None = None
     """Secret with access to the image's registry; None: the image is open to all nodes."""
-    gpu_resource: str = "nvidia.com/gpu"
+    gpu_resource: LabelKey = "nvidia.com/gpu"
     """What the device plugin calls a GPU."""
-    gpu_label: str = "nvidia.com/gpu.product"
+    gpu_label: LabelKey = "nvidia.com/gpu.product"
     """Node label that names the GPU (`gpu_type` of a pool)."""
     volumes: tuple[Volume, ...] = ()
     """Disks that all pods mount."""
@@ -168,15 +169,15 @@ class SlurmConfig(BaseModel):
 
     model_config = CONFIG
 
-    partition: str | None = None
+    partition: SlurmWord | None = None
     """Partition; None: the site's default."""
-    account: str | None = None
+    account: SlurmWord | None = None
     """Account that is charged; None: the user's own."""
-    qos: str | None = None
+    qos: SlurmWord | None = None
     """Quality of service; None: the site's default."""
-    time_min: int = Field(default=1440, ge=2)
+    time_min: int = Field(default=1440, ge=2, le=525_600)
     """Time limit of one allocation, minutes; a stage that needs more is queued again."""
-    save_s: int = Field(default=300, ge=30)
+    save_s: int = Field(default=300, ge=30, le=65_535)
     """How long before the end of an allocation the stage takes its checkpoint, seconds."""
     venv: Location | None = None
     """Virtual environment with gwp, on a disk that all nodes see; None: `gwp` is on the PATH."""
@@ -184,3 +185,11 @@ class SlurmConfig(BaseModel):
     """Shell file that sets secrets and storage (`AWS_...`), readable by you only; None: none."""
     port: int = Field(default=6379, ge=1024, le=65535)
     """Port of Ray on the first node."""
+
+    @model_validator(mode="after")
+    def _in_time(self) -> "SlurmConfig":
+        if self.save_s >= 60 * self.time_min:
+            raise ValueError(
+                f"save_s {self.save_s} is no less than time_min {self.time_min}; raise time_min"
+            )
+        return self

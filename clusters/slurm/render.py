@@ -1,5 +1,6 @@
 """Batch scripts for the stages of training, and one that queues them in a row."""
 
+import re
 import shlex
 from collections.abc import Sequence
 from pathlib import Path
@@ -58,6 +59,13 @@ def _script(cluster: Cluster, pool: Pool, stage: Stage, file: Path) -> str:
         "MLFLOW_TRACKING_URI": cluster.mlflow,
         **cluster.env,
     }
+    own = (
+        set(values)
+        | set(re.findall(r"(?m)^\s*([a-z_]+)=", BODY.read_text()))
+        | {"ray_options", "PATH"}
+    )
+    if taken := sorted(own & set(cluster.env)):
+        raise GwpError(f"env.{taken[0]}: the batch script has it for itself; take another name")
     ray = _ray_options(pool)
     lines = [
         "#!/bin/bash",

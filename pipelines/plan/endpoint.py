@@ -14,6 +14,7 @@ SERVICE_MS = {"inline": 3.9, "gateways": 9.2}
 """What the service adds to the bare engine for one robot: docs/benchmarks.md, "The endpoint under
 a fleet".
 """
+_MOST = 1e9
 HEADROOM = 0.8
 """Of what a replica was measured to answer: robots do not spread evenly over replicas."""
 _HOW = "make it by `gwp bench act --p99 BOUND --json FILE` on the hardware that will serve"
@@ -69,6 +70,10 @@ def plan_endpoint(
     profile: what `gwp bench act --json` wrote. GwpError when it cannot tell, or says that the
     bound cannot be kept.
     """
+    told = {"--robots": robots, "--rate": rate_hz, "--p99": bound_ms}
+    wrong = [name for name, value in told.items() if not 0 < value < _MOST]
+    if wrong:
+        raise GwpError(f"{wrong[0]}: must be above 0 and below {_MOST:g}")
     found = _read(Path(profile))
     service = SERVICE_MS["inline" if app.separate is None else "gateways"]
     engine_ms = bound_ms - service
@@ -102,6 +107,15 @@ def _read(profile: Path) -> Mapping[str, Any]:
         names = ", ".join(families)
         raise GwpError(f"--profile {profile}: holds {names}; measure one with --family")
     found: Mapping[str, Any] = results[0]
+    try:
+        numbers = [found["crowds"]["period_s"]]
+        for row in found["crowds"]["rows"]:
+            numbers += [row["robots"], row["p99"]]
+        sound = len(numbers) > 1 and all(0 < n < math.inf for n in numbers)
+    except (KeyError, TypeError):
+        sound = False
+    if not sound:
+        raise GwpError(f"--profile {profile}: its crowds lack numbers or are no numbers; {_HOW}")
     return found
 
 

@@ -148,12 +148,17 @@ def _stages(
 ) -> "list[Stage]":
     """Checked, resolved and measured against the cluster; ConfigError with all that is wrong."""
     from clusters.document.work import Stage
+    from gwp.errors import GwpError
     from pipelines.config.load import ConfigError, dump_resolved, load_config
     from pipelines.console import event
+    from pipelines.jobs.sequence import require_sequence
     from pipelines.jobs.train_job import TrainJob
     from pipelines.placement.stage import decodes_apart, misfits, needs
 
+    if twice := next((f for f in files if files.count(f) > 1), None):
+        raise GwpError(f"--job {twice}: given twice; give each stage once")
     jobs = {file: load_config(file, TrainJob, sets) for file in files}
+    require_sequence(list(jobs.values()))
     problems = [f"{f}: {line}" for f, job in jobs.items() for line in misfits(job, cluster, target)]
     if problems:
         raise ConfigError(problems)

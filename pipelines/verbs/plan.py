@@ -105,8 +105,9 @@ def _assumed(args: argparse.Namespace) -> Any:
         "prices": _prices(args.prices) if args.prices else None,
     }
     for name in ("workers", "decode_rate", "upload_mb"):
-        if given[name] is not None and given[name] <= 0:
-            raise GwpError(f"--{name.replace('_', '-')}: must be above 0")
+        if given[name] is not None and not 1e-6 < given[name] < 1e9:
+            option = name.replace("_", "-")
+            raise GwpError(f"--{option}: must be above 0 and below 1e9")
     told = {name: value for name, value in given.items() if value is not None}
     return Assumed(gpu=args.gpu, **told)
 
@@ -119,6 +120,10 @@ def _prices(file: str) -> dict[str, float]:
 
     try:
         found = yaml.safe_load(storage.read_bytes(file))
-        return {str(name): float(price) for name, price in found.items()}
+        prices = {str(name): float(price) for name, price in found.items()}
     except (yaml.YAMLError, AttributeError, TypeError, ValueError) as error:
         raise GwpError(f"--prices {file}: write lines such as `h100: 2.5`") from error
+    for name, price in prices.items():
+        if not 0 <= price < 1e9:
+            raise GwpError(f"--prices {file}: {name}: {price:g} is no price; give 0 or more")
+    return prices

@@ -1,0 +1,47 @@
+"""Texts that go into manifests and scripts as they are: what Kubernetes, Slurm or a shell would misread
+is refused.
+"""
+
+import re
+from collections.abc import Callable
+from typing import Annotated
+
+from pydantic import AfterValidator
+
+_SEGMENT = r"[a-z0-9]([-a-z0-9]*[a-z0-9])?"
+_DOMAIN = rf"{_SEGMENT}(\.{_SEGMENT})*"
+_VALUE = r"[A-Za-z0-9]([-A-Za-z0-9_.]{0,61}[A-Za-z0-9])?"
+
+
+def _matching(pattern: str, longest: int, rule: str) -> AfterValidator:
+    compiled = re.compile(pattern)
+
+    def check(text: str) -> str:
+        if not compiled.fullmatch(text) or len(text) > longest:
+            raise ValueError(f"{text[:80]!r} should be {rule}, at most {longest} characters")
+        return text
+
+    check_text: Callable[[str], str] = check
+    return AfterValidator(check_text)
+
+
+ObjectName = Annotated[
+    str, _matching(_DOMAIN, 253, "a name of Kubernetes: lower-case letters, digits, - and .")
+]
+LabelValue = Annotated[str, _matching(_VALUE, 63, "letters, digits, -, _ and .")]
+LabelKey = Annotated[
+    str, _matching(rf"({_DOMAIN}/)?{_VALUE}", 317, "a key of Kubernetes, such as example.com/gpu")
+]
+SlurmWord = Annotated[
+    str, _matching(r"[A-Za-z0-9_][-A-Za-z0-9_.,@+]*", 200, "a name of Slurm, without spaces")
+]
+Address = Annotated[str, _matching(r"[A-Za-z0-9][-A-Za-z0-9.]*:[0-9]{1,5}", 260, "HOST:PORT")]
+Image = Annotated[
+    str,
+    _matching(
+        r"([A-Za-z0-9][-A-Za-z0-9.]*(:[0-9]+)?/)?[a-z0-9][a-z0-9._/-]*(:[A-Za-z0-9_][-A-Za-z0-9_.]*)?"
+        r"(@sha256:[0-9a-f]{64})?",
+        500,
+        "an image: REGISTRY/NAME:TAG, lower-case letters in its name",
+    ),
+]
