@@ -10,8 +10,10 @@ import sys
 import time
 from argparse import Namespace
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import timedelta
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -177,7 +179,14 @@ def import_deepspeed(gpu: bool) -> None:
 
     There is no switch. A module that is None cannot be imported; the tuner takes that for MLflow
     not being installed. Before another thread imports MLflow itself.
+
+    And with distutils, with which it looks for compilers later. setuptools stands in for that, and
+    imports itself while it holds the import lock of all threads: should another one be importing
+    what it needs, both would wait for ever.
     """
+    with suppress(ImportError):
+        import_module("setuptools")
+        import_module("distutils.ccompiler")
     if not gpu:
         # It chooses its accelerator when it is imported.
         os.environ.setdefault("DS_ACCELERATOR", "cpu")

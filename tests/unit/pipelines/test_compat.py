@@ -51,6 +51,20 @@ def test_deepspeed_comes_without_mlflow_which_can_be_had_afterwards(first: str) 
     )
 
 
+def test_what_holds_the_import_lock_of_all_threads_is_imported_before_there_are_others() -> None:
+    """The stand-in for distutils imports setuptools while it holds that lock."""
+    script = (
+        "import sys\n"
+        "from pipelines.compat import import_deepspeed\n"
+        "import_deepspeed(gpu=False)\n"
+        "before = set(sys.modules)\n"
+        "import distutils.ccompiler, distutils.log, distutils.sysconfig, distutils.errors\n"
+        "new = {name.partition('.')[0] for name in set(sys.modules) - before}\n"
+        "assert not new & {'setuptools', 'packaging', 'jaraco', 'importlib_metadata'}, new\n"
+    )
+    subprocess.run([sys.executable, "-c", script], cwd=ROOT, timeout=240, check=True)
+
+
 def test_deepspeed_asks_the_table_that_is_changed(monkeypatch: pytest.MonkeyPatch) -> None:
     import deepspeed
     from deepspeed.comm.torch import build_shm_op
