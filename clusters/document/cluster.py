@@ -2,8 +2,9 @@
 
 import ipaddress
 import re
+import socket
 from typing import Annotated, Any, Literal
-from urllib.parse import urlsplit
+from urllib.parse import SplitResult, urlsplit
 
 from pydantic import BaseModel, BeforeValidator, Field, field_validator, model_validator
 
@@ -15,6 +16,7 @@ _VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 _SECRET = re.compile(
     r".*(KEY|TOKEN|SECRET|PASS(WORD|WD)?|AUTH|CREDENTIALS?)(_ID|S)?", re.IGNORECASE
 )
+_OWN_NAMES = ("localhost", "ip6-localhost", "ip6-loopback")
 _KEY_PAIR = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY")
 # Repositories whose images are known to hold other things.
 _FOREIGN = re.compile(
@@ -44,13 +46,26 @@ SecretRef = Annotated[SecretKey, BeforeValidator(_named)]
 def loopback(url: str) -> bool:
     """Whether an address stands for the machine that asks."""
     host = (urlsplit(url).hostname or "").rstrip(".")
-    if host == "localhost" or host.endswith(".localhost"):
+    if host in _OWN_NAMES or host.endswith(".localhost"):
         return True
     try:
         address = ipaddress.ip_address(host)
     except ValueError:
-        return False
+        try:
+            # `127.1` and `0`, as every resolver reads them.
+            address = ipaddress.ip_address(socket.inet_aton(host))
+        except OSError:
+            return False
+    address = getattr(address, "ipv4_mapped", None) or address
     return address.is_loopback or address.is_unspecified
+
+
+def _has_port(parts: SplitResult) -> bool:
+    """Whether the port of an address is one, or left out."""
+    try:
+        return parts.port != 0
+    except ValueError:
+        return False
 
 
 def _reachable(url: str | None) -> str | None:
@@ -58,7 +73,8 @@ def _reachable(url: str | None) -> str | None:
         return None
     if re.search(r"[\s\x00-\x1f?#]", url):
         raise ValueError(f"{url.partition('?')[0]!r}: give http(s)://HOST without spaces and query")
-    if urlsplit(url).scheme not in ("http", "https") or not urlsplit(url).hostname:
+    parts = urlsplit(url)
+    if parts.scheme not in ("http", "https") or not parts.hostname or not _has_port(parts):
         raise ValueError(f"{url!r} is no address that other machines can ask; give http(s)://HOST")
     if loopback(url):
         raise ValueError(
