@@ -36,6 +36,8 @@ class Cluster:
     """What the job that looks at them prints."""
     addresses: tuple[str, ...] = ("127.0.0.1",)
     """Of its nodes."""
+    gone: tuple[str, ...] = ()
+    """Addresses of nodes that are dead."""
     asked: list[dict[str, Any]] = field(default_factory=list)
     """Submissions; without those that look at nodes."""
     jobs: dict[str, dict[str, Any]] = field(default_factory=dict)
@@ -90,12 +92,18 @@ class _Handler(BaseHTTPRequestHandler):
             self._reply(404, "")
         elif parts[:3] == ["api", "v0", "nodes"]:
             more = {"is_head_node": True, "state_message": "", "resources_total": {}, "labels": {}}
+            states = dict.fromkeys(cluster.addresses, "ALIVE")
+            states |= dict.fromkeys(cluster.gone, "DEAD")
+            total = len(states)
+            # Where it is asked to leave some out, Ray counts these as lost.
+            if "ALIVE" in self.path:
+                states = {ip: state for ip, state in states.items() if state == "ALIVE"}
             nodes = [
-                {"node_id": str(i), "node_ip": ip, "state": "ALIVE", "node_name": ip} | more
-                for i, ip in enumerate(cluster.addresses)
+                {"node_id": str(i), "node_ip": ip, "state": state, "node_name": ip} | more
+                for i, (ip, state) in enumerate(states.items())
             ]
             size = len(nodes)
-            counts = {"total": size, "num_after_truncation": size, "num_filtered": size}
+            counts = {"total": total, "num_after_truncation": size, "num_filtered": size}
             result = {"result": nodes, **counts, "partial_failure_warning": "", "warnings": []}
             self._reply(200, {"result": True, "msg": "", "data": {"result": result}})
         elif parts[2] not in cluster.jobs:

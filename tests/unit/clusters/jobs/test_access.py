@@ -103,6 +103,11 @@ def test_the_address_that_is_given_is_meant_whatever_the_environment_says(
         assert is_here(other.url)
 
 
+def test_a_node_that_is_gone_says_nothing_of_where_the_others_are() -> None:
+    with serving(Cluster(gone=("192.0.2.7", "192.0.2.8"))) as cluster:
+        assert is_here(cluster.url)
+
+
 @pytest.mark.parametrize(
     ("address", "words"),
     [
