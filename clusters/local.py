@@ -38,7 +38,7 @@ def render(cluster: Cluster, document: str, stages: Sequence[Stage]) -> dict[str
         return files
     lines = ["# shellcheck source=/dev/null", f". {name}/env.sh"]
     for i, stage in enumerate(stages):
-        file = f"{i:02}-{stage.name.replace('/', '-')}.yaml"
+        file = f"{i:02}-{stage.file_name}.yaml"
         files[file] = stage.document
         lines.append(f"gwp train {shlex.quote(file)}")
     note = f"# In another terminal than {START}. Each stage begins when the one before has ended.\n"

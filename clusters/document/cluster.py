@@ -8,9 +8,9 @@ from urllib.parse import SplitResult, urlsplit
 
 from pydantic import BaseModel, BeforeValidator, Field, field_validator, model_validator
 
-from clusters.document.pools import CONFIG, NodeLabels, Pools, Toleration
+from clusters.document.pools import CONFIG, Pools, Toleration
 from clusters.document.targets import KubernetesConfig, Name, SecretKey, SlurmConfig
-from clusters.document.words import Image, LabelValue, ObjectName
+from clusters.document.words import Image, LabelValue, NodeLabels, ObjectName
 
 _VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 _SECRET = re.compile(
@@ -80,7 +80,7 @@ def _reachable(url: str | None) -> str | None:
         raise ValueError(
             f"{url} is each pod itself; give the address under which the whole cluster reaches it"
         )
-    if urlsplit(url).username or urlsplit(url).password:
+    if parts.username or parts.password:
         raise ValueError(
             "an address with a password in it would be logged; name it under `secrets`"
         )

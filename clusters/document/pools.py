@@ -1,11 +1,10 @@
 """Pools: nodes of one kind, for one kind of work."""
 
-import re
-from typing import Annotated, Literal
+from typing import Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
-from clusters.document.words import LabelKey, LabelValue, ObjectName
+from clusters.document.words import LabelKey, LabelValue, NodeLabels, ObjectName
 
 POOL = "gwp/pool"
 """Label of a Ray node that says which pool it is of."""
@@ -16,24 +15,6 @@ CONFIG = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
 
 _OWN_SHARE = 0.3
 """Share of a node's memory that Ray's object store takes by itself."""
-_LABEL_KEY = re.compile(
-    r"([a-z0-9]([-a-z0-9.]*[a-z0-9])?/)?[A-Za-z0-9]([-A-Za-z0-9_.]{0,61}[A-Za-z0-9])?"
-)
-_LABEL_VALUE = re.compile(r"([A-Za-z0-9]([-A-Za-z0-9_.]{0,61}[A-Za-z0-9])?)?")
-
-
-def _labels(labels: dict[str, str]) -> dict[str, str]:
-    """ValueError when Kubernetes would refuse one."""
-    for key, value in labels.items():
-        if not _LABEL_KEY.fullmatch(key) or not _LABEL_VALUE.fullmatch(value):
-            raise ValueError(
-                f"{key}: {value!r} is no label of Kubernetes; letters, digits, - _ . and at most "
-                "63 characters each"
-            )
-    return labels
-
-
-NodeLabels = Annotated[dict[str, str], AfterValidator(_labels)]
 
 
 class Toleration(BaseModel):

@@ -3,7 +3,6 @@ is refused.
 """
 
 import re
-from collections.abc import Callable
 from typing import Annotated
 
 from pydantic import AfterValidator
@@ -21,8 +20,7 @@ def _matching(pattern: str, longest: int, rule: str) -> AfterValidator:
             raise ValueError(f"{text[:80]!r} should be {rule}, at most {longest} characters")
         return text
 
-    check_text: Callable[[str], str] = check
-    return AfterValidator(check_text)
+    return AfterValidator(check)
 
 
 ObjectName = Annotated[
@@ -31,6 +29,9 @@ ObjectName = Annotated[
 LabelValue = Annotated[str, _matching(_VALUE, 63, "letters, digits, -, _ and .")]
 LabelKey = Annotated[
     str, _matching(rf"({_DOMAIN}/)?{_VALUE}", 317, "a key of Kubernetes, such as example.com/gpu")
+]
+NodeLabels = dict[
+    LabelKey, Annotated[str, _matching(f"({_VALUE})?", 63, "letters, digits, -, _ and ., or empty")]
 ]
 SlurmWord = Annotated[
     str, _matching(r"[A-Za-z0-9_][-A-Za-z0-9_.,@+]*", 200, "a name of Slurm, without spaces")

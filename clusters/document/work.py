@@ -16,8 +16,14 @@ class Stage:
     """Nodes of the pool `train` that it needs at least."""
     data_nodes: int
     """Nodes of the pool `data` that it needs at least; 0: it decodes elsewhere."""
+
     after: str | None = None
     """Run among those that are rendered with it whose weights it begins with."""
+
+    @property
+    def file_name(self) -> str:
+        """Its name where only plain characters can stand."""
+        return "".join(c if c.isalnum() or c in "-_." else "-" for c in self.name)
 
 
 @dataclass(frozen=True)

@@ -74,7 +74,7 @@ def _panel(i: int, panel: Panel) -> dict[str, Any]:
         "datasource": _SOURCE,
         "gridPos": place,
         "fieldConfig": {
-            "defaults": {"unit": panel.unit, "min": 0 if panel.title != "Loss" else None},
+            "defaults": {"unit": panel.unit, "min": 0 if panel.from_zero else None},
             "overrides": [],
         },
         "options": {

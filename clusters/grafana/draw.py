@@ -82,7 +82,7 @@ def _panel(axes: Any, panel: Panel, label: str, ask: Ask, begin: float, end: flo
     axes.set_xlim(0, end - begin)
     axes.set_xlabel("seconds", fontsize=8)
     axes.grid(alpha=0.3)
-    if panel.title != "Loss":
+    if panel.from_zero:
         axes.set_ylim(bottom=0)
     if several:
         axes.legend(fontsize=7, loc="best", framealpha=0.6)

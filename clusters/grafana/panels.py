@@ -22,12 +22,15 @@ class Query:
 
 @dataclass(frozen=True)
 class Panel:
-    """One picture. what: a sentence for whoever looks at it"""
+    """One picture. what: a sentence for whoever looks at it; from_zero: its values have no other
+    lowest one
+    """
 
     title: str
     unit: Unit
     what: str
     queries: tuple[Query, ...]
+    from_zero: bool = True
 
 
 @dataclass(frozen=True)

@@ -24,6 +24,7 @@ TRAINING = Dashboard(
             "short",
             "Newest loss of the global batch by part, and of what is not trained on.",
             (Query(_newest(m.TRAIN_LOSS, "run, part"), "{{run}} {{part}}"),),
+            from_zero=False,
         ),
         Panel(
             "Progress",

@@ -21,6 +21,8 @@ T = TypeVar("T")
 KEY, ATTEMPT, RUNS, NAMES = "gwp_key", "gwp_attempt", "gwp_runs", "gwp_run"
 STAGES, DIGEST = "gwp_stage", "gwp_digest"
 """Names in what the dashboard shows of a job."""
+BETWEEN = "\n"
+"""Between several of them: names of runs and folders may hold commas."""
 _AGAIN_S = 1.0
 _POLL_S = 0.5
 _SAID = 300
@@ -176,9 +178,9 @@ def _job(details: JobDetails) -> Job | None:
         id=details.submission_id,
         key=noted[KEY],
         attempt=int(noted[ATTEMPT]),
-        names=tuple(noted[NAMES].split(", ")),
-        runs=tuple(noted[RUNS].split(", ")),
-        stages=tuple(noted[STAGES].split(", ")),
+        names=tuple(noted[NAMES].split(BETWEEN)),
+        runs=tuple(noted[RUNS].split(BETWEEN)),
+        stages=tuple(noted[STAGES].split(BETWEEN)),
         digest=noted[DIGEST],
         status=JobStatus(details.status).value,
         message=_message(details),

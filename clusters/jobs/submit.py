@@ -19,7 +19,7 @@ from requests import RequestException
 
 from clusters.jobs.access import patiently
 from clusters.jobs.code import Code, fill
-from clusters.jobs.jobs import ATTEMPT, DIGEST, KEY, NAMES, RUNS, STAGES, Job, Jobs
+from clusters.jobs.jobs import ATTEMPT, BETWEEN, DIGEST, KEY, NAMES, RUNS, STAGES, Job, Jobs
 from clusters.jobs.probe import Found
 from gwp import __version__
 from gwp.errors import GwpError
@@ -227,9 +227,9 @@ def _noted(work: Work, attempt: int) -> dict[str, str]:
     return {
         KEY: work.key,
         ATTEMPT: str(attempt),
-        NAMES: ", ".join(work.names),
-        RUNS: ", ".join(work.runs),
-        STAGES: ", ".join(work.stages),
+        NAMES: BETWEEN.join(work.names),
+        RUNS: BETWEEN.join(work.runs),
+        STAGES: BETWEEN.join(work.stages),
         DIGEST: work.digest,
         _VERSION: __version__,
         **({_SECRETS: ", ".join(work.secrets)} if work.secrets else {}),

@@ -3,10 +3,10 @@
 from typing import Any
 
 from clusters.document.cluster import Cluster
-from clusters.document.pools import HEAD, SERVE
+from clusters.document.pools import HEAD, POOL, SERVE
 from clusters.document.work import Endpoint
 from clusters.kuberay.groups import HEAD_PORTS
-from clusters.kuberay.objects import OF, POOL_LABEL, Manifest, metadata
+from clusters.kuberay.objects import OF, Manifest, metadata
 from clusters.kuberay.pods import METRICS_PORT
 
 _NAMESPACE = "kubernetes.io/metadata.name"
@@ -49,7 +49,7 @@ def policies(cluster: Cluster, endpoint: Endpoint | None) -> list[Manifest]:
         _policy(
             cluster,
             "operator",
-            {POOL_LABEL: HEAD},
+            {POOL: HEAD},
             {"from": [operator], "ports": _ports(HEAD_PORTS["dashboard"])},
             "KubeRay asks the dashboard how jobs and the endpoint are.",
         ),
@@ -63,7 +63,7 @@ def policies(cluster: Cluster, endpoint: Endpoint | None) -> list[Manifest]:
         if networks := kubernetes.service.robots:
             entry["from"] = [{"ipBlock": {"cidr": network}} for network in networks]
         note = "Robots, and what stands in front of them, reach the gateways."
-        found.append(_policy(cluster, "robots", {POOL_LABEL: SERVE}, entry, note))
+        found.append(_policy(cluster, "robots", {POOL: SERVE}, entry, note))
     return found
 
 
@@ -148,7 +148,7 @@ def _budget(cluster: Cluster, pool: str, gone: int, notes: tuple[str, ...] = ())
         "metadata": metadata(cluster, f"{cluster.name}-{pool}"),
         "spec": {
             "maxUnavailable": gone,
-            "selector": {"matchLabels": {OF: cluster.name, POOL_LABEL: pool}},
+            "selector": {"matchLabels": {OF: cluster.name, POOL: pool}},
         },
     }
     return Manifest(body, notes)

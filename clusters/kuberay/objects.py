@@ -11,8 +11,6 @@ RAY_VERSION = "2.60.0"
 """Of the image; KubeRay must be told."""
 OF = "gwp/cluster"
 """Label of everything that belongs to a cluster document."""
-POOL_LABEL = "gwp/pool"
-"""Label of a pod with the name of its pool."""
 _MI = 1024
 
 

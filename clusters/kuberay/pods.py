@@ -4,9 +4,9 @@ import math
 from typing import Any
 
 from clusters.document.cluster import Cluster
-from clusters.document.pools import Pool, Toleration
+from clusters.document.pools import POOL, Pool, Toleration
 from clusters.document.targets import SecretKey
-from clusters.kuberay.objects import OF, POOL_LABEL, gibibytes
+from clusters.kuberay.objects import OF, gibibytes
 from gwp import __version__
 
 USER = 1000
@@ -76,7 +76,7 @@ def pod_template(
     if pool.priority:
         spec["priorityClassName"] = pool.priority
     spec |= _placed(cluster, pool)
-    labels = {"app.kubernetes.io/part-of": "gwp", OF: cluster.name, POOL_LABEL: pool_name}
+    labels = {"app.kubernetes.io/part-of": "gwp", OF: cluster.name, POOL: pool_name}
     return {"metadata": {"labels": labels}, "spec": spec}
 
 

@@ -10,7 +10,7 @@ from clusters.document.pools import DATA, SERVE, TRAIN
 from clusters.document.work import Endpoint, Stage
 from clusters.kuberay.groups import cluster_spec
 from clusters.kuberay.objects import OF, Manifest, metadata
-from clusters.kuberay.pods import STAGE_FOLDER, USER, container_security
+from clusters.kuberay.pods import STAGE_FOLDER, USER, container_security, secret_key
 from gwp.errors import GwpError
 
 _HOUR = 3600
@@ -234,8 +234,7 @@ def _kept(cluster: Cluster) -> dict[str, Any]:
     assert redis is not None
     options: dict[str, Any] = {"redisAddress": redis.address}
     if redis.password:
-        key = {"name": redis.password.name, "key": redis.password.key}
-        options["redisPassword"] = {"valueFrom": {"secretKeyRef": key}}
+        options["redisPassword"] = {"valueFrom": {"secretKeyRef": secret_key(redis.password)}}
     return options
 
 

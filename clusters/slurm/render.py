@@ -30,15 +30,11 @@ def render(cluster: Cluster, stages: Sequence[Stage], folder: Path) -> dict[str,
     files: dict[str, str] = {}
     scripts: list[str] = []
     for i, stage in enumerate(stages):
-        name = f"{i:02}-{_plain(stage.name)}"
+        name = f"{i:02}-{stage.file_name}"
         files[f"{name}.yaml"] = stage.document
         files[f"{name}.sbatch"] = _script(cluster, pool, stage, folder / f"{name}.yaml")
         scripts.append(f"{name}.sbatch")
     return files | {QUEUE: _queue(scripts)}
-
-
-def _plain(name: str) -> str:
-    return "".join(c if c.isalnum() or c in "-_." else "-" for c in name)
 
 
 def _script(cluster: Cluster, pool: Pool, stage: Stage, file: Path) -> str:
@@ -84,7 +80,7 @@ def _options(cluster: Cluster, pool: Pool, stage: Stage, nodes: int) -> list[str
     """What sbatch is asked for."""
     slurm = cluster.slurm
     options = [
-        f"--job-name={_plain(stage.name)}",
+        f"--job-name={stage.file_name}",
         "--output=%x-%j.out",
         # A run that was queued again goes on in the same log.
         "--open-mode=append",

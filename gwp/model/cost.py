@@ -10,10 +10,8 @@ from functools import lru_cache
 import torch
 
 from gwp.model.config import GROUPS, Group, ModelConfig
+from gwp.model.layers import ACTION_WIDTHS
 from gwp.model.transformer import SEGMENTS, WorldActionTransformer
-
-_IN, _MID = 128, 256
-"""Inner widths of the action encoder and decoder."""
 
 
 def tokens_of(
@@ -69,7 +67,8 @@ def forward_flop(config: ModelConfig, tokens: Mapping[Group, int], text_rows: in
     outside += 2 * patches * config.token_width * visual
     outside += 2 * tokens.get("F", 0) * config.token_width * visual
     vectors = tokens.get("S", 0) + tokens.get("A", 0)
-    way = config.action_channels * _IN + _IN * _MID + _MID * acting
+    narrow, wide = ACTION_WIDTHS
+    way = config.action_channels * narrow + narrow * wide + wide * acting
     outside += 2 * (vectors + tokens.get("A", 0)) * way
     return config.num_layers * layer + outside
 

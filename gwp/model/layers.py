@@ -38,6 +38,10 @@ class EmbodimentLinear(nn.Module):
         return torch.baddbmm(bias_B1d, x_BLd, self.weight[embodiment_B])
 
 
+ACTION_WIDTHS = (128, 256)
+"""Inner widths of the action encoder and, from behind, decoder, as published."""
+
+
 class ActionEncoder(nn.Module):
     """State or action vectors `[B, L, d]` to tokens `[B, L, D]`; only the first layer is
     embodiment-specific.
@@ -45,10 +49,11 @@ class ActionEncoder(nn.Module):
 
     def __init__(self, embodiments: int, channels: int, width: int) -> None:
         super().__init__()
-        # 128 and 256 are published, as is GELU by erf; text and feed-forward take it by tanh.
-        self.in_proj = EmbodimentLinear(embodiments, channels, 128)
-        self.mid_proj = nn.Linear(128, 256)
-        self.out_proj = nn.Linear(256, width)
+        # GELU by erf is published; text and feed-forward take it by tanh.
+        narrow, wide = ACTION_WIDTHS
+        self.in_proj = EmbodimentLinear(embodiments, channels, narrow)
+        self.mid_proj = nn.Linear(narrow, wide)
+        self.out_proj = nn.Linear(wide, width)
 
     def forward(self, x_BLd: Tensor, embodiment_B: Tensor) -> Tensor:
         """Vectors `[B, L, d]` in the dtype of the weights to tokens `[B, L, D]`."""
@@ -64,9 +69,10 @@ class ActionDecoder(nn.Module):
 
     def __init__(self, embodiments: int, channels: int, width: int) -> None:
         super().__init__()
-        self.in_proj = nn.Linear(width, 256)
-        self.mid_proj = nn.Linear(256, 128)
-        self.out_proj = EmbodimentLinear(embodiments, 128, channels)
+        narrow, wide = ACTION_WIDTHS
+        self.in_proj = nn.Linear(width, wide)
+        self.mid_proj = nn.Linear(wide, narrow)
+        self.out_proj = EmbodimentLinear(embodiments, narrow, channels)
 
     def forward(self, x_BLD: Tensor, embodiment_B: Tensor) -> Tensor:
         """Tokens `[B, L, D]` to velocities `[B, L, d]`, in the dtype of the weights."""

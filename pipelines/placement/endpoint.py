@@ -69,4 +69,4 @@ def _replicas_of_a_node(app: ServeApp, pool: Pool) -> int:
     bounds = [cpus / app.replica.cpus] if app.replica.cpus else []
     if app.replica.gpus:
         bounds.append(pool.gpus / app.replica.gpus)
-    return math.floor(min(bounds, default=math.inf)) if bounds else 1
+    return math.floor(min(bounds)) if bounds else 1

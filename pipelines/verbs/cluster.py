@@ -149,9 +149,10 @@ def _stages(
     """Checked, resolved and measured against the cluster; ConfigError with all that is wrong."""
     from clusters.document.work import Stage
     from gwp.errors import GwpError
+    from gwp.paths import absolute_paths
     from pipelines.config.load import ConfigError, dump_resolved, load_config
     from pipelines.console import event
-    from pipelines.jobs.sequence import require_sequence
+    from pipelines.jobs.sequence import parent_of, require_sequence
     from pipelines.jobs.train_job import TrainJob
     from pipelines.placement.stage import decodes_apart, misfits, needs
 
@@ -162,6 +163,7 @@ def _stages(
     problems = [f"{f}: {line}" for f, job in jobs.items() for line in misfits(job, cluster, target)]
     if problems:
         raise ConfigError(problems)
+    places = [absolute_paths(job).run.uri for job in jobs.values()]
     stages: list[Stage] = []
     for file, job in jobs.items():
         placed = job
@@ -170,14 +172,14 @@ def _stages(
             changed = job.cluster.model_copy(update={"data_pool": job.cluster.train_pool})
             placed = job.model_copy(update={"cluster": changed})
         wanted = needs(placed, cluster, target)
-        before = [stage.name for stage in stages if stage.name == job.init]
+        parent = parent_of(job, places)
         stages.append(
             Stage(
                 name=job.run.name,
                 document=dump_resolved(placed),
                 train_nodes=wanted.train,
                 data_nodes=wanted.data,
-                after=before[0] if before else None,
+                after=None if parent is None else stages[parent].name,
             )
         )
     return stages

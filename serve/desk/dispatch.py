@@ -38,6 +38,10 @@ _UPLOADS = 16
 """Messages of full size that may be arriving or waiting at once."""
 
 
+_FRESH = 0.02
+"""Weight of the newest request in the share of those that are refused."""
+
+
 @dataclass
 class Peer:
     """Whoever sends messages through a door; one for each connection.
@@ -185,8 +189,8 @@ class Dispatcher:
                 # Decoding what is refused after all would slow down those who are not.
                 seen = glance_at(data)
                 allowed_s = seen.deadline_s or allowed_s
-                self._refuse_hopeless(self._left_s(arrival, allowed_s))
-            due = arrival + min(allowed_s, self.limits.request_timeout_s)
+                self._refuse_hopeless(self._left_s(arrival, allowed_s), self.wait_s)
+            due = arrival + self._allowed_s(allowed_s)
             asked = await self._intake.run(peer.name, due, lambda: self._take(data, peer))
         except RefusedError as error:
             if seen == Glance():
@@ -202,11 +206,12 @@ class Dispatcher:
         if isinstance(item.given, RefusedError):
             raise item.given
         observation = item.given.observation
-        peer.allowed_s = self._allowed_s(observation)
+        peer.allowed_s = self._allowed_s(observation.deadline_s)
         if wait_s := self._robots.wait_s(observation.robot or peer.name):
             raise RefusedError("limit", "this robot asks too often (limits.robot_hz)", wait_s)
         left_s, _ = self._judge(observation, arrival)
-        self._refuse_hopeless(left_s)
+        self._refuse_hopeless(left_s, self._backend.wait_s)
+        self._refused -= _FRESH * self._refused
         try:
             async with asyncio.timeout(left_s):
                 chunk = await self._backend.act(item.given, left_s)
@@ -292,14 +297,13 @@ class Dispatcher:
 
     def _left_s(self, arrival: float, allowed_s: float | None) -> float:
         """Seconds that are left of those that a request allows."""
-        most_s = min(allowed_s or math.inf, self.limits.request_timeout_s)
-        return arrival + most_s - asyncio.get_running_loop().time()
+        return arrival + self._allowed_s(allowed_s) - asyncio.get_running_loop().time()
 
-    def _allowed_s(self, observation: Observation) -> float:
-        return min(observation.deadline_s or math.inf, self.limits.request_timeout_s)
+    def _allowed_s(self, deadline_s: float | None) -> float:
+        return min(deadline_s or math.inf, self.limits.request_timeout_s)
 
     def _late(self, observation: Observation) -> RefusedError:
-        allowed_s = self._allowed_s(observation)
+        allowed_s = self._allowed_s(observation.deadline_s)
         code = "unavailable" if observation.deadline_s is None else "deadline"
         return RefusedError(
             code,
@@ -308,19 +312,17 @@ class Dispatcher:
             None if code == "deadline" else 0.1,
         )
 
-    def _refuse_hopeless(self, left_s: float) -> None:
+    def _refuse_hopeless(self, left_s: float, wait_s: float) -> None:
         """Nobody is let in who would be told after his deadline: the others are answered sooner."""
-        wait_s = self.wait_s
-        hopeless = wait_s > left_s
-        self._refused += 0.02 * (hopeless - self._refused)
-        if hopeless:
+        if wait_s > left_s:
+            self._refused += _FRESH * (1 - self._refused)
             raise RefusedError(
                 "busy",
                 f"the endpoint is {wait_s:.2f} s behind and {left_s:.2f} s are left; try again, or "
                 "add replicas",
                 # The more are sent away the later they should come back, or all are here again at
                 # once: to look at what is refused takes time from those who are let in.
-                wait_s - left_s + wait_s * self._refused / (1.02 - self._refused),
+                wait_s - left_s + wait_s * self._refused / (1 + _FRESH - self._refused),
             )
 
 

@@ -8,7 +8,7 @@ import yaml
 
 from clusters.document.cluster import Cluster
 from pipelines.cli import main
-from pipelines.config.load import load_any
+from pipelines.config.load import dump_resolved, load_any, load_config
 from pipelines.jobs.train_job import TrainJob
 from tests.support.paths import ROOT
 from tests.unit.pipelines.jobs.test_stages import STAGES
@@ -43,6 +43,20 @@ def test_two_stages_for_kubernetes(tmp_path: Path, capsys: pytest.CaptureFixture
         stage = tmp_path / "stage.yaml"
         stage.write_text(yaml.safe_load(files[name])["data"]["stage.yaml"])
         assert isinstance(load_any(stage), TrainJob)
+
+
+@pytest.mark.parametrize("folder", ["", "/final"])
+def test_a_parent_that_is_named_by_its_folder_is_waited_for_too(
+    tmp_path: Path, folder: str
+) -> None:
+    place = f"s3://gwp/runs/embodied{folder}"
+    policy = tmp_path / "policy.yaml"
+    job = load_config(LINE[1], TrainJob).model_copy(update={"init": place})
+    policy.write_text(dump_resolved(job))
+    words = ["--job", LINE[0], str(policy), *WEIGHTS, "--job-set", "run.storage=s3://gwp/runs"]
+    files = render(tmp_path / "out", KUBERNETES, "--target", "kuberay", *words)
+    jobs = [yaml.safe_load(text) for name, text in sorted(files.items()) if "rayjob" in name]
+    assert [job["spec"]["suspend"] for job in jobs] == [False, True]
 
 
 def test_an_endpoint_for_kubernetes(tmp_path: Path) -> None:

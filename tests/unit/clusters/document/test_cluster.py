@@ -55,7 +55,7 @@ def test_a_document_is_read_again_from_what_it_resolves_to(seed: int) -> None:
         ("pools.train.shared_memory_gb=30", "leaves too little of memory_gb 32"),
         ("pools.train.gpu_type=H100", "speak of GPUs"),
         ("pools.train.labels={gwp/pool: x}", "gwp/pool is the name of the pool already"),
-        ("pools.train.labels={'a b': x}", "is no label of Kubernetes"),
+        ("pools.train.labels={'a b': x}", "should be a key of Kubernetes"),
         ("pools.gpu={cpus: 1, memory_gb: 2}", "unknown key"),
         ("pools={head: {cpus: 4, memory_gb: 16}}", "a head alone does no work"),
         (

@@ -132,6 +132,15 @@ def test_jobs_are_found_by_id_by_key_and_by_run_and_those_of_others_are_not_ours
             jobs.find("nobody")
 
 
+def test_names_and_places_may_hold_commas() -> None:
+    work = replace(WORK, names=("a, b", "c"), runs=("s3://b/a, b", "s3://b/c"))
+    with serving(Cluster()) as cluster:
+        jobs = jobs_of(cluster)
+        job = start(jobs, work).job
+        assert (job.names, job.runs) == (work.names, work.runs)
+        assert jobs.find("a, b").id == job.id
+
+
 @pytest.mark.parametrize("how", ["image", "project"])
 def test_what_travels_is_the_documents_and_the_code_that_was_asked_for(how: code.Code) -> None:
     with serving(Cluster()) as cluster:

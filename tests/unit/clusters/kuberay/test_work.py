@@ -6,7 +6,8 @@ from typing import Any
 
 import pytest
 
-from clusters.kuberay.objects import OF, POOL_LABEL
+from clusters.document.pools import POOL as POOL_LABEL
+from clusters.kuberay.objects import OF
 from clusters.kuberay.render import NOTES, manifests, render, secrets_of
 from clusters.kuberay.work import object_name
 from gwp import __version__

@@ -18,22 +18,11 @@ from gwp.client.examples.g1 import G1
 from gwp.client.examples.guard import Guard
 from gwp.client.examples.loop import Robot, run
 from tests.support.paths import ROOT
+from tests.support.scripted import FIELDS
 from tests.unit.gwp.client.test_client import Peer, url
 
 CHUNK, REPLAN = 30, 10
 GOAL = 0.5
-FIELDS = [
-    "request_id",
-    "observed_at",
-    "max_age_s",
-    "episode",
-    "executed_action",
-    "steps_left",
-    "rate",
-    "policy",
-    "prefix_actions",
-    "delay",
-]
 
 
 def metadata(robot: Robot) -> dict[str, Any]:
@@ -46,7 +35,12 @@ def metadata(robot: Robot) -> dict[str, Any]:
         "replan": REPLAN,
         "recommend": {"delay": 4, "blend": 3},
     }
-    about = {"policy_id": "abc", "dialects": ["vllm-omni"], "fields": FIELDS, "trained_delay": 8}
+    about = {
+        "policy_id": "abc",
+        "dialects": ["vllm-omni"],
+        "fields": [*FIELDS, "prefix_actions", "delay"],
+        "trained_delay": 8,
+    }
     return about | {"embodiments": {"arms": arm}, "embodiment": "arms"} | arm
 
 
