@@ -352,6 +352,8 @@ class _Loop:
         with self.steps.account.clock.within("validation"):
             losses = self.validation.losses()
         self.live.losses(losses, validation=True)
+        if losses:
+            self.journal.add(validation={"step": self.step, "loss": losses["loss"]})
         if self.log and losses:
             told = {f"validation_{name}": value for name, value in losses.items()}
             self.log.log_metrics(self.step, told)

@@ -234,7 +234,7 @@ class Journal:
         with self._lock:
             self._report |= {"step": step, "skipped": skipped, **losses}
             if figures is not None:
-                self._report["figures"] = dict(figures)
+                self._report |= {"figures": dict(figures), "logged": step}
         self._tell()
 
     def add(self, **fields: Any) -> None:
