@@ -5,6 +5,7 @@ lost with them.
 """
 
 import asyncio
+import logging
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -17,6 +18,8 @@ from clusters.jobs.access import READY_S, patiently
 from gwp.errors import GwpError
 
 T = TypeVar("T")
+
+logger = logging.getLogger(__name__)
 
 KEY, ATTEMPT, RUNS, NAMES = "gwp_key", "gwp_attempt", "gwp_runs", "gwp_run"
 STAGES, DIGEST = "gwp_stage", "gwp_digest"
@@ -160,14 +163,27 @@ class Jobs:
                     return
             except UnknownJobError:
                 raise
-            except Exception as error:
+            except Exception as error:  # noqa: BLE001  whatever a connection may raise
                 lost = lost or time.monotonic()
                 if time.monotonic() - lost > READY_S:
-                    raise GwpError(
-                        f"{self.address} does not answer any more ({str(error)[:200]}); the job may "
-                        f"go on: `gwp jobs logs {job.id} --follow` when it is back"
-                    ) from error
+                    self._wait_without_log(job, " ".join(str(error).split())[:_SAID])
+                    return
             time.sleep(_AGAIN_S)
+
+    def _wait_without_log(self, job: Job, reason: str) -> None:
+        """Until a job is over whose log does not come. GwpError when the cluster does not answer."""
+        try:
+            if not self.get(job.id).over:
+                # A log that is no text, or whose machine is gone.
+                logger.warning("%s does not give the log of %s (%s)", self.address, job.id, reason)
+                self.wait(job)
+        except UnknownJobError:
+            raise
+        except GwpError as error:
+            raise GwpError(
+                f"{self.address} does not answer any more ({reason}); the job may go on: `gwp jobs "
+                f"logs {job.id} --follow` when it is back"
+            ) from error
 
     def _asked(self, call: Callable[[], T]) -> T:
         return patiently(call, self.address, "the cluster does not answer any more")

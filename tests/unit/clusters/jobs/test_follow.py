@@ -92,8 +92,22 @@ def test_a_job_that_is_gone_is_told_at_once(monkeypatch: pytest.MonkeyPatch) -> 
         list(jobs.follow(JOB))
 
 
+def test_a_log_that_cannot_be_had_hides_no_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    jobs = following(Connections("abc", [1]), monkeypatch)
+    monkeypatch.setattr(module, "READY_S", 0.05)
+    monkeypatch.setattr(module, "_POLL_S", 0.01)
+    states = iter(["RUNNING", "RUNNING", "SUCCEEDED"])
+    monkeypatch.setattr(jobs, "get", lambda _: replace(JOB, status=next(states)))
+    assert "".join(jobs.follow(JOB)) == "a"
+
+
 def test_a_cluster_that_is_gone_is_told_with_the_way_back(monkeypatch: pytest.MonkeyPatch) -> None:
     jobs = following(Connections("abc", [1]), monkeypatch)
+
+    def silent(_: str) -> Job:
+        raise GwpError("the cluster does not answer any more")
+
+    monkeypatch.setattr(jobs, "get", silent)
     monkeypatch.setattr(module, "READY_S", 0.05)
     with pytest.raises(
         GwpError, match=r"does not answer any more .*`gwp jobs logs gwp-a-1 --follow`"
