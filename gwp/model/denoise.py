@@ -10,7 +10,7 @@ import itertools
 import torch
 from torch import Tensor
 
-from gwp.model.flow import euler, solver_sigmas
+from gwp.model.flow import euler, hold_padding, solver_sigmas
 from gwp.model.transformer import Context, Tokens, WorldActionTransformer
 
 
@@ -44,11 +44,13 @@ def act(
     shift: float = 5.0,
     prefix: Tensor | None = None,
     committed: Tensor | None = None,
+    padding: Tensor | None = None,
 ) -> Tensor:
     """Denoise an action chunk from `noise` fp32 `[B, p, d]`; the future is absent.
 
     prefix `[B, p, d]` and committed bool `[B, p]`: actions already given to the robot are clean
     tokens and are returned as given.
+    padding: bool `[B, d]`, channels that a robot does not have: see `gwp.model.flow.hold_padding`
     """
 
     def clamp(x_Bpd: Tensor) -> Tensor:
@@ -66,7 +68,12 @@ def act(
         assert out is not None
         return out
 
-    return clamp(euler(clamp(noise), velocity, steps, shift))
+    x = noise
+    sigmas = solver_sigmas(steps, shift).to(x.device)
+    for now, after in itertools.pairwise(sigmas):
+        x = x + (after - now) * velocity(x, now).float()
+        x = hold_padding(x, noise, padding, after)
+    return clamp(x)
 
 
 def imagine(
@@ -102,9 +109,10 @@ def joint(
     steps: int = 10,
     shift: float = 5.0,
     context: Context | None = None,
+    padding: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Denoise actions and future together. `tokens` holds state and reference; with a context
-    they are not run again.
+    they are not run again. padding: as in `act`
     """
     action = action_noise
     future = future_noise
@@ -119,5 +127,6 @@ def joint(
         assert out.future is not None
         # Both in fp32 and by the same step, as `euler` does.
         action = action + (after - now) * out.action.float()
+        action = hold_padding(action, action_noise, padding, after)
         future = future + (after - now) * out.future.float()
     return action, future

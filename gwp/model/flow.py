@@ -30,6 +30,18 @@ def add_noise(data: Tensor, noise: Tensor, sigma: Tensor) -> Tensor:
     return sigma * noise + (1 - sigma) * data
 
 
+def hold_padding(x: Tensor, noise: Tensor, padding: Tensor | None, sigma: Tensor | float) -> Tensor:
+    """`x` `[B, p, d]` with the channels that a robot does not have as training shows them at this
+    level: their data are zeros, so sigma times their noise, and no velocity is learnt for them.
+
+    noise: what `x` began as; padding: bool `[B, d]`, None: every channel is integrated; sigma: a
+    number, or broadcastable to `x`
+    """
+    if padding is None:
+        return x
+    return torch.where(padding[:, None], sigma * noise, x)
+
+
 def solver_sigmas(steps: int, shift: float = 5.0) -> Tensor:
     """Noise levels `[steps + 1]` of the Euler solver, from 1 to 0.
 

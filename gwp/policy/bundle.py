@@ -17,7 +17,7 @@ import json
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import (
     BaseModel,
@@ -87,6 +87,10 @@ class PolicyConfig(BaseModel):
     """Longest delay of real-time chunking that training showed the model, control steps; 0: none;
     None: not known, as in bundles of before.
     """
+    masking: Literal["valid", "published"] = "valid"
+    """Whether training supervised the channels that a robot does not have (`published`): then
+    they are integrated as the others. `valid`: they are held at their noise, as training showed them.
+    """
 
     # Bundles of before are hashed without it.
     @model_serializer(mode="wrap")
@@ -94,6 +98,8 @@ class PolicyConfig(BaseModel):
         fields: dict[str, Any] = write(self)
         if self.trained_delay is None:
             fields.pop("trained_delay", None)
+        if self.masking == "valid":
+            fields.pop("masking", None)
         return fields
 
 

@@ -122,6 +122,7 @@ class RecordedSingle:
         # What the recorded loop reads, and where it leaves its answer.
         self._noise = torch.zeros(shape, device=model.device)
         self._given = torch.zeros(shape, device=model.device)
+        self._padding = torch.zeros(1, shape[2], dtype=torch.bool, device=model.device)
         self._out = torch.zeros(shape, device=model.device)
         self._committed = torch.zeros(shape[:2], dtype=torch.bool, device=model.device)
         self._loops: dict[bool, Callable[[], object]] = {}
@@ -143,6 +144,7 @@ class RecordedSingle:
         noise_Bpd: Tensor,
         given_Bpd: Tensor | None = None,
         committed_Bp: Tensor | None = None,
+        padding_Bd: Tensor | None = None,
     ) -> Tensor:
         """As `Solver.act` with B = 1: actions fp32 `[1, p, d]`, with or without promised ones."""
         promised = given_Bpd is not None and committed_Bp is not None
@@ -154,6 +156,10 @@ class RecordedSingle:
                 self._loops[promised] = recorded(work, self._solver.model.device, self._pool)
             self._prefix.take(prefix.text, prefix.embodiment, prefix.cache)
             self._noise.copy_(noise_Bpd)
+            if padding_Bd is None:
+                self._padding.zero_()
+            else:
+                self._padding.copy_(padding_Bd)
             if given_Bpd is not None and committed_Bp is not None:
                 self._given.copy_(given_Bpd)
                 self._committed.copy_(committed_Bp)
@@ -163,4 +169,6 @@ class RecordedSingle:
 
     def _act(self, promised: bool) -> None:
         given, committed = (self._given, self._committed) if promised else (None, None)
-        self._out.copy_(self._solver.act(self._prefix, self._noise, given, committed))
+        self._out.copy_(
+            self._solver.act(self._prefix, self._noise, given, committed, self._padding)
+        )

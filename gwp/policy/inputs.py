@@ -55,6 +55,8 @@ class Batch:
     noise       fp32 `[B, p, d]`, each observation's own
     embodiment  int64 `[B]`
     given       fp32 `[B, p, d]` and committed bool `[B, p]`; both None when nothing is committed
+    padding     bool `[B, d]`, channels that a robot does not have and that training did not
+                supervise: held at their noise; None when all are integrated
     """
 
     canvas: Tensor
@@ -63,6 +65,7 @@ class Batch:
     embodiment: Tensor
     given: Tensor | None
     committed: Tensor | None
+    padding: Tensor | None = None
 
 
 class Inputs:
@@ -133,7 +136,17 @@ class Inputs:
             embodiment=torch.tensor([x.embodiment.id for x in admitted]).to(device),
             given=torch.stack([x.given for x in admitted]).to(device) if some else None,
             committed=torch.stack([x.committed for x in admitted]).to(device) if some else None,
+            padding=self._padding(admitted, device),
         )
+
+    def _padding(
+        self, admitted: Sequence[AdmittedObservation], device: torch.device
+    ) -> Tensor | None:
+        if self._settings.masking == "published":
+            # Padding was learnt there, to end at zero.
+            return None
+        widths = torch.tensor([len(x.embodiment.action_names) for x in admitted])
+        return (torch.arange(self._settings.model_dim) >= widths[:, None]).to(device)
 
     def future_noise(
         self, admitted: Sequence[AdmittedObservation], shape: tuple[int, ...], device: torch.device

@@ -201,7 +201,7 @@ class Policy:
             # `given` and `committed` are None where no robot of the batch has promised
             # anything.
             y_Bpd = self._solver_of(batch).act(
-                observed.prefix, batch.noise, batch.given, batch.committed
+                observed.prefix, batch.noise, batch.given, batch.committed, batch.padding
             )
         with timer.phase("postprocess"):
             # One copy from the device for all of them.
@@ -254,7 +254,9 @@ class Policy:
             with timer.phase("denoise"):
                 noise = self._future_noise(observed)
                 tokens = Tokens(batch.state, reference)
-                y_Bpd, future = self.solver.joint(prefix, tokens, batch.noise, noise)
+                y_Bpd, future = self.solver.joint(
+                    prefix, tokens, batch.noise, noise, padding_Bd=batch.padding
+                )
             with timer.phase("postprocess"):
                 video = self._video(observed, future)
                 chunk = self.chunk(admitted[0], y_Bpd[0].cpu().numpy())

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from gwp.model.config import Group
-from gwp.model.flow import solver_sigmas
+from gwp.model.flow import hold_padding, solver_sigmas
 from gwp.model.inference.fused import FusedTransformer, Pass
 from gwp.model.inference.layout import KVCache, Noise, TextKeys
 from gwp.model.transformer import Tokens
@@ -110,6 +110,10 @@ class Solver:
         # For rows that take their steps together: a number of the host, so that no pass reads
         # one back from the device.
         self._delta_host = [float(x) for x in delta]
+        # The level that each step ends at; a slot that is done stays clean.
+        after = torch.cat([sigmas[1:], torch.zeros(1)])
+        self._after = after.to(model.device)
+        self._after_host = [float(x) for x in after]
 
     def cache(self, batch: int, future: bool = True) -> KVCache:
         """Zeros for keys and values of `batch` observations, of their actions, and of a future."""
@@ -169,11 +173,14 @@ class Solver:
         noise_Bpd: Tensor,
         given_Bpd: Tensor | None = None,
         committed_Bp: Tensor | None = None,
+        padding_Bd: Tensor | None = None,
     ) -> Tensor:
         """Actions `[B, p, d]` from noise; all rows take their steps together.
 
         given, committed (bool): actions already promised to the robot are clean tokens and come
             back as given
+        padding (bool): channels that a robot does not have, held at their noise as training
+            shows them (`hold_padding`); None: all are integrated
         """
         x_Bpd = noise_Bpd
         action_pass = self.acting(prefix)
@@ -185,6 +192,7 @@ class Solver:
             # The step before has moved the promised actions, too.
             x_Bpd = _keep(x_Bpd, given_Bpd, committed_Bp)
             x_Bpd = x_Bpd + self._delta_host[step] * self.velocity(action_pass, x_Bpd, level)
+            x_Bpd = hold_padding(x_Bpd, noise_Bpd, padding_Bd, self._after_host[step])
         return _keep(x_Bpd, given_Bpd, committed_Bp)
 
     def level(self, step: int) -> Noise:
@@ -208,6 +216,10 @@ class Solver:
         """Euler update `[B, p, d]` of rows, each at a step of its own, int64; done ones stay."""
         return x_Bpd + self._delta[step_B][:, None, None] * velocity_Bpd
 
+    def hold(self, x_Bpd: Tensor, noise_Bpd: Tensor, padding_Bd: Tensor, step_B: Tensor) -> Tensor:
+        """`hold_padding` of rows `[B, p, d]` that have each taken a step of its own, int64."""
+        return hold_padding(x_Bpd, noise_Bpd, padding_Bd, self._after[step_B][:, None, None])
+
     def imagine(self, prefix: Prefix, actions_Bpd: Tensor, noise_BCThw: Tensor) -> Tensor:
         """Future latents `[B, C, T, h, w]` from noise, given clean actions and the prefix."""
         # Clean actions go into the cache first, where the future sees them at every step.
@@ -228,11 +240,12 @@ class Solver:
         noise_Bpd: Tensor,
         noise_BCThw: Tensor,
         use_prefix: bool = False,
+        padding_Bd: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
         """Actions `[B, p, d]` and future `[B, C, T, h, w]` denoised together, for comparison.
 
         As the field does it, state and reference in `tokens` are run again at every step;
-        `use_prefix` takes them from the prefix.
+        `use_prefix` takes them from the prefix. padding: as in `act`
         """
         x_Bpd = noise_Bpd
         x_BCThw = noise_BCThw
@@ -247,6 +260,7 @@ class Solver:
             assert out.action is not None
             assert out.future is not None
             x_Bpd = x_Bpd + self._delta_host[step] * out.action.float()
+            x_Bpd = hold_padding(x_Bpd, noise_Bpd, padding_Bd, self._after_host[step])
             x_BCThw = x_BCThw + self._delta_host[step] * out.future.float()
         return x_Bpd, x_BCThw
 

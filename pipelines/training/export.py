@@ -112,6 +112,7 @@ def export(
         steps=steps,
         shift=shift,
         trained_delay=_trained_delay(job),
+        masking=job.objective.masking,
     )
     # Built and sealed here, then copied: a bundle in the making is never seen at `out`.
     with tempfile.TemporaryDirectory(prefix="gwp-export-") as scratch:

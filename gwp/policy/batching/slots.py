@@ -19,13 +19,16 @@ class Slots:
     """One row per robot. The `ModelRunner` makes it once; encoding fills rows, steps advance
     them.
 
-    x          fp32 `[n, p, d]`, the chunk being denoised
+    x          fp32 `[n, p, d]`, the chunk being denoised; noise is what it began as
+    padding    bool `[n, d]`, channels that the robot does not have and that are held at their noise
     given      fp32 `[n, p, d]`, actions already promised; committed bool `[n, p]` says which
     step       int64 `[n]`, Euler steps taken, never more than there are: a row that is done stays
     prefix     keys and values of the observation, of its text, and the embodiment
     """
 
     x: Tensor
+    noise: Tensor
+    padding: Tensor
     given: Tensor
     committed: Tensor
     step: Tensor
@@ -38,6 +41,8 @@ class Slots:
         p, d = solver.shapes.chunk, config.action_channels
         return cls(
             x=torch.zeros(count, p, d, device=model.device),
+            noise=torch.zeros(count, p, d, device=model.device),
+            padding=torch.zeros(count, d, dtype=torch.bool, device=model.device),
             given=torch.zeros(count, p, d, device=model.device),
             committed=torch.zeros(count, p, dtype=torch.bool, device=model.device),
             # As if all were done: rows that nobody holds stay where they are.
@@ -50,6 +55,8 @@ class Slots:
         """Some rows, as views."""
         return Slots(
             self.x[start:stop],
+            self.noise[start:stop],
+            self.padding[start:stop],
             self.given[start:stop],
             self.committed[start:stop],
             self.step[start:stop],
@@ -58,7 +65,8 @@ class Slots:
 
     def move(self, source: int, target: int) -> None:
         """Row `source` replaces row `target`."""
-        for tensor in (self.x, self.given, self.committed, self.step, self.prefix.embodiment):
+        numbers = (self.x, self.noise, self.padding, self.given, self.committed, self.step)
+        for tensor in (*numbers, self.prefix.embodiment):
             tensor[target] = tensor[source]
         # Keys of the actions are written anew by each step; those of the observation come before
         # them.
@@ -74,6 +82,11 @@ def fill(slots: Slots, batch: Batch, prefix: Prefix) -> None:
     """Put new observations into all rows of `slots`: whatever stood there before is gone."""
     slots.prefix.take(prefix.text, prefix.embodiment, prefix.cache)
     slots.x.copy_(batch.noise)
+    slots.noise.copy_(batch.noise)
+    if batch.padding is None:
+        slots.padding.zero_()
+    else:
+        slots.padding.copy_(batch.padding)
     slots.step.zero_()
     slots.committed.zero_()
     if batch.given is not None and batch.committed is not None:
@@ -95,6 +108,7 @@ def step(solver: Solver, slots: Slots, action_pass: Pass, with_committed: bool) 
     else:
         level = solver.levels(step_n1)
     x_npd = solver.advance(x_npd, solver.velocity(action_pass, x_npd, level), slots.step)
+    x_npd = solver.hold(x_npd, slots.noise, slots.padding, slots.step)
     if with_committed:
         x_npd = _keep(slots, x_npd)
     slots.x.copy_(x_npd)

@@ -234,14 +234,14 @@ def test_a_policy_of_ones_own_has_no_guard_and_an_endpoint_has(free: Path) -> No
 
 def test_answers_are_held_and_flagged_under_a_guard_alone(free: Path) -> None:
     plain, guarded = Policy.load(free), Policy.load(free, guard=Guard(on_delay="allow"))
-    asked = observation(request_id="r-7")
+    # Of untrained weights: this noise leads one dimension a little too far.
+    asked = observation(request_id="r-7", seed=2)
     chunk, same = plain.act(asked), guarded.act(asked)
     envelope = plain.contract.guarded(Guard()).envelope(
         TINY_ARM.model_copy(update={"limits": None})
     )
     assert envelope is not None
     held = np.clip(chunk.actions, *np.float32([envelope.limits.lower, envelope.limits.upper]))
-    # An untrained model goes anywhere, this one a little beyond.
     assert np.array_equal(same.actions, held)
     assert not np.array_equal(same.actions, chunk.actions)
     assert (chunk.flags, same.flags, same.request_id) == ((), ("clipped:grip",), "r-7")
