@@ -63,10 +63,17 @@ def memory_of(
     shape = SampleShape.of(job)
     mixed = job.engine.precision == "bf16"
     dtype = torch.bfloat16 if mixed else torch.float32
-    again = job.engine.gradient_checkpointing
     config = job.model_config_
     rows = shape.text_rows
-    kept = activation_bytes(config, shape.largest, shape.latent, rows, dtype, again, micro)
+    # As if nothing were computed again where products are kept: an upper bound.
+    again = job.engine.recomputed(config.num_layers)
+    kept = 0
+    for part, checkpointed in ((again, True), (1 - again, False)):
+        if part:
+            each = activation_bytes(
+                config, shape.largest, shape.latent, rows, dtype, checkpointed, micro
+            )
+            kept += round(part * each)
     count = sum(parameter_counts(config).values())
     found = _sharded(count, workers, stage, mixed, accumulates=share > micro)
     found["average of weights"] = 4 * count // workers if job.engine.ema_decay else 0

@@ -11,6 +11,7 @@ from itertools import pairwise
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from gwp.data.records import StreamBatch
 from gwp.model.cost import tokens_of, training_flop
@@ -88,8 +89,9 @@ class TrainStep:
         video_only = draw_video_only(objective.modes, labelled > 0, first)
         parts = micro_batches(len(positions), job.passes(self._ranks.world))
         self.at_once = max(rows.stop - rows.start for rows in parts)
-        # Of this rank: the sums over its micro-batches, by name.
-        losses = {"loss": 0.0}
+        # Of this rank: the sums over its micro-batches, by name. They stay on the device, so that
+        # it need not wait for the host between passes.
+        losses: dict[str, Tensor] = {}
         for rows in parts:
             self._engine.begin(last=rows is parts[-1])
             batch = self._encoders.batch(raw, rows)
@@ -121,14 +123,16 @@ class TrainStep:
                 ("loss_video", result.video),
             ):
                 if part is not None:
-                    losses[name] = losses.get(name, 0.0) + float(part.detach())
-        sums = self._ranks.summed(list(losses.values()))
+                    before = losses.get(name, torch.zeros((), device=part.device))
+                    losses[name] = before + part.detach().double()
         norm = self._engine.step(job.optimizer.lr_at(step, job.run.steps))
+        own = dict(zip(losses, torch.stack(list(losses.values())).tolist(), strict=True))
+        sums = self._ranks.summed(list(own.values()))
         if math.isfinite(norm) and all(map(math.isfinite, sums)):
             self._in_a_row = 0
             self._ema.update(step)
-            return dict(zip(losses, sums, strict=True)) if counts.video else {}
-        self._skip(step, raw, losses, norm, journal)
+            return dict(zip(own, sums, strict=True)) if counts.video else {}
+        self._skip(step, raw, own, norm, journal)
         return {}
 
     def _flop_of_sample(self, latent: Sequence[int], actions: int | None, text_rows: int) -> int:
