@@ -36,7 +36,12 @@ from gwp.storage.names import relative_name
 from pipelines.jobs.cluster import ClusterConfig
 from pipelines.jobs.engine import DeepSpeedConfig, OptimizerConfig
 from pipelines.jobs.recipes import Recipe, family_of, with_recipe
-from pipelines.jobs.trained import parameters_named, trained_names
+from pipelines.jobs.trained import (
+    adapter_count,
+    parameters_named,
+    shapes_of,
+    trained_names,
+)
 from pipelines.jobs.validation import ValidationConfig
 
 # Docstrings of fields become the reference page, so each field has one.
@@ -336,6 +341,15 @@ class TrainJob(BaseModel):
         if isinstance(self.model, ReleasedConfig):
             return ModelConfig.released(self.model.released)
         return self.model
+
+    @property
+    def trained(self) -> int:
+        """Numbers that train: parameters, and those of adapters."""
+        config, chosen = self.model_config_, self.optimizer
+        if self.lora:
+            return adapter_count(config, self.lora)
+        names = trained_names(config, chosen.only, chosen.freeze)
+        return sum(shapes_of(config)[name].numel() for name in names)
 
     def share(self, workers: int) -> int:
         """Samples of a global batch, of the canvas's shape, that one of so many workers has at

@@ -9,6 +9,7 @@ from functools import cache
 import torch
 
 from gwp.errors import GwpError
+from gwp.model.adapters import LoraConfig
 from gwp.model.config import ModelConfig
 from gwp.model.transformer import WorldActionTransformer
 from gwp.model.weights.names import published_name
@@ -45,6 +46,16 @@ def trained_names(
     if not chosen:
         raise GwpError("optimizer.freeze leaves nothing to train; name less, or more in `only`")
     return chosen
+
+
+def adapter_count(config: ModelConfig, lora: LoraConfig) -> int:
+    """Numbers of a model's adapters, and of what trains beside them."""
+    shapes = shapes_of(config)
+    on = (name for name in parameters_named(config, lora.on, "lora.on") if name.endswith("weight"))
+    # Norms between the layers have one axis, and no adapter.
+    matrices = (shapes[name] for name in on if len(shapes[name]) == 2)
+    whole = parameters_named(config, lora.whole, "lora.whole")
+    return sum(lora.rank * sum(shape) for shape in matrices) + sum(shapes[n].numel() for n in whole)
 
 
 @cache

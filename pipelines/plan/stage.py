@@ -189,7 +189,7 @@ def checkpoint_bytes(job: TrainJob, parameters: int) -> int:
     optimiser = 8 if engine.zero_stage == 0 else 12
     weights = 2 if engine.precision == "bf16" else 4
     average = 4 if engine.ema_decay else 0
-    return parameters * (weights + optimiser + average)
+    return parameters * weights + job.trained * (optimiser + average)
 
 
 def _price(

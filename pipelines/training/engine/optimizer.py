@@ -7,6 +7,7 @@ over the shard is 1 at most, and a first moment of that. `pytorch-optimizer` has
 """
 
 from collections.abc import Iterable
+from typing import Any
 
 import torch
 from torch import nn
@@ -66,11 +67,13 @@ def make_optimizer(
     if config.kind == "adamw":
         # One kernel for all tensors; elsewhere torch chooses.
         return torch.optim.AdamW(groups, config.lr, config.betas, fused=gpu or None)
-    came = _came()
-    return came(groups, lr=config.lr, betas=(*config.betas, _THIRD_DECAY))
+    came: torch.optim.Optimizer = _came()(
+        groups, lr=config.lr, betas=(*config.betas, _THIRD_DECAY)
+    )
+    return came
 
 
-def _came() -> type[torch.optim.Optimizer]:
+def _came() -> Any:
     try:
         from pytorch_optimizer import CAME
     except ImportError as error:

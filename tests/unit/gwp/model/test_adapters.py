@@ -17,7 +17,7 @@ from gwp.model.adapters import (
 from gwp.model.config import ModelConfig
 from gwp.model.transformer import WorldActionTransformer
 from gwp.model.weights import build_model
-from pipelines.jobs.trained import parameters_named
+from pipelines.jobs.trained import adapter_count, parameters_named
 from tests.support.tiny import tiny_config, tiny_tokens
 
 pytest.importorskip("peft", reason="peft is not installed")
@@ -63,6 +63,8 @@ def test_new_adapters_change_nothing_and_alone_train(adapted: WorldActionTransfo
     trained = {name for name, p in fresh.named_parameters() if p.requires_grad}
     whole = named(config)[1]
     assert {name for name in trained if ".lora_" not in name} == whole
+    count = sum(p.numel() for p in fresh.parameters() if p.requires_grad)
+    assert count == adapter_count(config, LORA)
     # Two matrices beside each attention and feed-forward layer of each expert.
     assert len(trained - whole) == 2 * 10 * config.num_layers * len(config.experts)
 

@@ -277,3 +277,37 @@ def test_adapters_train_alike_under_every_stage_and_leave_as_plain_weights(tmp_p
         convert_to_universal(tmp_path / f"half-{stage}")
         losses = ranks.run(resumed, 1, tmp_path, stage)
         assert [x["loss"] for x in losses] == pytest.approx(expected[2:], abs=TOLERANCE), stage
+
+
+def halves(rank: Rank) -> None:
+    for name, sets in (("part", SETS), ("lora", LORA)):
+        for stage in (1, 2, 3):
+            rank.start(stage, *sets, "engine.precision=bf16", "engine.micro_batch=2")
+            rank.take(range(STEPS))
+            rank.save(f"{name}-{stage}")
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(400)
+def test_in_bf16_what_is_frozen_leaves_as_it_was_trained_beside(tmp_path: Path) -> None:
+    pytest.importorskip("peft", reason="peft is not installed")
+    ranks.run(halves, 2, tmp_path)
+    first = {name: p.detach() for name, p in tiny_model().named_parameters()}
+    model = tiny_model()
+    choose_trained(model, PART)
+    fixed = {name for name, p in model.named_parameters() if not p.requires_grad}
+    for name, sets in (("part", [*SETS, *TINY]), ("lora", LORA)):
+        job = load_config("pipelines/stages/world.yaml", TrainJob, sets)
+        for stage in (1, 2, 3):
+            for weights in ("raw", "ema"):
+                trained = trained_state(tmp_path / f"{name}-{stage}", job, weights)  # type: ignore[arg-type]
+                plain = plain_weights(trained, job)
+                assert plain.keys() == first.keys(), (name, stage)
+                assert all(p.dtype == torch.float32 for p in plain.values())
+                still = fixed if name == "part" else {"proj_out.weight", "patch_embedding.bias"}
+                for one in still:
+                    assert torch.equal(plain[one], first[one].bfloat16().float()), (
+                        name,
+                        stage,
+                        one,
+                    )
