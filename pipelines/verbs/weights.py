@@ -314,7 +314,9 @@ def run_merge(args: argparse.Namespace) -> int:
         raise GwpError(f"{args.out}: not empty; choose another place")
     with _local(args.checkpoint) as folder, tempfile.TemporaryDirectory() as scratch:
         model = load_model(folder)
-        adapter = storage.download(args.adapter, Path(scratch) / "adapter")
+        adapter = Path(args.adapter.removeprefix("file://"))
+        if storage.is_remote(args.adapter):
+            adapter = storage.download(args.adapter, Path(scratch) / "adapter")
         weights = apply_adapter(adapter, model)
         save_weights(Path(scratch) / "out", model.config, weights)
         storage.upload(Path(scratch) / "out", args.out)

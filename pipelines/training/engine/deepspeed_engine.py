@@ -220,5 +220,20 @@ def full_state(folder: Path) -> dict[str, Tensor]:
         state |= torch.load(file, map_location="cpu", weights_only=False, mmap=True)["module"]
     # With bf16 the names begin with `bf16_`. Stage 0 has none, and stage 1 none of what is frozen.
     if list((folder / _TAG).glob("*zero_pp_rank_*_optim_states.pt")):
-        state |= get_fp32_state_dict_from_zero_checkpoint(str(folder), tag=_TAG)
+        try:
+            state |= get_fp32_state_dict_from_zero_checkpoint(str(folder), tag=_TAG)
+        except ValueError:
+            # Of the optimiser that accumulates in bf16 under ZeRO-1, which it does not know.
+            state |= _universal_state(folder)
     return {name: tensor.float() for name, tensor in state.items()}
+
+
+def _universal_state(folder: Path) -> dict[str, Tensor]:
+    """Masters of a saved state, by way of the universal form."""
+    parts = folder / "universal" / "zero"
+    if not parts.is_dir():
+        convert_to_universal(folder)
+    state = {}
+    for file in parts.glob("*/fp32.pt"):
+        state[file.parent.name] = torch.load(file, map_location="cpu", weights_only=True)["param"]
+    return state

@@ -67,9 +67,7 @@ def make_optimizer(
     if config.kind == "adamw":
         # One kernel for all tensors; elsewhere torch chooses.
         return torch.optim.AdamW(groups, config.lr, config.betas, fused=gpu or None)
-    came: torch.optim.Optimizer = _came()(
-        groups, lr=config.lr, betas=(*config.betas, _THIRD_DECAY)
-    )
+    came: torch.optim.Optimizer = _came()(groups, lr=config.lr, betas=(*config.betas, _THIRD_DECAY))
     return came
 
 

@@ -16,7 +16,8 @@ from gwp.model.adapters import (
 )
 from gwp.model.config import ModelConfig
 from gwp.model.transformer import WorldActionTransformer
-from gwp.model.weights import build_model
+from gwp.model.weights import build_model, load_model, save_weights
+from pipelines.cli import main
 from pipelines.jobs.trained import adapter_count, parameters_named
 from tests.support.tiny import tiny_config, tiny_tokens
 
@@ -112,3 +113,23 @@ def test_adapters_go_beside_linear_layers_alone() -> None:
     norms = parameters_named(model.config, ["blocks.*.norm2"], "on")
     with pytest.raises(GwpError, match="names no linear layer"):
         add_adapters(model, LORA, norms, ())
+
+
+def test_the_command_merges_into_a_folder_that_init_takes(
+    adapted: WorldActionTransformer, tmp_path, capsys
+) -> None:
+    config = adapted.config
+    base, state = build_model(config, 0), adapted.state_dict()
+    save_weights(tmp_path / "base" / "model", config, base.state_dict())
+    save_adapter(tmp_path / "a", config, LORA, state, named(config)[1], base_digest(base))
+    words = ["weights", "merge", str(tmp_path / "a"), str(tmp_path / "base"), "--out"]
+    assert main([*words, str(tmp_path / "out")]) == 0
+    merged_model = load_model(tmp_path / "out")
+    torch.testing.assert_close(answer(merged_model), answer(adapted), atol=2e-6, rtol=0)
+    # A place that is taken, and what is no adapter: one line, which names what was typed.
+    assert main([*words, str(tmp_path / "out")]) == 2
+    assert main([words[0], words[1], str(tmp_path / "base"), *words[3:], str(tmp_path / "x")]) == 2
+    said = capsys.readouterr().err
+    assert "not empty" in said
+    assert f"{tmp_path / 'base'}: no adapter" in said
+    assert not (tmp_path / "x").exists()
