@@ -2,13 +2,48 @@
 
 import hashlib
 import html
+import re
+
+from gwp.errors import GwpError
+
+# Printable ASCII without an ampersand: nothing in it to mend, and most instructions are that.
+_PLAIN = re.compile(r"[ -%'-~]*")
+_MOST = 8
+"""Passes over a text; one is enough unless it was escaped again and again."""
 
 
 def normalise(text: str) -> str:
-    """Markup entities resolved (twice: captions are often escaped twice) and white space
-    collapsed; case is kept.
+    """The text as the published encoder got it: mended by `ftfy` (curly quotes, full-width letters
+    and punctuation, ligatures, decomposed accents, wrong decodings), markup entities resolved,
+    white space collapsed; case is kept. What comes out stays as it is when it is put in again.
+
+    GwpError for a text that may need mending where `ftfy` is not installed.
     """
-    return " ".join(html.unescape(html.unescape(text)).split())
+    for _ in range(_MOST):
+        clean = _once(text)
+        if clean == text:
+            break
+        text = clean
+    return text
+
+
+def _once(text: str) -> str:
+    if not _PLAIN.fullmatch(text):
+        # Twice: captions are often escaped twice.
+        text = html.unescape(html.unescape(_mended(text)))
+    return " ".join(text.split())
+
+
+def _mended(text: str) -> str:
+    try:
+        # A third of a second, which robots that are told in plain ASCII need not wait for.
+        import ftfy
+    except ImportError as error:
+        raise GwpError(
+            f"the instruction {text[:40]!r} is not plain ASCII, and cleaning it needs the package "
+            "ftfy: pip install 'gwp[model]'"
+        ) from error
+    return str(ftfy.fix_text(text))
 
 
 def text_hash(text: str) -> str:

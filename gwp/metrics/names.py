@@ -309,6 +309,32 @@ SERVE_LOAD = Metric(
     "Requests of a replica that wait or are computed.",
 )
 
+CLIENT_STEPS = Metric(
+    "gwp_client_steps",
+    "counter",
+    "steps",
+    ("app", "embodiment", "kind"),
+    "Control steps of robots that report of themselves: `executed` a row of a chunk, of those "
+    "`blended` while one took over from another, `held` without a row, `skipped` because their "
+    "loop was late.",
+)
+CLIENT_TROUBLE = Metric(
+    "gwp_client_trouble",
+    "counter",
+    "times",
+    ("app", "embodiment", "kind"),
+    "What befell robots that report of themselves: their rows ran `dry`, a reply was `late`, a "
+    "request `failed`.",
+)
+CLIENT_AGE = Metric(
+    "gwp_client_age_seconds",
+    "histogram",
+    "seconds",
+    ("app", "embodiment"),
+    "Age of the oldest observation behind a row that was executed, by report.",
+    _LATENCY_S,
+)
+
 TABLE: dict[str, tuple[Metric, ...]] = {
     "Data": (DATA_SAMPLES, DATA_FAILURES, DATA_SECONDS, DATA_BYTES),
     "Training": (
@@ -351,6 +377,7 @@ TABLE: dict[str, tuple[Metric, ...]] = {
         SERVE_ROWS,
         SERVE_LOAD,
     ),
+    "Robots": (CLIENT_STEPS, CLIENT_TROUBLE, CLIENT_AGE),
 }
 """Subject -> its metrics."""
 

@@ -55,17 +55,21 @@ class ObjectiveConfig(BaseModel):
     modes: ModesConfig = ModesConfig()
     """Which tokens are present and clean, as shares."""
     action_weight: float = Field(default=1.0, ge=0)
-    """Weight of the action loss. The GWP-0 paper states 5 : 1, the released trainers use 1 : 1."""
+    """Weight of the action loss. GWP-0 has 5 (its paper), GWP-0.5 has 1 (its released trainer; so
+    has that of GWP-0).
+    """
     video_weight: float = Field(default=1.0, ge=0)
     """Weight of the future-video loss. 0 drops the future tokens from training, and with them
     all that samples without actions could teach.
     """
     action_shift: float = Field(default=5.0, gt=0)
-    """Shift of the action noise levels towards noise."""
+    """Shift of the action noise levels towards noise (released: 5 for both families)."""
     video_shift: float = Field(default=2.0, gt=0)
-    """Shift of the future noise levels towards noise (released: 2 for GWP-0.5, 5 for GWP-0)."""
+    """Shift of the future noise levels towards noise (released: 2 for GWP-0.5, 5 for GWP-0, which
+    has 5 here, too).
+    """
     shared_noise: bool = False
-    """One noise level per sample for actions and future (GWP-0)."""
+    """One noise level per sample for actions and future; true for GWP-0, as released."""
     chunk_prefix: float = Field(default=0.0, ge=0, le=1)
     """Share of samples whose first actions are clean, as in real-time chunking."""
     max_prefix: int = Field(default=0, ge=0)
@@ -74,6 +78,10 @@ class ObjectiveConfig(BaseModel):
     """`valid`: losses only over real steps and dimensions. `published`: over padding too, with
     the clean reference frame in the denominator of the video loss, as the released trainers do;
     for continuing published weights.
+    """
+    timesteps: Literal["exact", "bf16"] = "exact"
+    """`bf16`: the model is told noise levels rounded to bf16 (steps of 4 of 1000), as the released
+    trainers do; what is mixed is exact all the same.
     """
 
     @model_validator(mode="after")
@@ -227,7 +235,7 @@ def training_losses(
     with_future = clean_future.shape[2] > 0 and (objective.video_weight > 0 or video_only)
     sigma = levels.future.to(device)
     future = add_noise(clean_future, future_noise, sigma) if with_future else None
-    noisy: dict[Group, Tensor] = {"F": sigma} if with_future else {}
+    noisy: dict[Group, Tensor] = {"F": _told(sigma, objective)} if with_future else {}
     if video_only:
         # What this leaves without a gradient gets one of zeros from `idle_loss`.
         tokens = Tokens(reference=reference, future=future)
@@ -243,7 +251,7 @@ def training_losses(
     level = levels.action.to(device)
     noisy_actions = add_noise(batch.actions, action_noise, level)
     tokens = Tokens(batch.state, reference, noisy_actions, future)
-    out = model(tokens, {"A": level, **noisy}, batch.text, batch.embodiment)
+    out = model(tokens, {"A": _told(level, objective), **noisy}, batch.text, batch.embodiment)
     assert out.action is not None
     error = (out.action.float() - (action_noise - batch.actions)).square()
     # Where all actions are clean nothing is learnt: 0, not NaN.
@@ -259,6 +267,14 @@ def training_losses(
         each, video = each.detach(), video.detach()
     seen = torch.stack([weights.flatten(1).sum(1), batch.ok.float()])
     return Losses(total, action.detach(), video, of_actions.detach(), each, seen)
+
+
+def _told(level: Tensor, objective: ObjectiveConfig) -> Tensor:
+    """What the model is told of noise levels, in their shape."""
+    if objective.timesteps == "exact":
+        return level
+    # Rounded where the released trainers do, as timesteps of 0 to 1000.
+    return (level * 1000).to(torch.bfloat16).float() / 1000
 
 
 def _video_errors(

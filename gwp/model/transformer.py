@@ -13,9 +13,9 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.utils.checkpoint import checkpoint
 
 from gwp.errors import GwpError
+from gwp.model import recompute
 from gwp.model.block import Block, Modulation, ModulationTable, TokenOrder
 from gwp.model.config import GROUPS, Group, ModelConfig
 from gwp.model.layers import (
@@ -131,7 +131,7 @@ class WorldActionTransformer(nn.Module):
         self.out_tables = nn.ModuleDict({n: ModulationTable(2, w) for n, w in widths.items()})
         self.proj_out = nn.Linear(visual_width, config.token_width)
         # Switched on by the training engine.
-        self.gradient_checkpointing = False
+        self.gradient_checkpointing: recompute.Recompute = False
         # Plain attribute, not a buffer: an engine that casts the module to bf16 must leave the
         # tables in fp32.
         self._rotary: dict[tuple[object, ...], tuple[Tensor, Tensor]] = {}
@@ -202,11 +202,9 @@ class WorldActionTransformer(nn.Module):
             assert isinstance(block, Block)
             layer_text = context.text[i] if context else block.text_kv(projected)
             args = (streams, run.modulation, layer_text, run.layout, cache)
-            if self.gradient_checkpointing and torch.is_grad_enabled():
-                # The reentrant form wants tensors as arguments and sees no dicts of them.
-                streams, layer_kv = checkpoint(block, *args, use_reentrant=False)
-            else:
-                streams, layer_kv = block(*args)
+            streams, layer_kv = recompute.run(
+                block, self.gradient_checkpointing, i, len(self.blocks), *args
+            )
             # With those of the cache in front, as a later pass takes them.
             kv.append(layer_kv)
             text_kv.append(layer_text)

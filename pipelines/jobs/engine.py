@@ -1,7 +1,7 @@
-"""How a stage is optimised: AdamW with its learning rate, and DeepSpeed under it."""
+"""How a stage is optimised: what trains, by which rule, and DeepSpeed under it."""
 
 import math
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
@@ -10,10 +10,25 @@ _CONFIG = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
 
 
 class OptimizerConfig(BaseModel):
-    """AdamW and its learning rate."""
+    """The optimiser, its learning rate, and which weights it changes."""
 
     model_config = _CONFIG
 
+    kind: Literal["adamw", "came"] = "adamw"
+    """`adamw`: fused on a GPU. `came`: as the released trainers run it; it needs the package
+    `pytorch-optimizer`. Under ZeRO it sees flat shards, so second moments are neither factored nor
+    kept in 8 bits, there as here.
+    """
+    only: tuple[str, ...] = ()
+    """Modules or parameters that train, in published names (`gwp weights inspect`), `*` for any
+    part: `blocks.*.action_expert`. Empty: all.
+    """
+    freeze: tuple[str, ...] = ()
+    """Those that do not, of what `only` leaves."""
+    decay: Literal["matrices", "all"] = "matrices"
+    """What weight decay is for: `matrices` leaves out norms, biases and modulation tables; the
+    released trainers decay all.
+    """
     lr: float = Field(default=6e-5, gt=0)
     """Peak learning rate (released fine-tuning: 6e-5)."""
     betas: tuple[float, float] = (0.9, 0.999)
@@ -81,14 +96,26 @@ class DeepSpeedConfig(BaseModel):
     hold; gradients are accumulated until the global batch is through. None, or more than its
     share: all of its share at once. Batches of buckets are cut into as many parts.
     """
-    gradient_checkpointing: bool = False
-    """Recompute blocks in the backward pass: less memory, a third more arithmetic."""
+    gradient_checkpointing: bool | Annotated[int, Field(gt=0)] | Literal["selective"] = False
+    """Compute blocks again in the backward pass, for less memory. true: every block, a third more
+    arithmetic; a number: so many of them; `selective`: every block, but products of matrices and
+    attention are kept, and next to no arithmetic is done twice.
+    """
+    compile: bool = False
+    """Compile each block of the transformer (`torch.compile`): some minutes at the first steps."""
     ema_decay: float = Field(default=0.9999, ge=0, lt=1)
     """Ceiling of the moving average of weights (fp32); 0: none."""
     overrides: dict[str, Any] = {}
     """Raw DeepSpeed settings laid over the rendered ones. What a field of the job says cannot be
     said here.
     """
+
+    def recomputed(self, layers: int) -> float:
+        """Share of so many blocks whose products are computed twice."""
+        how = self.gradient_checkpointing
+        if isinstance(how, int) and not isinstance(how, bool):
+            return min(1.0, how / layers)
+        return 1.0 if how is True else 0.0
 
     @model_validator(mode="after")
     def _said_once(self) -> "DeepSpeedConfig":

@@ -7,6 +7,7 @@ folder (`pipelines.training.prepare`) is written from it.
 
 import json
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from itertools import combinations
 from pathlib import Path
 from typing import Any
@@ -28,7 +29,7 @@ from gwp.data.plan.plan import Rules, plan_slice
 from gwp.data.robot.embodiment import Embodiment
 from gwp.data.source import Source
 from gwp.data.stats.files import stats_for
-from gwp.data.stats.normalise import Stats, compute_stats
+from gwp.data.stats.normalise import RANGES, Stats, compute_stats
 from gwp.errors import GwpError
 from gwp.model.codecs.pca import PcaCodec
 from gwp.model.codecs.text import build_text_encoder, load_text_encoder
@@ -162,13 +163,19 @@ def resolve_embodiments(job: TrainJob, reader: FileReader) -> dict[str, Embodime
 
 def notes(job: TrainJob, robots: dict[str, Embodiment]) -> Iterator[str]:
     """What was chosen for the robots of a job without a word of its author: their cameras, and
-    rows of the model's projections that several share; and deltas of what is not the same.
+    rows of the model's projections that several share or nobody trained; and deltas of what is
+    not the same.
     """
     for name, config in job.data.embodiments.items():
         if config.cameras is None:
             slots = ", ".join(f"{slot} = {key}" for slot, key in robots[name].cameras.items())
             yield f"cameras of {name}, for none are named: {slots}"
         robot = robots[name]
+        if robot.id and job.init and job.model_config_.family == "gwp0":
+            yield (
+                f"{name} has id {robot.id}: in published GWP-0 weights row 0 of the projections alone "
+                "was trained, whatever the robot; `id: 0` starts from it, this row starts from nothing"
+            )
         pairs = zip(robot.action_names, robot.state_names, robot.delta, strict=False)
         known = set(robot.state_names)
         # Another name may be the same quantity; one that stands elsewhere is not.
@@ -241,6 +248,9 @@ def compute_all_stats(
         elif sources:
             stats[name] = compute_stats(sources, embodiment, job.data.window, reader)
         # A robot whose sources are all without actions needs none.
+        if config.ranges and name in stats:
+            said = stats[name].metadata | {RANGES: config.ranges}
+            stats[name] = replace(stats[name], metadata=said)
     return stats
 
 

@@ -26,6 +26,7 @@ from gwp.data.robot.kinds import Kind
 from gwp.data.source import Source
 from gwp.data.window import ClipWindow, Window
 from gwp.errors import GwpError
+from gwp.model.adapters import LoraConfig
 from gwp.model.codecs.text import TextEncoderConfig
 from gwp.model.codecs.video import VideoCodecConfig
 from gwp.model.config import Family, ModelConfig
@@ -34,6 +35,13 @@ from gwp.paths import Location, PathField
 from gwp.storage.names import relative_name
 from pipelines.jobs.cluster import ClusterConfig
 from pipelines.jobs.engine import DeepSpeedConfig, OptimizerConfig
+from pipelines.jobs.recipes import Recipe, family_of, with_recipe
+from pipelines.jobs.trained import (
+    adapter_count,
+    parameters_named,
+    shapes_of,
+    trained_names,
+)
 from pipelines.jobs.validation import ValidationConfig
 
 # Docstrings of fields become the reference page, so each field has one.
@@ -90,16 +98,21 @@ class EmbodimentConfig(BaseModel):
     """File (path or s3://) of statistics made by `gwp data stats`; None: computed from the
     sources of the run.
     """
+    ranges: Literal["published"] | None = None
+    """`published`: q01 goes to -1 and q99 to 1 in every dimension, over `max(q99 - q01, 1e-8)`, as
+    for official checkpoints. None: what `stats` says in its metadata, else dimensions that do not
+    move are 0, and those that rarely do have their extremes.
+    """
     stats_of_other_data: bool = False
     """Take `stats` although they are of other data than the sources, or do not say of which:
     imported ones, those of a pre-training.
     """
 
-    # Hashes of this JSON say whether a run goes on. Those of before know no units.
+    # Hashes of this JSON say whether a run goes on. Those of before know none of these.
     @model_serializer(mode="wrap")
     def _without_defaults(self, write: SerializerFunctionWrapHandler) -> dict[str, Any]:
         fields: dict[str, Any] = write(self)
-        for name in ("action_units", "state_units"):
+        for name in ("action_units", "state_units", "ranges"):
             if not getattr(self, name):
                 fields.pop(name, None)
         return fields
@@ -217,6 +230,11 @@ class TrainJob(BaseModel):
     """Kind of this document."""
     version: Literal[1]
     """Version of this kind."""
+    recipe: Recipe | None = None
+    """Several fields at once: `published`, the released fine-tuning as its code does it;
+    `action-expert`, the action expert of a GWP-0.5 alone; `lora`, adapters. A field that says
+    something else is refused. None: what the fields say.
+    """
     stage: Literal["world", "embodied", "policy"]
     """What the run is for; it names the MLflow run and the lineage, the behaviour is in the
     other fields.
@@ -244,11 +262,21 @@ class TrainJob(BaseModel):
     objective: ObjectiveConfig = ObjectiveConfig()
     """Training modes, noise and weights of the losses."""
     optimizer: OptimizerConfig = OptimizerConfig()
-    """AdamW and its schedule."""
+    """The optimiser and its schedule."""
+    lora: LoraConfig | None = None
+    """Adapters train in the place of the weights themselves; None: those train."""
     engine: DeepSpeedConfig = DeepSpeedConfig()
     """Batch, number format and sharding."""
     cluster: ClusterConfig = ClusterConfig()
     """Workers and what each of them needs."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _of_recipe_and_family(cls, data: Any) -> Any:
+        # What is no job at all is told by its fields.
+        if not isinstance(data, dict) or (family := family_of(data.get("model"))) is None:
+            return data
+        return with_recipe(data, family, data.get("recipe"))
 
     @model_validator(mode="after")
     def _consistent(self) -> "TrainJob":
@@ -280,6 +308,7 @@ class TrainJob(BaseModel):
                 f"embodiment ids {sorted(ids)} need model.num_embodiments above {max(ids)}, it "
                 f"is {config.num_embodiments}"
             )
+        self._names_what_trains()
         # It would run and never learn, which is found out late.
         if config.token_width > config.width:
             raise ValueError(
@@ -289,6 +318,22 @@ class TrainJob(BaseModel):
             )
         return self
 
+    def _names_what_trains(self) -> None:
+        chosen, lora = self.optimizer, self.lora
+        if lora and (chosen.only or chosen.freeze):
+            raise ValueError(
+                "with lora its adapters and lora.whole train; leave optimizer.only and "
+                "optimizer.freeze out"
+            )
+        try:
+            if chosen.only or chosen.freeze:
+                trained_names(self.model_config_, chosen.only, chosen.freeze)
+            if lora:
+                parameters_named(self.model_config_, lora.on, "lora.on")
+                parameters_named(self.model_config_, lora.whole, "lora.whole")
+        except GwpError as error:
+            raise ValueError(str(error)) from error
+
     # The underscore: `model_config` is pydantic's own.
     @property
     def model_config_(self) -> ModelConfig:
@@ -296,6 +341,15 @@ class TrainJob(BaseModel):
         if isinstance(self.model, ReleasedConfig):
             return ModelConfig.released(self.model.released)
         return self.model
+
+    @property
+    def trained(self) -> int:
+        """Numbers that train: parameters, and those of adapters."""
+        config, chosen = self.model_config_, self.optimizer
+        if self.lora:
+            return adapter_count(config, self.lora)
+        names = trained_names(config, chosen.only, chosen.freeze)
+        return sum(shapes_of(config)[name].numel() for name in names)
 
     def share(self, workers: int) -> int:
         """Samples of a global batch, of the canvas's shape, that one of so many workers has at

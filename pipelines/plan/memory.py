@@ -63,13 +63,20 @@ def memory_of(
     shape = SampleShape.of(job)
     mixed = job.engine.precision == "bf16"
     dtype = torch.bfloat16 if mixed else torch.float32
-    again = job.engine.gradient_checkpointing
     config = job.model_config_
     rows = shape.text_rows
-    kept = activation_bytes(config, shape.largest, shape.latent, rows, dtype, again, micro)
-    count = sum(parameter_counts(config).values())
-    found = _sharded(count, workers, stage, mixed, accumulates=share > micro)
-    found["average of weights"] = 4 * count // workers if job.engine.ema_decay else 0
+    # As if nothing were computed again where products are kept: an upper bound.
+    again = job.engine.recomputed(config.num_layers)
+    kept = 0
+    for part, checkpointed in ((again, True), (1 - again, False)):
+        if part:
+            each = activation_bytes(
+                config, shape.largest, shape.latent, rows, dtype, checkpointed, micro
+            )
+            kept += round(part * each)
+    count, trained = sum(parameter_counts(config).values()), job.trained
+    found = _sharded(count, trained, workers, stage, mixed, accumulates=share > micro)
+    found["average of weights"] = 4 * trained // workers if job.engine.ema_decay else 0
     found["activations"] = kept
     found["video codec"] = _codec(job, micro)
     return Memory(found)
@@ -120,33 +127,33 @@ def fits(job: TrainJob, gpu_gb: float, workers: int | None = None) -> str | None
 
 
 def _sharded(
-    count: int, workers: int, stage: int, mixed: bool, accumulates: bool
+    count: int, trained: int, workers: int, stage: int, mixed: bool, accumulates: bool
 ) -> dict[str, int]:
     """Parameters, gradients and optimiser of DeepSpeed's engines, with what they send.
 
-    mixed: weights in bf16 beside fp32 masters; accumulates: over several micro-batches, whose sum
-    is fp32
+    trained: of `count` parameters, or beside them; mixed: weights in bf16 beside fp32 masters;
+    accumulates: over several micro-batches, whose sum is fp32
     """
     wide = 2 if mixed else 4
-    each = -(-count // workers)
+    each, whole = -(-trained // workers), -(-count // workers)
     sums = 4 if accumulates or not mixed else wide
     # Stage 0 shards nothing, and needs no second copy: it is for fp32 alone.
     if stage == 0:
         return {
             "parameters": 4 * count,
-            "gradients": 4 * count,
-            "optimiser": 8 * count,
+            "gradients": 4 * trained,
+            "optimiser": 8 * trained,
             "buffers": 0,
         }
-    bucket = min(_BUCKET, count)
-    gradients = {1: sums * count, 2: sums * each, 3: sums * each}[stage]
+    bucket = min(_BUCKET, trained)
+    gradients = {1: sums * trained, 2: sums * each, 3: sums * each}[stage]
     # Two buckets of gradients, one filled while the other is sent; one of parameters.
     buffers = wide * 3 * bucket
     if stage == 3:
         # Parameters are gathered for what is computed and what comes next, one bucket of gradients.
         buffers = wide * (2 * bucket + min(2 * _PREFETCH, count))
     return {
-        "parameters": wide * (each if stage == 3 else count),
+        "parameters": wide * (whole if stage == 3 else count),
         "gradients": gradients,
         # Masters and two moments in fp32.
         "optimiser": 12 * each,

@@ -140,7 +140,7 @@ def plan_stage(job: TrainJob, assumed: Assumed | None = None) -> StagePlan:
     flop = shape.flop(job)
 
     share = job.share(workers)
-    arithmetic = flop * share * (_AGAIN if engine.gradient_checkpointing else 1.0)
+    arithmetic = flop * share * (1 + (_AGAIN - 1) * engine.recomputed(config.num_layers))
     low, high = sorted(assumed.utilisation)
     if not 0 < low <= high <= 1:
         raise GwpError("--utilisation: give a least and a most between 0 and 1, such as 0.25,0.45")
@@ -189,7 +189,7 @@ def checkpoint_bytes(job: TrainJob, parameters: int) -> int:
     optimiser = 8 if engine.zero_stage == 0 else 12
     weights = 2 if engine.precision == "bf16" else 4
     average = 4 if engine.ema_decay else 0
-    return parameters * (weights + optimiser + average)
+    return parameters * weights + job.trained * (optimiser + average)
 
 
 def _price(

@@ -3,7 +3,7 @@
 import json
 import tempfile
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from gwp import storage
 from gwp.errors import GwpError
@@ -13,11 +13,9 @@ from pipelines.jobs.resolve import FINAL_NOTE
 from pipelines.jobs.train_job import TrainJob
 from pipelines.training.checkpoint.checkpoints import fetch, latest_committed, load_committed
 from pipelines.training.control.room import disk_told
-from pipelines.training.engine.ema import load_ema
+from pipelines.training.finished import Weights, plain_weights, trained_state, write_adapter
 from pipelines.training.origin import parents_of, stages_of
 from pipelines.training.prepare import PreparedRun
-
-Weights = Literal["ema", "raw"]
 
 
 def write_final(
@@ -36,7 +34,10 @@ def write_final(
         size = 2 * sum(entry.size for entry in load_committed(checkpoint).files.values())
         with disk_told(folder, "the finished weights", size):
             state = _state(checkpoint, folder / "checkpoint")
-            save_weights(out / "model", prepared.job.model_config_, _weights(state, weights))
+            trained = trained_state(state, prepared.job, weights)
+            write_adapter(out / "adapter", prepared.uri, trained, prepared.job)
+            plain = plain_weights(trained, prepared.job)
+            save_weights(out / "model", prepared.job.model_config_, plain)
         for part in ("codec", "text"):
             storage.download(storage.join(prepared.uri, part), out / part)
         note = {
@@ -58,19 +59,6 @@ def _state(checkpoint: str, folder: Path) -> Path:
     """Local copy of a committed checkpoint, verified; GwpError without a complete manifest."""
     # Below this name `_Loop._checkpoint` uploads the shares of all ranks.
     return fetch(checkpoint, load_committed(checkpoint), folder) / "state"
-
-
-def _weights(state: Path, weights: Weights) -> dict[str, Any]:
-    if weights == "ema":
-        averaged = load_ema(state)
-        if not averaged:
-            raise GwpError(
-                f"{state}: the checkpoint holds no average of weights; export with --weights raw"
-            )
-        return averaged
-    from pipelines.training.engine.deepspeed_engine import full_state
-
-    return full_state(state)
 
 
 def export(
@@ -119,7 +107,8 @@ def export(
         folder = Path(scratch)
         state = _state(uri, folder / "checkpoint")
         bundle = folder / "bundle"
-        save_weights(bundle / "model", job.model_config_, _weights(state, weights))
+        plain = plain_weights(trained_state(state, job, weights), job)
+        save_weights(bundle / "model", job.model_config_, plain)
         for part in ("codec", "text"):
             storage.download(storage.join(run, part), bundle / part)
         (bundle / "policy.json").write_text(settings.model_dump_json(indent=1))

@@ -4,9 +4,11 @@ Each machine fetches and converts once, whatever the number of its ranks; all fu
 collective. Called by the training loop before it takes steps.
 """
 
+import json
 from pathlib import Path
 
 from gwp import storage
+from gwp.model.adapters import base_digest
 from gwp.model.transformer import WorldActionTransformer
 from gwp.model.weights import build_model, load_model, locate, open_checkpoint
 from gwp.model.weights.derive import require_same
@@ -22,6 +24,8 @@ from pipelines.training.engine.node import Node
 from pipelines.training.prepare import PreparedRun
 
 _CHECKPOINT = "checkpoint"
+BASE_NOTE = "base.json"
+"""File of a run folder: digest of the weights beside which its adapters are trained."""
 
 
 def first_model(prepared: PreparedRun, node: Node, resumes: bool) -> WorldActionTransformer:
@@ -31,14 +35,26 @@ def first_model(prepared: PreparedRun, node: Node, resumes: bool) -> WorldAction
     config = prepared.job.model_config_
     # A checkpoint brings its own weights; those of `init` would be read for nothing.
     if not prepared.init or resumes:
-        return build_model(config, prepared.job.run.seed).train()
+        model = build_model(config, prepared.job.run.seed)
+        if not resumes:
+            _note_base(prepared, node, model)
+        return model.train()
     uri = locate(prepared.init)
     local = Path(uri.removeprefix("file://"))
     if storage.is_remote(uri):
         local = node.folder / "init"
         node.once(lambda: storage.download(uri, local))
     require_same(open_checkpoint(local), config, uri)
-    return load_model(local).train()
+    model = load_model(local)
+    _note_base(prepared, node, model)
+    return model.train()
+
+
+def _note_base(prepared: PreparedRun, node: Node, model: WorldActionTransformer) -> None:
+    """Where adapters are trained: write down which weights they stand beside. On rank 0."""
+    if prepared.job.lora and node.leads:
+        note = json.dumps({"sha256": base_digest(model)})
+        storage.write_bytes(storage.join(prepared.uri, BASE_NOTE), note.encode())
 
 
 def fetch_state(

@@ -2,6 +2,7 @@
 finished by an earlier call is not trained again.
 """
 
+import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
@@ -40,7 +41,9 @@ def train_sequence(
             left = [later.run.name for later in jobs[number + 1 :]]
             with _told_what_is_left(job.run.name, left), shown(job, plain):
                 result = train(job, allowed, from_step)
-            event("finished", stage=job.stage, run=job.run.name, **asdict(result))
+            # On a terminal the lines of `tell` say all of it.
+            if plain or not sys.stderr.isatty():
+                event("finished", stage=job.stage, run=job.run.name, **asdict(result))
             results.append(result)
             tell(job, result, last=not left)
     return results

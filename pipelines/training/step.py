@@ -11,6 +11,7 @@ from itertools import pairwise
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from gwp.data.records import StreamBatch
 from gwp.model.cost import tokens_of, training_flop
@@ -94,8 +95,9 @@ class TrainStep:
         video_only = draw_video_only(objective.modes, labelled > 0, first)
         parts = micro_batches(len(positions), job.passes(self._ranks.world))
         self.at_once = max(rows.stop - rows.start for rows in parts)
-        # Of this rank: the sums over its micro-batches, by name.
-        losses = {"loss": 0.0}
+        # Of this rank: the sums over its micro-batches, by name. They stay on the device, so that
+        # it need not wait for the host between passes.
+        losses: dict[str, Tensor] = {}
         for rows in parts:
             self._engine.begin(last=rows is parts[-1])
             batch = self._encoders.batch(raw, rows, clock)
@@ -131,21 +133,25 @@ class TrainStep:
                 ("loss_video", result.video),
             ):
                 if part is not None:
-                    losses[name] = losses.get(name, 0.0) + float(part.detach())
-        with clock.within("exchange"):
-            sums = self._ranks.summed(list(losses.values()))
+                    before = losses.get(name, torch.zeros((), device=part.device))
+                    losses[name] = before + part.detach().double()
         with clock.within("optimiser"):
             norm = self._engine.step(job.optimizer.lr_at(step, job.run.steps))
-            taken = math.isfinite(norm) and all(map(math.isfinite, sums))
-            if taken:
+        with clock.within("exchange"):
+            # The one moment of a step at which the host waits for the device.
+            own = dict(zip(losses, torch.stack(list(losses.values())).tolist(), strict=True))
+            sums = self._ranks.summed(list(own.values()))
+        taken = math.isfinite(norm) and all(map(math.isfinite, sums))
+        if taken:
+            with clock.within("optimiser"):
                 self._ema.update(step)
         size = int(raw["batch"][0])
         each = (self._tokens, self._flop, self._encoders.flop)
         self.account.stepped(Work(size, *(float(size * one) for one in each)), norm)
         if taken:
             self._in_a_row = 0
-            return dict(zip(losses, sums, strict=True)) if counts.video else {}
-        self._skip(step, raw, losses, norm, journal)
+            return dict(zip(own, sums, strict=True)) if counts.video else {}
+        self._skip(step, raw, own, norm, journal)
         return {}
 
     def _count(self, latent: Sequence[int], actions: int | None, text_rows: int) -> None:

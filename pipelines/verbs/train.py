@@ -113,6 +113,7 @@ def _dry(job: Any) -> dict[str, Any]:
         "stage": job.stage,
         "parameters": sum(p.numel() for p in parameters.values()),
         "tensors": len(parameters),
+        "trained": job.trained,
         "global_batch": job.engine.global_batch,
         "deepspeed": deepspeed_config(job, job.cluster.max_workers),
     }

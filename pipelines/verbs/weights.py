@@ -30,6 +30,7 @@ def add(subparsers: Any) -> None:
     verbs = parser.add_subparsers(title="verbs", metavar="VERB", required=True)
     _add_inspect(verbs)
     _add_convert(verbs)
+    _add_merge(verbs)
     _add_parity(verbs)
 
 
@@ -105,6 +106,18 @@ def _add_convert(verbs: Any) -> None:
     )
     _allowances(convert)
     convert.set_defaults(run=run_convert)
+
+
+def _add_merge(verbs: Any) -> None:
+    merge = verbs.add_parser(
+        "merge",
+        help="put adapters into the weights that they were trained beside",
+        description="Write the folder of a plain model. Adapters of other weights are refused.",
+    )
+    merge.add_argument("adapter", metavar="ADAPTER", help="`final/adapter` of a run with `lora`")
+    merge.add_argument("checkpoint", metavar="CHECKPOINT", help="its run's `init`")
+    merge.add_argument("--out", required=True, metavar="DIR", help="an empty place, local or s3://")
+    merge.set_defaults(run=run_merge)
 
 
 def _add_parity(verbs: Any) -> None:
@@ -288,6 +301,26 @@ def run_convert(args: argparse.Namespace) -> int:
         f"{key} {value}" for key, value in config.model_dump(exclude_none=True).items()
     )
     print(f"{args.out}: {total} tensors of {source.form.title} to {widths}")
+    return 0
+
+
+def run_merge(args: argparse.Namespace) -> int:
+    from gwp import storage
+    from gwp.errors import GwpError
+    from gwp.model.adapters import apply_adapter
+    from gwp.model.weights import load_model, save_weights
+
+    if storage.list_files(args.out):
+        raise GwpError(f"{args.out}: not empty; choose another place")
+    with _local(args.checkpoint) as folder, tempfile.TemporaryDirectory() as scratch:
+        model = load_model(folder)
+        adapter = Path(args.adapter.removeprefix("file://"))
+        if storage.is_remote(args.adapter):
+            adapter = storage.download(args.adapter, Path(scratch) / "adapter")
+        weights = apply_adapter(adapter, model)
+        save_weights(Path(scratch) / "out", model.config, weights)
+        storage.upload(Path(scratch) / "out", args.out)
+    print(f"{args.out}: {len(weights)} tensors, with what {args.adapter} adds")
     return 0
 
 

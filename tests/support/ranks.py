@@ -21,7 +21,7 @@ SIZE, STEPS, CHUNK, DIMS = 8, 6, 5, 6
 SEED = 7
 RULES = [
     "objective.modes={video: 1, ac_wm: 1, wam: 3}",
-    "optimizer={lr: 0.01, betas: [0.9, 0.999], weight_decay: 0.01, clip: 1.0}",
+    "optimizer={lr: 0.01, betas: [0.9, 0.999], weight_decay: 0.01, decay: all, clip: 1.0}",
 ]
 
 

@@ -17,7 +17,7 @@ from gwp.data.formats.robot_set import ACTION, STATE
 from gwp.data.robot.embodiment import Embodiment
 from gwp.data.source import Source, parse_ranges
 from gwp.data.stats.feature import FeatureStats
-from gwp.data.stats.normalise import Stats, rule
+from gwp.data.stats.normalise import RANGES, Stats, rule
 from gwp.data.window import Window
 from gwp.errors import DataError
 
@@ -120,6 +120,9 @@ def import_stats(uri: str, embodiment: Embodiment) -> Stats:
     if theirs:
         imported |= {"metadata": theirs}
     metadata = {"embodiment": embodiment.name} | rule(embodiment, embodiment.chunk)
+    # No part of the rule that they were computed under, but of how they are used.
+    if RANGES in stats.metadata:
+        metadata[RANGES] = stats.metadata[RANGES]
     return Stats(stats.state, stats.action, metadata | {"imported": imported})
 
 

@@ -31,6 +31,9 @@ from gwp.data.window import Window
 from gwp.errors import DataError
 
 BOUNDARY = "clamped rows count"
+RANGES, PUBLISHED = "ranges", "published"
+"""Entry of the metadata, and what it says where narrow ranges are divided by as published."""
+_PUBLISHED_FLOOR = 1e-8
 _AGAIN = "run `gwp data stats` again"
 
 
@@ -295,8 +298,10 @@ class Normalizer:
         self._rotations = Rotations(embodiment, _references(stats, embodiment))
         self._mean = stats.action.head(len(actions)).mean
         kinds = embodiment.kinds
-        self._state = _Affine(stats.state.head(len(states)), grippers_of(states, kinds))
-        self._action = _Affine(stats.action.head(len(actions)), grippers_of(actions, kinds))
+        published = stats.metadata.get(RANGES) == PUBLISHED
+        state, action = stats.state.head(len(states)), stats.action.head(len(actions))
+        self._state = _Affine(state, grippers_of(states, kinds), published)
+        self._action = _Affine(action, grippers_of(actions, kinds), published)
 
     def state(self, x: np.ndarray) -> np.ndarray:
         """State `[..., ds]`, robot units, to float32 model units."""
@@ -332,14 +337,20 @@ def _references(stats: Stats, embodiment: Embodiment) -> tuple[Reference, Refere
 
 
 class _Affine:
-    """The map of one feature: low to -1, high to 1, what does not move to 0.
+    """The map of one feature: low to -1, high to 1, what does not move to 0. `published`: q01 to
+    -1, q99 to 1, and all moves: ranges of less than 1e-8 count as that.
 
     Sums are float64, for robot units of a large offset have few digits left in float32.
     """
 
-    def __init__(self, stats: FeatureStats, grippers: Mapping[int, Gripper]) -> None:
+    def __init__(
+        self, stats: FeatureStats, grippers: Mapping[int, Gripper], published: bool = False
+    ) -> None:
         self._low, high = stats.low_high
         self._still = stats.constant
+        if published:
+            self._low, high = stats.q01.copy(), stats.q99.copy()
+            self._still = np.zeros(len(high), bool)
         self._mean = stats.mean
         for i, gripper in grippers.items():
             # Single wild rows are no end of its way.
@@ -351,6 +362,8 @@ class _Affine:
         self._binary = [i for i, gripper in grippers.items() if gripper.binary]
         # 1 where nothing moves: that side is computed, too, and must not divide by zero.
         self._width = np.where(self._still, 1.0, high - self._low)
+        if published:
+            self._width = np.maximum(self._width, _PUBLISHED_FLOOR)
 
     def forward(self, x: np.ndarray) -> np.ndarray:
         """float64 `[..., d]`, robot units, to float32 model units."""

@@ -18,6 +18,8 @@ from pipelines.jobs.train_job import TrainJob
 
 # Where a run is, what it logs and keeps, and how it restarts do not change what it computes.
 RUN_ONLY = (
+    # A name for what other fields say.
+    "recipe",
     "run.storage",
     "run.experiment",
     "run.keep",
@@ -32,9 +34,12 @@ HARMLESS = (
     "run.steps",
     "engine.micro_batch",
     "engine.gradient_checkpointing",
+    "engine.compile",
     "engine.zero_stage",
     "optimizer.max_skipped",
 )
+# The optimiser's state has their form.
+SHAPES = ("optimizer.kind", "optimizer.only", "optimizer.freeze", "optimizer.decay")
 # What is read at every start, and means another training.
 WANTED = ("optimizer", "objective", "engine.precision", "engine.ema_decay", "engine.overrides")
 
@@ -47,7 +52,7 @@ def changes_of(earlier: dict[str, Any], job: TrainJob) -> dict[str, tuple[Any, A
     """
     try:
         # What a newer version added has its default, as it had without a name.
-        before = absolute_paths(TrainJob.model_validate(earlier))
+        before = absolute_paths(TrainJob.model_validate(_as_it_was(earlier)))
     except ValidationError as error:
         wrong = ".".join(map(str, error.errors()[0]["loc"]))
         raise GwpError(
@@ -64,8 +69,9 @@ def require_allowed(
     uri: str, changes: Mapping[str, tuple[Any, Any]], allowed: tuple[str, ...]
 ) -> None:
     """GwpError that lists what changed, when something did that was not allowed or never can."""
-    fixed = [n for n in changes if not _within(n, HARMLESS) and not _within(n, WANTED)]
-    asked = [n for n in changes if _within(n, WANTED) and not _within(n, allowed)]
+    known = [n for n in changes if _within(n, HARMLESS + WANTED) and not _within(n, SHAPES)]
+    fixed = [n for n in changes if n not in known]
+    asked = [n for n in known if _within(n, WANTED) and not _within(n, allowed)]
     if fixed:
         raise GwpError(
             f"{uri} holds a run of another configuration: {_listed(fixed, changes)}. Its samples "
@@ -95,6 +101,12 @@ def told(changes: Mapping[str, tuple[Any, Any]], job: TrainJob) -> list[str]:
             )
         lines.append(line)
     return lines
+
+
+def _as_it_was(earlier: dict[str, Any]) -> dict[str, Any]:
+    """A record with what versions did that had no field for it: weights of every shape decayed."""
+    optimizer = {"decay": "all"} | (earlier.get("optimizer") or {})
+    return earlier | {"optimizer": optimizer}
 
 
 def _listed(names: list[str], changes: Mapping[str, tuple[Any, Any]]) -> str:

@@ -19,6 +19,12 @@ from gwp.model.transformer import WorldActionTransformer
 from pipelines import compat
 from pipelines.compat import Master
 from pipelines.jobs.train_job import TrainJob
+from pipelines.training.engine.optimizer import (
+    add_lora,
+    choose_trained,
+    make_optimizer,
+    parameter_groups,
+)
 
 _TAG = "state"
 
@@ -78,12 +84,16 @@ class Engine:
             compat.without_shared_memory_collective()
         deepspeed.init_distributed("nccl" if job.cluster.gpu else "gloo", auto_mpi_discovery=False)
         model.gradient_checkpointing = job.engine.gradient_checkpointing
-        optimizer = torch.optim.AdamW(
-            model.parameters(),
-            lr=job.optimizer.lr,
-            betas=job.optimizer.betas,
-            weight_decay=job.optimizer.weight_decay,
-        )
+        if job.engine.compile:
+            # In place, so that names and hooks stay.
+            for block in model.blocks:
+                block.compile()
+        if job.lora:
+            add_lora(model, job.lora, job.run.seed)
+        else:
+            choose_trained(model, job.optimizer)
+        groups = parameter_groups(model, job.optimizer)
+        optimizer = make_optimizer(groups, job.optimizer, job.cluster.gpu)
         config = deepspeed_config(job, torch.distributed.get_world_size())
         # Read when the engine is made, so `load` could not say it.
         if load_universal:
@@ -152,8 +162,11 @@ class Engine:
         return all(bool(share.isfinite().all()) for share in shares)
 
     def masters(self) -> list[Master]:
-        """The fp32 masters that lie on this rank; all ranks together have each number once."""
-        parameters = self.parameters()
+        """The fp32 masters of what trains that lie on this rank; all ranks together have each
+        number once.
+        """
+        everything = self.parameters()
+        parameters = {name: p for name, p in everything.items() if p.requires_grad}
         if self._zero_stage == 3:
             return compat.masters_of_partitions(parameters, self.rank)
         if self._zero_stage:
@@ -199,12 +212,28 @@ def full_state(folder: Path) -> dict[str, Tensor]:
     """The fp32 weights of a saved state, gathered without running DeepSpeed."""
     from deepspeed.utils.zero_to_fp32 import get_fp32_state_dict_from_zero_checkpoint
 
-    # With bf16 the names begin with `bf16_`.
-    if not list((folder / _TAG).glob("*zero_pp_rank_*_optim_states.pt")):
-        # Stage 0 keeps the whole module in one file.
-        file = folder / _TAG / "mp_rank_00_model_states.pt"
+    state: dict[str, Tensor] = {}
+    # But for stage 3 the whole module is in one file, as it computes.
+    file = folder / _TAG / "mp_rank_00_model_states.pt"
+    if file.is_file():
         # Pickled, with DeepSpeed's own classes in it; `fetch` has checked its hash.
-        saved = torch.load(file, map_location="cpu", weights_only=False)
-        return {name: tensor.float() for name, tensor in saved["module"].items()}
-    state = get_fp32_state_dict_from_zero_checkpoint(str(folder), tag=_TAG)
+        state |= torch.load(file, map_location="cpu", weights_only=False, mmap=True)["module"]
+    # With bf16 the names begin with `bf16_`. Stage 0 has none, and stage 1 none of what is frozen.
+    if list((folder / _TAG).glob("*zero_pp_rank_*_optim_states.pt")):
+        try:
+            state |= get_fp32_state_dict_from_zero_checkpoint(str(folder), tag=_TAG)
+        except ValueError:
+            # Of the optimiser that accumulates in bf16 under ZeRO-1, which it does not know.
+            state |= _universal_state(folder)
     return {name: tensor.float() for name, tensor in state.items()}
+
+
+def _universal_state(folder: Path) -> dict[str, Tensor]:
+    """Masters of a saved state, by way of the universal form."""
+    parts = folder / "universal" / "zero"
+    if not parts.is_dir():
+        convert_to_universal(folder)
+    state = {}
+    for file in parts.glob("*/fp32.pt"):
+        state[file.parent.name] = torch.load(file, map_location="cpu", weights_only=True)["param"]
+    return state

@@ -21,10 +21,10 @@ from pipelines.training.engine.deepspeed_engine import Engine
 
 
 def decay_at(step: int, ceiling: float) -> float:
-    """Decay of update `step` (0 at the first): `min(ceiling, (1 + n) / (10 + n))`, the released
-    rule.
+    """Decay of update `step`, counted from 0: `min(ceiling, (1 + n) / (10 + n))`, and 0 at the
+    first, the released rule.
     """
-    return min(ceiling, (1 + step) / (10 + step))
+    return min(ceiling, (1 + step) / (10 + step)) if step else 0.0
 
 
 class Ema:

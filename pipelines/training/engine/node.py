@@ -25,6 +25,11 @@ class Node:
         firsts = {node: path for node, local, path in told if local == 0}
         self.folder = Path(firsts[number])
 
+    @property
+    def leads(self) -> bool:
+        """Whether this is rank 0, which writes what all of them know."""
+        return self._ranks.rank == 0
+
     def once(self, bring: Callable[[], object]) -> None:
         """Call `bring` on the first rank of every machine, and let the others wait for it.
         Collective.

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from gwp.model.draws import draw_noise
+from gwp.model.draws import Levels, draw_noise
 from gwp.model.objective import (
     Batch,
     Counts,
@@ -154,3 +154,28 @@ def test_batches_without_actions_are_video_only():
     assert not draw_video_only(ModesConfig(), has_action=True, generator=g)
     share = sum(draw_video_only(ModesConfig(video=1, wam=3), True, g) for _ in range(2000)) / 2000
     assert share == pytest.approx(0.25, abs=0.04)
+
+
+def test_the_model_may_be_told_timesteps_as_the_released_trainers_round_them(monkeypatch):
+    """What is mixed is exact; what is told has steps of 4 above 512, of 2 above 256."""
+    model, batch = tiny_model(), make_batch()
+    levels = Levels(
+        torch.tensor([0.817, 0.301]), torch.full((2, 5), 0.729), torch.ones(2, 5, dtype=torch.bool)
+    )
+    noise = draw_noise(0, [0, 1], batch.latents[0, :, 1:].shape, batch.actions.shape[1:])
+    told = []
+
+    def spy(tokens, levels, *args, **kwargs):
+        told.append((tokens, levels))
+        return type(model).forward(model, tokens, levels, *args, **kwargs)
+
+    monkeypatch.setattr(model, "forward", spy)
+    for timesteps in ("exact", "bf16"):
+        objective = ObjectiveConfig(timesteps=timesteps)
+        training_losses(model, batch, objective, False, levels, noise)
+    (exact, as_they_are), (same, rounded) = told
+    assert torch.equal(exact.action, same.action)
+    assert torch.equal(exact.future, same.future)
+    assert torch.equal(as_they_are["F"], levels.future)
+    torch.testing.assert_close(rounded["F"], torch.tensor([0.816, 0.300]), atol=1e-6, rtol=0)
+    torch.testing.assert_close(rounded["A"], torch.full((2, 5), 0.728), atol=1e-6, rtol=0)

@@ -190,6 +190,23 @@ def test_robots_that_share_a_row_of_the_projections_are_told_or_refused(tmp_path
         two_robots(tmp_path / "4", (0, 0), False)
 
 
+def test_rows_that_published_weights_of_gwp0_did_not_train_are_told(tmp_path):
+    def said(folder, *sets):
+        root = write_v21(tmp_path / folder)
+        robots = "data.embodiments={a: {id: 0}, b: {id: 1}}"
+        sources = f"data.sources=[{{uri: {root}, embodiment: a}}, {{uri: {root}, embodiment: b}}]"
+        window = "data.window={chunk: 4, stride: 1}"
+        job = load_config(STAGES / "policy.yaml", TrainJob, [robots, sources, window, *sets])
+        return " ".join(notes(job, resolve_embodiments(job, FileReader())))
+
+    dense = ["model.family=gwp0", "model.action_expert_dim=null", "model.action_ffn_dim=null"]
+    told = said("1", *dense)
+    assert "b has id 1: in published GWP-0 weights row 0" in told
+    assert "a has id 0" not in told
+    assert "row 0" not in said("2", *dense, "init=null", "codec={kind: pca}", "text={kind: hashed}")
+    assert "row 0" not in said("3")
+
+
 def test_cameras_that_nobody_named_are_told(tmp_path):
     assert "front = observation.images.top" in two_robots(tmp_path, (0, 1), True)[1]
 

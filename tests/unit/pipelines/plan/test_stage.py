@@ -14,7 +14,7 @@ from pipelines.plan.activations import activation_bytes
 from pipelines.plan.memory import GPUS_GB, fits, largest_micro_batch, memory_of
 from pipelines.plan.sample import SampleShape
 from pipelines.plan.show import show_stage
-from pipelines.plan.stage import Assumed, plan_stage
+from pipelines.plan.stage import Assumed, checkpoint_bytes, plan_stage
 from tests.unit.pipelines.jobs.test_stages import FULL, STAGES
 
 GB = 1e9
@@ -48,6 +48,19 @@ def test_zero_stages_shard_one_part_more_each() -> None:
     assert second["parameters"] == 2 * MIXTURE
     assert third["parameters"] == pytest.approx(2 * MIXTURE / 8)
     assert {p["optimiser"] for p in (first, second, third)} == {first["optimiser"]}
+
+
+def test_what_does_not_train_needs_neither_gradients_nor_states() -> None:
+    """One GPU: weights of all, and of the rest no more than of what trains."""
+    for recipe in ("lora", "action-expert"):
+        job = stage("full/policy", f"recipe={recipe}", "cluster.workers=1", "engine.micro_batch=1")
+        parts = memory_of(job).parts
+        assert parts["parameters"] == 2 * MIXTURE
+        assert parts["optimiser"] == 12 * job.trained < 2.1 * MIXTURE
+        assert parts["gradients"] == 4 * job.trained
+        assert parts["average of weights"] == 4 * job.trained
+        whole = checkpoint_bytes(stage("full/policy"), MIXTURE)
+        assert checkpoint_bytes(job, MIXTURE) == 2 * MIXTURE + 16 * job.trained < whole / 3
 
 
 def test_fp32_without_sharding_is_sixteen_bytes_a_parameter() -> None:
