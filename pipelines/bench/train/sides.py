@@ -62,7 +62,7 @@ class _Bare:
             lr=given.lr,
             betas=given.betas,
             weight_decay=given.weight_decay,
-            fused=problem.device == "cuda",
+            fused=True,
         )
 
     def step(self) -> None:
