@@ -90,7 +90,7 @@ def test_slurm_and_this_machine(tmp_path: Path) -> None:
         "queue.sh",
     }
     assert (tmp_path / "slurm" / "queue.sh").stat().st_mode & stat.S_IXUSR
-    # It decodes on the nodes that train, for there are no others.
+    # It decodes on the nodes that train: that document has no others.
     placed = load_any(tmp_path / "slurm" / "01-policy.yaml")
     assert isinstance(placed, TrainJob)
     assert (placed.cluster.train_pool, placed.cluster.data_pool) == ("train", "train")
