@@ -46,13 +46,7 @@ def misfits(job: TrainJob, cluster: Cluster, target: Target) -> Iterator[str]:
     if pools.train is None:
         yield "pools.train: missing, and a stage needs nodes to train on"
         return
-    if target == "local" and (pools.train.gpus or job.cluster.gpu):
-        yield (
-            "the mini-cluster has CPUs only: set cluster.gpu: false, or run `gwp train` on a "
-            "machine with GPUs without a cluster"
-        )
-        return
-    short = list(_room(job, pools.train, apart=decodes_apart(job, cluster)))
+    short = list(_room(job, pools.train, target, apart=decodes_apart(job, cluster)))
     yield from short
     memory_gb = pools.train.gpu_memory_gb
     if job.cluster.gpu and memory_gb and not short:
@@ -77,10 +71,11 @@ def _unset(job: TrainJob, cluster: Cluster, target: Target) -> Iterator[str]:
             )
 
 
-def _room(job: TrainJob, pool: Pool, *, apart: bool) -> Iterator[str]:
+def _room(job: TrainJob, pool: Pool, target: Target, *, apart: bool) -> Iterator[str]:
     """What the pool `train` has too little of. apart: whether decoding is elsewhere"""
     workers = job.cluster.min_workers
-    most = pool.max_nodes
+    # On this machine each pool is one node.
+    most = 1 if target == "local" else pool.max_nodes
     there = f"{most} x {pool.gpus} GPUs" if job.cluster.gpu else f"{most} x {pool.cpus} CPUs"
     if job.cluster.gpu and most * pool.gpus < workers:
         yield (

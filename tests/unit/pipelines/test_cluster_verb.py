@@ -109,7 +109,7 @@ def test_slurm_and_this_machine(tmp_path: Path) -> None:
         (["--target", "kuberay", "--job", *LINE], "codec.path: "),
         (["--target", "slurm", "--serve", str(EXAMPLES / "serve.yaml")], "runs no RayService"),
         (["--target", "slurm"], "Slurm runs stages; say which: --job"),
-        (["--target", "local"], "pools.train.gpus: the mini-cluster has CPUs only"),
+        (["--target", "local"], "pools.serve.min_nodes: 2, and here each pool is one node"),
         (
             ["--target", "kuberay", "--set", "pools.train.gpus=3", "--job", *LINE, *WEIGHTS],
             "3 GPUs",
