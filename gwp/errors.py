@@ -15,6 +15,7 @@
     ├── StoppedError            a run ended for good (`pipelines.training.control.failures`)
     │   └── NoRoomError         memory or a disk is too small for it (`pipelines.training.control.room`)
     ├── UnansweredError         MLflow does not answer (`pipelines.tracking.runs`)
+    ├── UnknownJobError         a Ray cluster knows a job no more (`clusters.jobs.jobs`)
     ├── ConfigError             a configuration file has mistakes (`pipelines.config.load`)
     └── RefusedError            why the endpoint gives no chunk; has a `code` (`serve.refusal`)
 

@@ -113,6 +113,13 @@ def _complain(text: str) -> None:
         print(f"gwp: error: {line}", file=sys.stderr)
 
 
+def _replace_closed() -> None:
+    """Have something to write to where the shell closed a stream (`2>&-`); Python then has none."""
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115  for as long as we live
+
+
 def _reader_has_gone() -> bool:
     """Whether nobody reads what this process writes any more (`| head`)."""
     ends = select.poll()
@@ -131,6 +138,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     # Taken out here, so that it may stand behind the verb, too.
     words = list(sys.argv[1:] if argv is None else argv)
+    _replace_closed()
     debug = "--debug" in words
     args = build_parser().parse_args([word for word in words if word != "--debug"])
     try:

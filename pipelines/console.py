@@ -5,7 +5,7 @@ stderr: stdout is for results.
 import json
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, Protocol
 
@@ -32,8 +32,23 @@ def _text(value: Any) -> str:
     return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
+_listeners: list[Callable[[str, dict[str, Any]], None]] = []
+
+
+@contextmanager
+def heard(listener: Callable[[str, dict[str, Any]], None]) -> Iterator[None]:
+    """Have `listener` told of every event, too, while the block runs: its name and fields."""
+    _listeners.append(listener)
+    try:
+        yield
+    finally:
+        _listeners.remove(listener)
+
+
 def event(name: str, **fields: Any) -> None:
     """One thing that happened: a line for people on a terminal, a JSON object elsewhere."""
+    for listener in _listeners:
+        listener(name, fields)
     if sys.stderr.isatty():
         print(f"{name}  {_shown(fields)}".rstrip(), file=sys.stderr, flush=True)
     else:
@@ -77,9 +92,11 @@ class _Lines:
 
 
 @contextmanager
-def progress(task: str, total: float | None = None) -> Iterator[Progress]:
-    """Show the progress of `task` while the block runs. `total` None: the end is not known."""
-    if not sys.stderr.isatty():
+def progress(task: str, total: float | None = None, plain: bool = False) -> Iterator[Progress]:
+    """Show the progress of `task` while the block runs. `total` None: the end is not known;
+    plain: lines on a terminal, too.
+    """
+    if plain or not sys.stderr.isatty():
         lines = _Lines(task, total)
         try:
             yield lines

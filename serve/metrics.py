@@ -8,6 +8,9 @@ from collections.abc import Callable, Sequence
 
 from gwp.metrics.meter import Meter
 from gwp.metrics.names import (
+    CLIENT_AGE,
+    CLIENT_STEPS,
+    CLIENT_TROUBLE,
     SERVE_AGE,
     SERVE_FLAGS,
     SERVE_LATENCY,
@@ -24,8 +27,14 @@ from gwp.metrics.names import (
     Metric,
 )
 from gwp.protocol.messages import ActionChunk, Observation
+from gwp.protocol.report import Report
 from serve.identity import Identity
 
+_REPORTED = {
+    CLIENT_STEPS: ("executed", "blended", "held", "skipped"),
+    CLIENT_TROUBLE: ("dry", "late", "failed"),
+}
+"""Metric -> what it counts of the reports of robots."""
 _SHOWN = 12
 """Digits of a policy's id: enough to tell versions apart."""
 
@@ -63,6 +72,16 @@ def answered(meter: Meter, observation: Observation, chunk: ActionChunk, took_s:
         meter.observe(SERVE_SLACK, observation.deadline_s - took_s)
     if chunk.observation_age_s is not None:
         meter.observe(SERVE_AGE, chunk.observation_age_s)
+    if observation.report is not None:
+        _reported(meter, observation.embodiment or "", observation.report)
+
+
+def _reported(meter: Meter, embodiment: str, report: Report) -> None:
+    for metric, kinds in _REPORTED.items():
+        for kind in kinds:
+            meter.add(metric, getattr(report, kind), embodiment=embodiment, kind=kind)
+    if report.age_s is not None:
+        meter.observe(CLIENT_AGE, report.age_s, embodiment=embodiment)
 
 
 def watch_gateway(

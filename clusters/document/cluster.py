@@ -1,27 +1,29 @@
 """`kind: Cluster`: one description of a cluster for all targets."""
 
-import ipaddress
 import re
-import socket
+from collections.abc import Iterable
 from typing import Annotated, Any, Literal
-from urllib.parse import SplitResult, urlsplit
 
-from pydantic import BaseModel, BeforeValidator, Field, field_validator, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    Field,
+    field_validator,
+    model_validator,
+)
 
+from clusters.document.addresses import Url
+from clusters.document.images import require_own
 from clusters.document.pools import CONFIG, Pools, Toleration
 from clusters.document.targets import KubernetesConfig, Name, SecretKey, SlurmConfig
-from clusters.document.words import Image, LabelValue, NodeLabels, ObjectName
+from clusters.document.words import Image, LabelValue, NodeLabels, ObjectName, Title
 
 _VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 _SECRET = re.compile(
     r".*(KEY|TOKEN|SECRET|PASS(WORD|WD)?|AUTH|CREDENTIALS?)(_ID|S)?", re.IGNORECASE
 )
-_OWN_NAMES = ("localhost", "ip6-localhost", "ip6-loopback")
 _KEY_PAIR = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY")
-# Repositories whose images are known to hold other things.
-_FOREIGN = re.compile(
-    r"(docker\.io/)?(library/)?(rayproject/.*|python|ubuntu|debian|nvidia/cuda|pytorch/pytorch)"
-)
 # Set by KubeRay, by our own manifests or by `gwp`.
 _TAKEN = {
     "RAY_ADDRESS",
@@ -30,7 +32,11 @@ _TAKEN = {
     "MLFLOW_TRACKING_URI",
     "AWS_ENDPOINT_URL",
     "AWS_REGION",
+    # Nodes leave as long as a pod has time to end.
+    "RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S",
 }
+# Set by our own manifests, and no secrets; `env` may give other values.
+_PLAIN = {"GWP_CACHE", "RAY_USAGE_STATS_ENABLED", "RAY_SERVE_ENABLE_HA_PROXY"}
 
 
 def _named(given: Any) -> Any:
@@ -43,64 +49,15 @@ def _named(given: Any) -> Any:
 SecretRef = Annotated[SecretKey, BeforeValidator(_named)]
 
 
-def loopback(url: str) -> bool:
-    """Whether an address stands for the machine that asks."""
-    host = (urlsplit(url).hostname or "").rstrip(".")
-    if host in _OWN_NAMES or host.endswith(".localhost"):
-        return True
-    try:
-        address = ipaddress.ip_address(host)
-    except ValueError:
-        try:
-            # `127.1` and `0`, as every resolver reads them.
-            address = ipaddress.ip_address(socket.inet_aton(host))
-        except OSError:
-            return False
-    address = getattr(address, "ipv4_mapped", None) or address
-    return address.is_loopback or address.is_unspecified
-
-
-def _has_port(parts: SplitResult) -> bool:
-    """Whether the port of an address is one, or left out."""
-    try:
-        return parts.port != 0
-    except ValueError:
-        return False
-
-
-def _reachable(url: str | None) -> str | None:
-    if url is None:
-        return None
-    if re.search(r"[\s\x00-\x1f?#]", url):
-        raise ValueError(f"{url.partition('?')[0]!r}: give http(s)://HOST without spaces and query")
-    parts = urlsplit(url)
-    if parts.scheme not in ("http", "https") or not parts.hostname or not _has_port(parts):
-        raise ValueError(f"{url!r} is no address that other machines can ask; give http(s)://HOST")
-    if loopback(url):
-        raise ValueError(
-            f"{url} is each pod itself; give the address under which the whole cluster reaches it"
-        )
-    if parts.username or parts.password:
-        raise ValueError(
-            "an address with a password in it would be logged; name it under `secrets`"
-        )
-    return url
-
-
 class StorageConfig(BaseModel):
     """The object store. Its credentials are secrets of the cluster."""
 
     model_config = CONFIG
 
-    endpoint: str | None = None
+    endpoint: Url | None = None
     """Address of a store that is not AWS (`https://minio.example.com`); None: AWS."""
     region: LabelValue | None = None
     """Region; None: `us-east-1`."""
-
-    @field_validator("endpoint")
-    @classmethod
-    def _answers(cls, endpoint: str | None) -> str | None:
-        return _reachable(endpoint)
 
 
 class SpotConfig(BaseModel):
@@ -119,7 +76,7 @@ class Machine(BaseModel):
 
     model_config = CONFIG
 
-    name: str
+    name: Title
     """What the cloud or the site calls it."""
     cpus: float = Field(gt=0)
     """CPUs that pods can have."""
@@ -127,7 +84,7 @@ class Machine(BaseModel):
     """Memory that pods can have, GiB."""
     gpus: int = Field(default=0, ge=0)
     """GPUs."""
-    gpu_type: str | None = None
+    gpu_type: LabelValue | None = None
     """Which."""
 
 
@@ -142,7 +99,7 @@ class Cluster(BaseModel):
     """Version of this kind."""
     name: Name = "gwp"
     """Name of the cluster, and of what is rendered."""
-    image: Image | None = None
+    image: Annotated[Image, AfterValidator(require_own)] | None = None
     """Image with gwp, with a tag or digest (`clusters/image/Dockerfile`); only Kubernetes needs
     it.
     """
@@ -154,7 +111,7 @@ class Cluster(BaseModel):
     """How spot nodes are known; pools with `spot: true` need it on Kubernetes."""
     storage: StorageConfig = StorageConfig()
     """The object store."""
-    mlflow: str | None = None
+    mlflow: Url | None = None
     """Address of the MLflow server; None: none, and names such as `models:/gwp@champion` are not
     known.
     """
@@ -173,26 +130,6 @@ class Cluster(BaseModel):
     slurm: SlurmConfig = SlurmConfig()
     """What only Slurm needs to know."""
 
-    @field_validator("image")
-    @classmethod
-    def _holds_gwp(cls, image: str | None) -> str | None:
-        if image is None:
-            return None
-        repository, _, tag = image.rpartition("/")[2].partition(":")
-        repository = image.partition("@")[0].removesuffix(f":{tag}")
-        if _FOREIGN.fullmatch(repository):
-            raise ValueError(f"{image} holds no gwp; build one from clusters/image/Dockerfile")
-        if "@sha256:" not in image and (not tag or tag == "latest"):
-            raise ValueError(
-                f"{image} names no version, and nodes would run different ones; add a tag or digest"
-            )
-        return image
-
-    @field_validator("mlflow")
-    @classmethod
-    def _tracks(cls, mlflow: str | None) -> str | None:
-        return _reachable(mlflow)
-
     @field_validator("secrets", "env")
     @classmethod
     def _variables(cls, given: dict[str, Any]) -> dict[str, Any]:
@@ -203,12 +140,22 @@ class Cluster(BaseModel):
                 raise ValueError(f"{name} follows from other fields of this document; remove it")
         return given
 
+    @field_validator("secrets")
+    @classmethod
+    def _secret(cls, secrets: dict[str, SecretKey]) -> dict[str, SecretKey]:
+        for name in secrets:
+            if name in _PLAIN:
+                raise ValueError(f"{name} is no secret; give its value under `env`")
+        return secrets
+
     @field_validator("env")
     @classmethod
     def _open(cls, env: dict[str, str]) -> dict[str, str]:
-        for name in env:
+        for name, value in env.items():
             if _SECRET.fullmatch(name):
                 raise ValueError(f"{name} looks like a secret; name it under `secrets` instead")
+            if "\0" in value:
+                raise ValueError(f"{name} holds a zero byte, which no variable can; remove it")
         return env
 
     @field_validator("secrets")
@@ -238,10 +185,18 @@ class Cluster(BaseModel):
                 )
         return self
 
-    @property
-    def keys_of_storage(self) -> bool:
-        """Whether pods can reach private buckets: by keys, or as somebody."""
-        return _KEY_PAIR[0] in self.secrets or self.kubernetes.service_account is not None
+    def keyless(self, pools: Iterable[str]) -> tuple[str, ...]:
+        """Those of these pools whose pods cannot reach private buckets, neither by keys nor as
+        somebody.
+        """
+        if self.kubernetes.service_account is not None:
+            return ()
+        keys = [self.secrets.get(name) for name in _KEY_PAIR]
+        return tuple(
+            pool
+            for pool in pools
+            if not all(key and (not key.pools or pool in key.pools) for key in keys)
+        )
 
 
 def _lacks(machine: Machine, pool: Any) -> str | None:

@@ -49,7 +49,7 @@ class Pool(BaseModel):
     """
     min_nodes: int = Field(default=0, ge=0)
     """Nodes that are always there."""
-    max_nodes: int = Field(default=1, ge=0, le=100_000)
+    max_nodes: int = Field(default=1, le=100_000)
     """Nodes at most; more than `min_nodes` come and go with the work."""
     shared_memory_gb: float | None = Field(default=None, ge=0.1)
     """Memory of a node for Ray's object store (/dev/shm), GiB; None: 30 % of its memory."""
@@ -68,6 +68,11 @@ class Pool(BaseModel):
 
     @model_validator(mode="after")
     def _possible(self) -> "Pool":
+        if self.max_nodes < 1:
+            raise ValueError(
+                f"max_nodes {self.max_nodes}: a pool without nodes is none; remove the pool, or "
+                "raise max_nodes"
+            )
         if self.min_nodes > self.max_nodes:
             raise ValueError(
                 f"min_nodes {self.min_nodes} is above max_nodes {self.max_nodes}; raise max_nodes"

@@ -1,14 +1,20 @@
 """What a cluster document says for one target only: Kubernetes, Slurm."""
 
-import ipaddress
 import re
 from typing import Annotated, Literal
 
 from pydantic import AfterValidator, BaseModel, Field, model_validator
 
+from clusters.document.addresses import Address, Networks
+from clusters.document.mounts import MountPath, NodePath, require_apart
 from clusters.document.pools import CONFIG
-from clusters.document.words import Address, LabelKey, LabelValue, ObjectName, SlurmWord
-from gwp.paths import Location
+from clusters.document.words import (
+    LabelKey,
+    LabelValue,
+    ObjectName,
+    SecretEntry,
+    SlurmWord,
+)
 
 _NAME = re.compile(r"[a-z]([-a-z0-9]*[a-z0-9])?")
 _LONGEST = 40
@@ -28,11 +34,10 @@ def check_name(name: str) -> str:
 Name = Annotated[str, AfterValidator(check_name)]
 
 
-def _networks(networks: tuple[str, ...]) -> tuple[str, ...]:
-    for network in networks:
-        # ValueError in its own words.
-        ipaddress.ip_network(network)
-    return networks
+def _free(name: str) -> str:
+    if name.startswith("kube-"):
+        raise ValueError(f"{name} is a namespace of Kubernetes itself; give another one")
+    return name
 
 
 class SecretKey(BaseModel):
@@ -42,7 +47,7 @@ class SecretKey(BaseModel):
 
     name: ObjectName
     """Name of the Secret, in the namespace of the cluster."""
-    key: str = Field(pattern=r"^[-._a-zA-Z0-9]+$")
+    key: SecretEntry
     """Key in it."""
     pools: tuple[Literal["head", "data", "train", "serve"], ...] = ()
     """Pools whose pods get it; empty: all. Keys of the fleet are for `serve` alone."""
@@ -55,10 +60,15 @@ class Volume(BaseModel):
 
     claim: ObjectName
     """Name of the PersistentVolumeClaim."""
-    path: str = Field(pattern=r"^/[^\x00-\x1f:]+$")
+    path: MountPath
     """Where it is mounted. Paths of stages below it are found."""
     read_only: bool = True
     """Whether pods may only read it."""
+
+
+def _apart(volumes: tuple[Volume, ...]) -> tuple[Volume, ...]:
+    require_apart([volume.path for volume in volumes])
+    return volumes
 
 
 class Redis(BaseModel):
@@ -116,7 +126,7 @@ class ServiceRules(BaseModel):
     """Between two steps, seconds, for `incremental`."""
     redis: Redis | None = None
     """Keeps Ray's control state; None: the endpoint starts anew with its head."""
-    robots: Annotated[tuple[str, ...], AfterValidator(_networks)] = ()
+    robots: Networks = ()
     """Networks (10.20.0.0/16) from which robots reach the endpoint; empty: from anywhere."""
 
     @model_validator(mode="after")
@@ -138,7 +148,7 @@ class KubernetesConfig(BaseModel):
 
     model_config = CONFIG
 
-    namespace: Name = "gwp"
+    namespace: Annotated[Name, AfterValidator(_free)] = "gwp"
     """Namespace of everything that is rendered."""
     service_account: ObjectName | None = None
     """Service account of the pods, for storage without keys (workload identity); None: the default
@@ -150,7 +160,7 @@ class KubernetesConfig(BaseModel):
     """What the device plugin calls a GPU."""
     gpu_label: LabelKey = "nvidia.com/gpu.product"
     """Node label that names the GPU (`gpu_type` of a pool)."""
-    volumes: tuple[Volume, ...] = ()
+    volumes: Annotated[tuple[Volume, ...], AfterValidator(_apart)] = ()
     """Disks that all pods mount."""
     operator_namespace: Name = "kuberay-system"
     """Where the KubeRay operator runs: it may reach Ray's dashboard, nobody else outside may."""
@@ -179,9 +189,9 @@ class SlurmConfig(BaseModel):
     """Time limit of one allocation, minutes; a stage that needs more is queued again."""
     save_s: int = Field(default=300, ge=30, le=65_535)
     """How long before the end of an allocation the stage takes its checkpoint, seconds."""
-    venv: Location | None = None
+    venv: NodePath | None = None
     """Virtual environment with gwp, on a disk that all nodes see; None: `gwp` is on the PATH."""
-    env_file: Location | None = None
+    env_file: NodePath | None = None
     """Shell file that sets secrets and storage (`AWS_...`), readable by you only; None: none."""
     port: int = Field(default=6379, ge=1024, le=65535)
     """Port of Ray on the first node."""

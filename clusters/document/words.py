@@ -36,7 +36,21 @@ NodeLabels = dict[
 SlurmWord = Annotated[
     str, _matching(r"[A-Za-z0-9_][-A-Za-z0-9_.,@+]*", 200, "a name of Slurm, without spaces")
 ]
-Address = Annotated[str, _matching(r"[A-Za-z0-9][-A-Za-z0-9.]*:[0-9]{1,5}", 260, "HOST:PORT")]
+HostPort = Annotated[str, _matching(r"[A-Za-z0-9][-A-Za-z0-9.]*:[0-9]{1,5}", 260, "HOST:PORT")]
+SecretEntry = Annotated[
+    str, _matching(r"[-._a-zA-Z0-9]+", 253, "a key of a Secret: letters, digits, -, _ and .")
+]
+LinePath = Annotated[
+    str,
+    _matching(
+        r"([^\x00-\x1f\x7f]*[^\x00-\x20\x7f])?",
+        4096,
+        "a path on one line, without a space at its end",
+    ),
+]
+Title = Annotated[
+    str, _matching(r"[^\x00-\x1f\x7f]+", 100, "a name on one line, without control characters")
+]
 Image = Annotated[
     str,
     _matching(

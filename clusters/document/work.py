@@ -3,6 +3,8 @@
 from dataclasses import dataclass, field
 from typing import Any
 
+_LONGEST = 50
+
 
 @dataclass(frozen=True)
 class Stage:
@@ -23,7 +25,9 @@ class Stage:
     @property
     def file_name(self) -> str:
         """Its name where only plain characters can stand."""
-        return "".join(c if c.isalnum() or c in "-_." else "-" for c in self.name)
+        plain = "".join(c if c.isalnum() or c in "-_." else "-" for c in self.name)
+        # Where names are longest, one letter has four bytes.
+        return plain[:_LONGEST]
 
 
 @dataclass(frozen=True)

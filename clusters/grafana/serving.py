@@ -110,5 +110,38 @@ SERVING = Dashboard(
             "What the safety envelope changed, and other remarks, per second.",
             (Query(rate(m.SERVE_FLAGS, "app, kind", OF_APP), "{{app}} {{kind}}"),),
         ),
+        Panel(
+            "Steps of robots, as they report",
+            "ops",
+            "Per second, by make: rows executed, of those blended; held without a row; skipped.",
+            (
+                Query(
+                    rate(m.CLIENT_STEPS, "app, embodiment, kind", OF_APP),
+                    "{{app}} {{embodiment}} {{kind}}",
+                ),
+            ),
+        ),
+        Panel(
+            "Trouble of robots, as they report",
+            "ops",
+            "Per second: rows ran dry, replies were late, requests failed.",
+            (
+                Query(
+                    rate(m.CLIENT_TROUBLE, "app, embodiment, kind", OF_APP),
+                    "{{app}} {{embodiment}} {{kind}}",
+                ),
+            ),
+        ),
+        Panel(
+            "Age at execution, as robots report",
+            "s",
+            "Of the oldest observation behind a row, by report and make.",
+            (
+                Query(
+                    quantile(0.95, m.CLIENT_AGE, "app, embodiment", OF_APP),
+                    "{{app}} {{embodiment}} 95 %",
+                ),
+            ),
+        ),
     ),
 )

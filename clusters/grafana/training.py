@@ -9,6 +9,12 @@ def _newest(metric: m.Metric, by: str = "run") -> str:
     return f"max by ({by}) ({metric.exported}{OF_RUN})"
 
 
+def _losses(parts: str) -> str:
+    """Those whose name has this form."""
+    chosen = f'{{run=~"$run", part=~"{parts}"}}'
+    return f"max by (run, part) ({m.TRAIN_LOSS.exported}{chosen})"
+
+
 def _per_worker(expr: str) -> str:
     return f"{expr} / on (run) group_left max by (run) ({m.TRAIN_WORKERS.exported})"
 
@@ -23,8 +29,21 @@ TRAINING = Dashboard(
             "Loss",
             "short",
             "Newest loss of the global batch by part, and of what is not trained on.",
-            (Query(_newest(m.TRAIN_LOSS, "run, part"), "{{run}} {{part}}"),),
+            (Query(_losses("(validation_)?loss.*"), "{{run}} {{part}}"),),
             from_zero=False,
+        ),
+        Panel(
+            "Loss by mode and source",
+            "short",
+            "Which part of the mixture learns; means since the last logging.",
+            (Query(_losses("(mode|source)/.*"), "{{run}} {{part}}"),),
+            from_zero=False,
+        ),
+        Panel(
+            "Loss by noise level",
+            "short",
+            "Of actions and of future pictures, from each level on to the next.",
+            (Query(_losses("noise/.*"), "{{run}} {{part}}"),),
         ),
         Panel(
             "Progress",
@@ -56,6 +75,36 @@ TRAINING = Dashboard(
             (Query(rate(m.TRAIN_SAMPLES, "run", OF_RUN), "{{run}}"),),
         ),
         Panel(
+            "MFU",
+            "percentunit",
+            "Share of a device's peak that the model's arithmetic is, checkpoints included.",
+            (Query(_newest(m.TRAIN_MFU), "{{run}}"),),
+        ),
+        Panel(
+            "Where a step's time goes",
+            "percentunit",
+            "Of rank 0, all of it. Much of `data`: add decoders; of `exchange`: another rank is slow.",
+            (
+                Query(
+                    f"{rate(m.TRAIN_STEP_PHASE, 'run, phase', OF_RUN)} / on (run) group_left "
+                    f"{rate(m.TRAIN_STEP_PHASE, 'run', OF_RUN)}",
+                    "{{run}} {{phase}}",
+                ),
+            ),
+        ),
+        Panel(
+            "Data-bound",
+            "percentunit",
+            "Share of their time that workers waited for data, since the last logging.",
+            (Query(_newest(m.TRAIN_DATA_BOUND), "{{run}}"),),
+        ),
+        Panel(
+            "Tokens per second",
+            "short",
+            "States, pictures and actions, over all workers.",
+            (Query(rate(m.TRAIN_TOKENS, "run", OF_RUN), "{{run}}"),),
+        ),
+        Panel(
             "Step time",
             "s",
             "From one optimiser step to the next, without checkpoints.",
@@ -78,8 +127,35 @@ TRAINING = Dashboard(
         Panel(
             "Arithmetic per worker",
             "FLOPS",
-            "Of the model, forward and backward. Divided by the peak of a GPU it is the MFU.",
-            (Query(_per_worker(rate(m.TRAIN_FLOP, "run", OF_RUN)), "{{run}}"),),
+            "Of the model, forward and backward, and of the video codec, which is no part of the MFU.",
+            (
+                Query(_per_worker(rate(m.TRAIN_FLOP, "run", OF_RUN)), "{{run}}"),
+                Query(_per_worker(rate(m.TRAIN_ENCODER_FLOP, "run", OF_RUN)), "{{run}} codec"),
+            ),
+        ),
+        Panel(
+            "Gradient norm",
+            "short",
+            "Before clipping.",
+            (Query(_newest(m.TRAIN_GRADIENT), "{{run}}"),),
+        ),
+        Panel(
+            "Distance from the average of weights",
+            "short",
+            "In lengths of that.",
+            (Query(_newest(m.TRAIN_EMA), "{{run}}"),),
+        ),
+        Panel(
+            "Memory of rank 0",
+            "bytes",
+            "The most that it has had.",
+            (Query(_newest(m.TRAIN_MEMORY, "run, where"), "{{run}} {{where}}"),),
+        ),
+        Panel(
+            "From the command to the first step",
+            "s",
+            "By part; of workers that start again, from what ended them.",
+            (Query(_newest(m.TRAIN_START, "run, part"), "{{run}} {{part}}"),),
         ),
         Panel(
             "Steps that a loss of the workers would cost",

@@ -5,6 +5,7 @@ lost with them.
 """
 
 import asyncio
+import logging
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -17,6 +18,8 @@ from clusters.jobs.access import READY_S, patiently
 from gwp.errors import GwpError
 
 T = TypeVar("T")
+
+logger = logging.getLogger(__name__)
 
 KEY, ATTEMPT, RUNS, NAMES = "gwp_key", "gwp_attempt", "gwp_runs", "gwp_run"
 STAGES, DIGEST = "gwp_stage", "gwp_digest"
@@ -59,6 +62,18 @@ class Job:
         return JobStatus(self.status).is_terminal()
 
 
+class UnknownJobError(GwpError):
+    """A job that the cluster does not know any more."""
+
+
+def still_there(job_id: str) -> str:
+    """How to see and to stop a job that nobody follows any more."""
+    return (
+        f"{job_id} goes on; to see it again: `gwp jobs logs {job_id} --follow`, to stop it: "
+        f"`gwp jobs stop {job_id}`"
+    )
+
+
 class Jobs:
     """Those of one cluster."""
 
@@ -78,25 +93,31 @@ class Jobs:
         return sorted(found, key=lambda job: job.attempt, reverse=True)
 
     def get(self, job_id: str) -> Job:
-        """A job as it is now, by Ray's name for it."""
-        job = _job(self._asked(lambda: self.client.get_job_info(job_id)))
-        assert job is not None, job_id
-        return job
+        """A job as it is now, by Ray's name for it; UnknownJobError when there is none."""
+        # Asked for one alone, Ray says in words only that there is none.
+        found = next((job for job in self.all() if job.id == job_id), None)
+        if found is None:
+            raise UnknownJobError(
+                f"{self.address} knows no job {job_id} any more: it was deleted, or the head is a new "
+                "one. Submit again, and what its runs have done is gone on with"
+            )
+        return found
 
     def find(self, word: str) -> Job:
-        """The newest job with this id or key, or of a run with this name; GwpError when there is
-        none, or when runs in several places have it.
+        """The newest job with this id or key, or of a run with this name: the one that is not over,
+        where several have it. GwpError when there is none, or more than one that could be meant.
         """
         every = self.all()
         named = [j for j in every if word in (j.id, j.key)] or [j for j in every if word in j.names]
         if not named:
             raise GwpError(f"{self.address} knows no job or run {word}; see `gwp jobs list`")
-        keys = {job.key for job in named}
-        if len(keys) > 1:
-            raise GwpError(
-                f"{word} is a run of several jobs; give one of {', '.join(sorted(keys))}"
-            )
-        return named[0]
+        running = [job for job in named if not job.over]
+        meant = {job.key: job for job in reversed(running or named)}
+        if len(meant) > 1:
+            shown = [f"{job.id} ({job.status}, {', '.join(job.runs)})" for job in meant.values()]
+            raise GwpError(f"{word} is a run of several jobs; give one of {'; '.join(shown)}")
+        (found,) = meant.values()
+        return found
 
     def stop(self, job: Job) -> None:
         """Have a job end as Ctrl-C ends it: with a checkpoint. `wait` tells when it has."""
@@ -122,7 +143,7 @@ class Jobs:
         """What a job prints, in pieces, until it is over. known: characters that were read already.
 
         A connection that is lost is made again. GwpError when the cluster does not answer any more;
-        the job may go on all the same.
+        the job may go on all the same. UnknownJobError when it knows the job no more.
         """
         lost: float | None = None
         while True:
@@ -131,16 +152,38 @@ class Jobs:
                     known += len(piece)
                     lost = None
                     yield piece
-                if self.get(job.id).over:
+                over = self.get(job.id).over
+                # A stream ends without an error at a line of megabytes, which its messages do not
+                # hold: what it left out is fetched.
+                left = str(self.client.get_job_logs(job.id))[known:]
+                known += len(left)
+                if left:
+                    yield left
+                if over:
                     return
-            except Exception as error:
+            except UnknownJobError:
+                raise
+            except Exception as error:  # noqa: BLE001  whatever a connection may raise
                 lost = lost or time.monotonic()
                 if time.monotonic() - lost > READY_S:
-                    raise GwpError(
-                        f"{self.address} does not answer any more ({str(error)[:200]}); the job may "
-                        f"go on: `gwp jobs logs {job.id} --follow` when it is back"
-                    ) from error
+                    self._wait_without_log(job, " ".join(str(error).split())[:_SAID])
+                    return
             time.sleep(_AGAIN_S)
+
+    def _wait_without_log(self, job: Job, reason: str) -> None:
+        """Until a job is over whose log does not come. GwpError when the cluster does not answer."""
+        try:
+            if not self.get(job.id).over:
+                # A log that is no text, or whose machine is gone.
+                logger.warning("%s does not give the log of %s (%s)", self.address, job.id, reason)
+                self.wait(job)
+        except UnknownJobError:
+            raise
+        except GwpError as error:
+            raise GwpError(
+                f"{self.address} does not answer any more ({reason}); the job may go on: `gwp jobs "
+                f"logs {job.id} --follow` when it is back"
+            ) from error
 
     def _asked(self, call: Callable[[], T]) -> T:
         return patiently(call, self.address, "the cluster does not answer any more")

@@ -9,18 +9,17 @@ import hashlib
 import re
 import shlex
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-import yaml
 from requests import RequestException
 
 from clusters.jobs.access import patiently
 from clusters.jobs.code import Code, fill
 from clusters.jobs.jobs import ATTEMPT, BETWEEN, DIGEST, KEY, NAMES, RUNS, STAGES, Job, Jobs
-from clusters.jobs.probe import Found
 from gwp import __version__
 from gwp.errors import GwpError
 
@@ -127,99 +126,73 @@ def start(jobs: Jobs, work: Work) -> Answer:
             if not _is_there(jobs, job_id):
                 raise
 
-    with tempfile.TemporaryDirectory() as folder:
-        fill(Path(folder), dict(zip(names, work.documents, strict=True)), work.code)
-        patiently(accepted, jobs.address, "the cluster does not take the job")
-    job = jobs.get(job_id)
-    if job.digest != work.digest:
-        raise GwpError(
-            f"{job_id} was started at the same moment, with another configuration; `gwp jobs stop "
-            f"{job_id}` and submit again"
-        )
+    try:
+        with _temporary() as folder:
+            fill(Path(folder), dict(zip(names, work.documents, strict=True)), work.code)
+            patiently(accepted, jobs.address, "the cluster does not take the job")
+        job = jobs.get(job_id)
+        if job.digest != work.digest:
+            raise GwpError(
+                f"{job_id} was started at the same moment, with another configuration; `gwp jobs "
+                f"stop {job_id}` and submit again"
+            )
+        _give_way(jobs, job)
+    except KeyboardInterrupt as stop:
+        raise KeyboardInterrupt(
+            f"{job_id} may have been started: `gwp jobs status {job_id}`, and to stop it: `gwp jobs "
+            f"stop {job_id}`"
+        ) from stop
     return Answer(job, "again" if before else "started", before)
 
 
-def require_nodes(
-    found: Sequence[Found], work: Work, address: str, python: str, any_version: bool = False
-) -> None:
-    """GwpError when nodes lack what the work needs: our package or what that needs, a secret; or are
-    of another version.
-
-    python: ours, major and minor. any_version: other versions are taken
-    """
-    where = {node: f"pool {node.pool}" if node.pool else "its nodes" for node in found}
-    for node in found:
-        if work.code == "image" and not node.gwp:
-            raise GwpError(
-                f"{address}: there is no gwp on {where[node]}; put it into the image, or submit "
-                "with --code project"
-            )
-        if node.lacks:
-            raise GwpError(
-                f"{address}: {where[node]} lacks {', '.join(node.lacks)}; make the image with the "
-                "`cluster` extra of gwp"
-            )
-        if any_version:
-            continue
-        if work.code == "image" and node.gwp != __version__:
-            raise GwpError(
-                f"{address}: gwp is {node.gwp} on {where[node]} and {__version__} here: submit from "
-                "the same one, or with --code project, or with --any-version"
-            )
-        if node.python != python:
-            raise GwpError(
-                f"{address}: Python is {node.python} on {where[node]} and {python} here: submit "
-                f"from a Python {node.python}, or with --any-version"
-            )
-    unset = {name: [where[node] for node in found if name in node.unset] for name in work.secrets}
-    missing = [f"{name} on {', '.join(pools)}" for name, pools in unset.items() if pools]
-    if missing:
+@contextmanager
+def _temporary() -> Iterator[str]:
+    """A folder for what travels; GwpError when there is no place for it."""
+    try:
+        with tempfile.TemporaryDirectory() as folder:
+            yield folder
+    except (ConnectionError, RequestException):
+        # Errors of the network are of the same kind.
+        raise
+    except OSError as error:
         raise GwpError(
-            f"{address}: not set: {'; '.join(missing)}. Set them in the environment of the nodes "
-            "(from a Secret where that is Kubernetes); a job carries names only"
-        )
+            f"what travels with a job cannot be written ({error.strerror or error}); set TMPDIR to a "
+            "folder with room"
+        ) from error
 
 
-def require_no_values(work: Work, values: Mapping[str, str]) -> None:
-    """GwpError when a document holds the value of one of the secrets. values: name -> value, of
-    those that are set here
+def _give_way(jobs: Jobs, job: Job) -> None:
+    """Stop a job that was just started when another one that does one of its runs was started at
+    the same moment: each had looked before the other was there. GwpError then.
     """
-    # As they are and as they are read: YAML quotes, escapes and folds.
-    texts = [*work.documents, *work.options]
-    texts += [text for document in work.documents for text in _texts(yaml.safe_load(document))]
-    for name, value in values.items():
-        # Short ones (`1`, `key`) are words, and stand in any file.
-        if len(value) >= 8 and any(value in text for text in texts):
+    for other in _sharing(jobs, job.key, job.runs):
+        # Both sides look, and the first one stays.
+        if (other.started, other.id) < (job.started, job.id):
+            jobs.stop(job)
             raise GwpError(
-                f"the files hold the value of {name}, which everyone who sees the cluster would "
-                "read; take it out"
+                f"{_shared(other, job.runs)} was submitted at the same moment as job {other.id}, which "
+                f"goes on; {job.id} is stopped. Follow it: `gwp jobs logs {other.id} --follow`"
             )
-
-
-def require_reachable(relative: Mapping[str, str], address: str, here: bool) -> None:
-    """GwpError for relative paths (dotted name -> path) in a document for a cluster elsewhere.
-
-    Its machines have no folder that such paths could start from. Absolute ones may lie on a
-    file system that all machines share.
-    `here`: the cluster is this machine.
-    """
-    if relative and not here:
-        shown = ", ".join(f"{name} ({path})" for name, path in relative.items())
-        raise GwpError(
-            f"the cluster at {address} runs on other machines and cannot find {shown}; "
-            "give s3:// URIs, or absolute paths that exist there"
-        )
 
 
 def _require_free(jobs: Jobs, work: Work) -> None:
     """GwpError when one of the runs is that of another job which is not over."""
-    for job in jobs.all():
-        shared = set(job.runs) & set(work.runs)
-        if shared and job.key != work.key and not job.over:
-            raise GwpError(
-                f"{', '.join(sorted(shared))} is being trained by job {job.id} ({', '.join(job.names)}); "
-                f"follow it with `gwp jobs logs {job.id} --follow`, or stop it first"
-            )
+    for job in _sharing(jobs, work.key, work.runs):
+        raise GwpError(
+            f"{_shared(job, work.runs)} is being trained by job {job.id} ({', '.join(job.names)}); "
+            f"follow it with `gwp jobs logs {job.id} --follow`, or stop it first"
+        )
+
+
+def _sharing(jobs: Jobs, key: str, runs: Sequence[str]) -> list[Job]:
+    """Jobs of other keys that do one of these runs and are not over."""
+    return [
+        job for job in jobs.all() if job.key != key and not job.over and set(job.runs) & set(runs)
+    ]
+
+
+def _shared(job: Job, runs: Sequence[str]) -> str:
+    return ", ".join(sorted(set(job.runs) & set(runs)))
 
 
 def _noted(work: Work, attempt: int) -> dict[str, str]:
@@ -234,19 +207,6 @@ def _noted(work: Work, attempt: int) -> dict[str, str]:
         _VERSION: __version__,
         **({_SECRETS: ", ".join(work.secrets)} if work.secrets else {}),
     }
-
-
-def _texts(value: object) -> Iterator[str]:
-    """Every text in a document, names of fields too."""
-    if isinstance(value, dict):
-        for key, inner in value.items():
-            yield from _texts(key)
-            yield from _texts(inner)
-    elif isinstance(value, list):
-        for inner in value:
-            yield from _texts(inner)
-    elif value is not None:
-        yield str(value)
 
 
 def _is_there(jobs: Jobs, job_id: str) -> bool:

@@ -9,28 +9,20 @@ from clusters.document.pools import Pool
 from clusters.kuberay.pods import pod_template
 from gwp.errors import GwpError
 
-_SUFFIXES = {
-    "": 1.0,
-    "m": 1e-3,
-    "k": 1e3,
-    "M": 1e6,
-    "G": 1e9,
-    "T": 1e12,
-    "Ki": 2.0**10,
-    "Mi": 2.0**20,
-    "Gi": 2.0**30,
-    "Ti": 2.0**40,
-}
-_QUANTITY = re.compile(r"([0-9.]+)([A-Za-z]*)")
+_DECIMAL = {"n": 1e-9, "u": 1e-6, "m": 1e-3, "": 1.0, "k": 1e3, "M": 1e6, "G": 1e9, "T": 1e12}
+_BINARY = {f"{letter}i": 2.0 ** (10 * i) for i, letter in enumerate("KMGTPE", 1)}
+_SUFFIXES = {**_DECIMAL, "P": 1e15, "E": 1e18, **_BINARY}
+_NUMBER = r"[0-9]+(?:\.[0-9]*)?|\.[0-9]+"
+_QUANTITY = re.compile(rf"({_NUMBER})(?:([eE][-+]?[0-9]+)|([A-Za-z]*))")
 _SHOWN = 3
 
 
 def quantity(text: str) -> float:
     """A quantity of Kubernetes as a number; ValueError when it is none."""
     match = _QUANTITY.fullmatch(text)
-    if not match or match[2] not in _SUFFIXES:
+    if not match or (match[3] or "") not in _SUFFIXES:
         raise ValueError(f"{text!r} is no quantity of Kubernetes")
-    return float(match[1]) * _SUFFIXES[match[2]]
+    return float(match[1] + (match[2] or "")) * _SUFFIXES[match[3] or ""]
 
 
 def read_nodes(text: str, name: str) -> list[dict[str, Any]]:
@@ -38,11 +30,28 @@ def read_nodes(text: str, name: str) -> list[dict[str, Any]]:
     try:
         items = json.loads(text)["items"]
         nodes = [item for item in items if item["kind"] == "Node"]
-    except (ValueError, KeyError, TypeError) as error:
+        for node in nodes:
+            _require_whole(node)
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise GwpError(f"{name}: not what `kubectl get nodes -o json` prints") from error
     if not nodes:
         raise GwpError(f"{name}: no node in it; `kubectl get nodes -o json` prints them")
     return nodes
+
+
+def _require_whole(node: dict[str, Any]) -> None:
+    """KeyError, TypeError, AttributeError or ValueError when it lacks what is asked of nodes."""
+    if not isinstance(node["metadata"]["name"], str):
+        raise TypeError("a node without a name")
+    for text in node["status"]["allocatable"].values():
+        quantity(text)
+    for taint in _taints(node):
+        if not {"key", "effect"} <= taint.keys():
+            raise KeyError("a taint without a key")
+
+
+def _taints(node: dict[str, Any]) -> list[dict[str, str]]:
+    return node.get("spec", {}).get("taints") or []
 
 
 def unplaced(cluster: Cluster, nodes: list[dict[str, Any]]) -> list[str]:
@@ -61,11 +70,13 @@ def _against(cluster: Cluster, name: str, pool: Pool, node: dict[str, Any]) -> s
     """Why a pod of the pool cannot be on a node; None: it can."""
     where = node["metadata"]["name"]
     spec = pod_template(cluster, name, pool)["spec"]
-    labels = node["metadata"].get("labels", {})
+    if node.get("spec", {}).get("unschedulable"):
+        return f"{where} is cordoned"
+    labels = node["metadata"].get("labels") or {}
     for key, value in spec.get("nodeSelector", {}).items():
         if labels.get(key) != value:
             return f"{where} has no label {key}={value}"
-    for taint in node["spec"].get("taints", ()):
+    for taint in _taints(node):
         held = taint["effect"] != "PreferNoSchedule"
         if held and not any(_tolerates(t, taint) for t in spec.get("tolerations", ())):
             return f"{where} is tainted {taint['key']}:{taint['effect']}"

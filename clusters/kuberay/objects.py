@@ -28,9 +28,14 @@ class Manifest:
 
     def text(self) -> str:
         """As YAML, notes first."""
-        head = "".join(f"# {note}\n" for note in self.notes)
+        head = "".join(f"# {_on_a_line(note)}\n" for note in self.notes)
         body = yaml.dump(self.body, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=120)
         return head + body
+
+
+def _on_a_line(note: str) -> str:
+    """Names of runs may hold what YAML takes for the end of a line, and so of a comment."""
+    return "".join(c if c.isprintable() else "?" for c in note)
 
 
 class _Dumper(yaml.SafeDumper):

@@ -4,6 +4,7 @@ import math
 from typing import Any
 
 from clusters.document.cluster import Cluster
+from clusters.document.mounts import CACHE, SHARED, SPILL, STAGE_FOLDER
 from clusters.document.pools import POOL, Pool, Toleration
 from clusters.document.targets import SecretKey
 from clusters.kuberay.objects import OF, gibibytes
@@ -12,11 +13,8 @@ from gwp import __version__
 USER = 1000
 """User and group that the image runs as."""
 METRICS_PORT = 8080
-STAGE_FOLDER = "/etc/gwp/stage"
 # Beside the object store, other things lie in shared memory: NCCL's buffers, PyTorch's.
 _BESIDE = 0.1
-_SPILL = "/tmp/ray"  # noqa: S108  Ray's own folder: logs, and what spills
-_CACHE = "/var/cache/gwp"
 _OPERATOR = "ray-logs"
 """KubeRay mounts a volume of this name there for its autoscaler, unless it is ours already."""
 _GIB = 1 << 30
@@ -111,19 +109,20 @@ def environment(
         "AWS_ENDPOINT_URL": cluster.storage.endpoint,
         "AWS_REGION": cluster.storage.region,
         "MLFLOW_TRACKING_URI": cluster.mlflow,
-        "GWP_CACHE": f"{_CACHE}/policies",
+        "GWPCACHE": f"{CACHE}/policies",
         "RAY_USAGE_STATS_ENABLED": "0",
         **(more or {}),
         **cluster.env,
     }
-    entries: list[dict[str, Any]] = [
-        {"name": name, "value": value} for name, value in plain.items() if value is not None
-    ]
-    return entries + [
-        {"name": name, "valueFrom": {"secretKeyRef": secret_key(secret)}}
+    entries: dict[str, dict[str, Any]] = {
+        name: {"value": value} for name, value in plain.items() if value is not None
+    }
+    entries |= {
+        name: {"valueFrom": {"secretKeyRef": secret_key(secret)}}
         for name, secret in cluster.secrets.items()
         if pool_name in secret.pools or not secret.pools
-    ]
+    }
+    return [{"name": name, **entry} for name, entry in entries.items()]
 
 
 def secret_key(secret: SecretKey) -> dict[str, str]:
@@ -156,9 +155,9 @@ def _mounts(
     shared = gibibytes(pool.object_store_gb + max(1.0, _BESIDE * pool.object_store_gb))
     disk = gibibytes(pool.spill_gb)
     pairs: list[tuple[str, str, bool, dict[str, Any]]] = [
-        ("shared-mem", "/dev/shm", False, {"emptyDir": {"medium": "Memory", "sizeLimit": shared}}),  # noqa: S108
-        (_OPERATOR, _SPILL, False, {"emptyDir": {"sizeLimit": disk}}),
-        ("cache", _CACHE, False, {"emptyDir": {}}),
+        ("shared-mem", SHARED, False, {"emptyDir": {"medium": "Memory", "sizeLimit": shared}}),
+        (_OPERATOR, SPILL, False, {"emptyDir": {"sizeLimit": disk}}),
+        ("cache", CACHE, False, {"emptyDir": {}}),
     ]
     for i, v in enumerate(cluster.kubernetes.volumes):
         claim = {"claimName": v.claim, "readOnly": v.read_only}

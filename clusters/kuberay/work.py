@@ -6,11 +6,12 @@ from typing import Any
 import yaml
 
 from clusters.document.cluster import Cluster
+from clusters.document.mounts import STAGE_FOLDER
 from clusters.document.pools import DATA, SERVE, TRAIN
 from clusters.document.work import Endpoint, Stage
 from clusters.kuberay.groups import cluster_spec
 from clusters.kuberay.objects import OF, Manifest, metadata
-from clusters.kuberay.pods import STAGE_FOLDER, USER, container_security, secret_key
+from clusters.kuberay.pods import USER, container_security, secret_key
 from gwp.errors import GwpError
 
 _HOUR = 3600

@@ -9,6 +9,7 @@ from clusters.document.cluster import Cluster
 from clusters.document.pools import POOL, TRAIN, Pool
 from clusters.document.work import Stage
 from gwp.errors import GwpError
+from gwp.storage.names import shown
 
 BODY = Path(__file__).with_name("body.sh")
 QUEUE = "queue.sh"
@@ -65,7 +66,7 @@ def _script(cluster: Cluster, pool: Pool, stage: Stage, file: Path) -> str:
     ray = _ray_options(pool)
     lines = [
         "#!/bin/bash",
-        f"# Run {stage.name}. Written by `gwp cluster render`; hand it to sbatch.",
+        f"# Run {shown(stage.name)}. Written by `gwp cluster render`; hand it to sbatch.",
         asked,
         "set -euo pipefail",
         *(f"{name}={shlex.quote(value)}" for name, value in values.items()),

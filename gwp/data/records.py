@@ -227,6 +227,8 @@ class StreamBatch(TypedDict):
     """int64 `[n]`: in the plan of the run; -1: padding."""
     batch: np.ndarray
     """int64 `[n]`: samples of the global batch."""
+    source: np.ndarray
+    """int64 `[n]`: number of the entry of the mixture; -1: padding."""
     ok: np.ndarray
     """bool `[n]`: whether it could be decoded."""
     reason: np.ndarray

@@ -111,7 +111,70 @@ TRAIN_LOSS = Metric(
     "",
     ("run", "part"),
     "Newest loss of the global batch: `loss`, `loss_action`, `loss_video`, and the same in "
-    "validation.",
+    "validation; since the last logging by group: `mode/wam`, `source/NAME`, `noise/video/0.2` "
+    "(levels from there on).",
+)
+TRAIN_STEP_PHASE = Metric(
+    "gwp_train_step_phase_seconds",
+    "counter",
+    "seconds",
+    ("run", "phase"),
+    "Time of rank 0 by part of a step: `data`, `transfer`, `encode`, `forward`, `backward`, "
+    "`optimiser`, `exchange` between ranks, `validation`, `checkpoint`, `rest`; together all of it.",
+)
+TRAIN_TOKENS = Metric(
+    "gwp_train_tokens",
+    "counter",
+    "tokens",
+    _RUN,
+    "Tokens of states, pictures and actions that the model was trained on, of all ranks.",
+)
+TRAIN_MFU = Metric(
+    "gwp_train_mfu",
+    "gauge",
+    "",
+    _RUN,
+    "Share of a device's peak that the model's arithmetic was since the last logging, checkpoints "
+    "included: the published bf16 peak of a GPU, on a CPU that of measured products.",
+)
+TRAIN_ENCODER_FLOP = Metric(
+    "gwp_train_encoder_flop",
+    "counter",
+    "FLOP",
+    _RUN,
+    "Arithmetic of the video codec for the samples trained on, of all ranks; no part of the MFU.",
+)
+TRAIN_DATA_BOUND = Metric(
+    "gwp_train_data_bound",
+    "gauge",
+    "",
+    _RUN,
+    "Share of their time that ranks waited for data since the last logging, their mean.",
+)
+TRAIN_GRADIENT = Metric(
+    "gwp_train_gradient_norm", "gauge", "", _RUN, "Of the newest logged step, before clipping."
+)
+TRAIN_EMA = Metric(
+    "gwp_train_ema_distance",
+    "gauge",
+    "",
+    _RUN,
+    "Distance of the weights from their moving average, in lengths of that.",
+)
+TRAIN_MEMORY = Metric(
+    "gwp_train_memory_bytes",
+    "gauge",
+    "bytes",
+    ("run", "where"),
+    "The most that rank 0 has had: `process`, and `device` on a GPU.",
+)
+TRAIN_START = Metric(
+    "gwp_train_start_seconds",
+    "gauge",
+    "seconds",
+    ("run", "part"),
+    "From the command, or from what made workers start again, to the end of the first step, by "
+    "part; `total` is their sum.",
 )
 TRAIN_WORKERS = Metric("gwp_train_workers", "gauge", "workers", _RUN, "Ranks that train.")
 TRAIN_SKIPPED = Metric(
@@ -246,16 +309,51 @@ SERVE_LOAD = Metric(
     "Requests of a replica that wait or are computed.",
 )
 
+CLIENT_STEPS = Metric(
+    "gwp_client_steps",
+    "counter",
+    "steps",
+    ("app", "embodiment", "kind"),
+    "Control steps of robots that report of themselves: `executed` a row of a chunk, of those "
+    "`blended` while one took over from another, `held` without a row, `skipped` because their "
+    "loop was late.",
+)
+CLIENT_TROUBLE = Metric(
+    "gwp_client_trouble",
+    "counter",
+    "times",
+    ("app", "embodiment", "kind"),
+    "What befell robots that report of themselves: their rows ran `dry`, a reply was `late`, a "
+    "request `failed`.",
+)
+CLIENT_AGE = Metric(
+    "gwp_client_age_seconds",
+    "histogram",
+    "seconds",
+    ("app", "embodiment"),
+    "Age of the oldest observation behind a row that was executed, by report.",
+    _LATENCY_S,
+)
+
 TABLE: dict[str, tuple[Metric, ...]] = {
     "Data": (DATA_SAMPLES, DATA_FAILURES, DATA_SECONDS, DATA_BYTES),
     "Training": (
         TRAIN_PHASE,
         TRAIN_STEP_SECONDS,
+        TRAIN_STEP_PHASE,
         TRAIN_STEP,
         TRAIN_STEPS_PLANNED,
         TRAIN_SAMPLES,
+        TRAIN_TOKENS,
         TRAIN_FLOP,
+        TRAIN_ENCODER_FLOP,
+        TRAIN_MFU,
+        TRAIN_DATA_BOUND,
         TRAIN_LOSS,
+        TRAIN_GRADIENT,
+        TRAIN_EMA,
+        TRAIN_MEMORY,
+        TRAIN_START,
         TRAIN_WORKERS,
         TRAIN_SKIPPED,
         TRAIN_CHECKPOINT,
@@ -279,6 +377,7 @@ TABLE: dict[str, tuple[Metric, ...]] = {
         SERVE_ROWS,
         SERVE_LOAD,
     ),
+    "Robots": (CLIENT_STEPS, CLIENT_TROUBLE, CLIENT_AGE),
 }
 """Subject -> its metrics."""
 

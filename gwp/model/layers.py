@@ -157,13 +157,18 @@ class PatchEmbedding(nn.Module):
 
     def forward(self, latents_BCThw: Tensor) -> Tensor:
         """`[B, C, T, h, w]` to `[B, T * h/2 * w/2, D]`, frame-major, then rows, then columns."""
+        # Flattened, the Conv3d kernel has the order of a patch: channel, row, column.
+        return F.linear(self.patches(latents_BCThw), self.weight.flatten(1), self.bias)
+
+    def patches(self, latents_BCThw: Tensor) -> Tensor:
+        """`[B, C, T, h, w]` to the numbers of each patch, `[B, T * h/2 * w/2, C * 4]`, in the dtype
+        of the weights.
+        """
         B, C, T, h, w = latents_BCThw.shape
         _, ph, pw = self.weight.shape[2:]
         # To [B, T, rows, columns, C, ph, pw]; a patch is one frame deep.
         x = latents_BCThw.reshape(B, C, T, h // ph, ph, w // pw, pw).permute(0, 2, 3, 5, 1, 4, 6)
-        patches_BLp = x.reshape(B, T * (h // ph) * (w // pw), C * ph * pw).to(self.weight.dtype)
-        # Flattened, the Conv3d kernel has the order of a patch: channel, row, column.
-        return F.linear(patches_BLp, self.weight.flatten(1), self.bias)
+        return x.reshape(B, T * (h // ph) * (w // pw), C * ph * pw).to(self.weight.dtype)
 
 
 def unpatchify(

@@ -148,13 +148,21 @@ class Losses:
     """The part of a micro-batch in the losses of its global batch: those are the sums over all
     parts.
 
-    `total` carries the gradient; `action` and `video` are detached, None when the group was
-    absent.
+    `total` carries the gradient; all else is detached, and `action` and `video` are None when the
+    group was absent.
+
+    action_each: fp32 `[B]`, sums of the errors of what is learnt of each sample's actions
+    video_each:  fp32 `[B]`, the error of each sample's video
+    counts_each: fp32 `[2, B]`, by what they are divided: numbers of actions that are learnt, and 1
+                 for each sample that counts
     """
 
     total: Tensor
     action: Tensor | None
     video: Tensor | None
+    action_each: Tensor | None
+    video_each: Tensor | None
+    counts_each: Tensor
 
 
 def draw_video_only(modes: ModesConfig, has_action: bool, generator: torch.Generator) -> bool:
@@ -238,8 +246,12 @@ def training_losses(
         # What this leaves without a gradient gets one of zeros from `idle_loss`.
         tokens = Tokens(reference=reference, future=future)
         out = model(tokens, noisy, text, batch.embodiment, heads=("F",))
-        video = _video_loss(out.future, future_noise - clean_future, batch.ok, counts, objective)
-        return Losses(objective.video_weight * video, None, video.detach())
+        errors = _video_errors(out.future, future_noise - clean_future, batch.ok, objective)
+        loss = errors.sum() / max(counts.video, 1.0)
+        seen = torch.stack([torch.zeros_like(errors), batch.ok.float()])
+        return Losses(
+            objective.video_weight * loss, None, loss.detach(), None, errors.detach(), seen
+        )
 
     # With actions: both losses out of one pass.
     level = levels.action.to(device)
@@ -249,12 +261,18 @@ def training_losses(
     assert out.action is not None
     error = (out.action.float() - (action_noise - batch.actions)).square()
     # Where all actions are clean nothing is learnt: 0, not NaN.
-    action = (error * weights).sum() / max(counts.action, 1.0)
+    of_actions = (error * weights).flatten(1).sum(1)
+    action = of_actions.sum() / max(counts.action, 1.0)
     total = objective.action_weight * action
+    each: Tensor | None = None
+    video: Tensor | None = None
     if with_future:
-        video = _video_loss(out.future, future_noise - clean_future, batch.ok, counts, objective)
-        return Losses(total + objective.video_weight * video, action.detach(), video.detach())
-    return Losses(total, action.detach(), None)
+        each = _video_errors(out.future, future_noise - clean_future, batch.ok, objective)
+        video = each.sum() / max(counts.video, 1.0)
+        total = total + objective.video_weight * video
+        each, video = each.detach(), video.detach()
+    seen = torch.stack([weights.flatten(1).sum(1), batch.ok.float()])
+    return Losses(total, action.detach(), video, of_actions.detach(), each, seen)
 
 
 def _told(level: Tensor, objective: ObjectiveConfig) -> Tensor:
@@ -265,22 +283,18 @@ def _told(level: Tensor, objective: ObjectiveConfig) -> Tensor:
     return (level * 1000).to(torch.bfloat16).float() / 1000
 
 
-def _video_loss(
-    predicted: Tensor | None,
-    target: Tensor,
-    ok: Tensor,
-    counts: Counts,
-    objective: ObjectiveConfig,
+def _video_errors(
+    predicted: Tensor | None, target: Tensor, ok: Tensor, objective: ObjectiveConfig
 ) -> Tensor:
+    """fp32 `[B]`, 0 where a sample does not count."""
     assert predicted is not None
     # A mean over each sample: all of a global batch have one shape.
-    of_sample = (predicted.float() - target).square().flatten(1).mean(1)
-    loss = (of_sample * ok).sum() / max(counts.video, 1.0)
+    of_sample = (predicted.float() - target).square().flatten(1).mean(1) * ok
     if objective.masking == "published":
         # The mean of the released trainers has the reference frame in it, whose error is 0.
         T = target.shape[2] + 1
-        return loss * (T - 1) / T
-    return loss
+        return of_sample * (T - 1) / T
+    return of_sample
 
 
 def idle_loss(model: WorldActionTransformer, batch_text: Tensor) -> Tensor:

@@ -21,6 +21,7 @@ FIELDS = (
     "max_age_s",
     "steps_left",
     "rate",
+    "report",
     "request_id",
     "endpoint",
     "batch",

@@ -7,6 +7,8 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from gwp.protocol.report import Report
+
 
 @dataclass(frozen=True)
 class Observation:
@@ -28,6 +30,7 @@ class Observation:
     executed_action: float32 `[d_action]`, robot units: what the robot executed last
     steps_left:     rows that the robot still has
     rate:           its control rate, Hz; with `steps_left` it says when the robot runs dry
+    report:         what only the robot sees of itself, since the request before; None: nothing
     request_id:     comes back in the answer: text of up to 64 characters, or a number
     """
 
@@ -48,6 +51,7 @@ class Observation:
     max_age_s: float | None = None
     steps_left: int | None = None
     rate: float | None = None
+    report: Report | None = None
     request_id: str | int | None = None
 
 

@@ -13,6 +13,19 @@ from pydantic_core import ErrorDetails
 
 _LONGEST_VALUE = 60
 """Characters of a wrong value that are shown: a line of an error stays a line."""
+_PLAIN = {
+    "int_parsing": "should be a whole number, without a unit",
+    "int_type": "should be a whole number",
+    "int_from_float": "should be a whole number",
+    "float_parsing": "should be a number, without a unit",
+    "float_type": "should be a number",
+    "bool_parsing": "should be true or false",
+    "bool_type": "should be true or false",
+    "tuple_type": "should be a list, such as [a, b]",
+    "list_type": "should be a list, such as [a, b]",
+    "string_type": "should be text",
+}
+"""Kinds of errors whose own words say nothing of YAML."""
 _Location = tuple[str | int, ...]
 """Where pydantic says an error is: keys, indices, and the names of union members entered."""
 
@@ -166,8 +179,10 @@ def _what(error: ErrorDetails, known: list[str]) -> str:
         # A whole mapping or list would not fit into a line.
         shown = "" if isinstance(given, (dict, list)) else f" (got {given!r})"
         return f"should be a mapping of `key: value` lines{shown}"
+    if kind == "string_type" and isinstance(given, (bool, int, float)):
+        return f"should be text; put it in quotes (got {given!r})"
     # Everything else in pydantic's own words, with the value that was given.
-    text = error["msg"].replace("Input should", "should", 1)
+    text = _PLAIN.get(kind) or error["msg"].replace("Input should", "should", 1)
     if isinstance(given, (str, int, float, bool, type(None))):
         shown = repr(given)
         if len(shown) > _LONGEST_VALUE:

@@ -33,7 +33,7 @@ from pipelines.evaluation.open_loop import OpenLoop, imagined, open_loop
 from pipelines.evaluation.report import ReportData, write_report
 from pipelines.jobs.resolve import run_uri
 from pipelines.jobs.train_job import TrainJob
-from pipelines.training.control.watch import shown
+from pipelines.training.screen.shown import shown
 from pipelines.training.train import StageResult, train
 
 STAGES = Path(__file__).parents[1] / "stages"

@@ -3,15 +3,17 @@
 import math
 from collections.abc import Iterator
 
-from clusters.document.cluster import Cluster, loopback
-from clusters.document.pools import SERVE, Pool
+from clusters.document.addresses import loopback
+from clusters.document.cluster import Cluster
+from clusters.document.pools import HEAD, SERVE, Pool
 from pipelines.placement.reach import Target, unreached
 from serve.config import ServeApp
 
 
 def misfits(app: ServeApp, cluster: Cluster, target: Target) -> Iterator[str]:
     """A line for each reason why the endpoint cannot run there."""
-    yield from unreached(app, cluster, target)
+    # The head resolves names of policies, and the replicas fetch them.
+    yield from unreached(app, cluster, target, (HEAD, SERVE))
     pool = cluster.pools.serve
     if pool is None:
         yield "pools.serve: missing, and an endpoint needs nodes to run on"

@@ -33,7 +33,7 @@ def decodes_apart(cluster: Cluster, target: Target) -> bool:
 
 def misfits(job: TrainJob, cluster: Cluster, target: Target) -> Iterator[str]:
     """A line for each reason why the stage cannot run there."""
-    yield from unreached(job, cluster, target)
+    yield from unreached(job, cluster, target, (HEAD, TRAIN, DATA))
     yield from _unset(job, cluster, target)
     pools = cluster.pools
     for field, pool, known in (
@@ -51,9 +51,6 @@ def misfits(job: TrainJob, cluster: Cluster, target: Target) -> Iterator[str]:
             "the mini-cluster has CPUs only: set cluster.gpu: false, or run `gwp train` on a "
             "machine with GPUs without a cluster"
         )
-        return
-    if pools.train.max_nodes < 1:
-        yield "pools.train.max_nodes: 0, and a stage needs nodes to train on"
         return
     short = list(_room(job, pools.train, target, apart=decodes_apart(cluster, target)))
     yield from short

@@ -6,6 +6,7 @@ read. See `gwp.metrics.names`.
 
 import time
 from collections.abc import Mapping
+from typing import NamedTuple
 
 import ray.util.metrics
 
@@ -14,22 +15,60 @@ from gwp.metrics.names import (
     TRAIN_CHECKPOINT,
     TRAIN_CHECKPOINT_EVERY,
     TRAIN_CHECKPOINT_SECONDS,
+    TRAIN_DATA_BOUND,
+    TRAIN_EMA,
+    TRAIN_ENCODER_FLOP,
     TRAIN_FLOP,
+    TRAIN_GRADIENT,
     TRAIN_LOSS,
+    TRAIN_MEMORY,
+    TRAIN_MFU,
     TRAIN_PHASE,
     TRAIN_SAMPLES,
     TRAIN_SKIPPED,
+    TRAIN_START,
     TRAIN_STEP,
+    TRAIN_STEP_PHASE,
     TRAIN_STEP_SECONDS,
     TRAIN_STEPS_PLANNED,
+    TRAIN_TOKENS,
     TRAIN_UNSAVED,
     TRAIN_WORKERS,
 )
+
+_GIB = float(1 << 30)
+_GAUGES = {
+    "speed/mfu": TRAIN_MFU,
+    "data_wait_share": TRAIN_DATA_BOUND,
+    "gradient_norm": TRAIN_GRADIENT,
+    "ema_distance": TRAIN_EMA,
+}
+"""Figure -> the metric that it is."""
 
 
 def meter_of(run: str, rank: int = 0) -> Meter:
     """For a process of Ray's that works for the run of this name."""
     return Meter(ray.util.metrics, run=run, rank=str(rank))
+
+
+class Work(NamedTuple):
+    """Of a step, or of several, on all ranks: samples, their tokens, the arithmetic of the model and
+    of the video codec.
+    """
+
+    samples: int
+    tokens: float
+    flop: float
+    encoder_flop: float
+
+    def plus(self, other: "Work") -> "Work":
+        """Of both."""
+        return Work(
+            self.samples + other.samples,
+            self.tokens + other.tokens,
+            self.flop + other.flop,
+            self.encoder_flop + other.encoder_flop,
+        )
 
 
 class LiveRun:
@@ -60,10 +99,8 @@ class LiveRun:
         self._step = self._saved = step
         self._tell_steps()
 
-    def stepped(self, step: int, samples: int, flop: float, skipped: int) -> None:
-        """A step was done. samples, flop: of the global batch; skipped: steps not taken, of this
-        start
-        """
+    def stepped(self, step: int, work: Work, skipped: int) -> None:
+        """A step was done. work: of the global batch; skipped: steps not taken, of this start"""
         if not self._first:
             return
         now = time.perf_counter()
@@ -71,8 +108,10 @@ class LiveRun:
             self._meter.observe(TRAIN_STEP_SECONDS, now - self._ended)
         self._ended = now
         self._step = step
-        self._meter.add(TRAIN_SAMPLES, samples)
-        self._meter.add(TRAIN_FLOP, flop)
+        self._meter.add(TRAIN_SAMPLES, work.samples)
+        self._meter.add(TRAIN_TOKENS, work.tokens)
+        self._meter.add(TRAIN_FLOP, work.flop)
+        self._meter.add(TRAIN_ENCODER_FLOP, work.encoder_flop)
         self._meter.add(TRAIN_SKIPPED, skipped - self._skipped)
         self._skipped = skipped
         self._tell_steps()
@@ -83,6 +122,31 @@ class LiveRun:
             for name, value in losses.items():
                 part = f"validation_{name}" if validation else name
                 self._meter.set(TRAIN_LOSS, value, part=part)
+
+    def figures(self, figures: Mapping[str, float]) -> None:
+        """What was measured since the last time, by the names of `measure.account`."""
+        if not self._first:
+            return
+        for name, value in figures.items():
+            kind, _, rest = name.partition("/")
+            if name in _GAUGES:
+                self._meter.set(_GAUGES[name], value)
+            elif kind == "loss":
+                self._meter.set(TRAIN_LOSS, value, part=rest)
+            elif kind == "memory":
+                where = rest.removesuffix("_gib")
+                self._meter.set(TRAIN_MEMORY, value * _GIB, where=where)
+
+    def phases(self, seconds: Mapping[str, float]) -> None:
+        """Seconds of the phases of steps, since the last time."""
+        if self._first:
+            self._meter.add_each(TRAIN_STEP_PHASE, seconds)
+
+    def started(self, told: Mapping[str, float]) -> None:
+        """The first step is done: `start/PART` -> seconds."""
+        if self._first:
+            for name, seconds in told.items():
+                self._meter.set(TRAIN_START, seconds, part=name.partition("/")[2])
 
     def taken(self, step: int) -> None:
         """A checkpoint was begun at `step`: what it takes is no part of a step."""

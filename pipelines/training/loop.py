@@ -41,11 +41,13 @@ from pipelines.training.control.journal import (
 from pipelines.training.control.room import NoRoomError, memory_told
 from pipelines.training.control.stop import StopWatch
 from pipelines.training.control.stopped import MachineLeavesError, StoppedError, lasting
+from pipelines.training.control.watch import failures
 from pipelines.training.engine.deepspeed_engine import Engine
 from pipelines.training.engine.ema import Ema
 from pipelines.training.engine.node import Node
 from pipelines.training.engine.ranks import Ranks
 from pipelines.training.initial_state import fetch_state, first_model, remove_state, state_folder
+from pipelines.training.measure.startup import StartUp
 from pipelines.training.prepare import PreparedRun
 from pipelines.training.samples.encoders import Encoders
 from pipelines.training.samples.stream import ahead, batches
@@ -62,9 +64,10 @@ _FEW_BROKEN = 20
 
 def train_loop(config: dict[str, Any]) -> None:
     """Entry point of a Ray Train worker. `config`: {"prepared": PreparedRun, "record": RunRecord
-    | None, "tracking_uri": str}.
+    | None, "tracking_uri": str, "start": StartUp}.
     """
     prepared: PreparedRun = config["prepared"]
+    start: StartUp = config["start"]
     context = ray.train.get_context()
     rank = context.get_world_rank()
     ranks = Ranks(rank, context.get_world_size())
@@ -83,9 +86,11 @@ def train_loop(config: dict[str, Any]) -> None:
     with Scratch() as scratch:
         try:
             with lasting(), memory_told("at the start", prepared.job):
+                if rank == 0:
+                    start.reached(patiently(lambda: failures(prepared.uri)))
                 number, local = context.get_node_rank(), context.get_local_rank()
                 node = Node(ranks, number, local, scratch.folder)
-                loop = _Loop(prepared, ranks, node, log, config["record"])
+                loop = _Loop(prepared, ranks, node, log, config["record"], start)
             loop.run()
         finally:
             if loop:
@@ -110,9 +115,11 @@ class _Loop:
         node: Node,
         log: RunLog | None,
         record: RunRecord | None,
+        start: StartUp,
     ) -> None:
         self.prepared = prepared
         self.log = log
+        self.start = start
         self.job = prepared.job
         self.node = node
         self.ranks = ranks
@@ -202,44 +209,46 @@ class _Loop:
         """
         job = self.job
         total = job.run.steps
-        waited = 0.0
-        begun = self.samples_seen
-        started = time.perf_counter()
+        begun, first = self.samples_seen, self.step
+        account = self.steps.account
+        account.restart()
+        self.start.over("weights")
         due = False
         while self.step < total:
             # The next share; what is waited for here is the data's share.
             begin = time.perf_counter()
             self.journal.phase(DATA, self.step, tell=False)
-            with lasting():
+            with lasting(), account.clock.within("data"):
                 raw = next(self.stream)
             self.journal.phase(STEPPING, tell=False)
-            waited += time.perf_counter() - begin
+            came = time.perf_counter()
             if job.run.record_samples:
                 self.journal.consumed(self.step, raw)
             with lasting():
                 losses = self._taken(raw)
             self.step += 1
-            size = int(raw["batch"][0])
-            self.samples_seen += size
-            self.live.stepped(self.step, size, size * self.steps.flop, self.steps.skipped)
+            if self.step == first + 1:
+                self._started(came - begin, time.perf_counter() - came)
+            self.samples_seen += int(raw["batch"][0])
+            self.live.stepped(self.step, account.work, self.steps.skipped)
             # Collective: every rank comes here at the same steps.
             stop = False
             if self.step % job.run.log_every == 0 or self.step in (1, total):
-                elapsed = time.perf_counter() - started
-                skipped = self._progress(losses, elapsed, waited)
+                skipped = self._progress(losses)
                 # Every rank knows the sum, so all of them stop at the same step.
                 stop = skipped >= _FEW_BROKEN and skipped > job.data.max_broken * (
                     self.samples_seen - begun
                 )
-                started = time.perf_counter()
-                waited = 0.0
-            asked, resizes, looks = self.ranks.each_anywhere(self.watch.flags())
+            with account.clock.within("exchange"):
+                asked, resizes, looks = self.ranks.each_anywhere(self.watch.flags())
             leaves = looks and self.watch.machine_leaves()
             due = due or self.step % job.run.checkpoint_every == 0 or self.step == total
             hurry = stop or asked or resizes or leaves
             if hurry or (due and (self.step == total or self.checkpointer.may_take(self.step))):
                 # Where it has to be quick, nothing is judged.
-                self._checkpoint({} if hurry else self._judged())
+                judged = {} if hurry else self._judged()
+                with account.clock.within("checkpoint"):
+                    self._checkpoint(judged)
                 due = False
                 self.live.resumes()
             if stop or resizes or leaves:
@@ -302,33 +311,49 @@ class _Loop:
     def committed_at(self, uri: str, step: int) -> None:
         """Tell MLflow of a checkpoint that is whole now. Called beside the steps, on rank 0."""
         self.live.committed(step)
+        self.journal.add(checkpoint={"step": step, "time": time.time()})
         if self.log:
             self.log.set_tags({CHECKPOINT_TAG: uri, STEP_TAG: str(step)})
 
-    def _progress(self, losses: dict[str, float], elapsed: float, waited: float) -> int:
+    def _started(self, batch: float, step: float) -> None:
+        """The first step is done. Seconds that it waited for its batch, and took."""
+        self.start.add("first batch", batch)
+        self.start.add("first step", step)
+        if self.ranks.rank == 0:
+            told = self.start.told()
+            self.journal.add(started=told)
+            self.live.started(told)
+            if self.log:
+                self.log.log_metrics(self.step, told)
+
+    def _progress(self, losses: dict[str, float]) -> int:
         """Tell how far this rank is; the number of samples that all ranks skipped since they
         started.
         """
-        skipped = int(self.ranks.summed([self.steps.broken])[0])
-        self.journal.progress(self.step, skipped, losses)
+        skipped, figures = self.steps.account.figures(self.ema, self.steps.broken)
+        self.journal.progress(self.step, skipped, losses, figures)
         self.live.losses(losses)
+        self.live.figures(figures)
+        self.live.phases(self.steps.account.phases)
         if self.log and losses:
             extra = {
-                "data_wait_share": waited / max(elapsed, 1e-9),
                 "samples_seen": float(self.samples_seen),
                 "samples_skipped": float(skipped),
                 "steps_skipped": float(self.steps.skipped),
                 "learning_rate": self.job.optimizer.lr_at(self.step - 1, self.job.run.steps),
             }
-            self.log.log_metrics(self.step, losses | extra)
+            self.log.log_metrics(self.step, losses | extra | figures)
         return skipped
 
     def _judged(self) -> dict[str, float]:
         """The losses of the samples that are not trained on. Collective."""
         if self.validation is None:
             return {}
-        losses = self.validation.losses()
+        with self.steps.account.clock.within("validation"):
+            losses = self.validation.losses()
         self.live.losses(losses, validation=True)
+        if losses:
+            self.journal.add(validation={"step": self.step, "loss": losses["loss"]})
         if self.log and losses:
             told = {f"validation_{name}": value for name, value in losses.items()}
             self.log.log_metrics(self.step, told)

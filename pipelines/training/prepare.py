@@ -47,6 +47,7 @@ from pipelines.jobs.resolve import (
 from pipelines.jobs.train_job import TrainJob
 from pipelines.training.checkpoint.checkpoints import CheckpointManifest, latest_committed
 from pipelines.training.control.changes import RUN_ONLY, changes_of, require_allowed, told
+from pipelines.training.measure.startup import StartUp
 from pipelines.training.origin import moves, origin_of
 
 EMBEDDINGS = "embeddings"
@@ -116,12 +117,16 @@ class PreparedRun:
         return replace(self, manifest=manifest, cached=_places(self.job, manifest, self.cache))
 
 
-def prepare(job: TrainJob, allowed: tuple[str, ...] = ()) -> PreparedRun:
+def prepare(
+    job: TrainJob, allowed: tuple[str, ...] = (), start: StartUp | None = None
+) -> PreparedRun:
     """Build the run folder, or read it when the same job ran before; GwpError when another job
     has its name.
 
-    allowed: fields that may have changed since the run began
+    allowed: fields that may have changed since the run began; start: told what it takes
     """
+    start = start or StartUp()
+    start.over("machines")
     # Workers stand in other folders.
     job = absolute_paths(job)
     uri = run_uri(job)
@@ -132,7 +137,9 @@ def prepare(job: TrainJob, allowed: tuple[str, ...] = ()) -> PreparedRun:
         _take_changes(uri, job, record, allowed)
         # What an alias means may have changed since.
         init = record["init"] if moves(job.init) else origin_of(job)
-        return _read(uri, job, record["config_hash"], init)
+        found = _read(uri, job, record["config_hash"], init)
+        start.over("plan")
+        return found
     init = origin_of(job)
     reader = FileReader()
     embodiments = resolve_embodiments(job, reader)
@@ -140,9 +147,12 @@ def prepare(job: TrainJob, allowed: tuple[str, ...] = ()) -> PreparedRun:
         event("note", text=text)
     manifest = manifest_of(job, embodiments, reader, warn)
     require_learning(job, manifest, warn)
+    start.over("list")
     # Here, and not in the workers, is where a mixture that fills no batch is told.
     plan = make_plan(manifest, job.run.seed, 0, job.plan_rules)
+    start.over("plan")
     stats = compute_all_stats(job, embodiments, reader)
+    start.over("statistics")
     spec = sample_spec(job, embodiments, stats)
     validation = held_out(job, embodiments, stats, manifest, reader)
     cache = LatentCache.open(job.data.cache) if job.data.cache else None
@@ -173,7 +183,9 @@ def prepare(job: TrainJob, allowed: tuple[str, ...] = ()) -> PreparedRun:
     # Last, so that a folder with job.json is complete.
     job_json = {"config_hash": digest, "job": job.model_dump(mode="json"), "init": init}
     storage.write_bytes(storage.join(uri, "job.json"), json.dumps(job_json, indent=1).encode())
-    return _prepared(uri, job, manifest, spec, digest, init, cache, plan, validation)
+    found = _prepared(uri, job, manifest, spec, digest, init, cache, plan, validation)
+    start.over("run folder")
+    return found
 
 
 def _read(uri: str, job: TrainJob, digest: str, init: str | None) -> PreparedRun:

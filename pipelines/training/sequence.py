@@ -2,6 +2,7 @@
 finished by an earlier call is not trained again.
 """
 
+import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
@@ -11,17 +12,22 @@ from pipelines.jobs.ray_start import ensure_ray
 from pipelines.jobs.sequence import require_sequence
 from pipelines.jobs.train_job import TrainJob
 from pipelines.training.control.failures import interruptible
-from pipelines.training.control.watch import shown
+from pipelines.training.screen.shown import shown
+from pipelines.training.screen.summary import tell
 from pipelines.training.train import StageResult, train
 
 
 def train_sequence(
-    jobs: Sequence[TrainJob], allowed: tuple[str, ...] = (), from_step: int | None = None
+    jobs: Sequence[TrainJob],
+    allowed: tuple[str, ...] = (),
+    from_step: int | None = None,
+    plain: bool = False,
 ) -> list[StageResult]:
     """Run stages in their order; raises what the one that fails raises, and the rest is not begun.
     The same call goes on there.
 
-    allowed, from_step: as in `train`; from_step is for a single stage
+    allowed, from_step: as in `train`; from_step is for a single stage; plain: lines on a terminal,
+    too, in place of the picture
     """
     require_sequence(jobs)
     # Before the handlers of signals, for it has its own.
@@ -33,10 +39,13 @@ def train_sequence(
                 place = f"{number + 1} of {len(jobs)}"
                 event("stage", stage=job.stage, run=job.run.name, number=place)
             left = [later.run.name for later in jobs[number + 1 :]]
-            with _told_what_is_left(job.run.name, left), shown(job):
+            with _told_what_is_left(job.run.name, left), shown(job, plain):
                 result = train(job, allowed, from_step)
-            event("finished", stage=job.stage, run=job.run.name, **asdict(result))
+            # On a terminal the lines of `tell` say all of it.
+            if plain or not sys.stderr.isatty():
+                event("finished", stage=job.stage, run=job.run.name, **asdict(result))
             results.append(result)
+            tell(job, result, last=not left)
     return results
 
 

@@ -26,11 +26,13 @@ from gwp.model.objective import (
     training_losses,
 )
 from pipelines.jobs.train_job import TrainJob
+from pipelines.tracking.live import Work
 from pipelines.training.control.journal import Journal
 from pipelines.training.control.stopped import StoppedError
 from pipelines.training.engine.deepspeed_engine import Engine
 from pipelines.training.engine.ema import Ema
 from pipelines.training.engine.ranks import Ranks
+from pipelines.training.measure.account import Account
 from pipelines.training.samples.encoders import Encoders
 from pipelines.training.samples.shares import PADDING
 
@@ -45,7 +47,7 @@ class TrainStep:
     skipped: steps that were not taken because a loss or gradient was no finite number; the same
              on every rank
     at_once: samples of the largest micro-batch of the newest step
-    flop:    arithmetic of the model for a sample of the newest step
+    account: what steps come to, which the step feeds and whoever logs reads
     """
 
     def __init__(
@@ -59,7 +61,9 @@ class TrainStep:
         self.broken = 0
         self.skipped = 0
         self.at_once = 0
-        self.flop = 0
+        # Of one sample of the newest step: arithmetic of the model, and tokens.
+        self._flop = self._tokens = 0
+        self.account = Account(job, ranks, engine.device)
         # Of the steps skipped just now, one behind the other.
         self._in_a_row = 0
 
@@ -73,6 +77,7 @@ class TrainStep:
         """
         job = self._job
         objective, seed = job.objective, job.run.seed
+        clock = self.account.clock
         # Padding draws as some sample does; nothing that it draws counts.
         positions = np.maximum(raw["position"], 0).tolist()
         self.broken += journal.quarantine(step, raw, raw["ok"].astype(bool))
@@ -82,7 +87,8 @@ class TrainStep:
         )
         mine = counts_of(action_weights(objective, levels, step_valid, dim_valid, ok), ok)
         labelled = float(raw["has_action"].any())
-        action, video, labelled = self._ranks.summed([mine.action, mine.video, labelled])
+        with clock.within("exchange"):
+            action, video, labelled = self._ranks.summed([mine.action, mine.video, labelled])
         counts = Counts(action, video)
         # One draw for all ranks, so that their graphs are the same.
         first = generator(seed, start)
@@ -94,29 +100,33 @@ class TrainStep:
         losses: dict[str, Tensor] = {}
         for rows in parts:
             self._engine.begin(last=rows is parts[-1])
-            batch = self._encoders.batch(raw, rows)
+            batch = self._encoders.batch(raw, rows, clock)
             future, actions = batch.latents[0, :, 1:].shape, batch.actions.shape[1:]
             if rows is parts[0]:
-                self.flop = self._flop_of_sample(
+                self._count(
                     batch.latents.shape[2:],
                     None if video_only else actions[0],
                     batch.text.shape[1],
                 )
-            result = training_losses(
-                self._engine.module,
-                batch,
-                objective,
-                video_only,
-                levels.of(rows),
-                draw_noise(seed, positions[rows], future, actions),
-                counts,
-            )
-            loss = result.total
-            if video_only:
-                # Video alone leaves parameters without a gradient, and sharding engines want
-                # one of each.
-                loss = loss + idle_loss(self._engine.module, self._encoders.text_like())
-            self._engine.backward(loss)
+            noise = draw_noise(seed, positions[rows], future, actions)
+            with clock.within("forward"):
+                result = training_losses(
+                    self._engine.module,
+                    batch,
+                    objective,
+                    video_only,
+                    levels.of(rows),
+                    noise,
+                    counts,
+                )
+                loss = result.total
+                if video_only:
+                    # Video alone leaves parameters without a gradient, and sharding engines want
+                    # one of each.
+                    loss = loss + idle_loss(self._engine.module, self._encoders.text_like())
+            with clock.within("backward"):
+                self._engine.backward(loss)
+            self.account.losses.add(result, levels.of(rows), raw["source"][rows])
             for name, part in (
                 ("loss", result.total),
                 ("loss_action", result.action),
@@ -125,23 +135,35 @@ class TrainStep:
                 if part is not None:
                     before = losses.get(name, torch.zeros((), device=part.device))
                     losses[name] = before + part.detach().double()
-        norm = self._engine.step(job.optimizer.lr_at(step, job.run.steps))
-        own = dict(zip(losses, torch.stack(list(losses.values())).tolist(), strict=True))
-        sums = self._ranks.summed(list(own.values()))
-        if math.isfinite(norm) and all(map(math.isfinite, sums)):
+        with clock.within("optimiser"):
+            norm = self._engine.step(job.optimizer.lr_at(step, job.run.steps))
+        with clock.within("exchange"):
+            # The one moment of a step at which the host waits for the device.
+            own = dict(zip(losses, torch.stack(list(losses.values())).tolist(), strict=True))
+            sums = self._ranks.summed(list(own.values()))
+        taken = math.isfinite(norm) and all(map(math.isfinite, sums))
+        if taken:
+            with clock.within("optimiser"):
+                self._ema.update(step)
+        size = int(raw["batch"][0])
+        each = (self._tokens, self._flop, self._encoders.flop)
+        self.account.stepped(Work(size, *(float(size * one) for one in each)), norm)
+        if taken:
             self._in_a_row = 0
-            self._ema.update(step)
             return dict(zip(own, sums, strict=True)) if counts.video else {}
         self._skip(step, raw, own, norm, journal)
         return {}
 
-    def _flop_of_sample(self, latent: Sequence[int], actions: int | None, text_rows: int) -> int:
-        """latent: frames, rows and columns; actions: rows of a chunk, None: video only"""
+    def _count(self, latent: Sequence[int], actions: int | None, text_rows: int) -> None:
+        """What a sample of this step costs. latent: frames, rows and columns; actions: rows of a
+        chunk, None: video only
+        """
         frames, rows, columns = latent
         config = self._job.model_config_
         future = actions is None or self._job.objective.video_weight > 0
         tokens = tokens_of(config, (frames, rows, columns), actions, future)
-        return training_flop(config, tokens, text_rows)
+        self._tokens = sum(tokens.values())
+        self._flop = training_flop(config, tokens, text_rows)
 
     def _skip(
         self,

@@ -24,6 +24,7 @@ from pipelines.training.checkpoint.uploads import patiently
 from pipelines.training.control.failures import interruptible
 from pipelines.training.control.lease import lease
 from pipelines.training.export import write_final
+from pipelines.training.measure.startup import StartUp
 from pipelines.training.prepare import PreparedRun, prepare
 from pipelines.training.tracked import finished, open_run, record_of
 from pipelines.training.workers import run_workers
@@ -57,6 +58,7 @@ def train(
     checkpoint to go on from, newer ones are set aside; None: the newest
     """
     begin = time.time()
+    start = StartUp()
     require_secrets(job)
     ensure_ray(job)
     # Behind `ensure_ray`: ray.init puts handlers of its own there.
@@ -66,14 +68,14 @@ def train(
             # One that is done needs none.
             done = from_step is None and _is_done(job, place)
             with nullcontext() if done else machines(job):
-                prepared = prepare(job, allowed)
+                prepared = prepare(job, allowed, start)
             if from_step is not None:
                 go_back(prepared.uri, from_step)
             complete = _complete(prepared)
             record = record_of(prepared)
             with open_run(record), _sent_back(from_step):
                 if not complete:
-                    run_workers(prepared, record)
+                    run_workers(prepared, record, start)
                 checkpoint = patiently(lambda: latest_committed(prepared.uri))
                 assert checkpoint is not None
                 uri, manifest = checkpoint

@@ -42,6 +42,7 @@ from pipelines.training.control.stopped import first
 from pipelines.training.control.watch import failures
 from pipelines.training.control.watchdog import at_work, clear_earlier, watchdog
 from pipelines.training.loop import train_loop
+from pipelines.training.measure.startup import StartUp
 from pipelines.training.prepare import PreparedRun
 from pipelines.training.samples.stream import PlannedData
 from pipelines.training.tracked import RunRecord
@@ -52,9 +53,9 @@ _WAIT_S = 0.5
 _ENDED = "ended at once; the same command goes on from the last checkpoint"
 
 
-def run_workers(prepared: PreparedRun, record: RunRecord) -> None:
+def run_workers(prepared: PreparedRun, record: RunRecord, start: StartUp) -> None:
     """Have workers take the steps that are left, or those until they are asked to stop. GwpError
-    when one of ours was the cause of the end, or they failed too often.
+    when one of ours was the cause of the end, or they failed too often. start: what came before
     """
     uri, cluster = prepared.uri, prepared.job.cluster
     most = cluster.max_failures
@@ -70,7 +71,7 @@ def run_workers(prepared: PreparedRun, record: RunRecord) -> None:
         while True:
             left = max(0, most - (noted - earlier) - alone) if most >= 0 else -1
             try:
-                _start(prepared, record, left)
+                _start(prepared, record, left, start.hand_over())
             except (ray.train.TrainingFailedError, RayError) as error:
                 # Ray wraps what a worker raised; the user's line is that of the worker.
                 cause = first(error, GwpError)
@@ -112,16 +113,16 @@ def _clear(uri: str) -> None:
     forget_asked(uri)
 
 
-def _start(prepared: PreparedRun, record: RunRecord, max_failures: int) -> None:
+def _start(prepared: PreparedRun, record: RunRecord, max_failures: int, start: StartUp) -> None:
     """Run the workers under one controller of Ray Train. Raises what that does."""
     # Ray is given no checkpoints and has nothing to store; but it looks at its storage at each
     # start, without patience. So that is a folder here, and an empty one wherever else it looks.
     with tempfile.TemporaryDirectory(prefix="gwp-ray-") as unused:
-        _until_over(_trainer(prepared, record, unused, max_failures), prepared.uri)
+        _until_over(_trainer(prepared, record, unused, max_failures, start), prepared.uri)
 
 
 def _trainer(
-    prepared: PreparedRun, record: RunRecord, folder: str, max_failures: int
+    prepared: PreparedRun, record: RunRecord, folder: str, max_failures: int, start: StartUp
 ) -> TorchTrainer:
     """folder: for files of Ray's that nobody reads"""
     cluster = prepared.job.cluster
@@ -141,6 +142,7 @@ def _trainer(
         "prepared": prepared.slim(),
         "record": record,
         "tracking_uri": tracking_uri(),
+        "start": start,
     }
     callbacks: list[Any] = [StopForGood(prepared.uri, prepared.job.run.name)]
     if cluster.elastic:

@@ -1,7 +1,6 @@
 """`gwp cluster`: a cluster document as what Kubernetes, Slurm or this machine runs."""
 
 import argparse
-import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -29,7 +28,11 @@ def add(subparsers: Any) -> None:
     render.add_argument("file", metavar="FILE", help="a Cluster file")
     render.add_argument("--target", required=True, choices=_TARGETS, help="what runs it")
     render.add_argument(
-        "--out", required=True, type=Path, metavar="DIR", help="new or empty folder for the files"
+        "--out",
+        required=True,
+        type=Path,
+        metavar="DIR",
+        help="folder for the files: new, empty, or that of an earlier render, which is replaced",
     )
     render.add_argument(
         "--job",
@@ -66,15 +69,17 @@ def add(subparsers: Any) -> None:
     render.add_argument(
         "--force",
         action="store_true",
-        help="write into a folder that holds files already; what an earlier render numbered goes",
+        help="also into a folder with other files, which stay, and over what was changed by hand",
     )
     render.set_defaults(run=run_render)
 
 
 def run_render(args: argparse.Namespace) -> None:
     from clusters.document.cluster import Cluster
+    from clusters.folder import require_free, write
     from gwp.errors import GwpError
     from pipelines.config.load import load_config
+    from pipelines.console import event
 
     cluster = load_config(args.file, Cluster, args.sets)
     if args.serve and args.target != "kuberay":
@@ -82,33 +87,18 @@ def run_render(args: argparse.Namespace) -> None:
             f"--serve: {args.target} runs no RayService; on a running cluster `gwp serve` deploys"
         )
     out: Path = args.out.absolute()
-    if out.exists() and not out.is_dir():
-        raise GwpError(f"--out {out}: a file; give a folder")
-    if out.exists() and any(out.iterdir()) and not args.force:
-        raise GwpError(f"{out} is not empty; give another --out, or --force")
+    require_free(out, force=args.force)
     if args.nodes:
         _hold_against(args.nodes, cluster)
     stages = _stages(args.jobs, args.job_sets, cluster, args.target)
     endpoint = _endpoint(args.serve, cluster, args.target) if args.serve else None
     files = _files(args.target, cluster, stages, endpoint, out)
-    try:
-        _write(out, files)
-    except OSError as error:
-        raise GwpError(f"--out {out}: cannot be written ({error.strerror})") from error
-
-
-def _write(out: Path, files: dict[str, str]) -> None:
-    out.mkdir(parents=True, exist_ok=True)
-    # `kubectl apply -f .` would apply those, too.
-    for path in out.iterdir():
-        if re.fullmatch(r"\d\d-.+\.(yaml|sbatch)", path.name):
-            path.unlink()
-    for name, text in files.items():
-        path = out / name
-        path.write_text(text)
-        if name.endswith((".sh", ".sbatch")):
-            path.chmod(0o755)
+    written, gone = write(out, files)
+    for path in written:
         print(path)
+    if gone and args.target == "kuberay":
+        # `kubectl apply` deletes nothing.
+        event("removed", files=gone, text="objects of these that were applied stay until deleted")
 
 
 def _hold_against(file: Path, cluster: "Cluster") -> None:

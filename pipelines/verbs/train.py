@@ -45,6 +45,11 @@ def add(subparsers: Any) -> None:
         action="store_true",
         help="show parameters and the DeepSpeed configuration, start nothing",
     )
+    parser.add_argument(
+        "--plain",
+        action="store_true",
+        help="lines of progress on a terminal, too, in place of the picture",
+    )
     parser.set_defaults(run=run_train)
 
 
@@ -70,7 +75,7 @@ def run_train(args: argparse.Namespace) -> None:
     _warn_of_shared_memory()
     # Ray prints there what befalls its processes; it is for the result.
     with redirect_stdout(sys.stderr):
-        results = train_sequence(jobs, tuple(args.allow_change), args.from_step)
+        results = train_sequence(jobs, tuple(args.allow_change), args.from_step, args.plain)
     _print([asdict(result) for result in results])
 
 

@@ -73,7 +73,8 @@ def unpack_frame(frame: bytes | str) -> dict[str, Any]:
 def to_ask(number: int, given: ComposedObservation, allowed_s: float) -> dict[str, Any]:
     """A request as a map. allowed_s: seconds that are left for it."""
     fields = asdict(given.observation)
-    fields.pop("images")
+    # The gateway has counted that.
+    del fields["images"], fields["report"]
     said = {name: value for name, value in fields.items() if value is not None}
     return {"n": number, "left_s": allowed_s, "canvas": given.canvas, "observation": said}
 

@@ -14,6 +14,7 @@ from gwp.protocol.handshake import short_name
 from gwp.protocol.messages import Observation
 from serve.messages.picture_files import is_picture_file
 from serve.messages.pictures import Pixels, decode_picture
+from serve.messages.reports import report_of
 from serve.messages.values import (
     MAX_NAME,
     as_text,
@@ -127,6 +128,7 @@ def to_observation(
         executed_action=squeezed(message.get("executed_action"), 1),
         steps_left=integer(message, "steps_left", least=0),
         rate=positive(message, "rate", "Hz"),
+        report=report_of(message),
         request_id=request_id(message),
     )
 
@@ -160,8 +162,11 @@ class _Found:
             self._take_image(short, value)
         elif name in self.robot.state_names and key not in FIELDS:
             self._take_part(name, entry)
-        elif name != key and name in _BESIDE:
+        elif name != key and (name in _BESIDE or name.startswith("report.")):
             raise ObservationError(f"{key}: stands beside the observation; send it as `{name}`")
+        elif entry.top == "report":
+            # `report_of` reads it whole.
+            return
         elif key not in FIELDS and not key.startswith(_PUBLISHED):
             raise ObservationError(unknown(entry.top))
 

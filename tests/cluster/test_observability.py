@@ -31,6 +31,7 @@ from gwp.metrics.names import SERVE_REPLICAS, SERVE_REQUESTS, all_metrics
 from gwp.policy.policy import Policy
 from gwp.protocol.handshake import short_name
 from gwp.protocol.msgpack_numpy import packb
+from gwp.protocol.report import Report
 from pipelines.jobs.resolve import run_uri
 from pipelines.training.control.watch import worker_progress
 from pipelines.training.prepare import prepare
@@ -44,6 +45,7 @@ from tests.support.watched import PROMETHEUS, Prometheus, Scraper, prometheus
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 ROBOT = "arm-17-of-the-north-hall"
+REPORT = Report(executed=8, blended=2, held=1, dry=1, skipped=1, late=1, failed=1, age_s=0.2)
 needs_prometheus = pytest.mark.skipif(
     "not __import__('shutil').which('prometheus')",
     reason="needs a Prometheus; `apt-get install prometheus`, or `make test-observability`",
@@ -65,7 +67,7 @@ class Robots:
 
     def __init__(self, url: str, observation: Observation) -> None:
         self.url = url
-        self.observation = replace(observation, prompt="go", robot=ROBOT)
+        self.observation = replace(observation, prompt="go", robot=ROBOT, report=REPORT)
         self.stop = threading.Event()
         kinds: list[dict[str, object]] = [
             {"deadline_s": 5.0},

@@ -2,9 +2,11 @@
 
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from itertools import chain
 
 import httpx
 import numpy as np
+import psutil
 import pytest
 
 from gwp.client import ChunkBuffer, Client, ClientError
@@ -74,6 +76,17 @@ def test_robots_in_one_batch_get_their_own_answers_also_beside_a_bad_one(
 
     with ThreadPoolExecutor(6) as pool:
         assert all(pool.map(robot, range(6)))
+
+
+def test_who_answers_robots_stands_behind_nothing_that_starts_beside_it(endpoint: Endpoint) -> None:
+    titles = [f"ray::ServeReplica:{endpoint.config.name}:{part}" for part in ("Replica", "Gateway")]
+    workers = [p for p in psutil.process_iter() if p.name().startswith("ray::ServeRepl")]
+    found = {title: [p for p in workers if title in " ".join(p.cmdline())] for title in titles}
+    assert all(found.values())
+    for process in chain(*found.values()):
+        starts_others = process.parent()
+        assert starts_others is not None
+        assert process.nice() == starts_others.nice()
 
 
 def test_real_time_chunking_over_the_wire_keeps_what_was_committed(endpoint: Endpoint) -> None:

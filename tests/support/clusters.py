@@ -50,7 +50,7 @@ def any_cluster(seed: int) -> Cluster:
             "gpus": gpus,
             "gpu_type": some("NVIDIA-H100") if gpus else None,
             "min_nodes": least,
-            "max_nodes": least + draw.randrange(5),
+            "max_nodes": max(1, least + draw.randrange(5)),
             "spill_gb": draw.choice((0.5, 50, 3000)),
             "labels": some({"rack": "r1"}, {}),
             "node_selector": some({"zone": "a"}, {}),

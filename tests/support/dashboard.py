@@ -42,6 +42,7 @@ class Cluster:
     """Submissions; without those that look at nodes."""
     jobs: dict[str, dict[str, Any]] = field(default_factory=dict)
     """Those that were started, by their id."""
+    stopped: list[str] = field(default_factory=list)
     without_log: set[str] = field(default_factory=set)
     packages: list[bytes] = field(default_factory=list)
     tokens: list[str] = field(default_factory=list)
@@ -125,6 +126,10 @@ class _Handler(BaseHTTPRequestHandler):
         self._reply(200, {"deleted": True})
 
     def do_POST(self) -> None:
+        if self.path.endswith("/stop"):
+            self.cluster.stopped.append(self.path.split("/")[-2])
+            self._reply(200, {"stopped": True})
+            return
         request = json.loads(self._read())
         cluster, name = self.cluster, request["submission_id"]
         probes = name.startswith("gwp-probe")

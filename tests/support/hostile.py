@@ -18,7 +18,7 @@ _PICTURE = np.zeros((16, 16, 3), np.uint8)
 FIELDS = (
     *("prompt", "embodiment", "robot", "session", "episode", "policy", "prefix_actions", "delay"),
     *("executed_action", "seed", "deadline_s", "observed_at", "max_age_s", "steps_left", "rate"),
-    *("request_id", "endpoint", "batch", "top", "wrist", "state"),
+    *("report", "request_id", "endpoint", "batch", "top", "wrist", "state"),
 )
 
 

@@ -47,6 +47,8 @@ def columns(step: int) -> dict[str, np.ndarray]:
         "has_action": np.full(SIZE, labelled) & ok,
         "sample_id": np.array([f"s{step}/{i}" for i in range(SIZE)]),
         "position": np.arange(SIZE) + SIZE * step,
+        "batch": np.full(SIZE, SIZE),
+        "source": np.arange(SIZE) % 2,
         "ok": ok,
         "reason": np.where(ok, "", "cannot be read"),
     }
@@ -59,14 +61,17 @@ def part(whole: dict[str, np.ndarray], rank: int, world: int) -> dict[str, np.nd
     rows = {name: column[taken].copy() for name, column in whole.items()}
     for column in rows.values():
         column[padding] = np.zeros(1, column.dtype)
-    rows["position"][padding] = PADDING
+    rows["position"][padding] = rows["source"][padding] = PADDING
+    rows["batch"][:] = SIZE
     return rows
 
 
 class Encoded:
     """In the place of `Encoders`: latents are what the columns hold, and there is no text."""
 
-    def batch(self, raw: Any, rows: slice) -> Batch:
+    flop = 0
+
+    def batch(self, raw: Any, rows: slice, _: Any = None) -> Batch:
         def some(name: str) -> torch.Tensor:
             return torch.from_numpy(raw[name][rows].copy())
 

@@ -29,6 +29,7 @@ FIELDS = [
     "executed_action",
     "steps_left",
     "rate",
+    "report",
     "policy",
 ]
 OURS = {"dialects": ["vllm-omni"], "fields": FIELDS, "policy_id": "a" * 64}

@@ -13,9 +13,11 @@ import numpy as np
 
 from gwp.client.buffering.fetch import Act, Beside, Fetch, Waiting
 from gwp.client.buffering.rows import Grid, Plan
+from gwp.client.buffering.tally import Tally
 from gwp.client.connection.wire import ClientError
 from gwp.errors import GwpError
 from gwp.protocol.messages import ActionChunk, Observation
+from gwp.protocol.report import Report
 
 _AGAIN_S, _AGAIN_MAX_S = 0.05, 1.0
 
@@ -87,6 +89,9 @@ class ChunkBuffer:
     dry:     steps at which an action was held
     failed:  requests without a chunk
     seams:   chunks that took over from another, or from holding
+
+    All of that goes to the endpoint with the next request (`Observation.report`), unless the
+    observation has a report already.
     """
 
     def __init__(
@@ -125,6 +130,7 @@ class ChunkBuffer:
         self._clock = clock
         self._grid = Grid(rate)
         self.late = self.dry = self.failed = self.seams = 0
+        self._tally, self._skipped = Tally(), 0
         self.chunk: ActionChunk | None = None
         self.executed: Executed | None = None
         self.error: Exception | None = None
@@ -209,6 +215,7 @@ class ChunkBuffer:
             executed_action=None if self.executed is None else self.executed.action,
             steps_left=left,
             rate=self._rate,
+            report=observation.report or self._report(),
         )
         # Near the end of a chunk fewer rows are left than the reply needs; only those can be
         # promised.
@@ -261,8 +268,14 @@ class ChunkBuffer:
         else:
             raise error
 
+    def _report(self) -> Report:
+        skipped, self._skipped = self.skipped - self._skipped, self.skipped
+        self._tally.add(Report(skipped=skipped))
+        return self._tally.report()
+
     def _fail(self, error: Exception, request: _Request) -> None:
         self.failed += 1
+        self._tally.add(Report(failed=1))
         self.error, self._untold = error, True
         # The first time at once: most failures are over by then.
         pause = min(_AGAIN_S * 2**self._failures, _AGAIN_MAX_S) if self._failures else 0.0
@@ -272,8 +285,9 @@ class ChunkBuffer:
 
     def _take(self, chunk: ActionChunk, request: _Request, at: int) -> None:
         row, p = at - request.step, len(chunk.actions)
+        self._tally.answered()
         if row >= p:
-            self.late += 1
+            self._was_late()
             error = ClientError(
                 f"the reply came at step {row} of {p} actions; lower the delay or use longer "
                 "chunks",
@@ -286,7 +300,8 @@ class ChunkBuffer:
             return
         was_dry = self.executed is not None and not self._left(at)
         waits = isinstance(self._fetch, Waiting)
-        self.late += row > request.delay if request.delay else was_dry and not waits
+        if row > request.delay if request.delay else was_dry and not waits:
+            self._was_late()
         rows = np.asarray(chunk.actions, np.float32) + self._base(
             request.state, len(chunk.actions[0])
         )
@@ -328,11 +343,22 @@ class ChunkBuffer:
             action = self._still(self.executed.action)
         else:
             action = plan.at(at).copy()
+        ran_dry = held and self.executed is not None and not self.executed.held
         self.dry += held
         self._moved_at = self._moved_at if held else at
         row = None if held else at - plan.anchor
-        self.executed = Executed(action, at, row, held, now - plan.seen, chunk)
+        age_s = now - plan.seen
+        self.executed = Executed(action, at, row, held, age_s, chunk)
+        self._tally.add(
+            Report(held=1, dry=int(ran_dry))
+            if held
+            else Report(executed=1, blended=int(at < plan.own), age_s=age_s)
+        )
         return action
+
+    def _was_late(self) -> None:
+        self.late += 1
+        self._tally.add(Report(late=1))
 
     def _tell(self) -> None:
         """Raise the latest failure, once, when holding would not help or is not wanted."""

@@ -73,11 +73,13 @@ class Plan:
     """The rows that are executed: float32 `[n, d]`, absolute, the first at the step `anchor`.
 
     seen: moment of the observation that they were made for
+    own:  step from which on rows are those of the chunk alone; those before go over from another
     """
 
     rows: np.ndarray
     anchor: int
     seen: float
+    own: int = 0
 
     def left(self, step: int) -> int:
         """Rows from `step` on."""
@@ -104,4 +106,4 @@ class Plan:
             share = (i + 1) / (rows + 1)
             row = blended[at - self.anchor]
             row[mixed] = ((1 - share) * old + share * row)[mixed]
-        return Plan(blended, self.anchor, self.seen)
+        return Plan(blended, self.anchor, self.seen, max(self.own, step + rows))

@@ -8,6 +8,7 @@ import numpy as np
 from gwp.errors import GwpError
 from gwp.protocol.messages import ActionChunk, Observation
 from gwp.protocol.msgpack_numpy import ProtocolError, packb
+from gwp.protocol.report import Report
 
 _OPTIONAL = ("embodiment", "prefix_actions", "seed", "policy", "deadline_s")
 _UNLESS_EMPTY = ("delay", "robot", "session")
@@ -20,6 +21,7 @@ _DECLARED = (
     "executed_action",
     "steps_left",
     "rate",
+    "report",
     "request_id",
 )
 
@@ -71,6 +73,8 @@ def to_message(observation: Observation, fields: Collection[str] = ()) -> dict[s
     names = (*_OPTIONAL, *(name for name in _DECLARED if name in fields))
     values = {name: getattr(observation, name) for name in names}
     values |= {name: getattr(observation, name) or None for name in _UNLESS_EMPTY}
+    if isinstance(report := values.get("report"), Report):
+        values["report"] = report.to_map() or None
     # An episode without a name is none.
     return message | {n: v for n, v in values.items() if v is not None and not _no_text(v)}
 

@@ -119,7 +119,7 @@ class WanCodec:
         with self._alone:
             self._move(frames.device)
             x = x.to(self.vae.dtype)
-            z = self._still.mode(x) if x.shape[2] == 1 else self.vae.encode(x).latent_dist.mode()
+            z = self._stills(x) if x.shape[2] == 1 else self.vae.encode(x).latent_dist.mode()
         z = z.float()
         return (z - self._mean.to(z.device)) / self._std.to(z.device)
 
@@ -132,6 +132,11 @@ class WanCodec:
             self._move(latents.device)
             x = self.vae.decode(z.to(self.vae.dtype)).sample.float()
         return ((x.permute(0, 2, 3, 4, 1) + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)
+
+    def _stills(self, x_BC1HW: Tensor) -> Tensor:
+        # A CPU gains nothing by a batch, in which a picture would get other last bits than alone.
+        parts = x_BC1HW.split(1) if x_BC1HW.device.type == "cpu" else [x_BC1HW]
+        return torch.cat([self._still.mode(part) for part in parts])
 
     def _move(self, device: torch.device) -> None:
         # Moved when it is first used: where that will be, a job knows only then.

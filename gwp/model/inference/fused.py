@@ -22,6 +22,7 @@ from torch import Tensor, nn
 
 from gwp.model.block import Attention, Block, ModulationTable
 from gwp.model.config import GROUPS, Group
+from gwp.model.inference.alone import alone, product
 from gwp.model.inference.compiled import NativeLayers
 from gwp.model.inference.eager import EagerLayers, inverse_rms, layer_norm
 from gwp.model.inference.layout import KVCache, Layers, Layout, Levels, Noise, Piece, TextKeys, join
@@ -52,6 +53,8 @@ class FusedTransformer:
     """Inference with the weights of a model, shared where they need no packing. It holds no
     per-request state.
 
+    With compiled layers an observation's numbers are, to the bit, those that it has alone.
+
     The model itself is not kept: dropped by its owner, what is not shared leaves memory. Every
     method is to be called in `torch.inference_mode()`, with tensors on the model's device.
     """
@@ -62,15 +65,7 @@ class FusedTransformer:
         self.device = model.proj_out.weight.device
         experts = list(self.config.experts)
 
-        # Around the blocks: what makes tokens, and what makes velocities of them.
         self._conditions = {e: model.condition(e) for e in experts}
-        self._encoders = {
-            "S": model.state_encoder or model.action_encoder,
-            "A": model.action_encoder,
-        }
-        self._patch_embedding = model.patch_embedding
-        self._decoder = model.action_decoder
-        self._proj_out = model.proj_out
         self._out_tables = dict(model.out_tables.items())
         # A tensor on the device: `addcmul` adds to it, and what a CUDA graph records may meet
         # none of the host.
@@ -87,6 +82,14 @@ class FusedTransformer:
                 if compiled
                 else EagerLayers(blocks, self.config)
             )
+
+        # Around the blocks: what makes tokens, and what makes velocities of them.
+        encoders = {"S": model.state_encoder or model.action_encoder, "A": model.action_encoder}
+        self._encoders = {group: self._around(encoder) for group, encoder in encoders.items()}
+        self._patch_embedding = model.patch_embedding
+        self._decoder = self._around(model.action_decoder)
+        self._proj_out = self._around(model.proj_out)
+
         self._text: dict[str, list[_TextProjection]] = {}
         self._tables: dict[str, list[ModulationTable]] = {}
         for e in experts:
@@ -97,6 +100,10 @@ class FusedTransformer:
     def any_batch(self) -> bool:
         """Whether a pass may be run for fewer observations than it was prepared for."""
         return isinstance(self.layers, NativeLayers)
+
+    def _around(self, module: nn.Module) -> nn.Module:
+        # The compiled layers compute each observation as they would alone; so does all the rest.
+        return alone(module) if self.any_batch else module
 
     def levels(self, sigmas_n: Tensor) -> Levels:
         """Modulation at noise levels fp32 `[n]`, and at 0 after them. Computed once per solver:
@@ -207,9 +214,16 @@ class FusedTransformer:
         for group, x in tokens.present().items():
             encoder = self._encoders.get(group)
             embedded[group] = (
-                encoder(x.to(self.dtype), embodiment_B) if encoder else self._patch_embedding(x)
+                encoder(x.to(self.dtype), embodiment_B) if encoder else self._patches(x)
             )
         return embedded
+
+    def _patches(self, latents_BCThw: Tensor) -> Tensor:
+        embedding = self._patch_embedding
+        if not self.any_batch:
+            return embedding(latents_BCThw)
+        patches_BLp = embedding.patches(latents_BCThw)
+        return product(patches_BLp, embedding.weight.flatten(1), embedding.bias)
 
     def _rotation(self, tokens: Tokens, groups: list[Group]) -> Tensor:
         """Cosine and sine `[L_e, 1, 1, h / 2, 2]`."""

@@ -9,7 +9,7 @@ import logging
 import queue
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from typing import Any
 
@@ -221,8 +221,24 @@ class Journal:
         note = {"losses": list(map(str, losses)), "norm": str(norm), "samples": samples}
         self._write(note, "skipped_steps", f"step_{step:06d}.json")
 
-    def progress(self, step: int, skipped: int, losses: dict[str, float]) -> None:
-        """Tell how far this rank is; overwrites what it told before."""
+    def progress(
+        self,
+        step: int,
+        skipped: int,
+        losses: Mapping[str, float],
+        figures: Mapping[str, float] | None = None,
+    ) -> None:
+        """Tell how far this rank is; overwrites what it told before. figures: what else was
+        measured
+        """
         with self._lock:
             self._report |= {"step": step, "skipped": skipped, **losses}
+            if figures is not None:
+                self._report |= {"figures": dict(figures), "logged": step}
+        self._tell()
+
+    def add(self, **fields: Any) -> None:
+        """Have this in all reports from now on."""
+        with self._lock:
+            self._report |= fields
         self._tell()

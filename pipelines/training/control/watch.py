@@ -2,26 +2,24 @@
 
 import json
 import re
-import threading
-import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 from gwp import storage
-from gwp.errors import GwpError, MissingError
-from pipelines.console import Progress, progress
-from pipelines.jobs.resolve import run_uri
-from pipelines.jobs.train_job import TrainJob
+from gwp.errors import MissingError
 from pipelines.training.control.journal import BEAT_S, STEPPING
 
-_POLL_S = 1.0
 # A phase is shown when it lasts longer than steps of small models do.
 _LONG_S = 5.0
 # Without any report for so long, either storage takes none or all workers have gone.
 _QUIET_S = 3 * BEAT_S
 _NAME = re.compile(r"rank-\d+\.json")
 _FIGURES = ("loss", "loss_action", "loss_video", "attempt")
+_MEASURED = {
+    "speed/samples_per_s": "samples_per_s",
+    "speed/mfu": "mfu",
+    "data_wait_share": "data_bound",
+}
+"""Figures of a report, and how lines call them."""
 
 
 def worker_progress(run: str) -> list[dict[str, Any]]:
@@ -96,6 +94,8 @@ class View:
             self._last, self._changed = reports, now
         quiet = now - self._changed
         figures = {name: reports[0][name] for name in _FIGURES if name in reports[0]}
+        measured = reports[0].get("figures", {})
+        figures |= {word: measured[name] for name, word in _MEASURED.items() if name in measured}
         slowest = min(reports, key=lambda report: report["step"])
         lasts = slowest.get("phase_s", 0.0) + quiet
         phase = slowest.get("phase", STEPPING)
@@ -105,36 +105,3 @@ class View:
         elif lasts >= _LONG_S or phase != STEPPING:
             figures["phase"] = f"{phase} for {lasts:.0f} s"
         return slowest["step"], figures
-
-
-@contextmanager
-def shown(job: TrainJob) -> Iterator[None]:
-    """Show the stage's progress while the block runs it."""
-    stop = threading.Event()
-    run = run_uri(job)
-
-    def reports() -> list[dict[str, Any]]:
-        try:
-            return worker_progress(run)
-        except (OSError, GwpError):
-            # A display that storage does not serve shows the last it had; training is told
-            # of it by its own calls.
-            return []
-
-    def follow(bar: Progress) -> None:
-        view = View(reports())
-        while not stop.wait(_POLL_S):
-            found = view.look(reports(), time.monotonic())
-            if found:
-                step, figures = found
-                bar.update(step, **figures)
-
-    with progress(f"{job.stage}: {job.run.name}", total=job.run.steps) as bar:
-        thread = threading.Thread(target=follow, args=(bar,), daemon=True)
-        thread.start()
-        try:
-            yield
-        finally:
-            stop.set()
-            # Reading may hang on slow storage; a display must not hold up the end for ever.
-            thread.join(timeout=30)

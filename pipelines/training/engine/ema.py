@@ -57,6 +57,24 @@ class Ema:
         # The count of updates is for averages of another kind.
         blend(shadows, [m.part for m in masters], 0)
 
+    @torch.no_grad()
+    def distance(self) -> tuple[float, float]:
+        """Of this rank's part: the square of the distance between the weights and their average,
+        and that of the average's length; 0 without an average.
+        """
+        if not self.shadow:
+            return 0.0, 0.0
+        # One after another: a difference of all of them would take their memory once more.
+        pairs = [
+            torch.stack([(self.shadow[m.name] - m.part).square().sum(), part.square().sum()])
+            for m in self._engine.masters()
+            if (part := self.shadow[m.name]).numel()
+        ]
+        if not pairs:
+            return 0.0, 0.0
+        apart, length = torch.stack(pairs).sum(0).tolist()
+        return apart, length
+
     def save(self, folder: Path) -> None:
         """Write this rank's shard below `folder`; with fewer parameters than ranks some have
         none.

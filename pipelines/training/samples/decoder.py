@@ -115,6 +115,7 @@ def batch_columns(
             "sample_id": name,
             "position": row["position"],
             "batch": row["batch"],
+            "source": PADDING if padding else row["source"],
             "ok": sample is not None,
             "reason": failures.get(name, ""),
         }

@@ -10,6 +10,7 @@ import json
 import numpy as np
 import torch
 from torch import Tensor
+from torch.utils.flop_counter import FlopCounterMode
 
 from gwp import storage
 from gwp.data.records import StreamBatch
@@ -19,14 +20,21 @@ from gwp.model.codecs.text import TextTable, load_text_encoder
 from gwp.model.codecs.video import load_video_codec
 from gwp.model.objective import Batch
 from pipelines.training.engine.node import Node
+from pipelines.training.measure.clock import Clock
 from pipelines.training.prepare import EMBEDDINGS, PreparedRun
 
 
 class Encoders:
-    """Video codec and text encoder of a run, or its cache of what they say."""
+    """Video codec and text encoder of a run, or its cache of what they say.
+
+    flop: arithmetic of the video codec for a sample of the newest batch; 0 with a cache
+    """
 
     def __init__(self, prepared: PreparedRun, node: Node, device: torch.device) -> None:
         self._device = device
+        self.flop = 0
+        # By the shape of a sample's frames.
+        self._flop_of: dict[torch.Size, int] = {}
         if prepared.cache:
             self._text = TextTable(CachedTextEncoder(prepared.cache))
         else:
@@ -49,37 +57,51 @@ class Encoders:
         texts = storage.read_bytes(storage.join(prepared.uri, "texts.json"))
         self._texts: dict[str, str] = json.loads(texts)
 
-    def batch(self, raw: StreamBatch, rows: slice) -> Batch:
+    def batch(self, raw: StreamBatch, rows: slice, clock: Clock | None = None) -> Batch:
         """Some samples of a batch, encoded, on this rank's device. Those that could not be read
         are zeros.
 
-        `raw`: columns of the stream, one row a sample.
+        `raw`: columns of the stream, one row a sample; `clock`: told of the phases `transfer` and
+        `encode`.
         """
+        clock = clock or Clock()
         ok = raw["ok"][rows].astype(bool)
 
         def some(column: np.ndarray) -> Tensor:
             # A copy: torch warns of arrays of Ray's store, which are read-only.
             return torch.from_numpy(column[rows].copy()).to(self._device)
 
-        with torch.no_grad():
+        with clock.within("transfer"):
+            pictures = some(raw["latents"] if "latents" in raw else raw["frames"])
+            # `[B, d]`, in the batch `[B, 1, d]`: the state is one token.
+            state = some(raw["state"])
+            actions, robots = some(raw["actions"]), some(raw["embodiment_id"])
+            step_valid, dim_valid = some(raw["step_valid"]), some(raw["dim_valid"])
+        with clock.within("encode"), torch.no_grad():
             # fp32 `[B, C, T_lat, h, w]` either way.
-            if "latents" in raw:
-                latents = from_stored(some(raw["latents"]))
-            else:
-                latents = self._codec.encode(some(raw["frames"]))
-            text = self._text_of(raw["text_key"][rows], ok)
-        # `[B, d]`, in the batch `[B, 1, d]`: the state is one token.
-        state = some(raw["state"])
+            latents = from_stored(pictures) if "latents" in raw else self._encoded(pictures)
+            text = self._text_of(raw["text_key"][rows], ok).to(self._device)
         return Batch(
             latents=latents,
             state=state.reshape(state.shape[0], 1, -1),
-            actions=some(raw["actions"]),
-            step_valid=some(raw["step_valid"]),
-            dim_valid=some(raw["dim_valid"]),
-            text=text.to(self._device),
-            embodiment=some(raw["embodiment_id"]),
+            actions=actions,
+            step_valid=step_valid,
+            dim_valid=dim_valid,
+            text=text,
+            embodiment=robots,
             ok=torch.from_numpy(ok).to(self._device),
         )
+
+    def _encoded(self, frames: Tensor) -> Tensor:
+        shape = frames.shape[1:]
+        if shape not in self._flop_of:
+            # Of one sample more, whose result nobody takes: torch may count by other kernels than
+            # those that it computes with.
+            with FlopCounterMode(display=False) as counter:
+                self._codec.encode(frames[:1])
+            self._flop_of[shape] = int(counter.get_total_flops())
+        self.flop = self._flop_of[shape]
+        return self._codec.encode(frames)
 
     def _text_of(self, keys: np.ndarray, ok: np.ndarray) -> Tensor:
         """Embeddings `[B, rows, dim]`; a sample that could not be read has no instruction."""

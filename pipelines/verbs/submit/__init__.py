@@ -2,6 +2,7 @@
 
 import argparse
 import re
+from contextlib import nullcontext
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -92,11 +93,13 @@ def connected(args: argparse.Namespace) -> "Jobs":
 
 def run_submit(args: argparse.Namespace) -> int:
     from clusters.jobs.access import is_here
-    from clusters.jobs.submit import known, require_no_values, require_reachable, start
+    from clusters.jobs.requirements import require_no_values, require_reachable
+    from clusters.jobs.submit import known, start
     from gwp.paths import relative_paths
     from pipelines.config.load import load_config
     from pipelines.jobs.sequence import require_sequence
     from pipelines.jobs.train_job import TrainJob
+    from pipelines.verbs.submit.following import leaving
 
     # As written: whether a path was relative decides if the cluster can find it.
     stages = [load_config(file, TrainJob, args.sets, as_written=True) for file in args.files]
@@ -111,11 +114,14 @@ def run_submit(args: argparse.Namespace) -> int:
     if answer is None:
         _look(jobs, work, args.any_version)
         answer = start(jobs, work)
-    _tell(answer)
-    if args.detach:
-        print(answer.job.id)
-        return 0
-    return _finished(jobs, answer.job) if answer.came == "finished" else _followed(jobs, answer)
+    with leaving(answer.job) if answer.came != "finished" else nullcontext():
+        _tell(answer)
+        if args.detach:
+            print(answer.job.id)
+            return 0
+        if answer.came == "finished":
+            return _finished(jobs, answer.job)
+        return _followed(jobs, answer)
 
 
 def _work(stages: "list[TrainJob]", args: argparse.Namespace) -> "Work":
@@ -147,7 +153,7 @@ def _look(jobs: "Jobs", work: "Work", any_version: bool) -> None:
     import platform
 
     from clusters.jobs.probe import probe
-    from clusters.jobs.submit import require_nodes
+    from clusters.jobs.requirements import require_nodes
 
     found = probe(jobs.client, work.secrets)
     python = ".".join(platform.python_version_tuple()[:2])

@@ -2,14 +2,17 @@
 
 import json
 import sys
-from contextlib import ExitStack
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from typing import Any, Self
 
-from clusters.jobs.jobs import Job, Jobs
+from clusters.jobs.jobs import Job, Jobs, still_there
 from pipelines.console import Progress, event, progress
 
 # Of the log of a job that ran before, shown when somebody joins it.
 _EARLIER = 40
+_LONGEST = 4000
+"""Characters of a line of others that are shown."""
 _RESULT = "finished"
 _OWN = {"event", "task", "done", "total", "elapsed_s"}
 
@@ -19,24 +22,27 @@ def follow(jobs: Jobs, job: Job, joined: bool = False) -> tuple[Job, list[dict[s
 
     joined: of what it has printed until now, only the end is shown
     """
-    lines = _Lines()
-    known = ""
-    if joined:
-        known = jobs.log(job)
-        earlier = known.splitlines(keepends=True)
-        for line in earlier[:-_EARLIER]:
-            lines.note(line)
-        lines.take("".join(earlier[-_EARLIER:]))
-    with lines:
-        try:
-            for piece in jobs.follow(job, len(known)):
-                lines.take(piece)
-        except KeyboardInterrupt as stop:
-            raise KeyboardInterrupt(
-                f"{job.id} goes on; to see it again: `gwp jobs logs {job.id} --follow`, to stop it: "
-                f"`gwp jobs stop {job.id}`"
-            ) from stop
+    known = 0
+    with leaving(job), _Lines() as lines:
+        if joined:
+            log = jobs.log(job)
+            known = len(log)
+            earlier = log.split("\n")
+            for line in earlier[:-_EARLIER]:
+                lines.note(line)
+            lines.take("\n".join(earlier[-_EARLIER:]))
+        for piece in jobs.follow(job, known):
+            lines.take(piece)
     return jobs.get(job.id), lines.results
+
+
+@contextmanager
+def leaving(job: Job) -> Iterator[None]:
+    """Whoever leaves by Ctrl-C is told that the job goes on, and how to come back."""
+    try:
+        yield
+    except KeyboardInterrupt as stop:
+        raise KeyboardInterrupt(still_there(job.id)) from stop
 
 
 def results_of(log: str) -> list[dict[str, Any]]:
@@ -65,7 +71,8 @@ class _Lines:
 
     def __init__(self) -> None:
         self.results: list[dict[str, Any]] = []
-        self._rest = ""
+        # Pieces of a line whose end has not come. Joined then: a line may have megabytes.
+        self._begun: list[str] = []
         self._bar: Progress | None = None
         self._task = ""
         self._bars = ExitStack()
@@ -74,15 +81,17 @@ class _Lines:
         return self
 
     def __exit__(self, *_: object) -> None:
-        if self._rest:
-            self._show(self._rest)
+        if any(self._begun):
+            self._show("".join(self._begun))
         self._bars.close()
 
     def take(self, piece: str) -> None:
         """The next characters of the log."""
-        *whole, self._rest = (self._rest + piece).split("\n")
-        for line in whole:
-            self._show(line)
+        first, *more = piece.split("\n")
+        self._begun.append(first)
+        for line in more:
+            self._show("".join(self._begun))
+            self._begun = [line]
 
     def note(self, line: str) -> dict[str, Any] | None:
         """The event of a line, its result kept; None when it is none."""
@@ -103,6 +112,8 @@ class _Lines:
     def _plain(self, line: str) -> None:
         if not line.strip():
             return
+        if len(line) > _LONGEST:
+            line = f"{line[:_LONGEST]}... ({len(line)} characters)"
         if sys.stderr.isatty():
             print(line, file=sys.stderr, flush=True)
         else:

@@ -7,7 +7,7 @@ from typing import Any, get_args
 import pytest
 from pydantic import BaseModel
 
-from clusters.jobs.submit import require_reachable
+from clusters.jobs.requirements import require_reachable
 from gwp import storage
 from gwp.errors import GwpError
 from gwp.paths import absolute_paths, local_paths, marker, relative_paths

@@ -1,12 +1,17 @@
 """`gwp cluster render` as its user runs it."""
 
+import json
+import re
 import stat
+import subprocess
 from pathlib import Path
 
 import pytest
 import yaml
 
 from clusters.document.cluster import Cluster
+from clusters.folder import LIST, write
+from gwp.errors import GwpError
 from pipelines.cli import main
 from pipelines.config.load import dump_resolved, load_any, load_config
 from pipelines.jobs.train_job import TrainJob
@@ -26,7 +31,7 @@ LINE = [str(STAGES / "full" / f"{name}.yaml") for name in ("embodied", "policy")
 
 def render(out: Path, *words: str) -> dict[str, str]:
     assert main(["cluster", "render", *words, "--out", str(out)]) == 0
-    return {path.name: path.read_text() for path in out.iterdir()}
+    return {path.name: path.read_text() for path in out.iterdir() if path.name != LIST}
 
 
 def test_two_stages_for_kubernetes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -131,18 +136,115 @@ def test_other_files_are_not_written_over(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     words = ["cluster", "render", KUBERNETES, "--target", "kuberay", "--out", str(tmp_path)]
-    (tmp_path / "mine").write_text("mine")
+    # Numbered as ours are, and not ours.
+    (tmp_path / "20-ingress.yaml").write_text("mine")
     assert main(words) == 2
-    assert "is not empty; give another --out, or --force" in capsys.readouterr().err
+    assert (
+        "is not empty (20-ingress.yaml); give another --out, or --force" in capsys.readouterr().err
+    )
     assert main([*words, "--force"]) == 0
-    assert (tmp_path / "mine").read_text() == "mine"
-    # With fewer objects, none of before is left for `kubectl apply -f .`.
-    before = {path.name for path in tmp_path.iterdir()}
-    fewer = ["--set", "kubernetes.monitoring_namespace=null", "--force"]
-    assert main([*words, *fewer]) == 0
-    after = {path.name for path in tmp_path.iterdir()}
-    assert not [name for name in after if "monitor" in name]
-    assert len(after) == len(before) - 3
+    assert main([*words, "--force"]) == 0
+    assert (tmp_path / "20-ingress.yaml").read_text() == "mine"
+
+
+def test_nothing_of_an_earlier_render_stays(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def names() -> set[str]:
+        return {path.name for path in tmp_path.iterdir()} - {LIST}
+
+    words = ["--out", str(tmp_path)]
+    laptop = ["cluster", "render", str(EXAMPLES / "laptop.yaml"), "--target", "local"]
+    assert main([*laptop, *words]) == 0
+    # Of another target, which `kubectl apply -f .` would take for an object.
+    assert "cluster.yaml" in names()
+    kubernetes = ["cluster", "render", KUBERNETES, "--target", "kuberay", *words]
+    assert main(kubernetes) == 0
+    before = names()
+    assert not [name for name in before if not name.startswith(("0", "1", "README"))]
+    capsys.readouterr()
+    # With fewer objects, and told: what was applied stays.
+    assert main([*kubernetes, "--set", "kubernetes.monitoring_namespace=null"]) == 0
+    told = capsys.readouterr()
+    assert not [name for name in names() if "monitor" in name]
+    assert len(names()) == len(before) - 3
+    assert "stay until deleted" in told.err
+    assert set(told.out.split()) == {str(tmp_path / name) for name in names()}
+
+
+def test_what_was_changed_by_hand_is_not_lost(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["cluster", "render", KUBERNETES, "--target", "kuberay", "--out", str(tmp_path)]
+    assert main(words) == 0
+    first = min(tmp_path.glob("00-*"))
+    text = first.read_text()
+    first.write_text(f"{text}# mine\n")
+    assert main(words) == 2
+    assert f"changed since they were rendered: {first.name};" in capsys.readouterr().err
+    # A file that is gone is no change that could be lost.
+    first.unlink()
+    assert main(words) == 0
+    assert first.read_text() == text
+
+
+@pytest.mark.parametrize(
+    "listed", ["nonsense", "[]", '{"../outside": "x", "..": "x", "/etc": "x"}']
+)
+def test_a_list_that_was_tampered_with_leads_nowhere(tmp_path: Path, listed: str) -> None:
+    (tmp_path / "outside").write_text("mine")
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / LIST).write_text(listed)
+    assert main(["cluster", "render", KUBERNETES, "--target", "kuberay", "--out", str(out)]) == 0
+    assert (tmp_path / "outside").read_text() == "mine"
+
+
+def test_a_render_that_cannot_be_written_changes_nothing(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "out"
+    words = ["cluster", "render", KUBERNETES, "--target", "kuberay", "--out", str(out)]
+    assert main(words) == 0
+    before = {path.name: path.read_bytes() for path in out.iterdir()}
+    # Files whose names this file system does not take.
+    with pytest.raises(GwpError, match="cannot be written"):
+        write(out, {"00-a.yaml": "new", "x" * 300: "new"})
+    assert {path.name: path.read_bytes() for path in out.iterdir()} == before
+    dangling = tmp_path / "link"
+    dangling.symlink_to(tmp_path / "nowhere")
+    assert main([*words[:-1], str(dangling)]) == 2
+    assert "leads nowhere" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "name", ["a\u2028kind: Pod", "x" * 250, "日本" * 40, "-rf", "null", "1e3", "~"]
+)
+@pytest.mark.parametrize("target", ["kuberay", "slurm", "local"])
+def test_hostile_names_of_runs(tmp_path: Path, name: str, target: str) -> None:
+    document = {"kuberay": KUBERNETES, "slurm": str(EXAMPLES / "slurm.yaml")}
+    words = ["--target", target, "--out", str(tmp_path / "out")]
+    if target == "local":
+        words += ["--job", str(STAGES / "world.yaml")]
+    else:
+        words += ["--job", LINE[0], *WEIGHTS, "--job-set", "run.storage=s3://gwp/runs"]
+    file = document.get(target, str(EXAMPLES / "laptop.yaml"))
+    code = main(["cluster", "render", file, *words, "--job-set", f"run.name={json.dumps(name)}"])
+    if code:
+        assert (code, target) == (2, "kuberay")
+        assert not (tmp_path / "out").exists()
+        return
+    found = {}
+    for path in (tmp_path / "out").glob("*.yaml"):
+        body = yaml.safe_load(path.read_text())
+        found[body["kind"]] = body
+    if target == "kuberay":
+        assert re.fullmatch("[a-z][-a-z0-9]*", found["RayJob"]["metadata"]["name"])
+        assert "Pod" not in found
+        found["TrainJob"] = yaml.safe_load(found["ConfigMap"]["data"]["stage.yaml"])
+    assert found["TrainJob"]["run"]["name"] == name
+    for path in (tmp_path / "out").glob("*.s*"):
+        assert subprocess.run(["bash", "-n", str(path)], check=False).returncode == 0
 
 
 def test_a_file_is_no_folder(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -9,6 +9,7 @@ import pytest
 from gwp.metrics.meter import Meter
 from gwp.metrics.names import SERVE_ROWS, SERVE_STEPS
 from gwp.protocol.messages import ActionChunk, Observation
+from gwp.protocol.report import Report
 from serve.metrics import answered, count, watch_gateway, watch_replica
 from tests.unit.gwp.metrics.test_meter import Backend
 
@@ -43,6 +44,31 @@ def test_answers_are_counted_by_outcome_flag_and_phase() -> None:
     assert phases == {"vae": [pytest.approx(0.04)], "outside": [pytest.approx(0.02 + 0.22)]}
     assert told(backend, "gwp_serve_slack_seconds") == {"": [0.4]}
     assert told(backend, "gwp_serve_observation_age_seconds") == {"": [0.2]}
+    assert "arm-17" not in str(backend.told)
+
+
+def test_robots_report_of_themselves_by_their_make() -> None:
+    backend = Backend()
+    meter = Meter(backend, app="a")
+    report = Report(executed=4, blended=2, dry=1, age_s=0.3)
+    seen = replace(OBSERVATION, embodiment="arm", report=report)
+    answered(meter, seen, CHUNK, took_s=0.1)
+    answered(meter, replace(seen, report=Report(held=3, failed=1)), CHUNK, took_s=0.1)
+    answered(meter, replace(seen, report=None), CHUNK, took_s=0.1)
+    meter.close()
+    by = {
+        (name, dict(tags).get("kind", "")): values
+        for (name, tags), values in backend.told.items()
+        if name.startswith("gwp_client") and dict(tags)["embodiment"] == "arm"
+    }
+    assert by == {
+        ("gwp_client_steps", "executed"): [4],
+        ("gwp_client_steps", "blended"): [2],
+        ("gwp_client_steps", "held"): [3],
+        ("gwp_client_trouble", "dry"): [1],
+        ("gwp_client_trouble", "failed"): [1],
+        ("gwp_client_age_seconds", ""): [0.3],
+    }
     assert "arm-17" not in str(backend.told)
 
 

@@ -105,6 +105,49 @@ def test_a_document_is_read_again_from_what_it_resolves_to(seed: int) -> None:
         ("storage.endpoint=http://minio:port", "is no address"),
         ("env.DB_PASS=abc", "looks like a secret"),
         ("token_auth=false", None),
+        ("kubernetes.volumes=[{claim: c, path: /dev/shm}]", "would lie over /dev/shm"),
+        ("kubernetes.volumes=[{claim: c, path: /dev/shm/x}]", "would lie over /dev/shm"),
+        ("kubernetes.volumes=[{claim: c, path: /tmp/ray/}]", "would lie over /tmp/ray"),
+        ("kubernetes.volumes=[{claim: c, path: /tmp}]", "would lie over /tmp/ray"),
+        ("kubernetes.volumes=[{claim: c, path: //var//cache}]", "would lie over /var/cache/gwp"),
+        ("kubernetes.volumes=[{claim: c, path: /usr/local}]", "would lie over /usr"),
+        ("kubernetes.volumes=[{claim: c, path: /a/../b}]", "leads elsewhere than it says"),
+        ("kubernetes.volumes=[{claim: c, path: /}]", "give one such as /weights"),
+        ("kubernetes.volumes=[{claim: c, path: a}]", "is no place for a disk"),
+        ("kubernetes.volumes=[{claim: c, path: /a}, {claim: d, path: /a/}]", "two disks at /a"),
+        ("kubernetes.volumes=[{claim: c, path: /a}, {claim: d, path: /a/b}]", None),
+        ("kubernetes.namespace=kube-system", "a namespace of Kubernetes itself"),
+        ("pools.data={cpus: 1, memory_gb: 2, max_nodes: 0}", "remove the pool"),
+        ("slurm.venv=s3://b/venv", "is no path of a disk"),
+        ("slurm.env_file=s3://b/env", "is no path of a disk"),
+        ("slurm.venv=''", "is no path of a disk"),
+        ('slurm.venv="/a\\nb"', "a path on one line"),
+        ("secrets.GWP_CACHE={name: a, key: b}", "give its value under `env`"),
+        ("secrets.RAY_SERVE_ENABLE_HA_PROXY={name: a, key: b}", "give its value under `env`"),
+        ("env.RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S='1'", "follows from other fields"),
+        ("env.GWP_CACHE=/fast", None),
+        ('env.A="x\\0y"', "holds a zero byte"),
+        ("env.A=1", "should be text; put it in quotes"),
+        ("kubernetes.service.redis={address: 'localhost:6379'}", "is each pod itself"),
+        ("kubernetes.service.redis={address: '127.1:6379'}", "is each pod itself"),
+        ("kubernetes.service.redis={address: 'redis:0'}", "give one from 1 to 65535"),
+        ("kubernetes.service.redis={address: 'redis:65536'}", "give one from 1 to 65535"),
+        ("image=nvcr.io/nvidia/pytorch:24.01-py3", "holds no gwp"),
+        ("image=index.docker.io/library/python:3.11", "holds no gwp"),
+        ("image=public.ecr.aws/docker/library/python:3.11", "holds no gwp"),
+        ("image=quay.io/rayproject/ray:2.60.0", "holds no gwp"),
+        ("image=nvcr.io/our-team/gwp:1", None),
+        ("image=registry.example.com/python:3.11", None),
+        ("kubernetes.service.robots=[lab]", "give one such as 10.20.0.0/16"),
+        ("kubernetes.service.robots=10.0.0.0/8", "should be a list, such as [a, b]"),
+        ("mlflow='http://[::1'", "is no address that other machines can ask"),
+        ("secrets.A={name: x, key: a/b}", "a key of a Secret"),
+        ('machines=[{name: "x\\ny", cpus: 1, memory_gb: 1}]', "a name on one line"),
+        ("pools.train.memory_gb=1.5Gi", "should be a number, without a unit (got '1.5Gi')"),
+        ("pools.train.memory_gb=1 G", "should be a number, without a unit"),
+        ("pools.train.cpus=500m", "should be a whole number, without a unit"),
+        ("pools.train.cpus=1.5", "should be a whole number"),
+        ("token_auth=maybe", "should be true or false"),
     ],
 )
 def test_a_mistake_is_one_line(given: str, said: str | None, tmp_path: Path) -> None:
@@ -139,6 +182,15 @@ def test_a_pool_that_fits_on_no_machine_is_told_with_all_of_them(tmp_path: Path)
         "pools.train fits on no machine: small has 4 CPUs, a node needs 8; big has 0 GPUs, a node "
         "needs 2"
     )
+
+
+def test_paths_of_nodes_are_whole_ones(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", "/home/me")
+    (tmp_path / "c.yaml").write_text(BASE)
+    sets = ["slurm.venv=venv", "slurm.env_file=~/keys.sh"]
+    slurm = load_config(tmp_path / "c.yaml", Cluster, sets).slurm
+    assert (slurm.venv, slurm.env_file) == (str(tmp_path / "venv"), "/home/me/keys.sh")
 
 
 def test_token_authentication_is_on_unless_it_is_switched_off() -> None:

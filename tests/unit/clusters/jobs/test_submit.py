@@ -3,8 +3,10 @@ given up because nobody could take it at the first try.
 """
 
 import io
+import tempfile
 import zipfile
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import yaml
@@ -13,7 +15,8 @@ from clusters.jobs import access, code
 from clusters.jobs.access import connect
 from clusters.jobs.jobs import Jobs
 from clusters.jobs.probe import Found, probe
-from clusters.jobs.submit import Work, known, require_no_values, require_nodes, start
+from clusters.jobs.requirements import require_no_values, require_nodes
+from clusters.jobs.submit import Work, known, start
 from gwp import __version__
 from gwp.errors import GwpError
 from tests.support.dashboard import Cluster, serving
@@ -96,6 +99,50 @@ def test_two_terminals_that_ask_at_the_same_moment_have_one_job() -> None:
         assert cluster.jobs == taken
 
 
+@pytest.mark.parametrize("ours_is_first", [True, False])
+def test_of_two_sequences_with_a_run_in_common_the_first_one_stays(ours_is_first: bool) -> None:
+    """Each looked before the other was there."""
+    documents = WORK.documents[1:]
+    other = Work(("policy",), WORK.runs[1:], ("policy",), documents)
+    with serving(Cluster()) as cluster:
+        jobs = jobs_of(cluster)
+        rival = start(jobs, other).job
+        cluster.jobs[rival.id]["start_time"] = 2000 if ours_is_first else 0
+        if ours_is_first:
+            assert start(jobs, WORK).came == "started"
+            assert not cluster.stopped
+            return
+        with pytest.raises(
+            GwpError, match=rf"s3://b/policy was submitted .* {rival.id}, which goes on"
+        ):
+            start(jobs, WORK)
+        assert cluster.stopped == [f"{WORK.key}-1"]
+
+
+def test_ctrl_c_once_it_may_be_accepted_says_how_to_come_back() -> None:
+    with serving(Cluster()) as cluster:
+        jobs = jobs_of(cluster)
+        taken = jobs.client.submit_job
+
+        def interrupted(**fields: Any) -> str:
+            taken(**fields)
+            raise KeyboardInterrupt
+
+        jobs.client.submit_job = interrupted  # type: ignore[method-assign]
+        with pytest.raises(KeyboardInterrupt, match=f"{WORK.key}-1 may have been started: "):
+            start(jobs, WORK)
+        assert cluster.started() == [f"{WORK.key}-1"]
+
+
+def test_no_place_for_what_travels_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    with serving(Cluster()) as cluster:
+        jobs = jobs_of(cluster)
+        monkeypatch.setattr(tempfile, "tempdir", "/nowhere/at/all")
+        with pytest.raises(GwpError, match="set TMPDIR to a folder with room"):
+            start(jobs, WORK)
+        assert not cluster.asked
+
+
 def test_a_job_that_runs_with_other_files_or_with_one_of_the_runs_is_in_the_way() -> None:
     with serving(Cluster()) as cluster:
         jobs = jobs_of(cluster)
@@ -125,8 +172,16 @@ def test_jobs_are_found_by_id_by_key_and_by_run_and_those_of_others_are_not_ours
         for word in (first.id, WORK.key, "world", "policy"):
             assert jobs.find(word).id == first.id
         elsewhere = replace(WORK, runs=("s3://c/world", "s3://c/policy"))
-        start(jobs, elsewhere)
-        with pytest.raises(GwpError, match=r"policy is a run of several jobs; give one of gwp-pol"):
+        second = start(jobs, elsewhere).job
+        with pytest.raises(GwpError) as raised:
+            jobs.find("policy")
+        for job in (first, second):
+            assert f"{job.id} (RUNNING, {', '.join(job.runs)})" in str(raised.value)
+        # Of several, the one that is not over is meant.
+        cluster.jobs[first.id]["status"] = "FAILED"
+        assert jobs.find("policy").id == second.id
+        cluster.jobs[second.id]["status"] = "SUCCEEDED"
+        with pytest.raises(GwpError, match="several jobs"):
             jobs.find("policy")
         with pytest.raises(GwpError, match="knows no job or run nobody"):
             jobs.find("nobody")

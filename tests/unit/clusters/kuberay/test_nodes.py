@@ -18,7 +18,7 @@ def node(name: str, taints: list[dict[str, str]] | None = None, **changes: Any) 
     return {
         "kind": "Node",
         "metadata": {"name": name, "labels": changes.pop("labels", {})},
-        "spec": {"taints": taints or []},
+        "spec": {"taints": taints or [], "unschedulable": changes.pop("unschedulable", False)},
         "status": {"allocatable": allocatable | changes},
     }
 
@@ -48,6 +48,8 @@ def test_pods_are_where_they_can_be() -> None:
         ({"labels": {}}, "gpu has no label nvidia.com/gpu.product=H100"),
         ({"taints": [{"key": "other", "effect": "NoExecute"}]}, "gpu is tainted other:NoExecute"),
         ({"taints": [{"key": "other", "effect": "PreferNoSchedule"}]}, None),
+        # As a taint of somebody else, it may go again, and no pod comes there until then.
+        ({"unschedulable": True}, "gpu is cordoned"),
     ],
 )
 def test_a_pool_that_no_node_holds_is_told_with_the_reasons(
@@ -71,14 +73,49 @@ def test_many_nodes_make_one_line() -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "number"), [("2", 2), ("250m", 0.25), ("1Gi", 2**30), ("1.5k", 1500), ("3G", 3e9)]
+    ("text", "number"),
+    [
+        ("2", 2),
+        ("250m", 0.25),
+        ("1Gi", 2**30),
+        ("1.5k", 1500),
+        ("3G", 3e9),
+        ("1e3", 1000),
+        ("12E6", 12e6),
+        ("2E", 2e18),
+        ("1Pi", 2**50),
+        (".5", 0.5),
+        ("100n", 1e-7),
+    ],
 )
 def test_quantities(text: str, number: float) -> None:
-    assert quantity(text) == number
+    assert quantity(text) == pytest.approx(number, rel=1e-12)
 
 
-@pytest.mark.parametrize("text", ["", "{", "[]", '{"items": []}', '{"items": [{"kind": "Pod"}]}'])
+@pytest.mark.parametrize("text", ["-1", "1 G", "1gi", "x", "", "1e", "1.2.3", "0x10"])
+def test_what_is_no_quantity(text: str) -> None:
+    with pytest.raises(ValueError, match="no quantity"):
+        quantity(text)
+
+
+WRONG = [
+    {"kind": "Node"},
+    node("a") | {"metadata": {}},
+    node("a") | {"metadata": None},
+    node("a") | {"status": {}},
+    node("a") | {"status": {"allocatable": []}},
+    node("a", cpu="many"),
+    node("a", cpu=None),
+    node("a", taints=[{"value": "x"}]),
+    {"kind": "Pod"},
+]
+
+
+@pytest.mark.parametrize(
+    "text", ["", "{", "[]", "null", '{"items": []}', *(json.dumps({"items": [w]}) for w in WRONG)]
+)
 def test_what_is_no_list_of_nodes_is_told(text: str) -> None:
     with pytest.raises(GwpError, match="kubectl get nodes -o json"):
         read_nodes(text, "nodes.json")
-    assert read_nodes(json.dumps({"items": [node("a")]}), "nodes.json")
+    bare = node("a") | {"spec": {}}
+    assert read_nodes(json.dumps({"items": [node("a"), bare]}), "nodes.json")

@@ -107,6 +107,14 @@ def test_secrets_are_references_and_go_where_they_are_needed() -> None:
     assert "create secret generic s3 --from-file=id=FILE --from-file=secret=FILE" in notes
 
 
+@pytest.mark.parametrize("seed", range(8))
+def test_a_variable_of_a_pod_has_one_value(seed: int) -> None:
+    document = any_cluster(seed).model_copy(update={"env": {"GWP_CACHE": "/fast"}})
+    for pod in pods(document):
+        names = [e["name"] for e in pod["spec"]["containers"][0].get("env", [])]
+        assert len(names) == len(set(names))
+
+
 @pytest.mark.parametrize(("account", "queue"), [(None, None), ("trainer", None), (None, "q")])
 def test_only_who_asks_the_api_server_has_a_token_for_it(
     account: str | None, queue: str | None

@@ -8,6 +8,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from gwp.model.config import Family, Group, ModelConfig
 from gwp.model.cost import forward_flop, parameter_counts, tokens_of, training_flop
+from gwp.model.draws import draw_noise
+from gwp.model.objective import Batch, Counts, ObjectiveConfig, levels_of, training_losses
 from gwp.model.transformer import Tokens, WorldActionTransformer
 from tests.support.tiny import tiny_config
 
@@ -47,6 +49,35 @@ def test_the_closed_form_is_what_torch_counts(family: Family, mode: str) -> None
     actions, future = MODES[mode]
     tokens = tokens_of(config, (3, 6, 4), actions, future)
     assert forward_flop(config, tokens, 7) == counted(config, (3, 6, 4), actions, future)
+
+
+@pytest.mark.parametrize("family", ["gwp0", "gwp05"])
+def test_a_step_is_what_torch_counts_of_it_forward_and_backward(family: Family) -> None:
+    """But for what nobody asks the derivative of: the inputs."""
+    config = tiny_config(family, num_layers=8)
+    latent, actions, text_rows = (3, 6, 4), 5, 7
+    with torch.device("meta"):
+        model = WorldActionTransformer(config)
+        batch = Batch(
+            latents=torch.empty(2, config.in_channels, *latent),
+            state=torch.empty(2, 1, config.action_channels),
+            actions=torch.empty(2, actions, config.action_channels),
+            step_valid=torch.ones(2, actions, dtype=torch.bool),
+            dim_valid=torch.ones(2, config.action_channels, dtype=torch.bool),
+            text=torch.empty(2, text_rows, config.text_dim),
+            embodiment=torch.zeros(2, dtype=torch.long),
+            ok=torch.ones(2, dtype=torch.bool),
+        )
+    objective = ObjectiveConfig()
+    levels = levels_of(objective, 0, range(2), actions)
+    noise = draw_noise(
+        0, range(2), (config.in_channels, 2, 6, 4), (actions, config.action_channels)
+    )
+    with FlopCounterMode(display=False) as counter:
+        losses = training_losses(model, batch, objective, False, levels, noise, Counts(1.0, 1.0))
+        losses.total.backward()
+    told = 2 * training_flop(config, tokens_of(config, latent, actions), text_rows)
+    assert 0.97 * told < counter.get_total_flops() <= told
 
 
 @pytest.mark.parametrize("family", ["gwp0", "gwp05"])

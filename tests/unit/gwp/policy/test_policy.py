@@ -7,11 +7,16 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+import torch
 
 from gwp.errors import BundleError, ObservationError
+from gwp.native.build import library
+from gwp.policy.batching.engine import Engine
+from gwp.policy.batching.schedule import BatchingConfig
 from gwp.policy.bundle import read_bundle, read_id, seal
 from gwp.policy.policy import Policy
 from gwp.protocol.messages import Observation
+from pipelines.bench.act.sizes import SIZES, observation, random_policy
 from tests.support.tiny import TINY_ARM, make_tiny_bundle
 
 
@@ -73,6 +78,24 @@ def test_robots_in_one_batch_do_not_see_each_other(policy):
     together = policy.act_batch([observe(s) for s in range(3)])
     for s, chunk in enumerate(together):
         np.testing.assert_allclose(chunk.actions, policy.act(observe(s)).actions, atol=1e-5)
+
+
+@pytest.mark.parametrize("size", ["tiny", "small"])
+@pytest.mark.parametrize("family", ["gwp0", "gwp05"])
+def test_to_the_last_bit_a_chunk_is_the_same_in_a_batch_and_alone(size, family):
+    """With compiled layers, at widths where libraries choose kernels by the number of rows."""
+    if library("passes") is None:
+        pytest.skip("no compiler here: torch's operators add by the size of the batch")
+    policy = random_policy(SIZES[size], family, 2, "cpu", torch.float32)
+    seen = [observation(SIZES[size], seed) for seed in range(7)]
+    alone = [policy.act(o).actions for o in seen]
+    for together in (2, 3, 7):
+        for chunk, expected in zip(policy.act_batch(seen[:together]), alone, strict=False):
+            assert np.array_equal(chunk.actions, expected)
+    with Engine(policy, BatchingConfig(slots=5, group=3)) as engine:
+        futures = [engine.submit(o) for o in seen]
+        for future, expected in zip(futures, alone, strict=True):
+            assert np.array_equal(future.result(60).actions, expected)
 
 
 def test_committed_actions_are_kept_and_the_reply_starts_after_them(policy):

@@ -58,7 +58,6 @@ def test_it_needs_as_many_nodes_as_hold_its_workers(
     ("sets", "train", "said"),
     [
         ([], {"gpus": 3}, "8 workers need a GPU each, and pools.train has 3 (1 x 3 GPUs)"),
-        ([], {"max_nodes": 0}, "pools.train.max_nodes: 0"),
         ([], {}, "8 workers need a GPU each, and pools.train has 0"),
         (
             ["cluster.cpus_per_worker=40"],
@@ -133,6 +132,45 @@ def test_a_bucket_needs_keys_or_somebody_who_may() -> None:
     assert not list(stage.misfits(job(), somebody, "kuberay"))
     # There it is the user's own environment, or `slurm.env_file`.
     assert not list(stage.misfits(job("cluster.cpus_per_worker=3"), nobody, "slurm"))
+
+
+@pytest.mark.parametrize(
+    ("given", "without"),
+    [
+        (["serve"], "the pods of head, train, data have none"),
+        (["head", "train"], "the pods of data have none"),
+        (["head", "train", "data"], None),
+        ([], None),
+    ],
+)
+def test_keys_that_its_pods_do_not_get_are_none(given: list[str], without: str | None) -> None:
+    secrets = {**SECRETS, "AWS_SECRET_ACCESS_KEY": {"name": "s3", "key": "secret", "pools": given}}
+    document = cluster(pools=pools(gpus=8).pools.model_dump(), secrets=secrets)
+    lines = list(stage.misfits(job(), document, "kuberay"))
+    assert [without in line for line in lines if without] == [True] * bool(without)
+    assert len(lines) == bool(without)
+
+
+def test_an_endpoint_needs_keys_where_it_resolves_and_where_it_loads() -> None:
+    secrets = {name: {**key, "pools": ["serve"]} for name, key in SECRETS.items()}
+    document = cluster(pools=pools(gpus=8).pools.model_dump(), secrets=secrets)
+    (line,) = endpoint.misfits(app(policy="s3://gwp/bundle"), document, "kuberay")
+    assert "the pods of head have none" in line
+
+
+def test_a_run_is_not_written_to_a_disk_that_pods_may_only_read() -> None:
+    disks = [
+        {"claim": "weights", "path": "/weights"},
+        {"claim": "runs", "path": "/weights/runs", "read_only": False},
+    ]
+    document = cluster(
+        pools=pools(gpus=8).pools.model_dump(), secrets=SECRETS, kubernetes={"volumes": disks}
+    )
+    assert not list(stage.misfits(job("run.storage=/weights/runs/mine"), document, "kuberay"))
+    (line,) = stage.misfits(job("run.storage=/weights/mine"), document, "kuberay")
+    assert line.startswith(
+        "run.storage: /weights/mine is on the disk /weights, which pods may only"
+    )
 
 
 def test_a_path_below_a_volume_is_seen_by_all_pods() -> None:

@@ -5,8 +5,10 @@ from collections.abc import Callable
 import pytest
 
 from gwp.metrics.meter import Meter
-from pipelines.tracking.live import LiveRun
+from pipelines.tracking.live import LiveRun, Work
 from tests.unit.gwp.metrics.test_meter import Backend
+
+WORK = Work(samples=8, tokens=400, flop=1e9, encoder_flop=1e6)
 
 
 @pytest.fixture
@@ -34,14 +36,18 @@ Told = Callable[[int, Callable[[LiveRun], None]], dict[str, list[float]]]
 def steps(live: LiveRun) -> None:
     live.begins(20)
     for step in range(21, 26):
-        live.stepped(step, samples=8, flop=1e9, skipped=max(0, step - 23))
+        live.stepped(step, WORK, skipped=max(0, step - 23))
     live.losses({"loss": 0.5})
     live.losses({"loss": 0.7}, validation=True)
     live.taken(25)
     live.resumes()
-    live.stepped(26, samples=8, flop=1e9, skipped=2)
+    live.stepped(26, WORK, skipped=2)
     live.committed(25)
     live.spent("stepping", 1.5)
+    live.figures({"speed/mfu": 0.4, "loss/mode/wam": 0.9, "memory/process_gib": 2, "time/step": 3})
+    live.phases({"data": 0.5, "rest": 0.0})
+    live.phases({"data": 0.25, "rest": 0.1})
+    live.started({"start/list": 3.0, "start/total": 9.0})
 
 
 def test_rank_0_speaks_for_the_run(told: Told) -> None:
@@ -59,6 +65,14 @@ def test_rank_0_speaks_for_the_run(told: Told) -> None:
     assert len(found["step_seconds"]) == 5
     assert len(found["checkpoint_seconds"]) == 1
     assert found["phase_seconds stepping"] == [1.5]
+    assert (sum(found["tokens"]), sum(found["encoder_flop"])) == (2400, 6e6)
+    assert (found["mfu"][-1], found["loss mode/wam"][-1]) == (0.4, 0.9)
+    assert found["memory_bytes"][-1] == 2 << 30
+    assert (sum(found["step_phase_seconds data"]), found["step_phase_seconds rest"]) == (
+        0.75,
+        [0.1],
+    )
+    assert (found["start_seconds list"][-1], found["start_seconds total"][-1]) == (3, 9)
 
 
 def test_other_ranks_say_where_their_time_goes_and_nothing_else(told: Told) -> None:

@@ -58,7 +58,14 @@ def sample(name, value):
 
 def rows(*names):
     return [
-        {"sample_id": n, "position": 10 + i, "batch": 8, "kind": "robot", "bucket": 0}
+        {
+            "sample_id": n,
+            "position": 10 + i,
+            "batch": 8,
+            "source": i,
+            "kind": "robot",
+            "bucket": 0,
+        }
         for i, n in enumerate(names)
     ]
 
@@ -70,6 +77,7 @@ def test_failed_samples_hold_their_place_and_say_why():
     assert columns["ok"].tolist() == [True, False, True]
     assert columns["reason"].tolist() == ["", "truncated", ""]
     assert columns["position"].tolist() == [10, 11, 12]
+    assert columns["source"].tolist() == [0, 1, 2]
     assert columns["frames"][[0, 2], 0, 0, 0, 0].tolist() == [1, 3]
     assert columns["embodiment_id"].tolist() == [1, 0, 1]
 

@@ -14,6 +14,7 @@ from gwp.errors import GwpError
 from pipelines.training import workers as workers_module
 from pipelines.training.control.failures import lost_of_ray
 from pipelines.training.control.stopped import StoppedError
+from pipelines.training.measure.startup import StartUp
 from pipelines.training.workers import run_workers
 from tests.unit.pipelines.training.test_prepare import job
 
@@ -32,7 +33,7 @@ class Starts:
         # How many failures of workers each was allowed.
         self.allowed: list[int] = []
 
-    def __call__(self, _: Any, __: Any, max_failures: int) -> None:
+    def __call__(self, _: Any, __: Any, max_failures: int, ___: Any) -> None:
         self.allowed.append(max_failures)
         end = self._ends.pop(0)
         if end:
@@ -48,7 +49,7 @@ def run(
     patch.setattr(workers_module, "warn", warned.append)
     prepared: Any = SimpleNamespace(uri=str(folder), job=job(f"cluster.max_failures={most}"))
     record: Any = None
-    run_workers(prepared, record)
+    run_workers(prepared, record, StartUp())
     return starts.allowed, warned
 
 
@@ -98,7 +99,7 @@ def test_failures_of_workers_count_too(tmp_path: Path, monkeypatch: pytest.Monke
     monkeypatch.setattr(workers_module, "_start", start)
     prepared: Any = SimpleNamespace(uri=str(tmp_path), job=job("cluster.max_failures=3"))
     record: Any = None
-    run_workers(prepared, record)
+    run_workers(prepared, record, StartUp())
     assert starts.allowed == [3, 1]
 
 

@@ -4,7 +4,8 @@ import json
 
 import pytest
 
-from pipelines.verbs.submit.following import _Lines, last_progress, results_of
+from clusters.jobs.jobs import Job
+from pipelines.verbs.submit.following import _Lines, last_progress, leaving, results_of
 
 PROGRESS = {"event": "progress", "task": "policy: a", "done": 3, "total": 9, "loss": 0.5}
 FINISHED = {"event": "finished", "stage": "policy", "run": "a", "steps": 9}
@@ -38,6 +39,30 @@ def test_a_last_line_without_its_end_is_shown(capsys: pytest.CaptureFixture[str]
     with _Lines() as lines:
         lines.take("killed")
     assert json.loads(capsys.readouterr().err) == {"event": "log", "text": "killed"}
+
+
+def test_a_line_of_megabytes_is_cut_and_what_follows_it_is_seen(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    with _Lines() as lines:
+        # As the stream brings it.
+        for _ in range(3000):
+            lines.take("x" * 1000)
+        lines.take("\n" + json.dumps(FINISHED) + "\n")
+    first, second = capsys.readouterr().err.splitlines()
+    assert json.loads(first)["text"].endswith("x... (3000000 characters)")
+    assert len(first) < 5000
+    assert json.loads(second)["event"] == "finished"
+    assert lines.results
+
+
+def test_ctrl_c_says_how_to_come_back() -> None:
+    job = Job(
+        "gwp-a-1", "gwp-a", 1, ("a",), ("s3://b/a",), ("policy",), "d", "RUNNING", "", 0, None
+    )
+    said = r"gwp-a-1 goes on; .* `gwp jobs stop gwp-a-1`"
+    with pytest.raises(KeyboardInterrupt, match=said), leaving(job):
+        raise KeyboardInterrupt
 
 
 def test_how_far_a_job_is_and_what_it_gave_are_read_from_its_log() -> None:

@@ -13,6 +13,7 @@ from gwp.errors import GwpError, ObservationError
 from gwp.protocol.fields import FIELDS, unknown
 from gwp.protocol.messages import ActionChunk
 from gwp.protocol.msgpack_numpy import ProtocolError, packb, unpackb
+from gwp.protocol.report import Report
 from serve.messages.replies import join, to_error, to_reply
 from serve.messages.requests import to_observation
 from serve.messages.together import split
@@ -108,6 +109,16 @@ def test_keys_of_other_houses_are_understood(message: dict[str, Any]) -> None:
         (good(prompt=["go", "stop"]), "prompt: got list, expected text"),
         (good(request_id="x" * 65), "request_id: .* up to 64"),
         (good(request_id=1.5), "request_id: got float"),
+        (good(report=3), "report: got int, expected a map with any of executed, blended"),
+        (good(report={"exeuted": 3}), "report.exeuted: unknown; did you mean executed?"),
+        (good(report={"held": -1}), "report.held: expected a whole number of 0 to 1000000"),
+        (good(report={"held": 1e3}), "report.held: expected a whole number"),
+        (good(report={"held": True}), "report.held: expected a whole number"),
+        (good(report={"held": 1 << 40}), "report.held: expected a whole number"),
+        (good(report={"held": {"a": 1}}), "report.held: expected a whole number"),
+        (good(report={"age_s": np.nan}), "report.age_s: expected 0 to 86400 seconds"),
+        (good(report={"age_s": "old"}), "report.age_s: expected 0 to 86400 seconds"),
+        (good(observation={"report": {"held": 1}}), "send it as `report.held`"),
         (good(steps_left=-1), "steps_left: got -1, expected 0 or more"),
         (good(rate=0), "rate: expected a positive number of Hz"),
         (good(rate=float("nan")), "rate"),
@@ -143,6 +154,7 @@ def test_every_field_is_taken_and_none_of_them_is_unknown() -> None:
         max_age_s=0.3,
         steps_left=4,
         rate=50,
+        report={"executed": 3, "age_s": 0.25},
         request_id="abc",
         endpoint="infer",
     )
@@ -151,6 +163,7 @@ def test_every_field_is_taken_and_none_of_them_is_unknown() -> None:
     told, _ = ONE.admit(to_observation(unpackb(packb(message)), ONE))
     assert (told.robot, told.session, told.episode) == ("r", "s", "e")
     assert (told.max_age_s, told.steps_left, told.rate, told.request_id) == (0.3, 4, 50.0, "abc")
+    assert told.report == Report(executed=3, age_s=0.25)
     assert told.executed_action is not None
     assert told.executed_action.dtype == np.float32
     assert unknown("prefix_action") == "prefix_action: unknown; did you mean prefix_actions?"

@@ -1,0 +1,1 @@
+"""What the terminal shows of a stage that is being trained."""
