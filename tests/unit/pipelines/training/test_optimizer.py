@@ -1,6 +1,7 @@
 """What trains and by which rule, under every ZeRO stage as in a plain loop."""
 
 import importlib.util
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -311,3 +312,28 @@ def test_in_bf16_what_is_frozen_leaves_as_it_was_trained_beside(tmp_path: Path) 
                         stage,
                         one,
                     )
+
+
+def compiled(rank: Rank) -> dict[str, Any]:
+    told = {}
+    for name, sets in (
+        ("plain", []),
+        ("compiled", ["engine.compile=true"]),
+        ("again", ["engine.compile=true", "engine.gradient_checkpointing=true"]),
+    ):
+        rank.start(2, *SETS, *sets)
+        told[name] = rank.take(range(STEPS))
+    rank.save("compiled")
+    return told
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+@pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a compiler")
+def test_compiled_blocks_take_the_same_steps(tmp_path: Path) -> None:
+    told = ranks.run(compiled, 1, tmp_path, timeout=560)
+    for name, losses in told.items():
+        for got, want in zip(losses, told["plain"], strict=True):
+            assert got == pytest.approx(want, abs=TOLERANCE), name
+    # Names are those of a model that is not compiled.
+    assert full_state(tmp_path / "compiled").keys() == dict(tiny_model().named_parameters()).keys()
