@@ -13,13 +13,13 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.nn import functional as F
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from clusters.services import free_ports
 from gwp.model.draws import draw_noise
 from gwp.model.objective import levels_of, training_losses
 from gwp.model.transformer import WorldActionTransformer
 from pipelines.bench.train.problem import Problem
+from pipelines.compat import operators_of
 
 Step = Callable[[], object]
 
@@ -29,7 +29,7 @@ _ATTENTION = (
     "_scaled_dot_product_efficient_attention",
     "_scaled_dot_product_cudnn_attention",
 )
-_PRODUCTS = {"mm", "addmm", "bmm", "baddbmm", *_ATTENTION, *(f"{n}_backward" for n in _ATTENTION)}
+PRODUCTS = {"mm", "addmm", "bmm", "baddbmm", *_ATTENTION, *(f"{n}_backward" for n in _ATTENTION)}
 
 
 def side(name: str, problem: Problem) -> Step:
@@ -79,7 +79,8 @@ class _Bare:
         self._optimizer.zero_grad()
         if apart:
             with torch.no_grad():
-                torch._foreach_copy_(parameters, self._masters)
+                for parameter, master in zip(parameters, self._masters, strict=True):
+                    parameter.copy_(master)
 
 
 class _Loss:
@@ -146,30 +147,12 @@ def _mask_attention() -> None:
     block._block_causal = masked
 
 
-class _Recorder(TorchDispatchMode):
-    """Every product that runs while it is entered, with what it was given."""
-
-    def __init__(self) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
-        self.calls: list[tuple[Any, Any, Any]] = []
-
-    def __torch_dispatch__(
-        self, func: Any, _types: Any, args: Any = (), kwargs: Any = None
-    ) -> object:
-        given = kwargs or {}
-        if func.overloadpacket.__name__ in _PRODUCTS:
-            self.calls.append((func, args, given))
-        return func(*args, **given)
-
-
 def _products(step: Step) -> Step:
-    with _Recorder() as recorder:
-        step()
-    calls = recorder.calls
+    calls = operators_of(step, PRODUCTS)
 
     def run() -> None:
         with torch.no_grad():
-            for func, args, kwargs in calls:
-                func(*args, **kwargs)
+            for call in calls:
+                call()
 
     return run

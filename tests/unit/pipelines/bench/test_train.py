@@ -10,6 +10,7 @@ from pipelines.bench.train import sides
 from pipelines.bench.train.problem import Problem
 from pipelines.bench.train.show import table
 from pipelines.bench.train.stack import read_whole
+from pipelines.compat import operators_of
 from pipelines.tracking.curves import write_figures
 
 TINY = Problem("tiny", "gwp05", 2, "cpu", "fp32", 1)
@@ -63,17 +64,17 @@ def test_in_bf16_masters_are_fp32_and_weights_follow_them() -> None:
 
 
 def test_products_are_those_of_forward_and_backward() -> None:
-    with sides._Recorder() as forward:
-        loss = sides._Loss(TINY)(sides._model(TINY))
-    with sides._Recorder() as backward:
-        loss.backward()
-    names = [func.overloadpacket.__name__ for func, _, _ in forward.calls]
+    losses: list[torch.Tensor] = []
+    forward = operators_of(
+        lambda: losses.append(sides._Loss(TINY)(sides._model(TINY))), sides.PRODUCTS
+    )
+    backward = operators_of(losses[0].backward, sides.PRODUCTS)
     layers, segments, experts = 4, 3, 2
     # Self-attention by segment, then that to the text by expert.
-    attention = [name for name in names if "attention" in name]
+    attention = [call for call in forward if "attention" in str(call.func)]
     assert len(attention) == layers * (segments + experts)
     # Each product has one for its input and one for its weight.
-    assert len(backward.calls) > 1.5 * len(forward.calls)
+    assert len(backward) > 1.5 * len(forward)
 
 
 def test_the_whole_stack_is_read_from_the_figures_of_its_run(tmp_path: Path) -> None:
