@@ -30,6 +30,8 @@ _PEAKS = {
 that fits. Of NVIDIA's data sheets of each product (those that print a figure with sparsity only:
 half of it); A10G: of AWS; RTX: of the white papers of the Ada and Blackwell architectures.
 """
+_LESS = {"Laptop", "Max-Q", "D", "MIG"}
+"""Words in the names of slower products, and of parts of one."""
 _MOST_S = 0.2
 """Seconds of a measurement."""
 _SIDE = 512
@@ -37,6 +39,8 @@ _SIDE = 512
 
 def published_peak(name: str) -> float | None:
     """FLOP/s in bf16 of a GPU by the name that CUDA gives it; None: not in the table."""
+    if _LESS & set(name.split()):
+        return None
     words = set(name.replace("-", " ").split())
     for known, peak in _PEAKS.items():
         if set(known.split()) <= words:

@@ -27,10 +27,12 @@ def test_it_says_what_the_run_is_made_of(record: RunRecord) -> None:
         f"fingerprint `{record.fingerprint[:12]}`",
         f"{record.samples} samples of {len(record.sources)} sources",
         "| weights | not finished |",
-        "| starts from | random weights |",
+        f"| starts from | {job.init} |",
     ):
         assert part in text, part
     assert "Checkpoints" not in text
+    fresh = replace(record, params={**record.params, "init": None})
+    assert "| starts from | random weights |" in note(fresh)
     assert "run `abc`, run `def`" in note(replace(record, parents=("abc", "def")))
 
 

@@ -20,6 +20,9 @@ from pipelines.training.measure.peak import measured_peak, peak_of, published_pe
         ("NVIDIA B200", 2250e12),
         ("NVIDIA GeForce GTX 1080", None),
         ("NVIDIA A1000", None),
+        ("NVIDIA GeForce RTX 4090 Laptop GPU", None),
+        ("NVIDIA GeForce RTX 4090 D", None),
+        ("NVIDIA A100-SXM4-80GB MIG 1g.10gb", None),
     ],
 )
 def test_a_gpu_is_known_by_its_name(name: str, peak: float | None) -> None:
