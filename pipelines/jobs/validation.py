@@ -18,3 +18,7 @@ class ValidationConfig(BaseModel):
     """So many of their samples, spread evenly over them. Every checkpoint asks for a pass over
     them without gradients; they stay encoded in memory, divided among the workers.
     """
+    looked_at: int = Field(default=8, ge=0)
+    """So many of them are also acted on and imagined at each checkpoint, with 10 solver steps: what
+    becomes of them is told in units of a range and in dB, and some are shown. 0: none.
+    """

@@ -188,6 +188,9 @@ def checkpoint_bytes(job: TrainJob, parameters: int) -> int:
     # Stage 0 has no masters beside its weights.
     optimiser = 8 if engine.zero_stage == 0 else 12
     weights = 2 if engine.precision == "bf16" else 4
+    if engine.zero_stage == 3:
+        # They follow from the masters, and are in no file.
+        weights = 0
     average = 4 if engine.ema_decay else 0
     return parameters * weights + job.trained * (optimiser + average)
 

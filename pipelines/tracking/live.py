@@ -156,10 +156,12 @@ class LiveRun:
         """Steps go on behind a checkpoint."""
         self._ended = time.perf_counter()
 
-    def committed(self, step: int) -> None:
-        """The checkpoint of `step` is whole. Called beside the steps."""
+    def committed(self, step: int) -> float | None:
+        """The checkpoint of `step` is whole; the seconds that it took, where that is known. Called
+        beside the steps.
+        """
         if not self._first:
-            return
+            return None
         now = time.time()
         begun = self._taken.pop(step, None)
         if begun is not None:
@@ -167,6 +169,7 @@ class LiveRun:
         self._meter.set(TRAIN_CHECKPOINT, now)
         self._saved = step
         self._tell_steps()
+        return None if begun is None else now - begun
 
     def close(self) -> None:
         """Hand over what is left."""

@@ -6,6 +6,7 @@ is copied.
 """
 
 import json
+import logging
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,16 +14,26 @@ from typing import TYPE_CHECKING, Any
 from gwp import storage
 from gwp.errors import GwpError, MissingError
 from gwp.policy.locate import parse_model_uri
-from pipelines.tracking.runs import client, explained, tracking_uri
+from pipelines.tracking.artefacts import add_version
+from pipelines.tracking.runs import client, explained, short, tracking_uri
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
+
+    from gwp.policy.bundle import Bundle
 
 POLICY_TAG = "policy_id"
 RUN_TAG = "gwp.run"
 """Folder of the run that a version was made of."""
 CHECKPOINT_TAG = "gwp.checkpoint"
 """Its checkpoint."""
+BEST_TAG = "gwp.best_checkpoint"
+"""Of a run: the one of the lowest loss in validation."""
+GATE_TAG = "gwp.gate."
+"""Of a version, with a name behind it: what it passed before it was registered."""
+
+
+logger = logging.getLogger(__name__)
 
 
 def register(
@@ -56,6 +67,35 @@ def made_of(lineage: Mapping[str, Any]) -> dict[str, str]:
     stages = lineage.get("stages") or [{}]
     tags = {RUN_TAG: stages[0].get("run"), CHECKPOINT_TAG: lineage.get("checkpoint")}
     return {key: value for key, value in tags.items() if value}
+
+
+def gates_of(bundle: "Bundle") -> dict[str, str]:
+    """What a bundle that could be read has passed: name -> in words."""
+    robots = ", ".join(sorted(bundle.embodiments))
+    return {
+        "integrity": "sha256 of every file, shapes and widths",
+        "contract": f"statistics and limits of {robots}",
+        "lineage": "known" if bundle.lineage.get("stages") else "not known",
+    }
+
+
+def note_version(
+    run_id: str, name: str, version: str, alias: str, policy_id: str, gates: str
+) -> None:
+    """Name a version on the page of the run that it was made of; a run that is not there, or an
+    MLflow that does not take it, is told and stops nothing: the version is registered.
+    """
+    line = {
+        "policy": name,
+        "version": version,
+        "alias": alias,
+        "id": f"`{policy_id[:12]}`",
+        "gates": gates.replace("|", "/"),
+    }
+    try:
+        add_version(client(), run_id, line)
+    except Exception as error:  # noqa: BLE001  whatever MLflow raises
+        logger.warning("run %s does not name the version: %s", run_id, short(error))
 
 
 def checkpoints_of(run_uri: str, run_id: str) -> set[str]:

@@ -20,6 +20,11 @@ if TYPE_CHECKING:
 _RETRY_S = 15.0
 """After a failure the server is left alone for so long."""
 
+_MOST_FILES = 50
+"""Files that wait while MLflow is away."""
+Send = Callable[["MlflowClient", str], None]
+"""Sends something, by a client, to the run of an id."""
+
 logger = logging.getLogger(__name__)
 
 
@@ -53,6 +58,7 @@ class RunLog:
         self._points: list[Point] = []
         self._records = 0
         self._tags: dict[str, str] = {}
+        self._files: dict[str, Send] = {}
         # Of which steps MLflow may lack figures that the run folder has: above the first, which
         # is None where MLflow is to be asked, up to the second.
         self._lacking: tuple[int | None, int] | None = None
@@ -91,6 +97,13 @@ class RunLog:
         """Record facts of the run, such as the newest checkpoint's URI."""
         with self._changed:
             self._tags |= tags
+
+    def send(self, name: str, what: Send) -> None:
+        """Have a file, table or picture sent, in place of what waits under this name. What MLflow
+        does not take is logged and left out: the run folder has it.
+        """
+        with self._changed:
+            self._files[name] = what
 
     def cover(self, step: int, attempt: int) -> None:
         """Write the figures since the last call, up to `step`, into the run folder: before the
@@ -147,15 +160,19 @@ class RunLog:
                 asked = self._flushing
                 points, self._points = self._points, []
                 tags, self._tags = self._tags, {}
+                files, self._files = self._files, {}
                 lacking, self._lacking = self._lacking, None
                 self._records = 0
             # Without the lock: while MLflow answers slowly, training goes on logging.
             sent = self._send(points, tags, lacking, asked)
+            if sent:
+                self._send_files(files)
             with self._changed:
                 self._failing = not sent
                 if not sent:
                     self._points = points + self._points
                     self._tags = tags | self._tags
+                    self._files = dict(list((files | self._files).items())[-_MOST_FILES:])
                     if lacking:
                         until = max(lacking[1], self._lacking[1]) if self._lacking else lacking[1]
                         self._lacking = (lacking[0], until)
@@ -192,6 +209,14 @@ class RunLog:
             )  # fmt: skip
             return False
         return True
+
+    def _send_files(self, files: Mapping[str, "Send"]) -> None:
+        assert self._client
+        for name, what in files.items():
+            try:
+                what(self._client, self._run_id)
+            except Exception as error:  # noqa: BLE001  whatever MLflow or its store raises
+                logger.warning("MLflow at %s takes no %s: %s", self._uri, name, short(error))
 
     def _connected(self) -> Curves:
         """The run in MLflow, which goes on."""

@@ -18,9 +18,7 @@ import ray.train
 from gwp import storage
 from gwp.data.records import StreamBatch
 from pipelines.compat import import_deepspeed
-from pipelines.tracking.curves import STEP_TAG
 from pipelines.tracking.live import LiveRun, meter_of
-from pipelines.tracking.registry import CHECKPOINT_TAG
 from pipelines.tracking.run_log import RunLog
 from pipelines.training.checkpoint.checkpointer import Checkpointer
 from pipelines.training.checkpoint.checkpoints import (
@@ -48,6 +46,7 @@ from pipelines.training.engine.node import Node
 from pipelines.training.engine.ranks import Ranks
 from pipelines.training.initial_state import fetch_state, first_model, remove_state, state_folder
 from pipelines.training.measure.startup import StartUp
+from pipelines.training.measure.teller import Teller
 from pipelines.training.prepare import PreparedRun
 from pipelines.training.samples.encoders import Encoders
 from pipelines.training.samples.stream import ahead, batches
@@ -161,14 +160,18 @@ class _Loop:
             self._resume(*self.committed)
             good = f"{self.committed[0]} (step {self.step})"
         self.live.begins(self.step)
+        self.teller = Teller(
+            prepared.uri, run.keep, self.attempt, self.journal, self.live, log, _NOTES_S
+        )
         uploads = Uploads(
             prepared.uri,
             rank,
-            self.job.run.keep,
+            run.keep,
             good,
-            self.uploaded,
-            self.committed_at,
+            self.teller.uploaded,
+            self.teller.committed,
             (lambda: referenced(record.uri, record.noted())) if record else frozenset,
+            self.teller.pruned,
         )
         self.checkpointer = Checkpointer(
             prepared, self.attempt, ranks, self.engine, self.ema, self.journal, uploads
@@ -244,7 +247,12 @@ class _Loop:
             leaves = looks and self.watch.machine_leaves()
             due = due or self.step % job.run.checkpoint_every == 0 or self.step == total
             hurry = stop or asked or resizes or leaves
-            if hurry or (due and (self.step == total or self.checkpointer.may_take(self.step))):
+            # Waiting for the one before is a part of it.
+            with account.clock.within("checkpoint"):
+                takes = hurry or (
+                    due and (self.step == total or self.checkpointer.may_take(self.step))
+                )
+            if takes:
                 # Where it has to be quick, nothing is judged.
                 judged = {} if hurry else self._judged()
                 with account.clock.within("checkpoint"):
@@ -299,50 +307,26 @@ class _Loop:
             "optimizer.warmup_steps, or look at the data, and start it under another run.name"
         )
 
-    def uploaded(self, step: int) -> None:
-        """Have what was noted until now where it belongs, before the checkpoint at `step` becomes
-        whole: what a committed step measured must not be lost with a killed worker. Called beside
-        the steps.
-        """
-        if self.log:
-            self.log.cover(step, self.attempt)
-        self.journal.flush(_NOTES_S)
-
-    def committed_at(self, uri: str, step: int) -> None:
-        """Tell MLflow of a checkpoint that is whole now. Called beside the steps, on rank 0."""
-        self.live.committed(step)
-        self.journal.add(checkpoint={"step": step, "time": time.time()})
-        if self.log:
-            self.log.set_tags({CHECKPOINT_TAG: uri, STEP_TAG: str(step)})
-
     def _started(self, batch: float, step: float) -> None:
         """The first step is done. Seconds that it waited for its batch, and took."""
         self.start.add("first batch", batch)
         self.start.add("first step", step)
         if self.ranks.rank == 0:
-            told = self.start.told()
-            self.journal.add(started=told)
-            self.live.started(told)
-            if self.log:
-                self.log.log_metrics(self.step, told)
+            self.teller.started(self.step, self.start.told())
 
     def _progress(self, losses: dict[str, float]) -> int:
         """Tell how far this rank is; the number of samples that all ranks skipped since they
-        started.
+        started. Collective.
         """
-        skipped, figures = self.steps.account.figures(self.ema, self.steps.broken)
-        self.journal.progress(self.step, skipped, losses, figures)
-        self.live.losses(losses)
-        self.live.figures(figures)
-        self.live.phases(self.steps.account.phases)
-        if self.log and losses:
-            extra = {
-                "samples_seen": float(self.samples_seen),
-                "samples_skipped": float(skipped),
-                "steps_skipped": float(self.steps.skipped),
-                "learning_rate": self.job.optimizer.lr_at(self.step - 1, self.job.run.steps),
-            }
-            self.log.log_metrics(self.step, losses | extra | figures)
+        account = self.steps.account
+        skipped, figures = account.figures(self.ema, self.steps.broken)
+        extra = {
+            "samples_seen": float(self.samples_seen),
+            "samples_skipped": float(skipped),
+            "steps_skipped": float(self.steps.skipped),
+            "learning_rate": self.job.optimizer.lr_at(self.step - 1, self.job.run.steps),
+        }
+        self.teller.progress(self.step, skipped, losses, figures, account.phases, extra)
         return skipped
 
     def _judged(self) -> dict[str, float]:
@@ -351,12 +335,9 @@ class _Loop:
             return {}
         with self.steps.account.clock.within("validation"):
             losses = self.validation.losses()
-        self.live.losses(losses, validation=True)
-        if losses:
-            self.journal.add(validation={"step": self.step, "loss": losses["loss"]})
-        if self.log and losses:
-            told = {f"validation_{name}": value for name, value in losses.items()}
-            self.log.log_metrics(self.step, told)
+            figures = self.validation.figures()
+        judged = self.validation.judged
+        self.teller.judged(self.step, losses, figures, judged.picture if judged else None)
         return losses
 
     def _checkpoint(self, judged: dict[str, float]) -> None:

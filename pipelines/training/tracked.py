@@ -9,13 +9,14 @@ MLflow that is away keeps nobody from training: rank 0 opens the run when it is 
 import json
 import time
 import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 from gwp import storage
 from pipelines.console import event
+from pipelines.tracking.artefacts import log_table, markdown, row_of, set_note
 from pipelines.tracking.curves import STEP_TAG, Curves
 from pipelines.tracking.runs import (
     STOPPED_TAG,
@@ -29,6 +30,7 @@ from pipelines.tracking.runs import (
     log_inputs,
     short,
 )
+from pipelines.training.checkpoint.table import COLUMNS, FILE, as_columns, read_table
 from pipelines.training.origin import parents_of
 from pipelines.training.prepare import PreparedRun
 
@@ -78,6 +80,8 @@ class RunRecord:
             self.experiment, self.name, self.params, self.uri, self.parents, key=key
         )
         log_inputs(run_id, self.fingerprint, self.samples, self.skipped, self.sources)
+        with explained():
+            set_note(client(), run_id, note(self))
         storage.write_bytes(self._note_uri(), run_id.encode())
         return run_id
 
@@ -172,6 +176,7 @@ def finished(
             with explained():
                 Curves(client(), run_id, record.since).fill(record.uri, step)
             end_run(run_id, {STEP_TAG: str(step), **tags})
+            _describe(record, run_id, tags)
             return run_id
         except UnansweredError as error:
             if time.monotonic() > end:
@@ -181,3 +186,43 @@ def finished(
         except Exception as error:  # noqa: BLE001  whatever MLflow raises, the training is done
             event("tracking", text=f"MLflow did not take the end of the run: {short(error)}")
             return record.noted() or ""
+
+
+def _describe(record: RunRecord, run_id: str, tags: Mapping[str, str]) -> None:
+    """Say at the top of the run's page what came of it. Never raises: it is told without, too."""
+    try:
+        rows = read_table(record.uri)
+        set_note(client(), run_id, note(record, tags, rows))
+        # The newest one may not have arrived while it was trained.
+        log_table(client(), run_id, FILE, as_columns(rows))
+    except Exception as error:  # noqa: BLE001  whatever MLflow or its store raises
+        event("tracking", text=f"the page of the run is not described whole: {short(error)}")
+
+
+def note(
+    record: RunRecord, tags: Mapping[str, str] | None = None, rows: Sequence[dict[str, Any]] = ()
+) -> str:
+    """What stands at the top of the page of a run, Markdown. tags: of the finished run; rows: of
+    its checkpoints
+    """
+    job, tags = record.params, tags or {}
+    engine, run = job["engine"], job["run"]
+    told = {
+        "steps": f"{run['steps']} of {engine['global_batch']} samples, seed {run['seed']}",
+        "model": f"{job['model']['family']}, {engine['precision']}, ZeRO {engine['zero_stage']}",
+        "data": f"{record.samples} samples of {len(record.sources)} sources, "
+        f"{record.skipped} left out, fingerprint `{record.fingerprint[:12]}`",
+        "starts from": ", ".join(f"run `{parent}`" for parent in record.parents) or "random weights"
+        if job["init"] is None or record.parents
+        else str(job["init"]),
+        "run folder": f"`{record.uri}`",
+        "weights": f"`{tags['final_uri']}`" if "final_uri" in tags else "not finished",
+    }
+    parts = [
+        f"**{record.name}**",
+        markdown(["", ""], [row_of([name, text]) for name, text in told.items()]),
+    ]
+    if rows:
+        lines = [row_of([row.get(name) for name in COLUMNS]) for row in rows]
+        parts += ["### Checkpoints", markdown(COLUMNS, lines)]
+    return "\n\n".join(parts)

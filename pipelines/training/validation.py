@@ -6,12 +6,11 @@ weights alone.
 """
 
 import logging
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from gwp.data.formats.files.reader import FileReader
 from gwp.data.plan.manifest import Manifest
@@ -27,6 +26,7 @@ from gwp.model.objective import (
 )
 from pipelines.training.engine.deepspeed_engine import Engine
 from pipelines.training.engine.ranks import Ranks
+from pipelines.training.measure.judged import Judged, moved
 from pipelines.training.prepare import PreparedRun
 from pipelines.training.samples.decoder import block, decode_block
 from pipelines.training.samples.encoders import Encoders
@@ -66,6 +66,9 @@ class Validation:
         size = min(job.engine.micro_batch or most, most)
         spec = replace(prepared.spec, augment=False)
         reader = FileReader()
+        looked_at = job.validation.looked_at if job.validation else 0
+        self.judged = Judged(ranks, job.objective, spec, encoders.decode) if looked_at else None
+        acts = prepared.validation.column("has_action").any()
         self._parts = []
         action = video = 0.0
         for ids, real, labelled in passes(prepared.validation, ranks.world, size):
@@ -78,14 +81,35 @@ class Validation:
             # Those beyond the last one hold a place, so that all ranks have as many passes.
             raw["ok"] &= real[ranks.rank]
             part = self._part(raw, [_POSITIONS + i for i in mine], labelled, encoders)
+            # Where there are robots they are looked at, else the first videos.
+            if self.judged and self.judged.wanted and (labelled or not acts):
+                self._look_at(prepared, raw, part, real[ranks.rank], looked_at)
             counts = self._counts(part)
             action += counts.action
             video += counts.video
             self._parts.append(part)
         self._counts_of_all = Counts(*ranks.summed([action, video]))
 
+    def _look_at(
+        self, prepared: PreparedRun, raw: Any, part: _Part, real: np.ndarray, most: int
+    ) -> None:
+        """Have the first `most` samples of a pass, over all ranks, acted on and imagined."""
+        world = self._ranks.world
+        rows = slice(0, min(-(-most // world), len(real)))
+        # One sample after the other is dealt to the ranks.
+        numbers = np.arange(len(real[rows])) * world + self._ranks.rank
+        counts = real[rows] & raw["ok"][rows].astype(bool) & (numbers < most)
+        batch = moved(part.batch, torch.device("cpu"), rows)
+        future, actions = batch.latents[0, :, 1:].shape, batch.actions.shape[1:]
+        noise = draw_noise(self._seed, part.positions[rows], future, actions)
+        ids = [position - _POSITIONS for position in part.positions[rows]]
+        assert prepared.validation is not None
+        robots = [row["embodiment"] for row in prepared.validation.rows(ids)]
+        assert self.judged is not None
+        self.judged.add(raw["frames"][rows], batch, robots, counts, noise, part.video_only)
+
     def _part(self, raw: Any, positions: list[int], labelled: bool, encoders: Encoders) -> _Part:
-        batch = _moved(encoders.batch(raw, slice(None)), torch.device("cpu"))
+        batch = moved(encoders.batch(raw, slice(None)), torch.device("cpu"))
         modes = self._objective.modes
         return _Part(
             batch,
@@ -125,8 +149,18 @@ class Validation:
             del told["loss_video"]
         return told
 
+    def figures(self) -> dict[str, float]:
+        """What it does and imagines, by name: see `measure.judged`. Collective."""
+        if self.judged is None:
+            return {}
+        self._engine.module.eval()
+        try:
+            return self.judged.figures(self._engine.module, self._engine.device)
+        finally:
+            self._engine.module.train()
+
     def _add(self, part: _Part, sums: dict[str, float]) -> None:
-        batch = _moved(part.batch, self._engine.device)
+        batch = moved(part.batch, self._engine.device)
         future, actions = batch.latents[0, :, 1:].shape, batch.actions.shape[1:]
         result = training_losses(
             self._engine.module,
@@ -158,8 +192,3 @@ def passes(manifest: Manifest, world: int, size: int) -> list[tuple[np.ndarray, 
         ids = rows[dealt % len(rows)]
         found += [(i, r, bool(shape[2])) for i, r in zip(ids, dealt < len(rows), strict=True)]
     return found
-
-
-def _moved(batch: Batch, device: torch.device) -> Batch:
-    parts: dict[str, Tensor] = {f.name: getattr(batch, f.name) for f in fields(batch)}
-    return Batch(**{name: part.to(device) for name, part in parts.items()})

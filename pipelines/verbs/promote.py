@@ -26,7 +26,14 @@ def run_promote(args: argparse.Namespace) -> None:
     import json
 
     from gwp.policy.bundle import read_bundle
-    from pipelines.tracking.registry import made_of, promote, register
+    from pipelines.tracking.registry import (
+        GATE_TAG,
+        gates_of,
+        made_of,
+        note_version,
+        promote,
+        register,
+    )
 
     # Reading verifies every hash: what cannot be served is never promoted.
     bundle = read_bundle(args.bundle)
@@ -34,8 +41,13 @@ def run_promote(args: argparse.Namespace) -> None:
     run_id = stages[0].get("mlflow_run_id")
     tags = {"family": bundle.settings.family, "embodiments": ",".join(sorted(bundle.embodiments))}
     tags |= made_of(bundle.lineage)
+    gates = gates_of(bundle)
+    tags |= {f"{GATE_TAG}{name}": told for name, told in gates.items()}
     version = register(args.bundle, bundle.id, args.name, run_id, tags)
     promote(args.name, version, args.alias)
+    if run_id:
+        passed = "; ".join(f"{name}: {told}" for name, told in gates.items())
+        note_version(run_id, args.name, version, args.alias, bundle.id, passed)
     promoted = {
         "uri": f"models:/{args.name}@{args.alias}",
         "version": version,

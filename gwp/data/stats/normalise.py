@@ -307,6 +307,10 @@ class Normalizer:
         """State `[..., ds]`, robot units, to float32 model units."""
         return self._state.forward(self._rotations.state(np.asarray(x, np.float64)))
 
+    def inverse_state(self, y: np.ndarray) -> np.ndarray:
+        """The way back: float64 robot units; rotations in the numbers that the statistics are of."""
+        return self._state.backward(np.asarray(y, np.float64))
+
     def actions(self, a: np.ndarray, state: np.ndarray) -> np.ndarray:
         """Actions `[..., p, da]` of the chunk that starts at `state` `[..., ds]`, both robot
         units, to float32 model units.

@@ -54,10 +54,11 @@ class Uploads:
         uploaded: Callable[[int], None],
         committed: Callable[[str, int], None],
         referenced: Callable[[], Collection[str]] = frozenset,
+        pruned: Callable[[CheckpointManifest], None] = lambda _: None,
     ) -> None:
         """uploaded: called with the step when this rank's share is in storage; committed: called
-        on rank 0 with URI and step of a checkpoint that is whole; referenced: as for `prune`.
-        All by the thread.
+        on rank 0 with URI and step of a checkpoint that is whole; referenced: as for `prune`;
+        pruned: called on rank 0 when older ones have gone for it. All by the thread.
         """
         self._run_uri = run_uri
         self._rank = rank
@@ -65,6 +66,7 @@ class Uploads:
         self._uploaded = uploaded
         self._committed = committed
         self._referenced = referenced
+        self._pruned = pruned
         self._thread: threading.Thread | None = None
         self._error: BaseException | None = None
         self.good = good
@@ -112,10 +114,12 @@ class Uploads:
             patiently(lambda: _note(mine, uri, self._rank))
             if self._rank == 0:
                 files = patiently(lambda: _files_of_all(uri, world))
-                patiently(lambda: commit(uri, manifest(files=files)))
+                whole = manifest(files=files)
+                patiently(lambda: commit(uri, whole))
                 patiently(lambda: storage.remove_tree(storage.join(uri, _SHARES)))
                 self._committed(uri, step)
                 prune(self._run_uri, self._keep, self._referenced)
+                self._pruned(whole)
             self.good = f"{uri} (step {step})"
         except BaseException as error:  # noqa: BLE001  raised by `wait`, in the loop
             self._error = error

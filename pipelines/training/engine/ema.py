@@ -64,15 +64,13 @@ class Ema:
         """
         if not self.shadow:
             return 0.0, 0.0
-        # One after another: a difference of all of them would take their memory once more.
-        pairs = [
-            torch.stack([(self.shadow[m.name] - m.part).square().sum(), part.square().sum()])
-            for m in self._engine.masters()
-            if (part := self.shadow[m.name]).numel()
-        ]
-        if not pairs:
-            return 0.0, 0.0
-        apart, length = torch.stack(pairs).sum(0).tolist()
+        norms = []
+        for m in self._engine.masters():
+            average = self.shadow[m.name]
+            # One after another: a difference of all of them would take their memory once more.
+            norms.append(torch.linalg.vector_norm(average - m.part))
+            norms.append(torch.linalg.vector_norm(average))
+        apart, length = torch.stack(norms).view(-1, 2).square().sum(0).tolist()
         return apart, length
 
     def save(self, folder: Path) -> None:

@@ -31,6 +31,10 @@ gradients, and waiting for the slowest there; rest: draws of noise, notes, and a
 PHASES: tuple[Phase, ...] = get_args(Phase)
 
 
+# Marks in a stream that are kept until they are read.
+_MOST = 1000
+
+
 class Clock:
     """The phases of one rank; it begins in `rest`. All methods are for one thread."""
 
@@ -47,6 +51,8 @@ class Clock:
         """Another phase begins here; returns the one that ends."""
         over, self._phase = self._phase, phase
         if self._events:
+            if self._events.waiting > _MOST:
+                self._events.add_to(self._seconds)
             self._events.mark(phase)
             return over
         now = time.perf_counter()
@@ -81,6 +87,11 @@ class _Events:
         self._marks: list[tuple[Phase, torch.cuda.Event]] = []
         # An event costs more to make than to record.
         self._spare: list[torch.cuda.Event] = []
+
+    @property
+    def waiting(self) -> int:
+        """Marks that were not added yet."""
+        return len(self._marks)
 
     def mark(self, phase: Phase) -> None:
         event = self._spare.pop() if self._spare else torch.cuda.Event(enable_timing=True)

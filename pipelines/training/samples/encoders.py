@@ -103,6 +103,10 @@ class Encoders:
         self.flop = self._flop_of[shape]
         return self._codec.encode(frames)
 
+    def decode(self, latents: Tensor) -> Tensor:
+        """fp32 `[B, C, T_lat, h, w]` to uint8 frames `[B, T, H, W, 3]`; not with a cache."""
+        return self._codec.decode(latents)
+
     def _text_of(self, keys: np.ndarray, ok: np.ndarray) -> Tensor:
         """Embeddings `[B, rows, dim]`; a sample that could not be read has no instruction."""
         if ok.all():

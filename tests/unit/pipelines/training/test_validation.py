@@ -86,7 +86,7 @@ def judged(rank: Rank, stages: list[int], sets: list[str]) -> dict[str, Any]:
 
     world = rank.ranks.world
     journal = Journal(str(rank.folder), rank.ranks.rank, 1)
-    told: dict[str, Any] = {}
+    told: dict[str, Any] = {"figures": [], "shown": []}
     for stage in stages:
         own = [f"cluster.workers={world}", f"engine.zero_stage={stage}"]
         found = job(*sets, *own)
@@ -115,6 +115,9 @@ def judged(rank: Rank, stages: list[int], sets: list[str]) -> dict[str, Any]:
         # And the same when it is asked twice.
         assert validation is not None
         assert validation.losses() == told[str(stage)][-1]
+        told["figures"] = validation.figures()
+        assert validation.judged is not None
+        told["shown"] = None if rank.ranks.rank else list(validation.judged.picture.shape)
     return told
 
 
@@ -130,6 +133,10 @@ def test_a_run_is_judged_alike_whatever_its_workers_and_trains_no_differently(he
         world: ranks.run(judged, world, here / str(world), [stage], sets)
         for world, stage in ((1, 0), (2, 3), (3, 2))
     }
+    figures = {world: stages.pop("figures") for world, stages in told.items()}
+    for stages in told.values():
+        # Of three samples the real and the imagined rows, or of as many as the rank has.
+        assert stages.pop("shown")[2] == 3
     expected = told[1]["0"]
     assert all(losses.keys() == set(NAMES) for losses in expected)
     # The weights are others after a step, so the figures are.
@@ -138,6 +145,11 @@ def test_a_run_is_judged_alike_whatever_its_workers_and_trains_no_differently(he
         for stage, found in stages.items():
             for got, want in zip(found, expected, strict=True):
                 assert got == pytest.approx(want, abs=5e-5), (world, stage)
+    assert {"action_error", "action_error_hold", "psnr", "psnr_moving_copy"} <= figures[1].keys()
+    for world in (2, 3):
+        # That asks for another sample on the same rank.
+        alike = {n: v for n, v in figures[1].items() if n != "action_sensitivity"}
+        assert {n: figures[world][n] for n in alike} == pytest.approx(alike, rel=2e-3), world
 
 
 def test_what_trains_does_not_judge(here: Path) -> None:

@@ -1,0 +1,225 @@
+"""What a policy in training does and imagines, on some samples that do not train.
+
+A loss says how well velocities are met at noise levels as they come. What a robot would do, and
+what the model believes will be seen, is had by integrating them; that is done for a few samples
+here, at each checkpoint, and held against guesses that need no model.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, fields, replace
+from itertools import pairwise
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from gwp.data.decode import SampleSpec
+from gwp.data.stats.normalise import Normalizer
+from gwp.model.flow import hold_padding, solver_sigmas
+from gwp.model.objective import Batch, ObjectiveConfig
+from gwp.model.transformer import Tokens, WorldActionTransformer
+from pipelines.training.engine.ranks import Ranks
+from pipelines.training.measure.frames import error_sums, strip, told
+
+STEPS, SHIFT = 10, 5.0
+"""Of the solver, as an export has them."""
+_SIGMA = 0.7
+"""Noise of the future at which it is asked how much it heeds the actions."""
+_SHOWN = 3
+# Model units from the low to the high end of a dimension.
+_RANGE = 2.0
+_OF_ACTIONS, _OF_FRAMES, _OF_ASKED = 4, 6, 2
+
+
+@dataclass(frozen=True)
+class _Samples:
+    """Of this rank; all on the CPU.
+
+    frames:     uint8 `[n, T, H, W, 3]`
+    counts:     bool `[n]`, which of them count
+    guesses:    `hold` and `mean`, fp32 `[n, p, d]`, model units
+    noise:      of the future and of the actions, as `draw_noise` gives them
+    video_only: whether the stage looks at no actions
+    """
+
+    batch: Batch
+    frames: np.ndarray
+    counts: np.ndarray
+    guesses: Mapping[str, Tensor]
+    noise: tuple[Tensor, Tensor]
+    video_only: bool
+
+
+class Judged:
+    """The samples that are acted on and imagined; validation makes it. Methods are collective.
+
+    picture: real frames above imagined ones, uint8 `[h, w, 3]`, of the newest `figures`
+    """
+
+    def __init__(
+        self,
+        ranks: Ranks,
+        objective: ObjectiveConfig,
+        spec: SampleSpec,
+        decode: Callable[[Tensor], Tensor],
+    ) -> None:
+        """decode: latents on the device to frames uint8, of the codec"""
+        self._ranks, self._objective, self._decode = ranks, objective, decode
+        self._robots = spec.embodiments
+        self._normalizers = {
+            name: Normalizer(spec.stats[name].cut(robot), robot)
+            for name, robot in spec.embodiments.items()
+            if name in spec.stats
+        }
+        self._samples: _Samples | None = None
+        self.picture: np.ndarray | None = None
+
+    @property
+    def wanted(self) -> bool:
+        """Whether there are none yet."""
+        return self._samples is None
+
+    def add(
+        self,
+        frames: np.ndarray,
+        batch: Batch,
+        robots: Sequence[str | None],
+        counts: np.ndarray,
+        noise: tuple[Tensor, Tensor],
+        video_only: bool,
+    ) -> None:
+        """Take these n samples, of which each rank has as many. frames: uint8 `[n, T, H, W, 3]`;
+        batch: theirs, on the CPU; robots: of each; counts: bool `[n]`, which of them count; noise:
+        of their futures and actions; video_only: whether the stage looks at no actions
+        """
+        guesses = self._guesses(batch, robots)
+        self._samples = _Samples(batch, frames.copy(), counts, guesses, noise, video_only)
+
+    def _guesses(self, batch: Batch, robots: Sequence[str | None]) -> dict[str, Tensor]:
+        found = {name: np.zeros(batch.actions.shape, np.float32) for name in ("hold", "mean")}
+        p = batch.actions.shape[1]
+        for i, name in enumerate(robots):
+            normalizer = self._normalizers.get(name or "")
+            if name is None or normalizer is None:
+                continue
+            robot = self._robots[name]
+            d = len(robot.action_names)
+            given = batch.state[i, 0, : len(robot.state_names)].numpy()
+            state = normalizer.inverse_state(given)
+            names = zip(robot.action_names, robot.state_names, strict=False)
+            same = np.array(robot.delta)
+            for k, (action, of_state) in enumerate(names):
+                same[k] |= action == of_state
+            still = np.zeros(d)
+            width = min(d, len(state))
+            still[:width] = state[:width]
+            mean = normalizer.mean_action(state)
+            for kind, guess in (("hold", np.where(same, still, 0.0)), ("mean", mean)):
+                chunk = np.tile(guess, (p, 1))
+                found[kind][i, :, :d] = normalizer.actions(chunk[None], state[None])[0]
+        return {name: torch.from_numpy(guess) for name, guess in found.items()}
+
+    @torch.no_grad()
+    def figures(self, model: WorldActionTransformer, device: torch.device) -> dict[str, float]:
+        """Errors by name, of the weights as they are; none without samples."""
+        if self._samples is None:
+            return {}
+        samples, objective = self._samples, self._objective
+        batch = moved(samples.batch, device)
+        acts = objective.modes.wam > 0 and not samples.video_only
+        sums = self._acted(model, batch, samples) if acts else [0.0] * _OF_ACTIONS
+        if objective.video_weight > 0:
+            seen = self._imagined(model, batch, samples)
+            sums += seen + self._heeded(model, batch, samples)
+        else:
+            sums += [0.0] * (2 * _OF_FRAMES + _OF_ASKED)
+        return _named(self._ranks.summed(sums))
+
+    def _acted(self, model: WorldActionTransformer, batch: Batch, samples: _Samples) -> list[float]:
+        noise = samples.noise[1].to(batch.actions.device)
+        padding = ~batch.dim_valid if self._objective.masking == "valid" else None
+        x = noise
+        for now, after in pairwise(solver_sigmas(STEPS, SHIFT).tolist()):
+            sigma = torch.full((len(x),), now, device=x.device)
+            tokens = Tokens(batch.state, batch.latents[:, :, :1], x)
+            out = model(tokens, {"A": sigma}, batch.text, batch.embodiment, heads=("A",))
+            assert out.action is not None
+            x = x + (after - now) * out.action.float()
+            x = hold_padding(x, noise, padding, after)
+        learnt = samples.batch.step_valid[:, :, None] & samples.batch.dim_valid[:, None]
+        learnt &= torch.from_numpy(samples.counts)[:, None, None]
+        true = samples.batch.actions
+        guesses = (x.cpu(), samples.guesses["hold"], samples.guesses["mean"])
+        errors = [float((guess - true).abs()[learnt].sum()) / _RANGE for guess in guesses]
+        return [*errors, float(learnt.sum())]
+
+    def _imagined(
+        self, model: WorldActionTransformer, batch: Batch, samples: _Samples
+    ) -> list[float]:
+        reference = batch.latents[:, :, :1]
+        x = samples.noise[0].to(reference.device)
+        for now, after in pairwise(solver_sigmas(STEPS, SHIFT).tolist()):
+            x = x + (after - now) * self._future(
+                model, batch, samples.video_only, batch.actions, x, now
+            )
+        guess = self._decode(torch.cat([reference, x], 2)).cpu().numpy()
+        real, kept = samples.frames, samples.counts
+        if kept.any():
+            shown = np.flatnonzero(kept)[:_SHOWN]
+            self.picture = strip(real[shown], guess[shown])
+        copied = np.broadcast_to(real[:, :1], real.shape)
+        return error_sums(real[kept], guess[kept]) + error_sums(real[kept], copied[kept])
+
+    def _heeded(
+        self, model: WorldActionTransformer, batch: Batch, samples: _Samples
+    ) -> list[float]:
+        """Errors of the future with the true actions, and with those of another sample."""
+        clean, noise = batch.latents[:, :, 1:], samples.noise[0].to(batch.latents.device)
+        x = _SIGMA * noise + (1 - _SIGMA) * clean
+        kept = torch.from_numpy(samples.counts)
+        errors = []
+        for actions in (batch.actions, batch.actions.roll(1, 0)):
+            velocity = self._future(model, batch, samples.video_only, actions, x, _SIGMA)
+            each = (velocity - (noise - clean)).square().flatten(1).mean(1)
+            errors.append(float(each.cpu()[kept].sum()))
+        # One alone has no other.
+        return errors if int(kept.sum()) > 1 and not samples.video_only else [0.0, 0.0]
+
+    @staticmethod
+    def _future(
+        model: WorldActionTransformer,
+        batch: Batch,
+        video_only: bool,
+        actions: Tensor,
+        x: Tensor,
+        sigma: float,
+    ) -> Tensor:
+        tokens = Tokens(reference=batch.latents[:, :, :1], future=x)
+        if not video_only:
+            tokens = replace(tokens, state=batch.state, action=actions)
+        level = torch.full((len(x),), sigma, device=x.device)
+        out = model(tokens, {"F": level}, batch.text, batch.embodiment, heads=("F",))
+        assert out.future is not None
+        return out.future.float()
+
+
+def moved(batch: Batch, device: torch.device, rows: slice = slice(None)) -> Batch:
+    """Some samples of a batch on another device."""
+    parts: dict[str, Tensor] = {f.name: getattr(batch, f.name) for f in fields(batch)}
+    return Batch(**{name: part[rows].to(device) for name, part in parts.items()})
+
+
+def _named(sums: list[float]) -> dict[str, float]:
+    found = {}
+    *errors, count = sums[:_OF_ACTIONS]
+    if count:
+        names = ("action_error", "action_error_hold", "action_error_mean")
+        found = {name: error / count for name, error in zip(names, errors, strict=True)}
+    rest = sums[_OF_ACTIONS:]
+    found |= told(rest[:_OF_FRAMES])
+    copied = told(rest[_OF_FRAMES : 2 * _OF_FRAMES])
+    found |= {f"{name}_copy": value for name, value in copied.items()}
+    true, other = rest[2 * _OF_FRAMES :]
+    if true > 0:
+        found["action_sensitivity"] = other / true - 1
+    return found
