@@ -147,7 +147,7 @@ def test_came_on_a_flat_shard_is_the_published_rule() -> None:
     weights = nn.Parameter(torch.randn(1000, generator=g))
     x, v, m = weights.detach().clone(), torch.zeros(1000), torch.zeros(1000)
     groups = [{"params": [weights], "weight_decay": config.weight_decay}]
-    optimizer = make_optimizer(groups, config, gpu=False)
+    optimizer = make_optimizer(groups, config)
     for step in range(5):
         gradient = torch.randn(1000, generator=g) * 10.0**-step
         weights.grad = gradient.clone()
@@ -199,7 +199,7 @@ def test_came_runs_and_goes_on_under_every_stage(tmp_path: Path) -> None:
             self.parts = list(model.parameters())
             flat.append(nn.Parameter(torch.cat([p.detach().flatten() for p in self.parts])))
             groups = [{"params": flat[-1:], "weight_decay": 0.01}]
-            self.inner = make_optimizer(groups, config, gpu=False)
+            self.inner = make_optimizer(groups, config)
 
         def zero_grad(self, set_to_none: bool = True) -> None:
             for p in self.parts:
