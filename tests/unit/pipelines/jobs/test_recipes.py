@@ -1,6 +1,7 @@
 """What a recipe says reaches the job, and what contradicts it is refused with the difference."""
 
 import math
+import sys
 
 import pytest
 
@@ -8,6 +9,7 @@ from gwp.errors import GwpError
 from gwp.model.config import ModelConfig
 from gwp.model.weights.names import published_name
 from pipelines.config.load import ConfigError, dump_resolved, load_config
+from pipelines.jobs.ray_start import require_packages
 from pipelines.jobs.recipes import published
 from pipelines.jobs.train_job import TrainJob
 from pipelines.jobs.trained import ACTION_EXPERT, TEXT_PATH, shapes_of, trained_names
@@ -176,3 +178,13 @@ def test_blocks_are_compiled_or_computed_again_where_that_works():
     assert job.engine.recomputed(30) == pytest.approx(1 / 3)
     job = load_config(FULL / "policy.yaml", TrainJob, ["engine.gradient_checkpointing=0"])
     assert job.engine.gradient_checkpointing is False
+
+
+def test_a_package_that_is_missing_is_told_before_anything_starts(monkeypatch):
+    for name, file in (("peft", "policy"), ("pytorch_optimizer", "policy-published")):
+        monkeypatch.setitem(sys.modules, name, None)
+        sets = ["recipe=lora"] if name == "peft" else []
+        job = load_config(FULL / f"{file}.yaml", TrainJob, sets)
+        with pytest.raises(GwpError, match=rf"needs {name}: pip install"):
+            require_packages(job)
+    require_packages(load_config(FULL / "policy.yaml", TrainJob))
