@@ -20,13 +20,13 @@ def require_free(folder: Path, *, force: bool) -> None:
     """GwpError when a render into `folder` would lose something: it holds what no render wrote, or
     what was changed since. force: others' files stay, changes of ours go
     """
-    if folder.is_symlink() and not folder.exists():
-        raise GwpError(f"--out {folder}: leads nowhere; remove this link, or give a folder")
-    if folder.exists() and not folder.is_dir():
-        raise GwpError(f"--out {folder}: a file; give a folder")
-    if force or not folder.exists():
-        return
     try:
+        if folder.is_symlink() and not folder.exists():
+            raise GwpError(f"--out {folder}: leads nowhere; remove this link, or give a folder")
+        if folder.exists() and not folder.is_dir():
+            raise GwpError(f"--out {folder}: a file; give a folder")
+        if force or not folder.exists():
+            return
         before = _before(folder)
         others = sorted(p.name for p in folder.iterdir() if p.name not in {LIST, *before})
         changed = sorted(

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 
 from clusters.document.cluster import Cluster
 from clusters.document.work import Stage
+from clusters.gpus import dealt, here
 from gwp.errors import GwpError
 
 DOCUMENT = "cluster.yaml"
@@ -15,11 +16,6 @@ _HEAD = '#!/bin/bash\n# Written by `gwp cluster render`.\nset -euo pipefail\ncd 
 def cpus_of(cluster: Cluster) -> dict[str, int]:
     """Pool -> logical CPUs of its node on this machine; GwpError for what it cannot have."""
     for name, pool in cluster.pools.workers().items():
-        if pool.gpus:
-            raise GwpError(
-                f"pools.{name}.gpus: the mini-cluster has CPUs only; on one machine with GPUs run "
-                "`gwp train` and `gwp serve` without a cluster"
-            )
         if pool.min_nodes > 1:
             raise GwpError(
                 f"pools.{name}.min_nodes: {pool.min_nodes}, and here each pool is one node"
@@ -27,10 +23,22 @@ def cpus_of(cluster: Cluster) -> dict[str, int]:
     return {name: pool.cpus for name, pool in cluster.pools.workers().items()}
 
 
+def gpus_of(cluster: Cluster, there: Sequence[str] | None = None) -> dict[str, tuple[str, ...]]:
+    """Pool -> names of the GPUs of its node; GwpError when this machine has too few.
+
+    there: names of those of this machine; None: they are looked for, if any pool asks for one
+    """
+    wanted = {name: pool.gpus for name, pool in cluster.pools.workers().items()}
+    if not any(wanted.values()):
+        return {}
+    return dealt(wanted, here() if there is None else there)
+
+
 def render(cluster: Cluster, document: str, stages: Sequence[Stage]) -> dict[str, str]:
     """File name -> text. document: the resolved cluster document"""
-    # Raises what a mini-cluster cannot be.
+    # They raise what a mini-cluster cannot be.
     cpus_of(cluster)
+    gpus_of(cluster)
     name = shlex.quote(f"runs/{cluster.name}")
     start = f"exec gwp mini start --cluster {DOCUMENT} --folder {name}\n"
     files = {DOCUMENT: document, START: _HEAD + start}

@@ -32,7 +32,8 @@ from types import TracebackType
 from typing import Any, Self
 
 from clusters.compat import drain, reread_access
-from clusters.services import LOOPBACK, Service, Sweeper, free_ports
+from clusters.gpus import seeing
+from clusters.services import LOOPBACK, Service, Sweeper, free_ports, node_processes
 from gwp.errors import GwpError
 
 LABEL = "gwp/pool"
@@ -67,16 +68,19 @@ class MiniCluster:
         folder: str | Path = "runs/mini",
         *,
         cpus: Mapping[str, int] = CPUS,
+        gpus: Mapping[str, Sequence[str]] | None = None,
         buckets: Sequence[str] = ("gwp",),
     ) -> None:
         """`folder`: MLflow's store, logs and `env.sh`. `cpus`: pool -> logical CPUs of its
-        node. `buckets`: made at the start.
+        node. `gpus`: pool -> names of the GPUs of its node, as `CUDA_VISIBLE_DEVICES` has them.
+        `buckets`: made at the start.
         """
         self.folder = Path(folder).resolve()
         self.bucket = f"s3://{buckets[0]}"
         self.cluster: Any = None
         """The `ray.cluster_utils.Cluster`."""
         self._cpus = dict(cpus)
+        self._gpus = dict(gpus or {})
         self._buckets = tuple(buckets)
         self._nodes: dict[str, list[Any]] = {pool: [] for pool in cpus}
         self._count = 0
@@ -199,11 +203,15 @@ class MiniCluster:
 
     def add_node(self, pool: str) -> str:
         """Start one more node of a pool, from the main thread; returns its id."""
-        node = self._add(
-            num_cpus=self._cpus[pool],
-            labels={LABEL: pool},
-            object_store_memory=_OBJECT_STORE.get(pool, _OBJECT_STORE_DEFAULT),
-        )
+        gpus = self._gpus.get(pool, ())
+        with seeing(gpus):
+            node = self._add(
+                num_cpus=self._cpus[pool],
+                # Ray would count all of the machine for each node.
+                num_gpus=len(gpus),
+                labels={LABEL: pool},
+                object_store_memory=_OBJECT_STORE.get(pool, _OBJECT_STORE_DEFAULT),
+            )
         self._nodes[pool].append(node)
         return str(node.node_id)
 
@@ -262,7 +270,7 @@ class MiniCluster:
             # core. Still behind Ray's servers.
             "RAY_worker_niceness": "5",
             "RAY_USAGE_STATS_ENABLED": "0",
-            "DS_ACCELERATOR": "cpu",
+            **({} if self._gpus else {"DS_ACCELERATOR": "cpu"}),
             "OMP_NUM_THREADS": "1",
             "NO_PROXY": no_proxy,
             "no_proxy": no_proxy,
@@ -297,6 +305,7 @@ class MiniCluster:
         undo.callback(self._stop_ray)
         self._add(
             num_cpus=0,
+            num_gpus=0,
             labels={LABEL: HEAD},
             object_store_memory=_OBJECT_STORE[HEAD],
             include_dashboard=True,
@@ -319,14 +328,14 @@ class MiniCluster:
             signal.signal(signal.SIGTERM, previous or signal.SIG_DFL)
         # Nodes end with us by themselves, however we end; their agents would look for the dead
         # head for a minute first.
-        self._sweeper.tell(process.pid for process in _node_processes())
+        self._sweeper.tell(process.pid for process in node_processes())
         return node
 
     def _stop_ray(self) -> None:
         import psutil
         import ray
 
-        started = _node_processes()
+        started = node_processes()
         try:
             ray.shutdown()
         finally:
@@ -367,19 +376,6 @@ class MiniCluster:
             else:
                 os.environ[name] = value
         reread_access()
-
-
-def _node_processes() -> list[Any]:
-    """This process's Ray nodes with their agents and workers, as `psutil.Process`."""
-    import psutil
-
-    processes: list[Any] = []
-    for child in psutil.Process().children():
-        # Any of them may end while they are looked at.
-        with contextlib.suppress(psutil.NoSuchProcess):
-            if child.name() == "raylet":
-                processes += [child, *child.children(recursive=True)]
-    return processes
 
 
 def read_env(folder: str | Path = "runs/mini") -> dict[str, str]:

@@ -19,6 +19,7 @@ import urllib.error
 import urllib.request
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from gwp.errors import GwpError
 
@@ -201,3 +202,16 @@ if __name__ == "__main__":
         _sweep()
     else:
         sys.exit(_keep(sys.argv[1:]))
+
+
+def node_processes() -> list[Any]:
+    """This process's Ray nodes with their agents and workers, as `psutil.Process`."""
+    import psutil
+
+    processes: list[Any] = []
+    for child in psutil.Process().children():
+        # Any of them may end while they are looked at.
+        with contextlib.suppress(psutil.NoSuchProcess):
+            if child.name() == "raylet":
+                processes += [child, *child.children(recursive=True)]
+    return processes

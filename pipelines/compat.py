@@ -9,10 +9,11 @@ import os
 import sys
 import time
 from argparse import Namespace
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import timedelta
+from functools import partial
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -308,3 +309,26 @@ def ahead_of_time(program: Any, options: dict[str, Any], package: Path) -> Calla
         aoti_compile_and_package(program, package_path=str(fresh), inductor_configs=options)
         fresh.replace(package)
     return aoti_load_package(str(package))
+
+
+def operators_of(run: Callable[[], object], names: Collection[str]) -> list[Callable[[], object]]:
+    """Each call of one of these operators of torch while `run` runs, its backward passes included,
+    to be made again with what it was given.
+
+    torch describes the class in its guides, in a module whose name says that it is private.
+    """
+    from torch.utils._python_dispatch import TorchDispatchMode
+
+    calls: list[Callable[[], object]] = []
+
+    class Recorder(TorchDispatchMode):
+        def __torch_dispatch__(
+            self, func: Any, _types: Any, args: Any = (), kwargs: Any = None
+        ) -> object:
+            if func.overloadpacket.__name__ in names:
+                calls.append(partial(func, *args, **(kwargs or {})))
+            return func(*args, **(kwargs or {}))
+
+    with Recorder():  # type: ignore[no-untyped-call]
+        run()
+    return calls

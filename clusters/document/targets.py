@@ -181,6 +181,8 @@ class SlurmConfig(BaseModel):
 
     partition: SlurmWord | None = None
     """Partition; None: the site's default."""
+    data_partition: SlurmWord | None = None
+    """Partition of the pool `data`; None: that of `partition`."""
     account: SlurmWord | None = None
     """Account that is charged; None: the user's own."""
     qos: SlurmWord | None = None

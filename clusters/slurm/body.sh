@@ -37,9 +37,19 @@ trap 'noticed=1' USR1
 
 # shellcheck disable=SC2016  # for the shell on the head
 train='echo $$ > "$0"; export RAY_ADDRESS="$1"; shift; exec gwp train "$@"'
-srun --ntasks="$nodes" --ntasks-per-node=1 --wait=60 --kill-on-bad-exit=1 \
-    ray symmetric-run --address "$address:$port" --min-nodes "$nodes" "${ray_options[@]}" \
-    -- bash -c "$train" "$driver" "$address:$port" "$stage" &
+ray=(ray symmetric-run --address "$address:$port" --min-nodes "$((nodes + data_nodes))")
+work=(-- bash -c "$train" "$driver" "$address:$port" "$stage")
+# A step is not told how many CPUs its job has, and would be bound to one.
+all=(--ntasks-per-node=1 --wait=60 --kill-on-bad-exit=1)
+tasks=("${all[@]}" --ntasks="$nodes" --cpus-per-task="$cpus" "${ray[@]}" "${ray_options[@]}" "${work[@]}")
+if [ "$data_nodes" -gt 0 ]; then
+    decoding=("${all[@]}" --ntasks="$data_nodes" --cpus-per-task="$data_cpus")
+    tasks=(
+        --het-group=0 "${tasks[@]}"
+        : --het-group=1 "${decoding[@]}" "${ray[@]}" "${data_options[@]}" "${work[@]}"
+    )
+fi
+srun "${tasks[@]}" &
 step=$!
 # A notice interrupts the waiting, not the step.
 told=0

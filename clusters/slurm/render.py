@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from clusters.document.cluster import Cluster
-from clusters.document.pools import POOL, TRAIN, Pool
+from clusters.document.pools import DATA, POOL, TRAIN, Pool
 from clusters.document.work import Stage
 from gwp.errors import GwpError
 from gwp.storage.names import shown
@@ -40,10 +40,17 @@ def render(cluster: Cluster, stages: Sequence[Stage], folder: Path) -> dict[str,
 
 def _script(cluster: Cluster, pool: Pool, stage: Stage, file: Path) -> str:
     nodes = max(stage.train_nodes, pool.min_nodes)
-    asked = "\n".join(f"#SBATCH {option}" for option in _options(cluster, pool, stage, nodes))
+    asked = _options(cluster, pool, stage, nodes)
+    data = cluster.pools.data if stage.data_nodes else None
+    data_nodes = max(stage.data_nodes, data.min_nodes) if data else 0
+    if data:
+        asked += ["hetjob", *_of_nodes(cluster, data, data_nodes, cluster.slurm.data_partition)]
     # Values are quoted once, here; the rest of the script is the same for everybody.
     values = {
         "nodes": str(nodes),
+        "cpus": str(pool.cpus),
+        "data_nodes": str(data_nodes),
+        "data_cpus": str(data.cpus if data else 0),
         "port": str(cluster.slurm.port),
         "stage": str(file),
         "venv": cluster.slurm.venv or "",
@@ -59,18 +66,20 @@ def _script(cluster: Cluster, pool: Pool, stage: Stage, file: Path) -> str:
     own = (
         set(values)
         | set(re.findall(r"(?m)^\s*([a-z_]+)=", BODY.read_text()))
-        | {"ray_options", "PATH"}
+        | {"ray_options", "data_options", "PATH"}
     )
     if taken := sorted(own & set(cluster.env)):
         raise GwpError(f"env.{taken[0]}: the batch script has it for itself; take another name")
-    ray = _ray_options(pool)
+    ray = _ray_options(TRAIN, pool)
+    decoding = _ray_options(DATA, data) if data else []
     lines = [
         "#!/bin/bash",
         f"# Run {shown(stage.name)}. Written by `gwp cluster render`; hand it to sbatch.",
-        asked,
+        *(f"#SBATCH {option}" for option in asked),
         "set -euo pipefail",
         *(f"{name}={shlex.quote(value)}" for name, value in values.items()),
         f"ray_options=({' '.join(map(_quoted, ray))})",
+        f"data_options=({' '.join(map(_quoted, decoding))})",
         *(f"export {name}={shlex.quote(v)}" for name, v in exported.items() if v is not None),
         "",
     ]
@@ -78,13 +87,22 @@ def _script(cluster: Cluster, pool: Pool, stage: Stage, file: Path) -> str:
 
 
 def _options(cluster: Cluster, pool: Pool, stage: Stage, nodes: int) -> list[str]:
-    """What sbatch is asked for."""
-    slurm = cluster.slurm
-    options = [
+    """What sbatch is asked for: the job, and its nodes that train."""
+    return [
         f"--job-name={stage.file_name}",
         "--output=%x-%j.out",
         # A run that was queued again goes on in the same log.
         "--open-mode=append",
+        *_of_nodes(cluster, pool, nodes),
+        # To this script alone (B): it knows whom to tell.
+        f"--signal=B:USR1@{cluster.slurm.save_s}",
+    ]
+
+
+def _of_nodes(cluster: Cluster, pool: Pool, nodes: int, partition: str | None = None) -> list[str]:
+    """What sbatch is asked for, of nodes of one kind."""
+    slurm = cluster.slurm
+    options = [
         f"--nodes={nodes}",
         *_SPREAD,
         f"--cpus-per-task={pool.cpus}",
@@ -94,24 +112,18 @@ def _options(cluster: Cluster, pool: Pool, stage: Stage, nodes: int) -> list[str
         kind = f"{pool.gpu_type}:" if pool.gpu_type else ""
         options.append(f"--gres=gpu:{kind}{pool.gpus}")
     for name, value in (
-        ("partition", slurm.partition),
+        ("partition", partition or slurm.partition),
         ("account", slurm.account),
         ("qos", slurm.qos),
     ):
         if value:
             options.append(f"--{name}={value}")
-    return [
-        *options,
-        f"--time={slurm.time_min}",
-        "--requeue",
-        # To this script alone (B): it knows whom to tell.
-        f"--signal=B:USR1@{slurm.save_s}",
-    ]
+    return [*options, f"--time={slurm.time_min}", "--requeue"]
 
 
-def _ray_options(pool: Pool) -> list[str]:
-    """For `ray start` on every node; the first one works, too."""
-    labels = ",".join(f"{k}={v}" for k, v in ({POOL: TRAIN} | pool.labels).items())
+def _ray_options(name: str, pool: Pool) -> list[str]:
+    """For `ray start` on every node of a pool; the first one that trains is the head, too."""
+    labels = ",".join(f"{k}={v}" for k, v in ({POOL: name} | pool.labels).items())
     options = [f"--num-cpus={pool.cpus}", f"--labels={labels}"]
     if pool.gpus:
         options.append(f"--num-gpus={pool.gpus}")

@@ -126,7 +126,16 @@ def apply_adapter(folder: str | Path, model: WorldActionTransformer) -> dict[str
     if strange := sorted((stems | whole.keys()) - names.keys()):
         raise GwpError(f"{folder}: {strange[0]} is no part of these weights; copy it again")
     published = {name: model.get_parameter(ours).detach() for name, ours in names.items()}
-    state = _with_products(note["lora"], published | whole, adapters)
+    try:
+        state = _with_products(note["lora"], published | whole, adapters)
+    except (KeyError, RuntimeError, ValueError) as error:
+        raise GwpError(f"{folder}: the adapter is not whole; copy it again") from error
+    for name, tensor in state.items():
+        if tensor.shape != published[name].shape:
+            raise GwpError(
+                f"{folder}: {name} is {list(tensor.shape)}, these weights have "
+                f"{list(published[name].shape)}; copy it again"
+            )
     return {names[name]: tensor for name, tensor in state.items()}
 
 
@@ -139,8 +148,11 @@ def _with_products(
         stem, _, rest = name.partition(_MARK)
         if rest.startswith("A."):
             high = adapters[f"{stem}{_MARK}B.{rest.removeprefix('A.')}"]
-            weight = result[f"{stem}.weight"]
-            result[f"{stem}.weight"] = weight + config.alpha / config.rank * (high @ low)
+            weight, product = result[f"{stem}.weight"], high @ low
+            # One of a single number would be added everywhere.
+            if product.shape != weight.shape:
+                raise ValueError(stem)
+            result[f"{stem}.weight"] = weight + config.alpha / config.rank * product
     return result
 
 

@@ -55,21 +55,27 @@ class Modulation:
     The transformer makes one per expert from the noise of its groups; each block adds its own
     table to it.
 
-    levels: `[B, m, 6, D]`; index: `[L]` token -> level, or None when all tokens share one level
-    (m = 1).
+    levels: `[B, m, 6, D]`
+    runs:   groups of the stream as (first level, levels, tokens): one level for all tokens of a
+            group, or one for each
     """
 
     levels: Tensor
-    index: Tensor | None
+    runs: tuple[tuple[int, int, int], ...]
 
     def slots(self, table: "ModulationTable") -> tuple[Tensor, ...]:
         """The six vectors with a layer's table added: shift, scale and gate of attention, then
         of the feed-forward; fp32 `[B, 1 | L, D]` each.
         """
         slots_BmD = table(self.levels).unbind(2)
-        if self.index is None:
+        if self.levels.shape[1] == 1:
             return slots_BmD
-        return tuple(slot_BmD[:, self.index] for slot_BmD in slots_BmD)
+        return tuple(map(self._by_token, slots_BmD))
+
+    def _by_token(self, slot_BmD: Tensor) -> Tensor:
+        # Not by an index: backwards, that adds numbers one by one.
+        parts = [slot_BmD[:, at : at + n].expand(-1, tokens, -1) for at, n, tokens in self.runs]
+        return parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)
 
 
 class ModulationTable(nn.Module):
@@ -188,7 +194,7 @@ class ExpertBlock(nn.Module):
         fp32, the result `[B, L, D]` in the dtype of `x`.
         """
         normed_BLD = F.layer_norm(x_BLD.float(), (self.width,), eps=self.eps)
-        return (normed_BLD * (1 + scale) + shift).to(x_BLD.dtype)
+        return torch.addcmul(shift, normed_BLD, 1 + scale).to(x_BLD.dtype)
 
     def cross_attention(self, x_BLD: Tensor, text_kv: tuple[Tensor, Tensor]) -> Tensor:
         """What the tokens take from the instruction, `[B, L, D]`. text_kv: of `Block.text_kv`"""
@@ -278,11 +284,11 @@ class Block(nn.Module):
             expert = self.expert(name)
             _, _, gate1, shift2, scale2, gate2 = slots[name]
             out_BLD = expert.attn1.output(attended[name])
-            x_BLD = (x_BLD.float() + gate1 * out_BLD.float()).to(x_BLD.dtype)
+            x_BLD = torch.addcmul(x_BLD.float(), gate1, out_BLD.float()).to(x_BLD.dtype)
             # Neither modulated nor gated, as in Wan.
             x_BLD = x_BLD + expert.cross_attention(x_BLD, text_kv[name])
             ffn_BLD = expert.ffn(expert.modulated_norm(x_BLD, shift2, scale2))
-            result[name] = (x_BLD.float() + gate2 * ffn_BLD.float()).to(x_BLD.dtype)
+            result[name] = torch.addcmul(x_BLD.float(), gate2, ffn_BLD.float()).to(x_BLD.dtype)
         return result, (k_BnHh, v_BnHh)
 
 

@@ -27,15 +27,17 @@ class Levels:
     future: fp32 `[B]`
     action: fp32 `[B, p]`, 0 where an action is given clean
     learnt: bool `[B, p]`, False where an action is given
+    told:   bool `[B]`, False where the instruction is kept from the model
     """
 
     future: Tensor
     action: Tensor
     learnt: Tensor
+    told: Tensor
 
     def of(self, rows: slice) -> "Levels":
         """Those of some samples."""
-        return Levels(self.future[rows], self.action[rows], self.learnt[rows])
+        return Levels(self.future[rows], self.action[rows], self.learnt[rows], self.told[rows])
 
 
 def generator(seed: int, position: int, stream: int = _BATCH) -> torch.Generator:
@@ -56,14 +58,15 @@ def draw_levels(
     clean_share: float,
     prefix_share: float,
     max_prefix: int,
+    untold_share: float = 0.0,
 ) -> Levels:
     """Noise levels of the samples at these positions of the plan.
 
     chunk: p; shifts: of the levels of actions and of future, towards noise; shared: one level
     per sample for both; clean_share: of samples whose actions are all given; prefix_share: of
-    those whose first 0 to `max_prefix` actions are.
+    those whose first 0 to `max_prefix` actions are; untold_share: of those without instruction.
     """
-    future, action, learnt = [], [], []
+    future, action, learnt, told = [], [], [], []
     for position in positions:
         draw = generator(seed, position, _LEVELS)
         # All of it and in this order, whatever is used: one seed gives the same in every mode.
@@ -73,12 +76,13 @@ def draw_levels(
         prefixed = bool(torch.rand((), generator=draw) < prefix_share)
         # One action at least is left to learn.
         length = int(torch.randint(0, min(max_prefix, chunk - 1) + 1, (), generator=draw))
+        told.append(torch.rand((), generator=draw) >= untold_share)
         given = chunk if clean else length if prefixed else 0
         future.append(of_action if shared else of_future)
         # Kept apart from the levels: one that is drawn may be 0, too, and is learnt.
         learnt.append(torch.arange(chunk) >= given)
         action.append(torch.where(learnt[-1], of_action, 0.0))
-    return Levels(torch.cat(future), torch.stack(action), torch.stack(learnt))
+    return Levels(torch.cat(future), torch.stack(action), torch.stack(learnt), torch.stack(told))
 
 
 def draw_noise(

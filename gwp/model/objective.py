@@ -74,6 +74,8 @@ class ObjectiveConfig(BaseModel):
     """Share of samples whose first actions are clean, as in real-time chunking."""
     max_prefix: int = Field(default=0, ge=0)
     """Longest clean action prefix, control steps."""
+    text_dropout: float = Field(default=0.0, ge=0, le=1)
+    """Share of samples whose instruction is kept from the model, which sees zeros (released: 0)."""
     masking: Literal["valid", "published"] = "valid"
     """`valid`: losses only over real steps and dimensions. `published`: over padding too, with
     the clean reference frame in the denominator of the video loss, as the released trainers do;
@@ -188,6 +190,7 @@ def levels_of(
         clean_share=modes.ac_wm / acting if acting else 0.0,
         prefix_share=objective.chunk_prefix,
         max_prefix=objective.max_prefix,
+        untold_share=objective.text_dropout,
     )
 
 
@@ -233,13 +236,16 @@ def training_losses(
     reference, clean_future = batch.latents[:, :, :1], batch.latents[:, :, 1:]
     # Without weight the future costs nothing; a pass of video alone has nothing else, though.
     with_future = clean_future.shape[2] > 0 and (objective.video_weight > 0 or video_only)
+    text = batch.text
+    if objective.text_dropout:
+        text = text * levels.told.to(device)[:, None, None]
     sigma = levels.future.to(device)
     future = add_noise(clean_future, future_noise, sigma) if with_future else None
     noisy: dict[Group, Tensor] = {"F": _told(sigma, objective)} if with_future else {}
     if video_only:
         # What this leaves without a gradient gets one of zeros from `idle_loss`.
         tokens = Tokens(reference=reference, future=future)
-        out = model(tokens, noisy, batch.text, batch.embodiment, heads=("F",))
+        out = model(tokens, noisy, text, batch.embodiment, heads=("F",))
         errors = _video_errors(out.future, future_noise - clean_future, batch.ok, objective)
         loss = errors.sum() / max(counts.video, 1.0)
         seen = torch.stack([torch.zeros_like(errors), batch.ok.float()])
@@ -251,7 +257,7 @@ def training_losses(
     level = levels.action.to(device)
     noisy_actions = add_noise(batch.actions, action_noise, level)
     tokens = Tokens(batch.state, reference, noisy_actions, future)
-    out = model(tokens, {"A": _told(level, objective), **noisy}, batch.text, batch.embodiment)
+    out = model(tokens, {"A": _told(level, objective), **noisy}, text, batch.embodiment)
     assert out.action is not None
     error = (out.action.float() - (action_noise - batch.actions)).square()
     # Where all actions are clean nothing is learnt: 0, not NaN.

@@ -255,28 +255,21 @@ class WorldActionTransformer(nn.Module):
             members = [g for g in present if config.expert_of[g] == expert]
             streams[expert] = torch.cat([embedded[g] for g in members], dim=1)
 
-            # Each noise level is embedded once, however many tokens have it; `index` says which
-            # of them a token has.
-            levels: list[Tensor] = []
-            index: list[int] = []
-            start = 0
-            for g in members:
-                n = embedded[g].shape[1]
-                level = _level(noise.get(g), embedded[g])
-                first = sum(x.shape[1] for x in levels)
-                index += [first] * n if level.shape[1] == 1 else range(first, first + n)
-                levels.append(level)
-                spans[g] = (expert, start, start + n)
-                start += n
+            # Each noise level is embedded once, however many tokens have it.
+            levels = [_level(noise.get(g), embedded[g]) for g in members]
             # The published embedding counts noise from 0 to 1000.
             t, mod = self.condition(expert).time(torch.cat(levels, dim=1) * 1000.0)
-            level_of = torch.tensor(index, device=t.device) if mod.shape[1] > 1 else None
-            modulation[expert] = Modulation(mod, level_of)
-
-            # Heads are modulated too, each by the noise of its own group.
-            for g in members:
-                _, start, stop = spans[g]
-                temb[g] = t if level_of is None else t[:, level_of[start:stop]]
+            runs: list[tuple[int, int, int]] = []
+            first = start = 0
+            for g, level in zip(members, levels, strict=True):
+                own, n = level.shape[1], embedded[g].shape[1]
+                runs.append((first, own, n))
+                # Heads are modulated too, each by the noise of its own group.
+                temb[g] = t[:, first : first + own]
+                spans[g] = (expert, start, start + n)
+                first += own
+                start += n
+            modulation[expert] = Modulation(mod, tuple(runs))
         return _Pass(streams, modulation, temb, self._layout(tokens, spans, context), spans)
 
     def _embedded(self, group: Group, x: Tensor, embodiment: Tensor) -> Tensor:

@@ -35,7 +35,7 @@ class ClusterConfig(BaseModel):
 
     workers: Annotated[int | tuple[int, ...], AfterValidator(_workers)] = 2
     """Training processes; `[least, most]`: as many as the machines that are there have room for,
-    and more or fewer when some come or go.
+    and more or fewer when some come or go. Of an autoscaler the most are asked for.
     """
     resize_every_s: float = Field(default=60.0, gt=0)
     """Seconds between two looks whether there is room for more workers, with `[least, most]`."""

@@ -102,7 +102,9 @@ class DeepSpeedConfig(BaseModel):
     attention are kept, and next to no arithmetic is done twice.
     """
     compile: bool = False
-    """Compile each block of the transformer (`torch.compile`): some minutes at the first steps."""
+    """Compile each block of the transformer (`torch.compile`): some minutes at the first steps. Not
+    with `zero_stage: 3` or `gradient_checkpointing: selective`.
+    """
     ema_decay: float = Field(default=0.9999, ge=0, lt=1)
     """Ceiling of the moving average of weights (fp32); 0: none."""
     overrides: dict[str, Any] = {}
@@ -116,6 +118,17 @@ class DeepSpeedConfig(BaseModel):
         if isinstance(how, int) and not isinstance(how, bool):
             return min(1.0, how / layers)
         return 1.0 if how is True else 0.0
+
+    @model_validator(mode="after")
+    def _compiles(self) -> "DeepSpeedConfig":
+        # Kernels write where results of the first kind were kept, which torch refuses. Of the second
+        # nothing is known.
+        if self.compile and (self.gradient_checkpointing == "selective" or self.zero_stage == 3):
+            raise ValueError(
+                "compile goes with zero_stage 0, 1 and 2, and with gradient_checkpointing true, "
+                "false or a number; set one of them otherwise"
+            )
+        return self
 
     @model_validator(mode="after")
     def _said_once(self) -> "DeepSpeedConfig":

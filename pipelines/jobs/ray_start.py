@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Mapping
+from importlib.util import find_spec
 
 import ray
 
@@ -17,6 +18,19 @@ def require_secrets(job: TrainJob) -> None:
         raise GwpError(
             f"cluster.secrets: {', '.join(unset)} is not set in the environment of this machine; set "
             "it there, on every node"
+        )
+
+
+def require_packages(job: TrainJob) -> None:
+    """GwpError when what the job's optimiser or its adapters need is not installed here, where a
+    worker would find out much later.
+    """
+    needed = {"pytorch_optimizer": job.optimizer.kind == "came", "peft": job.lora is not None}
+    missing = [name for name, needs in needed.items() if needs and find_spec(name) is None]
+    if missing:
+        raise GwpError(
+            f"this stage needs {' and '.join(missing)}: pip install 'gwp[cluster]' here and on every "
+            "node"
         )
 
 

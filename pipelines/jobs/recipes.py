@@ -46,6 +46,7 @@ def published(family: Family) -> dict[str, Any]:
             "video_shift": 5.0 if dense else 2.0,
             "shared_noise": dense,
             "chunk_prefix": 0.0,
+            "text_dropout": 0.0,
             "masking": "published",
             "timesteps": "bf16",
         },

@@ -19,16 +19,16 @@ class Needs:
     data: int
 
 
-def needs(job: TrainJob, cluster: Cluster, target: Target) -> Needs:
+def needs(job: TrainJob, cluster: Cluster) -> Needs:
     """Of a stage that `misfits` found nothing against."""
     assert cluster.pools.train is not None
     train = math.ceil(job.cluster.min_workers / _workers_of_a_node(job, cluster.pools.train))
-    return Needs(train, 1 if decodes_apart(cluster, target) else 0)
+    return Needs(train, 1 if decodes_apart(job, cluster) else 0)
 
 
-def decodes_apart(cluster: Cluster, target: Target) -> bool:
-    """Whether decoding has nodes of its own. An allocation of Slurm has nodes of one kind."""
-    return cluster.pools.data is not None and target != "slurm"
+def decodes_apart(job: TrainJob, cluster: Cluster) -> bool:
+    """Whether decoding has nodes of its own."""
+    return cluster.pools.data is not None and job.cluster.data_pool != TRAIN
 
 
 def misfits(job: TrainJob, cluster: Cluster, target: Target) -> Iterator[str]:
@@ -46,13 +46,7 @@ def misfits(job: TrainJob, cluster: Cluster, target: Target) -> Iterator[str]:
     if pools.train is None:
         yield "pools.train: missing, and a stage needs nodes to train on"
         return
-    if target == "local" and (pools.train.gpus or job.cluster.gpu):
-        yield (
-            "the mini-cluster has CPUs only: set cluster.gpu: false, or run `gwp train` on a "
-            "machine with GPUs without a cluster"
-        )
-        return
-    short = list(_room(job, pools.train, target, apart=decodes_apart(cluster, target)))
+    short = list(_room(job, pools.train, target, apart=decodes_apart(job, cluster)))
     yield from short
     memory_gb = pools.train.gpu_memory_gb
     if job.cluster.gpu and memory_gb and not short:
@@ -80,7 +74,8 @@ def _unset(job: TrainJob, cluster: Cluster, target: Target) -> Iterator[str]:
 def _room(job: TrainJob, pool: Pool, target: Target, *, apart: bool) -> Iterator[str]:
     """What the pool `train` has too little of. apart: whether decoding is elsewhere"""
     workers = job.cluster.min_workers
-    most = pool.max_nodes
+    # On this machine each pool is one node.
+    most = 1 if target == "local" else pool.max_nodes
     there = f"{most} x {pool.gpus} GPUs" if job.cluster.gpu else f"{most} x {pool.cpus} CPUs"
     if job.cluster.gpu and most * pool.gpus < workers:
         yield (
@@ -105,10 +100,9 @@ def _room(job: TrainJob, pool: Pool, target: Target, *, apart: bool) -> Iterator
     # Workers keep their CPUs to the end.
     left = most * pool.cpus - workers * job.cluster.cpus_per_worker
     if not apart and left < 1:
-        mend = "" if target == "slurm" else ", or give pools.data"
         yield (
             f"pools.train: {workers} workers take all of its {most * pool.cpus} CPUs, and none is "
-            f"left for decoding; lower cluster.cpus_per_worker{mend}"
+            f"left for decoding; lower cluster.cpus_per_worker, or give pools.data"
         )
 
 

@@ -21,9 +21,13 @@ STAGES = (1, 2, 3)
 USABLE = 0.92
 """Of a GPU: the rest is the driver's, the libraries', and gaps between blocks."""
 _BUCKET = 500_000_000
-"""Numbers of DeepSpeed's buckets, `reduce_bucket_size` and `allgather_bucket_size`, by default."""
-_PREFETCH = 50_000_000
-"""Of `stage3_prefetch_bucket_size`; `stage3_max_live_parameters` is above one block's."""
+"""Numbers of DeepSpeed's `reduce_bucket_size`, by default. It is made whole, however small the
+model is.
+"""
+_LIVE = 1_000_000_000
+"""Numbers of `stage3_max_live_parameters`, by default: where forward becomes backward, so many are
+gathered.
+"""
 _WAN_PARAMETERS = 705_000_000
 """Of the video codec of Wan 2.2: 2.82 GB in fp32 on disk."""
 # Widest feature maps of that codec's encoder: channels, pixels a side, frames at a time, alive.
@@ -75,7 +79,11 @@ def memory_of(
             )
             kept += round(part * each)
     count, trained = sum(parameter_counts(config).values()), job.trained
-    found = _sharded(count, trained, workers, stage, mixed, accumulates=share > micro)
+    accumulates = share > micro or (job.cluster.elastic and job.engine.micro_batch is not None)
+    zero = job.engine.overrides.get("zero_optimization") or {}
+    bucket = int(zero.get("reduce_bucket_size", _BUCKET))
+    live = int(zero.get("stage3_max_live_parameters", _LIVE))
+    found = _sharded(count, trained, workers, stage, mixed, accumulates, bucket, live)
     found["average of weights"] = 4 * trained // workers if job.engine.ema_decay else 0
     found["activations"] = kept
     found["video codec"] = _codec(job, micro)
@@ -127,12 +135,21 @@ def fits(job: TrainJob, gpu_gb: float, workers: int | None = None) -> str | None
 
 
 def _sharded(
-    count: int, trained: int, workers: int, stage: int, mixed: bool, accumulates: bool
+    count: int,
+    trained: int,
+    workers: int,
+    stage: int,
+    mixed: bool,
+    accumulates: bool,
+    bucket: int,
+    live: int,
 ) -> dict[str, int]:
-    """Parameters, gradients and optimiser of DeepSpeed's engines, with what they send.
+    """Parameters, gradients and optimiser of DeepSpeed's engines, with what they send. Measured of
+    its engines on two ranks; see docs/clusters.md.
 
     trained: of `count` parameters, or beside them; mixed: weights in bf16 beside fp32 masters;
-    accumulates: over several micro-batches, whose sum is fp32
+    accumulates: gradients are summed in fp32, over several micro-batches; bucket, live: numbers of
+    buckets of gradients, of gathered parameters
     """
     wide = 2 if mixed else 4
     each, whole = -(-trained // workers), -(-count // workers)
@@ -143,15 +160,14 @@ def _sharded(
             "parameters": 4 * count,
             "gradients": 4 * trained,
             "optimiser": 8 * trained,
-            "buffers": 0,
+            # Copies of what is sent.
+            "buffers": 4 * min(bucket, trained) if workers > 1 else 0,
         }
-    bucket = min(_BUCKET, trained)
     gradients = {1: sums * trained, 2: sums * each, 3: sums * each}[stage]
-    # Two buckets of gradients, one filled while the other is sent; one of parameters.
-    buffers = wide * 3 * bucket
+    # A bucket of gradients; of the sums where ZeRO-1 sends those.
+    buffers = (sums if stage == 1 else wide) * bucket
     if stage == 3:
-        # Parameters are gathered for what is computed and what comes next, one bucket of gradients.
-        buffers = wide * (2 * bucket + min(2 * _PREFETCH, count))
+        buffers += wide * min(live, count)
     return {
         "parameters": wide * (whole if stage == 3 else count),
         "gradients": gradients,

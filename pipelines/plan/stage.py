@@ -152,7 +152,7 @@ def plan_stage(job: TrainJob, assumed: Assumed | None = None) -> StagePlan:
     pictures = 0 if cached else shape.frames * shape.views
     cores = [pictures * rate / workers / assumed.decode_rate for rate in samples]
     bytes_each = shape.stored if cached else shape.picture
-    checkpoint = checkpoint_bytes(job, count)
+    checkpoint = checkpoint_bytes(job, count, job.trained)
     return StagePlan(
         stage=job.stage,
         gpu=assumed.gpu,
@@ -180,16 +180,20 @@ def plan_stage(job: TrainJob, assumed: Assumed | None = None) -> StagePlan:
     )
 
 
-def checkpoint_bytes(job: TrainJob, parameters: int) -> int:
-    """Of a checkpoint of all ranks: weights as they are computed with, fp32 masters and two
-    moments, the average of weights.
+def checkpoint_bytes(job: TrainJob, parameters: int, trained: int | None = None) -> int:
+    """Of a checkpoint of all ranks: weights as they are computed with; of those that train (None:
+    all) fp32 masters and two moments, the average of weights.
     """
     engine = job.engine
     # Stage 0 has no masters beside its weights.
     optimiser = 8 if engine.zero_stage == 0 else 12
     weights = 2 if engine.precision == "bf16" else 4
+    if engine.zero_stage == 3:
+        # They follow from the masters, and are in no file.
+        weights = 0
     average = 4 if engine.ema_decay else 0
-    return parameters * weights + job.trained * (optimiser + average)
+    states = optimiser + average
+    return parameters * weights + (parameters if trained is None else trained) * states
 
 
 def _price(

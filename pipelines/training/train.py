@@ -11,7 +11,7 @@ from gwp.errors import GwpError
 from gwp.paths import absolute_paths
 from pipelines.console import warn
 from pipelines.jobs.growing import machines
-from pipelines.jobs.ray_start import ensure_ray, require_secrets
+from pipelines.jobs.ray_start import ensure_ray, require_packages, require_secrets
 from pipelines.jobs.resolve import run_uri
 from pipelines.jobs.train_job import TrainJob
 from pipelines.training.checkpoint.checkpoints import (
@@ -60,6 +60,7 @@ def train(
     begin = time.time()
     start = StartUp()
     require_secrets(job)
+    require_packages(job)
     ensure_ray(job)
     # Behind `ensure_ray`: ray.init puts handlers of its own there.
     with interruptible():

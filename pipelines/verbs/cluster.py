@@ -157,11 +157,11 @@ def _stages(
     stages: list[Stage] = []
     for file, job in jobs.items():
         placed = job
-        if job.cluster.data_pool == "data" and not decodes_apart(cluster, target):
-            event("decoding on the nodes of train", stage=file, why=f"{target} has no pool data")
+        if job.cluster.data_pool == "data" and not decodes_apart(job, cluster):
+            event("decoding on the nodes of train", stage=file, why="there is no pool data")
             changed = job.cluster.model_copy(update={"data_pool": job.cluster.train_pool})
             placed = job.model_copy(update={"cluster": changed})
-        wanted = needs(placed, cluster, target)
+        wanted = needs(placed, cluster)
         parent = parent_of(job, places)
         stages.append(
             Stage(

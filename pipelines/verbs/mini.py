@@ -30,7 +30,7 @@ def add(subparsers: Any) -> None:
     start.add_argument(
         "--cluster",
         metavar="FILE",
-        help="a Cluster file: its pools and their CPUs (default: data 2, train 2, serve 4)",
+        help="a Cluster file: its pools, their CPUs and GPUs (default: data 2, train 2, serve 4 CPUs)",
     )
     start.set_defaults(run=run_start)
     put = actions.add_parser("put", help="copy a file or folder into its S3")
@@ -48,14 +48,15 @@ def run_start(args: argparse.Namespace) -> int:
 
     from clusters.mini import CPUS, MiniCluster
 
-    cpus = _cpus(args.cluster) if args.cluster else CPUS
+    cpus, gpus = _nodes(args.cluster) if args.cluster else (CPUS, {})
     ended = threading.Event()
     buckets = tuple(args.bucket or ("gwp",))
-    with MiniCluster(args.folder, cpus=cpus, buckets=buckets) as mini:
+    with MiniCluster(args.folder, cpus=cpus, gpus=gpus, buckets=buckets) as mini:
         for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, lambda *_: ended.set())
         print((mini.folder / "env.sh").read_text(), end="")
         print(f"# dashboard {mini.dashboard}   MLflow {mini.mlflow.url}   S3 {mini.bucket}")
+        print(f"# {_of_gpus(gpus)}")
         print(
             f"# in another shell: . {mini.folder / 'env.sh'}   (Ctrl-C here ends everything)",
             flush=True,
@@ -72,13 +73,25 @@ def run_start(args: argparse.Namespace) -> int:
     return 0
 
 
-def _cpus(file: str) -> dict[str, int]:
-    """Pool -> logical CPUs of its node."""
+def _nodes(file: str) -> tuple[dict[str, int], dict[str, tuple[str, ...]]]:
+    """Pool -> logical CPUs of its node, and names of its GPUs."""
     from clusters.document.cluster import Cluster
-    from clusters.local import cpus_of
+    from clusters.local import cpus_of, gpus_of
     from pipelines.config.load import load_config
 
-    return cpus_of(load_config(file, Cluster))
+    cluster = load_config(file, Cluster)
+    return cpus_of(cluster), gpus_of(cluster)
+
+
+def _of_gpus(gpus: dict[str, tuple[str, ...]]) -> str:
+    """Which pools have GPUs, in words."""
+    if gpus:
+        return "GPUs: " + ", ".join(f"{pool} {' '.join(names)}" for pool, names in gpus.items())
+    from clusters.gpus import here
+
+    if found := here():
+        return f"GPUs: {len(found)} here and none in use; pools.train.gpus of a --cluster FILE gives them"
+    return "GPUs: none on this machine; all runs on CPUs"
 
 
 def run_put(args: argparse.Namespace) -> None:

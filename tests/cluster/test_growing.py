@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import pytest
 import ray
@@ -20,6 +20,7 @@ from gwp.errors import GwpError
 from gwp.policy.policy import Policy
 from pipelines.config.load import load_config
 from pipelines.jobs.train_job import TrainJob
+from pipelines.training.control.watch import resumptions, worker_progress
 from pipelines.training.train import train
 from serve.app import deploy, replica_states
 from serve.config import ServeApp
@@ -75,26 +76,36 @@ def job(folder: Path, name: str, *more: str) -> TrainJob:
     return load_config(STAGES / "policy.yaml", TrainJob, sets)
 
 
+class Watched:
+    """Nodes of each pool at most, while the block lasts."""
+
+    def __init__(self) -> None:
+        self.most: dict[str, int] = {}
+        self._over = threading.Event()
+        self._watching = threading.Thread(target=self._watch, daemon=True)
+
+    def _watch(self) -> None:
+        while not self._over.wait(0.2):
+            for pool, count in pools_now().items():
+                self.most[pool] = max(self.most.get(pool, 0), count)
+
+    def __enter__(self) -> Self:
+        self._watching.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._over.set()
+        self._watching.join(30)
+
+
 def test_a_run_waits_for_machines_says_so_trains_and_gives_them_back(
     growing: GrowingCluster, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert pools_now() == {}
-    most: dict[str, int] = {}
-    over = threading.Event()
-
-    def watch() -> None:
-        while not over.wait(0.2):
-            for pool, count in pools_now().items():
-                most[pool] = max(most.get(pool, 0), count)
-
-    watching = threading.Thread(target=watch, daemon=True)
-    watching.start()
     begin = time.monotonic()
-    try:
+    with Watched() as watched:
         result = train(job(tmp_path, "grown"))
-    finally:
-        over.set()
-        watching.join(30)
+    most = watched.most
     took = time.monotonic() - begin
     assert result.steps == 60
     events = [json.loads(line) for line in capsys.readouterr().err.splitlines() if line[:1] == "{"]
@@ -105,7 +116,7 @@ def test_a_run_waits_for_machines_says_so_trains_and_gives_them_back(
     assert [event for event in events if event["event"] == "machines"]
     # Each by what it needs: two workers find place on one node.
     assert most["train"] == 1
-    assert 1 <= most["data"] <= 2
+    assert most["data"] == 1
     assert "serve" not in most
     begin = time.monotonic()
     until(lambda: not pools_now(), "nodes leave")
@@ -113,6 +124,48 @@ def test_a_run_waits_for_machines_says_so_trains_and_gives_them_back(
     # A finished run needs none of them.
     assert train(job(tmp_path, "grown")).run_id == result.run_id
     assert pools_now() == {}
+
+
+def test_more_decoding_brings_nodes_of_its_own_pool_alone(
+    growing: GrowingCluster, tmp_path: Path
+) -> None:
+    """Four processes that decode do not fit onto one node of two cores."""
+    with Watched() as watched:
+        result = train(job(tmp_path, "decodes", "cluster.decode_tasks=4", "run.steps=200"))
+    assert result.steps == 200
+    assert watched.most == {"train": 1, "data": 2}
+    until(lambda: not pools_now(), "nodes leave")
+
+
+def test_an_elastic_run_begins_with_what_comes_first_and_asks_for_more(
+    growing: GrowingCluster, tmp_path: Path
+) -> None:
+    """A worker has a whole node: it begins with one, and goes on with two once the second is there."""
+    more = ["cluster.workers=[1, 2]", "cluster.cpus_per_worker=2", "cluster.resize_every_s=2"]
+    steps = ["run.steps=1500", "run.checkpoint_every=1500"]
+    elastic = job(tmp_path, "elastic", *more, *steps)
+    worlds: list[int] = []
+    over = threading.Event()
+
+    def watch() -> None:
+        while not over.wait(0.2):
+            count = len(worker_progress(elastic.run.uri))
+            if count and worlds[-1:] != [count]:
+                worlds.append(count)
+
+    watching = threading.Thread(target=watch, daemon=True)
+    watching.start()
+    try:
+        with Watched() as watched:
+            result = train(elastic)
+    finally:
+        over.set()
+        watching.join(30)
+    assert result.steps == 1500
+    print(f"workers {worlds}, nodes {watched.most}, resumed {resumptions(elastic.run.uri)}")
+    assert watched.most["train"] == 2
+    assert worlds[-1] == 2
+    until(lambda: not pools_now(), "nodes leave")
 
 
 @pytest.mark.parametrize(

@@ -16,6 +16,8 @@ from ray.job_submission import JobSubmissionClient
 from clusters.mini import MiniCluster
 from gwp import storage
 from pipelines.cli import main
+from pipelines.config.load import dump_resolved, load_config
+from pipelines.jobs.train_job import TrainJob
 from pipelines.training.checkpoint.checkpoints import find_committed
 from pipelines.training.control.watch import resumptions, worker_progress
 from tests.support.dot import write_recordings
@@ -151,6 +153,34 @@ def test_a_job_is_asked_for_twice_stopped_resumed_and_found_finished(
     # What looked at the nodes is no failure in anyone's list.
     probes = [j for j in client.list_jobs() if (j.submission_id or "").startswith("gwp-probe")]
     assert {str(j.status.value) for j in probes} == {"SUCCEEDED"}
+
+
+def test_of_two_sequences_that_share_a_stage_one_is_started(
+    mini: MiniCluster, words: list[str], tmp_path: Path
+) -> None:
+    """Asked for at the same moment, from two terminals."""
+    files = []
+    for name in ("first", "shared"):
+        sets = [word for word in words[1:] if word != "--set"]
+        job = load_config(words[0], TrainJob, [*sets, f"run.name={name}"], as_written=True)
+        (tmp_path / f"{name}.yaml").write_text(dump_resolved(job))
+        files.append(str(tmp_path / f"{name}.yaml"))
+    command = [sys.executable, "-m", "pipelines.cli", "submit", "--detach"]
+    asking = [
+        subprocess.Popen(
+            [*command, *given], cwd=ROOT, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+        )
+        for given in (files, files[1:])
+    ]
+    told = [process.communicate(timeout=180) for process in asking]
+    print(told)
+    assert sorted(process.returncode for process in asking) == [0, 2]
+    ((out, _),) = [t for t, p in zip(told, asking, strict=True) if p.returncode == 0]
+    ((_, refused),) = [t for t, p in zip(told, asking, strict=True) if p.returncode == 2]
+    assert out.strip() in refused
+    assert main(["jobs", "stop", "shared"]) == 0
+    client = JobSubmissionClient(mini.dashboard)
+    until(lambda: all(j.status.is_terminal() for j in client.list_jobs()))
 
 
 def test_what_nodes_lack_is_told_before_anything_starts(

@@ -20,13 +20,17 @@ from tests.support.slurm import CPUS, NODES, Slurm, lacking, slurm
 from tests.unit.pipelines.jobs.test_stages import STAGES
 
 STEPS = 150
+TRAIN = "min_nodes: 2, max_nodes: 2}"
+APART = f"""\
+min_nodes: 1, max_nodes: 1}}
+  data: {{cpus: {CPUS}, memory_gb: 3, shared_memory_gb: 0.3}}"""
 DOCUMENT = f"""\
 kind: Cluster
 version: 1
 name: two-nodes
 pools:
   head: {{cpus: 1, memory_gb: 1}}
-  train: {{cpus: {CPUS}, memory_gb: 3, shared_memory_gb: 0.3, min_nodes: 2, max_nodes: 2}}
+  train: {{cpus: {CPUS}, memory_gb: 3, shared_memory_gb: 0.3, {TRAIN}
 slurm: {{partition: low, time_min: 30, save_s: 60, venv: VENV, env_file: FOLDER/env.sh}}
 """
 
@@ -48,8 +52,8 @@ def cluster(folder: Path) -> Iterator[Slurm]:
         yield running
 
 
-def batch_script(folder: Path, name: str) -> Path:
-    """A stage on both nodes, rendered by its user's command."""
+def batch_script(folder: Path, name: str, *, apart: bool = False) -> Path:
+    """A stage on both nodes, rendered by its user's command. apart: one of them decodes"""
     write_v30(folder / "arm")
     (folder / "env.sh").write_text(
         f"PYTHONPATH={ROOT}\nMLFLOW_TRACKING_URI=sqlite:///{folder}/mlflow.db\n"
@@ -57,6 +61,7 @@ def batch_script(folder: Path, name: str) -> Path:
     )
     venv = Path(sys.executable).parents[1]
     text = DOCUMENT.replace("VENV", str(venv)).replace("FOLDER", str(folder))
+    text = text.replace(TRAIN, APART) if apart else text
     (folder / "cluster.yaml").write_text(text)
     sets = [
         *SETS,
@@ -66,9 +71,9 @@ def batch_script(folder: Path, name: str) -> Path:
         f"run.steps={STEPS}",
         # None is due before the end: the notice takes one.
         f"run.checkpoint_every={STEPS}",
-        # One worker a node, and a CPU beside it for decoding.
-        "cluster.workers=2",
-        f"cluster.cpus_per_worker={CPUS - 1}",
+        # One worker a node, and a CPU beside it for decoding unless that is elsewhere.
+        f"cluster.workers={1 if apart else 2}",
+        f"cluster.cpus_per_worker={CPUS if apart else CPUS - 1}",
         "cluster.train_pool=train",
         "cluster.data_pool=data",
     ]
@@ -78,24 +83,28 @@ def batch_script(folder: Path, name: str) -> Path:
     return folder / "out" / f"00-{name}.sbatch"
 
 
-def reached(run: str) -> int:
+def reached(run: str, workers: int = 2) -> int:
     """The step that the slowest worker is at."""
     steps = [int(report["step"]) for report in worker_progress(run)]
-    return min(steps, default=0) if len(steps) == 2 else 0
+    return min(steps, default=0) if len(steps) == workers else 0
 
 
 @pytest.mark.timeout(900)
+@pytest.mark.parametrize("apart", [False, True], ids=["together", "decoding apart"])
 def test_a_stage_whose_nodes_are_taken_away_is_queued_again_and_goes_on(
-    folder: Path, cluster: Slurm
+    folder: Path, cluster: Slurm, apart: bool
 ) -> None:
     run = str(folder / "runs" / "taken")
-    job = cluster.run("sbatch", "--parsable", str(batch_script(folder, "taken")))
+    workers = 1 if apart else 2
+    job = cluster.run("sbatch", "--parsable", str(batch_script(folder, "taken", apart=apart)))
     log = folder / "slurm" / f"taken-{job}.out"
     cluster.until(job, "RUNNING", timeout=60)
     began = time.monotonic()
-    cluster.wait_for(lambda: reached(run) >= 5, job, timeout=300)
+    cluster.wait_for(lambda: reached(run, workers) >= 5, job, timeout=300)
     print(f"fifth step {time.monotonic() - began:.0f} s after the nodes were given")
-    assert {report["host"] for report in worker_progress(run)} == set(NODES)
+    # Apart, the worker has all CPUs of its node, and none is left there for decoding.
+    hosts = {report["host"] for report in worker_progress(run)}
+    assert hosts == set(NODES[:workers])
 
     # More important work for both nodes.
     noticed = time.monotonic()

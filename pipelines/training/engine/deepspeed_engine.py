@@ -27,6 +27,8 @@ from pipelines.training.engine.optimizer import (
 )
 
 _TAG = "state"
+_CPU_BUCKET = 250_000
+"""Numbers."""
 
 
 def deepspeed_config(job: TrainJob, world: int) -> dict[str, Any]:
@@ -46,6 +48,13 @@ def deepspeed_config(job: TrainJob, world: int) -> dict[str, Any]:
         # Never: the journal and MLflow tell how far it is.
         "steps_per_print": 1_000_000_000,
     }
+    if not job.cluster.gpu:
+        # Each gradient is copied through buckets: those of DeepSpeed are larger than a model that a
+        # CPU trains, and every copy would go out to memory. These fit a core's cache.
+        config["zero_optimization"] |= {
+            "contiguous_gradients": False,
+            "reduce_bucket_size": _CPU_BUCKET,
+        }
     if engine.precision == "bf16":
         # DeepSpeed's optimiser for ZeRO-1 that sums in fp32 would otherwise keep what earlier
         # micro-batches left in bf16, and add it once more with each that follows.
@@ -93,7 +102,7 @@ class Engine:
         else:
             choose_trained(model, job.optimizer)
         groups = parameter_groups(model, job.optimizer)
-        optimizer = make_optimizer(groups, job.optimizer, job.cluster.gpu)
+        optimizer = make_optimizer(groups, job.optimizer)
         config = deepspeed_config(job, torch.distributed.get_world_size())
         # Read when the engine is made, so `load` could not say it.
         if load_universal:

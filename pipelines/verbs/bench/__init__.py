@@ -4,7 +4,7 @@ import argparse
 from typing import Any
 
 from pipelines.verbs.arguments import numbers
-from pipelines.verbs.bench import compilers, fleet, inspect
+from pipelines.verbs.bench import compilers, fleet, inspect, train
 
 
 def add(subparsers: Any) -> None:
@@ -15,6 +15,7 @@ def add(subparsers: Any) -> None:
     _add_ingest(verbs)
     fleet.add(verbs)
     inspect.add(verbs)
+    train.add(verbs)
 
 
 def _add_act(verbs: Any) -> None:

@@ -80,6 +80,7 @@ WORDS = {
     "ServiceRules.gateway_class",
     "ServiceRules.robots",
     "SlurmConfig.account",
+    "SlurmConfig.data_partition",
     "SlurmConfig.partition",
     "SlurmConfig.qos",
     "SpotConfig.node_selector",

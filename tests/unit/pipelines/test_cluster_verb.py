@@ -90,7 +90,7 @@ def test_slurm_and_this_machine(tmp_path: Path) -> None:
         "queue.sh",
     }
     assert (tmp_path / "slurm" / "queue.sh").stat().st_mode & stat.S_IXUSR
-    # It decodes on the nodes that train, for there are no others.
+    # It decodes on the nodes that train: that document has no others.
     placed = load_any(tmp_path / "slurm" / "01-policy.yaml")
     assert isinstance(placed, TrainJob)
     assert (placed.cluster.train_pool, placed.cluster.data_pool) == ("train", "train")
@@ -109,7 +109,7 @@ def test_slurm_and_this_machine(tmp_path: Path) -> None:
         (["--target", "kuberay", "--job", *LINE], "codec.path: "),
         (["--target", "slurm", "--serve", str(EXAMPLES / "serve.yaml")], "runs no RayService"),
         (["--target", "slurm"], "Slurm runs stages; say which: --job"),
-        (["--target", "local"], "pools.train.gpus: the mini-cluster has CPUs only"),
+        (["--target", "local"], "pools.serve.min_nodes: 2, and here each pool is one node"),
         (
             ["--target", "kuberay", "--set", "pools.train.gpus=3", "--job", *LINE, *WEIGHTS],
             "3 GPUs",

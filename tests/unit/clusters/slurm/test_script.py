@@ -132,11 +132,39 @@ def test_ray_spans_the_nodes_and_the_driver_knows_where_it_is(tmp_path: Path) ->
     code, noted = Batch(tmp_path, ends="0").ended()
     assert code == 0
     step, trained = noted
-    assert step.startswith("srun --ntasks=2 --ntasks-per-node=1 ")
+    assert step.startswith("srun --ntasks-per-node=1 ")
+    assert " --ntasks=2 --cpus-per-task=8 " in step
     # The first address that is not loopback: others have to reach it.
     assert "ray symmetric-run --address 10.1.2.3:6379 --min-nodes 2 --num-cpus=8 " in step
     file = tmp_path / "00-tiny-run_1.yaml"
     assert trained == f"gwp train {file}; RAY_ADDRESS=10.1.2.3:6379; token 64"
+
+
+DATA = {"cpus": 30, "memory_gb": 64, "min_nodes": 2, "max_nodes": 5}
+
+
+def test_nodes_of_another_kind_decode(tmp_path: Path) -> None:
+    """As a heterogeneous job: its second part has nodes, options of Ray and CPUs of its own."""
+    pools = {"head": {"cpus": 1, "memory_gb": 2}, "train": GPU, "data": DATA}
+    slurm = {"partition": "gpu", "data_partition": "cpu", "account": "robots"}
+    text = scripts(tmp_path, pools=pools, slurm=slurm)["00-tiny-run_1.sbatch"]
+    first, second = text.split("#SBATCH hetjob\n")
+    asked = set(re.findall(r"^#SBATCH (.*)$", second, re.MULTILINE))
+    assert {"--nodes=2", "--cpus-per-task=30", "--mem=65536M", "--partition=cpu"} <= asked
+    assert {"--account=robots", "--requeue", "--time=1440", "--exclusive"} <= asked
+    assert not [option for option in asked if "gres" in option or "signal" in option]
+    assert "--partition=gpu" in first
+    (tmp_path / "run").mkdir()
+    code, noted = Batch(tmp_path / "run", ends="0", pools=pools).ended()
+    assert code == 0
+    training, decoding = noted[0].split(" : ")
+    assert training.startswith("srun --het-group=0 ")
+    for option in ("--ntasks=2", "--cpus-per-task=8", "--min-nodes 4", "--labels=gwp/pool=train"):
+        assert option in training
+    assert decoding.startswith("--het-group=1 ")
+    for option in ("--ntasks=2", "--cpus-per-task=30", "--min-nodes 4", "--labels=gwp/pool=data"):
+        assert option in decoding
+    assert "--num-gpus" not in decoding
 
 
 def test_without_a_token_there_is_none(tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ import json
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from gwp.errors import GwpError
 from gwp.model.adapters import (
@@ -100,6 +101,19 @@ def test_an_adapter_is_for_its_base_alone(adapted: WorldActionTransformer, tmp_p
     (tmp_path / "a" / "adapter.json").write_text(json.dumps(note))
     with pytest.raises(GwpError, match=r"blocks\.1\..* is no part of these weights"):
         apply_adapter(tmp_path / "a", small)
+    save_adapter(tmp_path / "b", config, LORA, state, whole, base_digest(base))
+    file = tmp_path / "b" / "adapter.safetensors"
+    tensors = load_file(file)
+    low = next(name for name in tensors if ".lora_A." in name)
+    for changed, words in (
+        ({n: t for n, t in tensors.items() if n != low.replace("_A.", "_B.")}, "not whole"),
+        (tensors | {low: torch.zeros(3, 7)}, "not whole"),
+        (tensors | {n: torch.zeros(1, 1) for n in (low, low.replace("_A.", "_B."))}, "not whole"),
+        (tensors | {"action_decoder.mid_proj.bias": torch.zeros(5)}, r"is \[5\], these"),
+    ):
+        save_file(changed, file)
+        with pytest.raises(GwpError, match=words):
+            apply_adapter(tmp_path / "b", base)
     for name in ("adapter.json", "adapter.safetensors"):
         (tmp_path / "a" / name).write_bytes(b"{}")
         with pytest.raises(GwpError, match="no adapter"):

@@ -160,7 +160,10 @@ def test_the_model_may_be_told_timesteps_as_the_released_trainers_round_them(mon
     """What is mixed is exact; what is told has steps of 4 above 512, of 2 above 256."""
     model, batch = tiny_model(), make_batch()
     levels = Levels(
-        torch.tensor([0.817, 0.301]), torch.full((2, 5), 0.729), torch.ones(2, 5, dtype=torch.bool)
+        torch.tensor([0.817, 0.301]),
+        torch.full((2, 5), 0.729),
+        torch.ones(2, 5, dtype=torch.bool),
+        torch.ones(2, dtype=torch.bool),
     )
     noise = draw_noise(0, [0, 1], batch.latents[0, :, 1:].shape, batch.actions.shape[1:])
     told = []
@@ -179,3 +182,33 @@ def test_the_model_may_be_told_timesteps_as_the_released_trainers_round_them(mon
     assert torch.equal(as_they_are["F"], levels.future)
     torch.testing.assert_close(rounded["F"], torch.tensor([0.816, 0.300]), atol=1e-6, rtol=0)
     torch.testing.assert_close(rounded["A"], torch.full((2, 5), 0.728), atol=1e-6, rtol=0)
+
+
+@pytest.mark.parametrize("video_only", [False, True])
+def test_a_dropped_instruction_is_zeros_to_the_model_and_others_stay(monkeypatch, video_only):
+    model, batch = tiny_model(), make_batch()
+    told = []
+
+    def spy(tokens, levels, text, *args, **kwargs):
+        told.append(text)
+        return type(model).forward(model, tokens, levels, text, *args, **kwargs)
+
+    monkeypatch.setattr(model, "forward", spy)
+    objective = ObjectiveConfig(text_dropout=0.5)
+    # A sample with its instruction beside one without.
+    positions = next(
+        [i, i + 1]
+        for i in range(100)
+        if levels_of(objective, 3, [i, i + 1], 5).told.tolist() == [True, False]
+    )
+    training_losses(model, batch, objective, video_only, *draws(batch, objective, positions))
+    assert torch.equal(told[0][0], batch.text[0])
+    assert not told[0][1].any()
+    shares = levels_of(objective, 3, range(1000), 5).told.float().mean()
+    assert float(shares) == pytest.approx(0.5, abs=0.06)
+    # Whatever share: all else that is drawn is the same.
+    plain = levels_of(ObjectiveConfig(), 3, range(50), 5)
+    dropped = levels_of(objective, 3, range(50), 5)
+    assert plain.told.all()
+    for name in ("future", "action", "learnt"):
+        assert torch.equal(getattr(plain, name), getattr(dropped, name))

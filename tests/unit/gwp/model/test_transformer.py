@@ -6,6 +6,7 @@ import torch
 from gwp.errors import GwpError
 from gwp.model.denoise import act, imagine, joint, observe
 from gwp.model.flow import euler, shifted, solver_sigmas
+from gwp.model.layers import rotate
 from gwp.model.transformer import Tokens, WorldActionTransformer
 from tests.support.tiny import tiny_config, tiny_model, tiny_tokens
 
@@ -193,3 +194,15 @@ def test_bf16_weights_leave_norms_positions_and_modulation_in_fp32(family):
         width = norm.weight.shape[0]
         y = x.float().repeat(1, width // 24 + 1)[:, :width]
         assert torch.equal(norm(y.bfloat16()), norm.float()(y.bfloat16().float()).bfloat16())
+
+
+def test_pairs_are_turned_the_same_with_and_without_complex_numbers(monkeypatch):
+    x = torch.randn(2, 5, 3, 8, requires_grad=True)
+    angle = torch.randn(5, 4)
+    found = []
+    for compiling in (False, True):
+        monkeypatch.setattr(torch.compiler, "is_compiling", lambda value=compiling: value)
+        turned = rotate(x, angle.cos(), angle.sin())
+        (gradient,) = torch.autograd.grad(turned.square().sum() + turned[..., 0].sum(), x)
+        found.append((turned, gradient))
+    torch.testing.assert_close(*found)

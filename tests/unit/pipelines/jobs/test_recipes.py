@@ -1,6 +1,7 @@
 """What a recipe says reaches the job, and what contradicts it is refused with the difference."""
 
 import math
+import sys
 
 import pytest
 
@@ -8,6 +9,7 @@ from gwp.errors import GwpError
 from gwp.model.config import ModelConfig
 from gwp.model.weights.names import published_name
 from pipelines.config.load import ConfigError, dump_resolved, load_config
+from pipelines.jobs.ray_start import require_packages
 from pipelines.jobs.recipes import published
 from pipelines.jobs.train_job import TrainJob
 from pipelines.jobs.trained import ACTION_EXPERT, TEXT_PATH, shapes_of, trained_names
@@ -15,13 +17,7 @@ from tests.support.paths import ROOT
 
 FULL = ROOT / "pipelines" / "stages" / "full"
 PUBLISHED = FULL / "policy-published.yaml"
-GWP0 = [
-    "recipe=published",
-    "objective={}",
-    "run={name: p, storage: s}",
-    "engine={micro_batch: 4}",
-    "optimizer={}",
-]
+GWP0 = ["recipe=published"]
 
 
 def frozen(config, freeze):
@@ -91,7 +87,7 @@ def test_all_that_contradicts_is_told_in_one_line():
 
 def test_without_a_recipe_a_family_has_defaults_of_its_own():
     """Sources: the paper of GWP-0 for 5 : 1, its released trainer for the noise."""
-    ours = load_config(FULL / "policy-gwp0.yaml", TrainJob, ["objective={}"]).objective
+    ours = load_config(FULL / "policy-gwp0.yaml", TrainJob).objective
     assert (ours.action_weight, ours.video_weight) == (5.0, 1.0)
     assert (ours.video_shift, ours.action_shift, ours.shared_noise) == (5.0, 5.0, True)
     ours = load_config(FULL / "policy.yaml", TrainJob, ["objective={}"]).objective
@@ -171,3 +167,24 @@ def test_names_are_of_a_module_with_all_below_or_of_a_parameter():
     assert trained_names(config, ACTION_EXPERT) < shapes_of(config).keys()
     with pytest.raises(GwpError):
         trained_names(config, ["blocks.3"], ["blocks.3", "nothing"])
+
+
+def test_blocks_are_compiled_or_computed_again_where_that_works():
+    for sets in (["engine.gradient_checkpointing=selective"], ["engine.zero_stage=3"]):
+        with pytest.raises(ConfigError, match="compile goes with"):
+            load_config(FULL / "policy.yaml", TrainJob, [*sets, "engine.compile=true"])
+        load_config(FULL / "policy.yaml", TrainJob, sets)
+    job = load_config(FULL / "policy.yaml", TrainJob, ["engine.gradient_checkpointing=10"])
+    assert job.engine.recomputed(30) == pytest.approx(1 / 3)
+    job = load_config(FULL / "policy.yaml", TrainJob, ["engine.gradient_checkpointing=0"])
+    assert job.engine.gradient_checkpointing is False
+
+
+def test_a_package_that_is_missing_is_told_before_anything_starts(monkeypatch):
+    for name, file in (("peft", "policy"), ("pytorch_optimizer", "policy-published")):
+        monkeypatch.setitem(sys.modules, name, None)
+        sets = ["recipe=lora"] if name == "peft" else []
+        job = load_config(FULL / f"{file}.yaml", TrainJob, sets)
+        with pytest.raises(GwpError, match=rf"needs {name}: pip install"):
+            require_packages(job)
+    require_packages(load_config(FULL / "policy.yaml", TrainJob))

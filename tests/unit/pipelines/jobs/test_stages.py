@@ -39,7 +39,7 @@ def test_tiny_stages_are_tiny_and_share_one_model(name):
     job = load_config(STAGES / f"{name}.yaml", TrainJob)
     assert parameters(job) < 5_000_000
     assert job.model == load_config(STAGES / "policy.yaml", TrainJob).model
-    assert deepspeed_config(job, 2)["zero_optimization"] == {"stage": 2}
+    assert deepspeed_config(job, 2)["zero_optimization"]["stage"] == 2
     assert job.cluster.workers == 2
 
 
@@ -69,7 +69,8 @@ def test_overrides_reach_deepspeed_and_keep_the_rest():
         TrainJob,
         ["engine.overrides={zero_optimization: {overlap_comm: true}}"],
     )
-    assert deepspeed_config(job, 2)["zero_optimization"] == {"stage": 2, "overlap_comm": True}
+    found = deepspeed_config(job, 2)["zero_optimization"]
+    assert (found["stage"], found["overlap_comm"]) == (2, True)
 
 
 def test_learning_rate_warms_up_and_decays():

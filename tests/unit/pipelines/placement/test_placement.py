@@ -30,9 +30,9 @@ def pools(**train: Any) -> Cluster:
 def test_a_stage_that_fits_has_nothing_against_it() -> None:
     document = pools(gpus=8, max_nodes=1)
     assert not list(stage.misfits(job(), document, "kuberay"))
-    assert stage.needs(job(), document, "kuberay") == stage.Needs(train=1, data=1)
-    # Slurm has nodes of one kind.
-    assert stage.needs(job(), document, "slurm").data == 0
+    assert stage.needs(job(), document) == stage.Needs(train=1, data=1)
+    # A stage may want to decode where it trains all the same.
+    assert stage.needs(job("cluster.data_pool=train"), document).data == 0
 
 
 @pytest.mark.parametrize(
@@ -51,7 +51,7 @@ def test_it_needs_as_many_nodes_as_hold_its_workers(
 ) -> None:
     document, placed = pools(**train), job(*sets)
     assert not list(stage.misfits(placed, document, "kuberay"))
-    assert stage.needs(placed, document, "kuberay").train == nodes
+    assert stage.needs(placed, document).train == nodes
 
 
 @pytest.mark.parametrize(
@@ -120,6 +120,12 @@ def test_decoding_needs_cpus_of_its_own() -> None:
     (line,) = stage.misfits(full, document, "kuberay")
     assert "none is left for decoding; lower cluster.cpus_per_worker, or give pools.data" in line
     assert not list(stage.misfits(job("cluster.cpus_per_worker=3"), document, "kuberay"))
+    # The same, where the pool is there and not used.
+    there = pools(gpus=8)
+    (line,) = stage.misfits(
+        job("cluster.cpus_per_worker=4", "cluster.data_pool=train"), there, "slurm"
+    )
+    assert "none is left for decoding" in line
 
 
 def test_a_bucket_needs_keys_or_somebody_who_may() -> None:

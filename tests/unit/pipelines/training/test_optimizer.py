@@ -1,6 +1,7 @@
 """What trains and by which rule, under every ZeRO stage as in a plain loop."""
 
 import importlib.util
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -146,7 +147,7 @@ def test_came_on_a_flat_shard_is_the_published_rule() -> None:
     weights = nn.Parameter(torch.randn(1000, generator=g))
     x, v, m = weights.detach().clone(), torch.zeros(1000), torch.zeros(1000)
     groups = [{"params": [weights], "weight_decay": config.weight_decay}]
-    optimizer = make_optimizer(groups, config, gpu=False)
+    optimizer = make_optimizer(groups, config)
     for step in range(5):
         gradient = torch.randn(1000, generator=g) * 10.0**-step
         weights.grad = gradient.clone()
@@ -198,7 +199,7 @@ def test_came_runs_and_goes_on_under_every_stage(tmp_path: Path) -> None:
             self.parts = list(model.parameters())
             flat.append(nn.Parameter(torch.cat([p.detach().flatten() for p in self.parts])))
             groups = [{"params": flat[-1:], "weight_decay": 0.01}]
-            self.inner = make_optimizer(groups, config, gpu=False)
+            self.inner = make_optimizer(groups, config)
 
         def zero_grad(self, set_to_none: bool = True) -> None:
             for p in self.parts:
@@ -311,3 +312,28 @@ def test_in_bf16_what_is_frozen_leaves_as_it_was_trained_beside(tmp_path: Path) 
                         stage,
                         one,
                     )
+
+
+def compiled(rank: Rank) -> dict[str, Any]:
+    told = {}
+    for name, sets in (
+        ("plain", []),
+        ("compiled", ["engine.compile=true"]),
+        ("again", ["engine.compile=true", "engine.gradient_checkpointing=true"]),
+    ):
+        rank.start(2, *SETS, *sets)
+        told[name] = rank.take(range(STEPS))
+    rank.save("compiled")
+    return told
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+@pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a compiler")
+def test_compiled_blocks_take_the_same_steps(tmp_path: Path) -> None:
+    told = ranks.run(compiled, 1, tmp_path, timeout=560)
+    for name, losses in told.items():
+        for got, want in zip(losses, told["plain"], strict=True):
+            assert got == pytest.approx(want, abs=TOLERANCE), name
+    # Names are those of a model that is not compiled.
+    assert full_state(tmp_path / "compiled").keys() == dict(tiny_model().named_parameters()).keys()

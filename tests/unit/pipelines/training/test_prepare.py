@@ -130,6 +130,21 @@ def test_a_field_that_a_newer_version_added_changes_nothing(here: Path) -> None:
         prepare(job())
 
 
+def test_a_run_of_before_decays_all_and_goes_on_so_or_not_at_all(here: Path) -> None:
+    began = prepare(job("optimizer.decay=all"))
+    record = json.loads(storage.read_bytes(f"{began.uri}/job.json"))
+    for name in ("kind", "only", "freeze", "decay"):
+        del record["job"]["optimizer"][name]
+    del record["job"]["recipe"], record["job"]["lora"]
+    storage.write_bytes(f"{began.uri}/job.json", json.dumps(record).encode())
+    assert prepare(job("optimizer.decay=all")).config_hash == began.config_hash
+    # The state of the optimiser has another form: wanted or not.
+    for more in ("optimizer.decay=matrices", "optimizer.freeze=[proj_out]", "lora={}"):
+        changes = [more] if more.startswith("optimizer.decay") else ["optimizer.decay=all", more]
+        with pytest.raises(GwpError, match="holds a run of another configuration"):
+            prepare(job(*changes), ("optimizer", "lora"))
+
+
 def test_finished_weights_are_whole_with_their_note(here: Path) -> None:
     """An upload that broke off looks whole, but for the note that comes last."""
     final = here / "runs/train/world/final"

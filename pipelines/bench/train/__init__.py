@@ -1,0 +1,1 @@
+"""`gwp bench train`: what training costs beside a bare loop, and each part of it."""
