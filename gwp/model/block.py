@@ -275,7 +275,7 @@ class Block(nn.Module):
             # Cached keys are rotated already: positions are absolute.
             k_BnHh = torch.cat([cache[0], k_BnHh], dim=1)
             v_BnHh = torch.cat([cache[1], v_BnHh], dim=1)
-        attended = layout.scatter(_block_causal(q_BLHh, k_BnHh, v_BnHh, layout.bounds))
+        attended = layout.scatter(block_causal(q_BLHh, k_BnHh, v_BnHh, layout.bounds))
 
         # Back in its stream, each goes on alone. Gated sums are fp32: gates are, and in bf16
         # small updates of a large residual would be rounded away.
@@ -292,7 +292,7 @@ class Block(nn.Module):
         return result, (k_BnHh, v_BnHh)
 
 
-def _block_causal(
+def block_causal(
     q_BLHh: Tensor, k_BnHh: Tensor, v_BnHh: Tensor, bounds: tuple[tuple[int, int, int], ...]
 ) -> Tensor:
     """Each segment of queries sees the keys up to its own end; slices instead of a mask keep

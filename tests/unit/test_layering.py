@@ -56,7 +56,17 @@ MAY_KNOW: dict[str, set[str]] = {
     "datasets": {"config", "console", "jobs", "pages"},
     "evaluation": {"config", "console", "jobs", "pages"},
     "placement": {"config", "jobs", "plan"},
-    "bench": {"compat", "config", "console", "datasets", "evaluation", "jobs", "pages", "training"},
+    "bench": {
+        "compat",
+        "config",
+        "console",
+        "datasets",
+        "evaluation",
+        "jobs",
+        "pages",
+        "tracking",
+        "training",
+    },
 }
 PACKAGES = ("gwp", "gwp/data", "gwp/model", "gwp/policy", "pipelines", "serve", "clusters")
 

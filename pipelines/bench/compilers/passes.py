@@ -75,11 +75,12 @@ class PlainPass(nn.Module):
         self.register_buffer("cos", torch.cat([cos for cos, _ in tables]))
         self.register_buffer("sin", torch.cat([sin for _, sin in tables]))
         self.register_buffer("embodiment", torch.zeros(1, dtype=torch.long))
+        # Level 0 is clean and 1 noisy, where a stream has both.
+        self.runs: dict[str, tuple[tuple[int, int, int], ...]] = {}
         for expert in self.experts:
-            # Per token 0, clean, or 1, noisy, where a stream has both.
             mine = [(g in self.noisy, s.count) for g, s in self.spans.items() if s.expert == expert]
-            index = torch.cat([torch.full((count,), int(noisy)) for noisy, count in mine])
-            self.register_buffer(f"level_{expert}", index if len(index.unique()) == 2 else None)
+            both = len({noisy for noisy, _ in mine}) == 2
+            self.runs[expert] = tuple((int(noisy and both), 1, count) for noisy, count in mine)
 
     def inputs(
         self, given: Mapping[Group, Tensor], text: Tensor, sigma: float, delta: float, *past: Tensor
@@ -97,7 +98,7 @@ class PlainPass(nn.Module):
         inputs = [given[g] for g in self.shapes]
         for expert, condition in conditions.items():
             noisy = any(self.spans[g].expert == expert for g in self.noisy)
-            both = getattr(self, f"level_{expert}") is not None
+            both = any(level for level, _, _ in self.runs[expert])
             # The model counts noise in thousandths; a clean token is at 0.
             levels = [0.0, sigma] if both else [sigma if noisy else 0.0]
             keys = [torch.stack(layer[expert]) for layer in layers]
@@ -112,7 +113,7 @@ class PlainPass(nn.Module):
         for expert in self.experts:
             text[expert] = rest.pop(0)
             time[expert] = rest.pop(0)
-            mods[expert] = Modulation(rest.pop(0), getattr(self, f"level_{expert}"))
+            mods[expert] = Modulation(rest.pop(0), self.runs[expert])
         delta = rest.pop(0)
         past = rest.pop(0) if rest else None
         tokens = {g: self._embedded(g, x) for g, x in given.items()}

@@ -144,7 +144,7 @@ def _mask_attention() -> None:
         q, k, v = (x.transpose(1, 2) for x in (q_BLHh, k_BnHh, v_BnHh))
         return F.scaled_dot_product_attention(q, k, v, attn_mask=masks[key]).transpose(1, 2)
 
-    block._block_causal = masked
+    block.block_causal = masked
 
 
 def _products(step: Step) -> Step:

@@ -120,7 +120,7 @@ def test_the_table_is_one_that_prometheus_takes() -> None:
     metrics = all_metrics()
     assert len({metric.name for metric in metrics}) == len(metrics)
     for metric in metrics:
-        assert re.fullmatch(r"gwp_(data|train|serve)_[a-z_]+", metric.name)
+        assert re.fullmatch(r"gwp_(client|data|train|serve)_[a-z_]+", metric.name)
         # Ray adds it.
         assert not metric.name.endswith("_total")
         assert (metric.kind == "histogram") == bool(metric.buckets)

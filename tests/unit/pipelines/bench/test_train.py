@@ -28,10 +28,10 @@ def test_one_masked_attention_is_attention_by_segments(
     problem = Problem("tiny", family, 2, "cpu", "fp32", 1)  # type: ignore[arg-type]
     expected = loss_of(problem)
     # Put back behind the test.
-    monkeypatch.setattr(block, "_block_causal", block._block_causal)
-    before = block._block_causal
+    monkeypatch.setattr(block, "block_causal", block.block_causal)
+    before = block.block_causal
     sides._mask_attention()
-    assert block._block_causal is not before
+    assert block.block_causal is not before
     assert loss_of(problem) == pytest.approx(expected, rel=1e-5)
 
 
