@@ -169,6 +169,8 @@ def _give_way(jobs: Jobs, job: Job) -> None:
         # Both sides look, and the first one stays.
         if (other.started, other.id) < (job.started, job.id):
             jobs.stop(job)
+            # Until then it is in the way of whoever means the run by its name.
+            jobs.wait(job)
             raise GwpError(
                 f"{_shared(other, job.runs)} was submitted at the same moment as job {other.id}, which "
                 f"goes on; {job.id} is stopped. Follow it: `gwp jobs logs {other.id} --follow`"

@@ -128,6 +128,7 @@ class _Handler(BaseHTTPRequestHandler):
     def do_POST(self) -> None:
         if self.path.endswith("/stop"):
             self.cluster.stopped.append(self.path.split("/")[-2])
+            self.cluster.jobs[self.path.split("/")[-2]]["status"] = "STOPPED"
             self._reply(200, {"stopped": True})
             return
         request = json.loads(self._read())

@@ -117,6 +117,8 @@ def test_of_two_sequences_with_a_run_in_common_the_first_one_stays(ours_is_first
         ):
             start(jobs, WORK)
         assert cluster.stopped == [f"{WORK.key}-1"]
+        # By its name, the run is that of the other one at once.
+        assert jobs.find("policy").id == rival.id
 
 
 def test_ctrl_c_once_it_may_be_accepted_says_how_to_come_back() -> None:
