@@ -155,8 +155,9 @@ def test_a_job_is_asked_for_twice_stopped_resumed_and_found_finished(
     assert {str(j.status.value) for j in probes} == {"SUCCEEDED"}
 
 
+@pytest.mark.usefixtures("mini")
 def test_of_two_sequences_that_share_a_stage_one_is_started(
-    mini: MiniCluster, words: list[str], tmp_path: Path
+    words: list[str], tmp_path: Path
 ) -> None:
     """Asked for at the same moment, from two terminals."""
     files = []
@@ -178,9 +179,8 @@ def test_of_two_sequences_that_share_a_stage_one_is_started(
     ((out, _),) = [t for t, p in zip(told, asking, strict=True) if p.returncode == 0]
     ((_, refused),) = [t for t, p in zip(told, asking, strict=True) if p.returncode == 2]
     assert out.strip() in refused
+    # By its name, the run is that of the other one.
     assert main(["jobs", "stop", "shared"]) == 0
-    client = JobSubmissionClient(mini.dashboard)
-    until(lambda: all(j.status.is_terminal() for j in client.list_jobs()))
 
 
 def test_what_nodes_lack_is_told_before_anything_starts(
