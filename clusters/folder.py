@@ -61,6 +61,9 @@ def write(folder: Path, files: Mapping[str, str]) -> tuple[list[Path], list[str]
                 path.chmod(0o755 if name.endswith((".sh", ".sbatch")) else 0o644)
             digests = {name: _hash(text.encode()) for name, text in sorted(files.items())}
             (Path(new) / LIST).write_text(json.dumps(digests, indent=1))
+            # What cannot be replaced is found before anything is.
+            if taken := [name for name in files if (folder / name).is_dir()]:
+                raise GwpError(f"--out {folder}: {_some(taken)}: a folder; remove it")
             for name in (*files, LIST):
                 os.replace(Path(new) / name, folder / name)
         for name in gone:

@@ -109,7 +109,7 @@ def environment(
         "AWS_ENDPOINT_URL": cluster.storage.endpoint,
         "AWS_REGION": cluster.storage.region,
         "MLFLOW_TRACKING_URI": cluster.mlflow,
-        "GWPCACHE": f"{CACHE}/policies",
+        "GWP_CACHE": f"{CACHE}/policies",
         "RAY_USAGE_STATS_ENABLED": "0",
         **(more or {}),
         **cluster.env,

@@ -49,3 +49,10 @@ def _mended(text: str) -> str:
 def text_hash(text: str) -> str:
     """Stable key of an instruction: 32 hex digits of the sha256 of its normalised form."""
     return hashlib.sha256(normalise(text).encode()).hexdigest()[:32]
+
+
+def hash_as_it_stands(text: str) -> str:
+    """That of a text that an earlier version cleaned, by its rule: runs and caches of before know
+    their texts by it.
+    """
+    return hashlib.sha256(text.encode()).hexdigest()[:32]

@@ -57,7 +57,8 @@ def add_adapters(
     on, whole: names (ours) of parameters; of `on` weights of linear layers count. The same seed
     gives the same adapters. GwpError where `on` names no linear layer, or `peft` is not installed.
     """
-    targets = _linear(model, on)
+    # What trains whole needs no adapter, and would lose its name to one.
+    targets = _linear(model, frozenset(on) - frozenset(whole))
     if not targets:
         raise GwpError(
             "lora.on names no linear layer; leave it out, or name some as `gwp weights inspect` "

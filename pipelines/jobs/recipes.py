@@ -89,7 +89,9 @@ def with_recipe(data: dict[str, Any], family: Family, recipe: str | None) -> dic
     if recipe == "published":
         ranges = {name: {"ranges": "published"} for name in _robots(given)}
         fields = published(family) | {"data": {"embodiments": ranges}}
-        given = _filled(given, fields, recipe)
+        # How long is the run's own matter, as is going on with more.
+        length = {"run": fields.pop("run")}
+        given = _merged(length, _filled(given, fields, recipe))
     elif recipe == "action-expert":
         given = _filled(given, _action_expert(family), recipe)
     elif recipe == "lora":

@@ -173,8 +173,9 @@ def notes(job: TrainJob, robots: dict[str, Embodiment]) -> Iterator[str]:
         robot = robots[name]
         if robot.id and job.init and job.model_config_.family == "gwp0":
             yield (
-                f"{name} has id {robot.id}: in published GWP-0 weights row 0 of the projections alone "
-                "was trained, whatever the robot; `id: 0` starts from it, this row starts from nothing"
+                f"{name} has id {robot.id}: where {job.init} comes from published GWP-0 weights, row 0 "
+                "of the projections alone was trained, whatever the robot: `id: 0` starts from it, this "
+                "row starts from nothing"
             )
         pairs = zip(robot.action_names, robot.state_names, robot.delta, strict=False)
         known = set(robot.state_names)

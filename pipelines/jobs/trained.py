@@ -51,10 +51,10 @@ def trained_names(
 def adapter_count(config: ModelConfig, lora: LoraConfig) -> int:
     """Numbers of a model's adapters, and of what trains beside them."""
     shapes = shapes_of(config)
-    on = (name for name in parameters_named(config, lora.on, "lora.on") if name.endswith("weight"))
-    # Norms between the layers have one axis, and no adapter.
-    matrices = (shapes[name] for name in on if len(shapes[name]) == 2)
     whole = parameters_named(config, lora.whole, "lora.whole")
+    on = parameters_named(config, lora.on, "lora.on") - whole
+    # Norms between the layers have one axis, and no adapter.
+    matrices = (shapes[n] for n in on if n.endswith("weight") and len(shapes[n]) == 2)
     return sum(lora.rank * sum(shape) for shape in matrices) + sum(shapes[n].numel() for n in whole)
 
 

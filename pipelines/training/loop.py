@@ -10,6 +10,7 @@ import time
 import uuid
 from collections.abc import Iterator
 from dataclasses import replace
+from datetime import datetime
 from typing import Any
 
 import ray
@@ -86,7 +87,7 @@ def train_loop(config: dict[str, Any]) -> None:
         try:
             with lasting(), memory_told("at the start", prepared.job):
                 if rank == 0:
-                    start.reached(patiently(lambda: failures(prepared.uri)))
+                    start.reached(patiently(lambda: _ended(prepared.uri)))
                 number, local = context.get_node_rank(), context.get_local_rank()
                 node = Node(ranks, number, local, scratch.folder)
                 loop = _Loop(prepared, ranks, node, log, config["record"], start)
@@ -98,6 +99,15 @@ def train_loop(config: dict[str, Any]) -> None:
                 loop.live.close()
             if log:
                 log.close()
+
+
+def _ended(uri: str) -> list[float]:
+    """When workers of this run ended, Unix time, as far as that is known."""
+    ended = [float(event["time"]) for event in failures(uri)]
+    # Before a resize, which is no failure, a checkpoint is taken.
+    if latest := latest_committed(uri):
+        ended.append(datetime.fromisoformat(latest[1].created).timestamp())
+    return ended
 
 
 class _Loop:

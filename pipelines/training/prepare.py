@@ -46,7 +46,7 @@ from pipelines.jobs.resolve import (
 )
 from pipelines.jobs.train_job import TrainJob
 from pipelines.training.checkpoint.checkpoints import CheckpointManifest, latest_committed
-from pipelines.training.control.changes import RUN_ONLY, changes_of, require_allowed, told
+from pipelines.training.control.changes import RUN_ONLY, as_begun, changes_of, require_allowed, told
 from pipelines.training.measure.startup import StartUp
 from pipelines.training.origin import moves, origin_of
 
@@ -127,12 +127,14 @@ def prepare(
     """
     start = start or StartUp()
     start.over("machines")
+    given = job
     # Workers stand in other folders.
     job = absolute_paths(job)
     uri = run_uri(job)
     digest = config_hash(job, exclude=RUN_ONLY)
     if storage.exists(storage.join(uri, "job.json")):
         record = _record(uri)
+        job = absolute_paths(as_begun(given, record["job"]))
         # Before anything is made of it: what has changed may not go with what lies there.
         _take_changes(uri, job, record, allowed)
         # What an alias means may have changed since.

@@ -199,6 +199,11 @@ def _describe(record: RunRecord, run_id: str, tags: Mapping[str, str]) -> None:
         event("tracking", text=f"the page of the run is not described whole: {short(error)}")
 
 
+def _family(model: Mapping[str, Any]) -> str:
+    """Of a model as a job has it: a shape of its own, or a released one."""
+    return str(model.get("released") or model["family"])
+
+
 def note(
     record: RunRecord, tags: Mapping[str, str] | None = None, rows: Sequence[dict[str, Any]] = ()
 ) -> str:
@@ -209,7 +214,7 @@ def note(
     engine, run = job["engine"], job["run"]
     told = {
         "steps": f"{run['steps']} of {engine['global_batch']} samples, seed {run['seed']}",
-        "model": f"{job['model']['family']}, {engine['precision']}, ZeRO {engine['zero_stage']}",
+        "model": f"{_family(job['model'])}, {engine['precision']}, ZeRO {engine['zero_stage']}",
         "data": f"{record.samples} samples of {len(record.sources)} sources, "
         f"{record.skipped} left out, fingerprint `{record.fingerprint[:12]}`",
         "starts from": ", ".join(f"run `{parent}`" for parent in record.parents) or "random weights"

@@ -95,10 +95,11 @@ class Validation:
     ) -> None:
         """Have the first `most` samples of a pass, over all ranks, acted on and imagined."""
         world = self._ranks.world
-        rows = slice(0, min(-(-most // world), len(real)))
+        # Of one alone it cannot be asked what another's actions do to it.
+        rows = slice(0, min(max(2, -(-most // world)), len(real)))
         # One sample after the other is dealt to the ranks.
         numbers = np.arange(len(real[rows])) * world + self._ranks.rank
-        counts = real[rows] & raw["ok"][rows].astype(bool) & (numbers < most)
+        counts = real[rows] & raw["ok"][rows].astype(bool) & (numbers < max(most, 2 * world))
         batch = moved(part.batch, torch.device("cpu"), rows)
         future, actions = batch.latents[0, :, 1:].shape, batch.actions.shape[1:]
         noise = draw_noise(self._seed, part.positions[rows], future, actions)

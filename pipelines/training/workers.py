@@ -73,6 +73,7 @@ def run_workers(prepared: PreparedRun, record: RunRecord, start: StartUp) -> Non
             try:
                 _start(prepared, record, left, start.hand_over())
             except (ray.train.TrainingFailedError, RayError) as error:
+                start.again()
                 # Ray wraps what a worker raised; the user's line is that of the worker.
                 cause = first(error, GwpError)
                 if cause:

@@ -156,6 +156,7 @@ def test_a_job_is_asked_for_twice_stopped_resumed_and_found_finished(
 
 
 @pytest.mark.usefixtures("mini")
+@pytest.mark.slow
 def test_of_two_sequences_that_share_a_stage_one_is_started(
     words: list[str], tmp_path: Path
 ) -> None:

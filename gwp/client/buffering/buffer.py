@@ -171,6 +171,9 @@ class ChunkBuffer:
         """Forget the chunk and the action before, e.g. at the start of an episode. The answer to
         a request under way is dropped; nobody waits for it.
         """
+        if self._pending is not None:
+            # The endpoint reads its report all the same.
+            self._tally.answered()
         self.chunk = self.executed = self.error = None
         self._plan = self._pending = None
         self._failures, self._untold, self._again_at = 0, False, 0.0

@@ -367,7 +367,9 @@ class _Affine:
         # 1 where nothing moves: that side is computed, too, and must not divide by zero.
         self._width = np.where(self._still, 1.0, high - self._low)
         if published:
-            self._width = np.maximum(self._width, _PUBLISHED_FLOOR)
+            # Not of grippers, whose way may go down.
+            narrow = [i for i in range(len(high)) if i not in grippers]
+            self._width[narrow] = np.maximum(self._width[narrow], _PUBLISHED_FLOOR)
 
     def forward(self, x: np.ndarray) -> np.ndarray:
         """float64 `[..., d]`, robot units, to float32 model units."""

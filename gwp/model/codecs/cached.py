@@ -11,7 +11,7 @@ from torch import Tensor
 
 from gwp import storage
 from gwp.data.latent_cache import LatentCache, NumberFormat
-from gwp.data.text import text_hash
+from gwp.data.text import hash_as_it_stands, text_hash
 from gwp.errors import GwpError
 
 _DTYPES: dict[NumberFormat, torch.dtype] = {"float16": torch.float16, "bfloat16": torch.bfloat16}
@@ -63,18 +63,24 @@ class CachedTextEncoder:
     def __init__(self, cache: LatentCache) -> None:
         self._cache = cache
         self._index = cache.index("texts")
+        self._names = frozenset(self._index["name"].to_pylist())
         self.dim = cache.text_dim
         self.rows = cache.text_rows
 
     def encode(self, texts: list[str]) -> Tensor:
         """fp32 `[n, rows, dim]`; DataError when a text is not in the cache."""
-        hashes = pa.array([text_hash(t) for t in texts], pa.string())
-        entries = self._cache.find("texts", hashes, self._index).to_pylist()
+        hashes = [self._hash(text) for text in texts]
+        entries = self._cache.find("texts", pa.array(hashes, pa.string()), self._index).to_pylist()
         out = torch.zeros(len(texts), self.rows, self.dim)
         for row, stored in zip(out, self._cache.read("texts", entries), strict=True):
             # A copy: what was read may not be written to.
             row[: len(stored)] = from_stored(torch.from_numpy(stored.copy()))
         return out
+
+    def _hash(self, text: str) -> str:
+        # In a cache that an earlier version made, some lie under another.
+        now, before = text_hash(text), hash_as_it_stands(text)
+        return before if before in self._names and now not in self._names else now
 
     def digest(self) -> str:
         """That of the encoder whose embeddings these are."""

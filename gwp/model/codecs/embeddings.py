@@ -17,7 +17,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from gwp.data.text import text_hash
+from gwp.data.text import hash_as_it_stands, text_hash
 from gwp.errors import GwpError
 from gwp.model.codecs.hashed import HashedTextEncoder
 from gwp.model.codecs.umt5 import UMT5TextEncoder
@@ -84,8 +84,9 @@ class StoredTexts:
         """fp32 `[n, rows, dim]`; GwpError for a text that was not encoded."""
         out = torch.zeros(len(texts), self.rows, self.dim)
         for row, text in zip(out, texts, strict=True):
-            key = text_hash(text)
-            if key not in self._file_of:
+            known = (text_hash(text), hash_as_it_stands(text))
+            key = next((k for k in known if k in self._file_of), "")
+            if not key:
                 raise GwpError(
                     f"{self._folder}: the run has no embedding of '{text}'; give run.name another "
                     "name"

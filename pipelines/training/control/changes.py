@@ -5,6 +5,7 @@ four kinds: it does not change what is computed; it changes it in no way that ma
 the training from here on, which has to be wanted; or the run folder was made with it.
 """
 
+import json
 import os
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -37,6 +38,7 @@ HARMLESS = (
     "engine.compile",
     "engine.zero_stage",
     "optimizer.max_skipped",
+    "validation.looked_at",
 )
 # The optimiser's state has their form.
 SHAPES = ("optimizer.kind", "optimizer.only", "optimizer.freeze", "optimizer.decay")
@@ -65,6 +67,18 @@ def changes_of(earlier: dict[str, Any], job: TrainJob) -> dict[str, tuple[Any, A
     return {name: pair for name, pair in different.items() if not _within(name, RUN_ONLY)}
 
 
+def as_begun(job: TrainJob, earlier: dict[str, Any]) -> TrainJob:
+    """The job with what versions did that had no field for it, where its file says nothing of it.
+
+    earlier: the job as it was recorded when the run began
+    """
+    recorded = "decay" in (earlier.get("optimizer") or {})
+    if recorded or "decay" in job.optimizer.model_fields_set:
+        return job
+    given = _as_it_was(earlier)["optimizer"]["decay"]
+    return job.model_copy(update={"optimizer": job.optimizer.model_copy(update={"decay": given})})
+
+
 def require_allowed(
     uri: str, changes: Mapping[str, tuple[Any, Any]], allowed: tuple[str, ...]
 ) -> None:
@@ -80,8 +94,9 @@ def require_allowed(
     if asked:
         options = " ".join(f"--allow-change {name}" for name in asked)
         raise GwpError(
-            f"{uri} holds a run of another configuration: {_listed(asked, changes)}. If the run "
-            f"is to go on so, say {options}; else give run.name another name"
+            f"{uri} holds a run of another configuration: {_listed(asked, changes)}. To go on as it "
+            f"began, set them back ({_back(asked, changes)}); if it is to go on so, say {options}; "
+            "else give run.name another name"
         )
 
 
@@ -111,6 +126,10 @@ def _as_it_was(earlier: dict[str, Any]) -> dict[str, Any]:
 
 def _listed(names: list[str], changes: Mapping[str, tuple[Any, Any]]) -> str:
     return ", ".join(f"{name} was {changes[name][0]} and is {changes[name][1]}" for name in names)
+
+
+def _back(names: list[str], changes: Mapping[str, tuple[Any, Any]]) -> str:
+    return " ".join(f"--set {name}={json.dumps(changes[name][0])}" for name in names)
 
 
 def _within(name: str, fields: tuple[str, ...]) -> bool:

@@ -27,6 +27,8 @@ from pipelines.training.engine.optimizer import (
 )
 
 _TAG = "state"
+_SAID = ("weight_decay", "betas")
+"""Of a group of parameters, what the job says; the rate is set at each step."""
 _CPU_BUCKET = 250_000
 """Numbers."""
 
@@ -205,9 +207,21 @@ class Engine:
         when the world size differs.
         """
         tag = "universal" if (folder / "universal").is_dir() else _TAG
+        made = self._engine.optimizer
+        # ZeRO wraps it.
+        optimizer = getattr(made, "optimizer", made)
+        said = [{name: group[name] for name in _SAID} for group in optimizer.param_groups]
         path, _ = self._engine.load_checkpoint(str(folder), tag=tag)
         if path is None:
             raise GwpError(f"DeepSpeed found no state in {folder}; choose another checkpoint")
+        # The job says them, not the checkpoint; of stage 3 all groups would have those of the first.
+        for group, own in zip(optimizer.param_groups, said, strict=True):
+            group |= own
+        # From the universal form it comes on the host, where fused kernels of a GPU may not have it,
+        # and under stage 3 as one tensor for all groups, each of which would count it on.
+        for parameter, state in optimizer.state.items():
+            if torch.is_tensor(state.get("step")):
+                state["step"] = state["step"].to(parameter.device, copy=True)
 
 
 def convert_to_universal(folder: Path) -> None:
@@ -215,6 +229,12 @@ def convert_to_universal(folder: Path) -> None:
     target = folder / "universal"
     shutil.rmtree(target, ignore_errors=True)
     compat.to_universal(folder / _TAG, target)
+    # Stage 3 asks for it, and CAME counts in its groups.
+    file = target / "zero" / "optimizer_state.pt"
+    saved = torch.load(file, map_location="cpu", weights_only=False)
+    for state in saved.get("optimizer_state_dict", {}).get("state", {}).values():
+        state.setdefault("step", 0)
+    torch.save(saved, file)
 
 
 def full_state(folder: Path) -> dict[str, Tensor]:

@@ -178,12 +178,16 @@ class Judged:
         x = _SIGMA * noise + (1 - _SIGMA) * clean
         kept = torch.from_numpy(samples.counts)
         errors = []
-        for actions in (batch.actions, batch.actions.roll(1, 0)):
+        # Places that hold nobody's sample stand behind those that do.
+        number = int(kept.sum())
+        another = torch.arange(len(kept)).roll(1)
+        another[:number] = torch.arange(number).roll(1)
+        for actions in (batch.actions, batch.actions[another.to(batch.actions.device)]):
             velocity = self._future(model, batch, samples.video_only, actions, x, _SIGMA)
             each = (velocity - (noise - clean)).square().flatten(1).mean(1)
             errors.append(float(each.cpu()[kept].sum()))
         # One alone has no other.
-        return errors if int(kept.sum()) > 1 and not samples.video_only else [0.0, 0.0]
+        return errors if number > 1 and not samples.video_only else [0.0, 0.0]
 
     @staticmethod
     def _future(

@@ -3,7 +3,7 @@
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal, get_args
+from typing import Literal, get_args
 
 Part = Literal[
     "machines",
@@ -52,11 +52,16 @@ class StartUp:
         self.seconds.clear()
         return handed
 
-    def reached(self, failures: Sequence[dict[str, Any]]) -> None:
-        """Rank 0 runs. failures: what made workers start again, if it did: then that is when this
-        start began, and the driver had no part in it.
+    def again(self) -> None:
+        """Those who worked have ended: what comes from now on is of the next start."""
+        self.seconds.clear()
+        self._since = time.perf_counter()
+
+    def reached(self, ended: Sequence[float]) -> None:
+        """Rank 0 runs. ended: when workers before it ended, Unix time: this start began with the
+        last of them, if that is later, and the driver had no part in it.
         """
-        newest = max((float(event["time"]) for event in failures), default=0.0)
+        newest = max(ended, default=0.0)
         if newest > self.handed:
             self.seconds.clear()
         # Clocks of machines differ a little.

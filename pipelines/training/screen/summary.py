@@ -11,7 +11,7 @@ from pipelines.training.checkpoint.retention import best
 from pipelines.training.train import StageResult
 
 _NEXT = {"world": "embodied", "embodied": "policy"}
-"""Stage -> the one behind it, as `pipelines/stages/` has them."""
+"""Stage -> the one behind it."""
 
 
 def tell(job: TrainJob, result: StageResult, last: bool) -> None:
@@ -56,13 +56,12 @@ def span_of(seconds: float) -> str:
 
 
 def following(job: TrainJob, result: StageResult) -> str:
-    """The command that comes behind this stage."""
+    """The command that comes behind this stage; which file that is, the user knows."""
     after = _NEXT.get(job.stage)
     if after is None:
         out = f"policies/{job.run.name}"
         return f"gwp export {shlex.quote(result.uri)} --out {shlex.quote(out)}"
-    words = ["gwp", "train", f"pipelines/stages/{after}.yaml", "--set", f"init={result.final}"]
-    return shlex.join(words)
+    return f"gwp train {after.upper()}.yaml --set {shlex.quote(f'init={result.final}')}"
 
 
 def _mlflow(run_id: str) -> str:

@@ -6,11 +6,13 @@ from typing import Any
 
 import pytest
 
+from clusters.document.mounts import CACHE
 from clusters.document.pools import POOL as POOL_LABEL
 from clusters.kuberay.objects import OF
 from clusters.kuberay.render import NOTES, manifests, render, secrets_of
 from clusters.kuberay.work import object_name
 from gwp import __version__
+from gwp.cache_folder import VARIABLE
 from gwp.errors import GwpError
 from tests.support.clusters import ENDPOINT, POOL, SECRETS, STAGE, any_cluster, cluster
 
@@ -111,8 +113,15 @@ def test_secrets_are_references_and_go_where_they_are_needed() -> None:
 def test_a_variable_of_a_pod_has_one_value(seed: int) -> None:
     document = any_cluster(seed).model_copy(update={"env": {"GWP_CACHE": "/fast"}})
     for pod in pods(document):
-        names = [e["name"] for e in pod["spec"]["containers"][0].get("env", [])]
+        found = pod["spec"]["containers"][0].get("env", [])
+        names = [e["name"] for e in found]
         assert len(names) == len(set(names))
+        assert {e["value"] for e in found if e["name"] == VARIABLE} <= {"/fast"}
+
+
+def test_policies_lie_in_the_volume_for_caches() -> None:
+    found = [e for pod in pods(cluster()) for e in pod["spec"]["containers"][0].get("env", [])]
+    assert {e["value"] for e in found if e["name"] == VARIABLE} == {f"{CACHE}/policies"}
 
 
 @pytest.mark.parametrize(("account", "queue"), [(None, None), ("trainer", None), (None, "q")])

@@ -47,6 +47,23 @@ def test_the_first_request_has_nothing_to_tell_and_the_next_all_since() -> None:
     assert third == Report(executed=4, age_s=pytest.approx(0.3))
 
 
+def test_a_request_under_way_at_a_reset_has_told_its_part() -> None:
+    policy = Policy(set())
+    now = [0.0]
+    steps = 0
+    with ChunkBuffer(policy, replan=4, delay=2, clock=lambda: now[0]) as buffer:
+        for _ in range(5):
+            # Ends while the next chunk is asked for.
+            for _ in range(5):
+                buffer.next_action(observe)
+                now[0] += 0.1
+                steps += 1
+            buffer.reset()
+        buffer.next_action(observe)
+    told = sum(policy.heard[1:], policy.heard[0])
+    assert told.executed <= steps
+
+
 def test_what_a_failed_request_told_goes_with_the_next_one() -> None:
     """And whatever befell the robot meanwhile: nothing is lost, nothing told twice."""
     policy = Policy({2, 3, 4})

@@ -122,6 +122,18 @@ def test_an_adapter_is_for_its_base_alone(adapted: WorldActionTransformer, tmp_p
         apply_adapter(tmp_path / "nowhere", base)
 
 
+def test_what_trains_whole_needs_no_adapter() -> None:
+    model = build_model(tiny_config(), 0)
+    config = LORA.model_copy(update={"whole": ("action_encoder", "blocks.*.action_expert")})
+    on = parameters_named(model.config, config.on, "on")
+    whole = parameters_named(model.config, config.whole, "whole")
+    assert on & whole
+    add_adapters(model, config, on, whole, seed=1)
+    trained = {name: p.numel() for name, p in model.named_parameters() if p.requires_grad}
+    assert whole <= trained.keys()
+    assert sum(trained.values()) == adapter_count(model.config, config)
+
+
 def test_adapters_go_beside_linear_layers_alone() -> None:
     model = build_model(tiny_config(), 0)
     norms = parameters_named(model.config, ["blocks.*.norm2"], "on")

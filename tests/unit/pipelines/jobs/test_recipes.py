@@ -59,10 +59,14 @@ def test_published_sets_what_the_released_fine_tuning_does(family):
 
 @pytest.mark.parametrize("family", ["gwp05", "gwp0"])
 def test_every_field_of_it_is_held_to(family, tmp_path):
-    """Whatever is set otherwise is refused, and what is set alike is not."""
+    """Whatever is set otherwise is refused, but for the length; what is set alike is not."""
     changed = {float: "0.123", int: "7", bool: "false", str: "other", list: "['*.bias']"}
     file, more = (PUBLISHED, []) if family == "gwp05" else (FULL / "policy-gwp0.yaml", GWP0)
-    for part, fields in published(family).items():
+    told = published(family)
+    length = told.pop("run")["steps"]
+    assert load_config(file, TrainJob, more).run.steps == length
+    assert load_config(file, TrainJob, [*more, "run.steps=10"]).run.steps == 10
+    for part, fields in told.items():
         for name, value in fields.items():
             if isinstance(value, dict):
                 name, value = f"{name}.wam", value["wam"]

@@ -202,7 +202,7 @@ def test_rows_that_published_weights_of_gwp0_did_not_train_are_told(tmp_path):
 
     dense = ["model.family=gwp0", "model.action_expert_dim=null", "model.action_ffn_dim=null"]
     told = said("1", *dense)
-    assert "b has id 1: in published GWP-0 weights row 0" in told
+    assert "published GWP-0 weights, row 0" in told
     assert "a has id 0" not in told
     assert "row 0" not in said("2", *dense, "init=null", "codec={kind: pca}", "text={kind: hashed}")
     assert "row 0" not in said("3")

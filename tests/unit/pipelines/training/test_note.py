@@ -5,6 +5,8 @@ from pathlib import Path
 
 import pytest
 
+from gwp.errors import GwpError
+from pipelines.config.load import load_config
 from pipelines.jobs.train_job import TrainJob
 from pipelines.training.checkpoint.table import COLUMNS
 from pipelines.training.prepare import PreparedRun
@@ -34,6 +36,17 @@ def test_it_says_what_the_run_is_made_of(record: RunRecord) -> None:
     fresh = replace(record, params={**record.params, "init": None})
     assert "| starts from | random weights |" in note(fresh)
     assert "run `abc`, run `def`" in note(replace(record, parents=("abc", "def")))
+
+
+@pytest.mark.parametrize("file", sorted(Path("pipelines/stages").rglob("*.yaml")), ids=str)
+def test_every_stage_has_one(file: Path, record: RunRecord) -> None:
+    try:
+        job = load_config(file, TrainJob)
+    except GwpError:
+        pytest.skip("a part that others extend")
+    text = note(replace(record, params=job.model_dump(mode="json")))
+    family = job.model_config_.family
+    assert f"| model | {family}, {job.engine.precision}, ZeRO {job.engine.zero_stage} |" in text
 
 
 def test_it_says_what_came_of_it(record: RunRecord, tmp_path: Path) -> None:

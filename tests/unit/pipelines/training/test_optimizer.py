@@ -133,7 +133,7 @@ def test_a_part_trains_alike_under_every_stage_and_the_rest_never_moves(tmp_path
             assert state.keys() == first.keys()
             assert all(torch.equal(state[name], first[name]) for name in fixed), stage
         assert all(torch.equal(trained_state(folder, job, "ema")[n], averaged[n]) for n in averaged)
-    for stage in (1, 2):
+    for stage in (1, 2, 3):
         convert_to_universal(tmp_path / f"half-{stage}")
         losses = ranks.run(rest, 1, tmp_path, stage)
         assert [x["loss"] for x in losses] == pytest.approx(expected[2:], abs=TOLERANCE), stage
@@ -274,7 +274,7 @@ def test_adapters_train_alike_under_every_stage_and_leave_as_plain_weights(tmp_p
         for weights in ("raw", "ema"):
             ours, theirs = plain_of[stage, weights], plain_of["0", weights]
             assert distance(ours, theirs) < 0.01 * distance(theirs, first), (stage, weights)
-    for stage in (1, 2):
+    for stage in (1, 2, 3):
         convert_to_universal(tmp_path / f"half-{stage}")
         losses = ranks.run(resumed, 1, tmp_path, stage)
         assert [x["loss"] for x in losses] == pytest.approx(expected[2:], abs=TOLERANCE), stage

@@ -138,6 +138,8 @@ def test_a_run_of_before_decays_all_and_goes_on_so_or_not_at_all(here: Path) -> 
     del record["job"]["recipe"], record["job"]["lora"]
     storage.write_bytes(f"{began.uri}/job.json", json.dumps(record).encode())
     assert prepare(job("optimizer.decay=all")).config_hash == began.config_hash
+    # A file that says nothing of it goes on, too.
+    assert prepare(job()).job.optimizer.decay == "all"
     # The state of the optimiser has another form: wanted or not.
     for more in ("optimizer.decay=matrices", "optimizer.freeze=[proj_out]", "lora={}"):
         changes = [more] if more.startswith("optimizer.decay") else ["optimizer.decay=all", more]

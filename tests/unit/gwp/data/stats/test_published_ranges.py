@@ -8,6 +8,7 @@ import pytest
 
 from gwp.data.formats.files.reader import FileReader
 from gwp.data.robot.embodiment import Embodiment
+from gwp.data.robot.kinds import Gripper
 from gwp.data.stats.feature import FeatureStats
 from gwp.data.stats.files import import_stats
 from gwp.data.stats.normalise import Normalizer, Stats
@@ -36,6 +37,18 @@ FEATURE = FeatureStats(
     q01=Q01,
     q99=Q99,
 )
+
+
+@pytest.mark.parametrize("invert", [False, True])
+def test_a_gripper_keeps_its_ends(invert: bool) -> None:
+    kinds = {"moves": Gripper(range=(0.0, 1.0), invert=invert)}
+    arm = ARM.model_copy(update={"kinds": kinds})
+    ours = Normalizer(Stats(FEATURE, FEATURE), arm)
+    theirs = Normalizer(Stats(FEATURE, FEATURE, {"ranges": "published"}), arm)
+    x = np.array([[0.3, 5.0, 0.0], [0.3, 5.0, 0.1], [0.3, 5.0, 1.0]])
+    np.testing.assert_allclose(theirs.state(x)[:, 2], ours.state(x)[:, 2])
+    y = theirs.actions(x[None], x[:1])
+    np.testing.assert_allclose(theirs.inverse_actions(y, x[:1])[0][:, 2], x[:, 2], atol=1e-6)
 
 
 def test_it_is_the_published_map_in_every_dimension_and_back() -> None:

@@ -55,12 +55,12 @@ def test_parts_add_up_from_the_command_to_the_first_step(at: Callable[[float], N
 def test_workers_that_start_again_count_from_what_ended_them(at: Callable[[float], None]) -> None:
     start = handed(at)
     at(500)
-    start.reached([{"time": 1e9 + 490}, {"time": 1e9 - 70}])
+    start.reached([1e9 + 490, 1e9 - 70])
     assert start.told() == {"start/workers": 10, "start/total": 10}
     # One of an earlier command is none of this.
     start = handed(at)
     at(12)
-    start.reached([{"time": 1e9 - 70}])
+    start.reached([1e9 - 70])
     assert start.told()["start/total"] == 12
 
 
@@ -70,7 +70,10 @@ def test_those_who_start_after_them_begin_with_nothing(at: Callable[[float], Non
     at(3)
     start.over("list")
     assert start.hand_over().seconds["list"] == 3
-    at(8)
+    # They work for two hours.
+    at(7203)
+    start.again()
+    at(7208)
     assert start.hand_over().seconds == {"workers": 5}
 
 
