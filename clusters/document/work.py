@@ -18,7 +18,6 @@ class Stage:
     """Nodes of the pool `train` that it needs at least."""
     data_nodes: int
     """Nodes of the pool `data` that it needs at least; 0: it decodes elsewhere."""
-
     after: str | None = None
     """Run among those that are rendered with it whose weights it begins with."""
 

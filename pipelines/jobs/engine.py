@@ -15,7 +15,7 @@ class OptimizerConfig(BaseModel):
     model_config = _CONFIG
 
     kind: Literal["adamw", "came"] = "adamw"
-    """`adamw`: fused on a GPU. `came`: as the released trainers run it; it needs the package
+    """`adamw`: fused, in one pass over memory. `came`: as the released trainers run it; it needs the package
     `pytorch-optimizer`. Under ZeRO it sees flat shards, so second moments are neither factored nor
     kept in 8 bits, there as here.
     """

@@ -32,7 +32,6 @@ BEST_TAG = "gwp.best_checkpoint"
 GATE_TAG = "gwp.gate."
 """Of a version, with a name behind it: what it passed before it was registered."""
 
-
 logger = logging.getLogger(__name__)
 
 

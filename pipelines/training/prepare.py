@@ -134,6 +134,8 @@ def prepare(
     digest = config_hash(job, exclude=RUN_ONLY)
     if storage.exists(storage.join(uri, "job.json")):
         record = _record(uri)
+        # Of the job as it came: with absolute paths it has all fields, and nobody knows which its
+        # file gave.
         job = absolute_paths(as_begun(given, record["job"]))
         # Before anything is made of it: what has changed may not go with what lies there.
         _take_changes(uri, job, record, allowed)

@@ -138,7 +138,7 @@ class TrainStep:
         with clock.within("optimiser"):
             norm = self._engine.step(job.optimizer.lr_at(step, job.run.steps))
         with clock.within("exchange"):
-            # The one moment of a step at which the host waits for the device.
+            # Behind the passes: only here, and for the norm, the host waits for the device.
             own = dict(zip(losses, torch.stack(list(losses.values())).tolist(), strict=True))
             sums = self._ranks.summed(list(own.values()))
         taken = math.isfinite(norm) and all(map(math.isfinite, sums))

@@ -36,8 +36,6 @@ from serve.refusal import RefusedError
 
 _UPLOADS = 16
 """Messages of full size that may be arriving or waiting at once."""
-
-
 _FRESH = 0.02
 """Weight of the newest request in the share of those that are refused."""
 

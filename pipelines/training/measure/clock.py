@@ -30,7 +30,6 @@ gradients, and waiting for the slowest there; rest: draws of noise, notes, and a
 """
 PHASES: tuple[Phase, ...] = get_args(Phase)
 
-
 # Marks in a stream that are kept until they are read.
 _MOST = 1000
 

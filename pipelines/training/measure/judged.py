@@ -139,6 +139,8 @@ class Judged:
         noise = samples.noise[1].to(batch.actions.device)
         padding = ~batch.dim_valid if self._objective.masking == "valid" else None
         x = noise
+        # By whole passes, and not as `gwp.model.denoise` does with a context: an engine that shards
+        # weights brings them where it is called itself.
         for now, after in pairwise(solver_sigmas(STEPS, SHIFT).tolist()):
             sigma = torch.full((len(x),), now, device=x.device)
             tokens = Tokens(batch.state, batch.latents[:, :, :1], x)

@@ -12,7 +12,7 @@ from rich.table import Table
 from rich.text import Text
 
 from pipelines.training.measure.clock import PHASES
-from pipelines.training.screen.seen import Seen
+from pipelines.training.screen.seen import Seen, span
 
 _BLOCKS = "▁▂▃▄▅▆▇█"
 _CURVE = 40
@@ -189,17 +189,3 @@ def curve(values: Sequence[float], width: int) -> str:
     low, high = min(means), max(means)
     scale = (len(_BLOCKS) - 1) / (high - low) if high > low else 0.0
     return "".join(_BLOCKS[round((value - low) * scale)] for value in means)
-
-
-def span(seconds: float) -> str:
-    """Seconds in words: `45 s`, `3 min 20 s`, `5 h 12 min`, `2 d 3 h`."""
-    whole = max(0, round(seconds))
-    for unit, part, length, small in (
-        ("d", "h", 86400, 3600),
-        ("h", "min", 3600, 60),
-        ("min", "s", 60, 1),
-    ):
-        if whole >= length:
-            rest = whole % length // small
-            return f"{whole // length} {unit}" + (f" {rest} {part}" if rest else "")
-    return f"{whole} s"

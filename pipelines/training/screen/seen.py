@@ -98,3 +98,17 @@ def _append(curve: deque[tuple[int, float]], step: int, value: float | None) -> 
     while curve and curve[-1][0] >= step:
         curve.pop()
     curve.append((step, value))
+
+
+def span(seconds: float) -> str:
+    """Seconds in words: `45 s`, `3 min 20 s`, `5 h 12 min`, `2 d 3 h`."""
+    whole = max(0, round(seconds))
+    for unit, part, length, small in (
+        ("d", "h", 86400, 3600),
+        ("h", "min", 3600, 60),
+        ("min", "s", 60, 1),
+    ):
+        if whole >= length:
+            rest = whole % length // small
+            return f"{whole // length} {unit}" + (f" {rest} {part}" if rest else "")
+    return f"{whole} s"

@@ -8,6 +8,7 @@ from pipelines.jobs.train_job import TrainJob
 from pipelines.tracking.runs import tracking_uri
 from pipelines.training.checkpoint.checkpoints import find_committed, step_of
 from pipelines.training.checkpoint.retention import best
+from pipelines.training.screen.seen import span
 from pipelines.training.train import StageResult
 
 _NEXT = {"world": "embodied", "embodied": "policy"}
@@ -38,7 +39,7 @@ def summary(job: TrainJob, result: StageResult) -> dict[str, str]:
         place += (
             f"; best by validation: step {step_of(found.rpartition('/')[2])} ({judged[found]:.4g})"
         )
-    pace = f", {span_of(result.seconds)} in this command"
+    pace = f", {span(result.seconds)} in this command"
     return {
         "done": f"{job.stage}: {job.run.name} has taken {result.steps} steps, "
         f"{result.samples} samples{pace}",
@@ -46,13 +47,6 @@ def summary(job: TrainJob, result: StageResult) -> dict[str, str]:
         "weights": result.final,
         "mlflow": _mlflow(result.run_id),
     }
-
-
-def span_of(seconds: float) -> str:
-    """Seconds as hours, minutes and seconds."""
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02}:{rest:02}"
 
 
 def following(job: TrainJob, result: StageResult) -> str:

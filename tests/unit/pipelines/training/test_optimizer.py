@@ -86,22 +86,24 @@ def test_norms_biases_and_tables_do_not_decay() -> None:
     assert len(everything[0]["params"]) == len(list(model.parameters()))  # type: ignore[arg-type]
 
 
-def part(rank: Rank, stages: list[int]) -> dict[int, Any]:
+def halves(rank: Rank, stages: list[int], sets: list[str]) -> dict[int, Any]:
+    """Losses under each stage, with a checkpoint in the middle from which it goes on the same."""
     told = {}
     for stage in stages:
-        rank.start(stage, *SETS)
+        rank.start(stage, *sets)
         told[stage] = rank.take(range(2))
         rank.save(f"half-{stage}")
         told[stage] += rank.take(range(2, STEPS))
         rank.save(f"whole-{stage}")
-        rank.start(stage, *SETS)
+        rank.start(stage, *sets)
         rank.load(f"half-{stage}")
-        assert rank.take(range(2, STEPS)) == told[stage][2:]
+        assert rank.take(range(2, STEPS)) == told[stage][2:], stage
     return told
 
 
-def rest(rank: Rank, stage: int) -> Any:
-    rank.start(stage, *SETS, universal=True)
+def rest(rank: Rank, stage: int, sets: list[str]) -> Any:
+    """Losses of the second half, on other workers."""
+    rank.start(stage, *sets, universal=True)
     rank.load(f"half-{stage}")
     return rank.take(range(2, STEPS))
 
@@ -120,7 +122,7 @@ def test_a_part_trains_alike_under_every_stage_and_the_rest_never_moves(tmp_path
     assert fixed
     job = load_config("pipelines/stages/world.yaml", TrainJob, TINY)
     # ZeRO-3 last: it puts another `linear` in the place of torch's.
-    told = ranks.run(part, 2, tmp_path, [0, 1, 2, 3])
+    told = ranks.run(halves, 2, tmp_path, [0, 1, 2, 3], SETS)
     for stage, losses in told.items():
         assert [x["loss"] for x in losses] == pytest.approx(expected, abs=TOLERANCE), stage
         folder = tmp_path / f"whole-{stage}"
@@ -135,7 +137,7 @@ def test_a_part_trains_alike_under_every_stage_and_the_rest_never_moves(tmp_path
         assert all(torch.equal(trained_state(folder, job, "ema")[n], averaged[n]) for n in averaged)
     for stage in (1, 2, 3):
         convert_to_universal(tmp_path / f"half-{stage}")
-        losses = ranks.run(rest, 1, tmp_path, stage)
+        losses = ranks.run(rest, 1, tmp_path, stage, SETS)
         assert [x["loss"] for x in losses] == pytest.approx(expected[2:], abs=TOLERANCE), stage
 
 
@@ -168,7 +170,7 @@ def came(rank: Rank, stages: list[int]) -> dict[int, Any]:
     for stage in stages:
         rank.start(stage, *CAME)
         told[stage] = rank.take(range(2))
-        rank.save(f"came-{stage}")
+        rank.save(f"half-{stage}")
         told[stage] += rank.take(range(2, STEPS))
         # ZeRO wraps it. 1-D: neither factored nor with the confidence term.
         made = rank.engine._engine.optimizer
@@ -180,7 +182,7 @@ def came(rank: Rank, stages: list[int]) -> dict[int, Any]:
         }
         assert all(len(shape) == 1 for shape in shapes) == (stage > 0), shapes
         rank.start(stage, *CAME)
-        rank.load(f"came-{stage}")
+        rank.load(f"half-{stage}")
         assert rank.take(range(2, STEPS)) == told[stage][2:], stage
     return told
 
@@ -217,6 +219,12 @@ def test_came_runs_and_goes_on_under_every_stage(tmp_path: Path) -> None:
     told = ranks.run(came, 1, tmp_path / "1", [0, 1, 2, 3])
     for stage in ("1", "2"):
         assert [x["loss"] for x in told[stage]] == pytest.approx(expected, abs=TOLERANCE), stage
+    # It counts its steps in its groups, which the form for other workers does not have.
+    for stage in (1, 2, 3):
+        convert_to_universal(tmp_path / "1" / f"half-{stage}")
+        losses = ranks.run(rest, 1, tmp_path / "1", stage, CAME)
+        want = [x["loss"] for x in told[str(stage)][2:]]
+        assert [x["loss"] for x in losses] == pytest.approx(want, abs=TOLERANCE), stage
     # Of two ranks each has a shard of its own whose update is bounded: near, not the same.
     two = ranks.run(came, 2, tmp_path / "2", [1, 2])
     for losses in two.values():
@@ -226,33 +234,13 @@ def test_came_runs_and_goes_on_under_every_stage(tmp_path: Path) -> None:
 LORA = ["lora={rank: 2, alpha: 4}", "optimizer={lr: 0.02}", *TINY]
 
 
-def lora(rank: Rank, stages: list[int]) -> dict[int, Any]:
-    told = {}
-    for stage in stages:
-        rank.start(stage, *LORA)
-        told[stage] = rank.take(range(2))
-        rank.save(f"half-{stage}")
-        told[stage] += rank.take(range(2, STEPS))
-        rank.save(f"whole-{stage}")
-        rank.start(stage, *LORA)
-        rank.load(f"half-{stage}")
-        assert rank.take(range(2, STEPS)) == told[stage][2:], stage
-    return told
-
-
-def resumed(rank: Rank, stage: int) -> Any:
-    rank.start(stage, *LORA, universal=True)
-    rank.load(f"half-{stage}")
-    return rank.take(range(2, STEPS))
-
-
 @pytest.mark.slow
 @pytest.mark.timeout(400)
 def test_adapters_train_alike_under_every_stage_and_leave_as_plain_weights(tmp_path: Path) -> None:
     pytest.importorskip("peft", reason="peft is not installed")
     job = load_config("pipelines/stages/world.yaml", TrainJob, LORA)
     # ZeRO-3 last: it puts another `linear` in the place of torch's.
-    told = ranks.run(lora, 2, tmp_path, [0, 1, 2, 3])
+    told = ranks.run(halves, 2, tmp_path, [0, 1, 2, 3], LORA)
     expected = [x["loss"] for x in told["0"]]
     first = {name: p.detach() for name, p in tiny_model().named_parameters()}
     plain_of = {}
@@ -276,11 +264,11 @@ def test_adapters_train_alike_under_every_stage_and_leave_as_plain_weights(tmp_p
             assert distance(ours, theirs) < 0.01 * distance(theirs, first), (stage, weights)
     for stage in (1, 2, 3):
         convert_to_universal(tmp_path / f"half-{stage}")
-        losses = ranks.run(resumed, 1, tmp_path, stage)
+        losses = ranks.run(rest, 1, tmp_path, stage, LORA)
         assert [x["loss"] for x in losses] == pytest.approx(expected[2:], abs=TOLERANCE), stage
 
 
-def halves(rank: Rank) -> None:
+def in_bf16(rank: Rank) -> None:
     for name, sets in (("part", SETS), ("lora", LORA)):
         for stage in (1, 2, 3):
             rank.start(stage, *sets, "engine.precision=bf16", "engine.micro_batch=2")
@@ -292,7 +280,7 @@ def halves(rank: Rank) -> None:
 @pytest.mark.timeout(400)
 def test_in_bf16_what_is_frozen_leaves_as_it_was_trained_beside(tmp_path: Path) -> None:
     pytest.importorskip("peft", reason="peft is not installed")
-    ranks.run(halves, 2, tmp_path)
+    ranks.run(in_bf16, 2, tmp_path)
     first = {name: p.detach() for name, p in tiny_model().named_parameters()}
     model = tiny_model()
     choose_trained(model, PART)

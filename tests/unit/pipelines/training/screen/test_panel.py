@@ -10,8 +10,8 @@ import pytest
 from rich.console import Console
 
 from pipelines.training.measure.clock import PHASES
-from pipelines.training.screen.panel import curve, panel, span
-from pipelines.training.screen.seen import Seen
+from pipelines.training.screen.panel import curve, panel
+from pipelines.training.screen.seen import Seen, span
 
 FIGURES = {
     "data_wait_share": 0.25,

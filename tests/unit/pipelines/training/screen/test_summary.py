@@ -35,7 +35,7 @@ def test_it_says_where_everything_is(tmp_path: Path, monkeypatch: pytest.MonkeyP
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://mlflow:5000")
     told = summary(job, result(str(tmp_path)))
     assert told["done"] == (
-        "world: world has taken 300 steps, 9600 samples, 1:02:05 in this command"
+        "world: world has taken 300 steps, 9600 samples, 1 h 2 min in this command"
     )
     assert told["weights"] == f"{tmp_path}/final"
     assert told["mlflow"] == "run abc of http://mlflow:5000"
