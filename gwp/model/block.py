@@ -6,12 +6,15 @@ expert width, F feed-forward width. A suffix says the shape: `x_BLD` is `[B, L, 
 """
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from gwp.model.layers import RMSNorm, rotate
+from gwp.model.layers import rotate
+from gwp.model.modulation import Modulation, ModulationTable, gated_sum, modulated_norm
+from gwp.model.norms import Fp32LayerNorm, RMSNorm
 
 
 @dataclass(frozen=True)
@@ -34,70 +37,22 @@ class TokenOrder:
 
     def gather(self, streams: dict[str, Tensor]) -> Tensor:
         """Streams `[B, L_e, ...]` to canonical order `[B, L, ...]`."""
-        parts = [streams[expert][:, start:stop] for expert, start, stop in self.pieces]
-        return parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)
+        if len(self.pieces) == 1:
+            return streams[self.pieces[0][0]]
+        # Split and not sliced: backwards, every slice is a tensor of zeros and a sum.
+        sizes: dict[str, list[int]] = {expert: [] for expert in self.streams}
+        for expert, start, stop in self.pieces:
+            sizes[expert].append(stop - start)
+        parts = {expert: iter(streams[expert].split(n, dim=1)) for expert, n in sizes.items()}
+        return torch.cat([next(parts[expert]) for expert, _, _ in self.pieces], dim=1)
 
     def scatter(self, x_BL: Tensor) -> dict[str, Tensor]:
         """Canonical order `[B, L, ...]` back to one tensor per expert."""
         parts: dict[str, list[Tensor]] = {expert: [] for expert in self.streams}
-        position = 0
-        for expert, start, stop in self.pieces:
-            end = position + stop - start
-            parts[expert].append(x_BL[:, position:end])
-            position = end
+        sizes = [stop - start for _, start, stop in self.pieces]
+        for (expert, _, _), part in zip(self.pieces, x_BL.split(sizes, dim=1), strict=True):
+            parts[expert].append(part)
         return {expert: p[0] if len(p) == 1 else torch.cat(p, dim=1) for expert, p in parts.items()}
-
-
-@dataclass(frozen=True)
-class Modulation:
-    """Six fp32 modulation vectors per noise level of a stream, and which level each token has.
-
-    The transformer makes one per expert from the noise of its groups; each block adds its own
-    table to it.
-
-    levels: `[B, m, 6, D]`
-    runs:   groups of the stream as (first level, levels, tokens): one level for all tokens of a
-            group, or one for each
-    """
-
-    levels: Tensor
-    runs: tuple[tuple[int, int, int], ...]
-
-    def slots(self, table: "ModulationTable") -> tuple[Tensor, ...]:
-        """The six vectors with a layer's table added: shift, scale and gate of attention, then
-        of the feed-forward; fp32 `[B, 1 | L, D]` each.
-        """
-        slots_BmD = table(self.levels).unbind(2)
-        if self.levels.shape[1] == 1:
-            return slots_BmD
-        return tuple(map(self._by_token, slots_BmD))
-
-    def _by_token(self, slot_BmD: Tensor) -> Tensor:
-        # Not by an index: backwards, that adds numbers one by one.
-        parts = [slot_BmD[:, at : at + n].expand(-1, tokens, -1) for at, n, tokens in self.runs]
-        return parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)
-
-
-class ModulationTable(nn.Module):
-    """Learnt offsets `[1, slots, D]` of the modulation vectors. A module, so that sharding
-    engines gather it where it is used.
-    """
-
-    def __init__(self, slots: int, width: int) -> None:
-        super().__init__()
-        self.value = nn.Parameter(torch.empty(1, slots, width))
-        self.reset_parameters()
-
-    def reset_parameters(self) -> None:
-        # A skeleton has nothing to draw, and on the meta device torch would import its whole
-        # compiler to find that out.
-        if not self.value.is_meta:
-            nn.init.normal_(self.value, std=self.value.shape[-1] ** -0.5)
-
-    def forward(self, levels: Tensor) -> Tensor:
-        """fp32 `[B, m, slots, D]` (or broadcastable to it) plus the table."""
-        # The table may lie in bf16; modulation is fp32 everywhere.
-        return self.value.float().unsqueeze(1) + levels
 
 
 class Attention(nn.Module):
@@ -164,18 +119,6 @@ class FeedForward(nn.Module):
         return self.net[2](self.net[0](x_BLD))
 
 
-class Fp32LayerNorm(nn.LayerNorm):
-    """Affine layer norm computed in fp32. A module of its own, so that sharding engines gather
-    its weight in both directions.
-    """
-
-    def forward(self, x_BLD: Tensor) -> Tensor:
-        """`[B, L, D]` to the same, in the dtype of `x`."""
-        weight_D, bias_D = self.weight.float(), self.bias.float()
-        normed_BLD = F.layer_norm(x_BLD.float(), self.normalized_shape, weight_D, bias_D, self.eps)
-        return normed_BLD.to(x_BLD.dtype)
-
-
 class ExpertBlock(nn.Module):
     """The weights of one expert in one layer (a Wan 2.2 block)."""
 
@@ -188,13 +131,6 @@ class ExpertBlock(nn.Module):
         self.norm2 = Fp32LayerNorm(width, eps)
         self.ffn = FeedForward(width, ffn_dim)
         self.scale_shift_table = ModulationTable(6, width)
-
-    def modulated_norm(self, x_BLD: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
-        """Layer norm without weights, then shift and scale fp32 `[B, 1 | L, D]`; the sum in
-        fp32, the result `[B, L, D]` in the dtype of `x`.
-        """
-        normed_BLD = F.layer_norm(x_BLD.float(), (self.width,), eps=self.eps)
-        return torch.addcmul(shift, normed_BLD, 1 + scale).to(x_BLD.dtype)
 
     def cross_attention(self, x_BLD: Tensor, text_kv: tuple[Tensor, Tensor]) -> Tensor:
         """What the tokens take from the instruction, `[B, L, D]`. text_kv: of `Block.text_kv`"""
@@ -261,7 +197,8 @@ class Block(nn.Module):
         for name, x_BLD in streams.items():
             expert = self.expert(name)
             shift1, scale1 = slots[name][:2]
-            normed_BLD = expert.modulated_norm(x_BLD, shift1, scale1)
+            runs = modulation[name].runs
+            normed_BLD = modulated_norm(x_BLD, shift1, scale1, runs, expert.eps)
             queries[name] = expert.attn1.query(normed_BLD)
             keys[name], values[name] = expert.attn1.key_value(normed_BLD)
 
@@ -277,18 +214,16 @@ class Block(nn.Module):
             v_BnHh = torch.cat([cache[1], v_BnHh], dim=1)
         attended = layout.scatter(block_causal(q_BLHh, k_BnHh, v_BnHh, layout.bounds))
 
-        # Back in its stream, each goes on alone. Gated sums are fp32: gates are, and in bf16
-        # small updates of a large residual would be rounded away.
+        # Back in its stream, each goes on alone.
         result = {}
         for name, x_BLD in streams.items():
-            expert = self.expert(name)
+            expert, runs = self.expert(name), modulation[name].runs
             _, _, gate1, shift2, scale2, gate2 = slots[name]
-            out_BLD = expert.attn1.output(attended[name])
-            x_BLD = torch.addcmul(x_BLD.float(), gate1, out_BLD.float()).to(x_BLD.dtype)
+            x_BLD = gated_sum(x_BLD, gate1, expert.attn1.output(attended[name]), runs)
             # Neither modulated nor gated, as in Wan.
             x_BLD = x_BLD + expert.cross_attention(x_BLD, text_kv[name])
-            ffn_BLD = expert.ffn(expert.modulated_norm(x_BLD, shift2, scale2))
-            result[name] = torch.addcmul(x_BLD.float(), gate2, ffn_BLD.float()).to(x_BLD.dtype)
+            ffn_BLD = expert.ffn(modulated_norm(x_BLD, shift2, scale2, runs, expert.eps))
+            result[name] = gated_sum(x_BLD, gate2, ffn_BLD, runs)
         return result, (k_BnHh, v_BnHh)
 
 
@@ -298,15 +233,37 @@ def block_causal(
     """Each segment of queries sees the keys up to its own end; slices instead of a mask keep
     fast kernels usable.
     """
-    q_BHLh = q_BLHh.transpose(1, 2)
-    k_BHnh = k_BnHh.transpose(1, 2)
-    v_BHnh = v_BnHh.transpose(1, 2)
     # `end` counts cached keys too, `start` and `stop` only the queries of this pass.
-    parts = [
-        F.scaled_dot_product_attention(
-            q_BHLh[:, :, start:stop], k_BHnh[:, :, :end], v_BHnh[:, :, :end]
-        )
-        for start, stop, end in bounds
-    ]
-    out_BHLh = parts[0] if len(parts) == 1 else torch.cat(parts, dim=2)
+    sizes = [stop - start for start, stop, _ in bounds]
+    ends = [end for _, _, end in bounds]
+    queries = q_BLHh.transpose(1, 2).split(sizes, dim=2)
+    keys, values = (prefixes(x.transpose(1, 2), ends) for x in (k_BnHh, v_BnHh))
+    parts = map(F.scaled_dot_product_attention, queries, keys, values)
+    out_BHLh = torch.cat(list(parts), dim=2) if len(bounds) > 1 else next(parts)
     return out_BHLh.transpose(1, 2)
+
+
+def prefixes(x_BHnh: Tensor, ends: list[int]) -> tuple[Tensor, ...]:
+    """The first tokens of keys or values, up to each of these ends; the last one has all."""
+    if len(ends) > 1 and torch.is_grad_enabled() and not torch.compiler.is_compiling():
+        views: tuple[Tensor, ...] = _Prefixes.apply(x_BHnh, ends)  # type: ignore[no-untyped-call]
+        return views
+    return tuple(x_BHnh[:, :, :end] for end in ends)
+
+
+class _Prefixes(torch.autograd.Function):
+    """Slices whose gradients are summed in one tensor. Those of torch are padded with zeros to
+    the whole length first, each of them.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x_BHnh: Tensor, ends: list[int]) -> tuple[Tensor, ...]:
+        ctx.ends = ends
+        return tuple(x_BHnh[:, :, :end] for end in ends)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
+        total = grads[-1].clone()
+        for end, grad in zip(ctx.ends[:-1], grads, strict=False):
+            total[:, :, :end] += grad
+        return total, None

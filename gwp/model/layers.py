@@ -183,26 +183,6 @@ def unpatchify(
     return x.permute(0, 6, 1, 2, 4, 3, 5).flatten(3, 4).flatten(4, 5)
 
 
-class RMSNorm(nn.Module):
-    """Root-mean-square norm over the whole inner width, before the split into heads; computed
-    in fp32.
-    """
-
-    def __init__(self, width: int, eps: float) -> None:
-        super().__init__()
-        self.weight = nn.Parameter(torch.empty(width))
-        self.eps = eps
-        self.reset_parameters()
-
-    def reset_parameters(self) -> None:
-        nn.init.ones_(self.weight)
-
-    def forward(self, x_BLI: Tensor) -> Tensor:
-        """`[..., I]` to the same, in the dtype of `x`."""
-        normed_BLI = F.rms_norm(x_BLI.float(), self.weight.shape, self.weight.float(), self.eps)
-        return normed_BLI.to(x_BLI.dtype)
-
-
 def rotary_axis(dim: int, positions: Tensor) -> Tensor:
     """Angles `[n, dim / 2]` of one axis, float64, theta 10000."""
     frequency = 1.0 / 10000.0 ** (torch.arange(0, dim, 2, dtype=torch.float64) / dim)

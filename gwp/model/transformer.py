@@ -16,7 +16,7 @@ from torch.nn import functional as F
 
 from gwp.errors import GwpError
 from gwp.model import recompute
-from gwp.model.block import Block, Modulation, ModulationTable, TokenOrder
+from gwp.model.block import Block, TokenOrder
 from gwp.model.config import GROUPS, Group, ModelConfig
 from gwp.model.layers import (
     ActionDecoder,
@@ -27,6 +27,7 @@ from gwp.model.layers import (
     unpatchify,
     visual_rotary,
 )
+from gwp.model.modulation import Modulation, ModulationTable
 
 # Queries of a segment see every key up to the segment's end.
 SEGMENTS: tuple[tuple[Group, ...], ...] = (("S", "R"), ("A",), ("F",))

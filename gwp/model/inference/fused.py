@@ -20,13 +20,14 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from gwp.model.block import Attention, Block, ModulationTable
+from gwp.model.block import Attention, Block
 from gwp.model.config import GROUPS, Group
 from gwp.model.inference.alone import alone, product
 from gwp.model.inference.compiled import NativeLayers
 from gwp.model.inference.eager import EagerLayers, inverse_rms, layer_norm
 from gwp.model.inference.layout import KVCache, Layers, Layout, Levels, Noise, Piece, TextKeys, join
 from gwp.model.layers import unpatchify
+from gwp.model.modulation import ModulationTable
 from gwp.model.transformer import SEGMENTS, Tokens, Velocity, WorldActionTransformer, rotary
 from gwp.native.build import library
 

@@ -15,9 +15,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from gwp.model.block import Block, Modulation, TokenOrder
+from gwp.model.block import Block, TokenOrder
 from gwp.model.config import GROUPS, Group
 from gwp.model.layers import unpatchify
+from gwp.model.modulation import Modulation
 from gwp.model.transformer import SEGMENTS, WorldActionTransformer, rotary
 
 
