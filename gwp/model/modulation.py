@@ -107,8 +107,10 @@ def _slices(runs: Runs) -> Iterator[tuple[slice, slice]]:
         start += tokens
 
 
-def _summed(x_BLD: Tensor, like_BmD: Tensor, runs: Runs) -> Tensor:
+def _summed(x_BLD: Tensor, like_BmD: Tensor, runs: Runs, wanted: bool) -> Tensor | None:
     """fp32 sums over the tokens that share a level, in the shape of `like`."""
+    if not wanted:
+        return None
     sums_BmD = torch.empty_like(like_BmD)
     for levels, tokens in _slices(runs):
         part = x_BLD[:, tokens]
@@ -143,8 +145,8 @@ class _ModulatedNorm(torch.autograd.Function):
         runs, grad_BLD = ctx.runs, grad_BLD.float()
         wide_BLD = x_BLD.float()
         work_BLD = torch.sub(wide_BLD, mean_BL1).mul_(rstd_BL1).mul_(grad_BLD)
-        shift_BmD = _summed(grad_BLD, scale_BmD, runs)
-        of_scale_BmD = _summed(work_BLD, scale_BmD, runs)
+        shift_BmD = _summed(grad_BLD, scale_BmD, runs, ctx.needs_input_grad[1])
+        of_scale_BmD = _summed(work_BLD, scale_BmD, runs, ctx.needs_input_grad[2])
         scale_BmD = 1 + scale_BmD
         for levels, tokens in _slices(runs):
             torch.mul(grad_BLD[:, tokens], scale_BmD[:, levels], out=work_BLD[:, tokens])
@@ -178,7 +180,7 @@ class _GatedSum(torch.autograd.Function):
     def backward(ctx: Any, grad_BLD: Tensor) -> tuple[Tensor | None, ...]:
         gate_BmD, y_BLD = ctx.saved_tensors
         work_BLD = grad_BLD.float() * y_BLD
-        of_gate_BmD = _summed(work_BLD, gate_BmD, ctx.runs)
+        of_gate_BmD = _summed(work_BLD, gate_BmD, ctx.runs, ctx.needs_input_grad[1])
         dy_BLD = work_BLD if y_BLD.dtype == torch.float32 else torch.empty_like(y_BLD)
         for levels, tokens in _slices(ctx.runs):
             torch.mul(grad_BLD[:, tokens], gate_BmD[:, levels], out=dy_BLD[:, tokens])

@@ -70,7 +70,8 @@ class _RMSNorm(torch.autograd.Function):
         normed_D = x_D * scale
         # As few passes over memory as there can be: both gradients begin with this product.
         work_D = normed_D * grad_D
-        of_weight_D = work_D.flatten(0, -2).sum(0).to(weight_D.dtype)
+        trains = ctx.needs_input_grad[1]
+        of_weight_D = work_D.flatten(0, -2).sum(0).to(weight_D.dtype) if trains else None
         mean = (work_D @ weight).unsqueeze(-1).div_(-width)
         torch.mul(grad_D, weight, out=work_D).addcmul_(normed_D, mean).mul_(scale)
         return work_D.to(x_D.dtype), of_weight_D, None
@@ -96,7 +97,10 @@ class _LayerNorm(torch.autograd.Function):
             scale,
             weight_D.float(),
             bias_D.float(),
-            [True, True, True],
+            list(ctx.needs_input_grad[:3]),
         )
-        dtype = weight_D.dtype
-        return dx_D.to(x_D.dtype), of_weight_D.to(dtype), of_bias_D.to(dtype), None
+        given = (x_D, weight_D, bias_D)
+        grads = (dx_D, of_weight_D, of_bias_D)
+        return *(
+            None if g is None else g.to(x.dtype) for x, g in zip(given, grads, strict=True)
+        ), None

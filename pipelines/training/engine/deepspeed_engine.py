@@ -29,8 +29,8 @@ from pipelines.training.engine.optimizer import (
 _TAG = "state"
 _SAID = ("weight_decay", "betas")
 """Of a group of parameters, what the job says; the rate is set at each step."""
-_CPU_BUCKET = 250_000
-"""Numbers."""
+_CPU_BUCKET, _GPU_BUCKET = 250_000, 100_000_000
+"""Numbers that are summed over the ranks in one call."""
 
 
 def deepspeed_config(job: TrainJob, world: int) -> dict[str, Any]:
@@ -44,7 +44,8 @@ def deepspeed_config(job: TrainJob, world: int) -> dict[str, Any]:
         # that they do not divide it is more than there is. Nothing but its timers reads it.
         "train_micro_batch_size_per_gpu": -(-job.share(world) // passes),
         "gradient_accumulation_steps": passes,
-        "gradient_clipping": job.optimizer.clip,
+        # Without ZeRO the engine clips, with the norm that it has anyway.
+        "gradient_clipping": job.optimizer.clip if engine.zero_stage else 0.0,
         "zero_allow_untested_optimizer": True,
         "zero_optimization": {"stage": engine.zero_stage},
         # Never: the journal and MLflow tell how far it is.
@@ -112,6 +113,13 @@ class Engine:
         self._engine, *_ = deepspeed.initialize(model=model, optimizer=optimizer, config=config)
         compat.limit_collectives(job.cluster.patience_s)
         self._zero_stage = job.engine.zero_stage
+        self._clip = job.optimizer.clip
+        self._bucket = _CPU_BUCKET if not job.cluster.gpu else _GPU_BUCKET
+        self._last = True
+        if self._zero_stage == 0:
+            # Without ZeRO gradients are summed and clipped here: DeepSpeed would copy them into one
+            # tensor and back, also on a single rank, and take their norm once more.
+            self._engine.enable_backward_allreduce = False
 
     @property
     def module(self) -> WorldActionTransformer:
@@ -132,6 +140,7 @@ class Engine:
         """Say before the forward of a micro-batch whether it is the last of its global batch."""
         # Not counted by DeepSpeed: of small buckets there are fewer micro-batches.
         self._engine.set_gradient_accumulation_boundary(last)
+        self._last = last
 
     def backward(self, loss: Tensor) -> None:
         """Add the gradients of a micro-batch, whose loss is its part in that of the global
@@ -139,6 +148,8 @@ class Engine:
         """
         # DeepSpeed takes means, over ranks here and over micro-batches if it is let.
         self._engine.backward(loss * self._engine.dp_world_size, scale_wrt_gas=False)
+        if self._zero_stage == 0 and self._last and self._engine.dp_world_size > 1:
+            self._engine.allreduce_gradients(bucket_size=self._bucket)
 
     def step(self, lr: float) -> float:
         """Clip, and one optimiser step at this learning rate.
@@ -157,13 +168,16 @@ class Engine:
 
     def _plain_step(self) -> float:
         # Without ZeRO, DeepSpeed looks at no norm. All ranks have the whole gradient.
-        gradients = [p.grad for p in self._engine.module.parameters() if p.grad is not None]
-        norm = float(torch.nn.utils.get_total_norm(gradients))
-        if math.isfinite(norm):
-            self._engine.step()
-        else:
+        parameters = [p for p in self._engine.module.parameters() if p.grad is not None]
+        gradients = [p.grad for p in parameters if p.grad is not None]
+        norm = torch.nn.utils.get_total_norm(gradients)
+        if not math.isfinite(norm):
             self._engine.zero_grad()
-        return norm
+            return float(norm)
+        if self._clip:
+            torch.nn.utils.clip_grads_with_norm_(parameters, self._clip, norm)
+        self._engine.step()
+        return float(norm)
 
     def finite(self) -> bool:
         """Whether all weights that lie on this rank are finite numbers; under ZeRO-3 that is
