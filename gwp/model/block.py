@@ -1,5 +1,5 @@
-"""One transformer block: per-expert projections around one joint, block-causal self-attention
-without a mask tensor.
+"""One transformer block: per-expert projections around one joint, block-causal self-attention,
+without a mask tensor unless some samples have no state and actions.
 
 Shape legend: B batch, L tokens, n keys, m noise levels of a stream, H heads, h head width, D
 expert width, F feed-forward width. A suffix says the shape: `x_BLD` is `[B, L, D]`.
@@ -24,6 +24,8 @@ class TokenOrder:
     pieces:  canonical order as (expert, start, stop) slices of the streams
     bounds:  query segments as (start, stop, key_end) in canonical order, key_end counting cached keys too
     cos/sin: rotary tables in canonical order `[L, h / 2]`
+    seen:    bool `[B, 1, 1, n]`, keys that the queries of a sample may see up to their segment's
+             end; None: all
     """
 
     streams: dict[str, int]
@@ -31,6 +33,7 @@ class TokenOrder:
     bounds: tuple[tuple[int, int, int], ...]
     cos: Tensor
     sin: Tensor
+    seen: Tensor | None = None
 
     def gather(self, streams: dict[str, Tensor]) -> Tensor:
         """Streams `[B, L_e, ...]` to canonical order `[B, L, ...]`."""
@@ -275,7 +278,7 @@ class Block(nn.Module):
             # Cached keys are rotated already: positions are absolute.
             k_BnHh = torch.cat([cache[0], k_BnHh], dim=1)
             v_BnHh = torch.cat([cache[1], v_BnHh], dim=1)
-        attended = layout.scatter(block_causal(q_BLHh, k_BnHh, v_BnHh, layout.bounds))
+        attended = layout.scatter(block_causal(q_BLHh, k_BnHh, v_BnHh, layout.bounds, layout.seen))
 
         # Back in its stream, each goes on alone. Gated sums are fp32: gates are, and in bf16
         # small updates of a large residual would be rounded away.
@@ -293,10 +296,14 @@ class Block(nn.Module):
 
 
 def block_causal(
-    q_BLHh: Tensor, k_BnHh: Tensor, v_BnHh: Tensor, bounds: tuple[tuple[int, int, int], ...]
+    q_BLHh: Tensor,
+    k_BnHh: Tensor,
+    v_BnHh: Tensor,
+    bounds: tuple[tuple[int, int, int], ...],
+    seen: Tensor | None = None,
 ) -> Tensor:
-    """Each segment of queries sees the keys up to its own end; slices instead of a mask keep
-    fast kernels usable.
+    """Each segment of queries sees the keys up to its own end, of those that are `seen`; slices
+    instead of a mask keep fast kernels usable.
     """
     q_BHLh = q_BLHh.transpose(1, 2)
     k_BHnh = k_BnHh.transpose(1, 2)
@@ -304,7 +311,10 @@ def block_causal(
     # `end` counts cached keys too, `start` and `stop` only the queries of this pass.
     parts = [
         F.scaled_dot_product_attention(
-            q_BHLh[:, :, start:stop], k_BHnh[:, :, :end], v_BHnh[:, :, :end]
+            q_BHLh[:, :, start:stop],
+            k_BHnh[:, :, :end],
+            v_BHnh[:, :, :end],
+            attn_mask=None if seen is None else seen[..., :end],
         )
         for start, stop, end in bounds
     ]
