@@ -6,6 +6,17 @@ import pytest
 import torch
 from torch import Tensor
 
+from gwp.model.draws import draw_noise
+from gwp.model.objective import (
+    Batch,
+    Losses,
+    ModesConfig,
+    ObjectiveConfig,
+    action_weights,
+    counts_of,
+    levels_of,
+    training_losses,
+)
 from gwp.model.recompute import Recompute
 from gwp.model.transformer import Tokens, Velocity, WorldActionTransformer
 from tests.support.tiny import tiny_model, tiny_tokens
@@ -113,3 +124,115 @@ def test_compiled_blocks_hide_it_too(family):
     compiled = model(tokens, LEVELS, text, ids)
     torch.testing.assert_close(compiled.action, plain.action, atol=2e-6, rtol=0)
     torch.testing.assert_close(compiled.future, plain.future, atol=2e-6, rtol=0)
+
+
+OBJECTIVES = [
+    ObjectiveConfig(modes=ModesConfig(video=1, ac_wm=1, wam=2), action_weight=5, video_weight=0.5),
+    ObjectiveConfig(chunk_prefix=0.5, max_prefix=3, text_dropout=0.3, shared_noise=True),
+    ObjectiveConfig(masking="published", timesteps="bf16"),
+]
+SIZE = 8
+LABELLED = [True, False, True, True, False, True, False, True]
+
+
+def batch_of(size: int = SIZE) -> Batch:
+    tokens, text, ids = tiny_tokens(batch=size, future=2)
+    some = torch.Generator().manual_seed(5)
+    return Batch(
+        latents=torch.cat([tokens.reference, tokens.future], dim=2),
+        state=tokens.state,
+        actions=tokens.action,
+        step_valid=torch.arange(5) < torch.randint(1, 6, (size, 1), generator=some),
+        dim_valid=torch.arange(6) < torch.randint(2, 7, (size, 1), generator=some),
+        text=text,
+        embodiment=ids,
+        ok=torch.arange(size) != size - 1,
+    )
+
+
+def rows_of(batch: Batch, rows: Tensor) -> Batch:
+    return Batch(**{name: value[rows] for name, value in vars(batch).items()})
+
+
+def loss_of(
+    model: WorldActionTransformer, batch: Batch, objective: ObjectiveConfig, parts: bool
+) -> list[Losses]:
+    """Of a mixed batch as it is, or of its two parts apart, of video alone and with actions."""
+    labelled = LABELLED[: len(batch.ok)]
+    levels = levels_of(objective, 1, range(len(labelled)), 5, labelled)
+    noise = draw_noise(1, range(len(labelled)), batch.latents[0, :, 1:].shape, (5, 6))
+    weights = action_weights(objective, levels, batch.step_valid, batch.dim_valid, batch.ok)
+    counts = counts_of(weights, batch.ok)
+    alone = levels.video_only
+    assert alone.any()
+    assert not alone.all()
+    if not parts:
+        return [training_losses(model, batch, objective, False, levels, noise, counts)]
+    found = []
+    for rows, video_only in ((~alone, False), (alone, True)):
+        # Slices are what `Levels` takes; a mask is what this takes.
+        some = type(levels)(*(value[rows] for value in vars(levels).values()))
+        its = (noise[0][rows], noise[1][rows])
+        own = rows_of(batch, rows)
+        found.append(training_losses(model, own, objective, video_only, some, its, counts))
+    return found
+
+
+@both
+@pytest.mark.parametrize("objective", OBJECTIVES)
+def test_a_mixed_batch_is_the_sum_of_its_parts(family, objective: ObjectiveConfig):
+    model, batch = tiny_model(family).train(), batch_of()
+    (whole,), (acting, video) = (loss_of(model, batch, objective, parts) for parts in (False, True))
+    close = {"atol": 2e-6, "rtol": 2e-5}
+    torch.testing.assert_close(whole.total, acting.total + video.total, **close)
+    torch.testing.assert_close(whole.action, acting.action, **close)
+    torch.testing.assert_close(whole.video, acting.video + video.video, **close)
+    together = gradients(model, whole.total)
+    apart = gradients(model, acting.total)
+    for name, gradient in gradients(model, video.total).items():
+        apart[name] = apart[name] + gradient
+    # Every parameter takes part, so that no rank has another graph.
+    assert together.keys() == apart.keys() == dict(model.named_parameters()).keys()
+    for name, gradient in together.items():
+        torch.testing.assert_close(gradient, apart[name], atol=1e-5, rtol=1e-4)
+
+
+@both
+def test_numbers_in_place_of_what_is_absent_count_for_nothing(family):
+    """Not even those that are none."""
+    model, objective = tiny_model(family).train(), OBJECTIVES[0]
+    found = []
+    for junk in (0.0, 1e4, torch.nan):
+        batch = batch_of()
+        absent = ~torch.tensor(LABELLED)
+        batch.state[absent] = junk
+        batch.actions[absent] = junk
+        batch.step_valid[absent] = bool(junk)
+        (losses,) = loss_of(model, batch, objective, parts=False)
+        found.append((losses.total.detach(), gradients(model, losses.total)))
+    (first, gradient), *others = found
+    assert first.isfinite()
+    for total, other in others:
+        assert torch.equal(total, first)
+        assert all(torch.equal(other[name], gradient[name]) for name in gradient)
+
+
+@pytest.mark.parametrize("labelled", [None, [True] * SIZE])
+def test_where_all_have_actions_there_is_no_mask_and_the_same_loss(labelled):
+    model, batch, objective = tiny_model(), batch_of(), ObjectiveConfig()
+    seen = []
+    model.register_forward_pre_hook(lambda _m, args: seen.append(args[0].video_only))
+    levels = levels_of(objective, 1, range(SIZE), 5, labelled)
+    noise = draw_noise(1, range(SIZE), batch.latents[0, :, 1:].shape, (5, 6))
+    plain = levels_of(objective, 1, range(SIZE), 5)
+    losses = [
+        training_losses(model, batch, objective, False, drawn, noise).total
+        for drawn in (levels, plain)
+    ]
+    assert seen == [None, None]
+    assert torch.equal(*losses)
+
+
+def test_a_stage_of_video_alone_has_no_sample_that_acts():
+    objective = ObjectiveConfig(modes=ModesConfig(video=1, ac_wm=0, wam=0))
+    assert levels_of(objective, 0, range(50), 5, [True] * 50).video_only.all()
