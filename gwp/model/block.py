@@ -1,5 +1,5 @@
-"""One transformer block: per-expert projections around one joint, block-causal self-attention
-without a mask tensor.
+"""One transformer block: per-expert projections around one joint, block-causal self-attention,
+without a mask tensor unless some samples have no state and actions.
 
 Shape legend: B batch, L tokens, n keys, m noise levels of a stream, H heads, h head width, D
 expert width, F feed-forward width. A suffix says the shape: `x_BLD` is `[B, L, D]`.
@@ -27,6 +27,8 @@ class TokenOrder:
     pieces:  canonical order as (expert, start, stop) slices of the streams
     bounds:  query segments as (start, stop, key_end) in canonical order, key_end counting cached keys too
     cos/sin: rotary tables in canonical order `[L, h / 2]`
+    seen:    bool `[B, 1, 1, n]`, keys that the queries of a sample may see up to their segment's
+             end; None: all
     """
 
     streams: dict[str, int]
@@ -34,6 +36,7 @@ class TokenOrder:
     bounds: tuple[tuple[int, int, int], ...]
     cos: Tensor
     sin: Tensor
+    seen: Tensor | None = None
 
     def gather(self, streams: dict[str, Tensor]) -> Tensor:
         """Streams `[B, L_e, ...]` to canonical order `[B, L, ...]`."""
@@ -212,7 +215,7 @@ class Block(nn.Module):
             # Cached keys are rotated already: positions are absolute.
             k_BnHh = torch.cat([cache[0], k_BnHh], dim=1)
             v_BnHh = torch.cat([cache[1], v_BnHh], dim=1)
-        attended = layout.scatter(block_causal(q_BLHh, k_BnHh, v_BnHh, layout.bounds))
+        attended = layout.scatter(block_causal(q_BLHh, k_BnHh, v_BnHh, layout.bounds, layout.seen))
 
         # Back in its stream, each goes on alone.
         result = {}
@@ -228,18 +231,23 @@ class Block(nn.Module):
 
 
 def block_causal(
-    q_BLHh: Tensor, k_BnHh: Tensor, v_BnHh: Tensor, bounds: tuple[tuple[int, int, int], ...]
+    q_BLHh: Tensor,
+    k_BnHh: Tensor,
+    v_BnHh: Tensor,
+    bounds: tuple[tuple[int, int, int], ...],
+    seen: Tensor | None = None,
 ) -> Tensor:
-    """Each segment of queries sees the keys up to its own end; slices instead of a mask keep
-    fast kernels usable.
+    """Each segment of queries sees the keys up to its own end, of those that are `seen`; slices
+    instead of a mask keep fast kernels usable.
     """
     # `end` counts cached keys too, `start` and `stop` only the queries of this pass.
     sizes = [stop - start for start, stop, _ in bounds]
     ends = [end for _, _, end in bounds]
     queries = q_BLHh.transpose(1, 2).split(sizes, dim=2)
     keys, values = (prefixes(x.transpose(1, 2), ends) for x in (k_BnHh, v_BnHh))
-    parts = map(F.scaled_dot_product_attention, queries, keys, values)
-    out_BHLh = torch.cat(list(parts), dim=2) if len(bounds) > 1 else next(parts)
+    masks = [None if seen is None else seen[..., :end] for end in ends]
+    parts = list(map(F.scaled_dot_product_attention, queries, keys, values, masks))
+    out_BHLh = torch.cat(parts, dim=2) if len(parts) > 1 else parts[0]
     return out_BHLh.transpose(1, 2)
 
 

@@ -28,16 +28,25 @@ class Levels:
     action: fp32 `[B, p]`, 0 where an action is given clean
     learnt: bool `[B, p]`, False where an action is given
     told:   bool `[B]`, False where the instruction is kept from the model
+    video_only: bool `[B]`, True where a sample of a pass with actions has none, or takes none: all
+            of them are given, and nothing may see them
     """
 
     future: Tensor
     action: Tensor
     learnt: Tensor
     told: Tensor
+    video_only: Tensor
 
     def of(self, rows: slice) -> "Levels":
         """Those of some samples."""
-        return Levels(self.future[rows], self.action[rows], self.learnt[rows], self.told[rows])
+        return Levels(
+            self.future[rows],
+            self.action[rows],
+            self.learnt[rows],
+            self.told[rows],
+            self.video_only[rows],
+        )
 
 
 def generator(seed: int, position: int, stream: int = _BATCH) -> torch.Generator:
@@ -59,15 +68,18 @@ def draw_levels(
     prefix_share: float,
     max_prefix: int,
     untold_share: float = 0.0,
+    video_share: float = 0.0,
+    labelled: Sequence[bool] | None = None,
 ) -> Levels:
     """Noise levels of the samples at these positions of the plan.
 
     chunk: p; shifts: of the levels of actions and of future, towards noise; shared: one level
     per sample for both; clean_share: of samples whose actions are all given; prefix_share: of
-    those whose first 0 to `max_prefix` actions are; untold_share: of those without instruction.
+    those whose first 0 to `max_prefix` actions are; untold_share: of those without instruction;
+    video_share: of those that are video only, beside those that are not `labelled`; None: all are.
     """
-    future, action, learnt, told = [], [], [], []
-    for position in positions:
+    future, action, learnt, told, video_only = [], [], [], [], []
+    for position, has_action in zip(positions, labelled or [True] * len(positions), strict=True):
         draw = generator(seed, position, _LEVELS)
         # All of it and in this order, whatever is used: one seed gives the same in every mode.
         of_action = draw_sigma(1, shifts[0], draw)
@@ -77,12 +89,20 @@ def draw_levels(
         # One action at least is left to learn.
         length = int(torch.randint(0, min(max_prefix, chunk - 1) + 1, (), generator=draw))
         told.append(torch.rand((), generator=draw) >= untold_share)
-        given = chunk if clean else length if prefixed else 0
+        alone = bool(torch.rand((), generator=draw) < video_share) or not has_action
+        video_only.append(alone)
+        given = chunk if clean or alone else length if prefixed else 0
         future.append(of_action if shared else of_future)
         # Kept apart from the levels: one that is drawn may be 0, too, and is learnt.
         learnt.append(torch.arange(chunk) >= given)
         action.append(torch.where(learnt[-1], of_action, 0.0))
-    return Levels(torch.cat(future), torch.stack(action), torch.stack(learnt), torch.stack(told))
+    return Levels(
+        torch.cat(future),
+        torch.stack(action),
+        torch.stack(learnt),
+        torch.stack(told),
+        torch.tensor(video_only),
+    )
 
 
 def draw_noise(

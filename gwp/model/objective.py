@@ -30,8 +30,8 @@ class ModesConfig(BaseModel):
     model_config = _CONFIG
 
     video: float = Field(default=0.0, ge=0)
-    """Future video from the reference alone; no state or action tokens. Drawn for a whole
-    global batch.
+    """Future video from the reference alone, which sees no state or action. Drawn for a whole
+    global batch; per sample with `data.batches: mixed`.
     """
     ac_wm: float = Field(default=0.0, ge=0)
     """Action-conditioned world model: clean actions, only the future is learnt. Drawn per
@@ -166,18 +166,29 @@ class Losses:
 
 
 def draw_video_only(modes: ModesConfig, has_action: bool, generator: torch.Generator) -> bool:
-    """Whether a whole global batch trains video only; `generator` is that of its first position
-    in the plan. One draw for all ranks: their graphs must be the same.
+    """Whether a whole global batch trains video only, where batches are of one kind; `generator`
+    is that of its first position in the plan. One draw for all ranks: their graphs must be the
+    same.
     """
-    share = modes.video / (modes.video + modes.ac_wm + modes.wam)
-    return bool(torch.rand((), generator=generator) < share) or not has_action
+    return bool(torch.rand((), generator=generator) < _video_share(modes)) or not has_action
+
+
+def _video_share(modes: ModesConfig) -> float:
+    return modes.video / (modes.video + modes.ac_wm + modes.wam)
 
 
 def levels_of(
-    objective: ObjectiveConfig, seed: int, positions: Sequence[int], chunk: int
+    objective: ObjectiveConfig,
+    seed: int,
+    positions: Sequence[int],
+    chunk: int,
+    labelled: Sequence[bool] | None = None,
 ) -> Levels:
-    """Modes and noise levels of the samples at these positions of the plan."""
-    # `video` is no share here: it is drawn for the whole global batch.
+    """Modes and noise levels of the samples at these positions of the plan.
+
+    labelled: which of them have actions, where batches are mixed: each draws whether it is video
+    only. None: where they are of one kind, that is drawn for a whole batch (`draw_video_only`)
+    """
     modes = objective.modes
     acting = modes.ac_wm + modes.wam
     return draw_levels(
@@ -191,6 +202,8 @@ def levels_of(
         prefix_share=objective.chunk_prefix,
         max_prefix=objective.max_prefix,
         untold_share=objective.text_dropout,
+        video_share=0.0 if labelled is None else _video_share(modes),
+        labelled=labelled,
     )
 
 
@@ -226,6 +239,8 @@ def training_losses(
     """Losses of one micro-batch, as its part in those of a global batch with these `counts`;
     None: the micro-batch is all of it.
 
+    video_only: of all samples, which then cost no state and actions; those of `levels` are so
+    among others. Both come to the same.
     noise: of the future fp32 `[B, C, T - 1, h, w]` and of the actions fp32 `[B, p, d]`
     """
     device = batch.latents.device
@@ -255,11 +270,18 @@ def training_losses(
 
     # With actions: both losses out of one pass.
     level = levels.action.to(device)
-    noisy_actions = add_noise(batch.actions, action_noise, level)
-    tokens = Tokens(batch.state, reference, noisy_actions, future)
+    state, actions, alone = batch.state, batch.actions, None
+    # Read from the host: without such samples attention takes no mask.
+    if levels.video_only.any():
+        alone = levels.video_only.to(device)
+        # Whatever stands there: a mask takes 0 times it, which not every number makes 0.
+        state = state.masked_fill(alone[:, None, None], 0.0)
+        actions = actions.masked_fill(alone[:, None, None], 0.0)
+    noisy_actions = add_noise(actions, action_noise, level)
+    tokens = Tokens(state, reference, noisy_actions, future, alone)
     out = model(tokens, {"A": _told(level, objective), **noisy}, text, batch.embodiment)
     assert out.action is not None
-    error = (out.action.float() - (action_noise - batch.actions)).square()
+    error = (out.action.float() - (action_noise - actions)).square()
     # Where all actions are clean nothing is learnt: 0, not NaN.
     of_actions = (error * weights).flatten(1).sum(1)
     action = of_actions.sum() / max(counts.action, 1.0)

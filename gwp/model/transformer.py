@@ -41,12 +41,16 @@ class Tokens:
     reference  fp `[B, C, 1, h, w]`      R, latent of the current canvas
     action     fp `[B, p, d]`            A
     future     fp `[B, C, T, h, w]`      F, latents after the reference
+    video_only bool `[B]`                samples whose S and A no other token sees: what is
+                                         computed of their R and F is what it is without those
+                                         groups. None: there are none
     """
 
     state: Tensor | None = None
     reference: Tensor | None = None
     action: Tensor | None = None
     future: Tensor | None = None
+    video_only: Tensor | None = None
 
     def present(self) -> dict[Group, Tensor]:
         """The groups that are there, in canonical order."""
@@ -188,6 +192,8 @@ class WorldActionTransformer(nn.Module):
         dict[str, Tensor],
         tuple[list[tuple[Tensor, Tensor]], list[dict[str, tuple[Tensor, Tensor]]]],
     ]:
+        if tokens.video_only is not None and (every_text or context is not None):
+            raise ValueError("a context holds the state for every sample; none may be video only")
         run = self._embed(tokens, noise, self._embodiment(tokens, embodiment, context), context)
         # A context has the keys of its text, of every layer.
         if (text is None) == (context is None):
@@ -308,6 +314,7 @@ class WorldActionTransformer(nn.Module):
             bounds=tuple(bounds),
             cos=torch.cat([cos for cos, _ in tables]),
             sin=torch.cat([sin for _, sin in tables]),
+            seen=_seen(tokens, {g: spans[g][2] - spans[g][1] for g in order}),
         )
 
     def _rotary_of(self, tokens: Tokens, group: Group) -> tuple[Tensor, Tensor]:
@@ -348,6 +355,19 @@ class WorldActionTransformer(nn.Module):
                     self.proj_out(y), T, h // ph, w // pw, self.config.patch_size
                 )
         return Velocity(action=result.get("A"), future=result.get("F"), reference=result.get("R"))
+
+
+def _seen(tokens: Tokens, lengths: dict[Group, int]) -> Tensor | None:
+    """`TokenOrder.seen` of groups of these lengths, in canonical order."""
+    if tokens.video_only is None:
+        return None
+    # Those of a sample that is video only see R, too: a query without any key has no result.
+    acting_B = ~tokens.video_only
+    parts = [
+        (acting_B if g in ("S", "A") else torch.ones_like(acting_B))[:, None].expand(-1, n)
+        for g, n in lengths.items()
+    ]
+    return torch.cat(parts, dim=1)[:, None, None]
 
 
 def _level(level: Tensor | None, tokens_BLD: Tensor) -> Tensor:

@@ -149,6 +149,10 @@ class DataConfig(BaseModel):
     """Batches of buckets are multiples of this many samples, so that they divide evenly among any
     number of workers that divides it.
     """
+    batches: Literal["apart", "mixed"] = "apart"
+    """`apart`: samples with actions and samples without have batches of their own. `mixed`: they
+    share them, and each sample draws its mode.
+    """
     max_broken: float = Field(default=0.05, ge=0, le=1)
     """Share of a source's episodes or videos, and of the samples of a run, that may be broken;
     above it the stage stops.
@@ -371,4 +375,4 @@ class TrainJob(BaseModel):
         main = Bucket(frames=data.window.frames, height=data.canvas.height, width=data.canvas.width)
         # ValueError of a bucket that is too large: `_consistent` asks first, and tells it.
         sizes = batch_sizes((main, *data.buckets), self.engine.global_batch, data.batch_multiple)
-        return Rules(sizes, data.together)
+        return Rules(sizes, data.together, data.batches == "mixed")

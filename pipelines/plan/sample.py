@@ -57,6 +57,9 @@ class SampleShape:
         modes = objective.modes
         labelled = any(source.labelled for source in data.sources)
         share = modes.video / (modes.video + modes.ac_wm + modes.wam) if labelled else 1.0
+        if data.batches == "mixed" and share < 1:
+            # Samples of video alone stand in passes with actions, and cost the same.
+            share = 0.0
         rows = job.text.rows if job.text is not None else _TEXT_ROWS
         return cls(
             frames=frames,

@@ -81,18 +81,23 @@ class TrainStep:
         # Padding draws as some sample does; nothing that it draws counts.
         positions = np.maximum(raw["position"], 0).tolist()
         self.broken += journal.quarantine(step, raw, raw["ok"].astype(bool))
-        levels = levels_of(objective, seed, positions, raw["actions"].shape[1])
-        ok, step_valid, dim_valid = (
-            torch.from_numpy(raw[name].astype(bool)) for name in ("ok", "step_valid", "dim_valid")
+        ok, step_valid, dim_valid, has_action = (
+            torch.from_numpy(raw[name].astype(bool))
+            for name in ("ok", "step_valid", "dim_valid", "has_action")
         )
+        mixed = job.data.batches == "mixed"
+        # What could not be read counts for nothing anyway, and needs no mask.
+        labelled = (has_action | ~ok).tolist() if mixed else None
+        levels = levels_of(objective, seed, positions, raw["actions"].shape[1], labelled)
         mine = counts_of(action_weights(objective, levels, step_valid, dim_valid, ok), ok)
-        labelled = float(raw["has_action"].any())
+        acting = float((has_action & ~levels.video_only).any())
         with clock.within("exchange"):
-            action, video, labelled = self._ranks.summed([mine.action, mine.video, labelled])
+            action, video, acting = self._ranks.summed([mine.action, mine.video, acting])
         counts = Counts(action, video)
-        # One draw for all ranks, so that their graphs are the same.
-        first = generator(seed, start)
-        video_only = draw_video_only(objective.modes, labelled > 0, first)
+        # The same on all ranks, so that their graphs are: of the sum, and by one draw.
+        video_only = acting == 0
+        if not mixed:
+            video_only = draw_video_only(objective.modes, acting > 0, generator(seed, start))
         parts = micro_batches(len(positions), job.passes(self._ranks.world))
         self.at_once = max(rows.stop - rows.start for rows in parts)
         # Of this rank: the sums over its micro-batches, by name. They stay on the device, so that

@@ -15,8 +15,9 @@ action [B,p,d], text [B,L,text_dim], embodiment_id [B], t_action [B], t_visual [
 [B,S+R+A+F] in 0..1000, optionally sched.sigmas. Outputs: any of joint.video_pred,
 joint.action_pred, joint.block0.*, action_only.action_pred, sample10.action (drawn with embodiment
 row 0), rope.*, cond.*, acond.*. For GWP-0 row 0 is used throughout, as its reference does."""
-_SOURCES = """CHECKPOINT is a folder (local or s3://) of GWP-0.5, GWP-0 (July or March) or Wan 2.2
-(diffusers or native names), in safetensors or .bin, single or sharded; or one local weight file.
+_SOURCES = """CHECKPOINT is a folder (local or s3://) of GWP-0.5, GWP-0 (July or March), Wan 2.2
+(diffusers or native names, with or without control) or GigaWorld-1, in safetensors or .bin, single
+or sharded; or one local weight file.
 For finished weights of a run, a bundle or a diffusers pipeline its folder is enough."""
 _AS_WRITTEN = argparse.RawDescriptionHelpFormatter
 _WORST = 12
@@ -184,6 +185,7 @@ def run_inspect(args: argparse.Namespace) -> int:
         "dtypes": sorted({str(t.dtype).removeprefix("torch.") for t in tensors}),
         "widths": checkpoint.widths,
         "assumed": checkpoint.assumed,
+        "left_out": checkpoint.left_out,
         "problems": problems,
     }
     if rows is not None:
@@ -210,6 +212,8 @@ def _print_report(report: dict[str, Any]) -> None:
         print(
             f"  assumed, since neither config.json nor the tensors tell: {', '.join(report['assumed'])}"
         )
+    for line in report["left_out"]:
+        print(f"  left out, for our models have none: {line}")
     for line in report["problems"]:
         print(f"  {line}")
     if report["family"] == "wan":
@@ -300,6 +304,8 @@ def run_convert(args: argparse.Namespace) -> int:
     widths = "  ".join(
         f"{key} {value}" for key, value in config.model_dump(exclude_none=True).items()
     )
+    for line in source.left_out:
+        print(f"left out, for our models have none: {line}")
     print(f"{args.out}: {total} tensors of {source.form.title} to {widths}")
     return 0
 

@@ -115,6 +115,48 @@ def wan_config(config: ModelConfig) -> dict[str, object]:
     return about | {"_class_name": "WanTransformer3DModel"}
 
 
+def control(model: WorldActionTransformer) -> dict[str, Tensor]:
+    """Wan that is also shown a control video, a mask of four channels and a picture, whose channels
+    stand behind the latents.
+    """
+    out = wan(model)
+    weight = out["patch_embedding.weight"]
+    more = torch.randn(weight.shape[0], 2 * weight.shape[1] + 4, *weight.shape[2:])
+    return out | {"patch_embedding.weight": torch.cat([weight, more], dim=1)}
+
+
+def control_config(config: ModelConfig) -> dict[str, object]:
+    return wan_config(config) | {"in_channels": 3 * config.in_channels + 4}
+
+
+def gigaworld(model: WorldActionTransformer) -> dict[str, Tensor]:
+    """The same, with embeddings of past frames of three resolutions."""
+    out = control(model)
+    out["norm_out.scale_shift_table"] = out.pop("scale_shift_table")
+    width, channels = out["patch_embedding.weight"].shape[0], model.config.in_channels
+    for name, times in (("short", 1), ("mid", 2), ("long", 4)):
+        patch = [times * side for side in model.config.patch_size]
+        out[f"patch_{name}.weight"] = torch.randn(width, channels, *patch)
+        out[f"patch_{name}.bias"] = torch.randn(width)
+    return out
+
+
+def gigaworld_config(config: ModelConfig) -> dict[str, object]:
+    about = control_config(config)
+    for key in ("image_dim", "rope_max_seq_len", "pos_embed_seq_len"):
+        about.pop(key)
+    return about | {
+        "_class_name": "GigaworldTransformer3DModelFunCtrl",
+        "rope_dim": [44, 42, 42],
+        "rope_theta": 10000.0,
+        "guidance_cross_attn": True,
+        "zero_history_timestep": True,
+        "has_multi_term_memory_patch": True,
+        "is_amplify_history": False,
+        "history_scale_mode": "per_head",
+    }
+
+
 def write(
     folder: Path,
     tensors: dict[str, Tensor],

@@ -8,9 +8,9 @@ weight 1 shows every sample once per epoch, 0.5 in every second one, 2 twice.
 A few windows of one file stand next to each other, so that it is opened once for all of them;
 which ones is drawn anew in every pass.
 
-Batches are of one kind, with actions or without and of one bucket, so that all ranks run the
-same graph; their order is shuffled. What does not fill a global batch at the end of an epoch
-comes first in the next: no batch is partial, and no sample is lost.
+Batches are of one kind, so that all ranks run the same graph: of one bucket, and with actions or
+without, unless those are mixed; their order is shuffled. What does not fill a global batch at the
+end of an epoch comes first in the next: no batch is partial, and no sample is lost.
 """
 
 import hashlib
@@ -34,11 +34,12 @@ class Rules:
     """What a plan depends on besides manifest, seed and epoch.
 
     batch: samples per global batch, of each bucket of the manifest; together: windows of one
-    file that stand next to each other
+    file that stand next to each other; mixed: samples with actions and without share batches
     """
 
     batch: tuple[int, ...]
     together: int = 1
+    mixed: bool = False
 
     @classmethod
     def even(cls, global_batch: int, together: int = 1) -> "Rules":
@@ -79,7 +80,7 @@ def make_plan(manifest: Manifest, seed: int, epoch: int, rules: Rules) -> Plan:
     """
     batches: list[np.ndarray] = []
     kinds = _kinds(manifest, rules)
-    _require_one(kinds)
+    _require_one(kinds, rules)
     for kind in kinds:
         # From earlier epochs, as many as did not fill a batch of theirs.
         waiting, parts, earlier = (
@@ -101,6 +102,8 @@ def make_plan(manifest: Manifest, seed: int, epoch: int, rules: Rules) -> Plan:
     every = [batches[i] for i in _shuffled(len(batches), seed, _BATCHES, epoch)]
     order = np.concatenate(every)
     name = f"{manifest.fingerprint} {seed} {epoch} {rules.batch} {rules.together} "
+    if rules.mixed:
+        name += "mixed "
     digest = hashlib.sha256(name.encode() + order.astype("<i8").tobytes())
     return Plan(order, np.array([len(b) for b in every]), digest.hexdigest())
 
@@ -116,7 +119,7 @@ def plan_slice(
     """
     found: list[np.ndarray] = []
     kinds = _kinds(manifest, rules)
-    _require_one(kinds)
+    _require_one(kinds, rules)
     epoch = before = 0
     while len(found) < batches:
         # Counted only: epochs that end before `start` are passed without shuffling them.
@@ -200,13 +203,13 @@ class _Kind:
         return taken[_shuffled_groups(groups, seed, _EPOCH, epoch, self.number)]
 
 
-def _require_one(kinds: list[_Kind]) -> None:
+def _require_one(kinds: list[_Kind], rules: Rules) -> None:
     if not any(kind.whole(0) for kind in kinds):
         counts = ", ".join(f"{kind.before(1)} of {kind.batch}" for kind in kinds)
+        of = "" if rules.mixed else "with and without actions and "
         raise DataError(
-            "no global batch is filled in an epoch (samples with and without actions and of "
-            f"each bucket: {counts}); add data, or lower "
-            "engine.global_batch"
+            f"no global batch is filled in an epoch (samples {of}of each bucket: {counts}); add "
+            "data, or lower engine.global_batch"
             if kinds
             else "the manifest has no samples"
         )
@@ -220,7 +223,7 @@ def _kinds(manifest: Manifest, rules: Rules) -> list[_Kind]:
     kinds: dict[int, _Kind] = {}
     # With actions before without, for each bucket; then sources in their order.
     # `~` negates arrays of bool; of a Python bool it would give -1 or -2.
-    number = 2 * bucket + ~labelled
+    number = 2 * bucket if rules.mixed else 2 * bucket + ~labelled
     for kind in np.unique(number):
         for which in np.unique(source[number == kind]):
             ids = np.flatnonzero((source == which) & (number == kind))

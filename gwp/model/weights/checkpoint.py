@@ -20,7 +20,16 @@ from gwp.errors import GwpError
 from gwp.model.config import ModelConfig
 from gwp.model.transformer import WorldActionTransformer
 from gwp.model.weights.files import TensorFile, open_files, weight_files
-from gwp.model.weights.names import ACTION_IO, Form, SourceFamily, canonical, detect, published_name
+from gwp.model.weights.names import (
+    ACTION_IO,
+    PATCH,
+    Form,
+    SourceFamily,
+    canonical,
+    detect,
+    is_left_out,
+    published_name,
+)
 
 _RELEASED_HEAD = 128
 _UNSEEN = {"attention_head_dim": _RELEASED_HEAD, "eps": 1e-6, "rope_max_seq_len": 1024}
@@ -57,6 +66,7 @@ class Checkpoint:
     widths:        fields of `ModelConfig`; without action channels and embodiments for plain Wan
     assumed:       the widths that neither the tensors nor config.json tell
     disagreements: where config.json contradicts the tensors, one line each
+    left_out:      what it has beyond a model of ours, one line each
     """
 
     path: Path
@@ -65,6 +75,7 @@ class Checkpoint:
     widths: dict[str, Any]
     assumed: tuple[str, ...]
     disagreements: tuple[str, ...]
+    left_out: tuple[str, ...]
     _origin: dict[str, tuple[TensorFile, str]]
 
     @property
@@ -125,8 +136,14 @@ def open_checkpoint(path: str | Path) -> Checkpoint:
     # Under one set of names from here on; each remembers where it is read from.
     tensors: dict[str, Tensor] = {}
     origin: dict[str, tuple[TensorFile, str]] = {}
+    left_out: list[str] = []
+    # Of a model that is shown more than those, and was cut to them.
+    latents: int | None = None
     for file in files:
         for stored_name, meta in file.tensors.items():
+            if is_left_out(form, stored_name):
+                left_out.append(f"{stored_name} {tuple(meta.shape)}")
+                continue
             name, tensor = canonical(form, stored_name, meta)
             if name in tensors:
                 raise GwpError(
@@ -135,10 +152,15 @@ def open_checkpoint(path: str | Path) -> Checkpoint:
                 )
             tensors[name] = tensor
             origin[name] = (file, stored_name)
+            if name == PATCH and tensor.shape != meta.shape:
+                latents = tensor.shape[1]
+                left_out.append(f"channels {latents} to {meta.shape[1] - 1} of {name}")
 
     claimed = _claimed(published, str(path))
+    if latents is not None:
+        claimed["in_channels"] = latents
     widths, assumed, disagreements = _widths(form.family, tensors, claimed, str(path))
-    return Checkpoint(path, form, tensors, widths, assumed, disagreements, origin)
+    return Checkpoint(path, form, tensors, widths, assumed, disagreements, tuple(left_out), origin)
 
 
 def read_config(path: str | Path) -> ModelConfig:

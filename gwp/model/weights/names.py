@@ -2,7 +2,8 @@
 
 The published July names are the common tongue: every checkpoint is read into them. Sources: the
 released GWP-0.5, the two releases of GWP-0 (March: plain action projections; July: one per
-embodiment), Wan 2.2 in diffusers' and in its authors' names.
+embodiment), Wan 2.2 in diffusers' and in its authors' names, GigaWorld-1 (configuration, README and
+names of open-gigaai/giga-world-1, Apache-2.0).
 """
 
 import re
@@ -15,12 +16,15 @@ from torch import Tensor
 from gwp.errors import GwpError
 from gwp.model.config import CLASS_NAMES, Family
 
+GIGAWORLD = "GigaworldTransformer3DModelFunCtrl"
 SourceFamily = Literal["gwp05", "gwp0", "wan"]
 SOURCE_CLASSES: dict[str, SourceFamily] = {
     **CLASS_NAMES,
     "WanTransformer3DModel": "wan",
     "WanModel": "wan",
+    GIGAWORLD: "wan",
 }
+PATCH = "patch_embedding.weight"
 ACTION_IO = ("action_encoder.", "action_decoder.")
 
 _OURS: dict[Family, tuple[tuple[str, str], ...]] = {
@@ -56,6 +60,8 @@ _NATIVE = (
     (r"^(blocks\.\d+\.)ffn\.2\.", r"\1ffn.net.2."),
     (r"^(blocks\.\d+\.)modulation$", r"\1scale_shift_table"),
 )
+# Its embeddings of past frames, in three resolutions; our first frame is embedded as all others.
+_HISTORY = ("patch_short.", "patch_mid.", "patch_long.")
 _MARCH = {".0.": ".in_proj.", ".2.": ".mid_proj.", ".4.": ".out_proj."}
 # Those that July made embodiment-specific: stored [E, in, out], where a plain linear layer is
 # [out, in].
@@ -64,15 +70,23 @@ _MARCH_SHARED = ("action_encoder.in_proj.", "action_decoder.out_proj.")
 
 @dataclass(frozen=True)
 class Form:
-    """What a checkpoint is, and in whose names."""
+    """What a checkpoint is, and in whose names.
+
+    channels: of a model that is shown more than the noisy latents (a control video, say): how many
+              channels it takes, and how many of them, the first, are those latents; None: all are
+    """
 
     family: SourceFamily
-    naming: Literal["published", "march", "native"] = "published"
+    naming: Literal["published", "march", "native", "gigaworld"] = "published"
+    channels: tuple[int, int] | None = None
 
     @property
     def title(self) -> str:
+        if self.naming == "gigaworld":
+            return "GigaWorld-1"
         if self.family == "wan":
-            return "Wan, native names" if self.naming == "native" else "Wan, diffusers names"
+            names = "Wan, native names" if self.naming == "native" else "Wan, diffusers names"
+            return f"{names}, with control" if self.channels else names
         if self.family == "gwp0":
             return "GWP-0 (March)" if self.naming == "march" else "GWP-0 (July)"
         return "GWP-0.5"
@@ -100,6 +114,7 @@ def detect(config: dict[str, Any], names: Collection[str], source: str) -> Form:
     march = any(re.match(r"action_(encoder|decoder)\.[024]\.", n) for n in names)
     july = any(n.startswith(("action_encoder.in_proj.", "action_decoder.in_proj.")) for n in names)
     native = any(".self_attn." in n for n in names)
+    gigaworld = any(n.startswith(_HISTORY) for n in names)
     by_names: SourceFamily = "gwp05" if mixture else "gwp0" if march or july else "wan"
     name = config.get("_class_name")
     if name is None and not any(n.startswith("blocks.") for n in names):
@@ -116,11 +131,35 @@ def detect(config: dict[str, Any], names: Collection[str], source: str) -> Form:
             f"{'hold' if mixture else 'do not hold'} two experts a layer; "
             "put the config.json that belongs to the weights beside them"
         )
-    return Form(family, "march" if march else "native" if native else "published")
+    channels = _channels(config) if family == "wan" else None
+    if name == GIGAWORLD or (name is None and gigaworld):
+        if channels is None:
+            raise GwpError(
+                f"{source}: no config.json with in_channels and out_channels, which tell how many "
+                "channels of a GigaWorld-1 are latents; put the one of the weights beside them"
+            )
+        return Form(family, "gigaworld", channels)
+    return Form(family, "march" if march else "native" if native else "published", channels)
+
+
+def _channels(config: dict[str, Any]) -> tuple[int, int] | None:
+    """`Form.channels`; without a configuration a model is one of latents alone."""
+    taken = config.get("in_channels", config.get("in_dim"))
+    made = config.get("out_channels", config.get("out_dim"))
+    if isinstance(taken, int) and isinstance(made, int) and 0 < made < taken:
+        return taken, made
+    return None
+
+
+def is_left_out(form: Form, name: str) -> bool:
+    """Whether a tensor of a checkpoint has no place in a model of ours."""
+    return form.naming == "gigaworld" and name.startswith(_HISTORY)
 
 
 def canonical(form: Form, name: str, tensor: Tensor) -> tuple[str, Tensor]:
     """A tensor of a checkpoint under its published name and in its published layout."""
+    if form.naming == "gigaworld" and name == "norm_out.scale_shift_table":
+        name = "scale_shift_table"
     if form.naming == "native":
         for pattern, replacement in _NATIVE:
             name = re.sub(pattern, replacement, name)
@@ -129,6 +168,11 @@ def canonical(form: Form, name: str, tensor: Tensor) -> tuple[str, Tensor]:
             name = name.replace(march, july)
         if name.startswith(_MARCH_SHARED):
             tensor = (tensor.T if tensor.ndim == 2 else tensor)[None].contiguous()
+    if form.channels and name == PATCH and tensor.ndim == 5:
+        taken, latents = form.channels
+        # What the model makes of latents where all else that it may be shown is zero.
+        if tensor.shape[1] == taken:
+            tensor = tensor[:, :latents].contiguous()
     return name, tensor
 
 

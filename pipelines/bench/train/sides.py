@@ -134,7 +134,11 @@ def _mask_attention() -> None:
 
     masks: dict[tuple[Any, ...], Tensor] = {}
 
-    def masked(q_BLHh: Tensor, k_BnHh: Tensor, v_BnHh: Tensor, bounds: Any) -> Tensor:
+    def masked(
+        q_BLHh: Tensor, k_BnHh: Tensor, v_BnHh: Tensor, bounds: Any, seen: Tensor | None = None
+    ) -> Tensor:
+        # The measured batch has no sample without actions.
+        assert seen is None
         key = (bounds, q_BLHh.device)
         if key not in masks:
             mask = torch.zeros(q_BLHh.shape[1], k_BnHh.shape[1], dtype=torch.bool)

@@ -68,6 +68,7 @@ _NOT_CACHED = (
     "engine",
     "cluster",
     "data.batch_multiple",
+    "data.batches",
     "data.together",
     "data.max_broken",
 )

@@ -53,8 +53,8 @@ class GroupedLosses:
         """A micro-batch. source: int `[n]`, number of each sample's entry; -1: none"""
         given = ~levels.learnt.any(1)
         mode = np.where(given.numpy(), MODES.index("ac_wm"), MODES.index("wam"))
-        if losses.action_each is None:
-            mode[:] = MODES.index("video")
+        alone = levels.video_only.numpy() if losses.action_each is not None else slice(None)
+        mode[alone] = MODES.index("video")
         # Of actions that are given the level is 0; the others of a sample have one.
         sigma = torch.stack([levels.action.amax(1), levels.future])
         noise = (sigma * BUCKETS).long().clamp(0, BUCKETS - 1).numpy()

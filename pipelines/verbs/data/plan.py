@@ -27,6 +27,8 @@ def add(subparsers: Any) -> None:
 def run_plan(args: argparse.Namespace) -> None:
     import json
 
+    import numpy as np
+
     from gwp.data.formats.files.reader import FileReader
     from gwp.data.plan.plan import make_plan, mixing
     from pipelines.config.load import load_config
@@ -44,6 +46,8 @@ def run_plan(args: argparse.Namespace) -> None:
     mixed = mixing(manifest, plan, job.cluster.max_workers)
     if args.out:
         manifest.save(args.out)
+    labelled = manifest.column("has_action")[plan.order]
+    kinds = [set(b) for b in np.split(labelled.tolist(), np.cumsum(plan.batches)[:-1])]
     # The canvas is a bucket too, the first one.
     buckets = ["canvas", *map(str, job.data.buckets)]
     figures = {
@@ -52,6 +56,9 @@ def run_plan(args: argparse.Namespace) -> None:
         "fingerprint": manifest.fingerprint,
         "global_batch": job.engine.global_batch,
         "batches_per_epoch": len(plan.batches),
+        # How the steps of an epoch are shared: by batches of one kind, or of both.
+        "batches_with_actions": sum(True in kind for kind in kinds),
+        "batches_of_both_kinds": sum(len(kind) == 2 for kind in kinds),
         "epoch": args.epoch,
         "batch_of_bucket": dict(zip(buckets, job.plan_rules.batch, strict=True)),
         "episodes_per_batch": round(mixed.episodes_per_batch, 2),

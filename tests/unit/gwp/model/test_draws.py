@@ -22,14 +22,32 @@ def test_a_sample_has_its_draws_in_any_batch():
     whole = levels(range(12))
     for some in (range(3), range(5, 9), [11, 2]):
         part = levels(some)
-        for name in ("future", "action", "learnt"):
+        for name in ("future", "action", "learnt", "told", "video_only"):
             assert torch.equal(getattr(part, name), getattr(whole, name)[list(some)])
         future, actions = draw_noise(0, some, (2, 1, 3, 3), (8, 4))
         all_future, all_actions = draw_noise(0, range(12), (2, 1, 3, 3), (8, 4))
         assert torch.equal(future, all_future[list(some)])
         assert torch.equal(actions, all_actions[list(some)])
     rows = whole.of(slice(3, 7))
-    assert torch.equal(rows.action, whole.action[3:7])
+    assert all(torch.equal(value, getattr(whole, name)[3:7]) for name, value in vars(rows).items())
+
+
+def test_a_sample_without_actions_is_video_only_and_draws_all_else_as_ever():
+    plain = levels(range(2000))
+    assert not plain.video_only.any()
+    labelled = [i % 3 > 0 for i in range(2000)]
+    mixed = levels(range(2000), labelled=labelled, video_share=0.25)
+    has = torch.tensor(labelled)
+    assert mixed.video_only[~has].all()
+    assert float(mixed.video_only[has].float().mean()) == pytest.approx(0.25, abs=0.03)
+    alone = mixed.video_only
+    # Nothing of their actions is learnt, and they are no noise that anything could tell.
+    assert not mixed.learnt[alone].any()
+    assert not mixed.action[alone].any()
+    for name in ("action", "learnt"):
+        assert torch.equal(getattr(mixed, name)[~alone], getattr(plain, name)[~alone])
+    assert torch.equal(mixed.future, plain.future)
+    assert torch.equal(mixed.told, plain.told)
 
 
 def test_samples_and_seeds_have_draws_of_their_own():

@@ -164,6 +164,7 @@ def test_the_model_may_be_told_timesteps_as_the_released_trainers_round_them(mon
         torch.full((2, 5), 0.729),
         torch.ones(2, 5, dtype=torch.bool),
         torch.ones(2, dtype=torch.bool),
+        torch.zeros(2, dtype=torch.bool),
     )
     noise = draw_noise(0, [0, 1], batch.latents[0, :, 1:].shape, batch.actions.shape[1:])
     told = []

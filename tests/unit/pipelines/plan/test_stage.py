@@ -82,6 +82,19 @@ def test_fp32_without_sharding_is_sixteen_bytes_a_parameter() -> None:
     assert sum(memory.parts[name] for name in states) == 16 * count
 
 
+def test_in_mixed_batches_every_sample_costs_what_one_with_actions_does() -> None:
+    modes = "objective.modes={video: 1, ac_wm: 1, wam: 2}"
+    apart = stage("full/embodied", modes)
+    mixed = stage("full/embodied", modes, "data.batches=mixed")
+    assert SampleShape.of(mixed).flop(mixed) > SampleShape.of(apart).flop(apart)
+    plain = stage("full/embodied", "objective.modes={wam: 1}")
+    assert SampleShape.of(mixed).flop(mixed) == SampleShape.of(plain).flop(plain)
+    # Where nothing acts, nothing is paid for it.
+    alone = "objective.modes={video: 1, wam: 0}"
+    video = stage("full/embodied", alone, "data.batches=mixed")
+    assert SampleShape.of(video) == SampleShape.of(stage("full/embodied", alone))
+
+
 @pytest.mark.parametrize("family", ["policy", "policy-gwp0"])
 def test_activations_of_a_block_by_hand(family: str) -> None:
     """In bf16, of one layer more: everything that the formulas of a block need again."""

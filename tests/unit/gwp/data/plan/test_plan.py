@@ -114,9 +114,48 @@ def test_batches_are_of_one_kind_and_mixed_in_order() -> None:
     assert np.abs(np.diff(kinds[:, 0].astype(int))).sum() > 3
 
 
-def test_resuming_is_a_slice() -> None:
+def test_mixed_batches_hold_both_kinds_as_the_weights_say() -> None:
+    found = manifest((60, 2, True), (120, 0.5, False), (20, 1, True))
+    labelled = found.table["has_action"].to_numpy(zero_copy_only=False)
+    mixed = Rules((20,), mixed=True)
+    # 120 windows with actions by weight 2, 20 by weight 1, and 60 without an epoch.
+    for epoch in range(4):
+        kinds = labelled[make_plan(found, 3, epoch, mixed).order].reshape(-1, 20)
+        assert len(kinds) == 10
+        assert kinds.sum() == 140
+        # Each is as a draw from all of them: 14 of 20, give or take five deviations.
+        assert (np.abs(kinds.sum(1) - 14) <= 10).all()
+        assert kinds.any(1).all()
+    assert not kinds.all(1).all()
+
+
+def test_mixed_batches_show_every_sample_once() -> None:
+    found = manifest((40, 1, True), (24, 1, False), per_file=4)
+    for epoch in range(3):
+        plan = make_plan(found, 7, epoch, Rules((8,), 2, mixed=True))
+        assert sorted(plan.order) == list(range(64))
+
+
+def test_only_samples_of_one_bucket_are_mixed() -> None:
+    found = manifest((60, 1, True), (60, 1, False), buckets=3)
+    bucket = found.table["bucket"].to_numpy()
+    labelled = found.table["has_action"].to_numpy(zero_copy_only=False)
+    batches = plan_slice(found, 0, 0, 40, Rules((8, 4, 2), mixed=True))
+    assert {len(set(bucket[b])) for b in batches} == {1}
+    assert {len(set(labelled[b])) for b in batches} == {1, 2}
+
+
+def test_mixing_changes_nothing_where_all_have_actions_but_the_name() -> None:
+    found = manifest((30, 1, True), (20, 0.5, True))
+    apart, mixed = (make_plan(found, 0, 1, Rules((4,), 2, mixed=m)) for m in (False, True))
+    assert apart.order.tolist() == mixed.order.tolist()
+    assert apart.hash != mixed.hash
+
+
+@pytest.mark.parametrize("mixed", [False, True])
+def test_resuming_is_a_slice(mixed: bool) -> None:
     found = manifest((13, 1, True), (9, 0.5, False))
-    rules = Rules.even(4, together=2)
+    rules = Rules((4,), 2, mixed)
     whole = plan_slice(found, 1, 0, 30, rules)
     assert [len(b) for b in whole] == [4] * 30
     assert whole[0].dtype == np.int64

@@ -95,6 +95,33 @@ def test_each_group_is_the_mean_over_its_own_samples() -> None:
             assert told[name] == pytest.approx(np.mean(mine), rel=1e-5)
 
 
+def test_samples_of_a_mixed_pass_have_modes_of_their_own() -> None:
+    """By hand: each is the same in a pass of its mode."""
+    raw, positions = columns(1), range(SIZE)
+    labelled = [i % 3 > 0 for i in positions]
+    levels = levels_of(OBJECTIVE, SEED, positions, CHUNK, labelled)
+    noise = draw_noise(SEED, positions, (4, 1, 6, 4), (CHUNK, DIMS))
+    groups = GroupedLosses(OBJECTIVE, ["left", "right"])
+    batch = Encoded().batch(raw, slice(None))
+    with torch.no_grad():
+        losses = training_losses(tiny_model(), batch, OBJECTIVE, False, levels, noise)
+        alone = training_losses(tiny_model(), batch, OBJECTIVE, True, levels, noise)
+    groups.add(losses, levels, raw["source"])
+    told = groups.told(groups.sums())
+    assert losses.video_each is not None
+    assert alone.video_each is not None
+    rows = levels.video_only & batch.ok
+    assert 0 < rows.sum() < SIZE
+    assert told["loss/mode/video"] == pytest.approx(
+        0.5 * float(alone.video_each[rows].mean()), rel=1e-5
+    )
+    given = ~levels.learnt.any(1) & ~levels.video_only & batch.ok
+    assert given.any()
+    assert told["loss/mode/ac_wm"] == pytest.approx(
+        0.5 * float(losses.video_each[given].mean()), rel=1e-5
+    )
+
+
 def test_what_is_no_number_and_what_stands_for_no_sample_is_left_out() -> None:
     raw = columns(0)
     levels = levels_of(OBJECTIVE, SEED, range(SIZE), CHUNK)
