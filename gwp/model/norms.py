@@ -65,9 +65,10 @@ class _RMSNorm(torch.autograd.Function):
     def backward(ctx: Any, grad_D: Tensor) -> tuple[Tensor | None, ...]:
         x_D, weight_D = ctx.saved_tensors
         width, weight = weight_D.shape[0], weight_D.float()
-        length = torch.linalg.vector_norm(x_D, dim=-1, keepdim=True, dtype=torch.float32)
+        wide_D, grad_D = x_D.float(), grad_D.float()
+        length = torch.linalg.vector_norm(wide_D, dim=-1, keepdim=True)
         scale = torch.rsqrt(length.square().div_(width).add_(ctx.eps))
-        normed_D = x_D * scale
+        normed_D = wide_D * scale
         # As few passes over memory as there can be: both gradients begin with this product.
         work_D = normed_D * grad_D
         trains = ctx.needs_input_grad[1]
