@@ -190,12 +190,15 @@ class _Loop:
         self.watch = StopWatch(prepared.uri, rank, self.job.cluster.elastic)
         self.steps = TrainStep(self.job, self.ranks, self.engine, self.ema, encoders)
         self.validation = None
-        if prepared.validation:
+        judging = self.job.validation
+        # Another process judges what this one writes.
+        if prepared.validation and judging and judging.worker is None:
             # What is judged is in no cache.
             of_frames = encoders
             if prepared.cache:
                 of_frames = Encoders(replace(prepared, cache=None), node, self.engine.device)
-            self.validation = Validation(prepared, ranks, self.engine, of_frames)
+            engine = self.engine
+            self.validation = Validation(prepared, ranks, engine.module, engine.device, of_frames)
 
     def _stream(self) -> Iterator[StreamBatch]:
         """This rank's shares behind the last checkpoint; the first is waited for from now on."""
@@ -346,8 +349,7 @@ class _Loop:
         with self.steps.account.clock.within("validation"):
             losses = self.validation.losses()
             figures = self.validation.figures()
-        judged = self.validation.judged
-        self.teller.judged(self.step, losses, figures, judged.picture if judged else None)
+        self.teller.judged(self.step, losses, figures, self.validation.picture)
         return losses
 
     def _checkpoint(self, judged: dict[str, float]) -> None:

@@ -178,7 +178,8 @@ def _trainer(
         dataset_config=PlannedData(prepared),
     )
     if cluster.elastic:
-        count_workers_by(trainer, room_for(cluster))
+        judging = prepared.job.validation
+        count_workers_by(trainer, room_for(cluster, judging.worker if judging else None))
     return trainer
 
 

@@ -100,7 +100,8 @@ def judged(rank: Rank, stages: list[int], sets: list[str]) -> dict[str, Any]:
             steps = TrainStep(
                 found, rank.ranks, engine, Ema(engine, found.engine.ema_decay), encoders
             )
-            validation = Validation(prepared, rank.ranks, engine, encoders) if judges else None
+            own = (prepared, rank.ranks, engine.module, engine.device, encoders)
+            validation = Validation(*own) if judges else None
             told[str(stage)] = [validation.losses()] if validation else []
             losses = []
             for step in range(3):
@@ -116,8 +117,7 @@ def judged(rank: Rank, stages: list[int], sets: list[str]) -> dict[str, Any]:
         assert validation is not None
         assert validation.losses() == told[str(stage)][-1]
         told["figures"] = validation.figures()
-        assert validation.judged is not None
-        told["shown"] = None if rank.ranks.rank else list(validation.judged.picture.shape)
+        told["shown"] = None if rank.ranks.rank else list(validation.picture.shape)
     return told
 
 
