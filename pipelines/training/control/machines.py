@@ -47,19 +47,19 @@ def workers_on(
     nobody has room for it, it has none
     """
     place = _place_of(validator, nodes, cluster) if validator else None
-    taken = validator.each if validator else {}
-    left = {
-        n["NodeID"]: _without(n["Resources"], taken if n["NodeID"] == place else {}) for n in nodes
-    }
-    found = [n for n in nodes if _in_pool(n, cluster.train_pool)]
-    count = sum(_fitting(left[n["NodeID"]], cluster) for n in found)
+    found = []
+    for number, node in enumerate(nodes):
+        if _in_pool(node, cluster.train_pool):
+            taken = validator.each if validator and number == place else {}
+            found.append((node, _without(node["Resources"], taken)))
+    count = sum(_fitting(resources, cluster) for _, resources in found)
     if cluster.train_pool == cluster.data_pool:
         # Workers hold their CPUs to the end; without one more nothing is ever decoded.
-        spare = sum(left[n["NodeID"]].get("CPU", 0.0) for n in found) - 1
+        spare = sum(resources.get("CPU", 0.0) for _, resources in found) - 1
         count = min(count, int(spare // cluster.cpus_per_worker))
     if running:
         # Others may hold the rest: workers that run are not ended for more that find no place.
-        more = sum(_fitting(free.get(n["NodeID"], {}), cluster) for n in found)
+        more = sum(_fitting(free.get(n["NodeID"], {}), cluster) for n, _ in found)
         return max(running, min(count, running + more))
     return max(0, count)
 
@@ -70,18 +70,18 @@ def _in_pool(node: Mapping[str, Any], pool: str | None) -> bool:
 
 def _place_of(
     validator: ValidatorConfig, nodes: list[Mapping[str, Any]], cluster: ClusterConfig
-) -> str | None:
-    """The node with room for it where it costs the fewest workers; None when no node has room."""
+) -> int | None:
+    """Number of the node with room for it where it costs the fewest workers; None: none has room."""
     costs = {}
-    for node in nodes:
+    for number, node in enumerate(nodes):
         resources = node["Resources"]
         rest = _without(resources, validator.each)
         if not _in_pool(node, validator.pool) or min(rest.values(), default=-1.0) < 0:
             continue
         lost = _fitting(resources, cluster) - _fitting(rest, cluster)
         # A machine without workers has nothing to lose.
-        costs[node["NodeID"]] = lost if _in_pool(node, cluster.train_pool) else -1
-    return min(costs, key=lambda name: costs[name]) if costs else None
+        costs[number] = lost if _in_pool(node, cluster.train_pool) else -1
+    return min(costs, key=lambda number: costs[number]) if costs else None
 
 
 def _without(resources: Mapping[str, float], taken: Mapping[str, float]) -> dict[str, float]:
