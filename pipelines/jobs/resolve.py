@@ -1,5 +1,5 @@
-"""What a job means before anything runs: statistics, samples, codec and text
-encoder.
+"""What a job means before anything runs: statistics, samples, codec and text encoder; its robots are
+in `robots`.
 
 Planning, caching, inspecting and measuring need this much of a job and no training; the run
 folder (`pipelines.training.prepare`) is written from it.
