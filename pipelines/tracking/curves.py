@@ -106,8 +106,6 @@ class Curves:
             after = told if told <= until else -1
         for points in read_figures(run_uri, after, until):
             self.send(points)
-        # They come when MLflow knows of later steps.
-        self.send([point for point in read_verdicts(run_uri) if point[3] <= until])
 
     def _steps_of(self, key: str) -> set[int]:
         if key not in self._known:

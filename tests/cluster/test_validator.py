@@ -63,7 +63,7 @@ def test_one_that_is_killed_is_started_again_and_no_step_is_lost(
     mini: MiniCluster, tmp_path: Path
 ) -> None:
     found = judging(
-        mini, tmp_path, "killed", SERVE, "run.steps=400", "run.checkpoint_every=40", "run.keep=20"
+        mini, tmp_path, "killed", SERVE, "run.steps=160", "run.checkpoint_every=16", "run.keep=20"
     )
     run = f"{mini.bucket}/stops/killed"
     at: list[int] = []
@@ -86,9 +86,9 @@ def test_one_that_is_killed_is_started_again_and_no_step_is_lost(
     (line,) = warned
     assert "its process is gone" in line
     assert "it is tried again at the next checkpoint" in line
-    assert (result.steps, failures(run)) == (400, [])
+    assert (result.steps, failures(run)) == (160, [])
     later = judged(run) - set(at)
-    assert 400 in later
+    assert 160 in later
     # Of each that has a verdict the figures are in MLflow, at its step; and no other.
     losses = {m.step: m.validation for _, m in find_committed(run) if m.validation is not None}
     assert losses.keys() == judged(run)

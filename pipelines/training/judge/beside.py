@@ -105,12 +105,18 @@ class Beside:
         self._told.close()
 
     def _work(self) -> None:
+        # Told once: storage may be away for long.
+        trouble = ""
         while not self._over.wait(_POLL_S):
             try:
                 self._look(time.monotonic())
             # Whatever it is, training is not to end for it.
             except Exception as error:
-                logger.warning("cannot look after the validation: %s", error, exc_info=True)
+                if str(error) != trouble:
+                    logger.warning("cannot look after the validation", exc_info=True)
+                trouble = str(error)
+            else:
+                trouble = ""
 
     def _look(self, now: float) -> None:
         """Look once; now: seconds on a steady clock."""
