@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 
 from gwp.errors import GwpError
+from gwp.storage.retry import expired, passing
 from pipelines.training.checkpoint.checkpoints import (
     ASIDE,
     MANIFEST,
@@ -60,23 +61,28 @@ class Waiting:
 
 def without_verdict(run_uri: str, known: set[str]) -> list[str]:
     """Names of whole checkpoints that nobody has judged, oldest first, without those in `known`,
-    which gets all that were looked at.
+    which gets all that were looked at. Raises what storage does, and nothing is known then.
     """
     found = []
+    looked_at = set()
     listed = folders(run_uri)
     for name in sorted(listed.keys() - known, key=lambda name: (step_of(name), name)):
         files = listed[name]
         if MANIFEST not in files:
             # It may be in the making.
             continue
+        looked_at.add(name)
+        if ASIDE in files or VERDICT in files:
+            continue
         try:
-            judged = ASIDE in files or VERDICT in files
             # By the workers themselves, when it was taken.
-            if not judged and load_committed(place_of(run_uri, name)).validation is None:
-                found.append(name)
-        except GwpError:
-            # Damaged, or gone since the listing: nothing that can be judged. Storage that is away
-            # raises errors of its own.
-            pass
-        known.add(name)
+            judged = load_committed(place_of(run_uri, name)).validation is not None
+        except GwpError as error:
+            if passing(error) or expired(error):
+                raise
+            # Damaged, or gone since the listing: nothing that can be judged.
+            continue
+        if not judged:
+            found.append(name)
+    known |= looked_at
     return found

@@ -2,6 +2,7 @@
 trains no differently for it.
 """
 
+import json
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -171,3 +172,16 @@ def test_a_run_folder_keeps_what_it_is_judged_by(here: Path) -> None:
     assert first is not None
     assert again is not None
     assert first.table.equals(again.table)
+
+
+def test_who_judges_is_no_part_of_what_a_run_is(here: Path) -> None:
+    """A run goes on with another one, and its checkpoints know it."""
+    judged_by = HELD_OUT[1].removesuffix("}")
+    first = prepare(job(*HELD_OUT))
+    again = prepare(job(HELD_OUT[0], f"{judged_by}, worker: {{cpus: 2, pool: data}}}}"))
+    assert again.uri == first.uri
+    assert again.config_hash == first.config_hash
+    assert again.job.validation is not None
+    assert again.job.validation.worker is not None
+    record = json.loads((Path(first.uri) / "job.json").read_text())
+    assert "changes" not in record
