@@ -100,15 +100,20 @@ class Validation:
         action = video = 0.0
         for ids, real, labelled in passes(prepared.validation, world, size):
             for share in self._dealt.own:
-                raw = self._decoded(prepared, ids[share], spec, reader)
-                # Those beyond the last one hold a place, so that all ranks have as many passes.
-                raw["ok"] &= real[share]
-                positions = [_POSITIONS + i for i in ids[share].tolist()]
+                # Those beyond the last one hold a place, so that all ranks have as many passes. Who
+                # is alone needs none.
+                rows = slice(0, int(real[share].sum()) if dealt else None)
+                mine, counted = ids[share][rows], real[share][rows]
+                if not len(mine):
+                    continue
+                raw = self._decoded(prepared, mine, spec, reader)
+                raw["ok"] &= counted
+                positions = [_POSITIONS + i for i in mine.tolist()]
                 part = self._part(raw, positions, labelled, encoders)
                 # Where there are robots they are looked at, else the first videos.
                 judged = self._judged.get(share)
                 if judged and judged.wanted and (labelled or not acts):
-                    self._look_at(prepared, raw, part, real[share], looked_at, share)
+                    self._look_at(prepared, raw, part, counted, looked_at, share)
                 counts = self._counts(part)
                 action += counts.action
                 video += counts.video

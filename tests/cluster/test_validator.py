@@ -103,9 +103,10 @@ def test_one_without_a_place_is_told_of_and_the_verdict_comes_when_there_is_one(
     mini: MiniCluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """No machine here has a GPU. The same run with another worker judges what was left."""
-    monkeypatch.setattr(beside, "_ROOM_S", 2.0)
     lasting = ["run.steps=60", "run.checkpoint_every=20", "run.keep=1"]
-    result, warned = trained(judging(mini, tmp_path, "nowhere", "{gpus: 1}", *lasting))
+    with monkeypatch.context() as impatient:
+        impatient.setattr(beside, "_ROOM_S", 2.0)
+        result, warned = trained(judging(mini, tmp_path, "nowhere", "{gpus: 1}", *lasting))
     assert result.steps == 60
     assert warned[-1].startswith("validation: no machine in any pool has room for its worker")
     assert "the same command asks again" in warned[-1]
