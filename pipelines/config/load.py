@@ -365,15 +365,16 @@ def config_hash(config: BaseModel, exclude: Iterable[str] = ()) -> str:
     named in `exclude` (`a.b`: nested).
 
     KeyError when a name in `exclude` is no field, so that a renamed field cannot slip into the
-    hash unseen.
+    hash unseen. Of a section that is None there is nothing to leave out.
     """
     values = resolved(config)
     for name in exclude:
         *parents, last = name.split(".")
-        parent = values
+        parent: dict[str, Any] | None = values
         for key in parents:
-            parent = parent[key]
-        del parent[last]
+            parent = parent[key] if parent is not None else None
+        if parent is not None:
+            del parent[last]
     text = json.dumps(values, sort_keys=True, separators=(",", ":"), ensure_ascii=True)
     return hashlib.sha256(text.encode()).hexdigest()
 

@@ -1,5 +1,6 @@
 """Ray for a job: connect or start it, and say at once when it can never hold the job."""
 
+import math
 import os
 from collections.abc import Mapping
 from importlib.util import find_spec
@@ -46,7 +47,9 @@ def ensure_ray(job: TrainJob) -> None:
         return
     # Workers hold a CPU each; decoding on a machine without a spare one would wait for ever.
     cluster = job.cluster
+    validator = job.validation.worker if job.validation else None
     needed = int(cluster.max_workers * cluster.cpus_per_worker + cluster.decode_tasks + 1)
+    needed += math.ceil(validator.cpus) if validator else 0
     # Ray looks at its workers every two seconds otherwise, long beside a small run's steps.
     os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.2")
     ray.init(

@@ -1,6 +1,5 @@
 """A stage on a cluster: what it needs, and what there is not."""
 
-import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -8,6 +7,13 @@ from clusters.document.cluster import Cluster
 from clusters.document.pools import DATA, HEAD, TRAIN, Pool
 from pipelines.jobs.train_job import TrainJob
 from pipelines.placement.reach import Target, unreached
+from pipelines.placement.validator import (
+    misfit,
+    nodes_to_train,
+    place_of,
+    validator_of,
+    workers_of_a_node,
+)
 from pipelines.plan.memory import fits
 
 
@@ -22,8 +28,17 @@ class Needs:
 def needs(job: TrainJob, cluster: Cluster) -> Needs:
     """Of a stage that `misfits` found nothing against."""
     assert cluster.pools.train is not None
-    train = math.ceil(job.cluster.min_workers / _workers_of_a_node(job, cluster.pools.train))
-    return Needs(train, 1 if decodes_apart(job, cluster) else 0)
+    place = _place_of_validator(job, cluster)
+    beside = validator_of(job) if place == TRAIN else None
+    apart = decodes_apart(job, cluster)
+    return Needs(nodes_to_train(job, cluster.pools.train, beside), 1 if apart else 0)
+
+
+def _place_of_validator(job: TrainJob, cluster: Cluster, target: Target = "kuberay") -> str | None:
+    pools = cluster.pools
+    assert pools.train is not None
+    most = {name: _most(pool, target) for name, pool in pools.workers().items()}
+    return place_of(job, pools.train, pools.data if decodes_apart(job, cluster) else None, most)
 
 
 def decodes_apart(job: TrainJob, cluster: Cluster) -> bool:
@@ -48,6 +63,8 @@ def misfits(job: TrainJob, cluster: Cluster, target: Target) -> Iterator[str]:
         return
     short = list(_room(job, pools.train, target, apart=decodes_apart(job, cluster)))
     yield from short
+    if not short:
+        yield from misfit(job, _place_of_validator(job, cluster, target))
     memory_gb = pools.train.gpu_memory_gb
     if job.cluster.gpu and memory_gb and not short:
         line = fits(job, memory_gb, job.cluster.min_workers)
@@ -74,8 +91,7 @@ def _unset(job: TrainJob, cluster: Cluster, target: Target) -> Iterator[str]:
 def _room(job: TrainJob, pool: Pool, target: Target, *, apart: bool) -> Iterator[str]:
     """What the pool `train` has too little of. apart: whether decoding is elsewhere"""
     workers = job.cluster.min_workers
-    # On this machine each pool is one node.
-    most = 1 if target == "local" else pool.max_nodes
+    most = _most(pool, target)
     there = f"{most} x {pool.gpus} GPUs" if job.cluster.gpu else f"{most} x {pool.cpus} CPUs"
     if job.cluster.gpu and most * pool.gpus < workers:
         yield (
@@ -83,7 +99,7 @@ def _room(job: TrainJob, pool: Pool, target: Target, *, apart: bool) -> Iterator
             f"{most * pool.gpus} ({there}); lower cluster.workers, or raise pools.train.max_nodes"
         )
         return
-    each = _workers_of_a_node(job, pool)
+    each = workers_of_a_node(job, pool)
     if each < 1:
         yield (
             f"cluster.cpus_per_worker: {job.cluster.cpus_per_worker:g} is more than a node of "
@@ -106,6 +122,6 @@ def _room(job: TrainJob, pool: Pool, target: Target, *, apart: bool) -> Iterator
         )
 
 
-def _workers_of_a_node(job: TrainJob, pool: Pool) -> int:
-    by_cpu = int(pool.cpus // job.cluster.cpus_per_worker)
-    return min(by_cpu, pool.gpus) if job.cluster.gpu else by_cpu
+def _most(pool: Pool, target: Target) -> int:
+    # On this machine each pool is one node.
+    return 1 if target == "local" else pool.max_nodes

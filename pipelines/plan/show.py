@@ -46,6 +46,8 @@ def _stage(plan: StagePlan, assumed: Assumed) -> Iterator[str]:
         yield "                          so short a step is bound by its overheads, not by arithmetic"
     yield f"  samples a second        {_range(plan.samples_s)}"
     yield f"  the stage               {_range(plan.days)} days, {_range(plan.gpu_hours)} GPU-hours"
+    if plan.judge:
+        yield f"  judged by               a process with {plan.judge}, beside the steps"
     if plan.price:
         yield f"  price                   {_range(plan.price)}"
     yield ""

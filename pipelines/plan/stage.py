@@ -7,6 +7,7 @@ from typing import Any
 from gwp.errors import GwpError
 from gwp.model.cost import parameter_counts
 from pipelines.jobs.train_job import TrainJob
+from pipelines.jobs.validation import ValidatorConfig
 from pipelines.plan.memory import (
     GPUS_GB,
     STAGES,
@@ -93,7 +94,9 @@ class StagePlan:
     decode_cores: for one GPU, at the rate that was taken
     store_mb_s:   into the object store, for all workers, at most
     checkpoint_gb: of all workers; checkpoint_s: until it is in storage, beside the steps
-    kept_gb:      of the checkpoints that are kept, and of one that is on its way
+    kept_gb:      of the checkpoints that are kept, of one that is on its way, and of one that is judged
+    judge:        what the process needs that judges them beside the steps; None: the workers do. Its
+                  GPU is counted in gpu_hours and price
     price:        of the stage; None: no prices were given
     """
 
@@ -116,6 +119,7 @@ class StagePlan:
     checkpoint_gb: float
     checkpoint_s: float
     kept_gb: float
+    judge: str | None
     price: tuple[float, float] | None
 
     def to_json(self) -> dict[str, Any]:
@@ -148,6 +152,8 @@ def plan_stage(job: TrainJob, assumed: Assumed | None = None) -> StagePlan:
     samples = (engine.global_batch / step[1], engine.global_batch / step[0])
     hours = (step[0] * job.run.steps / 3600, step[1] * job.run.steps / 3600)
 
+    judge = job.validation.worker if job.validation else None
+    gpus = workers + (judge.gpus if judge else 0)
     cached = job.data.cache is not None
     pictures = 0 if cached else shape.frames * shape.views
     cores = [pictures * rate / workers / assumed.decode_rate for rate in samples]
@@ -170,13 +176,14 @@ def plan_stage(job: TrainJob, assumed: Assumed | None = None) -> StagePlan:
         step_s=step,
         samples_s=samples,
         days=(hours[0] / 24, hours[1] / 24),
-        gpu_hours=(hours[0] * workers, hours[1] * workers),
+        gpu_hours=(hours[0] * gpus, hours[1] * gpus),
         decode_cores=(cores[0], cores[1]),
         store_mb_s=bytes_each * samples[1] / 1e6,
         checkpoint_gb=checkpoint / 1e9,
         checkpoint_s=checkpoint / workers / (assumed.upload_mb * 1e6),
-        kept_gb=checkpoint * (job.run.keep + 1) / 1e9,
-        price=_price(assumed, workers, hours, cores) if assumed.prices else None,
+        kept_gb=checkpoint * (job.run.keep + (2 if judge else 1)) / 1e9,
+        judge=judge.text if judge else None,
+        price=_price(assumed, workers, hours, cores, judge) if assumed.prices else None,
     )
 
 
@@ -197,15 +204,20 @@ def checkpoint_bytes(job: TrainJob, parameters: int, trained: int | None = None)
 
 
 def _price(
-    assumed: Assumed, workers: int, hours: tuple[float, float], cores: list[float]
+    assumed: Assumed,
+    workers: int,
+    hours: tuple[float, float],
+    cores: list[float],
+    judge: ValidatorConfig | None,
 ) -> tuple[float, float]:
     prices = assumed.prices or {}
     if assumed.gpu not in prices:
         raise GwpError(f"--prices: no price of {assumed.gpu}; write `{assumed.gpu}: PRICE` there")
     of_core = prices.get("core", 0.0)
+    beside = prices[assumed.gpu] * judge.gpus + of_core * judge.cpus if judge else 0.0
     # Fast steps need many decoders for a short time, slow ones few for a long one.
     each = [
-        h * workers * (prices[assumed.gpu] + of_core * c)
+        h * (workers * (prices[assumed.gpu] + of_core * c) + beside)
         for h, c in zip(hours, reversed(cores), strict=True)
     ]
     return each[0], each[1]

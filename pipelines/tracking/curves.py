@@ -2,6 +2,7 @@
 
     <run>/figures/step_000040-a1.json    what attempt 1 measured since the checkpoint before, up
                                          to that at step 40
+    <run>/figures/verdicts.json          what was said of checkpoints later, by the driver
 
 A file is written before its checkpoint is whole. So no committed step is without its figures,
 whatever becomes of MLflow or of a machine; what MLflow missed is sent from here.
@@ -13,6 +14,7 @@ from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
 from gwp import storage
+from gwp.errors import MissingError
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -23,6 +25,7 @@ STEP_TAG = "gwp.checkpoint_step"
 """Step of the newest checkpoint that MLflow was told of, behind all figures up to there."""
 _FOLDER = "figures"
 _NAME = re.compile(r"step_(\d+)-a(\d+)\.json")
+_VERDICTS = "verdicts.json"
 _PER_CALL = 1000
 """MLflow refuses more."""
 
@@ -43,6 +46,25 @@ def read_figures(run_uri: str, after: int, until: int) -> Iterator[list[Point]]:
         if after < int(match[1]) <= until:
             points = json.loads(storage.read_bytes(storage.join(folder, match[0])))
             yield [(str(key), float(value), int(ms), int(step)) for key, value, ms, step in points]
+
+
+def read_verdicts(run_uri: str) -> list[Point]:
+    """What was said of checkpoints behind the steps; nothing where nobody did."""
+    try:
+        points = json.loads(storage.read_bytes(storage.join(run_uri, _FOLDER, _VERDICTS)))
+    except MissingError:
+        return []
+    return [(str(key), float(value), int(ms), int(step)) for key, value, ms, step in points]
+
+
+def add_verdict(run_uri: str, points: Sequence[Point]) -> None:
+    """Keep what was said of a checkpoint, in place of what was said of this step before. Only the
+    driver of the run calls it.
+    """
+    steps = {step for _, _, _, step in points}
+    kept = [point for point in read_verdicts(run_uri) if point[3] not in steps]
+    uri = storage.join(run_uri, _FOLDER, _VERDICTS)
+    storage.write_bytes(uri, json.dumps([*kept, *points]).encode())
 
 
 class Curves:

@@ -51,6 +51,12 @@ def meter_of(run: str, rank: int = 0) -> Meter:
     return Meter(ray.util.metrics, run=run, rank=str(rank))
 
 
+def losses_told(meter: Meter, losses: Mapping[str, float], validation: bool = False) -> None:
+    """Give a meter the newest losses of a run, by name."""
+    for name, value in losses.items():
+        meter.set(TRAIN_LOSS, value, part=f"validation_{name}" if validation else name)
+
+
 class Work(NamedTuple):
     """Of a step, or of several, on all ranks: samples, their tokens, the arithmetic of the model and
     of the video codec.
@@ -119,9 +125,7 @@ class LiveRun:
     def losses(self, losses: Mapping[str, float], validation: bool = False) -> None:
         """The newest losses, by name."""
         if self._first:
-            for name, value in losses.items():
-                part = f"validation_{name}" if validation else name
-                self._meter.set(TRAIN_LOSS, value, part=part)
+            losses_told(self._meter, losses, validation)
 
     def figures(self, figures: Mapping[str, float]) -> None:
         """What was measured since the last time, by the names of `measure.account`."""

@@ -57,7 +57,7 @@ def write_final(
 
 def _state(checkpoint: str, folder: Path) -> Path:
     """Local copy of a committed checkpoint, verified; GwpError without a complete manifest."""
-    # Below this name `_Loop._checkpoint` uploads the shares of all ranks.
+    # Below this name `Uploads` puts the shares of all ranks.
     return fetch(checkpoint, load_committed(checkpoint), folder) / "state"
 
 

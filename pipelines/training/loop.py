@@ -5,20 +5,16 @@ Checkpoints are committed by our own protocol (`pipelines.training.checkpoint`).
 nothing: a report waits until the controller takes it, which at a resize waits for us.
 """
 
-import os
 import time
 import uuid
 from collections.abc import Iterator
 from dataclasses import replace
-from datetime import datetime
-from typing import Any
 
 import ray
 import ray.train
 
 from gwp import storage
 from gwp.data.records import StreamBatch
-from pipelines.compat import import_deepspeed
 from pipelines.tracking.live import LiveRun, meter_of
 from pipelines.tracking.run_log import RunLog
 from pipelines.training.checkpoint.checkpointer import Checkpointer
@@ -40,7 +36,6 @@ from pipelines.training.control.journal import (
 from pipelines.training.control.room import NoRoomError, memory_told
 from pipelines.training.control.stop import StopWatch
 from pipelines.training.control.stopped import MachineLeavesError, StoppedError, lasting
-from pipelines.training.control.watch import failures
 from pipelines.training.engine.deepspeed_engine import Engine
 from pipelines.training.engine.ema import Ema
 from pipelines.training.engine.node import Node
@@ -51,67 +46,18 @@ from pipelines.training.measure.teller import Teller
 from pipelines.training.prepare import PreparedRun
 from pipelines.training.samples.encoders import Encoders
 from pipelines.training.samples.stream import ahead, batches
-from pipelines.training.scratch import Scratch, sweep
 from pipelines.training.step import TrainStep
 from pipelines.training.tracked import RunRecord
 from pipelines.training.validation import Validation
 
 # Seconds that the end of a run, and a checkpoint, wait for notes that storage does not take.
-_NOTES_S = 10.0
+NOTES_S = 10.0
 # Below this many broken samples their share says nothing.
 _FEW_BROKEN = 20
 
 
-def train_loop(config: dict[str, Any]) -> None:
-    """Entry point of a Ray Train worker. `config`: {"prepared": PreparedRun, "record": RunRecord
-    | None, "tracking_uri": str, "start": StartUp}.
-    """
-    prepared: PreparedRun = config["prepared"]
-    start: StartUp = config["start"]
-    context = ray.train.get_context()
-    rank = context.get_world_rank()
-    ranks = Ranks(rank, context.get_world_size())
-    log = loop = None
-    # Before the thread that tells MLflow imports that.
-    import_deepspeed(prepared.job.cluster.gpu)
-    # One rank is enough: losses are means over all of them.
-    if rank == 0 and config["record"]:
-        record: RunRecord = config["record"]
-        # For the client that opens the run, too.
-        os.environ["MLFLOW_TRACKING_URI"] = config["tracking_uri"]
-        log = RunLog(record.opened, config["tracking_uri"], record.uri, record.since)
-    if context.get_local_rank() == 0:
-        # What killed workers of earlier starts left may fill the disk.
-        sweep()
-    with Scratch() as scratch:
-        try:
-            with lasting(), memory_told("at the start", prepared.job):
-                if rank == 0:
-                    start.reached(patiently(lambda: _ended(prepared.uri)))
-                number, local = context.get_node_rank(), context.get_local_rank()
-                node = Node(ranks, number, local, scratch.folder)
-                loop = _Loop(prepared, ranks, node, log, config["record"], start)
-            loop.run()
-        finally:
-            if loop:
-                loop.watch.close()
-                loop.journal.close(_NOTES_S)
-                loop.live.close()
-            if log:
-                log.close()
-
-
-def _ended(uri: str) -> list[float]:
-    """When workers of this run ended, Unix time, as far as that is known."""
-    ended = [float(event["time"]) for event in failures(uri)]
-    # Before a resize, which is no failure, a checkpoint is taken.
-    if latest := latest_committed(uri):
-        ended.append(datetime.fromisoformat(latest[1].created).timestamp())
-    return ended
-
-
-class _Loop:
-    """One rank of a run: its share of the state, and the steps. `train_loop` makes it.
+class Loop:
+    """One rank of a run: its share of the state, and the steps. `worker.train_loop` makes it.
 
     step:         optimiser steps done
     samples_seen: of all ranks, position in the plan
@@ -171,7 +117,7 @@ class _Loop:
             good = f"{self.committed[0]} (step {self.step})"
         self.live.begins(self.step)
         self.teller = Teller(
-            prepared.uri, run.keep, self.attempt, self.journal, self.live, log, _NOTES_S
+            prepared.uri, run.keep, self.attempt, self.journal, self.live, log, NOTES_S
         )
         uploads = Uploads(
             prepared.uri,
@@ -190,12 +136,15 @@ class _Loop:
         self.watch = StopWatch(prepared.uri, rank, self.job.cluster.elastic)
         self.steps = TrainStep(self.job, self.ranks, self.engine, self.ema, encoders)
         self.validation = None
-        if prepared.validation:
+        judging = self.job.validation
+        # Another process judges what this one writes.
+        if prepared.validation and judging and judging.worker is None:
             # What is judged is in no cache.
             of_frames = encoders
             if prepared.cache:
                 of_frames = Encoders(replace(prepared, cache=None), node, self.engine.device)
-            self.validation = Validation(prepared, ranks, self.engine, of_frames)
+            engine = self.engine
+            self.validation = Validation(prepared, ranks, engine.module, engine.device, of_frames)
 
     def _stream(self) -> Iterator[StreamBatch]:
         """This rank's shares behind the last checkpoint; the first is waited for from now on."""
@@ -346,8 +295,7 @@ class _Loop:
         with self.steps.account.clock.within("validation"):
             losses = self.validation.losses()
             figures = self.validation.figures()
-        judged = self.validation.judged
-        self.teller.judged(self.step, losses, figures, judged.picture if judged else None)
+        self.teller.judged(self.step, losses, figures, self.validation.picture)
         return losses
 
     def _checkpoint(self, judged: dict[str, float]) -> None:

@@ -34,16 +34,14 @@ from pipelines.jobs.resolve import (
     held_out,
     manifest_names,
     manifest_of,
-    notes,
-    read_embodiments,
     read_stats,
     require_learning,
-    resolve_embodiments,
     run_uri,
     sample_spec,
     write_codec,
     write_text,
 )
+from pipelines.jobs.robots import notes, read_embodiments, resolve_embodiments
 from pipelines.jobs.train_job import TrainJob
 from pipelines.training.checkpoint.checkpoints import CheckpointManifest, latest_committed
 from pipelines.training.control.changes import RUN_ONLY, as_begun, changes_of, require_allowed, told

@@ -17,7 +17,7 @@ from typing import Any
 from gwp import storage
 from pipelines.console import event
 from pipelines.tracking.artefacts import log_table, markdown, row_of, set_note
-from pipelines.tracking.curves import STEP_TAG, Curves
+from pipelines.tracking.curves import STEP_TAG, Curves, read_verdicts
 from pipelines.tracking.runs import (
     STOPPED_TAG,
     UnansweredError,
@@ -174,7 +174,10 @@ def finished(
         try:
             run_id = record.opened()
             with explained():
-                Curves(client(), run_id, record.since).fill(record.uri, step)
+                curves = Curves(client(), run_id, record.since)
+                curves.fill(record.uri, step)
+                # Of steps that MLflow knew of when they came. Nobody else sends them now.
+                curves.send(read_verdicts(record.uri))
             end_run(run_id, {STEP_TAG: str(step), **tags})
             _describe(record, run_id, tags)
             return run_id

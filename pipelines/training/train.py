@@ -24,6 +24,7 @@ from pipelines.training.checkpoint.uploads import patiently
 from pipelines.training.control.failures import interruptible
 from pipelines.training.control.lease import lease
 from pipelines.training.export import write_final
+from pipelines.training.judge.beside import judged_beside
 from pipelines.training.measure.startup import StartUp
 from pipelines.training.prepare import PreparedRun, prepare
 from pipelines.training.tracked import finished, open_run, record_of
@@ -74,7 +75,11 @@ def train(
                 go_back(prepared.uri, from_step)
             complete = _complete(prepared)
             record = record_of(prepared)
-            with open_run(record), _sent_back(from_step):
+            with (
+                open_run(record),
+                _sent_back(from_step),
+                judged_beside(prepared, record) as judging,
+            ):
                 if not complete:
                     run_workers(prepared, record, start)
                 checkpoint = patiently(lambda: latest_committed(prepared.uri))
@@ -92,6 +97,8 @@ def train(
                     raise GwpError(
                         f"{error}. It is set aside: the same command trains again from the one before"
                     ) from error
+                if judging:
+                    judging.finish()
                 seen = str(manifest.samples_seen)
                 tags = {"checkpoint_uri": uri, "final_uri": final, "samples_seen": seen}
                 run_id = finished(record, manifest.step, tags)

@@ -41,11 +41,11 @@ from pipelines.training.control.stop import ask_to_stop, forget_asked, save_and_
 from pipelines.training.control.stopped import first
 from pipelines.training.control.watch import failures
 from pipelines.training.control.watchdog import at_work, clear_earlier, watchdog
-from pipelines.training.loop import train_loop
 from pipelines.training.measure.startup import StartUp
 from pipelines.training.prepare import PreparedRun
 from pipelines.training.samples.stream import PlannedData
 from pipelines.training.tracked import RunRecord
+from pipelines.training.worker import train_loop
 
 _ANSWER = "RAY_TRAIN_WORKER_HEALTH_CHECK_TIMEOUT_S"
 # Seconds; an interrupt is seen between two waits.
@@ -178,7 +178,8 @@ def _trainer(
         dataset_config=PlannedData(prepared),
     )
     if cluster.elastic:
-        count_workers_by(trainer, room_for(cluster))
+        judging = prepared.job.validation
+        count_workers_by(trainer, room_for(cluster, judging.worker if judging else None))
     return trainer
 
 

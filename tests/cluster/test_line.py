@@ -21,9 +21,10 @@ from pipelines.evaluation.open_loop import imagined, open_loop
 from pipelines.evaluation.recordings import first_observation
 from pipelines.jobs.resolve import run_uri
 from pipelines.jobs.train_job import TrainJob
-from pipelines.tracking.registry import promote, register
+from pipelines.tracking.registry import BEST_TAG, promote, register
 from pipelines.tracking.runs import PARENT_TAG, client, metric_history
 from pipelines.training.checkpoint.checkpoints import latest_committed
+from pipelines.training.checkpoint.verdict import VERDICT
 from pipelines.training.export import export
 from pipelines.training.prepare import prepare
 from pipelines.training.train import StageResult, train
@@ -32,6 +33,11 @@ from tests.support.paths import ROOT
 
 SHARED = paths.SHARED / "data"
 STAGES = ROOT / "pipelines" / "stages"
+# Judged by a process of its own, where neither workers nor decoders are.
+HELD_OUT = (
+    "{{sources: [{{uri: {}/g1, embodiment: g1, episodes: '5'}}], samples: 4, looked_at: 2, "
+    "worker: {{cpus: 0.5, pool: serve}}}}"
+)
 G1_FIELDS = [
     "model.action_channels=32",
     "data.window={chunk: 16, stride: 4}",
@@ -98,7 +104,7 @@ def policy_run(mini: MiniCluster, world: StageResult) -> StageResult:
         mini,
         8,
         f"[{{uri: {mini.bucket}/g1, embodiment: g1, episodes: '0:5'}}]",
-        ["init=world", *G1_FIELDS],
+        ["init=world", f"validation={HELD_OUT.format(mini.bucket)}", *G1_FIELDS],
     )
 
 
@@ -131,6 +137,23 @@ def test_stages_are_linked_and_tracked(world: StageResult, policy_run: StageResu
     assert run.data.params["run.steps"] == "8"
     assert run.data.tags["checkpoint_uri"].startswith(policy_run.uri)
     assert run.data.tags["gwp.data_fingerprint"]
+
+
+def test_a_process_of_its_own_judges_the_last_checkpoint(
+    mini: MiniCluster, policy_run: StageResult
+) -> None:
+    found = latest_committed(policy_run.uri)
+    assert found is not None
+    uri, manifest = found
+    assert manifest.validation is not None
+    assert storage.exists(f"{uri}/{VERDICT}")
+    assert metric_history(policy_run.run_id, "validation_loss") == [(8, manifest.validation)]
+    ((step, error),) = metric_history(policy_run.run_id, "validation/action_error")
+    assert step == 8
+    assert error > 0
+    assert client().get_run(policy_run.run_id).data.tags[BEST_TAG] == uri
+    pictures = [p.path for p in client().list_artifacts(policy_run.run_id, "images")]
+    assert any("imagined" in path for path in pictures)
 
 
 def test_workers_take_the_same_bucket_at_the_same_step(

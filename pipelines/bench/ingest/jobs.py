@@ -12,7 +12,8 @@ from gwp.data.formats.find import robots_at
 from gwp.data.formats.lerobot.read import INFO
 from gwp.data.formats.lerobot.write import LeRobotWriter
 from gwp.data.source import Source
-from pipelines.jobs.resolve import compute_all_stats, manifest_of, resolve_embodiments, sample_spec
+from pipelines.jobs.resolve import compute_all_stats, manifest_of, sample_spec
+from pipelines.jobs.robots import resolve_embodiments
 from pipelines.jobs.train_job import TrainJob
 from pipelines.training.prepare import PreparedRun
 

@@ -51,12 +51,11 @@ from pipelines.jobs.resolve import (
     cache_key,
     init_uri,
     manifest_of,
-    read_embodiments,
-    resolve_embodiments,
     sample_spec,
     write_codec,
     write_text,
 )
+from pipelines.jobs.robots import read_embodiments, resolve_embodiments
 from pipelines.jobs.train_job import TrainJob
 
 # These say how a stage trains, not what its samples and codecs are.

@@ -9,9 +9,7 @@ from gwp.data.decode import SampleSpec
 from gwp.data.plan.manifest import Manifest
 from gwp.data.text import text_hash
 from pipelines.datasets.cache.writers import frame_shape
-from pipelines.jobs.resolve import (
-    manifest_names,
-)
+from pipelines.jobs.resolve import manifest_names
 from pipelines.jobs.train_job import TrainJob
 
 _TEXTS = 128

@@ -27,6 +27,7 @@ from gwp import storage
 from gwp.errors import GwpError, MissingError
 from gwp.storage.local_files import is_temporary
 from gwp.storage.named_files import check_files, read_manifest
+from pipelines.training.checkpoint.verdict import VERDICT, read_verdict
 
 MANIFEST = "MANIFEST.json"
 ASIDE = "ASIDE.txt"
@@ -79,7 +80,7 @@ class CheckpointManifest(BaseModel):
     config_hash: str
     """Identity of the resolved job."""
     validation: float | None = None
-    """Loss on the samples that the run is judged by; None where it is not."""
+    """Loss on the samples that the run is judged by; None where it is not, or later (`verdict`)."""
     versions: dict[str, str] = Field(default_factory=lambda: installed_versions())
     """Distribution -> version that wrote it."""
     created: str = Field(default_factory=lambda: datetime.now(UTC).isoformat(timespec="seconds"))
@@ -201,8 +202,8 @@ def fetch(uri: str, manifest: CheckpointManifest, folder: str | Path) -> Path:
 
 
 def find_committed(run_uri: str) -> list[tuple[str, CheckpointManifest]]:
-    """Complete checkpoints of a run, newest first. What is torn (a file missing or short) is
-    logged and left out.
+    """Complete checkpoints of a run, newest first, each with what was said of it since. What is
+    torn (a file missing or short) is logged and left out.
 
     Storage that fails is told, not taken for damage: an older checkpoint would cost the work
     since.
@@ -216,6 +217,8 @@ def find_committed(run_uri: str) -> list[tuple[str, CheckpointManifest]]:
         try:
             manifest = _read(uri)
             _check_sizes(uri, manifest, files)
+            if VERDICT in files:
+                manifest = manifest.model_copy(update={"validation": read_verdict(uri)})
         # Missing: the writer of the run pruned it since the listing.
         except (DamagedError, MissingError) as error:
             logger.warning("checkpoint left out: %s", error)

@@ -14,6 +14,7 @@ from pipelines.training.checkpoint.checkpoints import (
     place_of,
     step_of,
 )
+from pipelines.training.checkpoint.verdict import awaited
 
 logger = logging.getLogger(__name__)
 
@@ -21,9 +22,9 @@ logger = logging.getLogger(__name__)
 def prune(
     run_uri: str, keep: int, referenced: Callable[[], Collection[str]] = frozenset
 ) -> list[str]:
-    """Remove all but the newest `keep` checkpoints and the best by validation, and what dead
-    attempts left at or before the newest; returns what went. referenced: names of folders that
-    stay all the same; nothing is removed when it cannot tell.
+    """Remove all but the newest `keep` checkpoints, the best by validation and those whose verdict
+    is awaited, and what dead attempts left at or before the newest; returns what went. referenced:
+    names of folders that stay all the same; nothing is removed when it cannot tell.
 
     Only the writer of the run may call it. Uncommitted folders of later steps stay: they may be
     in the making. It follows a commit that went well, so storage that fails does not fail it:
@@ -33,7 +34,9 @@ def prune(
         raise GwpError(f"run.keep is {keep}; keep at least one checkpoint")
     gone: list[str] = []
     try:
-        outdated = _outdated(run_uri, keep)
+        # First: one that is awaited no more has its verdict by now, and may be the best.
+        judged = awaited(run_uri)
+        outdated = [u for u in _outdated(run_uri, keep) if u.rpartition("/")[2] not in judged]
         # Asked only where something would go.
         stays = referenced() if outdated else frozenset()
         for uri in outdated:

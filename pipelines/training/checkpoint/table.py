@@ -5,13 +5,14 @@
 
 import json
 import logging
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any
 
 from gwp import storage
 from gwp.errors import MissingError
 from pipelines.training.checkpoint.checkpoints import CheckpointManifest, find_committed
 from pipelines.training.checkpoint.retention import best
+from pipelines.training.checkpoint.verdict import awaited
 
 FILE = "checkpoints.json"
 COLUMNS = ("step", "attempt", "bytes", "seconds", "validation", "created", "state")
@@ -41,7 +42,6 @@ def updated(
     """The rows with the checkpoint that has just become whole, after others were removed for it;
     written to the run folder. keep: of the newest; seconds: that it took, None: not known
     """
-    rows = {_key(row): row for row in read_table(run_uri)}
     row = {
         "step": manifest.step,
         "attempt": manifest.attempt,
@@ -51,26 +51,43 @@ def updated(
         "created": manifest.created,
         "state": "",
     }
-    rows[_key(row)] = row
+    return _written(run_uri, keep, [*read_table(run_uri), row], manifest.step)
+
+
+def judged(run_uri: str, keep: int) -> list[dict[str, Any]]:
+    """The rows with what was said of checkpoints since they were whole; written to the run folder.
+    Only when nobody takes checkpoints any more.
+    """
+    rows = read_table(run_uri)
+    return _written(run_uri, keep, rows, max((row["step"] for row in rows), default=0) + 1)
+
+
+def _written(
+    run_uri: str, keep: int, given: Sequence[dict[str, Any]], newest: int
+) -> list[dict[str, Any]]:
+    """newest: step at and behind which checkpoints that are not there were set aside"""
+    rows = {_key(row): row for row in given}
     committed = find_committed(run_uri)
-    states = states_of(committed, keep)
-    for key, other in rows.items():
+    states = states_of(committed, keep, awaited(run_uri))
+    losses = {(m.step, m.attempt): m.validation for _, m in committed}
+    for key, row in rows.items():
         if key in states:
-            other["state"] = states[key]
-        elif not str(other["state"]).startswith(_GONE):
+            row |= {"state": states[key], "validation": losses[key]}
+        elif not str(row["state"]).startswith(_GONE):
             # One that is set aside is behind those that are taken now.
-            aside = other["step"] >= manifest.step
-            why = "set aside" if aside else f"not one of the newest {keep}"
-            other["state"] = f"{_GONE}{why}"
+            why = "set aside" if row["step"] >= newest else f"not one of the newest {keep}"
+            row["state"] = f"{_GONE}{why}"
     told = sorted(rows.values(), key=_key)
     storage.write_bytes(storage.join(run_uri, FILE), json.dumps(told, indent=1).encode())
     return told
 
 
 def states_of(
-    committed: Sequence[tuple[str, CheckpointManifest]], keep: int
+    committed: Sequence[tuple[str, CheckpointManifest]], keep: int, waits: Collection[str] = ()
 ) -> dict[tuple[int, int], str]:
-    """(step, attempt) -> why it is kept. committed: those that are there, newest first"""
+    """(step, attempt) -> why it is kept. committed: those that are there, newest first; waits:
+    names of those whose verdict is awaited
+    """
     lowest = best(committed)
     states = {}
     for place, (uri, manifest) in enumerate(committed):
@@ -79,6 +96,8 @@ def states_of(
             reasons.append("best by validation")
         if place < keep:
             reasons.append(f"one of the newest {keep}")
+        if uri.rpartition("/")[2] in waits:
+            reasons.append("its verdict is awaited")
         reasons = reasons or ["weights or a policy were made of it, or it cannot be asked"]
         states[manifest.step, manifest.attempt] = f"kept: {', '.join(reasons)}"
     return states

@@ -28,6 +28,7 @@ RUN_ONLY = (
     "run.checkpoint_every",
     "run.record_samples",
     "data.max_broken",
+    "validation.worker",
     "cluster",
 )
 # The same steps, up to the order of sums.

@@ -11,13 +11,18 @@ import ray
 
 from pipelines import compat
 from pipelines.jobs.cluster import POOL, ClusterConfig
+from pipelines.jobs.validation import ValidatorConfig
 
 # Seconds. Ray takes longer to notice that a machine is gone, and would wait for workers on it.
 _ANSWER_S = 1.0
 
 
-def room_for(cluster: ClusterConfig) -> Callable[[int], int]:
-    """What tells how many workers there is room for, given how many of this job run now."""
+def room_for(
+    cluster: ClusterConfig, validator: ValidatorConfig | None = None
+) -> Callable[[int], int]:
+    """What tells how many workers there is room for, given how many of this job run now.
+    validator: that needs a place, too
+    """
 
     def room(running: int) -> int:
         leaving = compat.draining_nodes()
@@ -25,7 +30,7 @@ def room_for(cluster: ClusterConfig) -> Callable[[int], int]:
         if not running:
             nodes = _answering(nodes)
         free = compat.free_of_nodes() if running else {}
-        return workers_on(nodes, free, running, cluster)
+        return workers_on(nodes, free, running, cluster, validator)
 
     return room
 
@@ -35,22 +40,53 @@ def workers_on(
     free: Mapping[str, Mapping[str, float]],
     running: int,
     cluster: ClusterConfig,
+    validator: ValidatorConfig | None = None,
 ) -> int:
     """Workers that these nodes of `ray.nodes` have room for: beside the `running` ones those that
-    find what is `free`; when none run, all that fit.
+    find what is `free`; when none run, all that fit. validator: its place is none for workers; where
+    nobody has room for it, it has none
     """
-    pool = cluster.train_pool
-    found = [n for n in nodes if pool is None or n["Labels"].get(POOL) == pool]
-    count = sum(_fitting(n["Resources"], cluster) for n in found)
+    place = _place_of(validator, nodes, cluster) if validator else None
+    found = []
+    for number, node in enumerate(nodes):
+        if _in_pool(node, cluster.train_pool):
+            taken = validator.each if validator and number == place else {}
+            found.append((node, _without(node["Resources"], taken)))
+    count = sum(_fitting(resources, cluster) for _, resources in found)
     if cluster.train_pool == cluster.data_pool:
         # Workers hold their CPUs to the end; without one more nothing is ever decoded.
-        spare = sum(n["Resources"].get("CPU", 0.0) for n in found) - 1
+        spare = sum(resources.get("CPU", 0.0) for _, resources in found) - 1
         count = min(count, int(spare // cluster.cpus_per_worker))
     if running:
         # Others may hold the rest: workers that run are not ended for more that find no place.
-        more = sum(_fitting(free.get(n["NodeID"], {}), cluster) for n in found)
+        more = sum(_fitting(free.get(n["NodeID"], {}), cluster) for n, _ in found)
         return max(running, min(count, running + more))
     return max(0, count)
+
+
+def _in_pool(node: Mapping[str, Any], pool: str | None) -> bool:
+    return pool is None or node["Labels"].get(POOL) == pool
+
+
+def _place_of(
+    validator: ValidatorConfig, nodes: list[Mapping[str, Any]], cluster: ClusterConfig
+) -> int | None:
+    """Number of the node with room for it where it costs the fewest workers; None: none has room."""
+    costs = {}
+    for number, node in enumerate(nodes):
+        resources = node["Resources"]
+        rest = _without(resources, validator.each)
+        if not _in_pool(node, validator.pool) or min(rest.values(), default=-1.0) < 0:
+            continue
+        lost = _fitting(resources, cluster) - _fitting(rest, cluster)
+        # A machine without workers has nothing to lose.
+        costs[number] = lost if _in_pool(node, cluster.train_pool) else -1
+    return min(costs, key=lambda number: costs[number]) if costs else None
+
+
+def _without(resources: Mapping[str, float], taken: Mapping[str, float]) -> dict[str, float]:
+    """What is left of what a node has, below zero where it has too little."""
+    return {**resources} | {n: resources.get(n, 0.0) - amount for n, amount in taken.items()}
 
 
 def _fitting(resources: Mapping[str, float], cluster: ClusterConfig) -> int:

@@ -18,7 +18,6 @@ from gwp.data.stats.normalise import Normalizer
 from gwp.model.flow import hold_padding, solver_sigmas
 from gwp.model.objective import Batch, ObjectiveConfig
 from gwp.model.transformer import Tokens, WorldActionTransformer
-from pipelines.training.engine.ranks import Ranks
 from pipelines.training.measure.frames import error_sums, strip, told
 
 STEPS, SHIFT = 10, 5.0
@@ -29,6 +28,7 @@ _SHOWN = 3
 # Model units from the low to the high end of a dimension.
 _RANGE = 2.0
 _OF_ACTIONS, _OF_FRAMES, _OF_ASKED = 4, 6, 2
+SUMS = _OF_ACTIONS + 2 * _OF_FRAMES + _OF_ASKED
 
 
 @dataclass(frozen=True)
@@ -51,20 +51,16 @@ class _Samples:
 
 
 class Judged:
-    """The samples that are acted on and imagined; validation makes it. Methods are collective.
+    """The samples of one share that are acted on and imagined; validation makes it.
 
-    picture: real frames above imagined ones, uint8 `[h, w, 3]`, of the newest `figures`
+    picture: real frames above imagined ones, uint8 `[h, w, 3]`, of the newest `sums`
     """
 
     def __init__(
-        self,
-        ranks: Ranks,
-        objective: ObjectiveConfig,
-        spec: SampleSpec,
-        decode: Callable[[Tensor], Tensor],
+        self, objective: ObjectiveConfig, spec: SampleSpec, decode: Callable[[Tensor], Tensor]
     ) -> None:
         """decode: latents on the device to frames uint8, of the codec"""
-        self._ranks, self._objective, self._decode = ranks, objective, decode
+        self._objective, self._decode = objective, decode
         self._robots = spec.embodiments
         self._normalizers = {
             name: Normalizer(spec.stats[name].cut(robot), robot)
@@ -88,7 +84,7 @@ class Judged:
         noise: tuple[Tensor, Tensor],
         video_only: bool,
     ) -> None:
-        """Take these n samples, of which each rank has as many. frames: uint8 `[n, T, H, W, 3]`;
+        """Take these n samples, of which each share has as many. frames: uint8 `[n, T, H, W, 3]`;
         batch: theirs, on the CPU; robots: of each; counts: bool `[n]`, which of them count; noise:
         of their futures and actions; video_only: whether the stage looks at no actions
         """
@@ -120,10 +116,12 @@ class Judged:
         return {name: torch.from_numpy(guess) for name, guess in found.items()}
 
     @torch.no_grad()
-    def figures(self, model: WorldActionTransformer, device: torch.device) -> dict[str, float]:
-        """Errors by name, of the weights as they are; none without samples."""
+    def sums(self, model: WorldActionTransformer, device: torch.device) -> list[float]:
+        """Sums of errors, of the weights as they are, for `named` to divide; zeros without
+        samples. All ranks of an engine that shards weights call it together.
+        """
         if self._samples is None:
-            return {}
+            return [0.0] * SUMS
         samples, objective = self._samples, self._objective
         batch = moved(samples.batch, device)
         acts = objective.modes.wam > 0 and not samples.video_only
@@ -133,7 +131,7 @@ class Judged:
             sums += seen + self._heeded(model, batch, samples)
         else:
             sums += [0.0] * (2 * _OF_FRAMES + _OF_ASKED)
-        return _named(self._ranks.summed(sums))
+        return sums
 
     def _acted(self, model: WorldActionTransformer, batch: Batch, samples: _Samples) -> list[float]:
         noise = samples.noise[1].to(batch.actions.device)
@@ -215,7 +213,8 @@ def moved(batch: Batch, device: torch.device, rows: slice = slice(None)) -> Batc
     return Batch(**{name: part[rows].to(device) for name, part in parts.items()})
 
 
-def _named(sums: list[float]) -> dict[str, float]:
+def named(sums: Sequence[float]) -> dict[str, float]:
+    """Errors by name, of what `Judged.sums` gave, added up over all shares."""
     found = {}
     *errors, count = sums[:_OF_ACTIONS]
     if count:

@@ -114,11 +114,19 @@ class Teller:
             return
         self._journal.add(validation={"step": step, "loss": losses["loss"]})
         if self._log:
-            told = {f"validation_{name}": value for name, value in losses.items()}
-            told |= {f"validation/{name}": value for name, value in figures.items()}
-            self._log.log_metrics(step, told)
+            self._log.log_metrics(step, validation_figures(losses, figures))
         if self._log and picture is not None:
             self._log.send(
                 f"{PICTURES} {step}",
                 lambda mlflow, run: log_picture(mlflow, run, PICTURES, step, picture),
             )
+
+
+def validation_figures(
+    losses: Mapping[str, float], figures: Mapping[str, float]
+) -> dict[str, float]:
+    """As MLflow has them, by name; nothing without losses: no sample could be read."""
+    if not losses:
+        return {}
+    told = {f"validation_{name}": value for name, value in losses.items()}
+    return told | {f"validation/{name}": value for name, value in figures.items()}

@@ -72,6 +72,11 @@ class Seen:
         while len(self._paces) > 2 and now - self._paces[1][0] > _PACE_S:
             self._paces.popleft()
 
+    def judged(self, step: int, loss: float) -> None:
+        """A checkpoint was judged beside the steps, maybe one of an earlier command."""
+        curve = dict(self.validation) | {step: loss}
+        self.validation = deque(sorted(curve.items()), maxlen=_LOSSES)
+
     def warn(self, text: str, now: float) -> None:
         self.warnings.append((now, text))
 

@@ -65,6 +65,9 @@ def _picture(seen: Seen, lock: threading.Lock) -> Iterator[None]:
         if name == "warning":
             with lock:
                 seen.warn(str(fields.get("text", "")), time.monotonic())
+        if name == "validation" and fields.get("loss") is not None:
+            with lock:
+                seen.judged(fields["step"], fields["loss"])
 
     with (
         heard(note),

@@ -33,7 +33,8 @@ def run_plan(args: argparse.Namespace) -> None:
     from gwp.data.plan.plan import make_plan, mixing
     from pipelines.config.load import load_config
     from pipelines.console import event, warn
-    from pipelines.jobs.resolve import manifest_of, notes, resolve_embodiments
+    from pipelines.jobs.resolve import manifest_of
+    from pipelines.jobs.robots import notes, resolve_embodiments
     from pipelines.jobs.train_job import TrainJob
 
     job = load_config(args.file, TrainJob, args.sets)

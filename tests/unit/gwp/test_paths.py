@@ -44,6 +44,7 @@ WORDS = {
     "ClusterConfig.train_pool",
     "ClusterConfig.data_pool",
     "ClusterConfig.secrets",
+    "ValidatorConfig.pool",
     "ServeApp.name",
     "ServeApp.host",
     "ServeApp.api_keys_env",

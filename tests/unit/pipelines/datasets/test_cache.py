@@ -35,7 +35,8 @@ from pipelines.datasets.cache.cache import (
     text_rows,
 )
 from pipelines.datasets.cache.writers import LatentWriter, TextWriter, decode_block
-from pipelines.jobs.resolve import read_embodiments, sample_spec
+from pipelines.jobs.resolve import sample_spec
+from pipelines.jobs.robots import read_embodiments
 from pipelines.jobs.train_job import TrainJob
 from pipelines.training.prepare import PreparedRun, prepare
 from pipelines.training.samples.decoder import decode_block as decoded_columns

@@ -12,7 +12,8 @@ from gwp.errors import DataError, GwpError
 from gwp.model.transformer import WorldActionTransformer
 from pipelines.config.load import load_config
 from pipelines.jobs.engine import OptimizerConfig
-from pipelines.jobs.resolve import compute_all_stats, init_uri, notes, resolve_embodiments
+from pipelines.jobs.resolve import compute_all_stats, init_uri
+from pipelines.jobs.robots import notes, resolve_embodiments
 from pipelines.jobs.train_job import TrainJob
 from pipelines.training.engine.deepspeed_engine import deepspeed_config
 from tests.support.other_sets import write_aloha

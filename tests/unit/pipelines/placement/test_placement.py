@@ -81,6 +81,55 @@ def test_a_stage_that_does_not_is_told_why(
     assert said in line
 
 
+HELD_OUT = "[{uri: s3://w/held, embodiment: agilex}]"
+
+
+def judging(worker: str, *sets: str) -> TrainJob:
+    """With a process that judges, beside eight workers with a GPU each."""
+    return job(f"validation={{sources: {HELD_OUT}, worker: {worker}}}", *sets)
+
+
+@pytest.mark.parametrize(
+    ("worker", "train", "nodes"),
+    [
+        # Where data are decoded.
+        ("{cpus: 4}", {"gpus": 8}, 1),
+        ("{cpus: 4, pool: train}", {"gpus": 8, "cpus": 36}, 1),
+        ("{cpus: 4, pool: train}", {"gpus": 8, "max_nodes": 2}, 2),
+        # All GPUs of the first node are taken.
+        ("{gpus: 1, cpus: 4}", {"gpus": 8, "max_nodes": 2}, 2),
+        ("{gpus: 1, cpus: 4}", {"gpus": 9, "cpus": 36}, 1),
+        ("{gpus: 1, cpus: 4}", {"gpus": 4, "max_nodes": 3}, 3),
+    ],
+)
+def test_who_judges_beside_the_steps_needs_room(
+    worker: str, train: dict[str, Any], nodes: int
+) -> None:
+    document, placed = pools(**train), judging(worker)
+    assert not list(stage.misfits(placed, document, "kuberay"))
+    assert stage.needs(placed, document) == stage.Needs(train=nodes, data=1)
+
+
+@pytest.mark.parametrize(
+    ("worker", "train", "said"),
+    [
+        (
+            "{gpus: 1}",
+            {"gpus": 8},
+            "neither pools.train nor pools.data has room for it (1 CPU and a GPU)",
+        ),
+        ("{gpus: 1, pool: train}", {"gpus": 8}, "pools.train has no room for it"),
+        ("{cpus: 32, pool: data}", {"gpus": 8}, "pools.data has no room for it (32 CPU)"),
+        ("{pool: serve}", {"gpus": 8}, "'serve' is no pool that a stage uses"),
+    ],
+)
+def test_a_cluster_without_room_for_it_is_told(
+    worker: str, train: dict[str, Any], said: str
+) -> None:
+    (line,) = stage.misfits(judging(worker), pools(**train), "kuberay")
+    assert said in line
+
+
 def test_gpus_that_are_too_small_for_the_stage_are_told() -> None:
     """The released shape, on eight GPUs."""
     assert not list(stage.misfits(job(), pools(gpus=8, gpu_memory_gb=80), "kuberay"))

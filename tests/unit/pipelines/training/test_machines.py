@@ -7,6 +7,7 @@ import pytest
 
 from pipelines import compat
 from pipelines.jobs.cluster import POOL, ClusterConfig
+from pipelines.jobs.validation import ValidatorConfig
 from pipelines.training.control import machines
 from pipelines.training.control.machines import workers_on
 
@@ -47,6 +48,19 @@ def test_where_workers_decode_too_a_cpu_is_left_for_it() -> None:
     shared = ClusterConfig(workers=(1, 8))
     assert workers_on([node("a", None, 2), node("b", None, 2)], {}, 0, shared) == 3
     assert workers_on([node("a", None, 1)], {}, 0, shared) == 0
+
+
+def test_who_judges_has_its_place_where_it_costs_the_fewest_workers() -> None:
+    judge = ValidatorConfig(cpus=2)
+    # Among the nodes that decode.
+    assert workers_on(NODES, {}, 0, TRAIN, judge) == 3
+    assert workers_on(NODES, {}, 0, TRAIN, ValidatorConfig(cpus=2, pool="train")) == 2
+    # Three CPUs have room for one worker of two, with or without one more beside it.
+    assert workers_on(NODES, {}, 0, TRAIN, ValidatorConfig(cpus=1, pool="train")) == 3
+    # Nobody has a GPU: it finds no place, and takes none.
+    assert workers_on(NODES, {}, 0, TRAIN, ValidatorConfig(gpus=1)) == 3
+    shared = ClusterConfig(workers=(1, 8))
+    assert workers_on([node("a", None, 4)], {}, 0, shared, judge) == 1
 
 
 def test_a_worker_with_a_gpu_needs_one() -> None:

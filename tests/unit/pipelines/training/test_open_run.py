@@ -12,7 +12,7 @@ import pytest
 from gwp import storage
 from gwp.errors import GwpError
 from pipelines.tracking import runs as tracking
-from pipelines.tracking.curves import write_figures
+from pipelines.tracking.curves import STEP_TAG, add_verdict, write_figures
 from pipelines.training.prepare import PreparedRun
 from pipelines.training.tracked import finished, open_run, record_of
 from tests.unit.pipelines.training.test_stream import prepared
@@ -193,3 +193,21 @@ def test_a_folder_that_is_made_anew_is_a_new_run(
     with open_run(record_of(found)) as second:
         pass
     assert first != second
+
+
+def test_what_was_said_of_checkpoints_later_is_told_at_the_end(
+    store: str, ready: PreparedRun, tmp_path: Path
+) -> None:
+    """MLflow knew of later steps when it came, and may have missed it."""
+    record = replace(record_of(ready), uri=str(tmp_path / "run"))
+    run_id = record.opened()
+    tracking.client().set_tag(run_id, STEP_TAG, "40")
+    add_verdict(record.uri, [("validation_loss", 0.5, 1, 20)])
+    # Once more, after a driver that was killed: it takes the place of what was said before.
+    add_verdict(record.uri, [("validation_loss", 0.4, 2, 20)])
+    add_verdict(record.uri, [("validation_loss", 0.3, 3, 40)])
+    assert finished(record, 40, {}) == run_id
+    assert tracking.metric_history(run_id, "validation_loss") == [(20, 0.4), (40, 0.3)]
+    # And no step twice.
+    assert finished(record, 40, {}) == run_id
+    assert tracking.metric_history(run_id, "validation_loss") == [(20, 0.4), (40, 0.3)]

@@ -2,6 +2,7 @@
 trains no differently for it.
 """
 
+import json
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -100,7 +101,8 @@ def judged(rank: Rank, stages: list[int], sets: list[str]) -> dict[str, Any]:
             steps = TrainStep(
                 found, rank.ranks, engine, Ema(engine, found.engine.ema_decay), encoders
             )
-            validation = Validation(prepared, rank.ranks, engine, encoders) if judges else None
+            own = (prepared, rank.ranks, engine.module, engine.device, encoders)
+            validation = Validation(*own) if judges else None
             told[str(stage)] = [validation.losses()] if validation else []
             losses = []
             for step in range(3):
@@ -116,8 +118,7 @@ def judged(rank: Rank, stages: list[int], sets: list[str]) -> dict[str, Any]:
         assert validation is not None
         assert validation.losses() == told[str(stage)][-1]
         told["figures"] = validation.figures()
-        assert validation.judged is not None
-        told["shown"] = None if rank.ranks.rank else list(validation.judged.picture.shape)
+        told["shown"] = None if rank.ranks.rank else list(validation.picture.shape)
     return told
 
 
@@ -171,3 +172,16 @@ def test_a_run_folder_keeps_what_it_is_judged_by(here: Path) -> None:
     assert first is not None
     assert again is not None
     assert first.table.equals(again.table)
+
+
+def test_who_judges_is_no_part_of_what_a_run_is(here: Path) -> None:
+    """A run goes on with another one, and its checkpoints know it."""
+    judged_by = HELD_OUT[1].removesuffix("}")
+    first = prepare(job(*HELD_OUT))
+    again = prepare(job(HELD_OUT[0], f"{judged_by}, worker: {{cpus: 2, pool: data}}}}"))
+    assert again.uri == first.uri
+    assert again.config_hash == first.config_hash
+    assert again.job.validation is not None
+    assert again.job.validation.worker is not None
+    record = json.loads((Path(first.uri) / "job.json").read_text())
+    assert "changes" not in record

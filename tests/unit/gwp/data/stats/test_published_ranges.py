@@ -13,7 +13,8 @@ from gwp.data.stats.feature import FeatureStats
 from gwp.data.stats.files import import_stats
 from gwp.data.stats.normalise import Normalizer, Stats
 from pipelines.config.load import load_config
-from pipelines.jobs.resolve import compute_all_stats, resolve_embodiments
+from pipelines.jobs.resolve import compute_all_stats
+from pipelines.jobs.robots import resolve_embodiments
 from pipelines.jobs.train_job import TrainJob
 from tests.support.paths import ROOT
 from tests.support.sets import write_v21

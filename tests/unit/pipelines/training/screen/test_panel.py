@@ -110,3 +110,11 @@ def test_curves_are_means_between_their_ends() -> None:
 def test_spans_have_two_units_at_most() -> None:
     told = [span(s) for s in (-1, 0.4, 45, 60, 200, 3600, 18720, 183600)]
     assert told == ["0 s", "0 s", "45 s", "1 min", "3 min 20 s", "1 h", "5 h 12 min", "2 d 3 h"]
+
+
+def test_verdicts_that_come_later_have_their_place_in_the_curve() -> None:
+    """One of an earlier command, and one that is said again."""
+    seen = Seen("policy", "arm", total=100, every=20, now=0.0)
+    for step, loss in ((40, 0.8), (20, 0.7), (60, 0.9), (40, 0.75)):
+        seen.judged(step, loss)
+    assert list(seen.validation) == [(20, 0.7), (40, 0.75), (60, 0.9)]

@@ -1,0 +1,1 @@
+"""Checkpoints judged by a process of its own, beside the steps."""
