@@ -237,7 +237,8 @@ def _beside(path: str, other: str) -> str:
     if storage.is_remote(other) or other.startswith("/"):
         return other
     scheme, split, place = path.rpartition("://")
-    return scheme + split + os.path.normpath(os.path.join(os.path.dirname(place), other))
+    folder, slash, _ = place.rpartition("/")
+    return scheme + split + os.path.normpath(folder + slash + other)
 
 
 def base_of(path: str) -> str | None:

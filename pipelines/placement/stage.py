@@ -8,7 +8,7 @@ from clusters.document.cluster import Cluster
 from clusters.document.pools import DATA, HEAD, TRAIN, Pool
 from pipelines.jobs.train_job import TrainJob
 from pipelines.placement.reach import Target, unreached
-from pipelines.plan.memory import fits
+from pipelines.plan.choice import fits
 
 
 @dataclass(frozen=True)

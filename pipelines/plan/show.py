@@ -3,8 +3,9 @@
 from collections.abc import Iterator
 
 from pipelines.plan.endpoint import HEADROOM, EndpointPlan
+from pipelines.plan.machines import UTILISATION, Assumed
 from pipelines.plan.memory import USABLE
-from pipelines.plan.stage import Assumed, StagePlan
+from pipelines.plan.stage import StagePlan
 
 _SHORT_S = 0.05
 """Below it launching kernels and sending gradients take longer than products."""
@@ -20,27 +21,26 @@ def _stage(plan: StagePlan, assumed: Assumed) -> Iterator[str]:
     parts = ", ".join(f"{name} {_big(n)}" for name, n in plan.parameters.items())
     yield (
         f"{plan.stage}: {plan.workers} x {plan.gpu}, batch of {plan.global_batch}, "
-        f"{plan.micro_batch} samples at a time"
+        f"{plan.micro_batch} samples at a time, {_passes(plan.passes)}, ZeRO {plan.zero_stage}, "
+        f"{_again(plan.recomputed)}"
     )
     yield f"{_big(count)} parameters: {parts}"
+    if plan.frozen:
+        yield f"{_big(plan.trained)} train, {_big(plan.frozen)} of the transformer do not"
+    yield from _memory(plan, assumed)
+    yield from _cards(plan)
     yield ""
-    yield "memory of a GPU, GB"
-    for name, size in plan.memory.parts.items():
-        yield f"  {name:<20}{size / 1e9:8.1f}"
-    yield f"  {'all':<20}{plan.memory.total / 1e9:8.1f}"
-    yield ""
-    sizes = list(next(iter(plan.fitting.values())))
-    yield f"samples at a time that fit ({USABLE:.0%} of a GPU is usable)"
-    yield "  " + "".join([f"{'ZeRO stage':<12}", *(f"{f'{gb} GB':>8}" for gb in sizes)])
-    for stage, row in plan.fitting.items():
-        shown = "".join(f"{row[gb] or 'none':>8}" for gb in sizes)
-        yield f"  {stage:<12}{shown}"
-    if plan.refused:
-        yield f"does not fit: {plan.refused}"
-    yield ""
-    least, most = (f"{share:.0%}" for share in sorted(assumed.utilisation))
-    yield f"time, at {least} to {most} of {assumed.peak / 1e12:.0f} TFLOP/s (the codec is not counted)"
-    yield f"  arithmetic of a sample  {plan.flop_sample / 1e12:.3g} TFLOP"
+    least, most = (f"{share:.0%}" for share in assumed.shares)
+    whose = ", as in published trainings" if assumed.utilisation == UTILISATION else ""
+    yield f"time, at {least} to {most} of {assumed.peak / 1e12:.0f} TFLOP/s{whose} (the codec is not counted)"
+    yield (
+        f"  arithmetic              {plan.flop_sample / 1e12:.3g} TFLOP a sample, "
+        f"{plan.flop_step / 1e12:.3g} a step, of {plan.tokens_step:.3g} tokens"
+    )
+    yield (
+        f"  products                {_range(plan.time.products)} s, sending {plan.sent_gb:.3g} GB "
+        f"{_figure(plan.time.sent)} s, weights and states {_figure(plan.time.memory)} s"
+    )
     yield f"  step                    {_range(plan.step_s)} s"
     if plan.step_s[1] < _SHORT_S:
         yield "                          so short a step is bound by its overheads, not by arithmetic"
@@ -56,6 +56,55 @@ def _stage(plan: StagePlan, assumed: Assumed) -> Iterator[str]:
     yield f"checkpoints, at {assumed.upload_mb:g} MB/s of a worker"
     yield f"  one                     {plan.checkpoint_gb:.3g} GB, {plan.checkpoint_s:.3g} s beside the steps"
     yield f"  room in storage         {plan.kept_gb:.3g} GB"
+
+
+def _memory(plan: StagePlan, assumed: Assumed) -> Iterator[str]:
+    yield ""
+    yield "memory of a GPU, GB"
+    for name, size in plan.memory.parts.items():
+        yield f"  {name:<20}{size / 1e9:8.1f}"
+    yield f"  {'all':<20}{plan.memory.total / 1e9:8.1f}"
+    yield (
+        f"  {'while it loads':<20}{plan.memory.loading / 1e9:8.1f}   "
+        f"and {plan.memory.host / 1e9:.1f} of the machine's for each worker"
+    )
+    yield ""
+    sizes = list(next(iter(plan.fitting.values())))
+    yield f"samples at a time that fit ({USABLE:.0%} of a GPU is usable)"
+    yield "  " + "".join([f"{'ZeRO stage':<12}", *(f"{f'{gb} GB':>8}" for gb in sizes)])
+    for stage, row in plan.fitting.items():
+        shown = "".join(f"{row[gb] or 'none':>8}" for gb in sizes)
+        yield f"  {stage:<12}{shown}"
+    if plan.refused:
+        yield f"does not fit: {plan.refused}"
+    elif plan.cheaper and plan.cheaper_s:
+        sets = " ".join(f"--set {text}" for text in plan.cheaper)
+        yield (
+            f"dearer than it need be: {_range(plan.step_s)} s a step, and {_range(plan.cheaper_s)} s with"
+        )
+        yield f"  {sets}"
+
+
+def _cards(plan: StagePlan) -> Iterator[str]:
+    yield ""
+    yield f"what costs least of what fits, on {plan.workers} of a GPU"
+    yield f"  {'':<16}{'ZeRO':>6}{'samples':>9}{'passes':>8}{'again':>7}{'GB':>7}  step, s"
+    for gb, choice in plan.cards.items():
+        if choice is None:
+            yield f"  {gb:>3} GB  nothing fits"
+            continue
+        numbers = f"{choice.zero_stage:>6}{choice.micro_batch:>9}{choice.passes:>8}{choice.again:>7}"
+        memory = f"{choice.memory.peak / 1e9:>7.1f}"
+        yield f"  {gb:>3} GB  {choice.gpu:<8}{numbers}{memory}  {_range(choice.time.range)}"
+    yield "  (samples at a time, passes of a step, blocks that are computed again)"
+
+
+def _passes(count: int) -> str:
+    return "in 1 pass" if count == 1 else f"in {count} passes"
+
+
+def _again(blocks: float) -> str:
+    return f"{blocks:.0f} blocks computed again" if blocks else "no block computed again"
 
 
 def show_endpoint(plan: EndpointPlan) -> str:

@@ -236,7 +236,9 @@ def test_files_that_extend_each_other_are_told(tmp_path: Path) -> None:
     b = write(tmp_path, "b.yaml", "extends: a.yaml\ndata: [{uri: a}]\n")
     assert f"{b}:1 extends: {a} extends this file; remove one of them" in problems(a)
     itself = write(tmp_path, "c.yaml", "extends: c.yaml\n")
-    assert problems(itself)[0] == f"{itself}:1 extends: {itself} extends this file; remove one of them"
+    assert (
+        problems(itself)[0] == f"{itself}:1 extends: {itself} extends this file; remove one of them"
+    )
 
 
 def test_missing_base_is_told_at_the_line_that_names_it(tmp_path: Path) -> None:
