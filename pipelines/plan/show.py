@@ -27,7 +27,7 @@ def _stage(plan: StagePlan, assumed: Assumed) -> Iterator[str]:
     yield f"{_big(count)} parameters: {parts}"
     if plan.frozen:
         yield f"{_big(plan.trained)} train, {_big(plan.frozen)} of the transformer do not"
-    yield from _memory(plan, assumed)
+    yield from _memory(plan)
     yield from _cards(plan)
     yield ""
     least, most = (f"{share:.0%}" for share in assumed.shares)
@@ -38,19 +38,19 @@ def _stage(plan: StagePlan, assumed: Assumed) -> Iterator[str]:
         f"{plan.flop_step / 1e12:.3g} a step, of {plan.tokens_step:.3g} tokens"
     )
     yield (
-        f"  products                {_range(plan.time.products)} s, sending {plan.sent_gb:.3g} GB "
-        f"{_figure(plan.time.sent)} s, weights and states {_figure(plan.time.memory)} s"
+        f"  products                {interval(plan.time.products)} s, sending {plan.sent_gb:.3g} GB "
+        f"{figure(plan.time.sent)} s, weights and states {figure(plan.time.memory)} s"
     )
-    yield f"  step                    {_range(plan.step_s)} s"
+    yield f"  step                    {interval(plan.step_s)} s"
     if plan.step_s[1] < _SHORT_S:
         yield "                          so short a step is bound by its overheads, not by arithmetic"
-    yield f"  samples a second        {_range(plan.samples_s)}"
-    yield f"  the stage               {_range(plan.days)} days, {_range(plan.gpu_hours)} GPU-hours"
+    yield f"  samples a second        {interval(plan.samples_s)}"
+    yield f"  the stage               {interval(plan.days)} days, {interval(plan.gpu_hours)} GPU-hours"
     if plan.price:
-        yield f"  price                   {_range(plan.price)}"
+        yield f"  price                   {interval(plan.price)}"
     yield ""
     yield f"data, at {assumed.decode_rate:g} pictures a second of a core"
-    yield f"  cores for a GPU         {_range(plan.decode_cores)}"
+    yield f"  cores for a GPU         {interval(plan.decode_cores)}"
     yield f"  into the object store   {plan.store_mb_s:.3g} MB/s at most, of all workers together"
     yield ""
     yield f"checkpoints, at {assumed.upload_mb:g} MB/s of a worker"
@@ -58,7 +58,7 @@ def _stage(plan: StagePlan, assumed: Assumed) -> Iterator[str]:
     yield f"  room in storage         {plan.kept_gb:.3g} GB"
 
 
-def _memory(plan: StagePlan, assumed: Assumed) -> Iterator[str]:
+def _memory(plan: StagePlan) -> Iterator[str]:
     yield ""
     yield "memory of a GPU, GB"
     for name, size in plan.memory.parts.items():
@@ -80,22 +80,24 @@ def _memory(plan: StagePlan, assumed: Assumed) -> Iterator[str]:
     elif plan.cheaper and plan.cheaper_s:
         sets = " ".join(f"--set {text}" for text in plan.cheaper)
         yield (
-            f"dearer than it need be: {_range(plan.step_s)} s a step, and {_range(plan.cheaper_s)} s with"
+            f"dearer than it need be: {interval(plan.step_s)} s a step, and {interval(plan.cheaper_s)} s with"
         )
         yield f"  {sets}"
 
 
 def _cards(plan: StagePlan) -> Iterator[str]:
     yield ""
-    yield f"what costs least of what fits, on {plan.workers} of a GPU"
+    yield f"what costs least of what fits, {plan.workers} GPUs of each"
     yield f"  {'':<16}{'ZeRO':>6}{'samples':>9}{'passes':>8}{'again':>7}{'GB':>7}  step, s"
     for gb, choice in plan.cards.items():
         if choice is None:
             yield f"  {gb:>3} GB  nothing fits"
             continue
-        numbers = f"{choice.zero_stage:>6}{choice.micro_batch:>9}{choice.passes:>8}{choice.again:>7}"
+        numbers = (
+            f"{choice.zero_stage:>6}{choice.micro_batch:>9}{choice.passes:>8}{choice.again:>7}"
+        )
         memory = f"{choice.memory.peak / 1e9:>7.1f}"
-        yield f"  {gb:>3} GB  {choice.gpu:<8}{numbers}{memory}  {_range(choice.time.range)}"
+        yield f"  {gb:>3} GB  {choice.gpu:<8}{numbers}{memory}  {interval(choice.time.range)}"
     yield "  (samples at a time, passes of a step, blocks that are computed again)"
 
 
@@ -138,10 +140,12 @@ def _big(count: int) -> str:
     return str(count)
 
 
-def _range(ends: tuple[float, float]) -> str:
-    least, most = (_figure(end) for end in ends)
+def interval(ends: tuple[float, float]) -> str:
+    """Least and most as text."""
+    least, most = (figure(end) for end in ends)
     return least if least == most else f"{least} to {most}"
 
 
-def _figure(value: float) -> str:
+def figure(value: float) -> str:
+    """Two digits of a number, or all before the point."""
     return f"{value:.0f}" if value >= 100 else f"{value:.2g}"
