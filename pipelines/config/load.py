@@ -1,8 +1,8 @@
 """YAML into pydantic models: strict, with every problem at once and the line it stands on.
 
 A document is `kind: TrainJob`, `version: 1` and the fields of that model. `extends: base.yaml`
-(one level, relative to the file) merges mappings and replaces everything else; `--set
-a.b=value` comes last. Scalars follow YAML 1.2: `1e-4` is a number, `on` and `12:30` are
+(relative to the file; that one may extend another) merges mappings and replaces everything else;
+`--set a.b=value` comes last. Scalars follow YAML 1.2: `1e-4` is a number, `on` and `12:30` are
 strings. Paths are seen from the folder in which the command runs, and absolute in what is read.
 """
 
@@ -236,8 +236,9 @@ def _beside(path: str, other: str) -> str:
     """`other` as seen from the file `path`."""
     if storage.is_remote(other) or other.startswith("/"):
         return other
-    folder, slash, _ = path.rpartition("/")
-    return folder + slash + other
+    scheme, split, place = path.rpartition("://")
+    folder, slash, _ = place.rpartition("/")
+    return scheme + split + os.path.normpath(folder + slash + other)
 
 
 def base_of(path: str) -> str | None:
@@ -251,25 +252,25 @@ def base_of(path: str) -> str | None:
     return _beside(path, extends.value)
 
 
-def _load_tree(path: str, sets: Iterable[str], problems: list[str]) -> Node:
+def _extended(path: str, problems: list[str], above: tuple[str, ...] = ()) -> Node:
+    """A file over those that it extends. above: files that extend it"""
     root = _read(path, problems)
     extends = root.value.pop("extends", None)
-    if extends is not None and not isinstance(extends.value, str):
+    if extends is None:
+        return root
+    if not isinstance(extends.value, str):
         problems.append(f"{extends.where} extends: should be the path of one YAML file")
-    elif extends is not None:
-        base_path = _beside(path, extends.value)
-        try:
-            base = _read(base_path, problems)
-        except ConfigError as error:
-            problems += [f"{extends.where} extends: {line}" for line in error.lines]
-            base = Node({}, base_path)
-        if (nested := base.value.pop("extends", None)) is not None:
-            problems.append(
-                f"{nested.where} extends: one level only, and {path} extends this file "
-                "already; write the fields out"
-            )
-        root = _merge(base, root)
-    return _apply(root, sets, problems)
+        return root
+    base = _beside(path, extends.value)
+    above = (*above, os.path.normpath(path))
+    if os.path.normpath(base) in above:
+        problems.append(f"{extends.where} extends: {base} extends this file; remove one of them")
+        return root
+    try:
+        return _merge(_extended(base, problems, above), root)
+    except ConfigError as error:
+        problems += [f"{extends.where} extends: {line}" for line in error.lines]
+        return root
 
 
 def _validate(root: Node, model: type[M], problems: list[str]) -> M:
@@ -304,7 +305,7 @@ def load_config(
     problem: `file:line key.path: what is wrong, did you mean ...?`.
     """
     problems: list[str] = []
-    root = _load_tree(os.fspath(path), sets, problems)
+    root = _apply(_extended(os.fspath(path), problems), sets, problems)
     valid = _validate(root, model, problems)
     return valid if as_written else absolute_paths(valid)
 
@@ -334,7 +335,7 @@ def load_any(path: str | os.PathLike[str], sets: Sequence[str] = ()) -> BaseMode
     `load_config` does.
     """
     problems: list[str] = []
-    root = _load_tree(os.fspath(path), sets, problems)
+    root = _apply(_extended(os.fspath(path), problems), sets, problems)
     kind = root.value.get("kind")
     known = ", ".join(kinds())
     if kind is None:

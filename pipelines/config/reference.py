@@ -19,7 +19,7 @@ _HEAD = f"""\
 <!-- Written by `{_COMMAND}`; a test fails when it is out of step. Do not edit it by hand. -->
 
 A configuration file is YAML with a `kind:` and `version: 1`. `extends: FILE` (relative to this
-file, one level) takes the values of another file where this one gives none: mappings are merged,
+file; it may extend another) takes the values of that file where this one gives none: mappings are merged,
 lists and everything else are replaced. `--set a.b=VALUE` comes last, and VALUE is YAML. Local paths
 are seen from the folder in which the command runs.
 

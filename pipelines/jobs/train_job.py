@@ -36,7 +36,7 @@ from pipelines.jobs.recipes import Recipe, family_of, with_recipe
 from pipelines.jobs.trained import (
     adapter_count,
     parameters_named,
-    shapes_of,
+    trained_count,
     trained_names,
 )
 from pipelines.jobs.validation import ValidationConfig
@@ -282,8 +282,7 @@ class TrainJob(BaseModel):
         config, chosen = self.model_config_, self.optimizer
         if self.lora:
             return adapter_count(config, self.lora)
-        names = trained_names(config, chosen.only, chosen.freeze)
-        return sum(shapes_of(config)[name].numel() for name in names)
+        return trained_count(config, chosen.only, chosen.freeze)
 
     def share(self, workers: int) -> int:
         """Samples of a global batch, of the canvas's shape, that one of so many workers has at

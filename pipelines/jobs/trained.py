@@ -48,6 +48,15 @@ def trained_names(
     return chosen
 
 
+# A plan asks some hundred times; the names of a model are more than a thousand.
+@cache
+def trained_count(config: ModelConfig, only: tuple[str, ...], freeze: tuple[str, ...]) -> int:
+    """Numbers of the parameters that `trained_names` names."""
+    shapes = shapes_of(config)
+    return sum(shapes[name].numel() for name in trained_names(config, only, freeze))
+
+
+@cache
 def adapter_count(config: ModelConfig, lora: LoraConfig) -> int:
     """Numbers of a model's adapters, and of what trains beside them."""
     shapes = shapes_of(config)

@@ -14,7 +14,7 @@ from pipelines.placement.validator import (
     validator_of,
     workers_of_a_node,
 )
-from pipelines.plan.memory import fits
+from pipelines.plan.choice import fits
 
 
 @dataclass(frozen=True)

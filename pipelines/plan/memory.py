@@ -1,4 +1,4 @@
-"""What a GPU has to hold while a stage trains, by part; and what fits which GPU.
+"""What a GPU has to hold while a stage is loaded and trains, by part.
 
 How DeepSpeed shards is written down once, here: see `parts`. The activations are counted on the
 training model itself.
@@ -12,10 +12,11 @@ from gwp.model.codecs.wan import WanCodecConfig
 from gwp.model.cost import parameter_counts
 from pipelines.jobs.train_job import TrainJob
 from pipelines.plan.activations import activation_bytes
+from pipelines.plan.machines import CARDS
 from pipelines.plan.sample import SampleShape
 
-GPUS_GB = (24, 48, 80, 141)
-"""Sizes that a plan looks at: RTX 4090 or L4, L40S, A100 or H100, H200."""
+GPUS_GB = tuple(CARDS)
+"""Sizes that a plan looks at."""
 STAGES = (1, 2, 3)
 
 USABLE = 0.92
@@ -36,21 +37,30 @@ _WAN_MAPS = (160, 2, 4, 4)
 
 @dataclass(frozen=True)
 class Memory:
-    """Bytes of one GPU, by part.
+    """Bytes of one GPU.
 
-    parts: name -> bytes
+    parts:   name -> bytes, while it trains
+    loading: while weights are loaded, before they are sharded
+    host:    of the machine's memory meanwhile, for this worker
     """
 
     parts: dict[str, int]
+    loading: int
+    host: int
 
     @property
     def total(self) -> int:
         """All parts together."""
         return sum(self.parts.values())
 
+    @property
+    def peak(self) -> int:
+        """The most at any time."""
+        return max(self.total, self.loading)
+
     def fits(self, gpu_gb: float) -> bool:
         """Whether a GPU of so many 1e9 bytes holds it."""
-        return self.total <= USABLE * gpu_gb * 1e9
+        return self.peak <= USABLE * gpu_gb * 1e9
 
 
 def memory_of(
@@ -87,7 +97,11 @@ def memory_of(
     found["average of weights"] = 4 * trained // workers if job.engine.ema_decay else 0
     found["activations"] = kept
     found["video codec"] = _codec(job, micro)
-    return Memory(found)
+    wide = 2 if mixed else 4
+    # Whole on each GPU; of stage 3 a rank's share of them is made beside, part by part.
+    loading = wide * (count + (count // workers if stage == 3 else 0))
+    # In fp32, as they come out of the files.
+    return Memory(found, loading, host=4 * count)
 
 
 def largest_micro_batch(
@@ -106,32 +120,12 @@ def largest_micro_batch(
     return low
 
 
-def fits(job: TrainJob, gpu_gb: float, workers: int | None = None) -> str | None:
-    """None where a job's workers have room on GPUs of so many 1e9 bytes; else why not, and what
-    would help, in one line.
+def usable_stages(job: TrainJob) -> tuple[int, ...]:
+    """ZeRO stages that a job can have: none without sharding in bf16, which has masters in fp32 in
+    the others alone; and not 3 with compiled blocks.
     """
-    found = memory_of(job, workers)
-    if not job.cluster.gpu or found.fits(gpu_gb):
-        return None
-    # What helps is looked for in the order of what it costs.
-    best = largest_micro_batch(job, gpu_gb, workers)
-    advice = f"set engine.micro_batch to {best}"
-    if not best:
-        enough = [gb for gb in GPUS_GB if largest_micro_batch(job, gb, workers)]
-        sharded = next((s for s in STAGES if largest_micro_batch(job, gpu_gb, workers, s)), None)
-        if sharded is not None:
-            most = largest_micro_batch(job, gpu_gb, workers, sharded)
-            advice = f"set engine.zero_stage to {sharded} and engine.micro_batch to {most} or less"
-        elif not job.engine.gradient_checkpointing:
-            advice = "set engine.gradient_checkpointing, or take larger GPUs or more of them"
-        elif enough:
-            advice = f"take GPUs of {enough[0]} GB, or more workers"
-        else:
-            advice = "take more workers, which share it"
-    return (
-        f"a worker of {job.run.name} needs about {found.total / 1e9:.0f} GB, of a GPU of {gpu_gb:g} GB "
-        f"{USABLE * gpu_gb:.0f} are usable: {advice}"
-    )
+    stages = STAGES if job.engine.precision == "bf16" else (0, *STAGES)
+    return tuple(s for s in stages if not (s == 3 and job.engine.compile))
 
 
 def _sharded(

@@ -78,6 +78,12 @@ class SampleShape:
         """Tokens of the largest graph that is computed."""
         return self.video if self.video_share == 1 else self.acting
 
+    @property
+    def tokens(self) -> float:
+        """On average over modes, without those of the text."""
+        alone, with_actions = sum(self.video.values()), sum(self.acting.values())
+        return self.video_share * alone + (1 - self.video_share) * with_actions
+
     def flop(self, job: TrainJob) -> float:
         """Of the model for one sample, forward and backward, on average over modes."""
         config = job.model_config_

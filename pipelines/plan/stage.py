@@ -1,95 +1,45 @@
 """A stage as a whole: memory, time, decoding, traffic, checkpoints and price."""
 
-from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
 from gwp.errors import GwpError
 from gwp.model.cost import parameter_counts
 from pipelines.jobs.train_job import TrainJob
+from pipelines.jobs.trained import parameters_named, shapes_of
 from pipelines.jobs.validation import ValidatorConfig
+from pipelines.plan.choice import Choice, cheaper, cheapest, fits
+from pipelines.plan.machines import CARDS, Assumed
 from pipelines.plan.memory import (
     GPUS_GB,
-    STAGES,
     Memory,
-    fits,
     largest_micro_batch,
     memory_of,
+    usable_stages,
 )
 from pipelines.plan.sample import SampleShape
-
-
-@dataclass(frozen=True)
-class Gpu:
-    """bf16: peak of dense bf16 products with sums in fp32, FLOP/s, as its maker states it;
-    memory_gb: 1e9 bytes
-    """
-
-    bf16: float
-    memory_gb: float
-
-
-GPUS: dict[str, Gpu] = {
-    "l4": Gpu(121e12, 24),
-    "rtx4090": Gpu(165e12, 24),
-    "l40s": Gpu(362e12, 48),
-    "a100": Gpu(312e12, 80),
-    "h100": Gpu(989e12, 80),
-    "h200": Gpu(989e12, 141),
-}
-UTILISATION = (0.25, 0.45)
-"""Share of the peak that a training step of such a transformer reaches. Not measured here: what
-others publish for models of this size on one node lies between.
-"""
-FRAMES_PER_CORE = 525.0
-"""Pictures that a decoding process gives a second: docs/benchmarks.md, "The stream of samples",
-210 samples of 5 pictures with 2 processes; AV1 of 640x480 with key frames 2 apart.
-"""
-UPLOAD_MB = 200.0
-"""MB/s of a worker to storage. Not measured: ask your own."""
-_AGAIN = 4 / 3
-"""Arithmetic of a step in which the forward pass is taken twice."""
-
-
-@dataclass(frozen=True)
-class Assumed:
-    """What a plan takes for granted; all of it can be told otherwise.
-
-    utilisation: least and most; decode_rate: pictures a second of a core; upload_mb: MB/s of a
-    worker; prices: name of a GPU, or `core` -> price of an hour
-    """
-
-    gpu: str = "h100"
-    workers: int | None = None
-    utilisation: tuple[float, float] = UTILISATION
-    decode_rate: float = FRAMES_PER_CORE
-    upload_mb: float = UPLOAD_MB
-    prices: Mapping[str, float] | None = None
-
-    @property
-    def peak(self) -> float:
-        """FLOP/s of a GPU. GwpError of an unknown one."""
-        return self.found.bf16
-
-    @property
-    def found(self) -> Gpu:
-        """The GPU. GwpError of an unknown one."""
-        if self.gpu not in GPUS:
-            raise GwpError(f"--gpu {self.gpu}: not known; choose one of {', '.join(GPUS)}")
-        return GPUS[self.gpu]
+from pipelines.plan.time import StepTime, sent_bytes, step_flop, step_time
 
 
 @dataclass(frozen=True)
 class StagePlan:
     """What a stage needs. Ranges are (least, most).
 
-    parameters:   of the transformer, by part
+    parameters:   of the transformer, by part; trained: numbers
+                  that do, those of adapters too; frozen: of the transformer, that do not
+    zero_stage, micro_batch, passes, recomputed: of the file; micro-batches of a worker's share;
+                  blocks that are computed again
     memory:       of one GPU
     fitting:      ZeRO stage -> size of a GPU in GB -> samples at a time that it has room for, at
                   most a worker's share; 0: none
-    refused:      why the job does not fit its GPUs; None: it does
-    flop_sample:  of the model, forward and backward
-    step_s, days, gpu_hours: of the arithmetic of the transformer alone
+    cards:        size of a GPU in GB -> what fits it and costs least; None: nothing fits
+    refused:      why the job does not fit its GPUs, and what to set; None: it does
+    cheaper:      `field=value` with which its steps are shorter; empty: none that are worth it
+    tokens_step:  of a global batch, without those of the text
+    flop_sample:  of the model, forward and backward; flop_step: of all GPUs, with what is computed
+                  again and without gradients of what does not train
+    sent_gb:      that a GPU sends in a step
+    time:         of a step; step_s, days, gpu_hours: the transformer's, without the codec
     samples_s:    of all workers
     decode_cores: for one GPU, at the rate that was taken
     store_mb_s:   into the object store, for all workers, at most
@@ -105,11 +55,23 @@ class StagePlan:
     workers: int
     global_batch: int
     micro_batch: int
+    zero_stage: int
+    passes: int
+    recomputed: float
     parameters: dict[str, int]
+    trained: int
+    frozen: int
     memory: Memory
     fitting: dict[int, dict[int, int]]
+    cards: dict[int, Choice | None]
     refused: str | None
+    cheaper: list[str]
+    cheaper_s: tuple[float, float] | None
+    tokens_step: float
     flop_sample: float
+    flop_step: float
+    sent_gb: float
+    time: StepTime
     step_s: tuple[float, float]
     samples_s: tuple[float, float]
     days: tuple[float, float]
@@ -124,7 +86,15 @@ class StagePlan:
 
     def to_json(self) -> dict[str, Any]:
         """As plain data; of memory bytes by part."""
-        return asdict(self) | {"memory": self.memory.parts | {"total": self.memory.total}}
+        parts = self.memory.parts | {"total": self.memory.total}
+        peaks = {"loading": self.memory.loading, "host_loading": self.memory.host}
+        cards = {gb: choice and choice.to_json() for gb, choice in self.cards.items()}
+        found = {name: getattr(self, name) for name in self.__dataclass_fields__}
+        return found | {
+            "memory": parts | peaks,
+            "cards": cards,
+            "time": asdict(self.time),
+        }
 
 
 def plan_stage(job: TrainJob, assumed: Assumed | None = None) -> StagePlan:
@@ -132,6 +102,7 @@ def plan_stage(job: TrainJob, assumed: Assumed | None = None) -> StagePlan:
     is not known.
     """
     assumed = assumed or Assumed()
+    gpu = assumed.found
     workers = assumed.workers or job.cluster.min_workers
     config, shape, engine = job.model_config_, SampleShape.of(job), job.engine
     if workers > engine.global_batch:
@@ -141,16 +112,12 @@ def plan_stage(job: TrainJob, assumed: Assumed | None = None) -> StagePlan:
         )
     parameters = parameter_counts(config)
     count = sum(parameters.values())
-    flop = shape.flop(job)
-
     share = job.share(workers)
-    arithmetic = flop * share * (1 + (_AGAIN - 1) * engine.recomputed(config.num_layers))
-    low, high = sorted(assumed.utilisation)
-    if not 0 < low <= high <= 1:
-        raise GwpError("--utilisation: give a least and a most between 0 and 1, such as 0.25,0.45")
-    step = (arithmetic / (assumed.peak * high), arithmetic / (assumed.peak * low))
+    time = step_time(job, assumed, gpu, workers)
+    step = time.range
     samples = (engine.global_batch / step[1], engine.global_batch / step[0])
     hours = (step[0] * job.run.steps / 3600, step[1] * job.run.steps / 3600)
+    better = cheaper(job, assumed, workers)
 
     judge = job.validation.worker if job.validation else None
     gpus = workers + (judge.gpus if judge else 0)
@@ -165,14 +132,26 @@ def plan_stage(job: TrainJob, assumed: Assumed | None = None) -> StagePlan:
         workers=workers,
         global_batch=engine.global_batch,
         micro_batch=min(engine.micro_batch or share, share),
+        zero_stage=engine.zero_stage,
+        passes=job.passes(workers),
+        recomputed=engine.recomputed(config.num_layers) * config.num_layers,
         parameters=parameters,
+        trained=job.trained,
+        frozen=_frozen(job, count),
         memory=memory_of(job, workers),
         fitting={
             stage: {gb: largest_micro_batch(job, gb, workers, stage) for gb in GPUS_GB}
-            for stage in STAGES
+            for stage in usable_stages(job)
         },
-        refused=fits(job, assumed.found.memory_gb, workers),
-        flop_sample=flop,
+        cards={gb: cheapest(job, assumed, assumed.speeds_of(gb), workers) for gb in CARDS},
+        refused=fits(job, gpu.memory_gb, workers, assumed),
+        cheaper=better.sets(job) if better else [],
+        cheaper_s=better.time.range if better else None,
+        tokens_step=shape.tokens * engine.global_batch,
+        flop_sample=shape.flop(job),
+        flop_step=step_flop(job, workers) * workers,
+        sent_gb=sent_bytes(job, workers) / 1e9,
+        time=time,
         step_s=step,
         samples_s=samples,
         days=(hours[0] / 24, hours[1] / 24),
@@ -185,6 +164,15 @@ def plan_stage(job: TrainJob, assumed: Assumed | None = None) -> StagePlan:
         judge=judge.text if judge else None,
         price=_price(assumed, workers, hours, cores, judge) if assumed.prices else None,
     )
+
+
+def _frozen(job: TrainJob, count: int) -> int:
+    if not job.lora:
+        return count - job.trained
+    config = job.model_config_
+    # Adapters stand beside the weights; these train themselves.
+    whole = parameters_named(config, job.lora.whole, "lora.whole")
+    return count - sum(shapes_of(config)[name].numel() for name in whole)
 
 
 def checkpoint_bytes(job: TrainJob, parameters: int, trained: int | None = None) -> int:

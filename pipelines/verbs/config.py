@@ -1,6 +1,7 @@
 """`gwp config`: check, show and describe configuration files."""
 
 import argparse
+import os
 from typing import Any
 
 
@@ -47,7 +48,7 @@ def run_check(args: argparse.Namespace) -> None:
     # A file that others extend need not be complete; it is checked as part of them.
     bases = {base_of(file) for file in args.files}
     for file in args.files:
-        if file in bases:
+        if os.path.normpath(file) in bases and base_of(file) is None:
             continue
         try:
             config = load_any(file)

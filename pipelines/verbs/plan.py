@@ -1,7 +1,20 @@
 """`gwp plan`: what a stage or an endpoint needs, before anything starts."""
 
 import argparse
+from collections.abc import Sequence
 from typing import Any
+
+MACHINE_OPTIONS = (
+    "gpu",
+    "workers",
+    "utilisation",
+    "gpus_per_node",
+    "network_gb",
+    "decode_rate",
+    "upload_mb",
+    "prices",
+)
+"""What `add_machine_options` adds; None where they are not given."""
 
 
 def add(subparsers: Any) -> None:
@@ -20,14 +33,35 @@ def add(subparsers: Any) -> None:
         help="override a value",
     )
     parser.add_argument("--json", action="store_true", help="print it as JSON")
-    stage = parser.add_argument_group("a stage")
-    stage.add_argument("--gpu", default="h100", metavar="NAME", help="default: h100")
+    add_machine_options(parser.add_argument_group("a stage"))
+    fleet = parser.add_argument_group("an endpoint")
+    fleet.add_argument("--profile", metavar="FILE", help="of `gwp bench act --p99 ... --json`")
+    fleet.add_argument("--robots", type=int, metavar="N", help="that ask it")
+    fleet.add_argument("--rate", type=float, metavar="HZ", help="requests a second of each robot")
+    fleet.add_argument("--p99", type=float, metavar="MS", help="bound of 99 %% of the answers")
+    parser.set_defaults(run=run_plan)
+
+
+def add_machine_options(stage: Any) -> None:
+    """MACHINE_OPTIONS, what a plan of a stage is told of the machines. stage: a group of options"""
+    stage.add_argument(
+        "--gpu", metavar="NAME", help="l4, rtx4090, l40s, a100, h100, h200 (default: h100)"
+    )
     stage.add_argument("--workers", type=int, metavar="N", help="default: the least of the job")
     stage.add_argument(
         "--utilisation",
         type=_two,
         metavar="LEAST,MOST",
-        help="share of the GPU's peak that steps reach (default: 0.25,0.45)",
+        help="share of the GPU's peak that steps reach (default: 0.14,0.33, of published trainings)",
+    )
+    stage.add_argument(
+        "--gpus-per-node", type=int, metavar="N", help="GPUs of a machine (default: 8)"
+    )
+    stage.add_argument(
+        "--network-gb",
+        type=float,
+        metavar="N",
+        help="GB/s of a machine to the others (default: 50, a port of 400 Gbit/s)",
     )
     stage.add_argument(
         "--decode-rate",
@@ -43,12 +77,6 @@ def add(subparsers: Any) -> None:
         metavar="FILE",
         help="YAML of hourly prices: the GPU's name, and `core` for a CPU core",
     )
-    fleet = parser.add_argument_group("an endpoint")
-    fleet.add_argument("--profile", metavar="FILE", help="of `gwp bench act --p99 ... --json`")
-    fleet.add_argument("--robots", type=int, metavar="N", help="that ask it")
-    fleet.add_argument("--rate", type=float, metavar="HZ", help="requests a second of each robot")
-    fleet.add_argument("--p99", type=float, metavar="MS", help="bound of 99 %% of the answers")
-    parser.set_defaults(run=run_plan)
 
 
 def _two(text: str) -> tuple[float, float]:
@@ -66,16 +94,12 @@ def run_plan(args: argparse.Namespace) -> int:
     from pipelines.config.load import load_any
     from pipelines.jobs.train_job import TrainJob
     from pipelines.plan.endpoint import plan_endpoint
-    from pipelines.plan.show import show_endpoint, show_stage
-    from pipelines.plan.stage import plan_stage
+    from pipelines.plan.show import show_endpoint
     from serve.config import ServeApp
 
     document = load_any(args.file, args.sets)
     if isinstance(document, TrainJob):
-        assumed = _assumed(args)
-        plan = plan_stage(document, assumed)
-        print(json.dumps(plan.to_json(), indent=1) if args.json else show_stage(plan, assumed))
-        return 1 if plan.refused else 0
+        return print_plans([document], args)
     if not isinstance(document, ServeApp):
         raise GwpError(f"{args.file}: a {type(document).__name__}; give a TrainJob or a ServeApp")
     needed = {
@@ -92,24 +116,46 @@ def run_plan(args: argparse.Namespace) -> int:
     return 0 if fleet.enough else 1
 
 
+def print_plans(jobs: Sequence[Any], args: argparse.Namespace) -> int:
+    """Of stages, one after another; of several a list as JSON. The exit code: 1 when one of them
+    does not fit.
+    """
+    import json
+
+    from pipelines.plan.show import show_stage
+    from pipelines.plan.stage import plan_stage
+
+    assumed = _assumed(args)
+    plans = [plan_stage(job, assumed) for job in jobs]
+    if args.json:
+        found = [plan.to_json() for plan in plans]
+        print(json.dumps(found if len(found) > 1 else found[0], indent=1))
+    else:
+        print("\n\n".join(show_stage(plan, assumed) for plan in plans))
+    return 1 if any(plan.refused for plan in plans) else 0
+
+
 def _assumed(args: argparse.Namespace) -> Any:
     """What is told of the machines, with the plan's own numbers for the rest."""
     from gwp.errors import GwpError
-    from pipelines.plan.stage import Assumed
+    from pipelines.plan.machines import Assumed
 
     given = {
+        "gpu": args.gpu,
         "workers": args.workers,
         "utilisation": args.utilisation,
         "decode_rate": args.decode_rate,
         "upload_mb": args.upload_mb,
+        "network_gb": args.network_gb,
+        "gpus_per_node": args.gpus_per_node,
         "prices": _prices(args.prices) if args.prices else None,
     }
-    for name in ("workers", "decode_rate", "upload_mb"):
+    for name in ("workers", "decode_rate", "upload_mb", "network_gb", "gpus_per_node"):
         if given[name] is not None and not 1e-6 < given[name] < 1e9:
             option = name.replace("_", "-")
             raise GwpError(f"--{option}: must be above 0 and below 1e9")
     told = {name: value for name, value in given.items() if value is not None}
-    return Assumed(gpu=args.gpu, **told)
+    return Assumed(**told)
 
 
 def _prices(file: str) -> dict[str, float]:

@@ -3,6 +3,8 @@
 import argparse
 from typing import Any
 
+from pipelines.verbs.plan import MACHINE_OPTIONS, add_machine_options, print_plans
+
 
 def add(subparsers: Any) -> None:
     parser = subparsers.add_parser(
@@ -40,32 +42,50 @@ def add(subparsers: Any) -> None:
         help="go on from the checkpoint at this step instead of the newest; newer ones are set "
         "aside",
     )
-    parser.add_argument(
+    instead = parser.add_mutually_exclusive_group()
+    instead.add_argument(
         "--dry-run",
         action="store_true",
         help="show parameters and the DeepSpeed configuration, start nothing",
+    )
+    instead.add_argument(
+        "--plan",
+        action="store_true",
+        help="show what it needs of GPUs, cores, time and storage, and the cheapest settings that fit; "
+        "start nothing, read no data. The same as `gwp plan`",
     )
     parser.add_argument(
         "--plain",
         action="store_true",
         help="lines of progress on a terminal, too, in place of the picture",
     )
+    planned = parser.add_argument_group("with --plan")
+    planned.add_argument("--json", action="store_true", help="print it as JSON")
+    add_machine_options(planned)
     parser.set_defaults(run=run_train)
 
 
-def run_train(args: argparse.Namespace) -> None:
+def run_train(args: argparse.Namespace) -> int:
     from gwp.errors import GwpError
-    from pipelines.config.load import load_config
+    from pipelines.config.load import load_any
     from pipelines.jobs.sequence import require_sequence
     from pipelines.jobs.train_job import TrainJob
 
-    jobs = [load_config(file, TrainJob, args.sets) for file in args.files]
+    jobs: list[TrainJob] = []
+    for file in args.files:
+        job = load_any(file, args.sets)
+        if not isinstance(job, TrainJob):
+            raise GwpError(f"{file}: a {type(job).__name__}; give a TrainJob")
+        jobs.append(job)
     if args.from_step is not None and len(jobs) > 1:
         raise GwpError("--from is for one file: give that stage alone first")
     require_sequence(jobs)
+    if args.plan:
+        return print_plans(jobs, args)
+    _require_no_plan_options(args)
     if args.dry_run:
         _print([_dry(job) for job in jobs])
-        return
+        return 0
     import sys
     from contextlib import redirect_stdout
     from dataclasses import asdict
@@ -77,6 +97,19 @@ def run_train(args: argparse.Namespace) -> None:
     with redirect_stdout(sys.stderr):
         results = train_sequence(jobs, tuple(args.allow_change), args.from_step, args.plain)
     _print([asdict(result) for result in results])
+    return 0
+
+
+def _require_no_plan_options(args: argparse.Namespace) -> None:
+    """GwpError of an option that would be heeded by a plan alone."""
+    from gwp.errors import GwpError
+
+    told = [name for name in MACHINE_OPTIONS if getattr(args, name) is not None]
+    if args.json:
+        told.append("json")
+    if told:
+        option = told[0].replace("_", "-")
+        raise GwpError(f"--{option} is for --plan; give both, or neither")
 
 
 def _print(results: list[dict[str, Any]]) -> None:

@@ -50,7 +50,7 @@ MAY_KNOW: dict[str, set[str]] = {
     "doctor": set(),
     "jobs": {"compat", "config", "console"},
     "pages": set(),
-    "plan": {"jobs"},
+    "plan": {"config", "jobs"},
     "tracking": {"config", "jobs"},
     "training": {"compat", "config", "console", "jobs", "tracking"},
     "datasets": {"config", "console", "jobs", "pages"},

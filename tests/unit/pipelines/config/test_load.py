@@ -221,12 +221,24 @@ def test_a_problem_in_the_extended_file_names_that_file(tmp_path: Path) -> None:
     assert any(line.startswith(f"{top}:2 stage: ") for line in lines)
 
 
-def test_extends_is_one_level(tmp_path: Path) -> None:
-    write(tmp_path, "a.yaml", "name: x\n")
-    b = write(tmp_path, "b.yaml", "extends: a.yaml\n")
-    c = write(tmp_path, "c.yaml", "extends: b.yaml\n")
-    (line,) = problems(c)
-    assert line.startswith(f"{b}:1 extends: one level only")
+def test_what_is_extended_may_extend_another(tmp_path: Path) -> None:
+    """The nearest wins, and `..` is a folder up."""
+    write(tmp_path, "a.yaml", "name: x\nbatch_size: 2\noptimizer: {name: adam, lr: 0.5}\n")
+    (tmp_path / "b").mkdir()
+    write(tmp_path / "b", "b.yaml", "extends: ../a.yaml\noptimizer: {lr: 0.25}\n")
+    c = write(tmp_path, "c.yaml", "extends: b/b.yaml\nbatch_size: 3\ndata: [{uri: a}]\n")
+    job = load_config(c, Job)
+    assert (job.name, job.batch_size, job.optimizer) == ("x", 3, Adam(lr=0.25))
+
+
+def test_files_that_extend_each_other_are_told(tmp_path: Path) -> None:
+    a = write(tmp_path, "a.yaml", "name: x\nextends: b.yaml\n")
+    b = write(tmp_path, "b.yaml", "extends: a.yaml\ndata: [{uri: a}]\n")
+    assert f"{b}:1 extends: {a} extends this file; remove one of them" in problems(a)
+    itself = write(tmp_path, "c.yaml", "extends: c.yaml\n")
+    assert (
+        problems(itself)[0] == f"{itself}:1 extends: {itself} extends this file; remove one of them"
+    )
 
 
 def test_missing_base_is_told_at_the_line_that_names_it(tmp_path: Path) -> None:
