@@ -23,12 +23,17 @@ _WARM = 3
 
 
 def bench_train(
-    problem: Problem, rounds: int, steps: int, zero: int = 1, whole_steps: int = 200
+    problem: Problem,
+    rounds: int,
+    steps: int,
+    zero: int = 1,
+    whole_steps: int = 200,
+    compiled: bool = False,
 ) -> dict[str, Any]:
     """Every side, and the ratios between them.
 
     rounds, steps: of the sides in memory; zero: stage of the whole stack; whole_steps: its steps
-    behind the first ones, 0 leaves it out
+    behind the first ones, 0 leaves it out; compiled: measure compiled blocks, too
     """
     if problem.device == "cuda" and not torch.cuda.is_available():
         raise GwpError(
@@ -36,7 +41,9 @@ def bench_train(
         )
     # Without masters of its own, DeepSpeed's plain path does not train in bf16.
     stages = [stage for stage in ZERO if stage or problem.precision == "fp32"]
-    names = ["bare", "masked", "products", *(f"zero {stage}" for stage in stages)]
+    names = ["bare", "masked", "materialised", "products", *(f"zero {stage}" for stage in stages)]
+    if compiled:
+        names.append("compiled")
     load = os.getloadavg()[0]
     with sides(names, problem, _WARM) as started:
         take_turns(started, rounds, steps)
@@ -52,9 +59,13 @@ def bench_train(
             "zero": {str(n): _ratio(started, "bare", f"zero {n}") for n in stages},
             "zero_cpu_time": {str(n): _ratio(started, "bare", f"zero {n}", "cpu") for n in stages},
             "segment_vs_masked": _ratio(started, "masked", "bare"),
+            "segment_vs_materialised": _ratio(started, "materialised", "bare"),
         },
         "step_vs_products": _ratio(started, "bare", "products"),
     }
+    if compiled:
+        result["ratios"]["compiled"] = _ratio(started, "bare", "compiled")
+        result["compiled_vs_products"] = _ratio(started, "compiled", "products")
     if whole_steps:
         result |= _beside_whole(problem, rounds, steps, whole_steps, zero, result)
     return result

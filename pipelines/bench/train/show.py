@@ -5,6 +5,8 @@ from typing import Any
 _WORDS = {
     "bare": "bare loop",
     "masked": "one masked attention",
+    "materialised": "scores in memory",
+    "compiled": "compiled blocks",
     "products": "its bare products",
 }
 
@@ -24,7 +26,13 @@ def table(found: dict[str, Any]) -> str:
     lines += [
         _line("step over its products", found["step_vs_products"]),
         _line("segments against a mask", ratios["segment_vs_masked"]),
+        _line("... with scores in memory", ratios["segment_vs_materialised"]),
     ]
+    if "compiled" in ratios:
+        over = found["compiled_vs_products"]
+        lines.append(
+            f"{_line('compiled against bare', ratios['compiled'])} ({over:.2f}x its products)"
+        )
     for stage, ratio in ratios["zero"].items():
         cpu = ratios["zero_cpu_time"][stage]
         lines.append(f"{_line(f'ZeRO {stage} against bare', ratio)} (of CPU time {cpu:.2f})")

@@ -2,17 +2,22 @@
 
 bare    model, losses, backward, clipping, AdamW: what nobody can do without
 masked  the same with one attention over all tokens under a mask, instead of one by segment
+materialised  as masked, by a kernel that writes the scores of all pairs to memory: what is left where no
+        fast one takes a mask
+compiled  as bare, with each block compiled
 zero N  the same under our engine: DeepSpeed with ZeRO stage N, one rank
 products  the matrix and attention products of a bare step, forward and backward, alone
 """
 
 import os
 from collections.abc import Callable
+from contextlib import nullcontext
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from clusters.services import free_ports
 from gwp.model.draws import draw_noise
@@ -36,8 +41,10 @@ def side(name: str, problem: Problem) -> Step:
     """A side, ready to take steps."""
     if name == "bare":
         return _Bare(problem).step
-    if name == "masked":
-        _mask_attention()
+    if name == "compiled":
+        return _Bare(problem, compiled=True).step
+    if name in ("masked", "materialised"):
+        _mask_attention(materialised=name == "materialised")
         return _Bare(problem).step
     if name == "products":
         return _products(_Bare(problem).step)
@@ -47,10 +54,13 @@ def side(name: str, problem: Problem) -> Step:
 class _Bare:
     """A loop of plain PyTorch."""
 
-    def __init__(self, problem: Problem) -> None:
+    def __init__(self, problem: Problem, compiled: bool = False) -> None:
         self._loss = _Loss(problem)
         self._job = problem.job()
         model = _model(problem)
+        if compiled:
+            for block in model.blocks:
+                block.compile()
         # AdamW keeps what it changes in fp32, as an engine does.
         self._masters: list[Tensor] = list(model.parameters())
         self._model = model.to(problem.dtype)
@@ -128,7 +138,7 @@ def _zero(problem: Problem, stage: int) -> Step:
     return step
 
 
-def _mask_attention() -> None:
+def _mask_attention(materialised: bool = False) -> None:
     """From here on, in this process, attention is one product over all tokens under a mask."""
     import gwp.model.block as block
 
@@ -146,7 +156,9 @@ def _mask_attention() -> None:
                 mask[start:stop, :end] = True
             masks[key] = mask.to(q_BLHh.device)
         q, k, v = (x.transpose(1, 2) for x in (q_BLHh, k_BnHh, v_BnHh))
-        return F.scaled_dot_product_attention(q, k, v, attn_mask=masks[key]).transpose(1, 2)
+        with sdpa_kernel(SDPBackend.MATH) if materialised else nullcontext():
+            out_BHLh = F.scaled_dot_product_attention(q, k, v, attn_mask=masks[key])
+        return out_BHLh.transpose(1, 2)
 
     block.block_causal = masked
 

@@ -44,6 +44,11 @@ def add(verbs: Any) -> None:
         default=200,
         help="measured steps of the whole stack; 0 leaves it out (default: 200)",
     )
+    train.add_argument(
+        "--compiled",
+        action="store_true",
+        help="compiled blocks, too; takes a minute and a C++ compiler, or on a GPU Triton",
+    )
     train.add_argument("--json", metavar="FILE", help="write the figures there too")
     train.set_defaults(run=run_train)
 
@@ -63,7 +68,9 @@ def run_train(args: argparse.Namespace) -> None:
     if args.whole_steps < 0:
         raise GwpError(f"--whole-steps {args.whole_steps}: give 0 or more")
     problem = Problem(args.size, args.family, args.batch, args.device, args.precision, args.threads)
-    found = bench_train(problem, args.rounds, args.steps, args.zero, args.whole_steps)
+    found = bench_train(
+        problem, args.rounds, args.steps, args.zero, args.whole_steps, args.compiled
+    )
     print(table(found))
     if args.json:
         Path(args.json).write_text(json.dumps(found, indent=1) + "\n")
