@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from gwp.model.block import prefixes
+from gwp.model.block import GeluProjection, prefixes
 from gwp.model.modulation import by_token, gated_sum, modulated_norm
 from gwp.model.norms import Fp32LayerNorm, RMSNorm
 
@@ -148,11 +148,13 @@ def test_compilers_see_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
     x, y = (draw(B, TOKENS, WIDTH, seed=i) for i in (0, 1))
     vector = draw(B, LEVELS, WIDTH, seed=2)
     rms, layer = RMSNorm(WIDTH, 1e-6), Fp32LayerNorm(WIDTH, 1e-6)
+    gelu = GeluProjection(WIDTH, 3 * WIDTH)
 
     def everything() -> list[Tensor]:
         normed = modulated_norm(x, vector, vector, RUNS, 1e-6)
-        result = layer(rms(gated_sum(normed, vector, y, RUNS)))
-        inputs = [x, y, vector, *rms.parameters(), *layer.parameters()]
+        result = gelu(layer(rms(gated_sum(normed, vector, y, RUNS))))
+        parts = (rms, layer, gelu)
+        inputs = [x, y, vector, *(p for part in parts for p in part.parameters())]
         return [result, *torch.autograd.grad(result.square().sum(), inputs)]
 
     ours = everything()
