@@ -133,7 +133,7 @@ def detect(config: dict[str, Any], names: Collection[str], source: str) -> Form:
         )
     channels = _channels(config) if family == "wan" else None
     if name == GIGAWORLD or (name is None and gigaworld):
-        if channels is None:
+        if not {"in_channels", "out_channels"} <= config.keys():
             raise GwpError(
                 f"{source}: no config.json with in_channels and out_channels, which tell how many "
                 "channels of a GigaWorld-1 are latents; put the one of the weights beside them"

@@ -103,6 +103,14 @@ def test_without_a_configuration_nothing_tells_which_channels_are_latents(dense,
         open_checkpoint(forms.write(tmp_path, forms.gigaworld(dense), None))
 
 
+def test_one_that_is_shown_latents_alone_is_taken_whole(dense, tmp_path):
+    stored = forms.gigaworld(dense) | {"patch_embedding.weight": dense.patch_embedding.weight}
+    about = forms.gigaworld_config(dense.config) | {"in_channels": dense.config.in_channels}
+    checkpoint = open_checkpoint(forms.write(tmp_path, stored, about))
+    assert checkpoint.problems() == []
+    assert len(checkpoint.left_out) == 6
+
+
 def test_a_configuration_of_other_channels_is_a_contradiction(dense, tmp_path):
     about = forms.control_config(dense.config) | {"in_channels": 20}
     checkpoint = open_checkpoint(forms.write(tmp_path, forms.control(dense), about))
