@@ -6,8 +6,14 @@ from dataclasses import dataclass
 from clusters.document.cluster import Cluster
 from clusters.document.pools import DATA, HEAD, TRAIN, Pool
 from pipelines.jobs.train_job import TrainJob
-from pipelines.placement import validator
 from pipelines.placement.reach import Target, unreached
+from pipelines.placement.validator import (
+    misfit,
+    nodes_to_train,
+    place_of,
+    validator_of,
+    workers_of_a_node,
+)
 from pipelines.plan.memory import fits
 
 
@@ -23,18 +29,16 @@ def needs(job: TrainJob, cluster: Cluster) -> Needs:
     """Of a stage that `misfits` found nothing against."""
     assert cluster.pools.train is not None
     place = _place_of_validator(job, cluster)
-    beside = validator.validator_of(job) if place == TRAIN else None
+    beside = validator_of(job) if place == TRAIN else None
     apart = decodes_apart(job, cluster)
-    return Needs(validator.nodes_to_train(job, cluster.pools.train, beside), 1 if apart else 0)
+    return Needs(nodes_to_train(job, cluster.pools.train, beside), 1 if apart else 0)
 
 
 def _place_of_validator(job: TrainJob, cluster: Cluster, target: Target = "kuberay") -> str | None:
     pools = cluster.pools
     assert pools.train is not None
     most = {name: _most(pool, target) for name, pool in pools.workers().items()}
-    return validator.place_of(
-        job, pools.train, pools.data if decodes_apart(job, cluster) else None, most
-    )
+    return place_of(job, pools.train, pools.data if decodes_apart(job, cluster) else None, most)
 
 
 def decodes_apart(job: TrainJob, cluster: Cluster) -> bool:
@@ -60,7 +64,7 @@ def misfits(job: TrainJob, cluster: Cluster, target: Target) -> Iterator[str]:
     short = list(_room(job, pools.train, target, apart=decodes_apart(job, cluster)))
     yield from short
     if not short:
-        yield from validator.misfit(job, _place_of_validator(job, cluster, target))
+        yield from misfit(job, _place_of_validator(job, cluster, target))
     memory_gb = pools.train.gpu_memory_gb
     if job.cluster.gpu and memory_gb and not short:
         line = fits(job, memory_gb, job.cluster.min_workers)
@@ -95,7 +99,7 @@ def _room(job: TrainJob, pool: Pool, target: Target, *, apart: bool) -> Iterator
             f"{most * pool.gpus} ({there}); lower cluster.workers, or raise pools.train.max_nodes"
         )
         return
-    each = validator.workers_of_a_node(job, pool)
+    each = workers_of_a_node(job, pool)
     if each < 1:
         yield (
             f"cluster.cpus_per_worker: {job.cluster.cpus_per_worker:g} is more than a node of "

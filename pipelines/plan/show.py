@@ -12,8 +12,7 @@ _SHORT_S = 0.05
 
 def show_stage(plan: StagePlan, assumed: Assumed) -> str:
     """A stage's plan for people."""
-    judged = [f"  judged by               a process with {plan.judge}, beside the steps"]
-    return "\n".join([*_stage(plan, assumed), *(judged if plan.judge else [])])
+    return "\n".join(_stage(plan, assumed))
 
 
 def _stage(plan: StagePlan, assumed: Assumed) -> Iterator[str]:
@@ -47,6 +46,8 @@ def _stage(plan: StagePlan, assumed: Assumed) -> Iterator[str]:
         yield "                          so short a step is bound by its overheads, not by arithmetic"
     yield f"  samples a second        {_range(plan.samples_s)}"
     yield f"  the stage               {_range(plan.days)} days, {_range(plan.gpu_hours)} GPU-hours"
+    if plan.judge:
+        yield f"  judged by               a process with {plan.judge}, beside the steps"
     if plan.price:
         yield f"  price                   {_range(plan.price)}"
     yield ""

@@ -7,6 +7,7 @@ from typing import Any
 from gwp.errors import GwpError
 from gwp.model.cost import parameter_counts
 from pipelines.jobs.train_job import TrainJob
+from pipelines.jobs.validation import ValidatorConfig
 from pipelines.plan.memory import (
     GPUS_GB,
     STAGES,
@@ -152,8 +153,7 @@ def plan_stage(job: TrainJob, assumed: Assumed | None = None) -> StagePlan:
     hours = (step[0] * job.run.steps / 3600, step[1] * job.run.steps / 3600)
 
     judge = job.validation.worker if job.validation else None
-    beside = judge.each if judge else {}
-    gpus = workers + beside.get("GPU", 0.0)
+    gpus = workers + (judge.gpus if judge else 0)
     cached = job.data.cache is not None
     pictures = 0 if cached else shape.frames * shape.views
     cores = [pictures * rate / workers / assumed.decode_rate for rate in samples]
@@ -183,7 +183,7 @@ def plan_stage(job: TrainJob, assumed: Assumed | None = None) -> StagePlan:
         checkpoint_s=checkpoint / workers / (assumed.upload_mb * 1e6),
         kept_gb=checkpoint * (job.run.keep + (2 if judge else 1)) / 1e9,
         judge=judge.text if judge else None,
-        price=_price(assumed, workers, hours, cores, beside) if assumed.prices else None,
+        price=_price(assumed, workers, hours, cores, judge) if assumed.prices else None,
     )
 
 
@@ -208,16 +208,16 @@ def _price(
     workers: int,
     hours: tuple[float, float],
     cores: list[float],
-    beside: Mapping[str, float],
+    judge: ValidatorConfig | None,
 ) -> tuple[float, float]:
     prices = assumed.prices or {}
     if assumed.gpu not in prices:
         raise GwpError(f"--prices: no price of {assumed.gpu}; write `{assumed.gpu}: PRICE` there")
     of_core = prices.get("core", 0.0)
-    more = prices[assumed.gpu] * beside.get("GPU", 0.0) + of_core * beside.get("CPU", 0.0)
+    beside = prices[assumed.gpu] * judge.gpus + of_core * judge.cpus if judge else 0.0
     # Fast steps need many decoders for a short time, slow ones few for a long one.
     each = [
-        h * (workers * (prices[assumed.gpu] + of_core * c) + more)
+        h * (workers * (prices[assumed.gpu] + of_core * c) + beside)
         for h, c in zip(hours, reversed(cores), strict=True)
     ]
     return each[0], each[1]
