@@ -22,7 +22,7 @@ from pipelines.training.checkpoint.checkpoints import find_committed
 from pipelines.training.checkpoint.retention import best
 from pipelines.training.checkpoint.table import read_table
 from pipelines.training.checkpoint.verdict import VERDICT, awaited
-from pipelines.training.control.watch import failures
+from pipelines.training.control.watch import failures, worker_progress
 from pipelines.training.judge import beside
 from pipelines.training.train import StageResult, train
 from tests.cluster.test_stops import job
@@ -57,6 +57,22 @@ def judged(run: str) -> set[int]:
     return {int(name.split("_")[1].split("-")[0]) for name in names}
 
 
+def after(run: str, known: set[int]) -> set[int]:
+    """The steps that are judged, as soon as others are than those known."""
+    limit = time.monotonic() + 300
+    while not judged(run) - known:
+        assert time.monotonic() < limit
+        time.sleep(0.05)
+    return judged(run)
+
+
+def validator() -> int:
+    """Its process."""
+    (actor,) = list_actors(filters=[("class_name", "=", "Validator"), ("state", "=", "ALIVE")])
+    assert actor.pid
+    return actor.pid
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(400)
 def test_one_that_is_killed_is_started_again_and_no_step_is_lost(
@@ -69,13 +85,8 @@ def test_one_that_is_killed_is_started_again_and_no_step_is_lost(
     at: list[int] = []
 
     def kill() -> None:
-        limit = time.monotonic() + 300
-        while not judged(run) and time.monotonic() < limit:
-            time.sleep(0.05)
-        at.extend(judged(run))
-        (actor,) = list_actors(filters=[("class_name", "=", "Validator"), ("state", "=", "ALIVE")])
-        assert actor.pid
-        os.kill(actor.pid, signal.SIGKILL)
+        at.extend(after(run, set()))
+        os.kill(validator(), signal.SIGKILL)
 
     killer = threading.Thread(target=kill, daemon=True)
     killer.start()
@@ -95,6 +106,36 @@ def test_one_that_is_killed_is_started_again_and_no_step_is_lost(
     assert dict(metric_history(result.run_id, "validation_loss")) == losses
     assert client().get_run(result.run_id).data.tags[BEST_TAG] == best(find_committed(run))
     assert {r["step"]: r["validation"] for r in read_table(run) if r["validation"]} == losses
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(400)
+def test_it_lives_through_a_restart_of_the_workers(mini: MiniCluster, tmp_path: Path) -> None:
+    found = judging(
+        mini, tmp_path, "outlived", SERVE, "run.steps=160", "run.checkpoint_every=16", "run.keep=20"
+    )
+    run = f"{mini.bucket}/stops/outlived"
+    processes: list[int] = []
+
+    def kill() -> None:
+        known = after(run, set())
+        processes.append(validator())
+        os.kill(worker_progress(run)[1]["pid"], signal.SIGKILL)
+        # Of checkpoints that the workers take when they are back, too.
+        while 160 not in (known := after(run, known)):
+            processes.append(validator())
+
+    killer = threading.Thread(target=kill, daemon=True)
+    killer.start()
+    result, warned = trained(found)
+    killer.join(10)
+    assert warned == []
+    assert (result.steps, len(failures(run))) == (160, 1)
+    assert len(processes) > 1
+    assert len(set(processes)) == 1
+    losses = {m.step: m.validation for _, m in find_committed(run) if m.validation is not None}
+    assert 160 in losses
+    assert dict(metric_history(result.run_id, "validation_loss")) == losses
 
 
 @pytest.mark.slow
