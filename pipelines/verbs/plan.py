@@ -21,7 +21,8 @@ def add(subparsers: Any) -> None:
     parser = subparsers.add_parser(
         "plan",
         help="what a stage needs of GPUs, cores, time and storage; what an endpoint needs for a fleet",
-        description="Arithmetic on the file alone: nothing is started, no data are read.",
+        description="Arithmetic on the file alone: nothing is started, no data are read. The exit code is 1 "
+        "when a stage does not fit its GPUs. `gwp train --plan` is the same for stages in a row.",
     )
     parser.add_argument("file", metavar="FILE", help="a stage (TrainJob) or an endpoint (ServeApp)")
     parser.add_argument(
