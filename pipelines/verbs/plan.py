@@ -4,6 +4,8 @@ import argparse
 from collections.abc import Sequence
 from typing import Any
 
+from pipelines.plan.machines import GPUS
+
 MACHINE_OPTIONS = (
     "gpu",
     "workers",
@@ -45,9 +47,7 @@ def add(subparsers: Any) -> None:
 
 def add_machine_options(stage: Any) -> None:
     """MACHINE_OPTIONS, what a plan of a stage is told of the machines. stage: a group of options"""
-    stage.add_argument(
-        "--gpu", metavar="NAME", help="l4, rtx4090, l40s, a100, h100, h200 (default: h100)"
-    )
+    stage.add_argument("--gpu", metavar="NAME", help=f"{', '.join(GPUS)} (default: h100)")
     stage.add_argument("--workers", type=int, metavar="N", help="default: the least of the job")
     stage.add_argument(
         "--utilisation",
