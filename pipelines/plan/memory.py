@@ -122,8 +122,10 @@ def largest_micro_batch(
 
 def usable_stages(job: TrainJob) -> tuple[int, ...]:
     """ZeRO stages that a job can have: none without sharding in bf16, which has masters in fp32 in
-    the others alone; and not 3 with compiled blocks.
+    the others alone; not 3 with compiled blocks; and its own of a recipe that says one.
     """
+    if job.recipe == "published":
+        return (job.engine.zero_stage,)
     stages = STAGES if job.engine.precision == "bf16" else (0, *STAGES)
     return tuple(s for s in stages if not (s == 3 and job.engine.compile))
 

@@ -50,10 +50,10 @@ _COLUMNS = (
 _CARDS = """
 ## One GPU
 
-A machine with one GPU: the pools are left out, so `gwp train` runs them on this machine. GWP-0.5 has an action
-expert that can be trained alone; GWP-0 has one expert for all tokens, and takes adapters. A full fine-tuning
-of either needs more than one GPU of 80 GB: 2 + 2 + 12 + 4 bytes a parameter (weights, gradients, optimiser,
-average) are 120 and 100 GB.
+A machine with one GPU: the pools are left out, so `gwp train` runs them on this machine. GWP-0.5 has an
+action expert that can be trained alone; GWP-0 has one expert for all tokens, and takes adapters. A full
+fine-tuning of either needs more than one GPU of 80 GB: 2 + 2 + 12 + 4 bytes a parameter (weights, gradients,
+optimiser, average) are 120 and 100 GB.
 """
 _SCALE = """
 ## Many GPUs

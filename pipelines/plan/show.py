@@ -35,7 +35,7 @@ def _stage(plan: StagePlan, assumed: Assumed) -> Iterator[str]:
     yield f"time, at {least} to {most} of {assumed.peak / 1e12:.0f} TFLOP/s{whose} (the codec is not counted)"
     yield (
         f"  arithmetic              {plan.flop_sample / 1e12:.3g} TFLOP a sample, "
-        f"{plan.flop_step / 1e12:.3g} a step, of {plan.tokens_step:.3g} tokens"
+        f"{figure(plan.flop_step / 1e12)} a step, of {plan.tokens_step:.0f} tokens"
     )
     yield (
         f"  products                {interval(plan.time.products)} s, sending {plan.sent_gb:.3g} GB "

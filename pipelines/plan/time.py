@@ -72,7 +72,7 @@ def sent_bytes(job: TrainJob, workers: int) -> float:
     passes = job.passes(workers)
     every = sum(parameter_counts(job.model_config_).values())
     trained = job.trained
-    sums = 4 if passes > 1 else wide
+    sums = 4 if passes > 1 or (job.cluster.elastic and job.engine.micro_batch is not None) else wide
     numbers = {
         0: 2 * 4 * trained,
         1: (2 * sums + wide) * trained,

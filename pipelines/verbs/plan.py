@@ -4,6 +4,8 @@ import argparse
 from collections.abc import Sequence
 from typing import Any
 
+from pipelines.plan.machines import GPUS
+
 MACHINE_OPTIONS = (
     "gpu",
     "workers",
@@ -21,7 +23,8 @@ def add(subparsers: Any) -> None:
     parser = subparsers.add_parser(
         "plan",
         help="what a stage needs of GPUs, cores, time and storage; what an endpoint needs for a fleet",
-        description="Arithmetic on the file alone: nothing is started, no data are read.",
+        description="Arithmetic on the file alone: nothing is started, no data are read. The exit code is 1 "
+        "when a stage does not fit its GPUs. `gwp train --plan` is the same for stages in a row.",
     )
     parser.add_argument("file", metavar="FILE", help="a stage (TrainJob) or an endpoint (ServeApp)")
     parser.add_argument(
@@ -44,9 +47,7 @@ def add(subparsers: Any) -> None:
 
 def add_machine_options(stage: Any) -> None:
     """MACHINE_OPTIONS, what a plan of a stage is told of the machines. stage: a group of options"""
-    stage.add_argument(
-        "--gpu", metavar="NAME", help="l4, rtx4090, l40s, a100, h100, h200 (default: h100)"
-    )
+    stage.add_argument("--gpu", metavar="NAME", help=f"{', '.join(GPUS)} (default: h100)")
     stage.add_argument("--workers", type=int, metavar="N", help="default: the least of the job")
     stage.add_argument(
         "--utilisation",

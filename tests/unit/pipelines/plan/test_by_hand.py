@@ -62,8 +62,8 @@ def test_parameters(family: str) -> None:
 @pytest.mark.parametrize("micro", [16, 4])
 def test_bytes_of_a_gpu_of_eight(family: str, zero: int, micro: int) -> None:
     sets = [f"engine.zero_stage={zero}", f"engine.micro_batch={micro}"]
-    parts = memory_of(load_config(FULL[family], TrainJob, sets)).parts
-    n = parameters(family)
+    memory = memory_of(load_config(FULL[family], TrainJob, sets))
+    parts, n = memory.parts, parameters(family)
     part = math.ceil(n / 8)
     # Of a share of 16 samples: all at once, or four times four, whose gradients are summed in fp32.
     gradient = 2 if micro == 16 else 4
@@ -73,6 +73,12 @@ def test_bytes_of_a_gpu_of_eight(family: str, zero: int, micro: int) -> None:
     assert parts["average of weights"] == pytest.approx(4 * n / 8, abs=8)
     bucket = {1: gradient * 500e6, 2: 2 * 500e6, 3: 2 * 500e6 + 2 * 1e9}[zero]
     assert parts["buffers"] == bucket
+    # Whole at first, then a share beside it; in fp32 in the machine's memory.
+    assert memory.loading == 2 * n + (2 * (n // 8) if zero == 3 else 0)
+    assert memory.host == 4 * n
+    # 705e6 parameters, and four of its widest maps: 160 channels of four pictures of half the sides.
+    maps = 4 * 160 * 4 * (384 // 2) * (320 // 2)
+    assert parts["video codec"] == 2 * (705_000_000 + micro * maps)
 
 
 def test_what_changes_buckets_changes_the_plan() -> None:

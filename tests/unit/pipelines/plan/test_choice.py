@@ -103,6 +103,19 @@ def test_compiled_blocks_have_no_stage_3() -> None:
     assert set(plan_stage(job).fitting) == {1, 2}
 
 
+def test_what_a_recipe_says_is_not_advised_against() -> None:
+    """Its stage is 2, so a file with it takes no other."""
+    job = stage("policy-published")
+    for gb in CARDS:
+        choice = cheapest(job, ASSUMED, CARDS[gb], 8)
+        assert choice is None or choice.zero_stage == 2
+        if choice:
+            assert memory_of(followed("policy-published", choice.sets(job))).fits(gb)
+    said = fits(job, 24)
+    assert said
+    assert "zero_stage" not in said
+
+
 def test_loading_counts() -> None:
     """Before stage 3 shards weights they are whole on each GPU: 6 B of them in fp32 are 24 GB,
     whatever the workers.

@@ -10,8 +10,11 @@ from pipelines.config.load import load_config
 from pipelines.jobs.train_job import TrainJob
 from pipelines.placement.stage import misfits
 from pipelines.plan.choice import fits
+from pipelines.plan.machines import Assumed
 from pipelines.plan.memory import USABLE
 from pipelines.plan.page import FULL, card_of, page, recipe_files, recipe_plan
+from pipelines.plan.show import show_stage
+from pipelines.plan.stage import plan_stage
 from pipelines.verbs.train import _dry
 from tests.support.paths import ROOT
 
@@ -91,3 +94,9 @@ def test_it_runs_on_a_cluster_of_such_cards(path: Path) -> None:
 def test_the_page_is_what_the_plans_say() -> None:
     written = (ROOT / "docs" / "recipes.md").read_text()
     assert written == page(), "run: python -m pipelines.plan > docs/recipes.md"
+
+
+def test_the_plan_on_the_page_of_clusters_is_what_is_printed() -> None:
+    plan = plan_stage(load_config(FULL / "policy.yaml", TrainJob))
+    shown = show_stage(plan, Assumed())
+    assert f"```text\n{shown}\n```" in (ROOT / "docs" / "clusters.md").read_text()

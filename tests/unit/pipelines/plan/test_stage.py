@@ -68,6 +68,20 @@ def test_what_does_not_train_needs_neither_gradients_nor_states() -> None:
         )
 
 
+def test_what_trains_and_what_does_not_by_hand() -> None:
+    """Adapters stand beside the weights; the projections of states and actions train themselves."""
+    whole = plan_stage(stage("full/policy"))
+    assert (whole.trained, whole.frozen) == (MIXTURE, 0)
+    expert = plan_stage(stage("full/policy", "recipe=action-expert"))
+    assert expert.trained + expert.frozen == MIXTURE
+    # The expert's share of the blocks is most of it.
+    assert whole.parameters["action"] < expert.trained < 1.05 * whole.parameters["action"]
+    adapters = plan_stage(stage("full/policy", "recipe=lora", "lora.whole=[]"))
+    assert adapters.frozen == MIXTURE
+    projections = plan_stage(stage("full/policy", "recipe=lora"))
+    assert projections.trained - adapters.trained == MIXTURE - projections.frozen > 0
+
+
 def test_adapters_of_the_released_shape_fit_the_card_that_their_file_names() -> None:
     assert fits(stage("full/policy-lora"), 24) is None
     assert fits(stage("full/policy-lora", "lora=null", "recipe=null"), 24)
