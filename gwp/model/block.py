@@ -259,7 +259,9 @@ def block_causal(
 
 
 def prefixes(x_BHnh: Tensor, ends: list[int]) -> tuple[Tensor, ...]:
-    """The first tokens of keys or values, up to each of these ends; the last one has all."""
+    """The first tokens of keys or values, up to each of these ends; the last one has all. Each is for
+    an operator that gives it a gradient of its own, as attention does: they are summed in place.
+    """
     if len(ends) > 1 and torch.is_grad_enabled() and not torch.compiler.is_compiling():
         views: tuple[Tensor, ...] = _Prefixes.apply(x_BHnh, ends)  # type: ignore[no-untyped-call]
         return views
@@ -278,7 +280,8 @@ class _Prefixes(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
-        total = grads[-1].clone()
+        # Fresh from attention, which is all that reads the slices: nobody else has it.
+        total = grads[-1]
         for end, grad in zip(ctx.ends[:-1], grads, strict=False):
             total[:, :, :end] += grad
         return total, None
