@@ -27,10 +27,15 @@ AROUND = {
 """Collective -> how often its whole tensors go around a ring."""
 
 # As with a model much larger than what DeepSpeed lets stay gathered.
-NOTHING_KEPT = (
-    "engine.overrides={zero_optimization: {stage3_max_live_parameters: 0, stage3_max_reuse_distance: 0, "
-    "stage3_prefetch_bucket_size: 0, stage3_param_persistence_threshold: 0}}",
-)
+NOTHING_KEPT = [
+    f"engine.overrides.zero_optimization.{name}=0"
+    for name in (
+        "stage3_max_live_parameters",
+        "stage3_max_reuse_distance",
+        "stage3_prefetch_bucket_size",
+        "stage3_param_persistence_threshold",
+    )
+]
 
 
 class Counted(TorchDispatchMode):
@@ -58,7 +63,7 @@ def sent(rank: ranks.Rank, cases: list[list[Any]]) -> list[float]:
     found = []
     for stage, precision, micro in cases:
         own = [f"engine.precision={precision}", f"engine.micro_batch={micro}"]
-        rank.start(stage, *own, *(NOTHING_KEPT if stage == 3 else ()))
+        rank.start(stage, *own, *(NOTHING_KEPT if stage == 3 else []))
         rank.take(range(1))
         with Counted() as counted:
             rank.take(range(1, 2))
