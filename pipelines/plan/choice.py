@@ -115,7 +115,7 @@ def _advice(job: TrainJob, assumed: Assumed, gpu_gb: float, workers: int) -> str
     if not job.lora:
         # What trains less needs less, whatever the machine.
         ways.append("recipe=lora, which trains less" if ways else "recipe=lora")
-    return f"take {', or '.join(ways)}" if ways else "take a smaller model"
+    return f"take {', or '.join(ways)}, and plan again" if ways else "take a smaller model"
 
 
 def _choices(

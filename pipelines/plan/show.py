@@ -21,7 +21,7 @@ def _stage(plan: StagePlan, assumed: Assumed) -> Iterator[str]:
     parts = ", ".join(f"{name} {_big(n)}" for name, n in plan.parameters.items())
     yield (
         f"{plan.stage}: {plan.workers} x {plan.gpu}, batch of {plan.global_batch}, "
-        f"{plan.micro_batch} samples at a time, {_passes(plan.passes)}, ZeRO {plan.zero_stage}, "
+        f"{_some(plan.micro_batch, 'sample')} at a time, {_passes(plan.passes)}, ZeRO {plan.zero_stage}, "
         f"{_again(plan.recomputed)}"
     )
     yield f"{_big(count)} parameters: {parts}"
@@ -89,7 +89,7 @@ def _memory(plan: StagePlan) -> Iterator[str]:
 
 def _cards(plan: StagePlan) -> Iterator[str]:
     yield ""
-    yield f"what costs least of what fits, {plan.workers} GPUs of each"
+    yield f"what costs least of what fits, {_some(plan.workers, 'GPU')} of each"
     yield f"  {'':<16}{'ZeRO':>6}{'samples':>9}{'passes':>8}{'again':>7}{'GB':>7}  step, s"
     for gb, choice in plan.cards.items():
         if choice is None:
@@ -105,6 +105,10 @@ def _cards(plan: StagePlan) -> Iterator[str]:
 
 def _passes(count: int) -> str:
     return "in 1 pass" if count == 1 else f"in {count} passes"
+
+
+def _some(count: int, what: str) -> str:
+    return f"{count} {what}" if count == 1 else f"{count} {what}s"
 
 
 def _again(blocks: float) -> str:

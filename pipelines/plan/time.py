@@ -66,16 +66,15 @@ def sent_bytes(job: TrainJob, workers: int) -> float:
     """Bytes that a GPU sends in a step, and receives, by rings. As DeepSpeed 0.19 does it: stages
     1 and 2 take sums of gradients by an all-reduce, which is two rounds, and gather the weights
     that changed; stage 2 takes the sums of each micro-batch, and stage 3 gathers weights in each,
-    forward and backward.
+    forward and backward. Sums of several micro-batches are sent in the width of the weights, too.
     """
     wide = 2 if job.engine.precision == "bf16" else 4
     passes = job.passes(workers)
     every = sum(parameter_counts(job.model_config_).values())
     trained = job.trained
-    sums = 4 if passes > 1 or (job.cluster.elastic and job.engine.micro_batch is not None) else wide
     numbers = {
         0: 2 * 4 * trained,
-        1: (2 * sums + wide) * trained,
+        1: (2 + 1) * wide * trained,
         2: (passes * 2 + 1) * wide * trained,
         3: passes * (2 * every + trained) * wide,
     }[job.engine.zero_stage]

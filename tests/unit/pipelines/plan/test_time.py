@@ -46,9 +46,9 @@ def test_a_step_of_eight_gpus_by_hand(name: str) -> None:
 @pytest.mark.parametrize(
     ("zero", "micro", "rounds"),
     [
-        # In numbers of two bytes; sums of several micro-batches have four in stage 1.
+        # In numbers of two bytes; stage 1 sends once, however many micro-batches there are.
         (1, 16, 2 + 1),
-        (1, 4, 2 * 2 + 1),
+        (1, 4, 2 + 1),
         (2, 16, 2 + 1),
         # The gradients of each of four micro-batches, and weights once.
         (2, 4, 4 * 2 + 1),
