@@ -90,7 +90,7 @@ def test_the_stage_grows_where_memory_is_short() -> None:
         choice = cheapest(stage("policy"), ASSUMED, "h100", 8, gb)
         assert choice
         chosen[gb] = choice.zero_stage
-    assert chosen == {24: 3, 48: 2, 80: 2, 141: 1}
+    assert chosen == {24: 3, 48: 2, 80: 1, 141: 1}
     one = stage("policy-lora", "engine.precision=fp32")
     held = cheapest(one, ASSUMED, "h200", 1)
     assert held
@@ -134,8 +134,8 @@ def test_loading_counts() -> None:
     ("sets", "gb", "words"),
     [
         ([], 80, None),
-        ([], 24, r"needs about 35 GB, of a GPU of 24 GB 22 are usable: set engine.zero_stage=3, "),
-        (["engine.gradient_checkpointing=false"], 48, r"set engine.gradient_checkpointing=24$"),
+        ([], 24, r"needs about 33 GB, of a GPU of 24 GB 22 are usable: set engine.zero_stage=3, "),
+        (["engine.gradient_checkpointing=false"], 48, r"set engine.zero_stage=3, engine.gradient_checkpointing=3$"),
         (["cluster.workers=1"], 80, r"take 2 workers, or recipe=lora, which trains less"),
         (["cluster.workers=2"], 24, r"take GPUs of 80 GB, or 8 workers, or recipe=lora"),
         (["cluster.workers=1", "engine.global_batch=1"], 24, r"take GPUs of 141 GB, or recipe"),
@@ -168,7 +168,7 @@ def test_a_file_that_is_dearer_than_need_be_is_told_what_to_set() -> None:
     job = stage("policy", "engine.zero_stage=3")
     better = cheaper(job, ASSUMED, 8)
     assert better
-    assert "engine.zero_stage=2" in better.sets(job)
+    assert "engine.zero_stage=1" in better.sets(job)
     plan = plan_stage(job)
     assert plan.cheaper == better.sets(job)
     assert plan.cheaper_s == better.time.range
