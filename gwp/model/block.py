@@ -6,6 +6,7 @@ expert width, F feed-forward width. A suffix says the shape: `x_BLD` is `[B, L, 
 """
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -52,13 +53,24 @@ class TokenOrder:
         parts = {expert: iter(streams[expert].split(n, dim=1)) for expert, n in sizes.items()}
         return torch.cat([next(parts[expert]) for expert, _, _ in self.pieces], dim=1)
 
-    def scatter(self, x_BL: Tensor) -> dict[str, Tensor]:
-        """Canonical order `[B, L, ...]` back to one tensor per expert."""
-        parts: dict[str, list[Tensor]] = {expert: [] for expert in self.streams}
-        sizes = [stop - start for _, start, stop in self.pieces]
-        for (expert, _, _), part in zip(self.pieces, x_BL.split(sizes, dim=1), strict=True):
-            parts[expert].append(part)
-        return {expert: p[0] if len(p) == 1 else torch.cat(p, dim=1) for expert, p in parts.items()}
+    def scatter(self, parts: Sequence[Tensor]) -> dict[str, Tensor]:
+        """Back to one tensor per expert. parts: what comes one after the other in canonical order,
+        `[B, n, ...]` each, of one group or more.
+        """
+        streams: dict[str, list[Tensor]] = {expert: [] for expert in self.streams}
+        pieces = iter(self.pieces)
+        for part in parts:
+            experts: list[str] = []
+            sizes: list[int] = []
+            while sum(sizes) < part.shape[1]:
+                expert, start, stop = next(pieces)
+                experts.append(expert)
+                sizes.append(stop - start)
+            for expert, x in zip(experts, part.split(sizes, dim=1), strict=True):
+                streams[expert].append(x)
+        return {
+            expert: p[0] if len(p) == 1 else torch.cat(p, dim=1) for expert, p in streams.items()
+        }
 
 
 class Attention(nn.Module):
@@ -243,9 +255,9 @@ def block_causal(
     v_BnHh: Tensor,
     bounds: tuple[tuple[int, int, int], ...],
     seen: Tensor | None = None,
-) -> Tensor:
+) -> list[Tensor]:
     """Each segment of queries sees the keys up to its own end, of those that are `seen`; slices
-    instead of a mask keep fast kernels usable.
+    instead of a mask keep fast kernels usable. What the segments attend to, one after the other.
     """
     # `end` counts cached keys too, `start` and `stop` only the queries of this pass.
     sizes = [stop - start for start, stop, _ in bounds]
@@ -253,9 +265,8 @@ def block_causal(
     queries = q_BLHh.transpose(1, 2).split(sizes, dim=2)
     keys, values = (prefixes(x.transpose(1, 2), ends) for x in (k_BnHh, v_BnHh))
     masks = [None if seen is None else seen[..., :end] for end in ends]
-    parts = list(map(F.scaled_dot_product_attention, queries, keys, values, masks))
-    out_BHLh = torch.cat(parts, dim=2) if len(parts) > 1 else parts[0]
-    return out_BHLh.transpose(1, 2)
+    parts = map(F.scaled_dot_product_attention, queries, keys, values, masks)
+    return [part.transpose(1, 2) for part in parts]
 
 
 def prefixes(x_BHnh: Tensor, ends: list[int]) -> tuple[Tensor, ...]:

@@ -146,7 +146,7 @@ def _mask_attention(materialised: bool = False) -> None:
 
     def masked(
         q_BLHh: Tensor, k_BnHh: Tensor, v_BnHh: Tensor, bounds: Any, seen: Tensor | None = None
-    ) -> Tensor:
+    ) -> list[Tensor]:
         # The measured batch has no sample without actions.
         assert seen is None
         key = (bounds, q_BLHh.device)
@@ -158,7 +158,7 @@ def _mask_attention(materialised: bool = False) -> None:
         q, k, v = (x.transpose(1, 2) for x in (q_BLHh, k_BnHh, v_BnHh))
         with sdpa_kernel(SDPBackend.MATH) if materialised else nullcontext():
             out_BHLh = F.scaled_dot_product_attention(q, k, v, attn_mask=masks[key])
-        return out_BHLh.transpose(1, 2)
+        return [out_BHLh.transpose(1, 2)]
 
     block.block_causal = masked
 
