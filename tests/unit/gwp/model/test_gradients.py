@@ -133,7 +133,9 @@ def test_what_has_one_vector_or_none_is_normed_too() -> None:
     for shape in ((WIDTH,), (0, TOKENS, WIDTH)):
         for norm in (RMSNorm(WIDTH, 1e-6), Fp32LayerNorm(WIDTH, 1e-6)):
             x = draw(*shape, seed=0)
-            assert_same(lambda x, *_, norm=norm: norm(x), partial(plainly, norm), [x, *norm.parameters()])
+            assert_same(
+                lambda x, *_, norm=norm: norm(x), partial(plainly, norm), [x, *norm.parameters()]
+            )
 
 
 def test_prefixes_are_slices() -> None:
