@@ -107,18 +107,19 @@ def _slices(runs: Runs) -> Iterator[tuple[slice, slice]]:
         start += tokens
 
 
-def _summed(x_BLD: Tensor, like_BmD: Tensor, runs: Runs, wanted: bool) -> Tensor | None:
-    """fp32 sums over the tokens that share a level, in the shape of `like`."""
+def _summed(x_BLD: Tensor, shape: torch.Size, runs: Runs, wanted: bool) -> Tensor | None:
+    """fp32 sums over the tokens that share a level, in this shape: that of the vectors."""
     if not wanted:
         return None
-    sums_BmD = torch.empty_like(like_BmD)
+    sums_BmD = x_BLD.new_empty(x_BLD.shape[0], *shape[1:], dtype=torch.float32)
     for levels, tokens in _slices(runs):
         part = x_BLD[:, tokens]
         if levels.stop - levels.start == 1:
             torch.sum(part, 1, keepdim=True, dtype=torch.float32, out=sums_BmD[:, levels])
         else:
             sums_BmD[:, levels] = part
-    return sums_BmD
+    # Samples may share theirs.
+    return sums_BmD.sum_to_size(shape)
 
 
 class _ModulatedNorm(torch.autograd.Function):
@@ -132,7 +133,7 @@ class _ModulatedNorm(torch.autograd.Function):
             x_BLD.float(), x_BLD.shape[-1:], None, None, eps
         )
         ctx.save_for_backward(x_BLD, scale_BmD, mean_BL1, rstd_BL1)
-        ctx.runs = runs
+        ctx.runs, ctx.shift_shape = runs, shift_BmD.shape
         scale_BmD = 1 + scale_BmD
         for levels, tokens in _slices(runs):
             part = normed_BLD[:, tokens]
@@ -145,8 +146,8 @@ class _ModulatedNorm(torch.autograd.Function):
         runs, grad_BLD = ctx.runs, grad_BLD.float()
         wide_BLD = x_BLD.float()
         work_BLD = torch.sub(wide_BLD, mean_BL1).mul_(rstd_BL1).mul_(grad_BLD)
-        shift_BmD = _summed(grad_BLD, scale_BmD, runs, ctx.needs_input_grad[1])
-        of_scale_BmD = _summed(work_BLD, scale_BmD, runs, ctx.needs_input_grad[2])
+        shift_BmD = _summed(grad_BLD, ctx.shift_shape, runs, ctx.needs_input_grad[1])
+        of_scale_BmD = _summed(work_BLD, scale_BmD.shape, runs, ctx.needs_input_grad[2])
         scale_BmD = 1 + scale_BmD
         for levels, tokens in _slices(runs):
             torch.mul(grad_BLD[:, tokens], scale_BmD[:, levels], out=work_BLD[:, tokens])
@@ -180,7 +181,7 @@ class _GatedSum(torch.autograd.Function):
     def backward(ctx: Any, grad_BLD: Tensor) -> tuple[Tensor | None, ...]:
         gate_BmD, y_BLD = ctx.saved_tensors
         work_BLD = grad_BLD.float() * y_BLD
-        of_gate_BmD = _summed(work_BLD, gate_BmD, ctx.runs, ctx.needs_input_grad[1])
+        of_gate_BmD = _summed(work_BLD, gate_BmD.shape, ctx.runs, ctx.needs_input_grad[1])
         dy_BLD = work_BLD if y_BLD.dtype == torch.float32 else torch.empty_like(y_BLD)
         for levels, tokens in _slices(ctx.runs):
             torch.mul(grad_BLD[:, tokens], gate_BmD[:, levels], out=dy_BLD[:, tokens])

@@ -72,7 +72,7 @@ class _RMSNorm(torch.autograd.Function):
         # As few passes over memory as there can be: both gradients begin with this product.
         work_D = normed_D * grad_D
         trains = ctx.needs_input_grad[1]
-        of_weight_D = work_D.flatten(0, -2).sum(0).to(weight_D.dtype) if trains else None
+        of_weight_D = work_D.reshape(-1, width).sum(0).to(weight_D.dtype) if trains else None
         mean = (work_D @ weight).unsqueeze(-1).div_(-width)
         torch.mul(grad_D, weight, out=work_D).addcmul_(normed_D, mean).mul_(scale)
         return work_D.to(x_D.dtype), of_weight_D, None

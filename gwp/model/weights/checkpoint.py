@@ -146,9 +146,10 @@ def open_checkpoint(path: str | Path) -> Checkpoint:
                 continue
             name, tensor = canonical(form, stored_name, meta)
             if name in tensors:
+                other, its_name = origin[name]
                 raise GwpError(
-                    f"{path}: {name} is there twice, in {origin[name][0].path.name} and "
-                    f"{file.path.name}; remove one"
+                    f"{path}: {name} is there twice, as {its_name} in {other.path.name} and as "
+                    f"{stored_name} in {file.path.name}; remove one"
                 )
             tensors[name] = tensor
             origin[name] = (file, stored_name)

@@ -133,10 +133,11 @@ def detect(config: dict[str, Any], names: Collection[str], source: str) -> Form:
         )
     channels = _channels(config) if family == "wan" else None
     if name == GIGAWORLD or (name is None and gigaworld):
-        if not {"in_channels", "out_channels"} <= config.keys():
+        if not all(type(config.get(key)) is int for key in ("in_channels", "out_channels")):
             raise GwpError(
-                f"{source}: no config.json with in_channels and out_channels, which tell how many "
-                "channels of a GigaWorld-1 are latents; put the one of the weights beside them"
+                f"{source}: no config.json with numbers for in_channels and out_channels, which tell "
+                "how many channels of a GigaWorld-1 are latents; put the one of the weights beside "
+                "them"
             )
         return Form(family, "gigaworld", channels)
     return Form(family, "march" if march else "native" if native else "published", channels)

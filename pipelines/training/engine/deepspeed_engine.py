@@ -168,7 +168,12 @@ class Engine:
 
     def _plain_step(self) -> float:
         # Without ZeRO, DeepSpeed looks at no norm. All ranks have the whole gradient.
-        parameters = [p for p in self._engine.module.parameters() if p.grad is not None]
+        parameters = [p for p in self._engine.module.parameters() if p.requires_grad]
+        for parameter in parameters:
+            if parameter.grad is None:
+                # Of one rank alone, which sums nothing. Zeros, as elsewhere: what a step does not
+                # use decays, and moves by what the optimiser remembers.
+                parameter.grad = torch.zeros_like(parameter)
         gradients = [p.grad for p in parameters if p.grad is not None]
         norm = torch.nn.utils.get_total_norm(gradients)
         if not math.isfinite(norm):

@@ -10,8 +10,9 @@ def add(verbs: Any) -> None:
         help="the whole stack, and each ZeRO stage, against a bare PyTorch loop",
         description=(
             "Trains a model of random weights: a loop of plain PyTorch on tensors in memory, our "
-            "engine under each ZeRO stage, attention by segments against one under a mask, the "
-            "bare products of a step, and `gwp train` with its data, checkpoints and tracking."
+            "engine under each ZeRO stage, attention by segments against one under a mask (by a "
+            "fast kernel, and with its scores in memory), compiled blocks if wanted, the bare "
+            "products of a step, and `gwp train` with its data, checkpoints and tracking."
         ),
     )
     train.add_argument(

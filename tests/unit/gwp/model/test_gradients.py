@@ -47,6 +47,12 @@ def assert_same(
         torch.testing.assert_close(one, other, rtol=rtol, atol=atol)
 
 
+def plainly(norm: torch.nn.Module, x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    if isinstance(norm, RMSNorm):
+        return F.rms_norm(x, (WIDTH,), weight, norm.eps)
+    return F.layer_norm(x, (WIDTH,), weight, bias, 1e-6)
+
+
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_a_modulated_norm(dtype: torch.dtype) -> None:
     def formula(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
@@ -80,6 +86,19 @@ def test_one_level_for_a_whole_stream() -> None:
     assert_same(partial(gated_sum, runs=((0, 1, TOKENS),)), lambda x, g, y: x + g * y, [x, gate, y])
 
 
+def test_samples_may_share_a_level() -> None:
+    def norm(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
+        normed = F.layer_norm(x, (WIDTH,), eps=1e-6)
+        return normed * (1 + by_token(scale, RUNS)) + by_token(shift, RUNS)
+
+    x, y = (draw(B, TOKENS, WIDTH, seed=i) for i in (0, 1))
+    one, each = draw(1, LEVELS, WIDTH, seed=2), draw(B, LEVELS, WIDTH, seed=3)
+    sums = partial(gated_sum, runs=RUNS), lambda x, g, y: x + by_token(g, RUNS) * y
+    assert_same(*sums, [x, one, y])
+    for vectors in ([one, each], [each, one]):
+        assert_same(partial(modulated_norm, runs=RUNS, eps=1e-6), norm, [x, *vectors])
+
+
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("of_weights", DTYPES)
 def test_norms_with_weights(dtype: torch.dtype, of_weights: torch.dtype) -> None:
@@ -108,6 +127,15 @@ def test_frozen_weights_and_inputs_ask_for_nothing() -> None:
     assert norm.weight.grad is None
     # What nobody trains leaves no graph behind.
     assert norm(x.detach()).grad_fn is None
+
+
+def test_what_has_one_vector_or_none_is_normed_too() -> None:
+    for shape in ((WIDTH,), (0, TOKENS, WIDTH)):
+        for norm in (RMSNorm(WIDTH, 1e-6), Fp32LayerNorm(WIDTH, 1e-6)):
+            x = draw(*shape, seed=0)
+            assert_same(
+                lambda x, *_, norm=norm: norm(x), partial(plainly, norm), [x, *norm.parameters()]
+            )
 
 
 def test_prefixes_are_slices() -> None:

@@ -244,3 +244,27 @@ def test_a_loss_that_is_no_number_costs_its_step_and_several_stop_all_workers(
     assert note["losses"][1] == "nan"
     assert note["losses"][0] != "nan"
     assert note["samples"] == ["s1/4", "s1/5", "s1/6", "s1/7"]
+
+
+def unused(rank: Rank, stages: Sequence[int]) -> list[float]:
+    """The length of the head of the future, of which nothing is learnt, after some steps."""
+    told = []
+    objective = "objective={modes: {video: 0, ac_wm: 0, wam: 1}, video_weight: 0}"
+    for stage in stages:
+        rank.start(stage, objective, "optimizer.weight_decay=0.5")
+        # Of batches with actions.
+        rank.take(range(2))
+        told.append(float(rank.engine.parameters()["proj_out.weight"].detach().norm()))
+    return told
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(400)
+def test_what_no_step_uses_decays_whatever_the_workers(tmp_path: Path) -> None:
+    first = float(tiny_model().proj_out.weight.detach().norm())
+    lengths = [
+        *ranks.run(unused, 1, tmp_path / "1", [0, 1]),
+        *ranks.run(unused, 2, tmp_path / "2", [0, 1]),
+    ]
+    assert lengths[0] < 0.999 * first
+    assert lengths == pytest.approx([lengths[0]] * 4)

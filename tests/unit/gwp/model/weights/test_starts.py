@@ -25,6 +25,7 @@ WIDTHS = {
     "freq_dim",
     "patch_size",
 }
+PATCH = "patch_embedding.weight"
 FFN = "blocks.1.experts.shared.ffn.net.2.weight"
 STARTS = pytest.mark.parametrize(
     ("make", "about", "title"),
@@ -98,9 +99,27 @@ def test_models_of_both_families_are_made_of_it(make, about, title, dense, tmp_p
     assert torch.equal(again.blocks[1].experts.shared.ffn.net[2].weight, plain[FFN])
 
 
-def test_without_a_configuration_nothing_tells_which_channels_are_latents(dense, tmp_path):
+@pytest.mark.parametrize("changed", [None, {"out_channels": None}, {"in_channels": 16.0}])
+def test_without_a_configuration_nothing_tells_which_channels_are_latents(changed, dense, tmp_path):
+    about = None if changed is None else forms.gigaworld_config(dense.config) | changed
     with pytest.raises(GwpError, match="how many channels of a GigaWorld-1 are latents"):
-        open_checkpoint(forms.write(tmp_path, forms.gigaworld(dense), None))
+        open_checkpoint(forms.write(tmp_path, forms.gigaworld(dense), about))
+
+
+def test_two_names_of_one_tensor_are_both_told(dense, tmp_path):
+    stored = forms.gigaworld(dense)
+    stored["scale_shift_table"] = stored["norm_out.scale_shift_table"].clone()
+    with pytest.raises(GwpError, match=r"as norm_out\.scale_shift_table in .* and as scale_shift"):
+        open_checkpoint(forms.write(tmp_path, stored, forms.gigaworld_config(dense.config)))
+
+
+def test_control_in_the_names_of_wans_authors_is_cut_likewise(dense, tmp_path):
+    stored = forms.native(dense) | {PATCH: forms.control(dense)[PATCH]}
+    about = forms.native_config(dense.config) | {"in_dim": 3 * dense.config.in_channels + 4}
+    checkpoint = open_checkpoint(forms.write(tmp_path, stored, about))
+    assert checkpoint.form.title == "Wan, native names, with control"
+    assert checkpoint.problems() == []
+    assert torch.equal(checkpoint.read(PATCH), dense.patch_embedding.weight)
 
 
 def test_one_that_is_shown_latents_alone_is_taken_whole(dense, tmp_path):
