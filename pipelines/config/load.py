@@ -21,6 +21,7 @@ from pydantic import BaseModel, ValidationError
 from gwp import storage
 from gwp.errors import GwpError
 from gwp.paths import absolute_paths
+from pipelines.config.beside import beside, real
 from pipelines.config.errors import did_you_mean, explain
 
 M = TypeVar("M", bound=BaseModel)
@@ -232,15 +233,6 @@ def _plain(node: Node) -> Any:
     return node.value
 
 
-def _beside(path: str, other: str) -> str:
-    """`other` as seen from the file `path`."""
-    if storage.is_remote(other) or other.startswith("/"):
-        return other
-    scheme, split, place = path.rpartition("://")
-    folder, slash, _ = place.rpartition("/")
-    return scheme + split + os.path.normpath(folder + slash + other)
-
-
 def base_of(path: str) -> str | None:
     """The file that `path` extends; None when it extends none, or cannot be read."""
     try:
@@ -249,7 +241,7 @@ def base_of(path: str) -> str | None:
         return None
     if extends is None or not isinstance(extends.value, str):
         return None
-    return _beside(path, extends.value)
+    return beside(path, extends.value)
 
 
 def _extended(path: str, problems: list[str], above: tuple[str, ...] = ()) -> Node:
@@ -261,9 +253,9 @@ def _extended(path: str, problems: list[str], above: tuple[str, ...] = ()) -> No
     if not isinstance(extends.value, str):
         problems.append(f"{extends.where} extends: should be the path of one YAML file")
         return root
-    base = _beside(path, extends.value)
-    above = (*above, os.path.normpath(path))
-    if os.path.normpath(base) in above:
+    base = beside(path, extends.value)
+    above = (*above, real(path))
+    if real(base) in above:
         problems.append(f"{extends.where} extends: {base} extends this file; remove one of them")
         return root
     try:
@@ -340,9 +332,9 @@ def load_any(path: str | os.PathLike[str], sets: Sequence[str] = ()) -> BaseMode
     known = ", ".join(kinds())
     if kind is None:
         raise ConfigError([*problems, f"{root.where} kind: missing; write one of {known}"])
-    if kind.value not in kinds():
-        hint = did_you_mean(str(kind.value), kinds())
-        unknown = f"{kind.where} kind: {kind.value!r} is unknown{hint}; write one of {known}"
+    if not isinstance(kind.value, str) or kind.value not in kinds():
+        hint = did_you_mean(str(_plain(kind)), kinds())
+        unknown = f"{kind.where} kind: {_plain(kind)!r} is unknown{hint}; write one of {known}"
         raise ConfigError([*problems, unknown])
     return absolute_paths(_validate(root, model_of(kind.value), problems))
 

@@ -35,9 +35,9 @@ def require_packages(job: TrainJob) -> None:
         )
 
 
-def ensure_ray(job: TrainJob) -> None:
+def ensure_ray(*jobs: TrainJob) -> None:
     """Connect to the cluster of RAY_ADDRESS, or start Ray on this machine with enough logical
-    CPUs.
+    CPUs for each of the jobs, one after another.
     """
     if ray.is_initialized():
         return
@@ -45,19 +45,23 @@ def ensure_ray(job: TrainJob) -> None:
     if address:
         ray.init(address=address, log_to_driver=False)
         return
-    # Workers hold a CPU each; decoding on a machine without a spare one would wait for ever.
-    cluster = job.cluster
-    validator = job.validation.worker if job.validation else None
-    needed = int(cluster.max_workers * cluster.cpus_per_worker + cluster.decode_tasks + 1)
-    needed += math.ceil(validator.cpus) if validator else 0
     # Ray looks at its workers every two seconds otherwise, long beside a small run's steps.
     os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.2")
     ray.init(
         address="local",
-        num_cpus=max(needed, os.cpu_count() or 1),
+        num_cpus=max(os.cpu_count() or 1, *map(cpus_of, jobs)),
         include_dashboard=False,
         log_to_driver=False,
     )
+
+
+def cpus_of(job: TrainJob) -> int:
+    """Logical CPUs with which nothing of a job waits for a place."""
+    cluster = job.cluster
+    validator = job.validation.worker if job.validation else None
+    # Workers hold a CPU each; decoding on a machine without a spare one would wait for ever.
+    needed = int(cluster.max_workers * cluster.cpus_per_worker + cluster.decode_tasks + 1)
+    return needed + (math.ceil(validator.cpus) if validator else 0)
 
 
 def room(pool: str | None, each: Mapping[str, float]) -> int:

@@ -9,6 +9,7 @@ from pipelines.jobs.train_job import TrainJob
 from pipelines.placement.reach import Target, unreached
 from pipelines.placement.validator import (
     misfit,
+    nodes_to_decode,
     nodes_to_train,
     place_of,
     validator_of,
@@ -30,8 +31,9 @@ def needs(job: TrainJob, cluster: Cluster) -> Needs:
     assert cluster.pools.train is not None
     place = _place_of_validator(job, cluster)
     beside = validator_of(job) if place == TRAIN else None
-    apart = decodes_apart(job, cluster)
-    return Needs(nodes_to_train(job, cluster.pools.train, beside), 1 if apart else 0)
+    data = cluster.pools.data if decodes_apart(job, cluster) else None
+    train = nodes_to_train(job, cluster.pools.train, beside, decodes=data is None)
+    return Needs(train, nodes_to_decode(job, data, place) if data else 0)
 
 
 def _place_of_validator(job: TrainJob, cluster: Cluster, target: Target = "kuberay") -> str | None:

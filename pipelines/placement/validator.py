@@ -25,13 +25,28 @@ def workers_of_a_node(job: TrainJob, pool: Pool, beside: ValidatorConfig | None 
     return min(by_cpu, gpus) if job.cluster.gpu else by_cpu
 
 
-def nodes_to_train(job: TrainJob, pool: Pool, beside: ValidatorConfig | None) -> int:
-    """Nodes for the least of the workers; beside: who is on one of them, too."""
+def nodes_to_train(
+    job: TrainJob, pool: Pool, beside: ValidatorConfig | None, *, decodes: bool
+) -> int:
+    """Nodes for the least of the workers; beside: who is on one of them, too; decodes: whether they
+    decode there.
+    """
     workers, each = job.cluster.min_workers, workers_of_a_node(job, pool)
-    if beside is None:
-        return math.ceil(workers / each)
-    first = workers_of_a_node(job, pool, beside)
-    return 1 + math.ceil(max(0, workers - first) / each)
+    nodes = math.ceil(workers / each)
+    if beside:
+        first = workers_of_a_node(job, pool, beside)
+        nodes = 1 + math.ceil(max(0, workers - first) / each)
+    left = nodes * pool.cpus - workers * job.cluster.cpus_per_worker
+    left -= beside.cpus if beside else 0
+    # Workers keep their CPUs to the end, and so does who is beside them.
+    return nodes + 1 if decodes and left < 1 else nodes
+
+
+def nodes_to_decode(job: TrainJob, pool: Pool, place: str | None) -> int:
+    """Nodes of their own that decode at least. place: of who judges beside the steps"""
+    asked = validator_of(job)
+    left = pool.cpus - (asked.cpus if asked and place == DATA else 0)
+    return 1 if left >= 1 else 2
 
 
 def place_of(job: TrainJob, train: Pool, data: Pool | None, most: dict[str, int]) -> str | None:

@@ -44,7 +44,8 @@ class StagePlan:
     decode_cores: for one GPU, at the rate that was taken
     store_mb_s:   into the object store, for all workers, at most
     checkpoint_gb: of all workers; checkpoint_s: until it is in storage, beside the steps
-    kept_gb:      of the checkpoints that are kept, of one that is on its way, and of one that is judged
+    kept_gb:      of the newest checkpoints that are kept, of the best where they are judged, of one
+                  that is on its way, and of one that is judged beside the steps
     judge:        what the process needs that judges them beside the steps; None: the workers do. Its
                   GPU is counted in gpu_hours and price
     price:        of the stage; None: no prices were given
@@ -126,6 +127,7 @@ def plan_stage(job: TrainJob, assumed: Assumed | None = None) -> StagePlan:
     cores = [pictures * rate / workers / assumed.decode_rate for rate in samples]
     bytes_each = shape.stored if cached else shape.picture
     checkpoint = checkpoint_bytes(job, count, job.trained)
+    beside_newest = 1 + (job.validation is not None) + (judge is not None)
     return StagePlan(
         stage=job.stage,
         gpu=assumed.gpu,
@@ -160,7 +162,7 @@ def plan_stage(job: TrainJob, assumed: Assumed | None = None) -> StagePlan:
         store_mb_s=bytes_each * samples[1] / 1e6,
         checkpoint_gb=checkpoint / 1e9,
         checkpoint_s=checkpoint / workers / (assumed.upload_mb * 1e6),
-        kept_gb=checkpoint * (job.run.keep + (2 if judge else 1)) / 1e9,
+        kept_gb=checkpoint * (job.run.keep + beside_newest) / 1e9,
         judge=judge.text if judge else None,
         price=_price(assumed, workers, hours, cores, judge) if assumed.prices else None,
     )

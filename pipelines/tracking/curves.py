@@ -23,6 +23,8 @@ Point = tuple[str, float, int, int]
 """Name, value, time in ms and optimiser step, as MLflow takes them."""
 STEP_TAG = "gwp.checkpoint_step"
 """Step of the newest checkpoint that MLflow was told of, behind all figures up to there."""
+LOSS = "validation_loss"
+"""Name of the figure that tells checkpoints apart."""
 _FOLDER = "figures"
 _NAME = re.compile(r"step_(\d+)-a(\d+)\.json")
 _VERDICTS = "verdicts.json"

@@ -31,7 +31,7 @@ def train_sequence(
     """
     require_sequence(jobs)
     # Before the handlers of signals, for it has its own.
-    ensure_ray(jobs[0])
+    ensure_ray(*jobs)
     results = []
     with interruptible():
         for number, job in enumerate(jobs):

@@ -46,7 +46,12 @@ def run_check(args: argparse.Namespace) -> None:
 
     problems: list[str] = []
     # A file that others extend need not be complete; it is checked as part of them.
-    bases = {base_of(file) for file in args.files}
+    bases = set()
+    for file in args.files:
+        base = base_of(file)
+        while base and base not in bases:
+            bases.add(base)
+            base = base_of(base)
     for file in args.files:
         if os.path.normpath(file) in bases and base_of(file) is None:
             continue

@@ -10,6 +10,7 @@ from typing import Any
 
 from gwp import storage
 from gwp.errors import MissingError
+from pipelines.tracking.curves import LOSS, read_verdicts
 from pipelines.training.checkpoint.checkpoints import CheckpointManifest, find_committed
 from pipelines.training.checkpoint.retention import best
 from pipelines.training.checkpoint.verdict import awaited
@@ -59,7 +60,13 @@ def judged(run_uri: str, keep: int) -> list[dict[str, Any]]:
     Only when nobody takes checkpoints any more.
     """
     rows = read_table(run_uri)
-    return _written(run_uri, keep, rows, max((row["step"] for row in rows), default=0) + 1)
+    # Of a step that was taken again it is the newer one that was judged.
+    last = {row["step"]: row for row in sorted(rows, key=_key)}
+    for name, value, _, step in read_verdicts(run_uri):
+        # Its checkpoint may be gone.
+        if name == LOSS and step in last and last[step]["validation"] is None:
+            last[step]["validation"] = value
+    return _written(run_uri, keep, rows, max(last, default=0) + 1)
 
 
 def _written(

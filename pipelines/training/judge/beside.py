@@ -23,7 +23,7 @@ from ray.exceptions import RayActorError, RayError
 
 from gwp import storage
 from gwp.errors import GwpError
-from pipelines.console import warn
+from pipelines.console import event, warn
 from pipelines.jobs.cluster import POOL, named
 from pipelines.jobs.validation import ValidatorConfig
 from pipelines.training.checkpoint.checkpoints import MANIFEST, place_of, step_of
@@ -39,6 +39,8 @@ from pipelines.training.tracked import RunRecord
 _POLL_S = 1.0
 # Seconds without a place after which that is told, and at the end of a run not waited for any longer.
 _ROOM_S = 60.0
+# Of waiting at the end of a run, after which a line says what is waited for.
+_SOON_S = 5.0
 # Of the thread, to end with what it is at.
 _END_S = 30.0
 _SAID = 200
@@ -85,10 +87,14 @@ class Beside:
         """
         self._ends = time.monotonic()
         self._idle.clear()
-        if not self._idle.wait(self._worker.limit_s):
+        limit = self._worker.limit_s
+        if not self._idle.wait(min(_SOON_S, limit)):
+            bound = f"{limit:g} s at most (validation.worker.limit_s)"
+            event("note", text=f"the verdict of the last checkpoint is waited for, {bound}")
+        if not self._idle.wait(limit - min(_SOON_S, limit)):
             self._waiting.give_up()
             warn(
-                f"the last checkpoint is not judged after {self._worker.limit_s:g} s "
+                f"the last checkpoint is not judged after {limit:g} s "
                 "(validation.worker.limit_s): the same command asks again"
             )
         self.close()

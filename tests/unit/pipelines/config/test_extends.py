@@ -5,7 +5,8 @@ from pathlib import Path
 import pytest
 
 from pipelines.cli import main
-from pipelines.config.load import _beside, load_config
+from pipelines.config.beside import beside
+from pipelines.config.load import load_config
 from tests.unit.pipelines.config.test_load import Adam, Job, problems, write
 
 
@@ -51,10 +52,30 @@ def test_what_is_extended_may_extend_another(tmp_path: Path) -> None:
         ("a.yaml", "base.yaml", "base.yaml"),
         ("jobs/a.yaml", "s3://bucket/base.yaml", "s3://bucket/base.yaml"),
         ("jobs/a.yaml", "/base.yaml", "/base.yaml"),
+        ("jobs/a.yaml", "file:///base.yaml", "file:///base.yaml"),
+        ("file:///jobs/a.yaml", "../base.yaml", "file:///base.yaml"),
     ],
 )
 def test_a_base_is_looked_for_beside_the_file(path: str, other: str, found: str) -> None:
-    assert _beside(path, other) == found
+    assert beside(path, other) == found
+
+
+def test_the_folder_above_a_link_is_that_of_what_it_names(tmp_path: Path) -> None:
+    for folder in ("shared/robots", "mine"):
+        (tmp_path / folder).mkdir(parents=True)
+    write(tmp_path / "shared", "base.yaml", "name: x\nbatch_size: 2\n")
+    text = "extends: ../base.yaml\noptimizer: {name: adam, lr: 0.5}\ndata: [{uri: a}]\n"
+    write(tmp_path / "shared" / "robots", "arm.yaml", text)
+    (tmp_path / "mine" / "robots").symlink_to(tmp_path / "shared" / "robots")
+    assert load_config(tmp_path / "mine" / "robots" / "arm.yaml", Job).batch_size == 2
+
+
+def test_files_that_extend_each_other_through_a_link_are_told(tmp_path: Path) -> None:
+    (tmp_path / "here").symlink_to(tmp_path)
+    path = write(tmp_path, "a.yaml", "name: x\nextends: here/a.yaml\n")
+    assert f"{path}:2 extends: {tmp_path}/here/a.yaml extends this file; remove one of them" in (
+        problems(path)
+    )
 
 
 def test_files_that_extend_each_other_are_told(tmp_path: Path) -> None:
@@ -76,6 +97,8 @@ def test_missing_base_is_told_at_the_line_that_names_it(tmp_path: Path) -> None:
 def test_a_file_in_the_middle_is_checked_as_a_whole_one(capsys: pytest.CaptureFixture[str]) -> None:
     """What is extended need not be whole; what extends another is."""
     full = "pipelines/stages/full"
+    assert main(["config", "check", f"{full}/gwp05.yaml", f"{full}/scale/policy-8.yaml"]) == 0
+    assert "gwp05" not in capsys.readouterr().out
     files = [f"{full}/gwp05.yaml", f"{full}/policy.yaml", f"./{full}/scale/policy-8.yaml"]
     assert main(["config", "check", *files]) == 0
     out = capsys.readouterr().out

@@ -111,6 +111,31 @@ def test_who_judges_beside_the_steps_needs_room(
 
 
 @pytest.mark.parametrize(
+    ("sets", "train", "data", "needed"),
+    [
+        # Who judges takes all CPUs of a node of decoding, and a second one decodes.
+        (["validation.worker.cpus=32"], {"max_nodes": 1}, {"max_nodes": 2}, (1, 2)),
+        (["validation.worker.cpus=31"], {"max_nodes": 1}, {"max_nodes": 2}, (1, 1)),
+        # Workers take all CPUs of two nodes, and decode there.
+        (["validation.worker=null"], {"max_nodes": 3}, None, (2, 0)),
+        (["validation.worker=null", "cluster.workers=7"], {"max_nodes": 3}, None, (1, 0)),
+        (["cluster.workers=7", "validation.worker.cpus=4"], {"max_nodes": 3}, None, (2, 0)),
+    ],
+)
+def test_on_the_nodes_that_it_needs_at_least_a_cpu_is_left_for_decoding(
+    sets: list[str], train: dict[str, Any], data: dict[str, Any] | None, needed: tuple[int, int]
+) -> None:
+    """Slurm gives so many and no more."""
+    named = {"head": NODE, "train": {**NODE, "gpus": 8, **train}}
+    if data is not None:
+        named["data"] = NODE | data
+    document = cluster(pools=named, secrets=SECRETS)
+    placed = judging("{cpus: 1}", *([] if data else ["cluster.data_pool=train"]), *sets)
+    assert not list(stage.misfits(placed, document, "slurm"))
+    assert stage.needs(placed, document) == stage.Needs(*needed)
+
+
+@pytest.mark.parametrize(
     ("worker", "train", "said"),
     [
         (

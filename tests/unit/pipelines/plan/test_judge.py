@@ -25,5 +25,8 @@ def test_a_gpu_of_its_own_is_an_hour_more_for_each_of_the_stage() -> None:
     assert beside.price[1] - alone.price[1] == pytest.approx(hours * (2.0 + 4 * 0.05))
     # The checkpoint that is judged stays meanwhile.
     assert beside.kept_gb == pytest.approx(alone.kept_gb + alone.checkpoint_gb)
+    # And the best, whoever judges.
+    none = plan_stage(load_config(STAGES / "full" / "policy.yaml", TrainJob), assumed)
+    assert alone.kept_gb == pytest.approx(none.kept_gb + none.checkpoint_gb)
     assert "a process with 4 CPU and a GPU, beside the steps" in show_stage(beside, assumed)
     assert "judged by" not in show_stage(alone, assumed)

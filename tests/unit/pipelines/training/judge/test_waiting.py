@@ -3,6 +3,7 @@
 from pathlib import Path
 
 from gwp import storage
+from pipelines.tracking.curves import LOSS, add_verdict
 from pipelines.training.checkpoint.checkpoints import (
     CheckpointManifest,
     checkpoint_uri,
@@ -93,6 +94,23 @@ def test_one_whose_verdict_is_awaited_stays_and_may_be_the_best(tmp_path: Path) 
     assert prune(run, 2) == [checkpoint_uri(run, 10, 1)]
     assert states(judged(run, 2))[50] == "kept: best by validation, one of the newest 2"
     assert states(read_table(run))[10] == "gone: not one of the newest 2"
+
+
+def test_what_was_said_of_one_that_is_gone_stays_in_the_table(tmp_path: Path) -> None:
+    """It went before the table was written again."""
+    run = str(tmp_path)
+    taken(run, 10)
+    write_verdict(checkpoint_uri(run, 10, 1), 0.9)
+    add_verdict(run, [("validation_loss_video", 0.7, 0, 10), (LOSS, 0.9, 0, 10)])
+    taken(run, 20)
+    write_verdict(checkpoint_uri(run, 20, 1), 0.5)
+    for step in (30, 40):
+        taken(run, step)
+    rows = judged(run, 2)
+    assert states(rows)[10] == "gone: not one of the newest 2"
+    assert {row["step"]: row["validation"] for row in rows} == {
+        10: 0.9, 20: 0.5, 30: None, 40: None,
+    }  # fmt: skip
 
 
 def test_a_verdict_that_is_no_number_or_cannot_be_read_is_of_nobody_best(tmp_path: Path) -> None:
