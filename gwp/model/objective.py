@@ -326,7 +326,7 @@ def idle_loss(model: WorldActionTransformer, batch_text: Tensor) -> Tensor:
 
     batch_text: `[*, L_t, text_dim]`, only its last two sizes and device matter.
     """
-    config = config_of(model)
+    config = _config(model)
     device = batch_text.device
     # The smallest pass that has every group: one token of each.
     _, ph, pw = config.patch_size
@@ -343,8 +343,7 @@ def idle_loss(model: WorldActionTransformer, batch_text: Tensor) -> Tensor:
     return (out.action.float().sum() + out.future.float().sum()) * 0.0
 
 
-def config_of(model: WorldActionTransformer) -> ModelConfig:
-    """Of a model, or of one that an engine wraps."""
+def _config(model: WorldActionTransformer) -> ModelConfig:
     # An engine that wraps the model keeps it as `module`.
     inner = getattr(model, "module", model)
     assert isinstance(inner, WorldActionTransformer)

@@ -15,8 +15,9 @@ from torch import Tensor
 
 from gwp.data.decode import SampleSpec
 from gwp.data.stats.normalise import Normalizer
+from gwp.model.config import Group, Visibility
 from gwp.model.flow import hold_padding, solver_sigmas
-from gwp.model.objective import Batch, ObjectiveConfig, config_of
+from gwp.model.objective import Batch, ObjectiveConfig
 from gwp.model.transformer import Tokens, WorldActionTransformer
 from pipelines.training.measure.frames import error_sums, strip, told
 
@@ -57,10 +58,15 @@ class Judged:
     """
 
     def __init__(
-        self, objective: ObjectiveConfig, spec: SampleSpec, decode: Callable[[Tensor], Tensor]
+        self,
+        objective: ObjectiveConfig,
+        spec: SampleSpec,
+        decode: Callable[[Tensor], Tensor],
+        visibility: Visibility = "action-centred",
     ) -> None:
-        """decode: latents on the device to frames uint8, of the codec"""
+        """decode: latents on the device to frames uint8, of the codec; visibility: of the model"""
         self._objective, self._decode = objective, decode
+        self._visibility = visibility
         self._robots = spec.embodiments
         self._normalizers = {
             name: Normalizer(spec.stats[name].cut(robot), robot)
@@ -136,12 +142,12 @@ class Judged:
     def _acted(self, model: WorldActionTransformer, batch: Batch, samples: _Samples) -> list[float]:
         noise = samples.noise[1].to(batch.actions.device)
         padding = ~batch.dim_valid if self._objective.masking == "valid" else None
-        config = config_of(model)
-        together = config.visibility == "joint"
+        together = self._visibility == "joint"
+        heads: tuple[Group, ...] = ("A", "F") if together else ("A",)
         future: Tensor | None = None
-        if config.acts_with_future:
+        if together:
             future = samples.noise[0].to(noise.device)
-        if config.visibility == "video-first":
+        elif self._visibility == "video-first":
             future = self._denoised(model, batch, samples)
         x = noise
         # By whole passes, and not as `gwp.model.denoise` does with a context: an engine that shards
@@ -149,8 +155,8 @@ class Judged:
         for now, after in pairwise(solver_sigmas(STEPS, SHIFT).tolist()):
             sigma = torch.full((len(x),), now, device=x.device)
             tokens = Tokens(batch.state, batch.latents[:, :, :1], x, future)
-            level = {"A": sigma, "F": sigma if together else torch.zeros_like(sigma)}
-            out = model(tokens, level, batch.text, batch.embodiment)
+            level: dict[Group, Tensor] = dict.fromkeys(heads, sigma)
+            out = model(tokens, level, batch.text, batch.embodiment, heads=heads)
             assert out.action is not None
             x = x + (after - now) * out.action.float()
             x = hold_padding(x, noise, padding, after)

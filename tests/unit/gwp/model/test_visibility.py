@@ -10,7 +10,15 @@ from pydantic import ValidationError
 from gwp.errors import GwpError
 from gwp.model.config import VISIBILITIES, Group
 from gwp.model.denoise import act, imagine, observe
+from gwp.model.draws import draw_noise
 from gwp.model.flow import solver_sigmas
+from gwp.model.objective import (
+    Batch,
+    ObjectiveConfig,
+    idle_loss,
+    levels_of,
+    training_losses,
+)
 from gwp.model.transformer import Tokens, WorldActionTransformer
 from gwp.model.weights import load_model, read_config, save_weights
 from tests.support.tiny import tiny_config, tiny_model, tiny_tokens
@@ -214,3 +222,42 @@ def test_checkpoints_carry_it_and_published_ones_need_not(family, visibility, tm
 def test_weights_of_one_visibility_are_those_of_another():
     shapes = [{n: p.shape for n, p in tiny_model(visibility=v).named_parameters()} for v in SEES]
     assert shapes[0] == shapes[1] == shapes[2]
+
+
+@both
+@every
+def test_a_step_of_training_reaches_every_parameter(family, visibility):
+    model = tiny_model(family, visibility=visibility).train()
+    tokens, text, ids = tiny_tokens(batch=2, future=1)
+    batch = Batch(
+        latents=torch.cat([tokens.reference, tokens.future], dim=2),
+        state=tokens.state,
+        actions=tokens.action,
+        step_valid=torch.ones(2, 5, dtype=torch.bool),
+        dim_valid=torch.ones(2, 6, dtype=torch.bool),
+        text=text,
+        embodiment=ids,
+        ok=torch.ones(2, dtype=torch.bool),
+    )
+    objective = ObjectiveConfig()
+    levels = levels_of(objective, 3, [0, 1], 5)
+    # Actions and future have levels of their own.
+    assert (levels.future != levels.action[:, 0]).all()
+    noise = draw_noise(3, [0, 1], (4, 1, 6, 4), (5, 6))
+    losses = training_losses(model, batch, objective, False, levels, noise)
+    losses.total.backward()
+    # The rows of other robots, for one, are reached by an idle pass.
+    idle_loss(model, text).backward()
+    assert all(parameter.grad is not None for parameter in model.parameters())
+
+
+@both
+@pytest.mark.parametrize("visibility", ["joint", "video-first"])
+def test_the_loss_of_actions_teaches_how_the_future_is_read(family, visibility):
+    found = []
+    for seen in ("action-centred", visibility):
+        model, (tokens, text, ids) = tiny_model(family, visibility=seen), tiny_tokens()
+        future = tokens.future.clone().requires_grad_()
+        model(replace(tokens, future=future), LEVELS, text, ids).action.square().sum().backward()
+        found.append(future.grad is not None and bool(future.grad.any()))
+    assert found == [False, True]
