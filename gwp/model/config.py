@@ -1,17 +1,29 @@
 """Shape of a world-action transformer, and the two released ones.
 
-Groups of tokens, in canonical order: S state, R reference, A action, F future. An *expert* is a
-set of weights; a family is a mapping from group to expert. GWP-0 ("dense") has one expert,
-GWP-0.5 ("mixture") a wide visual and a narrow action expert.
+Groups of tokens: S state, R reference, A action, F future. An *expert* is a set of weights; a
+family is a mapping from group to expert. GWP-0 ("dense") has one expert, GWP-0.5 ("mixture") a
+wide visual and a narrow action expert. *Visibility* is the order of segments of groups: queries
+of a segment see every key up to the segment's end.
 """
 
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 Group = Literal["S", "R", "A", "F"]
 Family = Literal["gwp0", "gwp05"]
 GROUPS: tuple[Group, ...] = ("S", "R", "A", "F")
+Visibility = Literal["action-centred", "joint", "video-first"]
+Segments = tuple[tuple[Group, ...], ...]
+
+VISIBILITIES: dict[Visibility, Segments] = {
+    # GigaWorld-Policy: actions never see the future, which acting leaves out.
+    "action-centred": (("S", "R"), ("A",), ("F",)),
+    # Motus: actions and future see each other.
+    "joint": (("S", "R"), ("A", "F")),
+    # LingBot-VA, mimic-video: the future first, then the actions that lead to it.
+    "video-first": (("S", "R"), ("F",), ("A",)),
+}
 
 # The spelling is the published one; checkpoints carry it.
 CLASS_NAMES: dict[str, Family] = {
@@ -58,6 +70,17 @@ class ModelConfig(BaseModel):
     """Longest extent of each rotary axis, positions."""
     eps: float = Field(default=1e-6, gt=0)
     """Epsilon of every normalisation."""
+    visibility: Visibility = "action-centred"
+    """Which groups of tokens see which, by name or as a list of segments, each of which sees
+    itself and those before it. `action-centred`, `[[S, R], [A], [F]]`: acting needs no future.
+    `joint`, `[[S, R], [A, F]]`: actions and future see each other, and acting denoises both.
+    `video-first`, `[[S, R], [F], [A]]`: acting denoises the future, then the actions that lead to it.
+    """
+
+    @field_validator("visibility", mode="before")
+    @classmethod
+    def _by_name(cls, value: Any) -> Any:
+        return visibility_named(value)
 
     @model_validator(mode="after")
     def _consistent(self) -> "ModelConfig":
@@ -77,6 +100,25 @@ class ModelConfig(BaseModel):
         if self.patch_size[0] != 1:
             raise ValueError("patch_size[0] must be 1: a visual token belongs to one latent frame")
         return self
+
+    @property
+    def segments(self) -> Segments:
+        """Groups that see each other; those of a segment see all segments before it, too."""
+        return VISIBILITIES[self.visibility]
+
+    @property
+    def order(self) -> tuple[Group, ...]:
+        """The groups as they stand in a pass: canonical order, segment by segment."""
+        return tuple(group for segment in self.segments for group in segment)
+
+    def segment_of(self, group: Group) -> int:
+        """Place of a group's segment among `segments`."""
+        return next(i for i, segment in enumerate(self.segments) if group in segment)
+
+    @property
+    def acts_with_future(self) -> bool:
+        """Whether actions see the future, so that acting has to denoise it too."""
+        return self.visibility != "action-centred"
 
     @property
     def width(self) -> int:
@@ -158,4 +200,31 @@ class ModelConfig(BaseModel):
                 "action_expert_dim": self.action_expert_dim,
                 "action_ffn_dim": self.action_ffn_dim,
             }
+        # The published models have one and do not name it.
+        if self.visibility != "action-centred":
+            config["visibility"] = self.visibility
         return config
+
+
+def visibility_named(value: Any) -> Visibility:
+    """The visibility of this name or list of segments. ValueError tells those that there are."""
+    for name, segments in VISIBILITIES.items():
+        if value == name or _same_segments(value, segments):
+            return name
+    known = [f"{name} ({_written(segments)})" for name, segments in VISIBILITIES.items()]
+    raise ValueError(f"visibility {value!r} is unknown; write one of {', '.join(known)}")
+
+
+def _written(segments: Segments) -> str:
+    inner = ", ".join(f"[{', '.join(segment)}]" for segment in segments)
+    return f"[{inner}]"
+
+
+def _same_segments(value: Any, segments: Segments) -> bool:
+    # Within a segment all see each other, so its order says nothing.
+    if not isinstance(value, list | tuple) or len(value) != len(segments):
+        return False
+    return all(
+        isinstance(given, list | tuple) and sorted(map(str, given)) == sorted(segment)
+        for given, segment in zip(value, segments, strict=True)
+    )

@@ -11,7 +11,7 @@ import torch
 
 from gwp.model.config import GROUPS, Group, ModelConfig
 from gwp.model.layers import ACTION_WIDTHS
-from gwp.model.transformer import SEGMENTS, WorldActionTransformer
+from gwp.model.transformer import WorldActionTransformer
 
 
 def tokens_of(
@@ -40,7 +40,7 @@ def forward_flop(config: ModelConfig, tokens: Mapping[Group, int], text_rows: in
     inner = config.width
     # A query of a segment sees all keys up to its end.
     pairs = seen = 0
-    for segment in SEGMENTS:
+    for segment in config.segments:
         queries = sum(tokens.get(group, 0) for group in segment)
         seen += queries
         pairs += queries * seen

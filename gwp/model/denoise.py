@@ -1,5 +1,5 @@
-"""Denoising: act (actions only), imagine (future given actions), joint (both, the slow
-baseline).
+"""Denoising: act (actions, and the future where they see it), imagine (future given actions),
+joint (both together).
 
 Shape legend: B batch, p actions, d channels, C latent channels, T future latent frames, h w
 latent rows and columns.
@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from gwp.model.flow import euler, hold_padding, solver_sigmas
-from gwp.model.transformer import Context, Tokens, WorldActionTransformer
+from gwp.model.transformer import Context, Tokens, Velocity, WorldActionTransformer
 
 
 def observe(
@@ -45,33 +45,49 @@ def act(
     prefix: Tensor | None = None,
     committed: Tensor | None = None,
     padding: Tensor | None = None,
+    future: Tensor | None = None,
 ) -> Tensor:
-    """Denoise an action chunk from `noise` fp32 `[B, p, d]`; the future is absent.
+    """Denoise an action chunk from `noise` fp32 `[B, p, d]`.
 
+    future: noise `[B, C, T, h, w]` of the future, for models whose actions see it: `joint` ones
+    denoise both together, `video-first` ones the future and then the actions; else it is absent.
     prefix `[B, p, d]` and committed bool `[B, p]`: actions already given to the robot are clean
     tokens and are returned as given.
     padding: bool `[B, d]`, channels that a robot does not have: see `gwp.model.flow.hold_padding`
     """
+
+    visibility = model.config.visibility
+    if model.config.acts_with_future and future is None:
+        raise ValueError(f"a model that is {visibility} acts with a future: give its noise")
+    if visibility == "video-first" and future is not None:
+        # Its clean keys are computed once; every step of the actions sees them.
+        clean = imagine(model, context, None, future, steps, shift)
+        context = model.extend(Tokens(future=clean), context=context)
+    beside = future if visibility == "joint" else None
 
     def clamp(x_Bpd: Tensor) -> Tensor:
         if committed is None or prefix is None:
             return x_Bpd
         return torch.where(committed.unsqueeze(-1), prefix, x_Bpd)
 
-    def velocity(x_Bpd: Tensor, sigma: Tensor) -> Tensor:
+    def velocities(x_Bpd: Tensor, sigma: Tensor) -> Velocity:
         # One level for all actions is embedded once; with a prefix each has its own.
-        level = sigma.expand(x_Bpd.shape[0])
+        level = of_action = sigma.expand(x_Bpd.shape[0])
         if committed is not None:
-            level = _prefix_noise(sigma, noise, committed)
+            of_action = _prefix_noise(sigma, noise, committed)
         # The step before has moved the promised actions, too.
-        out = model(Tokens(action=clamp(x_Bpd)), {"A": level}, context=context).action
-        assert out is not None
-        return out
+        tokens = Tokens(action=clamp(x_Bpd), future=beside)
+        return model(tokens, {"A": of_action, "F": level}, context=context)
 
     x = noise
     sigmas = solver_sigmas(steps, shift).to(x.device)
     for now, after in itertools.pairwise(sigmas):
-        x = x + (after - now) * velocity(x, now).float()
+        out = velocities(x, now)
+        assert out.action is not None
+        x = x + (after - now) * out.action.float()
+        if beside is not None:
+            assert out.future is not None
+            beside = beside + (after - now) * out.future.float()
         x = hold_padding(x, noise, padding, after)
     return clamp(x)
 
@@ -85,14 +101,19 @@ def imagine(
     shift: float = 5.0,
 ) -> Tensor:
     """Denoise future latents from `noise` `[B, C, T, h, w]`, given the prefix and clean actions
-    `[B, p, d]` (or none).
+    `[B, p, d]` (or none). The future of a model that is `video-first` sees no actions.
     """
-    # Clean actions are computed once; every step of the future sees their keys.
-    if actions is not None:
+    beside: Tensor | None = None
+    if model.config.visibility == "joint":
+        # They see the future, so that their keys change with it.
+        beside = actions
+    elif model.config.visibility == "action-centred" and actions is not None:
+        # Clean actions are computed once; every step of the future sees their keys.
         context = model.extend(Tokens(action=actions), context=context)
 
     def velocity(x: Tensor, sigma: Tensor) -> Tensor:
-        out = model(Tokens(future=x), {"F": sigma.expand(x.shape[0])}, context=context).future
+        tokens = Tokens(action=beside, future=x)
+        out = model(tokens, {"F": sigma.expand(x.shape[0])}, context=context).future
         assert out is not None
         return out
 

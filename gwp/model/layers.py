@@ -8,10 +8,14 @@ Sources: Wan 2.2 blocks and GigaWorld-Policy as published (parameter names are t
 """
 
 import math
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+
+from gwp.errors import GwpError
+from gwp.model.config import Group, ModelConfig
 
 
 class EmbodimentLinear(nn.Module):
@@ -229,3 +233,25 @@ def rotate(x_BLHh: Tensor, cos_Lh: Tensor, sin_Lh: Tensor) -> Tensor:
     cos, sin = cos_Lh[:, None], sin_Lh[:, None]
     turned = torch.stack([even * cos - odd * sin, even * sin + odd * cos], dim=-1)
     return turned.flatten(-2).to(x_BLHh.dtype)
+
+
+def rotary(config: ModelConfig, group: Group, shape: Sequence[int]) -> tuple[Tensor, Tensor]:
+    """cos, sin `[L, h / 2]` fp32 of the positions of a group whose tensor in `Tokens` has this
+    shape; GwpError past the model's reach.
+    """
+    head_dim, limit = config.attention_head_dim, config.rope_max_seq_len
+    if group in ("S", "A"):
+        extent = shape[1] + 1
+        cos, sin = action_rotary(head_dim, range(1) if group == "S" else range(1, extent))
+    else:
+        T, h, w = shape[2:]
+        # The reference is frame 0, the future follows it.
+        first = 0 if group == "R" else 1
+        rows, columns = h // config.patch_size[1], w // config.patch_size[2]
+        extent = max(first + T, rows, columns)
+        cos, sin = visual_rotary(head_dim, range(first, first + T), rows, columns)
+    if extent > limit:
+        raise GwpError(
+            f"{extent} positions on one axis of group {group}; rope_max_seq_len of the model is {limit}"
+        )
+    return cos, sin

@@ -7,7 +7,7 @@ Sources: block-causal visibility and heads as in the GWP-0 and GWP-0.5 papers; W
 transformer for the visual part.
 """
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection
 from dataclasses import dataclass, field
 
 import torch
@@ -17,20 +17,16 @@ from torch.nn import functional as F
 from gwp.errors import GwpError
 from gwp.model import recompute
 from gwp.model.block import Block, TokenOrder
-from gwp.model.config import GROUPS, Group, ModelConfig
+from gwp.model.config import Group, ModelConfig
 from gwp.model.layers import (
     ActionDecoder,
     ActionEncoder,
     ConditionEmbedder,
     PatchEmbedding,
-    action_rotary,
+    rotary,
     unpatchify,
-    visual_rotary,
 )
 from gwp.model.modulation import Modulation, ModulationTable
-
-# Queries of a segment see every key up to the segment's end.
-SEGMENTS: tuple[tuple[Group, ...], ...] = (("S", "R"), ("A",), ("F",))
 
 
 @dataclass(frozen=True)
@@ -53,7 +49,7 @@ class Tokens:
     video_only: Tensor | None = None
 
     def present(self) -> dict[Group, Tensor]:
-        """The groups that are there, in canonical order."""
+        """The groups that are there, by name."""
         pairs: dict[Group, Tensor | None] = {
             "S": self.state,
             "R": self.reference,
@@ -70,7 +66,7 @@ class Context:
 
     kv:         per layer (k, v) `[B, n, H, h]`
     text:       per layer expert -> (k, v) `[B, L_t, H, h]`
-    groups:     the groups inside, a prefix of the canonical order
+    groups:     the groups inside, in canonical order: what comes first in `ModelConfig.order`
     embodiment: int64 `[B]`, row of the embodiment-specific projections
     """
 
@@ -169,12 +165,12 @@ class WorldActionTransformer(nn.Module):
         context: Context | None = None,
     ) -> Context:
         """The context after these tokens: keys and values that later passes reuse (the prefix
-        S, R; then clean actions).
+        S, R; then clean actions, or a clean future).
         """
         _, _, (kv, text_kv) = self._run(
             tokens, noise or {}, text, embodiment, context, every_text=True
         )
-        groups = (*(context.groups if context else ()), *tokens.present())
+        groups = (*(context.groups if context else ()), *self._present(tokens))
         return Context(
             tuple(kv), tuple(text_kv), groups, self._embodiment(tokens, embodiment, context)
         )
@@ -245,12 +241,14 @@ class WorldActionTransformer(nn.Module):
         context: Context | None,
     ) -> _Pass:
         config = self.config
-        present = tokens.present()
+        present = self._present(tokens)
         cached = context.groups if context else ()
-        # Cached keys stand before these: what follows has to come later in canonical order.
-        if cached and GROUPS.index(next(iter(present))) <= GROUPS.index(cached[-1]):
+        # Cached keys stand before these and have not seen them: what follows must be of segments
+        # behind theirs.
+        if cached and config.segment_of(next(iter(present))) <= config.segment_of(cached[-1]):
             raise ValueError(
-                f"groups {tuple(present)} must follow the context's {cached} in the order {GROUPS}"
+                f"groups {tuple(present)} must follow the context's {cached} in the segments "
+                f"{config.segments}"
             )
         embedded = {g: self._embedded(g, x, embodiment) for g, x in present.items()}
         streams: dict[str, Tensor] = {}
@@ -279,6 +277,11 @@ class WorldActionTransformer(nn.Module):
             modulation[expert] = Modulation(mod, tuple(runs))
         return _Pass(streams, modulation, temb, self._layout(tokens, spans, context), spans)
 
+    def _present(self, tokens: Tokens) -> dict[Group, Tensor]:
+        """The groups that are there, in canonical order."""
+        present = tokens.present()
+        return {group: present[group] for group in self.config.order if group in present}
+
     def _embedded(self, group: Group, x: Tensor, embodiment: Tensor) -> Tensor:
         """One group of `Tokens` as tokens `[B, tokens, D_e]`."""
         if group not in ("S", "A"):
@@ -297,12 +300,12 @@ class WorldActionTransformer(nn.Module):
     def _layout(
         self, tokens: Tokens, spans: dict[Group, tuple[str, int, int]], context: Context | None
     ) -> TokenOrder:
-        order = [g for g in GROUPS if g in spans]
+        order = [g for g in self.config.order if g in spans]
         cached = context.kv[0][0].shape[1] if context else 0
         # Absent groups leave no gap; the cache, if any, stands before position 0.
         bounds: list[tuple[int, int, int]] = []
         position = 0
-        for segment in SEGMENTS:
+        for segment in self.config.segments:
             n = sum(spans[g][2] - spans[g][1] for g in segment if g in spans)
             if n:
                 bounds.append((position, position + n, cached + position + n))
@@ -375,25 +378,3 @@ def _level(level: Tensor | None, tokens_BLD: Tensor) -> Tensor:
     if level is None:
         return torch.zeros(tokens_BLD.shape[0], 1, device=tokens_BLD.device)
     return level.float().unsqueeze(1) if level.ndim == 1 else level.float()
-
-
-def rotary(config: ModelConfig, group: Group, shape: Sequence[int]) -> tuple[Tensor, Tensor]:
-    """cos, sin `[L, h / 2]` fp32 of the positions of a group whose tensor in `Tokens` has this
-    shape; GwpError past the model's reach.
-    """
-    head_dim, limit = config.attention_head_dim, config.rope_max_seq_len
-    if group in ("S", "A"):
-        extent = shape[1] + 1
-        cos, sin = action_rotary(head_dim, range(1) if group == "S" else range(1, extent))
-    else:
-        T, h, w = shape[2:]
-        # The reference is frame 0, the future follows it.
-        first = 0 if group == "R" else 1
-        rows, columns = h // config.patch_size[1], w // config.patch_size[2]
-        extent = max(first + T, rows, columns)
-        cos, sin = visual_rotary(head_dim, range(first, first + T), rows, columns)
-    if extent > limit:
-        raise GwpError(
-            f"{extent} positions on one axis of group {group}; rope_max_seq_len of the model is {limit}"
-        )
-    return cos, sin

@@ -35,6 +35,7 @@ from gwp.data.canvas import Canvas
 from gwp.data.robot.embodiment import Embodiment
 from gwp.data.window import Window
 from gwp.errors import BundleError, MissingError
+from gwp.model.config import Visibility
 from gwp.storage.local_files import is_temporary
 from gwp.storage.named_files import (
     check_files,
@@ -91,6 +92,8 @@ class PolicyConfig(BaseModel):
     """Whether training supervised the channels that a robot does not have (`published`): then
     they are integrated as the others. `valid`: they are held at their noise, as training showed them.
     """
+    visibility: Visibility = "action-centred"
+    """Which groups of tokens see which, as the model's own configuration says."""
 
     # Bundles of before are hashed without it.
     @model_serializer(mode="wrap")
@@ -100,6 +103,8 @@ class PolicyConfig(BaseModel):
             fields.pop("trained_delay", None)
         if self.masking == "valid":
             fields.pop("masking", None)
+        if self.visibility == "action-centred":
+            fields.pop("visibility", None)
         return fields
 
 

@@ -11,6 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from gwp.data.canvas import Canvas
 from gwp.data.robot.embodiment import Embodiment, Limits
 from gwp.errors import DataError, GoneError, ObservationError
+from gwp.model.config import Visibility
 from gwp.policy.admission.checks import MAX_SIDE, MIN_SIDE, picture, vector
 from gwp.policy.admission.derived import Seen, limits_from, run_of, seen_in
 from gwp.policy.admission.guard import Guard
@@ -54,6 +55,8 @@ class PolicyContract(BaseModel):
     """Where the state of each robot was in training."""
     derived: dict[str, Limits] = {}
     """Limits that the training data of each robot tell."""
+    visibility: Visibility = "action-centred"
+    """Which groups of tokens see which; where actions see the future, requests are batched whole."""
     trained_delay: int | None = None
     """Longest delay that the policy was trained for, control steps; None: not known."""
     run_id: str = ""
@@ -111,6 +114,7 @@ class PolicyContract(BaseModel):
             embodiments=embodiments,
             seen=seen,
             derived=derived,
+            visibility=settings.visibility,
             trained_delay=settings.trained_delay,
             run_id=run_id,
         )
@@ -222,7 +226,14 @@ class PolicyContract(BaseModel):
         where stock clients look.
         """
         embodiments = {name: self._describe(e) for name, e in self.embodiments.items()}
-        metadata = offer(self.policy_id, self.family, self.canvas, self.run_id, self.trained_delay)
+        metadata = offer(
+            self.policy_id,
+            self.family,
+            self.visibility,
+            self.canvas,
+            self.run_id,
+            self.trained_delay,
+        )
         metadata["embodiments"] = embodiments
         # With several, nobody knows yet which of them connects.
         if embodiment is None and len(embodiments) > 1:

@@ -118,9 +118,13 @@ class RecordedSingle:
         self._pool = graph_pool(model.device)
         # Recorded without a future; `observe` copies into a prefix that has room for one.
         self._observing = RecordedPrefix(solver, 1, text_rows, future=False)
-        self._prefix = solver.empty(1, text_rows, {model.config.expert_of["A"]}, future=False)
+        experts = solver.acting_experts
+        self._prefix = solver.empty(1, text_rows, experts, future=solver.with_future)
         # What the recorded loop reads, and where it leaves its answer.
         self._noise = torch.zeros(shape, device=model.device)
+        self._future: Tensor | None = None
+        if solver.with_future:
+            self._future = torch.zeros(1, *solver.future_shape(), device=model.device)
         self._given = torch.zeros(shape, device=model.device)
         self._padding = torch.zeros(1, shape[2], dtype=torch.bool, device=model.device)
         self._out = torch.zeros(shape, device=model.device)
@@ -145,6 +149,7 @@ class RecordedSingle:
         given_Bpd: Tensor | None = None,
         committed_Bp: Tensor | None = None,
         padding_Bd: Tensor | None = None,
+        future_BCThw: Tensor | None = None,
     ) -> Tensor:
         """As `Solver.act` with B = 1: actions fp32 `[1, p, d]`, with or without promised ones."""
         promised = given_Bpd is not None and committed_Bp is not None
@@ -156,6 +161,8 @@ class RecordedSingle:
                 self._loops[promised] = recorded(work, self._solver.model.device, self._pool)
             self._prefix.take(prefix.text, prefix.embodiment, prefix.cache)
             self._noise.copy_(noise_Bpd)
+            if self._future is not None and future_BCThw is not None:
+                self._future.copy_(future_BCThw)
             if padding_Bd is None:
                 self._padding.zero_()
             else:
@@ -170,5 +177,7 @@ class RecordedSingle:
     def _act(self, promised: bool) -> None:
         given, committed = (self._given, self._committed) if promised else (None, None)
         self._out.copy_(
-            self._solver.act(self._prefix, self._noise, given, committed, self._padding)
+            self._solver.act(
+                self._prefix, self._noise, given, committed, self._padding, self._future
+            )
         )

@@ -57,6 +57,8 @@ class Batch:
     given       fp32 `[B, p, d]` and committed bool `[B, p]`; both None when nothing is committed
     padding     bool `[B, d]`, channels that a robot does not have and that training did not
                 supervise: held at their noise; None when all are integrated
+    future      fp32 `[B, C, T, h, w]`, noise of each observation's future; None where acting
+                denoises none
     """
 
     canvas: Tensor
@@ -66,6 +68,7 @@ class Batch:
     given: Tensor | None
     committed: Tensor | None
     padding: Tensor | None = None
+    future: Tensor | None = None
 
 
 class Inputs:
@@ -121,8 +124,15 @@ class Inputs:
         normalizer = self._normalizers[embodiment.name]
         return self._pad(normalizer.actions(actions_pd[None], observation.state[None])[0])
 
-    def batch(self, admitted: Sequence[AdmittedObservation], device: torch.device) -> Batch:
-        """Stacked, with each observation's own noise."""
+    def batch(
+        self,
+        admitted: Sequence[AdmittedObservation],
+        device: torch.device,
+        future: tuple[int, ...] | None = None,
+    ) -> Batch:
+        """Stacked, with each observation's own noise. future: (C, T, h, w) of a future that is
+        denoised with the actions; None: none is
+        """
         p, d = self._settings.window.chunk, self._settings.model_dim
         # With none promised, all actions of a step have one noise level, which is cheaper.
         some = any(x.observation.delay for x in admitted)
@@ -137,6 +147,7 @@ class Inputs:
             given=torch.stack([x.given for x in admitted]).to(device) if some else None,
             committed=torch.stack([x.committed for x in admitted]).to(device) if some else None,
             padding=self._padding(admitted, device),
+            future=None if future is None else self.future_noise(admitted, future, device),
         )
 
     def _padding(

@@ -121,11 +121,22 @@ class Policy:
                 "export the policy again"
             )
 
+        if self.settings.visibility != config.visibility:
+            raise BundleError(
+                f"{bundle.folder}: model is {config.visibility}, the bundle states "
+                f"{self.settings.visibility}; export the policy again"
+            )
+
         # All shapes follow from the bundle: buffers and recordings are made once.
         canvas, window = self.settings.canvas, self.settings.window
         spatial, temporal = self.codec.spatial, self.codec.temporal
         latent = (config.in_channels, canvas.height // spatial, canvas.width // spatial)
         shapes = Shapes(window.chunk, latent, (window.frames - 1) // temporal)
+        if config.acts_with_future and shapes.future < 1:
+            raise BundleError(
+                f"{bundle.folder}: a model that is {config.visibility} denoises a future when it "
+                "acts, and the window has none; export the policy again"
+            )
         self.solver = Solver(
             FusedTransformer(model), shapes, steps or self.settings.steps, self.settings.shift
         )
@@ -201,7 +212,12 @@ class Policy:
             # `given` and `committed` are None where no robot of the batch has promised
             # anything.
             y_Bpd = self._solver_of(batch).act(
-                observed.prefix, batch.noise, batch.given, batch.committed, batch.padding
+                observed.prefix,
+                batch.noise,
+                batch.given,
+                batch.committed,
+                batch.padding,
+                batch.future,
             )
         with timer.phase("postprocess"):
             # One copy from the device for all of them.
@@ -221,7 +237,8 @@ class Policy:
     def imagine(self, observation: Observation | Observed, chunk: ActionChunk) -> np.ndarray:
         """What the model expects the cameras to see while `chunk` is executed.
 
-        uint8 `[T, H, W, 3]`; frame 0 is now.
+        uint8 `[T, H, W, 3]`; frame 0 is now. The future of a model that is video-first sees no
+        actions: it is what such a model acts upon, whatever `chunk` is.
         """
         return self.imagine_given(observation, chunk.actions)
 
@@ -274,6 +291,11 @@ class Policy:
         values = _stacked([row.values for row in rows], same)
         return TextKeys(keys, values)
 
+    def batch(self, admitted: Sequence[AdmittedObservation]) -> Batch:
+        """Observations stacked on the device, with all noise that acting takes."""
+        shape = self.solver.future_shape() if self.solver.with_future else None
+        return self.inputs.batch(admitted, self.device, shape)
+
     def latents(self, canvas: Tensor) -> Tensor:
         """Reference latents fp32 `[B, C, 1, h, w]` of canvases uint8 `[B, 1, H, W, 3]`."""
         return self.codec.encode(canvas)
@@ -305,7 +327,7 @@ class Policy:
     ) -> tuple[tuple[AdmittedObservation, ...], Batch, Tensor, TextKeys]:
         with timer.phase("preprocess"):
             admitted = tuple(self.inputs.admit(o) for o in observations)
-            batch = self.inputs.batch(admitted, self.device)
+            batch = self.batch(admitted)
         with timer.phase("vae"):
             reference = self.latents(batch.canvas)
         with timer.phase("text"):
@@ -332,8 +354,7 @@ class Policy:
         return keys
 
     def _future_noise(self, observed: Observed) -> Tensor:
-        C, h, w = self.solver.shapes.latent
-        shape = (C, self.solver.shapes.future, h, w)
+        shape = self.solver.future_shape()
         return self.inputs.future_noise(observed.admitted, shape, self.device)
 
     def _video(self, observed: Observed, future: Tensor) -> np.ndarray:

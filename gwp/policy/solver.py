@@ -1,4 +1,7 @@
-"""The Euler solver over a fused model: prefix, action steps, imagined futures, joint baseline.
+"""The Euler solver over a fused model: prefix, action steps, imagined futures, joint denoising.
+
+What acting takes follows the model's visibility: actions alone; actions and future together; or
+the future first, which the actions then read.
 
 It stands beneath `policy` (one robot) and `batching` (many) and knows of neither.
 
@@ -68,8 +71,7 @@ class Prefix:
     def take(self, text: TextKeys, embodiment: Tensor, cache: KVCache | None = None) -> None:
         """Copy these into the buffers.
 
-        Of the text what the experts with a buffer here see; of `cache` what stands before
-        actions.
+        Of the text what the experts with a buffer here see; of `cache` the observation.
         """
         self.embodiment.copy_(embodiment)
         for buffers, given in ((self.text.keys, text.keys), (self.text.values, text.values)):
@@ -77,7 +79,7 @@ class Prefix:
                 buffer.copy_(given[expert])
         if cache is not None:
             # Keys of actions and future are written anew by each pass.
-            end = self.cache.spans["A"][0]
+            end = self.cache.observed
             self.cache.keys[..., :end, :].copy_(cache.keys[..., :end, :])
             self.cache.values[..., :end, :].copy_(cache.values[..., :end, :])
 
@@ -97,6 +99,8 @@ class Solver:
         self.model = model
         self.shapes = shapes
         self.steps = steps
+        # Actions that see the future need one when they are denoised.
+        self.with_future = model.config.acts_with_future
         sigmas = solver_sigmas(steps, shift)
         with torch.inference_mode():
             # The last level, 0, is added there.
@@ -114,6 +118,12 @@ class Solver:
         after = torch.cat([sigmas[1:], torch.zeros(1)])
         self._after = after.to(model.device)
         self._after_host = [float(x) for x in after]
+
+    @property
+    def acting_experts(self) -> tuple[str, ...]:
+        """Those that look at the text again after the prefix."""
+        of_action = self.model.config.expert_of["A"]
+        return tuple(self.model.config.experts) if self.with_future else (of_action,)
 
     def cache(self, batch: int, future: bool = True) -> KVCache:
         """Zeros for keys and values of `batch` observations, of their actions, and of a future."""
@@ -174,14 +184,29 @@ class Solver:
         given_Bpd: Tensor | None = None,
         committed_Bp: Tensor | None = None,
         padding_Bd: Tensor | None = None,
+        future_BCThw: Tensor | None = None,
     ) -> Tensor:
         """Actions `[B, p, d]` from noise; all rows take their steps together.
 
+        future: noise of the future, where `with_future`; the prefix then has space for one
         given, committed (bool): actions already promised to the robot are clean tokens and come
             back as given
         padding (bool): channels that a robot does not have, held at their noise as training
             shows them (`hold_padding`); None: all are integrated
         """
+        if self.with_future:
+            if future_BCThw is None:
+                raise ValueError("actions of this model see the future: acting needs its noise")
+            if self.model.config.visibility == "joint":
+                given = (given_Bpd, committed_Bp)
+                nothing = Tokens()
+                return self._together(prefix, nothing, noise_Bpd, future_BCThw, padding_Bd, *given)[
+                    0
+                ]
+            future = self.imagine(prefix, None, future_BCThw)
+            # Denoised, it goes into the cache, where the actions see it at every step.
+            whole = self._prepare(prefix, Tokens(future=future))
+            self.model.run(Tokens(future=future), {"F": self.clean}, whole)
         x_Bpd = noise_Bpd
         action_pass = self.acting(prefix)
         for step in range(self.steps):
@@ -194,6 +219,11 @@ class Solver:
             x_Bpd = x_Bpd + self._delta_host[step] * self.velocity(action_pass, x_Bpd, level)
             x_Bpd = hold_padding(x_Bpd, noise_Bpd, padding_Bd, self._after_host[step])
         return _keep(x_Bpd, given_Bpd, committed_Bp)
+
+    def future_shape(self) -> tuple[int, int, int, int]:
+        """(C, T, h, w) of one observation's future."""
+        C, h, w = self.shapes.latent
+        return C, self.shapes.future, h, w
 
     def level(self, step: int) -> Noise:
         """The noise of all tokens of a group at one step."""
@@ -220,15 +250,28 @@ class Solver:
         """`hold_padding` of rows `[B, p, d]` that have each taken a step of its own, int64."""
         return hold_padding(x_Bpd, noise_Bpd, padding_Bd, self._after[step_B][:, None, None])
 
-    def imagine(self, prefix: Prefix, actions_Bpd: Tensor, noise_BCThw: Tensor) -> Tensor:
-        """Future latents `[B, C, T, h, w]` from noise, given clean actions and the prefix."""
-        # Clean actions go into the cache first, where the future sees them at every step.
-        self.model.run(Tokens(action=actions_Bpd), {"A": self.clean}, self.acting(prefix))
+    def imagine(self, prefix: Prefix, actions_Bpd: Tensor | None, noise_BCThw: Tensor) -> Tensor:
+        """Future latents `[B, C, T, h, w]` from noise, given clean actions and the prefix.
+
+        Where the model is video-first its future sees no actions, whatever they are; else they are
+        needed.
+        """
+        visibility = self.model.config.visibility
+        if actions_Bpd is None and visibility != "video-first":
+            raise ValueError(f"the future of a model that is {visibility} needs actions")
+        # Tokens that stand beside the future at every step.
+        beside: Tensor | None = None
+        if visibility == "joint":
+            # What actions are to the future depends on the future, which they see.
+            beside = actions_Bpd
+        elif visibility == "action-centred":
+            # Clean actions go into the cache first, where the future sees them at every step.
+            self.model.run(Tokens(action=actions_Bpd), {"A": self.clean}, self.acting(prefix))
         x_BCThw = noise_BCThw
-        future_pass = self._prepare(prefix, Tokens(future=noise_BCThw))
+        future_pass = self._prepare(prefix, Tokens(action=beside, future=noise_BCThw))
         for step in range(self.steps):
-            noise: dict[Group, Noise] = {"F": self.level(step)}
-            out = self.model.run(Tokens(future=x_BCThw), noise, future_pass, _FUTURE)
+            noise: dict[Group, Noise] = {"A": self.clean, "F": self.level(step)}
+            out = self.model.run(Tokens(action=beside, future=x_BCThw), noise, future_pass, _FUTURE)
             assert out.future is not None
             x_BCThw = x_BCThw + self._delta_host[step] * out.future.float()
         return x_BCThw
@@ -242,19 +285,39 @@ class Solver:
         use_prefix: bool = False,
         padding_Bd: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
-        """Actions `[B, p, d]` and future `[B, C, T, h, w]` denoised together, for comparison.
+        """Actions `[B, p, d]` and future `[B, C, T, h, w]` denoised together, whatever sees what,
+        for comparison.
 
         As the field does it, state and reference in `tokens` are run again at every step;
         `use_prefix` takes them from the prefix. padding: as in `act`
         """
+        again = Tokens() if use_prefix else Tokens(tokens.state, tokens.reference)
+        return self._together(prefix, again, noise_Bpd, noise_BCThw, padding_Bd)
+
+    def _together(
+        self,
+        prefix: Prefix,
+        again: Tokens,
+        noise_Bpd: Tensor,
+        noise_BCThw: Tensor,
+        padding_Bd: Tensor | None,
+        given_Bpd: Tensor | None = None,
+        committed_Bp: Tensor | None = None,
+    ) -> tuple[Tensor, Tensor]:
+        """again: state and reference where they are run at every step; those that are absent stay
+        in the cache as they are. The rest as in `act`.
+        """
         x_Bpd = noise_Bpd
         x_BCThw = noise_BCThw
-        # Absent ones stay in the cache as they are; given ones are written at every step.
-        state, reference = (None, None) if use_prefix else (tokens.state, tokens.reference)
+        state, reference = again.state, again.reference
         joint_pass = self._prepare(prefix, Tokens(state, reference, x_Bpd, x_BCThw))
         for step in range(self.steps):
-            level = self.level(step)
-            noise: dict[Group, Noise] = {"S": self.clean, "R": self.clean, "A": level, "F": level}
+            level = of_action = self.level(step)
+            if committed_Bp is not None:
+                of_action = self.levels(torch.where(committed_Bp, self.steps, step))
+            noise: dict[Group, Noise] = {"S": self.clean, "R": self.clean, "A": of_action}
+            noise["F"] = level
+            x_Bpd = _keep(x_Bpd, given_Bpd, committed_Bp)
             present = Tokens(state, reference, x_Bpd, x_BCThw)
             out = self.model.run(present, noise, joint_pass, (*_ACTION, *_FUTURE))
             assert out.action is not None
@@ -262,7 +325,7 @@ class Solver:
             x_Bpd = x_Bpd + self._delta_host[step] * out.action.float()
             x_Bpd = hold_padding(x_Bpd, noise_Bpd, padding_Bd, self._after_host[step])
             x_BCThw = x_BCThw + self._delta_host[step] * out.future.float()
-        return x_Bpd, x_BCThw
+        return _keep(x_Bpd, given_Bpd, committed_Bp), x_BCThw
 
     def _prepare(self, prefix: Prefix, tokens: Tokens) -> Pass:
         return self.model.prepare(tokens, prefix.cache, prefix.text, prefix.embodiment)

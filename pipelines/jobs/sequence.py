@@ -24,8 +24,11 @@ def require_sequence(jobs: Sequence[TrainJob]) -> None:
                 f"{job.run.name} starts from {jobs[parent].run.name}, which is given behind it; give "
                 "the files in the order in which they are trained"
             )
-        # The weights are taken as they are; the third stage must not find out after two.
-        ours, theirs = job.model_config_.model_dump(), jobs[parent].model_config_.model_dump()
+        # The weights are taken as they are; the third stage must not find out after two. They are
+        # the same whatever sees what.
+        ours, theirs = (
+            one.model_config_.model_dump(exclude={"visibility"}) for one in (job, jobs[parent])
+        )
         other = [f"{k} {theirs.get(k)}" for k, v in ours.items() if theirs.get(k) != v]
         if other:
             raise GwpError(

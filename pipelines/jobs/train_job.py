@@ -25,7 +25,7 @@ from gwp.errors import GwpError
 from gwp.model.adapters import LoraConfig
 from gwp.model.codecs.text import TextEncoderConfig
 from gwp.model.codecs.video import VideoCodecConfig
-from gwp.model.config import Family, ModelConfig
+from gwp.model.config import Family, ModelConfig, Visibility, visibility_named
 from gwp.model.objective import ObjectiveConfig
 from gwp.paths import Location, PathField
 from gwp.storage.names import relative_name
@@ -52,6 +52,13 @@ class ReleasedConfig(BaseModel):
 
     released: Family
     """`gwp05` (6.0 B parameters) or `gwp0` (5.0 B)."""
+    visibility: Visibility = "action-centred"
+    """Which groups of tokens see which, as in a model of other widths."""
+
+    @field_validator("visibility", mode="before")
+    @classmethod
+    def _by_name(cls, value: Any) -> Any:
+        return visibility_named(value)
 
 
 class DataConfig(BaseModel):
@@ -155,6 +162,28 @@ class RunConfig(BaseModel):
             raise ValueError(str(error)) from error
 
 
+def _unseen(visibility: Visibility, objective: ObjectiveConfig) -> str | None:
+    """What a model of this visibility needs for acting and such training never shows it."""
+    if visibility == "action-centred":
+        return None
+    if objective.video_weight == 0:
+        return (
+            f"a model that is {visibility} denoises a future when it acts, and with "
+            "objective.video_weight 0 none is learnt; give it a weight"
+        )
+    if visibility == "video-first" and objective.shared_noise:
+        return (
+            "a model that is video-first acts upon a clean future, which objective.shared_noise "
+            "never shows it beside noisy actions; set it to false"
+        )
+    if visibility == "video-first" and objective.modes.ac_wm > 0:
+        return (
+            "the future of a model that is video-first sees no actions, so that there is nothing to "
+            "learn in the mode ac_wm; set objective.modes.ac_wm to 0"
+        )
+    return None
+
+
 class TrainJob(BaseModel):
     """One stage of training."""
 
@@ -243,6 +272,8 @@ class TrainJob(BaseModel):
                 f"is {config.num_embodiments}"
             )
         self._names_what_trains()
+        if (wrong := _unseen(config.visibility, self.objective)) is not None:
+            raise ValueError(wrong)
         # It would run and never learn, which is found out late.
         if config.token_width > config.width:
             raise ValueError(
@@ -273,7 +304,8 @@ class TrainJob(BaseModel):
     def model_config_(self) -> ModelConfig:
         """The widths, whether given or released."""
         if isinstance(self.model, ReleasedConfig):
-            return ModelConfig.released(self.model.released)
+            widths = ModelConfig.released(self.model.released)
+            return widths.model_copy(update={"visibility": self.model.visibility})
         return self.model
 
     @property

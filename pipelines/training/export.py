@@ -101,6 +101,7 @@ def export(
         shift=shift,
         trained_delay=_trained_delay(job),
         masking=job.objective.masking,
+        visibility=job.model_config_.visibility,
     )
     # Built and sealed here, then copied: a bundle in the making is never seen at `out`.
     with tempfile.TemporaryDirectory(prefix="gwp-export-") as scratch:

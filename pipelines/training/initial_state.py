@@ -46,6 +46,8 @@ def first_model(prepared: PreparedRun, node: Node, resumes: bool) -> WorldAction
         node.once(lambda: storage.download(uri, local))
     require_same(open_checkpoint(local), config, uri)
     model = load_model(local)
+    # Weights are the same whatever their tokens see, and what they shall see the job says.
+    model.config = config
     _note_base(prepared, node, model)
     return model.train()
 

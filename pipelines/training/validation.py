@@ -94,7 +94,8 @@ class Validation:
         reader = FileReader()
         looked_at = job.validation.looked_at if job.validation else 0
         own = self._dealt.own if looked_at else ()
-        self._judged = {s: Judged(job.objective, spec, encoders.decode) for s in own}
+        sees = job.model_config_.visibility
+        self._judged = {s: Judged(job.objective, spec, encoders.decode, sees) for s in own}
         acts = prepared.validation.column("has_action").any()
         self._parts = []
         action = video = 0.0

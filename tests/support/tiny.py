@@ -97,6 +97,7 @@ def make_tiny_bundle(
         canvas=Canvas(layout="single", width=32, height=32),
         window=Window(chunk=8, stride=2),
         steps=4,
+        visibility=config.visibility,
     )
     parts = {
         "policy": settings.model_dump(mode="json"),

@@ -246,11 +246,13 @@ def _alike(tensors: list[Tensor]) -> bool:
 
 
 def _runs(order: list[Piece]) -> list[list[Piece]]:
-    """Pieces that stand together in stream and cache, and see the same."""
+    """Pieces that stand together in stream and cache, see the same, and always have one noise."""
     runs: list[list[Piece]] = []
     for p in order:
         last = runs[-1][-1] if runs else None
-        if last and (last.expert, last.stop, last.end) == (p.expert, p.start, p.end):
+        together = last and (last.expert, last.stop, last.end) == (p.expert, p.start, p.end)
+        # State and reference are clean; actions and future may be at levels of their own.
+        if together and p.group == "R":
             runs[-1].append(p)
         else:
             runs.append([p])

@@ -21,14 +21,14 @@ import torch
 from torch import Tensor, nn
 
 from gwp.model.block import Attention, Block
-from gwp.model.config import GROUPS, Group
+from gwp.model.config import Group
 from gwp.model.inference.alone import alone, product
 from gwp.model.inference.compiled import NativeLayers
 from gwp.model.inference.eager import EagerLayers, inverse_rms, layer_norm
 from gwp.model.inference.layout import KVCache, Layers, Layout, Levels, Noise, Piece, TextKeys, join
-from gwp.model.layers import unpatchify
+from gwp.model.layers import rotary, unpatchify
 from gwp.model.modulation import ModulationTable
-from gwp.model.transformer import SEGMENTS, Tokens, Velocity, WorldActionTransformer, rotary
+from gwp.model.transformer import Tokens, Velocity, WorldActionTransformer
 from gwp.native.build import library
 
 
@@ -142,7 +142,7 @@ class FusedTransformer:
         """Zeros, with room for that many tokens of each group, in canonical order."""
         spans: dict[Group, tuple[int, int]] = {}
         end = 0
-        for group in (g for g in GROUPS if g in counts):
+        for group in (g for g in self.config.order if g in counts):
             spans[group] = (end, end + counts[group])
             end += counts[group]
         shape = (
@@ -167,13 +167,13 @@ class FusedTransformer:
         pieces: dict[str, list[Piece]] = {}
         order: list[Piece] = []
         present = tokens.present()
-        for group in present:
+        for group in (g for g in self.config.order if g in present):
             expert = self.config.expert_of[group]
             stream = pieces.setdefault(expert, [])
             start = stream[-1].stop if stream else 0
             position, stop = cache.spans[group]
             # Tokens of a segment see each other; of those that are absent nobody sees anything.
-            segment = next(s for s in SEGMENTS if group in s)
+            segment = next(s for s in self.config.segments if group in s)
             end = max(cache.spans[g][1] for g in segment if g in present)
             piece = Piece(expert, group, start, start + stop - position, position, end)
             order.append(piece)

@@ -88,6 +88,11 @@ class KVCache:
     values: Tensor
     spans: dict[Group, tuple[int, int]]
 
+    @property
+    def observed(self) -> int:
+        """Where the tokens of the observation, state and reference, end: they come first."""
+        return max(self.spans[group][1] for group in ("S", "R") if group in self.spans)
+
 
 @dataclass(frozen=True)
 class Piece:

@@ -17,7 +17,7 @@ from pydantic import ValidationError
 from torch import Tensor
 
 from gwp.errors import GwpError
-from gwp.model.config import ModelConfig
+from gwp.model.config import ModelConfig, visibility_named
 from gwp.model.transformer import WorldActionTransformer
 from gwp.model.weights.files import TensorFile, open_files, weight_files
 from gwp.model.weights.names import (
@@ -63,7 +63,8 @@ class Checkpoint:
 
     path:          folder or file
     tensors:       published name -> tensor on the meta device
-    widths:        fields of `ModelConfig`; without action channels and embodiments for plain Wan
+    widths:        fields of `ModelConfig`; without action channels and embodiments for plain Wan,
+                   with the visibility where config.json names one
     assumed:       the widths that neither the tensors nor config.json tell
     disagreements: where config.json contradicts the tensors, one line each
     left_out:      what it has beyond a model of ours, one line each
@@ -161,6 +162,9 @@ def open_checkpoint(path: str | Path) -> Checkpoint:
     if latents is not None:
         claimed["in_channels"] = latents
     widths, assumed, disagreements = _widths(form.family, tensors, claimed, str(path))
+    # No tensor tells it, and the published models, which have the default, do not name it.
+    if "visibility" in published:
+        widths["visibility"] = _visibility(published["visibility"], str(path))
     return Checkpoint(path, form, tensors, widths, assumed, disagreements, tuple(left_out), origin)
 
 
@@ -247,6 +251,13 @@ def _published_config(weights: Path) -> dict[str, Any]:
             "copy it again"
         )
     return config
+
+
+def _visibility(value: Any, source: str) -> str:
+    try:
+        return visibility_named(value)
+    except ValueError as error:
+        raise GwpError(f"{source}: config.json: {error}") from error
 
 
 def _claimed(published: dict[str, Any], source: str) -> dict[str, Any]:

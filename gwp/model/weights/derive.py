@@ -203,8 +203,8 @@ def convert(
 
 
 def require_same(source: Checkpoint, config: ModelConfig, uri: str) -> None:
-    """GwpError unless the checkpoint is a model of exactly this configuration; says what
-    differs and how to get there.
+    """GwpError unless the checkpoint is a model of this configuration, whatever its tokens see:
+    all visibilities have the same weights. Says what differs and how to get there.
 
     uri: where the user said that `source` is
     """
@@ -216,7 +216,7 @@ def require_same(source: Checkpoint, config: ModelConfig, uri: str) -> None:
     )
     different = [
         f"{key} is {fields.get(key, 'none')}, the job's `model` says {value}"
-        for key, value in config.model_dump().items()
+        for key, value in config.model_dump(exclude={"visibility"}).items()
         if fields.get(key) != value
     ]
     if different:
@@ -240,7 +240,8 @@ def command(source: Checkpoint, config: ModelConfig, uri: str) -> str | None:
         "action_ffn_dim": config.action_ffn_dim,
     }
     try:
-        if target_config(source, config.family, **asked) != config:
+        target = target_config(source, config.family, **asked)
+        if target.model_copy(update={"visibility": config.visibility}) != config:
             return None
     except GwpError:
         return None

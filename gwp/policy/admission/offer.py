@@ -5,6 +5,7 @@ from typing import Any
 from gwp.data.canvas import Canvas
 from gwp.data.robot.embodiment import Embodiment, Limits
 from gwp.errors import DataError
+from gwp.model.config import Visibility
 from gwp.policy.admission.plausible import units_of_state
 from gwp.protocol.fields import FIELDS
 
@@ -16,12 +17,20 @@ _BLEND = 4
 
 
 def offer(
-    policy_id: str, family: str, canvas: Canvas, run_id: str, trained_delay: int | None
+    policy_id: str,
+    family: str,
+    visibility: Visibility,
+    canvas: Canvas,
+    run_id: str,
+    trained_delay: int | None,
 ) -> dict[str, Any]:
     """What is the same for every robot of a policy."""
     return {
         "policy_id": policy_id,
         "family": family,
+        "visibility": visibility,
+        # What robots share: each step, or whole requests, which come in between chunks.
+        "batching": "steps" if visibility == "action-centred" else "requests",
         "run_id": run_id,
         "dialects": list(DIALECTS),
         "canvas": canvas.model_dump(mode="json"),

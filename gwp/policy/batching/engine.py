@@ -67,7 +67,7 @@ class Engine:
         self._schedule = Schedule(
             settings.slots,
             settings.group,
-            solver.steps,
+            1 if solver.with_future else solver.steps,  # with a future a step is a whole chunk
             settings.max_delay,
             exact=solver.model.any_batch,
         )

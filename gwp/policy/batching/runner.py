@@ -8,7 +8,7 @@ import numpy as np
 import torch
 
 from gwp.policy.batching.schedule import BUCKETS, Move
-from gwp.policy.batching.slots import Slots, fill, step
+from gwp.policy.batching.slots import Slots, fill, step, whole
 from gwp.policy.graphs import RecordedPrefix, graph_pool, recorded
 from gwp.policy.inputs import AdmittedObservation
 from gwp.policy.policy import Policy
@@ -54,8 +54,12 @@ class ModelRunner:
             rows = self._slots.rows(0, size)
             action_pass = pass_of_all if solver.model.any_batch else solver.acting(rows.prefix)
             for committed in (False, True):
-                euler = partial(step, solver, rows, action_pass, committed)
-                self._steps[size, committed] = recorded(euler, self._device, pool)
+                work = (
+                    partial(whole, solver, rows, committed)
+                    if solver.with_future
+                    else partial(step, solver, rows, action_pass, committed)
+                )
+                self._steps[size, committed] = recorded(work, self._device, pool)
 
     def encode(self, observations: Sequence[AdmittedObservation], row: int) -> dict[str, float]:
         """Put new observations into the rows from `row` on.
@@ -63,7 +67,7 @@ class ModelRunner:
         Returns milliseconds of `vae` and of `prefix`.
         """
         begin = self._clock()
-        batch = self._policy.inputs.batch(observations, self._device)
+        batch = self._policy.batch(observations)
         reference = self._policy.latents(batch.canvas)
         self._settle()
         encoded = self._clock()
@@ -76,7 +80,7 @@ class ModelRunner:
         return {"vae": (encoded - begin) * 1e3, "prefix": (done - encoded) * 1e3}
 
     def step(self, size: int, committed: bool) -> None:
-        """One Euler step of the rows `0 .. size - 1`.
+        """One Euler step of the rows `0 .. size - 1`; all of them where acting denoises a future.
 
         committed: some of them have actions that are already promised
         """

@@ -20,6 +20,7 @@ class Slots:
     them.
 
     x          fp32 `[n, p, d]`, the chunk being denoised; noise is what it began as
+    future     fp32 `[n, C, T, h, w]`, noise of the future, where acting denoises one; else None
     padding    bool `[n, d]`, channels that the robot does not have and that are held at their noise
     given      fp32 `[n, p, d]`, actions already promised; committed bool `[n, p]` says which
     step       int64 `[n]`, Euler steps taken, never more than there are: a row that is done stays
@@ -33,6 +34,7 @@ class Slots:
     committed: Tensor
     step: Tensor
     prefix: Prefix
+    future: Tensor | None = None
 
     @classmethod
     def empty(cls, solver: Solver, count: int, text_rows: int) -> "Slots":
@@ -47,8 +49,11 @@ class Slots:
             committed=torch.zeros(count, p, dtype=torch.bool, device=model.device),
             # As if all were done: rows that nobody holds stay where they are.
             step=torch.full((count,), solver.steps, device=model.device),
-            # While acting only the action tokens look at the text again.
-            prefix=solver.empty(count, text_rows, {config.expert_of["A"]}, future=False),
+            # While acting only what is denoised looks at the text again.
+            prefix=solver.empty(count, text_rows, solver.acting_experts, future=solver.with_future),
+            future=torch.zeros(count, *solver.future_shape(), device=model.device)
+            if solver.with_future
+            else None,
         )
 
     def rows(self, start: int, stop: int) -> "Slots":
@@ -61,16 +66,18 @@ class Slots:
             self.committed[start:stop],
             self.step[start:stop],
             self.prefix.rows(start, stop),
+            None if self.future is None else self.future[start:stop],
         )
 
     def move(self, source: int, target: int) -> None:
         """Row `source` replaces row `target`."""
         numbers = (self.x, self.noise, self.padding, self.given, self.committed, self.step)
-        for tensor in (*numbers, self.prefix.embodiment):
+        of_future = () if self.future is None else (self.future,)
+        for tensor in (*numbers, *of_future, self.prefix.embodiment):
             tensor[target] = tensor[source]
         # Keys of the actions are written anew by each step; those of the observation come before
         # them.
-        end = self.prefix.cache.spans["A"][0]
+        end = self.prefix.cache.observed
         for tensor in (self.prefix.cache.keys, self.prefix.cache.values):
             tensor[:, target, :, :end] = tensor[:, source, :, :end]
         for side in (self.prefix.text.keys, self.prefix.text.values):
@@ -87,6 +94,8 @@ def fill(slots: Slots, batch: Batch, prefix: Prefix) -> None:
         slots.padding.zero_()
     else:
         slots.padding.copy_(batch.padding)
+    if slots.future is not None and batch.future is not None:
+        slots.future.copy_(batch.future)
     slots.step.zero_()
     slots.committed.zero_()
     if batch.given is not None and batch.committed is not None:
@@ -115,6 +124,16 @@ def step(solver: Solver, slots: Slots, action_pass: Pass, with_committed: bool) 
     # One write: a count past the last step, left by a call that broke off, would index past the
     # noise levels in every later step that computes this row.
     slots.step.copy_((slots.step + 1).clamp_(max=solver.steps))
+
+
+def whole(solver: Solver, slots: Slots, with_committed: bool) -> None:
+    """All steps of every row at once, for models whose actions see the future: what they denoise
+    changes from step to step, or is one after the other. Rows that are done are computed again.
+    """
+    given, committed = (slots.given, slots.committed) if with_committed else (None, None)
+    done = solver.act(slots.prefix, slots.noise, given, committed, slots.padding, slots.future)
+    slots.x.copy_(done)
+    slots.step.fill_(solver.steps)
 
 
 def _keep(slots: Slots, x_npd: Tensor) -> Tensor:

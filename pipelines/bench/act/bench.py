@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from gwp.model.config import Family, ModelConfig
+from gwp.model.config import Family, ModelConfig, Visibility
 from gwp.model.transformer import WorldActionTransformer
 from gwp.policy.batching.engine import Engine
 from gwp.policy.batching.schedule import BatchingConfig
@@ -51,6 +51,7 @@ def bench_act(
     p99_ms: float | None = None,
     seconds: float = 10.0,
     trace_to: str | None = None,
+    visibility: Visibility = "action-centred",
 ) -> dict[str, Any]:
     """Everything that `gwp bench act` prints for one family. The first of `batches` and of
     `steps` is the one of the comparisons.
@@ -63,7 +64,9 @@ def bench_act(
     torch_dtype = getattr(torch, dtype)
     # Each part computes in a thread of its own: OpenMP workers of one that idles would slow the
     # next one down.
-    policy = apart(lambda: random_policy(shape, family, steps[0], device, torch_dtype, codec))
+    policy = apart(
+        lambda: random_policy(shape, family, steps[0], device, torch_dtype, codec, visibility)
+    )
     passes = apart(lambda: _Passes.measure(policy.solver, shape, batches, steps, repeats))
     phases, request = apart(lambda: _requests(policy, shape, repeats))
     operations = apart(lambda: trace(policy, shape, trace_to)) if trace_to else None
@@ -73,6 +76,7 @@ def bench_act(
     return {
         "size": size,
         "family": family,
+        "visibility": visibility,
         "parameters": _parameters(shape.config(family)),
         "batch": batches[0],
         "steps": steps[0],
@@ -152,12 +156,14 @@ class _Passes:
 def _ratios(ms: Mapping[str, Percentiles]) -> dict[str, float]:
     """Of medians: how often the first goes into the second."""
     p50 = {case: percentiles["p50"] for case, percentiles in ms.items()}
-    return {
+    ratios = {
         "act_vs_joint": p50["joint"] / p50["act"],
         "act_vs_joint_cached": p50["joint_cached"] / p50["act"],
         "cached_vs_uncached": p50["act_uncached"] / p50["act"],
-        "step_vs_matmul": p50["step"] / p50["bare_step"],
     }
+    if "step" in p50:
+        ratios["step_vs_matmul"] = p50["step"] / p50["bare_step"]
+    return ratios
 
 
 def _floors(
@@ -170,7 +176,10 @@ def _floors(
     prefix[expert_of["S"]] += 1
     prefix[expert_of["R"]] += _tokens(shape)["prefix"] - 1
     machine = passes.machine
-    floor = acting_floor(solver.model, prefix, shape.chunk, shape.text[0], batch, steps, machine)
+    future = _tokens(shape)["future"] if solver.with_future else 0
+    floor = acting_floor(
+        solver.model, prefix, shape.chunk, shape.text[0], batch, steps, machine, future
+    )
     return floor | {
         "distance": passes.ms["act"]["p50"] / floor["ms"],
         "gflops_per_s": machine.flops_per_s / 1e9,

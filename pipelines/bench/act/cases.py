@@ -6,7 +6,7 @@ frames, h w latent rows and columns.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -16,8 +16,6 @@ from gwp.model.inference.layout import Noise
 from gwp.model.transformer import Tokens
 from gwp.policy.solver import Prefix, Solver
 from pipelines.bench.act.floor import bare_step
-
-_ACTION: tuple[Group, ...] = ("A",)
 
 
 @dataclass(frozen=True)
@@ -67,11 +65,13 @@ class Inputs:
 
 
 def acting(solver: Solver, inputs: Inputs) -> Callable[[], Tensor]:
-    """A whole chunk of actions: the prefix, then all steps."""
+    """A whole chunk of actions: the prefix, then all steps, of the future too where the actions
+    see it.
+    """
 
     def act() -> Tensor:
         inputs.observe(solver)
-        return solver.act(inputs.prefix, inputs.action)
+        return solver.act(inputs.prefix, inputs.action, future_BCThw=inputs.future)
 
     return act
 
@@ -81,23 +81,31 @@ def _uncached(solver: Solver, inputs: Inputs) -> Callable[[], Tensor]:
     keys would.
     """
     prefix = inputs.prefix
+    visibility = solver.model.config.visibility
+    observed = Tokens(inputs.state, inputs.reference)
+    if visibility == "joint":
+        return lambda: solver.joint(prefix, observed, inputs.action, inputs.future)[0]
+
+    def denoised(tokens: Tokens, group: Group) -> Tokens:
+        """`tokens` with this group, noise in them, after all steps; the others are clean."""
+        through = solver.model.prepare(tokens, prefix.cache, prefix.text, prefix.embodiment)
+        noise: dict[Group, Noise] = dict.fromkeys(tokens.present(), solver.clean)
+        field = "action" if group == "A" else "future"
+        for step in range(solver.steps):
+            noise[group] = solver.level(step)
+            velocity = getattr(solver.model.run(tokens, noise, through, (group,)), field)
+            # Even steps: their lengths cost nothing, so they need not be the solver's.
+            x = tokens.present()[group] - velocity.float() / solver.steps
+            tokens = replace(tokens, **{field: x})
+        return tokens
 
     def act() -> Tensor:
-        x = inputs.action
-        tokens = Tokens(inputs.state, inputs.reference, x)
-        through = solver.model.prepare(tokens, prefix.cache, prefix.text, prefix.embodiment)
-        for step in range(solver.steps):
-            noise: dict[Group, Noise] = {
-                "S": solver.clean,
-                "R": solver.clean,
-                "A": solver.level(step),
-            }
-            tokens = Tokens(inputs.state, inputs.reference, x)
-            velocity = solver.model.run(tokens, noise, through, _ACTION).action
-            assert velocity is not None
-            # Even steps: their lengths cost nothing, so they need not be the solver's.
-            x = x - velocity.float() / solver.steps
-        return x
+        tokens = observed
+        if visibility == "video-first":
+            tokens = denoised(replace(tokens, future=inputs.future), "F")
+        acted = denoised(replace(tokens, action=inputs.action), "A").action
+        assert acted is not None
+        return acted
 
     return act
 
@@ -106,8 +114,6 @@ def cases(solver: Solver, inputs: Inputs) -> dict[str, Callable[[], object]]:
     """Name of a case, as in the report's `ms` -> the work."""
     prefix = inputs.prefix
     observed = Tokens(inputs.state, inputs.reference)
-    # Laid out once, as the solver does it for all its steps.
-    through = solver.acting(prefix)
 
     def joint_cached() -> object:
         return solver.joint(
@@ -115,7 +121,7 @@ def cases(solver: Solver, inputs: Inputs) -> dict[str, Callable[[], object]]:
         )
 
     # All cases write into one cache: what it holds does not change how long they take.
-    return {
+    found: dict[str, Callable[[], object]] = {
         "act": acting(solver, inputs),
         "act_uncached": _uncached(solver, inputs),
         # As the field does it, with state and reference anew at every step.
@@ -123,6 +129,10 @@ def cases(solver: Solver, inputs: Inputs) -> dict[str, Callable[[], object]]:
         "joint_cached": joint_cached,
         "imagine": lambda: solver.imagine(prefix, inputs.action, inputs.future),
         "prefix": lambda: inputs.observe(solver),
-        "step": lambda: solver.velocity(through, inputs.action, solver.level(0)),
-        "bare_step": bare_step(solver, prefix),
     }
+    if not solver.with_future:
+        # Laid out once, as the solver does it for all its steps.
+        through = solver.acting(prefix)
+        found["step"] = lambda: solver.velocity(through, inputs.action, solver.level(0))
+        found["bare_step"] = bare_step(solver, prefix)
+    return found

@@ -3,7 +3,8 @@ how fast this machine does those.
 """
 
 import time
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -108,9 +109,10 @@ def acting_floor(
     batch: int,
     steps: int,
     machine: Machine,
+    future: int = 0,
 ) -> dict[str, float]:
     """Arithmetic and weight traffic of one chunk per robot: prefix once, then the steps.
-    `prefix_tokens`: expert -> tokens.
+    `prefix_tokens`: expert -> tokens; future: those of the future, where actions see it.
 
     `ms` is the larger of the two times at this machine's own best rates, added over the passes.
     """
@@ -118,7 +120,7 @@ def acting_floor(
     inner = config.width
     item = torch.empty(0, dtype=model.dtype).element_size()
 
-    def a_pass(tokens: dict[str, int], seen: int) -> tuple[float, float]:
+    def a_pass(tokens: Mapping[str, int], seen: int) -> tuple[float, float]:
         """Operations, and bytes of weights, of one pass whose tokens attend to `seen` ones."""
         flops = bytes_ = 0.0
         for expert, count in tokens.items():
@@ -135,8 +137,17 @@ def acting_floor(
         return flops * config.num_layers, bytes_ * config.num_layers
 
     total = sum(prefix_tokens.values())
-    step = a_pass({config.expert_of["A"]: actions}, total + actions)
-    passes = [a_pass(prefix_tokens, total), *[step] * steps]
+    of_action, of_future = {config.expert_of["A"]: actions}, {config.expert_of["F"]: future}
+    passes = [a_pass(prefix_tokens, total)]
+    if config.visibility == "joint":
+        both = Counter(of_action) + Counter(of_future)
+        passes += [a_pass(both, total + actions + future)] * steps
+    else:
+        if config.visibility == "video-first":
+            # Once more when it is clean: the actions see that.
+            passes += [a_pass(of_future, total + future)] * (steps + 1)
+            total += future
+        passes += [a_pass(of_action, total + actions)] * steps
     seconds = sum(max(f / machine.flops_per_s, b / machine.bytes_per_s) for f, b in passes)
     return {
         "gflop": sum(f for f, _ in passes) / 1e9,

@@ -23,8 +23,8 @@ def table(r: dict[str, Any]) -> str:
     return "\n".join(
         [
             (
-                f"{r['family']} {r['size']}: {r['parameters'] / 1e6:.1f} M parameters, batch "
-                f"{r['batch']}, {r['steps']} steps"
+                f"{r['family']} {r['size']} {r['visibility']}: {r['parameters'] / 1e6:.1f} M "
+                f"parameters, batch {r['batch']}, {r['steps']} steps"
             ),
             f"  tokens: {', '.join(f'{name} {count}' for name, count in r['tokens'].items())}",
             f"  {', '.join(made_with)}",
@@ -152,7 +152,7 @@ def draw(results: Sequence[dict[str, Any]]) -> bytes:
         axes.set_xlim(0, max(p95) * 1.2)
         axes.spines[["top", "right"]].set_visible(False)
         title = (
-            f"{r['family']}, {r['size']}, batch {r['batch']}, {r['steps']} steps, "
+            f"{r['family']}, {r['visibility']}, {r['size']}, batch {r['batch']}, {r['steps']} steps, "
             f"{r['dtype']}, {r['hardware']}"
         )
         axes.set_title(title, loc="left", fontsize=9)

@@ -16,7 +16,7 @@ from gwp.data.window import Window
 from gwp.model.codecs.hashed import HashedTextEncoder
 from gwp.model.codecs.pca import PcaCodec
 from gwp.model.codecs.wan import WanCodec
-from gwp.model.config import Family, ModelConfig
+from gwp.model.config import Family, ModelConfig, Visibility
 from gwp.model.transformer import WorldActionTransformer
 from gwp.policy.bundle import Bundle, PolicyConfig
 from gwp.policy.policy import Policy
@@ -41,8 +41,8 @@ class Size:
     dims: int
     text: tuple[int, int]
 
-    def config(self, family: Family) -> ModelConfig:
-        """The model of one family at this size."""
+    def config(self, family: Family, visibility: Visibility = "action-centred") -> ModelConfig:
+        """The model of one family and visibility at this size."""
         width, ffn = self.action_expert
         mixture = {"action_expert_dim": width, "action_ffn_dim": ffn} if family == "gwp05" else {}
         return ModelConfig(
@@ -54,6 +54,7 @@ class Size:
             in_channels=self.channels,
             action_channels=self.dims,
             text_dim=self.text[1],
+            visibility=visibility,
             **mixture,
         )
 
@@ -73,7 +74,13 @@ SIZES = {
 
 
 def random_policy(
-    size: Size, family: Family, steps: int, device: str, dtype: torch.dtype, codec: str = "pca"
+    size: Size,
+    family: Family,
+    steps: int,
+    device: str,
+    dtype: torch.dtype,
+    codec: str = "pca",
+    visibility: Visibility = "action-centred",
 ) -> Policy:
     """A whole policy of this shape with random weights, made where they will be used.
 
@@ -100,6 +107,7 @@ def random_policy(
         canvas=Canvas(layout="single", width=columns * size.spatial, height=rows * size.spatial),
         window=Window(chunk=size.chunk, stride=size.chunk // 4),
         steps=steps,
+        visibility=visibility,
     )
     bundle = Bundle(
         Path(f"random {family}"),
@@ -109,7 +117,7 @@ def random_policy(
         {"arm": Stats(feature, feature).to_json()},
         {},
     )
-    model = random_model(size.config(family), torch.device(device), dtype)
+    model = random_model(size.config(family, visibility), torch.device(device), dtype)
     video = _random_wan(size.channels, dtype) if codec == "wan" else random_pca(size)
     return Policy(bundle, model, video, HashedTextEncoder(dim=size.text[1], rows=size.text[0]))
 

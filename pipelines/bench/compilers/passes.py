@@ -16,10 +16,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from gwp.model.block import Block, TokenOrder
-from gwp.model.config import GROUPS, Group
-from gwp.model.layers import unpatchify
+from gwp.model.config import Group
+from gwp.model.layers import rotary, unpatchify
 from gwp.model.modulation import Modulation
-from gwp.model.transformer import SEGMENTS, WorldActionTransformer, rotary
+from gwp.model.transformer import WorldActionTransformer
 
 
 @dataclass(frozen=True)
@@ -53,7 +53,7 @@ class PlainPass(nn.Module):
     ) -> None:
         super().__init__()
         self.model = model
-        self.shapes = {g: shapes[g] for g in GROUPS if g in shapes}
+        self.shapes = {g: shapes[g] for g in model.config.order if g in shapes}
         self.noisy = [g for g in self.shapes if g in ("A", "F")]
         tables = [rotary(model.config, g, shape) for g, shape in self.shapes.items()]
         # Where each group stands in the stream of its expert, groups in canonical order.
@@ -68,7 +68,7 @@ class PlainPass(nn.Module):
         # Query segments: first and end among the own tokens, and how many keys they see.
         self.bounds: list[tuple[int, int, int]] = []
         end = 0
-        for segment in SEGMENTS:
+        for segment in model.config.segments:
             start = end
             end += sum(self.spans[g].count for g in segment if g in self.spans)
             if end > start:

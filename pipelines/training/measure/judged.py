@@ -15,6 +15,7 @@ from torch import Tensor
 
 from gwp.data.decode import SampleSpec
 from gwp.data.stats.normalise import Normalizer
+from gwp.model.config import Group, Visibility
 from gwp.model.flow import hold_padding, solver_sigmas
 from gwp.model.objective import Batch, ObjectiveConfig
 from gwp.model.transformer import Tokens, WorldActionTransformer
@@ -57,10 +58,15 @@ class Judged:
     """
 
     def __init__(
-        self, objective: ObjectiveConfig, spec: SampleSpec, decode: Callable[[Tensor], Tensor]
+        self,
+        objective: ObjectiveConfig,
+        spec: SampleSpec,
+        decode: Callable[[Tensor], Tensor],
+        visibility: Visibility = "action-centred",
     ) -> None:
-        """decode: latents on the device to frames uint8, of the codec"""
+        """decode: latents on the device to frames uint8, of the codec; visibility: of the model"""
         self._objective, self._decode = objective, decode
+        self._visibility = visibility
         self._robots = spec.embodiments
         self._normalizers = {
             name: Normalizer(spec.stats[name].cut(robot), robot)
@@ -136,16 +142,27 @@ class Judged:
     def _acted(self, model: WorldActionTransformer, batch: Batch, samples: _Samples) -> list[float]:
         noise = samples.noise[1].to(batch.actions.device)
         padding = ~batch.dim_valid if self._objective.masking == "valid" else None
+        together = self._visibility == "joint"
+        heads: tuple[Group, ...] = ("A", "F") if together else ("A",)
+        future: Tensor | None = None
+        if together:
+            future = samples.noise[0].to(noise.device)
+        elif self._visibility == "video-first":
+            future = self._denoised(model, batch, samples)
         x = noise
         # By whole passes, and not as `gwp.model.denoise` does with a context: an engine that shards
         # weights brings them where it is called itself.
         for now, after in pairwise(solver_sigmas(STEPS, SHIFT).tolist()):
             sigma = torch.full((len(x),), now, device=x.device)
-            tokens = Tokens(batch.state, batch.latents[:, :, :1], x)
-            out = model(tokens, {"A": sigma}, batch.text, batch.embodiment, heads=("A",))
+            tokens = Tokens(batch.state, batch.latents[:, :, :1], x, future)
+            level: dict[Group, Tensor] = dict.fromkeys(heads, sigma)
+            out = model(tokens, level, batch.text, batch.embodiment, heads=heads)
             assert out.action is not None
             x = x + (after - now) * out.action.float()
             x = hold_padding(x, noise, padding, after)
+            if together and future is not None:
+                assert out.future is not None
+                future = future + (after - now) * out.future.float()
         learnt = samples.batch.step_valid[:, :, None] & samples.batch.dim_valid[:, None]
         learnt &= torch.from_numpy(samples.counts)[:, None, None]
         true = samples.batch.actions
@@ -157,11 +174,7 @@ class Judged:
         self, model: WorldActionTransformer, batch: Batch, samples: _Samples
     ) -> list[float]:
         reference = batch.latents[:, :, :1]
-        x = samples.noise[0].to(reference.device)
-        for now, after in pairwise(solver_sigmas(STEPS, SHIFT).tolist()):
-            x = x + (after - now) * self._future(
-                model, batch, samples.video_only, batch.actions, x, now
-            )
+        x = self._denoised(model, batch, samples)
         guess = self._decode(torch.cat([reference, x], 2)).cpu().numpy()
         real, kept = samples.frames, samples.counts
         if kept.any():
@@ -169,6 +182,15 @@ class Judged:
             self.picture = strip(real[shown], guess[shown])
         copied = np.broadcast_to(real[:, :1], real.shape)
         return error_sums(real[kept], guess[kept]) + error_sums(real[kept], copied[kept])
+
+    def _denoised(self, model: WorldActionTransformer, batch: Batch, samples: _Samples) -> Tensor:
+        """The future `[n, C, T, h, w]`, with the true actions."""
+        x = samples.noise[0].to(batch.latents.device)
+        for now, after in pairwise(solver_sigmas(STEPS, SHIFT).tolist()):
+            x = x + (after - now) * self._future(
+                model, batch, samples.video_only, batch.actions, x, now
+            )
+        return x
 
     def _heeded(
         self, model: WorldActionTransformer, batch: Batch, samples: _Samples

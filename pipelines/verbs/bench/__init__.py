@@ -31,6 +31,13 @@ def _add_act(verbs: Any) -> None:
     )
     act.add_argument("--family", choices=("gwp0", "gwp05", "both"), default="both")
     act.add_argument(
+        "--visibility",
+        choices=("action-centred", "joint", "video-first"),
+        default="action-centred",
+        help="which tokens see which; joint and video-first denoise the future, too (default: "
+        "action-centred)",
+    )
+    act.add_argument(
         "--batch",
         type=numbers,
         default=[1, 4],
@@ -205,6 +212,7 @@ def run_act(args: argparse.Namespace) -> None:
             p99_ms=args.p99,
             seconds=args.seconds,
             trace_to=trace_to,
+            visibility=args.visibility,
         )
         results.append(result)
         print(table(result), flush=True)

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from gwp.model.config import Family, Group, ModelConfig
+from gwp.model.config import VISIBILITIES, Family, Group, ModelConfig, Visibility
 from gwp.model.cost import forward_flop, parameter_counts, tokens_of, training_flop
 from gwp.model.draws import draw_noise
 from gwp.model.objective import Batch, Counts, ObjectiveConfig, levels_of, training_losses
@@ -44,8 +44,11 @@ def counted(config: ModelConfig, latent: Sequence[int], actions: int | None, fut
 
 @pytest.mark.parametrize("family", ["gwp0", "gwp05"])
 @pytest.mark.parametrize("mode", MODES)
-def test_the_closed_form_is_what_torch_counts(family: Family, mode: str) -> None:
-    config = tiny_config(family, num_layers=3)
+@pytest.mark.parametrize("visibility", VISIBILITIES)
+def test_the_closed_form_is_what_torch_counts(
+    family: Family, mode: str, visibility: Visibility
+) -> None:
+    config = tiny_config(family, num_layers=3, visibility=visibility)
     actions, future = MODES[mode]
     tokens = tokens_of(config, (3, 6, 4), actions, future)
     assert forward_flop(config, tokens, 7) == counted(config, (3, 6, 4), actions, future)

@@ -16,7 +16,7 @@ from torch.utils._pytree import tree_leaves
 
 from gwp.model.inference.fused import FusedTransformer
 from gwp.model.transformer import WorldActionTransformer
-from gwp.policy.batching.slots import Slots, step
+from gwp.policy.batching.slots import Slots, step, whole
 from gwp.policy.graphs import RecordedPrefix, RecordedSingle
 from gwp.policy.policy import Policy
 from gwp.policy.solver import Shapes, Solver
@@ -127,11 +127,11 @@ class OnDevice(TorchDispatchMode):
         return out
 
 
-def meta_solver(family):
+def meta_solver(family, visibility="action-centred"):
     # Two layers of thirty: they are all alike.
     shape = replace(SIZES["released"], layers=2)
     with torch.device("meta"):
-        model = WorldActionTransformer(shape.config(family)).to(torch.bfloat16)
+        model = WorldActionTransformer(shape.config(family, visibility)).to(torch.bfloat16)
     return Solver(
         FusedTransformer(model), Shapes(shape.chunk, (shape.channels, *shape.latent), 2)
     ), shape
@@ -153,6 +153,25 @@ def test_recorded_work_stays_on_its_device_at_full_width(family):
     }
     for name, work in works.items():
         # Tables that are kept are made in the first call, which is never recorded.
+        work()
+        with OnDevice("meta") as mode:
+            work()
+        assert mode.seen > 2 * 20, name
+
+
+@pytest.mark.parametrize("family", ["gwp0", "gwp05"])
+@pytest.mark.parametrize("visibility", ["joint", "video-first"])
+@torch.inference_mode()
+def test_so_does_the_work_of_actions_that_see_the_future(family, visibility):
+    solver, shape = meta_solver(family, visibility)
+    single, slots = RecordedSingle(solver, shape.text[0]), Slots.empty(solver, 2, shape.text[0])
+    works = {
+        "loop": lambda: single._act(False),
+        "promised": lambda: single._act(True),
+        "batch": lambda: whole(solver, slots, False),
+        "promised batch": lambda: whole(solver, slots.rows(0, 1), True),
+    }
+    for name, work in works.items():
         work()
         with OnDevice("meta") as mode:
             work()

@@ -50,6 +50,11 @@ def test_files_in_a_wrong_order_the_same_run_and_other_models_are_told() -> None
         require_sequence(stages("world", "embodied", embodied=["model.num_layers=5"]))
 
 
+def test_what_sees_what_may_change_from_stage_to_stage() -> None:
+    # The weights are the same.
+    require_sequence(stages("world", "embodied", embodied=["model.visibility=joint"]))
+
+
 @pytest.mark.parametrize("names", ["[HF_TOKEN=abc]", "['a b']", "['']"])
 def test_a_secret_is_a_name_and_what_is_none_is_not_shown(names: str) -> None:
     with pytest.raises(GwpError, match="is no name of a variable; never give its value") as told:

@@ -10,11 +10,12 @@ from gwp.data.formats.files.reader import FileReader
 from gwp.data.stats.normalise import compute_stats
 from gwp.errors import DataError, GwpError
 from gwp.model.transformer import WorldActionTransformer
-from pipelines.config.load import load_config
+from pipelines.config.load import config_hash, load_config
 from pipelines.jobs.engine import OptimizerConfig
 from pipelines.jobs.resolve import compute_all_stats, init_uri
 from pipelines.jobs.robots import notes, resolve_embodiments
 from pipelines.jobs.train_job import TrainJob
+from pipelines.training.control.changes import RUN_ONLY
 from pipelines.training.engine.deepspeed_engine import deepspeed_config
 from tests.support.other_sets import write_aloha
 from tests.support.paths import ROOT
@@ -111,11 +112,43 @@ def test_learning_rate_warms_up_and_decays():
             ["data.embodiments={metaworld-sawyer: {stats_of_other_data: true}}"],
             "stats_of_other_data speaks of a file; give `stats`",
         ),
+        (["model.visibility=motus"], "visibility 'motus' is unknown; write one of action-centred"),
+        (
+            ["model.visibility=joint", "objective.video_weight=0"],
+            "joint denoises a future when it acts, and with objective.video_weight 0 none is learnt",
+        ),
+        (
+            ["model.visibility=video-first", "objective.shared_noise=true"],
+            "acts upon a clean future, which objective.shared_noise never shows it",
+        ),
+        (
+            ["model.visibility=video-first", "objective.modes={ac_wm: 1, wam: 1}"],
+            "sees no actions, so that there is nothing to learn in the mode ac_wm",
+        ),
     ],
 )
 def test_jobs_that_cannot_train_are_refused_with_the_reason(sets, words):
     with pytest.raises(GwpError, match=words):
         load_config(STAGES / "policy.yaml", TrainJob, sets)
+
+
+@pytest.mark.parametrize("visibility", ["joint", "video-first"])
+def test_what_sees_what_is_one_word_of_any_stage(visibility):
+    sets = [f"model.visibility={visibility}"]
+    job = load_config(STAGES / "policy.yaml", TrainJob, sets)
+    assert job.model_config_.visibility == visibility
+    # A run begun otherwise is another run.
+    plain = load_config(STAGES / "policy.yaml", TrainJob)
+    assert config_hash(job, exclude=RUN_ONLY) != config_hash(plain, exclude=RUN_ONLY)
+    segments = {"joint": "[[S, R], [A, F]]", "video-first": "[[S, R], [F], [A]]"}[visibility]
+    listed = load_config(STAGES / "policy.yaml", TrainJob, [f"model.visibility={segments}"])
+    assert listed == job
+    released = load_config(
+        STAGES / "full/policy.yaml",
+        TrainJob,
+        [f"model={{released: gwp05, visibility: {visibility}}}"],
+    )
+    assert released.model_config_.visibility == visibility
 
 
 def test_a_stage_whose_parent_has_not_finished_says_so(tmp_path):

@@ -15,7 +15,7 @@ import torch
 from gwp import storage
 from gwp.errors import GwpError
 from gwp.model.transformer import Tokens
-from gwp.model.weights import load_model, open_checkpoint
+from gwp.model.weights import load_model, open_checkpoint, save_weights
 from gwp.model.weights.derive import convert, require_same, target_config
 from pipelines.cli import main
 from tests.support import forms
@@ -318,12 +318,24 @@ def test_a_start_that_no_conversion_reaches_says_what_differs(folders):
         )
 
 
+@pytest.mark.parametrize("visibility", ["joint", "video-first"])
+def test_weights_start_a_model_that_sees_otherwise(folders, visibility, tmp_path):
+    source = open_checkpoint(folders / "mixture")
+    require_same(source, source.config.model_copy(update={"visibility": visibility}), "x")
+    # What is made of a model sees what it saw.
+    model = load_model(folders / "mixture")
+    config = model.config.model_copy(update={"visibility": visibility})
+    save_weights(tmp_path / "in", config, model.state_dict())
+    convert(open_checkpoint(tmp_path / "in"), tmp_path / "out", config)
+    assert open_checkpoint(tmp_path / "out").config == config
+
+
 MEASURE = """
 import contextlib, sys, torch
 from pathlib import Path
 from safetensors.torch import load_file
 from gwp.model.config import ModelConfig
-from gwp.model.weights import load_model, open_checkpoint
+from gwp.model.weights import load_model, open_checkpoint, save_weights
 from gwp.model.weights.checkpoint import parameters
 from gwp.model.weights.derive import convert, target_config
 from gwp.model.weights.save import write_folder
