@@ -60,6 +60,9 @@ EMBODIMENT = Embodiment(
 none is relative to the state.
 """
 
+DISPLACEMENTS = (True, True, True, False)
+"""Actions that are zero while the robot holds; the gripper keeps its effort."""
+
 _EYE = (0.75, 0.075, 0.7)
 """Position of camera corner2 that sees the whole table, metres (the stock one is too far for
 small pictures).

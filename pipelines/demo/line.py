@@ -33,6 +33,7 @@ from pipelines.evaluation.open_loop import OpenLoop, imagined, open_loop
 from pipelines.evaluation.report import ReportData, write_report
 from pipelines.jobs.resolve import run_uri
 from pipelines.jobs.train_job import TrainJob
+from pipelines.pages.intervals import wilson
 from pipelines.training.screen.shown import shown
 from pipelines.training.train import StageResult, train
 
@@ -166,7 +167,7 @@ class _Demo:
         nothing reach in closed loop. The studies go into the report alone.
         """
         from pipelines.evaluation.recordings import first_observation
-        from pipelines.evaluation.simulation import blind_success, random_success
+        from pipelines.evaluation.simulation import BASELINES, baseline_success
         from pipelines.evaluation.studies import seams_study, steps_study
 
         size = self.size
@@ -181,9 +182,9 @@ class _Demo:
         self.media.seams = asdict(seams_study(policy, labelled))
         tasks = list(size.tasks)
         # On the tasks of the fleet, so that its successes have something beside them.
-        baselines = {
-            "random": random_success(tasks, size.baseline_episodes, size.max_steps),
-            "blind": blind_success(tasks, size.baseline_episodes, size.max_steps),
+        baselines: Baselines = {
+            agent: baseline_success(agent, tasks, size.baseline_episodes, size.max_steps)
+            for agent in BASELINES
         }
         return judged, times, baselines
 
@@ -320,11 +321,16 @@ class _Demo:
         success = fleet.success()
         closed: dict[str, dict[str, Any]] = {}
         for task, (won, episodes) in success.items():
-            closed[task] = {"success": won / episodes, "episodes": episodes}
+            closed[task] = {
+                "success": won / episodes,
+                "success_95": wilson(won, episodes),
+                "episodes": episodes,
+            }
             self.media.closed_loop[task] = {"policy": (won, episodes)}
             for agent, result in baselines.items():
                 agent_won, agent_episodes = result[task]
                 closed[task][f"success_{agent}"] = agent_won / agent_episodes
+                closed[task][f"success_{agent}_95"] = wilson(agent_won, agent_episodes)
                 closed[task][f"episodes_{agent}"] = agent_episodes
                 self.media.closed_loop[task][agent] = result[task]
         # Medians: on a busy machine single requests take several times as long.

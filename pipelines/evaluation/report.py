@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from pipelines.pages import charts
-from pipelines.pages.charts import wilson
+from pipelines.pages.intervals import wilson
 from pipelines.pages.render import Picture, Table, Tile, render
 
 
@@ -194,8 +194,11 @@ def _rate(successes: int, episodes: int) -> str:
     return f"{successes} of {episodes} ({100 * low:.0f} to {100 * high:.0f} %)"
 
 
-def _closed_loop(results: Mapping[str, Mapping[str, tuple[int, int]]]) -> Measurement | None:
-    """results: task -> agent -> (successes, episodes)."""
+def closed_loop_figure(results: Mapping[str, Mapping[str, tuple[int, int]]]) -> Measurement | None:
+    """Rates with their 95 % intervals; None where nothing was run.
+
+    results: task -> agent -> (successes, episodes)
+    """
     if not results:
         return None
     # In order of appearance over all tasks: an agent need not have run on each.
@@ -309,7 +312,7 @@ def write_report(
         losses=_losses(media),
         imagined=[_imagined(*clip) for clip in media.imagined],
         actions=_actions(media),
-        closed_loop=_closed_loop(media.closed_loop),
+        closed_loop=closed_loop_figure(media.closed_loop),
         latency=_latency(media.latency),
         studies=studies,
         fleet=_fleet(media),

@@ -1,80 +1,155 @@
 """Closed loop in simulation: the policy, and what chance and blind replay reach."""
 
-import numpy as np
+import os
+from collections.abc import Sequence
+from typing import Any
 
+from gwp.errors import GwpError
 from gwp.policy.policy import Policy
+from gwp.sim.charged import Charge
+from gwp.sim.interface import MakeSimulator
+from gwp.sim.metaworld import EMBODIMENT, MAX_STEPS, TASKS, Env
+from gwp.sim.parallel import Outcome, run_trials
+from gwp.sim.trial import Agent, Rules, Trial, run_trial
+from pipelines.console import event
+from pipelines.pages.intervals import wilson
+
+BASELINES: tuple[Agent, ...] = ("random", "blind")
+AGENTS: tuple[Agent, ...] = ("policy", *BASELINES)
+MAX_EPISODES = 1000
 
 
-def random_success(tasks: list[str], episodes: int, max_steps: int) -> dict[str, tuple[int, int]]:
-    """Task -> (successes, episodes) of uniformly random actions: what chance alone reaches."""
-    from gwp.sim.metaworld import Env
-    from gwp.sim.rollout import random_policy, run_episode
-
-    result = {}
-    for task in tasks:
-        env = Env(task)
-        won = 0
-        for i in range(episodes):
-            episode = run_episode(
-                # The starts of `blind_success`, so that both are judged on the same.
-                env,
-                random_policy(i),
-                seed=7000 + i,
-                max_steps=max_steps,
-                replan=6,
-            )
-            won += int(episode.success)
-        env.close()
-        result[task] = (won, episodes)
-    return result
+def trials_of(agent: Agent, tasks: Sequence[str], episodes: int) -> list[Trial]:
+    """The episodes of an agent, on seeds that no recording uses."""
+    # Chance and blind replay are judged on the same starts.
+    start, other = {"policy": (9000, 0), "random": (7000, 0), "blind": (7000, 6000)}[agent]
+    return [Trial(task, start + i, agent, other + i) for task in tasks for i in range(episodes)]
 
 
-def blind_success(tasks: list[str], episodes: int, max_steps: int) -> dict[str, tuple[int, int]]:
-    """Task -> (successes, episodes) of replaying an expert's actions from another start: what
-    can be won without looking.
+def check_run(tasks: Sequence[str], episodes: int, max_steps: int, simulators: int | None) -> None:
+    """GwpError where they are out of range."""
+    unknown = [task for task in tasks if task not in TASKS]
+    if unknown:
+        raise GwpError(f"--tasks {', '.join(unknown)}: choose from {', '.join(TASKS)}")
+    if len(set(tasks)) < len(tasks):
+        raise GwpError(f"--tasks {','.join(tasks)}: name each task once")
+    # The seeds of an agent must not run into those of another set.
+    if not 1 <= episodes <= MAX_EPISODES:
+        raise GwpError(f"--episodes {episodes}: give 1 to {MAX_EPISODES}")
+    if not 1 <= max_steps <= MAX_STEPS:
+        raise GwpError(f"--max-steps {max_steps}: give 1 to {MAX_STEPS}")
+    if simulators is not None and simulators < 1:
+        raise GwpError(f"--simulators {simulators}: give at least 1")
+
+
+def baseline_success(
+    agent: Agent, tasks: Sequence[str], episodes: int, max_steps: int
+) -> dict[str, tuple[int, int]]:
+    """Task -> (successes, episodes) in this process: `random`, uniformly random actions, what
+    chance alone reaches; `blind`, an expert's actions from another start, what can be won without
+    looking.
     """
-    from gwp.sim.metaworld import Env
-
+    rules = Rules(max_steps, EMBODIMENT.replan)
     result = {}
     for task in tasks:
         env = Env(task)
-        won = 0
-        for i in range(episodes):
-            # The expert's actions of one start ...
-            env.reset(6000 + i)
-            actions: list[np.ndarray] = []
-            done = False
-            while not done and len(actions) < max_steps:
-                actions.append(env.expert_action())
-                done = env.step(actions[-1])
-            # ... from another one, which it does not see.
-            env.reset(7000 + i)
-            # `any` stops at the first success, as an episode does.
-            won += any(env.step(action) for action in actions)
+        trials = trials_of(agent, [task], episodes)
+        # Neither of them asks anybody.
+        won = sum(run_trial(env, trial, rules, NotImplemented).success for trial in trials)
         env.close()
         result[task] = (won, episodes)
     return result
 
 
 def closed_loop(
-    policy: Policy, tasks: list[str], episodes: int, max_steps: int
-) -> dict[str, tuple[int, int]]:
-    """Task -> (successes, episodes) of the policy in this process, on seeds that no recording
-    uses.
-    """
-    from gwp.sim.metaworld import Env
-    from gwp.sim.rollout import run_episode
+    policy: Policy,
+    tasks: Sequence[str],
+    episodes: int,
+    max_steps: int,
+    *,
+    simulators: int | None = None,
+    charge: Charge | None = None,
+    agents: Sequence[Agent] = AGENTS,
+    make: MakeSimulator = Env,
+) -> list[Outcome]:
+    """All episodes of all agents, in order; simulators in processes of their own, answered by the
+    policy in this one. An episode that could not be run is an outcome with a reason, and told as
+    a warning.
 
-    replan = next(iter(policy.bundle.embodiments.values())).replan
-    result = {}
-    for task in tasks:
-        env = Env(task)
-        won = 0
-        for i in range(episodes):
-            episode = run_episode(
-                env, policy.act, seed=9000 + i, max_steps=max_steps, replan=replan
-            )
-            won += int(episode.success)
-        env.close()
-        result[task] = (won, episodes)
+    simulators: processes; None: as many as this process may use cores. charge: what a chunk costs
+    in simulated time; only the policy pays it. GwpError when the policy does not know the robot.
+    """
+    rules = Rules(max_steps, policy.contract.embodiment(EMBODIMENT.name).replan, charge)
+    trials = [trial for agent in agents for trial in trials_of(agent, tasks, episodes)]
+    return run_trials(
+        trials,
+        policy.act_batch,
+        rules,
+        simulators=cores() if simulators is None else simulators,
+        make=make,
+        on_outcome=_warn,
+    )
+
+
+def cores() -> int:
+    """Those that this process may use."""
+    # macOS cannot say.
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def _warn(outcome: Outcome) -> None:
+    if outcome.episode is None:
+        event("warning", text=f"{outcome.trial} was not run: {outcome.failure}")
+
+
+def successes(outcomes: Sequence[Outcome]) -> dict[str, dict[str, tuple[int, int]]]:
+    """Task -> agent -> (successes, episodes that ran)."""
+    result: dict[str, dict[str, tuple[int, int]]] = {}
+    for outcome in outcomes:
+        by_agent = result.setdefault(outcome.trial.task, {})
+        won, ran = by_agent.get(outcome.trial.agent, (0, 0))
+        if outcome.episode is not None:
+            won, ran = won + outcome.episode.success, ran + 1
+        by_agent[outcome.trial.agent] = (won, ran)
     return result
+
+
+def figures(outcomes: Sequence[Outcome], charge: Charge | None) -> dict[str, dict[str, Any]]:
+    """Task -> what `gwp eval closed-loop` prints.
+
+    Rates are of the episodes that ran (None: none did), `_95` their 95 % Wilson intervals.
+    """
+    result: dict[str, dict[str, Any]] = {}
+    for task, by_agent in successes(outcomes).items():
+        row: dict[str, Any] = {}
+        for agent, (won, ran) in by_agent.items():
+            end = "" if agent == "policy" else f"_{agent}"
+            row[f"success{end}"] = won / ran if ran else None
+            row[f"success{end}_95"] = [round(bound, 4) for bound in wilson(won, ran)]
+            row[f"episodes{end}"] = ran
+        mine = [outcome for outcome in outcomes if outcome.trial.task == task]
+        row["failed_to_run"] = [
+            f"{outcome.trial}: {outcome.failure}" for outcome in mine if outcome.episode is None
+        ]
+        if charge is not None:
+            row["charged"] = _charged(mine, charge)
+        result[task] = row
+    return result
+
+
+def _charged(outcomes: Sequence[Outcome], charge: Charge) -> dict[str, Any]:
+    """What the policy paid in the episodes of a task, and how often it had nothing to execute."""
+    episodes = [o.episode for o in outcomes if o.trial.agent == "policy" and o.episode is not None]
+    return {
+        "latency_ms": charge.latency_ms,
+        "latency_steps": charge.steps,
+        "delay": charge.delay,
+        "blend": charge.blend,
+        "requests": sum(episode.requests for episode in episodes),
+        "steps": sum(episode.steps for episode in episodes),
+        "steps_waited": sum(episode.waited for episode in episodes),
+        "steps_dry": sum(episode.dry for episode in episodes),
+        "late": sum(episode.late for episode in episodes),
+    }

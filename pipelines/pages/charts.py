@@ -15,6 +15,8 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from PIL import Image
 
+from pipelines.pages.intervals import wilson
+
 # Every colour of a line or point has a contrast of 3:1 and more on white, MUTED and INK 5:1.
 INK = "#22303c"
 MUTED = "#55626e"
@@ -29,29 +31,12 @@ AGENTS = {"policy": (BLUE, "o"), "blind": (GREY, "s"), "random": (CLAY, "^")}
 # screen.
 _WIDTH = 10.0
 _DPI = 200
-_Z95 = 1.959964
 _STRIP_WIDTH = 1600
 """Pixels up to which a strip of small frames is enlarged."""
 _LONGEST_TITLE = 24
 """Characters of a name above one of four panels."""
 _LONGEST_TICK = 44
 """Characters of a name beside an axis."""
-
-
-def wilson(successes: int, episodes: int) -> tuple[float, float]:
-    """95 % Wilson score interval of a success rate (Wilson 1927).
-
-    Sound for few episodes and for 0 %, as the normal interval is not.
-    """
-    # No episode says nothing: any rate is possible.
-    if episodes == 0:
-        return 0.0, 1.0
-    rate = successes / episodes
-    z2 = _Z95**2
-    centre = (rate + z2 / (2 * episodes)) / (1 + z2 / episodes)
-    spread = float(np.sqrt(rate * (1 - rate) / episodes + z2 / (4 * episodes**2)))
-    half = _Z95 * spread / (1 + z2 / episodes)
-    return max(0.0, centre - half), min(1.0, centre + half)
 
 
 def name_in_chart(name: str, longest: int = _LONGEST_TITLE) -> str:

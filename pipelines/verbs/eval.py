@@ -54,6 +54,26 @@ def add(subparsers: Any) -> None:
     closed.add_argument(
         "--max-steps", type=int, default=150, help="control steps per episode (default: 150)"
     )
+    closed.add_argument(
+        "--simulators",
+        type=int,
+        metavar="N",
+        help="simulators at once, a process each (default: one per core)",
+    )
+    closed.add_argument(
+        "--charge-latency",
+        default="0",
+        metavar="COST",
+        help="simulated time that passes while a chunk is computed: 40ms, 1.5x (of this machine's "
+        "own time), or a YAML or JSON table of milliseconds per model (default: 0, the world waits)",
+    )
+    closed.add_argument(
+        "--chunking",
+        choices=("recommended", "realtime", "naive"),
+        default="recommended",
+        help="how a late chunk takes over (default: as the endpoint recommends it to a robot)",
+    )
+    closed.add_argument("--page", metavar="FILE", help="write a page with the figures, too")
     closed.set_defaults(run=run_closed_loop)
     for verb in (open_loop, video, steps, seams, closed):
         verb.add_argument(
@@ -149,23 +169,31 @@ def run_seams(args: argparse.Namespace) -> None:
     print(json.dumps(asdict(seams), indent=1))
 
 
-def run_closed_loop(args: argparse.Namespace) -> None:
+def run_closed_loop(args: argparse.Namespace) -> int:
     import json
+    from pathlib import Path
 
-    from pipelines.evaluation.simulation import blind_success, closed_loop, random_success
+    from gwp.errors import GwpError
+    from pipelines.evaluation.charge import charge_of, check_charge, latency_ms
+    from pipelines.evaluation.simulation import check_run, closed_loop, figures, successes
 
     tasks = [t.strip() for t in args.tasks.split(",")]
-    won = closed_loop(_load(args.policy), tasks, args.episodes, args.max_steps)
-    # Beside the policy, what can be had without one: by chance, and without looking.
-    chance = random_success(tasks, args.episodes, args.max_steps)
-    blind = blind_success(tasks, args.episodes, args.max_steps)
-    rates = {
-        t: {
-            "success": won[t][0] / won[t][1],
-            "episodes": won[t][1],
-            "success_random": chance[t][0] / chance[t][1],
-            "success_blind": blind[t][0] / blind[t][1],
-        }
-        for t in tasks
-    }
+    # All that can be wrong in the words is told before a policy is fetched.
+    check_charge(args.charge_latency)
+    check_run(tasks, args.episodes, args.max_steps, args.simulators)
+    if args.chunking != "recommended" and args.charge_latency == "0":
+        raise GwpError("--chunking says how late chunks take over; add --charge-latency, too")
+    if args.page:
+        # What it needs is to be missed now, not after all episodes.
+        from pipelines.evaluation.closed_loop_page import write_closed_loop
+    policy = _load(args.policy)
+    # Before simulators take the cores.
+    charge = charge_of(policy, latency_ms(args.charge_latency, policy, args.policy), args.chunking)
+    outcomes = closed_loop(
+        policy, tasks, args.episodes, args.max_steps, simulators=args.simulators, charge=charge
+    )
+    rates = figures(outcomes, charge)
     print(json.dumps(rates, indent=1))
+    if args.page:
+        write_closed_loop(Path(args.page), policy.id, successes(outcomes), rates)
+    return int(any(outcome.episode is None for outcome in outcomes))

@@ -11,7 +11,8 @@ import pytest
 from PIL import Image
 
 from pipelines.evaluation.report import ReportData, psnr, write_report
-from pipelines.pages.charts import strip, wilson
+from pipelines.pages.charts import strip
+from pipelines.pages.intervals import wilson
 
 SECTIONS = (
     "The line",

@@ -1,0 +1,168 @@
+"""Closed loop where time passes while a chunk is computed: the robot goes on meanwhile."""
+
+from collections.abc import Callable
+from concurrent.futures import Future
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from gwp.client.buffering.buffer import ChunkBuffer
+from gwp.client.buffering.fetch import Act
+from gwp.client.connection.wire import ClientError
+from gwp.errors import GwpError
+from gwp.protocol.messages import ActionChunk, Observation
+from gwp.sim.interface import Simulator
+from gwp.sim.metaworld import DISPLACEMENTS, EMBODIMENT
+from gwp.sim.rollout import EpisodeResult, check_chunk
+
+Ask = Callable[[Observation], Callable[[], ActionChunk]]
+"""Begins a request; what it gives waits for the answer."""
+
+
+@dataclass(frozen=True)
+class Charge:
+    """What a chunk costs in simulated time, and how the robot bridges it.
+
+    latency_ms: from an observation to its chunk, milliseconds of simulated time
+    delay:      rows promised with a request, which the next chunk continues (real-time chunking);
+                0: the next chunk knows nothing of the one under way
+    blend:      rows over which a chunk takes over gradually
+    mixed:      `[d]`, true where values between two are values too; None: everywhere
+    """
+
+    latency_ms: float
+    delay: int = 0
+    blend: int = 0
+    mixed: tuple[bool, ...] | None = None
+
+    @property
+    def steps(self) -> int:
+        """Control steps that pass before a chunk can act."""
+        return steps_of(self.latency_ms)
+
+
+def steps_of(latency_ms: float) -> int:
+    """Control steps of the simulated robot until an answer is there, rounded up."""
+    # A rounding error above a whole step is that step.
+    return int(np.ceil(latency_ms / 1e3 * EMBODIMENT.fps - 1e-6))
+
+
+class _Simulated:
+    """Answers come when their steps have passed in the simulation, however long they take here.
+
+    It is the `Fetch` of a buffer.
+    """
+
+    def __init__(self, ask: Ask, steps: int) -> None:
+        self._ask = ask
+        self._steps = steps
+        self._under_way: tuple[int, Callable[[], ActionChunk], Future[ActionChunk]] | None = None
+        self.now = 0
+        self.requests = 0
+
+    def submit(self, _act: Act, observation: Observation, /) -> "Future[ActionChunk]":
+        """Begin a request; its noise seed is its number in the episode."""
+        # Times of this machine say nothing of the simulation.
+        plain = replace(
+            observation, seed=self.requests, observed_at=None, max_age_s=None, report=None
+        )
+        future: Future[ActionChunk] = Future()
+        self._under_way = (self.now + self._steps, self._ask(plain), future)
+        self.requests += 1
+        return future
+
+    def pass_to(self, step: int) -> None:
+        """The control step begins."""
+        self.now = step
+        if self._under_way is not None and self._under_way[0] <= step:
+            _, answer, future = self._under_way
+            self._under_way = None
+            future.set_result(answer())
+
+    def finish(self) -> None:
+        """Take an answer that nobody needs any more: the next episode's must not meet it."""
+        if self._under_way is not None:
+            self._under_way[1]()
+
+
+def run_charged(
+    env: Simulator,
+    ask: Ask,
+    charge: Charge,
+    *,
+    seed: int,
+    max_steps: int = 150,
+    replan: int,
+) -> EpisodeResult:
+    """As `run_episode`, with `charge.latency_ms` between an observation and the chunk made of it.
+
+    The robot's own `ChunkBuffer` decides what is executed: the rows of the chunk under way, then,
+    when it runs dry, the last action with zeros for displacements. Before the first chunk it
+    stands still. A control step is a step of the simulation, so the result depends on no clock.
+
+    GwpError when a chunk would be over before it came.
+    """
+
+    def checked(observation: Observation) -> Callable[[], ActionChunk]:
+        answer = ask(observation)
+        return lambda: _checked(answer(), env.task, charge)
+
+    simulated = _Simulated(checked, charge.steps)
+    buffer = ChunkBuffer(
+        _never,
+        replan,
+        charge.delay,
+        refill=max(1, charge.delay),
+        blend=charge.blend,
+        rate=EMBODIMENT.fps,
+        wait_s=0.0,
+        zero=DISPLACEMENTS,
+        mixed=charge.mixed,
+        fetch=simulated,
+        clock=lambda: simulated.now / EMBODIMENT.fps,
+    )
+    env.reset(seed)
+    done: list[np.ndarray] = []
+    still = np.zeros(len(EMBODIMENT.action_names), np.float32)
+    waited, success = 0, False
+    while not success and len(done) < max_steps:
+        simulated.pass_to(len(done))
+        try:
+            action = buffer.next_action(env.observe, len(done))
+        except ClientError as error:
+            # Nothing has come yet, and there is nothing to hold.
+            if error.code != "dry":
+                raise
+            action, waited = still, waited + 1
+        done.append(action)
+        success = env.step(action)
+    simulated.finish()
+    return EpisodeResult(
+        success,
+        len(done),
+        simulated.requests,
+        [charge.latency_ms] * simulated.requests,
+        actions=done,
+        waited=waited,
+        dry=buffer.dry,
+        late=buffer.late,
+    )
+
+
+def _checked(chunk: ActionChunk, task: str, charge: Charge) -> ActionChunk:
+    check_chunk(chunk, task)
+    if charge.steps >= len(chunk.actions):
+        raise GwpError(too_long(charge, len(chunk.actions)))
+    return chunk
+
+
+def too_long(charge: Charge, chunk: int) -> str:
+    """Why a latency cannot be charged to chunks of so many actions."""
+    return (
+        f"{charge.latency_ms:g} ms are {charge.steps} control steps, and a chunk has {chunk} "
+        "actions: each would be over before it came; charge less, or use a policy of longer chunks"
+    )
+
+
+def _never(_observation: Observation) -> ActionChunk:
+    raise AssertionError("the simulated fetch asks")
