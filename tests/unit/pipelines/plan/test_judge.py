@@ -4,8 +4,9 @@ import pytest
 
 from pipelines.config.load import load_config
 from pipelines.jobs.train_job import TrainJob
+from pipelines.plan.machines import Assumed
 from pipelines.plan.show import show_stage
-from pipelines.plan.stage import Assumed, plan_stage
+from pipelines.plan.stage import plan_stage
 from tests.unit.pipelines.jobs.test_stages import STAGES
 
 
