@@ -125,18 +125,20 @@ def run_charged(
     done: list[np.ndarray] = []
     still = np.zeros(len(EMBODIMENT.action_names), np.float32)
     waited, success = 0, False
-    while not success and len(done) < max_steps:
-        simulated.pass_to(len(done))
-        try:
-            action = buffer.next_action(env.observe, len(done))
-        except ClientError as error:
-            # Nothing has come yet, and there is nothing to hold.
-            if error.code != "dry":
-                raise
-            action, waited = still, waited + 1
-        done.append(action)
-        success = env.step(action)
-    simulated.finish()
+    try:
+        while not success and len(done) < max_steps:
+            simulated.pass_to(len(done))
+            try:
+                action = buffer.next_action(env.observe, len(done))
+            except ClientError as error:
+                # Nothing has come yet, and there is nothing to hold.
+                if error.code != "dry":
+                    raise
+                action, waited = still, waited + 1
+            done.append(action)
+            success = env.step(action)
+    finally:
+        simulated.finish()
     return EpisodeResult(
         success,
         len(done),

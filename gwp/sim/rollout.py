@@ -18,7 +18,7 @@ Act = Callable[[Observation], ActionChunk]
 class EpisodeResult:
     """One episode.
 
-    latencies_ms: time of each request as this process waited for it
+    latencies_ms: time of each request as this process waited for it, or as it was charged
     frames:       what the robot saw, one per request; empty unless they were to be kept
     actions:      what was executed, float32 `[d]` for each step, robot units
     waited:       steps before the first chunk, at which the robot stood still

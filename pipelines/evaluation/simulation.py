@@ -1,8 +1,11 @@
 """Closed loop in simulation: the policy, and what chance and blind replay reach."""
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
+
+import torch
 
 from gwp.errors import GwpError
 from gwp.policy.policy import Policy
@@ -81,14 +84,27 @@ def closed_loop(
     """
     rules = Rules(max_steps, policy.contract.embodiment(EMBODIMENT.name).replan, charge)
     trials = [trial for agent in agents for trial in trials_of(agent, tasks, episodes)]
-    return run_trials(
-        trials,
-        policy.act_batch,
-        rules,
-        simulators=cores() if simulators is None else simulators,
-        make=make,
-        on_outcome=_warn,
-    )
+    count = cores() if simulators is None else simulators
+    with _room_for(policy, count):
+        return run_trials(
+            trials, policy.act_batch, rules, simulators=count, make=make, on_outcome=_warn
+        )
+
+
+@contextmanager
+def _room_for(policy: Policy, simulators: int) -> Iterator[None]:
+    """A policy on the CPU leaves half of the cores to several simulators: threads that wait for
+    each other on cores that others use cost more than they bring.
+    """
+    if policy.device.type != "cpu" or simulators < 2:
+        yield
+        return
+    before = torch.get_num_threads()
+    torch.set_num_threads(max(1, min(before, cores() // 2)))
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def cores() -> int:

@@ -77,7 +77,11 @@ def test_those_that_wait_are_answered_together_and_never_more_than_allowed() -> 
         ("raise", "FloatingPointError: the physics blew up"),
     ],
 )
-def test_an_episode_that_cannot_be_run_is_named_and_costs_no_other(kind: str, why: str) -> None:
+# Charged, an answer is under way when it happens; the next episode must not take it for its own.
+@pytest.mark.parametrize("charge", [None, Charge(60.0)])
+def test_an_episode_that_cannot_be_run_is_named_and_costs_no_other(
+    kind: str, why: str, charge: Charge | None
+) -> None:
     trials = [Trial(f"{kind}:1", seed) for seed in range(4)]
     told: list[Outcome] = []
     # Starting a process takes a second, and counts.
@@ -85,7 +89,7 @@ def test_an_episode_that_cannot_be_run_is_named_and_costs_no_other(kind: str, wh
     outcomes = run_trials(
         trials,
         act,
-        RULES,
+        Rules(RULES.max_steps, RULES.replan, charge),
         simulators=2,
         make=FakeSim,
         silence_s=silence_s,
