@@ -135,7 +135,11 @@ def test_loading_counts() -> None:
     [
         ([], 80, None),
         ([], 24, r"needs about 33 GB, of a GPU of 24 GB 22 are usable: set engine.zero_stage=3, "),
-        (["engine.gradient_checkpointing=false"], 48, r"set engine.zero_stage=3, engine.gradient_checkpointing=3$"),
+        (
+            ["engine.gradient_checkpointing=false"],
+            48,
+            r"set engine.zero_stage=3, engine.gradient_checkpointing=3$",
+        ),
         (["cluster.workers=1"], 80, r"take 2 workers, or recipe=lora, which trains less"),
         (["cluster.workers=2"], 24, r"take GPUs of 80 GB, or 8 workers, or recipe=lora"),
         (["cluster.workers=1", "engine.global_batch=1"], 24, r"take GPUs of 141 GB, or recipe"),
