@@ -26,6 +26,7 @@ from tests.support.tiny import make_tiny_bundle, tiny_model, tiny_tokens
 RIVALS = ("joint", "video-first")
 STEPS, LIMIT = 4, 60
 KINDS = [(f, v) for f in ("gwp0", "gwp05") for v in RIVALS]
+CASES = [(*kind, how) for kind in KINDS for how in ("native", "eager")]
 
 
 class Case:
@@ -50,9 +51,7 @@ class Case:
         return self.solver.observe(self.tokens.state, self.tokens.reference, text, self.ids)
 
 
-@pytest.fixture(
-    scope="module", params=[(*kind, how) for kind in KINDS for how in ("native", "eager")]
-)
+@pytest.fixture(scope="module", params=CASES)
 def case(request):
     family, visibility, how = request.param
     with pytest.MonkeyPatch.context() as patch:
@@ -114,10 +113,9 @@ def test_channels_that_a_robot_lacks_are_held_and_noise_is_asked_for(case):
         case.solver.act(case.prefix(), noise)
 
 
+@pytest.mark.parametrize("case", [kind for kind in CASES if kind[1] == "joint"], indirect=True)
 @torch.inference_mode()
 def test_joint_acting_is_joint_decoding_with_the_observation_run_anew(case):
-    if case.model.config.visibility != "joint":
-        pytest.skip("the future comes first")
     given = Tokens(case.tokens.state, case.tokens.reference)
     noise, future = case.tokens.action, case.tokens.future
     anew, _ = case.solver.joint(case.prefix(), given, noise, future)
