@@ -110,7 +110,11 @@ def largest_micro_batch(
     """Samples at a time that a GPU of so many 1e9 bytes has room for, of a worker's share of the
     batch; 0: none.
     """
-    low, high = 0, job.share(workers or job.cluster.min_workers)
+    share = job.share(workers or job.cluster.min_workers)
+    # First: of one pass nothing is summed, so that all can fit where a few less do not.
+    if memory_of(job, workers, zero_stage, share).fits(gpu_gb):
+        return share
+    low, high = 0, share - 1
     while low < high:
         middle = (low + high + 1) // 2
         if memory_of(job, workers, zero_stage, middle).fits(gpu_gb):

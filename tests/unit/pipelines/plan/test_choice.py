@@ -9,7 +9,7 @@ from pipelines.config.load import load_config
 from pipelines.jobs.train_job import TrainJob
 from pipelines.plan.choice import cheaper, cheapest, fits
 from pipelines.plan.machines import CARDS, GPUS, Assumed
-from pipelines.plan.memory import USABLE, memory_of
+from pipelines.plan.memory import USABLE, largest_micro_batch, memory_of
 from pipelines.plan.stage import plan_stage
 from pipelines.plan.time import step_time
 from tests.unit.pipelines.jobs.test_stages import STAGES
@@ -57,6 +57,15 @@ def test_nothing_that_fits_is_cheaper(gb: int) -> None:
         other = job.model_copy(update={"engine": job.engine.model_copy(update=update)})
         if memory_of(other, 8).fits(gb):
             assert step_time(other, ASSUMED, gpu, 8).middle >= best.time.middle
+
+
+@pytest.mark.parametrize("zero", [1, 2, 3])
+@pytest.mark.parametrize("gb", [48, 80])
+def test_the_largest_micro_batch_is_the_largest_that_fits(gb: int, zero: int) -> None:
+    """One pass needs no sums in fp32, so that 16 samples may fit where 15 do not."""
+    job = stage("policy", "engine.gradient_checkpointing=false", f"engine.zero_stage={zero}")
+    fitting = [n for n in range(1, 17) if memory_of(job, 8, zero, n).fits(gb)]
+    assert largest_micro_batch(job, gb, 8, zero) == max(fitting, default=0)
 
 
 @pytest.mark.parametrize("name", FILES)
