@@ -16,6 +16,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from gwp.machine import cores
+
 GIB = 1 << 30
 
 # Distributions whose version matters, and the extra that brings them.
@@ -288,16 +290,9 @@ def memory() -> Check:
         total >= 8 * GIB,
         "warn",
         "cpu and memory",
-        f"{_cores()} cores, {total / GIB:.0f} GiB",
+        f"{cores()} cores, {total / GIB:.0f} GiB",
         "use a machine with 8 GiB or more for the demo",
     )
-
-
-def _cores() -> int:
-    # Of those that the machine has, a container may be given a few; macOS cannot say.
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
 
 
 def disk() -> list[Check]:

@@ -27,7 +27,6 @@ class TokenOrder:
 
     The transformer builds one per pass, and all its layers share it.
 
-    streams: expert -> number of tokens in its stream (its groups in canonical order)
     pieces:  canonical order as (expert, start, stop) slices of the streams
     bounds:  query segments as (start, stop, key_end) in canonical order, key_end counting cached keys too
     cos/sin: rotary tables in canonical order `[L, h / 2]`
@@ -35,7 +34,6 @@ class TokenOrder:
              end; None: all
     """
 
-    streams: dict[str, int]
     pieces: tuple[tuple[str, int, int], ...]
     bounds: tuple[tuple[int, int, int], ...]
     cos: Tensor
@@ -47,9 +45,9 @@ class TokenOrder:
         if len(self.pieces) == 1:
             return streams[self.pieces[0][0]]
         # Split and not sliced: backwards, every slice is a tensor of zeros and a sum.
-        sizes: dict[str, list[int]] = {expert: [] for expert in self.streams}
+        sizes: dict[str, list[int]] = {}
         for expert, start, stop in self.pieces:
-            sizes[expert].append(stop - start)
+            sizes.setdefault(expert, []).append(stop - start)
         parts = {expert: iter(streams[expert].split(n, dim=1)) for expert, n in sizes.items()}
         return torch.cat([next(parts[expert]) for expert, _, _ in self.pieces], dim=1)
 
@@ -57,7 +55,7 @@ class TokenOrder:
         """Back to one tensor per expert. parts: what comes one after the other in canonical order,
         `[B, n, ...]` each, of one group or more.
         """
-        streams: dict[str, list[Tensor]] = {expert: [] for expert in self.streams}
+        streams: dict[str, list[Tensor]] = {}
         pieces = iter(self.pieces)
         for part in parts:
             experts: list[str] = []
@@ -67,7 +65,7 @@ class TokenOrder:
                 experts.append(expert)
                 sizes.append(stop - start)
             for expert, x in zip(experts, part.split(sizes, dim=1), strict=True):
-                streams[expert].append(x)
+                streams.setdefault(expert, []).append(x)
         return {
             expert: p[0] if len(p) == 1 else torch.cat(p, dim=1) for expert, p in streams.items()
         }
@@ -119,7 +117,8 @@ class GeluProjection(nn.Module):
         """`[B, L, D]` to `[B, L, F]`, in the dtype of the weights."""
         x_BLF = self.proj(x_BLD)
         if torch.compiler.is_compiling():
-            # The same function: compilers for a CPU have a fast exponential and no fast tanh.
+            # The same function, for (1 + tanh(u)) / 2 is sigmoid(2 u): compilers for a CPU have a fast
+            # exponential and no fast tanh.
             return x_BLF * torch.sigmoid(x_BLF * (_GELU + 0.044715 * _GELU * x_BLF * x_BLF))
         return F.gelu(x_BLF, approximate="tanh")
 

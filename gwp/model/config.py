@@ -6,9 +6,9 @@ wide visual and a narrow action expert. *Visibility* is the order of segments of
 of a segment see every key up to the segment's end.
 """
 
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
 Group = Literal["S", "R", "A", "F"]
 Family = Literal["gwp0", "gwp05"]
@@ -24,6 +24,34 @@ VISIBILITIES: dict[Visibility, Segments] = {
     # LingBot-VA, mimic-video: the future first, then the actions that lead to it.
     "video-first": (("S", "R"), ("F",), ("A",)),
 }
+
+
+def visibility_named(value: Any) -> Visibility:
+    """The visibility of this name or list of segments. ValueError tells those that there are."""
+    for name, segments in VISIBILITIES.items():
+        if value == name or _same_segments(value, segments):
+            return name
+    known = [f"{name} ({_written(segments)})" for name, segments in VISIBILITIES.items()]
+    raise ValueError(f"visibility {value!r} is unknown; write one of {', '.join(known)}")
+
+
+def _written(segments: Segments) -> str:
+    inner = ", ".join(f"[{', '.join(segment)}]" for segment in segments)
+    return f"[{inner}]"
+
+
+def _same_segments(value: Any, segments: Segments) -> bool:
+    # Within a segment all see each other, so its order says nothing.
+    if not isinstance(value, list | tuple) or len(value) != len(segments):
+        return False
+    return all(
+        isinstance(given, list | tuple) and sorted(map(str, given)) == sorted(segment)
+        for given, segment in zip(value, segments, strict=True)
+    )
+
+
+VisibilityField = Annotated[Visibility, BeforeValidator(visibility_named)]
+"""A field of a configuration: by name, or as a list of segments."""
 
 # The spelling is the published one; checkpoints carry it.
 CLASS_NAMES: dict[str, Family] = {
@@ -70,17 +98,12 @@ class ModelConfig(BaseModel):
     """Longest extent of each rotary axis, positions."""
     eps: float = Field(default=1e-6, gt=0)
     """Epsilon of every normalisation."""
-    visibility: Visibility = "action-centred"
+    visibility: VisibilityField = "action-centred"
     """Which groups of tokens see which, by name or as a list of segments, each of which sees
     itself and those before it. `action-centred`, `[[S, R], [A], [F]]`: acting needs no future.
     `joint`, `[[S, R], [A, F]]`: actions and future see each other, and acting denoises both.
     `video-first`, `[[S, R], [F], [A]]`: acting denoises the future, then the actions that lead to it.
     """
-
-    @field_validator("visibility", mode="before")
-    @classmethod
-    def _by_name(cls, value: Any) -> Any:
-        return visibility_named(value)
 
     @model_validator(mode="after")
     def _consistent(self) -> "ModelConfig":
@@ -204,27 +227,3 @@ class ModelConfig(BaseModel):
         if self.visibility != "action-centred":
             config["visibility"] = self.visibility
         return config
-
-
-def visibility_named(value: Any) -> Visibility:
-    """The visibility of this name or list of segments. ValueError tells those that there are."""
-    for name, segments in VISIBILITIES.items():
-        if value == name or _same_segments(value, segments):
-            return name
-    known = [f"{name} ({_written(segments)})" for name, segments in VISIBILITIES.items()]
-    raise ValueError(f"visibility {value!r} is unknown; write one of {', '.join(known)}")
-
-
-def _written(segments: Segments) -> str:
-    inner = ", ".join(f"[{', '.join(segment)}]" for segment in segments)
-    return f"[{inner}]"
-
-
-def _same_segments(value: Any, segments: Segments) -> bool:
-    # Within a segment all see each other, so its order says nothing.
-    if not isinstance(value, list | tuple) or len(value) != len(segments):
-        return False
-    return all(
-        isinstance(given, list | tuple) and sorted(map(str, given)) == sorted(segment)
-        for given, segment in zip(value, segments, strict=True)
-    )

@@ -312,7 +312,6 @@ class WorldActionTransformer(nn.Module):
                 position += n
         tables = [self._rotary_of(tokens, g) for g in order]
         return TokenOrder(
-            streams={expert: 0 for expert, _, _ in spans.values()},
             pieces=tuple(spans[g] for g in order),
             bounds=tuple(bounds),
             cos=torch.cat([cos for cos, _ in tables]),

@@ -198,11 +198,9 @@ class Solver:
             if future_BCThw is None:
                 raise ValueError("actions of this model see the future: acting needs its noise")
             if self.model.config.visibility == "joint":
-                given = (given_Bpd, committed_Bp)
-                nothing = Tokens()
-                return self._together(prefix, nothing, noise_Bpd, future_BCThw, padding_Bd, *given)[
-                    0
-                ]
+                given = (padding_Bd, given_Bpd, committed_Bp)
+                acted, _ = self._together(prefix, Tokens(), noise_Bpd, future_BCThw, *given)
+                return acted
             future = self.imagine(prefix, None, future_BCThw)
             # Denoised, it goes into the cache, where the actions see it at every step.
             whole = self._prepare(prefix, Tokens(future=future))

@@ -1,6 +1,5 @@
 """Closed loop in simulation: the policy, and what chance and blind replay reach."""
 
-import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -8,7 +7,9 @@ from typing import Any
 import torch
 
 from gwp.errors import GwpError
+from gwp.machine import cores
 from gwp.policy.policy import Policy
+from gwp.protocol.messages import Observation
 from gwp.sim.charged import Charge
 from gwp.sim.interface import MakeSimulator
 from gwp.sim.metaworld import EMBODIMENT, MAX_STEPS, TASKS, Env
@@ -57,8 +58,7 @@ def baseline_success(
     for task in tasks:
         env = Env(task)
         trials = trials_of(agent, [task], episodes)
-        # Neither of them asks anybody.
-        won = sum(run_trial(env, trial, rules, NotImplemented).success for trial in trials)
+        won = sum(run_trial(env, trial, rules, _nobody).success for trial in trials)
         env.close()
         result[task] = (won, episodes)
     return result
@@ -107,12 +107,8 @@ def _room_for(policy: Policy, simulators: int) -> Iterator[None]:
         torch.set_num_threads(before)
 
 
-def cores() -> int:
-    """Those that this process may use."""
-    # macOS cannot say.
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
+def _nobody(_observation: Observation) -> Any:
+    raise AssertionError("neither chance nor blind replay asks for chunks")
 
 
 def _warn(outcome: Outcome) -> None:

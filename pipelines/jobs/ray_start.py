@@ -58,10 +58,9 @@ def ensure_ray(*jobs: TrainJob) -> None:
 def cpus_of(job: TrainJob) -> int:
     """Logical CPUs with which nothing of a job waits for a place."""
     cluster = job.cluster
-    validator = job.validation.worker if job.validation else None
     # Workers hold a CPU each; decoding on a machine without a spare one would wait for ever.
     needed = int(cluster.max_workers * cluster.cpus_per_worker + cluster.decode_tasks + 1)
-    return needed + (math.ceil(validator.cpus) if validator else 0)
+    return needed + (math.ceil(job.validator.cpus) if job.validator else 0)
 
 
 def room(pool: str | None, each: Mapping[str, float]) -> int:

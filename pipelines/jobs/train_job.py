@@ -25,7 +25,7 @@ from gwp.errors import GwpError
 from gwp.model.adapters import LoraConfig
 from gwp.model.codecs.text import TextEncoderConfig
 from gwp.model.codecs.video import VideoCodecConfig
-from gwp.model.config import Family, ModelConfig, Visibility, visibility_named
+from gwp.model.config import Family, ModelConfig, Visibility, VisibilityField
 from gwp.model.objective import ObjectiveConfig
 from gwp.paths import Location, PathField
 from gwp.storage.names import relative_name
@@ -39,7 +39,7 @@ from pipelines.jobs.trained import (
     trained_count,
     trained_names,
 )
-from pipelines.jobs.validation import ValidationConfig
+from pipelines.jobs.validation import ValidationConfig, ValidatorConfig
 
 # Docstrings of fields become the reference page, so each field has one.
 _CONFIG = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
@@ -52,13 +52,8 @@ class ReleasedConfig(BaseModel):
 
     released: Family
     """`gwp05` (6.0 B parameters) or `gwp0` (5.0 B)."""
-    visibility: Visibility = "action-centred"
+    visibility: VisibilityField = "action-centred"
     """Which groups of tokens see which, as in a model of other widths."""
-
-    @field_validator("visibility", mode="before")
-    @classmethod
-    def _by_name(cls, value: Any) -> Any:
-        return visibility_named(value)
 
 
 class DataConfig(BaseModel):
@@ -315,6 +310,11 @@ class TrainJob(BaseModel):
         if self.lora:
             return adapter_count(config, self.lora)
         return trained_count(config, chosen.only, chosen.freeze)
+
+    @property
+    def validator(self) -> ValidatorConfig | None:
+        """The process that judges checkpoints beside the steps; None: the workers do, or nobody."""
+        return self.validation.worker if self.validation else None
 
     def share(self, workers: int) -> int:
         """Samples of a global batch, of the canvas's shape, that one of so many workers has at

@@ -12,7 +12,6 @@ from pipelines.placement.validator import (
     nodes_to_decode,
     nodes_to_train,
     place_of,
-    validator_of,
     workers_of_a_node,
 )
 from pipelines.plan.choice import fits
@@ -30,7 +29,7 @@ def needs(job: TrainJob, cluster: Cluster) -> Needs:
     """Of a stage that `misfits` found nothing against."""
     assert cluster.pools.train is not None
     place = _place_of_validator(job, cluster)
-    beside = validator_of(job) if place == TRAIN else None
+    beside = job.validator if place == TRAIN else None
     data = cluster.pools.data if decodes_apart(job, cluster) else None
     train = nodes_to_train(job, cluster.pools.train, beside, decodes=data is None)
     return Needs(train, nodes_to_decode(job, data, place) if data else 0)

@@ -8,11 +8,6 @@ from pipelines.jobs.train_job import TrainJob
 from pipelines.jobs.validation import ValidatorConfig
 
 
-def validator_of(job: TrainJob) -> ValidatorConfig | None:
-    """What the stage asks for; None: its workers judge."""
-    return job.validation.worker if job.validation else None
-
-
 def workers_of_a_node(job: TrainJob, pool: Pool, beside: ValidatorConfig | None = None) -> int:
     """Training workers that a node has room for; beside: who is there, too. Below 0: not even that
     has room.
@@ -44,7 +39,7 @@ def nodes_to_train(
 
 def nodes_to_decode(job: TrainJob, pool: Pool, place: str | None) -> int:
     """Nodes of their own that decode at least. place: of who judges beside the steps"""
-    asked = validator_of(job)
+    asked = job.validator
     left = pool.cpus - (asked.cpus if asked and place == DATA else 0)
     return 1 if left >= 1 else 2
 
@@ -53,7 +48,7 @@ def place_of(job: TrainJob, train: Pool, data: Pool | None, most: dict[str, int]
     """The pool with room for it beside what the stage needs there; None: none. data: None where
     decoding has no nodes of its own; most: pool -> nodes
     """
-    asked = validator_of(job)
+    asked = job.validator
     if asked is None:
         return None
     if asked.pool in (None, DATA) and data and _beside_decoding(asked, data, most[DATA]):
@@ -84,7 +79,7 @@ def _beside_workers(
 
 def misfit(job: TrainJob, place: str | None) -> Iterator[str]:
     """A line where no pool has room for it. place: that has"""
-    asked = validator_of(job)
+    asked = job.validator
     if asked is None or place:
         return
     if asked.pool not in (None, TRAIN, DATA):

@@ -25,8 +25,8 @@ from pipelines.plan.time import StepTime, sent_bytes, step_flop, step_time
 class StagePlan:
     """What a stage needs. Ranges are (least, most).
 
-    parameters:   of the transformer, by part; trained: numbers
-                  that do, those of adapters too; frozen: of the transformer, that do not
+    parameters:   of the transformer, by part; trained: numbers that train, those of adapters too;
+                  frozen: of the transformer, that do not
     zero_stage, micro_batch, passes, recomputed: of the file; micro-batches of a worker's share;
                   blocks that are computed again
     memory:       of one GPU
@@ -120,7 +120,7 @@ def plan_stage(job: TrainJob, assumed: Assumed | None = None) -> StagePlan:
     hours = (step[0] * job.run.steps / 3600, step[1] * job.run.steps / 3600)
     better = cheaper(job, assumed, workers)
 
-    judge = job.validation.worker if job.validation else None
+    judge = job.validator
     gpus = workers + (judge.gpus if judge else 0)
     cached = job.data.cache is not None
     pictures = 0 if cached else shape.frames * shape.views

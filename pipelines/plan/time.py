@@ -10,9 +10,9 @@ from pipelines.jobs.train_job import TrainJob
 from pipelines.plan.machines import Assumed, Gpu
 from pipelines.plan.sample import SampleShape
 
-_ENGINE = {0: 1.0, 1: 1.0, 2: 1.02, 3: 1.15}
+_ENGINE = {0: 0.95, 1: 1.0, 2: 1.0, 3: 1.13}
 """Time of a step over one of stage 1, of one worker: docs/benchmarks.md, "Training beside a bare
-loop", batch of 32. Of a CPU; in what others publish of GPUs stage 1 or 2 is already.
+loop", small, 32 samples. Of a CPU; in what others publish of GPUs stage 1 or 2 is already.
 """
 
 

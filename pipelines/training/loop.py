@@ -136,9 +136,8 @@ class Loop:
         self.watch = StopWatch(prepared.uri, rank, self.job.cluster.elastic)
         self.steps = TrainStep(self.job, self.ranks, self.engine, self.ema, encoders)
         self.validation = None
-        judging = self.job.validation
-        # Another process judges what this one writes.
-        if prepared.validation and judging and judging.worker is None:
+        # Else another process judges what this one writes.
+        if prepared.validation and self.job.validator is None:
             # What is judged is in no cache.
             of_frames = encoders
             if prepared.cache:

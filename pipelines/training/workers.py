@@ -178,8 +178,7 @@ def _trainer(
         dataset_config=PlannedData(prepared),
     )
     if cluster.elastic:
-        judging = prepared.job.validation
-        count_workers_by(trainer, room_for(cluster, judging.worker if judging else None))
+        count_workers_by(trainer, room_for(cluster, prepared.job.validator))
     return trainer
 
 

@@ -173,7 +173,7 @@ class FusedTransformer:
             start = stream[-1].stop if stream else 0
             position, stop = cache.spans[group]
             # Tokens of a segment see each other; of those that are absent nobody sees anything.
-            segment = next(s for s in self.config.segments if group in s)
+            segment = self.config.segments[self.config.segment_of(group)]
             end = max(cache.spans[g][1] for g in segment if g in present)
             piece = Piece(expert, group, start, start + stop - position, position, end)
             order.append(piece)

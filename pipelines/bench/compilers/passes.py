@@ -124,9 +124,7 @@ class PlainPass(nn.Module):
             streams[expert] = torch.cat(mine, dim=1)
         pieces = tuple((s.expert, s.start, s.stop) for s in self.spans.values())
         # Lengths of streams are not read by blocks, only their names.
-        order = TokenOrder(
-            dict.fromkeys(self.experts, 0), pieces, tuple(self.bounds), self.cos, self.sin
-        )
+        order = TokenOrder(pieces, tuple(self.bounds), self.cos, self.sin)
         # Keys and values of earlier tokens are in `past`, those of these tokens go here.
         cache: list[Tensor] = []
         for i, block in enumerate(self.model.blocks):
