@@ -243,14 +243,21 @@ class Policy:
         return self.imagine_given(observation, chunk.actions)
 
     def imagine_given(
-        self, observation: Observation | Observed, actions_pd: np.ndarray
+        self,
+        observation: Observation | Observed,
+        actions_pd: np.ndarray,
+        counted_from: Observation | None = None,
     ) -> np.ndarray:
-        """The same for any actions `[p, d]` in robot units, recorded ones for instance."""
+        """The same for any actions `[p, d]` in robot units, recorded ones for instance.
+
+        counted_from: the observation of the same robot to whose state they belong, which matters
+        for those that are learnt relative to it; None: this one.
+        """
         observed = observation if isinstance(observation, Observed) else self.observe(observation)
         admitted = observed.admitted[0]
         with torch.inference_mode():
             normalized_pd = self.inputs.normalized(
-                admitted.embodiment, actions_pd, admitted.observation
+                admitted.embodiment, actions_pd, counted_from or admitted.observation
             )
             actions_Bpd = normalized_pd[None].to(self.device)
             noise = self._future_noise(observed)

@@ -29,7 +29,8 @@ from pipelines.demo.probe import measure
 from pipelines.demo.size import FULL, PROMISED_S, QUICK, Plan, Size, plan, replan
 from pipelines.demo.summary import CAVEATS, environment, fleet_figures, shortfalls, stage_figures
 from pipelines.evaluation.fleet import FleetResult, Robot, run_fleet
-from pipelines.evaluation.open_loop import OpenLoop, imagined, open_loop
+from pipelines.evaluation.imagined import imagined
+from pipelines.evaluation.open_loop import OpenLoop, open_loop
 from pipelines.evaluation.report import ReportData, write_report
 from pipelines.jobs.resolve import run_uri
 from pipelines.jobs.train_job import TrainJob
@@ -350,9 +351,7 @@ class _Demo:
                 "alias": "champion",
                 "family": policy.settings.family,
             },
-            "open_loop": {
-                k: getattr(judged, k) for k in ("mse", "mse_hold", "mse_mean", "windows")
-            },
+            "open_loop": {**judged.mse.named("mse"), "windows": judged.windows},
             "closed_loop": closed,
             "steps": self.media.steps,
             "seams": self.media.seams,

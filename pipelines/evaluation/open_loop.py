@@ -1,95 +1,194 @@
-"""Open loop on recorded episodes: predicted chunks against recorded actions, imagined frames
-against real ones.
-"""
+"""Open loop on recorded episodes: predicted chunks against recorded actions."""
 
-from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 
-from gwp.data.canvas import compose
 from gwp.data.robot.embodiment import Embodiment
 from gwp.data.robot.rotations import near
 from gwp.data.source import Source
 from gwp.data.stats.normalise import Normalizer, Stats
 from gwp.errors import DataError
 from gwp.policy.policy import Policy
-from pipelines.console import event
 from pipelines.evaluation.recordings import NO_WINDOW, RecordedSet, Recording
+
+
+@dataclass(frozen=True)
+class GuessErrors:
+    """Errors of three guesses of the same actions.
+
+    policy: the policy's
+    hold:   standing still: repeat the state where action and state are the same quantity, else
+            the action before (0 at the start)
+    mean:   the mean chunk of the training data
+    """
+
+    policy: float
+    hold: float
+    mean: float
+
+    @property
+    def beats_both(self) -> bool:
+        """Whether the policy is nearer than both others."""
+        return self.policy < min(self.hold, self.mean)
+
+    def named(self, name: str) -> dict[str, float]:
+        """As what is printed has them: `name`, `name_hold`, `name_mean`."""
+        return {name: self.policy, f"{name}_hold": self.hold, f"{name}_mean": self.mean}
+
+
+@dataclass(frozen=True)
+class EpisodeErrors:
+    """What `OpenLoop` says of one episode.
+
+    index: its number in the set
+    """
+
+    index: int
+    windows: int
+    mse: GuessErrors
+    share: GuessErrors
 
 
 @dataclass(frozen=True)
 class OpenLoop:
     """Errors of whole predicted chunks against recorded actions, over every replan step of the
-    episodes; squared robot units.
+    episodes.
+
+    mse:      squared robot units
+    share:    absolute, as a share of each dimension's range in the training data; those that do
+              not move there are left out
+    per_dim:  the policy's squared error of each action dimension
+    windows:  chunks compared
+    episodes: the same of each episode
+    trace:    action names, recorded and executed-part predictions `[n, d]` of the first episode
     """
 
-    mse: float
-    """The policy."""
-    mse_hold: float
-    """Standing still: repeat the state where action and state are the same quantity, else the
-    action before (0 at the start).
-    """
-    mse_mean: float
-    """The mean chunk of the training data."""
+    mse: GuessErrors
+    share: GuessErrors
     per_dim: dict[str, float]
-    """The policy's error of each action dimension."""
     windows: int
-    """Chunks compared."""
+    episodes: tuple[EpisodeErrors, ...]
     trace: tuple[tuple[str, ...], np.ndarray, np.ndarray] = field(repr=False)
-    """Action names, recorded and executed-part predictions `[n, d]` of the first episode."""
+
+    def figures(self) -> dict[str, Any]:
+        """As `gwp eval open-loop` prints them."""
+        episodes = [
+            {
+                "episode": e.index,
+                "windows": e.windows,
+                "beats_both": e.mse.beats_both,
+                **e.mse.named("mse"),
+                **e.share.named("share"),
+            }
+            for e in self.episodes
+        ]
+        return {
+            **self.mse.named("mse"),
+            **self.share.named("share"),
+            "windows": self.windows,
+            "per_dim": self.per_dim,
+            "episodes": episodes,
+        }
+
+
+Distances = dict[str, list[np.ndarray]]
+"""Guess -> differences to the recorded actions, `[rows, d]` of each window."""
 
 
 def open_loop(policy: Policy, source: Source, batch: int = 8) -> OpenLoop:
     """Predict a chunk at every replan step of each episode of `source` from the true
-    observation, and compare.
+    observation, and compare. DataError where no window can be compared.
     """
-    errors: dict[str, list[np.ndarray]] = {"policy": [], "hold": [], "mean": []}
-    trace: tuple[np.ndarray, np.ndarray] | None = None
     recorded = RecordedSet.of(policy.bundle.embodiments, source)
     embodiment = recorded.embodiment
-    stats = Stats.from_json(policy.bundle.stats[embodiment.name])
-    normalizer = Normalizer(stats, embodiment)
+    stats = Stats.from_json(policy.bundle.stats[embodiment.name]).cut(embodiment)
+    low, high = stats.action.low_high
+    ranges = np.where(stats.action.constant, np.nan, high - low)
+    whole: Distances = {"policy": [], "hold": [], "mean": []}
+    episodes = []
+    trace: tuple[np.ndarray, np.ndarray] | None = None
     for recording in recorded:
-        T = len(recording.action)
-        p = embodiment.chunk
-        steps = recording.starts()
-        # The part of each chunk that a robot executes, end to end: the line that is drawn.
-        executed, done = [], []
-        for first in range(0, len(steps), batch):
-            seen = recording.observed(steps[first : first + batch])
-            if not seen:
-                continue
-            chunks = policy.act_batch([observation for _, observation in seen])
-            for (step, _), chunk in zip(seen, chunks, strict=True):
-                # Near the end of an episode less is recorded than a chunk has.
-                n = min(p, T - step)
-                true = recording.action[step : step + n]
-                executed.append(chunk.actions[: min(embodiment.replan, n)])
-                done.append(true[: embodiment.replan])
-                # The mean of delta actions counts from where the robot is.
-                mean_action = normalizer.mean_action(recording.state[step])
-                guesses = {
-                    "policy": chunk.actions[:n],
-                    "hold": hold_chunk(recording, step, embodiment)[:n],
-                    "mean": np.tile(mean_action, (n, 1)),
-                }
-                for name, guess in guesses.items():
-                    errors[name].append(distance(guess, true, embodiment) ** 2)
-        if trace is None and executed:
-            trace = np.concatenate(done), np.concatenate(executed)
+        errors, executed = _compared(policy, recording, Normalizer(stats, embodiment), batch)
+        if not errors["policy"]:
+            continue
+        episodes.append(
+            EpisodeErrors(
+                recording.episode.index,
+                len(errors["policy"]),
+                _mse(errors),
+                _share(errors, ranges),
+            )
+        )
+        for guess, some in errors.items():
+            whole[guess] += some
+        trace = trace or executed
     if trace is None:
         raise DataError(f"{source.uri}: {NO_WINDOW}")
-    whole = {name: np.concatenate(e) for name, e in errors.items()}
-    per_dim = dict(zip(embodiment.action_names, map(float, whole["policy"].mean(0)), strict=True))
-    mse = {name: float(e.mean()) for name, e in whole.items()}
+    of_policy = np.square(np.concatenate(whole["policy"])).mean(0)
     return OpenLoop(
-        mse["policy"],
-        mse["hold"],
-        mse["mean"],
-        per_dim,
-        len(errors["policy"]),
+        _mse(whole),
+        _share(whole, ranges),
+        dict(zip(embodiment.action_names, map(float, of_policy), strict=True)),
+        len(whole["policy"]),
+        tuple(episodes),
         (embodiment.action_names, *trace),
+    )
+
+
+def _compared(
+    policy: Policy, recording: Recording, normalizer: Normalizer, batch: int
+) -> tuple[Distances, tuple[np.ndarray, np.ndarray]]:
+    """One episode: differences of each guess, and the part of each chunk that a robot executes,
+    recorded and predicted, end to end `[n, d]`: the lines that are drawn.
+    """
+    embodiment = recording.embodiment
+    T, p = len(recording.action), embodiment.chunk
+    errors: Distances = {"policy": [], "hold": [], "mean": []}
+    done = [np.zeros((0, len(embodiment.action_names)), np.float32)]
+    executed = list(done)
+    steps = recording.starts()
+    for first in range(0, len(steps), batch):
+        seen = recording.observed(steps[first : first + batch])
+        if not seen:
+            continue
+        chunks = policy.act_batch([observation for _, observation in seen])
+        for (step, _), chunk in zip(seen, chunks, strict=True):
+            # Near the end of an episode less is recorded than a chunk has.
+            n = min(p, T - step)
+            true = recording.action[step : step + n]
+            executed.append(chunk.actions[: min(embodiment.replan, n)])
+            done.append(true[: embodiment.replan])
+            # The mean of delta actions counts from where the robot is.
+            mean_action = normalizer.mean_action(recording.state[step])
+            guesses = {
+                "policy": chunk.actions[:n],
+                "hold": hold_chunk(recording, step, embodiment)[:n],
+                "mean": np.tile(mean_action, (n, 1)),
+            }
+            for name, guess in guesses.items():
+                errors[name].append(distance(guess, true, embodiment))
+    return errors, (np.concatenate(done), np.concatenate(executed))
+
+
+def _mse(errors: Mapping[str, list[np.ndarray]]) -> GuessErrors:
+    return GuessErrors(
+        **{name: float(np.square(np.concatenate(e)).mean()) for name, e in errors.items()}
+    )
+
+
+def _share(errors: Mapping[str, list[np.ndarray]], ranges: np.ndarray) -> GuessErrors:
+    """ranges: `[d]`, NaN where a dimension does not count."""
+    moves = np.isfinite(ranges)
+    if not moves.any():
+        return GuessErrors(0.0, 0.0, 0.0)
+    return GuessErrors(
+        **{
+            name: float((np.abs(np.concatenate(e))[:, moves] / ranges[moves]).mean())
+            for name, e in errors.items()
+        }
     )
 
 
@@ -135,48 +234,3 @@ def _padded(state: np.ndarray, width: int) -> np.ndarray:
     n = min(width, len(state))
     padded[:n] = state[:n]
     return padded
-
-
-def imagined(
-    policy: Policy, source: Source, clips: int = 3
-) -> list[tuple[str, np.ndarray, np.ndarray]]:
-    """Title, real and imagined canvas frames uint8 `[T, H, W, 3]`, given the recorded actions,
-    from the middle of some episodes.
-    """
-    recorded = RecordedSet.of(policy.bundle.embodiments, source)
-    # One of each instruction before a second of any.
-    turns: Counter[str] = Counter()
-    order = []
-    for i, (episode, _) in enumerate(recorded.episodes):
-        text = recorded.text_of(episode)
-        order.append((turns[text], i))
-        turns[text] += 1
-    result: list[tuple[str, np.ndarray, np.ndarray]] = []
-    for _, i in sorted(order):
-        recording = recorded.recording(i) if len(result) < clips else None
-        if recording is None:
-            continue
-        try:
-            result.append(_imagined(policy, recording))
-        except DataError as error:
-            # As of the windows of `open_loop`: another one is shown in its place.
-            event("warning", text=f"no clip of it: {error}", episode=recording.episode.index)
-    if not result and clips:
-        raise DataError(f"{source.uri}: {NO_WINDOW}")
-    return result
-
-
-def _imagined(policy: Policy, recording: Recording) -> tuple[str, np.ndarray, np.ndarray]:
-    """Of the middle of one episode, as `imagined`. DataError where it cannot be read."""
-    window, embodiment = policy.settings.window, recording.embodiment
-    steps = len(recording.action)
-    start = recording.near(max(0, (steps - window.chunk) // 2))
-    views = recording.views([start + offset for offset in window.offsets])
-    by_slot = {slot: views[camera] for slot, camera in embodiment.cameras.items()}
-    real = compose(by_slot, policy.settings.canvas, None)
-    # A short episode goes on with its last action.
-    rows = np.minimum(start + np.arange(window.chunk), steps - 1)
-    (_, observation), *_ = recording.observed([start])
-    guess = policy.imagine_given(observation, recording.action[rows])
-    where = f"episode {recording.episode.index}, step {start}"
-    return f"{observation.prompt or 'episode'} ({where})", real, guess

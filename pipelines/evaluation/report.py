@@ -6,13 +6,17 @@ It shows what was measured, and says where something was not measured or did not
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from pipelines.pages import charts
 from pipelines.pages.intervals import wilson
 from pipelines.pages.render import Picture, Table, Tile, render
+
+if TYPE_CHECKING:
+    # A page is written without torch.
+    from pipelines.evaluation.imagined import Clip
 
 
 @dataclass
@@ -23,8 +27,7 @@ class ReportData:
     """Stage -> (step, loss)."""
     resumed: dict[str, list[int]] = field(default_factory=dict)
     """Stage -> steps at which a worker was killed and the run went on from a checkpoint."""
-    imagined: list[tuple[str, np.ndarray, np.ndarray]] = field(default_factory=list)
-    """Title, real future, imagined future: uint8 [T,H,W,3] each; frame 0 is given to the model."""
+    imagined: list["Clip"] = field(default_factory=list)
     actions: tuple[Sequence[str], np.ndarray, np.ndarray] | None = None
     """Names of the d action dimensions, recorded and predicted actions [n,d] in robot units, on
     held-out episodes."""
@@ -310,7 +313,7 @@ def write_report(
         headline=headline(summary),
         trained=[stage for stage, points in media.losses.items() if points],
         losses=_losses(media),
-        imagined=[_imagined(*clip) for clip in media.imagined],
+        imagined=[_imagined(clip.title, clip.real, clip.guess) for clip in media.imagined],
         actions=_actions(media),
         closed_loop=closed_loop_figure(media.closed_loop),
         latency=_latency(media.latency),

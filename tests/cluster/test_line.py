@@ -17,7 +17,8 @@ from gwp.errors import GwpError
 from gwp.policy.policy import Policy
 from pipelines.cli import main
 from pipelines.config.load import load_config
-from pipelines.evaluation.open_loop import imagined, open_loop
+from pipelines.evaluation.imagined import imagined
+from pipelines.evaluation.open_loop import open_loop
 from pipelines.evaluation.recordings import first_observation
 from pipelines.jobs.resolve import run_uri
 from pipelines.jobs.train_job import TrainJob
@@ -261,15 +262,15 @@ def test_the_registered_policy_acts_on_a_held_out_episode(mini: MiniCluster, bun
     assert [s["stage"] for s in policy.bundle.lineage["stages"]] == ["policy", "world"]
     result = open_loop(policy, Source(uri=f"{mini.bucket}/g1", episodes="5"))
     assert result.windows > 5
-    assert all(np.isfinite(x) and x > 0 for x in (result.mse, result.mse_hold, result.mse_mean))
+    assert all(np.isfinite(x) and x > 0 for x in result.mse.named("mse").values())
     assert set(result.per_dim) == set(policy.bundle.embodiments["g1"].action_names)
 
 
 def test_imagined_frames_have_the_canvas(mini: MiniCluster, bundle: str) -> None:
     policy = Policy.load("models:/g1@champion")
-    (_, real, guess), *_ = imagined(policy, Source(uri=f"{mini.bucket}/g1"), 1)
-    assert real.shape == guess.shape == (5, 64, 64, 3)
-    np.testing.assert_array_less(np.abs(real[0].astype(float) - guess[0]).mean(), 40)
+    clip, *_ = imagined(policy, Source(uri=f"{mini.bucket}/g1"), 1)
+    assert clip.real.shape == clip.guess.shape == (5, 64, 64, 3)
+    np.testing.assert_array_less(np.abs(clip.real[0].astype(float) - clip.guess[0]).mean(), 40)
 
 
 def test_the_stock_client_is_answered_by_the_deployed_policy(

@@ -19,7 +19,7 @@ from gwp.model.config import Group, Visibility
 from gwp.model.flow import hold_padding, solver_sigmas
 from gwp.model.objective import Batch, ObjectiveConfig
 from gwp.model.transformer import Tokens, WorldActionTransformer
-from pipelines.training.measure.frames import error_sums, strip, told
+from pipelines.frames import error_sums, strip, told
 
 STEPS, SHIFT = 10, 5.0
 """Of the solver, as an export has them."""

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from pipelines.evaluation.imagined import Clip
 from pipelines.evaluation.report import ReportData, psnr, write_report
 from pipelines.pages.charts import strip
 from pipelines.pages.intervals import wilson
@@ -55,7 +56,7 @@ def full() -> ReportData:
     return ReportData(
         losses={"world": [(0, 2.0), (1, 1.5), (2, 1.2)], "policy": [(0, 1.0)]},
         resumed={"world": [1]},
-        imagined=[("reach <1>", frames, frames[::-1])],
+        imagined=[Clip("reach <1>", 0, 0, frames, frames[::-1])],
         actions=(("x", "y"), rng.normal(size=(20, 2)), rng.normal(size=(20, 2))),
         closed_loop={"reach": {"policy": (9, 10), "random": (0, 10)}, "push": {"policy": (3, 10)}},
         steps=[

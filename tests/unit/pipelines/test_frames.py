@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from pipelines.training.measure.frames import error_sums, ssim, strip, told
+from pipelines.frames import error_sums, ssim, strip, told
 
 
 def frames(n: int = 2, seed: int = 0) -> np.ndarray:
