@@ -7,6 +7,7 @@ from typing import Literal, get_args
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field
 
+from gwp.data.look import PLAIN, Look, draw_looks
 from gwp.data.robot.embodiment import Slot
 from gwp.errors import DataError
 from gwp.scale import scale_part
@@ -98,26 +99,9 @@ class Canvas(BaseModel):
         return 128
 
 
-def crop_positions(rng: np.random.Generator | None) -> dict[Slot, tuple[float, float]]:
-    """Where each view is cropped, as a share of its horizontal and vertical slack in [0, 1);
-    `rng` None: the centre.
-
-    All slots draw, whether a sample has them or not, so that a view's crop does not depend on
-    the other cameras.
-    """
-    if rng is None:
-        return dict.fromkeys(SLOTS, (0.5, 0.5))
-    # [3, 2]: always so many, in the order of SLOTS.
-    draws = rng.random((len(SLOTS), 2))
-    return {slot: (float(x), float(y)) for slot, (x, y) in zip(SLOTS, draws, strict=True)}
-
-
-def fit_view(frames: np.ndarray, width: int, height: int, at: tuple[float, float]) -> np.ndarray:
+def fit_view(frames: np.ndarray, width: int, height: int, look: Look = PLAIN) -> np.ndarray:
     """Scale uint8 `[T, H, W, 3]` until it covers width x height, then crop: uint8 `[T, height,
-    width, 3]`.
-
-    `at`: shares of the slack that are cut on the left and on top; the same for all frames.
-    Bilinear, anti-aliased.
+    width, 3]`. Bilinear, anti-aliased.
     """
     if frames.ndim != 4 or frames.shape[-1] != 3 or frames.dtype != np.uint8 or 0 in frames.shape:
         raise DataError(
@@ -125,14 +109,15 @@ def fit_view(frames: np.ndarray, width: int, height: int, at: tuple[float, float
         )
     out = np.empty((len(frames), height, width, 3), np.uint8)
     for frame, place in zip(frames, out, strict=True):
-        fit_into(place, frame, at)
+        fit_into(place, frame, look)
     return out
 
 
-def fit_into(out: np.ndarray, frame: Picture, at: tuple[float, float]) -> None:
+def fit_into(out: np.ndarray, frame: Picture, look: Look = PLAIN) -> None:
     """`fit_view` of one frame `[H, W, 3]`, written into `out` `[height, width, 3]`."""
     (height, width), (h, w) = out.shape[:2], frame.shape[:2]
-    scale = max(width / w, height / h)
+    scale = max(width / w, height / h) * look.zoom
+    at = look.at
     # Rounding must not leave the box uncovered.
     new_w, new_h = max(width, round(w * scale)), max(height, round(h * scale))
     # Every offset from 0 to the slack is equally likely; `min`, for a share just below 1 may
@@ -145,8 +130,9 @@ def fit_into(out: np.ndarray, frame: Picture, at: tuple[float, float]) -> None:
         x, y = (new_w - width) // 2, (new_h - height) // 2
     if (new_w, new_h) == (w, h):
         out[:] = np.asarray(frame)[y : y + height, x : x + width]
-        return
-    scale_part(frame, (new_w, new_h), (x, y, width, height), out)
+    else:
+        scale_part(frame, (new_w, new_h), (x, y, width, height), out)
+    look.lit(out)
 
 
 def compose(
@@ -157,7 +143,7 @@ def compose(
     `rng` draws one crop offset per view, shared by its frames; None crops the centre (serving,
     evaluation). DataError when the layout has no place for these views or their lengths differ.
     """
-    at = crop_positions(rng)
+    looks = draw_looks(SLOTS, rng)
     # First, since it also refuses no views at all.
     boxes = canvas.boxes(views)
     lengths = {len(v) for v in views.values()}
@@ -167,5 +153,5 @@ def compose(
         )
     out = canvas.empty(lengths.pop())
     for slot, (x, y, w, h) in boxes.items():
-        out[:, y : y + h, x : x + w] = fit_view(views[slot], w, h, at[slot])
+        out[:, y : y + h, x : x + w] = fit_view(views[slot], w, h, looks[slot])
     return out

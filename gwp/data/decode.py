@@ -9,12 +9,13 @@ from typing import NamedTuple
 import numpy as np
 
 from gwp.data.buckets import Bucket
-from gwp.data.canvas import SLOTS, Box, Canvas, crop_positions, fit_into
+from gwp.data.canvas import SLOTS, Box, Canvas, fit_into
 from gwp.data.formats.files.reader import FileReader
 from gwp.data.formats.format import FilePart
 from gwp.data.formats.pictures import Frames, open_frames
 from gwp.data.formats.vectors import read_vectors
 from gwp.data.latent_cache import LatentCache
+from gwp.data.look import Look, draw_looks
 from gwp.data.rates import at_steps, row_span, step_times
 from gwp.data.records import Pictured, Row, Sample, Shaped, Vectors, View
 from gwp.data.robot.embodiment import Embodiment
@@ -32,8 +33,8 @@ class SampleSpec:
     `buckets`: shapes of clips, numbered from 1; 0 is the canvas with the frames of `window` or
     `clip`.
     `model_dim`: width of state and action vectors in the model. `augment`: random crops, else
-    the centre. `seed`: of those crops. DataError when an embodiment does not fit the model, the
-    canvas, the window or its statistics.
+    the centre; with `zoom` and `light` as `draw_looks` takes them. `seed`: of those. DataError when
+    an embodiment does not fit the model, the canvas, the window or its statistics.
     """
 
     canvas: Canvas
@@ -45,6 +46,8 @@ class SampleSpec:
     augment: bool
     seed: int
     buckets: tuple[Bucket, ...] = ()
+    zoom: float = 1.0
+    light: float = 0.0
 
     def __post_init__(self) -> None:
         for name, e in self.embodiments.items():
@@ -87,13 +90,13 @@ class SampleSpec:
 @dataclass(frozen=True)
 class _Place:
     """A frame that a row wants from a file: number of the row, frame of the sample, box on the
-    canvas, crop.
+    canvas, look of the view.
     """
 
     row: int
     frame: int
     box: Box
-    at: tuple[float, float]
+    look: Look
 
 
 class _View(NamedTuple):
@@ -182,8 +185,8 @@ def _views(row: Row) -> np.ndarray:
     return np.array([slot in have for slot in SLOTS])
 
 
-def _crop_rng(row: Row, spec: SampleSpec) -> np.random.Generator | None:
-    """Seeded by sample and, where the row has one, its `position` in the plan: other crops each
+def _look_rng(row: Row, spec: SampleSpec) -> np.random.Generator | None:
+    """Seeded by sample and, where the row has one, its `position` in the plan: other looks each
     epoch, the same after a restart.
     """
     if not spec.augment:
@@ -237,7 +240,7 @@ def _canvases(
     for i, row in enumerate(rows):
         if i in reasons:
             continue
-        at = crop_positions(_crop_rng(row, spec))
+        looks = draw_looks(SLOTS, _look_rng(row, spec), spec.zoom, spec.light)
         boxes = spec.canvas_of(row).boxes(v["slot"] for v in row["views"])
         # Recorded rows per second.
         rate = row["fps"] * row["rows_per_step"]
@@ -252,7 +255,7 @@ def _canvases(
             for k, t in enumerate(frame_times(row, view, spec)):
                 # Microseconds: equal positions reached by different sums must be one request.
                 wanted.setdefault(round(t, 6), []).append(
-                    _Place(i, k, boxes[view["slot"]], at[view["slot"]])
+                    _Place(i, k, boxes[view["slot"]], looks[view["slot"]])
                 )
     # Then file by file, each opened once for all rows that want something of it.
     for origin, wanted in files.items():
@@ -288,7 +291,7 @@ def _fill(
                 for place in wanted[t]:
                     x, y, w, h = place.box
                     fit_into(
-                        canvases[place.row][place.frame, y : y + h, x : x + w], frame, place.at
+                        canvases[place.row][place.frame, y : y + h, x : x + w], frame, place.look
                     )
                 done += 1
             return

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from gwp.model.flow import draw_sigma
 
-_BATCH, _LEVELS, _NOISE = 0, 1, 2
+_BATCH, _LEVELS, _NOISE, _STATE = 0, 1, 2, 3
 """Streams of random numbers that must not coincide."""
 
 
@@ -116,3 +116,13 @@ def draw_noise(
         of_actions.append(torch.randn(*actions, generator=draw))
         of_future.append(torch.randn(*future, generator=draw))
     return torch.stack(of_future), torch.stack(of_actions)
+
+
+def disturbed(state: Tensor, std: float, seed: int, positions: Sequence[int]) -> Tensor:
+    """The states `[B, 1, d]` of the samples at these positions with noise of this std. Numbers that
+    are 0 stay: they are of dimensions that a robot does not have, or that do not move.
+    """
+    if std == 0:
+        return state
+    noise = [torch.randn(state.shape[1:], generator=generator(seed, p, _STATE)) for p in positions]
+    return state + std * torch.stack(noise).to(state) * (state != 0)

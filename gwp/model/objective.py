@@ -76,6 +76,10 @@ class ObjectiveConfig(BaseModel):
     """Longest clean action prefix, control steps."""
     text_dropout: float = Field(default=0.0, ge=0, le=1)
     """Share of samples whose instruction is kept from the model, which sees zeros (released: 0)."""
+    state_noise: float = Field(default=0.0, ge=0)
+    """Std of what is added to each number of the state in training, which goes from -1 to 1
+    (released: 0). Against policies that tell the recording by the posture and repeat it: 0.1.
+    """
     masking: Literal["valid", "published"] = "valid"
     """`valid`: losses only over real steps and dimensions. `published`: over padding too, with
     the clean reference frame in the denominator of the video loss, as the released trainers do;

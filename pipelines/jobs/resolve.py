@@ -217,6 +217,8 @@ def sample_spec(
         augment=job.data.augment,
         seed=job.run.seed,
         buckets=job.data.buckets,
+        zoom=job.data.zoom,
+        light=job.data.light,
     )
 
 

@@ -97,11 +97,25 @@ class DataConfig(BaseModel):
     """Robots of the mixture by name; sources refer to them."""
     augment: bool = True
     """Random crop offsets in training; off: centre crop."""
+    zoom: float = Field(default=1.0, ge=1, le=2)
+    """Views are enlarged by a random factor between 1 and this before they are cropped, the same
+    for all frames of a sample; 1: not at all. Against learning a small data set by heart: 1.1.
+    """
+    light: float = Field(default=0.0, ge=0, le=0.9)
+    """Contrast, brightness and the strength of each colour of a view change by up to this share, the
+    same for all frames of a sample; 0: not at all.
+    """
     cache: Location | None = None
     """Folder or URI of a cache made by `gwp data cache`: latents and text embeddings are read
     from it, and no video is decoded. It holds centre crops, so it needs `augment: false`. A
     linear codec is taken from it instead of fitted. None: frames are decoded and encoded.
     """
+
+    @model_validator(mode="after")
+    def _augmented(self) -> "DataConfig":
+        if not self.augment and (self.zoom > 1 or self.light > 0):
+            raise ValueError("data.zoom and data.light need data.augment: true")
+        return self
 
     @model_validator(mode="after")
     def _cached_as_cropped(self) -> "DataConfig":

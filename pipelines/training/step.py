@@ -7,6 +7,7 @@ step does not depend on how many ranks and micro-batches share it.
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 from itertools import pairwise
 
 import numpy as np
@@ -15,7 +16,7 @@ from torch import Tensor
 
 from gwp.data.records import StreamBatch
 from gwp.model.cost import tokens_of, training_flop
-from gwp.model.draws import draw_noise, generator
+from gwp.model.draws import disturbed, draw_noise, generator
 from gwp.model.objective import (
     Counts,
     action_weights,
@@ -114,6 +115,8 @@ class TrainStep:
                     batch.text.shape[1],
                 )
             noise = draw_noise(seed, positions[rows], future, actions)
+            state = disturbed(batch.state, objective.state_noise, seed, positions[rows])
+            batch = replace(batch, state=state)
             with clock.within("forward"):
                 result = training_losses(
                     self._engine.module,

@@ -6,6 +6,7 @@ from PIL import Image
 from pydantic import ValidationError
 
 from gwp.data.canvas import Canvas, compose, fit_view
+from gwp.data.look import Look
 from gwp.data.window import ClipWindow, Window
 from gwp.errors import DataError
 
@@ -80,12 +81,12 @@ def test_the_crop_covers_and_keeps_proportions() -> None:
     ramp = np.broadcast_to(
         np.linspace(0, 255, 640).astype(np.uint8)[None, None, :, None], (1, 480, 640, 3)
     )
-    out = fit_view(np.ascontiguousarray(ramp), 320, 192, (0.5, 0.5))
+    out = fit_view(np.ascontiguousarray(ramp), 320, 192)
     assert out.shape == (1, 192, 320, 3)
     assert out[0, 0, 0, 0] <= 1
     assert out[0, 0, -1, 0] >= 254
     rows = np.broadcast_to(np.arange(240, dtype=np.uint8)[None, :, None, None], (1, 240, 320, 3))
-    centre = fit_view(np.ascontiguousarray(rows), 320, 192, (0.5, 0.5))
+    centre = fit_view(np.ascontiguousarray(rows), 320, 192)
     assert centre[0, :, 0, 0].tolist() == list(range(24, 216))
 
 
@@ -112,7 +113,7 @@ def test_one_crop_for_all_frames_of_a_view_and_another_per_sample() -> None:
 )
 def test_what_is_no_picture_is_refused(bad: np.ndarray) -> None:
     with pytest.raises(DataError, match="uint8"):
-        fit_view(bad, 2, 2, (0.5, 0.5))
+        fit_view(bad, 2, 2)
 
 
 def test_windows_give_4n_plus_1_frames() -> None:
@@ -135,6 +136,6 @@ def test_cropping_first_is_cropping_last() -> None:
     whole = np.asarray(
         Image.fromarray(picture).resize((128, 96), Image.Resampling.BILINEAR)
     ).astype(int)
-    cut = fit_view(picture[None], 100, 96, (0.25, 0.9))[0].astype(int)
+    cut = fit_view(picture[None], 100, 96, Look((0.25, 0.9)))[0].astype(int)
     # Columns 7 to 106 of the whole; at the seam the filter has fewer pixels to weigh.
     assert abs(cut - whole[:, 7:107])[:, 1:-1].max() <= 1

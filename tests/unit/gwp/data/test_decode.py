@@ -157,6 +157,12 @@ def test_crops_change_with_the_position_in_the_plan_and_return_after_a_restart(
     assert all(max(c) - min(c) <= 1 for c in cuts)
     assert len({c[0] // 4 for c in cuts}) > 5
     assert all(abs(c - 40) <= 1 for c in cut_at(3, replace(spec, augment=False)))
+    # Zoom and light are those of the sample, too, and of none that is judged.
+    varied = replace(spec, zoom=1.5, light=0.5)
+    seen = [cut_at(p, varied) for p in range(6)]
+    assert seen == [cut_at(p, varied) for p in range(6)]
+    assert sum(a != b for a, b in zip(seen, cuts, strict=False)) > 3
+    assert cut_at(3, replace(varied, augment=False)) == cut_at(3, replace(spec, augment=False))
 
 
 def test_video_only_samples_of_a_robot_set(tmp_path: Path) -> None:

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from gwp.model.draws import draw_levels, draw_noise, generator
+from gwp.model.draws import disturbed, draw_levels, draw_noise, generator
 
 SETTINGS = {
     "shifts": (5.0, 2.0),
@@ -94,3 +94,16 @@ def test_a_prefix_leaves_something_to_learn():
     drawn = levels(range(200), clean_share=0.0, prefix_share=1.0, max_prefix=100)
     assert drawn.learnt[:, -1].all()
     assert not drawn.learnt.all(1).all()
+
+
+def test_a_state_is_disturbed_where_the_robot_has_one():
+    state = torch.ones(400, 1, 6)
+    # Dimensions that a robot does not have, or that do not move, are 0.
+    state[:, :, 4:] = 0
+    noisy = disturbed(state, 0.1, 0, range(400))
+    assert torch.equal(noisy[:, :, 4:], state[:, :, 4:])
+    change = (noisy - state)[:, :, :4]
+    assert float(change.std()) == pytest.approx(0.1, rel=0.1)
+    assert float(change.mean()) == pytest.approx(0, abs=0.01)
+    assert torch.equal(disturbed(state[:3], 0.1, 0, [7, 1, 300]), noisy[[7, 1, 300]])
+    assert disturbed(state, 0, 0, range(400)) is state
