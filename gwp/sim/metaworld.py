@@ -19,6 +19,7 @@ import numpy as np
 from gwp.data.robot.embodiment import Embodiment, Limits
 from gwp.errors import GwpError
 from gwp.protocol.messages import Observation
+from gwp.sim.interface import Benchmark
 
 # Before MuJoCo is imported; works without a display, also on Mesa's software device.
 os.environ.setdefault("MUJOCO_GL", "egl")
@@ -193,3 +194,20 @@ def _close(renderer_close: "weakref.WeakMethod[Any]") -> None:
     close = renderer_close()
     if close is not None:
         close()
+
+
+def make(task: str, size: int, _shift: str) -> Env:
+    """As `Benchmark.make`."""
+    return Env(task, size)
+
+
+BENCHMARK = Benchmark(
+    name="metaworld",
+    extra="sim",
+    embodiment=EMBODIMENT,
+    tasks=TASKS,
+    held=DISPLACEMENTS,
+    make=make,
+    steps=150,
+    max_steps=MAX_STEPS,
+)

@@ -1,0 +1,27 @@
+"""The benchmarks by name. None is imported before it is asked for: each has an extra of its own."""
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from gwp.errors import GwpError
+
+if TYPE_CHECKING:
+    from gwp.sim.interface import Benchmark
+
+
+def _metaworld() -> "Benchmark":
+    from gwp.sim.metaworld import BENCHMARK
+
+    return BENCHMARK
+
+
+BENCHMARKS: "dict[str, Callable[[], Benchmark]]" = {"metaworld": _metaworld}
+"""Name -> what gives the benchmark."""
+DEFAULT = "metaworld"
+
+
+def find(name: str) -> "Benchmark":
+    """The benchmark of that name. GwpError when there is none."""
+    if name not in BENCHMARKS:
+        raise GwpError(f"benchmark {name}: choose from {', '.join(BENCHMARKS)}")
+    return BENCHMARKS[name]()
