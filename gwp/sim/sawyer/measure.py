@@ -11,10 +11,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from gwp.sim.metaworld import EMBODIMENT, TASKS, Env
+from gwp.sim.metaworld import EMBODIMENT, Env
 from gwp.sim.rollout import replay_blindly
 from gwp.sim.sawyer.shifts import SHIFTS
-from gwp.sim.sawyer.tasks import WIDE
+from gwp.sim.sawyer.tasks import TASKS, WIDE
 
 _SEEN, _START = 6000, 7000
 """First seeds of what a blind robot saw, and of all starts, as `gwp eval closed-loop` has them."""

@@ -10,9 +10,9 @@ import numpy as np
 
 Shift = Literal["none", "camera", "colours", "distractors", "starts"]
 SHIFTS: tuple[Shift, ...] = get_args(Shift)
-"""camera: moved and turned, each of them. colours: of table, walls, floor, objects and light. distractors: three
-things on the table that nothing touches. starts: outside of the range of training; it changes the
-simulation, all others change the pictures alone.
+"""camera: each is moved and turned. colours: of table, walls, floor, objects and light. distractors:
+three things on the table that nothing touches. starts: outside of the range of training. That
+changes the simulation, all others the pictures alone.
 """
 
 _TURNED = np.deg2rad(5.0)
@@ -45,7 +45,7 @@ def draw_things(mujoco: Any, rng: np.random.Generator, taken: np.ndarray) -> lis
     geom = mujoco.mjtGeom
     kinds = (geom.mjGEOM_BOX, geom.mjGEOM_CYLINDER, geom.mjGEOM_SPHERE)
     places = list(taken[:, :2])
-    things = []
+    things: list[Thing] = []
     for _ in range(_TRIES):
         place = rng.uniform(*_TABLE)
         if any(np.linalg.norm(place - other) < _CLEAR for other in places):
