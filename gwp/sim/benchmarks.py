@@ -15,7 +15,16 @@ def _metaworld() -> "Benchmark":
     return BENCHMARK
 
 
-BENCHMARKS: "dict[str, Callable[[], Benchmark]]" = {"metaworld": _metaworld}
+def _metaworld_wide() -> "Benchmark":
+    from gwp.sim.metaworld import BENCHMARK_WIDE
+
+    return BENCHMARK_WIDE
+
+
+BENCHMARKS: "dict[str, Callable[[], Benchmark]]" = {
+    "metaworld": _metaworld,
+    "metaworld-wide": _metaworld_wide,
+}
 """Name -> what gives the benchmark."""
 DEFAULT = "metaworld"
 
