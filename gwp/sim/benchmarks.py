@@ -21,9 +21,16 @@ def _metaworld_wide() -> "Benchmark":
     return BENCHMARK_WIDE
 
 
+def _ogbench() -> "Benchmark":
+    from gwp.sim.ogbench import BENCHMARK
+
+    return BENCHMARK
+
+
 BENCHMARKS: "dict[str, Callable[[], Benchmark]]" = {
     "metaworld": _metaworld,
     "metaworld-wide": _metaworld_wide,
+    "ogbench": _ogbench,
 }
 """Name -> what gives the benchmark."""
 DEFAULT = "metaworld"

@@ -36,20 +36,8 @@ class Drawing:
                 "there is none; set MUJOCO_GL=egl"
             )
         self._thread = threading.get_ident()
-        # Without these a small frame takes ten times as long on a software renderer.
-        model.vis.quality.offsamples = 0
-        model.vis.quality.shadowsize = 512
-        model.vis.global_.offwidth = model.vis.global_.offheight = size
-        self._renderer: Any = mujoco.Renderer(model, size, size)
-        # One that an error left open would otherwise complain at exit, after EGL itself is gone.
-        atexit.register(_close, weakref.WeakMethod(self._renderer.close))
-        for flag in (
-            mujoco.mjtRndFlag.mjRND_SHADOW,
-            mujoco.mjtRndFlag.mjRND_REFLECTION,
-            mujoco.mjtRndFlag.mjRND_SKYBOX,
-            mujoco.mjtRndFlag.mjRND_HAZE,
-        ):
-            self._renderer.scene.flags[flag] = False
+        self._model, self._size = model, size
+        self._renderer: Any = None
 
     def picture(self, data: Any, camera: str) -> np.ndarray:
         """uint8 `[size, size, 3]`. GwpError in another thread than the one that made this."""
@@ -57,11 +45,35 @@ class Drawing:
             raise GwpError(
                 "an environment draws only in the thread that made it; make one Env in each thread"
             )
+        if self._renderer is None:
+            self._renderer = _renderer(self._model, self._size)
         self._renderer.update_scene(data, camera=camera)
         return np.array(self._renderer.render())
 
     def close(self) -> None:
-        self._renderer.close()
+        if self._renderer is not None:
+            self._renderer.close()
+
+
+def _renderer(model: Any, size: int) -> Any:
+    """Only for who looks: it takes seconds."""
+    import mujoco
+
+    # Without these a small frame takes ten times as long on a software renderer.
+    model.vis.quality.offsamples = 0
+    model.vis.quality.shadowsize = 512
+    model.vis.global_.offwidth = model.vis.global_.offheight = size
+    renderer = mujoco.Renderer(model, size, size)
+    # One that an error left open would otherwise complain at exit, after EGL itself is gone.
+    atexit.register(_close, weakref.WeakMethod(renderer.close))
+    for flag in (
+        mujoco.mjtRndFlag.mjRND_SHADOW,
+        mujoco.mjtRndFlag.mjRND_REFLECTION,
+        mujoco.mjtRndFlag.mjRND_SKYBOX,
+        mujoco.mjtRndFlag.mjRND_HAZE,
+    ):
+        renderer.scene.flags[flag] = False
+    return renderer
 
 
 def _close(renderer_close: "weakref.WeakMethod[Any]") -> None:

@@ -17,6 +17,7 @@ from gwp.data.robot.embodiment import Embodiment, Limits
 from gwp.protocol.messages import Observation
 from gwp.sim.drawing import Drawing
 from gwp.sim.interface import SIZE, UNSHIFTED, Benchmark
+from gwp.sim.sawyer.shifts import Look
 
 CAMERA = "observation.images.front"
 MAX_STEPS = 500
@@ -85,6 +86,9 @@ DISPLACEMENTS = (True, True, True, True, False)
 """Actions that are zero while the robot holds; the fingers keep closing, or opening."""
 
 _EYE = "front_pixels"
+_MOVES = {_EYE: 0.03}
+"""How far the shifted split moves a camera, metres."""
+_ROBOT = "ur5e/"
 _APART = 0.1
 """Least distance of the cube from its target at first, metres."""
 _OUT_OF_SIGHT = (0.0, 0.0, -0.3)
@@ -104,6 +108,7 @@ class Env:
         when MuJoCo needs a display.
         """
         BENCHMARK.check([task], shift)
+        import mujoco
         from ogbench.manipspace.envs.scene_env import SceneEnv
 
         self.task = task
@@ -115,7 +120,8 @@ class Env:
         self._expert = _expert(self._goal.thing, self._env)
         self._info: dict[str, Any] = {}
         _paint(self._env.model, self._env._colors["purple"])
-        _SHIFTS[shift](self._env.model)
+        self._look = Look(mujoco, self._env.model, _MOVES, _ROBOT)
+        self._shift = shift
         self._drawing = Drawing(self._env.model, size)
 
     def reset(self, seed: int) -> None:
@@ -124,6 +130,7 @@ class Env:
         # Draws the arm, the cube, and the states of drawer, window and buttons.
         env.reset(seed=seed)
         rng = np.random.default_rng(seed)
+        self._shift_look(np.random.default_rng((seed, 1)))
         env._target_task = self._goal.thing
         self._begin_furniture(rng)
         self._begin_cube(rng)
@@ -135,6 +142,14 @@ class Env:
         # Where it goes when all is done, which it would draw from a generator that nobody seeds.
         self._expert._final_pos = np.mean(env._arm_sampling_bounds, axis=0)
         self._expert._final_yaw = self._info["proprio/effector_yaw"][0]
+
+    def _shift_look(self, rng: np.random.Generator) -> None:
+        self._look.restore()
+        if self._shift == "camera":
+            self._look.move_cameras(rng)
+        if self._shift == "colours":
+            # What OGBench paints to tell a state (buttons, handles, cube), it paints again.
+            self._look.recolour(rng)
 
     def _begin_furniture(self, rng: np.random.Generator) -> None:
         env, goal = self._env, self._goal
@@ -244,29 +259,6 @@ def _paint(model: Any, fingers: np.ndarray) -> None:
             model.geom_group[geom] = _UNDRAWN_GROUP
 
 
-def _move_camera(model: Any) -> None:
-    import mujoco
-
-    camera = model.camera(_EYE)
-    camera.pos += (0.02, 0.08, -0.04)
-    # Some 4 degrees about each axis, so that it still looks at the table.
-    turn = np.zeros(4)
-    mujoco.mju_euler2Quat(turn, np.array([0.03, 0.08, 0.05]), "xyz")
-    turned = np.zeros(4)
-    mujoco.mju_mulQuat(turned, camera.quat, turn)
-    camera.quat[:] = turned
-
-
-def _change_colours(model: Any) -> None:
-    """Table, drawer, window and light; what is red or white says something, and stays."""
-    model.material("grid").rgba[:3] = (4.5, 3.2, 2.0)
-    model.material("drawer_body").rgba[:3] = (0.5, 0.38, 0.2)
-    model.material("window_body").rgba[:3] = (0.4, 0.55, 0.4)
-    model.vis.headlight.diffuse[:] = (0.8, 0.7, 0.6)
-
-
-_SHIFTS = {UNSHIFTED: lambda _model: None, "camera": _move_camera, "colours": _change_colours}
-
 BENCHMARK = Benchmark(
     name="ogbench",
     extra="ogbench",
@@ -276,5 +268,5 @@ BENCHMARK = Benchmark(
     make=Env,
     steps=150,
     max_steps=MAX_STEPS,
-    shifts=tuple(_SHIFTS),
+    shifts=(UNSHIFTED, "camera", "colours"),
 )

@@ -18,6 +18,7 @@ changes the simulation, all others the pictures alone.
 _TURNED = np.deg2rad(5.0)
 """How far a camera is turned (radians), about a random axis."""
 
+_NO_COLOUR = np.array([0.5, 0.5, 0.5, 1.0], np.float32)
 _TINT = (0.6, 1.0)
 _LIGHT = (0.8, 1.4)
 """Ranges of the factors of each colour channel and of the lights."""
@@ -97,7 +98,9 @@ class Look:
             if int(model.body_parentid[body]) in arm:
                 arm.add(body)
         parts = [int(body) in arm for body in model.geom_bodyid]
-        self._geoms = np.nonzero(~np.array(parts))[0]
+        # A geom takes the colour of its material as long as its own is the default.
+        own = np.any(model.geom_rgba != _NO_COLOUR, axis=1) | (model.geom_matid < 0)
+        self._geoms = np.nonzero(~np.array(parts) & own)[0]
         used = {int(m) for m, of_arm in zip(model.geom_matid, parts, strict=True) if of_arm}
         self._materials = np.array([m for m in range(model.nmat) if m not in used], int)
         self._stock = {name: getattr(model, name).copy() for name in _CHANGED}
