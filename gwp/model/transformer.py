@@ -388,5 +388,7 @@ def _level(level: Tensor | None, tokens_BLD: Tensor) -> Tensor:
     if level is None:
         return torch.zeros(tokens_BLD.shape[0], 1, device=tokens_BLD.device)
     if level.ndim == 2 and level.shape[1] not in (1, tokens_BLD.shape[1]):
-        raise ValueError(f"{level.shape[1]} noise levels of a group of {tokens_BLD.shape[1]} tokens")
+        raise ValueError(
+            f"{level.shape[1]} noise levels of a group of {tokens_BLD.shape[1]} tokens"
+        )
     return level.float().unsqueeze(1) if level.ndim == 1 else level.float()
