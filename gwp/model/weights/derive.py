@@ -236,8 +236,8 @@ def differences(fields: Mapping[str, Any], config: ModelConfig) -> dict[str, Any
     ignored = {"visibility", "actions"} if config.actions == "latent-frame" else {"visibility"}
     return {
         name: given.get(name, "none")
-        for name in ModelConfig.model_fields.keys() - ignored
-        if given.get(name) != getattr(config, name)
+        for name in ModelConfig.model_fields
+        if name not in ignored and given.get(name) != getattr(config, name)
     }
 
 

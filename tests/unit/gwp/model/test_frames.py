@@ -19,6 +19,7 @@ from gwp.policy.solver import Shapes, Solver
 from tests.support.tiny import ARMS, tiny_config, tiny_model, tiny_tokens
 
 FRAMES = ARMS["latent-frame"]
+OBJECTIVE = ObjectiveConfig()
 CONFIG = tiny_config("gwp0", **FRAMES)
 # Rows and columns of a frame of 4 channels: 96, 16 and 32 numbers for 30 values.
 SIZES = [(6, 4), (2, 2), (4, 2)]
@@ -131,14 +132,14 @@ def toy(n: int, seed: int) -> Batch:
     return batch(slope * state, state, latents, 2)
 
 
-def losses_of(model, data: Batch, levels: Levels, noise, objective=ObjectiveConfig()):
-    return training_losses(model, data, objective, False, levels, noise)
+def losses_of(model, data: Batch, levels: Levels, noise):
+    return training_losses(model, data, OBJECTIVE, False, levels, noise)
 
 
-def drawn(seed: int, n: int, objective: ObjectiveConfig = ObjectiveConfig()):
+def drawn(seed: int, n: int):
     positions = list(range(seed * n, seed * n + n))
     return (
-        levels_of(objective, 0, positions, 5),
+        levels_of(OBJECTIVE, 0, positions, 5),
         draw_noise(0, positions, (4, 1, 6, 4), (5, 6)),
     )
 
@@ -174,11 +175,10 @@ def test_padding_and_steps_that_are_not_there_teach_nothing():
 def test_it_learns_what_a_state_means_and_acts_upon_it():
     torch.manual_seed(0)
     model = tiny_model("gwp0", **FRAMES, num_attention_heads=4).train()
-    objective = ObjectiveConfig()
     optimiser = torch.optim.AdamW(model.parameters(), lr=2e-3, weight_decay=0.0)
     found = []
     for step in range(250):
-        losses = losses_of(model, toy(16, step), *drawn(step, 16, objective), objective)
+        losses = losses_of(model, toy(16, step), *drawn(step, 16))
         optimiser.zero_grad()
         losses.total.backward()
         optimiser.step()
