@@ -32,9 +32,10 @@ def _add_act(verbs: Any) -> None:
     act.add_argument("--family", choices=("gwp0", "gwp05", "both"), default="both")
     act.add_argument(
         "--visibility",
-        choices=("action-centred", "joint", "video-first"),
+        choices=("action-centred", "joint", "video-first", "latent-frame"),
         default="action-centred",
-        help="which tokens see which; joint and video-first denoise the future, too (default: "
+        help="which tokens see which; all but action-centred denoise the future, too, and are timed "
+        "beside it; latent-frame: joint, actions as further latent frames, --family gwp0 (default: "
         "action-centred)",
     )
     act.add_argument(
@@ -192,6 +193,10 @@ def run_act(args: argparse.Namespace) -> None:
         )
     families: tuple[Family, ...]
     families = ("gwp0", "gwp05") if args.family == "both" else (args.family,)
+    if args.visibility == "latent-frame":
+        if args.family == "gwp05":
+            raise GwpError("--visibility latent-frame: its model has one expert; say --family gwp0")
+        families = ("gwp0",)
     results = []
     for family in families:
         trace_to = args.trace
@@ -212,7 +217,7 @@ def run_act(args: argparse.Namespace) -> None:
             p99_ms=args.p99,
             seconds=args.seconds,
             trace_to=trace_to,
-            visibility=args.visibility,
+            arm=args.visibility,
         )
         results.append(result)
         print(table(result), flush=True)
