@@ -15,6 +15,8 @@ from gwp.model.frames import frames_of, read_out, with_frames
 from gwp.model.inference.fused import FusedTransformer
 from gwp.model.objective import Batch, ObjectiveConfig, levels_of, training_losses
 from gwp.model.transformer import Tokens, WorldActionTransformer
+from gwp.model.weights import build_model, load_model, open_checkpoint, save_weights
+from gwp.model.weights.derive import convert, require_same
 from gwp.policy.solver import Shapes, Solver
 from tests.support.tiny import ARMS, tiny_config, tiny_model, tiny_tokens
 
@@ -105,6 +107,22 @@ def test_a_configuration_of_before_is_dumped_as_before():
     assert "actions" not in tiny_config().model_dump()
     again = tiny_config("gwp0", **FRAMES)
     assert type(again).model_validate(again.model_dump()) == again
+
+
+def test_latent_frames_start_from_tokens_without_their_projections_and_not_the_other_way(tmp_path):
+    tokens, frames = tiny_config("gwp0"), tiny_config("gwp0", **ARMS["latent-frame"])
+    for name, config in (("tokens", tokens), ("frames", frames)):
+        save_weights(tmp_path / name, config, build_model(config, 0).state_dict())
+    source = open_checkpoint(tmp_path / "tokens")
+    require_same(source, frames, "x")
+    with pytest.raises(GwpError, match=r"num_layers is 2, the job's `model` says 3; copy"):
+        require_same(source, frames.model_copy(update={"num_layers": 3}), "x")
+    words = "x: actions is latent-frame, the job's `model` says tokens; copy its widths"
+    with pytest.raises(GwpError, match=words):
+        require_same(open_checkpoint(tmp_path / "frames"), tokens, "x")
+    # What is made of one is one.
+    convert(open_checkpoint(tmp_path / "frames"), tmp_path / "out", frames)
+    assert load_model(tmp_path / "out").config == frames
 
 
 def batch(actions: torch.Tensor, state: torch.Tensor, latents: torch.Tensor, dims: int) -> Batch:

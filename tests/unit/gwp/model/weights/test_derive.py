@@ -15,11 +15,11 @@ import torch
 from gwp import storage
 from gwp.errors import GwpError
 from gwp.model.transformer import Tokens
-from gwp.model.weights import build_model, load_model, open_checkpoint, save_weights
+from gwp.model.weights import load_model, open_checkpoint, save_weights
 from gwp.model.weights.derive import convert, require_same, target_config
 from pipelines.cli import main
 from tests.support import forms
-from tests.support.tiny import ARMS, tiny_config, tiny_model, tiny_tokens
+from tests.support.tiny import tiny_config, tiny_model, tiny_tokens
 
 LEVELS = {"A": torch.tensor([0.5, 0.04]), "F": torch.tensor([0.3, 0.9])}
 EXPERT = {"action_expert_dim": 24, "action_ffn_dim": 40}
@@ -330,28 +330,12 @@ def test_weights_start_a_model_that_sees_otherwise(folders, visibility, tmp_path
     assert open_checkpoint(tmp_path / "out").config == config
 
 
-def test_latent_frames_start_from_tokens_without_their_projections_and_not_the_other_way(tmp_path):
-    tokens, frames = tiny_config("gwp0"), tiny_config("gwp0", **ARMS["latent-frame"])
-    for name, config in (("tokens", tokens), ("frames", frames)):
-        save_weights(tmp_path / name, config, build_model(config, 0).state_dict())
-    source = open_checkpoint(tmp_path / "tokens")
-    require_same(source, frames, "x")
-    with pytest.raises(GwpError, match=r"num_layers is 2, the job's `model` says 3; copy"):
-        require_same(source, frames.model_copy(update={"num_layers": 3}), "x")
-    words = "x: actions is latent-frame, the job's `model` says tokens; copy its widths"
-    with pytest.raises(GwpError, match=words):
-        require_same(open_checkpoint(tmp_path / "frames"), tokens, "x")
-    # What is made of one is one.
-    convert(open_checkpoint(tmp_path / "frames"), tmp_path / "out", frames)
-    assert load_model(tmp_path / "out").config == frames
-
-
 MEASURE = """
 import contextlib, sys, torch
 from pathlib import Path
 from safetensors.torch import load_file
 from gwp.model.config import ModelConfig
-from gwp.model.weights import build_model, load_model, open_checkpoint, save_weights
+from gwp.model.weights import load_model, open_checkpoint, save_weights
 from gwp.model.weights.checkpoint import parameters
 from gwp.model.weights.derive import convert, target_config
 from gwp.model.weights.save import write_folder
