@@ -31,7 +31,9 @@ os.environ.setdefault("MUJOCO_GL", "egl")
 CAMERA = "observation.images.corner2"
 """Camera at the side that sees the whole table."""
 WRIST = "observation.images.wrist"
-"""Camera beside the gripper that looks down: at the start it sees the table, and no goal."""
+"""Camera beside the gripper that looks down, forwards up: at the start it sees little more than the
+table, later what the fingers are about to touch.
+"""
 
 EMBODIMENT = Embodiment(
     name="metaworld-sawyer",
@@ -50,9 +52,9 @@ none is relative to the state.
 """
 
 TWO_CAMERAS = EMBODIMENT.model_copy(
-    update={"name": "metaworld-sawyer-wrist", "cameras": {"front": CAMERA, "right": WRIST}}
+    update={"name": "metaworld-sawyer-wrist", "cameras": {"front": CAMERA, "left": WRIST}}
 )
-"""The same arm with a camera at its wrist, too."""
+"""The same arm with a camera at its wrist, too, in the slot that its name gets by itself."""
 
 DISPLACEMENTS = (True, True, True, False)
 """Actions that are zero while the robot holds; the gripper keeps its effort."""
