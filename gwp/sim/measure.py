@@ -49,7 +49,7 @@ def measure(
         for seed in seeds
     ]
     env.close()
-    won = [count for count in steps if count] or [np.nan]
+    won = [float(count) for count in steps if count] or [np.nan]
     return Rates(
         task,
         expert=float(np.mean([count > 0 for count in steps])),
