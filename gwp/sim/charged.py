@@ -28,12 +28,15 @@ class Charge:
                 0: the next chunk knows nothing of the one under way
     blend:      rows over which a chunk takes over gradually
     mixed:      `[d]`, true where values between two are values too; None: everywhere
+    stops:      the robot stands still until its chunk has come, and executes it from its first row
+                on: the one way for a chunk that would be over before it came
     """
 
     latency_ms: float
     delay: int = 0
     blend: int = 0
     mixed: tuple[bool, ...] | None = None
+    stops: bool = False
 
     def steps(self, fps: float) -> int:
         """Control steps that pass before a chunk can act, rounded up, for a robot of that rate
@@ -99,8 +102,12 @@ def run_charged(
     Before the first chunk it stands still. A control step is a step of the simulation, so the
     result depends on no clock.
 
-    GwpError when a chunk would be over before it came.
+    GwpError when a chunk would be over before it came, unless the robot `stops` for it.
     """
+    if charge.stops:
+        return _run_stopping(
+            env, ask, charge, robot, held, seed=seed, max_steps=max_steps, replan=replan
+        )
 
     def checked(observation: Observation) -> Callable[[], ActionChunk]:
         answer = ask(observation)
@@ -150,9 +157,45 @@ def run_charged(
     )
 
 
+def _run_stopping(
+    env: Simulator,
+    ask: Ask,
+    charge: Charge,
+    robot: Embodiment,
+    held: tuple[bool, ...],
+    *,
+    seed: int,
+    max_steps: int,
+    replan: int,
+) -> EpisodeResult:
+    """As `run_charged`, of a robot that stands still while a chunk is computed."""
+    steps = charge.steps(robot.fps)
+    env.reset(seed)
+    done: list[np.ndarray] = []
+    last = np.zeros(len(robot.action_names), np.float32)
+    requests = waited = 0
+    success = False
+    while not success and len(done) < max_steps:
+        answer = ask(replace(env.observe(), seed=requests))
+        requests += 1
+        still = np.where(held, 0.0, last).astype(np.float32)
+        chunk = _checked(answer(), env.task, charge, robot)
+        rows = [still] * steps + list(chunk.actions[:replan])
+        for number, action in enumerate(rows[: max_steps - len(done)]):
+            done.append(action)
+            waited += number < steps
+            success = env.step(action)
+            if success:
+                break
+        last = done[-1]
+    latencies = [charge.latency_ms] * requests
+    return EpisodeResult(success, len(done), requests, latencies, actions=done, waited=waited)
+
+
 def _checked(chunk: ActionChunk, task: str, charge: Charge, robot: Embodiment) -> ActionChunk:
     check_chunk(chunk, task, robot)
-    check_fits(charge, robot.fps, len(chunk.actions))
+    if not charge.stops:
+        check_fits(charge, robot.fps, len(chunk.actions))
     return chunk
 
 
@@ -163,7 +206,8 @@ def check_fits(charge: Charge, fps: float, chunk: int) -> None:
         return
     raise GwpError(
         f"{charge.latency_ms:g} ms are {steps} control steps, and a chunk has {chunk} "
-        "actions: each would be over before it came; charge less, or use a policy of longer chunks"
+        "actions: each would be over before it came; charge less, use a policy of longer chunks, or "
+        "let the robot stop for each (--chunking stop)"
     )
 
 

@@ -21,7 +21,8 @@ class EpisodeResult:
     latencies_ms: time of each request as this process waited for it, or as it was charged
     frames:       what the robot saw, one per request; empty unless they were to be kept
     actions:      what was executed, float32 `[d]` for each step, robot units
-    waited:       steps before the first chunk, at which the robot stood still
+    waited:       steps before the first chunk, at which the robot stood still; of a robot that stops
+                  for each chunk, all at which it stood
     dry:          steps after it that no chunk covered, at which the last action was held
     late:         answers that came when the rows of the chunk before had run out, or later than
                   what was promised to them

@@ -13,7 +13,7 @@ from gwp.protocol.messages import Observation
 from gwp.sim.charged import Charge, check_fits
 from gwp.sim.interface import SIZE, Benchmark
 
-Chunking = Literal["recommended", "realtime", "naive"]
+Chunking = Literal["recommended", "realtime", "naive", "stop"]
 
 _AMOUNT = re.compile(r"(\d+\.?\d*|\.\d+)(ms|x)")
 _TABLES = (".yaml", ".yml", ".json")
@@ -90,13 +90,16 @@ def charge_of(
     """How the simulated robot bridges `ms` milliseconds; None: nothing is charged.
 
     chunking: `recommended`, what the endpoint recommends to a robot: real-time chunking where the
-    policy was trained for it, else blending; `realtime` insists on it; `naive` has neither
+    policy was trained for it, else blending; `realtime` insists on it; `naive` has neither;
+    `stop`: it stands still until its chunk has come, however late
     GwpError where chunks are too short for it, or the policy was not trained for what is asked.
     """
     if not ms:
         return None
     # What a robot reads at the handshake.
     profile = Profile.of(policy.contract.metadata(robot.name), robot.name)
+    if chunking == "stop":
+        return Charge(ms, stops=True)
     check_fits(Charge(ms), robot.fps, profile.chunk)
     if chunking == "naive":
         return Charge(ms, mixed=profile.mixed)

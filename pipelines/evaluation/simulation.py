@@ -170,6 +170,7 @@ def _charged(outcomes: Sequence[Outcome], charge: Charge, fps: float) -> dict[st
         "latency_steps": charge.steps(fps),
         "delay": charge.delay,
         "blend": charge.blend,
+        "stops": charge.stops,
         "requests": sum(episode.requests for episode in episodes),
         "steps": sum(episode.steps for episode in episodes),
         "steps_waited": sum(episode.waited for episode in episodes),

@@ -89,7 +89,7 @@ def add(subparsers: Any) -> None:
     )
     closed.add_argument(
         "--chunking",
-        choices=("recommended", "realtime", "naive"),
+        choices=("recommended", "realtime", "naive", "stop"),
         default="recommended",
         help="how a late chunk takes over (default: as the endpoint recommends it to a robot)",
     )

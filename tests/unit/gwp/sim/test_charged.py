@@ -10,7 +10,7 @@ from gwp.errors import GwpError
 from gwp.protocol.messages import ActionChunk, Observation
 from gwp.sim.charged import Ask, Charge, run_charged
 from gwp.sim.metaworld import DISPLACEMENTS, EMBODIMENT
-from gwp.sim.rollout import EpisodeResult
+from gwp.sim.rollout import EpisodeResult, run_episode
 from tests.support.fake_sim import FakeSim, seeing
 
 STEP_MS = 12.5  # 80 Hz
@@ -147,3 +147,29 @@ def test_latency_costs_steps_of_the_same_episode() -> None:
 def test_a_chunk_that_is_over_before_it_comes_is_refused(steps: int) -> None:
     with pytest.raises(GwpError, match="each would be over before it came"):
         run(Numbered(), Charge(steps * STEP_MS), steps=200)
+
+
+def test_a_robot_that_stops_executes_whole_chunks_however_late_they_are() -> None:
+    ask = Numbered()
+    # 20 steps, and a chunk has 12.
+    actions, requests, waited, dry, late = run(ask, Charge(20 * STEP_MS, stops=True), steps=60)
+    assert (requests, waited, dry, late) == (3, 48, 0, 0)
+    moving = [(int(request), int(row)) for request, row, *_ in actions if request]
+    assert moving == [(1, row) for row in range(REPLAN)] + [(2, row) for row in range(REPLAN)]
+    # It stands: no displacement, and the gripper keeps its effort.
+    assert (actions[:20] == 0).all()
+    assert (actions[26:46] == [0, 0, 0, 0.5]).all()
+    assert [observation.seed for observation in ask.asked] == [0, 1, 2]
+
+
+def test_a_robot_that_stops_for_nothing_is_one_for_which_the_world_waits() -> None:
+    def ask(observation: Observation) -> Callable[[], ActionChunk]:
+        return lambda: seeing(observation)
+
+    for seed in range(5):
+        charged = drive(FakeSim("reach"), ask, Charge(0.0, stops=True), seed=seed)
+        waiting = run_episode(
+            FakeSim("reach"), seeing, EMBODIMENT, seed=seed, max_steps=150, replan=REPLAN
+        )
+        assert charged.success == waiting.success
+        np.testing.assert_array_equal(np.stack(charged.actions), np.stack(waiting.actions))
