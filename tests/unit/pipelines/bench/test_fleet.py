@@ -42,7 +42,7 @@ def test_policies_that_act_with_a_future_are_measured_too(tmp_path: Path, arm: A
     assert said["batching"] == "requests"
     frames = arm == "latent-frame"
     assert said["visibility"] == ("joint" if frames else arm)
-    assert said["actions"] == ("latent-frame" if frames else "tokens")
+    assert said["action_form"] == ("latent-frame" if frames else "tokens")
 
 
 def test_robots_ask_the_endpoint_and_say_how_it_went(bundle: Path) -> None:
