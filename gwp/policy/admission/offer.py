@@ -30,7 +30,8 @@ def offer(
         "policy_id": policy_id,
         "family": family,
         "visibility": visibility,
-        "actions": actions,
+        # Not `actions`, by which replies are known.
+        "action_form": actions,
         # What robots share: each step, or whole requests, which come in between chunks.
         "batching": "steps" if visibility == "action-centred" else "requests",
         "run_id": run_id,

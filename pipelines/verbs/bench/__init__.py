@@ -3,7 +3,7 @@
 import argparse
 from typing import Any
 
-from pipelines.verbs.arguments import numbers
+from pipelines.verbs.arguments import add_visibility, numbers
 from pipelines.verbs.bench import compilers, fleet, inspect, train
 
 
@@ -30,14 +30,7 @@ def _add_act(verbs: Any) -> None:
         ),
     )
     act.add_argument("--family", choices=("gwp0", "gwp05", "both"), default="both")
-    act.add_argument(
-        "--visibility",
-        choices=("action-centred", "joint", "video-first", "latent-frame"),
-        default="action-centred",
-        help="which tokens see which; all but action-centred denoise the future, too, and are timed "
-        "beside it; latent-frame: joint, actions as further latent frames, --family gwp0 (default: "
-        "action-centred)",
-    )
+    add_visibility(act, "all but action-centred denoise the future, too, and are timed beside it")
     act.add_argument(
         "--batch",
         type=numbers,

@@ -186,7 +186,8 @@ def test_a_bundle_says_which_it_is_and_so_does_the_handshake(policy):
     settings = read_bundle(policy.bundle.folder).settings
     assert {name: getattr(settings, name) for name in arm} == arm
     said = PolicyContract.read(str(policy.bundle.folder)).metadata()
-    assert said | arm | {"batching": "requests"} == said
+    told = {"visibility": config.visibility, "action_form": config.actions}
+    assert said | told | {"batching": "requests"} == said
 
 
 def test_a_bundle_and_its_model_must_agree(tmp_path):
