@@ -5,11 +5,13 @@ import os
 import sys
 import threading
 import weakref
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
 from gwp.errors import GwpError
+from gwp.sim.sawyer.shifts import Thing, add_things
 
 # Before MuJoCo is imported; works without a display, also on Mesa's software device.
 os.environ.setdefault("MUJOCO_GL", "egl")
@@ -35,12 +37,15 @@ class Drawing:
                 "mujoco was imported before gwp.sim and would draw on a display, of which "
                 "there is none; set MUJOCO_GL=egl"
             )
+        self._mujoco: Any = mujoco
         self._thread = threading.get_ident()
         self._model, self._size = model, size
         self._renderer: Any = None
 
-    def picture(self, data: Any, camera: str) -> np.ndarray:
-        """uint8 `[size, size, 3]`. GwpError in another thread than the one that made this."""
+    def picture(self, data: Any, camera: str, things: Sequence[Thing] = ()) -> np.ndarray:
+        """uint8 `[size, size, 3]`, with `things` that the simulation does not know. GwpError in
+        another thread than the one that made this.
+        """
         if threading.get_ident() != self._thread:
             raise GwpError(
                 "an environment draws only in the thread that made it; make one Env in each thread"
@@ -48,6 +53,7 @@ class Drawing:
         if self._renderer is None:
             self._renderer = _renderer(self._model, self._size)
         self._renderer.update_scene(data, camera=camera)
+        add_things(self._mujoco, self._renderer.scene, things)
         return np.array(self._renderer.render())
 
     def close(self) -> None:

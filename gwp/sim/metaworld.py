@@ -6,12 +6,7 @@ position and opening) leave this room. An environment belongs to the thread that
 its EGL context does: make one in each thread or process, never share one.
 """
 
-import atexit
-import os
-import sys
-import threading
 import warnings
-import weakref
 import zlib
 from dataclasses import replace
 from typing import Any
@@ -21,17 +16,17 @@ import numpy as np
 from gwp.data.robot.embodiment import Embodiment, Limits
 from gwp.errors import GwpError
 from gwp.protocol.messages import Observation
+from gwp.sim.drawing import Drawing
 from gwp.sim.interface import Benchmark
-from gwp.sim.sawyer.shifts import SHIFTS, Look, Thing, add_things, draw_things
+from gwp.sim.sawyer.shifts import SHIFTS, Look, Thing, draw_things
 from gwp.sim.sawyer.tasks import TASKS, WIDE, Starts, Wide
-
-# Before MuJoCo is imported; works without a display, also on Mesa's software device.
-os.environ.setdefault("MUJOCO_GL", "egl")
 
 CAMERA = "observation.images.corner2"
 """Camera at the side that sees the whole table."""
 WRIST = "observation.images.wrist"
-"""Camera beside the gripper that looks down: at the start it sees the table, and no goal."""
+"""Camera beside the gripper that looks down, forwards up: at the start it sees little more than the
+table, later what the fingers are about to touch.
+"""
 
 EMBODIMENT = Embodiment(
     name="metaworld-sawyer",
@@ -50,9 +45,9 @@ none is relative to the state.
 """
 
 TWO_CAMERAS = EMBODIMENT.model_copy(
-    update={"name": "metaworld-sawyer-wrist", "cameras": {"front": CAMERA, "right": WRIST}}
+    update={"name": "metaworld-sawyer-wrist", "cameras": {"front": CAMERA, "left": WRIST}}
 )
-"""The same arm with a camera at its wrist, too."""
+"""The same arm with a camera at its wrist, too, in the slot that its name gets by itself."""
 
 DISPLACEMENTS = (True, True, True, False)
 """Actions that are zero while the robot holds; the gripper keeps its effort."""
@@ -106,27 +101,15 @@ class Env:
         import mujoco
         from metaworld.policies import ENV_POLICY_MAP
 
-        # MuJoCo chose its renderer when it was first imported. Trying one that needs a display
-        # can abort the process.
-        if (
-            mujoco.GLContext.__module__ == "mujoco.glfw"
-            and sys.platform == "linux"
-            and not os.environ.get("DISPLAY")
-        ):
-            raise GwpError(
-                "mujoco was imported before gwp.sim and would draw on a display, of which "
-                "there is none; set MUJOCO_GL=egl"
-            )
         # The experts overshoot on purpose, and `expert_action` clips.
         warnings.filterwarnings(
             "ignore", message="Constant.s. may be too high", category=UserWarning
         )
         self._mujoco: Any = mujoco
-        self._thread = threading.get_ident()
         self.task = task
         self.prompt = TASKS[task]
         self.embodiment = embodiment
-        self._size, self._shift = size, shift
+        self._shift = shift
         self._env: Any = metaworld.ALL_V3_ENVIRONMENTS[task]()
         # Stock environments repeat one start for ever unless a task was set; ours draw theirs
         # from the seed.
@@ -143,7 +126,7 @@ class Env:
         model.camera(_NAMES[CAMERA]).pos[:] = _EYE
         self._look = Look(mujoco, model, _MOVES, _ROBOT)
         self._things: list[Thing] = []
-        self._renderer: Any = None
+        self._drawing = Drawing(model, size)
         self._observation: np.ndarray = np.zeros(39)
 
     def _widen(self, ranges: Wide, wide: bool) -> None:
@@ -203,36 +186,8 @@ class Env:
         """uint8 `[size, size, 3]`, upright. GwpError in another thread than the one that made
         the environment.
         """
-        if threading.get_ident() != self._thread:
-            raise GwpError(
-                "an environment draws only in the thread that made it; make one Env in each thread"
-            )
-        if self._renderer is None:
-            self._renderer = self._make_renderer()
-        self._renderer.update_scene(self._env.data, camera=_NAMES[camera])
-        add_things(self._mujoco, self._renderer.scene, self._things)
-        picture = self._renderer.render()
-        return np.ascontiguousarray(picture[::-1, ::-1] if camera in _HANGING else picture)
-
-    def _make_renderer(self) -> Any:
-        """Only for who looks: it takes seconds."""
-        mujoco, model = self._mujoco, self._env.model
-        # Without these a small frame takes ten times as long on a software renderer.
-        model.vis.quality.offsamples = 0
-        model.vis.quality.shadowsize = 512
-        model.vis.global_.offwidth = model.vis.global_.offheight = self._size
-        renderer = mujoco.Renderer(model, self._size, self._size)
-        # An environment that an error left open would otherwise complain at exit, after EGL
-        # itself is gone.
-        atexit.register(_close, weakref.WeakMethod(renderer.close))
-        for flag in (
-            mujoco.mjtRndFlag.mjRND_SHADOW,
-            mujoco.mjtRndFlag.mjRND_REFLECTION,
-            mujoco.mjtRndFlag.mjRND_SKYBOX,
-            mujoco.mjtRndFlag.mjRND_HAZE,
-        ):
-            renderer.scene.flags[flag] = False
-        return renderer
+        picture = self._drawing.picture(self._env.data, _NAMES[camera], self._things)
+        return np.ascontiguousarray(picture[::-1, ::-1]) if camera in _HANGING else picture
 
     def observe(self) -> Observation:
         """What the robot sends now; renders, so ask only when needed."""
@@ -253,15 +208,8 @@ class Env:
         return np.clip(self._expert.get_action(self._observation), -1, 1).astype(np.float32)
 
     def close(self) -> None:
-        if self._renderer is not None:
-            self._renderer.close()
+        self._drawing.close()
         self._env.close()
-
-
-def _close(renderer_close: "weakref.WeakMethod[Any]") -> None:
-    close = renderer_close()
-    if close is not None:
-        close()
 
 
 def make(task: str, size: int, shift: str) -> Env:

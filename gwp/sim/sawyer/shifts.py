@@ -3,6 +3,7 @@
 Each draw belongs to a generator that the start's seed made, so the same seed gives the same picture.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
@@ -65,7 +66,7 @@ def draw_things(mujoco: Any, rng: np.random.Generator, taken: np.ndarray) -> lis
     return things
 
 
-def add_things(mujoco: Any, scene: Any, things: list[Thing]) -> None:
+def add_things(mujoco: Any, scene: Any, things: Sequence[Thing]) -> None:
     """Draw them in a scene that was just updated; the simulation does not know them."""
     for thing in things:
         if scene.ngeom == scene.maxgeom:
