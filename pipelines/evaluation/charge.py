@@ -45,6 +45,11 @@ def latency_ms(text: str, policy: Policy, uri: str) -> float:
 
 def measured_ms(policy: Policy) -> float:
     """Median time of one chunk for one robot on this machine, milliseconds."""
+    return float(np.median(chunk_times(policy, _REPEATS)))
+
+
+def chunk_times(policy: Policy, repeats: int) -> list[float]:
+    """Time of so many chunks for one robot on this machine, milliseconds, after some untimed."""
     # Contents do not matter for the time; size and instruction are those of the simulator.
     observation = Observation(
         {CAMERA: np.zeros((64, 64, 3), np.uint8)},
@@ -52,8 +57,8 @@ def measured_ms(policy: Policy) -> float:
         next(iter(TASKS.values())),
         EMBODIMENT.name,
     )
-    times = [policy.act(observation).timings["total"] for _ in range(_WARM + _REPEATS)]
-    return float(np.median(times[_WARM:]))
+    times = [policy.act(observation).timings["total"] for _ in range(_WARM + repeats)]
+    return times[_WARM:]
 
 
 def _looked_up(file: str, policy: Policy, uri: str) -> float:

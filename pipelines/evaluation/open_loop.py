@@ -19,6 +19,16 @@ from pipelines.evaluation.recordings import NO_WINDOW, RecordedSet, Recording
 
 
 @dataclass(frozen=True)
+class EpisodeErrors:
+    """Those of `OpenLoop`, of one episode. text: its instruction"""
+
+    text: str
+    mse: float
+    mse_hold: float
+    mse_mean: float
+
+
+@dataclass(frozen=True)
 class OpenLoop:
     """Errors of whole predicted chunks against recorded actions, over every replan step of the
     episodes; squared robot units.
@@ -38,6 +48,8 @@ class OpenLoop:
     """Chunks compared."""
     trace: tuple[tuple[str, ...], np.ndarray, np.ndarray] = field(repr=False)
     """Action names, recorded and executed-part predictions `[n, d]` of the first episode."""
+    episodes: tuple[EpisodeErrors, ...] = field(default=(), repr=False)
+    """One by one, in the order of the set."""
 
 
 def open_loop(policy: Policy, source: Source, batch: int = 8) -> OpenLoop:
@@ -45,6 +57,7 @@ def open_loop(policy: Policy, source: Source, batch: int = 8) -> OpenLoop:
     observation, and compare.
     """
     errors: dict[str, list[np.ndarray]] = {"policy": [], "hold": [], "mean": []}
+    episodes: list[EpisodeErrors] = []
     trace: tuple[np.ndarray, np.ndarray] | None = None
     recorded = RecordedSet.of(policy.bundle.embodiments, source)
     embodiment = recorded.embodiment
@@ -56,6 +69,7 @@ def open_loop(policy: Policy, source: Source, batch: int = 8) -> OpenLoop:
         steps = recording.starts()
         # The part of each chunk that a robot executes, end to end: the line that is drawn.
         executed, done = [], []
+        before = len(errors["policy"])
         for first in range(0, len(steps), batch):
             seen = recording.observed(steps[first : first + batch])
             if not seen:
@@ -76,6 +90,9 @@ def open_loop(policy: Policy, source: Source, batch: int = 8) -> OpenLoop:
                 }
                 for name, guess in guesses.items():
                     errors[name].append(distance(guess, true, embodiment) ** 2)
+        if executed:
+            of_it = (float(np.concatenate(e[before:]).mean()) for e in errors.values())
+            episodes.append(EpisodeErrors(recorded.text_of(recording.episode), *of_it))
         if trace is None and executed:
             trace = np.concatenate(done), np.concatenate(executed)
     if trace is None:
@@ -90,6 +107,7 @@ def open_loop(policy: Policy, source: Source, batch: int = 8) -> OpenLoop:
         per_dim,
         len(errors["policy"]),
         (embodiment.action_names, *trace),
+        tuple(episodes),
     )
 
 

@@ -11,7 +11,7 @@ from jinja2 import UndefinedError
 
 from pipelines.cli import main
 from pipelines.evaluation.report import ReportData, write_report
-from pipelines.pages.charts import name_in_chart
+from pipelines.pages.axes import name_in_chart
 from pipelines.pages.render import Picture, Table, render
 from tests.support.sets import info, write_v21, write_video
 
