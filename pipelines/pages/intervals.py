@@ -101,8 +101,8 @@ def ratio(first: Sequence[float], second: Sequence[float], seed: int = 0) -> Int
     logs = [{"": [math.log(b / a)]} for a, b in zip(first, second, strict=True)]
     found = hierarchical(logs, seed=seed)
     assert found is not None
-    ends = (math.exp(value) for value in (found.mean, found.low, found.high))
-    return Interval(*ends, len(first), len(first))
+    mean, low, high = (math.exp(value) for value in (found.mean, found.low, found.high))
+    return Interval(mean, low, high, len(first), len(first))
 
 
 def _tasks(groups: Groups) -> list[np.ndarray]:

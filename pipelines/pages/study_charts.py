@@ -97,7 +97,7 @@ def curves(arms: Mapping[str, Sequence[Sequence[Sequence[float]]]], title: str) 
         for curve in seeds:
             axes.plot(*zip(*curve, strict=True), color=colour, alpha=0.3, linewidth=1)
         common = sorted(set.intersection(*({step for step, _ in curve} for curve in seeds)))
-        found = [dict(map(tuple, curve)) for curve in seeds]  # type: ignore[arg-type]
+        found = [{step: value for step, value in curve} for curve in seeds]  # noqa: C416  pairs are lists
         means = [float(np.mean([curve[step] for curve in found])) for step in common]
         axes.plot(common, means, color=colour, linewidth=2, label=name_in_chart(arm, _NAME))
     plain_axes(axes, "optimiser step", "error, in units of a range", title)

@@ -77,9 +77,16 @@ def make_codec(plan: StudyPlan) -> None:
     for other in plan.jobs:
         robots |= other.data.embodiments
         for source in other.data.sources:
-            seen.setdefault(source.uri, source.model_copy(update={"episodes": None}))
+            # Where one stage looks at the robot and another at the pictures alone, the robot counts.
+            if source.uri not in seen or source.embodiment:
+                seen[source.uri] = source.model_copy(update={"episodes": None})
+    named = {source.embodiment for source in seen.values()}
     data = job.data.model_copy(
-        update={"sources": tuple(seen.values()), "cache": None, "embodiments": robots}
+        update={
+            "sources": tuple(seen.values()),
+            "cache": None,
+            "embodiments": {name: robot for name, robot in robots.items() if name in named},
+        }
     )
     study = plan.study
     job = job.model_copy(
@@ -89,7 +96,7 @@ def make_codec(plan: StudyPlan) -> None:
     embodiments = resolve_embodiments(job, reader)
     manifest = manifest_of(job, embodiments, reader, warn)
     spec = sample_spec(job, embodiments, {})
-    event("codec", kind=study.codec.kind, samples=len(manifest))
+    event("codec", codec=study.codec.kind, samples=len(manifest))
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)
         write_codec(job, None, manifest, spec, folder / "codec", reader)

@@ -110,9 +110,10 @@ class StudyPlan:
     cells: Mapping[str, Cell]
     controls: Mapping[str, Control]
 
-    def piece(self, name: str) -> Piece:
-        """A piece by its id."""
-        return ({**self.shared, **self.cells, **self.controls})[name]
+    @property
+    def pieces(self) -> dict[str, Piece]:
+        """All of them by id."""
+        return {**self.shared, **self.cells, **self.controls}
 
     def place(self, name: str) -> str:
         """Folder of the set of this name."""

@@ -91,7 +91,7 @@ class Standing:
 def standing(plan: StudyPlan) -> Standing:
     """Look at everything that a plan asks for."""
     found = Standing()
-    for piece in (*plan.shared.values(), *plan.cells.values(), *plan.controls.values()):
+    for piece in plan.pieces.values():
         result = read(result_uri(plan, piece))
         if result is None:
             continue

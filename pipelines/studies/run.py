@@ -73,7 +73,7 @@ def run_study(
     before = standing(plan)
     for name in before.stale:
         event("stale", id=name, text="made by another document; it is made anew")
-    event("study", name=whole.study.name, cells=len(plan.cells), at_once=at_once, place=whole.root)
+    event("study", study=whole.study.name, cells=len(plan.cells), at_once=at_once, place=whole.root)
     _train(plan, before, task, at_once)
     _alone(plan)
     _charge(plan, task, at_once)
@@ -187,7 +187,7 @@ def _charge(plan: StudyPlan, task: Task, at_once: int) -> None:
 
 def _arm_ms(plan: StudyPlan, arm: str, steps: int) -> float:
     """Milliseconds of one chunk of an arm: the median of some of its cells."""
-    times = []
+    times: list[float] = []
     for cell in plan.cells.values():
         result = read_done(plan, cell) if cell.arm == arm and len(times) < _MEASURED else None
         if result:

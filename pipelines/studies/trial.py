@@ -53,7 +53,7 @@ def run_piece(config: Mapping[str, Any], task: Task) -> dict[str, Any]:
 
     # Cells share the cores of a machine.
     torch.set_num_threads(1)
-    piece = task.plan.piece(config["piece"])
+    piece = task.plan.pieces[config["piece"]]
     begin = time.time()
     try:
         if isinstance(piece, Shared):

@@ -25,6 +25,8 @@ _TUNE = {
     "TUNE_MAX_PENDING_TRIALS_PG": "1",
     "RAY_AIR_NEW_OUTPUT": "0",
 }
+# Tune refuses trials that hold nothing.
+_HELD = {"cpu": 0.01}
 _WAIT_S = 0.5
 GOES_ON = "what is done is kept; the same command with --resume goes on"
 
@@ -74,8 +76,8 @@ def run_trials(names: Sequence[str], task: Task, at_once: int) -> dict[str, str]
 
     os.environ.update(_TUNE)
     with tempfile.TemporaryDirectory(prefix="gwp-tune-") as unused:
-        # A trial holds nothing: Ray Train's workers and Ray Data ask for what they take.
-        trainable = tune.with_resources(tune.with_parameters(run_piece, task=task), {"cpu": 0})
+        # Ray Train's workers and Ray Data ask for what they take themselves.
+        trainable = tune.with_resources(tune.with_parameters(run_piece, task=task), _HELD)
         tuner = tune.Tuner(
             trainable,
             param_space={"piece": tune.grid_search(list(names))},
@@ -93,7 +95,7 @@ def run_trials(names: Sequence[str], task: Task, at_once: int) -> dict[str, str]
         if result.error and name:
             failed[name] = str(result.error).strip().splitlines()[-1]
             # Its process ended before it could note that.
-            broken(task.plan, task.plan.piece(name), RuntimeError(failed[name]))
+            broken(task.plan, task.plan.pieces[name], RuntimeError(failed[name]))
     return failed
 
 
