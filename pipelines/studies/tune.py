@@ -9,6 +9,7 @@ from typing import Any
 
 import ray
 from ray import tune
+from ray.tune.logger import JsonLoggerCallback
 
 from gwp.machine import cores
 from pipelines.console import event
@@ -18,13 +19,8 @@ from pipelines.studies.results import DONE, FAILED
 from pipelines.studies.trial import Task, broken, run_piece
 from pipelines.training.control.failures import Interrupts
 
-# Read by Tune where trials are made. They keep the folder of the command, and write no files.
-_TUNE = {
-    "RAY_CHDIR_TO_TRIAL_DIR": "0",
-    "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
-    "TUNE_MAX_PENDING_TRIALS_PG": "1",
-    "RAY_AIR_NEW_OUTPUT": "0",
-}
+# Read by Tune where trials are made. They keep the folder of the command.
+_TUNE = {"RAY_CHDIR_TO_TRIAL_DIR": "0", "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1"}
 # Tune refuses trials that hold nothing.
 _HELD = {"cpu": 0.01}
 _WAIT_S = 0.5
@@ -44,11 +40,14 @@ def start(jobs: Sequence[TrainJob]) -> int:
 
 
 class _Told(tune.Callback):
-    """Says what became of each trial as it ends."""
+    """Says which trial begins, and what became of it when it ends."""
 
     def __init__(self, of: int, on_end: Callable[[str, dict[str, Any]], None]) -> None:
         self._of, self._on_end = of, on_end
         self._ended = 0
+
+    def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **_: Any) -> None:  # noqa: ARG002
+        event("piece", id=trial.config["piece"], state="begins")
 
     def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **_: Any) -> None:  # noqa: ARG002
         self._end(trial, trial.last_result or {})
@@ -86,7 +85,8 @@ def run_trials(names: Sequence[str], task: Task, at_once: int) -> dict[str, str]
                 name="study",
                 storage_path=unused,
                 verbose=0,
-                callbacks=[_Told(len(names), ended)],
+                # Of its own writers the one that it reads at the end.
+                callbacks=[_Told(len(names), ended), JsonLoggerCallback()],
             ),
         )
         grid = _until_over(tuner)
