@@ -71,6 +71,7 @@ EXTRAS = {
         "uvicorn",
     ),
     "sim": ("gymnasium", "imageio", "metaworld", "mujoco", "packaging"),
+    "ogbench": ("dm_control", "ogbench"),
     "dev": ("httpx", "pytest"),
 }
 """Extra of the distribution -> top-level modules that it brings."""

@@ -32,9 +32,10 @@ PACKAGES = {
     "mlflow": "cluster",
     "moto": "cluster",
     "metaworld": "sim",
+    "ogbench": "ogbench",
 }
 # Without these nothing but simulation is lost.
-OPTIONAL_EXTRAS = {"sim"}
+OPTIONAL_EXTRAS = {"sim", "ogbench"}
 
 PORTS = {8000: "Ray Serve", 8265: "the Ray dashboard", 6379: "the Ray head", 5000: "MLflow"}
 
@@ -177,10 +178,10 @@ def codecs() -> Check:
 
 
 def rendering(timeout_s: float = 60.0) -> Check:
-    """Off-screen rendering for Meta-World, in a process of its own: a broken driver can take
+    """Off-screen rendering for simulators, in a process of its own: a broken driver can take
     the process down.
     """
-    # As `gwp.sim.metaworld` chooses it.
+    # As `gwp.sim` chooses it.
     backend = os.environ.get("MUJOCO_GL", "egl")
     try:
         done = subprocess.run(

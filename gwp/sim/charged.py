@@ -9,10 +9,10 @@ import numpy as np
 from gwp.client.buffering.buffer import ChunkBuffer
 from gwp.client.buffering.fetch import Act
 from gwp.client.connection.wire import ClientError
+from gwp.data.robot.embodiment import Embodiment
 from gwp.errors import GwpError
 from gwp.protocol.messages import ActionChunk, Observation
 from gwp.sim.interface import Simulator
-from gwp.sim.metaworld import DISPLACEMENTS, EMBODIMENT
 from gwp.sim.rollout import EpisodeResult, check_chunk
 
 Ask = Callable[[Observation], Callable[[], ActionChunk]]
@@ -35,16 +35,12 @@ class Charge:
     blend: int = 0
     mixed: tuple[bool, ...] | None = None
 
-    @property
-    def steps(self) -> int:
-        """Control steps that pass before a chunk can act."""
-        return steps_of(self.latency_ms)
-
-
-def steps_of(latency_ms: float) -> int:
-    """Control steps of the simulated robot until an answer is there, rounded up."""
-    # A rounding error above a whole step is that step.
-    return int(np.ceil(latency_ms / 1e3 * EMBODIMENT.fps - 1e-6))
+    def steps(self, fps: float) -> int:
+        """Control steps that pass before a chunk can act, rounded up, for a robot of that rate
+        (Hz).
+        """
+        # A rounding error above a whole step is that step.
+        return int(np.ceil(self.latency_ms / 1e3 * fps - 1e-6))
 
 
 class _Simulated:
@@ -89,41 +85,44 @@ def run_charged(
     env: Simulator,
     ask: Ask,
     charge: Charge,
+    robot: Embodiment,
+    held: tuple[bool, ...],
     *,
     seed: int,
-    max_steps: int = 150,
+    max_steps: int,
     replan: int,
 ) -> EpisodeResult:
     """As `run_episode`, with `charge.latency_ms` between an observation and the chunk made of it.
 
     The robot's own `ChunkBuffer` decides what is executed: the rows of the chunk under way, then,
-    when it runs dry, the last action with zeros for displacements. Before the first chunk it
-    stands still. A control step is a step of the simulation, so the result depends on no clock.
+    when it runs dry, the last action with zeros for displacements (`held`, as in `Benchmark`).
+    Before the first chunk it stands still. A control step is a step of the simulation, so the
+    result depends on no clock.
 
     GwpError when a chunk would be over before it came.
     """
 
     def checked(observation: Observation) -> Callable[[], ActionChunk]:
         answer = ask(observation)
-        return lambda: _checked(answer(), env.task, charge)
+        return lambda: _checked(answer(), env.task, charge, robot)
 
-    simulated = _Simulated(checked, charge.steps)
+    simulated = _Simulated(checked, charge.steps(robot.fps))
     buffer = ChunkBuffer(
         _never,
         replan,
         charge.delay,
         refill=max(1, charge.delay),
         blend=charge.blend,
-        rate=EMBODIMENT.fps,
+        rate=robot.fps,
         wait_s=0.0,
-        zero=DISPLACEMENTS,
+        zero=held,
         mixed=charge.mixed,
         fetch=simulated,
-        clock=lambda: simulated.now / EMBODIMENT.fps,
+        clock=lambda: simulated.now / robot.fps,
     )
     env.reset(seed)
     done: list[np.ndarray] = []
-    still = np.zeros(len(EMBODIMENT.action_names), np.float32)
+    still = np.zeros(len(robot.action_names), np.float32)
     waited, success = 0, False
     try:
         while not success and len(done) < max_steps:
@@ -151,17 +150,19 @@ def run_charged(
     )
 
 
-def _checked(chunk: ActionChunk, task: str, charge: Charge) -> ActionChunk:
-    check_chunk(chunk, task)
-    if charge.steps >= len(chunk.actions):
-        raise GwpError(too_long(charge, len(chunk.actions)))
+def _checked(chunk: ActionChunk, task: str, charge: Charge, robot: Embodiment) -> ActionChunk:
+    check_chunk(chunk, task, robot)
+    check_fits(charge, robot.fps, len(chunk.actions))
     return chunk
 
 
-def too_long(charge: Charge, chunk: int) -> str:
-    """Why a latency cannot be charged to chunks of so many actions."""
-    return (
-        f"{charge.latency_ms:g} ms are {charge.steps} control steps, and a chunk has {chunk} "
+def check_fits(charge: Charge, fps: float, chunk: int) -> None:
+    """GwpError when a latency cannot be charged to chunks of so many actions."""
+    steps = charge.steps(fps)
+    if steps < chunk:
+        return
+    raise GwpError(
+        f"{charge.latency_ms:g} ms are {steps} control steps, and a chunk has {chunk} "
         "actions: each would be over before it came; charge less, or use a policy of longer chunks"
     )
 

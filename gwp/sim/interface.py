@@ -1,11 +1,18 @@
-"""What a simulator offers to a rollout."""
+"""What a simulator offers to a rollout, and what is known of a benchmark before one is made."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
 
+from gwp.data.robot.embodiment import Embodiment
+from gwp.errors import GwpError
 from gwp.protocol.messages import Observation
+
+UNSHIFTED = "none"
+SIZE = 64
+"""Side of the square pictures where nothing else is asked for, pixels."""
 
 
 class Simulator(Protocol):
@@ -32,5 +39,53 @@ class Simulator(Protocol):
         """Give back what it holds."""
 
 
-MakeSimulator = Callable[[str], Simulator]
-"""Task -> simulator. For processes of their own it has to be a function of a module."""
+MakeSimulator = Callable[[str, int, str], Simulator]
+"""Task, side of the pictures (pixels), shift -> simulator. Processes of their own call it, so it
+has to be a function or a class of a module.
+"""
+
+
+@dataclass(frozen=True)
+class Benchmark:
+    """Tasks of one simulated robot, and all that rollouts and recordings have to know of them.
+
+    name:       as the command line says it
+    extra:      of the distribution, which brings the simulator
+    embodiment: the robot; what an observation holds, and what an action is
+    tasks:      name -> instruction
+    held:       `[d]`, true for actions that are zero while the robot holds; the others keep their
+                last value
+    make:       makes one of its tasks
+    steps:      control steps of an episode unless told otherwise
+    max_steps:  control steps that the simulator allows between two resets
+    shifts:     ways to differ from what was recorded, `none` first
+    """
+
+    name: str
+    extra: str
+    embodiment: Embodiment
+    tasks: Mapping[str, str]
+    held: tuple[bool, ...]
+    make: MakeSimulator
+    steps: int
+    max_steps: int
+    shifts: tuple[str, ...] = (UNSHIFTED,)
+
+    @property
+    def cameras(self) -> tuple[str, ...]:
+        """Keys of an observation's pictures."""
+        return tuple(self.embodiment.cameras.values())
+
+    def check(self, tasks: list[str], shift: str = UNSHIFTED) -> None:
+        """GwpError unless these are tasks of this benchmark, each named once, and so is the
+        shift.
+        """
+        unknown = [task for task in tasks if task not in self.tasks]
+        if unknown or not tasks:
+            raise GwpError(
+                f"tasks {', '.join(unknown) or '(none)'}: choose from {', '.join(self.tasks)}"
+            )
+        if len(set(tasks)) < len(tasks):
+            raise GwpError(f"tasks {', '.join(tasks)}: name each task once")
+        if shift not in self.shifts:
+            raise GwpError(f"shift {shift}: {self.name} has {', '.join(self.shifts)}")

@@ -1,5 +1,5 @@
-"""Meta-World tasks as a robot would meet them: one camera, proprioception without privileged
-state, a text instruction.
+"""Meta-World tasks as a robot would meet them: one camera or two, proprioception without
+privileged state, a text instruction.
 
 Meta-World's 39 observations hold the positions of objects; only the first four (gripper
 position and opening) leave this room. An environment belongs to the thread that made it, since
@@ -12,6 +12,8 @@ import sys
 import threading
 import warnings
 import weakref
+import zlib
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -19,30 +21,17 @@ import numpy as np
 from gwp.data.robot.embodiment import Embodiment, Limits
 from gwp.errors import GwpError
 from gwp.protocol.messages import Observation
+from gwp.sim.interface import Benchmark
+from gwp.sim.sawyer.shifts import SHIFTS, Look, Thing, add_things, draw_things
+from gwp.sim.sawyer.tasks import TASKS, WIDE, Starts, Wide
 
 # Before MuJoCo is imported; works without a display, also on Mesa's software device.
 os.environ.setdefault("MUJOCO_GL", "egl")
 
 CAMERA = "observation.images.corner2"
-TASKS: dict[str, str] = {
-    "button-press-topdown-v3": "press the button from above",
-    "button-press-v3": "press the button",
-    "coffee-button-v3": "press the button of the coffee machine",
-    "door-close-v3": "close the door",
-    "door-open-v3": "open the door",
-    "drawer-close-v3": "close the drawer",
-    "drawer-open-v3": "open the drawer",
-    "faucet-close-v3": "close the faucet",
-    "faucet-open-v3": "open the faucet",
-    "handle-press-v3": "press the handle down",
-    "handle-pull-v3": "pull the handle up",
-    "plate-slide-v3": "slide the plate into the goal",
-    "push-v3": "push the puck to the goal",
-    "reach-v3": "reach the goal",
-    "window-close-v3": "close the window",
-    "window-open-v3": "open the window",
-}
-"""Task -> instruction."""
+"""Camera at the side that sees the whole table."""
+WRIST = "observation.images.wrist"
+"""Camera beside the gripper that looks down: at the start it sees the table, and no goal."""
 
 EMBODIMENT = Embodiment(
     name="metaworld-sawyer",
@@ -60,6 +49,11 @@ EMBODIMENT = Embodiment(
 none is relative to the state.
 """
 
+TWO_CAMERAS = EMBODIMENT.model_copy(
+    update={"name": "metaworld-sawyer-wrist", "cameras": {"front": CAMERA, "right": WRIST}}
+)
+"""The same arm with a camera at its wrist, too."""
+
 DISPLACEMENTS = (True, True, True, False)
 """Actions that are zero while the robot holds; the gripper keeps its effort."""
 
@@ -67,7 +61,15 @@ _EYE = (0.75, 0.075, 0.7)
 """Position of camera corner2 that sees the whole table, metres (the stock one is too far for
 small pictures).
 """
-
+_NAMES = {CAMERA: "corner2", WRIST: "gripperPOV"}
+"""Camera -> its name in the model."""
+_HANGING = (CAMERA,)
+"""Cameras that hang upside down in the model."""
+_MOVES = {"corner2": 0.06, "gripperPOV": 0.015}
+"""How far the shifted split moves a camera of the model, metres: the wrist has no more room before
+it sees the inside of the hand.
+"""
+_ROBOT = "base"
 
 MAX_STEPS = 500
 """Control steps after which Meta-World demands a reset."""
@@ -78,12 +80,28 @@ class Env:
     did before.
     """
 
-    def __init__(self, task: str, size: int = 64) -> None:
-        """`size`: side of the square pictures, pixels. GwpError for an unknown task, or when
-        MuJoCo needs a display.
+    def __init__(
+        self,
+        task: str,
+        size: int = 64,
+        shift: str = "none",
+        *,
+        wide: bool = False,
+        embodiment: Embodiment = EMBODIMENT,
+    ) -> None:
+        """`size`: side of the square pictures, pixels. `shift`: one of `SHIFTS`. `wide`: starts as
+        `WIDE` has them, where it has any, instead of Meta-World's. `embodiment`: with one camera
+        or with two.
+
+        GwpError for a task or shift that is unknown or does not go together, or when MuJoCo needs
+        a display.
         """
         if task not in TASKS:
             raise GwpError(f"task '{task}' is not one of {', '.join(TASKS)}")
+        if shift not in SHIFTS:
+            raise GwpError(f"shift '{shift}' is not one of {', '.join(SHIFTS)}")
+        if shift == "starts" and task not in WIDE:
+            raise GwpError(f"{task} has no starts outside of its range; {', '.join(WIDE)} have")
         import metaworld
         import mujoco
         from metaworld.policies import ENV_POLICY_MAP
@@ -107,6 +125,8 @@ class Env:
         self._thread = threading.get_ident()
         self.task = task
         self.prompt = TASKS[task]
+        self.embodiment = embodiment
+        self._size, self._shift = size, shift
         self._env: Any = metaworld.ALL_V3_ENVIRONMENTS[task]()
         # Stock environments repeat one start for ever unless a task was set; ours draw theirs
         # from the seed.
@@ -114,32 +134,53 @@ class Env:
         self._env._freeze_rand_vec = False
         # The expert may see the goal; the robot never sees this vector.
         self._env._partially_observable = False
-        del self._env.sawyer_observation_space
         self._env.seeded_rand_vec = True
+        if task in WIDE and (wide or shift == "starts"):
+            self._widen(WIDE[task], wide)
+        del self._env.sawyer_observation_space
         self._expert = ENV_POLICY_MAP[task]()
         model = self._env.model
-        model.cam_pos[mujoco.mj_name2id(model, mujoco.mjtObj.mjOBJ_CAMERA, "corner2")] = _EYE
-        # Without these a small frame takes ten times as long on a software renderer.
-        model.vis.quality.offsamples = 0
-        model.vis.quality.shadowsize = 512
-        model.vis.global_.offwidth = model.vis.global_.offheight = size
-        self._renderer: Any = mujoco.Renderer(model, size, size)
-        # An environment that an error left open would otherwise complain at exit, after EGL
-        # itself is gone.
-        atexit.register(_close, weakref.WeakMethod(self._renderer.close))
-        for flag in (
-            mujoco.mjtRndFlag.mjRND_SHADOW,
-            mujoco.mjtRndFlag.mjRND_REFLECTION,
-            mujoco.mjtRndFlag.mjRND_SKYBOX,
-            mujoco.mjtRndFlag.mjRND_HAZE,
-        ):
-            self._renderer.scene.flags[flag] = False
+        model.camera(_NAMES[CAMERA]).pos[:] = _EYE
+        self._look = Look(mujoco, model, _MOVES, _ROBOT)
+        self._things: list[Thing] = []
+        self._renderer: Any = None
         self._observation: np.ndarray = np.zeros(39)
+
+    def _widen(self, ranges: Wide, wide: bool) -> None:
+        """Draw starts from the ranges of a task: of training, or of the shifted split."""
+        env = self._env
+        box = env._random_reset_space
+        stock = Starts(tuple(box.low), tuple(box.high))
+        trained = ranges.starts if wide else stock
+        far = ranges.beyond if wide else ranges.starts
+        shifted = self._shift == "starts"
+        drawn = far if shifted else trained
+        env._random_reset_space = type(box)(
+            np.array(drawn.low), np.array(drawn.high), dtype=np.float64
+        )
+        draw = env._get_state_rand_vec
+
+        def outside() -> np.ndarray:
+            start: np.ndarray = draw()
+            while trained.holds(start):
+                start = draw()
+            return start
+
+        if shifted:
+            env._get_state_rand_vec = outside
 
     def reset(self, seed: int) -> None:
         """Begin anew at the start that belongs to a seed."""
         self._env.seed(seed)
         observation, _ = self._env.reset()
+        # Tasks that share a seed do not share these draws.
+        rng = np.random.default_rng((seed, zlib.crc32(self.task.encode())))
+        if self._shift == "camera":
+            self._look.restore()
+            self._look.move_cameras(rng)
+        if self._shift == "colours":
+            self._look.restore()
+            self._look.recolour(rng)
         # Meta-World moves objects and goal markers last, without telling the simulation.
         # Unmended, the first picture and the expert's first observation have them up to 20 cm
         # away, where an earlier draw put them.
@@ -149,13 +190,16 @@ class Env:
         now = self._env._get_curr_obs_combined_no_goal()
         self._env._prev_obs = now
         self._observation = np.concatenate([now, now, observation[36:]])
+        if self._shift == "distractors":
+            taken = np.stack([now[4:7], self._env._target_pos, now[:3]])
+            self._things = draw_things(self._mujoco, rng, taken)
 
     @property
     def state(self) -> np.ndarray:
         """float32 `[4]`: gripper position (m) and opening (0..1)."""
         return self._observation[:4].astype(np.float32)
 
-    def render(self) -> np.ndarray:
+    def render(self, camera: str = CAMERA) -> np.ndarray:
         """uint8 `[size, size, 3]`, upright. GwpError in another thread than the one that made
         the environment.
         """
@@ -163,13 +207,37 @@ class Env:
             raise GwpError(
                 "an environment draws only in the thread that made it; make one Env in each thread"
             )
-        self._renderer.update_scene(self._env.data, camera="corner2")
-        # This camera hangs upside down in the model.
-        return np.ascontiguousarray(self._renderer.render()[::-1, ::-1])
+        if self._renderer is None:
+            self._renderer = self._make_renderer()
+        self._renderer.update_scene(self._env.data, camera=_NAMES[camera])
+        add_things(self._mujoco, self._renderer.scene, self._things)
+        picture = self._renderer.render()
+        return np.ascontiguousarray(picture[::-1, ::-1] if camera in _HANGING else picture)
+
+    def _make_renderer(self) -> Any:
+        """Only for who looks: it takes seconds."""
+        mujoco, model = self._mujoco, self._env.model
+        # Without these a small frame takes ten times as long on a software renderer.
+        model.vis.quality.offsamples = 0
+        model.vis.quality.shadowsize = 512
+        model.vis.global_.offwidth = model.vis.global_.offheight = self._size
+        renderer = mujoco.Renderer(model, self._size, self._size)
+        # An environment that an error left open would otherwise complain at exit, after EGL
+        # itself is gone.
+        atexit.register(_close, weakref.WeakMethod(renderer.close))
+        for flag in (
+            mujoco.mjtRndFlag.mjRND_SHADOW,
+            mujoco.mjtRndFlag.mjRND_REFLECTION,
+            mujoco.mjtRndFlag.mjRND_SKYBOX,
+            mujoco.mjtRndFlag.mjRND_HAZE,
+        ):
+            renderer.scene.flags[flag] = False
+        return renderer
 
     def observe(self) -> Observation:
         """What the robot sends now; renders, so ask only when needed."""
-        return Observation({CAMERA: self.render()}, self.state, self.prompt, EMBODIMENT.name)
+        pictures = {camera: self.render(camera) for camera in self.embodiment.cameras.values()}
+        return Observation(pictures, self.state, self.prompt, self.embodiment.name)
 
     def step(self, action: np.ndarray) -> bool:
         """One control step with an action `[4]`, clipped to [-1, 1]; True when the task is
@@ -185,7 +253,8 @@ class Env:
         return np.clip(self._expert.get_action(self._observation), -1, 1).astype(np.float32)
 
     def close(self) -> None:
-        self._renderer.close()
+        if self._renderer is not None:
+            self._renderer.close()
         self._env.close()
 
 
@@ -193,3 +262,28 @@ def _close(renderer_close: "weakref.WeakMethod[Any]") -> None:
     close = renderer_close()
     if close is not None:
         close()
+
+
+def make(task: str, size: int, shift: str) -> Env:
+    """As `Benchmark.make`."""
+    return Env(task, size, shift)
+
+
+def make_wide(task: str, size: int, shift: str) -> Env:
+    """As `Benchmark.make`: two cameras, and wide starts where a task has them."""
+    return Env(task, size, shift, wide=True, embodiment=TWO_CAMERAS)
+
+
+BENCHMARK = Benchmark(
+    name="metaworld",
+    extra="sim",
+    embodiment=EMBODIMENT,
+    tasks=TASKS,
+    held=DISPLACEMENTS,
+    make=make,
+    steps=150,
+    max_steps=MAX_STEPS,
+    shifts=SHIFTS,
+)
+BENCHMARK_WIDE = replace(BENCHMARK, name="metaworld-wide", embodiment=TWO_CAMERAS, make=make_wide)
+"""The same tasks from two cameras. Those of `WIDE` need eyes."""

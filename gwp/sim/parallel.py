@@ -12,8 +12,6 @@ from typing import Any
 
 from gwp.errors import GwpError
 from gwp.protocol.messages import ActionChunk, Observation
-from gwp.sim.interface import MakeSimulator
-from gwp.sim.metaworld import Env
 from gwp.sim.rollout import EpisodeResult
 from gwp.sim.trial import Rules, Trial, simulate
 
@@ -56,7 +54,6 @@ def run_trials(
     rules: Rules,
     *,
     simulators: int,
-    make: MakeSimulator = Env,
     most: int = MOST,
     silence_s: float = SILENCE_S,
     on_outcome: Callable[[Outcome], None] | None = None,
@@ -64,7 +61,7 @@ def run_trials(
     """Run all trials in at most `simulators` processes; outcomes in the order of the trials.
 
     act_batch: the policy, called in this thread with the observations of all that wait, at most
-        `most` of them. make: makes a simulator in its process. on_outcome: told as they come.
+        `most` of them. on_outcome: told as they come.
     An episode draws from its own seeds alone, so neither order nor number of processes matter,
     but for the rounding of a batch. A process that dies, or says nothing for `silence_s`, costs its
     trial, which says so, and is replaced. Processes are new ones: a script that calls this needs
@@ -74,7 +71,7 @@ def run_trials(
     """
     if simulators < 1 or most < 1:
         raise GwpError(f"simulators {simulators} and batches of {most}: give at least 1 of each")
-    fleet = _Fleet(trials, rules, make, on_outcome)
+    fleet = _Fleet(trials, rules, on_outcome)
     try:
         fleet.start(min(simulators, len(trials)))
         while fleet.running:
@@ -97,12 +94,10 @@ class _Fleet:
         self,
         trials: Sequence[Trial],
         rules: Rules,
-        make: MakeSimulator,
         on_outcome: Callable[[Outcome], None] | None,
     ) -> None:
         self._trials = trials
         self._rules = rules
-        self._make = make
         self._on_outcome = on_outcome
         self._waiting = deque(range(len(trials)))
         self._started = self._lost_in_a_row = 0
@@ -115,9 +110,7 @@ class _Fleet:
         for _ in range(count):
             self._started += 1
             ours, theirs = _SPAWN.Pipe()
-            process = _SPAWN.Process(
-                target=simulate, args=(theirs, self._make, self._rules), daemon=True
-            )
+            process = _SPAWN.Process(target=simulate, args=(theirs, self._rules), daemon=True)
             process.start()
             # Else the pipe would stay open when the process dies.
             theirs.close()

@@ -6,10 +6,10 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 
+from gwp.data.robot.embodiment import Embodiment
 from gwp.errors import GwpError
 from gwp.protocol.messages import ActionChunk, Observation
 from gwp.sim.interface import Simulator
-from gwp.sim.metaworld import EMBODIMENT
 
 Act = Callable[[Observation], ActionChunk]
 
@@ -42,9 +42,10 @@ class EpisodeResult:
 def run_episode(
     env: Simulator,
     act: Act,
+    embodiment: Embodiment,
     *,
     seed: int,
-    max_steps: int = 150,
+    max_steps: int,
     replan: int,
     keep_frames: bool = False,
 ) -> EpisodeResult:
@@ -67,7 +68,7 @@ def run_episode(
         begin = time.perf_counter()
         chunk = act(observation)
         latencies.append((time.perf_counter() - begin) * 1e3)
-        check_chunk(chunk, env.task)
+        check_chunk(chunk, env.task, embodiment)
         for action in chunk.actions[: min(replan, max_steps - len(done))]:
             done.append(action)
             if env.step(action):
@@ -75,9 +76,9 @@ def run_episode(
     return EpisodeResult(False, len(done), len(latencies), latencies, frames, done)
 
 
-def check_chunk(chunk: ActionChunk, task: str) -> None:
+def check_chunk(chunk: ActionChunk, task: str, embodiment: Embodiment) -> None:
     """GwpError when it holds no action that the robot of the task could execute."""
-    width = len(EMBODIMENT.action_names)
+    width = len(embodiment.action_names)
     if (
         chunk.actions.ndim != 2
         or chunk.actions.shape[1] != width
@@ -90,13 +91,13 @@ def check_chunk(chunk: ActionChunk, task: str) -> None:
         )
 
 
-def random_policy(seed: int) -> Act:
+def random_policy(embodiment: Embodiment, seed: int) -> Act:
     """Uniformly random actions within the limits."""
     rng = np.random.default_rng(seed)
-    limits = EMBODIMENT.limits
+    limits = embodiment.limits
     assert limits is not None
 
-    shape_pd = (EMBODIMENT.chunk, len(limits.lower))
+    shape_pd = (embodiment.chunk, len(limits.lower))
 
     def act(_observation: Observation) -> ActionChunk:
         actions_pd = rng.uniform(limits.lower, limits.upper, shape_pd)

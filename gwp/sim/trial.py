@@ -9,7 +9,7 @@ from typing import Any, Literal
 from gwp.errors import GwpError
 from gwp.protocol.messages import ActionChunk, Observation
 from gwp.sim.charged import Charge, run_charged
-from gwp.sim.interface import MakeSimulator, Simulator
+from gwp.sim.interface import SIZE, UNSHIFTED, Benchmark, Simulator
 from gwp.sim.rollout import EpisodeResult, random_policy, replay_blindly, run_episode
 
 Agent = Literal["policy", "random", "blind"]
@@ -37,14 +37,24 @@ class Trial:
 class Rules:
     """How all trials of a run are driven.
 
+    benchmark: whose tasks the trials are
     max_steps: control steps after which an episode has failed
     replan:    actions of a chunk that are executed before the next is asked for
     charge:    what a chunk of the policy costs in simulated time; None: the world waits for it
+    size:      side of the pictures, pixels
+    shift:     one of those of the benchmark
     """
 
+    benchmark: Benchmark
     max_steps: int
     replan: int
     charge: Charge | None = None
+    size: int = SIZE
+    shift: str = UNSHIFTED
+
+    def make(self, task: str) -> Simulator:
+        """The simulator of a task."""
+        return self.benchmark.make(task, self.size, self.shift)
 
 
 def run_trial(
@@ -54,16 +64,18 @@ def run_trial(
     steps = rules.max_steps
     if trial.agent == "blind":
         return replay_blindly(env, seen=trial.other, seed=trial.seed, max_steps=steps)
+    robot = rules.benchmark.embodiment
     replan, seed = rules.replan, trial.seed
-    if trial.agent == "random":
-        act = random_policy(trial.other)
-        return run_episode(env, act, seed=seed, max_steps=steps, replan=replan)
-    if rules.charge is not None:
-        return run_charged(env, ask, rules.charge, seed=seed, max_steps=steps, replan=replan)
-    return run_episode(env, lambda o: ask(o)(), seed=seed, max_steps=steps, replan=replan)
+    if trial.agent == "policy" and rules.charge is not None:
+        held = rules.benchmark.held
+        return run_charged(
+            env, ask, rules.charge, robot, held, seed=seed, max_steps=steps, replan=replan
+        )
+    act = random_policy(robot, trial.other) if trial.agent == "random" else lambda o: ask(o)()
+    return run_episode(env, act, robot, seed=seed, max_steps=steps, replan=replan)
 
 
-def simulate(pipe: Connection, make: MakeSimulator, rules: Rules) -> None:
+def simulate(pipe: Connection, rules: Rules) -> None:
     """The life of a simulator's process.
 
     It takes trials from the pipe until None comes, and sends pairs: (`ask`, observation), to which
@@ -82,7 +94,7 @@ def simulate(pipe: Connection, make: MakeSimulator, rules: Rules) -> None:
             try:
                 if env is None or env.task != trial.task:
                     _close(env)
-                    env = make(trial.task)
+                    env = rules.make(trial.task)
                 message: tuple[str, Any] = ("done", run_trial(env, trial, rules, ask))
             except (EOFError, BrokenPipeError):
                 raise

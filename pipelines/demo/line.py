@@ -19,6 +19,7 @@ from clusters.mini import MiniCluster
 from gwp import storage
 from gwp.data.source import Source
 from gwp.policy.policy import Policy
+from gwp.sim.benchmarks import find
 from pipelines.bench.latency import Latency, latency
 from pipelines.config.load import load_config
 from pipelines.console import event, progress
@@ -26,7 +27,7 @@ from pipelines.demo.endpoint import CHAMPION, serve_champion
 from pipelines.demo.killer import Killer
 from pipelines.demo.phases import Phase
 from pipelines.demo.probe import measure
-from pipelines.demo.size import FULL, PROMISED_S, QUICK, Plan, Size, plan, replan
+from pipelines.demo.size import BENCHMARK, FULL, PROMISED_S, QUICK, Plan, Size, plan, replan
 from pipelines.demo.summary import CAVEATS, environment, fleet_figures, shortfalls, stage_figures
 from pipelines.evaluation.fleet import FleetResult, Robot, run_fleet
 from pipelines.evaluation.open_loop import OpenLoop, imagined, open_loop
@@ -118,6 +119,7 @@ class _Demo:
         self._begin = begin
         self.seconds = seconds
         self.media = ReportData()
+        self.benchmark = find(BENCHMARK)
 
     @property
     def size(self) -> Size:
@@ -140,7 +142,7 @@ class _Demo:
             policy, version = self._promote(results["policy"])
         with self._phase("serve"):
             name, url = serve_champion()
-        replan = policy.bundle.embodiments["metaworld-sawyer"].replan
+        replan = policy.bundle.embodiments[self.benchmark.embodiment.name].replan
         # The fleet asks for the replicas itself, twice a second.
         fleet = self._fleet(url, replan, lambda: replica_states(name))
         with self._phase("evaluation"):
@@ -183,7 +185,9 @@ class _Demo:
         tasks = list(size.tasks)
         # On the tasks of the fleet, so that its successes have something beside them.
         baselines: Baselines = {
-            agent: baseline_success(agent, tasks, size.baseline_episodes, size.max_steps)
+            agent: baseline_success(
+                self.benchmark, agent, tasks, size.baseline_episodes, size.max_steps
+            )
             for agent in BASELINES
         }
         return judged, times, baselines
@@ -206,6 +210,7 @@ class _Demo:
             with progress(f"record {name}", total) as bar:
                 record(
                     storage.join(data, name),
+                    self.benchmark,
                     list(tasks),
                     episodes,
                     seed,
@@ -293,6 +298,7 @@ class _Demo:
             fleet = run_fleet(
                 url,
                 robots,
+                BENCHMARK,
                 replan=replan,
                 max_steps=size.max_steps,
                 timeout_s=_FLEET_S,

@@ -15,7 +15,7 @@ from pathlib import Path
 from statistics import mean, median
 from typing import TYPE_CHECKING
 
-from pipelines.demo.size import Machine
+from pipelines.demo.size import BENCHMARK, Machine
 
 if TYPE_CHECKING:
     from pipelines.jobs.train_job import TrainJob
@@ -143,14 +143,15 @@ def _train_step_ms(job: "TrainJob") -> float:
 
 def _sim_frame_ms() -> float:
     """One control step of the scripted expert and a picture of it."""
-    from gwp.sim.metaworld import Env
+    from gwp.sim.benchmarks import find
+    from gwp.sim.interface import SIZE, UNSHIFTED
 
-    env = Env(TASK)
+    env = find(BENCHMARK).make(TASK, SIZE, UNSHIFTED)
     env.reset(0)
 
     def frame() -> None:
         env.step(env.expert_action())
-        env.render()
+        env.observe()
 
     try:
         return _median_ms(frame, _FRAMES)

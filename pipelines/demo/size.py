@@ -7,6 +7,8 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 PROMISED_S = 15 * 60.0
+BENCHMARK = "metaworld"
+"""Whose tasks these are."""
 
 
 @dataclass(frozen=True)

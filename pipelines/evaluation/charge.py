@@ -6,11 +6,12 @@ from typing import Literal
 import numpy as np
 
 from gwp.client.profile import Profile
+from gwp.data.robot.embodiment import Embodiment
 from gwp.errors import GwpError
 from gwp.policy.policy import Policy
 from gwp.protocol.messages import Observation
-from gwp.sim.charged import Charge, steps_of, too_long
-from gwp.sim.metaworld import CAMERA, EMBODIMENT, TASKS
+from gwp.sim.charged import Charge, check_fits
+from gwp.sim.interface import SIZE, Benchmark
 
 Chunking = Literal["recommended", "realtime", "naive"]
 
@@ -29,7 +30,7 @@ def check_charge(text: str) -> None:
         )
 
 
-def latency_ms(text: str, policy: Policy, uri: str) -> float:
+def latency_ms(text: str, policy: Policy, uri: str, benchmark: Benchmark) -> float:
     """Milliseconds that `--charge-latency` stands for with this policy, which was loaded from
     `uri`. GwpError as `check_charge`, and for a table that does not know the policy.
     """
@@ -40,22 +41,23 @@ def latency_ms(text: str, policy: Policy, uri: str) -> float:
     if amount is None:
         return _looked_up(text, policy, uri)
     value = float(amount[1])
-    return value if amount[2] == "ms" or not value else value * measured_ms(policy)
+    return value if amount[2] == "ms" or not value else value * measured_ms(policy, benchmark)
 
 
-def measured_ms(policy: Policy) -> float:
+def measured_ms(policy: Policy, benchmark: Benchmark) -> float:
     """Median time of one chunk for one robot on this machine, milliseconds."""
-    return float(np.median(chunk_times(policy, _REPEATS)))
+    return float(np.median(chunk_times(policy, benchmark, _REPEATS)))
 
 
-def chunk_times(policy: Policy, repeats: int) -> list[float]:
+def chunk_times(policy: Policy, benchmark: Benchmark, repeats: int) -> list[float]:
     """Time of so many chunks for one robot on this machine, milliseconds, after some untimed."""
+    robot = benchmark.embodiment
     # Contents do not matter for the time; size and instruction are those of the simulator.
     observation = Observation(
-        {CAMERA: np.zeros((64, 64, 3), np.uint8)},
-        np.zeros(len(EMBODIMENT.state_names), np.float32),
-        next(iter(TASKS.values())),
-        EMBODIMENT.name,
+        {camera: np.zeros((SIZE, SIZE, 3), np.uint8) for camera in benchmark.cameras},
+        np.zeros(len(robot.state_names), np.float32),
+        next(iter(benchmark.tasks.values())),
+        robot.name,
     )
     times = [policy.act(observation).timings["total"] for _ in range(_WARM + repeats)]
     return times[_WARM:]
@@ -87,7 +89,9 @@ def _looked_up(file: str, policy: Policy, uri: str) -> float:
     return float(table[found])
 
 
-def charge_of(policy: Policy, ms: float, chunking: Chunking = "recommended") -> Charge | None:
+def charge_of(
+    policy: Policy, ms: float, robot: Embodiment, chunking: Chunking = "recommended"
+) -> Charge | None:
     """How the simulated robot bridges `ms` milliseconds; None: nothing is charged.
 
     chunking: `recommended`, what the endpoint recommends to a robot: real-time chunking where the
@@ -97,10 +101,8 @@ def charge_of(policy: Policy, ms: float, chunking: Chunking = "recommended") -> 
     if not ms:
         return None
     # What a robot reads at the handshake.
-    profile = Profile.of(policy.contract.metadata(EMBODIMENT.name), EMBODIMENT.name)
-    steps = steps_of(ms)
-    if steps >= profile.chunk:
-        raise GwpError(too_long(Charge(ms), profile.chunk))
+    profile = Profile.of(policy.contract.metadata(robot.name), robot.name)
+    check_fits(Charge(ms), robot.fps, profile.chunk)
     if chunking == "naive":
         return Charge(ms, mixed=profile.mixed)
     if chunking == "recommended" and not profile.delay:
@@ -114,4 +116,4 @@ def charge_of(policy: Policy, ms: float, chunking: Chunking = "recommended") -> 
             "--chunking realtime: this policy was trained without delays, or its chunks end where "
             "the next one is asked for; use recommended or naive"
         )
-    return Charge(ms, delay=min(steps, most), mixed=profile.mixed)
+    return Charge(ms, delay=min(Charge(ms).steps(robot.fps), most), mixed=profile.mixed)

@@ -134,6 +134,7 @@ class _Signals:
 def run_fleet(
     url: str,
     robots: list[Robot],
+    benchmark: str,
     *,
     replan: int,
     max_steps: int,
@@ -143,8 +144,8 @@ def run_fleet(
     settle_s: float = 0.0,
     on_event: Callable[[FleetResult], None] | None = None,
 ) -> FleetResult:
-    """Run all robots to the end of their episodes. Those that are not done `timeout_s` after
-    all were ready end with an entry in `errors`.
+    """Run all robots, of that benchmark, to the end of their episodes. Those that are not done
+    `timeout_s` after all were ready end with an entry in `errors`.
 
     replicas:   how many run, and how many load; asked twice a second
     patience_s: how long robots that gather wait for one more replica; then they begin without
@@ -159,7 +160,7 @@ def run_fleet(
     processes: list[SpawnProcess] = []
     # A process each, as robots are apart: threads would wait for one another, and be late.
     for robot in robots:
-        args = (url, robot, replan, max_steps, signals)
+        args = (url, robot, benchmark, replan, max_steps, signals)
         process = _SPAWN.Process(target=_robot, args=args, daemon=True)
         process.start()
         processes.append(process)
@@ -269,17 +270,21 @@ def _first_error(events: Any) -> str:
     return f"not within {_READY_S:.0f} s; give fewer robots, or a machine with more cores"
 
 
-def _robot(url: str, robot: Robot, replan: int, max_steps: int, signals: _Signals) -> None:
+def _robot(
+    url: str, robot: Robot, benchmark: str, replan: int, max_steps: int, signals: _Signals
+) -> None:
     """One robot's process."""
     os.nice(_NICENESS)
     events = signals.events
     ready = False
     try:
         from gwp.client import Client
-        from gwp.sim.metaworld import Env
+        from gwp.sim.benchmarks import find
+        from gwp.sim.interface import SIZE, UNSHIFTED
         from gwp.sim.rollout import run_episode
 
-        env = Env(robot.task)
+        found = find(benchmark)
+        env = found.make(robot.task, SIZE, UNSHIFTED)
         signals.ready.wait(timeout=_READY_S)
         ready = True
         # All leave the barrier together, so this clock is that of the fleet.
@@ -296,6 +301,7 @@ def _robot(url: str, robot: Robot, replan: int, max_steps: int, signals: _Signal
                 episode = run_episode(
                     env,
                     lambda observation: _ask(client, observation, robot, start, events),
+                    found.embodiment,
                     seed=seed,
                     max_steps=max_steps,
                     replan=replan,

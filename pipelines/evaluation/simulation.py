@@ -11,8 +11,7 @@ from gwp.machine import cores
 from gwp.policy.policy import Policy
 from gwp.protocol.messages import Observation
 from gwp.sim.charged import Charge
-from gwp.sim.interface import MakeSimulator
-from gwp.sim.metaworld import EMBODIMENT, MAX_STEPS, TASKS, Env
+from gwp.sim.interface import SIZE, UNSHIFTED, Benchmark
 from gwp.sim.parallel import Outcome, run_trials
 from gwp.sim.trial import Agent, Rules, Trial, run_trial
 from pipelines.console import event
@@ -21,6 +20,7 @@ from pipelines.pages.intervals import wilson
 BASELINES: tuple[Agent, ...] = ("random", "blind")
 AGENTS: tuple[Agent, ...] = ("policy", *BASELINES)
 MAX_EPISODES = 1000
+SMALLEST = 16
 
 
 def trials_of(agent: Agent, tasks: Sequence[str], episodes: int) -> list[Trial]:
@@ -30,33 +30,40 @@ def trials_of(agent: Agent, tasks: Sequence[str], episodes: int) -> list[Trial]:
     return [Trial(task, start + i, agent, other + i) for task in tasks for i in range(episodes)]
 
 
-def check_run(tasks: Sequence[str], episodes: int, max_steps: int, simulators: int | None) -> None:
+def check_run(
+    benchmark: Benchmark,
+    tasks: Sequence[str],
+    episodes: int,
+    max_steps: int,
+    simulators: int | None,
+    *,
+    size: int = SIZE,
+    shift: str = UNSHIFTED,
+) -> None:
     """GwpError where they are out of range."""
-    unknown = [task for task in tasks if task not in TASKS]
-    if unknown:
-        raise GwpError(f"--tasks {', '.join(unknown)}: choose from {', '.join(TASKS)}")
-    if len(set(tasks)) < len(tasks):
-        raise GwpError(f"--tasks {','.join(tasks)}: name each task once")
+    benchmark.check(list(tasks), shift)
     # The seeds of an agent must not run into those of another set.
     if not 1 <= episodes <= MAX_EPISODES:
         raise GwpError(f"--episodes {episodes}: give 1 to {MAX_EPISODES}")
-    if not 1 <= max_steps <= MAX_STEPS:
-        raise GwpError(f"--max-steps {max_steps}: give 1 to {MAX_STEPS}")
+    if not 1 <= max_steps <= benchmark.max_steps:
+        raise GwpError(f"--max-steps {max_steps}: give 1 to {benchmark.max_steps}")
+    if size < SMALLEST:
+        raise GwpError(f"--size {size}: give at least {SMALLEST}")
     if simulators is not None and simulators < 1:
         raise GwpError(f"--simulators {simulators}: give at least 1")
 
 
 def baseline_success(
-    agent: Agent, tasks: Sequence[str], episodes: int, max_steps: int
+    benchmark: Benchmark, agent: Agent, tasks: Sequence[str], episodes: int, max_steps: int
 ) -> dict[str, tuple[int, int]]:
     """Task -> (successes, episodes) in this process: `random`, uniformly random actions, what
     chance alone reaches; `blind`, an expert's actions from another start, what can be won without
     looking.
     """
-    rules = Rules(max_steps, EMBODIMENT.replan)
+    rules = Rules(benchmark, max_steps, benchmark.embodiment.replan)
     result = {}
     for task in tasks:
-        env = Env(task)
+        env = rules.make(task)
         trials = trials_of(agent, [task], episodes)
         won = sum(run_trial(env, trial, rules, _nobody).success for trial in trials)
         env.close()
@@ -66,6 +73,7 @@ def baseline_success(
 
 def closed_loop(
     policy: Policy,
+    benchmark: Benchmark,
     tasks: Sequence[str],
     episodes: int,
     max_steps: int,
@@ -73,22 +81,23 @@ def closed_loop(
     simulators: int | None = None,
     charge: Charge | None = None,
     agents: Sequence[Agent] = AGENTS,
-    make: MakeSimulator = Env,
+    size: int = SIZE,
+    shift: str = UNSHIFTED,
 ) -> list[Outcome]:
     """All episodes of all agents, in order; simulators in processes of their own, answered by the
     policy in this one. An episode that could not be run is an outcome with a reason, and told as
     a warning.
 
     simulators: processes; None: as many as this process may use cores. charge: what a chunk costs
-    in simulated time; only the policy pays it. GwpError when the policy does not know the robot.
+    in simulated time; only the policy pays it. size, shift: as in `Rules`. GwpError when the
+    policy does not know the robot.
     """
-    rules = Rules(max_steps, policy.contract.embodiment(EMBODIMENT.name).replan, charge)
+    replan = policy.contract.embodiment(benchmark.embodiment.name).replan
+    rules = Rules(benchmark, max_steps, replan, charge, size, shift)
     trials = [trial for agent in agents for trial in trials_of(agent, tasks, episodes)]
     count = cores() if simulators is None else simulators
     with _room_for(policy, count):
-        return run_trials(
-            trials, policy.act_batch, rules, simulators=count, make=make, on_outcome=_warn
-        )
+        return run_trials(trials, policy.act_batch, rules, simulators=count, on_outcome=_warn)
 
 
 @contextmanager
@@ -128,8 +137,10 @@ def successes(outcomes: Sequence[Outcome]) -> dict[str, dict[str, tuple[int, int
     return result
 
 
-def figures(outcomes: Sequence[Outcome], charge: Charge | None) -> dict[str, dict[str, Any]]:
-    """Task -> what `gwp eval closed-loop` prints.
+def figures(
+    outcomes: Sequence[Outcome], charge: Charge | None, fps: float
+) -> dict[str, dict[str, Any]]:
+    """Task -> what `gwp eval closed-loop` prints; fps: control steps of the robot a second.
 
     Rates are of the episodes that ran (None: none did), `_95` their 95 % Wilson intervals.
     """
@@ -146,17 +157,17 @@ def figures(outcomes: Sequence[Outcome], charge: Charge | None) -> dict[str, dic
             f"{outcome.trial}: {outcome.failure}" for outcome in mine if outcome.episode is None
         ]
         if charge is not None:
-            row["charged"] = _charged(mine, charge)
+            row["charged"] = _charged(mine, charge, fps)
         result[task] = row
     return result
 
 
-def _charged(outcomes: Sequence[Outcome], charge: Charge) -> dict[str, Any]:
+def _charged(outcomes: Sequence[Outcome], charge: Charge, fps: float) -> dict[str, Any]:
     """What the policy paid in the episodes of a task, and how often it had nothing to execute."""
     episodes = [o.episode for o in outcomes if o.trial.agent == "policy" and o.episode is not None]
     return {
         "latency_ms": charge.latency_ms,
-        "latency_steps": charge.steps,
+        "latency_steps": charge.steps(fps),
         "delay": charge.delay,
         "blend": charge.blend,
         "requests": sum(episode.requests for episode in episodes),

@@ -12,15 +12,27 @@ from gwp.data.formats.find import robots_at
 from gwp.data.source import Source
 from gwp.errors import GwpError
 from gwp.machine import cores
+from gwp.sim.benchmarks import find
 from pipelines.console import event, progress, warn
 from pipelines.datasets.cache.cache import build_cache
 from pipelines.jobs.resolve import manifest_of, sample_spec, write_codec, write_text
 from pipelines.jobs.robots import resolve_embodiments
 from pipelines.jobs.train_job import TrainJob
+from pipelines.studies.document import Study
+from pipelines.studies.judgements import ClosedLoopJudgement
 from pipelines.studies.plan import StudyPlan
 
 _INFO = "meta/info.json"
 _SHARD_MB = 64.0
+
+
+def require_tasks(study: Study) -> None:
+    """GwpError for a task, or a shift, that its simulator does not have."""
+    for one in study.data.values():
+        find(one.benchmark).check(list(one.tasks))
+    for judgement in study.judge:
+        if isinstance(judgement, ClosedLoopJudgement):
+            find(judgement.benchmark).check(list(judgement.tasks), judgement.shift)
 
 
 def record_missing(plan: StudyPlan) -> None:
@@ -35,6 +47,7 @@ def record_missing(plan: StudyPlan) -> None:
         with progress(f"record {name}", one.episodes * len(one.tasks)) as bar:
             record(
                 uri,
+                find(one.benchmark),
                 list(one.tasks),
                 one.episodes,
                 one.seed,

@@ -11,6 +11,7 @@ from gwp.model.codecs.pca import PcaCodecConfig
 from gwp.model.codecs.text import TextEncoderConfig
 from gwp.model.codecs.video import VideoCodecConfig
 from gwp.paths import Location
+from gwp.sim.benchmarks import BENCHMARKS, DEFAULT
 from gwp.storage.names import relative_name
 from pipelines.config.errors import did_you_mean
 from pipelines.studies.judgements import Judgement
@@ -28,8 +29,8 @@ class SetConfig(BaseModel):
 
     uri: Location | None = None
     """Where they lie, or are recorded to when nothing is there; None: below the study's folder."""
-    benchmark: Literal["metaworld"] = "metaworld"
-    """Which simulator they are recorded in."""
+    benchmark: str = DEFAULT
+    """Which simulator they are recorded in: `metaworld`, `metaworld-wide`, `ogbench`."""
     tasks: tuple[str, ...] = Field(min_length=1)
     """Tasks; episodes of the set alternate among them."""
     episodes: int = Field(gt=0)
@@ -40,8 +41,8 @@ class SetConfig(BaseModel):
     """Side of the pictures, pixels."""
     noise: float = 0.2
     """Standard deviation of the noise on executed actions."""
-    max_steps: int = 150
-    """Control steps after which an attempt of the expert has failed."""
+    max_steps: int | None = None
+    """Control steps after which an attempt of the expert has failed; None: those of the simulator."""
     with_actions: bool = True
     """Record states and actions; off: pictures alone."""
 
@@ -151,6 +152,9 @@ class Study(BaseModel):
         for kind, names in (("data", self.data), ("stages", self.stages), ("arms", self.arms)):
             for name in names:
                 _folder(name, f"{kind}.{name}")
+        for name, one in self.data.items():
+            if one.benchmark not in BENCHMARKS:
+                yield _unknown(f"data.{name}.benchmark", one.benchmark, BENCHMARKS)
         if self.labelled not in self.data:
             yield _unknown("labelled", self.labelled, self.data)
             return

@@ -3,7 +3,6 @@ later.
 """
 
 from collections.abc import Mapping, Sequence
-from functools import partial
 from typing import Any
 
 import numpy as np
@@ -11,8 +10,7 @@ import numpy as np
 from gwp.data.source import Source
 from gwp.policy.policy import Policy
 from gwp.protocol.messages import Observation
-from gwp.sim.interface import MakeSimulator
-from gwp.sim.metaworld import EMBODIMENT, Env
+from gwp.sim.benchmarks import find
 from gwp.sim.parallel import Outcome, run_trials
 from gwp.sim.trial import Rules
 from pipelines.evaluation.charge import charge_of, chunk_times, latency_ms
@@ -52,16 +50,12 @@ def controlled(control: Control) -> dict[str, Any]:
     """What chance or a blind expert reaches in a closed loop, as `judged`."""
     judgement = control.judgement
     trials = trials_of(control.agent, judgement.tasks, judgement.episodes)  # type: ignore[arg-type]
-    rules = Rules(judgement.max_steps, EMBODIMENT.replan)
-    outcomes = run_trials(trials, _nobody, rules, simulators=1, make=simulator(judgement))
+    benchmark = find(judgement.benchmark)
+    max_steps = judgement.max_steps or benchmark.steps
+    replan = benchmark.embodiment.replan
+    rules = Rules(benchmark, max_steps, replan, size=judgement.size, shift=judgement.shift)
+    outcomes = run_trials(trials, _nobody, rules, simulators=1)
     return _successes(judgement, outcomes)
-
-
-def simulator(judgement: ClosedLoopJudgement) -> MakeSimulator:
-    """What makes the simulator of a closed loop in its process."""
-    if judgement.shift == "none":
-        return Env
-    return partial(Env, shift=judgement.shift)  # type: ignore[call-arg]
 
 
 def _nobody(_observations: Sequence[Observation]) -> Any:
@@ -71,18 +65,21 @@ def _nobody(_observations: Sequence[Observation]) -> Any:
 def _closed_loop(
     judgement: ClosedLoopJudgement, arm: str, policy: Policy, ms: float | None
 ) -> dict[str, Any]:
+    benchmark = find(judgement.benchmark)
     charged = _charged_ms(judgement, arm, policy, ms)
-    charge = charge_of(policy, charged, judgement.chunking)
+    charge = charge_of(policy, charged, benchmark.embodiment, judgement.chunking)
     outcomes = closed_loop(
         policy,
+        benchmark,
         judgement.tasks,
         judgement.episodes,
-        judgement.max_steps,
+        judgement.max_steps or benchmark.steps,
         # The cells beside it have the other cores.
         simulators=1,
         charge=charge,
         agents=("policy",),
-        make=simulator(judgement),
+        size=judgement.size,
+        shift=judgement.shift,
     )
     return _successes(judgement, outcomes) | {
         "charged_ms": charged,
@@ -99,7 +96,7 @@ def _charged_ms(
     if judgement.measured:
         assert ms is not None
         return float(judgement.charge.removesuffix("x")) * ms
-    return latency_ms(judgement.charge, policy, "")
+    return latency_ms(judgement.charge, policy, "", find(judgement.benchmark))
 
 
 def _successes(judgement: ClosedLoopJudgement, outcomes: Sequence[Outcome]) -> dict[str, Any]:
@@ -146,5 +143,5 @@ def _video(policy: Policy, uri: str, clips: int) -> dict[str, Any]:
 
 
 def _latency(judgement: LatencyJudgement, policy: Policy) -> dict[str, Any]:
-    times = chunk_times(policy, judgement.repeats)
+    times = chunk_times(policy, find(judgement.benchmark), judgement.repeats)
     return {"groups": {"chunk": times}, "median": float(np.median(times))}

@@ -6,6 +6,7 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from gwp.errors import GwpError
+from gwp.sim.benchmarks import BENCHMARKS, DEFAULT
 from gwp.storage.names import relative_name
 from pipelines.evaluation.charge import Chunking, check_charge
 
@@ -46,6 +47,8 @@ class _Judged(BaseModel):
             yield "arms", arm, arms
         if (name := getattr(self, "data", None)) is not None:
             yield "data", name, data
+        if (benchmark := getattr(self, "benchmark", None)) is not None:
+            yield "benchmark", benchmark, BENCHMARKS
         for arm in charge if isinstance(charge := getattr(self, "charge", ""), dict) else ():
             yield "charge", arm, arms
 
@@ -55,21 +58,24 @@ class ClosedLoopJudgement(_Judged):
 
     kind: Literal["closed-loop"]
     """Which judgement this is."""
-    benchmark: Literal["metaworld"] = "metaworld"
-    """The simulator."""
+    benchmark: str = DEFAULT
+    """The simulator: `metaworld`, `metaworld-wide`, `ogbench`."""
     tasks: tuple[str, ...] = Field(min_length=1)
     """Tasks."""
     episodes: int = Field(gt=0, le=1000)
     """Starts of each task."""
-    max_steps: int = Field(default=150, gt=0)
-    """Control steps after which an episode has failed."""
+    max_steps: int | None = Field(default=None, gt=0)
+    """Control steps after which an episode has failed; None: those of the simulator."""
+    size: int = Field(default=64, gt=0)
+    """Side of the pictures, pixels."""
     charge: str | dict[str, float] = "0"
     """Simulated time that passes while a chunk is computed, as `--charge-latency`: `40ms`; `1x`, of
     what one chunk takes on this machine alone; or milliseconds by arm. 0: the world waits."""
     chunking: Chunking = "recommended"
     """How a late chunk takes over."""
     shift: str = "none"
-    """What is other than in the recordings, of what the simulator offers."""
+    """What is other than in the recordings: `none`, `camera`, `colours`, `distractors`, `starts`, as
+    far as the simulator offers it."""
 
     @field_validator("charge")
     @classmethod
@@ -117,6 +123,8 @@ class LatencyJudgement(_Judged):
 
     kind: Literal["latency"]
     """Which judgement this is."""
+    benchmark: str = DEFAULT
+    """The simulator, whose robot asks."""
     repeats: int = Field(default=30, gt=0)
     """Chunks; the median counts."""
 

@@ -351,7 +351,7 @@ def _controls(study: Study) -> dict[str, Control]:
         if not isinstance(judgement, ClosedLoopJudgement):
             continue
         # Neither solver nor latency is theirs.
-        fields = {"benchmark", "tasks", "episodes", "max_steps", "shift"}
+        fields = {"benchmark", "tasks", "episodes", "max_steps", "size", "shift"}
         whole = digest(judgement.model_dump(mode="json", include=fields))
         for agent in study.controls:
             name = f"{agent}-{whole[:_RUN_DIGITS]}"

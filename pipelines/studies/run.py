@@ -10,13 +10,21 @@ import numpy as np
 from gwp import storage
 from gwp.errors import GwpError
 from gwp.policy.policy import Policy
+from gwp.sim.benchmarks import find
+from gwp.sim.interface import Benchmark
 from pipelines.console import event, warn
 from pipelines.evaluation.charge import measured_ms
-from pipelines.studies.data import make_caches, make_codec, record_missing, require_nested
+from pipelines.studies.data import (
+    make_caches,
+    make_codec,
+    record_missing,
+    require_nested,
+    require_tasks,
+)
 from pipelines.studies.document import Study
 from pipelines.studies.figures import study_figures
 from pipelines.studies.judge import judged
-from pipelines.studies.judgements import LatencyJudgement
+from pipelines.studies.judgements import ClosedLoopJudgement, LatencyJudgement
 from pipelines.studies.page import as_text, write_study
 from pipelines.studies.plan import Cell, StudyPlan, make_plan
 from pipelines.studies.results import (
@@ -61,6 +69,7 @@ def run_study(
     resume: go on with a study that is there; factor: how much of it is done; only: patterns of
     the cells that are done now. GwpError for a study that is there, without `resume`.
     """
+    require_tasks(study)
     whole = make_plan(study, factor)
     plan = whole.chosen(only)
     _open(whole, resume)
@@ -171,7 +180,9 @@ def read_done(plan: StudyPlan, cell: Cell) -> dict[str, Any] | None:
 
 def _charge(plan: StudyPlan, task: Task, at_once: int) -> None:
     """Closed loops that pay what a chunk takes here: measured for each arm, then driven."""
-    late = [judgement for judgement in plan.study.judge if getattr(judgement, "measured", False)]
+    late = [
+        one for one in plan.study.judge if isinstance(one, ClosedLoopJudgement) and one.measured
+    ]
     now = standing(plan)
     ms: dict[tuple[str, int], float] = {}
     left: dict[str, None] = {}
@@ -181,15 +192,16 @@ def _charge(plan: StudyPlan, task: Task, at_once: int) -> None:
             if judgement.of(cell.arm) and now.finished(cell.id) and state == FAILED:
                 left[cell.id] = None
                 key = cell.arm, judgement.steps
-                ms[key] = ms[key] if key in ms else _arm_ms(plan, *key)
+                if key not in ms:
+                    ms[key] = _arm_ms(plan, *key, find(judgement.benchmark))
     run_trials(list(left), replace(task, ms=ms, late=True), at_once)
 
 
-def _arm_ms(plan: StudyPlan, arm: str, steps: int) -> float:
+def _arm_ms(plan: StudyPlan, arm: str, steps: int, benchmark: Benchmark) -> float:
     """Milliseconds of one chunk of an arm: the median of some of its cells."""
     times: list[float] = []
     for cell in plan.cells.values():
         result = read_done(plan, cell) if cell.arm == arm and len(times) < _MEASURED else None
         if result:
-            times.append(measured_ms(Policy.load(result["bundle"]).with_steps(steps)))
+            times.append(measured_ms(Policy.load(result["bundle"]).with_steps(steps), benchmark))
     return float(np.median(times))

@@ -14,6 +14,8 @@ from pipelines.studies.judgements import (
 # Below them nothing that a study is made of can run.
 _LEAST_STEPS = 6
 _LEAST_MAX_STEPS = 24
+# Where a simulator says itself how many there are, which costs an import.
+_MAX_STEPS = 150
 _LEAST_CLIPS = 2
 _FEW = 0.2
 """Below this the first two seeds, and the least and the most demonstrations, stand for all."""
@@ -59,7 +61,7 @@ def _set(one: SetConfig, factor: float, least: int) -> SetConfig:
 def _judgement(one: Judgement, factor: float) -> Judgement:
     if isinstance(one, ClosedLoopJudgement):
         episodes = times(one.episodes, factor)
-        max_steps = times(one.max_steps, factor, _LEAST_MAX_STEPS)
+        max_steps = times(one.max_steps or _MAX_STEPS, factor, _LEAST_MAX_STEPS)
         return one.model_copy(update={"episodes": episodes, "max_steps": max_steps})
     if isinstance(one, VideoJudgement):
         return one.model_copy(update={"clips": times(one.clips, factor, _LEAST_CLIPS)})

@@ -2,6 +2,8 @@
 
 import argparse
 
+from gwp.sim.benchmarks import BENCHMARKS, DEFAULT
+
 
 def numbers(text: str) -> list[int]:
     """Whole numbers from 1, separated by commas."""
@@ -9,3 +11,13 @@ def numbers(text: str) -> list[int]:
     if min(values) < 1:
         raise argparse.ArgumentTypeError(f"{text}: give numbers from 1, such as 1,4,16")
     return values
+
+
+def add_benchmark(parser: argparse.ArgumentParser) -> None:
+    """`--benchmark`, the simulator that a verb runs."""
+    parser.add_argument(
+        "--benchmark",
+        choices=tuple(BENCHMARKS),
+        default=DEFAULT,
+        help=f"the simulator (default: {DEFAULT})",
+    )

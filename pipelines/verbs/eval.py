@@ -4,7 +4,7 @@ import argparse
 from typing import Any
 
 from pipelines.config.source import add_source_options, source_of
-from pipelines.verbs.arguments import numbers
+from pipelines.verbs.arguments import add_benchmark, numbers
 
 
 def add(subparsers: Any) -> None:
@@ -44,7 +44,8 @@ def add(subparsers: Any) -> None:
     for verb in (open_loop, video, steps, seams):
         _add_recordings(verb)
 
-    closed = verbs.add_parser("closed-loop", help="success in Meta-World, beside random actions")
+    closed = verbs.add_parser("closed-loop", help="success in simulation, beside random actions")
+    add_benchmark(closed)
     closed.add_argument(
         "--tasks", required=True, help="comma-separated, e.g. reach-v3,door-open-v3"
     )
@@ -52,7 +53,19 @@ def add(subparsers: Any) -> None:
         "--episodes", type=int, default=20, help="fresh seeds per task (default: 20)"
     )
     closed.add_argument(
-        "--max-steps", type=int, default=150, help="control steps per episode (default: 150)"
+        "--max-steps",
+        type=int,
+        help="control steps per episode (default: as the benchmark has them; 150 in Meta-World)",
+    )
+    closed.add_argument(
+        "--size", type=int, default=64, help="side of the pictures, pixels (default: 64)"
+    )
+    closed.add_argument(
+        "--shift",
+        default="none",
+        metavar="NAME",
+        help="how the simulation differs from what was recorded; docs/evaluation.md has the names "
+        "(default: none)",
     )
     closed.add_argument(
         "--simulators",
@@ -174,13 +187,18 @@ def run_closed_loop(args: argparse.Namespace) -> int:
     from pathlib import Path
 
     from gwp.errors import GwpError
+    from gwp.sim.benchmarks import find
     from pipelines.evaluation.charge import charge_of, check_charge, latency_ms
     from pipelines.evaluation.simulation import check_run, closed_loop, figures, successes
 
+    benchmark = find(args.benchmark)
+    robot = benchmark.embodiment
     tasks = [t.strip() for t in args.tasks.split(",")]
+    max_steps = benchmark.steps if args.max_steps is None else args.max_steps
+    look = {"size": args.size, "shift": args.shift}
     # All that can be wrong in the words is told before a policy is fetched.
     check_charge(args.charge_latency)
-    check_run(tasks, args.episodes, args.max_steps, args.simulators)
+    check_run(benchmark, tasks, args.episodes, max_steps, args.simulators, **look)
     if args.chunking != "recommended" and args.charge_latency == "0":
         raise GwpError("--chunking says how late chunks take over; add --charge-latency, too")
     if args.page:
@@ -188,11 +206,19 @@ def run_closed_loop(args: argparse.Namespace) -> int:
         from pipelines.evaluation.closed_loop_page import write_closed_loop
     policy = _load(args.policy)
     # Before simulators take the cores.
-    charge = charge_of(policy, latency_ms(args.charge_latency, policy, args.policy), args.chunking)
+    cost_ms = latency_ms(args.charge_latency, policy, args.policy, benchmark)
+    charge = charge_of(policy, cost_ms, robot, args.chunking)
     outcomes = closed_loop(
-        policy, tasks, args.episodes, args.max_steps, simulators=args.simulators, charge=charge
+        policy,
+        benchmark,
+        tasks,
+        args.episodes,
+        max_steps,
+        simulators=args.simulators,
+        charge=charge,
+        **look,
     )
-    rates = figures(outcomes, charge)
+    rates = figures(outcomes, charge, robot.fps)
     print(json.dumps(rates, indent=1))
     if args.page:
         write_closed_loop(Path(args.page), policy.id, successes(outcomes), rates)

@@ -61,8 +61,10 @@ def run_study(args: argparse.Namespace) -> int:
     only = [pattern.strip() for pattern in args.only.split(",") if pattern.strip()]
     study = load_config(args.file, Study, args.sets)
     if args.dry_run:
+        from pipelines.studies.data import require_tasks
         from pipelines.studies.plan import make_plan
 
+        require_tasks(study)
         plan = make_plan(study, args.scale).chosen(only)
         listed = {"place": plan.root, "stages": list(plan.shared), "cells": list(plan.cells)}
         print(json.dumps(listed, indent=1))

@@ -1,10 +1,10 @@
 """A scripted expert through an episode."""
 
-from gwp.sim.metaworld import Env
+from gwp.sim.interface import Simulator
 from gwp.sim.rollout import EpisodeResult
 
 
-def expert_episode(env: Env, *, seed: int, max_steps: int = 150) -> EpisodeResult:
+def expert_episode(env: Simulator, *, seed: int, max_steps: int = 150) -> EpisodeResult:
     """The scripted expert, which sees the privileged state, asked at every step: the most that
     a policy could reach.
     """

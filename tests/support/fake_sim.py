@@ -9,7 +9,8 @@ import time
 import numpy as np
 
 from gwp.protocol.messages import ActionChunk, Observation
-from gwp.sim.metaworld import CAMERA, EMBODIMENT
+from gwp.sim.interface import Benchmark
+from gwp.sim.metaworld import CAMERA, DISPLACEMENTS, EMBODIMENT
 
 REACH = 0.12
 STEP = 0.05
@@ -60,6 +61,13 @@ class FakeSim:
 
     def close(self) -> None:
         pass
+
+
+def make(task: str, _size: int, _shift: str) -> FakeSim:
+    return FakeSim(task)
+
+
+FAKE = Benchmark("fake", "dev", EMBODIMENT, {}, DISPLACEMENTS, make, steps=150, max_steps=500)
 
 
 def seeing(observation: Observation) -> ActionChunk:

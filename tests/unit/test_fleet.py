@@ -47,6 +47,7 @@ def test_a_crowd_asks_until_a_replica_has_come_and_then_acts(peer: Peer) -> None
     result = run_fleet(
         url(peer),
         robots,
+        "metaworld",
         replan=6,
         max_steps=12,
         timeout_s=200,
@@ -85,6 +86,7 @@ def test_a_fleet_whose_time_is_over_says_so_and_keeps_what_it_saw(peer: Peer) ->
     result = run_fleet(
         url(peer),
         robots,
+        "metaworld",
         replan=6,
         max_steps=12,
         timeout_s=8,
@@ -102,4 +104,4 @@ def test_a_fleet_whose_time_is_over_says_so_and_keeps_what_it_saw(peer: Peer) ->
 def test_a_robot_that_cannot_start_ends_the_wait_and_is_named(peer: Peer) -> None:
     robots = [Robot("good", TASK, (1,)), Robot("bad", "no-such-task", (2,))]
     with pytest.raises(GwpError, match=r"did not get ready: bad: .*no-such-task"):
-        run_fleet(url(peer), robots, replan=6, max_steps=12, timeout_s=200)
+        run_fleet(url(peer), robots, "metaworld", replan=6, max_steps=12, timeout_s=200)

@@ -3,10 +3,12 @@
 import argparse
 from typing import Any
 
+from pipelines.verbs.arguments import add_benchmark
+
 
 def add(subparsers: Any) -> None:
     record = subparsers.add_parser(
-        "record", help="record Meta-World's scripted experts as a LeRobot v3.0 set"
+        "record", help="record the scripted experts of a simulator as a LeRobot v3.0 set"
     )
     record.add_argument(
         "--out",
@@ -14,6 +16,7 @@ def add(subparsers: Any) -> None:
         metavar="URI",
         help="folder or s3:// place of the set; it must not exist",
     )
+    add_benchmark(record)
     record.add_argument(
         "--tasks", required=True, help="comma-separated, e.g. reach-v3,door-open-v3"
     )
@@ -48,6 +51,7 @@ def run_record(args: argparse.Namespace) -> None:
     import json
     from dataclasses import asdict
 
+    from gwp.sim.benchmarks import find
     from gwp.sim.record import record
     from pipelines.console import progress
 
@@ -55,6 +59,7 @@ def run_record(args: argparse.Namespace) -> None:
     with progress(f"record {args.out}", args.episodes * len(tasks)) as bar:
         summary = record(
             args.out,
+            find(args.benchmark),
             tasks,
             args.episodes,
             args.seed,

@@ -123,7 +123,8 @@ def test_every_line_of_a_long_mistake_is_marked(
 
 
 @pytest.mark.parametrize(
-    ("module", "extra"), [("torch", "model"), ("ray.serve", "cluster"), ("metaworld", "sim")]
+    ("module", "extra"),
+    [("torch", "model"), ("ray.serve", "cluster"), ("metaworld", "sim"), ("ogbench", "ogbench")],
 )
 def test_a_missing_package_names_the_extra(
     module: str, extra: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
@@ -193,7 +194,7 @@ def test_every_optional_dependency_is_known_to_the_message() -> None:
     for module, distributions in packages_distributions().items():
         for distribution in distributions:
             modules_of.setdefault(distribution.lower(), set()).add(module)
-    for extra in ("model", "cluster", "sim"):
+    for extra in ("model", "cluster", "sim", "ogbench"):
         for line in extras[extra]:
             name = re.split(r"[^A-Za-z0-9_-]", line)[0].lower()
             assert name == "gwp" or modules_of.get(name, {name}) & set(cli.EXTRAS[extra]), line

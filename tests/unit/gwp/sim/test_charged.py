@@ -8,8 +8,9 @@ import pytest
 
 from gwp.errors import GwpError
 from gwp.protocol.messages import ActionChunk, Observation
-from gwp.sim.charged import Ask, Charge, run_charged, steps_of
-from gwp.sim.metaworld import DISPLACEMENTS
+from gwp.sim.charged import Ask, Charge, run_charged
+from gwp.sim.metaworld import DISPLACEMENTS, EMBODIMENT
+from gwp.sim.rollout import EpisodeResult
 from tests.support.fake_sim import FakeSim, seeing
 
 STEP_MS = 12.5  # 80 Hz
@@ -43,8 +44,16 @@ class Endless(FakeSim):
         return False
 
 
+def drive(
+    env: FakeSim, ask: Ask, charge: Charge, *, seed: int, max_steps: int = 150
+) -> EpisodeResult:
+    return run_charged(
+        env, ask, charge, EMBODIMENT, DISPLACEMENTS, seed=seed, max_steps=max_steps, replan=REPLAN
+    )
+
+
 def run(ask: Ask, charge: Charge, steps: int = 40) -> tuple[np.ndarray, int, int, int, int]:
-    result = run_charged(Endless("reach"), ask, charge, seed=1, max_steps=steps, replan=REPLAN)
+    result = drive(Endless("reach"), ask, charge, seed=1, max_steps=steps)
     assert not result.success
     counts = (result.requests, result.waited, result.dry, result.late)
     return np.stack(result.actions), *counts
@@ -54,7 +63,7 @@ def run(ask: Ask, charge: Charge, steps: int = 40) -> tuple[np.ndarray, int, int
     ("ms", "steps"), [(0.1, 1), (12.5, 1), (12.6, 2), (25.0, 2), (37.5, 3), (100, 8)]
 )
 def test_a_latency_takes_as_many_steps_as_it_touches(ms: float, steps: int) -> None:
-    assert steps_of(ms) == steps
+    assert Charge(ms).steps(EMBODIMENT.fps) == steps
 
 
 @pytest.mark.parametrize("steps", range(1, CHUNK))
@@ -116,7 +125,7 @@ def test_no_clock_has_a_part_in_it() -> None:
         return lambda: chunk
 
     runs = [
-        run_charged(FakeSim("reach"), ask, Charge(40.0), seed=3, replan=REPLAN)
+        drive(FakeSim("reach"), ask, Charge(40.0), seed=3)
         for ask in (eager, lambda o: lambda: seeing(o))
     ]
     np.testing.assert_array_equal(*(np.stack(r.actions) for r in runs))
@@ -126,9 +135,7 @@ def test_no_clock_has_a_part_in_it() -> None:
 
 def test_latency_costs_steps_of_the_same_episode() -> None:
     fast, slow = (
-        run_charged(
-            FakeSim("reach"), lambda o: lambda: seeing(o), Charge(ms), seed=3, replan=REPLAN
-        )
+        drive(FakeSim("reach"), lambda o: lambda: seeing(o), Charge(ms), seed=3)
         for ms in (1.0, 75.0)
     )
     assert fast.success

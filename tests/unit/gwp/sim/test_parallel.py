@@ -13,10 +13,10 @@ from gwp.protocol.messages import ActionChunk, Observation
 from gwp.sim.charged import Charge
 from gwp.sim.parallel import Outcome, run_trials
 from gwp.sim.trial import Rules, Trial, run_trial
-from tests.support.fake_sim import FakeSim, seeing
+from tests.support.fake_sim import FAKE, FakeSim, seeing
 
 # Within 18 steps some starts are won and others are not: a test that all are won shows little.
-RULES = Rules(max_steps=18, replan=6)
+RULES = Rules(FAKE, max_steps=18, replan=6)
 TRIALS = [Trial("reach", seed) for seed in range(5)] + [
     Trial("other", 5),
     Trial("other", 6, "random", 6),
@@ -39,13 +39,13 @@ def assert_same(one: Outcome, other: Outcome) -> None:
 
 @pytest.mark.parametrize("charge", [None, Charge(30.0), Charge(60.0, delay=4)])
 def test_neither_order_nor_processes_change_an_episode(charge: Charge | None) -> None:
-    rules = Rules(RULES.max_steps + (5 if charge else 0), RULES.replan, charge)
+    rules = Rules(FAKE, RULES.max_steps + (5 if charge else 0), RULES.replan, charge)
     alone = [
         Outcome(trial, run_trial(FakeSim(trial.task), trial, rules, lambda o: lambda: seeing(o)))
         for trial in TRIALS
     ]
-    beside = run_trials(TRIALS, act, rules, simulators=3, make=FakeSim)
-    backwards = run_trials(TRIALS[::-1], act, rules, simulators=2, make=FakeSim)[::-1]
+    beside = run_trials(TRIALS, act, rules, simulators=3)
+    backwards = run_trials(TRIALS[::-1], act, rules, simulators=2)[::-1]
     for one, two, three in zip(alone, beside, backwards, strict=True):
         assert_same(one, two)
         assert_same(one, three)
@@ -62,7 +62,7 @@ def test_those_that_wait_are_answered_together_and_never_more_than_allowed() -> 
         threads.add(threading.get_ident())
         return act(observations)
 
-    outcomes = run_trials(TRIALS[:4], batch, RULES, simulators=4, make=FakeSim, most=2)
+    outcomes = run_trials(TRIALS[:4], batch, RULES, simulators=4, most=2)
     asked = sum(o.episode.requests for o in outcomes if o.episode)
     assert sum(sizes) == asked > 0
     assert max(sizes) <= 2
@@ -89,9 +89,8 @@ def test_an_episode_that_cannot_be_run_is_named_and_costs_no_other(
     outcomes = run_trials(
         trials,
         act,
-        Rules(RULES.max_steps, RULES.replan, charge),
+        Rules(FAKE, RULES.max_steps, RULES.replan, charge),
         simulators=2,
-        make=FakeSim,
         silence_s=silence_s,
         on_outcome=told.append,
     )
@@ -104,7 +103,7 @@ def test_an_episode_that_cannot_be_run_is_named_and_costs_no_other(
 def test_processes_that_die_one_after_the_other_end_the_run() -> None:
     trials = [Trial("stillborn", seed) for seed in range(50)]
     with pytest.raises(GwpError, match=r"4 simulators in a row died.*exit code -9"):
-        run_trials(trials, act, RULES, simulators=2, make=FakeSim)
+        run_trials(trials, act, RULES, simulators=2)
 
 
 def test_what_is_wrong_with_every_episode_ends_the_run() -> None:
@@ -112,9 +111,9 @@ def test_what_is_wrong_with_every_episode_ends_the_run() -> None:
         return [ActionChunk(np.zeros((12, 3), np.float32), "wrong") for _ in observations]
 
     with pytest.raises(GwpError, match="the policy answered with actions"):
-        run_trials(TRIALS, wrong, RULES, simulators=2, make=FakeSim)
+        run_trials(TRIALS, wrong, RULES, simulators=2)
     with pytest.raises(GwpError, match="simulators 0"):
-        run_trials(TRIALS, act, RULES, simulators=0, make=FakeSim)
+        run_trials(TRIALS, act, RULES, simulators=0)
 
 
 def test_an_error_of_the_policy_comes_out_and_leaves_no_process() -> None:
@@ -122,5 +121,5 @@ def test_an_error_of_the_policy_comes_out_and_leaves_no_process() -> None:
         raise RuntimeError("out of memory")
 
     with pytest.raises(RuntimeError, match="out of memory"):
-        run_trials(TRIALS, broken, RULES, simulators=2, make=FakeSim)
+        run_trials(TRIALS, broken, RULES, simulators=2)
     assert not mp.active_children()

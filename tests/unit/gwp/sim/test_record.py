@@ -18,7 +18,7 @@ from gwp.data.source import Source
 from gwp.data.video.decode import decode_frames
 from gwp.errors import GwpError
 from gwp.sim import record as room
-from gwp.sim.metaworld import CAMERA, EMBODIMENT, Env
+from gwp.sim.metaworld import BENCHMARK, CAMERA, EMBODIMENT, Env
 from gwp.sim.record import RecordSummary, record
 from tests.support.experts import expert_episode
 
@@ -32,7 +32,11 @@ TASKS = ["handle-press-v3", "coffee-button-v3"]
 def recorded(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, RecordSummary, list[int]]:
     place = tmp_path_factory.mktemp("record") / "set"
     done: list[int] = []
-    return place, record(str(place), TASKS, 3, 50, noise=0.2, workers=2, progress=done.append), done
+    return (
+        place,
+        record(str(place), BENCHMARK, TASKS, 3, 50, noise=0.2, workers=2, progress=done.append),
+        done,
+    )
 
 
 def vectors(place: Path) -> list[tuple[np.ndarray, np.ndarray]]:
@@ -92,29 +96,30 @@ def test_episodes_end_a_little_after_success() -> None:
     env = Env(TASKS[0])
     steps = expert_episode(env, seed=7).steps
     env.close()
-    demo = room._demo(TASKS[0], 7, 0.0, 64, 150)
-    assert (len(demo.frames), demo.attempts) == (steps + room._AFTER - 1, 1)
-    room._ENVS.pop((TASKS[0], 64)).close()
+    demo = room._demo(room._Job(BENCHMARK, 0.0, 64, 150), TASKS[0], 7)
+    assert {len(demo.state), len(demo.action), len(demo.frames[CAMERA])} == {len(demo.action)}
+    assert (len(demo.action), demo.attempts) == (steps + room._AFTER - 1, 1)
+    room._ENVS.pop((BENCHMARK.name, TASKS[0], 64)).close()
 
 
 def test_the_number_of_workers_changes_nothing(
     recorded: tuple[Path, RecordSummary, list[int]], tmp_path: Path
 ) -> None:
-    record(str(tmp_path / "set"), TASKS, 3, 50, noise=0.2, workers=1)
+    record(str(tmp_path / "set"), BENCHMARK, TASKS, 3, 50, noise=0.2, workers=1)
     for one, two in zip(vectors(tmp_path / "set"), vectors(recorded[0]), strict=True):
         for a, b in zip(one, two, strict=True):
             np.testing.assert_array_equal(a, b)
 
 
 def test_video_only_sets_tell_nothing_of_the_robot(tmp_path: Path) -> None:
-    record(str(tmp_path / "set"), TASKS[:1], 1, 50, with_actions=False, workers=1)
+    record(str(tmp_path / "set"), BENCHMARK, TASKS[:1], 1, 50, with_actions=False, workers=1)
     data = read_set(str(tmp_path / "set"))
     assert (data.state_names, data.action_names, list(data.cameras)) == ((), (), [CAMERA])
 
 
 def test_a_task_whose_expert_fails_ends_the_recording_with_the_seeds(tmp_path: Path) -> None:
     with pytest.raises(GwpError, match="expert of handle-press-v3 failed on seeds 0 to 3"):
-        record(str(tmp_path / "set"), TASKS[:1], 2, 0, max_steps=3, workers=1)
+        record(str(tmp_path / "set"), BENCHMARK, TASKS[:1], 2, 0, max_steps=3, workers=1)
     assert not storage.exists(str(tmp_path / "set/meta/info.json"))
 
 
@@ -136,6 +141,8 @@ def test_arguments_out_of_range_are_refused_before_anything_runs(
 ) -> None:
     with pytest.raises(GwpError, match=message):
         record(
-            **({"uri": str(tmp_path / "set"), "tasks": TASKS, "episodes": 1, "seed": 0} | change)
+            str(tmp_path / "set"),
+            BENCHMARK,
+            **({"tasks": TASKS, "episodes": 1, "seed": 0} | change),
         )
     assert not (tmp_path / "set").exists()

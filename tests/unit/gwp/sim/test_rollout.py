@@ -7,7 +7,7 @@ import pytest
 
 from gwp.errors import GwpError
 from gwp.protocol.messages import ActionChunk, Observation
-from gwp.sim.metaworld import Env
+from gwp.sim.metaworld import EMBODIMENT, Env
 from gwp.sim.rollout import random_policy, run_episode
 from tests.support.experts import expert_episode
 
@@ -33,7 +33,7 @@ def test_the_policy_is_asked_once_per_replan_and_only_the_first_actions_run(env:
         asked.append(observation)
         return ActionChunk(chunk, "test")
 
-    result = run_episode(env, act, seed=1, max_steps=20, replan=6, keep_frames=True)
+    result = run_episode(env, act, EMBODIMENT, seed=1, max_steps=20, replan=6, keep_frames=True)
     assert (
         result.success,
         result.steps,
@@ -50,7 +50,12 @@ def test_the_policy_is_asked_once_per_replan_and_only_the_first_actions_run(env:
 def test_an_expert_in_chunks_of_one_succeeds_like_the_expert_and_ends_there(env: Env) -> None:
     best = expert_episode(env, seed=2)
     result = run_episode(
-        env, lambda _: ActionChunk(env.expert_action()[None], "expert"), seed=2, replan=1
+        env,
+        lambda _: ActionChunk(env.expert_action()[None], "expert"),
+        EMBODIMENT,
+        seed=2,
+        max_steps=150,
+        replan=1,
     )
     assert best.success
     assert result.success
@@ -59,7 +64,7 @@ def test_an_expert_in_chunks_of_one_succeeds_like_the_expert_and_ends_there(env:
 
 def test_short_chunks_are_executed_whole(env: Env) -> None:
     result = run_episode(
-        env, lambda _: ActionChunk(STILL[:2], "test"), seed=1, max_steps=6, replan=6
+        env, lambda _: ActionChunk(STILL[:2], "test"), EMBODIMENT, seed=1, max_steps=6, replan=6
     )
     assert (result.steps, result.requests) == (6, 3)
 
@@ -69,17 +74,19 @@ def test_short_chunks_are_executed_whole(env: Env) -> None:
 )
 def test_answers_that_cannot_be_executed_end_the_run(env: Env, actions: np.ndarray) -> None:
     with pytest.raises(GwpError, match="the policy answered"):
-        run_episode(env, lambda _: ActionChunk(actions, "test"), seed=1, max_steps=6, replan=6)
+        run_episode(
+            env, lambda _: ActionChunk(actions, "test"), EMBODIMENT, seed=1, max_steps=6, replan=6
+        )
 
 
 def test_replan_must_be_positive(env: Env) -> None:
     with pytest.raises(GwpError, match="replan is 0"):
-        run_episode(env, random_policy(0), seed=1, replan=0)
+        run_episode(env, random_policy(EMBODIMENT, 0), EMBODIMENT, seed=1, max_steps=6, replan=0)
 
 
 def test_random_actions_repeat_with_the_seed_and_fill_the_limits(env: Env) -> None:
     observation = env.observe()
-    first, again, other = (random_policy(s)(observation).actions for s in (0, 0, 1))
+    first, again, other = (random_policy(EMBODIMENT, s)(observation).actions for s in (0, 0, 1))
     np.testing.assert_array_equal(first, again)
     assert not np.array_equal(first, other)
     assert first.min() < -0.8

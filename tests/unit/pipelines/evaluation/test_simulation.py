@@ -11,7 +11,7 @@ import pytest
 from gwp.errors import GwpError
 from gwp.policy.policy import Policy
 from gwp.sim.charged import Charge
-from gwp.sim.metaworld import EMBODIMENT
+from gwp.sim.metaworld import BENCHMARK, EMBODIMENT
 from gwp.sim.parallel import Outcome
 from gwp.sim.rollout import EpisodeResult
 from gwp.sim.trial import Rules, Trial, run_trial
@@ -26,7 +26,7 @@ from pipelines.evaluation.simulation import (
     trials_of,
 )
 from pipelines.pages.intervals import wilson
-from tests.support.fake_sim import FakeSim
+from tests.support.fake_sim import FAKE, FakeSim
 from tests.support.tiny import make_tiny_bundle
 
 # A tiny bundle has chunks of 8.
@@ -40,7 +40,7 @@ def policy(tmp_path_factory: pytest.TempPathFactory) -> Policy:
 
 def alone(policy: Policy, task: str, episodes: int, charge: Charge | None) -> list[EpisodeResult]:
     """One at a time, in this process."""
-    rules = Rules(24, ARM.replan, charge)
+    rules = Rules(FAKE, 24, ARM.replan, charge)
     return [
         run_trial(FakeSim(task), trial, rules, lambda o: lambda: policy.act(o))
         for trial in trials_of("policy", [task], episodes)
@@ -51,7 +51,7 @@ def alone(policy: Policy, task: str, episodes: int, charge: Charge | None) -> li
 def test_a_policy_acts_the_same_for_many_as_for_one(policy: Policy, charge: Charge | None) -> None:
     one = alone(policy, "reach", 4, charge)
     many = closed_loop(
-        policy, ["reach"], 4, 24, simulators=4, charge=charge, agents=["policy"], make=FakeSim
+        policy, FAKE, ["reach"], 4, 24, simulators=4, charge=charge, agents=["policy"]
     )
     for expected, outcome in zip(one, many, strict=True):
         got = outcome.episode
@@ -70,12 +70,12 @@ def test_a_policy_acts_the_same_for_many_as_for_one(policy: Policy, charge: Char
 def test_meta_world_in_parallel_is_meta_world(policy: Policy) -> None:
     pytest.importorskip("metaworld", reason="the sim extra is not installed")
     task = "handle-press-v3"
-    outcomes = closed_loop(policy, [task], 2, 12, simulators=2)
+    outcomes = closed_loop(policy, BENCHMARK, [task], 2, 12, simulators=2)
     assert [o.trial.agent for o in outcomes] == ["policy"] * 2 + ["random"] * 2 + ["blind"] * 2
     assert not [o.failure for o in outcomes if o.failure]
     found = successes(outcomes)[task]
     for agent in ("random", "blind"):
-        assert found[agent] == baseline_success(agent, [task], 2, 12)[task]
+        assert found[agent] == baseline_success(BENCHMARK, agent, [task], 2, 12)[task]
 
 
 def episode(success: bool, dry: int = 0) -> EpisodeResult:
@@ -90,7 +90,7 @@ def test_episodes_that_were_not_run_count_in_no_rate_and_are_named() -> None:
         Outcome(trials[2], episode(False, dry=5)),
         Outcome(Trial("reach", 7000, "random"), None, "no"),
     ]
-    (row,) = figures(outcomes, Charge(30.0, blend=4)).values()
+    (row,) = figures(outcomes, Charge(30.0, blend=4), EMBODIMENT.fps).values()
     assert (row["success"], row["episodes"]) == (0.5, 2)
     assert row["success_95"] == pytest.approx(wilson(1, 2), abs=1e-4)
     assert (row["success_random"], row["success_random_95"]) == (None, [0, 1])
@@ -120,7 +120,9 @@ def test_the_page_shows_intervals_the_charge_and_what_failed(tmp_path: Path) -> 
         ("charged", Charge(33.5), ">33.5</td>"),
     ):
         file = tmp_path / "pages" / f"{name}.html"
-        write_closed_loop(file, "a" * 64, successes(outcomes), figures(outcomes, charge))
+        write_closed_loop(
+            file, "a" * 64, successes(outcomes), figures(outcomes, charge, EMBODIMENT.fps)
+        )
         page = file.read_text()
         assert words in page
         assert "1 of 1 (21 to 100 %)" in page
@@ -134,11 +136,11 @@ def test_a_charge_without_a_unit_is_refused_with_what_it_may_be(text: str) -> No
 
 
 def test_milliseconds_are_what_they_say_and_a_factor_is_of_this_machine(policy: Policy) -> None:
-    assert latency_ms("0", policy, "x") == latency_ms("0ms", policy, "x") == 0
-    assert latency_ms("37.5ms", policy, "x") == 37.5
-    assert measured_ms(policy) > 0
-    assert latency_ms("1x", policy, "x") > 0
-    assert latency_ms("0x", policy, "x") == 0
+    assert latency_ms("0", policy, "x", BENCHMARK) == latency_ms("0ms", policy, "x", BENCHMARK) == 0
+    assert latency_ms("37.5ms", policy, "x", BENCHMARK) == 37.5
+    assert measured_ms(policy, BENCHMARK) > 0
+    assert latency_ms("1x", policy, "x", BENCHMARK) > 0
+    assert latency_ms("0x", policy, "x", BENCHMARK) == 0
 
 
 def test_a_table_is_read_from_its_most_exact_name_on(policy: Policy, tmp_path: Path) -> None:
@@ -149,41 +151,41 @@ def test_a_table_is_read_from_its_most_exact_name_on(policy: Policy, tmp_path: P
         return str(table)
 
     family = policy.settings.family
-    assert latency_ms(write(default=5, other=9), policy, "models:/x") == 5
-    assert latency_ms(write(default=5, **{family: 6}), policy, "models:/x") == 6
+    assert latency_ms(write(default=5, other=9), policy, "models:/x", BENCHMARK) == 5
+    assert latency_ms(write(default=5, **{family: 6}), policy, "models:/x", BENCHMARK) == 6
     with_id = {family: 6, policy.id[:12]: 7}
-    assert latency_ms(write(**with_id), policy, "models:/x") == 7
-    assert latency_ms(write(**with_id, **{"models:__x": 8}), policy, "models:/x") == 8
+    assert latency_ms(write(**with_id), policy, "models:/x", BENCHMARK) == 7
+    assert latency_ms(write(**with_id, **{"models:__x": 8}), policy, "models:/x", BENCHMARK) == 8
     with pytest.raises(GwpError, match=f"no entry for this policy; add `{policy.id[:12]}`"):
-        latency_ms(write(other=9), policy, "models:/x")
+        latency_ms(write(other=9), policy, "models:/x", BENCHMARK)
     for wrong in (-1, "fast", True, None):
         with pytest.raises(GwpError, match=r"other is .*; give milliseconds"):
-            latency_ms(write(other=wrong), policy, "models:/x")
+            latency_ms(write(other=wrong), policy, "models:/x", BENCHMARK)
     table.write_text("[unfinished")
     with pytest.raises(GwpError, match="not YAML or JSON"):
-        latency_ms(str(table), policy, "models:/x")
+        latency_ms(str(table), policy, "models:/x", BENCHMARK)
     table.write_text("[1, 2]")
     with pytest.raises(GwpError, match="write one line per model"):
-        latency_ms(str(table), policy, "models:/x")
+        latency_ms(str(table), policy, "models:/x", BENCHMARK)
 
 
 def test_late_chunks_take_over_as_the_endpoint_recommends(policy: Policy) -> None:
-    assert charge_of(policy, 0) is None
+    assert charge_of(policy, 0, EMBODIMENT) is None
     # Not trained for delays: four rows are blended.
-    recommended = charge_of(policy, 40.0)
+    recommended = charge_of(policy, 40.0, EMBODIMENT)
     assert recommended is not None
     assert (recommended.delay, recommended.blend) == (0, 4)
-    naive = charge_of(policy, 40.0, "naive")
+    naive = charge_of(policy, 40.0, EMBODIMENT, "naive")
     assert naive is not None
     assert (naive.delay, naive.blend) == (0, 0)
     # Nothing is known of what it was trained for, so it may be tried; behind 4 rows nothing can
     # be promised.
     for ms, delay in ((12.5, 1), (40.0, 4), (80.0, 4)):
-        realtime = charge_of(policy, ms, "realtime")
+        realtime = charge_of(policy, ms, EMBODIMENT, "realtime")
         assert realtime is not None
         assert realtime.delay == delay
     with pytest.raises(GwpError, match="100 ms are 8 control steps, and a chunk has 8 actions"):
-        charge_of(policy, 100.0)
+        charge_of(policy, 100.0, EMBODIMENT)
 
 
 @pytest.mark.parametrize(("trained", "delay"), [(2, 2), (4, 4), (9, 4)])
@@ -192,7 +194,7 @@ def test_no_more_is_promised_than_was_trained(
 ) -> None:
     knows = policy.contract.model_copy(update={"trained_delay": trained})
     monkeypatch.setattr(policy, "contract", knows)
-    charge = charge_of(policy, 60.0)
+    charge = charge_of(policy, 60.0, EMBODIMENT)
     assert charge is not None
     assert (charge.delay, charge.blend) == (delay, 0)
 
@@ -203,13 +205,13 @@ def test_real_time_chunking_needs_a_policy_that_was_trained_for_it(
     knows = policy.contract.model_copy(update={"trained_delay": 0})
     monkeypatch.setattr(policy, "contract", knows)
     with pytest.raises(GwpError, match="--chunking realtime: this policy was trained without"):
-        charge_of(policy, 40.0, "realtime")
+        charge_of(policy, 40.0, EMBODIMENT, "realtime")
 
 
 @pytest.mark.parametrize(
     ("wrong", "words"),
     [
-        ((["juggle"], 1, 10, None), "--tasks juggle: choose from"),
+        ((["juggle"], 1, 10, None), "tasks juggle: choose from"),
         ((["push-v3", "push-v3"], 1, 10, None), "name each task once"),
         ((["push-v3"], 0, 10, None), "--episodes 0"),
         ((["push-v3"], 1001, 10, None), "--episodes 1001"),
@@ -219,4 +221,4 @@ def test_real_time_chunking_needs_a_policy_that_was_trained_for_it(
 )
 def test_what_cannot_be_run_is_told_before_a_policy_is_loaded(wrong: tuple, words: str) -> None:
     with pytest.raises(GwpError, match=words):
-        check_run(*wrong)
+        check_run(BENCHMARK, *wrong)
