@@ -1,16 +1,14 @@
 """Studies: one file says which arms are compared, and how; `gwp study FILE` runs it.
 
-    document   the file: sets, shared stages, arms, seeds, demonstrations, judgements, comparisons
-    scale      the same document, smaller
-    plan       document -> pieces of work, each with a hash of all that makes it
-    data       recordings, one codec and the latents of every set, made once
-    trial      one piece of work, in a trial of Ray Tune: stages, cells, controls
-    judge      judgements of a finished policy: closed loop, open loop, imagined video, latency
-    results    what is on disk: which pieces are done, stale or broken
-    tune       pieces -> trials, as many at once as the cluster holds
-    run        all of it in order
-    figures    results -> `study.json`: means, intervals, differences
-    page       `study.json` -> table, plots, page
+    document/study, judgements   the file: sets, shared stages, arms, seeds, judgements, comparisons
+             scale               the same document, smaller
+    cells/   pieces, plan        document -> pieces of work, and what each of them is in full
+             hashes, results     what made a piece; which are done, stale or broken
+             data                recordings, one codec and the latents of every mixture, made once
+             trial, judge        one piece, in a trial of Ray Tune: stages, cells, controls
+             tune                pieces -> trials, as many at once as the cluster holds
+    outcome/ figures, page       results -> `study.json`, table, plots, page
+    run                          all of it in order
 
 A piece is a shared stage, a cell (arm x demonstrations x seed) or a control. It is done when its
 `result.json` is there, which comes last and carries the hash of what made it: the resolved stage

@@ -14,20 +14,17 @@ from gwp.sim.benchmarks import find
 from gwp.sim.interface import Benchmark
 from pipelines.console import event, warn
 from pipelines.evaluation.charge import measured_ms
-from pipelines.studies.data import (
+from pipelines.studies.cells.data import (
     make_caches,
     make_codec,
     record_missing,
     require_nested,
     require_tasks,
 )
-from pipelines.studies.document import Study
-from pipelines.studies.figures import study_figures
-from pipelines.studies.judge import judged
-from pipelines.studies.judgements import ClosedLoopJudgement, LatencyJudgement
-from pipelines.studies.page import as_text, write_study
-from pipelines.studies.plan import Cell, StudyPlan, make_plan
-from pipelines.studies.results import (
+from pipelines.studies.cells.judge import judged
+from pipelines.studies.cells.pieces import Cell, StudyPlan
+from pipelines.studies.cells.plan import make_plan
+from pipelines.studies.cells.results import (
     FAILED,
     Standing,
     done,
@@ -38,9 +35,19 @@ from pipelines.studies.results import (
     standing,
     write,
 )
-from pipelines.studies.trial import Task, broken, note
-from pipelines.studies.tune import run_trials, start
-from pipelines.tracking.runs import UnansweredError, create_run, finish_run, tracking_uri
+from pipelines.studies.cells.trial import Task, broken, note
+from pipelines.studies.cells.tune import run_trials, start
+from pipelines.studies.document.judgements import ClosedLoopJudgement, LatencyJudgement
+from pipelines.studies.document.study import Study
+from pipelines.studies.outcome.figures import study_figures
+from pipelines.studies.outcome.page import as_text, write_study
+from pipelines.tracking.runs import (
+    STOPPED_TAG,
+    UnansweredError,
+    create_run,
+    finish_run,
+    tracking_uri,
+)
 
 _DOCUMENT = "document.json"
 _MEASURED = 3
@@ -73,12 +80,29 @@ def run_study(
     whole = make_plan(study, factor)
     plan = whole.chosen(only)
     _open(whole, resume)
-    record_missing(plan)
-    require_nested(plan)
+    record_missing(whole)
+    require_nested(whole)
     at_once = start(plan.jobs)
-    make_codec(plan)
+    make_codec(whole)
     make_caches(plan)
-    task = Task(plan, tracking_uri(), _study_run(whole), {})
+    study_run = _study_run(whole)
+    task = Task(plan, tracking_uri(), study_run, {})
+    try:
+        _work(plan, task, at_once, whole)
+        result = report(whole)
+    except BaseException as error:
+        if study_run:
+            status = "FAILED" if isinstance(error, Exception) else "KILLED"
+            finish_run(study_run, {STOPPED_TAG: reason_of(error)}, status)
+        raise
+    if study_run:
+        state = "FAILED" if result.broken else "FINISHED"
+        finish_run(study_run, {"gwp.page": result.page}, state)
+    return result
+
+
+def _work(plan: StudyPlan, task: Task, at_once: int, whole: StudyPlan) -> None:
+    """All pieces of `plan`, a part of `whole`."""
     before = standing(plan)
     for name in before.stale:
         event("stale", id=name, text="made by another document; it is made anew")
@@ -86,11 +110,6 @@ def run_study(
     _train(plan, before, task, at_once)
     _alone(plan)
     _charge(plan, task, at_once)
-    result = report(whole)
-    if task.study_run:
-        state = "FAILED" if result.broken else "FINISHED"
-        finish_run(task.study_run, {"gwp.page": result.page}, state)
-    return result
 
 
 def report(plan: StudyPlan) -> StudyResult:
@@ -130,10 +149,10 @@ def _train(plan: StudyPlan, before: Standing, task: Task, at_once: int) -> None:
     after = standing(plan)
     cells = []
     for cell in plan.cells.values():
-        lost = [name for name in cell.parents if not after.finished(name)]
+        lost = cell.parent and not after.finished(cell.parent)
         if lost and not after.finished(cell.id):
-            why = after.pieces.get(lost[0], {}).get("error", "it was not trained")
-            broken(plan, cell, GwpError(f"{lost[0]}, which it starts from, broke: {why}"))
+            why = after.pieces.get(cell.parent or "", {}).get("error", "it was not trained")
+            broken(plan, cell, GwpError(f"{cell.parent}, which it starts from, broke: {why}"))
         elif _left(plan, cell, after):
             cells.append(cell.id)
     controls = [name for name in plan.controls if not after.finished(name)]

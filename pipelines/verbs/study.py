@@ -54,15 +54,15 @@ def run_study(args: argparse.Namespace) -> int:
 
     from gwp.errors import GwpError
     from pipelines.config.load import load_config
-    from pipelines.studies.document import Study
+    from pipelines.studies.document.study import Study
 
     if not 0 < args.scale <= 1:
         raise GwpError(f"--scale {args.scale:g}: give a share above 0, and 1 at most")
     only = [pattern.strip() for pattern in args.only.split(",") if pattern.strip()]
     study = load_config(args.file, Study, args.sets)
     if args.dry_run:
-        from pipelines.studies.data import require_tasks
-        from pipelines.studies.plan import make_plan
+        from pipelines.studies.cells.data import require_tasks
+        from pipelines.studies.cells.plan import make_plan
 
         require_tasks(study)
         plan = make_plan(study, args.scale).chosen(only)

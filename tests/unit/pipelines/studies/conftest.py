@@ -7,8 +7,9 @@ import pytest
 import yaml
 
 from pipelines.config.load import load_config
-from pipelines.studies.document import Study
-from pipelines.studies.plan import StudyPlan, make_plan
+from pipelines.studies.cells.pieces import StudyPlan
+from pipelines.studies.cells.plan import make_plan
+from pipelines.studies.document.study import Study
 from tests.unit.pipelines.jobs.test_stages import STAGES
 
 SET = {"tasks": ["reach-v3", "door-open-v3"], "episodes": 25, "seed": 0}

@@ -8,7 +8,7 @@ import yaml
 
 from pipelines.cli import main
 from pipelines.config.load import ConfigError, load_config
-from pipelines.studies.document import Study
+from pipelines.studies.document.study import Study
 from tests.unit.pipelines.studies.conftest import SET, document
 
 

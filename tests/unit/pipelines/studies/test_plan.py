@@ -6,8 +6,9 @@ from typing import Any
 import pytest
 
 from gwp.errors import GwpError
-from pipelines.studies.plan import StudyPlan, make_plan, parameters
-from pipelines.studies.scale import scaled
+from pipelines.studies.cells.pieces import StudyPlan
+from pipelines.studies.cells.plan import make_plan, parameters
+from pipelines.studies.document.scale import scaled
 from tests.support.paths import ROOT
 from tests.unit.pipelines.studies.conftest import SET, document, plan_of
 
@@ -166,7 +167,7 @@ def test_the_studies_of_the_repository_can_be_planned(
     name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from pipelines.config.load import load_config
-    from pipelines.studies.document import Study
+    from pipelines.studies.document.study import Study
 
     # Their stage files are seen from there.
     monkeypatch.chdir(ROOT)

@@ -7,10 +7,8 @@ from typing import Any
 import pytest
 
 from gwp import storage
-from pipelines.studies.figures import steps_to, study_figures
-from pipelines.studies.page import as_text, compare_rows, figure_rows, lost, plots, write_study
-from pipelines.studies.plan import StudyPlan
-from pipelines.studies.results import (
+from pipelines.studies.cells.pieces import StudyPlan
+from pipelines.studies.cells.results import (
     FAILED,
     done,
     judged_uri,
@@ -18,6 +16,15 @@ from pipelines.studies.results import (
     result_uri,
     standing,
     write,
+)
+from pipelines.studies.outcome.figures import steps_to, study_figures
+from pipelines.studies.outcome.page import (
+    as_text,
+    compare_rows,
+    figure_rows,
+    lost,
+    plots,
+    write_study,
 )
 from tests.unit.pipelines.studies.conftest import plan_of
 

@@ -2,11 +2,7 @@
 full, and a hash of all that makes it.
 """
 
-import hashlib
 import json
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
-from fnmatch import fnmatchcase
 from itertools import product
 from typing import Any
 
@@ -18,10 +14,18 @@ from gwp.model.transformer import WorldActionTransformer
 from pipelines.config.load import ConfigError, load_config, resolved
 from pipelines.jobs.sequence import require_sequence
 from pipelines.jobs.train_job import TrainJob
-from pipelines.studies.document import StageStep, Study
-from pipelines.studies.judgements import ClosedLoopJudgement, Judgement
-from pipelines.studies.scale import scaled, scaled_job
-from pipelines.training.control.changes import RUN_ONLY
+from pipelines.studies.cells.hashes import (
+    SHORT,
+    cache_hash,
+    digest,
+    hash_of,
+    place_of,
+    without,
+)
+from pipelines.studies.cells.pieces import Cell, Control, Shared, StudyPlan
+from pipelines.studies.document.judgements import ClosedLoopJudgement
+from pipelines.studies.document.scale import scaled, scaled_job
+from pipelines.studies.document.study import StageStep, Study
 
 # What the study says of every run.
 _OURS = (
@@ -35,147 +39,8 @@ _OURS = (
     "data.cache",
     "data.augment",
 )
-# Where something lies, and what follows from other pieces, which have hashes of their own.
-_PLACES = ("run.name", "init", "data.cache")
 EQUAL = ("run.steps", "engine.global_batch", "data")
 """Fields in which the arms of a comparison have to agree."""
-_DIGITS = 12
-_RUN_DIGITS = 8
-
-
-@dataclass(frozen=True)
-class Shared:
-    """A sequence of stages that cells start from. `parents`: none; as of `Cell`."""
-
-    id: str
-    jobs: tuple[TrainJob, ...]
-    seed: int
-    hash: str
-
-    @property
-    def parents(self) -> tuple[str, ...]:
-        """Pieces that come before it."""
-        return ()
-
-
-@dataclass(frozen=True)
-class Cell:
-    """One arm with one number of demonstrations and one training seed.
-
-    parent: id of the `Shared` that it starts from; hash: of all that makes its policy
-    """
-
-    id: str
-    arm: str
-    demonstrations: int
-    seed: int
-    job: TrainJob
-    parent: str | None
-    hash: str
-
-    @property
-    def parents(self) -> tuple[str, ...]:
-        """Pieces that come before it."""
-        return (self.parent,) if self.parent else ()
-
-
-@dataclass(frozen=True)
-class Control:
-    """Somebody who knows nothing, on the starts of a closed loop. judgement: what it is judged by"""
-
-    id: str
-    agent: str
-    judgement: ClosedLoopJudgement
-    hash: str
-
-    @property
-    def parents(self) -> tuple[str, ...]:
-        """Pieces that come before it."""
-        return ()
-
-
-Piece = Shared | Cell | Control
-
-
-@dataclass(frozen=True)
-class StudyPlan:
-    """All pieces of a study, by id, those first that others start from.
-
-    study: as it is run, scaled; root: its folder
-    """
-
-    study: Study
-    root: str
-    shared: Mapping[str, Shared]
-    cells: Mapping[str, Cell]
-    controls: Mapping[str, Control]
-
-    @property
-    def pieces(self) -> dict[str, Piece]:
-        """All of them by id."""
-        return {**self.shared, **self.cells, **self.controls}
-
-    def place(self, name: str) -> str:
-        """Folder of the set of this name."""
-        return place_of(self.study, self.root, name)
-
-    @property
-    def codec(self) -> str:
-        """Folder of the codec and the text encoder of all arms."""
-        return storage.join(self.root, "codec", codec_hash(self))
-
-    @property
-    def jobs(self) -> list[TrainJob]:
-        """Of every stage and cell."""
-        before = [job for piece in self.shared.values() for job in piece.jobs]
-        return [*before, *(cell.job for cell in self.cells.values())]
-
-    def judgement_hash(self, cell: Cell, judgement: Judgement) -> str:
-        """Of all that makes a judgement of a cell, its policy included."""
-        asked = judgement.model_dump(mode="json", exclude={"name", "arms"})
-        if isinstance(charge := asked.get("charge"), dict):
-            asked["charge"] = charge.get(cell.arm, 0.0)
-        name = getattr(judgement, "data", None)
-        return digest(
-            cell.hash,
-            asked,
-            self.study.data[name].model_dump(mode="json", exclude={"uri"}) if name else None,
-        )
-
-    def chosen(self, only: Iterable[str]) -> "StudyPlan":
-        """With those cells alone whose id fits one of the patterns, and what they start from.
-        GwpError when a pattern fits none.
-        """
-        patterns = list(only)
-        if not patterns:
-            return self
-        for pattern in patterns:
-            if not any(fnmatchcase(name, pattern) for name in self.cells):
-                some = ", ".join(list(self.cells)[:4])
-                raise GwpError(f"--only {pattern}: no cell has this id; they are {some}, ...")
-        cells = {
-            name: cell
-            for name, cell in self.cells.items()
-            if any(fnmatchcase(name, pattern) for pattern in patterns)
-        }
-        needed = {cell.parent for cell in cells.values()}
-        shared = {name: piece for name, piece in self.shared.items() if name in needed}
-        return StudyPlan(self.study, self.root, shared, cells, self.controls)
-
-
-def digest(*parts: Any) -> str:
-    """Short sha256 of JSON values."""
-    text = json.dumps(parts, sort_keys=True, separators=(",", ":"))
-    return hashlib.sha256(text.encode()).hexdigest()[:_DIGITS]
-
-
-def place_of(study: Study, root: str, name: str) -> str:
-    """Folder of a set: its own, or one below the study's whose name changes with what is asked."""
-    one = study.data[name]
-    if one.uri is not None:
-        return one.uri
-    spec = one.model_dump(mode="json", exclude={"uri"})
-    return storage.join(root, "data", f"{name}-{digest(spec)[:_RUN_DIGITS]}")
 
 
 def make_plan(study: Study, factor: float = 1.0) -> StudyPlan:
@@ -221,8 +86,8 @@ class _Build:
         step = StageStep(file=study.stage.file, set={**study.stage.set, **config.set})
         init = parent.jobs[-1].run.name if parent and parent.jobs else None
         job = self._job(f"arms.{arm}", step, name, seed, init, count)
-        whole = _hash_of(job, study, self.root, parent.hash if parent else None)
-        job = _named(job, f"{name}-{whole[:_RUN_DIGITS]}")
+        whole = hash_of(job, study, self.root, parent.hash if parent else None)
+        job = _named(job, f"{name}-{whole[:SHORT]}")
         return Cell(name, arm, count, seed, job, parent.id if parent else None, whole)
 
     def _parent(self, start: str, count: int, seed: int) -> Shared:
@@ -245,8 +110,8 @@ class _Build:
             where, own = f"stages.{start}", f"{name}-{number}"
             before = jobs[-1].run.name if jobs else None
             job = self._job(where, step, own, seed, before, count if sees else None)
-            whole = _hash_of(job, self.study, self.root, whole)
-            jobs.append(_named(job, f"{own}-{job.stage}-{whole[:_RUN_DIGITS]}"))
+            whole = hash_of(job, self.study, self.root, whole)
+            jobs.append(_named(job, f"{own}-{job.stage}-{whole[:SHORT]}"))
         self.shared[name] = Shared(name, tuple(jobs), seed, whole or digest())
         return self.shared[name]
 
@@ -282,7 +147,7 @@ class _Build:
         sources = tuple(self._source(source, count) for source in job.data.sources)
         whole = tuple(source.model_copy(update={"episodes": None}) for source in sources)
         data = job.data.model_copy(update={"sources": whole})
-        cache = storage.join(self.root, "cache", _cache_hash(data, self.study, self.root))
+        cache = storage.join(self.root, "cache", cache_hash(data, self.study, self.root))
         data = data.model_copy(update={"sources": sources, "cache": cache})
         validation = job.validation
         if validation:
@@ -309,41 +174,6 @@ def _named(job: TrainJob, name: str) -> TrainJob:
     return job.model_copy(update={"run": job.run.model_copy(update={"name": name})})
 
 
-def _without(values: dict[str, Any], names: Iterable[str]) -> dict[str, Any]:
-    for name in names:
-        *parents, last = name.split(".")
-        at: Any = values
-        for key in parents:
-            at = at.get(key) if isinstance(at, dict) else None
-        if isinstance(at, dict):
-            at.pop(last, None)
-    return values
-
-
-def _hash_of(job: TrainJob, study: Study, root: str, parent: str | None) -> str:
-    """Of a run: its job but for places, the recordings, and what it starts from."""
-    values = _without(resolved(job), (*RUN_ONLY, *_PLACES))
-    # Wherever the study lies, it is the same one.
-    text = json.dumps(values, sort_keys=True).replace(root, "")
-    return digest(text, study.codec.model_dump(mode="json"), parent)
-
-
-def _cache_hash(data: Any, study: Study, root: str) -> str:
-    kept = ("sources", "canvas", "window", "clip", "buckets", "curate", "embodiments")
-    values = data.model_dump(mode="json", include=set(kept))
-    codec = [one.model_dump(mode="json") for one in (study.codec, study.text)]
-    return digest(json.dumps(values, sort_keys=True).replace(root, ""), codec)
-
-
-def codec_hash(plan: StudyPlan) -> str:
-    """Of the codec and text encoder of a study, and of what a linear codec is fitted on."""
-    study = plan.study
-    codec = [one.model_dump(mode="json") for one in (study.codec, study.text)]
-    sets = {name: one.model_dump(mode="json", exclude={"uri"}) for name, one in study.data.items()}
-    canvas = next(iter(plan.cells.values())).job.data.canvas.model_dump(mode="json")
-    return digest(codec, sets, canvas)[:_RUN_DIGITS]
-
-
 def _controls(study: Study) -> dict[str, Control]:
     """One for each agent and different closed loop."""
     found: dict[str, Control] = {}
@@ -354,7 +184,7 @@ def _controls(study: Study) -> dict[str, Control]:
         fields = {"benchmark", "tasks", "episodes", "max_steps", "size", "shift"}
         whole = digest(judgement.model_dump(mode="json", include=fields))
         for agent in study.controls:
-            name = f"{agent}-{whole[:_RUN_DIGITS]}"
+            name = f"{agent}-{whole[:SHORT]}"
             found.setdefault(name, Control(name, agent, judgement, whole))
     return found
 
@@ -384,7 +214,7 @@ def differences(a: TrainJob, b: TrainJob) -> list[str]:
     """Fields of `EQUAL` in which two jobs differ."""
     found = []
     for field in EQUAL:
-        one, other = (_without(resolved(job), ("data.cache",)) for job in (a, b))
+        one, other = (without(resolved(job), ("data.cache",)) for job in (a, b))
         for key in field.split("."):
             one, other = one[key], other[key]
         if one != other:

@@ -10,8 +10,8 @@ from typing import Any
 
 from gwp import storage
 from gwp.errors import MissingError
-from pipelines.studies.judgements import Judgement
-from pipelines.studies.plan import Cell, Control, Piece, StudyPlan
+from pipelines.studies.cells.pieces import Cell, Control, Piece, StudyPlan
+from pipelines.studies.document.judgements import Judgement
 
 DONE, FAILED = "done", "failed"
 _REASON = 400

@@ -18,9 +18,9 @@ from pipelines.datasets.cache.cache import build_cache
 from pipelines.jobs.resolve import manifest_of, sample_spec, write_codec, write_text
 from pipelines.jobs.robots import resolve_embodiments
 from pipelines.jobs.train_job import TrainJob
-from pipelines.studies.document import Study
-from pipelines.studies.judgements import ClosedLoopJudgement
-from pipelines.studies.plan import StudyPlan
+from pipelines.studies.cells.pieces import StudyPlan
+from pipelines.studies.document.judgements import ClosedLoopJudgement
+from pipelines.studies.document.study import Study
 
 _INFO = "meta/info.json"
 _SHARD_MB = 64.0
@@ -81,18 +81,26 @@ def require_nested(plan: StudyPlan) -> None:
 
 
 def make_codec(plan: StudyPlan) -> None:
-    """The codec and text encoder of all arms; a linear one is fitted on all that stages see."""
+    """The codec and text encoder of all arms."""
     if storage.exists(storage.join(plan.codec, "text", "text.json")):
         return
     job = next(iter(plan.cells.values())).job
     seen: dict[str, Source] = {}
     robots = dict(job.data.embodiments)
+    wanted = {plan.place(name) for name in plan.study.fitted_on}
     for other in plan.jobs:
         robots |= other.data.embodiments
         for source in other.data.sources:
+            if source.uri not in wanted:
+                continue
             # Where one stage looks at the robot and another at the pictures alone, the robot counts.
             if source.uri not in seen or source.embodiment:
                 seen[source.uri] = source.model_copy(update={"episodes": None})
+    if len(seen) < len(wanted):
+        raise GwpError(
+            f"codec_data: no stage of these cells reads all of {', '.join(plan.study.fitted_on)}; name "
+            "sets that one reads"
+        )
     named = {source.embodiment for source in seen.values()}
     data = job.data.model_copy(
         update={

@@ -11,10 +11,11 @@ from typing import Any
 import numpy as np
 
 from pipelines.pages.intervals import Groups, Interval, hierarchical, mean_of, paired, ratio
-from pipelines.studies.document import STEPS_TO_ERROR, Comparison
-from pipelines.studies.judgements import ClosedLoopJudgement, Judgement
-from pipelines.studies.plan import Cell, StudyPlan, differences, parameters
-from pipelines.studies.results import DONE, Standing
+from pipelines.studies.cells.pieces import Cell, StudyPlan
+from pipelines.studies.cells.plan import differences, parameters
+from pipelines.studies.cells.results import DONE, Standing
+from pipelines.studies.document.judgements import ClosedLoopJudgement, Judgement
+from pipelines.studies.document.study import STEPS_TO_ERROR, Comparison
 
 UNITS = {
     "closed-loop": "success rate",
@@ -59,6 +60,11 @@ def study_figures(plan: StudyPlan, now: Standing) -> dict[str, Any]:
         ],
         "curves": {
             cell.id: now.pieces[cell.id]["curve"]
+            for cell in plan.cells.values()
+            if now.finished(cell.id)
+        },
+        "validation": {
+            cell.id: now.pieces[cell.id].get("validation", {})
             for cell in plan.cells.values()
             if now.finished(cell.id)
         },
@@ -142,8 +148,10 @@ def _figure(judgement: Judgement, found: Mapping[int, Judged]) -> dict[str, Any]
         **_told(interval),
     }
     if judgement.kind == "open-loop":
-        means = [mean_of(result["baseline"]) for result in found.values()]
-        figure["baseline"] = float(np.mean([mean for mean in means if mean is not None]))
+        for name in ("baseline", "hold"):
+            means = [mean_of(result[name]) for result in found.values()]
+            known = [mean for mean in means if mean is not None]
+            figure[name] = float(np.mean(known)) if known else None
     if judgement.kind == "video":
         names = list(next(iter(found.values()))["mean"])
         figure["parts"] = {

@@ -16,14 +16,14 @@ from gwp.sim.trial import Rules
 from pipelines.evaluation.charge import charge_of, chunk_times, latency_ms
 from pipelines.evaluation.open_loop import imagined, open_loop
 from pipelines.evaluation.simulation import closed_loop, trials_of
-from pipelines.studies.judgements import (
+from pipelines.studies.cells.pieces import Cell, Control, StudyPlan
+from pipelines.studies.document.judgements import (
     ClosedLoopJudgement,
     Judgement,
     LatencyJudgement,
     OpenLoopJudgement,
     VideoJudgement,
 )
-from pipelines.studies.plan import Cell, Control, StudyPlan
 from pipelines.training.measure.frames import error_sums, told
 
 

@@ -14,7 +14,7 @@ from gwp.paths import Location
 from gwp.sim.benchmarks import BENCHMARKS, DEFAULT
 from gwp.storage.names import relative_name
 from pipelines.config.errors import did_you_mean
-from pipelines.studies.judgements import Judgement
+from pipelines.studies.document.judgements import Judgement
 
 _CONFIG = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
 
@@ -112,7 +112,10 @@ class Study(BaseModel):
     data: dict[str, SetConfig] = Field(min_length=1)
     """Sets by name; recorded where they are missing."""
     codec: VideoCodecConfig = PcaCodecConfig(kind="pca")
-    """Video codec of all arms. A linear one is fitted once, on what all stages of the study see."""
+    """Video codec of all arms. A linear one is fitted once."""
+    codec_data: tuple[str, ...] = ()
+    """Sets that a linear codec is fitted on; empty: `labelled`. Others make another codec, and all
+    cells anew."""
     text: TextEncoderConfig = HashedConfig(kind="hashed", dim=64, rows=8)
     """Text encoder of all arms."""
     set: dict[str, Any] = {}
@@ -142,6 +145,11 @@ class Study(BaseModel):
     def _names_a_folder(cls, name: str) -> str:
         return _folder(name, "name")
 
+    @property
+    def fitted_on(self) -> tuple[str, ...]:
+        """Sets that a linear codec is fitted on."""
+        return self.codec_data or (self.labelled,)
+
     @model_validator(mode="after")
     def _consistent(self) -> Self:
         if wrong := list(self._mistakes()):
@@ -152,9 +160,7 @@ class Study(BaseModel):
         for kind, names in (("data", self.data), ("stages", self.stages), ("arms", self.arms)):
             for name in names:
                 _folder(name, f"{kind}.{name}")
-        for name, one in self.data.items():
-            if one.benchmark not in BENCHMARKS:
-                yield _unknown(f"data.{name}.benchmark", one.benchmark, BENCHMARKS)
+        yield from self._wrong_sets()
         if self.labelled not in self.data:
             yield _unknown("labelled", self.labelled, self.data)
             return
@@ -176,6 +182,14 @@ class Study(BaseModel):
         yield from self._wrong_judgements()
         for number, pair in enumerate(self.compare):
             yield from self._wrong_with(f"compare.{number}", pair)
+
+    def _wrong_sets(self) -> Iterator[str]:
+        for name, one in self.data.items():
+            if one.benchmark not in BENCHMARKS:
+                yield _unknown(f"data.{name}.benchmark", one.benchmark, BENCHMARKS)
+        for name in self.codec_data:
+            if name not in self.data:
+                yield _unknown("codec_data", name, self.data)
 
     def _wrong_judgements(self) -> Iterator[str]:
         judged = [judgement.name for judgement in self.judge]

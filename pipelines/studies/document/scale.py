@@ -3,13 +3,13 @@
 from collections.abc import Sequence
 
 from pipelines.jobs.train_job import TrainJob
-from pipelines.studies.document import SetConfig, Study
-from pipelines.studies.judgements import (
+from pipelines.studies.document.judgements import (
     ClosedLoopJudgement,
     Judgement,
     LatencyJudgement,
     VideoJudgement,
 )
+from pipelines.studies.document.study import SetConfig, Study
 
 # Below them nothing that a study is made of can run.
 _LEAST_STEPS = 6

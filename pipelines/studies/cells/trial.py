@@ -14,8 +14,9 @@ from typing import Any
 
 from gwp import storage
 from gwp.errors import GwpError
-from pipelines.studies.plan import Cell, Control, Shared, StudyPlan, parameters
-from pipelines.studies.results import (
+from pipelines.studies.cells.pieces import Cell, Control, Shared, StudyPlan
+from pipelines.studies.cells.plan import parameters
+from pipelines.studies.cells.results import (
     DONE,
     FAILED,
     done,
@@ -93,7 +94,7 @@ def _train_shared(piece: Shared, task: Task) -> None:
 
 
 def _control(piece: Control, task: Task) -> None:
-    from pipelines.studies.judge import controlled
+    from pipelines.studies.cells.judge import controlled
 
     begin = time.time()
     figures = {"agent": piece.agent, **controlled(piece)}
@@ -134,7 +135,8 @@ def _trained(cell: Cell, task: Task) -> dict[str, Any]:
         "samples": trained.samples,
         "parameters": parameters(cell.job),
         "seconds": round(trained.seconds, 1),
-        "curve": curve_of(trained.uri, trained.steps),
+        "curve": curve_of(trained.uri, trained.steps, ERROR),
+        "validation": last_figures(trained.uri, trained.steps),
     }
 
 
@@ -148,19 +150,29 @@ def _policy_id(place: str) -> str | None:
         return read_bundle(storage.download(place, Path(scratch) / "bundle")).id
 
 
-def curve_of(run: str, steps: int) -> list[tuple[int, float]]:
-    """(step, error of actions) of the checkpoints of a run; empty where it has no validation."""
+def curve_of(run: str, steps: int, name: str) -> list[tuple[int, float]]:
+    """(step, value) of a figure of the checkpoints of a run; empty where there is none."""
+    return sorted({step: value for key, value, step in _figures(run, steps) if key == name}.items())
+
+
+def last_figures(run: str, steps: int) -> dict[str, float]:
+    """What validation said of the last checkpoint."""
+    return {key: value for key, value, step in _figures(run, steps) if step == steps}
+
+
+def _figures(run: str, steps: int) -> list[tuple[str, float, int]]:
+    """Name, value and step of the figures of validation."""
     from pipelines.tracking.curves import read_figures, read_verdicts
 
     told = [*read_figures(run, 0, steps), read_verdicts(run)]
-    points = {step: value for part in told for key, value, _, step in part if key == ERROR}
-    return sorted(points.items())
+    every = ((key, value, step) for part in told for key, value, _, step in part)
+    return [point for point in every if point[0].startswith("validation")]
 
 
 def _judge(cell: Cell, result: Mapping[str, Any], task: Task) -> list[str]:
     """Make the judgements that are not there. What broke, one line each."""
     from gwp.policy.policy import Policy
-    from pipelines.studies.judge import judged
+    from pipelines.studies.cells.judge import judged
 
     plan = task.plan
     policy = None

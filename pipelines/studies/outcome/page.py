@@ -9,8 +9,8 @@ from pipelines.console import table
 from pipelines.pages import study_charts
 from pipelines.pages.render import Picture, Table, render
 from pipelines.pages.study_charts import Point
-from pipelines.studies.document import STEPS_TO_ERROR
-from pipelines.studies.plan import StudyPlan
+from pipelines.studies.cells.pieces import StudyPlan
+from pipelines.studies.document.study import STEPS_TO_ERROR
 
 Figures = Mapping[str, Any]
 

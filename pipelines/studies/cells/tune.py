@@ -15,8 +15,8 @@ from gwp.machine import cores
 from pipelines.console import event
 from pipelines.jobs.ray_start import cpus_of, ensure_ray
 from pipelines.jobs.train_job import TrainJob
-from pipelines.studies.results import DONE, FAILED
-from pipelines.studies.trial import Task, broken, run_piece
+from pipelines.studies.cells.results import DONE, FAILED
+from pipelines.studies.cells.trial import Task, broken, run_piece
 from pipelines.training.control.failures import Interrupts
 
 # Read by Tune where trials are made. They keep the folder of the command.
