@@ -20,6 +20,7 @@ VERBS = (
     "export",
     "promote",
     "eval",
+    "study",
     "weights",
     "serve",
     "act",

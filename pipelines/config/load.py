@@ -308,6 +308,7 @@ def kinds() -> dict[str, tuple[str, str]]:
         "TrainJob": ("pipelines.jobs.train_job", "TrainJob"),
         "ServeApp": ("serve.config", "ServeApp"),
         "Cluster": ("clusters.document.cluster", "Cluster"),
+        "Study": ("pipelines.studies.document.study", "Study"),
     }
 
 

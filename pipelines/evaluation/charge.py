@@ -46,6 +46,11 @@ def latency_ms(text: str, policy: Policy, uri: str, benchmark: Benchmark) -> flo
 
 def measured_ms(policy: Policy, benchmark: Benchmark) -> float:
     """Median time of one chunk for one robot on this machine, milliseconds."""
+    return float(np.median(chunk_times(policy, benchmark, _REPEATS)))
+
+
+def chunk_times(policy: Policy, benchmark: Benchmark, repeats: int) -> list[float]:
+    """Time of so many chunks for one robot on this machine, milliseconds, after some untimed."""
     robot = benchmark.embodiment
     # Contents do not matter for the time; size and instruction are those of the simulator.
     observation = Observation(
@@ -54,8 +59,8 @@ def measured_ms(policy: Policy, benchmark: Benchmark) -> float:
         next(iter(benchmark.tasks.values())),
         robot.name,
     )
-    times = [policy.act(observation).timings["total"] for _ in range(_WARM + _REPEATS)]
-    return float(np.median(times[_WARM:]))
+    times = [policy.act(observation).timings["total"] for _ in range(_WARM + repeats)]
+    return times[_WARM:]
 
 
 def _looked_up(file: str, policy: Policy, uri: str) -> float:

@@ -22,13 +22,15 @@ from pipelines.frames import error_sums, told
 class Clip:
     """One window of a recording, and what the model imagined of it; from `imagined`.
 
-    title:    instruction, episode and step
+    title:    text, episode and step
+    text:     the instruction
     real:     canvas frames uint8 `[T, H, W, 3]`; the first was given to the model
     guess:    imagined under the recorded actions, of the same shape
     shuffled: imagined under the actions of another clip; None: not asked for
     """
 
     title: str
+    text: str
     episode: int
     step: int
     real: np.ndarray = field(repr=False)
@@ -41,6 +43,7 @@ class _Window:
     """What a clip is made of. actions: `[p, d]`, robot units."""
 
     title: str
+    text: str
     episode: int
     step: int
     real: np.ndarray
@@ -72,7 +75,15 @@ def imagined(
             )
         guess = policy.imagine_given(window.observation, window.actions)
         result.append(
-            Clip(window.title, window.episode, window.step, window.real, guess, under_other)
+            Clip(
+                window.title,
+                window.text,
+                window.episode,
+                window.step,
+                window.real,
+                guess,
+                under_other,
+            )
         )
     return result
 
@@ -117,8 +128,9 @@ def _window(policy: Policy, recording: Recording, share: float) -> _Window:
     rows = np.minimum(start + np.arange(window.chunk), steps - 1)
     (_, observation), *_ = recording.observed([start])
     episode = recording.episode.index
-    title = f"{observation.prompt or 'episode'} (episode {episode}, step {start})"
-    return _Window(title, episode, start, real, observation, recording.action[rows])
+    text = observation.prompt
+    title = f"{text or 'episode'} (episode {episode}, step {start})"
+    return _Window(title, text, episode, start, real, observation, recording.action[rows])
 
 
 def video_figures(clips: Sequence[Clip]) -> dict[str, Any]:
@@ -139,7 +151,7 @@ def video_figures(clips: Sequence[Clip]) -> dict[str, Any]:
         if any(name in sums for sums in each)
     }
     of_each = [
-        {"episode": clip.episode, "step": clip.step, **_figures(sums)}
+        {"text": clip.text, "episode": clip.episode, "step": clip.step, **_figures(sums)}
         for clip, sums in zip(clips, each, strict=True)
     ]
     return {**_figures(of_all), "windows": len(clips), "clips": of_each}

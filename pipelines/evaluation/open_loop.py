@@ -44,9 +44,11 @@ class EpisodeErrors:
     """What `OpenLoop` says of one episode.
 
     index: its number in the set
+    text:  its instruction
     """
 
     index: int
+    text: str
     windows: int
     mse: GuessErrors
     share: GuessErrors
@@ -117,6 +119,7 @@ def open_loop(policy: Policy, source: Source, batch: int = 8) -> OpenLoop:
         episodes.append(
             EpisodeErrors(
                 recording.episode.index,
+                recorded.text_of(recording.episode),
                 len(errors["policy"]),
                 _mse(errors),
                 _share(errors, ranges),

@@ -35,9 +35,9 @@ def require_packages(job: TrainJob) -> None:
         )
 
 
-def ensure_ray(*jobs: TrainJob) -> None:
+def ensure_ray(*jobs: TrainJob, at_once: int = 1) -> None:
     """Connect to the cluster of RAY_ADDRESS, or start Ray on this machine with enough logical
-    CPUs for each of the jobs, one after another.
+    CPUs for each of the jobs, `at_once` of them at a time.
     """
     if ray.is_initialized():
         return
@@ -49,7 +49,7 @@ def ensure_ray(*jobs: TrainJob) -> None:
     os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.2")
     ray.init(
         address="local",
-        num_cpus=max(os.cpu_count() or 1, *map(cpus_of, jobs)),
+        num_cpus=max(os.cpu_count() or 1, *(at_once * cpus_of(job) for job in jobs)),
         include_dashboard=False,
         log_to_driver=False,
     )

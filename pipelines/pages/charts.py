@@ -1,13 +1,8 @@
-"""The charts of the pages. Each function takes plain numbers and returns a PNG.
-
-Names of tasks, agents and dimensions come from data: they are drawn as they are (a `$` begins no
-formula) and shortened where they would not fit.
-"""
+"""The charts of the pages. Each function takes plain numbers and returns a PNG."""
 
 import io
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
-from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -15,96 +10,25 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from PIL import Image
 
+from pipelines.pages.axes import (
+    AGENTS,
+    BLUE,
+    CLAY,
+    GREY,
+    INK,
+    MUTED,
+    WIDTH,
+    legend_of,
+    name_in_chart,
+    named_rows,
+    panels_of,
+    plain_axes,
+    png,
+)
 from pipelines.pages.intervals import wilson
 
-# Every colour of a line or point has a contrast of 3:1 and more on white, MUTED and INK 5:1.
-INK = "#22303c"
-MUTED = "#55626e"
-GRID = "#e4e8ec"
-BLUE = "#2f6f9f"
-CLAY = "#c05f34"
-GREY = "#818c97"
-# Agents differ by shape as well, for readers who do not tell the colours apart.
-AGENTS = {"policy": (BLUE, "o"), "blind": (GREY, "s"), "random": (CLAY, "^")}
-
-# Width in inches of the page's text column; with _DPI pictures are twice as fine as a plain
-# screen.
-_WIDTH = 10.0
-_DPI = 200
 _STRIP_WIDTH = 1600
 """Pixels up to which a strip of small frames is enlarged."""
-_LONGEST_TITLE = 24
-"""Characters of a name above one of four panels."""
-_LONGEST_TICK = 44
-"""Characters of a name beside an axis."""
-
-
-def name_in_chart(name: str, longest: int = _LONGEST_TITLE) -> str:
-    """A name on one line of at most `longest` characters, all of which a font can be asked for."""
-    # Names of files may hold surrogates, which no font can be asked for.
-    line = " ".join(name.split()).encode("utf-8", "replace").decode()
-    printable = "".join(character if character.isprintable() else "?" for character in line)
-    return printable if len(printable) <= longest else f"{printable[: longest - 1]}…"
-
-
-def _plain(axes: Axes, xlabel: str = "", ylabel: str = "", title: str = "") -> None:
-    """No frame, quiet ticks and grid lines along the values."""
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.spines[["left", "bottom"]].set_color("#c3cbd3")
-    axes.tick_params(colors=MUTED, labelsize=8.5, length=3)
-    axes.grid(axis="y", color=GRID, linewidth=0.8)
-    axes.set_axisbelow(True)
-    axes.set_xlabel(xlabel, color=MUTED, fontsize=9)
-    axes.set_ylabel(ylabel, color=MUTED, fontsize=9)
-    axes.set_title(
-        name_in_chart(title),
-        color=INK,
-        fontsize=9,
-        loc="left",
-        fontweight="bold",
-        pad=8,
-        parse_math=False,
-    )
-
-
-def _named_rows(axes: Axes, names: Sequence[str]) -> None:
-    """One row per name from the top down, values along x."""
-    axes.grid(axis="y", visible=False)
-    axes.grid(axis="x", color=GRID, linewidth=0.8)
-    labels = [name_in_chart(name, _LONGEST_TICK) for name in names]
-    axes.set_yticks(range(len(names)), labels, color=INK, fontsize=9.5, parse_math=False)
-
-
-def _grid(count: int, columns: int, row_height: float) -> tuple[Figure, list[Axes]]:
-    """A figure of `count` panels, row by row; `row_height` in inches."""
-    columns = min(columns, count)
-    rows = -(-count // columns)
-    # Without pyplot, which keeps every figure until it is closed.
-    figure = Figure(figsize=(_WIDTH, row_height * rows), layout="constrained")
-    axes: list[Axes] = list(figure.subplots(rows, columns, squeeze=False).flat)
-    for unused in axes[count:]:
-        unused.set_visible(False)
-    return figure, axes[:count]
-
-
-def _png(figure: Figure, dpi: int = _DPI) -> bytes:
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=dpi, facecolor="white")
-    return buffer.getvalue()
-
-
-def _legend(axes: Axes, **kwargs: Any) -> None:
-    legend = axes.legend(
-        frameon=False,
-        fontsize=8.5,
-        labelcolor=INK,
-        loc="lower right",
-        bbox_to_anchor=(1, 1),
-        borderaxespad=0.2,
-        **kwargs,
-    )
-    for text in legend.get_texts():
-        text.set_parse_math(False)
 
 
 def losses(
@@ -115,7 +39,7 @@ def losses(
     curves: stage -> (step, loss); resumed: stage -> steps where a worker was killed and the run
     went on, each a dashed line
     """
-    figure, panels = _grid(len(curves), 3, 2.7)
+    figure, panels = panels_of(len(curves), 3, 2.7)
     for axes, (stage, points) in zip(panels, curves.items(), strict=True):
         steps = np.array([step for step, _ in points])
         values = np.array([loss for _, loss in points], dtype=np.float64)
@@ -137,9 +61,9 @@ def losses(
                 fontsize=8,
                 va="top",
             )
-        _plain(axes, "step", "loss", stage)
+        plain_axes(axes, "step", "loss", stage)
         axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
-    return _png(figure)
+    return png(figure)
 
 
 def strip(frames: np.ndarray) -> bytes:
@@ -164,17 +88,17 @@ def actions(names: Sequence[str], recorded: np.ndarray, predicted: np.ndarray) -
     recorded, predicted: [n,d] each, robot units
     """
     columns = 4 if len(names) != 3 else 3
-    figure, panels = _grid(len(names), columns, 2.1)
+    figure, panels = panels_of(len(names), columns, 2.1)
     for i, (axes, name) in enumerate(zip(panels, names, strict=True)):
         # The recording broad and pale below the prediction, so that one does not hide the other.
         axes.plot(recorded[:, i], color=INK, alpha=0.35, linewidth=3, label="recorded")
         axes.plot(predicted[:, i], color=CLAY, linewidth=1.2, label="predicted")
         error = np.abs(recorded[:, i] - predicted[:, i]).mean()
         ylabel = "robot units" if i % columns == 0 else ""
-        _plain(axes, f"control step (MAE {error:.3g})", ylabel, name)
+        plain_axes(axes, f"control step (MAE {error:.3g})", ylabel, name)
         axes.xaxis.set_major_locator(MaxNLocator(4, integer=True))
     _legend_of_all(figure, panels[0])
-    return _png(figure)
+    return png(figure)
 
 
 def episode(
@@ -186,16 +110,18 @@ def episode(
     robot units. Deltas are taken from that state.
     """
     columns = 4 if len(names) > 6 else min(3, len(names))
-    figure, panels = _grid(len(names), columns, 1.6)
+    figure, panels = panels_of(len(names), columns, 1.6)
     for i, (axes, name) in enumerate(zip(panels, names, strict=True)):
         if i < state.shape[1]:
             axes.plot(seconds, state[:, i], color=CLAY, linewidth=1.2, label="state")
         axes.plot(seconds, action[:, i], color=BLUE, linewidth=1.2, label="action")
         bottom = i >= len(names) - columns
-        _plain(axes, "seconds" if bottom else "", "robot units" if i % columns == 0 else "", name)
+        plain_axes(
+            axes, "seconds" if bottom else "", "robot units" if i % columns == 0 else "", name
+        )
         axes.yaxis.set_major_locator(MaxNLocator(4))
     _legend_of_all(figure, panels[0])
-    return _png(figure, dpi=150)
+    return png(figure, dpi=150)
 
 
 def _legend_of_all(figure: Figure, panel: Axes) -> None:
@@ -220,7 +146,7 @@ def closed_loop(results: Mapping[str, Mapping[str, tuple[int, int]]]) -> bytes:
     agents = list(dict.fromkeys(agent for by_agent in results.values() for agent in by_agent))
     # Inches: margins, a line per agent and task, and a gap per task.
     height = 0.7 + 0.24 * len(agents) * len(results) + 0.16 * len(results)
-    figure = Figure(figsize=(_WIDTH, height), layout="constrained")
+    figure = Figure(figsize=(WIDTH, height), layout="constrained")
     axes = figure.subplots()
     for position, agent in enumerate(agents):
         # Agents of a task stand side by side around its row.
@@ -243,19 +169,19 @@ def closed_loop(results: Mapping[str, Mapping[str, tuple[int, int]]]) -> bytes:
             # Points at 0 and 100 % would be cut in half.
             clip_on=False,
         )
-    _plain(axes, "success rate, with 95 % Wilson interval")
-    _named_rows(axes, list(results))
+    plain_axes(axes, "success rate, with 95 % Wilson interval")
+    named_rows(axes, list(results))
     # Upside down: the first task stands on top.
     axes.set_ylim(len(results) - 0.5, -0.5)
     axes.set_xlim(0, 1)
     axes.set_xticks([0, 0.25, 0.5, 0.75, 1], ["0 %", "25 %", "50 %", "75 %", "100 %"])
-    _legend(axes, ncols=len(agents))
-    return _png(figure)
+    legend_of(axes, ncols=len(agents))
+    return png(figure)
 
 
 def latency(samples: Mapping[str, Sequence[float]]) -> bytes:
     """Every request as a dot and the median as a bar, one row per way to answer. Milliseconds."""
-    figure = Figure(figsize=(_WIDTH, 0.7 + 0.55 * len(samples)), layout="constrained")
+    figure = Figure(figsize=(WIDTH, 0.7 + 0.55 * len(samples)), layout="constrained")
     axes = figure.subplots()
     rng = np.random.default_rng(0)
     for row, values in enumerate(samples.values()):
@@ -275,12 +201,12 @@ def latency(samples: Mapping[str, Sequence[float]]) -> bytes:
             fontweight="bold",
             annotation_clip=False,
         )
-    _plain(axes, "milliseconds per chunk")
-    _named_rows(axes, list(samples))
+    plain_axes(axes, "milliseconds per chunk")
+    named_rows(axes, list(samples))
     # Room above the first row for its label.
     axes.set_ylim(len(samples) - 0.5, -0.75)
     axes.set_xlim(left=0)
-    return _png(figure)
+    return png(figure)
 
 
 def fleet(
@@ -291,7 +217,7 @@ def fleet(
     replicas: (seconds, replicas running, requests waiting or under way); latencies: (seconds,
     milliseconds) of each request; seconds since the load began
     """
-    figure = Figure(figsize=(_WIDTH, 4.2), layout="constrained")
+    figure = Figure(figsize=(WIDTH, 4.2), layout="constrained")
     above, below = figure.subplots(2, 1, sharex=True)
     if replicas:
         times, running, waiting = (np.array(column) for column in zip(*replicas, strict=True))
@@ -308,18 +234,18 @@ def fleet(
         above.step(
             times, running, where="post", color=BLUE, linewidth=2.2, label="replicas running"
         )
-        _legend(above, ncols=2)
-    _plain(above, "", "count")
+        legend_of(above, ncols=2)
+    plain_axes(above, "", "count")
     above.yaxis.set_major_locator(MaxNLocator(5, integer=True))
     above.set_ylim(bottom=0)
     if latencies:
         times, values = np.array(latencies, dtype=np.float64).T
         below.scatter(times, values, s=6, color=GREY, alpha=0.5, linewidths=0, label="one request")
         _percentiles_over_time(below, times, values)
-        _legend(below, ncols=3)
+        legend_of(below, ncols=3)
         below.set_ylim(bottom=0)
-    _plain(below, "seconds since the load began", "latency, ms")
-    return _png(figure)
+    plain_axes(below, "seconds since the load began", "latency, ms")
+    return png(figure)
 
 
 def _percentiles_over_time(

@@ -283,3 +283,14 @@ def metric_history(run_id: str, key: str) -> list[tuple[int, float]]:
     # By time: of two values for one step the later one stays in the mapping.
     history = sorted(history, key=lambda metric: metric.timestamp)
     return sorted({metric.step: float(metric.value) for metric in history}.items())
+
+
+def put_below(run_id: str, parent: str) -> None:
+    """Have MLflow's pages show a run below another one of its experiment. An outage is logged: the
+    run itself counts.
+    """
+    try:
+        with explained():
+            client().set_tag(run_id, _NESTING_TAG, parent)
+    except GwpError as error:
+        logger.warning("run %s is not shown below %s: %s", run_id, parent, error)

@@ -57,6 +57,16 @@ MAY_KNOW: dict[str, set[str]] = {
     "datasets": {"config", "console", "jobs", "pages"},
     "evaluation": {"config", "console", "frames", "jobs", "pages"},
     "placement": {"config", "jobs", "plan"},
+    "studies": {
+        "config",
+        "console",
+        "datasets",
+        "evaluation",
+        "jobs",
+        "pages",
+        "tracking",
+        "training",
+    },
     "bench": {
         "compat",
         "config",

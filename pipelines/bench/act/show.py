@@ -6,7 +6,7 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
-from pipelines.pages.charts import BLUE, CLAY, GREY, MUTED
+from pipelines.pages.axes import BLUE, CLAY, GREY, MUTED
 
 
 def table(r: dict[str, Any]) -> str:

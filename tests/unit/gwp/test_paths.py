@@ -94,6 +94,38 @@ WORDS = {
     "Toleration.key",
     "Toleration.value",
     "Volume.claim",
+    "ArmConfig.note",
+    "ArmConfig.set",
+    "ArmConfig.start",
+    "ClosedLoopJudgement.arms",
+    "ClosedLoopJudgement.benchmark",
+    "ClosedLoopJudgement.charge",
+    "ClosedLoopJudgement.name",
+    "ClosedLoopJudgement.shift",
+    "ClosedLoopJudgement.tasks",
+    "Comparison.arms",
+    "Comparison.measure",
+    "Comparison.unequal",
+    "LatencyJudgement.arms",
+    "LatencyJudgement.benchmark",
+    "LatencyJudgement.name",
+    "OpenLoopJudgement.arms",
+    "OpenLoopJudgement.data",
+    "OpenLoopJudgement.name",
+    "SetConfig.benchmark",
+    "SetConfig.tasks",
+    "StageStep.set",
+    "Study.arms",
+    "Study.claim",
+    "Study.codec_data",
+    "Study.data",
+    "Study.labelled",
+    "Study.name",
+    "Study.set",
+    "Study.stages",
+    "VideoJudgement.arms",
+    "VideoJudgement.data",
+    "VideoJudgement.name",
     # A path in pods, not on this machine.
     "Volume.path",
     # Handed to DeepSpeed as it is.
@@ -126,7 +158,7 @@ def models(top: type[BaseModel]) -> set[type[BaseModel]]:
     return found
 
 
-@pytest.mark.parametrize("kind", ["TrainJob", "ServeApp", "Cluster"])
+@pytest.mark.parametrize("kind", ["TrainJob", "ServeApp", "Cluster", "Study"])
 def test_every_text_of_a_configuration_is_marked_as_a_path_or_known_as_a_word(kind: str) -> None:
     every = models(model_of(kind))
     assert len(every) >= 5
@@ -151,6 +183,13 @@ def test_every_text_of_a_configuration_is_marked_as_a_path_or_known_as_a_word(ki
         },
         "ServeApp": {"ServeApp.policy"},
         "Cluster": {"SlurmConfig.venv", "SlurmConfig.env_file"},
+        "Study": {
+            "Study.storage",
+            "SetConfig.uri",
+            "StageStep.file",
+            "WanCodecConfig.path",
+            "UMT5Config.path",
+        },
     }
     assert paths == expected[kind]
 

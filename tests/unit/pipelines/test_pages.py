@@ -12,7 +12,7 @@ from jinja2 import UndefinedError
 from pipelines.cli import main
 from pipelines.evaluation.imagined import Clip
 from pipelines.evaluation.report import ReportData, write_report
-from pipelines.pages.charts import name_in_chart
+from pipelines.pages.axes import name_in_chart
 from pipelines.pages.render import Picture, Table, render
 from tests.support.sets import info, write_v21, write_video
 
@@ -103,7 +103,7 @@ def hostile_report() -> tuple[dict, ReportData]:
     media = ReportData(
         losses={WORDS: [(0, 1.0), (1, 0.5)]},
         resumed={WORDS: [1]},
-        imagined=[Clip(WORDS, 0, 0, frames, frames)],
+        imagined=[Clip(WORDS, WORDS, 0, 0, frames, frames)],
         actions=((WORDS,), rng.normal(size=(4, 1)), rng.normal(size=(4, 1))),
         closed_loop={WORDS: {WORDS: (1, 2)}},
         steps=[{"steps": WORDS, "ms": 1.0, "mse": 1.0, "rms": 1.0}],

@@ -94,8 +94,8 @@ def moving_square(at: int, frames: int = 3) -> np.ndarray:
 
 def test_copying_is_measured_where_something_moves():
     real = moving_square(4)
-    perfect = Clip("", 0, 0, real, real)
-    copy = Clip("", 0, 1, real, np.repeat(real[:1], 3, 0))
+    perfect = Clip("", "", 0, 0, real, real)
+    copy = Clip("", "", 0, 1, real, np.repeat(real[:1], 3, 0))
     told = video_figures([perfect])
     assert told["gain_moving"] > 50
     assert video_figures([copy])["gain_moving"] == 0
@@ -106,7 +106,7 @@ def test_copying_is_measured_where_something_moves():
 
 def test_sensitivity_is_what_wrong_actions_cost():
     real = moving_square(4)
-    heeds = Clip("", 0, 0, real, real, moving_square(0))
+    heeds = Clip("", "", 0, 0, real, real, moving_square(0))
     deaf = replace(heeds, shuffled=real)
     assert video_figures([heeds])["action_sensitivity"] > 50
     assert video_figures([deaf])["action_sensitivity"] == 0
@@ -114,10 +114,12 @@ def test_sensitivity_is_what_wrong_actions_cost():
 
 def test_a_clip_where_nothing_moves_says_nothing_of_motion():
     still = moving_square(0)
-    told = video_figures([Clip("", 0, 0, still, still)])
+    told = video_figures([Clip("", "", 0, 0, still, still)])
     assert "psnr" in told
     assert "gain_moving" not in told
-    both = video_figures([Clip("", 0, 0, still, still), Clip("", 0, 1, *[moving_square(4)] * 2)])
+    both = video_figures(
+        [Clip("", "", 0, 0, still, still), Clip("", "", 0, 1, *[moving_square(4)] * 2)]
+    )
     assert both["windows"] == 2
     assert both["gain_moving"] > 50
 

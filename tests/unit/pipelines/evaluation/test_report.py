@@ -56,7 +56,7 @@ def full() -> ReportData:
     return ReportData(
         losses={"world": [(0, 2.0), (1, 1.5), (2, 1.2)], "policy": [(0, 1.0)]},
         resumed={"world": [1]},
-        imagined=[Clip("reach <1>", 0, 0, frames, frames[::-1])],
+        imagined=[Clip("reach <1>", "reach", 0, 0, frames, frames[::-1])],
         actions=(("x", "y"), rng.normal(size=(20, 2)), rng.normal(size=(20, 2))),
         closed_loop={"reach": {"policy": (9, 10), "random": (0, 10)}, "push": {"policy": (3, 10)}},
         steps=[

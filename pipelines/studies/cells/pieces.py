@@ -1,0 +1,117 @@
+"""The pieces of work that a study is made of."""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
+from fnmatch import fnmatchcase
+
+from gwp import storage
+from gwp.errors import GwpError
+from pipelines.jobs.train_job import TrainJob
+from pipelines.studies.cells.hashes import codec_hash, digest, place_of
+from pipelines.studies.document.judgements import ClosedLoopJudgement, Judgement
+from pipelines.studies.document.study import Study
+
+
+@dataclass(frozen=True)
+class Shared:
+    """A sequence of stages that cells start from."""
+
+    id: str
+    jobs: tuple[TrainJob, ...]
+    seed: int
+    hash: str
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One arm with one number of demonstrations and one training seed.
+
+    parent: id of the `Shared` that it starts from; hash: of all that makes its policy
+    """
+
+    id: str
+    arm: str
+    demonstrations: int
+    seed: int
+    job: TrainJob
+    parent: str | None
+    hash: str
+
+
+@dataclass(frozen=True)
+class Control:
+    """Somebody who knows nothing, on the starts of a closed loop. judgement: what it is judged by"""
+
+    id: str
+    agent: str
+    judgement: ClosedLoopJudgement
+    hash: str
+
+
+Piece = Shared | Cell | Control
+
+
+@dataclass(frozen=True)
+class StudyPlan:
+    """All pieces of a study, by id, those first that others start from.
+
+    study: as it is run, scaled; root: its folder
+    """
+
+    study: Study
+    root: str
+    shared: Mapping[str, Shared]
+    cells: Mapping[str, Cell]
+    controls: Mapping[str, Control]
+
+    @property
+    def pieces(self) -> dict[str, Piece]:
+        """All of them by id."""
+        return {**self.shared, **self.cells, **self.controls}
+
+    def place(self, name: str) -> str:
+        """Folder of the set of this name."""
+        return place_of(self.study, self.root, name)
+
+    @property
+    def codec(self) -> str:
+        """Folder of the codec and the text encoder of all arms."""
+        return storage.join(self.root, "codec", codec_hash(self.study))
+
+    @property
+    def jobs(self) -> list[TrainJob]:
+        """Of every stage and cell."""
+        before = [job for piece in self.shared.values() for job in piece.jobs]
+        return [*before, *(cell.job for cell in self.cells.values())]
+
+    def judgement_hash(self, cell: Cell, judgement: Judgement) -> str:
+        """Of all that makes a judgement of a cell, its policy included."""
+        asked = judgement.model_dump(mode="json", exclude={"name", "arms"})
+        if isinstance(charge := asked.get("charge"), dict):
+            asked["charge"] = charge.get(cell.arm, 0.0)
+        name = getattr(judgement, "data", None)
+        return digest(
+            cell.hash,
+            asked,
+            self.study.data[name].model_dump(mode="json", exclude={"uri"}) if name else None,
+        )
+
+    def chosen(self, only: Iterable[str]) -> "StudyPlan":
+        """With those cells alone whose id fits one of the patterns, and what they start from.
+        GwpError when a pattern fits none.
+        """
+        patterns = list(only)
+        if not patterns:
+            return self
+        for pattern in patterns:
+            if not any(fnmatchcase(name, pattern) for name in self.cells):
+                some = ", ".join(list(self.cells)[:4])
+                raise GwpError(f"--only {pattern}: no cell has this id; they are {some}, ...")
+        cells = {
+            name: cell
+            for name, cell in self.cells.items()
+            if any(fnmatchcase(name, pattern) for pattern in patterns)
+        }
+        needed = {cell.parent for cell in cells.values()}
+        shared = {name: piece for name, piece in self.shared.items() if name in needed}
+        return replace(self, shared=shared, cells=cells)

@@ -1,0 +1,1 @@
+"""What a study is asked: its document, and the same one smaller."""

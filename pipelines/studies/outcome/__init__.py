@@ -1,0 +1,1 @@
+"""What a study came to: figures, tables, plots and a page."""

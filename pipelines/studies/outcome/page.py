@@ -1,0 +1,229 @@
+"""`study.json` and what people read of it: a table as text, plots, and a page that joins them."""
+
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from gwp import storage
+from pipelines.console import table
+from pipelines.pages import study_charts
+from pipelines.pages.render import Picture, Table, render
+from pipelines.pages.study_charts import Point
+from pipelines.studies.cells.pieces import StudyPlan
+from pipelines.studies.document.study import STEPS_TO_ERROR
+
+Figures = Mapping[str, Any]
+
+
+def write_study(plan: StudyPlan, figures: Figures) -> str:
+    """Write `study.json`, `study.txt`, the plots and `study.html`; where the page lies."""
+
+    def put(name: str, data: bytes) -> str:
+        uri = storage.join(plan.root, name)
+        storage.write_bytes(uri, data)
+        return uri
+
+    put("study.json", json.dumps(figures, indent=1).encode())
+    pictures = plots(figures)
+    for name, picture in pictures.items():
+        put(f"{name}.png", picture.png)
+    put("study.txt", as_text(figures).encode())
+    page = render(
+        "study.html.j2",
+        title=f"Study: {figures['name']}",
+        claim=figures["claim"],
+        broken=lost(figures),
+        arms=_table(arm_rows(figures)),
+        notes=figures["notes"],
+        compare=_table(compare_rows(figures)),
+        figures=_table(figure_rows(figures)),
+        charts=list(pictures.values()),
+        tasks=_table(task_rows(figures)),
+    )
+    return put("study.html", page)
+
+
+def lost(figures: Figures) -> list[str]:
+    """What is not there, one line each."""
+    broken = [f"{name}: {why}" for name, why in figures["broken"].items()]
+    if missing := figures["missing"]:
+        some = ", ".join(missing[:6]) + (", ..." if len(missing) > 6 else "")
+        broken.append(f"{len(missing)} cells are not done yet: {some}")
+    return broken
+
+
+def as_text(figures: Figures) -> str:
+    """The tables for a terminal."""
+    parts = [figures["name"], figures["claim"], ""]
+    for rows in (arm_rows(figures), figure_rows(figures), compare_rows(figures)):
+        if rows:
+            parts += [table(rows), ""]
+    parts += figures["notes"]
+    parts += [f"broken: {line}" for line in lost(figures)]
+    return "\n".join(parts).rstrip() + "\n"
+
+
+def _table(rows: Sequence[Mapping[str, str]]) -> Table | None:
+    if not rows:
+        return None
+    return Table(list(rows[0]), [list(row.values()) for row in rows])
+
+
+def arm_rows(figures: Figures) -> list[dict[str, str]]:
+    """One for each arm."""
+    return [
+        {
+            "arm": name,
+            "starts from": arm["start"] or "random weights",
+            "parameters": f"{arm['parameters']:,}",
+            "steps": str(arm["steps"]),
+            "steps before": str(arm["steps_before"]),
+            "batch": str(arm["batch"]),
+            "note": arm["note"],
+        }
+        for name, arm in figures["arms"].items()
+    ]
+
+
+def figure_rows(figures: Figures) -> list[dict[str, str]]:
+    """One for each arm and number of demonstrations, and one for each control."""
+    names = list(figures["judgements"])
+    rows = []
+    for row in figures["rows"]:
+        cells = {name: _told(row["judged"].get(name), _kind(figures, name)) for name in names}
+        seeds = max((one["seeds"] for one in row["judged"].values()), default=0)
+        rows.append(
+            {
+                "arm": row["arm"],
+                "demonstrations": str(row["demonstrations"]),
+                "seeds": str(seeds),
+                **cells,
+            }
+        )
+    for control in figures["controls"]:
+        cells = dict.fromkeys(names, "")
+        cells[control["judgement"]] = _told(control, "closed-loop")
+        rows.append({"arm": control["agent"], "demonstrations": "", "seeds": "", **cells})
+    return rows
+
+
+def compare_rows(figures: Figures) -> list[dict[str, str]]:
+    """One for each pair and number of demonstrations."""
+    rows = []
+    for row in figures["compare"]:
+        steps = row["measure"] == STEPS_TO_ERROR
+        kind = STEPS_TO_ERROR if steps else _kind(figures, row["measure"])
+        text = _told(row, kind, signed=not steps)
+        if row.get("not_reached"):
+            text += f"; {row['not_reached']} of {len(row['steps'])} pairs of seeds never got there"
+        rows.append(
+            {
+                "first": row["arms"][0],
+                "second": row["arms"][1],
+                "measure": row["measure"] + (f" {row['error']:.3g}" if steps else ""),
+                "demonstrations": str(row["demonstrations"]),
+                "difference": text,
+                "of": row["unit"],
+                "seeds": str(row["seeds"]),
+            }
+        )
+    return rows
+
+
+def task_rows(figures: Figures) -> list[dict[str, str]]:
+    """Of each closed loop one for each arm and number of demonstrations; a column for each task."""
+    rows = []
+    closed = [name for name in figures["judgements"] if _kind(figures, name) == "closed-loop"]
+    tasks = dict.fromkeys(task for name in closed for task in figures["judgements"][name]["tasks"])
+    found = [
+        (name, f"{row['arm']}, {row['demonstrations']} demonstrations", row["judged"][name])
+        for name in closed
+        for row in figures["rows"]
+        if name in row["judged"]
+    ]
+    found += [(one["judgement"], one["agent"], one) for one in figures["controls"]]
+    for name, who, figure in found:
+        rates = {
+            task: f"{figure['by_task'][task]:.0%}" if task in figure["by_task"] else ""
+            for task in tasks
+        }
+        rows.append({"who": who, "judgement": name, **rates})
+    return rows
+
+
+def _kind(figures: Figures, judgement: str) -> str:
+    return str(figures["judgements"][judgement]["kind"])
+
+
+def _told(figure: Mapping[str, Any] | None, kind: str, signed: bool = False) -> str:
+    """A mean with its interval."""
+    if figure is None or figure["mean"] is None:
+        return ""
+    sign = "+" if signed else ""
+    form = {"closed-loop": f"{sign}.1%", "video": f"{sign}.2f"}.get(kind, f"{sign}.3g")
+    mean, low, high = (format(figure[name], form) for name in ("mean", "low", "high"))
+    return f"{mean} [{low}, {high}]"
+
+
+def plots(figures: Figures) -> dict[str, Picture]:
+    """Name of its file -> plot, of what there is."""
+    found: dict[str, Picture] = {}
+    closed = [name for name in figures["judgements"] if _kind(figures, name) == "closed-loop"]
+    latency = next((n for n in figures["judgements"] if _kind(figures, n) == "latency"), None)
+    most = max(figures["demonstrations"])
+    for name in closed:
+        rows = [row for row in figures["rows"] if _has(row, name)]
+        controls = {
+            one["agent"]: one["mean"]
+            for one in figures["controls"]
+            if one["judgement"] == name and one["mean"] is not None
+        }
+        full = [row for row in rows if row["demonstrations"] == most and _has(row, latency)]
+        if latency and len(full) > 1:
+            points = {
+                row["arm"]: _point(row["judged"][latency]["mean"], row["judged"][name])
+                for row in full
+            }
+            found[f"{name}-against-latency"] = Picture(
+                study_charts.success_against_latency(points, controls, name),
+                f"{name} of each arm against the time of a chunk",
+                f"{name} against latency, {most} demonstrations of each task, with 95 % intervals",
+            )
+        lines: dict[str, list[Point]] = {}
+        for row in rows:
+            point = _point(row["demonstrations"], row["judged"][name])
+            lines.setdefault(row["arm"], []).append(point)
+        if len({row["demonstrations"] for row in rows}) > 1:
+            found[f"{name}-against-demonstrations"] = Picture(
+                study_charts.success_against_demonstrations(lines, controls, name),
+                f"{name} of each arm against the number of demonstrations",
+                f"{name} against demonstrations, with 95 % intervals",
+            )
+    return found | _curves(figures)
+
+
+def _has(row: Figures, name: str | None) -> bool:
+    return name in row["judged"] and row["judged"][name]["mean"] is not None
+
+
+def _point(x: float, figure: Mapping[str, float]) -> Point:
+    return Point(float(x), figure["mean"], figure["low"], figure["high"])
+
+
+def _curves(figures: Figures) -> dict[str, Picture]:
+    """Of the most and the fewest demonstrations."""
+    found: dict[str, Picture] = {}
+    counts = figures["demonstrations"]
+    for count in dict.fromkeys((counts[0], counts[-1])):
+        arms: dict[str, list[Any]] = {}
+        for arm in figures["arms"]:
+            of_seeds = [figures["curves"].get(f"{arm}-d{count}-s{s}") for s in figures["seeds"]]
+            if some := [curve for curve in of_seeds if curve and len(curve) > 1]:
+                arms[arm] = some
+        if arms:
+            found[f"error-against-steps-d{count}"] = Picture(
+                study_charts.curves(arms, f"{count} demonstrations"),
+                f"error of actions against optimiser steps, {count} demonstrations of each task",
+                "Error of actions on samples that do not train: each seed thin, their mean broad",
+            )
+    return found

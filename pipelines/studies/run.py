@@ -1,0 +1,226 @@
+"""A study from its document to its page."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+
+from gwp import storage
+from gwp.errors import GwpError
+from gwp.policy.policy import Policy
+from gwp.sim.benchmarks import find
+from gwp.sim.interface import Benchmark
+from pipelines.console import event, warn
+from pipelines.evaluation.charge import measured_ms
+from pipelines.studies.cells.data import (
+    make_caches,
+    make_codec,
+    record_missing,
+    require_nested,
+    require_tasks,
+)
+from pipelines.studies.cells.judge import judged
+from pipelines.studies.cells.pieces import Cell, StudyPlan
+from pipelines.studies.cells.plan import make_plan
+from pipelines.studies.cells.results import (
+    FAILED,
+    Standing,
+    done,
+    judged_uri,
+    read,
+    reason_of,
+    result_uri,
+    standing,
+    write,
+)
+from pipelines.studies.cells.trial import Task, broken, note
+from pipelines.studies.cells.tune import run_trials, start
+from pipelines.studies.document.judgements import ClosedLoopJudgement, LatencyJudgement
+from pipelines.studies.document.study import Study
+from pipelines.studies.outcome.figures import study_figures
+from pipelines.studies.outcome.page import as_text, write_study
+from pipelines.tracking.runs import (
+    STOPPED_TAG,
+    UnansweredError,
+    create_run,
+    finish_run,
+    tracking_uri,
+)
+
+_DOCUMENT = "document.json"
+_MEASURED = 3
+"""Cells of an arm whose latency is measured before it is charged; their median counts."""
+
+
+@dataclass(frozen=True)
+class StudyResult:
+    """A study that came to its end.
+
+    figures: as in `study.json`; text: its tables; broken: what is not there, with the reason;
+    page: where it lies
+    """
+
+    figures: dict[str, Any]
+    text: str
+    broken: dict[str, str]
+    page: str
+
+
+def run_study(
+    study: Study, *, resume: bool = False, factor: float = 1.0, only: Sequence[str] = ()
+) -> StudyResult:
+    """Do all that a study asks for and is not there, and write what came of it.
+
+    resume: go on with a study that is there; factor: how much of it is done; only: patterns of
+    the cells that are done now. GwpError for a study that is there, without `resume`.
+    """
+    require_tasks(study)
+    whole = make_plan(study, factor)
+    plan = whole.chosen(only)
+    _open(whole, resume)
+    record_missing(whole)
+    require_nested(whole)
+    at_once = start(plan.jobs)
+    make_codec(whole)
+    make_caches(plan)
+    study_run = _study_run(whole)
+    task = Task(plan, tracking_uri(), study_run, {})
+    try:
+        _work(plan, task, at_once, whole)
+        result = report(whole)
+    except BaseException as error:
+        if study_run:
+            status = "FAILED" if isinstance(error, Exception) else "KILLED"
+            finish_run(study_run, {STOPPED_TAG: reason_of(error)}, status)
+        raise
+    if study_run:
+        state = "FAILED" if result.broken else "FINISHED"
+        finish_run(study_run, {"gwp.page": result.page}, state)
+    return result
+
+
+def _work(plan: StudyPlan, task: Task, at_once: int, whole: StudyPlan) -> None:
+    """All pieces of `plan`, a part of `whole`."""
+    before = standing(plan)
+    for name in before.stale:
+        event("stale", id=name, text="made by another document; it is made anew")
+    event("study", study=whole.study.name, cells=len(plan.cells), at_once=at_once, place=whole.root)
+    _train(plan, before, task, at_once)
+    _alone(plan)
+    _charge(plan, task, at_once)
+
+
+def report(plan: StudyPlan) -> StudyResult:
+    """Figures, table and page of what there is."""
+    now = standing(plan)
+    figures = study_figures(plan, now)
+    page = write_study(plan, figures)
+    return StudyResult(figures, as_text(figures), now.broken(), page)
+
+
+def _open(plan: StudyPlan, resume: bool) -> None:
+    uri = storage.join(plan.root, _DOCUMENT)
+    there = storage.exists(uri)
+    if there and not resume:
+        raise GwpError(
+            f"{plan.root}: this study is there already; --resume goes on with it, and does again "
+            "what another document made (or give the study another name)"
+        )
+    document = plan.study.model_dump(mode="json")
+    storage.write_bytes(uri, json.dumps(document, indent=1).encode())
+
+
+def _study_run(plan: StudyPlan) -> str | None:
+    """The MLflow run that those of all cells are below; None while MLflow is away."""
+    study = plan.study
+    params = study.model_dump(mode="json", exclude={"kind", "version"})
+    try:
+        return create_run(study.name, f"study/{study.name}", params, plan.root, key=plan.root)
+    except UnansweredError as error:
+        warn(f"{error}. The study goes on, and its runs stand side by side there")
+        return None
+
+
+def _train(plan: StudyPlan, before: Standing, task: Task, at_once: int) -> None:
+    """Shared stages first; then cells and controls, each judged by all that runs beside others."""
+    run_trials([n for n in plan.shared if not before.finished(n)], task, at_once)
+    after = standing(plan)
+    cells = []
+    for cell in plan.cells.values():
+        lost = cell.parent and not after.finished(cell.parent)
+        if lost and not after.finished(cell.id):
+            why = after.pieces.get(cell.parent or "", {}).get("error", "it was not trained")
+            broken(plan, cell, GwpError(f"{cell.parent}, which it starts from, broke: {why}"))
+        elif _left(plan, cell, after):
+            cells.append(cell.id)
+    controls = [name for name in plan.controls if not after.finished(name)]
+    run_trials([*cells, *controls], task, at_once)
+
+
+def _left(plan: StudyPlan, cell: Cell, now: Standing) -> bool:
+    """Whether something of a cell can be made while others run beside it."""
+    if not now.finished(cell.id):
+        return True
+    return any(
+        judgement.of(cell.arm)
+        and not isinstance(judgement, LatencyJudgement)
+        and not getattr(judgement, "measured", False)
+        and now.judged[cell.id].get(judgement.name, {"state": FAILED})["state"] == FAILED
+        for judgement in plan.study.judge
+    )
+
+
+def _alone(plan: StudyPlan) -> None:
+    """Latencies, of one cell after the other, while nothing else of the study runs."""
+    for cell in plan.cells.values():
+        result = read_done(plan, cell)
+        for judgement in plan.study.judge:
+            made_by = plan.judgement_hash(cell, judgement)
+            uri = judged_uri(plan, cell, judgement)
+            wanted = isinstance(judgement, LatencyJudgement) and judgement.of(cell.arm)
+            if result is None or not wanted or done(read(uri), made_by):
+                continue
+            try:
+                figures = judged(plan, cell, judgement, Policy.load(result["bundle"]), None)
+            except Exception as error:  # noqa: BLE001  told of this judgement
+                write(uri, made_by, {"error": reason_of(error)}, FAILED)
+                continue
+            write(uri, made_by, figures)
+            note(result["run_id"], judgement.name, figures)
+
+
+def read_done(plan: StudyPlan, cell: Cell) -> dict[str, Any] | None:
+    """The result of a cell; None where it is not done."""
+    result = read(result_uri(plan, cell))
+    return result if done(result, cell.hash) else None
+
+
+def _charge(plan: StudyPlan, task: Task, at_once: int) -> None:
+    """Closed loops that pay what a chunk takes here: measured for each arm, then driven."""
+    late = [
+        one for one in plan.study.judge if isinstance(one, ClosedLoopJudgement) and one.measured
+    ]
+    now = standing(plan)
+    ms: dict[tuple[str, int], float] = {}
+    left: dict[str, None] = {}
+    for judgement in late:
+        for cell in plan.cells.values():
+            state = now.judged[cell.id].get(judgement.name, {}).get("state", FAILED)
+            if judgement.of(cell.arm) and now.finished(cell.id) and state == FAILED:
+                left[cell.id] = None
+                key = cell.arm, judgement.steps
+                if key not in ms:
+                    ms[key] = _arm_ms(plan, *key, find(judgement.benchmark))
+    run_trials(list(left), replace(task, ms=ms, late=True), at_once)
+
+
+def _arm_ms(plan: StudyPlan, arm: str, steps: int, benchmark: Benchmark) -> float:
+    """Milliseconds of one chunk of an arm: the median of some of its cells."""
+    times: list[float] = []
+    for cell in plan.cells.values():
+        result = read_done(plan, cell) if cell.arm == arm and len(times) < _MEASURED else None
+        if result:
+            times.append(measured_ms(Policy.load(result["bundle"]).with_steps(steps), benchmark))
+    return float(np.median(times))

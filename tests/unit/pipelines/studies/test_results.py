@@ -1,0 +1,201 @@
+"""From results on disk to figures, tables and a page."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from gwp import storage
+from pipelines.studies.cells.pieces import StudyPlan
+from pipelines.studies.cells.results import (
+    FAILED,
+    done,
+    judged_uri,
+    read,
+    result_uri,
+    standing,
+    write,
+)
+from pipelines.studies.outcome.figures import steps_to, study_figures
+from pipelines.studies.outcome.page import (
+    as_text,
+    compare_rows,
+    figure_rows,
+    lost,
+    plots,
+    write_study,
+)
+from tests.unit.pipelines.studies.conftest import plan_of
+
+TASKS = ("reach-v3", "door-open-v3")
+RATES = {"begun": 0.75, "scratch": 0.25}
+
+
+def fill(plan: StudyPlan, curves: dict[str, list[list[float]]] | None = None) -> None:
+    """Results of every piece: of four episodes of a task `begun` wins three, `scratch` one."""
+    for piece in plan.shared.values():
+        write(result_uri(plan, piece), piece.hash, {"steps": 300})
+    for cell in plan.cells.values():
+        curve = (curves or {}).get(cell.arm, [[100, 0.5], [200, 0.3]])
+        write(result_uri(plan, cell), cell.hash, {"curve": curve, "arm": cell.arm})
+        won = round(4 * RATES[cell.arm])
+        groups = {task: [1.0] * won + [0.0] * (4 - won) for task in TASKS}
+        figures: dict[str, dict[str, Any]] = {
+            "success": {"groups": groups, "charged_ms": 0.0, "failed_to_run": []},
+            "error": {"groups": {"a": [0.2, 0.4]}, "baseline": {"a": [0.5, 0.7]}, "hold": {}},
+            "latency": {"groups": {"chunk": [5.0, 7.0, 6.0]}},
+        }
+        for judgement in plan.study.judge:
+            made_by = plan.judgement_hash(cell, judgement)
+            write(judged_uri(plan, cell, judgement), made_by, figures[judgement.name])
+    for control in plan.controls.values():
+        write(
+            result_uri(plan, control),
+            control.hash,
+            {"agent": control.agent, "groups": {task: [0.0] * 4 for task in TASKS}},
+        )
+
+
+def test_a_result_is_done_for_what_made_it_alone(tmp_path: Path) -> None:
+    uri = str(tmp_path / "cells" / "a" / "result.json")
+    assert read(uri) is None
+    assert not done(read(uri), "x")
+    write(uri, "x", {"error": "it broke"}, FAILED)
+    assert not done(read(uri), "x")
+    write(uri, "x", {"steps": 3})
+    assert done(read(uri), "x")
+    assert not done(read(uri), "y")
+
+
+def test_what_another_document_made_is_stale_and_named(tmp_path: Path) -> None:
+    plan = plan_of(tmp_path)
+    fill(plan)
+    assert standing(plan).stale == []
+    assert all(standing(plan).finished(name) for name in plan.pieces)
+    arms = {"scratch": {}, "begun": {"start": "video", "set": {"optimizer.lr": 1e-4}}}
+    now = standing(plan_of(tmp_path, arms=arms))
+    assert set(now.stale) == {f"begun-d{count}-s{seed}" for count in (5, 25) for seed in (1, 2)}
+    assert not now.finished("begun-d5-s1")
+    assert now.finished("scratch-d5-s1")
+    assert now.finished("video-s1")
+    judge = [one.model_dump(mode="json") for one in plan.study.judge]
+    judge[0]["episodes"] = 5
+    # Another judgement makes judgements stale, and no cell.
+    now = standing(plan_of(tmp_path, judge=judge))
+    assert "scratch-d5-s1 success" in now.stale
+    assert now.finished("scratch-d5-s1")
+    assert set(now.judged["scratch-d5-s1"]) == {"error", "latency"}
+
+
+def test_figures_say_what_results_hold(plan: StudyPlan) -> None:
+    fill(plan, {"begun": [[100, 0.4], [200, 0.2]], "scratch": [[100, 0.8], [200, 0.4]]})
+    found = study_figures(plan, standing(plan))
+    rows = {(row["arm"], row["demonstrations"]): row["judged"] for row in found["rows"]}
+    assert len(rows) == 4
+    success = rows["begun", 5]["success"]
+    assert (success["mean"], success["seeds"], success["episodes"]) == (0.75, 2, 16)
+    assert success["low"] < 0.75 < success["high"]
+    assert success["by_seed"] == {1: 0.75, 2: 0.75}
+    assert rows["begun", 5]["error"]["mean"] == pytest.approx(0.3)
+    assert rows["begun", 5]["error"]["baseline"] == pytest.approx(0.6)
+    assert rows["begun", 5]["latency"]["mean"] == 6
+    assert {one["agent"]: one["mean"] for one in found["controls"]} == {"random": 0, "blind": 0}
+    pairs = {(row["measure"], row["demonstrations"]): row for row in found["compare"]}
+    assert pairs["success", 5]["mean"] == 0.5
+    assert pairs["success", 5]["low"] > 0
+    # Scratch ends at 0.4, where the other one was after half of the steps.
+    ratio = pairs["steps-to-error", 25]
+    assert ratio["error"] == pytest.approx(0.4)
+    assert ratio["mean"] == pytest.approx(2)
+    assert ratio["steps"] == [[100, 200], [100, 200]]
+    assert found["broken"] == {}
+    assert found["missing"] == []
+    assert any("300 optimiser steps of earlier stages" in note for note in found["notes"])
+    assert any("Only 2 training seeds" in note for note in found["notes"])
+    # It is JSON, and the same for the same results.
+    assert json.dumps(found) == json.dumps(study_figures(plan, standing(plan)))
+
+
+def test_arms_of_other_sizes_are_told(tmp_path: Path) -> None:
+    plan = plan_of(
+        tmp_path, arms={"begun": {}, "scratch": {"set": {"model.num_layers": 5}}}, stages={}
+    )
+    fill(plan)
+    notes = study_figures(plan, standing(plan))["notes"]
+    assert any("different numbers of parameters" in note for note in notes)
+
+
+def test_a_broken_cell_is_named_and_the_others_count(plan: StudyPlan) -> None:
+    fill(plan)
+    broken, alone = plan.cells["begun-d5-s1"], plan.cells["scratch-d5-s2"]
+    write(result_uri(plan, broken), broken.hash, {"error": "a loss of NaN"}, FAILED)
+    judgement = plan.study.judge[0]
+    made_by = plan.judgement_hash(alone, judgement)
+    write(judged_uri(plan, alone, judgement), made_by, {"error": "the simulator died"}, FAILED)
+    storage.remove(result_uri(plan, plan.cells["scratch-d25-s1"]))
+    found = study_figures(plan, standing(plan))
+    assert found["broken"] == {
+        "begun-d5-s1": "a loss of NaN",
+        "scratch-d5-s2 success": "the simulator died",
+    }
+    assert found["missing"] == ["scratch-d25-s1"]
+    text = as_text(found)
+    assert "a loss of NaN" in text
+    assert "scratch-d25-s1" in text
+    assert len(lost(found)) == 3
+    rows = {(row["arm"], row["demonstrations"]): row["judged"] for row in found["rows"]}
+    assert rows["scratch", 5]["success"]["seeds"] == 1
+
+
+def test_what_is_half_done_has_a_page_too(plan: StudyPlan) -> None:
+    page = write_study(plan, study_figures(plan, standing(plan)))
+    assert b"No cell is judged yet" in storage.read_bytes(page)
+    assert plots(study_figures(plan, standing(plan))) == {}
+
+
+def test_table_plots_and_page_join_them(plan: StudyPlan) -> None:
+    fill(plan)
+    figures = study_figures(plan, standing(plan))
+    page = storage.read_bytes(write_study(plan, figures)).decode()
+    files = storage.list_files(plan.root)
+    pictures = {name for name in files if name.endswith(".png")}
+    assert pictures == {
+        "success-against-latency.png",
+        "success-against-demonstrations.png",
+        "error-against-steps-d5.png",
+        "error-against-steps-d25.png",
+    }
+    assert {"study.json", "study.txt", "study.html"} <= set(files)
+    assert page.count("<img") == len(pictures)
+    for row in figure_rows(figures):
+        assert row["success"] in page
+    assert "+50.0%" in compare_rows(figures)[0]["difference"]
+    assert json.loads(storage.read_bytes(f"{plan.root}/study.json")) == json.loads(
+        json.dumps(figures)
+    )
+
+
+@pytest.mark.parametrize(
+    ("curve", "error", "steps"),
+    [
+        ([(100, 0.5), (200, 0.3)], 0.4, 150),
+        ([(100, 0.5), (200, 0.3)], 0.5, 100),
+        ([(100, 0.5), (200, 0.3)], 0.6, 100),
+        ([(100, 0.5), (200, 0.3)], 0.2, None),
+        # The first time counts.
+        ([(100, 0.5), (200, 0.1), (300, 0.5), (400, 0.1)], 0.3, 150),
+        ([], 0.3, None),
+    ],
+)
+def test_steps_to_an_error(curve: list[Any], error: float, steps: float | None) -> None:
+    found = steps_to(curve, error)
+    assert found is None if steps is None else found == pytest.approx(steps)
+
+
+def test_who_never_got_there_is_counted(plan: StudyPlan) -> None:
+    fill(plan, {"begun": [[100, 0.9], [200, 0.8]], "scratch": [[100, 0.8], [200, 0.4]]})
+    found = study_figures(plan, standing(plan))
+    row = next(row for row in found["compare"] if row["measure"] == "steps-to-error")
+    assert (row["mean"], row["not_reached"]) == (None, 2)
+    assert "2 of 2 pairs" in as_text(found)
