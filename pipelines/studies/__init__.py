@@ -19,8 +19,11 @@ none waits for what another one keeps.
 
     <storage>/<name>/  study.json study.txt study.html  what came of it
                        document.json                    what was asked
-                       data/ codec/ cache/              recordings, codec and text encoder, latents
-                       runs/                            run folders of all stages and cells
                        cells/<id>/                      result.json, bundle, judged/<judgement>.json
                        controls/                        chance and blind replay, once each
+    <storage>/common/  data/ codec/ cache/              recordings, codec and text encoder, latents
+                       runs/                            run folders of all stages and cells
+
+All below `common` is named by hashes of what made it, so that studies which record, train or start
+from the same do it once.
 """

@@ -36,11 +36,17 @@ def require_tasks(study: Study) -> None:
 
 
 def record_missing(plan: StudyPlan) -> None:
-    """Record the sets that are not there."""
+    """Record the sets that are not there and that something of the plan sees."""
+    sources = [source.uri for job in plan.jobs for source in job.data.sources]
+    for job in plan.jobs:
+        sources += [source.uri for source in job.validation.sources] if job.validation else []
+    seen = {*plan.study.fitted_on, plan.study.labelled}
+    seen |= {name for judgement in plan.study.judge if (name := getattr(judgement, "data", None))}
     # Simulators are an extra, which a study of sets that are there does not need.
     for name, one in plan.study.data.items():
         uri = plan.place(name)
-        if storage.exists(storage.join(uri, _INFO)):
+        unseen = name not in seen and uri not in sources
+        if unseen or storage.exists(storage.join(uri, _INFO)):
             continue
         from gwp.sim.record import record
 

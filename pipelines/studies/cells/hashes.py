@@ -30,13 +30,13 @@ def digest(*parts: Any) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:_DIGITS]
 
 
-def place_of(study: Study, root: str, name: str) -> str:
-    """Folder of a set: its own, or one below the study's whose name changes with what is asked."""
+def place_of(study: Study, common: str, name: str) -> str:
+    """Folder of a set: its own, or one below `common` whose name changes with what is asked."""
     one = study.data[name]
     if one.uri is not None:
         return one.uri
     spec = one.model_dump(mode="json", exclude={"uri"})
-    return storage.join(root, "data", f"{name}-{digest(spec)[:SHORT]}")
+    return storage.join(common, "data", f"{name}-{digest(spec)[:SHORT]}")
 
 
 def without(values: dict[str, Any], names: Iterable[str]) -> dict[str, Any]:

@@ -55,11 +55,12 @@ Piece = Shared | Cell | Control
 class StudyPlan:
     """All pieces of a study, by id, those first that others start from.
 
-    study: as it is run, scaled; root: its folder
+    study: as it is run, scaled; root: its folder; common: that of all studies of its storage
     """
 
     study: Study
     root: str
+    common: str
     shared: Mapping[str, Shared]
     cells: Mapping[str, Cell]
     controls: Mapping[str, Control]
@@ -71,12 +72,12 @@ class StudyPlan:
 
     def place(self, name: str) -> str:
         """Folder of the set of this name."""
-        return place_of(self.study, self.root, name)
+        return place_of(self.study, self.common, name)
 
     @property
     def codec(self) -> str:
         """Folder of the codec and the text encoder of all arms."""
-        return storage.join(self.root, "codec", codec_hash(self.study))
+        return storage.join(self.common, "codec", codec_hash(self.study))
 
     @property
     def jobs(self) -> list[TrainJob]:

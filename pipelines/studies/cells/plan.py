@@ -39,6 +39,8 @@ _OURS = (
     "data.cache",
     "data.augment",
 )
+COMMON = "common"
+"""Folder beside those of the studies."""
 EQUAL = ("run.steps", "engine.global_batch", "data")
 """Fields in which the arms of a comparison have to agree."""
 
@@ -50,8 +52,9 @@ def make_plan(study: Study, factor: float = 1.0) -> StudyPlan:
     not equal where they have to be, or a model does not fit the one it starts from.
     """
     study = scaled(study, factor)
-    root = storage.join(storage.absolute(study.storage), study.name)
-    build = _Build(study, root, factor)
+    place = storage.absolute(study.storage)
+    root, common = storage.join(place, study.name), storage.join(place, COMMON)
+    build = _Build(study, common, factor)
     cells: dict[str, Cell] = {}
     problems: list[str] = []
     for arm in study.arms:
@@ -64,7 +67,7 @@ def make_plan(study: Study, factor: float = 1.0) -> StudyPlan:
             problems += error.lines
     if problems:
         raise ConfigError(list(dict.fromkeys(problems)))
-    plan = StudyPlan(study, root, build.shared, cells, _controls(study))
+    plan = StudyPlan(study, root, common, build.shared, cells, _controls(study))
     for cell in cells.values():
         if cell.parent:
             require_sequence([*plan.shared[cell.parent].jobs, cell.job])
@@ -73,10 +76,13 @@ def make_plan(study: Study, factor: float = 1.0) -> StudyPlan:
 
 
 class _Build:
-    """Makes cells, and what they start from; ConfigError with what is wrong in a stage or an arm."""
+    """Makes cells, and what they start from; ConfigError with what is wrong in a stage or an arm.
 
-    def __init__(self, study: Study, root: str, factor: float) -> None:
-        self.study, self.root, self.factor = study, root, factor
+    common: folder of all that studies of one storage share
+    """
+
+    def __init__(self, study: Study, common: str, factor: float) -> None:
+        self.study, self.common, self.factor = study, common, factor
         self.shared: dict[str, Shared] = {}
 
     def cell(self, arm: str, count: int, seed: int) -> Cell:
@@ -86,7 +92,7 @@ class _Build:
         step = StageStep(file=study.stage.file, set={**study.stage.set, **config.set})
         init = parent.jobs[-1].run.name if parent and parent.jobs else None
         job = self._job(f"arms.{arm}", step, name, seed, init, count)
-        whole = hash_of(job, study, self.root, parent.hash if parent else None)
+        whole = hash_of(job, study, self.common, parent.hash if parent else None)
         job = _named(job, f"{name}-{whole[:SHORT]}")
         return Cell(name, arm, count, seed, job, parent.id if parent else None, whole)
 
@@ -99,7 +105,7 @@ class _Build:
             self._job(f"stages.{start}", step, f"{start}-s{seed}", seed, None, None)
             for step in steps
         ]
-        labelled = place_of(self.study, self.root, self.study.labelled)
+        labelled = place_of(self.study, self.common, self.study.labelled)
         sees = any(source.uri == labelled for job in plain for source in job.data.sources)
         name = f"{start}-d{count}-s{seed}" if sees else f"{start}-s{seed}"
         if name in self.shared:
@@ -110,7 +116,7 @@ class _Build:
             where, own = f"stages.{start}", f"{name}-{number}"
             before = jobs[-1].run.name if jobs else None
             job = self._job(where, step, own, seed, before, count if sees else None)
-            whole = hash_of(job, self.study, self.root, whole)
+            whole = hash_of(job, self.study, self.common, whole)
             jobs.append(_named(job, f"{own}-{job.stage}-{whole[:SHORT]}"))
         self.shared[name] = Shared(name, tuple(jobs), seed, whole or digest())
         return self.shared[name]
@@ -127,7 +133,7 @@ class _Build:
         first = init is None
         fields = given | {
             "run.name": name,
-            "run.storage": storage.join(self.root, "runs"),
+            "run.storage": storage.join(self.common, "runs"),
             "run.experiment": study.name,
             "run.seed": seed,
             "init": init,
@@ -147,7 +153,7 @@ class _Build:
         sources = tuple(self._source(source, count) for source in job.data.sources)
         whole = tuple(source.model_copy(update={"episodes": None}) for source in sources)
         data = job.data.model_copy(update={"sources": whole})
-        cache = storage.join(self.root, "cache", cache_hash(data, self.study, self.root))
+        cache = storage.join(self.common, "cache", cache_hash(data, self.study, self.common))
         data = data.model_copy(update={"sources": sources, "cache": cache})
         validation = job.validation
         if validation:
@@ -159,7 +165,7 @@ class _Build:
         name = source.uri.rstrip("/").rpartition("/")[2]
         if name not in self.study.data:
             return source
-        update: dict[str, Any] = {"uri": place_of(self.study, self.root, name)}
+        update: dict[str, Any] = {"uri": place_of(self.study, self.common, name)}
         if name == self.study.labelled and count is not None:
             # Tasks alternate in a set, so that the first episodes hold as many of each.
             update["episodes"] = f"0:{count * len(self.study.data[name].tasks)}"
