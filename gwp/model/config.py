@@ -8,12 +8,21 @@ of a segment see every key up to the segment's end.
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    SerializerFunctionWrapHandler,
+    model_serializer,
+    model_validator,
+)
 
 Group = Literal["S", "R", "A", "F"]
 Family = Literal["gwp0", "gwp05"]
 GROUPS: tuple[Group, ...] = ("S", "R", "A", "F")
 Visibility = Literal["action-centred", "joint", "video-first"]
+ActionForm = Literal["tokens", "latent-frame"]
 Segments = tuple[tuple[Group, ...], ...]
 
 VISIBILITIES: dict[Visibility, Segments] = {
@@ -52,6 +61,16 @@ def _same_segments(value: Any, segments: Segments) -> bool:
 
 VisibilityField = Annotated[Visibility, BeforeValidator(visibility_named)]
 """A field of a configuration: by name, or as a list of segments."""
+
+
+def check_actions(actions: ActionForm, family: Family, visibility: Visibility) -> None:
+    """ValueError unless a model of this family and visibility may have its actions in this form."""
+    if actions == "latent-frame" and (family, visibility) != ("gwp0", "joint"):
+        raise ValueError(
+            "actions: latent-frame has one expert for everything and denoises all of it together; "
+            f"set family gwp0 and visibility joint (here: {family}, {visibility})"
+        )
+
 
 # The spelling is the published one; checkpoints carry it.
 CLASS_NAMES: dict[str, Family] = {
@@ -104,6 +123,19 @@ class ModelConfig(BaseModel):
     `joint`, `[[S, R], [A, F]]`: actions and future see each other, and acting denoises both.
     `video-first`, `[[S, R], [F], [A]]`: acting denoises the future, then the actions that lead to it.
     """
+    actions: ActionForm = "tokens"
+    """What states and actions are to the transformer. `tokens`: one a vector, by projections of
+    their own. `latent-frame`: further latent frames, which their values, repeated, fill; they have
+    the embedding and the head of the video (needs family `gwp0` and visibility `joint`).
+    """
+
+    # What has the default is dumped, and hashed, as before there was another.
+    @model_serializer(mode="wrap")
+    def _without_default(self, write: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        fields: dict[str, Any] = write(self)
+        if self.actions == "tokens":
+            fields.pop("actions", None)
+        return fields
 
     @model_validator(mode="after")
     def _consistent(self) -> "ModelConfig":
@@ -119,6 +151,7 @@ class ModelConfig(BaseModel):
             raise ValueError(
                 "family gwp0 has one expert; remove action_expert_dim and action_ffn_dim"
             )
+        check_actions(self.actions, self.family, self.visibility)
         # The reference is one latent frame: a deeper patch could not be filled.
         if self.patch_size[0] != 1:
             raise ValueError("patch_size[0] must be 1: a visual token belongs to one latent frame")
@@ -226,4 +259,6 @@ class ModelConfig(BaseModel):
         # The published models have one and do not name it.
         if self.visibility != "action-centred":
             config["visibility"] = self.visibility
+        if self.actions != "tokens":
+            config["actions"] = self.actions
         return config

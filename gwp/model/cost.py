@@ -10,6 +10,7 @@ from functools import lru_cache
 import torch
 
 from gwp.model.config import GROUPS, Group, ModelConfig
+from gwp.model.frames import frames_of
 from gwp.model.layers import ACTION_WIDTHS
 from gwp.model.transformer import WorldActionTransformer
 
@@ -20,7 +21,8 @@ def tokens_of(
     """Tokens of one sample by group.
 
     latent: its latent frames (the reference first), rows and columns; actions: rows of its chunk,
-    None: video only, without the state; future: whether the frames behind the reference take part
+    None: video only, without the state; future: whether the frames behind the reference take part.
+    GwpError where states are latent frames and do not fit into one.
     """
     frames, rows, columns = latent
     _, ph, pw = config.patch_size
@@ -30,6 +32,8 @@ def tokens_of(
         tokens["F"] = (frames - 1) * each
     if actions is not None:
         tokens |= {"S": 1, "A": actions}
+        if config.actions == "latent-frame":
+            tokens |= {"S": each, "A": frames_of(config, actions, rows, columns) * each}
     return {group: tokens[group] for group in GROUPS if group in tokens}
 
 
@@ -58,15 +62,19 @@ def forward_flop(config: ModelConfig, tokens: Mapping[Group, int], text_rows: in
         layer += 4 * own * text_rows * inner
         layer += 2 * own * width * ffn * 2
         outside += 2 * text_rows * (config.text_dim * width + width * width)
-        # Each action may have a noise level of its own; other groups have one.
-        levels = sum(tokens[group] if group == "A" else 1 for group in members)
+        # Each action may have a noise level of its own; other groups have one, frames of actions too.
+        each = config.actions == "tokens"
+        levels = sum(tokens[group] if group == "A" and each else 1 for group in members)
         outside += 2 * levels * (config.freq_dim * width + width * width + 6 * width * width)
     visual, _ = config.experts[config.expert_of["F"]]
     acting, _ = config.experts[config.expert_of["A"]]
     patches = tokens.get("R", 0) + tokens.get("F", 0)
-    outside += 2 * patches * config.token_width * visual
-    outside += 2 * tokens.get("F", 0) * config.token_width * visual
-    vectors = tokens.get("S", 0) + tokens.get("A", 0)
+    predicted, vectors = tokens.get("F", 0), tokens.get("S", 0) + tokens.get("A", 0)
+    if config.actions == "latent-frame":
+        patches, predicted = patches + vectors, predicted + tokens.get("A", 0)
+    outside += 2 * (patches + predicted) * config.token_width * visual
+    if config.actions == "latent-frame":
+        return config.num_layers * layer + outside
     narrow, wide = ACTION_WIDTHS
     way = config.action_channels * narrow + narrow * wide + wide * acting
     outside += 2 * (vectors + tokens.get("A", 0)) * way

@@ -10,7 +10,7 @@ import itertools
 import torch
 from torch import Tensor
 
-from gwp.model.flow import euler, hold_padding, solver_sigmas
+from gwp.model.flow import add_noise, euler, hold_padding, solver_sigmas
 from gwp.model.transformer import Context, Tokens, Velocity, WorldActionTransformer
 
 
@@ -52,7 +52,8 @@ def act(
     future: noise `[B, C, T, h, w]` of the future, for models whose actions see it: `joint` ones
     denoise both together, `video-first` ones the future and then the actions; else it is absent.
     prefix `[B, p, d]` and committed bool `[B, p]`: actions already given to the robot are clean
-    tokens and are returned as given.
+    tokens and are returned as given. In latent frames, whose tokens hold values of many actions,
+    they are shown at the noise of the others instead.
     padding: bool `[B, d]`, channels that a robot does not have: see `gwp.model.flow.hold_padding`
     """
 
@@ -64,19 +65,21 @@ def act(
         clean = imagine(model, context, None, future, steps, shift)
         context = model.extend(Tokens(future=clean), context=context)
     beside = future if visibility == "joint" else None
+    in_frames = model.config.actions == "latent-frame"
 
-    def clamp(x_Bpd: Tensor) -> Tensor:
+    def clamp(x_Bpd: Tensor, sigma: Tensor) -> Tensor:
         if committed is None or prefix is None:
             return x_Bpd
-        return torch.where(committed.unsqueeze(-1), prefix, x_Bpd)
+        given = add_noise(prefix, noise, sigma) if in_frames else prefix
+        return torch.where(committed.unsqueeze(-1), given, x_Bpd)
 
     def velocities(x_Bpd: Tensor, sigma: Tensor) -> Velocity:
         # One level for all actions is embedded once; with a prefix each has its own.
         level = of_action = sigma.expand(x_Bpd.shape[0])
-        if committed is not None:
+        if committed is not None and not in_frames:
             of_action = _prefix_noise(sigma, noise, committed)
         # The step before has moved the promised actions, too.
-        tokens = Tokens(action=clamp(x_Bpd), future=beside)
+        tokens = Tokens(action=clamp(x_Bpd, sigma), future=beside)
         return model(tokens, {"A": of_action, "F": level}, context=context)
 
     x = noise
@@ -89,7 +92,7 @@ def act(
             assert out.future is not None
             beside = beside + (after - now) * out.future.float()
         x = hold_padding(x, noise, padding, after)
-    return clamp(x)
+    return clamp(x, sigmas[-1])
 
 
 def imagine(

@@ -236,19 +236,20 @@ def rotate(x_BLHh: Tensor, cos_Lh: Tensor, sin_Lh: Tensor) -> Tensor:
 
 
 def rotary(config: ModelConfig, group: Group, shape: Sequence[int]) -> tuple[Tensor, Tensor]:
-    """cos, sin `[L, h / 2]` fp32 of the positions of a group whose tensor in `Tokens` has this
-    shape; GwpError past the model's reach.
+    """cos, sin `[L, h / 2]` fp32 of the positions of a group: `shape` is that of its vectors
+    `[B, L, d]`, or of its frames `[B, C, T, h, w]`. GwpError past the model's reach.
     """
     head_dim, limit = config.attention_head_dim, config.rope_max_seq_len
-    if group in ("S", "A"):
+    if len(shape) == 3:
         extent = shape[1] + 1
         cos, sin = action_rotary(head_dim, range(1) if group == "S" else range(1, extent))
     else:
         T, h, w = shape[2:]
-        # The reference is frame 0, the future follows it.
-        first = 0 if group == "R" else 1
+        # The reference is frame 0, the future follows it. Frames of the state and, before it, of
+        # actions come first in time: so the video stands where it does without them.
+        first = {"A": -1 - T, "S": -T, "R": 0, "F": 1}[group]
         rows, columns = h // config.patch_size[1], w // config.patch_size[2]
-        extent = max(first + T, rows, columns)
+        extent = max(first + T, -first, rows, columns)
         cos, sin = visual_rotary(head_dim, range(first, first + T), rows, columns)
     if extent > limit:
         raise GwpError(

@@ -279,6 +279,9 @@ def training_losses(
         actions = actions.masked_fill(alone[:, None, None], 0.0)
     noisy_actions = add_noise(actions, action_noise, level)
     tokens = Tokens(state, reference, noisy_actions, future, alone)
+    if _config(model).actions == "latent-frame":
+        # A token holds values of many actions, which have one level: no prefix is clean.
+        level = level[:, 0]
     out = model(tokens, {"A": _told(level, objective), **noisy}, text, batch.embodiment)
     assert out.action is not None
     error = (out.action.float() - (action_noise - actions)).square()

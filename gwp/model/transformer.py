@@ -18,6 +18,7 @@ from gwp.errors import GwpError
 from gwp.model import recompute
 from gwp.model.block import Block, TokenOrder
 from gwp.model.config import Group, ModelConfig
+from gwp.model.frames import read_out, with_frames
 from gwp.model.layers import (
     ActionDecoder,
     ActionEncoder,
@@ -89,6 +90,7 @@ class Velocity:
 class _Pass:
     """Everything about one pass that does not depend on the layer.
 
+    present:    the groups as they are embedded, in canonical order: vectors or frames
     streams:    expert -> embedded tokens `[B, L_e, D_e]` of its groups in canonical order
     modulation: expert -> the noise of its tokens
     temb:       group -> embedding of its noise fp32 `[B, 1 | tokens, D_e]`, for its head
@@ -96,6 +98,7 @@ class _Pass:
     spans:      group -> (expert, start, stop) in its expert's stream
     """
 
+    present: dict[Group, Tensor]
     streams: dict[str, Tensor]
     modulation: dict[str, Modulation]
     temb: dict[Group, Tensor]
@@ -121,8 +124,10 @@ class WorldActionTransformer(nn.Module):
             {n: ConditionEmbedder(w, config.freq_dim, config.text_dim) for n, w in widths.items()}
         )
         shape = (config.num_embodiments, config.action_channels, action_width)
-        self.action_encoder = ActionEncoder(*shape)
-        self.action_decoder = ActionDecoder(*shape)
+        # Latent frames of actions have the video's embedding and head.
+        own = config.actions == "tokens"
+        self.action_encoder = ActionEncoder(*shape) if own else None
+        self.action_decoder = ActionDecoder(*shape) if own else None
         # GWP-0 passes the state through the action encoder; GWP-0.5 has an encoder of its own.
         self.state_encoder = ActionEncoder(*shape) if config.family == "gwp05" else None
         heads, head_dim = config.num_attention_heads, config.attention_head_dim
@@ -241,7 +246,7 @@ class WorldActionTransformer(nn.Module):
         context: Context | None,
     ) -> _Pass:
         config = self.config
-        present = self._present(tokens)
+        present = with_frames(config, self._present(tokens))
         cached = context.groups if context else ()
         # Cached keys stand before these and have not seen them: what follows must be of segments
         # behind theirs.
@@ -275,7 +280,8 @@ class WorldActionTransformer(nn.Module):
                 first += own
                 start += n
             modulation[expert] = Modulation(mod, tuple(runs))
-        return _Pass(streams, modulation, temb, self._layout(tokens, spans, context), spans)
+        layout = self._layout(tokens, present, spans, context)
+        return _Pass(present, streams, modulation, temb, layout, spans)
 
     def _present(self, tokens: Tokens) -> dict[Group, Tensor]:
         """The groups that are there, in canonical order."""
@@ -283,12 +289,13 @@ class WorldActionTransformer(nn.Module):
         return {group: present[group] for group in self.config.order if group in present}
 
     def _embedded(self, group: Group, x: Tensor, embodiment: Tensor) -> Tensor:
-        """One group of `Tokens` as tokens `[B, tokens, D_e]`."""
-        if group not in ("S", "A"):
+        """One group, vectors or frames, as tokens `[B, tokens, D_e]`."""
+        if x.ndim == 5:
             return self.patch_embedding(x)
         encoder = self.action_encoder
         if group == "S" and self.state_encoder is not None:
             encoder = self.state_encoder
+        assert encoder is not None
         return encoder(x.to(self.proj_out.weight.dtype), embodiment)
 
     def condition(self, expert: str) -> ConditionEmbedder:
@@ -298,9 +305,13 @@ class WorldActionTransformer(nn.Module):
         return embedder
 
     def _layout(
-        self, tokens: Tokens, spans: dict[Group, tuple[str, int, int]], context: Context | None
+        self,
+        tokens: Tokens,
+        present: dict[Group, Tensor],
+        spans: dict[Group, tuple[str, int, int]],
+        context: Context | None,
     ) -> TokenOrder:
-        order = [g for g in self.config.order if g in spans]
+        order = list(present)
         cached = context.kv[0][0].shape[1] if context else 0
         # Absent groups leave no gap; the cache, if any, stands before position 0.
         bounds: list[tuple[int, int, int]] = []
@@ -310,7 +321,7 @@ class WorldActionTransformer(nn.Module):
             if n:
                 bounds.append((position, position + n, cached + position + n))
                 position += n
-        tables = [self._rotary_of(tokens, g) for g in order]
+        tables = [self._rotary_of(g, x) for g, x in present.items()]
         return TokenOrder(
             pieces=tuple(spans[g] for g in order),
             bounds=tuple(bounds),
@@ -319,9 +330,8 @@ class WorldActionTransformer(nn.Module):
             seen=_seen(tokens, {g: spans[g][2] - spans[g][1] for g in order}),
         )
 
-    def _rotary_of(self, tokens: Tokens, group: Group) -> tuple[Tensor, Tensor]:
+    def _rotary_of(self, group: Group, x: Tensor) -> tuple[Tensor, Tensor]:
         # The same few shapes come at every step; their tables are kept.
-        x = tokens.present()[group]
         key = (group, tuple(x.shape[1:]), x.device)
         if key not in self._rotary:
             cos, sin = rotary(self.config, group, x.shape)
@@ -347,15 +357,16 @@ class WorldActionTransformer(nn.Module):
             shift, scale = self.out_tables[expert](run.temb[group].unsqueeze(2)).unbind(2)
             normed = F.layer_norm(x.float(), (x.shape[-1],), eps=self.config.eps)
             y = (normed * (1 + scale) + shift).to(x.dtype)
-            if group == "A":
+            if group == "A" and self.action_decoder is not None:
                 # Actions leave by a projection of the robot's own, frames by one for all.
                 result[group] = self.action_decoder(y, embodiment)
-            else:
-                T, h, w = tokens.present()[group].shape[2:]
-                _, ph, pw = self.config.patch_size
-                result[group] = unpatchify(
-                    self.proj_out(y), T, h // ph, w // pw, self.config.patch_size
-                )
+                continue
+            T, h, w = run.present[group].shape[2:]
+            _, ph, pw = self.config.patch_size
+            frames = unpatchify(self.proj_out(y), T, h // ph, w // pw, self.config.patch_size)
+            result[group] = frames
+            if group == "A" and tokens.action is not None:
+                result[group] = read_out(frames, *tokens.action.shape[1:])
         return Velocity(action=result.get("A"), future=result.get("F"), reference=result.get("R"))
 
 
@@ -376,4 +387,8 @@ def _level(level: Tensor | None, tokens_BLD: Tensor) -> Tensor:
     """A group's noise level fp32 `[B, 1]` or `[B, tokens]`; clean where none is given."""
     if level is None:
         return torch.zeros(tokens_BLD.shape[0], 1, device=tokens_BLD.device)
+    if level.ndim == 2 and level.shape[1] not in (1, tokens_BLD.shape[1]):
+        raise ValueError(
+            f"{level.shape[1]} noise levels of a group of {tokens_BLD.shape[1]} tokens"
+        )
     return level.float().unsqueeze(1) if level.ndim == 1 else level.float()

@@ -35,7 +35,7 @@ from gwp.data.canvas import Canvas
 from gwp.data.robot.embodiment import Embodiment
 from gwp.data.window import Window
 from gwp.errors import BundleError, MissingError
-from gwp.model.config import Visibility
+from gwp.model.config import ActionForm, Visibility
 from gwp.storage.local_files import is_temporary
 from gwp.storage.named_files import (
     check_files,
@@ -94,6 +94,8 @@ class PolicyConfig(BaseModel):
     """
     visibility: Visibility = "action-centred"
     """Which groups of tokens see which, as the model's own configuration says."""
+    actions: ActionForm = "tokens"
+    """What states and actions are to the transformer, as the model's own configuration says."""
 
     # Bundles of before are hashed without it.
     @model_serializer(mode="wrap")
@@ -105,6 +107,8 @@ class PolicyConfig(BaseModel):
             fields.pop("masking", None)
         if self.visibility == "action-centred":
             fields.pop("visibility", None)
+        if self.actions == "tokens":
+            fields.pop("actions", None)
         return fields
 
 

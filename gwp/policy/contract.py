@@ -11,7 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from gwp.data.canvas import Canvas
 from gwp.data.robot.embodiment import Embodiment, Limits
 from gwp.errors import DataError, GoneError, ObservationError
-from gwp.model.config import Visibility
+from gwp.model.config import ActionForm, Visibility
 from gwp.policy.admission.checks import MAX_SIDE, MIN_SIDE, picture, vector
 from gwp.policy.admission.derived import Seen, limits_from, run_of, seen_in
 from gwp.policy.admission.guard import Guard
@@ -57,6 +57,8 @@ class PolicyContract(BaseModel):
     """Limits that the training data of each robot tell."""
     visibility: Visibility = "action-centred"
     """Which groups of tokens see which; where actions see the future, requests are batched whole."""
+    actions: ActionForm = "tokens"
+    """What states and actions are to the transformer."""
     trained_delay: int | None = None
     """Longest delay that the policy was trained for, control steps; None: not known."""
     run_id: str = ""
@@ -115,6 +117,7 @@ class PolicyContract(BaseModel):
             seen=seen,
             derived=derived,
             visibility=settings.visibility,
+            actions=settings.actions,
             trained_delay=settings.trained_delay,
             run_id=run_id,
         )
@@ -230,6 +233,7 @@ class PolicyContract(BaseModel):
             self.policy_id,
             self.family,
             self.visibility,
+            self.actions,
             self.canvas,
             self.run_id,
             self.trained_delay,

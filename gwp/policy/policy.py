@@ -121,11 +121,13 @@ class Policy:
                 "export the policy again"
             )
 
-        if self.settings.visibility != config.visibility:
-            raise BundleError(
-                f"{bundle.folder}: model is {config.visibility}, the bundle states "
-                f"{self.settings.visibility}; export the policy again"
-            )
+        stated = (self.settings.visibility, self.settings.actions)
+        for one, other in zip((config.visibility, config.actions), stated, strict=True):
+            if one != other:
+                raise BundleError(
+                    f"{bundle.folder}: model is {one}, the bundle states {other}; export the policy "
+                    "again"
+                )
 
         # All shapes follow from the bundle: buffers and recordings are made once.
         canvas, window = self.settings.canvas, self.settings.window

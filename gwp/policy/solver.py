@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from gwp.model.config import Group
+from gwp.model.cost import tokens_of
 from gwp.model.flow import hold_padding, solver_sigmas
 from gwp.model.inference.fused import FusedTransformer, Pass
 from gwp.model.inference.layout import KVCache, Noise, TextKeys
@@ -101,6 +102,7 @@ class Solver:
         self.steps = steps
         # Actions that see the future need one when they are denoised.
         self.with_future = model.config.acts_with_future
+        self._in_frames = model.config.actions == "latent-frame"
         sigmas = solver_sigmas(steps, shift)
         with torch.inference_mode():
             # The last level, 0, is added there.
@@ -118,6 +120,7 @@ class Solver:
         after = torch.cat([sigmas[1:], torch.zeros(1)])
         self._after = after.to(model.device)
         self._after_host = [float(x) for x in after]
+        self._sigma_host = [float(x) for x in sigmas]
 
     @property
     def acting_experts(self) -> tuple[str, ...]:
@@ -128,12 +131,9 @@ class Solver:
     def cache(self, batch: int, future: bool = True) -> KVCache:
         """Zeros for keys and values of `batch` observations, of their actions, and of a future."""
         _, h, w = self.shapes.latent
-        _, ph, pw = self.model.config.patch_size
-        tokens = (h // ph) * (w // pw)
         # The observation, and all that may be asked of it afterwards.
-        counts: dict[Group, int] = {"S": 1, "R": tokens, "A": self.shapes.chunk}
-        if future:
-            counts["F"] = tokens * self.shapes.future
+        frames = 1 + self.shapes.future if future else 1
+        counts = tokens_of(self.model.config, (frames, h, w), self.shapes.chunk)
         return self.model.cache(batch, counts)
 
     def empty(
@@ -190,7 +190,8 @@ class Solver:
 
         future: noise of the future, where `with_future`; the prefix then has space for one
         given, committed (bool): actions already promised to the robot are clean tokens and come
-            back as given
+            back as given; in latent frames, whose tokens hold values of many actions, they are
+            shown at the noise of the others
         padding (bool): channels that a robot does not have, held at their noise as training
             shows them (`hold_padding`); None: all are integrated
         """
@@ -311,11 +312,14 @@ class Solver:
         joint_pass = self._prepare(prefix, Tokens(state, reference, x_Bpd, x_BCThw))
         for step in range(self.steps):
             level = of_action = self.level(step)
-            if committed_Bp is not None:
+            if committed_Bp is not None and not self._in_frames:
                 of_action = self.levels(torch.where(committed_Bp, self.steps, step))
             noise: dict[Group, Noise] = {"S": self.clean, "R": self.clean, "A": of_action}
             noise["F"] = level
-            x_Bpd = _keep(x_Bpd, given_Bpd, committed_Bp)
+            shown_Bpd = given_Bpd
+            if given_Bpd is not None and self._in_frames:
+                shown_Bpd = torch.lerp(given_Bpd, noise_Bpd, self._sigma_host[step])
+            x_Bpd = _keep(x_Bpd, shown_Bpd, committed_Bp)
             present = Tokens(state, reference, x_Bpd, x_BCThw)
             out = self.model.run(present, noise, joint_pass, (*_ACTION, *_FUTURE))
             assert out.action is not None

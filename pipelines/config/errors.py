@@ -74,13 +74,16 @@ def _names(model: type[BaseModel]) -> dict[str, Any]:
 
 
 def _is_member(annotation: Any, name: str | int) -> bool:
-    """Whether pydantic calls this member of a union by that name: its class, or the value of
-    its discriminator.
+    """Whether pydantic calls this member of a union by that name: its class, that with its
+    validators around it, or the value of its discriminator.
     """
     if not _is_model(annotation):
         return False
-    return annotation.__name__ == name or any(
-        name in get_args(field) for field in _names(annotation).values()
+    own = annotation.__name__
+    return (
+        name == own
+        or str(name).endswith(f", {own}]")
+        or any(name in get_args(field) for field in _names(annotation).values())
     )
 
 
@@ -129,20 +132,26 @@ def _walk(root: Located, loc: Sequence[str | int], missing: bool) -> tuple[str, 
     return ".".join(path), node.where, members
 
 
-def _closest(errors: list[tuple[_Location, list[int]]]) -> list[int]:
+def _closest(errors: list[tuple[_Location, list[int], str]]) -> list[int]:
     """Which errors to tell: of the members of a union that were entered, only the one with the
     fewest errors was meant.
 
-    Each of `errors` is a pydantic location and the steps in it that name a member of a union.
+    Each of `errors` is a pydantic location, the steps in it that name a member of a union, and a
+    type of pydantic's.
     """
     unions: dict[_Location, dict[str | int, list[int]]] = {}
-    for index, (loc, members) in enumerate(errors):
+    for index, (loc, members, _) in enumerate(errors):
         for step in members:
             unions.setdefault(loc[:step], {}).setdefault(loc[step], []).append(index)
     dropped: set[int] = set()
     for prefix, by_member in unions.items():
-        # An error at the member itself says only that the value has another form.
-        inside = {i for i, (loc, _) in enumerate(errors) if len(loc) > len(prefix) + 1}
+        # An error at the member itself says only that the value has another form, but for what its
+        # own validators say, which look at it when all fields are right.
+        inside = {
+            i
+            for i, (loc, _, kind) in enumerate(errors)
+            if len(loc) > len(prefix) + 1 or kind == "value_error"
+        }
         entered = [indices for indices in by_member.values() if not inside.isdisjoint(indices)]
         if not entered:
             continue
@@ -199,7 +208,7 @@ def explain(error: ValidationError, model: type[BaseModel], root: Located) -> li
     `root` is the tree of located values that was validated; a missing key is reported at the
     mapping that should hold it.
     """
-    locations: list[tuple[_Location, list[int]]] = []
+    locations: list[tuple[_Location, list[int], str]] = []
     texts: list[tuple[str, str, str]] = []
     # Each error by itself: the fields known there, where it was written, what is wrong.
     for details in error.errors(include_url=False):
@@ -216,7 +225,7 @@ def explain(error: ValidationError, model: type[BaseModel], root: Located) -> li
         path, where, members = _walk(
             root, loc, missing=details["type"] in ("missing", "union_tag_not_found")
         )
-        locations.append((loc, members))
+        locations.append((loc, members, details["type"]))
         texts.append((where, path, _what(details, _keys(annotations))))
     # Then a line per place, without the members of unions that were not meant.
     lines: dict[tuple[str, str], list[str]] = {}

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 from gwp import storage
 from gwp.errors import GwpError
+from gwp.model.weights.derive import differences
 from gwp.paths import absolute_paths
 from pipelines.jobs.train_job import TrainJob
 
@@ -26,10 +27,8 @@ def require_sequence(jobs: Sequence[TrainJob]) -> None:
             )
         # The weights are taken as they are; the third stage must not find out after two. They are
         # the same whatever sees what.
-        ours, theirs = (
-            one.model_config_.model_dump(exclude={"visibility"}) for one in (job, jobs[parent])
-        )
-        other = [f"{k} {theirs.get(k)}" for k, v in ours.items() if theirs.get(k) != v]
+        theirs = jobs[parent].model_config_.model_dump()
+        other = [f"{k} {v}" for k, v in differences(theirs, job.model_config_).items()]
         if other:
             raise GwpError(
                 f"{job.run.name} starts from {jobs[parent].run.name}, whose model has "

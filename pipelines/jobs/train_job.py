@@ -10,7 +10,9 @@ from pydantic import (
     BaseModel,
     ConfigDict,
     Field,
+    SerializerFunctionWrapHandler,
     field_validator,
+    model_serializer,
     model_validator,
 )
 
@@ -25,7 +27,13 @@ from gwp.errors import GwpError
 from gwp.model.adapters import LoraConfig
 from gwp.model.codecs.text import TextEncoderConfig
 from gwp.model.codecs.video import VideoCodecConfig
-from gwp.model.config import Family, ModelConfig, Visibility, VisibilityField
+from gwp.model.config import (
+    ActionForm,
+    Family,
+    ModelConfig,
+    VisibilityField,
+    check_actions,
+)
 from gwp.model.objective import ObjectiveConfig
 from gwp.paths import Location, PathField
 from gwp.storage.names import relative_name
@@ -54,6 +62,20 @@ class ReleasedConfig(BaseModel):
     """`gwp05` (6.0 B parameters) or `gwp0` (5.0 B)."""
     visibility: VisibilityField = "action-centred"
     """Which groups of tokens see which, as in a model of other widths."""
+    actions: ActionForm = "tokens"
+    """What states and actions are to the transformer, as in a model of other widths."""
+
+    @model_validator(mode="after")
+    def _consistent(self) -> "ReleasedConfig":
+        check_actions(self.actions, self.released, self.visibility)
+        return self
+
+    @model_serializer(mode="wrap")
+    def _without_default(self, write: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        fields: dict[str, Any] = write(self)
+        if self.actions == "tokens":
+            fields.pop("actions", None)
+        return fields
 
 
 class DataConfig(BaseModel):
@@ -157,10 +179,16 @@ class RunConfig(BaseModel):
             raise ValueError(str(error)) from error
 
 
-def _unseen(visibility: Visibility, objective: ObjectiveConfig) -> str | None:
-    """What a model of this visibility needs for acting and such training never shows it."""
+def _unseen(model: ModelConfig, objective: ObjectiveConfig) -> str | None:
+    """What a model needs for acting and such training never shows it, or what it cannot be shown."""
+    visibility = model.visibility
     if visibility == "action-centred":
         return None
+    if model.actions == "latent-frame" and objective.chunk_prefix > 0:
+        return (
+            "a latent frame has one noise level for all actions in it, so that none of them can be "
+            "clean beside noisy ones; set objective.chunk_prefix to 0"
+        )
     if objective.video_weight == 0:
         return (
             f"a model that is {visibility} denoises a future when it acts, and with "
@@ -267,7 +295,7 @@ class TrainJob(BaseModel):
                 f"is {config.num_embodiments}"
             )
         self._names_what_trains()
-        if (wrong := _unseen(config.visibility, self.objective)) is not None:
+        if (wrong := _unseen(config, self.objective)) is not None:
             raise ValueError(wrong)
         # It would run and never learn, which is found out late.
         if config.token_width > config.width:
@@ -300,7 +328,8 @@ class TrainJob(BaseModel):
         """The widths, whether given or released."""
         if isinstance(self.model, ReleasedConfig):
             widths = ModelConfig.released(self.model.released)
-            return widths.model_copy(update={"visibility": self.model.visibility})
+            said = {"visibility": self.model.visibility, "actions": self.model.actions}
+            return widths.model_copy(update=said)
         return self.model
 
     @property

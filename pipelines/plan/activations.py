@@ -95,12 +95,17 @@ def _inputs(
     noise: dict[Group, Tensor] = {}
     if "F" in count:
         noise["F"] = torch.empty(batch)
-    if "A" in count:
-        noise["A"] = torch.empty(batch, count["A"])
+    actions = count.get("A", 0)
+    if actions:
+        noise["A"] = torch.empty(batch, actions)
+    if actions and config.actions == "latent-frame":
+        # As many as fill their frames, which have one level.
+        noise["A"] = torch.empty(batch)
+        actions = config.token_width * actions // d
     tokens = Tokens(
-        state=torch.empty(batch, count["S"], d) if "S" in count else None,
+        state=torch.empty(batch, 1, d) if "S" in count else None,
         reference=torch.empty(batch, channels, 1, rows, columns),
-        action=torch.empty(batch, count["A"], d) if "A" in count else None,
+        action=torch.empty(batch, actions, d) if actions else None,
         future=torch.empty(batch, channels, frames - 1, rows, columns) if "F" in count else None,
     )
     return tokens, noise

@@ -102,6 +102,7 @@ def export(
         trained_delay=_trained_delay(job),
         masking=job.objective.masking,
         visibility=job.model_config_.visibility,
+        actions=job.model_config_.actions,
     )
     # Built and sealed here, then copied: a bundle in the making is never seen at `out`.
     with tempfile.TemporaryDirectory(prefix="gwp-export-") as scratch:

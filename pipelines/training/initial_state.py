@@ -48,6 +48,9 @@ def first_model(prepared: PreparedRun, node: Node, resumes: bool) -> WorldAction
     model = load_model(local)
     # Weights are the same whatever their tokens see, and what they shall see the job says.
     model.config = config
+    if config.actions == "latent-frame":
+        # Those of a model of tokens, which nothing would use.
+        model.action_encoder = model.action_decoder = None
     _note_base(prepared, node, model)
     return model.train()
 

@@ -5,6 +5,19 @@ import argparse
 from gwp.sim.benchmarks import BENCHMARKS, DEFAULT
 
 
+def add_visibility(verb: argparse.ArgumentParser, more: str) -> None:
+    """`--visibility` of a verb that measures. more: what it says of models that are not
+    action-centred
+    """
+    verb.add_argument(
+        "--visibility",
+        choices=("action-centred", "joint", "video-first", "latent-frame"),
+        default="action-centred",
+        help=f"which tokens see which; {more}; latent-frame: joint, and states and actions are "
+        "further latent frames, in a model of family gwp0 (default: action-centred)",
+    )
+
+
 def numbers(text: str) -> list[int]:
     """Whole numbers from 1, separated by commas."""
     values = [int(part) for part in text.split(",")]

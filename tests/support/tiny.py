@@ -37,6 +37,21 @@ def tiny_config(family: Family = "gwp05", **changes: Any) -> ModelConfig:
     return ModelConfig(family=family, **(fields | mixture | changes))
 
 
+ARMS: dict[str, dict[str, Any]] = {
+    "action-centred": {"visibility": "action-centred"},
+    "joint": {"visibility": "joint"},
+    "video-first": {"visibility": "video-first"},
+    "latent-frame": {"visibility": "joint", "actions": "latent-frame"},
+}
+"""Models that are compared: changes of `tiny_config`; latent frames with `gwp0` alone."""
+FAMILY_ARMS = [
+    (family, arm)
+    for family in ("gwp0", "gwp05")
+    for arm in ARMS
+    if family == "gwp0" or arm != "latent-frame"
+]
+
+
 def tiny_model(family: Family = "gwp05", **changes: Any) -> WorldActionTransformer:
     return build_model(tiny_config(family, **changes), seed=0).eval()
 
@@ -98,6 +113,7 @@ def make_tiny_bundle(
         window=Window(chunk=8, stride=2),
         steps=4,
         visibility=config.visibility,
+        actions=config.actions,
     )
     parts = {
         "policy": settings.model_dump(mode="json"),

@@ -22,6 +22,7 @@ from torch import Tensor, nn
 
 from gwp.model.block import Attention, Block
 from gwp.model.config import Group
+from gwp.model.frames import read_out, with_frames
 from gwp.model.inference.alone import alone, product
 from gwp.model.inference.compiled import NativeLayers
 from gwp.model.inference.eager import EagerLayers, inverse_rms, layer_norm
@@ -86,9 +87,10 @@ class FusedTransformer:
 
         # Around the blocks: what makes tokens, and what makes velocities of them.
         encoders = {"S": model.state_encoder or model.action_encoder, "A": model.action_encoder}
-        self._encoders = {group: self._around(encoder) for group, encoder in encoders.items()}
+        self._encoders = {g: self._around(e) for g, e in encoders.items() if e is not None}
         self._patch_embedding = model.patch_embedding
-        self._decoder = self._around(model.action_decoder)
+        decoder = model.action_decoder
+        self._decoder = None if decoder is None else self._around(decoder)
         self._proj_out = self._around(model.proj_out)
 
         self._text: dict[str, list[_TextProjection]] = {}
@@ -166,7 +168,7 @@ class FusedTransformer:
         """
         pieces: dict[str, list[Piece]] = {}
         order: list[Piece] = []
-        present = tokens.present()
+        present = with_frames(self.config, tokens.present())
         for group in (g for g in self.config.order if g in present):
             expert = self.config.expert_of[group]
             stream = pieces.setdefault(expert, [])
@@ -180,7 +182,7 @@ class FusedTransformer:
             stream.append(piece)
         rotations: dict[str, Tensor] = {}
         for expert, stream in pieces.items():
-            rotations[expert] = self._rotation(tokens, [p.group for p in stream])
+            rotations[expert] = self._rotation({p.group: present[p.group] for p in stream})
         layout = Layout(pieces, order, rotations)
         return Pass(layout, self.layers.prepare(layout, cache, text), embodiment)
 
@@ -202,17 +204,22 @@ class FusedTransformer:
         layout = token_pass.layout
         embodiment_B = token_pass.embodiment[:batch]
 
-        embedded = self._embed(tokens, embodiment_B)
+        present = with_frames(self.config, tokens.present())
+        embedded = self._embed(present, embodiment_B)
         streams: dict[str, Tensor] = {}
         for expert, pieces in layout.pieces.items():
             streams[expert] = join([embedded[p.group] for p in pieces])
         streams = token_pass.layers(streams, noise, bool(heads))
-        return self._heads(tokens, streams, layout, embodiment_B, noise, heads)
+        velocities = self._heads(present, streams, layout, embodiment_B, noise, heads)
+        action = velocities.get("A")
+        if action is not None and action.ndim == 5 and tokens.action is not None:
+            action = read_out(action, *tokens.action.shape[1:])
+        return Velocity(action, velocities.get("F"), velocities.get("R"))
 
-    def _embed(self, tokens: Tokens, embodiment_B: Tensor) -> dict[Group, Tensor]:
-        """Each group as tokens `[B, L, D]`."""
+    def _embed(self, present: dict[Group, Tensor], embodiment_B: Tensor) -> dict[Group, Tensor]:
+        """Each group, vectors or frames, as tokens `[B, L, D]`."""
         embedded: dict[Group, Tensor] = {}
-        for group, x in tokens.present().items():
+        for group, x in present.items():
             encoder = self._encoders.get(group)
             embedded[group] = (
                 encoder(x.to(self.dtype), embodiment_B) if encoder else self._patches(x)
@@ -226,12 +233,11 @@ class FusedTransformer:
         patches_BLp = embedding.patches(latents_BCThw)
         return product(patches_BLp, embedding.weight.flatten(1), embedding.bias)
 
-    def _rotation(self, tokens: Tokens, groups: list[Group]) -> Tensor:
-        """Cosine and sine `[L_e, 1, 1, h / 2, 2]`."""
-        present = tokens.present()
-        key = tuple((g, tuple(present[g].shape[1:])) for g in groups)
+    def _rotation(self, stream: dict[Group, Tensor]) -> Tensor:
+        """Cosine and sine `[L_e, 1, 1, h / 2, 2]` of groups behind each other."""
+        key = tuple((g, tuple(x.shape[1:])) for g, x in stream.items())
         if key not in self._rotations:
-            tables = [rotary(self.config, g, present[g].shape) for g in groups]
+            tables = [rotary(self.config, g, x.shape) for g, x in stream.items()]
             cos = torch.cat([cos for cos, _ in tables])
             sin = torch.cat([sin for _, sin in tables])
             # Side by side, a pair is a complex number, by which two channels are multiplied.
@@ -241,28 +247,29 @@ class FusedTransformer:
 
     def _heads(
         self,
-        tokens: Tokens,
+        present: dict[Group, Tensor],
         streams: dict[str, Tensor],
         layout: Layout,
         embodiment_B: Tensor,
         noise: dict[Group, Noise],
         heads: Collection[Group],
-    ) -> Velocity:
+    ) -> dict[Group, Tensor]:
+        """Velocities of `heads`: vectors or frames, as the groups are embedded."""
         result: dict[Group, Tensor] = {}
         for piece in (p for p in layout.order if p.group in heads):
             shift, scale = noise[piece.group].out(piece.expert)
             x_BLD = streams[piece.expert][:, piece.start : piece.stop]
             normed_BLD = layer_norm(x_BLD.float(), None, self.config.eps)
             y_BLD = torch.addcmul(shift, normed_BLD, scale).to(self.dtype)
-            if piece.group == "A":
+            if piece.group == "A" and self._decoder is not None:
                 result["A"] = self._decoder(y_BLD, embodiment_B)
             else:
-                T, h, w = tokens.present()[piece.group].shape[2:]
+                T, h, w = present[piece.group].shape[2:]
                 _, ph, pw = self.config.patch_size
                 result[piece.group] = unpatchify(
                     self._proj_out(y_BLD), T, h // ph, w // pw, self.config.patch_size
                 )
-        return Velocity(action=result.get("A"), future=result.get("F"), reference=result.get("R"))
+        return result
 
 
 @dataclass(frozen=True)

@@ -64,7 +64,7 @@ class Checkpoint:
     path:          folder or file
     tensors:       published name -> tensor on the meta device
     widths:        fields of `ModelConfig`; without action channels and embodiments for plain Wan,
-                   with the visibility where config.json names one
+                   with visibility and form of the actions where config.json names them
     assumed:       the widths that neither the tensors nor config.json tell
     disagreements: where config.json contradicts the tensors, one line each
     left_out:      what it has beyond a model of ours, one line each
@@ -162,9 +162,11 @@ def open_checkpoint(path: str | Path) -> Checkpoint:
     if latents is not None:
         claimed["in_channels"] = latents
     widths, assumed, disagreements = _widths(form.family, tensors, claimed, str(path))
-    # No tensor tells it, and the published models, which have the default, do not name it.
+    # No tensor tells them, and the published models, which have the defaults, do not name them.
     if "visibility" in published:
         widths["visibility"] = _visibility(published["visibility"], str(path))
+    if "actions" in published:
+        widths["actions"] = published["actions"]
     return Checkpoint(path, form, tensors, widths, assumed, disagreements, tuple(left_out), origin)
 
 

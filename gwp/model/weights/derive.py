@@ -8,7 +8,7 @@ weights' layout.
 import itertools
 import shlex
 import shutil
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
@@ -203,8 +203,8 @@ def convert(
 
 
 def require_same(source: Checkpoint, config: ModelConfig, uri: str) -> None:
-    """GwpError unless the checkpoint is a model of this configuration, whatever its tokens see:
-    all visibilities have the same weights. Says what differs and how to get there.
+    """GwpError unless a model of this configuration can start from the checkpoint: see
+    `differences`. Says what differs and how to get there.
 
     uri: where the user said that `source` is
     """
@@ -215,9 +215,8 @@ def require_same(source: Checkpoint, config: ModelConfig, uri: str) -> None:
         else source.config.model_dump()
     )
     different = [
-        f"{key} is {fields.get(key, 'none')}, the job's `model` says {value}"
-        for key, value in config.model_dump(exclude={"visibility"}).items()
-        if fields.get(key) != value
+        f"{key} is {value}, the job's `model` says {getattr(config, key)}"
+        for key, value in differences(fields, config).items()
     ]
     if different:
         line = command(source, config, uri)
@@ -227,6 +226,19 @@ def require_same(source: Checkpoint, config: ModelConfig, uri: str) -> None:
             else "copy its widths into the job's `model`"
         )
         raise GwpError(f"{uri}: {'; '.join(different)}; {remedy}")
+
+
+def differences(fields: Mapping[str, Any], config: ModelConfig) -> dict[str, Any]:
+    """Fields of a model, by name with their values, for which one of `config` cannot start from its
+    weights. All visibilities have the same, and latent frames need a part of those of tokens.
+    """
+    given = {"actions": "tokens", **fields}
+    ignored = {"visibility", "actions"} if config.actions == "latent-frame" else {"visibility"}
+    return {
+        name: given.get(name, "none")
+        for name in ModelConfig.model_fields
+        if name not in ignored and given.get(name) != getattr(config, name)
+    }
 
 
 def command(source: Checkpoint, config: ModelConfig, uri: str) -> str | None:
@@ -241,7 +253,7 @@ def command(source: Checkpoint, config: ModelConfig, uri: str) -> str | None:
     }
     try:
         target = target_config(source, config.family, **asked)
-        if target.model_copy(update={"visibility": config.visibility}) != config:
+        if differences(target.model_dump(), config):
             return None
     except GwpError:
         return None

@@ -5,7 +5,7 @@ from typing import Any
 from gwp.data.canvas import Canvas
 from gwp.data.robot.embodiment import Embodiment, Limits
 from gwp.errors import DataError
-from gwp.model.config import Visibility
+from gwp.model.config import ActionForm, Visibility
 from gwp.policy.admission.plausible import units_of_state
 from gwp.protocol.fields import FIELDS
 
@@ -20,6 +20,7 @@ def offer(
     policy_id: str,
     family: str,
     visibility: Visibility,
+    actions: ActionForm,
     canvas: Canvas,
     run_id: str,
     trained_delay: int | None,
@@ -29,6 +30,8 @@ def offer(
         "policy_id": policy_id,
         "family": family,
         "visibility": visibility,
+        # Not `actions`, by which replies are known.
+        "action_form": actions,
         # What robots share: each step, or whole requests, which come in between chunks.
         "batching": "steps" if visibility == "action-centred" else "requests",
         "run_id": run_id,

@@ -49,14 +49,17 @@ class ModelRunner:
         # With and without promised actions: most robots promise none, and need no index per token.
         self._steps: dict[tuple[int, bool], Callable[[], object]] = {}
         pool = graph_pool(self._device)
-        pass_of_all = solver.acting(self._slots.prefix)
+        whole_requests = solver.with_future
+        pass_of_all = None if whole_requests else solver.acting(self._slots.prefix)
         for size in sorted(sizes):
             rows = self._slots.rows(0, size)
-            action_pass = pass_of_all if solver.model.any_batch else solver.acting(rows.prefix)
+            action_pass = pass_of_all
+            if pass_of_all is not None and not solver.model.any_batch:
+                action_pass = solver.acting(rows.prefix)
             for committed in (False, True):
                 work = (
                     partial(whole, solver, rows, committed)
-                    if solver.with_future
+                    if action_pass is None
                     else partial(step, solver, rows, action_pass, committed)
                 )
                 self._steps[size, committed] = recorded(work, self._device, pool)

@@ -16,7 +16,9 @@ from typing import Any
 import numpy as np
 import torch
 
-from gwp.model.config import Family, ModelConfig, Visibility
+from gwp.model.config import Family, ModelConfig
+from gwp.model.cost import tokens_of
+from gwp.model.inference.fused import FusedTransformer
 from gwp.model.transformer import WorldActionTransformer
 from gwp.policy.batching.engine import Engine
 from gwp.policy.batching.schedule import BatchingConfig
@@ -27,7 +29,14 @@ from gwp.threads import apart
 from pipelines.bench.act.cases import Inputs, acting, cases
 from pipelines.bench.act.floor import Machine, acting_floor
 from pipelines.bench.act.robots import robots_table
-from pipelines.bench.act.sizes import SIZES, Size, observation, random_policy
+from pipelines.bench.act.sizes import (
+    SIZES,
+    Arm,
+    Size,
+    observation,
+    random_model,
+    random_policy,
+)
 from pipelines.bench.act.trace import trace
 
 WARM_UP = 2
@@ -51,7 +60,7 @@ def bench_act(
     p99_ms: float | None = None,
     seconds: float = 10.0,
     trace_to: str | None = None,
-    visibility: Visibility = "action-centred",
+    arm: Arm = "action-centred",
 ) -> dict[str, Any]:
     """Everything that `gwp bench act` prints for one family. The first of `batches` and of
     `steps` is the one of the comparisons.
@@ -64,10 +73,9 @@ def bench_act(
     torch_dtype = getattr(torch, dtype)
     # Each part computes in a thread of its own: OpenMP workers of one that idles would slow the
     # next one down.
-    policy = apart(
-        lambda: random_policy(shape, family, steps[0], device, torch_dtype, codec, visibility)
-    )
-    passes = apart(lambda: _Passes.measure(policy.solver, shape, batches, steps, repeats))
+    policy = apart(lambda: random_policy(shape, family, steps[0], device, torch_dtype, codec, arm))
+    plain = shape.config(family)
+    passes = apart(lambda: _Passes.measure(policy.solver, plain, shape, batches, steps, repeats))
     phases, request = apart(lambda: _requests(policy, shape, repeats))
     operations = apart(lambda: trace(policy, shape, trace_to)) if trace_to else None
     # Not `apart`: an engine computes in a thread of its own.
@@ -76,11 +84,11 @@ def bench_act(
     return {
         "size": size,
         "family": family,
-        "visibility": visibility,
-        "parameters": _parameters(shape.config(family)),
+        "visibility": arm,
+        "parameters": _parameters(policy.solver.model.config),
         "batch": batches[0],
         "steps": steps[0],
-        "tokens": _tokens(shape),
+        "tokens": _tokens(policy.solver, shape),
         "hardware": hardware(policy.device),
         "device": str(policy.device),
         "dtype": dtype,
@@ -103,15 +111,15 @@ def bench_act(
     }
 
 
-def _tokens(shape: Size) -> dict[str, int]:
+def _tokens(solver: Solver, shape: Size) -> dict[str, int]:
     """Tokens of one observation by what they stand for."""
-    rows, columns = shape.latent
-    # The model takes 2 x 2 latents as one token.
-    picture = rows * columns // 4
+    frames = 1 + solver.shapes.future
+    counts = tokens_of(solver.model.config, (frames, *shape.latent), shape.chunk)
     return {
-        "prefix": 1 + picture,
-        "action": shape.chunk,
-        "future": picture,
+        "state": counts["S"],
+        "reference": counts["R"],
+        "action": counts["A"],
+        "future": counts["F"],
         "text": shape.text[0],
     }
 
@@ -134,9 +142,17 @@ class _Passes:
     @classmethod
     @torch.inference_mode()
     def measure(
-        cls, solver: Solver, shape: Size, batches: Sequence[int], steps: Sequence[int], repeats: int
+        cls,
+        solver: Solver,
+        plain: ModelConfig,
+        shape: Size,
+        batches: Sequence[int],
+        steps: Sequence[int],
+        repeats: int,
     ) -> "_Passes":
-        """The cases and the steps are measured at the first of `batches`."""
+        """The cases and the steps are measured at the first of `batches`. plain: the action-centred
+        model, which others are timed beside
+        """
         device = solver.model.device
         machine = Machine.measure(device, solver.model.dtype)
         starts = {batch: Inputs.draw(solver, batch, shape.text[0]) for batch in batches}
@@ -145,9 +161,16 @@ class _Passes:
         by_steps = {
             str(count): acting(Solver(solver.model, solver.shapes, count), first) for count in steps
         }
+        found = cases(solver, first)
+        if solver.with_future:
+            # With weights of its own, as it would be.
+            fused = FusedTransformer(random_model(plain, device, solver.model.dtype))
+            other = Solver(fused, solver.shapes, solver.steps)
+            start = Inputs.draw(other, batches[0], shape.text[0])
+            found["action_centred"] = acting(other, start)
         return cls(
             machine,
-            _measure(cases(solver, first), repeats, device),
+            _measure(found, repeats, device),
             _measure(by_batch, repeats, device),
             _measure(by_steps, repeats, device),
         )
@@ -163,6 +186,8 @@ def _ratios(ms: Mapping[str, Percentiles]) -> dict[str, float]:
     }
     if "step" in p50:
         ratios["step_vs_matmul"] = p50["step"] / p50["bare_step"]
+    if "action_centred" in p50:
+        ratios["action_centred_vs_act"] = p50["act"] / p50["action_centred"]
     return ratios
 
 
@@ -170,15 +195,15 @@ def _floors(
     solver: Solver, shape: Size, batch: int, steps: int, passes: _Passes
 ) -> dict[str, float]:
     """What acting cannot go below on this machine, and how far it is from there."""
-    expert_of = solver.model.config.expert_of
+    expert_of, tokens = solver.model.config.expert_of, _tokens(solver, shape)
     # State and reference picture may share an expert, so their tokens are added up.
     prefix = dict.fromkeys((expert_of["S"], expert_of["R"]), 0)
-    prefix[expert_of["S"]] += 1
-    prefix[expert_of["R"]] += _tokens(shape)["prefix"] - 1
+    prefix[expert_of["S"]] += tokens["state"]
+    prefix[expert_of["R"]] += tokens["reference"]
     machine = passes.machine
-    future = _tokens(shape)["future"] if solver.with_future else 0
+    future = tokens["future"] if solver.with_future else 0
     floor = acting_floor(
-        solver.model, prefix, shape.chunk, shape.text[0], batch, steps, machine, future
+        solver.model, prefix, tokens["action"], shape.text[0], batch, steps, machine, future
     )
     return floor | {
         "distance": passes.ms["act"]["p50"] / floor["ms"],

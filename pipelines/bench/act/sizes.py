@@ -4,6 +4,7 @@ are what counts.
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import torch
@@ -21,6 +22,9 @@ from gwp.model.transformer import WorldActionTransformer
 from gwp.policy.bundle import Bundle, PolicyConfig
 from gwp.policy.policy import Policy
 from gwp.protocol.messages import Observation
+
+Arm = Visibility | Literal["latent-frame"]
+"""Which model is measured: by its visibility, or the joint one with actions as latent frames."""
 
 
 @dataclass(frozen=True)
@@ -41,8 +45,8 @@ class Size:
     dims: int
     text: tuple[int, int]
 
-    def config(self, family: Family, visibility: Visibility = "action-centred") -> ModelConfig:
-        """The model of one family and visibility at this size."""
+    def config(self, family: Family, arm: Arm = "action-centred") -> ModelConfig:
+        """The model of one family at this size."""
         width, ffn = self.action_expert
         mixture = {"action_expert_dim": width, "action_ffn_dim": ffn} if family == "gwp05" else {}
         return ModelConfig(
@@ -54,7 +58,8 @@ class Size:
             in_channels=self.channels,
             action_channels=self.dims,
             text_dim=self.text[1],
-            visibility=visibility,
+            visibility="joint" if arm == "latent-frame" else arm,
+            actions="latent-frame" if arm == "latent-frame" else "tokens",
             **mixture,
         )
 
@@ -80,15 +85,16 @@ def random_policy(
     device: str,
     dtype: torch.dtype,
     codec: str = "pca",
-    visibility: Visibility = "action-centred",
+    arm: Arm = "action-centred",
 ) -> Policy:
     """A whole policy of this shape with random weights, made where they will be used.
 
     codec: `pca`, or `wan` for the released architecture, which takes its time
     """
     rows, columns = size.latent
+    config = size.config(family, arm)
     names = tuple(f"joint {i}" for i in range(size.dims))
-    arm = Embodiment(
+    robot = Embodiment(
         name="arm",
         fps=30,
         state_names=names,
@@ -107,17 +113,18 @@ def random_policy(
         canvas=Canvas(layout="single", width=columns * size.spatial, height=rows * size.spatial),
         window=Window(chunk=size.chunk, stride=size.chunk // 4),
         steps=steps,
-        visibility=visibility,
+        visibility=config.visibility,
+        actions=config.actions,
     )
     bundle = Bundle(
         Path(f"random {family}"),
         "random",
         settings,
-        {"arm": arm},
+        {"arm": robot},
         {"arm": Stats(feature, feature).to_json()},
         {},
     )
-    model = random_model(size.config(family, visibility), torch.device(device), dtype)
+    model = random_model(config, torch.device(device), dtype)
     video = _random_wan(size.channels, dtype) if codec == "wan" else random_pca(size)
     return Policy(bundle, model, video, HashedTextEncoder(dim=size.text[1], rows=size.text[0]))
 

@@ -145,7 +145,9 @@ class PlainPass(nn.Module):
         if group in ("R", "F"):
             return model.patch_embedding(x)
         own = model.state_encoder if group == "S" else None
-        return (own or model.action_encoder)(x, self.embodiment)
+        encoder = own or model.action_encoder
+        assert encoder is not None
+        return encoder(x, self.embodiment)
 
     def _velocity(self, group: Group, stream: Tensor, time: dict[str, Tensor]) -> Tensor:
         span, config = self.spans[group], self.model.config
@@ -155,6 +157,7 @@ class PlainPass(nn.Module):
         shift, scale = table(time[span.expert][:, -1:, None]).unbind(2)
         y = F.layer_norm(x, x.shape[-1:], eps=config.eps) * (1 + scale) + shift
         if group == "A":
+            assert self.model.action_decoder is not None
             return self.model.action_decoder(y, self.embodiment)
         T, rows, columns = self.shapes[group][2:]
         _, ph, pw = config.patch_size

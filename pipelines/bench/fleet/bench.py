@@ -17,6 +17,7 @@ from clusters.services import LOOPBACK, Service, free_ports
 from gwp.errors import GwpError
 from gwp.policy.contract import PolicyContract
 from pipelines.bench.act.bench import hardware
+from pipelines.bench.act.sizes import Arm
 from pipelines.bench.fleet.bundle import random_bundle
 from pipelines.bench.fleet.rival import HEALTH
 from pipelines.bench.fleet.robots import Crowd
@@ -33,7 +34,7 @@ _SPARE_S = 120.0
 class Plan:
     """What is measured.
 
-    size:    of the policy, of `gwp bench act`
+    size, visibility: of the policy, of `gwp bench act`
     robots:  crowds
     gateways: ways to serve: `inline`, `separate`
     rate_hz, latency_s, seconds, deadline_s: as of `Crowd`; with a deadline clients do not try
@@ -43,6 +44,7 @@ class Plan:
     """
 
     size: str = "tiny"
+    visibility: Arm = "action-centred"
     robots: tuple[int, ...] = (1, 4, 16, 32)
     gateways: tuple[str, ...] = ("inline", "separate")
     rate_hz: float = 0.0
@@ -62,7 +64,7 @@ def bench_fleet(plan: Plan) -> dict[str, Any]:
     with tempfile.TemporaryDirectory(prefix="gwp-fleet-") as scratch:
         bundle = Path(scratch) / "bundle"
         bundle.mkdir()
-        random_bundle(bundle, plan.size, STEPS)
+        random_bundle(bundle, plan.size, STEPS, arm=plan.visibility)
         bare_ms = _bare(bundle, plan)
         with _rival(bundle, plan, Path(scratch)) as url:
             rival = [_crowd(bundle, plan, count, url) for count in plan.robots]

@@ -6,16 +6,21 @@ from pathlib import Path
 import torch
 
 from gwp.model.codecs.hashed import HashedTextEncoder
+from gwp.model.config import Family
 from gwp.model.weights import save_weights
 from gwp.policy.bundle import seal
-from pipelines.bench.act.sizes import SIZES, random_model, random_pca, random_policy
+from pipelines.bench.act.sizes import SIZES, Arm, random_model, random_pca, random_policy
 
 
-def random_bundle(folder: Path, size: str, steps: int, note: str = "") -> str:
+def random_bundle(
+    folder: Path, size: str, steps: int, note: str = "", arm: Arm = "action-centred"
+) -> str:
     """Write one for one robot with one camera; the policy id. note: makes another id of it"""
     shape = SIZES[size]
-    policy = random_policy(shape, "gwp05", steps, "cpu", torch.float32)
-    bundle, config = policy.bundle, shape.config("gwp05")
+    # Latent frames have one expert.
+    family: Family = "gwp0" if arm == "latent-frame" else "gwp05"
+    policy = random_policy(shape, family, steps, "cpu", torch.float32, arm=arm)
+    bundle, config = policy.bundle, shape.config(family, arm)
     model = random_model(config, torch.device("cpu"), torch.float32)
     save_weights(folder / "model", config, model.state_dict())
     random_pca(shape).save(folder / "codec")

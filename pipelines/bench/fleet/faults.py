@@ -49,7 +49,7 @@ def bench_faults(plan: Plan) -> dict[str, Any]:
         bundle, newer = scratch / "bundle", scratch / "newer"
         for folder in (bundle, newer):
             folder.mkdir()
-            random_bundle(folder, plan.size, STEPS, note=folder.name)
+            random_bundle(folder, plan.size, STEPS, folder.name, plan.visibility)
         scale = {"min_replicas": 2, "max_replicas": 2}
         with served("separate", bundle, scale, plan.slots, plan.threads) as endpoint:
             crowd = crowd_for(bundle, plan, plan.robots[0], endpoint.url)

@@ -7,7 +7,10 @@ def table(r: dict[str, Any]) -> str:
     """Everything that was measured, with what it was measured on."""
     asked = f"{r['rate_hz']:g} Hz each" if r["rate_hz"] else "as soon as they are answered"
     lines = [
-        f"{r['size']} policy, {r['replicas']} replicas, {r['slots']} slots; robots ask {asked}",
+        (
+            f"{r['size']} {r['visibility']} policy, {r['replicas']} replicas, {r['slots']} slots; "
+            f"robots ask {asked}"
+        ),
         (
             f"  {r['hardware']}, {r['threads']} threads each, torch {r['torch']}; pictures "
             f"{'x'.join(map(str, r['picture']))}"

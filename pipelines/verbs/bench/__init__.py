@@ -3,7 +3,7 @@
 import argparse
 from typing import Any
 
-from pipelines.verbs.arguments import numbers
+from pipelines.verbs.arguments import add_visibility, numbers
 from pipelines.verbs.bench import compilers, fleet, inspect, train
 
 
@@ -30,13 +30,7 @@ def _add_act(verbs: Any) -> None:
         ),
     )
     act.add_argument("--family", choices=("gwp0", "gwp05", "both"), default="both")
-    act.add_argument(
-        "--visibility",
-        choices=("action-centred", "joint", "video-first"),
-        default="action-centred",
-        help="which tokens see which; joint and video-first denoise the future, too (default: "
-        "action-centred)",
-    )
+    add_visibility(act, "all but action-centred denoise the future, too, and are timed beside it")
     act.add_argument(
         "--batch",
         type=numbers,
@@ -192,6 +186,10 @@ def run_act(args: argparse.Namespace) -> None:
         )
     families: tuple[Family, ...]
     families = ("gwp0", "gwp05") if args.family == "both" else (args.family,)
+    if args.visibility == "latent-frame":
+        if args.family == "gwp05":
+            raise GwpError("--visibility latent-frame: its model has one expert; say --family gwp0")
+        families = ("gwp0",)
     results = []
     for family in families:
         trace_to = args.trace
@@ -212,7 +210,7 @@ def run_act(args: argparse.Namespace) -> None:
             p99_ms=args.p99,
             seconds=args.seconds,
             trace_to=trace_to,
-            visibility=args.visibility,
+            arm=args.visibility,
         )
         results.append(result)
         print(table(result), flush=True)

@@ -3,7 +3,7 @@
 import argparse
 from typing import Any
 
-from pipelines.verbs.arguments import numbers
+from pipelines.verbs.arguments import add_visibility, numbers
 
 
 def add(verbs: Any) -> None:
@@ -21,6 +21,7 @@ def add(verbs: Any) -> None:
         default="tiny",
         help="of the policy, as of bench act (default: tiny, the demo's)",
     )
+    add_visibility(fleet, "all but action-centred answer whole requests, one batch after another")
     fleet.add_argument(
         "--robots", type=numbers, default=[1, 4, 16, 32], metavar="N,N", help="crowds of so many"
     )
@@ -82,6 +83,7 @@ def run_fleet(args: argparse.Namespace) -> None:
 
     plan = Plan(
         size=args.size,
+        visibility=args.visibility,
         robots=tuple(args.robots),
         gateways=("inline", "separate") if args.gateway == "both" else (args.gateway,),
         rate_hz=args.rate,

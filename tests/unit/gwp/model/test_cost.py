@@ -6,12 +6,12 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from gwp.model.config import VISIBILITIES, Family, Group, ModelConfig, Visibility
+from gwp.model.config import Family, Group, ModelConfig
 from gwp.model.cost import forward_flop, parameter_counts, tokens_of, training_flop
 from gwp.model.draws import draw_noise
 from gwp.model.objective import Batch, Counts, ObjectiveConfig, levels_of, training_losses
 from gwp.model.transformer import Tokens, WorldActionTransformer
-from tests.support.tiny import tiny_config
+from tests.support.tiny import ARMS, FAMILY_ARMS, tiny_config
 
 MODES: dict[str, tuple[int | None, bool]] = {
     "wam": (5, True),
@@ -34,21 +34,19 @@ def counted(config: ModelConfig, latent: Sequence[int], actions: int | None, fut
         )
         noise: dict[Group, torch.Tensor] = {"F": torch.empty(1)} if future else {}
         if actions:
-            # One level for each action, as real-time chunking has it.
-            noise["A"] = torch.empty(1, actions)
+            # One level for each action, as real-time chunking has it, or for the frames of all.
+            frames = config.actions == "latent-frame"
+            noise["A"] = torch.empty(1) if frames else torch.empty(1, actions)
         text = torch.empty(1, 7, config.text_dim)
         with FlopCounterMode(display=False) as counter, torch.no_grad():
             model(tokens, noise, text, torch.zeros(1, dtype=torch.long))
     return int(counter.get_total_flops())
 
 
-@pytest.mark.parametrize("family", ["gwp0", "gwp05"])
+@pytest.mark.parametrize(("family", "arm"), FAMILY_ARMS)
 @pytest.mark.parametrize("mode", MODES)
-@pytest.mark.parametrize("visibility", VISIBILITIES)
-def test_the_closed_form_is_what_torch_counts(
-    family: Family, mode: str, visibility: Visibility
-) -> None:
-    config = tiny_config(family, num_layers=3, visibility=visibility)
+def test_the_closed_form_is_what_torch_counts(family: Family, arm: str, mode: str) -> None:
+    config = tiny_config(family, num_layers=3, **ARMS[arm])
     actions, future = MODES[mode]
     tokens = tokens_of(config, (3, 6, 4), actions, future)
     assert forward_flop(config, tokens, 7) == counted(config, (3, 6, 4), actions, future)

@@ -1,4 +1,6 @@
-"""Three orders of segments, one transformer: what each token sees, and what denoising makes of it."""
+"""Three orders of segments and latent frames, one transformer: what each token sees, and what
+denoising makes of it.
+"""
 
 from dataclasses import replace
 from itertools import pairwise
@@ -21,11 +23,11 @@ from gwp.model.objective import (
 )
 from gwp.model.transformer import Tokens, WorldActionTransformer
 from gwp.model.weights import load_model, read_config, save_weights
-from tests.support.tiny import tiny_config, tiny_model, tiny_tokens
+from tests.support.tiny import ARMS, FAMILY_ARMS, tiny_config, tiny_model, tiny_tokens
 
 both = pytest.mark.parametrize("family", ["gwp0", "gwp05"])
-every = pytest.mark.parametrize("visibility", VISIBILITIES)
-rivals = pytest.mark.parametrize("visibility", ["joint", "video-first"])
+arms = pytest.mark.parametrize(("family", "arm"), FAMILY_ARMS)
+RIVALS = ("joint", "video-first", "latent-frame")
 LEVELS = {"A": torch.tensor([0.5, 0.04]), "F": torch.tensor([0.3, 0.9])}
 FIELDS: dict[Group, str] = {"S": "state", "R": "reference", "A": "action", "F": "future"}
 # Written out, so that a wrong table of segments does not check itself.
@@ -33,6 +35,7 @@ SEES: dict[str, dict[Group, str]] = {
     "action-centred": {"R": "SR", "A": "SRA", "F": "SRAF"},
     "joint": {"R": "SR", "A": "SRAF", "F": "SRAF"},
     "video-first": {"R": "SR", "A": "SRAF", "F": "SRF"},
+    "latent-frame": {"R": "SR", "A": "SRAF", "F": "SRAF"},
 }
 STEPS, SHIFT = 3, 5.0
 
@@ -43,34 +46,32 @@ def of(velocity, group: Group) -> torch.Tensor:
     return found
 
 
-@both
-@every
+@arms
 @torch.no_grad()
-def test_a_token_sees_its_segment_and_those_before_it_and_no_other(family, visibility):
-    model, (tokens, text, ids) = tiny_model(family, visibility=visibility), tiny_tokens(future=2)
+def test_a_token_sees_its_segment_and_those_before_it_and_no_other(family, arm):
+    model, (tokens, text, ids) = tiny_model(family, **ARMS[arm]), tiny_tokens(future=2)
     before = model(tokens, LEVELS, text, ids, heads="RAF")
     for changed, field in FIELDS.items():
         other = replace(tokens, **{field: getattr(tokens, field) + 0.5})
         levels = LEVELS | ({changed: LEVELS[changed] * 0.3} if changed in LEVELS else {})
         after = model(other, levels, text, ids, heads="RAF")
-        for query, seen in SEES[visibility].items():
+        for query, seen in SEES[arm].items():
             if changed in seen:
                 assert (of(before, query) - of(after, query)).abs().max() > 1e-4, (query, changed)
             else:
                 assert torch.equal(of(before, query), of(after, query)), (query, changed)
 
 
-@both
-@every
+@arms
 @torch.no_grad()
-def test_cached_segments_are_those_of_one_pass(family, visibility):
-    model, (tokens, text, ids) = tiny_model(family, visibility=visibility), tiny_tokens(future=2)
+def test_cached_segments_are_those_of_one_pass(family, arm):
+    model, (tokens, text, ids) = tiny_model(family, **ARMS[arm]), tiny_tokens(future=2)
     whole = model(tokens, LEVELS, text, ids)
     context = observe(model, tokens.state, tokens.reference, text, ids)
     after = model(Tokens(action=tokens.action, future=tokens.future), LEVELS, context=context)
     for group in ("A", "F"):
         torch.testing.assert_close(of(after, group), of(whole, group), atol=2e-6, rtol=0)
-    segments = VISIBILITIES[visibility]
+    segments = model.config.segments
     assert context.groups == ("S", "R")
     if len(segments) < 3:
         return
@@ -104,12 +105,11 @@ def test_a_context_takes_no_tokens_that_those_in_it_should_have_seen(visibility,
         model(parts[then], LEVELS, context=longer)
 
 
-@both
-@every
+@arms
 @pytest.mark.parametrize("alone", [torch.tensor([False, True])])
 @torch.no_grad()
-def test_a_sample_that_is_video_only_is_so_among_others(family, visibility, alone):
-    model, (tokens, text, ids) = tiny_model(family, visibility=visibility), tiny_tokens(future=2)
+def test_a_sample_that_is_video_only_is_so_among_others(family, arm, alone):
+    model, (tokens, text, ids) = tiny_model(family, **ARMS[arm]), tiny_tokens(future=2)
     mixed = model(replace(tokens, video_only=alone), LEVELS, text, ids)
     bare = Tokens(reference=tokens.reference, future=tokens.future)
     video = model(bare, {"F": LEVELS["F"]}, text, ids)
@@ -135,8 +135,14 @@ def plain(
     sigmas = solver_sigmas(STEPS, SHIFT)
 
     def velocities(action, sigma_a, future, sigma_f):
-        action = torch.where(committed[..., None], 0.25, action)
-        level = torch.where(committed, 0.0, sigma_a)
+        if model.config.actions == "tokens":
+            action = torch.where(committed[..., None], 0.25, action)
+            level = torch.where(committed, 0.0, sigma_a)
+        else:
+            # All of a frame have one level, those promised too.
+            shown = sigma_a * tokens.action + (1 - sigma_a) * 0.25
+            action = torch.where(committed[..., None], shown, action)
+            level = torch.full((len(action),), float(sigma_a))
         full = Tokens(tokens.state, tokens.reference, action, future)
         return model(full, {"A": level, "F": torch.full((len(x),), float(sigma_f))}, text, ids)
 
@@ -151,29 +157,29 @@ def plain(
     return torch.where(committed[..., None], 0.25, x), y
 
 
-@both
-@rivals
+@pytest.mark.parametrize(("family", "arm"), [kind for kind in FAMILY_ARMS if kind[1] in RIVALS])
 @pytest.mark.parametrize(
     "promised", [None, torch.arange(5).expand(2, 5) < torch.tensor([[2], [0]])]
 )
 @torch.no_grad()
-def test_acting_on_a_context_is_the_plain_loop_without_one(family, visibility, promised):
-    model, (tokens, text, ids) = tiny_model(family, visibility=visibility), tiny_tokens(future=2)
+def test_acting_on_a_context_is_the_plain_loop_without_one(family, arm, promised):
+    model, (tokens, text, ids) = tiny_model(family, **ARMS[arm]), tiny_tokens(future=2)
     expected, future = plain(model, tokens, text, ids, promised)
     context = observe(model, tokens.state, tokens.reference, text, ids)
     given = torch.full_like(tokens.action, 0.25)
     found = act(model, context, tokens.action, STEPS, SHIFT, given, promised, future=tokens.future)
     torch.testing.assert_close(found, expected, atol=5e-6, rtol=0)
-    if visibility == "video-first":
+    if arm == "video-first":
         seen = imagine(model, context, None, tokens.future, STEPS, SHIFT)
         torch.testing.assert_close(seen, future, atol=5e-6, rtol=0)
     with pytest.raises(ValueError, match="give its noise"):
         act(model, context, tokens.action, STEPS)
 
 
+@pytest.mark.parametrize(("family", "arm"), [("gwp05", "joint"), ("gwp0", "latent-frame")])
 @torch.no_grad()
-def test_joint_futures_are_imagined_with_given_actions_beside_them():
-    model, (tokens, text, ids) = tiny_model(visibility="joint"), tiny_tokens(future=2)
+def test_joint_futures_are_imagined_with_given_actions_beside_them(family, arm):
+    model, (tokens, text, ids) = tiny_model(family, **ARMS[arm]), tiny_tokens(future=2)
     context = observe(model, tokens.state, tokens.reference, text, ids)
     y = tokens.future
     for now, after in pairwise(solver_sigmas(STEPS, SHIFT)):
@@ -203,15 +209,16 @@ def test_a_visibility_is_named_or_listed_and_nothing_else():
             tiny_config(visibility=wrong)
 
 
-@both
-@every
-def test_checkpoints_carry_it_and_published_ones_need_not(family, visibility, tmp_path):
-    model = tiny_model(family, visibility=visibility)
+@arms
+def test_checkpoints_carry_it_and_published_ones_need_not(family, arm, tmp_path):
+    model = tiny_model(family, **ARMS[arm])
+    visibility = model.config.visibility
     save_weights(tmp_path, model.config, model.state_dict())
     assert read_config(tmp_path) == load_model(tmp_path).config == model.config
     # As the released models are written, to the key.
     named = "visibility" in model.config.to_published()
     assert named == (visibility != "action-centred")
+    assert ("actions" in model.config.to_published()) == (arm == "latent-frame")
     about = (tmp_path / "config.json").read_text().replace("{", '{"visibility": "odd",', 1)
     (tmp_path / "config.json").write_text(about.replace(f'"visibility": "{visibility}",', ""))
     if not named:
@@ -220,14 +227,15 @@ def test_checkpoints_carry_it_and_published_ones_need_not(family, visibility, tm
 
 
 def test_weights_of_one_visibility_are_those_of_another():
-    shapes = [{n: p.shape for n, p in tiny_model(visibility=v).named_parameters()} for v in SEES]
+    shapes = [
+        {n: p.shape for n, p in tiny_model(visibility=v).named_parameters()} for v in VISIBILITIES
+    ]
     assert shapes[0] == shapes[1] == shapes[2]
 
 
-@both
-@every
-def test_a_step_of_training_reaches_every_parameter(family, visibility):
-    model = tiny_model(family, visibility=visibility).train()
+@arms
+def test_a_step_of_training_reaches_every_parameter(family, arm):
+    model = tiny_model(family, **ARMS[arm]).train()
     tokens, text, ids = tiny_tokens(batch=2, future=1)
     batch = Batch(
         latents=torch.cat([tokens.reference, tokens.future], dim=2),

@@ -21,19 +21,18 @@ from gwp.policy.graphs import RecordedSingle
 from gwp.policy.policy import Policy
 from gwp.policy.solver import Shapes, Solver
 from gwp.protocol.messages import Observation
-from tests.support.tiny import make_tiny_bundle, tiny_model, tiny_tokens
+from tests.support.tiny import ARMS, FAMILY_ARMS, make_tiny_bundle, tiny_model, tiny_tokens
 
-RIVALS = ("joint", "video-first")
 STEPS, LIMIT = 4, 60
-KINDS = [(f, v) for f in ("gwp0", "gwp05") for v in RIVALS]
+KINDS = [kind for kind in FAMILY_ARMS if kind[1] != "action-centred"]
 CASES = [(*kind, how) for kind in KINDS for how in ("native", "eager")]
 
 
 class Case:
     """One model in both arrangements, and what it is asked."""
 
-    def __init__(self, family, visibility):
-        self.model = tiny_model(family, visibility=visibility)
+    def __init__(self, family, arm):
+        self.model = tiny_model(family, **ARMS[arm])
         generator = torch.Generator().manual_seed(5)
         with torch.no_grad():
             for parameter in self.model.parameters():
@@ -53,11 +52,11 @@ class Case:
 
 @pytest.fixture(scope="module", params=CASES)
 def case(request):
-    family, visibility, how = request.param
+    family, arm, how = request.param
     with pytest.MonkeyPatch.context() as patch:
         if how == "eager":
             patch.setattr("gwp.model.inference.fused.library", lambda name: None)
-        made = Case(family, visibility)
+        made = Case(family, arm)
     layers = made.solver.model.layers
     assert isinstance(layers, EagerLayers if how == "eager" else NativeLayers)
     return made
@@ -113,7 +112,9 @@ def test_channels_that_a_robot_lacks_are_held_and_noise_is_asked_for(case):
         case.solver.act(case.prefix(), noise)
 
 
-@pytest.mark.parametrize("case", [kind for kind in CASES if kind[1] == "joint"], indirect=True)
+@pytest.mark.parametrize(
+    "case", [kind for kind in CASES if kind[1] != "video-first"], indirect=True
+)
 @torch.inference_mode()
 def test_joint_acting_is_joint_decoding_with_the_observation_run_anew(case):
     given = Tokens(case.tokens.state, case.tokens.reference)
@@ -124,9 +125,9 @@ def test_joint_acting_is_joint_decoding_with_the_observation_run_anew(case):
 
 @pytest.fixture(scope="module", params=KINDS)
 def policy(request, tmp_path_factory):
-    family, visibility = request.param
+    family, arm = request.param
     folder = tmp_path_factory.mktemp("bundle")
-    return Policy.load(make_tiny_bundle(folder, family, visibility=visibility))
+    return Policy.load(make_tiny_bundle(folder, family, **ARMS[arm]))
 
 
 def observe(seed=0, **changes):
@@ -180,10 +181,13 @@ def test_one_robot_by_recordings_gets_what_the_solver_gives(policy):
 
 
 def test_a_bundle_says_which_it_is_and_so_does_the_handshake(policy):
-    visibility = policy.solver.model.config.visibility
-    assert read_bundle(policy.bundle.folder).settings.visibility == visibility
+    config = policy.solver.model.config
+    arm = {"visibility": config.visibility, "actions": config.actions}
+    settings = read_bundle(policy.bundle.folder).settings
+    assert {name: getattr(settings, name) for name in arm} == arm
     said = PolicyContract.read(str(policy.bundle.folder)).metadata()
-    assert (said["visibility"], said["batching"]) == (visibility, "requests")
+    told = {"visibility": config.visibility, "action_form": config.actions}
+    assert said | told | {"batching": "requests"} == said
 
 
 def test_a_bundle_and_its_model_must_agree(tmp_path):
@@ -191,10 +195,16 @@ def test_a_bundle_and_its_model_must_agree(tmp_path):
     said = PolicyContract.read(str(make_tiny_bundle(tmp_path / "other"))).metadata()
     assert (said["visibility"], said["batching"]) == ("action-centred", "steps")
     # Bundles of before do not name it, and keep their digest.
-    assert "visibility" not in (tmp_path / "other" / "policy.json").read_text()
+    plain = (tmp_path / "other" / "policy.json").read_text()
+    assert "visibility" not in plain
+    assert "actions" not in json.loads(plain)
     stated = json.loads((folder / "policy.json").read_text())
     for wrong in ("action-centred", "video-first"):
         (folder / "policy.json").write_text(json.dumps(stated | {"visibility": wrong}))
         seal(folder)
         with pytest.raises(BundleError, match=f"model is joint, the bundle states {wrong}"):
             Policy.load(folder)
+    (folder / "policy.json").write_text(json.dumps(stated | {"actions": "latent-frame"}))
+    seal(folder)
+    with pytest.raises(BundleError, match="model is tokens, the bundle states latent-frame"):
+        Policy.load(folder)

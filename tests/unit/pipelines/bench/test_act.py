@@ -9,8 +9,11 @@ import torch
 
 from gwp.model.transformer import WorldActionTransformer
 from pipelines.bench.act import robots
+from pipelines.bench.act.bench import bench_act
 from pipelines.bench.act.floor import Machine, acting_floor
+from pipelines.bench.act.show import table
 from pipelines.bench.act.sizes import SIZES, random_policy
+from pipelines.cli import main
 
 
 @pytest.mark.parametrize("family", ["gwp0", "gwp05"])
@@ -76,6 +79,24 @@ def test_the_verb_writes_every_figure_and_a_picture(tmp_path, family):
     assert picture.read_bytes().startswith(b"\x89PNG")
     for name in wanted:
         assert name in done.stdout
+
+
+@pytest.mark.parametrize("arm", ["joint", "latent-frame"])
+def test_models_that_act_with_a_future_are_timed_beside_the_action_centred_one(arm):
+    found = bench_act("tiny", "gwp0", [1], [2], 2, 1, robots=2, arm=arm)
+    assert found["visibility"] == arm
+    frames = {"state": 16, "reference": 16, "action": 16, "future": 16, "text": 8}
+    assert found["tokens"] == frames | ({"state": 1, "action": 12} if arm == "joint" else {})
+    assert found["ms"]["action_centred"]["p50"] > 0
+    ratio = found["ms"]["act"]["p50"] / found["ms"]["action_centred"]["p50"]
+    assert found["ratios"]["action_centred_vs_act"] == ratio
+    assert f"tiny {arm}: " in table(found)
+
+
+def test_latent_frames_have_one_expert(capsys):
+    asked = ["bench", "act", "--visibility", "latent-frame", "--family", "gwp05"]
+    assert main(asked) == 2
+    assert "say --family gwp0" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(("bound", "most"), [(40, 8), (36, 7), (500, 96), (4, 0)])

@@ -6,7 +6,9 @@ from pathlib import Path
 import pytest
 
 from gwp.policy.batching.engine import Engine
+from gwp.policy.contract import PolicyContract
 from gwp.policy.policy import Policy
+from pipelines.bench.act.sizes import Arm
 from pipelines.bench.fleet import bench, faults
 from pipelines.bench.fleet.bundle import random_bundle
 from pipelines.bench.fleet.faults import Fault
@@ -31,6 +33,16 @@ def test_a_note_makes_another_policy_of_the_same_weights(bundle: Path, tmp_path:
     assert (tmp_path / "model/config.json").read_bytes() == (
         bundle / "model/config.json"
     ).read_bytes()
+
+
+@pytest.mark.parametrize("arm", ["joint", "video-first", "latent-frame"])
+def test_policies_that_act_with_a_future_are_measured_too(tmp_path: Path, arm: Arm) -> None:
+    random_bundle(tmp_path, "tiny", 2, arm=arm)
+    said = PolicyContract.read(str(tmp_path)).metadata()
+    assert said["batching"] == "requests"
+    frames = arm == "latent-frame"
+    assert said["visibility"] == ("joint" if frames else arm)
+    assert said["action_form"] == ("latent-frame" if frames else "tokens")
 
 
 def test_robots_ask_the_endpoint_and_say_how_it_went(bundle: Path) -> None:
@@ -76,6 +88,7 @@ def test_the_table_shows_every_crowd_beside_its_rival() -> None:
     text = table(
         {
             "size": "tiny",
+            "visibility": "joint",
             "replicas": 1,
             "slots": 8,
             "threads": 1,

@@ -39,6 +39,12 @@ class Shape(BaseModel):
     width: int = 64
     heads: int = 4
 
+    @model_validator(mode="after")
+    def _divides(self) -> "Shape":
+        if self.width % self.heads:
+            raise ValueError(f"width {self.width} is no multiple of heads {self.heads}")
+        return self
+
 
 class Dataset(BaseModel):
     model_config = STRICT
@@ -171,6 +177,11 @@ def test_in_a_union_only_the_variant_that_was_meant_is_spoken_of(tmp_path: Path)
     lines = problems(write(tmp_path, "b.yaml", "shape: {preset: smal}\n"))
     assert len(lines) == 1
     assert "did you mean small?" in lines[0]
+    # What the variant says of itself as a whole, too.
+    lines = problems(write(tmp_path, "c.yaml", "shape: {layers: 2, width: 30}\n"))
+    assert [line.split(" ", 1)[1] for line in lines] == [
+        "shape: width 30 is no multiple of heads 4"
+    ]
 
 
 def test_a_list_with_a_wrong_entry_is_not_also_called_short(tmp_path: Path) -> None:

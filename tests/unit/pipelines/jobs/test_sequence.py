@@ -6,7 +6,7 @@ from gwp.errors import GwpError
 from pipelines.config.load import load_config
 from pipelines.jobs.sequence import parent_of, require_sequence
 from pipelines.jobs.train_job import TrainJob
-from tests.unit.pipelines.jobs.test_stages import STAGES, TINY
+from tests.unit.pipelines.jobs.test_stages import DENSE, FRAMES, STAGES, TINY
 
 
 def stages(*names: str, **sets: list[str]) -> list[TrainJob]:
@@ -53,6 +53,12 @@ def test_files_in_a_wrong_order_the_same_run_and_other_models_are_told() -> None
 def test_what_sees_what_may_change_from_stage_to_stage() -> None:
     # The weights are the same.
     require_sequence(stages("world", "embodied", embodied=["model.visibility=joint"]))
+
+
+def test_latent_frames_may_follow_tokens_and_tokens_no_frames() -> None:
+    require_sequence(stages("world", "embodied", world=DENSE, embodied=FRAMES))
+    with pytest.raises(GwpError, match="whose model has actions latent-frame; give both the same"):
+        require_sequence(stages("world", "embodied", world=FRAMES, embodied=DENSE))
 
 
 @pytest.mark.parametrize("names", ["[HF_TOKEN=abc]", "['a b']", "['']"])

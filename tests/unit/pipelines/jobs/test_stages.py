@@ -23,6 +23,14 @@ from tests.support.sets import TOP, WRIST, write_v21
 
 STAGES = ROOT / "pipelines" / "stages"
 TINY = ["world", "embodied", "policy"]
+# A dense model whose states and actions are latent frames, of any stage.
+DENSE = ["model.family=gwp0", "model.action_expert_dim=null", "model.action_ffn_dim=null"]
+FRAMES = [
+    *DENSE,
+    "model.visibility=joint",
+    "model.actions=latent-frame",
+    "objective.chunk_prefix=0",
+]
 FULL = {
     "world": 6_021_560_928,
     "embodied": 6_021_560_928,
@@ -125,11 +133,35 @@ def test_learning_rate_warms_up_and_decays():
             ["model.visibility=video-first", "objective.modes={ac_wm: 1, wam: 1}"],
             "sees no actions, so that there is nothing to learn in the mode ac_wm",
         ),
+        (["model.actions=latent-frame"], "set family gwp0 and visibility joint"),
+        (
+            ["model={released: gwp05, visibility: joint, actions: latent-frame}"],
+            r"set family gwp0 and visibility joint \(here: gwp05, joint\)",
+        ),
+        (
+            [*FRAMES, "objective.chunk_prefix=0.5"],
+            "one noise level for all actions in it.*; set objective.chunk_prefix to 0",
+        ),
     ],
 )
 def test_jobs_that_cannot_train_are_refused_with_the_reason(sets, words):
     with pytest.raises(GwpError, match=words):
         load_config(STAGES / "policy.yaml", TrainJob, sets)
+
+
+def test_latent_frames_are_one_word_of_a_stage_and_leave_no_trace_in_others():
+    job = load_config(STAGES / "policy.yaml", TrainJob, FRAMES)
+    assert job.model_config_.actions == "latent-frame"
+    again = TrainJob.model_validate(job.model_dump(mode="json"))
+    assert again.model_config_ == job.model_config_
+    plain = load_config(STAGES / "policy.yaml", TrainJob)
+    assert config_hash(job, exclude=RUN_ONLY) != config_hash(plain, exclude=RUN_ONLY)
+    # Runs that were begun before go on.
+    assert "latent-frame" not in str(plain.model_dump())
+    assert "actions" not in plain.model_dump()["model"]
+    sets = ["model={released: gwp0, visibility: joint, actions: latent-frame}"]
+    released = load_config(STAGES / "full/policy.yaml", TrainJob, sets)
+    assert released.model_config_.actions == "latent-frame"
 
 
 @pytest.mark.parametrize("visibility", ["joint", "video-first"])

@@ -16,7 +16,7 @@ from pipelines.plan.memory import GPUS_GB, largest_micro_batch, memory_of
 from pipelines.plan.sample import SampleShape
 from pipelines.plan.show import show_stage
 from pipelines.plan.stage import checkpoint_bytes, plan_stage
-from tests.unit.pipelines.jobs.test_stages import FULL, STAGES
+from tests.unit.pipelines.jobs.test_stages import FRAMES, FULL, STAGES
 
 GB = 1e9
 # Parameters of the released shapes, as the papers' tables have them.
@@ -159,6 +159,30 @@ def test_activations_follow_what_torch_keeps_of_a_real_pass() -> None:
         config, shape.largest, shape.latent, shape.text_rows, torch.bfloat16, False
     )
     assert counted / 2 < half < counted
+
+
+def test_latent_frames_are_counted_as_such() -> None:
+    """At the released shape: 48 x 24 x 20 numbers a frame hold the state, and 30 copies of a chunk of
+    48 x 16; a frame is 120 tokens.
+    """
+    dense = "model={{released: gwp0, visibility: joint{}}}"
+    joint = stage("full/policy-gwp0", dense.format(""))
+    frames = stage("full/policy-gwp0", dense.format(", actions: latent-frame"))
+    assert SampleShape.of(joint).acting == {"S": 1, "R": 120, "A": 48, "F": 120}
+    assert SampleShape.of(frames).acting == {"S": 120, "R": 120, "A": 120, "F": 120}
+    plain, plan = plan_stage(joint), plan_stage(frames)
+    assert plan.tokens_step == 128 * 480
+    assert plan.flop_sample / plain.flop_sample == pytest.approx(480 / 289, rel=0.05)
+    narrow, wide, d, width = 128, 256, 16, 3072
+    encoder = 2 * narrow * (d + 1) + narrow * wide + wide + wide * width + width
+    decoder = width * wide + wide + wide * narrow + narrow + 2 * d * (narrow + 1)
+    parts, fewer = plain.memory.parts, plan.memory.parts
+    assert (parts["parameters"] - fewer["parameters"]) / 2 == encoder + decoder
+    # Blocks are computed again: what they begin with, and one whole.
+    ratio = fewer["activations"] / parts["activations"]
+    assert 1.4 < ratio < 480 / 289
+    with pytest.raises(GwpError, match="the state has to fit into one"):
+        SampleShape.of(stage("policy", *FRAMES, "model.action_channels=2000"))
 
 
 def test_time_and_money_by_hand() -> None:
