@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.ticker import NullFormatter, ScalarFormatter
+from matplotlib.ticker import LogLocator, NullFormatter, ScalarFormatter
 
 from pipelines.pages.axes import (
     BLUE,
@@ -125,11 +125,12 @@ def _error_bar(
 
 
 def _controls(axes: Axes, controls: Mapping[str, float]) -> None:
-    for agent, rate in controls.items():
+    for number, (agent, rate) in enumerate(controls.items()):
         axes.axhline(rate, color=GREY, linewidth=1.2, linestyle=(0, (2, 3)))
         axes.annotate(
             name_in_chart(agent),
-            (1, rate),
+            # Side by side: the lines may lie on each other.
+            (1 - 0.09 * number, rate),
             xycoords=("axes fraction", "data"),
             xytext=(-2, 2),
             textcoords="offset points",
@@ -143,6 +144,7 @@ def _log(axes: Axes, places: Sequence[float]) -> None:
     axes.set_xscale("log")
     # Room beside the outermost points, also where there is one alone.
     axes.set_xlim(min(places) / 1.35, max(places) * 1.35)
+    axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
     axes.xaxis.set_major_formatter(ScalarFormatter())
     axes.xaxis.set_minor_formatter(NullFormatter())
 

@@ -93,7 +93,8 @@ class _Build:
         init = parent.jobs[-1].run.name if parent and parent.jobs else None
         job = self._job(f"arms.{arm}", step, name, seed, init, count)
         whole = hash_of(job, study, self.common, parent.hash if parent else None)
-        job = _named(job, f"{name}-{whole[:SHORT]}")
+        # Without the arm: the same cell of another arm or study is the same run.
+        job = _named(job, f"d{count}-s{seed}-{whole[:SHORT]}")
         return Cell(name, arm, count, seed, job, parent.id if parent else None, whole)
 
     def _parent(self, start: str, count: int, seed: int) -> Shared:

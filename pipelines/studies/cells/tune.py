@@ -20,7 +20,12 @@ from pipelines.studies.cells.trial import Task, broken, run_piece
 from pipelines.training.control.failures import Interrupts
 
 # Read by Tune where trials are made. They keep the folder of the command.
-_TUNE = {"RAY_CHDIR_TO_TRIAL_DIR": "0", "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1"}
+_TUNE = {
+    "RAY_CHDIR_TO_TRIAL_DIR": "0",
+    "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
+    # Its other one prints tables, however quiet it is told to be.
+    "RAY_AIR_NEW_OUTPUT": "0",
+}
 # Tune refuses trials that hold nothing.
 _HELD = {"cpu": 0.01}
 _WAIT_S = 0.5

@@ -89,7 +89,8 @@ class Comparison(BaseModel):
     """Name of a judgement; or `steps-to-error`: how many optimiser steps each took to a fixed
     error of actions on the validation samples of their stage file."""
     error: float | None = Field(default=None, gt=0)
-    """For `steps-to-error`: the error, in units of a range; None: the last one of the second arm."""
+    """For `steps-to-error`: the error, in units of a range; None: the worst that a seed of the second arm
+    ends with."""
     unequal: tuple[str, ...] = ()
     """Fields of the stage file that may differ although they make arms unequal: `run.steps`,
     `engine.global_batch`, `data`. They are named beside the result."""

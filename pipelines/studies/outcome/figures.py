@@ -68,7 +68,7 @@ def study_figures(plan: StudyPlan, now: Standing) -> dict[str, Any]:
             for cell in plan.cells.values()
             if now.finished(cell.id)
         },
-        "notes": list(_notes(plan, arms)),
+        "notes": list(dict.fromkeys(_notes(plan, arms))),
         "broken": now.broken(),
         "missing": [cell.id for cell in plan.cells.values() if cell.id not in now.pieces],
     }
@@ -250,11 +250,12 @@ def _steps_to_error(
     both = [(a, b) for a, b in zip(*curves, strict=True) if a and b]
     if not both:
         return None
-    # One error for all seeds, so that they are asked the same.
-    error = pair.error or float(np.mean([b[-1][1] for _, b in both]))
+    # One error for all seeds, so that they are asked the same; every second one got there.
+    error = pair.error or max(b[-1][1] for _, b in both)
     steps = [(steps_to(a, error), steps_to(b, error)) for a, b in both]
     reached = [(a, b) for a, b in steps if a is not None and b is not None]
-    found = ratio([a for a, _ in reached], [b for _, b in reached])
+    # One pair alone has no interval.
+    found = ratio([a for a, _ in reached], [b for _, b in reached]) if reached[1:] else None
     return _row(pair, count, found) | {
         "unit": f"times the steps of {pair.arms[0]} that {pair.arms[1]} takes",
         "error": error,

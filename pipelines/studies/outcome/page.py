@@ -37,6 +37,7 @@ def write_study(plan: StudyPlan, figures: Figures) -> str:
         notes=figures["notes"],
         compare=_table(compare_rows(figures)),
         figures=_table(figure_rows(figures)),
+        units=", ".join(f"{name}: {one['unit']}" for name, one in figures["judgements"].items()),
         charts=list(pictures.values()),
         tasks=_table(task_rows(figures)),
     )
@@ -116,6 +117,8 @@ def compare_rows(figures: Figures) -> list[dict[str, str]]:
         text = _told(row, kind, signed=not steps)
         if row.get("not_reached"):
             text += f"; {row['not_reached']} of {len(row['steps'])} pairs of seeds never got there"
+        elif steps and row["mean"] is None:
+            text = "a single pair of seeds: {:.0f} and {:.0f} steps".format(*row["steps"][0])
         rows.append(
             {
                 "first": row["arms"][0],
