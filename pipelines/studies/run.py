@@ -1,7 +1,7 @@
 """A study from its document to its page."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -88,8 +88,8 @@ def run_study(
     study_run = _study_run(whole)
     task = Task(plan, tracking_uri(), study_run, {})
     try:
-        _work(plan, task, at_once, whole)
-        result = report(whole)
+        gone = _work(plan, task, at_once, whole)
+        result = report(whole, gone)
     except BaseException as error:
         if study_run:
             status = "FAILED" if isinstance(error, Exception) else "KILLED"
@@ -101,23 +101,27 @@ def run_study(
     return result
 
 
-def _work(plan: StudyPlan, task: Task, at_once: int, whole: StudyPlan) -> None:
-    """All pieces of `plan`, a part of `whole`."""
+def _work(plan: StudyPlan, task: Task, at_once: int, whole: StudyPlan) -> dict[str, str]:
+    """All pieces of `plan`, a part of `whole`; those that failed with the reason."""
     before = standing(plan)
     for name in before.stale:
         event("stale", id=name, text="made by another document; it is made anew")
     event("study", study=whole.study.name, cells=len(plan.cells), at_once=at_once, place=whole.root)
-    _train(plan, before, task, at_once)
+    failed = _train(plan, before, task, at_once)
     _alone(plan)
-    _charge(plan, task, at_once)
+    return failed | _charge(plan, task, at_once)
 
 
-def report(plan: StudyPlan) -> StudyResult:
-    """Figures, table and page of what there is."""
+def report(plan: StudyPlan, failed: Mapping[str, str]) -> StudyResult:
+    """Figures, table and page of what there is. failed: pieces whose trial failed, and why"""
     now = standing(plan)
-    figures = study_figures(plan, now)
+    broken = now.broken()
+    # Of a process that was killed while it judged nothing is on disk.
+    told = {name.split()[0] for name in broken}
+    broken |= {name: why for name, why in failed.items() if name not in told}
+    figures = study_figures(plan, now) | {"broken": broken}
     page = write_study(plan, figures)
-    return StudyResult(figures, as_text(figures), now.broken(), page)
+    return StudyResult(figures, as_text(figures), broken, page)
 
 
 def _open(plan: StudyPlan, resume: bool) -> None:
@@ -143,9 +147,9 @@ def _study_run(plan: StudyPlan) -> str | None:
         return None
 
 
-def _train(plan: StudyPlan, before: Standing, task: Task, at_once: int) -> None:
+def _train(plan: StudyPlan, before: Standing, task: Task, at_once: int) -> dict[str, str]:
     """Shared stages first; then cells and controls, each judged by all that runs beside others."""
-    run_trials([n for n in plan.shared if not before.finished(n)], task, at_once)
+    failed = run_trials([n for n in plan.shared if not before.finished(n)], task, at_once)
     after = standing(plan)
     cells = []
     for cell in plan.cells.values():
@@ -156,7 +160,7 @@ def _train(plan: StudyPlan, before: Standing, task: Task, at_once: int) -> None:
         elif _left(plan, cell, after):
             cells.append(cell.id)
     controls = [name for name in plan.controls if not after.finished(name)]
-    run_trials([*cells, *controls], task, at_once)
+    return failed | run_trials([*cells, *controls], task, at_once)
 
 
 def _left(plan: StudyPlan, cell: Cell, now: Standing) -> bool:
@@ -197,7 +201,7 @@ def read_done(plan: StudyPlan, cell: Cell) -> dict[str, Any] | None:
     return result if done(result, cell.hash) else None
 
 
-def _charge(plan: StudyPlan, task: Task, at_once: int) -> None:
+def _charge(plan: StudyPlan, task: Task, at_once: int) -> dict[str, str]:
     """Closed loops that pay what a chunk takes here: measured for each arm, then driven."""
     late = [
         one for one in plan.study.judge if isinstance(one, ClosedLoopJudgement) and one.measured
@@ -213,7 +217,7 @@ def _charge(plan: StudyPlan, task: Task, at_once: int) -> None:
                 key = cell.arm, judgement.steps
                 if key not in ms:
                     ms[key] = _arm_ms(plan, *key, find(judgement.benchmark))
-    run_trials(list(left), replace(task, ms=ms, late=True), at_once)
+    return run_trials(list(left), replace(task, ms=ms), at_once)
 
 
 def _arm_ms(plan: StudyPlan, arm: str, steps: int, benchmark: Benchmark) -> float:

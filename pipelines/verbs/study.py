@@ -53,13 +53,15 @@ def run_study(args: argparse.Namespace) -> int:
     from contextlib import redirect_stdout
 
     from gwp.errors import GwpError
-    from pipelines.config.load import load_config
+    from pipelines.config.load import load_any
     from pipelines.studies.document.study import Study
 
     if not 0 < args.scale <= 1:
         raise GwpError(f"--scale {args.scale:g}: give a share above 0, and 1 at most")
     only = [pattern.strip() for pattern in args.only.split(",") if pattern.strip()]
-    study = load_config(args.file, Study, args.sets)
+    study = load_any(args.file, args.sets)
+    if not isinstance(study, Study):
+        raise GwpError(f"{args.file}: a {type(study).__name__}; give a Study")
     if args.dry_run:
         from pipelines.studies.cells.data import require_tasks
         from pipelines.studies.cells.plan import make_plan

@@ -83,7 +83,7 @@ def _closed_loop(
     )
     return _successes(judgement, outcomes) | {
         "charged_ms": charged,
-        "charged_steps": charge.steps if charge else 0,
+        "charged_steps": charge.steps(benchmark.embodiment.fps) if charge else 0,
         "delay": charge.delay if charge else 0,
     }
 

@@ -40,11 +40,14 @@ class Cell:
 
 @dataclass(frozen=True)
 class Control:
-    """Somebody who knows nothing, on the starts of a closed loop. judgement: what it is judged by"""
+    """Somebody who knows nothing, on the tasks of a closed loop. names: of the judgements, `judgement`
+    one of them, that are the same to it
+    """
 
     id: str
     agent: str
     judgement: ClosedLoopJudgement
+    names: tuple[str, ...]
     hash: str
 
 

@@ -192,7 +192,8 @@ def _controls(study: Study) -> dict[str, Control]:
         whole = digest(judgement.model_dump(mode="json", include=fields))
         for agent in study.controls:
             name = f"{agent}-{whole[:SHORT]}"
-            found.setdefault(name, Control(name, agent, judgement, whole))
+            names = found[name].names if name in found else ()
+            found[name] = Control(name, agent, judgement, (*names, judgement.name), whole)
     return found
 
 

@@ -36,15 +36,14 @@ class Task:
     """What every trial is given.
 
     tracking: of MLflow; study_run: its run, of which those of all cells are children, None while
-    MLflow is away; ms: arm and solver steps -> milliseconds of a chunk, where they are measured;
-    late: whether judgements that need them are made now, too
+    MLflow is away; ms: arm and solver steps -> milliseconds of a chunk, where they are measured:
+    judgements that need them are made then
     """
 
     plan: StudyPlan
     tracking: str
     study_run: str | None
     ms: Mapping[tuple[str, int], float]
-    late: bool = False
 
 
 def run_piece(config: Mapping[str, Any], task: Task) -> dict[str, Any]:
@@ -72,7 +71,9 @@ def run_piece(config: Mapping[str, Any], task: Task) -> dict[str, Any]:
 def broken(
     plan: StudyPlan, piece: Shared | Cell | Control, error: BaseException, seconds: float = 0.0
 ) -> None:
-    """Note that a piece broke, and why."""
+    """Note that a piece broke, and why. What is done stays: it was something behind it."""
+    if done(read(result_uri(plan, piece)), piece.hash):
+        return
     figures = {"error": reason_of(error), "seconds": round(seconds, 1)}
     write(result_uri(plan, piece), piece.hash, figures, FAILED)
 
@@ -178,25 +179,24 @@ def _judge(cell: Cell, result: Mapping[str, Any], task: Task) -> list[str]:
     policy = None
     errors = []
     for judgement in plan.study.judge:
+        # Latencies are measured when nothing runs beside them, and charged when they are known.
+        ms = task.ms.get((cell.arm, judgement.steps))
+        later = judgement.kind == "latency" or (
+            getattr(judgement, "measured", False) and ms is None
+        )
         made_by = plan.judgement_hash(cell, judgement)
         uri = judged_uri(plan, cell, judgement)
-        late = judgement.kind == "latency" or getattr(judgement, "measured", False)
-        ms = task.ms.get((cell.arm, judgement.steps))
-        if not judgement.of(cell.arm) or done(read(uri), made_by) or (late and ms is None):
-            continue
-        if judgement.kind == "latency":
-            # It is measured when nothing runs beside it.
+        if later or not judgement.of(cell.arm) or done(read(uri), made_by):
             continue
         begin = time.time()
         try:
             policy = policy or Policy.load(result["bundle"])
             figures = judged(plan, cell, judgement, policy, ms)
+            write(uri, made_by, figures | {"seconds": round(time.time() - begin, 1)})
+            note(result["run_id"], judgement.name, figures)
         except Exception as error:  # noqa: BLE001  the other judgements are made all the same
             write(uri, made_by, {"error": reason_of(error)}, FAILED)
             errors.append(f"{judgement.name}: {reason_of(error)}")
-            continue
-        write(uri, made_by, figures | {"seconds": round(time.time() - begin, 1)})
-        note(result.get("run_id"), judgement.name, figures)
     return errors
 
 

@@ -70,8 +70,19 @@ def study_figures(plan: StudyPlan, now: Standing) -> dict[str, Any]:
         },
         "notes": list(dict.fromkeys(_notes(plan, arms))),
         "broken": now.broken(),
-        "missing": [cell.id for cell in plan.cells.values() if cell.id not in now.pieces],
+        "missing": list(_missing(plan, now)),
     }
+
+
+def _missing(plan: StudyPlan, now: Standing) -> Iterator[str]:
+    """Cells, and judgements of cells, of which nothing is known yet."""
+    for cell in plan.cells.values():
+        if cell.id not in now.pieces:
+            yield cell.id
+        elif now.finished(cell.id):
+            for judgement in plan.study.judge:
+                if judgement.of(cell.arm) and judgement.name not in now.judged[cell.id]:
+                    yield f"{cell.id} {judgement.name}"
 
 
 def _arm(plan: StudyPlan, name: str) -> dict[str, Any]:
@@ -180,14 +191,12 @@ def _by_task(seeds: Sequence[Groups]) -> dict[str, float]:
 
 def _controls(plan: StudyPlan, now: Standing) -> Iterator[dict[str, Any]]:
     for control in plan.controls.values():
-        if now.finished(control.id):
-            groups = now.pieces[control.id]["groups"]
-            yield {
-                "agent": control.agent,
-                "judgement": control.judgement.name,
-                "by_task": _by_task([groups]),
-                **_told(hierarchical([groups], rate=True)),
-            }
+        if not now.finished(control.id):
+            continue
+        groups = now.pieces[control.id]["groups"]
+        rates = {"by_task": _by_task([groups]), **_told(hierarchical([groups], rate=True))}
+        for name in control.names:
+            yield {"agent": control.agent, "judgement": name, **rates}
 
 
 def _compared(

@@ -49,7 +49,7 @@ def lost(figures: Figures) -> list[str]:
     broken = [f"{name}: {why}" for name, why in figures["broken"].items()]
     if missing := figures["missing"]:
         some = ", ".join(missing[:6]) + (", ..." if len(missing) > 6 else "")
-        broken.append(f"{len(missing)} cells are not done yet: {some}")
+        broken.append(f"{len(missing)} cells or judgements are not done yet: {some}")
     return broken
 
 
@@ -101,10 +101,14 @@ def figure_rows(figures: Figures) -> list[dict[str, str]]:
                 **cells,
             }
         )
+    agents: dict[str, dict[str, str]] = {}
     for control in figures["controls"]:
-        cells = dict.fromkeys(names, "")
-        cells[control["judgement"]] = _told(control, "closed-loop")
-        rows.append({"arm": control["agent"], "demonstrations": "", "seeds": "", **cells})
+        of_agent = agents.setdefault(control["agent"], dict.fromkeys(names, ""))
+        of_agent[control["judgement"]] = _told(control, "closed-loop")
+    rows += [
+        {"arm": agent, "demonstrations": "", "seeds": "", **cells}
+        for agent, cells in agents.items()
+    ]
     return rows
 
 

@@ -29,7 +29,7 @@ def drawn(
 def test_intervals_cover_the_truth(seeds: int, least: float, spread: float) -> None:
     rng = np.random.default_rng(1)
     rates = [0.3, 0.5, 0.7]
-    trials = 150
+    trials = 80
     hits = 0
     for _ in range(trials):
         found = hierarchical(drawn(rng, seeds, rates, 20, spread), rate=True)
@@ -41,7 +41,7 @@ def test_intervals_cover_the_truth(seeds: int, least: float, spread: float) -> N
 def test_differences_cover_the_truth_and_pairs_make_them_narrower() -> None:
     rng = np.random.default_rng(2)
     hits, widths = 0, []
-    for _ in range(100):
+    for _ in range(60):
         ours, theirs = [], []
         for _ in range(5):
             # The starts are the same for both: how hard each one is decides most of it.
@@ -53,7 +53,7 @@ def test_differences_cover_the_truth_and_pairs_make_them_narrower() -> None:
         assert alone is not None
         hits += found.low <= 0.15 <= found.high
         widths.append((found.high - found.low) / (alone.high - alone.low))
-    assert hits >= 85
+    assert hits >= 51
     assert np.mean(widths) < 0.9
 
 

@@ -17,6 +17,7 @@ from pipelines.studies.cells.results import (
     standing,
     write,
 )
+from pipelines.studies.cells.trial import broken
 from pipelines.studies.outcome.figures import steps_to, study_figures
 from pipelines.studies.outcome.page import (
     as_text,
@@ -199,3 +200,35 @@ def test_who_never_got_there_is_counted(plan: StudyPlan) -> None:
     row = next(row for row in found["compare"] if row["measure"] == "steps-to-error")
     assert (row["mean"], row["not_reached"]) == (None, 2)
     assert "2 of 2 pairs" in as_text(found)
+
+
+def test_what_is_done_stays_when_something_behind_it_breaks(plan: StudyPlan) -> None:
+    fill(plan)
+    cell = plan.cells["begun-d5-s1"]
+    broken(plan, cell, RuntimeError("the simulator died"))
+    assert standing(plan).finished(cell.id)
+    other = plan_of(Path(plan.root).parent, arms={"begun": {}, "scratch": {}}, stages={})
+    broken(other, other.cells[cell.id], RuntimeError("a loss\nof NaN"))
+    assert standing(other).broken() == {cell.id: "a loss of NaN"}
+
+
+def test_judgements_that_nobody_made_are_missing(plan: StudyPlan) -> None:
+    fill(plan)
+    cell = plan.cells["begun-d5-s1"]
+    storage.remove(judged_uri(plan, cell, plan.study.judge[1]))
+    found = study_figures(plan, standing(plan))
+    assert found["missing"] == ["begun-d5-s1 error"]
+    assert "begun-d5-s1 error" in lost(found)[0]
+
+
+def test_closed_loops_that_are_the_same_to_a_control_share_it(tmp_path: Path) -> None:
+    closed = {"kind": "closed-loop", "tasks": list(TASKS), "episodes": 4}
+    judge = [
+        closed | {"name": "success"},
+        closed | {"name": "charged", "charge": "40ms"},
+        closed | {"name": "few", "episodes": 2},
+    ]
+    plan = plan_of(tmp_path, judge=judge)
+    names = {(control.agent, control.names) for control in plan.controls.values()}
+    both = ("success", "charged")
+    assert names == {(a, n) for a in ("random", "blind") for n in (both, ("few",))}
