@@ -102,7 +102,11 @@ def run_charged(
     GwpError when a chunk would be over before it came.
     """
 
+    seen: list[Observation] = []
+
     def checked(observation: Observation) -> Callable[[], ActionChunk]:
+        if not seen:
+            seen.append(observation)
         answer = ask(observation)
         return lambda: _checked(answer(), env.task, charge, robot)
 
@@ -122,7 +126,6 @@ def run_charged(
     )
     env.reset(seed)
     done: list[np.ndarray] = []
-    still = np.zeros(len(robot.action_names), np.float32)
     waited, success = 0, False
     try:
         while not success and len(done) < max_steps:
@@ -133,7 +136,7 @@ def run_charged(
                 # Nothing has come yet, and there is nothing to hold.
                 if error.code != "dry":
                     raise
-                action, waited = still, waited + 1
+                action, waited = standing(robot, seen[0]), waited + 1
             done.append(action)
             success = env.step(action)
     finally:
@@ -148,6 +151,14 @@ def run_charged(
         dry=buffer.dry,
         late=buffer.late,
     )
+
+
+def standing(robot: Embodiment, first: Observation) -> np.ndarray:
+    """The action `[d]` that keeps a robot where the first observation has it: what is a part of the
+    state stays as it is, and all else is 0.
+    """
+    state = dict(zip(robot.state_names, np.asarray(first.state), strict=True))
+    return np.array([state.get(name, 0.0) for name in robot.action_names], np.float32)
 
 
 def _checked(chunk: ActionChunk, task: str, charge: Charge, robot: Embodiment) -> ActionChunk:

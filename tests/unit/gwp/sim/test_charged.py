@@ -8,7 +8,7 @@ import pytest
 
 from gwp.errors import GwpError
 from gwp.protocol.messages import ActionChunk, Observation
-from gwp.sim.charged import Ask, Charge, run_charged
+from gwp.sim.charged import Ask, Charge, run_charged, standing
 from gwp.sim.metaworld import DISPLACEMENTS, EMBODIMENT
 from gwp.sim.rollout import EpisodeResult
 from tests.support.fake_sim import FakeSim, seeing
@@ -147,3 +147,12 @@ def test_latency_costs_steps_of_the_same_episode() -> None:
 def test_a_chunk_that_is_over_before_it_comes_is_refused(steps: int) -> None:
     with pytest.raises(GwpError, match="each would be over before it came"):
         run(Numbered(), Charge(steps * STEP_MS), steps=200)
+
+
+def test_a_robot_of_positions_stands_still_where_it_is() -> None:
+    names = {"state_names": ("a", "b", "open"), "action_names": ("b", "a", "speed")}
+    robot = EMBODIMENT.model_copy(update=names)
+    first = Observation({}, np.array([1.0, 2.0, 3.0], np.float32), "", "")
+    np.testing.assert_array_equal(standing(robot, first), [2.0, 1.0, 0.0])
+    arm = Observation({}, np.ones(4, np.float32), "", "")
+    assert not standing(EMBODIMENT, arm).any()
