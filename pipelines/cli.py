@@ -71,7 +71,8 @@ EXTRAS = {
         "uvicorn",
     ),
     "sim": ("gymnasium", "imageio", "metaworld", "mujoco", "packaging"),
-    "ogbench": ("dm_control", "ogbench"),
+    "ogbench": ("ogbench",),
+    "aloha": ("dm_control", "gym_aloha"),
     "dev": ("httpx", "pytest"),
 }
 """Extra of the distribution -> top-level modules that it brings."""

@@ -33,9 +33,10 @@ PACKAGES = {
     "moto": "cluster",
     "metaworld": "sim",
     "ogbench": "ogbench",
+    "gym-aloha": "aloha",
 }
 # Without these nothing but simulation is lost.
-OPTIONAL_EXTRAS = {"sim", "ogbench"}
+OPTIONAL_EXTRAS = {"sim", "ogbench", "aloha"}
 
 PORTS = {8000: "Ray Serve", 8265: "the Ray dashboard", 6379: "the Ray head", 5000: "MLflow"}
 

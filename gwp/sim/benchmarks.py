@@ -27,10 +27,17 @@ def _ogbench() -> "Benchmark":
     return BENCHMARK
 
 
+def _aloha() -> "Benchmark":
+    from gwp.sim.aloha.env import BENCHMARK
+
+    return BENCHMARK
+
+
 BENCHMARKS: "dict[str, Callable[[], Benchmark]]" = {
     "metaworld": _metaworld,
     "metaworld-wide": _metaworld_wide,
     "ogbench": _ogbench,
+    "aloha": _aloha,
 }
 """Name -> what gives the benchmark."""
 DEFAULT = "metaworld"

@@ -109,7 +109,11 @@ def run_charged(
             env, ask, charge, robot, held, seed=seed, max_steps=max_steps, replan=replan
         )
 
+    seen: list[Observation] = []
+
     def checked(observation: Observation) -> Callable[[], ActionChunk]:
+        if not seen:
+            seen.append(observation)
         answer = ask(observation)
         return lambda: _checked(answer(), env.task, charge, robot)
 
@@ -129,7 +133,6 @@ def run_charged(
     )
     env.reset(seed)
     done: list[np.ndarray] = []
-    still = np.zeros(len(robot.action_names), np.float32)
     waited, success = 0, False
     try:
         while not success and len(done) < max_steps:
@@ -140,7 +143,7 @@ def run_charged(
                 # Nothing has come yet, and there is nothing to hold.
                 if error.code != "dry":
                     raise
-                action, waited = still, waited + 1
+                action, waited = standing(robot, seen[0]), waited + 1
             done.append(action)
             success = env.step(action)
     finally:
@@ -172,13 +175,15 @@ def _run_stopping(
     steps = charge.steps(robot.fps)
     env.reset(seed)
     done: list[np.ndarray] = []
-    last = np.zeros(len(robot.action_names), np.float32)
     requests = waited = 0
     success = False
     while not success and len(done) < max_steps:
-        answer = ask(replace(env.observe(), seed=requests))
+        observation = env.observe()
+        answer = ask(replace(observation, seed=requests))
         requests += 1
-        still = np.where(held, 0.0, last).astype(np.float32)
+        # At the start where it is; later its last action, less displacements.
+        still = np.where(held, 0.0, done[-1]) if done else standing(robot, observation)
+        still = still.astype(np.float32)
         chunk = _checked(answer(), env.task, charge, robot)
         rows = [still] * steps + list(chunk.actions[:replan])
         for number, action in enumerate(rows[: max_steps - len(done)]):
@@ -187,9 +192,16 @@ def _run_stopping(
             success = env.step(action)
             if success:
                 break
-        last = done[-1]
     latencies = [charge.latency_ms] * requests
     return EpisodeResult(success, len(done), requests, latencies, actions=done, waited=waited)
+
+
+def standing(robot: Embodiment, first: Observation) -> np.ndarray:
+    """The action `[d]` that keeps a robot where the first observation has it: what is a part of the
+    state stays as it is, and all else is 0.
+    """
+    state = dict(zip(robot.state_names, np.asarray(first.state), strict=True))
+    return np.array([state.get(name, 0.0) for name in robot.action_names], np.float32)
 
 
 def _checked(chunk: ActionChunk, task: str, charge: Charge, robot: Embodiment) -> ActionChunk:

@@ -58,6 +58,7 @@ class Benchmark:
     make:       makes one of its tasks
     steps:      control steps of an episode unless told otherwise
     max_steps:  control steps that the simulator allows between two resets
+    noise:      std of what a recorder adds to an expert's actions unless told otherwise
     shifts:     ways to differ from what was recorded, `none` first
     """
 
@@ -69,6 +70,7 @@ class Benchmark:
     make: MakeSimulator
     steps: int
     max_steps: int
+    noise: float = 0.2
     shifts: tuple[str, ...] = (UNSHIFTED,)
 
     @property

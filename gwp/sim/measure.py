@@ -17,7 +17,6 @@ from gwp.sim.rollout import replay_blindly
 
 _SEEN, _START = 6000, 7000
 """First seeds of what a blind robot saw, and of all starts, as `gwp eval closed-loop` has them."""
-_NOISE = 0.2
 
 
 @dataclass(frozen=True)
@@ -42,7 +41,7 @@ def measure(
     env = benchmark.make(task, SIZE, shift)
     seeds = range(_START, _START + episodes)
     steps = [_expert(env, seed, max_steps, 0.0) for seed in seeds]
-    noisy = [_expert(env, seed, max_steps, _NOISE) for seed in seeds]
+    noisy = [_expert(env, seed, max_steps, benchmark.noise) for seed in seeds]
     rows = [_random(env, benchmark, seed, max_steps) for seed in seeds]
     blind = [
         replay_blindly(env, seen=seed - _START + _SEEN, seed=seed, max_steps=max_steps).success

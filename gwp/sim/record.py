@@ -68,7 +68,7 @@ def record(
     episodes: int,
     seed: int,
     *,
-    noise: float = 0.2,
+    noise: float | None = None,
     size: int = SIZE,
     max_steps: int | None = None,
     with_actions: bool = True,
@@ -77,8 +77,8 @@ def record(
 ) -> RecordSummary:
     """Record `episodes` successful demonstrations of each task below `uri`.
 
-    noise: std of what is added to each executed action; the clean action is recorded, so that a
-    policy sees how to come back.
+    noise: std of what is added to each executed action (default: as the benchmark has it); the
+    clean action is recorded, so that a policy sees how to come back.
     size: side of the pictures, pixels. max_steps: control steps after which an attempt has
     failed (default: those of the benchmark). progress: gets the number of episodes written so
     far. A set without actions has neither state nor action columns. The same arguments give the
@@ -90,6 +90,7 @@ def record(
     there already.
     """
     benchmark.check(tasks)
+    noise = benchmark.noise if noise is None else noise
     job = _Job(benchmark, noise, size, benchmark.steps if max_steps is None else max_steps)
     _check(job, episodes, seed, workers)
     begin = time.monotonic()

@@ -32,8 +32,8 @@ def add(subparsers: Any) -> None:
     record.add_argument(
         "--noise",
         type=float,
-        default=0.2,
-        help="std of the noise on executed actions (default: 0.2)",
+        help="std of the noise on executed actions (default: as the benchmark has it; 0.2 in "
+        "Meta-World)",
     )
     record.add_argument(
         "--size", type=int, default=64, help="side of the pictures, pixels (default: 64)"

@@ -124,7 +124,13 @@ def test_every_line_of_a_long_mistake_is_marked(
 
 @pytest.mark.parametrize(
     ("module", "extra"),
-    [("torch", "model"), ("ray.serve", "cluster"), ("metaworld", "sim"), ("ogbench", "ogbench")],
+    [
+        ("torch", "model"),
+        ("ray.serve", "cluster"),
+        ("metaworld", "sim"),
+        ("ogbench", "ogbench"),
+        ("gym_aloha", "aloha"),
+    ],
 )
 def test_a_missing_package_names_the_extra(
     module: str, extra: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]

@@ -8,7 +8,7 @@ import pytest
 
 from gwp.errors import GwpError
 from gwp.protocol.messages import ActionChunk, Observation
-from gwp.sim.charged import Ask, Charge, run_charged
+from gwp.sim.charged import Ask, Charge, run_charged, standing
 from gwp.sim.metaworld import DISPLACEMENTS, EMBODIMENT
 from gwp.sim.rollout import EpisodeResult, run_episode
 from tests.support.fake_sim import FakeSim, seeing
@@ -173,3 +173,12 @@ def test_a_robot_that_stops_for_nothing_is_one_for_which_the_world_waits() -> No
         )
         assert charged.success == waiting.success
         np.testing.assert_array_equal(np.stack(charged.actions), np.stack(waiting.actions))
+
+
+def test_a_robot_of_positions_stands_still_where_it_is() -> None:
+    names = {"state_names": ("a", "b", "open"), "action_names": ("b", "a", "speed")}
+    robot = EMBODIMENT.model_copy(update=names)
+    first = Observation({}, np.array([1.0, 2.0, 3.0], np.float32), "", "")
+    np.testing.assert_array_equal(standing(robot, first), [2.0, 1.0, 0.0])
+    arm = Observation({}, np.ones(4, np.float32), "", "")
+    assert not standing(EMBODIMENT, arm).any()
