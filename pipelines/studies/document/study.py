@@ -28,8 +28,8 @@ class SetConfig(BaseModel):
     model_config = _CONFIG
 
     uri: Location | None = None
-    """Where they lie, or are recorded to when nothing is there; None: in the folder that studies of one storage
-    share."""
+    """Where they lie, or are recorded to when nothing is there; None: in the folder that the
+    studies of one storage share."""
     benchmark: str = DEFAULT
     """Which simulator they are recorded in: `metaworld`, `metaworld-wide`, `ogbench`."""
     tasks: tuple[str, ...] = Field(min_length=1)
