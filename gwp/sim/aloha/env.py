@@ -48,6 +48,7 @@ be reached, and how far grippers are to be open.
 
 _TOP_ANGLE = 50.0
 """Of the camera above the table: both hands and all starts of the cube are in it; degrees."""
+_LIMITS_32 = np.array([_LOWER * 2, _UPPER * 2], np.float32)
 _PHYSICS_STEPS = 10
 _DONE = 4
 """The reward of a cube that the left gripper holds, and that does not touch the table."""
@@ -80,6 +81,7 @@ class Env:
         self._shift = shift
         self._drawing = Drawing(model, size)
         self._step = 0
+        self._lost = False
         self._start = np.zeros(0)
         self._plan: Plan | None = None
 
@@ -96,6 +98,7 @@ class Env:
         with self._physics.reset_context():
             self._rules.initialize_episode(self._physics)
         self._step = 0
+        self._lost = False
         self._start = self._physics.get_state()
         self._plan = None
 
@@ -115,12 +118,24 @@ class Env:
 
     def step(self, action: np.ndarray) -> bool:
         """One control step with an action `[14]`, clipped to the limits; True when the left gripper
-        holds the cube above the table.
+        holds the cube above the table. Arms that were driven so wildly that their physics has no
+        solution stay where they were, and have lost the episode.
         """
+        from dm_control.rl.control import PhysicsError
+
+        self._step += 1
+        if self._lost:
+            return False
+        before = self._physics.get_state()
         clipped = np.clip(action, _LOWER * 2, _UPPER * 2).astype(np.float64)
         self._rules.before_step(clipped, self._physics)
-        self._physics.step(_PHYSICS_STEPS)
-        self._step += 1
+        try:
+            self._physics.step(_PHYSICS_STEPS)
+        except PhysicsError:
+            with self._physics.reset_context():
+                self._physics.set_state(before)
+            self._lost = True
+            return False
         return bool(self._rules.get_reward(self._physics) == _DONE)
 
     def expert_action(self) -> np.ndarray:
@@ -129,7 +144,7 @@ class Env:
             # Only for who asks: it takes a second.
             self._plan = Plan(self._physics, self._start)
         action = self._plan.action(self._step, self.state.astype(np.float64))
-        return np.clip(action, np.float32(_LOWER * 2), np.float32(_UPPER * 2))
+        return np.clip(action, _LIMITS_32[0], _LIMITS_32[1])
 
     def close(self) -> None:
         self._drawing.close()
