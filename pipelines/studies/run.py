@@ -21,6 +21,7 @@ from pipelines.studies.cells.data import (
     require_nested,
     require_tasks,
 )
+from pipelines.studies.cells.hashes import digest
 from pipelines.studies.cells.judge import judged
 from pipelines.studies.cells.pieces import Cell, StudyPlan
 from pipelines.studies.cells.plan import make_plan
@@ -41,10 +42,13 @@ from pipelines.studies.document.judgements import ClosedLoopJudgement, LatencyJu
 from pipelines.studies.document.study import Study
 from pipelines.studies.outcome.figures import study_figures
 from pipelines.studies.outcome.page import as_text, write_study
+from pipelines.tracking.artefacts import set_note
 from pipelines.tracking.runs import (
     STOPPED_TAG,
     UnansweredError,
+    client,
     create_run,
+    explained,
     finish_run,
     tracking_uri,
 )
@@ -96,9 +100,19 @@ def run_study(
             finish_run(study_run, {STOPPED_TAG: reason_of(error)}, status)
         raise
     if study_run:
+        _describe(study_run, result)
         state = "FAILED" if result.broken else "FINISHED"
         finish_run(study_run, {"gwp.page": result.page}, state)
     return result
+
+
+def _describe(study_run: str, result: StudyResult) -> None:
+    """Put the tables at the top of the study's page in MLflow."""
+    try:
+        with explained():
+            set_note(client(), study_run, f"```\n{result.text}```")
+    except GwpError as error:
+        warn(f"{error}. The tables are in {result.page}")
 
 
 def _work(plan: StudyPlan, task: Task, at_once: int, whole: StudyPlan) -> dict[str, str]:
@@ -138,10 +152,11 @@ def _open(plan: StudyPlan, resume: bool) -> None:
 
 def _study_run(plan: StudyPlan) -> str | None:
     """The MLflow run that those of all cells are below; None while MLflow is away."""
-    study = plan.study
-    params = study.model_dump(mode="json", exclude={"kind", "version"})
+    name = plan.study.name
+    # Parameters never change in MLflow, as a document may: it is told in the note.
+    params = {"study": name}
     try:
-        return create_run(study.name, f"study/{study.name}", params, plan.root, key=plan.root)
+        return create_run(name, f"study/{name}", params, plan.root, key=digest(plan.root))
     except UnansweredError as error:
         warn(f"{error}. The study goes on, and its runs stand side by side there")
         return None

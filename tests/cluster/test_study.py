@@ -60,7 +60,8 @@ def document(place: str) -> dict[str, Any]:
         "arms": {
             "begun": {"start": "video"},
             "joint": {"start": "video", "set": {"model.visibility": "joint"}},
-            "broken": {"set": {"optimizer.lr": 1.0e30, "optimizer.warmup_steps": 0}},
+            # Nobody sets it, which its training finds out.
+            "broken": {"set": {"cluster.secrets": ["GWP_TEST_NOWHERE"]}},
         },
         "judge": [CLOSED, {"kind": "open-loop", "name": "error", "data": "held-out"}],
         "compare": [
@@ -84,6 +85,7 @@ def test_a_study_ends_with_a_cell_that_broke_and_goes_on_where_it_was(
     told = capsys.readouterr()
     figures = json.loads(storage.read_bytes(f"{root}/study.json"))
     assert list(figures["broken"]) == ["broken-d1-s1"]
+    assert "GWP_TEST_NOWHERE is not set" in figures["broken"]["broken-d1-s1"]
     assert figures["missing"] == []
     assert "broken-d1-s1" in told.out
     rows = {row["arm"]: row["judged"] for row in figures["rows"]}
