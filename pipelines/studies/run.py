@@ -14,12 +14,12 @@ from gwp.sim.benchmarks import find
 from gwp.sim.interface import Benchmark
 from pipelines.console import event, warn
 from pipelines.evaluation.charge import measured_ms
+from pipelines.studies.cells.checks import require_judgeable, require_tasks
 from pipelines.studies.cells.data import (
     make_caches,
     make_codec,
     record_missing,
     require_nested,
-    require_tasks,
 )
 from pipelines.studies.cells.hashes import digest
 from pipelines.studies.cells.judge import judged
@@ -82,6 +82,7 @@ def run_study(
     """
     require_tasks(study)
     whole = make_plan(study, factor)
+    require_judgeable(whole)
     plan = whole.chosen(only)
     _open(whole, resume)
     record_missing(whole)
