@@ -41,8 +41,8 @@ class SetConfig(BaseModel):
     """First seed of the starts. Four are set aside for each episode: keep those of sets apart."""
     size: int = 64
     """Side of the pictures, pixels."""
-    noise: float = 0.2
-    """Standard deviation of the noise on executed actions."""
+    noise: float | None = None
+    """Standard deviation of the noise on executed actions; None: as the simulator has it."""
     max_steps: int | None = None
     """Control steps after which an attempt of the expert has failed; None: those of the simulator."""
     with_actions: bool = True
