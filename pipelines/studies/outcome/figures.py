@@ -43,7 +43,6 @@ def study_figures(plan: StudyPlan, now: Standing) -> dict[str, Any]:
         for count in study.demonstrations
         if (row := _compared(plan, now, pair, count)) is not None
     ]
-    notes = [*_notes(plan, arms), *cautions(rows, controls, compare)]
     return {
         "name": study.name,
         "claim": study.claim,
@@ -72,7 +71,8 @@ def study_figures(plan: StudyPlan, now: Standing) -> dict[str, Any]:
             for cell in plan.cells.values()
             if now.finished(cell.id)
         },
-        "notes": list(dict.fromkeys(notes)),
+        "notes": list(dict.fromkeys(_notes(plan, arms))),
+        "cautions": list(cautions(rows, controls, compare)),
         "broken": now.broken(),
         "missing": list(_missing(plan, now)),
     }

@@ -36,6 +36,7 @@ def write_study(plan: StudyPlan, figures: Figures) -> str:
         undone=undone(figures),
         arms=_table(arm_rows(figures)),
         notes=figures["notes"],
+        cautions=figures["cautions"],
         compare=_table(compare_rows(figures)),
         figures=_table(figure_rows(figures)),
         units="; ".join(f"{name}: {unit_of(figures, name)}" for name in figures["judgements"]),
@@ -65,7 +66,7 @@ def as_text(figures: Figures) -> str:
     for rows in (arm_rows(figures), figure_rows(figures), compare_rows(figures)):
         if rows:
             parts += [table(rows), ""]
-    parts += figures["notes"]
+    parts += [*figures["notes"], *figures["cautions"]]
     parts += [f"broken: {line}" for line in broken(figures)]
     parts += undone(figures)
     return "\n".join(parts).rstrip() + "\n"

@@ -148,7 +148,7 @@ def test_a_broken_cell_is_named_and_the_others_count(plan: StudyPlan) -> None:
     # What nobody has begun is not broken.
     assert text.count("broken: ") == 2
     assert undone(found) == ["not done yet, 1 of all cells and judgements: scratch-d25-s1"]
-    assert any("a single training seed" in note for note in found["notes"])
+    assert any("a single training seed" in line for line in found["cautions"])
     rows = {(row["arm"], row["demonstrations"]): row["judged"] for row in found["rows"]}
     assert rows["scratch", 5]["success"]["seeds"] == 1
 
@@ -219,8 +219,8 @@ def test_who_never_got_there_is_counted(plan: StudyPlan) -> None:
 
 def test_who_is_there_at_once_is_told(plan: StudyPlan) -> None:
     fill(plan, {"begun": [[100, 0.2], [200, 0.2]], "scratch": [[100, 0.8], [200, 0.4]]})
-    notes = study_figures(plan, standing(plan))["notes"]
-    assert any("at their first checkpoint" in note for note in notes)
+    told = study_figures(plan, standing(plan))["cautions"]
+    assert any("at their first checkpoint" in line for line in told)
 
 
 def test_episodes_that_could_not_be_run_are_told(plan: StudyPlan) -> None:
