@@ -9,10 +9,15 @@ from pipelines.pages.render import Table, render
 
 
 def write_closed_loop(
-    file: Path, policy_id: str, results: Mapping[str, Any], figures: Mapping[str, Any]
+    file: Path,
+    policy_id: str,
+    where: str,
+    results: Mapping[str, Any],
+    figures: Mapping[str, Any],
 ) -> None:
     """The page of one `gwp eval closed-loop`.
 
+    where: the simulator, and how it differs from what was recorded
     results: as `ReportData.closed_loop`; figures: task -> what the command prints
     """
     failures = [line for row in figures.values() for line in row["failed_to_run"]]
@@ -21,6 +26,7 @@ def write_closed_loop(
         "closed_loop.html.j2",
         title="Closed loop",
         policy_id=policy_id,
+        where=where,
         failures=failures,
         closed_loop=closed_loop_figure(results),
         charged=_charged_table(charged) if charged else None,

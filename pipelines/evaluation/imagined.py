@@ -66,8 +66,7 @@ def imagined(
         raise DataError(f"{source.uri}: {NO_WINDOW}")
     result = []
     for i, window in enumerate(windows):
-        # Its neighbour in this order is of another episode, where there are several.
-        other = windows[i - 1]
+        other = _of_another(windows, i)
         under_other = None
         if shuffled and len(windows) > 1:
             under_other = policy.imagine_given(
@@ -86,6 +85,12 @@ def imagined(
             )
         )
     return result
+
+
+def _of_another(windows: Sequence[_Window], i: int) -> _Window:
+    """The nearest one before it, round the end, of another episode; where there is none, of its own."""
+    before = [windows[i - back] for back in range(1, len(windows) + 1)]
+    return next((w for w in before if w.episode != windows[i].episode), before[0])
 
 
 def _windows(policy: Policy, recorded: RecordedSet, clips: int) -> Iterator[_Window]:

@@ -145,8 +145,11 @@ def run_open_loop(args: argparse.Namespace) -> None:
 def run_video(args: argparse.Namespace) -> None:
     import json
 
+    from gwp.errors import GwpError
     from pipelines.evaluation.imagined import imagined, video_figures
 
+    if args.clips < 1:
+        raise GwpError(f"--clips {args.clips}: give at least 1")
     clips = imagined(_load(args.policy), _recordings(args), args.clips, shuffled=True)
     print(json.dumps(video_figures(clips), indent=1))
 
@@ -177,6 +180,7 @@ def run_closed_loop(args: argparse.Namespace) -> int:
 
     from gwp.errors import GwpError
     from gwp.sim.benchmarks import find
+    from gwp.sim.interface import UNSHIFTED
     from pipelines.evaluation.charge import charge_of, check_charge, latency_ms
     from pipelines.evaluation.simulation import check_run, closed_loop, figures, successes
 
@@ -210,5 +214,8 @@ def run_closed_loop(args: argparse.Namespace) -> int:
     rates = figures(outcomes, charge, robot.fps)
     print(json.dumps(rates, indent=1))
     if args.page:
-        write_closed_loop(Path(args.page), policy.id, successes(outcomes), rates)
+        where = (
+            benchmark.name if args.shift == UNSHIFTED else f"{benchmark.name}, shift {args.shift}"
+        )
+        write_closed_loop(Path(args.page), policy.id, where, successes(outcomes), rates)
     return int(any(outcome.episode is None for outcome in outcomes))

@@ -10,8 +10,9 @@ from gwp.data.robot.embodiment import Embodiment
 from gwp.data.source import Source
 from gwp.policy.policy import Policy
 from pipelines.cli import main
-from pipelines.evaluation.imagined import Clip, imagined, video_figures
+from pipelines.evaluation.imagined import Clip, _windows, imagined, video_figures
 from pipelines.evaluation.open_loop import GuessErrors, open_loop
+from pipelines.evaluation.recordings import RecordedSet
 from tests.support.sets import ACTION_NAMES, FPS, STATE_NAMES, TOP, write_v30
 from tests.support.tiny import make_tiny_bundle
 
@@ -132,3 +133,24 @@ def test_imagination_is_asked_with_the_actions_of_another_clip(bundle, recorded,
     # An untrained model's heads still see them.
     clips = imagined(Policy.load(bundle), Source(uri=recorded), 2, shuffled=True)
     assert any((clip.guess != clip.shuffled).any() for clip in clips)
+
+
+def test_the_actions_of_another_clip_are_those_of_another_episode(bundle, recorded):
+    policy = Policy.load(bundle)
+    # Of the two episodes the first has the first and the last of three windows.
+    clips = imagined(policy, Source(uri=recorded), 3, shuffled=True)
+    windows = list(
+        _windows(policy, RecordedSet.of(policy.bundle.embodiments, Source(uri=recorded)), 3)
+    )
+    assert [clip.episode for clip in clips] == [0, 1, 0]
+    other = windows[1]
+    wanted = policy.imagine_given(
+        windows[0].observation, other.actions, counted_from=other.observation
+    )
+    assert (clips[0].shuffled == wanted).all()
+
+
+@pytest.mark.parametrize("clips", ["0", "-1"])
+def test_no_clips_are_refused(bundle, recorded, capsys, clips):
+    assert main(["eval", "video", recorded, "--policy", bundle, "--clips", clips]) != 0
+    assert "give at least 1" in capsys.readouterr().err

@@ -121,9 +121,15 @@ def test_the_page_shows_intervals_the_charge_and_what_failed(tmp_path: Path) -> 
     ):
         file = tmp_path / "pages" / f"{name}.html"
         write_closed_loop(
-            file, "a" * 64, successes(outcomes), figures(outcomes, charge, EMBODIMENT.fps)
+            file,
+            "a" * 64,
+            "metaworld, shift camera",
+            successes(outcomes),
+            figures(outcomes, charge, EMBODIMENT.fps),
         )
         page = file.read_text()
+        # Rates under a shift are no others' rates.
+        assert "metaworld, shift camera" in page
         assert words in page
         assert "1 of 1 (21 to 100 %)" in page
         assert "it &lt;b&gt;died&lt;/b&gt;" in page
