@@ -142,6 +142,8 @@ def test_learning_rate_warms_up_and_decays():
             [*FRAMES, "objective.chunk_prefix=0.5"],
             "one noise level for all actions in it.*; set objective.chunk_prefix to 0",
         ),
+        ([*FRAMES, "recipe=lora"], r"no projections of states and actions.*; set it to \[\]"),
+        (["data.augment=false", "data.light=0.1"], "set that, or zoom to 1 and light to 0"),
     ],
 )
 def test_jobs_that_cannot_train_are_refused_with_the_reason(sets, words):
