@@ -233,7 +233,7 @@ def test_a_robot_is_seen_by_the_cameras_of_its_source_unless_it_has_its_own(tmp_
     assert arm.cameras == {"front": TOP if own else WRIST}
 
 
-def two_robots(tmp_path, ids: tuple[int, int], same: bool):
+def two_robots(tmp_path, ids: tuple[int, int], same: bool, *more: str):
     """Robots of two sets, resolved; what there is to tell of them."""
     one = write_v21(tmp_path / "one")
     other = write_v21(tmp_path / "other") if same else write_aloha(tmp_path / "other")
@@ -243,6 +243,7 @@ def two_robots(tmp_path, ids: tuple[int, int], same: bool):
         f"data.embodiments={{a: {{id: {ids[0]}}}, b: {{id: {ids[1]}}}}}",
         "data.window={chunk: 4, stride: 1}",
         "model.num_embodiments=2",
+        *more,
     ]
     job = load_config(STAGES / "policy.yaml", TrainJob, sets)
     robots = resolve_embodiments(job, FileReader())
@@ -257,6 +258,14 @@ def test_robots_that_share_a_row_of_the_projections_are_told_or_refused(tmp_path
     assert "same id" not in two_robots(tmp_path / "3", (0, 1), False)[1]
     with pytest.raises(GwpError, match=r"a and b have the same id 0 .* not their widths"):
         two_robots(tmp_path / "4", (0, 0), False)
+
+
+def test_latent_frames_have_no_rows_to_share_and_that_is_told(tmp_path):
+    for folder, ids in (("1", (0, 0)), ("2", (0, 1))):
+        robots, said = two_robots(tmp_path / folder, ids, False, *FRAMES)
+        assert tuple(robot.id for robot in robots.values()) == ids
+        assert "a, b are told apart by pictures, states and instructions alone" in said
+        assert "row" not in said
 
 
 def test_rows_that_published_weights_of_gwp0_did_not_train_are_told(tmp_path):
