@@ -18,7 +18,7 @@ from gwp.sim.interface import SIZE, UNSHIFTED, Benchmark, Simulator
 # Steps kept after success, so that a policy learns to stay there.
 _AFTER = 10
 # Seeds tried per wanted episode before the task is given up.
-_TRIES = 4
+TRIES = 4
 # Episodes that each worker may be ahead of the writer: keeps workers busy and memory bounded.
 _AHEAD = 4
 
@@ -139,7 +139,7 @@ def _check(job: _Job, episodes: int, seed: int, workers: int) -> None:
 def _demos(job: _Job, tasks: list[str], episodes: int, seed: int, workers: int) -> Iterator[_Demo]:
     """Demonstrations in a fixed order, tasks alternating, whichever worker is faster."""
     context = mp.get_context("spawn")  # an EGL context does not survive a fork
-    demos = ((job, task, seed + _TRIES * i) for i in range(episodes) for task in tasks)
+    demos = ((job, task, seed + TRIES * i) for i in range(episodes) for task in tasks)
     pool = ProcessPoolExecutor(workers, mp_context=context)
     try:
         # Taken in the order of the jobs, so that the set does not depend on who is faster.
@@ -166,7 +166,7 @@ def _demo(job: _Job, task: str, seed: int) -> _Demo:
     if name not in _ENVS:
         _ENVS[name] = job.benchmark.make(task, job.size, UNSHIFTED)
     env = _ENVS[name]
-    for attempt in range(_TRIES):
+    for attempt in range(TRIES):
         env.reset(seed + attempt)
         # Tasks that share a seed do not share the noise.
         rng = np.random.default_rng((seed + attempt, zlib.crc32(task.encode())))
@@ -190,6 +190,6 @@ def _demo(job: _Job, task: str, seed: int) -> _Demo:
             seen_cn = {camera: np.stack(pictures) for camera, pictures in frames.items()}
             return _Demo(task, seen_cn, np.stack(states), np.stack(actions), attempt + 1)
     raise GwpError(
-        f"the expert of {task} failed on seeds {seed} to {seed + _TRIES - 1}; lower noise or "
+        f"the expert of {task} failed on seeds {seed} to {seed + TRIES - 1}; lower noise or "
         "raise max_steps"
     )

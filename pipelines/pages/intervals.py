@@ -2,7 +2,8 @@
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import zip_longest
 
 import numpy as np
 
@@ -51,26 +52,27 @@ def mean_of(groups: Groups) -> float | None:
 
 def hierarchical(seeds: Sequence[Groups], *, rate: bool = False, seed: int = 0) -> Interval | None:
     """The mean over seeds of `mean_of`, with a percentile interval of a bootstrap that draws seeds,
-    and within each drawn one the episodes of each task. None where there is no number.
+    and starts within each task. None where there is no number.
 
-    A bootstrap of few seeds is too narrow by sqrt((n - 1) / n), so what lies between seeds is
-    widened by that; of two or three seeds it is still a rough one. rate: numbers are 0 or 1, and
-    the interval stays between them; where all are equal it is Wilson's over all episodes, for
-    resampling those says nothing.
+    All seeds meet the same starts, so one draw of starts is that of all of them: more seeds do not
+    make up for few starts. Tasks are not drawn: it says nothing of others. A bootstrap of n is too
+    narrow by sqrt((n - 1) / n), so both parts are widened by that; of two or three it is still a
+    rough one, and one seed says nothing of others. rate: numbers are 0 or 1, and the interval stays
+    between them; where every draw gives the same it is Wilson's over all episodes, for drawing says
+    nothing then.
     """
-    drawn = [tasks for groups in seeds if (tasks := _tasks(groups))]
-    if not drawn:
+    known = [groups for groups in seeds if _tasks(groups)]
+    if not known:
         return None
-    values = np.concatenate([task for tasks in drawn for task in tasks])
-    own = np.array([np.mean([task.mean() for task in tasks]) for tasks in drawn])
+    own = np.array([mean_of(groups) for groups in known])
     mean, n = float(own.mean()), len(own)
-    if rate and values.min() == values.max() and values[0] in (0.0, 1.0):
-        low, high = wilson(int(values.sum()), len(values))
-        return Interval(mean, low, high, n, len(values))
-    low, high = _percentiles(drawn, own, np.random.default_rng(seed))
+    episodes = sum(len(task) for groups in known for task in _tasks(groups))
+    low, high = _percentiles(known, own, np.random.default_rng(seed))
+    if rate and low == high:
+        low, high = wilson(round(mean * episodes), episodes)
     if rate:
         low, high = max(0.0, low), min(1.0, high)
-    return Interval(mean, low, high, n, len(values))
+    return Interval(mean, low, high, n, episodes)
 
 
 def paired(
@@ -83,13 +85,12 @@ def paired(
     found = hierarchical(differences, seed=seed)
     if found is None or not rate:
         return found
-    if found.low == found.high == 0.0:
-        # They did the same everywhere, which they also may when a few would differ.
+    low, high = found.low, found.high
+    if low == high:
+        # Drawn again they always differ alike, which they also may when a few would not.
         most = wilson(0, found.episodes)[1]
-        return Interval(0.0, -most, most, found.seeds, found.episodes)
-    return Interval(
-        found.mean, max(-1.0, found.low), min(1.0, found.high), found.seeds, found.episodes
-    )
+        low, high = found.mean - most, found.mean + most
+    return replace(found, low=max(-1.0, low), high=min(1.0, high))
 
 
 def ratio(first: Sequence[float], second: Sequence[float], seed: int = 0) -> Interval | None:
@@ -122,22 +123,29 @@ def _difference(first: Groups, second: Groups) -> dict[str, list[float | None]]:
     }
 
 
+def _starts(seeds: Sequence[Groups], task: str) -> np.ndarray:
+    """Mean over seeds at each start of a task where some seed has a number `[m]`."""
+    rows = [groups.get(task, ()) for groups in seeds]
+    at_starts = ([value for value in column if value is not None] for column in zip_longest(*rows))
+    return np.array([np.mean(values) for values in at_starts if values], np.float64)
+
+
 def _percentiles(
-    drawn: Sequence[Sequence[np.ndarray]], own: np.ndarray, rng: np.random.Generator
+    seeds: Sequence[Groups], own: np.ndarray, rng: np.random.Generator
 ) -> tuple[float, float]:
-    """own: the mean of each seed `[n]`, of whose tasks `drawn` has the numbers"""
-    n = len(drawn)
-    picks = rng.integers(n, size=(_RESAMPLES, n))
-    # What another draw of episodes does to the mean of each pick.
-    moved = np.zeros(picks.shape)
-    for number, tasks in enumerate(drawn):
-        here = np.nonzero(picks == number)
-        again = np.zeros(len(here[0]))
-        for task in tasks:
-            again += task[rng.integers(len(task), size=(len(again), len(task)))].mean(1)
-        moved[here] = again / len(tasks) - own[number]
-    wider = math.sqrt(n / (n - 1)) if n > 1 else 1.0
-    between = own[picks].mean(1) - own.mean()
-    means = own.mean() + wider * between + moved.mean(1)
-    low, high = np.percentile(means, (2.5, 97.5))
+    """own: the mean of each seed `[n]`"""
+    n = len(seeds)
+    between = own[rng.integers(n, size=(_RESAMPLES, n))].mean(1) - own.mean()
+    tasks = dict.fromkeys(task for groups in seeds for task in groups)
+    starts = [values for task in tasks if len(values := _starts(seeds, task))]
+    moved = np.zeros(_RESAMPLES)
+    for values in starts:
+        m = len(values)
+        again = values[rng.integers(m, size=(_RESAMPLES, m))].mean(1) - values.mean()
+        moved += _wider(m) * again / len(starts)
+    low, high = np.percentile(own.mean() + _wider(n) * between + moved, (2.5, 97.5))
     return float(low), float(high)
+
+
+def _wider(n: int) -> float:
+    return math.sqrt(n / (n - 1)) if n > 1 else 1.0

@@ -3,6 +3,7 @@
     document/study, judgements   the file: sets, shared stages, arms, seeds, judgements, comparisons
              scale               the same document, smaller
     cells/   pieces, plan        document -> pieces of work, and what each of them is in full
+             checks              what would end it late, or make it untrue
              hashes, results     what made a piece; which are done, stale or broken
              data                recordings, one codec and the latents of every mixture, made once
              trial, judge        one piece, in a trial of Ray Tune: stages, cells, controls

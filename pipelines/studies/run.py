@@ -11,15 +11,14 @@ from gwp import storage
 from gwp.errors import GwpError
 from gwp.policy.policy import Policy
 from gwp.sim.benchmarks import find
-from gwp.sim.interface import Benchmark
 from pipelines.console import event, warn
 from pipelines.evaluation.charge import measured_ms
+from pipelines.studies.cells.checks import require_judgeable, require_tasks
 from pipelines.studies.cells.data import (
     make_caches,
     make_codec,
     record_missing,
     require_nested,
-    require_tasks,
 )
 from pipelines.studies.cells.hashes import digest
 from pipelines.studies.cells.judge import judged
@@ -36,7 +35,7 @@ from pipelines.studies.cells.results import (
     standing,
     write,
 )
-from pipelines.studies.cells.trial import Task, broken, note
+from pipelines.studies.cells.trial import ChunkOf, Task, broken, note
 from pipelines.studies.cells.tune import run_trials, start
 from pipelines.studies.document.judgements import ClosedLoopJudgement, LatencyJudgement
 from pipelines.studies.document.study import Study
@@ -82,6 +81,7 @@ def run_study(
     """
     require_tasks(study)
     whole = make_plan(study, factor)
+    require_judgeable(whole)
     plan = whole.chosen(only)
     _open(whole, resume)
     record_missing(whole)
@@ -123,7 +123,7 @@ def _work(plan: StudyPlan, task: Task, at_once: int, whole: StudyPlan) -> dict[s
     event("study", study=whole.study.name, cells=len(plan.cells), at_once=at_once, place=whole.root)
     failed = _train(plan, before, task, at_once)
     _alone(plan)
-    return failed | _charge(plan, task, at_once)
+    return failed | charge(plan, task, at_once)
 
 
 def report(plan: StudyPlan, failed: Mapping[str, str]) -> StudyResult:
@@ -216,30 +216,37 @@ def read_done(plan: StudyPlan, cell: Cell) -> dict[str, Any] | None:
     return result if done(result, cell.hash) else None
 
 
-def _charge(plan: StudyPlan, task: Task, at_once: int) -> dict[str, str]:
+def charge(plan: StudyPlan, task: Task, at_once: int) -> dict[str, str]:
     """Closed loops that pay what a chunk takes here: measured for each arm, then driven."""
     late = [
         one for one in plan.study.judge if isinstance(one, ClosedLoopJudgement) and one.measured
     ]
     now = standing(plan)
-    ms: dict[tuple[str, int], float] = {}
+    ms: dict[ChunkOf, float] = {}
     left: dict[str, None] = {}
     for judgement in late:
         for cell in plan.cells.values():
             state = now.judged[cell.id].get(judgement.name, {}).get("state", FAILED)
-            if judgement.of(cell.arm) and now.finished(cell.id) and state == FAILED:
-                left[cell.id] = None
-                key = cell.arm, judgement.steps
-                if key not in ms:
-                    ms[key] = _arm_ms(plan, *key, find(judgement.benchmark))
+            if not judgement.of(cell.arm) or not now.finished(cell.id) or state != FAILED:
+                continue
+            key = cell.arm, judgement.steps, judgement.benchmark
+            try:
+                ms[key] = ms.get(key) or _arm_ms(plan, *key)
+            except Exception as error:  # noqa: BLE001  told of this judgement
+                made_by = plan.judgement_hash(cell, judgement)
+                why = {"error": reason_of(error)}
+                write(judged_uri(plan, cell, judgement), made_by, why, FAILED)
+                continue
+            left[cell.id] = None
     return run_trials(list(left), replace(task, ms=ms), at_once)
 
 
-def _arm_ms(plan: StudyPlan, arm: str, steps: int, benchmark: Benchmark) -> float:
+def _arm_ms(plan: StudyPlan, arm: str, steps: int, benchmark: str) -> float:
     """Milliseconds of one chunk of an arm: the median of some of its cells."""
     times: list[float] = []
     for cell in plan.cells.values():
         result = read_done(plan, cell) if cell.arm == arm and len(times) < _MEASURED else None
         if result:
-            times.append(measured_ms(Policy.load(result["bundle"]).with_steps(steps), benchmark))
+            policy = Policy.load(result["bundle"]).with_steps(steps)
+            times.append(measured_ms(policy, find(benchmark)))
     return float(np.median(times))

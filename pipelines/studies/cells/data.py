@@ -19,20 +19,9 @@ from pipelines.jobs.resolve import manifest_of, sample_spec, write_codec, write_
 from pipelines.jobs.robots import resolve_embodiments
 from pipelines.jobs.train_job import TrainJob
 from pipelines.studies.cells.pieces import StudyPlan
-from pipelines.studies.document.judgements import ClosedLoopJudgement
-from pipelines.studies.document.study import Study
 
 _INFO = "meta/info.json"
 _SHARD_MB = 64.0
-
-
-def require_tasks(study: Study) -> None:
-    """GwpError for a task, or a shift, that its simulator does not have."""
-    for one in study.data.values():
-        find(one.benchmark).check(list(one.tasks))
-    for judgement in study.judge:
-        if isinstance(judgement, ClosedLoopJudgement):
-            find(judgement.benchmark).check(list(judgement.tasks), judgement.shift)
 
 
 def record_missing(plan: StudyPlan) -> None:

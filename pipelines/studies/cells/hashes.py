@@ -9,9 +9,10 @@ from collections.abc import Iterable
 from typing import Any
 
 from gwp import storage
+from gwp.sim.benchmarks import find
 from pipelines.config.load import resolved
 from pipelines.jobs.train_job import DataConfig, TrainJob
-from pipelines.studies.document.study import Study
+from pipelines.studies.document.study import SetConfig, Study
 from pipelines.training.control.changes import RUN_ONLY
 
 # Where something lies, and what follows from other pieces, which have hashes of their own.
@@ -35,8 +36,15 @@ def place_of(study: Study, common: str, name: str) -> str:
     one = study.data[name]
     if one.uri is not None:
         return one.uri
-    spec = one.model_dump(mode="json", exclude={"uri"})
-    return storage.join(common, "data", f"{name}-{digest(spec)[:SHORT]}")
+    return storage.join(common, "data", f"{name}-{digest(recordings(one))[:SHORT]}")
+
+
+def recordings(one: SetConfig) -> dict[str, Any]:
+    """What makes the recordings of a set: what is asked, and where they lie when others made them."""
+    asked = one.model_dump(mode="json", exclude=set() if one.uri else {"uri"})
+    if one.noise is None:
+        asked["noise"] = find(one.benchmark).noise
+    return asked
 
 
 def without(values: dict[str, Any], names: Iterable[str]) -> dict[str, Any]:
@@ -68,7 +76,7 @@ def cache_hash(data: DataConfig, study: Study, root: str) -> str:
 def codec_hash(study: Study) -> str:
     """Of the codec and text encoder of a study, and of what a linear codec is fitted on."""
     codec = [one.model_dump(mode="json") for one in (study.codec, study.text)]
-    sets = [study.data[name].model_dump(mode="json", exclude={"uri"}) for name in study.fitted_on]
+    sets = [recordings(study.data[name]) for name in study.fitted_on]
     given = study.set | study.stage.set
     shapes = {key: value for key, value in given.items() if key.startswith(_SHAPES)}
     return digest(codec, sets, shapes)[:SHORT]

@@ -7,7 +7,7 @@ from fnmatch import fnmatchcase
 from gwp import storage
 from gwp.errors import GwpError
 from pipelines.jobs.train_job import TrainJob
-from pipelines.studies.cells.hashes import codec_hash, digest, place_of
+from pipelines.studies.cells.hashes import codec_hash, digest, place_of, recordings
 from pipelines.studies.document.judgements import ClosedLoopJudgement, Judgement
 from pipelines.studies.document.study import Study
 
@@ -94,11 +94,7 @@ class StudyPlan:
         if isinstance(charge := asked.get("charge"), dict):
             asked["charge"] = charge.get(cell.arm, 0.0)
         name = getattr(judgement, "data", None)
-        return digest(
-            cell.hash,
-            asked,
-            self.study.data[name].model_dump(mode="json", exclude={"uri"}) if name else None,
-        )
+        return digest(cell.hash, asked, recordings(self.study.data[name]) if name else None)
 
     def chosen(self, only: Iterable[str]) -> "StudyPlan":
         """With those cells alone whose id fits one of the patterns, and what they start from.

@@ -30,20 +30,23 @@ from pipelines.studies.cells.results import (
 ERROR = "validation/action_error"
 """Figure of a checkpoint: error of actions, in units of a range."""
 
+ChunkOf = tuple[str, int, str]
+"""Arm, solver steps and benchmark: what the time of a chunk depends on."""
+
 
 @dataclass(frozen=True)
 class Task:
     """What every trial is given.
 
     tracking: of MLflow; study_run: its run, of which those of all cells are children, None while
-    MLflow is away; ms: arm and solver steps -> milliseconds of a chunk, where they are measured:
-    judgements that need them are made then
+    MLflow is away; ms: milliseconds of a chunk, where they are measured: judgements that need them
+    are made then
     """
 
     plan: StudyPlan
     tracking: str
     study_run: str | None
-    ms: Mapping[tuple[str, int], float]
+    ms: Mapping[ChunkOf, float]
 
 
 def run_piece(config: Mapping[str, Any], task: Task) -> dict[str, Any]:
@@ -180,7 +183,8 @@ def _judge(cell: Cell, result: Mapping[str, Any], task: Task) -> list[str]:
     errors = []
     for judgement in plan.study.judge:
         # Latencies are measured when nothing runs beside them, and charged when they are known.
-        ms = task.ms.get((cell.arm, judgement.steps))
+        benchmark = getattr(judgement, "benchmark", "")
+        ms = task.ms.get((cell.arm, judgement.steps, benchmark))
         later = judgement.kind == "latency" or (
             getattr(judgement, "measured", False) and ms is None
         )

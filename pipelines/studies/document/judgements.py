@@ -1,7 +1,7 @@
 """How a cell can be judged, as a study document says it."""
 
 from collections.abc import Collection, Iterator
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
@@ -59,7 +59,7 @@ class ClosedLoopJudgement(_Judged):
     kind: Literal["closed-loop"]
     """Which judgement this is."""
     benchmark: str = DEFAULT
-    """The simulator: `metaworld`, `metaworld-wide`, `ogbench`."""
+    """The simulator: `metaworld`, `metaworld-wide`, `ogbench`, `aloha`."""
     tasks: tuple[str, ...] = Field(min_length=1)
     """Tasks."""
     episodes: int = Field(gt=0, le=1000)
@@ -68,9 +68,10 @@ class ClosedLoopJudgement(_Judged):
     """Control steps after which an episode has failed; None: those of the simulator."""
     size: int = Field(default=64, gt=0)
     """Side of the pictures, pixels."""
-    charge: str | dict[str, float] = "0"
+    charge: str | dict[str, Annotated[float, Field(ge=0, allow_inf_nan=False)]] = "0"
     """Simulated time that passes while a chunk is computed, as `--charge-latency`: `40ms`; `1x`, of
-    what one chunk takes on this machine alone; or milliseconds by arm. 0: the world waits."""
+    what one chunk takes on this machine alone; or milliseconds by arm, of each that is judged. 0:
+    the world waits."""
     chunking: Chunking = "recommended"
     """How a late chunk takes over."""
     shift: str = "none"

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 
+from gwp.sim.benchmarks import find
 from pipelines.jobs.train_job import TrainJob
 from pipelines.studies.document.judgements import (
     ClosedLoopJudgement,
@@ -14,8 +15,6 @@ from pipelines.studies.document.study import SetConfig, Study
 # Below them nothing that a study is made of can run.
 _LEAST_STEPS = 6
 _LEAST_MAX_STEPS = 24
-# Where a simulator says itself how many there are, which costs an import.
-_MAX_STEPS = 150
 _LEAST_CLIPS = 2
 _FEW = 0.2
 """Below this the first two seeds, and the least and the most demonstrations, stand for all."""
@@ -61,7 +60,7 @@ def _set(one: SetConfig, factor: float, least: int) -> SetConfig:
 def _judgement(one: Judgement, factor: float) -> Judgement:
     if isinstance(one, ClosedLoopJudgement):
         episodes = times(one.episodes, factor)
-        max_steps = times(one.max_steps or _MAX_STEPS, factor, _LEAST_MAX_STEPS)
+        max_steps = times(one.max_steps or find(one.benchmark).steps, factor, _LEAST_MAX_STEPS)
         return one.model_copy(update={"episodes": episodes, "max_steps": max_steps})
     if isinstance(one, VideoJudgement):
         return one.model_copy(update={"clips": times(one.clips, factor, _LEAST_CLIPS)})

@@ -31,7 +31,8 @@ class SetConfig(BaseModel):
     """Where they lie, or are recorded to when nothing is there; None: in the folder that the
     studies of one storage share."""
     benchmark: str = DEFAULT
-    """Which simulator they are recorded in: `metaworld`, `metaworld-wide`, `ogbench`."""
+    """Which simulator they are recorded in: `metaworld`, `metaworld-wide`, `ogbench`,
+    `aloha`."""
     tasks: tuple[str, ...] = Field(min_length=1)
     """Tasks; episodes of the set alternate among them."""
     episodes: int = Field(gt=0)
@@ -40,8 +41,8 @@ class SetConfig(BaseModel):
     """First seed of the starts. Four are set aside for each episode: keep those of sets apart."""
     size: int = 64
     """Side of the pictures, pixels."""
-    noise: float = 0.2
-    """Standard deviation of the noise on executed actions."""
+    noise: float | None = None
+    """Standard deviation of the noise on executed actions; None: as the simulator has it."""
     max_steps: int | None = None
     """Control steps after which an attempt of the expert has failed; None: those of the simulator."""
     with_actions: bool = True
@@ -201,6 +202,17 @@ class Study(BaseModel):
             for where, word, known in judgement.names(self.data, self.arms):
                 if word not in known:
                     yield _unknown(f"judge.{judgement.name}.{where}", word, known)
+            yield from self._wrong_judgement(judgement)
+
+    def _wrong_judgement(self, judgement: Judgement) -> Iterator[str]:
+        where = f"judge.{judgement.name}"
+        charge = getattr(judgement, "charge", None)
+        judged = [arm for arm in self.arms if judgement.of(arm)]
+        if isinstance(charge, dict) and (free := [arm for arm in judged if arm not in charge]):
+            yield f"{where}.charge: says nothing of {', '.join(free)}; 0 charges nothing"
+        name = getattr(judgement, "data", None)
+        if name in self.data and not self.data[name].with_actions:
+            yield f"{where}.data: {name} is recorded without actions"
 
     def _wrong_with(self, where: str, pair: Comparison) -> Iterator[str]:
         for arm in pair.arms:

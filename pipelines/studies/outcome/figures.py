@@ -16,6 +16,7 @@ from pipelines.studies.cells.plan import differences, parameters
 from pipelines.studies.cells.results import DONE, Standing
 from pipelines.studies.document.judgements import ClosedLoopJudgement, Judgement
 from pipelines.studies.document.study import STEPS_TO_ERROR, Comparison
+from pipelines.studies.outcome.cautions import cautions
 
 UNITS = {
     "closed-loop": "success rate",
@@ -35,6 +36,13 @@ def study_figures(plan: StudyPlan, now: Standing) -> dict[str, Any]:
     """All figures of what is done, as JSON values."""
     study = plan.study
     arms = {name: _arm(plan, name) for name in study.arms}
+    rows, controls = list(_rows(plan, now)), list(_controls(plan, now))
+    compare = [
+        row
+        for pair in study.compare
+        for count in study.demonstrations
+        if (row := _compared(plan, now, pair, count)) is not None
+    ]
     return {
         "name": study.name,
         "claim": study.claim,
@@ -50,14 +58,9 @@ def study_figures(plan: StudyPlan, now: Standing) -> dict[str, Any]:
             for one in study.judge
         },
         "arms": arms,
-        "rows": list(_rows(plan, now)),
-        "controls": list(_controls(plan, now)),
-        "compare": [
-            row
-            for pair in study.compare
-            for count in study.demonstrations
-            if (row := _compared(plan, now, pair, count)) is not None
-        ],
+        "rows": rows,
+        "controls": controls,
+        "compare": compare,
         "curves": {
             cell.id: now.pieces[cell.id]["curve"]
             for cell in plan.cells.values()
@@ -69,6 +72,7 @@ def study_figures(plan: StudyPlan, now: Standing) -> dict[str, Any]:
             if now.finished(cell.id)
         },
         "notes": list(dict.fromkeys(_notes(plan, arms))),
+        "cautions": list(cautions(rows, controls, compare)),
         "broken": now.broken(),
         "missing": list(_missing(plan, now)),
     }
@@ -196,7 +200,12 @@ def _controls(plan: StudyPlan, now: Standing) -> Iterator[dict[str, Any]]:
         groups = now.pieces[control.id]["groups"]
         rates = {"by_task": _by_task([groups]), **_told(hierarchical([groups], rate=True))}
         for name in control.names:
-            yield {"agent": control.agent, "judgement": name, **rates}
+            yield {
+                "agent": control.agent,
+                "judgement": name,
+                **rates,
+                "failed_to_run": len(now.pieces[control.id].get("failed_to_run", [])),
+            }
 
 
 def _compared(
@@ -265,9 +274,13 @@ def _steps_to_error(
     reached = [(a, b) for a, b in steps if a is not None and b is not None]
     # One pair alone has no interval.
     found = ratio([a for a, _ in reached], [b for _, b in reached]) if reached[1:] else None
+    # Who is there at its first checkpoint may have been so long before.
+    at_once = sum(a[0][1] <= error or b[0][1] <= error for a, b in both)
     return _row(pair, count, found) | {
         "unit": f"times the steps of {pair.arms[0]} that {pair.arms[1]} takes",
         "error": error,
         "steps": [list(pair_) for pair_ in steps],
         "not_reached": len(steps) - len(reached),
+        "never": [sum(pair_[i] is None for pair_ in steps) for i in (0, 1)],
+        "at_first_checkpoint": at_once,
     }

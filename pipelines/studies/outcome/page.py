@@ -32,25 +32,32 @@ def write_study(plan: StudyPlan, figures: Figures) -> str:
         "study.html.j2",
         title=f"Study: {figures['name']}",
         claim=figures["claim"],
-        broken=lost(figures),
+        broken=broken(figures),
+        undone=undone(figures),
         arms=_table(arm_rows(figures)),
         notes=figures["notes"],
+        cautions=figures["cautions"],
         compare=_table(compare_rows(figures)),
         figures=_table(figure_rows(figures)),
-        units=", ".join(f"{name}: {one['unit']}" for name, one in figures["judgements"].items()),
+        units="; ".join(f"{name}: {unit_of(figures, name)}" for name in figures["judgements"]),
         charts=list(pictures.values()),
         tasks=_table(task_rows(figures)),
     )
     return put("study.html", page)
 
 
-def lost(figures: Figures) -> list[str]:
-    """What is not there, one line each."""
-    broken = [f"{name}: {why}" for name, why in figures["broken"].items()]
-    if missing := figures["missing"]:
-        some = ", ".join(missing[:6]) + (", ..." if len(missing) > 6 else "")
-        broken.append(f"{len(missing)} cells or judgements are not done yet: {some}")
-    return broken
+def broken(figures: Figures) -> list[str]:
+    """What broke, one line each."""
+    return [f"{name}: {why}" for name, why in figures["broken"].items()]
+
+
+def undone(figures: Figures) -> list[str]:
+    """What nobody has made yet, in one line; none where all is made."""
+    missing = figures["missing"]
+    if not missing:
+        return []
+    some = ", ".join(missing[:6]) + (", ..." if len(missing) > 6 else "")
+    return [f"not done yet, {len(missing)} of all cells and judgements: {some}"]
 
 
 def as_text(figures: Figures) -> str:
@@ -59,8 +66,9 @@ def as_text(figures: Figures) -> str:
     for rows in (arm_rows(figures), figure_rows(figures), compare_rows(figures)):
         if rows:
             parts += [table(rows), ""]
-    parts += figures["notes"]
-    parts += [f"broken: {line}" for line in lost(figures)]
+    parts += [*figures["notes"], *figures["cautions"]]
+    parts += [f"broken: {line}" for line in broken(figures)]
+    parts += undone(figures)
     return "\n".join(parts).rstrip() + "\n"
 
 
@@ -117,24 +125,47 @@ def compare_rows(figures: Figures) -> list[dict[str, str]]:
     rows = []
     for row in figures["compare"]:
         steps = row["measure"] == STEPS_TO_ERROR
-        kind = STEPS_TO_ERROR if steps else _kind(figures, row["measure"])
-        text = _told(row, kind, signed=not steps)
-        if row.get("not_reached"):
-            text += f"; {row['not_reached']} of {len(row['steps'])} pairs of seeds never got there"
-        elif steps and row["mean"] is None:
-            text = "a single pair of seeds: {:.0f} and {:.0f} steps".format(*row["steps"][0])
         rows.append(
             {
                 "first": row["arms"][0],
                 "second": row["arms"][1],
                 "measure": row["measure"] + (f" {row['error']:.3g}" if steps else ""),
                 "demonstrations": str(row["demonstrations"]),
-                "difference": text,
-                "of": row["unit"],
-                "seeds": str(row["seeds"]),
+                "difference": _ratio(row) if steps else _difference(figures, row),
+                "of": row["unit"] if steps else unit_of(figures, row["measure"]),
+                "seeds": str(len(row["steps"]) if steps else row["seeds"]),
             }
         )
     return rows
+
+
+def _difference(figures: Figures, row: Mapping[str, Any]) -> str:
+    if _kind(figures, row["measure"]) != "closed-loop" or row["mean"] is None:
+        return _told(row, _kind(figures, row["measure"]), signed=True)
+    # Of two percentages: not per cent of one of them.
+    points = {name: 100 * row[name] for name in ("mean", "low", "high")}
+    return _told(points, "points", signed=True).replace("]", "] points")
+
+
+def _ratio(row: Mapping[str, Any]) -> str:
+    """Times the steps; who never got there in how many seeds."""
+    parts = [_told(row, STEPS_TO_ERROR)] if row["mean"] is not None else []
+    if row["mean"] is None and not row["not_reached"]:
+        parts.append("a single pair of seeds: {:.0f} and {:.0f} steps".format(*row["steps"][0]))
+    parts += [
+        f"{arm} never got there in {times} of {len(row['steps'])} seeds"
+        for arm, times in zip(row["arms"], row["never"], strict=True)
+        if times
+    ]
+    if parts and row["not_reached"] and row["mean"] is not None:
+        parts[0] += f" of the {len(row['steps']) - row['not_reached']} pairs that did"
+    return "; ".join(parts)
+
+
+def unit_of(figures: Figures, judgement: str) -> str:
+    """What its figure is, and which way is better where that is not plain."""
+    one = figures["judgements"][judgement]
+    return one["unit"] + (" (lower is better)" if one["lower_is_better"] else "")
 
 
 def task_rows(figures: Figures) -> list[dict[str, str]]:
@@ -167,9 +198,11 @@ def _told(figure: Mapping[str, Any] | None, kind: str, signed: bool = False) -> 
     if figure is None or figure["mean"] is None:
         return ""
     sign = "+" if signed else ""
-    form = {"closed-loop": f"{sign}.1%", "video": f"{sign}.2f"}.get(kind, f"{sign}.3g")
+    forms = {"closed-loop": f"{sign}.1%", "points": f"{sign}.1f", "video": f"{sign}.2f"}
+    form = forms.get(kind, f"{sign}.3g")
     mean, low, high = (format(figure[name], form) for name in ("mean", "low", "high"))
-    return f"{mean} [{low}, {high}]"
+    # One number alone has no interval.
+    return mean if figure["low"] == figure["high"] else f"{mean} [{low}, {high}]"
 
 
 def plots(figures: Figures) -> dict[str, Picture]:

@@ -97,3 +97,44 @@ def test_a_ratio_is_of_pairs() -> None:
     assert found.mean == pytest.approx(10)
     assert found.low == pytest.approx(10)
     assert ratio([], []) is None
+
+
+def test_more_seeds_do_not_make_up_for_few_starts() -> None:
+    rng = np.random.default_rng(4)
+    hits = 0
+    for _ in range(200):
+        # How hard a recording is decides most of its error, whoever is judged on it.
+        hard = rng.normal(0, 1, (4, 8))
+        seeds = [
+            {str(k): (row + rng.normal(0, 0.2, 8)).tolist() for k, row in enumerate(hard)}
+            for _ in range(3)
+        ]
+        found = hierarchical(seeds)
+        assert found is not None
+        hits += found.low <= 0 <= found.high
+    assert hits >= 176
+
+
+def test_the_few_episodes_of_a_task_are_no_more_certain_than_they_are() -> None:
+    rng = np.random.default_rng(5)
+    hits = 0
+    for _ in range(300):
+        found = hierarchical([{str(k): rng.normal(0, 1, 3).tolist() for k in range(8)}])
+        assert found is not None
+        hits += found.low <= 0 <= found.high
+    # The plain bootstrap of threes has 250.
+    assert hits >= 270
+
+
+def test_tasks_that_all_win_or_all_lose_still_have_width() -> None:
+    both = [{"a": [1.0] * 20, "b": [0.0] * 20}] * 3
+    found = hierarchical(both, rate=True)
+    assert found is not None
+    assert found.low < found.mean == 0.5 < found.high
+    lost = [{"a": [0.0] * 20, "b": [0.0] * 20}] * 3
+    won = [{"a": [1.0] * 20, "b": [1.0] * 20}] * 3
+    for first, mean in ((both, 0.5), (won, 1.0)):
+        found = paired(first, lost, rate=True)
+        assert found is not None
+        assert found.low < found.mean == mean
+        assert found.high <= 1

@@ -10,7 +10,8 @@ import yaml
 from gwp.data.formats.lerobot.write import LeRobotWriter
 from gwp.errors import GwpError
 from pipelines.config.load import load_config
-from pipelines.studies.cells.data import require_nested, require_tasks
+from pipelines.studies.cells.checks import require_tasks
+from pipelines.studies.cells.data import require_nested
 from pipelines.studies.document.study import Study
 from tests.unit.pipelines.studies.conftest import SET, document, plan_of
 

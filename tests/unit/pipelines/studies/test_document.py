@@ -85,6 +85,41 @@ def problems(folder: Path, **changes: Any) -> str:
             },
             "did you mean begun?",
         ),
+        # Nobody acts for nothing because a table forgot it.
+        (
+            {
+                "judge": [
+                    {
+                        "kind": "closed-loop",
+                        "name": "s",
+                        "tasks": ["t"],
+                        "episodes": 1,
+                        "charge": {"begun": 3},
+                    }
+                ],
+                "compare": [],
+            },
+            "judge.s.charge: says nothing of scratch",
+        ),
+        (
+            {
+                "judge": [
+                    {
+                        "kind": "closed-loop",
+                        "name": "s",
+                        "tasks": ["t"],
+                        "episodes": 1,
+                        "charge": {"begun": -3, "scratch": 3},
+                    }
+                ],
+                "compare": [],
+            },
+            "greater than or equal to 0",
+        ),
+        (
+            {"judge": [{"kind": "open-loop", "name": "e", "data": "embodied"}], "compare": []},
+            "judge.e.data: embodied is recorded without actions",
+        ),
         ({"judge": [{"kind": "latency", "name": "../l"}], "compare": []}, "judge.name"),
         ({"judge": [{"kind": "latncy", "name": "l"}], "compare": []}, "did you mean latency?"),
         (

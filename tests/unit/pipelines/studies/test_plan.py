@@ -114,6 +114,32 @@ def test_judgements_have_hashes_of_their_own(tmp_path: Path) -> None:
     assert len(set(before.values())) == 3
 
 
+def test_recordings_that_others_made_are_known_by_their_place(tmp_path: Path) -> None:
+    def hashes_of(name: str, uri: str | None) -> tuple[str, str]:
+        data = document()["data"]
+        plan = plan_of(tmp_path, data=data | {name: data[name] | {"uri": uri}})
+        return plan.codec, plan.judgement_hash(plan.cells["scratch-d5-s1"], plan.study.judge[1])
+
+    for name in ("policy", "held-out"):
+        uris = (None, "s3://bucket/a", "s3://bucket/b")
+        codecs, judgements = zip(*(hashes_of(name, uri) for uri in uris), strict=True)
+        # Another set makes another codec where it is fitted on it, and another judgement.
+        assert len(set(codecs)) == (3 if name == "policy" else 1)
+        assert len(set(judgements)) == 3
+
+
+def test_a_set_has_the_noise_of_its_simulator(tmp_path: Path) -> None:
+    data = document()["data"]
+    same = data | {"policy": data["policy"] | {"noise": 0.2}}
+    assert hashes(plan_of(tmp_path)) == hashes(plan_of(tmp_path, data=same))
+    arms = data["policy"] | {"benchmark": "aloha", "tasks": ["transfer-cube"]}
+    places = {
+        plan_of(tmp_path, data=data | {"policy": arms | noise}).place("policy")
+        for noise in ({}, {"noise": 0.01}, {"noise": 0.2})
+    }
+    assert len(places) == 2
+
+
 def test_unequal_arms_are_refused_unless_it_is_said(tmp_path: Path) -> None:
     arms = {"scratch": {"set": {"run.steps": 7}}, "begun": {"start": "video"}}
     with pytest.raises(GwpError, match=r"begun and scratch differ in run\.steps"):

@@ -17,16 +17,17 @@ from pipelines.studies.cells.results import (
     standing,
     write,
 )
-from pipelines.studies.cells.trial import broken
+from pipelines.studies.cells.trial import Task, broken
 from pipelines.studies.outcome.figures import steps_to, study_figures
 from pipelines.studies.outcome.page import (
     as_text,
     compare_rows,
     figure_rows,
-    lost,
     plots,
+    undone,
     write_study,
 )
+from pipelines.studies.run import charge
 from tests.unit.pipelines.studies.conftest import plan_of
 
 TASKS = ("reach-v3", "door-open-v3")
@@ -144,7 +145,10 @@ def test_a_broken_cell_is_named_and_the_others_count(plan: StudyPlan) -> None:
     text = as_text(found)
     assert "a loss of NaN" in text
     assert "scratch-d25-s1" in text
-    assert len(lost(found)) == 3
+    # What nobody has begun is not broken.
+    assert text.count("broken: ") == 2
+    assert undone(found) == ["not done yet, 1 of all cells and judgements: scratch-d25-s1"]
+    assert any("a single training seed" in line for line in found["cautions"])
     rows = {(row["arm"], row["demonstrations"]): row["judged"] for row in found["rows"]}
     assert rows["scratch", 5]["success"]["seeds"] == 1
 
@@ -171,7 +175,9 @@ def test_table_plots_and_page_join_them(plan: StudyPlan) -> None:
     assert page.count("<img") == len(pictures)
     for row in figure_rows(figures):
         assert row["success"] in page
-    assert "+50.0%" in compare_rows(figures)[0]["difference"]
+    assert compare_rows(figures)[0]["difference"].startswith("+50.0 [")
+    assert compare_rows(figures)[0]["difference"].endswith("] points")
+    assert "lower is better" in page
     assert json.loads(storage.read_bytes(f"{plan.root}/study.json")) == json.loads(
         json.dumps(figures)
     )
@@ -199,7 +205,72 @@ def test_who_never_got_there_is_counted(plan: StudyPlan) -> None:
     found = study_figures(plan, standing(plan))
     row = next(row for row in found["compare"] if row["measure"] == "steps-to-error")
     assert (row["mean"], row["not_reached"]) == (None, 2)
-    assert "2 of 2 pairs" in as_text(found)
+    assert row["never"] == [2, 0]
+    assert compare_rows(found)[-1]["difference"] == "begun never got there in 2 of 2 seeds"
+    # One of two: no ratio of the other alone.
+    write(
+        result_uri(plan, cell := plan.cells["begun-d5-s1"]),
+        cell.hash,
+        {"curve": [[100, 0.8], [200, 0.2]]},
+    )
+    text = as_text(study_figures(plan, standing(plan)))
+    assert "begun never got there in 1 of 2 seeds" in text
+
+
+def test_who_is_there_at_once_is_told(plan: StudyPlan) -> None:
+    fill(plan, {"begun": [[100, 0.2], [200, 0.2]], "scratch": [[100, 0.8], [200, 0.4]]})
+    told = study_figures(plan, standing(plan))["cautions"]
+    assert any("at their first checkpoint" in line for line in told)
+
+
+def test_episodes_that_could_not_be_run_are_told(plan: StudyPlan) -> None:
+    fill(plan)
+    cell, judgement = plan.cells["begun-d5-s1"], plan.study.judge[0]
+    uri = judged_uri(plan, cell, judgement)
+    result = read(uri)
+    assert result is not None
+    result["groups"][TASKS[0]] = [None, None, 1.0, 1.0]
+    result["failed_to_run"] = ["it died", "it died"]
+    storage.write_bytes(uri, json.dumps(result).encode())
+    text = as_text(study_figures(plan, standing(plan)))
+    assert "success: 2 of 16 episodes of begun with 5 demonstrations could not be run" in text
+
+
+def test_what_was_charged_is_told(plan: StudyPlan) -> None:
+    fill(plan)
+    for cell in plan.cells.values():
+        uri = judged_uri(plan, cell, plan.study.judge[0])
+        result = read(uri)
+        assert result is not None
+        result["charged_ms"] = {"begun": 4.5, "scratch": 10.0 + cell.seed}[cell.arm]
+        storage.write_bytes(uri, json.dumps(result).encode())
+    text = as_text(study_figures(plan, standing(plan)))
+    assert "success charges for a chunk: scratch 11 to 12 ms, begun 4.5 ms." in text
+
+
+def test_an_arm_whose_time_cannot_be_measured_ends_no_study(tmp_path: Path) -> None:
+    closed = {"kind": "closed-loop", "tasks": list(TASKS), "episodes": 4}
+    plan = plan_of(tmp_path, judge=[closed | {"name": "late", "charge": "1x"}], compare=[])
+    for cell in plan.cells.values():
+        figures = {"curve": [], "bundle": str(tmp_path / "gone"), "run_id": None}
+        write(result_uri(plan, cell), cell.hash, figures)
+    assert charge(plan, Task(plan, "", None, {}), 1) == {}
+    assert set(standing(plan).broken()) == {f"{cell} late" for cell in plan.cells}
+
+
+def test_one_number_alone_has_no_interval(plan: StudyPlan) -> None:
+    fill(plan)
+    for cell in plan.cells.values():
+        made_by = plan.judgement_hash(cell, plan.study.judge[1])
+        figures = {"groups": {"a": [0.25]}, "baseline": {}, "hold": {}}
+        uri = judged_uri(plan, cell, plan.study.judge[1])
+        if cell.seed == 1:
+            write(uri, made_by, figures)
+        else:
+            storage.remove(uri)
+    assert {row["error"] for row in figure_rows(study_figures(plan, standing(plan)))[:4]} == {
+        "0.25"
+    }
 
 
 def test_what_is_done_stays_when_something_behind_it_breaks(plan: StudyPlan) -> None:
@@ -218,7 +289,7 @@ def test_judgements_that_nobody_made_are_missing(plan: StudyPlan) -> None:
     storage.remove(judged_uri(plan, cell, plan.study.judge[1]))
     found = study_figures(plan, standing(plan))
     assert found["missing"] == ["begun-d5-s1 error"]
-    assert "begun-d5-s1 error" in lost(found)[0]
+    assert "begun-d5-s1 error" in undone(found)[0]
 
 
 def test_closed_loops_that_are_the_same_to_a_control_share_it(tmp_path: Path) -> None:
