@@ -5,6 +5,7 @@ is not learnt by heart. Acting sees none of it: `PLAIN`.
 from dataclasses import dataclass, field
 
 import numpy as np
+from PIL import Image
 
 from gwp.data.robot.embodiment import Slot
 
@@ -27,8 +28,10 @@ class Look:
     def lit(self, picture: np.ndarray) -> None:
         """Change the light of a picture uint8 `[H, W, 3]`, in place."""
         if self.light is not None:
-            for colour in range(3):
-                picture[..., colour] = self.light[:, colour][picture[..., colour]]
+            # Pillow wants the values of one colour after those of another; numpy takes five times as
+            # long.
+            table = self.light.T.flatten().tolist()
+            picture[:] = np.asarray(Image.fromarray(picture).point(table))
 
 
 PLAIN = Look()

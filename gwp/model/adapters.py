@@ -19,6 +19,7 @@ from gwp.errors import GwpError
 from gwp.model.codecs.saved import weights_digest
 from gwp.model.config import ModelConfig
 from gwp.model.transformer import WorldActionTransformer
+from gwp.model.weights.derive import begin_as, differences
 from gwp.model.weights.load import named_parameters
 from gwp.model.weights.names import published_name
 
@@ -110,9 +111,14 @@ def save_adapter(
 def apply_adapter(folder: str | Path, model: WorldActionTransformer) -> dict[str, Tensor]:
     """The weights (our names) of `model` with the adapter in `folder`. GwpError when that is none,
     not whole, or was trained beside other weights.
+
+    model: what the run of the adapter had as `init`; it becomes one of the run's configuration
     """
     folder = Path(folder)
     note, tensors = _read(folder)
+    # A run may show its tokens something else than its `init` did: what is merged acts as the run.
+    if not differences(model.config.model_dump(), note["model"]):
+        begin_as(model, note["model"])
     own = base_digest(model)
     if note["base"] != own:
         raise GwpError(
@@ -161,6 +167,7 @@ def _read(folder: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
     try:
         note = json.loads((folder / _NOTE).read_text())
         note["lora"] = LoraConfig.model_validate(note["lora"])
+        note["model"] = ModelConfig.model_validate(note["model"])
         return note, load_file(folder / _FILE)
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise GwpError(

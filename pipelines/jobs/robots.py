@@ -77,7 +77,8 @@ def resolve_embodiments(job: TrainJob, reader: FileReader) -> dict[str, Embodime
                 f"embodiment {name} has {widest} state/action dimensions, model.action_channels is "
                 f"{job.model_config_.action_channels}; raise it to at least {widest}"
             )
-    _check_rows_of_projections(result)
+    if not _in_frames(job):
+        _check_rows_of_projections(result)
     return result
 
 
@@ -91,7 +92,7 @@ def notes(job: TrainJob, robots: dict[str, Embodiment]) -> Iterator[str]:
             slots = ", ".join(f"{slot} = {key}" for slot, key in robots[name].cameras.items())
             yield f"cameras of {name}, for none are named: {slots}"
         robot = robots[name]
-        if robot.id and job.init and job.model_config_.family == "gwp0":
+        if robot.id and job.init and job.model_config_.family == "gwp0" and not _in_frames(job):
             yield (
                 f"{name} has id {robot.id}: where {job.init} comes from published GWP-0 weights, row 0 "
                 "of the projections alone was trained, whatever the robot: `id: 0` starts from it, this "
@@ -107,12 +108,23 @@ def notes(job: TrainJob, robots: dict[str, Embodiment]) -> Iterator[str]:
                 f"name ({', '.join(odd)}): bring `state` or `action` into one order of columns, or "
                 "set it to false there"
             )
+    if _in_frames(job):
+        if len(robots) > 1:
+            yield (
+                f"latent frames have no projections of a robot's own: {', '.join(robots)} are told "
+                "apart by pictures, states and instructions alone, whatever their `id`"
+            )
+        return
     for (name, robot), (other, same) in combinations(robots.items(), 2):
         if robot.id == same.id:
             yield (
                 f"{name} and {other} have the same id {robot.id}: they share one row of the "
                 "projections, as one robot would; give each an `id` of its own unless that is meant"
             )
+
+
+def _in_frames(job: TrainJob) -> bool:
+    return job.model_config_.actions == "latent-frame"
 
 
 def _check_rows_of_projections(robots: dict[str, Embodiment]) -> None:

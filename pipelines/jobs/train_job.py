@@ -136,7 +136,10 @@ class DataConfig(BaseModel):
     @model_validator(mode="after")
     def _augmented(self) -> "DataConfig":
         if not self.augment and (self.zoom > 1 or self.light > 0):
-            raise ValueError("data.zoom and data.light need data.augment: true")
+            raise ValueError(
+                "data.zoom and data.light need data.augment: true; set that, or zoom to 1 and light "
+                "to 0"
+            )
         return self
 
     @model_validator(mode="after")
@@ -326,6 +329,12 @@ class TrainJob(BaseModel):
             raise ValueError(
                 "with lora its adapters and lora.whole train; leave optimizer.only and "
                 "optimizer.freeze out"
+            )
+        frames = self.model_config_.actions == "latent-frame"
+        if lora and frames and lora.whole == LoraConfig().whole:
+            raise ValueError(
+                "latent frames have no projections of states and actions, which lora.whole names by "
+                "default; set it to [], or to [patch_embedding, proj_out]"
             )
         try:
             if chosen.only or chosen.freeze:

@@ -11,7 +11,7 @@ from gwp import storage
 from gwp.model.adapters import base_digest
 from gwp.model.transformer import WorldActionTransformer
 from gwp.model.weights import build_model, load_model, locate, open_checkpoint
-from gwp.model.weights.derive import require_same
+from gwp.model.weights.derive import begin_as, require_same
 from pipelines.training.checkpoint.checkpoints import (
     CheckpointManifest,
     DamagedError,
@@ -46,11 +46,7 @@ def first_model(prepared: PreparedRun, node: Node, resumes: bool) -> WorldAction
         node.once(lambda: storage.download(uri, local))
     require_same(open_checkpoint(local), config, uri)
     model = load_model(local)
-    # Weights are the same whatever their tokens see, and what they shall see the job says.
-    model.config = config
-    if config.actions == "latent-frame":
-        # Those of a model of tokens, which nothing would use.
-        model.action_encoder = model.action_decoder = None
+    begin_as(model, config)
     _note_base(prepared, node, model)
     return model.train()
 

@@ -17,6 +17,7 @@ from tests.unit.pipelines.jobs.test_stages import STAGES
 
 pytest.importorskip("metaworld")
 
+STUDIES = STAGES.parent / "studies"
 TASKS = ["reach-v3", "door-open-v3"]
 CLOSED = {"kind": "closed-loop", "name": "success", "tasks": TASKS, "episodes": 1, "max_steps": 12}
 
@@ -133,3 +134,22 @@ def test_a_study_ends_with_a_cell_that_broke_and_goes_on_where_it_was(
         assert set(row["judged"]) == {"success", "error", "imagined", "latency", "charged"}
         assert row["judged"]["charged"]["charged_ms"][0] > 0
         assert row["judged"]["latency"]["mean"] > 0
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+@pytest.mark.parametrize("name", ["speed", "video", "stages"])
+def test_the_studies_that_come_with_the_package_run(mini: MiniCluster, name: str) -> None:
+    # One seed of each arm. All three record and train in one storage, as its users would.
+    place = f"{mini.bucket}/scaled"
+    pools = ["set.cluster.train_pool=train", "set.cluster.data_pool=data"]
+    settings = [f"storage={place}", *pools]
+    small = ["--scale", "0.02", "--only", "*-s1"]
+    file = str(STUDIES / f"{name}.yaml")
+    sets = [part for setting in settings for part in ("--set", setting)]
+    main(["study", file, *small, *sets])
+    figures = json.loads(storage.read_bytes(f"{place}/{name}-x0.02/study.json"))
+    assert figures["broken"] == {}
+    study = yaml.safe_load(Path(file).read_text())
+    assert {row["arm"] for row in figures["rows"]} == set(study["arms"])
+    assert all(row["judged"] for row in figures["rows"])

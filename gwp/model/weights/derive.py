@@ -241,6 +241,16 @@ def differences(fields: Mapping[str, Any], config: ModelConfig) -> dict[str, Any
     }
 
 
+def begin_as(model: WorldActionTransformer, config: ModelConfig) -> None:
+    """Make a model that has the weights of a checkpoint one of `config`, for which `require_same`
+    found no differences: what its tokens see, and what actions are to it, `config` says.
+    """
+    model.config = config
+    if config.actions == "latent-frame":
+        # Those of a model of tokens, which nothing would use.
+        model.action_encoder = model.action_decoder = None
+
+
 def command(source: Checkpoint, config: ModelConfig, uri: str) -> str | None:
     """The `gwp weights convert` line that makes a folder for `config` of `source`, which the
     user said is at `uri`; None when no conversion gets there.

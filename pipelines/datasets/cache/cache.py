@@ -110,9 +110,8 @@ Progress = Callable[..., None]
 
 def cached_form(job: TrainJob) -> TrainJob:
     """The job as it is cached: centre crops, and nothing from a cache."""
-    return job.model_copy(
-        update={"data": job.data.model_copy(update={"augment": False, "cache": None})}
-    )
+    plain = {"augment": False, "zoom": 1.0, "light": 0.0, "cache": None}
+    return job.model_copy(update={"data": job.data.model_copy(update=plain)})
 
 
 def build_cache(

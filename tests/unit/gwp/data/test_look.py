@@ -62,6 +62,21 @@ def test_light_keeps_the_order_of_values_and_stays_near() -> None:
     assert looks(0)[0].light is None
 
 
+def test_each_value_of_each_colour_becomes_what_the_table_says() -> None:
+    # A part of a canvas, as views are.
+    canvas = np.random.default_rng(0).integers(0, 256, (20, 30, 3), dtype=np.uint8)
+    before = canvas.copy()
+    look = looks(1, light=0.3)[0]
+    table = look.light
+    assert table is not None
+    look.lit(canvas[4:12, 5:25])
+    expected = np.stack([table[before[..., c], c] for c in range(3)], -1)
+    assert (canvas[4:12, 5:25] == expected[4:12, 5:25]).all()
+    outside = np.ones((20, 30), bool)
+    outside[4:12, 5:25] = False
+    assert (canvas[outside] == before[outside]).all()
+
+
 def test_a_view_without_light_is_not_touched() -> None:
     picture = np.random.default_rng(0).integers(0, 256, (8, 8, 3), dtype=np.uint8)
     before = picture.copy()

@@ -20,7 +20,7 @@ from gwp.model.transformer import WorldActionTransformer
 from gwp.model.weights import build_model, load_model, save_weights
 from pipelines.cli import main
 from pipelines.jobs.trained import adapter_count, parameters_named
-from tests.support.tiny import tiny_config, tiny_tokens
+from tests.support.tiny import ARMS, tiny_config, tiny_tokens
 
 pytest.importorskip("peft", reason="peft is not installed")
 LORA = LoraConfig(rank=3, alpha=6)
@@ -159,3 +159,30 @@ def test_the_command_merges_into_a_folder_that_init_takes(
     assert "not empty" in said
     assert f"{tmp_path / 'base'}: no adapter" in said
     assert not (tmp_path / "x").exists()
+
+
+@pytest.mark.parametrize("arm", ["joint", "latent-frame"])
+def test_what_is_merged_is_what_the_run_trained_and_not_what_it_began_with(
+    arm: str, tmp_path
+) -> None:
+    """The run began with an action-centred model of tokens, and said otherwise."""
+    begun = build_model(tiny_config("gwp0"), 0)
+    save_weights(tmp_path / "base" / "model", begun.config, begun.state_dict())
+    begun.config = config = tiny_config("gwp0", **ARMS[arm])
+    if arm == "latent-frame":
+        begun.action_encoder = begun.action_decoder = None
+    digest = base_digest(begun)
+    lora = LORA.model_copy(update={"whole": ("patch_embedding",)})
+    on = parameters_named(config, lora.on, "on")
+    whole = parameters_named(config, lora.whole, "whole")
+    add_adapters(begun, lora, on, whole, seed=1)
+    generator = torch.Generator().manual_seed(3)
+    with torch.no_grad():
+        for parameter in (p for p in begun.parameters() if p.requires_grad):
+            parameter.add_(0.1 * torch.randn(parameter.shape, generator=generator))
+    save_adapter(tmp_path / "a", config, lora, begun.state_dict(), whole, digest)
+    words = ["weights", "merge", str(tmp_path / "a"), str(tmp_path / "base"), "--out"]
+    assert main([*words, str(tmp_path / "out")]) == 0
+    made = load_model(tmp_path / "out")
+    assert made.config == config
+    torch.testing.assert_close(answer(made), answer(begun), atol=2e-6, rtol=0)

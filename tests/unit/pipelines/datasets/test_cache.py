@@ -268,6 +268,13 @@ def test_random_crops_are_not_to_be_had_from_a_cache(tmp_path: Path) -> None:
         job(tmp_path, "data.augment=true", "data.cache=x")
 
 
+def test_what_is_cached_is_a_job_without_random_looks(tmp_path: Path) -> None:
+    looks = ("data.augment=true", "data.zoom=1.2", "data.light=0.1")
+    cached = cached_form(job(tmp_path, *looks))
+    assert TrainJob.model_validate(cached.model_dump(mode="json")) == cached
+    assert cached == cached_form(job(tmp_path))
+
+
 def test_a_sample_that_cannot_be_decoded_is_named_and_skipped(tmp_path: Path) -> None:
     write_v30(tmp_path / "set", cameras=(TOP, WRIST))
     found, uri = job(tmp_path), str(tmp_path / "cache")

@@ -142,6 +142,8 @@ def test_learning_rate_warms_up_and_decays():
             [*FRAMES, "objective.chunk_prefix=0.5"],
             "one noise level for all actions in it.*; set objective.chunk_prefix to 0",
         ),
+        ([*FRAMES, "recipe=lora"], r"no projections of states and actions.*; set it to \[\]"),
+        (["data.augment=false", "data.light=0.1"], "set that, or zoom to 1 and light to 0"),
     ],
 )
 def test_jobs_that_cannot_train_are_refused_with_the_reason(sets, words):
@@ -231,7 +233,7 @@ def test_a_robot_is_seen_by_the_cameras_of_its_source_unless_it_has_its_own(tmp_
     assert arm.cameras == {"front": TOP if own else WRIST}
 
 
-def two_robots(tmp_path, ids: tuple[int, int], same: bool):
+def two_robots(tmp_path, ids: tuple[int, int], same: bool, *more: str):
     """Robots of two sets, resolved; what there is to tell of them."""
     one = write_v21(tmp_path / "one")
     other = write_v21(tmp_path / "other") if same else write_aloha(tmp_path / "other")
@@ -241,6 +243,7 @@ def two_robots(tmp_path, ids: tuple[int, int], same: bool):
         f"data.embodiments={{a: {{id: {ids[0]}}}, b: {{id: {ids[1]}}}}}",
         "data.window={chunk: 4, stride: 1}",
         "model.num_embodiments=2",
+        *more,
     ]
     job = load_config(STAGES / "policy.yaml", TrainJob, sets)
     robots = resolve_embodiments(job, FileReader())
@@ -255,6 +258,14 @@ def test_robots_that_share_a_row_of_the_projections_are_told_or_refused(tmp_path
     assert "same id" not in two_robots(tmp_path / "3", (0, 1), False)[1]
     with pytest.raises(GwpError, match=r"a and b have the same id 0 .* not their widths"):
         two_robots(tmp_path / "4", (0, 0), False)
+
+
+def test_latent_frames_have_no_rows_to_share_and_that_is_told(tmp_path):
+    for folder, ids in (("1", (0, 0)), ("2", (0, 1))):
+        robots, said = two_robots(tmp_path / folder, ids, False, *FRAMES)
+        assert tuple(robot.id for robot in robots.values()) == ids
+        assert "a, b are told apart by pictures, states and instructions alone" in said
+        assert "row" not in said
 
 
 def test_rows_that_published_weights_of_gwp0_did_not_train_are_told(tmp_path):
