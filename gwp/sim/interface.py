@@ -1,7 +1,7 @@
 """What a simulator offers to a rollout, and what is known of a benchmark before one is made."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol
 
 import numpy as np
@@ -60,6 +60,7 @@ class Benchmark:
     max_steps:  control steps that the simulator allows between two resets
     noise:      std of what a recorder adds to an expert's actions unless told otherwise
     shifts:     ways to differ from what was recorded, `none` first
+    shifted:    shift -> the tasks that have it, where not all do
     """
 
     name: str
@@ -72,6 +73,7 @@ class Benchmark:
     max_steps: int
     noise: float = 0.2
     shifts: tuple[str, ...] = (UNSHIFTED,)
+    shifted: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
 
     @property
     def cameras(self) -> tuple[str, ...]:
@@ -79,8 +81,8 @@ class Benchmark:
         return tuple(self.embodiment.cameras.values())
 
     def check(self, tasks: list[str], shift: str = UNSHIFTED) -> None:
-        """GwpError unless these are tasks of this benchmark, each named once, and so is the
-        shift.
+        """GwpError unless these are tasks of this benchmark, each named once, and all of them have
+        the shift.
         """
         unknown = [task for task in tasks if task not in self.tasks]
         if unknown or not tasks:
@@ -91,3 +93,6 @@ class Benchmark:
             raise GwpError(f"tasks {', '.join(tasks)}: name each task once")
         if shift not in self.shifts:
             raise GwpError(f"shift {shift}: {self.name} has {', '.join(self.shifts)}")
+        having = self.shifted.get(shift, tuple(self.tasks))
+        if without := [task for task in tasks if task not in having]:
+            raise GwpError(f"shift {shift}: {', '.join(without)} cannot; {', '.join(having)} can")

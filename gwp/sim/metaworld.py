@@ -232,6 +232,7 @@ BENCHMARK = Benchmark(
     steps=150,
     max_steps=MAX_STEPS,
     shifts=SHIFTS,
+    shifted={"starts": tuple(WIDE)},
 )
 BENCHMARK_WIDE = replace(BENCHMARK, name="metaworld-wide", embodiment=TWO_CAMERAS, make=make_wide)
 """The same tasks from two cameras. Those of `WIDE` need eyes."""

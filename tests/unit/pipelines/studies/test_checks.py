@@ -25,6 +25,7 @@ def judged(folder: Path, judgement: dict[str, Any], data: dict[str, Any] | None 
         (CLOSED | {"max_steps": 100_000}, r"judge\.s: max_steps 100000: give 1 to"),
         (CLOSED | {"size": 8}, r"judge\.s: size 8: give at least"),
         (CLOSED | {"shift": "sideways"}, r"judge\.s: shift sideways"),
+        (CLOSED | {"shift": "starts"}, r"judge\.s: shift starts: reach-v3, door-open-v3 cannot"),
         (
             CLOSED | {"benchmark": "metaworld-wide"},
             "arm scratch does not know metaworld-sawyer-wrist.*but metaworld-sawyer",
