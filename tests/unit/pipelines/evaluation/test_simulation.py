@@ -103,6 +103,7 @@ def test_episodes_that_were_not_run_count_in_no_rate_and_are_named() -> None:
         "latency_steps": 3,
         "delay": 0,
         "blend": 4,
+        "stops": False,
         "requests": 6,
         "steps": 40,
         "steps_waited": 4,
