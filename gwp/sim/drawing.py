@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from gwp.errors import GwpError
-from gwp.sim.sawyer.shifts import Thing, add_things
+from gwp.sim.shifts import Thing, add_things
 
 # Before MuJoCo is imported; works without a display, also on Mesa's software device.
 os.environ.setdefault("MUJOCO_GL", "egl")

@@ -18,8 +18,8 @@ from gwp.errors import GwpError
 from gwp.protocol.messages import Observation
 from gwp.sim.drawing import Drawing
 from gwp.sim.interface import Benchmark
-from gwp.sim.sawyer.shifts import SHIFTS, Look, Thing, draw_things
 from gwp.sim.sawyer.tasks import TASKS, WIDE, Starts, Wide
+from gwp.sim.shifts import SHIFTS, Look, Thing, draw_things
 
 CAMERA = "observation.images.corner2"
 """Camera at the side that sees the whole table."""

@@ -17,7 +17,7 @@ from gwp.data.robot.embodiment import Embodiment, Limits
 from gwp.protocol.messages import Observation
 from gwp.sim.drawing import Drawing
 from gwp.sim.interface import SIZE, UNSHIFTED, Benchmark
-from gwp.sim.sawyer.shifts import Look
+from gwp.sim.shifts import Look
 
 CAMERA = "observation.images.front"
 MAX_STEPS = 500

@@ -22,6 +22,16 @@ SHARED = paths.SHARED / "data"
 FPS = 10
 TOP, WRIST = "observation.images.top", "observation.images.wrist"
 STATE_NAMES, ACTION_NAMES = ["x", "y", "grip"], ["dx", "grip"]
+ARM = Embodiment(
+    name="tester",
+    fps=FPS,
+    state_names=tuple(STATE_NAMES),
+    action_names=tuple(ACTION_NAMES),
+    cameras={"front": TOP},
+    chunk=8,
+    replan=4,
+)
+"""The robot that recorded them."""
 
 
 def level(number: int) -> int:

@@ -14,7 +14,7 @@ from gwp.protocol.messages import Observation
 from gwp.sim.aloha.expert import ARM_JOINTS, SIDES, Plan
 from gwp.sim.drawing import Drawing
 from gwp.sim.interface import SIZE, UNSHIFTED, Benchmark
-from gwp.sim.sawyer.shifts import Look
+from gwp.sim.shifts import Look
 
 TASKS = {"transfer-cube": "hand the cube from the right arm to the left arm"}
 """Task -> instruction."""

@@ -92,7 +92,7 @@ def _charged_ms(
     judgement: ClosedLoopJudgement, arm: str, policy: Policy, ms: float | None
 ) -> float:
     if isinstance(judgement.charge, Mapping):
-        return judgement.charge.get(arm, 0.0)
+        return judgement.charge[arm]
     if judgement.measured:
         assert ms is not None
         return float(judgement.charge.removesuffix("x")) * ms

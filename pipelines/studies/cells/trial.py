@@ -139,8 +139,7 @@ def _trained(cell: Cell, task: Task) -> dict[str, Any]:
         "samples": trained.samples,
         "parameters": parameters(cell.job),
         "seconds": round(trained.seconds, 1),
-        "curve": curve_of(trained.uri, trained.steps, ERROR),
-        "validation": last_figures(trained.uri, trained.steps),
+        **_validated(trained.uri, trained.steps),
     }
 
 
@@ -154,23 +153,17 @@ def _policy_id(place: str) -> str | None:
         return read_bundle(storage.download(place, Path(scratch) / "bundle")).id
 
 
-def curve_of(run: str, steps: int, name: str) -> list[tuple[int, float]]:
-    """(step, value) of a figure of the checkpoints of a run; empty where there is none."""
-    return sorted({step: value for key, value, step in _figures(run, steps) if key == name}.items())
-
-
-def last_figures(run: str, steps: int) -> dict[str, float]:
-    """What validation said of the last checkpoint."""
-    return {key: value for key, value, step in _figures(run, steps) if step == steps}
-
-
-def _figures(run: str, steps: int) -> list[tuple[str, float, int]]:
-    """Name, value and step of the figures of validation."""
+def _validated(run: str, steps: int) -> dict[str, Any]:
+    """What validation said of a run: `curve`, (step, error of actions) of its checkpoints, empty where
+    it has none; `validation`, all figures of the last one.
+    """
     from pipelines.tracking.curves import read_figures, read_verdicts
 
     told = [*read_figures(run, 0, steps), read_verdicts(run)]
-    every = ((key, value, step) for part in told for key, value, _, step in part)
-    return [point for point in every if point[0].startswith("validation")]
+    every = [(key, value, step) for part in told for key, value, _, step in part]
+    curve = {step: value for key, value, step in every if key == ERROR}
+    last = {k: value for k, value, step in every if step == steps and k.startswith("validation")}
+    return {"curve": sorted(curve.items()), "validation": last}
 
 
 def _judge(cell: Cell, result: Mapping[str, Any], task: Task) -> list[str]:

@@ -14,8 +14,8 @@ from gwp.sim.benchmarks import find
 from gwp.sim.measure import measure
 from gwp.sim.metaworld import CAMERA, EMBODIMENT, TWO_CAMERAS, WRIST, Env
 from gwp.sim.record import record
-from gwp.sim.sawyer.shifts import SHIFTS
 from gwp.sim.sawyer.tasks import TASKS, WIDE
+from gwp.sim.shifts import SHIFTS
 from tests.support.experts import expert_episode
 
 # After gwp.sim, which chooses the renderer before MuJoCo is imported.

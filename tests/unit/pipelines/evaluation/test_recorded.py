@@ -6,25 +6,14 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from gwp.data.robot.embodiment import Embodiment
 from gwp.data.source import Source
 from gwp.policy.policy import Policy
 from pipelines.cli import main
 from pipelines.evaluation.imagined import Clip, _windows, imagined, video_figures
 from pipelines.evaluation.open_loop import GuessErrors, open_loop
 from pipelines.evaluation.recordings import RecordedSet
-from tests.support.sets import ACTION_NAMES, FPS, STATE_NAMES, TOP, write_v30
+from tests.support.sets import ARM, write_v30
 from tests.support.tiny import make_tiny_bundle
-
-ARM = Embodiment(
-    name="tester",
-    fps=FPS,
-    state_names=tuple(STATE_NAMES),
-    action_names=tuple(ACTION_NAMES),
-    cameras={"front": TOP},
-    chunk=8,
-    replan=4,
-)
 
 
 @pytest.fixture(scope="module")

@@ -20,18 +20,8 @@ from gwp.policy.solver import Shapes, Solver
 from pipelines.cli import main
 from pipelines.evaluation.open_loop import distance, unbroken
 from pipelines.evaluation.studies import seams_study, steps_study
-from tests.support.sets import ACTION_NAMES, FPS, STATE_NAMES, TOP, write_v30
+from tests.support.sets import ARM, write_v30
 from tests.support.tiny import make_tiny_bundle, tiny_model
-
-ARM = Embodiment(
-    name="tester",
-    fps=FPS,
-    state_names=tuple(STATE_NAMES),
-    action_names=tuple(ACTION_NAMES),
-    cameras={"front": TOP},
-    chunk=8,
-    replan=4,
-)
 
 
 @pytest.fixture(scope="module")
