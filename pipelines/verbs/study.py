@@ -29,9 +29,10 @@ def add(subparsers: Any) -> None:
     )
     study.add_argument(
         "--only",
-        default="",
+        action="append",
+        default=[],
         metavar="CELLS",
-        help="cells that are done now, e.g. joint-d25-s1,scratch-* (default: all)",
+        help="cells that are done now, e.g. joint-d25-s1,scratch-* (default: all; may be repeated)",
     )
     study.add_argument(
         "--set",
@@ -58,7 +59,7 @@ def run_study(args: argparse.Namespace) -> int:
 
     if not 0 < args.scale <= 1:
         raise GwpError(f"--scale {args.scale:g}: give a share above 0, and 1 at most")
-    only = [pattern.strip() for pattern in args.only.split(",") if pattern.strip()]
+    only = [one.strip() for given in args.only for one in given.split(",") if one.strip()]
     study = load_any(args.file, args.sets)
     if not isinstance(study, Study):
         raise GwpError(f"{args.file}: a {type(study).__name__}; give a Study")

@@ -14,7 +14,7 @@ from pipelines.studies.document.study import Study
 
 @dataclass(frozen=True)
 class Shared:
-    """A sequence of stages that cells start from."""
+    """A sequence of stages that cells start from. id: `stages/NAME`, its folder below the study's"""
 
     id: str
     jobs: tuple[TrainJob, ...]

@@ -109,8 +109,10 @@ class _Build:
         labelled = place_of(self.study, self.common, self.study.labelled)
         sees = any(source.uri == labelled for job in plain for source in job.data.sources)
         name = f"{start}-d{count}-s{seed}" if sees else f"{start}-s{seed}"
-        if name in self.shared:
-            return self.shared[name]
+        # Names have no slash, so that no cell is called like it.
+        piece = f"stages/{name}"
+        if piece in self.shared:
+            return self.shared[piece]
         jobs: list[TrainJob] = []
         whole = None
         for number, step in enumerate(steps, start=1):
@@ -119,8 +121,8 @@ class _Build:
             job = self._job(where, step, own, seed, before, count if sees else None)
             whole = hash_of(job, self.study, self.common, whole)
             jobs.append(_named(job, f"{own}-{job.stage}-{whole[:SHORT]}"))
-        self.shared[name] = Shared(name, tuple(jobs), seed, whole or digest())
-        return self.shared[name]
+        self.shared[piece] = Shared(piece, tuple(jobs), seed, whole or digest())
+        return self.shared[piece]
 
     def _job(
         self, where: str, step: StageStep, name: str, seed: int, init: str | None, count: int | None

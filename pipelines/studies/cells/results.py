@@ -21,8 +21,8 @@ def result_uri(plan: StudyPlan, piece: Piece) -> str:
     """Where the result of a piece stands when it is there."""
     if isinstance(piece, Control):
         return storage.join(plan.root, "controls", f"{piece.id}.json")
-    folder = "cells" if isinstance(piece, Cell) else "stages"
-    return storage.join(plan.root, folder, piece.id, "result.json")
+    name = f"cells/{piece.id}" if isinstance(piece, Cell) else piece.id
+    return storage.join(plan.root, name, "result.json")
 
 
 def judged_uri(plan: StudyPlan, cell: Cell, judgement: Judgement) -> str:

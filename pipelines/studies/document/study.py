@@ -1,6 +1,6 @@
 """The study document: what is compared, on which data, and by which measures."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
@@ -92,9 +92,24 @@ class Comparison(BaseModel):
     error: float | None = Field(default=None, gt=0)
     """For `steps-to-error`: the error, in units of a range; None: the worst that a seed of the second arm
     ends with."""
+    against: str | None = None
+    """Judgement of the second arm, where it is another one of the same kind on the same data or
+    starts; the arms may then be one. None: `measure`."""
+    demonstrations: tuple[int, int] | None = None
+    """Of the first and the second arm, where they are not alike; None: each of the study's for both."""
     unequal: tuple[str, ...] = ()
     """Fields of the stage file that may differ although they make arms unequal: `run.steps`,
     `engine.global_batch`, `data`. They are named beside the result."""
+
+    @property
+    def measures(self) -> tuple[str, str]:
+        """Judgements of the first and of the second arm."""
+        return self.measure, self.against or self.measure
+
+    def counts(self, every: Sequence[int]) -> list[tuple[int, int]]:
+        """Pairs of numbers of demonstrations that are compared. every: those of the study"""
+        alike = [(count, count) for count in every]
+        return alike if self.demonstrations is None else [self.demonstrations]
 
 
 class Study(BaseModel):
@@ -218,14 +233,29 @@ class Study(BaseModel):
         for arm in pair.arms:
             if arm not in self.arms:
                 yield _unknown(f"{where}.arms", arm, self.arms)
-        if pair.arms[0] == pair.arms[1]:
+        for count in pair.demonstrations or ():
+            if count not in self.demonstrations:
+                yield f"{where}.demonstrations: {count} is none of {list(self.demonstrations)}"
+        different = pair.demonstrations and pair.demonstrations[0] != pair.demonstrations[1]
+        same = pair.arms[0] == pair.arms[1] and pair.measures[0] == pair.measures[1]
+        if same and not different:
             yield f"{where}.arms: {pair.arms[0]} with itself"
         known = {judgement.name: judgement for judgement in self.judge}
         if pair.measure != STEPS_TO_ERROR and pair.measure not in known:
             yield _unknown(f"{where}.measure", pair.measure, [*known, STEPS_TO_ERROR])
-        judgement = known.get(pair.measure)
-        if judgement and (missing := [arm for arm in pair.arms if not judgement.of(arm)]):
-            yield f"{where}.measure: {pair.measure} does not judge {', '.join(missing)}"
+        if pair.against is not None and pair.against not in known:
+            yield _unknown(f"{where}.against", pair.against, known)
+        for arm, measure in zip(pair.arms, pair.measures, strict=True):
+            if measure in known and arm in self.arms and not known[measure].of(arm):
+                yield f"{where}.measure: {measure} does not judge {arm}"
+        if pair.against in known and not _alike(known.get(pair.measure), known[pair.against]):
+            yield f"{where}.against: {pair.against} is judged on other episodes than {pair.measure}"
+
+
+def _alike(a: Judgement | None, b: Judgement) -> bool:
+    """Whether two judgements can be paired: of one kind, on the same episodes."""
+    told = ("kind", "benchmark", "tasks", "episodes", "data", "clips")
+    return a is not None and all(getattr(a, x, None) == getattr(b, x, None) for x in told)
 
 
 def _folder(name: str, field: str) -> str:

@@ -40,8 +40,8 @@ def study_figures(plan: StudyPlan, now: Standing) -> dict[str, Any]:
     compare = [
         row
         for pair in study.compare
-        for count in study.demonstrations
-        if (row := _compared(plan, now, pair, count)) is not None
+        for counts in pair.counts(study.demonstrations)
+        if (row := _compared(plan, now, pair, counts)) is not None
     ]
     return {
         "name": study.name,
@@ -209,17 +209,21 @@ def _controls(plan: StudyPlan, now: Standing) -> Iterator[dict[str, Any]]:
 
 
 def _compared(
-    plan: StudyPlan, now: Standing, pair: Comparison, count: int
+    plan: StudyPlan, now: Standing, pair: Comparison, counts: tuple[int, int]
 ) -> dict[str, Any] | None:
-    """A pair at one number of demonstrations; None where a seed has nothing of both."""
-    sides = [_cells(plan, arm, count) for arm in pair.arms]
+    """A pair at one number of demonstrations each; None where no seed has something of both."""
+    sides = [_cells(plan, arm, n) for arm, n in zip(pair.arms, counts, strict=True)]
     if pair.measure == STEPS_TO_ERROR:
-        return _steps_to_error(now, pair, count, sides)
+        return _steps_to_error(now, pair, counts, sides)
     judgement = next(one for one in plan.study.judge if one.name == pair.measure)
     both = [
         (a, b)
         for a, b in zip(
-            *([_done(now, cell, pair.measure) for cell in cells] for cells in sides), strict=True
+            *(
+                [_done(now, cell, measure) for cell in cells]
+                for cells, measure in zip(sides, pair.measures, strict=True)
+            ),
+            strict=True,
         )
         if a is not None and b is not None
     ]
@@ -230,14 +234,15 @@ def _compared(
         [b["groups"] for _, b in both],
         rate=isinstance(judgement, ClosedLoopJudgement),
     )
-    return _row(pair, count, found) | {"unit": UNITS[judgement.kind]}
+    return _row(pair, counts, found) | {"unit": UNITS[judgement.kind]}
 
 
-def _row(pair: Comparison, count: int, found: Interval | None) -> dict[str, Any]:
+def _row(pair: Comparison, counts: tuple[int, int], found: Interval | None) -> dict[str, Any]:
     return {
         "arms": list(pair.arms),
         "measure": pair.measure,
-        "demonstrations": count,
+        "against": pair.measures[1],
+        "demonstrations": list(counts),
         **_told(found),
     }
 
@@ -259,7 +264,10 @@ def steps_to(curve: Sequence[Sequence[float]], error: float) -> float | None:
 
 
 def _steps_to_error(
-    now: Standing, pair: Comparison, count: int, sides: Sequence[Sequence[Cell]]
+    now: Standing,
+    pair: Comparison,
+    counts: tuple[int, int],
+    sides: Sequence[Sequence[Cell]],
 ) -> dict[str, Any] | None:
     curves = [
         [now.pieces[cell.id]["curve"] if now.finished(cell.id) else [] for cell in cells]
@@ -276,7 +284,7 @@ def _steps_to_error(
     found = ratio([a for a, _ in reached], [b for _, b in reached]) if reached[1:] else None
     # Who is there at its first checkpoint may have been so long before.
     at_once = sum(a[0][1] <= error or b[0][1] <= error for a, b in both)
-    return _row(pair, count, found) | {
+    return _row(pair, counts, found) | {
         "unit": f"times the steps of {pair.arms[0]} that {pair.arms[1]} takes",
         "error": error,
         "steps": [list(pair_) for pair_ in steps],

@@ -129,14 +129,19 @@ def compare_rows(figures: Figures) -> list[dict[str, str]]:
             {
                 "first": row["arms"][0],
                 "second": row["arms"][1],
-                "measure": row["measure"] + (f" {row['error']:.3g}" if steps else ""),
-                "demonstrations": str(row["demonstrations"]),
+                "measure": _versus(row["measure"], row["against"])
+                + (f" {row['error']:.3g}" if steps else ""),
+                "demonstrations": _versus(*row["demonstrations"]),
                 "difference": _ratio(row) if steps else _difference(figures, row),
                 "of": row["unit"] if steps else unit_of(figures, row["measure"]),
                 "seeds": str(len(row["steps"]) if steps else row["seeds"]),
             }
         )
     return rows
+
+
+def _versus(a: object, b: object) -> str:
+    return str(a) if a == b else f"{a} against {b}"
 
 
 def _difference(figures: Figures, row: Mapping[str, Any]) -> str:

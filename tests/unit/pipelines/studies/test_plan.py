@@ -25,7 +25,7 @@ def test_every_arm_seed_and_number_is_a_cell(plan: StudyPlan) -> None:
         for count in (5, 25)
         for seed in (1, 2)
     }
-    assert set(plan.shared) == {"video-s1", "video-s2"}
+    assert set(plan.shared) == {"stages/video-s1", "stages/video-s2"}
     assert {cell.parent for cell in plan.cells.values() if cell.arm == "begun"} == set(plan.shared)
     for cell in plan.cells.values():
         assert cell.job.run.seed == cell.seed
@@ -49,7 +49,7 @@ def test_codec_text_and_latents_are_those_of_all_arms(plan: StudyPlan) -> None:
     assert begun.codec is None
     assert scratch.data.cache == begun.data.cache
     assert scratch.data.cache == plan.cells["scratch-d25-s2"].job.data.cache
-    assert plan.shared["video-s1"].jobs[0].data.cache != scratch.data.cache
+    assert plan.shared["stages/video-s1"].jobs[0].data.cache != scratch.data.cache
 
 
 def test_a_stage_that_sees_demonstrations_is_trained_for_each_number_of_them(
@@ -58,8 +58,8 @@ def test_a_stage_that_sees_demonstrations_is_trained_for_each_number_of_them(
     seen = {"data.sources": [{"uri": "x/policy", "with_actions": False}]}
     stages = {"video": [{"file": document()["stages"]["video"][0], "set": seen}]}
     plan = plan_of(tmp_path, stages=stages)
-    assert set(plan.shared) == {f"video-d{count}-s{seed}" for count in (5, 25) for seed in (1, 2)}
-    (source,) = plan.shared["video-d5-s1"].jobs[0].data.sources
+    assert set(plan.shared) == {f"stages/video-d{count}-s{seed}" for count in (5, 25) for seed in (1, 2)}
+    (source,) = plan.shared["stages/video-d5-s1"].jobs[0].data.sources
     assert source.episodes == "0:10"
 
 
@@ -76,7 +76,7 @@ def changed(folder: Path, **changes: Any) -> set[str]:
 def test_a_hash_changes_with_all_that_makes_a_piece_and_with_nothing_else(tmp_path: Path) -> None:
     of_begun = {f"begun-d{count}-s{seed}" for count in (5, 25) for seed in (1, 2)}
     of_scratch = {f"scratch-d{count}-s{seed}" for count in (5, 25) for seed in (1, 2)}
-    shared = {"video-s1", "video-s2"}
+    shared = {"stages/video-s1", "stages/video-s2"}
     assert changed(tmp_path) == set()
     assert changed(tmp_path, claim="Another.", compare=[]) == set()
     # Another arm, seed or number of demonstrations is more work, and makes nothing stale.
@@ -164,7 +164,7 @@ def test_a_model_that_is_not_that_of_its_start_is_refused(tmp_path: Path) -> Non
 def test_some_cells_are_chosen_by_patterns(plan: StudyPlan) -> None:
     some = plan.chosen(["begun-d5-*", "scratch-d25-s1"])
     assert set(some.cells) == {"begun-d5-s1", "begun-d5-s2", "scratch-d25-s1"}
-    assert set(some.shared) == {"video-s1", "video-s2"}
+    assert set(some.shared) == {"stages/video-s1", "stages/video-s2"}
     assert not plan.chosen(["scratch-*"]).shared
     assert plan.chosen([]) is plan
     with pytest.raises(GwpError, match="no cell has this id"):

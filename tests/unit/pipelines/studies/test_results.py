@@ -80,7 +80,7 @@ def test_what_another_document_made_is_stale_and_named(tmp_path: Path) -> None:
     assert set(now.stale) == {f"begun-d{count}-s{seed}" for count in (5, 25) for seed in (1, 2)}
     assert not now.finished("begun-d5-s1")
     assert now.finished("scratch-d5-s1")
-    assert now.finished("video-s1")
+    assert now.finished("stages/video-s1")
     judge = [one.model_dump(mode="json") for one in plan.study.judge]
     judge[0]["episodes"] = 5
     # Another judgement makes judgements stale, and no cell.
