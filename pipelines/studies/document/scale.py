@@ -1,6 +1,6 @@
 """The same study, smaller: to see in minutes that it runs to its end. It shows nothing else."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 from gwp.sim.benchmarks import find
 from pipelines.jobs.train_job import TrainJob
@@ -10,7 +10,7 @@ from pipelines.studies.document.judgements import (
     LatencyJudgement,
     VideoJudgement,
 )
-from pipelines.studies.document.study import SetConfig, Study
+from pipelines.studies.document.study import Comparison, SetConfig, Study
 
 # Below them nothing that a study is made of can run.
 _LEAST_STEPS = 6
@@ -42,6 +42,7 @@ def scaled(study: Study, factor: float) -> Study:
         name: _set(one, factor, demonstrations[-1] if name == study.labelled else 1)
         for name, one in study.data.items()
     }
+    smaller = dict(zip(dict.fromkeys(counts), demonstrations, strict=True))
     return study.model_copy(
         update={
             "name": f"{study.name}-x{factor:g}",
@@ -49,12 +50,23 @@ def scaled(study: Study, factor: float) -> Study:
             "demonstrations": tuple(demonstrations),
             "seeds": tuple(seeds),
             "judge": tuple(_judgement(one, factor) for one in study.judge),
+            "compare": tuple(_comparisons(study, smaller)),
         }
     )
 
 
 def _set(one: SetConfig, factor: float, least: int) -> SetConfig:
     return one.model_copy(update={"episodes": times(one.episodes, factor, least)})
+
+
+def _comparisons(study: Study, smaller: Mapping[int, int]) -> Iterator[Comparison]:
+    """Those whose numbers of demonstrations are still there."""
+    for pair in study.compare:
+        if pair.demonstrations is None:
+            yield pair
+        elif all(count in smaller for count in pair.demonstrations):
+            a, b = (smaller[count] for count in pair.demonstrations)
+            yield pair.model_copy(update={"demonstrations": (a, b)})
 
 
 def _judgement(one: Judgement, factor: float) -> Judgement:

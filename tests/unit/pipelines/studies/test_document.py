@@ -39,6 +39,30 @@ def problems(folder: Path, **changes: Any) -> str:
         ),
         ({"compare": [{"arms": ["begun", "begun"], "measure": "success"}]}, "with itself"),
         (
+            {"compare": [{"arms": ["begun", "begun"], "measure": "success", "against": "success"}]},
+            "with itself",
+        ),
+        (
+            {"compare": [{"arms": ["begun", "begun"], "measure": "success", "against": "errr"}]},
+            "did you mean error?",
+        ),
+        (
+            {"compare": [{"arms": ["begun", "begun"], "measure": "success", "against": "error"}]},
+            "error is judged on other episodes than success",
+        ),
+        (
+            {
+                "compare": [
+                    {
+                        "arms": ["begun", "begun"],
+                        "measure": "success",
+                        "demonstrations": [5, 7],
+                    }
+                ]
+            },
+            "7 is none of [5, 25]",
+        ),
+        (
             {"compare": [{"arms": ["begun", "scratch"], "measure": "sucess"}]},
             "did you mean success?",
         ),

@@ -8,6 +8,7 @@ import pytest
 from gwp.errors import GwpError
 from pipelines.studies.cells.pieces import StudyPlan
 from pipelines.studies.cells.plan import make_plan, parameters
+from pipelines.studies.cells.results import result_uri
 from pipelines.studies.document.scale import scaled
 from tests.support.paths import ROOT
 from tests.unit.pipelines.studies.conftest import SET, document, plan_of
@@ -58,7 +59,9 @@ def test_a_stage_that_sees_demonstrations_is_trained_for_each_number_of_them(
     seen = {"data.sources": [{"uri": "x/policy", "with_actions": False}]}
     stages = {"video": [{"file": document()["stages"]["video"][0], "set": seen}]}
     plan = plan_of(tmp_path, stages=stages)
-    assert set(plan.shared) == {f"stages/video-d{count}-s{seed}" for count in (5, 25) for seed in (1, 2)}
+    assert set(plan.shared) == {
+        f"stages/video-d{count}-s{seed}" for count in (5, 25) for seed in (1, 2)
+    }
     (source,) = plan.shared["stages/video-d5-s1"].jobs[0].data.sources
     assert source.episodes == "0:10"
 
@@ -161,6 +164,16 @@ def test_a_model_that_is_not_that_of_its_start_is_refused(tmp_path: Path) -> Non
     assert parameters(jobs[0]) == parameters(jobs[1])
 
 
+def test_an_arm_may_be_called_like_the_stages_it_starts_from(tmp_path: Path) -> None:
+    # Seen for each number of demonstrations, they are called like its cells.
+    seen = {"data.sources": [{"uri": "x/policy", "with_actions": False}]}
+    stages = {"video": [{"file": document()["stages"]["video"][0], "set": seen}]}
+    arms = {"video": {"start": "video"}, "scratch": {}}
+    plan = plan_of(tmp_path, stages=stages, arms=arms, compare=[])
+    assert len(plan.pieces) == len(plan.shared) + len(plan.cells) + len(plan.controls)
+    assert len({result_uri(plan, piece) for piece in plan.pieces.values()}) == len(plan.pieces)
+
+
 def test_some_cells_are_chosen_by_patterns(plan: StudyPlan) -> None:
     some = plan.chosen(["begun-d5-*", "scratch-d25-s1"])
     assert set(some.cells) == {"begun-d5-s1", "begun-d5-s2", "scratch-d25-s1"}
@@ -169,6 +182,15 @@ def test_some_cells_are_chosen_by_patterns(plan: StudyPlan) -> None:
     assert plan.chosen([]) is plan
     with pytest.raises(GwpError, match="no cell has this id"):
         plan.chosen(["nobody-*"])
+
+
+def test_a_smaller_study_compares_its_smaller_numbers_of_demonstrations(tmp_path: Path) -> None:
+    pair = {"arms": ["begun", "scratch"], "measure": "success"}
+    pairs = [pair, pair | {"demonstrations": [5, 25]}, pair | {"demonstrations": [5, 10]}]
+    study = plan_of(tmp_path, demonstrations=[5, 10, 25], compare=pairs).study
+    small = scaled(study, 0.1)
+    assert small.demonstrations == (1, 2)
+    assert [one.demonstrations for one in small.compare] == [None, (1, 2)]
 
 
 @pytest.mark.parametrize("factor", [0.01, 0.05, 0.3, 1.0])

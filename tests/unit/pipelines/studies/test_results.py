@@ -28,7 +28,7 @@ from pipelines.studies.outcome.page import (
     write_study,
 )
 from pipelines.studies.run import charge
-from tests.unit.pipelines.studies.conftest import plan_of
+from tests.unit.pipelines.studies.conftest import SET, document, plan_of
 
 TASKS = ("reach-v3", "door-open-v3")
 RATES = {"begun": 0.75, "scratch": 0.25}
@@ -48,6 +48,7 @@ def fill(plan: StudyPlan, curves: dict[str, list[list[float]]] | None = None) ->
             "error": {"groups": {"a": [0.2, 0.4]}, "baseline": {"a": [0.5, 0.7]}, "hold": {}},
             "latency": {"groups": {"chunk": [5.0, 7.0, 6.0]}},
         }
+        figures["late"] = figures["success"]
         for judgement in plan.study.judge:
             made_by = plan.judgement_hash(cell, judgement)
             write(judged_uri(plan, cell, judgement), made_by, figures[judgement.name])
@@ -103,7 +104,8 @@ def test_figures_say_what_results_hold(plan: StudyPlan) -> None:
     assert rows["begun", 5]["error"]["baseline"] == pytest.approx(0.6)
     assert rows["begun", 5]["latency"]["mean"] == 6
     assert {one["agent"]: one["mean"] for one in found["controls"]} == {"random": 0, "blind": 0}
-    pairs = {(row["measure"], row["demonstrations"]): row for row in found["compare"]}
+    pairs = {(row["measure"], row["demonstrations"][0]): row for row in found["compare"]}
+    assert pairs["success", 5]["demonstrations"] == [5, 5]
     assert pairs["success", 5]["mean"] == 0.5
     assert pairs["success", 5]["low"] > 0
     # Scratch ends at 0.4, where the other one was after half of the steps.
@@ -117,6 +119,32 @@ def test_figures_say_what_results_hold(plan: StudyPlan) -> None:
     assert any("Only 2 training seeds" in note for note in found["notes"])
     # It is JSON, and the same for the same results.
     assert json.dumps(found) == json.dumps(study_figures(plan, standing(plan)))
+
+
+def test_what_is_not_alike_is_compared_where_it_is_asked_for(tmp_path: Path) -> None:
+    loop = document()["judge"][0]
+    few = {"arms": ["begun", "scratch"], "measure": "success", "demonstrations": [5, 25]}
+    late = {"arms": ["begun", "begun"], "measure": "late", "against": "success"}
+    judge = [loop, loop | {"name": "late", "charge": "40ms"}]
+    plan = plan_of(tmp_path, judge=judge, compare=[few, late])
+    fill(plan)
+    for cell in plan.cells.values():
+        # As many demonstrations as won starts of four, less one where the chunk is late.
+        won = 1 + (cell.demonstrations == 25) + (cell.arm == "begun")
+        for number, judgement in enumerate(plan.study.judge):
+            starts = [float(start < won - number) for start in range(4)]
+            groups = dict.fromkeys(SET["tasks"], starts)
+            made_by = plan.judgement_hash(cell, judgement)
+            result = {"groups": groups, "charged_ms": 0.0, "failed_to_run": []}
+            write(judged_uri(plan, cell, judgement), made_by, result)
+    figures = study_figures(plan, standing(plan))
+    across, *alike = figures["compare"]
+    assert (across["demonstrations"], across["mean"]) == ([5, 25], 0.0)
+    assert [row["demonstrations"] for row in alike] == [[5, 5], [25, 25]]
+    assert {row["mean"] for row in alike} == {-0.25}
+    told = compare_rows(figures)
+    assert told[0]["demonstrations"] == "5 against 25"
+    assert told[1]["measure"] == "late against success"
 
 
 def test_arms_of_other_sizes_are_told(tmp_path: Path) -> None:
