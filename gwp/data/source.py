@@ -48,7 +48,7 @@ class Source(BaseModel):
     """How often an epoch shows each sample: 1 once, 2 twice, 0.5 every second epoch."""
     episodes: str | None = None
     """Which episodes (of plain videos: files in name order): `0:100` (end excluded), `0,3,5`,
-    or both mixed; None: all.
+    `3::8` (every eighth from 3 on; `3:80:8` up to 80), or a mixture; None: all.
     """
     with_actions: bool = True
     """Use the action labels; off: video only, even where there are labels."""
@@ -94,7 +94,7 @@ class Source(BaseModel):
     def _readable(cls, text: str | None) -> str | None:
         # For its ValueError alone: a mistake is told with the file's other ones.
         if text is not None:
-            parse_ranges(text)
+            parse_ranges(text, open_ended=True)
         return text
 
     # Digests of this JSON name manifests and caches. Those of before know no colours.
@@ -152,14 +152,13 @@ class Source(BaseModel):
         if self.episodes is None:
             return available
         chosen: set[int] = set()
-        for part in parse_ranges(self.episodes):
+        parts = parse_ranges(self.episodes, open_ended=True)
+        for text, part in zip(self.episodes.split(","), parts, strict=True):
             # Numbers may be missing inside a part, but a part without any is a mistake of the
             # user.
             hits = {i for i in available if i in part}
             if not hits:
                 have = f"{available[0]} to {available[-1]}" if available else "none"
-                raise DataError(
-                    f"{self.uri}: no episode in {part.start}:{part.stop}; there are {have}"
-                )
+                raise DataError(f"{self.uri}: no episode in {text.strip()}; there are {have}")
             chosen |= hits
         return [i for i in available if i in chosen]

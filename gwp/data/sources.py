@@ -5,7 +5,8 @@ from collections.abc import Iterable, Iterator, Sequence
 from gwp import storage
 from gwp.data.formats.files.listing import place_of, places_of
 from gwp.data.formats.robot_set import Episode, RobotSet
-from gwp.data.source import Source, parse_ranges
+from gwp.data.ranges import meet, parse_ranges
+from gwp.data.source import Source
 from gwp.errors import DataError
 
 _HOW_OFTEN = {"uri", "weight", "episodes", "format"}
@@ -65,15 +66,16 @@ def check_once(sources: Sequence[Source]) -> None:
         # As text, for it holds lists.
         earlier = seen.setdefault(f"{place_of(source.uri)} {use}", [])
         for other in earlier:
-            if _share(source, other):
+            if share_episodes(source, other):
                 spelt = "" if source.uri == other.uri else f" (also as {other.uri})"
                 raise DataError(f"{source.uri}: {_TWICE.format(spelt)}")
         earlier.append(source)
 
 
-def _share(one: Source, other: Source) -> bool:
-    """Whether two sources of one set choose some episode both."""
+def share_episodes(one: Source, other: Source) -> bool:
+    """Whether two sources of one set choose some number of an episode both."""
     if one.episodes is None or other.episodes is None:
         return True
-    pairs = ((a, b) for a in parse_ranges(one.episodes) for b in parse_ranges(other.episodes))
-    return any(max(a.start, b.start) < min(a.stop, b.stop) for a, b in pairs)
+    own = parse_ranges(one.episodes, open_ended=True)
+    others = parse_ranges(other.episodes, open_ended=True)
+    return any(meet(a, b) for a in own for b in others)

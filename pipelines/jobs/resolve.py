@@ -27,7 +27,7 @@ from gwp.data.source import Source
 from gwp.data.stats.files import stats_for
 from gwp.data.stats.normalise import RANGES, Stats, compute_stats
 from gwp.errors import GwpError
-from gwp.model.codecs.pca import PcaCodec
+from gwp.model.codecs.pca import PcaCodec, PcaCodecConfig
 from gwp.model.codecs.text import build_text_encoder, load_text_encoder
 from gwp.model.codecs.video import build_video_codec, load_video_codec
 from pipelines.jobs.train_job import TrainJob
@@ -230,24 +230,21 @@ def write_codec(
     folder: Path,
     reader: FileReader,
 ) -> None:
-    """The video codec of the run into the new, local `folder`: that of `init`, that of the
-    cache, one that is fitted on samples, or the configured one. GwpError when it does not fit.
+    """The video codec of the run into the new, local `folder`: that of `init`, a saved one, that of
+    the cache, one that is fitted on samples, or the configured one. GwpError when it does not fit.
     """
     folder.mkdir()
     if job.codec is None:
         assert init is not None
         storage.download(storage.join(init, "codec"), folder)
+    elif job.codec.kind == "pca" and job.codec.saved:
+        uri = job.codec.saved
+        _copy_codec(job.codec, uri, folder, f"codec.saved {uri} is", "or name another one")
     elif job.codec.kind == "pca" and job.data.cache:
         # Fitted anew, on this run's samples, it would not be the codec of the cache.
-        storage.download(storage.join(job.data.cache, "codec"), folder)
-        codec = load_video_codec(folder)
-        shape = (codec.kind, codec.channels, codec.spatial)
-        if shape != ("pca", job.codec.channels, job.codec.spatial):
-            raise GwpError(
-                f"data.cache {job.data.cache} was made with a {codec.kind} codec of "
-                f"{codec.channels} channels and blocks of "
-                f"{codec.spatial} pixels; correct codec, or make another cache with `gwp data cache`"
-            )
+        uri = storage.join(job.data.cache, "codec")
+        told = f"data.cache {job.data.cache} was made with"
+        _copy_codec(job.codec, uri, folder, told, "or make another cache with `gwp data cache`")
     elif job.codec.kind == "pca":
         # The first of a plan are a draw over all sources, the same one for the same seed.
         count = min(job.codec.fit_clips, len(manifest))
@@ -265,6 +262,19 @@ def write_codec(
         raise GwpError(
             f"the codec gives {channels} latent channels, model.in_channels is {wanted}; make "
             "them equal"
+        )
+
+
+def _copy_codec(config: PcaCodecConfig, uri: str, folder: Path, told: str, mend: str) -> None:
+    """A codec into the local `folder`; GwpError, which begins and ends like this, where it is not
+    the configured one.
+    """
+    storage.download(uri, folder)
+    codec = load_video_codec(folder)
+    if (codec.kind, codec.channels, codec.spatial) != ("pca", config.channels, config.spatial):
+        raise GwpError(
+            f"{told} a {codec.kind} codec of {codec.channels} channels and blocks of "
+            f"{codec.spatial} pixels; correct codec, {mend}"
         )
 
 

@@ -1,14 +1,17 @@
 """Studies: one file says which arms are compared, and how; `gwp study FILE` runs it.
 
-    document/study, judgements   the file: sets, shared stages, arms, seeds, judgements, comparisons
+    document/study, judgements   the file: shared stages, arms, seeds, judgements, comparisons
+             sets                its sets: recorded for it, or there already
              scale               the same document, smaller
     cells/   pieces, plan        document -> pieces of work, and what each of them is in full
+             sets                a set as a source, and the part of it that a stage sees
              checks              what would end it late, or make it untrue
              hashes, results     what made a piece; which are done, stale or broken
              data                recordings, one codec and the latents of every mixture, made once
              trial, judge        one piece, in a trial of Ray Tune: stages, cells, controls
              tune                pieces -> trials, as many at once as the cluster holds
     outcome/ figures, page       results -> `study.json`, table, plots, page
+             held_out            which held-out episodes are better than without a model
     run                          all of it in order
 
 A piece is a shared stage, a cell (arm x demonstrations x seed) or a control. It is done when its

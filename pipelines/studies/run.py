@@ -13,7 +13,7 @@ from gwp.policy.policy import Policy
 from gwp.sim.benchmarks import find
 from pipelines.console import event, warn
 from pipelines.evaluation.charge import measured_ms
-from pipelines.studies.cells.checks import require_judgeable, require_tasks
+from pipelines.studies.cells.checks import require_judgeable, require_tasks, require_there
 from pipelines.studies.cells.data import (
     make_caches,
     make_codec,
@@ -82,6 +82,7 @@ def run_study(
     require_tasks(study)
     whole = make_plan(study, factor)
     require_judgeable(whole)
+    require_there(whole)
     plan = whole.chosen(only)
     _open(whole, resume)
     record_missing(whole)

@@ -64,12 +64,17 @@ def run_study(args: argparse.Namespace) -> int:
     if not isinstance(study, Study):
         raise GwpError(f"{args.file}: a {type(study).__name__}; give a Study")
     if args.dry_run:
-        from pipelines.studies.cells.checks import require_judgeable, require_tasks
+        from pipelines.studies.cells.checks import (
+            require_judgeable,
+            require_tasks,
+            require_there,
+        )
         from pipelines.studies.cells.plan import make_plan
 
         require_tasks(study)
         whole = make_plan(study, args.scale)
         require_judgeable(whole)
+        require_there(whole)
         plan = whole.chosen(only)
         listed = {"place": plan.root, "stages": list(plan.shared), "cells": list(plan.cells)}
         print(json.dumps(listed, indent=1))

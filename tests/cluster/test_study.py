@@ -6,18 +6,22 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import yaml
 
 from clusters.mini import MiniCluster
 from gwp import storage
+from gwp.data.formats.lerobot.write import LeRobotWriter
 from pipelines.cli import main
 from pipelines.tracking.runs import client
+from tests.support.sets import SHARED
 from tests.unit.pipelines.jobs.test_stages import STAGES
 
 pytest.importorskip("metaworld")
 
 STUDIES = STAGES.parent / "studies"
+REAL = SHARED / "g1_bottle_many"
 TASKS = ["reach-v3", "door-open-v3"]
 CLOSED = {"kind": "closed-loop", "name": "success", "tasks": TASKS, "episodes": 1, "max_steps": 12}
 
@@ -153,3 +157,116 @@ def test_the_studies_that_come_with_the_package_run(mini: MiniCluster, name: str
     study = yaml.safe_load(Path(file).read_text())
     assert {row["arm"] for row in figures["rows"]} == set(study["arms"])
     assert all(row["judged"] for row in figures["rows"])
+
+
+def there(place: str, uri: str) -> dict[str, Any]:
+    """A study of recordings that are there: two arms, from pictures."""
+    parts = {"train": "0::3,1::3", "validation": "2::6", "test": "5::6"}
+    stage = {
+        "data.sources": [{"uri": "x/train", "embodiment": "arm"}],
+        "data.embodiments": {"arm": {"id": 0}},
+        "data.window": {"chunk": 4, "stride": 1},
+        "objective": {"modes": {"wam": 1}},
+        "validation": {
+            "sources": [{"uri": "x/validation", "embodiment": "arm"}],
+            "samples": 4,
+            "looked_at": 4,
+        },
+    }
+    judge = [
+        {"kind": "open-loop", "name": f"error-{name}", "data": name}
+        for name in ("validation", "test")
+    ]
+    own = {
+        "name": "there",
+        "data": {name: {"uri": uri, "episodes": part} for name, part in parts.items()},
+        "labelled": "train",
+        "train_from": "pictures",
+        "stages": {},
+        "stage": {"file": str(STAGES / "policy.yaml"), "set": stage},
+        "arms": {"varied": {"set": {"data.zoom": 1.1, "data.light": 0.2}}, "plain": {}},
+        "seeds": [1, 2],
+        "judge": judge,
+        "compare": [{"arms": ["varied", "plain"], "measure": "error-test", "unequal": ["data"]}],
+    }
+    whole = document(place) | own
+    del whole["demonstrations"]
+    return whole
+
+
+def write_set(folder: Path) -> Path:
+    """Six episodes of noise."""
+    rng = np.random.default_rng(0)
+    axes = ("x", "y")
+    with LeRobotWriter(
+        str(folder),
+        fps=10.0,
+        robot_type="dot",
+        cameras={"observation.images.top": (32, 32)},
+        state_names=axes,
+        action_names=axes,
+        with_actions=True,
+    ) as writer:
+        for _ in range(6):
+            frames = rng.integers(0, 256, (14, 32, 32, 3), np.uint8)
+            states, actions = rng.normal(size=(2, 14, len(axes))).astype(np.float32)
+            writer.add_episode({"observation.images.top": frames}, "go", states, actions)
+    return folder
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+def test_a_study_of_recordings_that_are_there_tells_each_held_out_episode(
+    mini: MiniCluster, tmp_path: Path
+) -> None:
+    place = f"{mini.bucket}/others"
+    storage.upload(write_set(tmp_path / "set"), f"{place}/recorded")
+    before = sorted(storage.list_files(f"{place}/recorded"))
+    file = tmp_path / "study.yaml"
+    file.write_text(yaml.safe_dump(there(place, f"{place}/recorded"), sort_keys=False))
+
+    assert main(["study", str(file)]) == 0
+    figures = json.loads(storage.read_bytes(f"{place}/there/study.json"))
+    assert (figures["broken"], figures["missing"], figures["demonstrations"]) == ({}, [], [None])
+    assert set(figures["curves"]) == {f"{arm}-s{s}" for arm in ("varied", "plain") for s in (1, 2)}
+    for row in figures["rows"]:
+        for judgement, number in (("error-validation", "2"), ("error-test", "5")):
+            episodes = row["judged"][judgement]["by_episode"]["mse"]
+            # The one episode that its set chooses, of both seeds.
+            assert list(episodes["errors"]) == [number]
+            assert set(episodes["by_seed"]) == {"1", "2"}
+    assert "Held-out episodes" in storage.read_bytes(f"{place}/there/study.txt").decode()
+    # From pictures nothing is encoded before, and nothing is recorded.
+    assert not list(storage.list_files(f"{place}/common/cache"))
+    assert not list(storage.list_files(f"{place}/common/data"))
+    assert sorted(storage.list_files(f"{place}/recorded")) == before
+    # All arms have one codec.
+    runs = [storage.read_bytes(f"{cell}/codec/codec.safetensors") for cell in _runs(place)]
+    assert len(runs) == 4
+    assert len(set(runs)) == 1
+
+
+def _runs(place: str) -> list[str]:
+    cells = ("varied-s1", "varied-s2", "plain-s1", "plain-s2")
+    uris = [f"{place}/there/cells/{cell}/result.json" for cell in cells]
+    return [json.loads(storage.read_bytes(uri))["run"] for uri in uris]
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+@pytest.mark.skipif(not REAL.is_dir(), reason=f"the real recordings are not at {REAL}")
+def test_the_study_of_real_recordings_runs(mini: MiniCluster) -> None:
+    place = f"{mini.bucket}/real"
+    storage.upload(REAL, f"{place}/recorded")
+    sets = [f"data.{name}.uri={place}/recorded" for name in ("train", "validation", "test")]
+    pools = ["set.cluster.train_pool=train", "set.cluster.data_pool=data"]
+    parts = [f"--set={one}" for one in (f"storage={place}", "codec.fit_clips=32", *sets, *pools)]
+    file = str(STUDIES / "g1.yaml")
+    assert main(["study", file, "--scale", "0.02", "--only", "*-s1", *parts]) == 0
+    figures = json.loads(storage.read_bytes(f"{place}/g1-x0.02/study.json"))
+    assert figures["broken"] == {}
+    numbers = {"error-validation": range(7, 80, 8), "error-test": range(3, 80, 8)}
+    for row in figures["rows"]:
+        for name, chosen in numbers.items():
+            errors = row["judged"][name]["by_episode"]["mse"]["errors"]
+            assert list(map(int, errors)) == list(chosen)

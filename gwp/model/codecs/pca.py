@@ -9,16 +9,23 @@ the transpose.
 import json
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    SerializerFunctionWrapHandler,
+    model_serializer,
+)
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from gwp.errors import GwpError
 from gwp.model.codecs.saved import weights_digest
+from gwp.paths import Location
 
 TEMPORAL = 4
 # Standard deviation that rounding to 8 bits leaves in a pixel of [-1, 1]; what varies less than
@@ -27,7 +34,7 @@ _ROUNDING = 2 / 255 / 12**0.5
 
 
 class PcaCodecConfig(BaseModel):
-    """A linear codec fitted on the run's own clips."""
+    """A linear codec, fitted on the run's own clips or saved before."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
 
@@ -41,6 +48,18 @@ class PcaCodecConfig(BaseModel):
     """
     fit_clips: int = Field(default=400, gt=0)
     """Clips of the manifest that the bases are fitted on."""
+    saved: Location | None = None
+    """Folder or URI of such a codec that is there, `codec/` of a run or a bundle, in place of
+    fitting one; None: one is fitted.
+    """
+
+    # Hashes of jobs are of this JSON, and those of before know no saved ones.
+    @model_serializer(mode="wrap")
+    def _without_default(self, write: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        fields: dict[str, Any] = write(self)
+        if self.saved is None:
+            fields.pop("saved", None)
+        return fields
 
 
 class PcaCodec:

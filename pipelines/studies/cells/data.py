@@ -19,6 +19,7 @@ from pipelines.jobs.resolve import manifest_of, sample_spec, write_codec, write_
 from pipelines.jobs.robots import resolve_embodiments
 from pipelines.jobs.train_job import TrainJob
 from pipelines.studies.cells.pieces import StudyPlan
+from pipelines.studies.cells.sets import Key, key, uncut
 
 _INFO = "meta/info.json"
 _SHARD_MB = 64.0
@@ -26,16 +27,13 @@ _SHARD_MB = 64.0
 
 def record_missing(plan: StudyPlan) -> None:
     """Record the sets that are not there and that something of the plan sees."""
-    sources = [source.uri for job in plan.jobs for source in job.data.sources]
-    for job in plan.jobs:
-        sources += [source.uri for source in job.validation.sources] if job.validation else []
-    seen = {*plan.study.fitted_on, plan.study.labelled}
-    seen |= {name for judgement in plan.study.judge if (name := getattr(judgement, "data", None))}
     # Simulators are an extra, which a study of sets that are there does not need.
+    seen = plan.seen
     for name, one in plan.study.data.items():
         uri = plan.place(name)
-        unseen = name not in seen and uri not in sources
-        if unseen or storage.exists(storage.join(uri, _INFO)):
+        if isinstance(one, Source) or name not in seen:
+            continue
+        if storage.exists(storage.join(uri, _INFO)):
             continue
         from gwp.sim.record import record
 
@@ -57,14 +55,17 @@ def record_missing(plan: StudyPlan) -> None:
 
 def require_nested(plan: StudyPlan) -> None:
     """GwpError when the first episodes of the labelled set do not hold as many of each task, as
-    those of a set that is recorded here do.
+    those of a set that is recorded here do. Recordings that were there have no tasks to count.
     """
     study = plan.study
+    labelled = study.data[study.labelled]
+    if isinstance(labelled, Source):
+        return
     uri = plan.place(study.labelled)
     robots = robots_at(Source(uri=uri), FileReader())
     if robots is None:
         raise GwpError(f"{uri}: no robot set there; data.{study.labelled} needs states and actions")
-    tasks = len(study.data[study.labelled].tasks)
+    tasks = len(labelled.tasks)
     texts = [episode.text_at(0) for episode in robots.episodes]
     for count in study.demonstrations:
         each = Counter(texts[: count * tasks])
@@ -80,17 +81,17 @@ def make_codec(plan: StudyPlan) -> None:
     if storage.exists(storage.join(plan.codec, "text", "text.json")):
         return
     job = next(iter(plan.cells.values())).job
-    seen: dict[str, Source] = {}
+    seen: dict[Key, Source] = {}
     robots = dict(job.data.embodiments)
-    wanted = {plan.place(name) for name in plan.study.fitted_on}
+    wanted = {key(plan.study, plan.source(name)) for name in plan.study.fitted_on}
     for other in plan.jobs:
         robots |= other.data.embodiments
         for source in other.data.sources:
-            if source.uri not in wanted:
+            if (own := key(plan.study, source)) not in wanted:
                 continue
             # Where one stage looks at the robot and another at the pictures alone, the robot counts.
-            if source.uri not in seen or source.embodiment:
-                seen[source.uri] = source.model_copy(update={"episodes": None})
+            if own not in seen or source.embodiment:
+                seen[own] = uncut(plan.study, source)
     if len(seen) < len(wanted):
         raise GwpError(
             f"codec_data: no stage of these cells reads all of {', '.join(plan.study.fitted_on)}; name "
@@ -101,6 +102,10 @@ def make_codec(plan: StudyPlan) -> None:
         update={
             "sources": tuple(seen.values()),
             "cache": None,
+            # Of pictures as they are, whatever training makes of them.
+            "augment": False,
+            "zoom": 1.0,
+            "light": 0.0,
             "embodiments": {name: robot for name, robot in robots.items() if name in named},
         }
     )
@@ -123,12 +128,15 @@ def make_codec(plan: StudyPlan) -> None:
 
 
 def make_caches(plan: StudyPlan) -> None:
-    """The latents of every mixture of sets, encoded once for all seeds, arms and demonstrations."""
+    """The latents of every mixture of sets, encoded once for all seeds, arms and demonstrations; none
+    where cells train from pictures.
+    """
     jobs: dict[str, TrainJob] = {}
     for job in plan.jobs:
-        assert job.data.cache is not None
+        if job.data.cache is None:
+            continue
         # Fewer demonstrations are a part of the most.
-        whole = tuple(source.model_copy(update={"episodes": None}) for source in job.data.sources)
+        whole = tuple(uncut(plan.study, source) for source in job.data.sources)
         jobs.setdefault(
             job.data.cache,
             job.model_copy(

@@ -9,14 +9,16 @@ from collections.abc import Iterable
 from typing import Any
 
 from gwp import storage
+from gwp.data.source import Source
 from gwp.sim.benchmarks import find
 from pipelines.config.load import resolved
 from pipelines.jobs.train_job import DataConfig, TrainJob
-from pipelines.studies.document.study import SetConfig, Study
+from pipelines.studies.document.sets import SetConfig
+from pipelines.studies.document.study import Study
 from pipelines.training.control.changes import RUN_ONLY
 
 # Where something lies, and what follows from other pieces, which have hashes of their own.
-_PLACES = ("run.name", "init", "data.cache")
+_PLACES = ("run.name", "init", "data.cache", "codec.saved")
 _OF_CACHE = {"sources", "canvas", "window", "clip", "buckets", "curate", "embodiments"}
 # What the frames are that a codec sees.
 _SHAPES = ("data.canvas", "data.window", "data.clip")
@@ -39,8 +41,10 @@ def place_of(study: Study, common: str, name: str) -> str:
     return storage.join(common, "data", f"{name}-{digest(recordings(one))[:SHORT]}")
 
 
-def recordings(one: SetConfig) -> dict[str, Any]:
+def recordings(one: SetConfig | Source) -> dict[str, Any]:
     """What makes the recordings of a set: what is asked, and where they lie when others made them."""
+    if isinstance(one, Source):
+        return {"uri": one.uri} | one.rule
     asked = one.model_dump(mode="json", exclude=set() if one.uri else {"uri"})
     if one.noise is None:
         asked["noise"] = find(one.benchmark).noise
@@ -71,6 +75,11 @@ def cache_hash(data: DataConfig, study: Study, root: str) -> str:
     """Of the latents of a mixture."""
     values = data.model_dump(mode="json", include=_OF_CACHE)
     return digest(json.dumps(values, sort_keys=True).replace(root, ""), codec_hash(study))
+
+
+def codec_place(study: Study, common: str) -> str:
+    """Folder of the codec and the text encoder of all arms."""
+    return storage.join(common, "codec", codec_hash(study))
 
 
 def codec_hash(study: Study) -> str:

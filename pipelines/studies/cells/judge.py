@@ -2,7 +2,7 @@
 later.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -15,7 +15,7 @@ from gwp.sim.parallel import Outcome, run_trials
 from gwp.sim.trial import Rules
 from pipelines.evaluation.charge import charge_of, chunk_times, latency_ms
 from pipelines.evaluation.imagined import imagined, video_figures
-from pipelines.evaluation.open_loop import open_loop
+from pipelines.evaluation.open_loop import GuessErrors, open_loop
 from pipelines.evaluation.simulation import closed_loop, trials_of
 from pipelines.studies.cells.pieces import Cell, Control, StudyPlan
 from pipelines.studies.document.judgements import (
@@ -40,9 +40,9 @@ def judged(
     if isinstance(judgement, ClosedLoopJudgement):
         return _closed_loop(judgement, cell.arm, policy, ms)
     if isinstance(judgement, OpenLoopJudgement):
-        return _open_loop(policy, plan.place(judgement.data))
+        return _open_loop(policy, plan.source(judgement.data))
     if isinstance(judgement, VideoJudgement):
-        return _video(policy, plan.place(judgement.data), judgement.clips)
+        return _video(policy, plan.source(judgement.data), judgement.clips)
     return _latency(judgement, policy)
 
 
@@ -114,20 +114,34 @@ def _successes(judgement: ClosedLoopJudgement, outcomes: Sequence[Outcome]) -> d
     return {"groups": groups, "steps": steps, "failed_to_run": failures}
 
 
-def _open_loop(policy: Policy, uri: str) -> dict[str, Any]:
-    found = open_loop(policy, Source(uri=uri))
-    groups: dict[str, list[float]] = {}
-    hold: dict[str, list[float]] = {}
-    mean: dict[str, list[float]] = {}
+def _open_loop(policy: Policy, source: Source) -> dict[str, Any]:
+    """groups, baseline, hold: the squared error of the policy, of the mean, and of holding still;
+    share: the same three as shares of ranges; episodes: numbers of the episodes
+    """
+    found = open_loop(policy, source)
+    numbers: dict[str, list[int]] = {}
     for episode in found.episodes:
-        groups.setdefault(episode.text, []).append(episode.mse.policy)
-        hold.setdefault(episode.text, []).append(episode.mse.hold)
-        mean.setdefault(episode.text, []).append(episode.mse.mean)
-    return {"groups": groups, "baseline": mean, "hold": hold, "windows": found.windows}
+        numbers.setdefault(episode.text, []).append(episode.index)
+    return {
+        **_errors((episode.text, episode.mse) for episode in found.episodes),
+        "share": _errors((episode.text, episode.share) for episode in found.episodes),
+        "episodes": numbers,
+        "windows": found.windows,
+    }
 
 
-def _video(policy: Policy, uri: str, clips: int) -> dict[str, Any]:
-    figures = video_figures(imagined(policy, Source(uri=uri), clips, shuffled=True))
+def _errors(episodes: Iterable[tuple[str, GuessErrors]]) -> dict[str, dict[str, list[float]]]:
+    """Of each guess, by instruction."""
+    found: dict[str, dict[str, list[float]]] = {"groups": {}, "baseline": {}, "hold": {}}
+    for text, error in episodes:
+        found["groups"].setdefault(text, []).append(error.policy)
+        found["baseline"].setdefault(text, []).append(error.mean)
+        found["hold"].setdefault(text, []).append(error.hold)
+    return found
+
+
+def _video(policy: Policy, source: Source, clips: int) -> dict[str, Any]:
+    figures = video_figures(imagined(policy, source, clips, shuffled=True))
     groups: dict[str, list[float | None]] = {}
     heeded: dict[str, list[float | None]] = {}
     for clip in figures.pop("clips"):

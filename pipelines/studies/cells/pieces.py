@@ -4,10 +4,11 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 
-from gwp import storage
+from gwp.data.source import Source
 from gwp.errors import GwpError
 from pipelines.jobs.train_job import TrainJob
-from pipelines.studies.cells.hashes import codec_hash, digest, place_of, recordings
+from pipelines.studies.cells.hashes import codec_place, digest, place_of, recordings
+from pipelines.studies.cells.sets import source_of
 from pipelines.studies.document.judgements import ClosedLoopJudgement, Judgement
 from pipelines.studies.document.study import Study
 
@@ -26,12 +27,13 @@ class Shared:
 class Cell:
     """One arm with one number of demonstrations and one training seed.
 
-    parent: id of the `Shared` that it starts from; hash: of all that makes its policy
+    demonstrations: None: all; parent: id of the `Shared` that it starts from; hash: of all that
+    makes its policy
     """
 
     id: str
     arm: str
-    demonstrations: int
+    demonstrations: int | None
     seed: int
     job: TrainJob
     parent: str | None
@@ -52,6 +54,11 @@ class Control:
 
 
 Piece = Shared | Cell | Control
+
+
+def piece_id(name: str, count: int | None, seed: int) -> str:
+    """Of an arm or a shared stage. count: demonstrations that it sees; None: all, or none of them"""
+    return f"{name}-s{seed}" if count is None else f"{name}-d{count}-s{seed}"
 
 
 @dataclass(frozen=True)
@@ -77,16 +84,31 @@ class StudyPlan:
         """Folder of the set of this name."""
         return place_of(self.study, self.common, name)
 
+    def source(self, name: str) -> Source:
+        """All of the set of this name."""
+        return source_of(self.study, self.common, name)
+
     @property
     def codec(self) -> str:
         """Folder of the codec and the text encoder of all arms."""
-        return storage.join(self.common, "codec", codec_hash(self.study))
+        return codec_place(self.study, self.common)
 
     @property
     def jobs(self) -> list[TrainJob]:
         """Of every stage and cell."""
         before = [job for piece in self.shared.values() for job in piece.jobs]
         return [*before, *(cell.job for cell in self.cells.values())]
+
+    @property
+    def seen(self) -> set[str]:
+        """Names of the sets that something of the study reads."""
+        study = self.study
+        named = {name for one in study.judge if (name := getattr(one, "data", None))}
+        uris = {source.uri for job in self.jobs for source in job.data.sources}
+        for job in self.jobs:
+            uris |= {source.uri for source in job.validation.sources} if job.validation else set()
+        read = {name for name in study.data if self.place(name) in uris}
+        return {*named, *study.fitted_on, study.labelled} | read
 
     def judgement_hash(self, cell: Cell, judgement: Judgement) -> str:
         """Of all that makes a judgement of a cell, its policy included."""

@@ -3,6 +3,7 @@ full, and a hash of all that makes it.
 """
 
 import json
+from collections.abc import Iterable
 from itertools import product
 from typing import Any
 
@@ -17,12 +18,13 @@ from pipelines.jobs.train_job import TrainJob
 from pipelines.studies.cells.hashes import (
     SHORT,
     cache_hash,
+    codec_place,
     digest,
     hash_of,
-    place_of,
     without,
 )
-from pipelines.studies.cells.pieces import Cell, Control, Shared, StudyPlan
+from pipelines.studies.cells.pieces import Cell, Control, Shared, StudyPlan, piece_id
+from pipelines.studies.cells.sets import key, placed, source_of, uncut
 from pipelines.studies.document.judgements import ClosedLoopJudgement
 from pipelines.studies.document.scale import scaled, scaled_job
 from pipelines.studies.document.study import StageStep, Study
@@ -37,8 +39,9 @@ _OURS = (
     "codec",
     "text",
     "data.cache",
-    "data.augment",
 )
+# Latents are of centre crops.
+_OF_PICTURES = ("data.augment", "data.zoom", "data.light")
 COMMON = "common"
 """Folder beside those of the studies."""
 EQUAL = ("run.steps", "engine.global_batch", "data")
@@ -59,7 +62,7 @@ def make_plan(study: Study, factor: float = 1.0) -> StudyPlan:
     problems: list[str] = []
     for arm in study.arms:
         try:
-            for count, seed in product(study.demonstrations, study.seeds):
+            for count, seed in product(study.counts, study.seeds):
                 cell = build.cell(arm, count, seed)
                 cells[cell.id] = cell
         except ConfigError as error:
@@ -83,21 +86,23 @@ class _Build:
 
     def __init__(self, study: Study, common: str, factor: float) -> None:
         self.study, self.common, self.factor = study, common, factor
+        self.cached = study.train_from == "latents"
         self.shared: dict[str, Shared] = {}
 
-    def cell(self, arm: str, count: int, seed: int) -> Cell:
+    def cell(self, arm: str, count: int | None, seed: int) -> Cell:
         study, config = self.study, self.study.arms[arm]
         parent = self._parent(config.start, count, seed) if config.start else None
-        name = f"{arm}-d{count}-s{seed}"
+        name = piece_id(arm, count, seed)
         step = StageStep(file=study.stage.file, set={**study.stage.set, **config.set})
         init = parent.jobs[-1].run.name if parent and parent.jobs else None
         job = self._job(f"arms.{arm}", step, name, seed, init, count)
         whole = hash_of(job, study, self.common, parent.hash if parent else None)
         # Without the arm: the same cell of another arm or study is the same run.
-        job = _named(job, f"d{count}-s{seed}-{whole[:SHORT]}")
+        own = f"s{seed}" if count is None else f"d{count}-s{seed}"
+        job = _named(job, f"{own}-{whole[:SHORT]}")
         return Cell(name, arm, count, seed, job, parent.id if parent else None, whole)
 
-    def _parent(self, start: str, count: int, seed: int) -> Shared:
+    def _parent(self, start: str, count: int | None, seed: int) -> Shared:
         """Trained once for each seed; once for each number of demonstrations, too, where it sees
         some of them.
         """
@@ -106,9 +111,10 @@ class _Build:
             self._job(f"stages.{start}", step, f"{start}-s{seed}", seed, None, None)
             for step in steps
         ]
-        labelled = place_of(self.study, self.common, self.study.labelled)
-        sees = any(source.uri == labelled for job in plain for source in job.data.sources)
-        name = f"{start}-d{count}-s{seed}" if sees else f"{start}-s{seed}"
+        labelled = key(self.study, source_of(self.study, self.common, self.study.labelled))
+        seen = [key(self.study, source) for job in plain for source in job.data.sources]
+        sees = labelled in seen
+        name = piece_id(start, count if sees else None, seed)
         # Names have no slash, so that no cell is called like it.
         piece = f"stages/{name}"
         if piece in self.shared:
@@ -130,8 +136,13 @@ class _Build:
         """A stage as the study runs it. count: demonstrations of the labelled set; None: all"""
         study = self.study
         given = {**study.set, **step.set}
-        if taken := [key for key in given if any(_same(key, ours) for ours in _OURS)]:
+        if taken := _taken(given, _OURS):
             text = f"{where}.set: the study itself says {', '.join(taken)}; remove it"
+            raise ConfigError([text])
+        if study.train_from == "latents" and (of := _taken(given, _OF_PICTURES)):
+            text = (
+                f"{where}.set: {', '.join(of)} would need the study to say `train_from: pictures`"
+            )
             raise ConfigError([text])
         first = init is None
         fields = given | {
@@ -140,39 +151,49 @@ class _Build:
             "run.experiment": study.name,
             "run.seed": seed,
             "init": init,
-            "codec": study.codec.model_dump(mode="json") if first else None,
+            "codec": self._codec() if first else None,
             "text": study.text.model_dump(mode="json") if first else None,
-            "data.augment": False,
         }
-        sets = [f"{key}={json.dumps(value)}" for key, value in fields.items()]
+        fields |= {"data.augment": False} if self.cached else {"data.cache": None}
+        sets = [f"{field}={json.dumps(value)}" for field, value in fields.items()]
         try:
             job = load_config(step.file, TrainJob, sets)
         except ConfigError as error:
             raise ConfigError([f"{where}: {line}" for line in error.lines]) from error
-        return self._placed(scaled_job(job, self.factor), count)
+        try:
+            return self._placed(scaled_job(job, self.factor), count)
+        except ValueError as error:
+            raise ConfigError([f"{where}: {error}"]) from error
+
+    def _codec(self) -> dict[str, Any]:
+        """The one codec of all arms. With latents it comes from where they lie."""
+        codec = self.study.codec.model_dump(mode="json")
+        if self.cached or self.study.codec.kind != "pca":
+            return codec
+        return codec | {"saved": storage.join(codec_place(self.study, self.common), "codec")}
 
     def _placed(self, job: TrainJob, count: int | None) -> TrainJob:
-        """With the sets of the study where sources name them, and the cache of what it reads."""
-        sources = tuple(self._source(source, count) for source in job.data.sources)
-        whole = tuple(source.model_copy(update={"episodes": None}) for source in sources)
-        data = job.data.model_copy(update={"sources": whole})
-        cache = storage.join(self.common, "cache", cache_hash(data, self.study, self.common))
-        data = data.model_copy(update={"sources": sources, "cache": cache})
+        """With the sets of the study where sources name them, and the cache of what it reads.
+        ValueError: as of `placed`.
+        """
+        study, common = self.study, self.common
+        sources = tuple(placed(study, common, source, count) for source in job.data.sources)
+        update: dict[str, Any] = {"sources": sources}
+        if self.cached:
+            whole = tuple(uncut(study, source) for source in sources)
+            data = job.data.model_copy(update={"sources": whole})
+            update["cache"] = storage.join(common, "cache", cache_hash(data, study, common))
+        data = job.data.model_copy(update=update)
         validation = job.validation
         if validation:
-            judged = tuple(self._source(source, None) for source in validation.sources)
+            judged = tuple(placed(study, common, source, None) for source in validation.sources)
             validation = validation.model_copy(update={"sources": judged})
         return job.model_copy(update={"data": data, "validation": validation})
 
-    def _source(self, source: Any, count: int | None) -> Any:
-        name = source.uri.rstrip("/").rpartition("/")[2]
-        if name not in self.study.data:
-            return source
-        update: dict[str, Any] = {"uri": place_of(self.study, self.common, name)}
-        if name == self.study.labelled and count is not None:
-            # Tasks alternate in a set, so that the first episodes hold as many of each.
-            update["episodes"] = f"0:{count * len(self.study.data[name].tasks)}"
-        return source.model_copy(update=update)
+
+def _taken(given: Iterable[str], names: Iterable[str]) -> list[str]:
+    """Those of the fields given that are, hold, or are in one of some names."""
+    return [field for field in given if any(_same(field, name) for name in names)]
 
 
 def _same(key: str, ours: str) -> bool:
@@ -225,8 +246,8 @@ def differences(a: TrainJob, b: TrainJob) -> list[str]:
     found = []
     for field in EQUAL:
         one, other = (without(resolved(job), ("data.cache",)) for job in (a, b))
-        for key in field.split("."):
-            one, other = one[key], other[key]
+        for name in field.split("."):
+            one, other = one[name], other[name]
         if one != other:
             found.append(field)
     return found

@@ -10,7 +10,8 @@ from pipelines.studies.document.judgements import (
     LatencyJudgement,
     VideoJudgement,
 )
-from pipelines.studies.document.study import Comparison, SetConfig, Study
+from pipelines.studies.document.sets import SetConfig, StudySet
+from pipelines.studies.document.study import Comparison, Study
 
 # Below them nothing that a study is made of can run.
 _LEAST_STEPS = 6
@@ -32,14 +33,15 @@ def scaled(study: Study, factor: float) -> Study:
     counts: Sequence[int] = study.demonstrations
     seeds: Sequence[int] = study.seeds
     if factor < _FEW:
-        counts, seeds = [counts[0], counts[-1]], seeds[:2]
+        counts, seeds = [*counts[:1], *counts[-1:]], seeds[:2]
     demonstrations: list[int] = []
     for count in dict.fromkeys(counts):
         # Still ascending.
         least = demonstrations[-1] + 1 if demonstrations else 1
         demonstrations.append(times(count, factor, least))
-    data = {
-        name: _set(one, factor, demonstrations[-1] if name == study.labelled else 1)
+    most = max(demonstrations, default=1)
+    data: dict[str, StudySet] = {
+        name: _set(one, factor, most if name == study.labelled else 1)
         for name, one in study.data.items()
     }
     smaller = dict(zip(dict.fromkeys(counts), demonstrations, strict=True))
@@ -55,7 +57,10 @@ def scaled(study: Study, factor: float) -> Study:
     )
 
 
-def _set(one: SetConfig, factor: float, least: int) -> SetConfig:
+def _set(one: StudySet, factor: float, least: int) -> StudySet:
+    if not isinstance(one, SetConfig):
+        # Nothing of it has to be made.
+        return one
     return one.model_copy(update={"episodes": times(one.episodes, factor, least)})
 
 

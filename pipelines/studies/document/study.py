@@ -11,42 +11,16 @@ from gwp.model.codecs.pca import PcaCodecConfig
 from gwp.model.codecs.text import TextEncoderConfig
 from gwp.model.codecs.video import VideoCodecConfig
 from gwp.paths import Location
-from gwp.sim.benchmarks import BENCHMARKS, DEFAULT
+from gwp.sim.benchmarks import BENCHMARKS
 from gwp.storage.names import relative_name
 from pipelines.config.errors import did_you_mean
 from pipelines.studies.document.judgements import Judgement
+from pipelines.studies.document.sets import SetConfig, StudySet
 
 _CONFIG = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
 
 STEPS_TO_ERROR = "steps-to-error"
 """Measure of a comparison: optimiser steps until the validation error of actions is reached."""
-
-
-class SetConfig(BaseModel):
-    """Recordings that the study needs; they are made by scripted experts where none are."""
-
-    model_config = _CONFIG
-
-    uri: Location | None = None
-    """Where they lie, or are recorded to when nothing is there; None: in the folder that the
-    studies of one storage share."""
-    benchmark: str = DEFAULT
-    """Which simulator they are recorded in: `metaworld`, `metaworld-wide`, `ogbench`,
-    `aloha`."""
-    tasks: tuple[str, ...] = Field(min_length=1)
-    """Tasks; episodes of the set alternate among them."""
-    episodes: int = Field(gt=0)
-    """Successful episodes of each task."""
-    seed: int = Field(ge=0)
-    """First seed of the starts. Four are set aside for each episode: keep those of sets apart."""
-    size: int = 64
-    """Side of the pictures, pixels."""
-    noise: float | None = None
-    """Standard deviation of the noise on executed actions; None: as the simulator has it."""
-    max_steps: int | None = None
-    """Control steps after which an attempt of the expert has failed; None: those of the simulator."""
-    with_actions: bool = True
-    """Record states and actions; off: pictures alone."""
 
 
 class StageStep(BaseModel):
@@ -106,7 +80,7 @@ class Comparison(BaseModel):
         """Judgements of the first and of the second arm."""
         return self.measure, self.against or self.measure
 
-    def counts(self, every: Sequence[int]) -> list[tuple[int, int]]:
+    def counts(self, every: Sequence[int | None]) -> Sequence[tuple[int | None, int | None]]:
         """Pairs of numbers of demonstrations that are compared. every: those of the study"""
         alike = [(count, count) for count in every]
         return alike if self.demonstrations is None else [self.demonstrations]
@@ -127,8 +101,9 @@ class Study(BaseModel):
     """What it shall show or refute, one sentence."""
     storage: Location = "runs/studies"
     """Folder or `s3://bucket/prefix` below which it keeps everything."""
-    data: dict[str, SetConfig] = Field(min_length=1)
-    """Sets by name; recorded where they are missing."""
+    data: dict[str, StudySet] = Field(min_length=1)
+    """Sets by name. Those with `tasks` are recorded where they are missing; without, they are
+    recordings that are there, whole or some `episodes` of them."""
     codec: VideoCodecConfig = PcaCodecConfig(kind="pca")
     """Video codec of all arms. A linear one is fitted once."""
     codec_data: tuple[str, ...] = ()
@@ -142,10 +117,14 @@ class Study(BaseModel):
     """Sequences of stages that arms start from, trained once for each seed."""
     stage: StageStep
     """The last stage, which each cell trains."""
+    train_from: Literal["latents", "pictures"] = "latents"
+    """`latents`: every mixture of sets is encoded once, as centre crops, for all cells. `pictures`:
+    each run decodes, with the random crops, `data.zoom` and `data.light` of its stage file."""
     labelled: str = "policy"
     """The set whose episodes are counted by `demonstrations`."""
-    demonstrations: tuple[int, ...] = Field(min_length=1)
-    """Episodes of each task that the last stage sees, ascending; fewer are among more."""
+    demonstrations: tuple[int, ...] = ()
+    """Episodes of each task that the last stage sees, ascending; fewer are among more. Of recordings
+    that are there, the first of all that are chosen. Empty: all."""
     seeds: tuple[int, ...] = Field(min_length=1)
     """Training seeds: of weights, plan, noise."""
     arms: dict[str, ArmConfig] = Field(min_length=1)
@@ -168,6 +147,11 @@ class Study(BaseModel):
         """Sets that a linear codec is fitted on."""
         return self.codec_data or (self.labelled,)
 
+    @property
+    def counts(self) -> tuple[int | None, ...]:
+        """Numbers of demonstrations, None: all."""
+        return self.demonstrations or (None,)
+
     @model_validator(mode="after")
     def _consistent(self) -> Self:
         if wrong := list(self._mistakes()):
@@ -182,16 +166,9 @@ class Study(BaseModel):
         if self.labelled not in self.data:
             yield _unknown("labelled", self.labelled, self.data)
             return
-        labelled = self.data[self.labelled]
-        if not labelled.with_actions:
+        if not self.data[self.labelled].with_actions:
             yield f"labelled: {self.labelled} is recorded without actions"
-        if list(self.demonstrations) != sorted({*self.demonstrations} - {0}):
-            yield f"demonstrations: {list(self.demonstrations)} should ascend from 1 on"
-        elif self.demonstrations[-1] > labelled.episodes:
-            yield (
-                f"demonstrations: {self.demonstrations[-1]} of each task, and data."
-                f"{self.labelled}.episodes is {labelled.episodes}"
-            )
+        yield from self._wrong_counts()
         if len(set(self.seeds)) < len(self.seeds):
             yield "seeds: name each once"
         for name, arm in self.arms.items():
@@ -201,9 +178,19 @@ class Study(BaseModel):
         for number, pair in enumerate(self.compare):
             yield from self._wrong_with(f"compare.{number}", pair)
 
+    def _wrong_counts(self) -> Iterator[str]:
+        counts, labelled = self.demonstrations, self.data[self.labelled]
+        if list(counts) != sorted(set(counts)) or min(counts, default=1) < 1:
+            yield f"demonstrations: {list(counts)} should ascend from 1 on"
+        elif counts and isinstance(labelled, SetConfig) and counts[-1] > labelled.episodes:
+            yield (
+                f"demonstrations: {counts[-1]} of each task, and data."
+                f"{self.labelled}.episodes is {labelled.episodes}"
+            )
+
     def _wrong_sets(self) -> Iterator[str]:
         for name, one in self.data.items():
-            if one.benchmark not in BENCHMARKS:
+            if isinstance(one, SetConfig) and one.benchmark not in BENCHMARKS:
                 yield _unknown(f"data.{name}.benchmark", one.benchmark, BENCHMARKS)
         for name in self.codec_data:
             if name not in self.data:

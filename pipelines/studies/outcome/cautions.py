@@ -3,6 +3,8 @@
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from pipelines.studies.outcome.held_out import told_count
+
 Row = Mapping[str, Any]
 
 
@@ -12,7 +14,7 @@ def cautions(rows: Sequence[Row], controls: Sequence[Row], compare: Sequence[Row
     yield from _charged(rows)
     for row in rows:
         for name, figure in row["judged"].items():
-            who = f"{row['arm']} with {row['demonstrations']} demonstrations"
+            who = f"{row['arm']} with {told_count(row['demonstrations'])} demonstrations"
             yield from _lost(who, name, figure)
     for control in controls:
         yield from _lost(control["agent"], control["judgement"], control)

@@ -15,8 +15,10 @@ from pipelines.studies.cells.pieces import Cell, StudyPlan
 from pipelines.studies.cells.plan import differences, parameters
 from pipelines.studies.cells.results import DONE, Standing
 from pipelines.studies.document.judgements import ClosedLoopJudgement, Judgement
+from pipelines.studies.document.sets import SetConfig
 from pipelines.studies.document.study import STEPS_TO_ERROR, Comparison
 from pipelines.studies.outcome.cautions import cautions
+from pipelines.studies.outcome.held_out import by_episode
 
 UNITS = {
     "closed-loop": "success rate",
@@ -30,6 +32,8 @@ _ALIKE = 0.03
 """Share by which numbers of parameters may differ without a word."""
 
 Judged = Mapping[str, Any]
+Counts = tuple[int | None, int | None]
+"""Numbers of demonstrations of two arms, None: all."""
 
 
 def study_figures(plan: StudyPlan, now: Standing) -> dict[str, Any]:
@@ -40,14 +44,15 @@ def study_figures(plan: StudyPlan, now: Standing) -> dict[str, Any]:
     compare = [
         row
         for pair in study.compare
-        for counts in pair.counts(study.demonstrations)
+        for counts in pair.counts(study.counts)
         if (row := _compared(plan, now, pair, counts)) is not None
     ]
     return {
         "name": study.name,
         "claim": study.claim,
         "seeds": list(study.seeds),
-        "demonstrations": list(study.demonstrations),
+        "demonstrations": list(study.counts),
+        "each_task": isinstance(study.data[study.labelled], SetConfig),
         "judgements": {
             one.name: {
                 "kind": one.kind,
@@ -127,7 +132,7 @@ def _notes(plan: StudyPlan, arms: Mapping[str, Mapping[str, Any]]) -> Iterator[s
 def _rows(plan: StudyPlan, now: Standing) -> Iterator[dict[str, Any]]:
     """One for each arm and number of demonstrations."""
     for arm in plan.study.arms:
-        for count in plan.study.demonstrations:
+        for count in plan.study.counts:
             cells = _cells(plan, arm, count)
             if not any(now.finished(cell.id) for cell in cells):
                 continue
@@ -143,7 +148,7 @@ def _rows(plan: StudyPlan, now: Standing) -> Iterator[dict[str, Any]]:
             yield row
 
 
-def _cells(plan: StudyPlan, arm: str, count: int) -> list[Cell]:
+def _cells(plan: StudyPlan, arm: str, count: int | None) -> list[Cell]:
     """Of all seeds, in their order."""
     return [c for c in plan.cells.values() if (c.arm, c.demonstrations) == (arm, count)]
 
@@ -167,6 +172,8 @@ def _figure(judgement: Judgement, found: Mapping[int, Judged]) -> dict[str, Any]
             means = [mean_of(result[name]) for result in found.values()]
             known = [mean for mean in means if mean is not None]
             figure[name] = float(np.mean(known)) if known else None
+        if (episodes := by_episode(found)) is not None:
+            figure["by_episode"] = episodes
     if judgement.kind == "video":
         names = list(next(iter(found.values()))["mean"])
         figure["parts"] = {
@@ -209,7 +216,7 @@ def _controls(plan: StudyPlan, now: Standing) -> Iterator[dict[str, Any]]:
 
 
 def _compared(
-    plan: StudyPlan, now: Standing, pair: Comparison, counts: tuple[int, int]
+    plan: StudyPlan, now: Standing, pair: Comparison, counts: Counts
 ) -> dict[str, Any] | None:
     """A pair at one number of demonstrations each; None where no seed has something of both."""
     sides = [_cells(plan, arm, n) for arm, n in zip(pair.arms, counts, strict=True)]
@@ -237,7 +244,7 @@ def _compared(
     return _row(pair, counts, found) | {"unit": UNITS[judgement.kind]}
 
 
-def _row(pair: Comparison, counts: tuple[int, int], found: Interval | None) -> dict[str, Any]:
+def _row(pair: Comparison, counts: Counts, found: Interval | None) -> dict[str, Any]:
     return {
         "arms": list(pair.arms),
         "measure": pair.measure,
@@ -264,10 +271,7 @@ def steps_to(curve: Sequence[Sequence[float]], error: float) -> float | None:
 
 
 def _steps_to_error(
-    now: Standing,
-    pair: Comparison,
-    counts: tuple[int, int],
-    sides: Sequence[Sequence[Cell]],
+    now: Standing, pair: Comparison, counts: Counts, sides: Sequence[Sequence[Cell]]
 ) -> dict[str, Any] | None:
     curves = [
         [now.pieces[cell.id]["curve"] if now.finished(cell.id) else [] for cell in cells]

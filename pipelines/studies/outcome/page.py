@@ -9,8 +9,9 @@ from pipelines.console import table
 from pipelines.pages import study_charts
 from pipelines.pages.render import Picture, Table, render
 from pipelines.pages.study_charts import Point
-from pipelines.studies.cells.pieces import StudyPlan
+from pipelines.studies.cells.pieces import StudyPlan, piece_id
 from pipelines.studies.document.study import STEPS_TO_ERROR
+from pipelines.studies.outcome.held_out import episode_rows, told_count
 
 Figures = Mapping[str, Any]
 
@@ -39,6 +40,7 @@ def write_study(plan: StudyPlan, figures: Figures) -> str:
         cautions=figures["cautions"],
         compare=_table(compare_rows(figures)),
         figures=_table(figure_rows(figures)),
+        episodes=_table(list(episode_rows(figures))),
         units="; ".join(f"{name}: {unit_of(figures, name)}" for name in figures["judgements"]),
         charts=list(pictures.values()),
         tasks=_table(task_rows(figures)),
@@ -66,6 +68,11 @@ def as_text(figures: Figures) -> str:
     for rows in (arm_rows(figures), figure_rows(figures), compare_rows(figures)):
         if rows:
             parts += [table(rows), ""]
+    if episodes := list(episode_rows(figures)):
+        parts += [
+            "Held-out episodes in which the error, on average over seeds, is below holding still"
+        ]
+        parts += ["and below the mean action:", table(episodes), ""]
     parts += [*figures["notes"], *figures["cautions"]]
     parts += [f"broken: {line}" for line in broken(figures)]
     parts += undone(figures)
@@ -104,7 +111,7 @@ def figure_rows(figures: Figures) -> list[dict[str, str]]:
         rows.append(
             {
                 "arm": row["arm"],
-                "demonstrations": str(row["demonstrations"]),
+                "demonstrations": told_count(row["demonstrations"]),
                 "seeds": str(seeds),
                 **cells,
             }
@@ -131,7 +138,7 @@ def compare_rows(figures: Figures) -> list[dict[str, str]]:
                 "second": row["arms"][1],
                 "measure": _versus(row["measure"], row["against"])
                 + (f" {row['error']:.3g}" if steps else ""),
-                "demonstrations": _versus(*row["demonstrations"]),
+                "demonstrations": _versus(*map(told_count, row["demonstrations"])),
                 "difference": _ratio(row) if steps else _difference(figures, row),
                 "of": row["unit"] if steps else unit_of(figures, row["measure"]),
                 "seeds": str(len(row["steps"]) if steps else row["seeds"]),
@@ -179,7 +186,11 @@ def task_rows(figures: Figures) -> list[dict[str, str]]:
     closed = [name for name in figures["judgements"] if _kind(figures, name) == "closed-loop"]
     tasks = dict.fromkeys(task for name in closed for task in figures["judgements"][name]["tasks"])
     found = [
-        (name, f"{row['arm']}, {row['demonstrations']} demonstrations", row["judged"][name])
+        (
+            name,
+            f"{row['arm']}, {told_count(row['demonstrations'])} demonstrations",
+            row["judged"][name],
+        )
         for name in closed
         for row in figures["rows"]
         if name in row["judged"]
@@ -215,7 +226,7 @@ def plots(figures: Figures) -> dict[str, Picture]:
     found: dict[str, Picture] = {}
     closed = [name for name in figures["judgements"] if _kind(figures, name) == "closed-loop"]
     latency = next((n for n in figures["judgements"] if _kind(figures, n) == "latency"), None)
-    most = max(figures["demonstrations"])
+    most = figures["demonstrations"][-1]
     for name in closed:
         rows = [row for row in figures["rows"] if _has(row, name)]
         controls = {
@@ -232,12 +243,13 @@ def plots(figures: Figures) -> dict[str, Picture]:
             found[f"{name}-against-latency"] = Picture(
                 study_charts.success_against_latency(points, controls, name),
                 f"{name} of each arm against the time of a chunk",
-                f"{name} against latency, {most} demonstrations of each task, with 95 % intervals",
+                f"{name} against latency, {_counted(figures, most)}, with 95 % intervals",
             )
         lines: dict[str, list[Point]] = {}
         for row in rows:
-            point = _point(row["demonstrations"], row["judged"][name])
-            lines.setdefault(row["arm"], []).append(point)
+            if row["demonstrations"] is not None:
+                point = _point(row["demonstrations"], row["judged"][name])
+                lines.setdefault(row["arm"], []).append(point)
         if len({row["demonstrations"] for row in rows}) > 1:
             found[f"{name}-against-demonstrations"] = Picture(
                 study_charts.success_against_demonstrations(lines, controls, name),
@@ -245,6 +257,11 @@ def plots(figures: Figures) -> dict[str, Picture]:
                 f"{name} against demonstrations, with 95 % intervals",
             )
     return found | _curves(figures)
+
+
+def _counted(figures: Figures, count: int | None) -> str:
+    of = " of each task" if figures["each_task"] and count is not None else ""
+    return f"{told_count(count)} demonstrations{of}"
 
 
 def _has(row: Figures, name: str | None) -> bool:
@@ -262,13 +279,15 @@ def _curves(figures: Figures) -> dict[str, Picture]:
     for count in dict.fromkeys((counts[0], counts[-1])):
         arms: dict[str, list[Any]] = {}
         for arm in figures["arms"]:
-            of_seeds = [figures["curves"].get(f"{arm}-d{count}-s{s}") for s in figures["seeds"]]
+            ids = [piece_id(arm, count, seed) for seed in figures["seeds"]]
+            of_seeds = [figures["curves"].get(name) for name in ids]
             if some := [curve for curve in of_seeds if curve and len(curve) > 1]:
                 arms[arm] = some
         if arms:
-            found[f"error-against-steps-d{count}"] = Picture(
-                study_charts.curves(arms, f"{count} demonstrations"),
-                f"error of actions against optimiser steps, {count} demonstrations of each task",
+            name = "error-against-steps" + ("" if count is None else f"-d{count}")
+            found[name] = Picture(
+                study_charts.curves(arms, f"{told_count(count)} demonstrations"),
+                f"error of actions against optimiser steps, {_counted(figures, count)}",
                 "Error of actions on samples that do not train: each seed thin, their mean broad",
             )
     return found

@@ -178,6 +178,7 @@ def test_every_text_of_a_configuration_is_marked_as_a_path_or_known_as_a_word(ki
             "Source.uri",
             "DataConfig.cache",
             "EmbodimentConfig.stats",
+            "PcaCodecConfig.saved",
             "WanCodecConfig.path",
             "UMT5Config.path",
         },
@@ -186,7 +187,9 @@ def test_every_text_of_a_configuration_is_marked_as_a_path_or_known_as_a_word(ki
         "Study": {
             "Study.storage",
             "SetConfig.uri",
+            "Source.uri",
             "StageStep.file",
+            "PcaCodecConfig.saved",
             "WanCodecConfig.path",
             "UMT5Config.path",
         },

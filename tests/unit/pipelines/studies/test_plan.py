@@ -6,10 +6,13 @@ from typing import Any
 import pytest
 
 from gwp.errors import GwpError
+from pipelines.config.load import load_config
 from pipelines.studies.cells.pieces import StudyPlan
 from pipelines.studies.cells.plan import make_plan, parameters
 from pipelines.studies.cells.results import result_uri
 from pipelines.studies.document.scale import scaled
+from pipelines.studies.document.sets import SetConfig
+from pipelines.studies.document.study import Study
 from tests.support.paths import ROOT
 from tests.unit.pipelines.studies.conftest import SET, document, plan_of
 
@@ -200,7 +203,9 @@ def test_a_smaller_study_keeps_its_form(plan: StudyPlan, factor: float) -> None:
     assert [one.name for one in small.judge] == [one.name for one in plan.study.judge]
     counts = list(small.demonstrations)
     assert counts == sorted(set(counts))
-    assert counts[-1] <= small.data["policy"].episodes <= 25
+    policy = small.data["policy"]
+    assert isinstance(policy, SetConfig)
+    assert counts[-1] <= policy.episodes <= 25
     again = make_plan(plan.study, factor)
     steps = {job.run.steps for job in again.jobs}
     assert min(steps) >= 6
@@ -214,9 +219,6 @@ def test_a_smaller_study_keeps_its_form(plan: StudyPlan, factor: float) -> None:
 def test_the_studies_of_the_repository_can_be_planned(
     name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from pipelines.config.load import load_config
-    from pipelines.studies.document.study import Study
-
     # Their stage files are seen from there.
     monkeypatch.chdir(ROOT)
     study = load_config(ROOT / "pipelines" / "studies" / f"{name}.yaml", Study)
@@ -224,8 +226,32 @@ def test_the_studies_of_the_repository_can_be_planned(
     assert len(plan.cells) == len(study.arms) * len(study.demonstrations) * len(study.seeds)
     assert len(study.seeds) >= 3
     assert study.compare
-    starts = [(one.seed, one.seed + 4 * one.episodes) for one in study.data.values()]
+    sets = [one for one in study.data.values() if isinstance(one, SetConfig)]
+    starts = [(one.seed, one.seed + 4 * one.episodes) for one in sets]
     for low, high in starts:
         # No set holds an episode of another, or of a closed loop (from 6000 to 10000).
         assert high <= 6000 or low >= 10000
         assert sum(low < other_high and other_low < high for other_low, other_high in starts) == 1
+
+
+# Results of many hours lie on disks under these. Where one changes, they are made anew.
+MADE = {
+    ("video", "actions-alone-d5-s1"): ("84fa049a21b7", "238a5a618f9b", "baea4bede389"),
+    ("stages", "stages12-d5-s1"): ("39d2a373bd60", "f5197477e192", "baea4bede389"),
+}
+
+
+@pytest.mark.parametrize(("study", "cell"), MADE)
+def test_what_is_on_disks_of_earlier_studies_is_found_again(
+    study: str, cell: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(ROOT)
+    plan = make_plan(load_config(ROOT / "pipelines" / "studies" / f"{study}.yaml", Study))
+    job, codec = plan.cells[cell].job, plan.codec.rpartition("/")[2]
+    assert job.data.cache is not None
+    error = next(one for one in plan.study.judge if one.name == "error")
+    cache = job.data.cache.rpartition("/")[2]
+    found = plan.cells[cell].hash, plan.judgement_hash(plan.cells[cell], error), cache
+    assert found == MADE[study, cell]
+    assert codec == "a6041515"
+    assert plan.place("policy").endswith("/common/data/policy-e1ea0b6d")

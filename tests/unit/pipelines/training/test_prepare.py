@@ -11,6 +11,7 @@ import pytest
 from gwp import storage
 from gwp.data.plan.plan import make_plan
 from gwp.errors import GwpError
+from gwp.model.codecs.video import load_video_codec
 from pipelines.config.load import config_hash, load_config
 from pipelines.jobs.resolve import init_uri
 from pipelines.jobs.train_job import TrainJob
@@ -260,3 +261,25 @@ def test_samples_that_teach_nothing_are_refused_or_told(
     assert "has no actions, and objective.video_weight 0" in capsys.readouterr().err
     prepare(job("run.name=other", f"data.sources=[{{uri: set, embodiment: arm}}, {unlabelled}]"))
     assert "has no actions" not in capsys.readouterr().err
+
+
+def test_a_codec_that_is_there_is_taken_as_it_is(here: Path) -> None:
+    def codec(**more: object) -> str:
+        return f"codec={json.dumps({'kind': 'pca', 'spatial': 8, 'channels': 24} | more)}"
+
+    first = prepare(job())
+    # Jobs of before know no such field, and their hashes no such key.
+    assert "saved" not in first.job.model_dump(mode="json")["codec"]
+    saved = f"{first.uri}/codec"
+    # Fitted at these crops it would be another one.
+    other = prepare(job("run.name=other", "run.seed=1", codec(saved=saved)))
+    digests = {load_video_codec(f"{run.uri}/codec").digest() for run in (first, other)}
+    assert len(digests) == 1
+    assert (
+        load_video_codec(f"{prepare(job('run.name=own', 'run.seed=1')).uri}/codec").digest()
+        not in digests
+    )
+    with pytest.raises(
+        GwpError, match=r"codec\.saved .* is a pca codec of 24 channels and blocks of 8"
+    ):
+        prepare(job("run.name=wrong", codec(saved=saved, channels=12)))
