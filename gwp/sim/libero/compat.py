@@ -56,6 +56,9 @@ def begin(env: Any, seed: int) -> None:
         body = env.obj_body_id[fixture]
         model.body_pos[body] = 0
         model.body_quat[body] = (1, 0, 0, 0)
+    # Where the fingers were asked to be, which robosuite forgets only with the whole model.
+    gripper = env.robots[0].gripper
+    gripper.current_action = np.zeros(gripper.dof)
     # It draws from numpy's own generator, which belongs to others, too.
     others = np.random.get_state()  # noqa: NPY002
     np.random.seed(seed)  # noqa: NPY002

@@ -201,7 +201,7 @@ def test_every_optional_dependency_is_known_to_the_message() -> None:
     for module, distributions in packages_distributions().items():
         for distribution in distributions:
             modules_of.setdefault(distribution.lower(), set()).add(module)
-    for extra in ("model", "cluster", "sim", "ogbench", "libero"):
+    for extra in ("model", "cluster", "sim", "ogbench"):
         for line in extras[extra]:
             name = re.split(r"[^A-Za-z0-9_-]", line)[0].lower()
             assert name == "gwp" or modules_of.get(name, {name}) & set(cli.EXTRAS[extra]), line

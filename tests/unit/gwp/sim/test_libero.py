@@ -30,7 +30,7 @@ def env() -> Iterator[Env]:
 
 def thing(env: Env) -> np.ndarray:
     """Place and turn `[7]` of what is to be moved, which can be written to."""
-    return data_of(env._env).joint("butter_1_joint0").qpos
+    return data_of(env._env).joint(env._env.get_object("butter_1").joints[-1]).qpos
 
 
 def settle(env: Env) -> None:
@@ -64,14 +64,13 @@ def test_actions_move_what_they_name(env: Env) -> None:
             for _ in range(5):
                 env.step(action)
             moved = env.state - before
-            # Of turns of a hand that points down those about x alone are an entry of their own.
+            # Of a hand that points down only a turn about x is an entry of its own.
             if axis < 4:
                 part = moved[:3] if axis < 3 else moved[3:6]
                 assert np.argmax(np.abs(part)) == axis % 3
                 assert part[axis % 3] * sign > 0.03
             else:
                 assert np.abs(moved[3:6]).max() > 0.1
-                assert np.abs(moved[:3]).max() < 0.03
     env.reset(3)
     for _ in range(10):
         env.step(np.array([0, 0, 0, 0, 0, 0, 1.0]))
@@ -90,7 +89,8 @@ def test_a_hand_that_points_down_has_a_steady_turn(env: Env) -> None:
             env.step(np.array([0, 0, 0, 0.5 * sign, 0, 0, -1]))
             turns.append(env.state[3:6])
     assert np.abs(np.diff(turns, axis=0)).max() < 0.3
-    assert min(turn[0] for turn in turns) < np.pi < max(turn[0] for turn in turns)
+    angles = np.linalg.norm(turns, axis=1)
+    assert angles.min() < np.pi < angles.max()
 
 
 def test_pictures_are_upright_and_y_goes_to_the_right(env: Env) -> None:
@@ -121,11 +121,14 @@ def test_the_published_starts_are_fifty_and_others_than_the_drawn_ones() -> None
     places = []
     for one, seed in ((env, 7), (env, 57), (env, 8), (drawn, 7), (drawn, 57)):
         one.reset(seed)
-        places.append(data_of(one._env).joint("akita_black_bowl_1_joint0").qpos[:2].copy())
-    np.testing.assert_allclose(places[0], places[1], atol=0.002)
-    for other in places[2:]:
-        assert np.linalg.norm(other - places[0]) > 0.002
-    assert np.linalg.norm(places[3] - places[4]) > 0.002
+        joints = [
+            data_of(one._env).joint(movable.joints[-1])
+            for movable in one._env.objects_dict.values()
+        ]
+        places.append(np.concatenate([joint.qpos[:2] for joint in joints]))
+    np.testing.assert_allclose(places[0], places[1], atol=0.005)
+    for i, j in ((0, 2), (0, 3), (0, 4), (3, 4)):
+        assert np.abs(places[i] - places[j]).max() > 0.005
     env.close()
     drawn.close()
 
@@ -143,7 +146,8 @@ def test_an_expert_that_lost_the_thing_takes_it_again(env: Env) -> None:
     for _ in range(60):
         env.step(env.expert_action())
     assert thing(env)[2] > 0.05
-    thing(env)[:3] = (0.1, -0.1, 0.02)
+    # Where nothing else is.
+    thing(env)[:3] = (0, 0.04, 0.02)
     settle(env)
     assert any(env.step(env.expert_action()) for _ in range(BENCHMARK_OBJECT.steps))
 
