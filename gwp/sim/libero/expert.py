@@ -32,12 +32,17 @@ _CLEAR = 0.04
 """How far above what is in the way things are carried, metres."""
 _WIDE = 0.06
 """How far to either side something is in the way, metres."""
-_OVER = 0.015
-_AT = 0.01
-"""How near is near enough: before the hand goes down, and before it closes or opens; metres."""
-_STEPS_TO_CLOSE = 8
-_STEPS_TO_OPEN = 8
+_OVER, _AT, _OVER_GOAL, _AT_GOAL = 0.015, 0.01, 0.008, 0.006
+"""How near is near enough: over the thing, at it, over the goal, and at it; metres."""
+_STEPS_TO_CLOSE = _STEPS_TO_OPEN = 8
+_STEPS_TO_LOWER = 40
+"""Control steps after which the fingers have closed, or opened, or the thing lies on something."""
+_SLIPPED = 0.05
+"""How far a thing moves in the hand before it counts as lost, metres."""
+_LEVEL = 0.1
+"""How far the hand may be turned wrongly when it goes down, radians."""
 _GAIN = 1.5
+"""What is asked of the controller of the way that is left: it lags."""
 _MOST_TURN = 0.5
 
 
@@ -147,7 +152,7 @@ class Expert:
         if beside < _AT and abs(target[2] - hand.place[2]) < _AT:
             return self._next("close", hand)
         low = hand.place[2] < self._height - _CLEAR
-        if (beside > 2 * _OVER) if low else (beside > _OVER or turned > 0.1):
+        if (beside > 2 * _OVER) if low else (beside > _OVER or turned > _LEVEL):
             target = np.array([*target[:2], max(self._height, target[2])])
             if low:
                 target[:2] = hand.place[:2]
@@ -175,7 +180,7 @@ class Expert:
         if self._lost(hand):
             return self._next("choose", hand)
         goal = self._goal_place(hand)
-        if np.linalg.norm((goal - hand.place)[:2]) < 0.008:
+        if np.linalg.norm((goal - hand.place)[:2]) < _OVER_GOAL:
             return self._next("lower", hand)
         return np.array([*goal[:2], self._height]), CLOSE
 
@@ -183,7 +188,7 @@ class Expert:
         if self._lost(hand):
             return self._next("choose", hand)
         goal = self._goal_place(hand)
-        if hand.place[2] < goal[2] + 0.006 or self._steps > 40:
+        if hand.place[2] < goal[2] + _AT_GOAL or self._steps > _STEPS_TO_LOWER:
             return self._next("open", hand)
         return goal - np.array([0, 0, 0.01]), CLOSE
 
@@ -208,7 +213,8 @@ class Expert:
 
     def _lost(self, hand: Hand) -> bool:
         """Whether the thing is no longer where it was in the hand."""
-        return bool(np.linalg.norm(self._data.xpos[self._thing] - hand.place - self._held) > 0.05)
+        moved = self._data.xpos[self._thing] - hand.place - self._held
+        return bool(np.linalg.norm(moved) > _SLIPPED)
 
     def _grasp_now(self) -> np.ndarray:
         return self._data.xpos[self._thing] + self._turn_of_thing() @ self._grasp
