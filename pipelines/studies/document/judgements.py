@@ -59,7 +59,8 @@ class ClosedLoopJudgement(_Judged):
     kind: Literal["closed-loop"]
     """Which judgement this is."""
     benchmark: str = DEFAULT
-    """The simulator: `metaworld`, `metaworld-wide`, `ogbench`, `aloha`."""
+    """The simulator: `metaworld`, `metaworld-wide`, `ogbench`, `aloha`, `libero-object`,
+    `libero-spatial`."""
     tasks: tuple[str, ...] = Field(min_length=1)
     """Tasks."""
     episodes: int = Field(gt=0, le=1000)

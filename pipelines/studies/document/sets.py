@@ -21,8 +21,8 @@ class SetConfig(BaseModel):
     """Where they lie, or are recorded to when nothing is there; None: in the folder that the
     studies of one storage share."""
     benchmark: str = DEFAULT
-    """Which simulator they are recorded in: `metaworld`, `metaworld-wide`, `ogbench`,
-    `aloha`."""
+    """Which simulator they are recorded in: `metaworld`, `metaworld-wide`, `ogbench`, `aloha`,
+    `libero-object`, `libero-spatial`."""
     tasks: tuple[str, ...] = Field(min_length=1)
     """Tasks; episodes of the set alternate among them."""
     episodes: int = Field(gt=0)

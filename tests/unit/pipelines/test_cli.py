@@ -130,6 +130,7 @@ def test_every_line_of_a_long_mistake_is_marked(
         ("metaworld", "sim"),
         ("ogbench", "ogbench"),
         ("gym_aloha", "aloha"),
+        ("libero", "libero"),
     ],
 )
 def test_a_missing_package_names_the_extra(

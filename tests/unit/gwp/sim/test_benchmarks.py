@@ -7,6 +7,7 @@ import sys
 import numpy as np
 import pytest
 
+from gwp.data.robot.embodiment import Embodiment
 from gwp.errors import GwpError
 from gwp.sim.benchmarks import BENCHMARKS, DEFAULT, find
 from gwp.sim.interface import UNSHIFTED
@@ -29,8 +30,11 @@ def test_a_benchmark_agrees_with_itself(name: str) -> None:
     assert benchmark.cameras
 
 
-def test_robots_of_different_benchmarks_have_different_names() -> None:
-    assert len({find(name).embodiment.name for name in BENCHMARKS}) == len(BENCHMARKS)
+def test_robots_of_one_name_are_one_robot() -> None:
+    robots: dict[str, Embodiment] = {}
+    for name in BENCHMARKS:
+        robot = find(name).embodiment
+        assert robots.setdefault(robot.name, robot) == robot
 
 
 @pytest.mark.parametrize("name", BENCHMARKS)
@@ -40,7 +44,7 @@ def test_processes_of_their_own_can_be_told_of_it(name: str) -> None:
 
 @pytest.mark.parametrize("name", BENCHMARKS)
 def test_finding_one_imports_no_simulator(name: str) -> None:
-    simulators = {"metaworld", "mujoco", "ogbench", "dm_control"}
+    simulators = {"metaworld", "mujoco", "ogbench", "dm_control", "robosuite", "libero"}
     program = (
         f"import sys; from gwp.sim.benchmarks import find; find({name!r}); "
         f"sys.exit(bool({simulators!r} & set(sys.modules)))"
