@@ -47,6 +47,15 @@ def test_fewer_demonstrations_are_among_more(plan: StudyPlan) -> None:
     assert episodes(plan, "begun-d5-s2") == few
 
 
+def test_without_a_number_all_demonstrations_are_seen(tmp_path: Path) -> None:
+    seen = {"data.sources": [{"uri": "x/policy", "with_actions": False}]}
+    stages = {"video": [{"file": document()["stages"]["video"][0], "set": seen}]}
+    plan = plan_of(tmp_path, demonstrations=None, seeds=[1], stages=stages)
+    assert set(plan.cells) == {"scratch-s1", "begun-s1"}
+    assert set(plan.shared) == {"video-s1"}
+    assert len(episodes(plan, "scratch-s1")) == 50
+
+
 def test_codec_text_and_latents_are_those_of_all_arms(plan: StudyPlan) -> None:
     scratch, begun = (plan.cells[f"{arm}-d5-s1"].job for arm in ("scratch", "begun"))
     assert scratch.codec is not None
