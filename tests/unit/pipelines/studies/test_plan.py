@@ -52,7 +52,7 @@ def test_without_a_number_all_demonstrations_are_seen(tmp_path: Path) -> None:
     stages = {"video": [{"file": document()["stages"]["video"][0], "set": seen}]}
     plan = plan_of(tmp_path, demonstrations=None, seeds=[1], stages=stages)
     assert set(plan.cells) == {"scratch-s1", "begun-s1"}
-    assert set(plan.shared) == {"video-s1"}
+    assert set(plan.shared) == {"stages/video-s1"}
     assert len(episodes(plan, "scratch-s1")) == 50
 
 
