@@ -95,6 +95,7 @@ WORDS = {
     "Toleration.value",
     "Volume.claim",
     "ArmConfig.note",
+    "Comparison.against",
     "ArmConfig.set",
     "ArmConfig.start",
     "ClosedLoopJudgement.arms",
